@@ -1,0 +1,1 @@
+"""Frozen values that every stage shares. No I/O, no clock, no environment."""

@@ -1,0 +1,98 @@
+"""The hardware a plan is made for. Measured, or stated by a profile; unknown is `None`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Api = Literal["cuda", "rocm", "metal", "vulkan", "sycl", "cann", "rpc"]
+HOST_POOL = "host"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One accelerator, in the order in which engines will number it.
+
+    `pool` names the memory it draws on: its own `id`, or `host` on a unified-memory machine.
+    `free_bytes` is what a new process may take now. `runtime_bytes` is what the driver's context and libraries
+    take in a process of the engine: `None` lets the backend assume it, 0 says there is none.
+    """
+
+    id: str
+    index: int
+    name: str
+    api: Api
+    total_bytes: int | None
+    free_bytes: int | None
+    pool: str = ""
+    vendor: str | None = None
+    uuid: str | None = None
+    profile: str | None = None
+    integrated: bool = False
+    reserved_bytes: int | None = None  #: kept by the driver, out of `total_bytes`
+    runtime_bytes: int | None = None
+    compute_capability: tuple[int, int] | None = None
+    n_sm: int | None = None  #: streaming multiprocessors (NVIDIA) or compute units (AMD)
+    bandwidth_bytes_per_s: int | None = None
+    fp16_flops_per_s: int | None = None
+    link_bytes_per_s: int | None = None  #: to the host, one direction
+    held_by: tuple[Holder, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.pool:
+            object.__setattr__(self, "pool", self.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A process that holds memory of a device."""
+
+    pid: int
+    name: str | None
+    used_bytes: int | None
+    ours: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A path between two devices that is not the host's (NVLink, Infinity Fabric)."""
+
+    a: str
+    b: str
+    kind: str
+    bytes_per_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """Processor and main memory. `available_bytes` is what can be taken without swap, within every limit."""
+
+    total_bytes: int | None
+    available_bytes: int | None
+    limit_bytes: int | None = None  #: the tightest cgroup limit, if any
+    n_cores_physical: int | None = None
+    n_cores_logical: int | None = None
+    n_cores_performance: int | None = None
+    n_numa_nodes: int | None = None
+    cpu_name: str | None = None
+    bandwidth_bytes_per_s: int | None = None
+    shm_bytes: int | None = None
+    memlock_bytes: int | None = None  #: `None` is unlimited or unknown
+    hugepages_bytes: int | None = None
+    has_repack: bool | None = None  #: AVX2 or NEON: llama.cpp's CPU builds re-lay quantised weights
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Devices, host and links. `origin` says where the facts come from: `detected`, `profile`, a file."""
+
+    host: Host
+    devices: tuple[Device, ...] = ()
+    links: tuple[Link, ...] = ()
+    name: str | None = None
+    origin: str = "detected"
+    findings: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)  #: figure -> where it comes from

@@ -1,0 +1,163 @@
+"""The answer: a command that fits, where each byte goes, and why each setting has its value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from autofit.domain.memory import KINDS, Memory
+
+SCHEMA = 1
+Origin = Literal["user", "wrapped command", "environment", "settings file", "preset", "profile", "solved", "engine default"]
+Severity = Literal["info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something the user should know. It never changes the plan."""
+
+    severity: Severity
+    code: str  #: kebab-case and stable
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextRejected:
+    """The next better value of a setting, and what it lacks."""
+
+    value: str
+    pool: str | None = None
+    shortfall_bytes: int | None = None
+    because: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """One setting of the plan: its value as the engine spells it, where it comes from and why."""
+
+    setting: str
+    value: str
+    origin: Origin
+    because: str
+    next_rejected: NextRejected | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """Expected rates, always with a band: `low` to `high` is where 9 of 10 machines should land."""
+
+    decode_tokens_per_s: float
+    low: float
+    high: float
+    prefill_tokens_per_s: float | None = None
+    prefill_low: float | None = None
+    prefill_high: float | None = None
+    basis: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """Another plan worth knowing, and the one reason it is not the answer."""
+
+    title: str
+    argv: tuple[str, ...]
+    context_tokens: int | None
+    device_bytes: int
+    host_bytes: int
+    speed: Speed | None
+    because: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything there is to say about one launch."""
+
+    backend: str
+    fits: bool
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    kwargs: Mapping[str, object] = field(default_factory=dict)
+    memory: Memory
+    speed: Speed | None = None
+    context_tokens: int | None = None
+    safe_fill_tokens: int | None = None
+    decisions: tuple[Decision, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    engine_report: Mapping[str, object] = field(default_factory=dict)
+    engine_version: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON values, schema 1 (`docs/json.md`)."""
+        return {
+            "schema": SCHEMA,
+            "backend": self.backend,
+            "engine_version": self.engine_version,
+            "fits": self.fits,
+            "argv": list(self.argv),
+            "env": dict(self.env),
+            "kwargs": dict(self.kwargs),
+            "pools": [
+                {
+                    "id": pool.id,
+                    "name": pool.name,
+                    "total_bytes": pool.total_bytes,
+                    "free_bytes": pool.free_bytes,
+                    "budget_bytes": pool.budget_bytes,
+                    "used_bytes": pool.used_bytes,
+                    **{f"{kind}_bytes": pool.sum_bytes(kind) for kind in KINDS},
+                    "items": [
+                        {"kind": i.kind, "label": i.label, "bytes": i.n_bytes, "basis": i.basis, "mapped": i.mapped, "source": i.source}
+                        for i in pool.items
+                    ],
+                }
+                for pool in self.memory.pools
+            ],
+            "speed": None if self.speed is None else _speed(self.speed),
+            "context_tokens": self.context_tokens,
+            "safe_fill_tokens": self.safe_fill_tokens,
+            "decisions": [
+                {
+                    "setting": d.setting,
+                    "value": d.value,
+                    "origin": d.origin,
+                    "because": d.because,
+                    "next_rejected": None
+                    if d.next_rejected is None
+                    else {
+                        "value": d.next_rejected.value,
+                        "pool": d.next_rejected.pool,
+                        "shortfall_bytes": d.next_rejected.shortfall_bytes,
+                        "because": d.next_rejected.because,
+                    },
+                }
+                for d in self.decisions
+            ],
+            "alternatives": [
+                {
+                    "title": a.title,
+                    "argv": list(a.argv),
+                    "context_tokens": a.context_tokens,
+                    "device_bytes": a.device_bytes,
+                    "host_bytes": a.host_bytes,
+                    "speed": None if a.speed is None else _speed(a.speed),
+                    "because": a.because,
+                }
+                for a in self.alternatives
+            ],
+            "findings": [{"severity": f.severity, "code": f.code, "message": f.message} for f in self.findings],
+            "engine_report": dict(self.engine_report),
+        }
+
+
+def _speed(speed: Speed) -> dict[str, object]:
+    return {
+        "decode_tokens_per_s": round(speed.decode_tokens_per_s, 2),
+        "low": round(speed.low, 2),
+        "high": round(speed.high, 2),
+        "prefill_tokens_per_s": None if speed.prefill_tokens_per_s is None else round(speed.prefill_tokens_per_s, 1),
+        "prefill_low": None if speed.prefill_low is None else round(speed.prefill_low, 1),
+        "prefill_high": None if speed.prefill_high is None else round(speed.prefill_high, 1),
+        "basis": speed.basis,
+    }

@@ -1,0 +1,53 @@
+"""What the user wishes, the same words for every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from autofit.domain.plan import Origin
+from autofit.domain.units import round_up
+
+Prefer = Literal["speed", "context", "quality", "throughput"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Margin:
+    """Memory to leave free on a device: bytes, or a fraction (0...1) of what it has in total."""
+
+    n_bytes: int = 0
+    fraction: float = 0.0
+
+    def of(self, total_bytes: int) -> int:
+        return self.n_bytes + round_up(int(total_bytes * self.fraction), 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The wishes, and the engine's own flags as constraints.
+
+    `context_tokens` `None` is "auto": as much as is useful and fits; 0 is "max": the longest that fits.
+    `margins` is empty for the default (see the backend), else one per device, the last repeated.
+    `origins` says where each field comes from; a field not named there is a default.
+    `engine_args` are the flags after `--`: kept exactly.
+    """
+
+    context_tokens: int | None = None
+    min_context_tokens: int | None = None
+    max_context_tokens: int | None = None
+    n_parallel: int | None = None
+    margins: tuple[Margin, ...] = ()
+    prefer: Prefer = "speed"
+    kv: str | None = None
+    force: bool = False
+    devices: tuple[str, ...] = ()
+    engine_version: str | None = None
+    engine_args: tuple[str, ...] = ()
+    program: tuple[str, ...] = ()  #: the wrapped command's program words, to be kept: ("vllm", "serve")
+    engine_env: Mapping[str, str] = field(default_factory=dict)  #: the engine's own variables (LLAMA_ARG_..., VLLM_...)
+    model_reference: str | None = None  #: what to write for the model in the command
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+
+    def origin(self, name: str) -> Origin:
+        return self.origins.get(name, "engine default")

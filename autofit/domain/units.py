@@ -1,0 +1,67 @@
+"""Sizes and token counts, as people write them and as we print them.
+
+`GiB` is 2**30 and `GB` is 10**9, on input and on output; a bare number is bytes.
+"""
+
+from __future__ import annotations
+
+import re
+
+from autofit.errors import UsageError
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+
+_UNITS = {
+    "": 1, "b": 1,
+    "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12, "tb": 10**12,
+    "kib": KIB, "mib": MIB, "gib": GIB, "tib": 1 << 40,
+}  # fmt: skip
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*", re.ASCII)
+MAX_BYTES = 1 << 60
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `12GiB`, `8.5 GB` or `1073741824`.
+
+    Raises:
+        UsageError: not a number, an unknown unit, or beyond 2**60 bytes.
+    """
+    match = _SIZE.fullmatch(text) if len(text) <= 40 else None
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise UsageError(f"not a size: {text[:40]!r}", hint="write a number and a unit, such as 24GiB or 24576MiB")
+    whole, _, part = match[1].partition(".")
+    n_bytes = int(whole or "0") * unit + (int(part) * unit // 10 ** len(part) if part else 0)
+    if n_bytes > MAX_BYTES:
+        raise UsageError(f"size out of range: {text!r}")
+    return n_bytes
+
+
+def parse_tokens(text: str) -> int:
+    """Tokens of a count such as `8192`, `64k` or `1M`; `k` is 1024, as in the names of models.
+
+    Raises:
+        UsageError: not a positive count, or beyond 2**31 - 1.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,12})\s*([kKmM]?)\s*", text, re.ASCII)
+    n_tokens = int(match[1]) * {"": 1, "k": 1024, "m": 1 << 20}[match[2].lower()] if match else 0
+    if not 0 < n_tokens < 1 << 31:
+        raise UsageError(f"not a token count: {text[:40]!r}", hint="write a positive number, such as 32768 or 32k")
+    return n_tokens
+
+
+def format_bytes(n_bytes: int) -> str:
+    """`n_bytes` for people, in the largest binary unit that keeps it above 1, with three or four digits."""
+    sign, n = ("-", -n_bytes) if n_bytes < 0 else ("", n_bytes)
+    for name, unit in (("TiB", 1 << 40), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if n >= unit:
+            value = n / unit
+            return f"{sign}{value:.{0 if value >= 1000 else 1 if value >= 100 else 2}f} {name}"
+    return f"{sign}{n} B"
+
+
+def round_up(n: int, multiple: int) -> int:
+    """`n` rounded up to a multiple of `multiple`."""
+    return -(-n // multiple) * multiple

@@ -1,0 +1,74 @@
+"""The errors autofit raises on purpose, and the exit code of each.
+
+A message is one line that names the thing and the number; `hint` is one line that says what to do.
+"""
+
+from __future__ import annotations
+
+
+class AutofitError(Exception):
+    """Anything autofit expects to go wrong: printed as one line and a hint, without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(AutofitError):
+    """The command line, an environment variable or a settings file asks for something that makes no sense."""
+
+    exit_code = 2
+
+
+class ModelError(AutofitError):
+    """The model cannot be read or planned for."""
+
+
+class ModelNotFoundError(ModelError):
+    """No file, directory or repository answers to this name."""
+
+
+class CorruptModelError(ModelError):
+    """The file contradicts itself; `offset_bytes` is where."""
+
+    def __init__(self, path: str, cause: str, *, offset_bytes: int | None = None, hint: str | None = None) -> None:
+        where = f"{path}: byte {offset_bytes}: " if offset_bytes is not None else f"{path}: "
+        super().__init__(where + cause, hint=hint)
+        self.path = path
+        self.offset_bytes = offset_bytes
+
+
+class UnsupportedModelError(ModelError):
+    """The model is sound, but this engine (or version of it) does not run it."""
+
+
+class HardwareError(AutofitError):
+    """A fact about the machine is missing or contradicts itself; the hint says how to state it."""
+
+
+class EngineError(AutofitError):
+    """An installed engine could not be asked, or failed."""
+
+
+class EngineRefusalError(AutofitError):
+    """The engine itself would refuse these arguments; the message says why in its terms."""
+
+    exit_code = 3
+
+
+class DoesNotFitError(AutofitError):
+    """An answer, not a failure: nothing that satisfies the request fits; the message holds the shortfall."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, pool: str, shortfall_bytes: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.pool = pool
+        self.shortfall_bytes = shortfall_bytes
+
+
+class PluginError(AutofitError):
+    """A plugin could not be loaded or broke its contract."""

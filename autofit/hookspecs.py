@@ -1,0 +1,114 @@
+"""What a plugin may offer. Registering hooks return light references and do no work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+import pluggy
+
+if TYPE_CHECKING:
+    from autofit.domain.machine import Machine
+    from autofit.domain.model import ModelSpec
+    from autofit.domain.plan import Finding, Plan
+
+PROJECT_NAME = "autofit"  #: pluggy's project name and the entry-point group
+hookspec = pluggy.HookspecMarker(PROJECT_NAME)
+hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
+
+
+class BackendRef(NamedTuple):
+    """An engine: `name` is the word on the command line, `factory` a dotted `package.module:Class`."""
+
+    name: str
+    summary: str
+    factory: str
+    programs: tuple[str, ...] = ()
+
+
+class ModelReaderRef(NamedTuple):
+    """A file format. `factory` is `module:function(paths) -> ModelSpec`; chosen by suffix, then by first bytes."""
+
+    name: str
+    summary: str
+    factory: str
+    suffixes: tuple[str, ...] = ()
+    magic: bytes = b""
+
+
+class ModelSourceRef(NamedTuple):
+    """A way to name a model. `factory` is `module:function(reference) -> local paths or None`."""
+
+    name: str
+    summary: str
+    factory: str
+    schemes: tuple[str, ...] = ()
+
+
+class HardwareSourceRef(NamedTuple):
+    """Something that knows devices. `factory` is `module:function() -> hardware facts`."""
+
+    name: str
+    summary: str
+    factory: str
+
+
+class RendererRef(NamedTuple):
+    """A word of `--format`. `factory` is `module:function(plan) -> str`."""
+
+    name: str
+    summary: str
+    factory: str
+
+
+class CommandRef(NamedTuple):
+    """A subcommand. `factory` is a module with `add_arguments(parser)` and `run(args) -> int`."""
+
+    name: str
+    summary: str
+    factory: str
+
+
+@hookspec
+def autofit_register_backends() -> Iterable[BackendRef]:  # type: ignore[empty-body]
+    """Offer serving engines. Called once, before arguments are parsed; a name already taken is an error."""
+
+
+@hookspec
+def autofit_register_model_readers() -> Iterable[ModelReaderRef]:  # type: ignore[empty-body]
+    """Offer file formats."""
+
+
+@hookspec
+def autofit_register_model_sources() -> Iterable[ModelSourceRef]:  # type: ignore[empty-body]
+    """Offer ways to name a model."""
+
+
+@hookspec
+def autofit_register_hardware_sources() -> Iterable[HardwareSourceRef]:  # type: ignore[empty-body]
+    """Offer sources of device facts; all are asked, results are merged by device."""
+
+
+@hookspec
+def autofit_register_renderers() -> Iterable[RendererRef]:  # type: ignore[empty-body]
+    """Offer output formats."""
+
+
+@hookspec
+def autofit_register_commands() -> Iterable[CommandRef]:  # type: ignore[empty-body]
+    """Offer subcommands."""
+
+
+@hookspec
+def autofit_register_profile_dirs() -> Iterable[str]:  # type: ignore[empty-body]
+    """Offer directories with `hardware/*.toml` and `presets/*.toml`."""
+
+
+@hookspec
+def autofit_adjust_machine(machine: Machine, backend_name: str) -> Machine | None:
+    """Correct what was detected. Folded over all plugins, built-ins first; `None` changes nothing."""
+
+
+@hookspec
+def autofit_review_plan(plan: Plan, model: ModelSpec, machine: Machine) -> Iterable[Finding]:  # type: ignore[empty-body]
+    """Add findings to a plan; it cannot be changed."""
