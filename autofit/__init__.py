@@ -1,0 +1,50 @@
+"""autofit: launch arguments that fit a language model into your hardware, exact to the byte.
+
+The public names below are loaded on first use, so that `import autofit` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from autofit.domain.machine import Machine as Machine
+    from autofit.domain.model import ModelSpec as ModelSpec
+    from autofit.domain.plan import Plan as Plan
+    from autofit.errors import AutofitError as AutofitError
+    from autofit.errors import DoesNotFitError as DoesNotFitError
+    from autofit.errors import EngineRefusalError as EngineRefusalError
+    from autofit.pipeline import check as check
+    from autofit.pipeline import detect_machine as detect_machine
+    from autofit.pipeline import load_machine as load_machine
+    from autofit.pipeline import plan as plan
+    from autofit.pipeline import read_model as read_model
+
+_HOMES = {
+    "Machine": "autofit.domain.machine",
+    "ModelSpec": "autofit.domain.model",
+    "Plan": "autofit.domain.plan",
+    "AutofitError": "autofit.errors",
+    "DoesNotFitError": "autofit.errors",
+    "EngineRefusalError": "autofit.errors",
+    "check": "autofit.pipeline",
+    "detect_machine": "autofit.pipeline",
+    "load_machine": "autofit.pipeline",
+    "plan": "autofit.pipeline",
+    "read_model": "autofit.pipeline",
+}
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - names resolve through __getattr__
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autofit' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""`python -m autofit`."""
+
+from autofit.cli.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,53 @@
+"""What autofit itself offers through its own hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from autofit.hookspecs import (
+    CommandRef,
+    HardwareSourceRef,
+    ModelReaderRef,
+    ModelSourceRef,
+    RendererRef,
+    hookimpl,
+)
+
+
+@hookimpl
+def autofit_register_commands() -> Iterable[CommandRef]:
+    return (
+        CommandRef("check", "will this engine command fit? where does each byte go?", "autofit.cli.check"),
+        CommandRef("inspect", "what is in a model file: tensors by group and type, layers", "autofit.cli.inspect"),
+        CommandRef("hardware", "what this machine has, or a profile of one that you do not have", "autofit.cli.hardware"),
+        CommandRef("plugins", "which plugins are in use, and which are broken", "autofit.cli.plugins"),
+    )
+
+
+@hookimpl
+def autofit_register_renderers() -> Iterable[RendererRef]:
+    return (
+        RendererRef("shell", "one ready command line", "autofit.render.shell:render"),
+        RendererRef("json", "the whole plan, schema 1", "autofit.render.json:render"),
+    )
+
+
+@hookimpl
+def autofit_register_model_readers() -> Iterable[ModelReaderRef]:
+    return (
+        ModelReaderRef("gguf", "GGUF v2 and v3, split files", "autofit.readers:read_model", (".gguf",), b"GGUF"),
+        ModelReaderRef("safetensors", "safetensors files and directories", "autofit.readers:read_model", (".safetensors", ".json")),
+    )
+
+
+@hookimpl
+def autofit_register_model_sources() -> Iterable[ModelSourceRef]:
+    return (
+        ModelSourceRef("path", "a file or a directory", "autofit.sources:resolve", ("file",)),
+        ModelSourceRef("example", "the models described inside autofit", "autofit.sources:resolve", ("example",)),
+    )
+
+
+@hookimpl
+def autofit_register_hardware_sources() -> Iterable[HardwareSourceRef]:
+    return (HardwareSourceRef("detect", "the devices of this machine", "autofit.hardware:detect_machine"),)

@@ -1,0 +1,111 @@
+"""`autofit`: one catch for expected errors; options are built only for the chosen command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+
+EPILOG = """\
+exit codes: 0 fits · 3 does not fit · 2 usage · 1 other error
+`autofit COMMAND --help` shows the options of a command; docs/cli.md shows them all."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run autofit; returns the exit code. stdout carries the product alone."""
+    from autofit.errors import AutofitError
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return run(arguments)
+    except AutofitError as error:
+        from autofit.host import is_debug
+
+        if is_debug("traceback"):
+            raise
+        report(error)
+        return error.exit_code
+    except BrokenPipeError:
+        # the reader of our output went away: nothing to say, and nobody to say it to
+        import os
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def run(arguments: list[str]) -> int:
+    if arguments[:1] == ["--version"]:
+        from autofit import __version__
+
+        print(f"autofit {__version__}")
+        return 0
+    from autofit.host import host, resolve, warn_broken
+
+    backends, commands = host().backends(), host().commands()
+    word = arguments[0] if arguments else "--help"
+    if word in {"-h", "--help", "help"}:
+        print_help(backends, commands)
+        return 0 if arguments else 2
+    own, engine_args = split_at_dashes(arguments[1:])
+    if word in backends:
+        from autofit.cli import plan as module
+
+        parser = new_parser(word, backends[word].summary)
+        module.add_arguments(parser)
+        warn_broken(host().records)
+        return module.run(parser.parse_args(own), word, engine_args)
+    if word in commands:
+        command = resolve(commands[word].factory)
+        parser = new_parser(word, commands[word].summary)
+        command.add_arguments(parser)
+        if not getattr(command, "TAKES_COMMAND", False) and engine_args is not None:
+            own = arguments[1:]
+        args = parser.parse_args(own)
+        args.engine_args = engine_args
+        return int(command.run(args))
+    from autofit.errors import UsageError
+    from autofit.settings import suggest
+
+    raise UsageError(f"no command {word[:40]!r}", hint=suggest(word, [*backends, *commands]))
+
+
+def split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str] | None]:
+    """autofit's own arguments, and those after `--` (None if there is no `--`)."""
+    if "--" not in arguments:
+        return arguments, None
+    at = arguments.index("--")
+    return arguments[:at], arguments[at + 1 :]
+
+
+def new_parser(word: str, summary: str) -> argparse.ArgumentParser:
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> None:  # type: ignore[override]
+            from autofit.errors import UsageError
+
+            raise UsageError(f"autofit {word}: {message}", hint=f"see `autofit {word} --help`")
+
+    return Parser(prog=f"autofit {word}", description=summary, allow_abbrev=False)
+
+
+def print_help(backends: dict[str, object], commands: dict[str, object]) -> None:
+    lines = ["autofit turns a model file and a machine into a launch command that fits", "", "usage: autofit COMMAND ...", ""]
+    for refs in (backends, commands):
+        lines += [f"  {name:<10} {ref.summary}" for name, ref in refs.items()]  # type: ignore[attr-defined]
+    print("\n".join([*lines, "", EPILOG]))
+
+
+def report(error: Exception) -> None:
+    """One line that names the thing and the number, and one that says what to do."""
+    from autofit.domain.text import printable
+
+    print(f"autofit: {printable(str(error), 1000)}", file=sys.stderr)
+    hint = getattr(error, "hint", None)
+    if hint:
+        print(f"  {printable(hint, 1000)}", file=sys.stderr)

@@ -1,0 +1,84 @@
+"""The options that every planning command shares, and how they become a request."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autofit.settings import SETTINGS_FILE, WISHES, Wishes, from_environment, from_flags, merge, read_settings_file
+
+if TYPE_CHECKING:
+    from autofit.domain.machine import Machine
+    from autofit.domain.plan import Origin
+
+
+def add_wishes(parser: argparse.ArgumentParser, *, only: tuple[str, ...] = ()) -> None:
+    """Add one option per wish; `only` restricts them."""
+    group = parser.add_argument_group("wishes", "each also as AUTOFIT_NAME, in autofit.toml or in a preset")
+    for wish in WISHES:
+        if only and wish.name not in only:
+            continue
+        names = [*wish.flags, wish.option]
+        if wish.metavar is None:
+            group.add_argument(*names, dest=wish.name, action="store_true", default=None, help=wish.help)
+        elif wish.many:
+            group.add_argument(*names, dest=wish.name, action="append", metavar=wish.metavar, help=wish.help)
+        elif wish.choices:
+            group.add_argument(*names, dest=wish.name, metavar=wish.metavar, help=f"{wish.help}: {', '.join(wish.choices)}")
+        else:
+            group.add_argument(*names, dest=wish.name, metavar=wish.metavar, help=wish.help)
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    from autofit.host import host
+
+    group = parser.add_argument_group("output")
+    words = ", ".join(host().renderers())
+    group.add_argument("--format", default="shell", metavar="NAME", help=f"{words} (default shell)")
+    group.add_argument("--explain", action="store_true", help="say on stderr why each setting has its value")
+    group.add_argument("-q", "--quiet", action="store_true", help="print nothing but the product")
+
+
+def collect(args: argparse.Namespace, backend: str) -> Wishes:
+    """Wishes from flags, environment, settings files and preset, in that order.
+
+    Raises:
+        UsageError: a value that makes no sense, with the place it comes from.
+    """
+    given = vars(args)
+    layers: list[tuple[Origin, dict[str, Any]]] = [("user", from_flags(given)), ("environment", from_environment(os.environ))]
+    for path in settings_files():
+        layers.append(("settings file", read_settings_file(path, backend)))
+    name = next((layer["preset"] for _, layer in layers if "preset" in layer), None)
+    if name is not None:
+        from autofit.pipeline import preset
+
+        layers.append(("preset", preset(name, backend)))
+    return merge(layers)
+
+
+def settings_files() -> list[Path]:
+    """`autofit.toml` here, then the user's."""
+    config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    places = [Path(SETTINGS_FILE), Path(config).expanduser() / "autofit" / SETTINGS_FILE]
+    return [path for path in places if path.is_file()]
+
+
+def machine_of(wishes: Wishes) -> Machine:
+    """The machine that `--on` describes, or this one."""
+    from autofit.errors import UsageError
+    from autofit.pipeline import detect_machine, load_machine
+
+    names, ram = wishes.get("on"), wishes.get("ram")
+    if names:
+        return load_machine(*names, ram=ram)
+    machine = detect_machine()
+    if ram is None:
+        return machine
+    if machine.host.available_bytes is not None and ram > machine.host.available_bytes:
+        raise UsageError("--ram above what this machine has needs --on", hint="name the hardware: --on rtx-3090 --ram 64GiB, or --on cpu")
+    from dataclasses import replace
+
+    return replace(machine, host=replace(machine.host, available_bytes=ram))

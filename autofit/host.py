@@ -1,0 +1,218 @@
+"""Loads plugins, keeps a broken one from stopping the rest, and forwards each hook.
+
+Nothing else touches pluggy's hook relay. Built-ins are listed by module name, so their order is fixed and a
+checkout works without package metadata; third parties come through the entry-point group `autofit`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from autofit import hookspecs
+from autofit.errors import AutofitError, PluginError, UsageError
+
+if TYPE_CHECKING:
+    from autofit.backend import Backend
+    from autofit.domain.machine import Machine
+    from autofit.domain.model import ModelSpec
+    from autofit.domain.plan import Plan
+
+BUILTINS = ("autofit.builtin", "autofit_llama.plugin", "autofit_vllm.plugin")
+AUTOLOAD_OFF = "AUTOFIT_DISABLE_PLUGIN_AUTOLOAD"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginRecord:
+    """One plugin as `autofit plugins` shows it; `error` is why it is not in use."""
+
+    name: str
+    distribution: str | None = None
+    version: str | None = None
+    hooks: tuple[str, ...] = ()
+    error: str | None = None
+
+
+class Host:
+    """The plugins of this process and what they offer."""
+
+    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+        environ = os.environ if environ is None else environ
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
+        self._manager.add_hookspecs(hookspecs)
+        self.records: list[PluginRecord] = []
+        for module in BUILTINS:
+            self._load(module, lambda module=module: import_module(module))
+        if environ.get(AUTOLOAD_OFF, "") in {"", "0"}:
+            self._load_entry_points()
+
+    # -- loading ------------------------------------------------------------------------------------------
+
+    def _load_entry_points(self) -> None:
+        from importlib.metadata import entry_points
+
+        for point in sorted(entry_points(group=hookspecs.PROJECT_NAME), key=lambda point: point.name):
+            if point.module in BUILTINS:
+                continue
+            distribution = point.dist
+            self._load(
+                point.name,
+                point.load,
+                distribution=distribution.name if distribution else None,
+                version=distribution.version if distribution else None,
+            )
+
+    def _load(self, name: str, load: Any, **origin: str | None) -> None:
+        try:
+            plugin = load()
+            self._manager.register(plugin, name=name)
+            hooks = tuple(sorted(caller.name for caller in self._manager.get_hookcallers(plugin) or ()))
+            unknown = [h for h in dir(plugin) if h.startswith("autofit_") and self._is_pending(plugin, h)]
+            if unknown:
+                raise PluginError(f"no such hook: {', '.join(unknown)}")
+            self.records.append(PluginRecord(name=name, hooks=hooks, **origin))
+        except Exception as error:  # any failure of a plugin is the plugin's: record it and go on
+            self._disable(name, error, **origin)
+
+    def _is_pending(self, plugin: object, hook: str) -> bool:
+        return hasattr(getattr(plugin, hook), f"{hookspecs.PROJECT_NAME}_impl") and not hasattr(hookspecs, hook)
+
+    def _disable(self, name: str, error: Exception, **origin: str | None) -> None:
+        if self._manager.has_plugin(name):
+            self._manager.unregister(name=name)
+        self.records = [record for record in self.records if record.name != name]
+        self.records.append(PluginRecord(name=name, error=_one_line(error), **origin))
+
+    # -- forwarding ---------------------------------------------------------------------------------------
+
+    def _each(self, hook: str, **arguments: object) -> Iterable[tuple[str, Any]]:
+        """Call each plugin alone, first registered first, so that a result or an exception has an owner."""
+        for name, plugin in list(self._manager.list_name_plugin()):
+            if plugin is None or not hasattr(plugin, hook):
+                continue
+            others = [p for p in self._manager.get_plugins() if p is not plugin]
+            try:
+                results = self._manager.subset_hook_caller(hook, others)(**arguments)
+                for result in results if isinstance(results, list) else [results]:
+                    yield name, result
+            except Exception as error:  # the same: it must not stop the host
+                self._disable(name, error)
+
+    def _refs(self, hook: str, kind: type[Any]) -> dict[str, Any]:
+        refs: dict[str, Any] = {}
+        for plugin, offered in self._each(hook):
+            try:
+                for ref in offered:
+                    if not isinstance(ref, kind):
+                        raise PluginError(f"{hook} must return {kind.__name__}, not {type(ref).__name__}")
+                    if ref.name in refs:
+                        raise PluginError(f"{ref.name!r} is already taken")
+                    refs[ref.name] = ref
+            except Exception as error:  # the same
+                self._disable(plugin, error)
+        return refs
+
+    def backends(self) -> dict[str, hookspecs.BackendRef]:
+        return self._refs("autofit_register_backends", hookspecs.BackendRef)
+
+    def model_readers(self) -> dict[str, hookspecs.ModelReaderRef]:
+        return self._refs("autofit_register_model_readers", hookspecs.ModelReaderRef)
+
+    def model_sources(self) -> dict[str, hookspecs.ModelSourceRef]:
+        return self._refs("autofit_register_model_sources", hookspecs.ModelSourceRef)
+
+    def hardware_sources(self) -> dict[str, hookspecs.HardwareSourceRef]:
+        return self._refs("autofit_register_hardware_sources", hookspecs.HardwareSourceRef)
+
+    def renderers(self) -> dict[str, hookspecs.RendererRef]:
+        return self._refs("autofit_register_renderers", hookspecs.RendererRef)
+
+    def commands(self) -> dict[str, hookspecs.CommandRef]:
+        return self._refs("autofit_register_commands", hookspecs.CommandRef)
+
+    def profile_dirs(self) -> tuple[str, ...]:
+        return tuple(path for _, offered in self._each("autofit_register_profile_dirs") for path in offered)
+
+    def backend(self, name: str) -> Backend:
+        """The backend of this name.
+
+        Raises:
+            UsageError: nobody offers it.
+            PluginError: its factory fails.
+        """
+        refs = self.backends()
+        if name not in refs:
+            raise UsageError(f"no backend {name!r}", hint=f"known: {', '.join(sorted(refs))}; see `autofit plugins`")
+        return resolve(refs[name].factory)()  # type: ignore[no-any-return]
+
+    def backend_of_program(self, argv: tuple[str, ...]) -> Backend:
+        """The backend that understands this command, by its program's name.
+
+        Raises:
+            UsageError: no backend does.
+        """
+        program = os.path.basename(argv[0]) if argv else ""  # noqa: PTH119 - a word, not a path of this machine
+        program = program.removesuffix(".exe")
+        for ref in self.backends().values():
+            if program in ref.programs:
+                return self.backend(ref.name)
+        known = sorted(word for ref in self.backends().values() for word in ref.programs)
+        raise UsageError(f"no backend understands the command {program!r}", hint=f"known programs: {', '.join(known)}")
+
+    def adjust_machine(self, machine: Machine, backend_name: str) -> Machine:
+        for _, adjusted in self._each("autofit_adjust_machine", machine=machine, backend_name=backend_name):
+            machine = adjusted if adjusted is not None else machine
+        return machine
+
+    def review_plan(self, plan: Plan, model: ModelSpec, machine: Machine) -> Plan:
+        found = list(plan.findings)
+        for plugin, findings in self._each("autofit_review_plan", plan=plan, model=model, machine=machine):
+            try:
+                found.extend(findings)
+            except TypeError as error:
+                self._disable(plugin, error)
+        return replace(plan, findings=tuple(found))
+
+
+@cache
+def host() -> Host:
+    """The host of this process."""
+    return Host()
+
+
+def resolve(reference: str) -> Any:
+    """The object that `package.module:attribute` names.
+
+    Raises:
+        PluginError: it cannot be imported.
+    """
+    module, _, attribute = reference.partition(":")
+    try:
+        found: Any = import_module(module)
+        return getattr(found, attribute) if attribute else found
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"{reference}: {error}") from error
+
+
+def _one_line(error: Exception) -> str:
+    text = error.message if isinstance(error, AutofitError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:300]
+
+
+def is_debug(word: str) -> bool:
+    """Whether `AUTOFIT_DEBUG` asks for this (`traceback`, `plugins`)."""
+    return word in os.environ.get("AUTOFIT_DEBUG", "").split(",")
+
+
+def warn_broken(records: Iterable[PluginRecord]) -> None:
+    """One line per broken third-party plugin on stderr."""
+    for record in records:
+        if record.error:
+            print(f"autofit: plugin {record.name} is not in use: {record.error}", file=sys.stderr)

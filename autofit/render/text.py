@@ -1,0 +1,91 @@
+"""The plan for people: what goes where, how fast, what to know, and why."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from autofit.domain.memory import KINDS, PoolUse
+from autofit.domain.plan import Finding, Plan, Speed
+from autofit.domain.text import printable
+from autofit.domain.units import format_bytes
+
+
+def summary(plan: Plan) -> Iterator[str]:
+    """A few lines: one per pool, then context and speed, then what to know."""
+    rows = [_pool_row(pool) for pool in plan.memory.pools]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)] if rows else []
+    for row in rows:
+        yield f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip()
+    facts = []
+    if plan.context_tokens:
+        facts.append(f"context {plan.context_tokens:,} tokens")
+    if plan.safe_fill_tokens is not None and plan.safe_fill_tokens != plan.context_tokens:
+        facts.append(f"safe to fill to {plan.safe_fill_tokens:,}")
+    if plan.speed:
+        facts.append(speed(plan.speed))
+    if facts:
+        yield "  " + " · ".join(facts)
+    yield from (finding(found) for found in plan.findings)
+
+
+def speed(estimate: Speed) -> str:
+    """`decode ~45 tokens/s (32-58)`, and prefill where it is known."""
+    text = f"decode ~{_rate(estimate.decode_tokens_per_s)} tokens/s ({_rate(estimate.low)}-{_rate(estimate.high)})"
+    if estimate.prefill_tokens_per_s:
+        text += f" · prefill ~{_rate(estimate.prefill_tokens_per_s)} tokens/s"
+        if estimate.prefill_low and estimate.prefill_high:
+            text += f" ({_rate(estimate.prefill_low)}-{_rate(estimate.prefill_high)})"
+    return text
+
+
+def finding(found: Finding) -> str:
+    return f"  {'note' if found.severity == 'info' else found.severity}: {printable(found.message, 400)}"
+
+
+def explain(plan: Plan) -> Iterator[str]:
+    """Every setting with its origin and reason, every figure with its basis, and the plans not taken."""
+    yield "settings"
+    width = max((len(f"{d.setting} {d.value}") for d in plan.decisions), default=0)
+    width = min(width, 44)
+    for d in plan.decisions:
+        yield f"  {printable(f'{d.setting} {d.value}', 80):<{width}}  [{d.origin}] {printable(d.because, 300)}"
+        if d.next_rejected:
+            n = d.next_rejected
+            lack = f" needs {format_bytes(n.shortfall_bytes)} more on {n.pool}" if n.shortfall_bytes else ""
+            yield f"  {'':<{width}}  next: {printable(n.value, 80)}{lack}{': ' if lack and n.because else ' '}{printable(n.because, 200)}".rstrip()
+    yield "memory"
+    for pool in plan.memory.pools:
+        yield f"  {pool.id} {printable(pool.name, 60)}: {_room(pool)}"
+        for item in sorted(pool.items, key=lambda item: KINDS.index(item.kind)):
+            mapped = ", file-backed" if item.mapped else ""
+            source = f" ({item.source})" if item.source else ""
+            yield f"    {item.kind:<9} {format_bytes(item.n_bytes):>10}  {item.label}, {item.basis}{mapped}{source}"
+    if plan.speed and plan.speed.basis:
+        yield f"speed\n  {speed(plan.speed)}\n  {plan.speed.basis}"
+    if plan.alternatives:
+        yield "alternatives"
+        for a in plan.alternatives:
+            rate = f" · {speed(a.speed)}" if a.speed else ""
+            yield f"  {printable(a.title, 120)} · devices {format_bytes(a.device_bytes)} · host {format_bytes(a.host_bytes)}{rate}"
+            yield f"    {shlex.join(a.argv)}"
+            yield f"    {printable(a.because, 300)}"
+
+
+def _pool_row(pool: PoolUse) -> tuple[str, str, str, str]:
+    parts = []
+    for kind in KINDS:
+        n_bytes = pool.sum_bytes(kind)
+        if n_bytes:
+            parts.append(f"{kind} {format_bytes(n_bytes)}")
+    return pool.id, printable(pool.name, 40), _room(pool), " · ".join(parts)
+
+
+def _room(pool: PoolUse) -> str:
+    if pool.free_bytes is None:
+        return f"{format_bytes(pool.used_bytes)} of an unknown amount"
+    return f"{format_bytes(pool.used_bytes)} of {format_bytes(pool.free_bytes)} free"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 20 else f"{value:.1f}"

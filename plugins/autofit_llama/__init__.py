@@ -1,0 +1,1 @@
+"""llama.cpp: placement, memory model, command line, engine versions."""
