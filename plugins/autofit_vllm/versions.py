@@ -1,0 +1,67 @@
+"""What differs between versions of vLLM, as data. Everything that is not listed here holds for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autofit.errors import UsageError
+
+DEFAULT_VERSION = "0.33.0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionFacts:
+    """One version: its flag table (a file beside this one) and the constants that moved between versions."""
+
+    version: str
+    flags_file: str
+    default_gpu_memory_utilization: float  #: config/cache.py:CacheConfig.gpu_memory_utilization
+    cudagraph_estimate_deducted: bool  #: envs.py:VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
+
+
+VERSIONS: dict[str, VersionFacts] = {
+    "0.33.0": VersionFacts(
+        version="0.33.0",
+        flags_file="flags-0.33.0.json",
+        default_gpu_memory_utilization=0.92,
+        cudagraph_estimate_deducted=True,
+    ),
+}
+
+#: Flags that older versions had and the parser now rejects, with what to write instead.
+REMOVED_FLAGS: dict[str, str] = {
+    "--swap-space": "there is no swap space any more; --kv-offloading-size GIB keeps KV blocks in host memory",
+    "--calculate-kv-scales": "scales come from the checkpoint (removed in 0.28); drop the flag",
+    "--num-scheduler-steps": "multi-step scheduling is gone; --async-scheduling is on by default",
+    "--multi-step-stream-outputs": "multi-step scheduling is gone; drop the flag",
+    "--task": "use --runner pooling, and --convert embed or classify for a generative model",
+    "--rope-scaling": "use --hf-overrides '{\"rope_parameters\": {...}}'",
+    "--rope-theta": "use --hf-overrides '{\"rope_parameters\": {\"rope_theta\": ...}}'",
+    "--cuda-graph-sizes": "use --cudagraph-capture-sizes",
+    "--max-seq-len-to-capture": "use --max-cudagraph-capture-size",
+    "--disable-mm-preprocessor-cache": "use --mm-processor-cache-gb 0",
+    "--guided-decoding-backend": "use --structured-outputs-config.backend",
+    "--use-v2-block-manager": "it is the only block manager; drop the flag",
+    "--num-lookahead-slots": "use --speculative-config",
+    "--speculative-model": "use --spec-model",
+    "--num-speculative-tokens": "use --spec-tokens",
+    "--override-attention-dtype": "drop the flag",
+    "--device": "the device is detected; drop the flag",
+    "--enable-reasoning": "use --reasoning-parser NAME",
+    "--disable-frontend-multiprocessing": "drop the flag",
+    "--worker-use-ray": "use --distributed-executor-backend ray",
+    "--kv-cache-dtype-skip-layer": "use --kv-cache-dtype-skip-layers",
+}
+
+
+def facts_of(version: str | None) -> VersionFacts:
+    """The facts of `version`, or of the newest known one.
+
+    Raises:
+        UsageError: a version autofit does not know.
+    """
+    facts = VERSIONS.get(version or DEFAULT_VERSION)
+    if facts is None:
+        known = ", ".join(VERSIONS)
+        raise UsageError(f"vLLM {version} is not a version autofit knows", hint=f"known: {known}")
+    return facts
