@@ -72,6 +72,7 @@ class Host:
     def _load(self, name: str, load: Any, **origin: str | None) -> None:
         try:
             plugin = load()
+            hash(plugin)  # pluggy keeps plugins in sets
             self._manager.register(plugin, name=name)
             hooks = tuple(sorted(caller.name for caller in self._manager.get_hookcallers(plugin) or ()))
             unknown = [h for h in dir(plugin) if h.startswith("autofit_") and self._is_pending(plugin, h)]
@@ -92,18 +93,23 @@ class Host:
 
     # -- forwarding ---------------------------------------------------------------------------------------
 
+    def _offering(self, hook: str) -> list[tuple[str, object]]:
+        """The plugins that implement this hook, first registered first."""
+        return [(name, plugin) for name, plugin in self._manager.list_name_plugin() if hasattr(plugin, hook)]
+
+    def _call(self, name: str, plugin: object, hook: str, **arguments: object) -> list[Any]:
+        """Call one plugin alone, so that its result and its exception have an owner."""
+        others = [other for other in self._manager.get_plugins() if other is not plugin]
+        try:
+            return list(self._manager.subset_hook_caller(hook, others)(**arguments))
+        except Exception as error:  # any failure of a plugin is the plugin's: it must not stop the host
+            self._disable(name, error)
+            return []
+
     def _each(self, hook: str, **arguments: object) -> Iterable[tuple[str, Any]]:
-        """Call each plugin alone, first registered first, so that a result or an exception has an owner."""
-        for name, plugin in list(self._manager.list_name_plugin()):
-            if plugin is None or not hasattr(plugin, hook):
-                continue
-            others = [p for p in self._manager.get_plugins() if p is not plugin]
-            try:
-                results = self._manager.subset_hook_caller(hook, others)(**arguments)
-                for result in results if isinstance(results, list) else [results]:
-                    yield name, result
-            except Exception as error:  # the same: it must not stop the host
-                self._disable(name, error)
+        for name, plugin in self._offering(hook):
+            for result in self._call(name, plugin, hook, **arguments):
+                yield name, result
 
     def _refs(self, hook: str, kind: type[Any]) -> dict[str, Any]:
         refs: dict[str, Any] = {}
@@ -167,8 +173,11 @@ class Host:
         raise UsageError(f"no backend understands the command {program!r}", hint=f"known programs: {', '.join(known)}")
 
     def adjust_machine(self, machine: Machine, backend_name: str) -> Machine:
-        for _, adjusted in self._each("autofit_adjust_machine", machine=machine, backend_name=backend_name):
-            machine = adjusted if adjusted is not None else machine
+        """Fold the plugins' corrections, each over the one before."""
+        hook = "autofit_adjust_machine"
+        for name, plugin in self._offering(hook):
+            for adjusted in self._call(name, plugin, hook, machine=machine, backend_name=backend_name):
+                machine = adjusted
         return machine
 
     def review_plan(self, plan: Plan, model: ModelSpec, machine: Machine) -> Plan:
