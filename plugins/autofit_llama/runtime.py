@@ -1,0 +1,132 @@
+"""What a running llama.cpp takes beside weights, caches and compute buffers.
+
+None of it is in the engine's own dry run. Every figure is an assumption or a limit that the engine documents, with
+its source; nothing here is ever added to an exact figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autofit.domain.machine import Device
+from autofit.domain.memory import MemoryItem
+from autofit.domain.units import MIB, round_up
+
+CONTEXT_BYTES_PER_SM = 3 * MIB
+"""CUDA context and modules: 107 MiB with 34 multiprocessors, 555 MiB with 188 (ggml-org/llama.cpp#23604)."""
+UNKNOWN_CUDA_CONTEXT_BYTES = 450 * MIB
+HIP_CONTEXT_BYTES = 410 * MIB
+OTHER_CONTEXT_BYTES = 200 * MIB
+PROCESS_BYTES = 40 * MIB
+"""Resident set of llama-fit-params on header-only models: 29 to 42 MB."""
+MMQ_FIXUP_BYTES = 10 * MIB
+GRAPHS_BYTES = 8 * MIB
+
+
+def device_runtime(device: Device) -> tuple[MemoryItem, ...]:
+    """Context and libraries of one device; empty when the device says that it has none.
+
+    Sources: ggml/src/ggml-cuda/common.cuh:cublas_handle (workspace of 4 MiB, 32 MiB from compute capability 9.0);
+    ggml-org/llama.cpp#23604 for the context.
+    """
+    if device.runtime_bytes is not None:
+        if device.runtime_bytes == 0:
+            return ()
+        return (_runtime(device.runtime_bytes, "measured", "context and libraries", "stated for this device"),)
+    if device.api == "cuda":
+        context = CONTEXT_BYTES_PER_SM * device.n_sm if device.n_sm else UNKNOWN_CUDA_CONTEXT_BYTES
+        blas = 32 * MIB if (device.compute_capability or (0, 0)) >= (9, 0) else 4 * MIB
+        return (
+            _runtime(context, "assumed", "CUDA context and modules", "3 MiB per multiprocessor, ggml-org/llama.cpp#23604"),
+            _runtime(blas, "derived", "cuBLAS workspace", "ggml-cuda/common.cuh:cublas_handle"),
+            _runtime(GRAPHS_BYTES, "assumed", "CUDA graphs", "a few MiB per distinct graph"),
+        )
+    if device.api == "rpc":
+        return ()
+    context = HIP_CONTEXT_BYTES if device.api == "rocm" else OTHER_CONTEXT_BYTES
+    return (_runtime(context, "assumed", f"{device.api} context", "not verified on this kind of device"),)
+
+
+def device_transient(device: Device, *, n_tokens: int, widest_dense_row: int, widest_expert_rows: int) -> tuple[MemoryItem, ...]:
+    """The pool's growth at the first full prompt: activations quantised for MMQ, and its fix-up buffer.
+
+    Args:
+        n_tokens: tokens of a micro-batch.
+        widest_dense_row: elements of the widest input row of a quantised matrix on this device, 0 if none.
+        widest_expert_rows: the same for expert matrices, times the experts used per token.
+
+    Source: ggml/src/ggml-cuda/mmq.cu:ggml_cuda_mul_mat_q (36 bytes per 32 values, rows padded to 512);
+    ggml-cuda.cu:ggml_cuda_pool_vmm (granularity 2 MiB, never shrinks).
+    """
+    if device.api not in {"cuda", "rocm"} or device.runtime_bytes == 0:
+        return ()
+    row = max(round_up(widest_dense_row, 512), round_up(widest_expert_rows, 512))
+    if row == 0:
+        return ()
+    scratch = round_up(n_tokens * row * 9 // 8 + MMQ_FIXUP_BYTES, 2 * MIB)
+    return (
+        MemoryItem(kind="transient", n_bytes=scratch, basis="derived", label="matrix multiplication scratch",
+                   source="ggml-cuda/mmq.cu:ggml_cuda_mul_mat_q"),
+    )  # fmt: skip
+
+
+def host_runtime(*, n_vocab: int, n_output_rows: int, server: bool) -> tuple[MemoryItem, ...]:
+    """The process itself and the logits it hands out.
+
+    Source: src/llama-context.cpp:output_reserve (f32 logits, as many rows as sequences at start).
+    """
+    items = [_runtime(PROCESS_BYTES, "assumed", "process", "resident set of a header-only load")]
+    items.append(_runtime(4 * n_vocab * n_output_rows, "derived", "output buffer", "llama-context.cpp:output_reserve"))
+    if server:
+        items.append(_runtime(64 * MIB, "assumed", "HTTP server and tokenizer", "an allowance"))
+    return tuple(items)
+
+
+def prompt_cache(limit_bytes: int | None, *, available_bytes: int | None) -> tuple[MemoryItem, ...]:
+    """llama-server's cache of past prompts: grows up to its limit (`--cache-ram`), `None` is no limit.
+
+    Source: tools/server/server-task.cpp:server_prompt_cache.
+    """
+    if limit_bytes == 0:
+        return ()
+    n_bytes = limit_bytes if limit_bytes is not None else (available_bytes or 0)
+    return (
+        MemoryItem(kind="transient", n_bytes=n_bytes, basis="derived", label="prompt cache at its limit",
+                   source="server-task.cpp:server_prompt_cache"),
+    )  # fmt: skip
+
+
+def checkpoints(*, state_bytes_per_slot: int, n_slots: int, n_checkpoints: int, n_ctx_seq: int, min_step: int) -> tuple[MemoryItem, ...]:
+    """Copies of what cannot be rolled back (sliding-window cells, recurrent state), kept per slot.
+
+    At most `n_checkpoints` of them, at least `min_step` tokens apart, and one more near the last message.
+
+    Source: tools/server/server-context.cpp:create_checkpoint.
+    """
+    if state_bytes_per_slot == 0 or n_checkpoints == 0:
+        return ()
+    count = min(n_checkpoints, n_ctx_seq // max(min_step, 1) + 1)
+    return (
+        MemoryItem(kind="transient", n_bytes=state_bytes_per_slot * count * n_slots, basis="derived",
+                   label=f"context checkpoints, {count} for each of {n_slots} slots", source="server-context.cpp:create_checkpoint"),
+    )  # fmt: skip
+
+
+def projector(device_bytes: Sequence[int]) -> tuple[MemoryItem, ...]:
+    """A vision or audio projector: its tensors, and a worst-case encoder pass that is only bounded here.
+
+    Source: tools/mtmd/clip.cpp:clip_get_mem_usage; its compute buffer depends on the image size, so the bound is
+    the larger of 1 GiB and the weights.
+    """
+    weights = sum(device_bytes)
+    if weights == 0:
+        return ()
+    return (
+        MemoryItem(kind="weights", n_bytes=weights, basis="exact", label="projector", source="tools/mtmd/clip.cpp"),
+        MemoryItem(kind="transient", n_bytes=max(1 << 30, weights), basis="assumed", label="projector's encoder pass",
+                   source="a bound: tools/mtmd/clip.cpp:clip_get_mem_usage needs the image size"),
+    )  # fmt: skip
+
+
+def _runtime(n_bytes: int, basis: str, label: str, source: str) -> MemoryItem:
+    return MemoryItem(kind="runtime", n_bytes=n_bytes, basis=basis, label=label, source=source)  # type: ignore[arg-type]
