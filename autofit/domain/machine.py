@@ -44,6 +44,11 @@ class Device:
         if not self.pool:
             object.__setattr__(self, "pool", self.id)
 
+    @property
+    def usable_bytes(self) -> int | None:
+        """What processes can share: the total less the driver's reserve. This is what `cudaMemGetInfo` calls total."""
+        return None if self.total_bytes is None else self.total_bytes - (self.reserved_bytes or 0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:

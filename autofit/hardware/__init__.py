@@ -1,0 +1,53 @@
+"""What this machine has, and machines that one does not have. Never guesses: what is unknown is `None`, with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autofit.domain.machine import Machine
+
+
+def detect_machine(env: Mapping[str, str] | None = None, root: Path = Path("/")) -> Machine:
+    """This machine, in bounded time. Never fails; `Machine.findings` says what could not be learnt, and why.
+
+    `env` stands in for the process environment; `root` for a recorded tree, from which nothing is run or loaded.
+    """
+    from autofit.hardware.detect import detect
+    from autofit.hardware.system import this_system
+
+    return detect(this_system(env, root))
+
+
+def load_machine(
+    *names: str, ram: str | int | None = None, profile_dirs: Iterable[str | Path] = ()
+) -> Machine:
+    """The machine that hardware profiles, sizes and files describe: `load_machine("rtx-3090", "rtx-4070-ti:11GiB", ram="64GiB")`.
+
+    Raises:
+        HardwareError: an unknown name (with suggestions), a generic device without a size, a wrong profile.
+        UsageError: a size that is none.
+    """
+    from autofit.hardware.catalog import load_machine as load
+
+    return load(*names, ram=ram, profile_dirs=profile_dirs)
+
+
+def machine_to_dict(machine: Machine) -> dict[str, Any]:
+    """The machine as JSON values, schema 1."""
+    from autofit.hardware.record import machine_to_dict as to_dict
+
+    return to_dict(machine)
+
+
+def machine_from_dict(data: object) -> Machine:
+    """The machine that `machine_to_dict` described.
+
+    Raises:
+        HardwareError: not a machine of schema 1.
+    """
+    from autofit.hardware.record import machine_from_dict as from_dict
+
+    return from_dict(data)

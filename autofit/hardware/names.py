@@ -1,0 +1,73 @@
+"""Names of hardware as people and drivers write them, and the profiles they mean.
+
+`3090`, `RTX 3090`, `NVIDIA GeForce RTX 3090` and `geforce-rtx-3090` are one card. A name is reduced to a key (small
+letters and digits, without makers' words); file names answer first, the aliases inside the files only on a miss.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from autofit.domain.text import printable
+from autofit.errors import HardwareError
+from autofit.profiles import files, read_text, suggest
+
+_NOISE = re.compile(
+    r"\((?:r|tm|c)\)|[®™]|\b(?:nvidia|geforce|amd|radeon|intel|apple|tesla|graphics|accelerator|corporation|gpu|inc)\b"
+)
+_ALIASES = re.compile(r"^aliases\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOTALL)
+_NAME = re.compile(r'^name\s*=\s*"([^"]*)"', re.MULTILINE)
+_QUOTED = re.compile(r'"([^"]*)"')
+
+
+def key_of(name: str) -> str:
+    """What two spellings of one name have in common: `NVIDIA GeForce RTX 3090` -> `rtx3090`."""
+    spaced = re.sub(r"[\s_\-/]+", " ", name.lower())
+    words = _NOISE.sub(" ", spaced)
+    return re.sub(r"[^a-z0-9+]", "", words) or re.sub(r"[^a-z0-9+]", "", spaced)
+
+
+def find(name: str, extra_dirs: Iterable[str | Path] = ()) -> dict[str, Path]:
+    """The profiles a name means: none, one, or several that differ in memory. Name -> file."""
+    known = files("hardware", extra_dirs)
+    if name in known:
+        return {name: known[name]}
+    key = key_of(name)
+    if exact := {stem: path for stem, path in known.items() if key_of(stem) == key}:
+        return exact
+    return {stem: path for stem, path in known.items() if key in alias_keys(path)}
+
+
+def alias_keys(path: Path) -> frozenset[str]:
+    """Keys of every name in a file. Read by pattern: parsing every profile would cost more than the plan."""
+    text = read_text(path, HardwareError)
+    head = text.partition("\n[")[0]
+    names = _NAME.findall(head)
+    for block in _ALIASES.findall(head):
+        names += _QUOTED.findall(block)
+    return frozenset(map(key_of, names))
+
+
+def resolve(name: str, extra_dirs: Iterable[str | Path] = ()) -> Path:
+    """The one profile a name means.
+
+    Raises:
+        HardwareError: no profile, or several; the hint names them.
+    """
+    found = find(name, extra_dirs)
+    if len(found) == 1:
+        return next(iter(found.values()))
+    shown = printable(name, 80)
+    if found:
+        raise HardwareError(
+            f"{shown!r} is more than one thing", hint=f"say which: {', '.join(sorted(found))}"
+        )
+    raise HardwareError(f"no hardware profile {shown!r}", hint=_hint(name, files("hardware", extra_dirs)))
+
+
+def _hint(name: str, known: Mapping[str, Path]) -> str:
+    tail = "`autofit hardware list` shows all; a card without one: generic-cuda:24GiB"
+    close = suggest(re.sub(r"[\s_]+", "-", name.lower().strip()), known) or suggest(key_of(name), known)
+    return f"{close} ({tail})" if close else tail

@@ -1,0 +1,182 @@
+"""The one door to the machine: files, programs and libraries, so that a recording can stand in for all of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DETECT_SECONDS = 0.3  #: all of detection, hanging tools included; `AUTOFIT_DETECT_SECONDS` states another
+MAX_TEXT_BYTES = 1 << 20
+
+
+class ToolError(Exception):
+    """A program or library that gave no answer; the text says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """A machine as the sources see it. `root` is `/`, or a recorded tree: then nothing is run or loaded."""
+
+    root: Path
+    env: Mapping[str, str]
+    platform: str = sys.platform
+    machine: str = "x86_64"
+    run: Callable[[Sequence[str], float], str]
+    load_nvml: Callable[[], Any]
+    space: Callable[[Path], int | None]
+    n_cpus: Callable[[], int | None] = os.cpu_count
+    seconds: float = DETECT_SECONDS
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self.seconds - (time.monotonic() - self.started))
+
+    def path(self, path: str) -> Path:
+        return self.root / path.lstrip("/")
+
+    def text(self, path: str) -> str | None:
+        """What a file says, without the last line break; `None` if it cannot be read."""
+        try:
+            with self.path(path).open("rb") as file:
+                return file.read(MAX_TEXT_BYTES).decode("utf-8", "replace").rstrip("\n\0")
+        except OSError:
+            return None
+
+    def number(self, path: str) -> int | None:
+        """The whole number a file holds, decimal or 0x; `None` if it holds none."""
+        text = (self.text(path) or "").strip()
+        try:
+            return int(text, 0)
+        except ValueError:
+            return None
+
+    def names(self, path: str) -> list[str]:
+        """What is in a directory, sorted; empty if there is none."""
+        try:
+            return sorted(os.listdir(self.path(path)))
+        except OSError:
+            return []
+
+    def exists(self, path: str) -> bool:
+        return self.path(path).exists()
+
+    def link(self, path: str) -> str | None:
+        """The last part of what a symbolic link points to."""
+        try:
+            return Path(os.readlink(self.path(path))).name  # noqa: PTH115 - one level, as written
+        except OSError:
+            return None
+
+    def tool(self, *argv: str) -> str:
+        """What a program prints, within the time that is left.
+
+        Raises:
+            ToolError: not installed, failed, or too slow.
+        """
+        if self.seconds_left <= 0:
+            raise ToolError(f"{argv[0]}: no time left")
+        return self.run(argv, self.seconds_left)
+
+
+def this_system(env: Mapping[str, str] | None = None, root: Path = Path("/")) -> System:
+    """This machine, or the tree recorded under `root`."""
+    env = os.environ if env is None else env
+    here = root == Path("/")
+    return System(
+        root=root,
+        env=env,
+        platform=sys.platform if here else "linux",
+        machine=_machine() if here else "x86_64",
+        run=run_tool if here else _not_here,
+        load_nvml=load_nvml if here else _no_library,
+        space=free_space if here else lambda path: None,
+        seconds=_seconds(env),
+    )
+
+
+def _machine() -> str:
+    return os.uname().machine if hasattr(os, "uname") else os.environ.get("PROCESSOR_ARCHITECTURE", "")
+
+
+def _seconds(env: Mapping[str, str]) -> float:
+    try:
+        return min(max(float(env.get("AUTOFIT_DETECT_SECONDS", "")), 0.0), 60.0)
+    except ValueError:
+        return DETECT_SECONDS
+
+
+def _not_here(argv: Sequence[str], seconds: float) -> str:
+    raise ToolError(f"{argv[0]}: not run, the machine is a recorded tree")
+
+
+def _no_library() -> Any:
+    raise ToolError("no NVML in a recorded tree")
+
+
+def run_tool(argv: Sequence[str], seconds: float) -> str:
+    """The standard output of a program, killed after `seconds`.
+
+    Raises:
+        ToolError: not installed, failed, or too slow.
+    """
+    import shutil
+    import subprocess
+
+    program = shutil.which(argv[0])
+    if program is None:
+        raise ToolError(f"{argv[0]}: not installed")
+    try:
+        done = subprocess.run(
+            [program, *argv[1:]],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired:
+        raise ToolError(f"{argv[0]}: no answer within {seconds:.1f} s") from None
+    except OSError as cause:
+        raise ToolError(f"{argv[0]}: {cause.strerror or cause}") from cause
+    output = done.stdout[:MAX_TEXT_BYTES].decode("utf-8", "replace")
+    if done.returncode:
+        said = (done.stderr[:400].decode("utf-8", "replace").strip() or output.strip()[:200]).splitlines()
+        raise ToolError(f"{argv[0]}: exit code {done.returncode}{': ' + said[0] if said else ''}")
+    return output
+
+
+def load_nvml() -> Any:
+    """`pynvml`, if NVIDIA's management library is there.
+
+    Raises:
+        ToolError: no driver library, or no `nvidia-ml-py`.
+    """
+    import ctypes
+
+    if sys.platform == "darwin":
+        raise ToolError("no NVML on this platform")
+    name = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
+    try:
+        ctypes.CDLL(name)
+    except OSError as cause:
+        raise ToolError(f"{name} cannot be opened") from cause
+    try:
+        import pynvml
+    except ImportError as cause:
+        raise ToolError("nvidia-ml-py is not installed") from cause
+    return pynvml
+
+
+def free_space(path: Path) -> int | None:
+    """Free bytes of the file system that holds `path`."""
+    try:
+        stat = os.statvfs(path)
+    except (OSError, AttributeError):
+        return None
+    return stat.f_bavail * stat.f_frsize
