@@ -34,6 +34,14 @@ class TensorInfo(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """Where a reference led: files in order, or one directory. `reference` is what the user wrote."""
+
+    reference: str
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFile:
     path: str
     size_bytes: int
@@ -54,6 +62,8 @@ class LayerSpec:
     index: int
     mixer: Mixer
     feed_forward: FeedForwardKind
+    stack: str = ""  #: which stack of blocks: the model's own, or one beside it (`enc`, `dec`, `v`, `vision_tower`)
+    also_recurrent: bool = False  #: a recurrent state stands beside the attention
     n_heads: int | None = None
     n_kv_heads: int | None = None
     key_dim: int | None = None

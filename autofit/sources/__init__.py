@@ -1,0 +1,59 @@
+"""Names -> files: what a model reference on the command line leads to."""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import unquote, urlsplit
+
+from autofit.domain.model import ModelFiles
+from autofit.domain.text import printable
+from autofit.errors import ModelNotFoundError, UsageError
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
+_NOT_YET = {
+    "hf": "download it first (`hf download REPOSITORY`) and give the path",
+    "http": "download the file first and give its path",
+    "https": "download the file first and give its path",
+    "ollama": "give the path of the blob that `ollama show --modelfile NAME` prints after FROM",
+    "lmstudio": "give the path of the file under LM Studio's models folder",
+}
+
+
+def resolve(reference: str) -> ModelFiles:
+    """The local files of a reference: a path, a directory, `file://PATH` or `example:NAME`.
+
+    A path that exists wins over a scheme of the same spelling.
+
+    Raises:
+        ModelNotFoundError: nothing is there, or the scheme has no source.
+        UsageError: not a reference at all.
+    """
+    if not reference or "\0" in reference:
+        raise UsageError(
+            "an empty model reference" if not reference else "a model reference with a zero byte"
+        )
+    match = _SCHEME.fullmatch(reference)
+    if match is None or os.path.lexists(reference) or (os.name == "nt" and len(match[1]) == 1):
+        return ModelFiles(reference=reference, paths=(os.path.expanduser(reference),))
+    scheme, rest = match[1].lower(), match[2]
+    if scheme == "file":
+        return ModelFiles(reference=reference, paths=(_file_path(reference),))
+    if scheme == "example":
+        from autofit.sources.examples import find_example
+
+        return ModelFiles(reference=reference, paths=(find_example(rest),))
+    if scheme in _NOT_YET:
+        raise ModelNotFoundError(
+            f"{printable(reference)}: {scheme} references are not read yet", hint=_NOT_YET[scheme]
+        )
+    raise ModelNotFoundError(f"{printable(reference)}: no such file, and no source for {scheme!r}")
+
+
+def _file_path(reference: str) -> str:
+    parts = urlsplit(reference)
+    if parts.netloc not in {"", "localhost"} or not parts.path:
+        raise UsageError(
+            f"{printable(reference)}: a file URL of another machine", hint="write file:///absolute/path"
+        )
+    return unquote(parts.path)

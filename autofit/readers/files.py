@@ -1,0 +1,96 @@
+"""Opening what may be no ordinary file: bounded, never blocking, with errors in one line."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from autofit.domain.text import printable
+from autofit.errors import ModelError, ModelNotFoundError
+
+Buffer: TypeAlias = mmap.mmap | bytes
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a directory",
+}  # fmt: skip
+
+
+@contextmanager
+def open_file(path: str) -> Iterator[tuple[Buffer, int]]:
+    """The bytes of the file at `path` through a memory map, and its size.
+
+    Raises:
+        ModelNotFoundError: there is none. ModelError: it is not an ordinary file, or cannot be read.
+    """
+    # O_NONBLOCK: a pipe without a writer must not keep us waiting
+    flags = (
+        os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    )
+    try:
+        descriptor = os.open(path, flags)
+    except (OSError, ValueError) as error:
+        raise explain(path, error) from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(
+                f"{printable(path)}: {_KINDS.get(stat.S_IFMT(status.st_mode), 'something')}, not a model file"
+            )
+        if status.st_size == 0:
+            yield b"", 0
+            return
+        try:
+            data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise explain(path, error) from error
+        with data:
+            yield data, status.st_size
+    finally:
+        os.close(descriptor)
+
+
+def explain(path: str, error: Exception) -> ModelError:
+    """The error of the operating system as one of ours."""
+    if isinstance(error, FileNotFoundError):
+        return ModelNotFoundError(f"{printable(path)}: no such file or directory")
+    if isinstance(error, NotADirectoryError):
+        return ModelNotFoundError(f"{printable(path)}: a part of this path is not a directory")
+    if isinstance(error, PermissionError):
+        return ModelError(
+            f"{printable(path)}: no permission to read it", hint="check its owner and mode: ls -l"
+        )
+    if isinstance(error, OSError):
+        if error.errno == errno.ELOOP:
+            return ModelError(f"{printable(path)}: its symbolic links go round in a circle")
+        return ModelError(f"{printable(path)}: {error.strerror or type(error).__name__}")
+    return ModelError(f"{printable(path)}: not a path")
+
+
+def read_small(path: str, limit: int) -> bytes:
+    """The whole file at `path`, which must not have more than `limit` bytes.
+
+    Raises:
+        ModelNotFoundError, ModelError: as `open_file`, or it is too large to be what it should be.
+    """
+    with open_file(path) as (data, size_bytes):
+        if size_bytes > limit:
+            raise ModelError(
+                f"{printable(path)}: {size_bytes} bytes are absurd for this file (limit {limit})"
+            )
+        return bytes(data[:])
+
+
+def first_bytes(path: str, count: int) -> bytes:
+    """Up to `count` bytes from the start of the file at `path`.
+
+    Raises:
+        ModelNotFoundError, ModelError: as `open_file`.
+    """
+    with open_file(path) as (data, _):
+        return bytes(data[:count])

@@ -1,0 +1,187 @@
+"""Blocks of a Hugging Face checkpoint, from its configuration and the names of its tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autofit.domain.model import FeedForwardKind, LayerSpec, Mixer, TensorInfo
+
+MAX_LAYERS = 4096  #: blocks that a configuration alone may claim
+
+_BLOCK = re.compile(r"(?:(.*?)\.)?(\d{1,5})\.(.+)", re.ASCII | re.DOTALL)
+_EXPERT = re.compile(r"(^|\.)experts\.|_experts?\.\d")
+_MIXING = re.compile(
+    r"(^|\.)(self_attn|self_attention|attn|attention|cross_attn|linear_attn|mixer|mamba|ssm|conv|short_conv|time_mix\w*|temporal_block|SelfAttention|EncDecAttention)\."
+)
+_FEEDING = re.compile(
+    r"(^|\.)(mlp|ffn|feed_forward|ff|block_sparse_moe|moe|shared_experts?|shared_mlp|router|gate|DenseReluDense|fc1|fc2)(\.|$)"
+)
+_RECURRENT = re.compile(r"A_log|conv1d|dt_proj|in_proj_qkvz|time_mix|\bssm\b")
+_KINDS: dict[str, Mixer] = {
+    "full_attention": "full", "attention": "full", "global": "full", "hybrid": "full",
+    "sliding_attention": "sliding", "local": "sliding", "chunked_attention": "chunked",
+    "linear_attention": "recurrent", "mamba": "recurrent", "recurrent": "recurrent", "conv": "shortconv",
+}  # fmt: skip
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a configuration that describes the language model."""
+    for key in ("text_config", "llm_config", "language_config", "thinker_config"):
+        inner = config.get(key)
+        if isinstance(inner, dict):
+            return text_config(inner) if key == "thinker_config" else inner
+    return config
+
+
+def hf_group(name: str) -> str:
+    """What a tensor belongs to, by its name: embedding, attention, feed-forward, experts, norm, output or other."""
+    match = _BLOCK.fullmatch(name)
+    part = match[3] if match else name
+    if match:
+        return _block_group(part)
+    if "embed" in part or part.startswith(("wte", "wpe", "transformer.wte", "transformer.wpe")):
+        return "embedding"
+    if "lm_head" in part or part.startswith(("output", "score", "classifier")):
+        return "output"
+    return "norm" if "norm" in part or "ln_f" in part else "other"
+
+
+def _block_group(part: str) -> str:
+    if _EXPERT.search(part):
+        return "experts"
+    if "norm" in part or part.startswith(("ln_", "ln1", "ln2")):
+        return "norm"
+    if _MIXING.search(part):
+        return "attention"
+    return "feed-forward" if _FEEDING.search(part) else "other"
+
+
+def hf_layers(config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> tuple[LayerSpec, ...]:
+    """One entry per block, stack by stack; from the configuration alone where there are no tensors.
+
+    `config` is the language model's. The stack with most bytes is the model's own; others keep their prefix.
+    """
+    if not tensors:
+        count = _int(config, "num_hidden_layers", "n_layer", "num_layers", "n_layers") or 0
+        return tuple(_layer(config, "", index, {}, set()) for index in range(min(count, MAX_LAYERS)))
+    blocks: dict[tuple[str, int], dict[str, int]] = {}
+    parts: dict[tuple[str, int], set[str]] = {}
+    groups: dict[str, str] = {}
+    totals: dict[str, int] = {}
+    for tensor in tensors:
+        match = _BLOCK.fullmatch(tensor[0])
+        if match is None:
+            continue
+        stack, number, part = match.groups()
+        stack = stack or ""
+        group = groups.get(part)
+        if group is None:
+            group = groups[part] = _block_group(part)
+        block = stack, int(number)
+        weights = blocks.get(block)
+        if weights is None:
+            weights = blocks[block] = {}
+            parts[block] = set()
+        weights[group] = weights.get(group, 0) + tensor[3]
+        totals[stack] = totals.get(stack, 0) + tensor[3]
+        if group == "attention":
+            parts[block].add(part)
+    main = max(totals, key=lambda stack: totals[stack], default="")
+    rest = sorted(block for block in blocks if block[0] != main)
+    own = sorted(block for block in blocks if block[0] == main)
+    return (
+        *(_layer(config, "", block[1], blocks[block], parts[block]) for block in own),
+        *(_layer({}, block[0], block[1], blocks[block], parts[block]) for block in rest),
+    )
+
+
+def _layer(
+    config: Mapping[str, Any], stack: str, index: int, weights: Mapping[str, int], parts: set[str]
+) -> LayerSpec:
+    mixer = _mixer(config, index, parts, bool(weights))
+    attends = mixer in {"full", "sliding", "chunked", "latent"}
+    n_heads = _int(config, "num_attention_heads", "n_head", "num_heads")
+    hidden = _int(config, "hidden_size", "d_model", "n_embd")
+    head_dim = _int(config, "head_dim", "d_kv") or (hidden // n_heads if hidden and n_heads else None)
+    rope = _int(config, "qk_rope_head_dim")
+    n_experts = _int(config, "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts") or 0
+    routed = weights.get("experts", 0) > 0 if weights else n_experts > 0 and _is_sparse(config, index)
+    feed_forward: FeedForwardKind = (
+        "experts" if routed else "dense" if weights.get("feed-forward") or not weights else "none"
+    )
+    latent = mixer == "latent"
+    window = (
+        config.get("sliding_window")
+        if mixer == "sliding"
+        else config.get("attention_chunk_size")
+        if mixer == "chunked"
+        else None
+    )
+    return LayerSpec(
+        index=index,
+        stack=stack,
+        mixer=mixer,
+        also_recurrent=attends and any(_RECURRENT.search(part) for part in parts),
+        feed_forward=feed_forward,
+        n_heads=n_heads if attends else None,
+        n_kv_heads=(
+            1 if latent else _int(config, "num_key_value_heads", "num_kv_heads", "n_head_kv") or n_heads
+        )
+        if attends
+        else None,
+        key_dim=((_int(config, "kv_lora_rank") or 0) + (rope or 0) if latent else head_dim)
+        if attends
+        else None,
+        value_dim=(_int(config, "kv_lora_rank") if latent else head_dim) if attends else None,
+        window_tokens=window if type(window) is int else None,
+        n_experts=n_experts if routed else 0,
+        n_experts_used=(
+            _int(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k") or 0
+        )
+        if routed
+        else 0,
+        attention_bytes=weights.get("attention", 0),
+        feed_forward_bytes=weights.get("feed-forward", 0),
+        expert_bytes=weights.get("experts", 0),
+        other_bytes=weights.get("norm", 0) + weights.get("other", 0),
+    )
+
+
+def _mixer(config: Mapping[str, Any], index: int, parts: set[str], has_weights: bool) -> Mixer:
+    kinds = config.get("layer_types") or config.get("layers_block_type")
+    kind = kinds[index] if isinstance(kinds, list) and index < len(kinds) else None
+    if isinstance(kind, str) and kind in _KINDS:
+        found = _KINDS[kind]
+        return "latent" if found == "full" and _int(config, "kv_lora_rank") else found
+    if has_weights and not parts:
+        return "none"
+    if any(_RECURRENT.search(part) for part in parts) and not any(
+        "k_proj" in part or "qkv_proj" in part for part in parts
+    ):
+        return "recurrent"
+    if _int(config, "kv_lora_rank"):
+        return "latent"
+    return "full"
+
+
+def _is_sparse(config: Mapping[str, Any], index: int) -> bool:
+    """Whether block `index` has routed experts, by the keys that configurations say it with."""
+    dense = config.get("mlp_only_layers")
+    if index < (_int(config, "first_k_dense_replace") or 0) or (isinstance(dense, list) and index in dense):
+        return False
+    step = _int(config, "decoder_sparse_step", "moe_layer_freq", "interleave_moe_layer_step") or 1
+    return (
+        (index + 1) % step == 0
+        if "decoder_sparse_step" in config or "interleave_moe_layer_step" in config
+        else index % step == 0
+    )
+
+
+def _int(config: Mapping[str, Any], *keys: str) -> int | None:
+    for key in keys:
+        value = config.get(key)
+        if type(value) is int and value > 0:
+            return value
+    return None

@@ -1,0 +1,33 @@
+"""Models that autofit ships: full-size ones described without their weights, and a tiny real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autofit.domain.text import printable
+from autofit.errors import ModelNotFoundError
+
+_MODELS = Path(__file__).parent.parent / "_models"
+_SUFFIXES = (".gguf", ".json.gz")
+
+
+def example_names() -> tuple[str, ...]:
+    """Every NAME of `example:NAME`."""
+    return tuple(
+        sorted(path.name.removesuffix(suffix) for suffix in _SUFFIXES for path in _MODELS.glob(f"*{suffix}"))
+    )
+
+
+def find_example(name: str) -> str:
+    """The path of an example's file.
+
+    Raises:
+        ModelNotFoundError: no example has this name; the hint lists them.
+    """
+    if name in example_names():
+        return next(
+            str(_MODELS / (name + suffix)) for suffix in _SUFFIXES if (_MODELS / (name + suffix)).is_file()
+        )
+    raise ModelNotFoundError(
+        f"example:{printable(name, 60)}: no such example", hint=f"there are: {', '.join(example_names())}"
+    )
