@@ -1,27 +1,60 @@
-"""One row of the fitted table."""
+"""The shape of the fitted table: what engines reach of nominal rates, and how far runs stray from it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Efficiency:
-    """What one kind of device reaches of its nominal rates, and what it loses per kernel, token and hop.
+    """What one kind of device reaches of its nominal rates, and what it loses per kernel, step and hop.
 
-    `weights` and `cache` are fractions of the memory bandwidth, `flops` of the dense FP16 rate. `kernel_s` is
-    the start of one kernel, `token_s` what a step costs beside the blocks (sampling, launch, the server),
-    `hop_s` handing the hidden state to another place. `n` runs stand behind the row, whose logarithms of
-    measured over predicted decode rates have the standard deviation `spread` (`None`: no run, so a default).
+    Fractions of the memory bandwidth: `weights` for dense weights of the class `super`, `experts` for routed
+    experts, `cache` for keys, values and recurrent state. Fractions of the dense FP16 rate: `flops` for dense
+    weights, `expert_flops` for routed experts, `attention` for many queries at once, `vector` for the one
+    query of decoding against a quantised cache, whose kernels unpack a row anew for every head.
+
+    `kernel_s` is the start of one kernel, `step_s` what a step costs beside its blocks (sampling, launch, the
+    server), `hop_s` handing the hidden state to another place. `n` runs stand behind the row: none is a
+    default.
     """
 
     weights: float
+    experts: float
     cache: float
+    vector: float
     flops: float
+    expert_flops: float
+    attention: float
     kernel_s: float
-    token_s: float
+    step_s: float
     hop_s: float
     n: int = 0
-    spread: float | None = None
-    n_prefill: int = 0
-    prefill_spread: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How far runs stray from the prediction: 9 of 10 lie within a factor of `factor`, seen on `n` runs."""
+
+    factor: float
+    n: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """All that is fitted. `rows` are by engine and API, `quant` by `QuantClass` and relative to `super`.
+
+    `link` is the fraction of a link's rate that copies reach, `acceptance` the chance that a drafted token is
+    kept. `decode` and `prefill` are by placement (`roofline.placement`); `draft` and `assumed` widen the
+    band of a speculative run, and of a machine that does not state all its figures.
+    """
+
+    rows: Mapping[str, Efficiency]
+    quant: Mapping[str, float]
+    link: float
+    acceptance: float
+    decode: Mapping[str, Spread]
+    prefill: Mapping[str, Spread]
+    draft: Spread
+    assumed: Spread

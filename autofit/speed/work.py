@@ -17,7 +17,8 @@ def quant_class(type_name: str) -> QuantClass:
 
     `float` needs nothing, `byte` a scale per block (q8_0, FP8, int8), `block` 4 or 5 bits and a scale (q4_0,
     MXFP4, NVFP4, the int4 of GPTQ and AWQ), `super` two levels of scales (q4_K to q6_K), `super3` the same
-    with bits split over several planes (q2_K, q3_K, the ternary types), `codebook` a table look-up (iq1 to iq3).
+    with bits split over several planes (q2_K, q3_K, the ternary types), `codebook` a table look-up (iq1 to
+    iq3).
 
     An unknown name counts as `block`, the middle of the range.
     """
@@ -72,11 +73,12 @@ class LayerWork:
     """One block, or the output stage, as a step sees it.
 
     `dense` is read whole in every step, `experts` (all routed experts of the block) as far as tokens choose
-    them. `cache_token_bytes` is read per token that is cached (K and V rows; for latent attention the K row
-    alone), at most `window_tokens` of them; `state_bytes` is a sequence's recurrent state, read and written
-    in each step. `attention_flops` are the operations of one query against one cached token:
-    2 · heads · (key + value dimension). `last_token_only` marks the output stage: of a prompt only the last
-    token needs logits.
+    them. `cache_token_bytes` is moved per token that is cached and at most `window_tokens` of them: K and V
+    rows, for latent attention the K row alone, and what an engine unpacks of a quantised row in between.
+    `state_bytes` is a sequence's recurrent state, read and written in each step. `attention_flops` are the
+    operations of one query against one cached token: 2 · heads · (key + value dimension). `hidden_bytes` is
+    what a token hands to the next block: 4 · hidden size in llama.cpp, 2 · hidden size in vLLM.
+    `last_token_only` marks the output stage: of a prompt only the last token needs logits.
     """
 
     dense: tuple[Read, ...] = ()
@@ -89,6 +91,7 @@ class LayerWork:
     state_bytes: int = 0
     attention_flops: int = 0
     n_kernels: int = 0
+    hidden_bytes: int = 0
     last_token_only: bool = False
 
 
@@ -121,8 +124,9 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """Speculative decoding: `layers` run once per drafted token, `n_tokens` of which are checked in one step.
+    """Speculative decoding: `n_tokens` are drafted by `layers` and checked together in one step of the model.
 
+    The layers run once per drafted token, or once per round when `is_parallel` (block diffusion drafts).
     `acceptance` is the chance that a drafted token is kept when all before it were; `None` takes the fitted
     one.
     """
@@ -130,3 +134,4 @@ class Draft:
     layers: tuple[tuple[LayerWork, Place], ...]
     n_tokens: int
     acceptance: float | None = None
+    is_parallel: bool = False

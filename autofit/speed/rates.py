@@ -1,0 +1,100 @@
+"""What a place of a given machine reaches: nominal figures times fitted efficiencies."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from autofit.domain.machine import HOST_POOL, Device, Host
+from autofit.speed.efficiency import Efficiency, Table
+from autofit.speed.work import Read, quant_class
+
+Engine = Literal["llama", "vllm"]
+
+# Assumed where a machine does not say, and then named: two channels of DDR4-3200, PCIe 4.0 x8, eight cores.
+ASSUMED_HOST_BYTES_PER_S = 51_200_000_000
+ASSUMED_LINK_BYTES_PER_S = 15_753_846_153
+ASSUMED_CORES = 8
+# Single precision of one AVX2 core at 4 GHz: two fused multiply-adds of eight lanes a cycle.
+CORE_FLOPS_PER_S = 128e9
+
+
+class Rates:
+    """Bytes and operations per second of one place. `assumed` names what the machine did not state."""
+
+    __slots__ = (
+        "_weights", "assumed", "attention", "cache", "efficiency", "expert_flops", "flops", "link", "vector",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        table: Table,
+        efficiency: Efficiency,
+        *,
+        bandwidth: float,
+        flops: float | None,
+        link: float,
+        assumed: tuple[str, ...] = (),
+    ) -> None:
+        nominal = math.inf if flops is None else flops
+        self.efficiency = efficiency
+        self._weights = {name: bandwidth * factor for name, factor in table.quant.items()}
+        self.cache = bandwidth * efficiency.cache
+        self.flops = nominal * efficiency.flops
+        self.expert_flops = nominal * efficiency.expert_flops
+        self.attention = nominal * efficiency.attention
+        self.vector = nominal * efficiency.vector
+        self.link = link * table.link
+        self.assumed = assumed
+
+    @property
+    def knows_flops(self) -> bool:
+        return not math.isinf(self.flops)
+
+    def read_seconds(self, reads: tuple[Read, ...]) -> float:
+        """Seconds to read these weights once, were every byte of the bandwidth used."""
+        return math.fsum(read.n_bytes / self._weights[quant_class(read.type)] for read in reads)
+
+
+def host_rates(host: Host, table: Table) -> Rates:
+    """The processor's rates; what the machine does not state is assumed and said so."""
+    assumed = []
+    bandwidth = host.bandwidth_bytes_per_s
+    if bandwidth is None:
+        bandwidth = ASSUMED_HOST_BYTES_PER_S
+        assumed.append(f"memory at {bandwidth / 1e9:.0f} GB/s (two channels of DDR4-3200)")
+    cores = host.n_cores_performance or host.n_cores_physical
+    if cores is None:
+        cores = ASSUMED_CORES
+        assumed.append(f"{cores} cores")
+    return Rates(
+        table,
+        table.rows["cpu"],
+        bandwidth=bandwidth,
+        flops=cores * CORE_FLOPS_PER_S,
+        link=math.inf,
+        assumed=tuple(assumed),
+    )
+
+
+def device_rates(device: Device, host: Host, engine: Engine, table: Table) -> Rates | None:
+    """A device's rates, or `None` when nobody stated its memory bandwidth."""
+    shares_memory = device.pool == HOST_POOL
+    bandwidth = device.bandwidth_bytes_per_s or (host.bandwidth_bytes_per_s if shares_memory else None)
+    if bandwidth is None:
+        return None
+    assumed: tuple[str, ...] = ()
+    link = math.inf
+    if not shares_memory:
+        link = device.link_bytes_per_s or ASSUMED_LINK_BYTES_PER_S
+        if device.link_bytes_per_s is None:
+            assumed = (f"{device.id} linked at {link / 1e9:.0f} GB/s (PCIe 4.0 x8)",)
+    key = f"{engine}/{device.api}"
+    return Rates(
+        table,
+        table.rows.get(key, table.rows["default"]),
+        bandwidth=bandwidth,
+        flops=device.fp16_flops_per_s,
+        link=link,
+        assumed=assumed,
+    )
