@@ -1,0 +1,21 @@
+"""Exact search: where the blocks of a model run, the Pareto front, and the largest value that passes."""
+
+from __future__ import annotations
+
+from autofit.solve.chain import HEAD, Chain, Placement, Room, Site, Span, balance, excess_bytes, solve
+from autofit.solve.front import dominates, largest, pareto_front
+
+__all__ = [
+    "HEAD",
+    "Chain",
+    "Placement",
+    "Room",
+    "Site",
+    "Span",
+    "balance",
+    "dominates",
+    "excess_bytes",
+    "largest",
+    "pareto_front",
+    "solve",
+]

@@ -1,0 +1,425 @@
+"""The exact search for where the blocks of a model run.
+
+A chain of `n` blocks is cut into contiguous spans: the first `head` blocks stay on the host, then comes
+one span per site (a device), over any subset of the sites in any order. Blocks before `lean` keep their
+bulk (experts, or a feed-forward) on the host; those from `lean` on are whole on their site. A step passes
+the blocks one after the other, so its seconds are a sum over blocks and cuts; bytes are a sum per site,
+held against the room that its place in the chain leaves.
+
+Exact over that space, with one rule of its own: a site that holds nothing but lean blocks is filled as far
+as it goes. O(blocks) for every head worth trying and every subset of unlike sites, since the windows that a
+span may end in only ever move one way.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
+from math import inf, prod
+from typing import NamedTuple
+
+HEAD = "host"
+_MAX_STATES = 256  # with more subsets of unlike sites than this, only the given order is tried
+_SAME_S = 1e-12  # seconds that rounding may make of equal sums
+
+
+class Room(NamedTuple):
+    """Bytes a site has for blocks, by its place among the sites in use: what stands beside them differs."""
+
+    middle: int
+    first: int
+    last: int
+    only: int
+
+    @classmethod
+    def same(cls, n_bytes: int) -> Room:
+        return cls(n_bytes, n_bytes, n_bytes, n_bytes)
+
+    def at(self, *, is_first: bool, is_last: bool) -> int:
+        if is_first:
+            return self.only if is_last else self.first
+        return self.last if is_last else self.middle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One device: prefix sums over blocks (n + 1 entries each) of bytes and seconds, whole and lean.
+
+    Sites of one `kind` are interchangeable.
+    """
+
+    name: str
+    kind: Hashable
+    whole_bytes: Sequence[int]
+    lean_bytes: Sequence[int]
+    whole_s: Sequence[float]
+    lean_s: Sequence[float]
+    room: Room
+
+
+class Span(NamedTuple):
+    site: str
+    start: int
+    stop: int
+
+
+class Placement(NamedTuple):
+    """Blocks [0, head) on the host, then the spans; blocks before `lean` have their bulk on the host."""
+
+    head: int
+    lean: int
+    spans: tuple[Span, ...]
+    seconds: float
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        return tuple(span.site for span in self.spans)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """The problem. `head_s`, `head_bytes` and `bulk_bytes` are prefix sums like those of the sites.
+
+    `heads` are the numbers of blocks that may stay on the host (`n`: all, no site is used); `lean_min` and
+    `lean_max` bound `lean`. `hop_s` is what handing over costs from one kind (or `HEAD`) to the next, `cut_s`
+    what a cut at a position costs besides (infinite where none may be). `ordered` keeps the sites' order.
+    """
+
+    n: int
+    sites: tuple[Site, ...]
+    head_s: Sequence[float]
+    head_bytes: Sequence[int]
+    bulk_bytes: Sequence[int]
+    head_room: int | None = None
+    heads: Sequence[int] = (0,)
+    lean_min: int = 0
+    lean_max: int | None = None
+    hop_s: Mapping[tuple[Hashable, Hashable], float] = field(default_factory=dict)
+    cut_s: Sequence[float] = ()
+    ordered: bool = False
+
+
+def solve(chain: Chain) -> Placement | None:
+    """The fastest placement that fits, or `None`. Of equal ones: least on the host, fewest sites."""
+    return _Search(chain).best()
+
+
+def seconds(chain: Chain, placement: Placement) -> float:
+    """Seconds of one step through the placed blocks."""
+    sites = {site.name: site for site in chain.sites}
+    total, previous = chain.head_s[placement.head], HEAD
+    for i, (name, start, stop) in enumerate(placement.spans):
+        site, middle = sites[name], min(max(placement.lean, start), stop)
+        total += site.lean_s[middle] - site.lean_s[start] + site.whole_s[stop] - site.whole_s[middle]
+        total += chain.hop_s.get((previous, site.kind), 0.0)
+        total += chain.cut_s[start] if i and chain.cut_s else 0.0
+        previous = site.kind  # type: ignore[assignment]
+    return total
+
+
+def site_bytes(chain: Chain, placement: Placement) -> dict[str, int]:
+    """Bytes of the blocks on every site in use."""
+    sites = {site.name: site for site in chain.sites}
+    used = {}
+    for name, start, stop in placement.spans:
+        site, middle = sites[name], min(max(placement.lean, start), stop)
+        lean = site.lean_bytes[middle] - site.lean_bytes[start]
+        used[name] = lean + site.whole_bytes[stop] - site.whole_bytes[middle]
+    return used
+
+
+def host_bytes(chain: Chain, placement: Placement) -> int:
+    """What the host holds of the blocks: those of the head, and the bulk of the lean ones."""
+    bulk = chain.bulk_bytes
+    return chain.head_bytes[placement.head] + max(0, bulk[placement.lean] - bulk[placement.head])
+
+
+def excess_bytes(chain: Chain, placement: Placement) -> dict[str, int]:
+    """By how much each site in use, and the host, is over its room; 0 or less: it fits."""
+    sites = {site.name: site for site in chain.sites}
+    used, names = site_bytes(chain, placement), placement.order
+    over = {}
+    for name in names:
+        over[name] = used[name] - sites[name].room.at(is_first=name == names[0], is_last=name == names[-1])
+    if chain.head_room is not None:
+        over[HEAD] = host_bytes(chain, placement) - chain.head_room
+    return over
+
+
+def balance(chain: Chain, placement: Placement) -> Placement:
+    """The placement of equal seconds, sites, head and lean whose fullest site is emptiest.
+
+    Devices of one speed leave the cuts open; what a longer context needs is room on all of them.
+    """
+    if len(placement.spans) < 2:
+        return placement
+    sites = {site.name: site for site in chain.sites}
+    order = tuple(sites[name] for name in placement.order)
+    fixed = replace(
+        chain,
+        ordered=True,
+        heads=(placement.head,),
+        lean_min=placement.lean,
+        lean_max=placement.lean,
+        head_room=None,
+    )
+    low, high, best = 0.0, 1.0, placement
+    for _ in range(9):
+        share = (low + high) / 2
+        scaled = tuple(replace(site, room=Room(*(int(room * share) for room in site.room))) for site in order)
+        found = solve(replace(fixed, sites=scaled))
+        if found is None or found.order != placement.order or found.seconds > placement.seconds + _SAME_S:
+            low = share
+        else:
+            high, best = share, found
+    return best
+
+
+_State = tuple[int, ...]
+
+
+class _Found(NamedTuple):
+    """Seconds from some block on, `lean`, and the spans as (class, start, stop)."""
+
+    seconds: float
+    lean: int
+    spans: tuple[tuple[int, int, int], ...]
+
+    @property
+    def key(self) -> tuple[float, int, int]:
+        return round(self.seconds, 12), self.lean, len(self.spans)
+
+
+class _Search:
+    """One run of the search; tables by (what is left, what comes first) are filled as they are asked for."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain, self.n = chain, chain.n
+        kinds: dict[Hashable, list[Site]] = {}
+        for site in chain.sites:
+            kinds.setdefault(site.kind, []).append(site)
+        self.ordered = chain.ordered or prod(len(sites) + 1 for sites in kinds.values()) > _MAX_STATES
+        self.classes = [[site] for site in chain.sites] if self.ordered else list(kinds.values())
+        self.cut = chain.cut_s or (0.0,) * (chain.n + 1)
+        self.whole: dict[tuple[_State, int], list[float]] = {}
+        self.after: dict[tuple[_State, int], list[float]] = {}
+        self.led: dict[tuple[_State, int, int, int | None], _Found | None] = {}
+
+    def best(self) -> Placement | None:
+        """The best over all heads, tried in the order of what they can give at least."""
+        best: Placement | None = None
+        best_key: tuple[float, int, int, int] | None = None
+        for bound, head in self.bounds():
+            if best is not None and bound > best.seconds + _SAME_S:
+                break
+            found = self.from_head(head)
+            if found is None:
+                continue
+            key = (round(found.seconds, 12), head, found.lean, len(found.spans))
+            if best_key is None or key < best_key:
+                best, best_key = found, key
+        return best
+
+    def bounds(self) -> list[tuple[float, int]]:
+        """(seconds that no placement with this head can go below, head), rising.
+
+        Each block takes its fastest site, and as many are lean as the bytes of all sites together demand.
+        """
+        n, sites, head_s = self.n, [members[0] for members in self.classes], self.chain.head_s
+        bounds = [(head_s[n], n)] if n in self.chain.heads else []
+        if not sites:
+            return bounds
+
+        def steps(table: Sequence[float]) -> list[float]:
+            return [b - a for a, b in pairwise(table)]
+
+        whole = [0.0, *accumulate(map(min, *([steps(site.whole_s) for site in sites] * 2)))]
+        lean = [0.0, *accumulate(map(min, *([steps(site.lean_s) for site in sites] * 2)))]
+        loss = [b - a for a, b in zip(whole, lean, strict=True)]
+        least_loss = list(loss)
+        for i in range(n - 1, -1, -1):
+            least_loss[i] = min(least_loss[i], least_loss[i + 1])
+        size = [0.0, *accumulate(map(min, *([steps(site.whole_bytes) for site in sites] * 2)))]
+        saved = [
+            [w - t for w, t in zip(steps(s.whole_bytes), steps(s.lean_bytes), strict=True)] for s in sites
+        ]
+        saving = [0.0, *accumulate(map(max, *(saved * 2)))]
+        capacity = sum(max(0, *site.room) for members in self.classes for site in members)
+        for head in self.chain.heads:
+            if head == n:
+                continue
+            need = size[n] - size[head] - capacity
+            first = bisect_left(saving, saving[head] + need, head) if need > 0 else head
+            first = max(first, min(self.chain.lean_min, n))
+            if first <= n:
+                bounds.append((head_s[head] + whole[n] - whole[head] + least_loss[first] - loss[head], head))
+        return sorted(bounds)
+
+    def from_head(self, head: int) -> Placement | None:
+        chain = self.chain
+        if chain.head_room is not None and chain.head_bytes[head] > chain.head_room:
+            return None
+        if head == self.n:
+            return Placement(head, head, (), chain.head_s[head])
+        start = (0,) if self.ordered else tuple(len(members) for members in self.classes)
+        found = self.lead(start, head, head, None)
+        if found is None:
+            return None
+        names = [[site.name for site in members] for members in self.classes]
+        spans = tuple(Span(names[k].pop(0), start, stop) for k, start, stop in found.spans)
+        placement = Placement(head, found.lean, spans, 0.0)
+        return placement._replace(seconds=seconds(chain, placement))
+
+    def choices(self, state: _State) -> Iterator[tuple[int, _State]]:
+        """The classes that may come next, with what is left after each."""
+        if self.ordered:
+            for k in range(state[0], len(self.classes)):
+                yield k, (k + 1,)
+        else:
+            for k, count in enumerate(state):
+                if count:
+                    yield k, (*state[:k], count - 1, *state[k + 1 :])
+
+    def hop(self, a: int | None, b: int) -> float:
+        before: Hashable = HEAD if a is None else self.classes[a][0].kind
+        return self.chain.hop_s.get((before, self.classes[b][0].kind), 0.0)
+
+    # Whole blocks
+
+    def after_s(self, k: int, rest: _State) -> list[float]:
+        """By position: the least seconds of all blocks from there on, cut and hop from class `k` included."""
+        found = self.after.get((rest, k))
+        if found is None:
+            rows = [[inf] * self.n]
+            for after, left in self.choices(rest):
+                hop = self.hop(k, after)
+                rows.append([hop + value for value in self.whole_s(after, left)])
+            best = rows[0] if len(rows) == 1 else rows[1] if len(rows) == 2 else list(map(min, *rows))
+            found = self.after[rest, k] = [value + cut for value, cut in zip(best, self.cut, strict=False)]
+        return found
+
+    def whole_s(self, k: int, rest: _State) -> list[float]:
+        """By position i: the least seconds of blocks i..n, all whole: a site of class `k`, then `rest`."""
+        found = self.whole.get((rest, k))
+        if found is not None:
+            return found
+        site, n = self.classes[k][0], self.n
+        size, time, after = site.whole_bytes, site.whole_s, self.after_s(k, rest)
+        middle, all_from = site.room.middle, bisect_left(size, size[n] - site.room.last)
+        found = [inf] * n
+        window: deque[tuple[float, int]] = deque()  # cuts in reach, the least seconds at the right end
+        reach = n - 1
+        for i in range(n - 1, -1, -1):
+            if i + 1 < n:
+                entry = time[i + 1] + after[i + 1]
+                while window and window[0][0] >= entry:
+                    window.popleft()
+                window.appendleft((entry, i + 1))
+            limit = size[i] + middle
+            while reach > i and size[reach] > limit:
+                reach -= 1
+            while window and window[-1][1] > reach:
+                window.pop()
+            best = window[-1][0] if window else inf
+            if i >= all_from and time[n] < best:
+                best = time[n]
+            found[i] = best - time[i]
+        self.whole[rest, k] = found
+        return found
+
+    def walk(self, k: int, state: _State, i: int) -> tuple[tuple[int, int, int], ...]:
+        """The spans behind `after_s(k, state)[i]`."""
+        spans: list[tuple[int, int, int]] = []
+        while i < self.n:
+            options = [
+                (self.hop(k, nxt) + self.whole_s(nxt, left)[i], nxt, left)
+                for nxt, left in self.choices(state)
+            ]
+            least = min(option[0] for option in options)
+            _, k, state = next(option for option in options if option[0] <= least + _SAME_S)
+            site = self.classes[k][0]
+            size, time, after = site.whole_bytes, site.whole_s, self.after_s(k, state)
+            reach = min(bisect_right(size, size[i] + site.room.middle) - 1, self.n - 1)
+            ends = [(time[j] + after[j], j) for j in range(i + 1, reach + 1)]
+            if size[self.n] - size[i] <= site.room.last:
+                ends.append((time[self.n], self.n))
+            least = min(end[0] for end in ends)
+            stop = max(j for value, j in ends if value <= least + _SAME_S)
+            spans.append((k, i, stop))
+            i = stop
+        return tuple(spans)
+
+    # Lean blocks
+
+    def lead(self, state: _State, i: int, head: int, previous: int | None) -> _Found | None:
+        """The best way on from block `i` while blocks are still lean."""
+        key = (state, i, head, previous)
+        if key in self.led:
+            return self.led[key]
+        best: _Found | None = None
+        for k, rest in self.choices(state):
+            enter = self.hop(previous, k) + (0.0 if previous is None else self.cut[i])
+            for found in (self.turn(k, rest, i, head, previous), self.all_lean(k, rest, i, head, previous)):
+                if found is not None:
+                    found = found._replace(seconds=found.seconds + enter)
+                    if best is None or found.key < best.key:
+                        best = found
+        self.led[key] = best
+        return best
+
+    def lean_limit(self, head: int) -> int:
+        """The largest `lean` that is allowed and that the host has room for."""
+        chain = self.chain
+        limit = self.n if chain.lean_max is None else min(chain.lean_max, self.n)
+        if chain.head_room is not None:
+            spare = chain.head_room - chain.head_bytes[head] + chain.bulk_bytes[head]
+            limit = min(limit, bisect_right(chain.bulk_bytes, spare) - 1)
+        return limit
+
+    def all_lean(self, k: int, rest: _State, i: int, head: int, previous: int | None) -> _Found | None:
+        """Class `k` takes as many lean blocks as it can, and the next site goes on."""
+        site = self.classes[k][0]
+        limit = site.lean_bytes[i] + site.room.at(is_first=previous is None, is_last=False)
+        j = min(bisect_right(site.lean_bytes, limit) - 1, self.n - 1, self.lean_limit(head))
+        while j > i and self.cut[j] == inf:
+            j -= 1
+        if j <= i:
+            return None
+        found = self.lead(rest, j, head, k)
+        if found is None:
+            return None
+        time = site.lean_s[j] - site.lean_s[i]
+        return _Found(found.seconds + time, found.lean, ((k, i, j), *found.spans))
+
+    def turn(self, k: int, rest: _State, i: int, head: int, previous: int | None) -> _Found | None:
+        """Class `k` takes blocks from `i`, up to some `lean` lean and then whole; whole ones follow."""
+        site, n, is_first = self.classes[k][0], self.n, previous is None
+        size, thin, time, slow = site.whole_bytes, site.lean_bytes, site.whole_s, site.lean_s
+        after = self.after_s(k, rest)
+        room = site.room.at(is_first=is_first, is_last=False)
+        end_room = site.room.at(is_first=is_first, is_last=True)
+        best, best_lean, best_stop = inf, -1, -1
+        window: deque[tuple[float, int]] = deque()  # cuts in reach, the least seconds at the left end
+        nxt = i + 1
+        for lean in range(max(i, min(self.chain.lean_min, n)), max(i, self.lean_limit(head)) + 1):
+            spare = thin[i] - thin[lean] + size[lean]
+            nxt = max(nxt, lean)
+            while nxt < n and size[nxt] <= room + spare:
+                entry = time[nxt] + after[nxt]
+                while window and window[-1][0] > entry:
+                    window.pop()
+                window.append((entry, nxt))
+                nxt += 1
+            while window and window[0][1] < lean:
+                window.popleft()
+            base = slow[lean] - slow[i] - time[lean]
+            if window and window[0][0] + base < best - _SAME_S:
+                best, best_lean, best_stop = window[0][0] + base, lean, window[0][1]
+            if size[n] <= end_room + spare and time[n] + base < best - _SAME_S:
+                best, best_lean, best_stop = time[n] + base, lean, n
+        if best_lean < 0:
+            return None
+        return _Found(best, best_lean, ((k, i, best_stop), *self.walk(k, rest, best_stop)))
