@@ -14,7 +14,7 @@ python3 -m venv tools && tools/bin/pip install -q cmake ninja
 export PATH="$dir/tools/bin:$PATH"
 src=$dir/llama_cpp_python-$version/vendor/llama.cpp
 if [ ! -d "$src" ]; then
-  tools/bin/pip download -q --no-deps --no-binary=:all: "llama-cpp-python==$version" -d sdist
+  tools/bin/pip download -q --no-deps --no-binary llama-cpp-python "llama-cpp-python==$version" -d sdist
   tar xzf sdist/llama_cpp_python-$version.tar.gz
 fi
 cmake -S "$src" -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_RPC=ON -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON \
