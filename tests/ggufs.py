@@ -261,7 +261,7 @@ def write_split(directory: Path, stem: str, model: Gguf, n_shards: int, **option
 
 
 def from_description(description: Mapping[str, Any]) -> Gguf:
-    """The file that a description (`autofit/_models`, `tests/data/llama`) stands for; its words are synthetic."""
+    """The file that a description (autofit/_models, tests/data/llama) stands for; its words are synthetic."""
     names = {number: name for name, (number, _, _) in TYPES.items()}
     metadata: dict[str, Any] = {}
     for key, kind, value in description["kv"]:

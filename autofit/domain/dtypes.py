@@ -53,7 +53,7 @@ PACKAGE_TYPES: dict[int, GgmlType] = {
 }
 # --- end of generated
 
-# What the package lacks or has differently; the engine's header decides (ggml/src/ggml-common.h, static_assert of each block).
+# What the package lacks or has differently. The engine decides: ggml-common.h asserts the size of each block.
 ENGINE_TYPES: dict[int, GgmlType] = {
     9: GgmlType("q8_1", 32, 36),  # two halves and 32 bytes; the package counts two floats
     42: GgmlType("q2_0", 64, 18),  # GGML_TYPE_Q2_0, newer than the package
@@ -64,13 +64,15 @@ GGML_TYPES_BY_NAME: dict[str, GgmlType] = {ggml.name: ggml for ggml in GGML_TYPE
 
 # Ids once in use; the engine refuses files that have them (ggml/src/ggml.c type_traits, block size 0).
 REMOVED_GGML_TYPES: dict[int, str] = {
-    4: "q4_2", 5: "q4_3", 31: "q4_0_4_4", 32: "q4_0_4_8", 33: "q4_0_8_8", 36: "iq4_nl_4_4", 37: "iq4_nl_4_8", 38: "iq4_nl_8_8",
+    4: "q4_2", 5: "q4_3", 31: "q4_0_4_4", 32: "q4_0_4_8", 33: "q4_0_8_8",
+    36: "iq4_nl_4_4", 37: "iq4_nl_4_8", 38: "iq4_nl_8_8",
 }  # fmt: skip
 
 # Bits of one element (safetensors/src/tensor.rs, Dtype::bitsize).
 SAFETENSORS_BITS: dict[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
-    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
     "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from autofit.domain.model import ModelFiles
 from autofit.domain.text import printable
-from autofit.errors import ModelError, ModelNotFoundError, UsageError
+from autofit.errors import ModelError, UsageError
 from autofit.readers.files import explain, first_bytes
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def read_model(model: ModelFiles | str | os.PathLike[str] | Sequence[str]) -> Mo
 
 
 def role_of(model: ModelSpec) -> Role:
-    """What a GGUF is for: a model of its own, or a companion of one (src/llama-adapter.cpp, tools/mtmd/clip.cpp)."""
+    """What a GGUF is for: a model of its own, or a companion of one (llama-adapter.cpp, clip.cpp)."""
     kind = model.metadata.get("general.type")
     if kind == "adapter":
         return "lora"
@@ -62,6 +62,10 @@ def _read_file(path: Path) -> ModelSpec:
         from autofit.readers.safetensors import read_safetensors
 
         return read_safetensors(path)
+    if name.endswith(".json.gz"):
+        from autofit.readers.description import read_description
+
+        return read_description(path)
     start = first_bytes(str(path), 16)
     if start[:4] == b"GGUF":
         from autofit.readers.gguf import read_gguf

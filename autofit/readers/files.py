@@ -13,6 +13,11 @@ from typing import TypeAlias
 from autofit.domain.text import printable
 from autofit.errors import ModelError, ModelNotFoundError
 
+MAX_JSON_BYTES = 1 << 26
+MAX_JSON_ITEMS = (
+    1 << 21
+)  #: commas: what a parsed document takes in memory grows with them, not with its bytes
+
 Buffer: TypeAlias = mmap.mmap | bytes
 
 _KINDS = {

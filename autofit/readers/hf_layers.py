@@ -13,10 +13,12 @@ MAX_LAYERS = 4096  #: blocks that a configuration alone may claim
 _BLOCK = re.compile(r"(?:(.*?)\.)?(\d{1,5})\.(.+)", re.ASCII | re.DOTALL)
 _EXPERT = re.compile(r"(^|\.)experts\.|_experts?\.\d")
 _MIXING = re.compile(
-    r"(^|\.)(self_attn|self_attention|attn|attention|cross_attn|linear_attn|mixer|mamba|ssm|conv|short_conv|time_mix\w*|temporal_block|SelfAttention|EncDecAttention)\."
+    r"(^|\.)(self_attn|self_attention|attn|attention|cross_attn|linear_attn|mixer|mamba|ssm|conv|short_conv"
+    r"|time_mix\w*|temporal_block|SelfAttention|EncDecAttention)\."
 )
 _FEEDING = re.compile(
-    r"(^|\.)(mlp|ffn|feed_forward|ff|block_sparse_moe|moe|shared_experts?|shared_mlp|router|gate|DenseReluDense|fc1|fc2)(\.|$)"
+    r"(^|\.)(mlp|ffn|feed_forward|ff|block_sparse_moe|moe|shared_experts?|shared_mlp|router|gate"
+    r"|DenseReluDense|fc1|fc2)(\.|$)"
 )
 _RECURRENT = re.compile(r"A_log|conv1d|dt_proj|in_proj_qkvz|time_mix|\bssm\b")
 _KINDS: dict[str, Mixer] = {
@@ -36,7 +38,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def hf_group(name: str) -> str:
-    """What a tensor belongs to, by its name: embedding, attention, feed-forward, experts, norm, output or other."""
+    """What a tensor belongs to, by its name; the words are those of `layers.Group`."""
     match = _BLOCK.fullmatch(name)
     part = match[3] if match else name
     if match:
@@ -112,13 +114,7 @@ def _layer(
         "experts" if routed else "dense" if weights.get("feed-forward") or not weights else "none"
     )
     latent = mixer == "latent"
-    window = (
-        config.get("sliding_window")
-        if mixer == "sliding"
-        else config.get("attention_chunk_size")
-        if mixer == "chunked"
-        else None
-    )
+    window = config.get({"sliding": "sliding_window", "chunked": "attention_chunk_size"}.get(mixer, ""))
     return LayerSpec(
         index=index,
         stack=stack,
@@ -152,6 +148,9 @@ def _layer(
 def _mixer(config: Mapping[str, Any], index: int, parts: set[str], has_weights: bool) -> Mixer:
     kinds = config.get("layer_types") or config.get("layers_block_type")
     kind = kinds[index] if isinstance(kinds, list) and index < len(kinds) else None
+    interval = _int(config, "full_attention_interval")
+    if kind is None and interval and "linear_num_value_heads" in config:
+        kind = "linear_attention" if (index + 1) % interval else "full_attention"
     if isinstance(kind, str) and kind in _KINDS:
         found = _KINDS[kind]
         return "latent" if found == "full" and _int(config, "kv_lora_rank") else found
@@ -171,12 +170,10 @@ def _is_sparse(config: Mapping[str, Any], index: int) -> bool:
     dense = config.get("mlp_only_layers")
     if index < (_int(config, "first_k_dense_replace") or 0) or (isinstance(dense, list) and index in dense):
         return False
-    step = _int(config, "decoder_sparse_step", "moe_layer_freq", "interleave_moe_layer_step") or 1
-    return (
-        (index + 1) % step == 0
-        if "decoder_sparse_step" in config or "interleave_moe_layer_step" in config
-        else index % step == 0
-    )
+    last_of = _int(config, "decoder_sparse_step", "interleave_moe_layer_step")
+    if last_of:
+        return (index + 1) % last_of == 0
+    return index % (_int(config, "moe_layer_freq") or 1) == 0
 
 
 def _int(config: Mapping[str, Any], *keys: str) -> int | None:

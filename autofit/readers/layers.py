@@ -37,7 +37,7 @@ def gguf_group(name: str) -> Group:
 
 
 def split_block(name: str) -> tuple[str, int | None, str]:
-    """Stack, block number and the rest of `blk.7.attn_q.weight` or `enc.blk.7.attn_q.weight`; else no number, and `name`."""
+    """Stack, block number and rest of a name such as `enc.blk.7.ffn_up.weight`, or no number and `name`."""
     head, _, rest = name.partition(".")
     stack = ""
     if head in _STACKS:
@@ -57,7 +57,7 @@ def _block_group(stem: str) -> Group:
         # ffn_gate.3: one tensor per expert, as old Mixtral files have them
         return (
             "experts"
-            if stem.endswith("exps") or stem[-1:].isdecimal() and stem.startswith("ffn_")
+            if stem.endswith("exps") or (stem[-1:].isdecimal() and stem.startswith("ffn_"))
             else "feed-forward"
         )
     return "other"
@@ -102,7 +102,7 @@ class _Keys:
         return f"{self.architecture}.{key}" in self.metadata
 
     def sliding(self, index: int) -> bool | None:
-        """Whether layer `index` sees a window only; `None` if the file does not say (llama-hparams.h:set_swa_pattern)."""
+        """Whether layer `index` sees a window only, or `None` if the file does not say (llama_hparams)."""
         pattern = self.metadata.get(f"{self.architecture}.attention.sliding_window_pattern")
         if (
             isinstance(pattern, StringArray)
@@ -149,16 +149,15 @@ def _layer(keys: _Keys, stack: str, index: int, weights: Mapping[str, int], part
 
 def _mixer(keys: _Keys, index: int, parts: set[str], n_kv_heads: int | None) -> tuple[Mixer, bool]:
     """How a block mixes tokens, and whether a recurrent state stands beside its attention."""
-    recurrent = any(part.startswith(("ssm_", "time_mix_")) for part in parts) or bool(
-        keys.at("attention.recurrent_layers", index)
-    )
+    is_said = bool(keys.at("attention.recurrent_layers", index))
+    recurrent = is_said or any(part.startswith(("ssm_", "time_mix_")) for part in parts)
     if "attn_kv_a_mqa" in parts:
         return ("latent" if keys.has("attention.key_length_mla") else "full"), recurrent
     # a linear-attention block has a joint projection too: only separate keys say that it attends
     attends = (
         "attn_k" in parts or "attn_q" in parts or (bool({"attn_qkv", "attn_kv"} & parts) and not recurrent)
     )
-    if recurrent and (not attends or n_kv_heads == 0 or keys.at("attention.recurrent_layers", index)):
+    if recurrent and (not attends or is_said or n_kv_heads == 0):
         return "recurrent", False
     if "shortconv.conv" in parts:
         return "shortconv", False

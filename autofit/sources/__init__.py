@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from autofit.domain.model import ModelFiles
@@ -35,7 +36,7 @@ def resolve(reference: str) -> ModelFiles:
         )
     match = _SCHEME.fullmatch(reference)
     if match is None or os.path.lexists(reference) or (os.name == "nt" and len(match[1]) == 1):
-        return ModelFiles(reference=reference, paths=(os.path.expanduser(reference),))
+        return ModelFiles(reference=reference, paths=(str(Path(reference).expanduser()),))
     scheme, rest = match[1].lower(), match[2]
     if scheme == "file":
         return ModelFiles(reference=reference, paths=(_file_path(reference),))

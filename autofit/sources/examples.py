@@ -24,10 +24,16 @@ def find_example(name: str) -> str:
     Raises:
         ModelNotFoundError: no example has this name; the hint lists them.
     """
-    if name in example_names():
-        return next(
-            str(_MODELS / (name + suffix)) for suffix in _SUFFIXES if (_MODELS / (name + suffix)).is_file()
+    paths = _paths()
+    path = paths.get(name.lower())
+    if path is None:
+        raise ModelNotFoundError(
+            f"example:{printable(name, 60)}: no such example", hint=f"there are: {', '.join(sorted(paths))}"
         )
-    raise ModelNotFoundError(
-        f"example:{printable(name, 60)}: no such example", hint=f"there are: {', '.join(example_names())}"
-    )
+    return str(path)
+
+
+def _paths() -> dict[str, Path]:
+    return {
+        path.name.removesuffix(suffix): path for suffix in _SUFFIXES for path in _MODELS.glob(f"*{suffix}")
+    }

@@ -1,0 +1,81 @@
+"""Models described without their weights: everything a GGUF header says, as gzipped JSON.
+
+`file` is the name of the described file, `header_bytes` and `file_bytes` its sizes; `kv` holds (key, type,
+value) and `tensors` (name, dimensions innermost first, ggml type id, offset in the data), in the order of the
+file. A type is GGUF's number, `str`, or `array:TYPE`; of a vocabulary's arrays only the `count` is there.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+from autofit.domain.dtypes import GGML_TYPES
+from autofit.domain.model import ModelFile, ModelSpec, StringArray, TensorInfo
+from autofit.domain.text import printable
+from autofit.errors import CorruptModelError
+from autofit.readers.documents import parse_json
+from autofit.readers.files import read_small
+from autofit.readers.gguf import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, ELEMENT_NAMES, MAX_KEPT, to_spec
+
+MAX_PACKED_BYTES = 1 << 20
+MAX_BYTES = 1 << 24
+
+
+def read_description(path: str | Path) -> ModelSpec:
+    """The model described by the file at `path`: what `read_gguf` makes of the real file, but for its path.
+
+    Raises:
+        ModelNotFoundError: no such file. CorruptModelError: it is no description.
+    """
+    path = str(path)
+    description = parse_json(_unpack(read_small(path, MAX_PACKED_BYTES), path), path)
+    try:
+        return _to_spec(description)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise CorruptModelError(printable(path), "no description of a model") from error
+
+
+def _to_spec(description: dict[str, Any]) -> ModelSpec:
+    metadata = {key: _value(kind, value) for key, kind, value in description["kv"]}
+    alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
+    start = -(-description["header_bytes"] // alignment) * alignment
+    tensors = []
+    for name, ne, type_id, offset in description["tensors"]:
+        type_name, block_elements, block_bytes = GGML_TYPES[type_id]
+        n_bytes = ne[0] // block_elements * block_bytes
+        for dim in ne[1:]:
+            n_bytes *= dim
+        tensors.append(TensorInfo(name, type_name, tuple(ne[::-1]), n_bytes, 0, start + offset))
+    file = ModelFile(path=description["file"], size_bytes=description["file_bytes"])
+    return to_spec(metadata, tensors, [file])
+
+
+def _value(kind: int | str, value: Any) -> Any:
+    if isinstance(kind, int) or kind == "str":
+        return value
+    element = kind.removeprefix("array:")
+    if element == "str":
+        return StringArray(count=value["count"], element_type="str")
+    if isinstance(value, dict):
+        return StringArray(count=value["count"], element_type=ELEMENT_NAMES[int(element)])
+    if len(value) > MAX_KEPT:
+        return StringArray(count=len(value), element_type=ELEMENT_NAMES[int(element)])
+    return tuple(value)
+
+
+def _unpack(packed: bytes, path: str) -> bytes:
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        data = unpacker.decompress(packed, MAX_BYTES)
+    except zlib.error as error:
+        raise CorruptModelError(printable(path), "not gzip", offset_bytes=0) from error
+    if not unpacker.eof:
+        cause = (
+            "the gzip data ends too early"
+            if len(data) < MAX_BYTES
+            else f"more than {MAX_BYTES} bytes unpacked"
+        )
+        raise CorruptModelError(printable(path), cause)
+    return data
