@@ -1,7 +1,8 @@
 """The command line of `vllm serve`, taken apart by vLLM's own rules.
 
 The options are data (`flags-VERSION.json`, written from vLLM's parser), the rules are those of
-utils/argparse_utils.py:FlexibleArgumentParser: underscores for dashes, prefixes, `--no-x`, `--enable-x`/`--disable-x`,
+utils/argparse_utils.py:FlexibleArgumentParser: underscores for dashes, prefixes, `--no-x`,
+`--enable-x`/`--disable-x`,
 dotted JSON, `-O3`, human integers, and a YAML file in `--config`. What vLLM refuses is refused here.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autofit.errors import UsageError
+
 from autofit_vllm.versions import REMOVED_FLAGS, VersionFacts
 from autofit_vllm.yaml import read_yaml
 
@@ -46,7 +48,9 @@ def parse_count(text: str) -> int:
         return int(number) * BINARY[unit]
     except ValueError:
         if match is not None:
-            raise FlagError(f"decimals are not allowed with {match[2]}; did you mean {match[1]}{match[2].lower()}?") from None
+            raise FlagError(
+                f"decimals are not allowed with {match[2]}; did you mean {match[1]}{match[2].lower()}?"
+            ) from None
         raise FlagError(f"not an integer: {text[:40]!r} (32k is 32000, 32K is 32768)") from None
 
 
@@ -123,7 +127,9 @@ class _Parser(argparse.ArgumentParser):
         return self._formatter
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"vllm serve: {message}", hint="the flags are vLLM's own: see `vllm serve --help=all`")
+        raise UsageError(
+            f"vllm serve: {message}", hint="the flags are vLLM's own: see `vllm serve --help=all`"
+        )
 
 
 @functools.cache
@@ -141,7 +147,9 @@ def _parser(file: str) -> _Parser:
         if kind == "switch":
             parser.add_argument(*row["options"], dest=row["dest"], action=_Switch)
         elif kind == "true":
-            parser.add_argument(*row["options"], dest=row["dest"], action="store_true", default=argparse.SUPPRESS)
+            parser.add_argument(
+                *row["options"], dest=row["dest"], action="store_true", default=argparse.SUPPRESS
+            )
         elif kind == "append":
             parser.add_argument(*row["options"], dest=row["dest"], action="append")
         else:
@@ -149,7 +157,9 @@ def _parser(file: str) -> _Parser:
             choices = row.get("choices")
             if choices is not None and row.get("optional"):
                 choices = [*choices, None]
-            parser.add_argument(*row["options"], dest=row["dest"], type=parse, nargs=row.get("nargs"), choices=choices)
+            parser.add_argument(
+                *row["options"], dest=row["dest"], type=parse, nargs=row.get("nargs"), choices=choices
+            )
     return parser
 
 
@@ -188,12 +198,17 @@ def _refuse(unknown: Sequence[str], facts: VersionFacts, parser: _Parser) -> NoR
         raise UsageError(f"vLLM {facts.version} has no flag {name}", hint=REMOVED_FLAGS[name])
     close = difflib.get_close_matches(name, list(parser._option_string_actions), n=1, cutoff=0.7)
     hint = f"did you mean {close[0]}?" if close else "see `vllm serve --help=all`"
-    what = f"vLLM {facts.version} has no flag {name[:60]!r}" if name.startswith("-") else f"vllm serve: unexpected argument {name[:60]!r}"
+    what = (
+        f"vLLM {facts.version} has no flag {name[:60]!r}"
+        if name.startswith("-")
+        else f"vllm serve: unexpected argument {name[:60]!r}"
+    )
     raise UsageError(what, hint=hint)
 
 
 def _insert_config(args: list[str], parser: _Parser) -> list[str]:
-    """`--config FILE`: its settings go where the command line can still override them (_pull_args_from_config)."""
+    """`--config FILE`: its settings go where the command line can still override them
+    (_pull_args_from_config)."""
     if args.count("--config") > 1:
         raise UsageError("vllm serve: more than one --config file")
     if "--config" not in args:
@@ -228,11 +243,16 @@ def _config_arguments(path: str, parser: _Parser) -> list[str]:
 
 
 def _expand(args: Sequence[str]) -> list[str]:
-    """Spellings that argparse does not know: underscores, `-O3`, and `--a.b value` for `--a '{"b": value}'`."""
+    """Spellings that argparse does not know: underscores, `-O3`, and `--a.b value` for `--a '{"b":
+    value}'`."""
     plain: list[str] = []
     nested: dict[str, dict[str, Any]] = {}
     pending = [_normalise(arg) for arg in args]
-    queue = [part for index, arg in enumerate(pending) for part in _optimisation(arg, pending[index + 1 : index + 2])]
+    queue = [
+        part
+        for index, arg in enumerate(pending)
+        for part in _optimisation(arg, pending[index + 1 : index + 2])
+    ]
     position = 0
     while position < len(queue):
         arg = queue[position]

@@ -1,4 +1,5 @@
-"""What differs between versions of vLLM, as data. Everything that is not listed here holds for all of them."""
+"""What differs between versions of vLLM, as data. Everything that is not listed here holds for all of
+them."""
 
 from __future__ import annotations
 
@@ -30,13 +31,13 @@ VERSIONS: dict[str, VersionFacts] = {
 
 #: Flags that older versions had and the parser now rejects, with what to write instead.
 REMOVED_FLAGS: dict[str, str] = {
-    "--swap-space": "there is no swap space any more; --kv-offloading-size GIB keeps KV blocks in host memory",
+    "--swap-space": "swap space is gone; --kv-offloading-size GIB keeps KV blocks in host memory",
     "--calculate-kv-scales": "scales come from the checkpoint (removed in 0.28); drop the flag",
     "--num-scheduler-steps": "multi-step scheduling is gone; --async-scheduling is on by default",
     "--multi-step-stream-outputs": "multi-step scheduling is gone; drop the flag",
     "--task": "use --runner pooling, and --convert embed or classify for a generative model",
     "--rope-scaling": "use --hf-overrides '{\"rope_parameters\": {...}}'",
-    "--rope-theta": "use --hf-overrides '{\"rope_parameters\": {\"rope_theta\": ...}}'",
+    "--rope-theta": 'use --hf-overrides \'{"rope_parameters": {"rope_theta": ...}}\'',
     "--cuda-graph-sizes": "use --cudagraph-capture-sizes",
     "--max-seq-len-to-capture": "use --max-cudagraph-capture-size",
     "--disable-mm-preprocessor-cache": "use --mm-processor-cache-gb 0",

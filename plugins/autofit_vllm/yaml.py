@@ -15,7 +15,9 @@ from autofit.errors import UsageError
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
 
-_KEY = re.compile(r"""(?:"(?P<dq>[^"\\]*)"|'(?P<sq>[^']*)'|(?P<plain>[^\s'"#&*!|>%@`\[\]{},][^:#]*?))\s*:(?:\s+(?P<value>.*))?$""")
+_KEY = re.compile(
+    r"""(?:"(?P<dq>[^"\\]*)"|'(?P<sq>[^']*)'|(?P<plain>[^\s'"#&*!|>%@`\[\]{},][^:#]*?))\s*:(?:\s+(?P<value>.*))?$"""
+)
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)")
 _FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?)")
 _TRUE = {"yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"}
@@ -69,7 +71,10 @@ def parse_yaml(text: str, where: str = "yaml") -> dict[str, Any]:
 
 
 def _error(where: str, number: int, cause: str) -> UsageError:
-    return UsageError(f"{where}: line {number}: {cause}", hint="write plain `key: value` lines, or give the flags on the command line")
+    return UsageError(
+        f"{where}: line {number}: {cause}",
+        hint="write plain `key: value` lines, or give the flags on the command line",
+    )
 
 
 def _block(lines: list[_Line], at: int, depth: int, where: str) -> tuple[Any, int]:
@@ -136,7 +141,9 @@ def _scalar(text: str, where: str, number: int) -> Any:
         try:
             return json.loads(text)
         except ValueError:
-            raise _error(where, number, "a double-quoted value that is not closed, or with an escape JSON lacks") from None
+            raise _error(
+                where, number, "a double-quoted value that is not closed, or with an escape JSON lacks"
+            ) from None
     if text[:1] == "'":
         if len(text) < 2 or text[-1] != "'" or "'" in text[1:-1].replace("''", ""):
             raise _error(where, number, "a single-quoted value that is not closed")

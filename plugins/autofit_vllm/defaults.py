@@ -1,0 +1,883 @@
+"""What vLLM makes of the flags: every setting resolved, or the reason it would refuse to start.
+
+The order and the wording of the refusals follow vLLM's: config/model.py (types, length), config/parallel.py
+(ranks), engine/arg_utils.py (batch), config/scheduler.py, config/vllm.py (graphs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from autofit.domain.machine import Device
+from autofit.domain.units import GIB
+from autofit.errors import EngineRefusalError, HardwareError
+
+from autofit_vllm.flags import AUTO_LENGTH
+from autofit_vllm.model import Draft, Parallel, VllmModel
+from autofit_vllm.settings import VllmSettings
+
+GraphMode = Literal["NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE"]
+
+#: config/model.py:_FLOAT16_NOT_SUPPORTED_MODELS
+NO_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
+DTYPE_NAMES = {
+    "half": "float16",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "float": "float32",
+    "float32": "float32",
+}
+#: Lowest compute capability per quantisation method (get_min_capability of each method's configuration
+#: class).
+QUANTISATION_MIN_CC: dict[str, int] = {
+    "awq": 75,
+    "auto_awq": 75,
+    "awq_marlin": 75,
+    "gptq": 60,
+    "auto_gptq": 60,
+    "gptq_marlin": 60,
+    "fp8": 75,
+    "experts_int8": 80,
+    "fbgemm_fp8": 80,
+    "fp_quant": 100,
+    "humming": 75,
+    "modelopt": 80,
+    "modelopt_fp4": 75,
+    "modelopt_mxfp8": 80,
+    "modelopt_mixed": 80,
+    "moe_wna16": 70,
+    "mxfp4": 80,
+    "gpt_oss_mxfp4": 80,
+    "torchao": 75,
+    "compressed-tensors": 70,
+    "inc": 60,
+    "quark": 70,
+    "deepseek_v4_fp8": 75,
+    "online": 75,
+    "mxfp8": 75,
+    "fp8_per_tensor": 75,
+    "fp8_per_block": 75,
+    "fp8_per_channel": 75,
+    "int8_per_channel_weight_only": 75,
+    "nvfp4_per_token": 75,
+}
+#: Activation types, where a method does not take both 16-bit ones (get_supported_act_dtypes).
+QUANTISATION_DTYPES: dict[str, tuple[str, ...]] = {
+    "mxfp4": ("bfloat16",),
+    "gpt_oss_mxfp4": ("bfloat16",),
+    "fp_quant": ("bfloat16",),
+    "modelopt_mxfp8": ("bfloat16",),
+    "torchao": ("float32", "float16", "bfloat16"),
+    "compressed-tensors": ("float32", "float16", "bfloat16"),
+}
+DEPRECATED_QUANTISATION = frozenset({"fp_quant", "fbgemm_fp8"})
+PLUGIN_QUANTISATION = {"gguf": "vllm-gguf-plugin", "bitsandbytes": "vllm-bnb-plugin"}
+#: Names that the checkpoint's own word may be asked for by (`override_quantization_method`).
+QUANTISATION_FAMILIES: tuple[frozenset[str], ...] = (
+    frozenset({"awq", "auto_awq", "awq_marlin", "moe_wna16", "humming", "inc"}),
+    frozenset({"gptq", "auto_gptq", "gptq_marlin", "moe_wna16", "humming", "inc"}),
+    frozenset({"mxfp4", "gpt_oss_mxfp4", "humming"}),
+    frozenset({"modelopt", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed", "humming"}),
+    frozenset({"fp8", "deepseek_v4_fp8", "humming"}),
+    frozenset({"compressed-tensors", "humming"}),
+    frozenset(
+        {
+            "auto-round",
+            "auto_round",
+            "inc",
+            "gptq",
+            "auto_gptq",
+            "awq",
+            "auto_awq",
+            "gptq_marlin",
+            "awq_marlin",
+        }
+    ),
+)
+ONLINE_FP8_KV_REFUSED = ("fp8", "modelopt", "quark", "fbgemm_fp8")
+
+_BATCHED_DP_TOKENS = 256  #: config/scheduler.py:DEFAULT_MAX_NUM_BATCHED_TOKENS_FOR_BATCHED_DP
+_NO_KEY_LENGTH = 2048  #: config/model.py: when the configuration names no length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """The device facts that vLLM's rules read; `cpu` is its CPU build."""
+
+    name: str
+    total_bytes: int
+    cc: tuple[int, int]
+    cpu: bool = False
+
+    @classmethod
+    def of(cls, device: Device) -> Gpu:
+        """Raises: HardwareError, for a device vLLM's CUDA build does not drive or whose facts are missing."""
+        if device.api != "cuda":
+            raise HardwareError(
+                f"{device.name}: only NVIDIA GPUs are planned for vLLM, not {device.api}",
+                hint="choose others with --device",
+            )
+        if device.compute_capability is None or device.total_bytes is None:
+            missing = "compute capability" if device.compute_capability is None else "memory"
+            raise HardwareError(
+                f"{device.name}: its {missing} is unknown", hint="name a profile: --on rtx-4090"
+            )
+        return cls(name=device.name, total_bytes=device.total_bytes, cc=device.compute_capability)
+
+    @property
+    def capability(self) -> int:
+        return self.cc[0] * 10 + self.cc[1]
+
+
+CPU = Gpu(name="CPU", total_bytes=0, cc=(0, 0), cpu=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """The engine's configuration after all defaults (config/vllm.py:VllmConfig), as far as memory depends
+    on it."""
+
+    gpu: Gpu
+    parallel: Parallel
+    dtype: str
+    quantization: str | None
+    max_model_len: int
+    auto_length: bool
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    chunked_prefill: bool
+    prefix_caching: bool
+    async_scheduling: bool
+    max_concurrent_batches: int
+    hybrid_manager: bool
+    kv_cache_dtype: str
+    kv_skip_layers: frozenset[str]
+    block_size: int | None
+    attention_backend: str | None
+    flash_version: int | None
+    sliding_window: bool  #: windows limit what is kept
+    mm_prefix: bool
+    images: bool  #: encoders are built and profiled
+    speculative_tokens: int
+    speculative_method: str | None
+    draft: Draft | None
+    graph_mode: GraphMode
+    capture_sizes: tuple[int, ...]
+    mamba_cache_dtype: str
+    mamba_ssm_dtype: str
+    mamba_block_size: int | None
+    replay_ssm: bool
+    gdn_backend: str
+    gpu_memory_utilization: float
+    kv_cache_memory_bytes: int | None
+    num_gpu_blocks_override: int | None
+
+    @property
+    def max_in_flight_tokens(self) -> int:
+        """Tokens scheduled but not yet settled (config/vllm.py:max_in_flight_tokens)."""
+        return self.max_concurrent_batches * self.max_num_batched_tokens
+
+
+def resolve(settings: VllmSettings, model: VllmModel, gpu: Gpu, *, n_gpus: int | None = None) -> EngineConfig:
+    """Every default of `settings` for this model on this kind of GPU. `n_gpus` `None`: not checked.
+
+    Raises:
+        EngineRefusalError: vLLM would refuse these arguments.
+    """
+    dtype = resolve_dtype(settings, model, gpu)
+    quantization = resolve_quantisation(settings, model, gpu, dtype)
+    pooling = model.is_pooling or settings.runner == "pooling"
+    max_len = resolve_max_len(settings, model)
+    parallel = resolve_parallel(settings, model, gpu, n_gpus=n_gpus)
+    chunked = settings.enable_chunked_prefill
+    if chunked is None:
+        chunked = not (model.is_encoder_decoder or model.is_encoder_only)
+    prefix = settings.enable_prefix_caching
+    if prefix is None:
+        prefix = not (model.is_encoder_decoder or model.is_encoder_only or model.is_attention_free)
+    kv_dtype = resolve_kv_dtype(settings, model, gpu, dtype)
+    tokens, seqs = resolve_batch(settings, gpu, parallel, max_len=max_len, chunked=chunked)
+    check_scheduler(settings, tokens=tokens, seqs=seqs, max_len=max_len, chunked=chunked)
+    check_mamba(settings, model, prefix=prefix, chunked=chunked)
+    v2 = _uses_v2_runner(settings, parallel, gpu)
+    is_async = _async_scheduling(settings, parallel, gpu, pooling=pooling, v2=v2)
+    method, n_speculative, draft = resolve_speculation(settings, model)
+    mode = graph_mode(settings, model, pooling=pooling)
+    if gpu.cpu:
+        mode = "NONE"
+    skip = frozenset(settings.kv_cache_dtype_skip_layers) | _boundary_layers(kv_dtype, model)
+    attention = dict(settings.attention_config)
+    wanted = _wanted_backend(settings)
+    flash = attention.get("flash_attn_version")
+    if kv_dtype.startswith("turboquant_") and (flash is None or flash >= 3):
+        flash = 2
+    images = model.is_multimodal and not settings.images_off
+    utilization = settings.gpu_memory_utilization
+    if utilization is None:
+        utilization = settings.version.default_gpu_memory_utilization
+    if not 0 < utilization <= 1:
+        raise EngineRefusalError(f"gpu_memory_utilization must be above 0 and at most 1, not {utilization}")
+    return EngineConfig(
+        gpu=gpu,
+        parallel=parallel,
+        dtype=dtype,
+        quantization=quantization,
+        max_model_len=max_len,
+        auto_length=settings.max_model_len == AUTO_LENGTH,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
+        chunked_prefill=chunked,
+        prefix_caching=prefix,
+        async_scheduling=is_async,
+        max_concurrent_batches=_concurrent_batches(parallel.pp, is_async=is_async, v2=v2),
+        hybrid_manager=_hybrid_manager(settings, model, method),
+        kv_cache_dtype=kv_dtype,
+        kv_skip_layers=skip,
+        block_size=settings.block_size,
+        attention_backend=wanted,
+        flash_version=flash,
+        sliding_window=not settings.disable_sliding_window,
+        mm_prefix=images and model.model_type in MM_PREFIX_MODELS,
+        images=images,
+        speculative_tokens=n_speculative,
+        speculative_method=method,
+        draft=draft,
+        graph_mode=mode,
+        capture_sizes=capture_sizes(
+            settings, model, gpu, mode=mode, tokens=tokens, seqs=seqs, query_len=1 + n_speculative
+        ),
+        mamba_cache_dtype=settings.mamba_cache_dtype,
+        mamba_ssm_dtype=settings.mamba_ssm_cache_dtype
+        if settings.mamba_ssm_cache_dtype != "auto"
+        else model.ssm_dtype or "auto",
+        mamba_block_size=settings.mamba_block_size,
+        replay_ssm=settings.use_replayssm,
+        gdn_backend=_gdn_backend(settings),
+        gpu_memory_utilization=utilization,
+        kv_cache_memory_bytes=_kv_memory(settings, gpu),
+        num_gpu_blocks_override=settings.num_gpu_blocks_override,
+    )
+
+
+#: transformers_utils/model_arch_config_convertor.py:MM_PREFIX_LM_MODELS
+MM_PREFIX_MODELS = frozenset({"bagel", "gemma3", "molmo2", "moondream3", "paligemma"})
+
+
+# -- Types -----------------------------------------------------------------------------------------
+
+
+def supported_dtypes(gpu: Gpu) -> tuple[str, ...]:
+    """In order of preference (platforms/cuda.py:supported_dtypes)."""
+    if gpu.cpu or gpu.cc >= (8, 0):
+        return ("bfloat16", "float16", "float32")
+    return ("float16", "float32")
+
+
+def resolve_dtype(settings: VllmSettings, model: VllmModel, gpu: Gpu) -> str:
+    """The type of weights and activations (config/model.py:_get_and_verify_dtype)."""
+    if settings.dtype == "auto":
+        usable = tuple(
+            d for d in supported_dtypes(gpu) if d != "float16" or model.model_type not in NO_FLOAT16
+        )
+        pooling = model.is_pooling or settings.runner == "pooling"
+        preferred = "float16" if pooling and "float16" in usable else usable[0]
+        wanted = preferred if model.dtype == "float32" else model.dtype
+        return wanted if wanted in usable else preferred
+    dtype = DTYPE_NAMES[settings.dtype]
+    if dtype == "float16" and model.model_type in NO_FLOAT16:
+        raise EngineRefusalError(
+            f"The model type {model.model_type!r} does not support float16: numerical instability",
+            hint="use --dtype bfloat16 or float32",
+        )
+    if dtype == "bfloat16" and not gpu.cpu and gpu.cc < (8, 0):
+        raise EngineRefusalError(
+            f"Bfloat16 is only supported on GPUs with compute capability of at least 8.0; {gpu.name} has "
+            f"{gpu.cc[0]}.{gpu.cc[1]}",
+            hint="use --dtype half",
+        )
+    return dtype
+
+
+def resolve_quantisation(settings: VllmSettings, model: VllmModel, gpu: Gpu, dtype: str) -> str | None:
+    """The quantisation method's name, checked against the GPU (config/model.py:_verify_quantization)."""
+    own = model.quantization or {}
+    checkpoint = str(own.get("quant_method") or "") or None
+    wanted = settings.quantization.lower() if settings.quantization else None
+    method = wanted or checkpoint
+    if method is None:
+        return None
+    for name in (method, checkpoint):
+        if name in PLUGIN_QUANTISATION:
+            raise EngineRefusalError(
+                f"Unknown quantization method: {name}: vLLM {settings.version.version} has it as a "
+                "plug-in only",
+                hint=f"install {PLUGIN_QUANTISATION[name]}, and ask autofit for the memory of the "
+                "unquantised model",
+            )
+    if wanted and checkpoint and wanted != checkpoint and not _same_family(wanted, checkpoint):
+        raise EngineRefusalError(
+            f"Quantization method specified in the model config ({checkpoint}) does not match the "
+            "quantization "
+            f"method specified in the `quantization` argument ({wanted})."
+        )
+    if method in DEPRECATED_QUANTISATION and not settings.allow_deprecated_quantization:
+        raise EngineRefusalError(
+            f"The quantization method {method} is deprecated", hint="add --allow-deprecated-quantization"
+        )
+    known = set(QUANTISATION_MIN_CC) | {"auto-round", "auto_round"}
+    if method not in known:
+        raise EngineRefusalError(
+            f"Unknown quantization method: {method[:40]}",
+            hint=f"known: {', '.join(sorted(QUANTISATION_MIN_CC))}",
+        )
+    needed = QUANTISATION_MIN_CC.get(method, 60)
+    if not gpu.cpu and gpu.capability < needed:
+        raise EngineRefusalError(
+            f"The quantization method {method} is not supported for the current GPU. Minimum "
+            f"capability: {needed}. "
+            f"Current capability: {gpu.capability}."
+        )
+    types = QUANTISATION_DTYPES.get(method, ("float16", "bfloat16"))
+    if dtype not in types:
+        raise EngineRefusalError(
+            f"{dtype} is not supported for quantization method {method}. Supported dtypes: {', '.join(types)}"
+        )
+    return method
+
+
+def _same_family(one: str, other: str) -> bool:
+    return any(one in family and other in family for family in QUANTISATION_FAMILIES)
+
+
+def resolve_kv_dtype(settings: VllmSettings, model: VllmModel, gpu: Gpu, dtype: str) -> str:
+    """`--kv-cache-dtype`, or what the checkpoint asks for
+    (utils/torch_utils.py:resolve_kv_cache_dtype_string)."""
+    wanted = settings.kv_cache_dtype
+    own = model.quantization or {}
+    if wanted == "auto":
+        wanted = _checkpoint_kv_dtype(own)
+        if wanted == "auto" and model.architecture == "GlmMoeDsaForCausalLM" and gpu.cc[0] == 10:
+            wanted = "fp8_e4m3"
+    if model.architecture == "DeepseekV32ForCausalLM" and wanted == "bfloat16":
+        wanted = "auto"
+    if wanted in ("float16", "bfloat16") and wanted != dtype:
+        raise EngineRefusalError(
+            f'kv_cache_dtype="{wanted}" is incompatible with dtype="{dtype}". '
+            f"Please set `--kv-cache-dtype` to `auto` or `{dtype}`."
+        )
+    if wanted == "fp8_e5m2" and str(own.get("quant_method", "")).startswith(ONLINE_FP8_KV_REFUSED):
+        raise EngineRefusalError("fp8_e5m2 kv-cache is not supported with fp8 checkpoints.")
+    return wanted
+
+
+def _checkpoint_kv_dtype(own: Mapping[str, Any]) -> str:
+    method = str(own.get("quant_method", ""))
+    if method == "compressed-tensors":
+        return "fp8" if own.get("kv_cache_scheme") else "auto"
+    if not method.startswith("modelopt"):
+        return "auto"
+    inner = own.get("quantization")
+    inner = inner if isinstance(inner, Mapping) else own
+    scheme = (
+        inner.get("kv_cache_scheme")
+        or own.get("kv_cache_scheme")
+        or inner.get("kv_cache_quant_algo")
+        or own.get("kv_cache_quant_algo")
+    )
+    if isinstance(scheme, Mapping):
+        if scheme.get("type") != "float":
+            return "auto"
+        if scheme.get("num_bits") == 8 and scheme.get("dynamic") is False:
+            return "fp8_e4m3"
+        return "nvfp4" if scheme.get("num_bits") == 4 else "auto"
+    return {"fp8": "fp8_e4m3", "nvfp4": "nvfp4"}.get(str(scheme).lower(), "auto")
+
+
+def _boundary_layers(kv_dtype: str, model: VllmModel) -> frozenset[str]:
+    """The first and last two layers stay unquantised under TurboQuant
+    (turboquant/config.py:get_boundary_skip_layers)."""
+    if not kv_dtype.startswith("turboquant_") or model.is_hybrid:
+        return frozenset()
+    n = min(2, model.n_layers // 2)
+    return frozenset(str(i) for i in (*range(n), *range(model.n_layers - n, model.n_layers)))
+
+
+# -- Length and batch ------------------------------------------------------------------------------
+
+
+def resolve_max_len(settings: VllmSettings, model: VllmModel) -> int:
+    """`--max-model-len` checked against the model's own (config/model.py:_get_and_verify_max_len)."""
+    wanted = settings.max_model_len
+    if wanted is not None and wanted != AUTO_LENGTH and wanted < 1:
+        raise EngineRefusalError(f"max_model_len must be a positive integer, got {wanted}")
+    derived, key = model.max_len_tokens, model.max_len_key
+    default = model.default_len_tokens
+    window = model.sliding_window
+    if settings.disable_sliding_window and window is not None and (derived is None or window < derived):
+        derived = default = window
+        key = "sliding_window"
+    if derived is None:
+        return wanted if wanted is not None and wanted != AUTO_LENGTH else _NO_KEY_LENGTH
+    if wanted is None or wanted == AUTO_LENGTH:
+        return default or derived
+    if wanted > derived:
+        longer = model.config.get("model_max_length")
+        allowed = settings.env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0") not in ("", "0")
+        if not allowed and not (isinstance(longer, int) and wanted <= longer):
+            raise EngineRefusalError(
+                f"User-specified max_model_len ({wanted}) is greater than the derived max_model_len "
+                f"({key}={derived} or model_max_length={longer} in model's config.json).",
+                hint="VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 allows it, at the risk of wrong results",
+            )
+    return wanted
+
+
+def batch_defaults(gpu: Gpu, *, usage: str = "server", world_size: int = 1) -> tuple[int, int]:
+    """(max_num_batched_tokens, max_num_seqs) by kind of device (engine/arg_utils.py:get_batch_defaults)."""
+    server = usage == "server"
+    if gpu.cpu:
+        return (2048 * world_size, 128 * world_size) if server else (4096 * world_size, 256 * world_size)
+    if gpu.total_bytes >= 160 * GIB:
+        return 16384, 1024
+    if gpu.total_bytes >= 70 * GIB and "a100" not in gpu.name.lower() and gpu.cc != (12, 1):
+        return (8192 if server else 16384), 1024
+    return (2048 if server else 8192), 256
+
+
+def resolve_batch(
+    settings: VllmSettings, gpu: Gpu, parallel: Parallel, *, max_len: int, chunked: bool
+) -> tuple[int, int]:
+    """(max_num_batched_tokens, max_num_seqs)
+    (arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args)."""
+    tokens, seqs = batch_defaults(gpu, usage=settings.usage, world_size=parallel.pp * parallel.tp)
+    batched_dp = settings.all2all_backend in ("deepep_low_latency", "nixl_ep")
+    if batched_dp and parallel.expert_parallel and parallel.dp > 1:
+        tokens = _BATCHED_DP_TOKENS
+    if settings.performance_mode == "throughput":
+        tokens, seqs = 2 * tokens, 2 * seqs
+    if settings.max_num_seqs is not None:
+        seqs = settings.max_num_seqs
+    if settings.max_num_batched_tokens is not None:
+        tokens = settings.max_num_batched_tokens
+    else:
+        if not chunked:
+            tokens = max(tokens, max_len)
+        tokens = min(tokens, seqs * max_len)
+    if settings.max_num_seqs is None:
+        seqs = min(seqs, tokens)
+    return tokens, seqs
+
+
+def check_scheduler(settings: VllmSettings, *, tokens: int, seqs: int, max_len: int, chunked: bool) -> None:
+    """Limits that contradict each other (config/scheduler.py:verify_max_model_len)."""
+    if tokens < 1 or seqs < 1:
+        raise EngineRefusalError("max_num_batched_tokens and max_num_seqs must be at least 1")
+    if tokens < max_len and not chunked:
+        raise EngineRefusalError(
+            f"max_num_batched_tokens ({tokens}) is smaller than max_model_len ({max_len}), and "
+            "chunked prefill is off",
+            hint="increase --max-num-batched-tokens or decrease --max-model-len",
+        )
+    if tokens < seqs:
+        raise EngineRefusalError(
+            f"max_num_batched_tokens ({tokens}) must be greater than or equal to max_num_seqs ({seqs})."
+        )
+    active = settings.max_num_active_seqs
+    if active is not None and active > seqs:
+        raise EngineRefusalError(
+            f"max_num_active_seqs ({active}) cannot be greater than max_num_seqs ({seqs})."
+        )
+    if settings.long_prefill_token_threshold > max_len:
+        raise EngineRefusalError(
+            f"long_prefill_token_threshold ({settings.long_prefill_token_threshold}) cannot be "
+            "greater than the "
+            f"max_model_len ({max_len})."
+        )
+
+
+def check_mamba(settings: VllmSettings, model: VllmModel, *, prefix: bool, chunked: bool) -> None:
+    """Rules of recurrent models (config/vllm.py:validate_mamba_block_size,
+    models/config.py:MambaModelConfig)."""
+    if settings.mamba_block_size is not None and not prefix:
+        raise EngineRefusalError("--mamba-block-size can only be set with --enable-prefix-caching")
+    if (model.is_hybrid or model.is_attention_free) and prefix and not chunked:
+        raise EngineRefusalError("Chunked prefill is required for Mamba prefix caching.")
+
+
+# -- Ranks -----------------------------------------------------------------------------------------
+
+
+def resolve_parallel(
+    settings: VllmSettings, model: VllmModel, gpu: Gpu, *, n_gpus: int | None = None
+) -> Parallel:
+    """How the ranks share the model; every divisibility rule of config/parallel.py and config/model.py."""
+    sizes = {
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "pipeline_parallel_size": settings.pipeline_parallel_size,
+        "data_parallel_size": settings.data_parallel_size,
+        "prefill_context_parallel_size": settings.prefill_context_parallel_size,
+        "decode_context_parallel_size": settings.decode_context_parallel_size,
+        "nnodes": settings.nnodes,
+    }
+    for name, size in sizes.items():
+        if size < 1:
+            raise EngineRefusalError(f"{name} must be at least 1, not {size}")
+    tp, pp, dp = settings.tensor_parallel_size, settings.pipeline_parallel_size, settings.data_parallel_size
+    pcp, dcp = settings.prefill_context_parallel_size, settings.decode_context_parallel_size
+    redundant = int(settings.eplb_config.get("num_redundant_experts") or 0)
+    parallel = Parallel(
+        tp=tp,
+        pp=pp,
+        dp=dp,
+        pcp=pcp,
+        dcp=dcp,
+        expert_parallel=settings.enable_expert_parallel,
+        redundant_experts=redundant if settings.enable_eplb else 0,
+        layer_partition=_layer_partition(settings, model),
+        vision_data_parallel=settings.mm_encoder_tp_mode == "data",
+    )
+    _check_data_parallel(settings, model)
+    _check_nodes(settings, parallel)
+    if settings.enable_eplb:
+        if not settings.enable_expert_parallel:
+            raise EngineRefusalError("enable_expert_parallel must be True to use EPLB.")
+        if tp * pcp * dp <= 1:
+            raise EngineRefusalError(
+                f"EPLB requires tensor, prefill-context, or data parallelism, but got TP={tp}, "
+                f"PCP={pcp}, DP={dp}."
+            )
+    elif settings.eplb_config.get("num_redundant_experts"):
+        raise EngineRefusalError("num_redundant_experts is set but EPLB is not enabled.")
+    if pcp == 1 and tp % dcp:
+        raise EngineRefusalError(f"tp_size={tp} must be divisible by dcp_size={dcp}.")
+    if pcp > 1 and dcp not in (1, pcp, tp * pcp):
+        raise EngineRefusalError(
+            f"When PCP is enabled, DCP must be 1, {pcp} or {tp * pcp}; got TP={tp}, PCP={pcp}, DCP={dcp}"
+        )
+    if n_gpus is not None and not gpu.cpu:
+        _check_local_gpus(settings, parallel, n_gpus)
+    check_shards(model, parallel)
+    return parallel
+
+
+def check_shards(model: VllmModel, parallel: Parallel) -> None:
+    """Whether the model divides over these ranks (config/model.py:verify_with_parallel_config)."""
+    tp, dcp = parallel.tp, parallel.dcp
+    if model.n_heads % tp:
+        raise EngineRefusalError(
+            f"Total number of attention heads ({model.n_heads}) must be divisible by tensor parallel "
+            f"size ({tp}).",
+            hint=f"possible: {', '.join(map(str, possible_tp(model)))}",
+        )
+    if parallel.expert_parallel and not model.is_moe:
+        raise EngineRefusalError(
+            "Number of experts in the model must be greater than 0 when expert parallelism is enabled."
+        )
+    if parallel.pp > 1 and not model.supports_pipeline:
+        raise EngineRefusalError("Pipeline parallelism is not supported for this model.")
+    if parallel.pp > max(model.n_layers, 1):
+        raise EngineRefusalError(f"{model.n_layers} layers cannot be shared by {parallel.pp} pipeline stages")
+    if dcp > 1 and not model.uses_mla:
+        kv = model.n_kv_heads
+        if tp <= kv:
+            raise EngineRefusalError(
+                f"Decode context parallelism for GQA/MQA requires `--tensor-parallel-size` ({tp}) to "
+                "be greater than the "
+                f"model's total number of KV heads ({kv})."
+            )
+        if dcp > tp // kv:
+            raise EngineRefusalError(
+                f"`--decode-context-parallel-size` ({dcp}) exceeds the maximum supported value "
+                f"({tp // kv}) for "
+                f"`--tensor-parallel-size` ({tp}) and {kv} model KV heads."
+            )
+        if (model.n_heads // kv) % dcp:
+            raise EngineRefusalError(
+                f"The model's number of query heads per KV head ({model.n_heads // kv}) must be divisible by "
+                f"`--decode-context-parallel-size` ({dcp}) for GQA/MQA."
+            )
+    if not model.uses_mla and model.n_kv_heads:
+        kv = model.n_kv_heads
+        if kv % tp if kv >= tp else tp % kv:
+            raise EngineRefusalError(
+                f"{kv} KV heads neither divide over tensor parallel size {tp} nor repeat evenly on it",
+                hint=f"possible: {', '.join(map(str, possible_tp(model)))}",
+            )
+
+
+def possible_tp(model: VllmModel, limit: int = 64) -> list[int]:
+    """Tensor parallel sizes that the heads allow."""
+    kv = model.n_kv_heads or 1
+    return [
+        tp
+        for tp in range(1, min(limit, max(model.n_heads, 1)) + 1)
+        if model.n_heads % tp == 0 and (model.uses_mla or (kv % tp == 0 if kv >= tp else tp % kv == 0))
+    ]
+
+
+def _layer_partition(settings: VllmSettings, model: VllmModel) -> tuple[int, ...] | None:
+    text = settings.env.get("VLLM_PP_LAYER_PARTITION")
+    if not text:
+        return None
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise EngineRefusalError(f"Invalid partition string: {text[:40]!r}") from None
+    if len(sizes) != settings.pipeline_parallel_size:
+        raise EngineRefusalError(
+            f"len(partitions)={len(sizes)} does not match pp_size={settings.pipeline_parallel_size}."
+        )
+    if sum(sizes) != model.n_layers:
+        raise EngineRefusalError(
+            f"sum(partitions)={sum(sizes)} does not match num_hidden_layers={model.n_layers}."
+        )
+    return sizes
+
+
+def _check_data_parallel(settings: VllmSettings, model: VllmModel) -> None:
+    dp, local = settings.data_parallel_size, settings.data_parallel_size_local
+    if local is not None and local > dp:
+        raise EngineRefusalError(f"data_parallel_size_local ({local}) must be <= data_parallel_size ({dp})")
+    if settings.data_parallel_hybrid_lb and settings.data_parallel_external_lb:
+        raise EngineRefusalError(
+            "`--data-parallel-hybrid-lb` and `--data-parallel-external-lb` cannot be enabled together."
+        )
+    external = settings.data_parallel_external_lb or settings.data_parallel_rank is not None
+    if external and dp > 1 and not model.is_moe:
+        raise EngineRefusalError("Non-MoE models do not support external data parallel mode.")
+    if settings.data_parallel_external_lb and dp <= 1:
+        raise EngineRefusalError("data_parallel_external_lb can only be set when data_parallel_size > 1")
+    if external and local not in (1, None):
+        raise EngineRefusalError(
+            f"an external data-parallel rank requires `--data-parallel-size-local 1`; got {local}."
+        )
+    if settings.data_parallel_rank is not None and not 0 <= settings.data_parallel_rank < max(dp, 1):
+        raise EngineRefusalError(
+            f"data_parallel_rank ({settings.data_parallel_rank}) must be in the range [0, {dp})"
+        )
+    if settings.data_parallel_hybrid_lb and local is None:
+        raise EngineRefusalError("`--data-parallel-hybrid-lb` requires `--data-parallel-size-local`.")
+
+
+def _check_nodes(settings: VllmSettings, parallel: Parallel) -> None:
+    nnodes = settings.nnodes
+    if nnodes == 1:
+        return
+    world = parallel.dp * parallel.world_size
+    if settings.data_parallel_backend != "mp":
+        raise EngineRefusalError(f"`--nnodes {nnodes}` requires `--data-parallel-backend mp`")
+    if settings.distributed_executor_backend not in (None, "mp", "uni", "external_launcher"):
+        raise EngineRefusalError(
+            "nnodes > 1 can only be set when distributed executor backend is mp, uni or external_launcher."
+        )
+    if world % nnodes:
+        raise EngineRefusalError(f"`--nnodes {nnodes}` must evenly divide the total world size ({world}).")
+    if not 0 <= settings.node_rank < nnodes:
+        raise EngineRefusalError(
+            f"`--node-rank` must be between 0 and {nnodes - 1}; got `--node-rank {settings.node_rank}`."
+        )
+
+
+def _check_local_gpus(settings: VllmSettings, parallel: Parallel, n_gpus: int) -> None:
+    """As many GPUs here as ranks (config/parallel.py:__post_init__)."""
+    if settings.distributed_executor_backend == "ray" or settings.data_parallel_backend == "ray":
+        return
+    local_dp = 1 if settings.data_parallel_external_lb else settings.data_parallel_size_local or parallel.dp
+    needed = (
+        parallel.world_size * local_dp
+        if settings.nnodes == 1
+        else parallel.world_size * parallel.dp // settings.nnodes
+    )
+    if needed > n_gpus:
+        raise EngineRefusalError(
+            f"World size ({needed}) is larger than the number of available GPUs ({n_gpus}) in this node.",
+            hint="set --nnodes, or --distributed-executor-backend ray",
+        )
+
+
+# -- Scheduling, speculation, graphs ---------------------------------------------------------------
+
+
+def _uses_v2_runner(settings: VllmSettings, parallel: Parallel, gpu: Gpu) -> bool:
+    """Which model runner serves (config/vllm.py:use_v2_model_runner)."""
+    forced = settings.env.get("VLLM_USE_V2_MODEL_RUNNER")
+    if forced:
+        return forced not in ("0", "false", "False")
+    if gpu.cpu:
+        return False
+    if settings.distributed_executor_backend == "external_launcher" and parallel.pp > 1:
+        return False
+    return (settings.speculative_config or {}).get("method") not in ("suffix", "custom_class")
+
+
+def _async_scheduling(
+    settings: VllmSettings, parallel: Parallel, gpu: Gpu, *, pooling: bool, v2: bool
+) -> bool:
+    if gpu.cpu:
+        return False
+    method = (settings.speculative_config or {}).get("method")
+    blocked = None
+    if not v2:
+        if method in ("suffix", "custom_class", "ngram", "medusa"):
+            blocked = f"{method}-based speculative decoding"
+        elif parallel.pp > 1:
+            blocked = "pipeline parallelism"
+    if settings.async_scheduling:
+        if blocked:
+            raise EngineRefusalError(
+                f"Async scheduling is not supported by the V1 model runner with {blocked}."
+            )
+        return True
+    return settings.async_scheduling is None and not pooling and blocked is None
+
+
+def _concurrent_batches(pp: int, *, is_async: bool, v2: bool) -> int:
+    """Batches in flight at once (config/vllm.py:max_concurrent_batches)."""
+    if is_async and v2:
+        return pp + 1
+    return 2 if is_async and pp <= 1 else pp
+
+
+def _hybrid_manager(settings: VllmSettings, model: VllmModel, method: str | None) -> bool:
+    """Whether each kind of layer keeps only what it needs (config/vllm.py:
+    disable_hybrid_kv_cache_manager)."""
+    disabled = False
+    if any(getattr(cache, "kind", None) == "chunked" for cache in model.caches):
+        allowed = settings.env.get("VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE", "1") not in ("", "0")
+        disabled = method in ("eagle", "eagle3", "mtp") or not allowed
+    wish = settings.disable_hybrid_kv_cache_manager
+    if wish is False and disabled:
+        raise EngineRefusalError(
+            "Hybrid KV cache manager was explicitly enabled but is not supported in this configuration."
+        )
+    return not (disabled if wish is None else wish)
+
+
+def resolve_speculation(settings: VllmSettings, model: VllmModel) -> tuple[str | None, int, Draft | None]:
+    """(method, draft tokens, the draft's layers) (config/speculative.py:SpeculativeConfig)."""
+    config = settings.speculative_config
+    if not config:
+        return None, 0, None
+    method = config.get("method")
+    if method is None:
+        method = "draft_model" if config.get("model") else None
+    if isinstance(method, str) and method.endswith("_mtp"):
+        method = "mtp"
+    if method is None:
+        raise EngineRefusalError("num_speculative_tokens was provided but without speculative model.")
+    if method == "mtp":
+        if model.draft is None:
+            raise EngineRefusalError(
+                f"the model has no MTP layers: speculative method {method} cannot be used"
+            )
+        tokens = int(config.get("num_speculative_tokens") or model.draft.n_layers)
+        if tokens > model.draft.n_layers and tokens % model.draft.n_layers:
+            raise EngineRefusalError(
+                f"num_speculative_tokens:{tokens} must be divisible by n_predict={model.draft.n_layers}"
+            )
+        return method, tokens, model.draft
+    tokens = int(config.get("num_speculative_tokens") or 0)
+    if tokens <= 0:
+        raise EngineRefusalError("num_speculative_tokens must be provided with speculative model")
+    return str(method), tokens, None
+
+
+def graph_mode(settings: VllmSettings, model: VllmModel, *, pooling: bool) -> GraphMode:
+    """Which CUDA graphs are captured (config/compilation.py, config/vllm.py)."""
+    if settings.enforce_eager:
+        return "NONE"
+    level = settings.optimization_level
+    wish = settings.compilation_config.get("cudagraph_mode")
+    if isinstance(wish, str) and wish.upper() in (
+        "NONE",
+        "PIECEWISE",
+        "FULL",
+        "FULL_DECODE_ONLY",
+        "FULL_AND_PIECEWISE",
+    ):
+        return wish.upper()  # type: ignore[return-value]
+    if level == "0":
+        return "NONE"
+    if level == "1" or pooling:
+        return "PIECEWISE"
+    return "FULL_DECODE_ONLY" if model.is_encoder_decoder else "FULL_AND_PIECEWISE"
+
+
+def capture_sizes(
+    settings: VllmSettings,
+    model: VllmModel,
+    gpu: Gpu,
+    *,
+    mode: GraphMode,
+    tokens: int,
+    seqs: int,
+    query_len: int,
+) -> tuple[int, ...]:
+    """Batch sizes of the captured graphs (config/vllm.py:_set_cudagraph_sizes).
+
+    Raises:
+        EngineRefusalError: two given limits contradict each other.
+    """
+    if mode == "NONE":
+        return ()
+    given = settings.cudagraph_capture_sizes or settings.compilation_config.get("cudagraph_capture_sizes")
+    limit = settings.max_cudagraph_capture_size or settings.compilation_config.get(
+        "max_cudagraph_capture_size"
+    )
+    if given:
+        sizes = tuple(sorted({int(size) for size in given if int(size) <= tokens}))
+        if limit is not None and sizes and int(limit) != sizes[-1]:
+            raise EngineRefusalError(
+                f"customized max_cudagraph_capture_size(={limit}) should be consistent with the max value of "
+                f"cudagraph_capture_sizes(={sizes[-1]})"
+            )
+        return sizes
+    decode: set[int] = set()
+    if limit is None and model.architecture == "GptOssForCausalLM":
+        limit = 1024
+    if limit is None:
+        default = 1024 if gpu.cc[0] == 10 else 512
+        limit = min(2 * seqs * query_len, default)
+        if query_len > 1:
+            counts = _request_counts(min(seqs, default))
+            decode = {n * query_len for n in counts if n * query_len <= limit}
+        elif seqs <= limit:
+            decode = {seqs}
+    largest = min(int(limit), tokens)
+    steps = [size for size in (1, 2, 4) if size <= largest]
+    if settings.performance_mode == "interactivity":
+        steps = list(range(1, min(largest, 32) + 1))
+    steps += range(8, min(largest + 1, 256), 8)
+    steps += range(256, largest + 1, 16)
+    if tokens <= largest:
+        steps.append(tokens)
+    return tuple(sorted({*steps, *(size for size in decode if size <= tokens)}))
+
+
+def _request_counts(most: int) -> set[int]:
+    small = {n for n in (1, 2, 4) if n <= most}
+    return {*small, *range(8, min(most + 1, 256), 8), *range(256, most + 1, 16), most}
+
+
+def _wanted_backend(settings: VllmSettings) -> str | None:
+    wish = settings.attention_backend or settings.attention_config.get("backend")
+    if settings.attention_backend and settings.attention_config.get("backend"):
+        raise EngineRefusalError("attention_backend and attention_config.backend are mutually exclusive")
+    return None if wish is None or str(wish).lower() == "auto" else str(wish).upper()
+
+
+def _gdn_backend(settings: VllmSettings) -> str:
+    extra = settings.additional_config
+    inner = extra.get("gdn_prefill_backend") if isinstance(extra, Mapping) else None
+    return str(settings.gdn_prefill_backend or inner or "auto").lower()
+
+
+def _kv_memory(settings: VllmSettings, gpu: Gpu) -> int | None:
+    if gpu.cpu and settings.env.get("VLLM_CPU_KVCACHE_SPACE"):
+        try:
+            return int(settings.env["VLLM_CPU_KVCACHE_SPACE"]) * GIB
+        except ValueError:
+            raise EngineRefusalError("VLLM_CPU_KVCACHE_SPACE must be a whole number of GiB") from None
+    return settings.kv_cache_memory_bytes
