@@ -1,7 +1,7 @@
-"""TOML data that ships with autofit, comes with a plugin or belongs to the user: hardware profiles and presets.
+"""TOML data that comes with autofit, with a plugin or from the user: hardware profiles and presets.
 
-A name is looked for in the user's directory first, then in the plugins', then in ours. Reading uses `tomllib`;
-`tomlkit` is loaded only to edit a file, so that the user's comments and order survive.
+A name is looked for in the user's directory first, then in the plugins', then in ours. Reading uses
+`tomllib`; `tomlkit` is loaded only to edit a file, so that the user's comments and order survive.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def load_preset(name: str, extra_dirs: Iterable[str | Path] = ()) -> Mapping[str
 def save(path: Path, values: Mapping[str, Any], heading: Sequence[str] = ()) -> None:
     """Write `values` into a TOML file; keys, comments and order that are already there stay.
 
-    A value `None` removes its key. A new file starts with `heading` as comment lines. The file is replaced at once
-    or not at all.
+    A value `None` removes its key. A new file starts with `heading` as comment lines. The file is replaced at
+    once or not at all.
 
     Raises:
         UsageError: the file there is not TOML, or cannot be written.

@@ -1,4 +1,4 @@
-"""What this machine has, and machines that one does not have. Never guesses: what is unknown is `None`, with a reason."""
+"""What this machine has, and machines that one does not have. What is unknown is `None`, with a reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 def detect_machine(env: Mapping[str, str] | None = None, root: Path = Path("/")) -> Machine:
     """This machine, in bounded time. Never fails; `Machine.findings` says what could not be learnt, and why.
 
-    `env` stands in for the process environment; `root` for a recorded tree, from which nothing is run or loaded.
+    `env` stands in for the process environment; `root` for a recorded tree, from which nothing is run or
+    loaded.
     """
     from autofit.hardware.detect import detect
     from autofit.hardware.system import this_system
@@ -24,7 +25,7 @@ def detect_machine(env: Mapping[str, str] | None = None, root: Path = Path("/"))
 def load_machine(
     *names: str, ram: str | int | None = None, profile_dirs: Iterable[str | Path] = ()
 ) -> Machine:
-    """The machine that hardware profiles, sizes and files describe: `load_machine("rtx-3090", "rtx-4070-ti:11GiB", ram="64GiB")`.
+    """The machine that profiles, sizes and files describe: `load_machine("rtx-3090", "rtx-4070-ti:11GiB")`.
 
     Raises:
         HardwareError: an unknown name (with suggestions), a generic device without a size, a wrong profile.

@@ -2,12 +2,66 @@
 
 from __future__ import annotations
 
-from autofit.domain.units import GIB
+import re
+
+from autofit.domain.machine import HOST_POOL, Device, Host
+from autofit.domain.units import MIB, format_bytes
+from autofit.hardware.catalog import working_set_bytes
+from autofit.hardware.facts import Facts, enrich
+from autofit.hardware.system import System, ToolError
 
 
-def working_set_bytes(total_bytes: int) -> int:
-    """What Metal recommends as working set (`recommendedMaxWorkingSetSize`), if `iogpu.wired_limit_mb` is not set.
+def find(system: System, host: Host) -> Facts:
+    """The GPU of an Apple chip."""
+    if (
+        system.platform != "darwin"
+        or host.total_bytes is None
+        or not (host.cpu_name or "").startswith("Apple")
+    ):
+        return Facts()
+    total, origin = _limit(system, host.total_bytes)
+    free = None if host.available_bytes is None else min(total, host.available_bytes)
+    device = Device(
+        id="MTL0",
+        index=0,
+        name=host.cpu_name or "Apple GPU",
+        api="metal",
+        total_bytes=total,
+        free_bytes=free,
+        pool=HOST_POOL,
+        vendor="apple",
+        integrated=True,
+        n_sm=_cores(system),
+        notes=(
+            f"unified memory: Metal takes up to {format_bytes(total)} (`sudo sysctl iogpu.wired_limit_mb=N`)",
+        ),
+    )
+    device, known = enrich(device)
+    sources = {
+        "MTL0.total_bytes": origin,
+        "MTL0.free_bytes": "derived: main memory available, within the limit",
+        **known,
+    }
+    return Facts(devices=(device,), sources=sources)
 
-    Two thirds of main memory up to 36 GB, three quarters above; seen in the logs of llama.cpp's Metal back end.
-    """
-    return total_bytes * 3 // 4 if total_bytes > 36 * GIB else total_bytes * 2 // 3
+
+def _limit(system: System, ram_bytes: int) -> tuple[int, str]:
+    for key in ("iogpu.wired_limit_mb", "debug.iogpu.wired_limit"):  # macOS 14 and later, macOS 13
+        try:
+            match = re.search(r":\s*(\d+)\s*$", system.tool("sysctl", key))
+        except ToolError:
+            continue
+        n = int(match[1]) if match else 0
+        if n:
+            return min(n * MIB if key.endswith("_mb") else n, ram_bytes), f"measured: sysctl {key}"
+    return working_set_bytes(ram_bytes), "assumed: Metal's usual share of main memory"
+
+
+def _cores(system: System) -> int | None:
+    try:
+        match = re.search(
+            r'"gpu-core-count"\s*=\s*(\d+)', system.tool("ioreg", "-rc", "AGXAccelerator", "-d1")
+        )
+    except ToolError:
+        return None
+    return int(match[1]) if match else None

@@ -1,7 +1,8 @@
 """Hardware that one does not have: profiles, and machines put together from them.
 
-A name is `rtx-3090` (idle), `rtx-4070-ti:11GiB` (that much is free), `m2-max-64gb` (a machine with that much main memory),
-`generic-cuda:24GiB`, `cpu`, a TOML profile or a JSON file made by `autofit hardware detect --format json`.
+A name is `rtx-3090` (idle), `rtx-4070-ti:11GiB` (that much is free), `m2-max-64gb` (a machine with that much
+main memory), `generic-cuda:24GiB`, `cpu`, a TOML profile or a JSON file made by `autofit hardware detect
+--format json`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from autofit.domain.text import printable
 from autofit.domain.units import GIB, format_bytes, parse_size
 from autofit.errors import HardwareError
 from autofit.hardware import names, schema
-from autofit.hardware.apple import working_set_bytes
 from autofit.hardware.record import machine_from_json
 from autofit.profiles import files, parse_toml, read_text
 
@@ -45,6 +45,14 @@ class Profile:
     @property
     def is_machine(self) -> bool:
         return bool(self.table["kind"] == "machine")
+
+    @property
+    def device_table(self) -> Mapping[str, Any]:
+        """The figures of its device: the card itself, or the only kind of device of a machine."""
+        if not self.is_machine:
+            return self.table
+        rows = self.table.get("device", [])
+        return rows[0] if len(rows) == 1 else {}
 
     def basis_of(self, figure: str) -> str | None:
         """`basis: document` of a figure, if the profile says."""
@@ -80,6 +88,32 @@ def list_profiles(extra_dirs: Iterable[str | Path] = ()) -> list[Profile]:
     return [read_profile(path) for _, path in sorted(files("hardware", extra_dirs).items())]
 
 
+def profile_of(
+    driver_name: str,
+    total_bytes: int | None,
+    pci_id: str | None = None,
+    extra_dirs: Iterable[str | Path] = (),
+) -> Profile | None:
+    """The profile of a device by the name its driver gives, or by `vendor:device` on the bus.
+
+    Among several, the one with as much memory (within 4 %); `None` if that does not decide.
+    """
+    try:
+        found = names.find(driver_name, extra_dirs)
+        if not found and pci_id is not None:
+            found = names.find_pci(pci_id, extra_dirs)
+        profiles = [read_profile(path) for path in found.values()]
+    except HardwareError:
+        return None  # a broken file of the user's must not hide the device itself
+    if total_bytes is not None and len(profiles) > 1:
+        profiles = [
+            profile
+            for profile in profiles
+            if abs(profile.device_table.get("memory_total_bytes", 0) - total_bytes) <= 0.04 * total_bytes
+        ]
+    return profiles[0] if len(profiles) == 1 else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
     """What one name adds to a machine."""
@@ -98,9 +132,10 @@ def load_machine(
     host: Host | None = None,
     profile_dirs: Iterable[str | Path] = (),
 ) -> Machine:
-    """The machine that these names describe. A repeated name is one more device; `ram` is its main memory, all of it free.
+    """The machine that these names describe. A repeated name is one more device; `ram` is all free.
 
-    Without `ram`, and without a machine among the names, `host` stands in (else what this machine has), and a finding says so.
+    Without `ram`, and without a machine among the names, `host` stands in (else what this machine has), and a
+    finding says so.
 
     Raises:
         HardwareError: an unknown name, a generic device without a size, two machines at once.
@@ -132,7 +167,7 @@ def load_machine(
         sources["host.available_bytes"] = "measured: this machine"
         if main.available_bytes is not None:
             findings.append(
-                f"main memory is taken from this machine ({format_bytes(main.available_bytes)} available); --ram SIZE states another"
+                f"main memory as here: {format_bytes(main.available_bytes)} free; --ram states another"
             )
     assert main is not None
     devices: list[Device] = []
@@ -192,8 +227,14 @@ def _part(wanted: str, ram_bytes: int | None, dirs: tuple[str | Path, ...]) -> _
     if _is_path(name):
         if name.lower().endswith(".json"):
             machine = machine_from_json(read_text(Path(name), HardwareError), name)
-            return _Part(devices=machine.devices, host=machine.host, links=machine.links, name=machine.name or name,
-                         findings=machine.findings, sources=machine.sources)  # fmt: skip
+            return _Part(
+                devices=machine.devices,
+                host=machine.host,
+                links=machine.links,
+                name=machine.name or name,
+                findings=machine.findings,
+                sources=machine.sources,
+            )
         profile = read_profile(Path(name))
     else:
         profile, sold_ram = _named(name, dirs)
@@ -260,7 +301,7 @@ def _device(
     if total is None or free > usable:
         if total is not None:
             findings.append(
-                f"{table['name']}: {format_bytes(free)} free is more than its driver reports ({format_bytes(usable)}); taken as stated"
+                f"{table['name']}: {format_bytes(free)} free as stated; idle it has {format_bytes(usable)}"
             )
         total, reserved = free, 0
     capability = table.get("compute_capability")
@@ -284,6 +325,14 @@ def _device(
         fp16_flops_per_s=table.get("fp16_flops_per_s"),
         link_bytes_per_s=table.get("link_bytes_per_s"),
     ), tuple(findings)
+
+
+def working_set_bytes(total_bytes: int) -> int:
+    """What Metal recommends as working set (`recommendedMaxWorkingSetSize`) while no limit is set.
+
+    Two thirds of main memory up to 36 GB, three quarters above, as llama.cpp's Metal back end logs it.
+    """
+    return total_bytes * 3 // 4 if total_bytes > 36 * GIB else total_bytes * 2 // 3
 
 
 def _shared_bytes(table: Mapping[str, Any], host: Host | None) -> int:
@@ -340,7 +389,7 @@ def _machine(
 
 
 def _sold_with(profile: Profile, free_bytes: int | None) -> int:
-    """The main memory of a machine that is sold with several sizes: the smallest that can have so much free."""
+    """Main memory of a machine that is sold with several sizes: the smallest that can have so much free."""
     sizes = profile.table.get("host", {}).get("sizes_gib", [])
     if len(sizes) == 1:
         return int(sizes[0]) * GIB

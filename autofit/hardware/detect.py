@@ -1,13 +1,180 @@
-"""All sources asked at once, and what they say joined into one machine."""
+"""All sources asked at once, and what they say joined into one machine.
+
+A source runs in a thread of its own, so that a driver or tool that hangs costs its time-out and not the
+answer.
+"""
 
 from __future__ import annotations
 
-from autofit.domain.machine import Machine
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from autofit.domain.machine import HOST_POOL, Device, Host, Machine
+from autofit.domain.text import printable
+from autofit.hardware import amd, apple, engines, intel, nvidia
+from autofit.hardware.facts import Facts
 from autofit.hardware.host import read_host
 from autofit.hardware.system import System
 
+Source = Callable[[System, Host], Facts]
+SOURCES: dict[str, Source] = {
+    "NVIDIA": nvidia.find,
+    "AMD": amd.find,
+    "Intel": intel.find,
+    "Apple": apple.find,
+}
+DISPLAY_CLASSES = ("0x0300", "0x0302", "0x0380", "0x1200")  #: VGA, 3D controller, other display, accelerator
+GPU_VENDORS = {0x10DE: "NVIDIA", 0x1002: "AMD", 0x8086: "Intel", 0x19E5: "Huawei", 0x1EC6: "Moore Threads"}
 
-def detect(system: System) -> Machine:
-    """The machine behind `system`."""
+
+def detect(system: System, extra: Iterable[tuple[str, Source]] = ()) -> Machine:
+    """The machine behind `system`. `extra` are sources of plugins, asked like our own."""
     facts = read_host(system)
-    return Machine(host=facts.host, origin="detected", sources=facts.sources)
+    host = facts.host
+    answers = _ask_all(system, host, [*SOURCES.items(), *extra])
+    findings = [finding for answer in answers for finding in answer.findings]
+    sources = {**facts.sources}
+    found = [device for answer in answers for device in answer.devices]
+    for answer in answers:
+        sources |= answer.sources
+    links = [link for answer in answers for link in answer.links]
+    seen = frozenset(pci for answer in answers for pci in answer.seen)
+    unexplained = list(_unexplained(system, seen))
+    if unexplained or any(device.free_bytes is None for device in found):
+        listed = _ask_all(system, host, [("llama.cpp", engines.find)])[0]
+        found, sources, explained = _merge(found, sources, listed)
+        if not explained:
+            findings += unexplained
+            findings += listed.findings if unexplained else ()
+    counted = _counted(system, found, findings)
+    names = {device.id: f"GPU{i}" for i, device in enumerate(counted)}
+    devices = tuple(
+        replace(device, id=names[device.id], pool=HOST_POOL if device.pool == HOST_POOL else names[device.id])
+        for device in counted
+    )
+    if not devices and not found and not findings:
+        findings.append("no GPU was found; --on NAME plans for one")
+    return Machine(
+        host=host,
+        devices=devices,
+        links=tuple(
+            replace(link, a=names[link.a], b=names[link.b])
+            for link in links
+            if link.a in names and link.b in names
+        ),
+        origin="detected",
+        findings=tuple(dict.fromkeys(findings)),
+        sources={_renamed(key, names): basis for key, basis in sources.items() if _kept(key, names)},
+    )
+
+
+def _kept(key: str, names: dict[str, str]) -> bool:
+    return key.startswith(f"{HOST_POOL}.") or key.partition(".")[0] in names
+
+
+def _renamed(key: str, names: dict[str, str]) -> str:
+    owner, dot, figure = key.partition(".")
+    return f"{names.get(owner, owner)}{dot}{figure}"
+
+
+def _ask_all(system: System, host: Host, sources: Sequence[tuple[str, Source]]) -> list[Facts]:
+    """Every source's answer, within the time that is left; one that hangs or fails is a finding."""
+    answers: list[Facts | None] = [None] * len(sources)
+
+    def ask(position: int, name: str, source: Source) -> None:
+        try:
+            answers[position] = source(system, host)
+        except Exception as error:  # a source must not take the others with it, whatever a driver sends back
+            answers[position] = Facts(findings=(f"{name}: {type(error).__name__}: {printable(str(error))}",))
+
+    threads = [
+        threading.Thread(target=ask, args=(position, name, source), daemon=True)
+        for position, (name, source) in enumerate(sources)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(system.seconds_left)
+    return [
+        answer or Facts(findings=(_late(system, name),))
+        for answer, (name, _) in zip(answers, sources, strict=True)
+    ]
+
+
+def _late(system: System, name: str) -> str:
+    return f"{name}: no answer within {system.seconds:g} s (AUTOFIT_DETECT_SECONDS=5 waits longer)"
+
+
+def _unexplained(system: System, seen: frozenset[str]) -> Iterable[str]:
+    """Devices on the bus, or nodes in /dev, that no source has accounted for."""
+    for pci in system.names("/sys/bus/pci/devices"):
+        base = f"/sys/bus/pci/devices/{pci}"
+        if pci.lower() in seen or not (system.text(f"{base}/class") or "").startswith(DISPLAY_CLASSES):
+            continue
+        vendor = system.number(f"{base}/vendor") or 0
+        if vendor in GPU_VENDORS:
+            driver = system.link(f"{base}/driver")
+            state = (
+                f"its driver {printable(driver)} gives no figures" if driver else "no driver is bound to it"
+            )
+            number = f"{vendor:04x}:{system.number(f'{base}/device') or 0:04x}"
+            yield f"{GPU_VENDORS[vendor]} device {printable(pci)} ({number}) is on the bus, but {state}"
+    if any(name.startswith("davinci") and name[7:].isdigit() for name in system.names("/dev")):
+        yield "Ascend devices are there (/dev/davinci*); only an engine can tell their memory"
+
+
+def _merge(
+    found: list[Device], sources: dict[str, str], listed: Facts
+) -> tuple[list[Device], dict[str, str], bool]:
+    """Free memory for devices that lack it, and devices that nobody else found, from an engine's list."""
+    explained = False
+    for device in listed.devices:
+        same = [
+            d for d in found if d.name == device.name or (d.api == device.api and d.index == device.index)
+        ]
+        if same:
+            if same[0].free_bytes is None:
+                explained = True
+                found = [replace(d, free_bytes=device.free_bytes) if d is same[0] else d for d in found]
+                sources = {**sources, f"{same[0].id}.free_bytes": "measured: --list-devices"}
+        elif not any(d.vendor is not None and d.name in device.name for d in found):
+            explained = True
+            found = [*found, device]
+            sources = {
+                **sources,
+                **{k: v for k, v in listed.sources.items() if k.startswith(f"{device.id}.")},
+            }
+    return found, sources, explained
+
+
+def _counted(system: System, found: list[Device], findings: list[str]) -> list[Device]:
+    """The devices one engine will use: no graphics of the processor beside real cards, and one back end.
+
+    llama.cpp takes an integrated device only where there is no other (llama.cpp:llama_prepare_model_devices).
+    A chip known as a unified-memory machine counts; any other does when `AUTOFIT_INTEGRATED=1` asks for it.
+    """
+    asked = system.env.get("AUTOFIT_INTEGRATED", "") not in ("", "0")
+    discrete = [device for device in found if not device.integrated]
+    small = [] if asked else [device for device in found if _is_small(device, bool(discrete))]
+    findings.extend(
+        f"{device.name} (integrated, shares main memory) is not counted; AUTOFIT_INTEGRATED=1 counts it"
+        for device in small
+    )
+    counted = [device for device in found if device not in small]
+    apis = list(dict.fromkeys(device.api for device in counted))
+    if len(apis) > 1:
+        most = max(apis, key=lambda api: sum(d.total_bytes or 0 for d in counted if d.api == api))
+        findings.extend(
+            f"{device.name} ({device.api}) is not counted: one build of an engine drives {most} or {device.api}"
+            for device in counted
+            if device.api != most
+        )
+        counted = [device for device in counted if device.api == most]
+    return counted
+
+
+def _is_small(device: Device, beside_cards: bool) -> bool:
+    """Graphics of a processor, as against a machine that is built around its GPU."""
+    known = device.profile is not None or device.api in ("cuda", "metal")
+    return device.integrated and (beside_cards or not known)

@@ -193,9 +193,8 @@ def _kubernetes(system: System, total: int | None) -> list[str]:
         return ["Kubernetes: best effort, no memory request: first to be killed when the node runs short"]
     if score is not None and 2 < score < 999 and total is not None:
         # the kubelet sets 1000 - 1000 * request / capacity for a burstable pod
-        return [
-            f"Kubernetes: burstable, memory request about {format_bytes(total * (1000 - score) // 1000)} (oom_score_adj {score})"
-        ]
+        request = format_bytes(total * (1000 - score) // 1000)
+        return [f"Kubernetes: burstable, memory request about {request} (oom_score_adj {score})"]
     return []
 
 

@@ -1,7 +1,8 @@
 """Names of hardware as people and drivers write them, and the profiles they mean.
 
-`3090`, `RTX 3090`, `NVIDIA GeForce RTX 3090` and `geforce-rtx-3090` are one card. A name is reduced to a key (small
-letters and digits, without makers' words); file names answer first, the aliases inside the files only on a miss.
+`3090`, `RTX 3090`, `NVIDIA GeForce RTX 3090` and `geforce-rtx-3090` are one card. A name is reduced to a key
+(small letters and digits, without makers' words); file names answer first, the aliases inside the files only
+on a miss.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ _NOISE = re.compile(
     r"\((?:r|tm|c)\)|[®™]|\b(?:nvidia|geforce|amd|radeon|intel|apple|tesla|graphics|accelerator|corporation|gpu|inc)\b"
 )
 _ALIASES = re.compile(r"^aliases\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOTALL)
+_PCI_IDS = re.compile(r"^pci_ids\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOTALL)
 _NAME = re.compile(r'^name\s*=\s*"([^"]*)"', re.MULTILINE)
 _QUOTED = re.compile(r'"([^"]*)"')
 
@@ -40,14 +42,24 @@ def find(name: str, extra_dirs: Iterable[str | Path] = ()) -> dict[str, Path]:
     return {stem: path for stem, path in known.items() if key in alias_keys(path)}
 
 
+def find_pci(pci_id: str, extra_dirs: Iterable[str | Path] = ()) -> dict[str, Path]:
+    """The profiles of a device on the bus (`1002:744c`): cards that differ in memory may share one number."""
+    return {
+        stem: path
+        for stem, path in files("hardware", extra_dirs).items()
+        if pci_id in _quoted(_PCI_IDS, read_text(path))
+    }
+
+
+def _quoted(pattern: re.Pattern[str], text: str) -> list[str]:
+    return [value for block in pattern.findall(text) for value in _QUOTED.findall(block)]
+
+
 def alias_keys(path: Path) -> frozenset[str]:
     """Keys of every name in a file. Read by pattern: parsing every profile would cost more than the plan."""
     text = read_text(path, HardwareError)
     head = text.partition("\n[")[0]
-    names = _NAME.findall(head)
-    for block in _ALIASES.findall(head):
-        names += _QUOTED.findall(block)
-    return frozenset(map(key_of, names))
+    return frozenset(map(key_of, _NAME.findall(head) + _quoted(_ALIASES, head)))
 
 
 def resolve(name: str, extra_dirs: Iterable[str | Path] = ()) -> Path:

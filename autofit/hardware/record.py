@@ -1,4 +1,4 @@
-"""A machine as JSON values and back: what `hardware detect --format json` prints and `--on FILE.json` reads."""
+"""A machine as JSON values and back: what `hardware detect --format json` prints, and `--on` reads."""
 
 from __future__ import annotations
 

@@ -64,6 +64,7 @@ DEVICE: dict[str, Key] = {
     "link_bytes_per_s": _rate("to the host, one direction"),
     "nvlink_bytes_per_s": _rate("to its peers, one direction, all links together"),
     "uuid": Key(str, "as the driver writes it"),
+    "pci_ids": Key(list, "vendor:device on the bus, where the driver gives no name"),
 }
 HOST: dict[str, Key] = {
     "total_bytes": _bytes("main memory"),

@@ -1,4 +1,4 @@
-"""The one door to the machine: files, programs and libraries, so that a recording can stand in for all of them."""
+"""The one door to the machine (files, programs, libraries), so that a recording can stand in for it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class System:
     root: Path
     env: Mapping[str, str]
     platform: str = sys.platform
-    machine: str = "x86_64"
+    uid: int | None = None
     run: Callable[[Sequence[str], float], str]
     load_nvml: Callable[[], Any]
     space: Callable[[Path], int | None]
@@ -59,7 +59,7 @@ class System:
     def names(self, path: str) -> list[str]:
         """What is in a directory, sorted; empty if there is none."""
         try:
-            return sorted(os.listdir(self.path(path)))
+            return sorted(entry.name for entry in os.scandir(self.path(path)))
         except OSError:
             return []
 
@@ -92,16 +92,12 @@ def this_system(env: Mapping[str, str] | None = None, root: Path = Path("/")) ->
         root=root,
         env=env,
         platform=sys.platform if here else "linux",
-        machine=_machine() if here else "x86_64",
+        uid=os.getuid() if here and hasattr(os, "getuid") else None,
         run=run_tool if here else _not_here,
         load_nvml=load_nvml if here else _no_library,
         space=free_space if here else lambda path: None,
         seconds=_seconds(env),
     )
-
-
-def _machine() -> str:
-    return os.uname().machine if hasattr(os, "uname") else os.environ.get("PROCESSOR_ARCHITECTURE", "")
 
 
 def _seconds(env: Mapping[str, str]) -> float:
