@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -50,6 +50,17 @@ def role_of(model: ModelSpec) -> Role:
     if model.architecture == "clip" or kind == "mmproj":
         return "mmproj"
     return "draft" if model.architecture in _DRAFTS else "model"
+
+
+def group_of(model: ModelSpec) -> Callable[[str], str]:
+    """The function from a tensor's name to its group, for this model's names."""
+    if model.format == "gguf":
+        from autofit.readers.layers import gguf_group
+
+        return gguf_group
+    from autofit.readers.hf_layers import hf_group
+
+    return hf_group
 
 
 def _read_file(path: Path) -> ModelSpec:

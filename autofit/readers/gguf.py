@@ -350,7 +350,7 @@ class _Parser:
         row = ne[0] if ne else 1
         if row % block_elements:
             raise self.fail(
-                f"tensor {printable(name)} has rows of {row}: no whole {type_name} blocks of {block_elements}",
+                f"tensor {printable(name)}: rows of {row}, not whole {type_name} blocks of {block_elements}",
                 at,
             )
         return _Entry(
