@@ -931,7 +931,8 @@ ARCHITECTURES = frozenset(
 # An architecture that is not in the table: what a bound can use, nothing that would make it smaller.
 _UNKNOWN = """
     n_ff_exp? n_ff_shexp? n_expert_shared? n_layer_dense_lead? ssm_d_conv? ssm_d_inner? ssm_d_state?
-    ssm_dt_rank? ssm_n_group? wkv_head_size? n_embd_head_kda? n_shortconv_l_cache? n_lora_q? n_lora_kv? rope_sections?
+    ssm_dt_rank? ssm_n_group? wkv_head_size? n_embd_head_kda? n_shortconv_l_cache? n_lora_q? n_lora_kv?
+    rope_sections?
 """
 
 RECURRENT = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"})  #: llm_arch_is_recurrent
@@ -1018,6 +1019,7 @@ def _base(meta: Metadata) -> Draft:
     d.f_attn_temp_offset = 0.0
 
     d.n_ctx_train = meta.number("context_length")
+    d.n_ctx_orig_yarn = meta.number("rope.scaling.original_context_length", default=d.n_ctx_train)
     d.n_embd = meta.number("embedding_length")
     d.n_embd_out = meta.number("embedding_length_out", default=0)
     d.causal_attn = meta.read("attention.causal", "bool", 0, 0) is not False

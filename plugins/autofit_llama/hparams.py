@@ -1,7 +1,8 @@
 """The hyperparameters of a model as llama.cpp resolves them, one value for every engine rule that follows.
 
 Field names are the engine's own (src/llama-hparams.h, without `_arr` and `_impl`), so that a graph template
-can be read beside its src/models/*.cpp. What each architecture reads, and what it adds, is in `architectures.py`.
+can be read beside its src/models/*.cpp. What each architecture reads, and what it adds, is in
+`architectures.py`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class HParams:
     known: bool
     n_vocab: int
     n_ctx_train: int
+    n_ctx_orig_yarn: int  #: the context before rope scaling; long and short rope factors are told apart by it
     n_embd: int
     n_embd_inp: int  #: main and auxiliary input embeddings (deepstack)
     n_embd_inp_enc: int
