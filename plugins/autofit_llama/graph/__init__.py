@@ -1,0 +1,185 @@
+"""The compute buffers of llama.cpp, to the byte: a replay of its graph, scheduler and allocator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from autofit_llama.graph.archs import builder_for
+from autofit_llama.graph.builder import Builder, Fused, Graph
+from autofit_llama.graph.devices import DeviceRules
+from autofit_llama.graph.ggml import HOST
+from autofit_llama.graph.model import GraphModel
+from autofit_llama.graph.periods import choose_layers, is_periodic
+from autofit_llama.graph.scheduler import PIPELINE_COPIES, Scheduler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputeBuffers:
+    """Bytes of the compute buffer on every device and on the host; `flash_attn` is what `auto` came to."""
+
+    device_bytes: tuple[int, ...]
+    host_bytes: int
+    flash_attn: bool
+    n_copies: int
+    n_splits: int
+
+
+def compute_buffers(
+    model: GraphModel,
+    devices: Sequence[DeviceRules],
+    *,
+    pipeline: bool = False,
+    dry_run: bool = False,
+    shorten: bool = True,
+) -> ComputeBuffers:
+    """What llama-context.cpp:sched_reserve reserves.
+
+    `pipeline`: several micro-batches in flight, if every device can. `dry_run`: the figure of the engine's own dry run,
+    which forgets where norms are pinned. `shorten=False` builds every block.
+
+    Raises:
+        UnsupportedModelError: no graph for this architecture.
+    """
+    builder = builder_for(model.hparams.arch)
+    context = model.context
+    n_copies = PIPELINE_COPIES if pipeline and all(d.pipeline for d in devices) else 1
+    scheduler = Scheduler(devices, op_offload=context.op_offload, n_copies=n_copies)
+    resolved = _resolve(builder, model, scheduler, context.flash_attn)
+
+    n_tokens, n_seqs, n_outputs = context.n_tokens, context.n_seq_max, context.n_outputs
+    sizes, n_splits = _reserve(builder, model, scheduler, resolved, n_tokens, n_seqs, n_outputs, not dry_run, shorten)
+    if not dry_run:
+        decode, _ = _reserve(builder, model, scheduler, resolved, n_seqs, n_seqs, n_seqs, True, shorten)
+        sizes = [max(a, b) for a, b in zip(sizes, decode, strict=True)]
+    return ComputeBuffers(
+        device_bytes=tuple(sizes[:-1]),
+        host_bytes=sizes[-1],
+        flash_attn=resolved.flash_attn,
+        n_copies=n_copies,
+        n_splits=n_splits,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fusions:
+    flash_attn: bool
+    lid: bool = True
+    dsv4_hc: bool = True
+
+
+def _graph(
+    builder: Builder,
+    model: GraphModel,
+    fusions: _Fusions,
+    n_tokens: int,
+    n_seqs: int,
+    n_outputs: int,
+    order: tuple[int, ...],
+) -> Graph:
+    n_tokens = -(-n_tokens // n_seqs) * n_seqs
+    g = Graph(model, n_tokens, n_seqs, n_outputs, fusions.flash_attn, order, fusions.lid, fusions.dsv4_hc)
+    builder(g)
+    g.pooling()
+    g.set_outputs()
+    return g
+
+
+def _resolve(builder: Builder, model: GraphModel, scheduler: Scheduler, flash_attn: str) -> _Fusions:
+    """Which fused operations the engine uses: each is tried on a one-token graph (resolve_fused_ops)."""
+    fusions = _Fusions(flash_attn != "off")
+    if flash_attn == "auto" and fusions.flash_attn and not _all_on_device(
+        builder, model, scheduler, fusions, "flash_attn"
+    ):
+        fusions = replace(fusions, flash_attn=False)
+    if model.hparams.arch in ("deepseek4", "dflash") and not _all_on_device(
+        builder, model, scheduler, fusions, "dsv4_hc"
+    ):
+        fusions = replace(fusions, dsv4_hc=False)
+    return fusions
+
+
+def _all_on_device(builder: Builder, model: GraphModel, scheduler: Scheduler, fusions: _Fusions, kind: str) -> bool:
+    n_seqs = model.context.n_seq_max
+    order, _ = choose_layers(_signatures(model))
+    g = _graph(builder, model, fusions, n_seqs, n_seqs, n_seqs, order)
+    _pin(g, scheduler)
+    scheduler.assign(g.leafs, g.nodes)
+
+    def fits(f: Fused) -> bool:
+        home = model.layer_dev[f.il]
+        return f.node.dev == (scheduler.cpu if home == HOST else home)
+
+    return all(fits(f) for f in g.fused if f.kind == kind)
+
+
+def _pin(g: Graph, scheduler: Scheduler) -> None:
+    for t, home in g.pins:
+        dev = scheduler.cpu if home == HOST else home
+        if scheduler.supports(dev, t):
+            t.dev = dev
+
+
+def _reserve(
+    builder: Builder,
+    model: GraphModel,
+    scheduler: Scheduler,
+    fusions: _Fusions,
+    n_tokens: int,
+    n_seqs: int,
+    n_outputs: int,
+    pinned: bool,
+    shorten: bool,
+) -> tuple[list[int], int]:
+    every = tuple(range(model.hparams.n_layer))
+    order, cuts = choose_layers(_signatures(model)) if shorten else (every, ())
+    while True:
+        g = _graph(builder, model, fusions, n_tokens, n_seqs, n_outputs, order)
+        if pinned:
+            _pin(g, scheduler)
+        scheduler.assign(g.leafs, g.nodes)
+        schedule = scheduler.split(g.leafs, g.nodes)
+        if not cuts or len(g.starts) != len(order) + 1:
+            if len(g.starts) > 1 and len(g.starts) != len(order) + 1 and cuts:
+                order, cuts = every, ()
+                continue
+            sizes, _ = scheduler.reserve(schedule)
+            return sizes, len(schedule.splits)
+        moments = [schedule.position[g.starts[cut.after + k * cut.period]] for cut in cuts for k in (-1, 0)]
+        sizes, states = scheduler.reserve(schedule, moments)
+        if all(
+            is_periodic(schedule, g.starts, cut, states[2 * i], states[2 * i + 1], n_copies=scheduler.n_copies)
+            for i, cut in enumerate(cuts)
+        ):
+            return sizes, len(schedule.splits)
+        order, cuts = every, ()
+
+
+def _signatures(model: GraphModel) -> list[object]:
+    """One value per block; equal for blocks that give the same nodes."""
+    h = model.hparams
+    parts: list[list[object]] = [[] for _ in range(h.n_layer_all)]
+    for name, home in model.homes.items():
+        if name.startswith("blk."):
+            number, _, rest = name[4:].partition(".")
+            il = int(number)
+            if il < h.n_layer_all:
+                info = model.tensors[name]
+                parts[il].append((rest, info.type, info.shape, home))
+    per_layer = [
+        value
+        for field in h.__slots__
+        if isinstance(value := getattr(h, field), tuple) and len(value) >= h.n_layer_all and field != "rope_sections"
+    ]
+    steps = [s for s in (h.n_no_rope_layer_step, h.n_moe_layer_step, h.moe_every_n_layers) if s > 1]
+    return [
+        (
+            tuple(parts[il]),
+            tuple(value[il] for value in per_layer),
+            model.layer_dev[il],
+            il < h.n_layer_dense_lead,
+            h.has_kv(il),
+            tuple(il % s for s in steps),
+        )
+        for il in range(h.n_layer)
+    ]

@@ -1,0 +1,74 @@
+"""llama and its closest kin: one attention cache, RMSNorm before attention and feed-forward."""
+
+from __future__ import annotations
+
+from autofit_llama.graph import ggml
+from autofit_llama.graph.builder import Graph
+from autofit_llama.hparams import GATING_SIGMOID
+
+
+def llama(g: Graph) -> None:
+    """src/models/llama.cpp: dense and mixture of experts (mixtral)."""
+    h = g.h
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        residual = x
+        cur = g.rms(x, w, "attn_norm", il)
+        factors = g.rope_factors(il)
+        q, k, v = g.qkv(w, cur, il)
+        q, k = ggml.rope(q, pos, factors), ggml.rope(k, pos, factors)
+        if h.use_kq_norm:
+            q, k = ggml.rms_norm(q), ggml.rms_norm(k)
+        cur = g.attn(inp, w, q, k, v, il)
+        if g.is_last(il):
+            cur, residual = g.select_outputs(out_ids, cur, residual)
+        ffn_inp = ggml.add(cur, residual)
+        cur = g.rms(ffn_inp, w, "ffn_norm", il)
+        if w["ffn_gate_inp"] is None:
+            cur = g.ffn(w, cur, il)
+        else:
+            cur = g.moe(w, cur, il, weights_scale=h.expert_weights_scale)
+        x = ggml.add(cur, ffn_inp)
+    g.finish(x)
+
+
+def llama4(g: Graph) -> None:
+    """src/models/llama4.cpp: chunked attention, every n-th layer without positions and full."""
+    h = g.h
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    attn_scale = g.inp_attn_scale()
+    inp = g.inp_attn_kv() if h.swa_type == "none" else g.inp_attn_kv_iswa()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        residual = x
+        use_rope = h.n_no_rope_layer_step > 0 and (il + 1) % h.n_no_rope_layer_step != 0
+        cur = g.rms(x, w, "attn_norm", il)
+        factors = g.rope_factors(il)
+        q, k, v = g.qkv(w, cur, il)
+        if use_rope:
+            q, k = ggml.rope(q, pos, factors), ggml.rope(k, pos, factors)
+            if h.use_kq_norm:
+                q, k = ggml.rms_norm(q), ggml.rms_norm(k)
+        else:
+            q = ggml.mul(q, attn_scale)
+        cur = g.attn(inp, w, q, k, v, il)
+        if g.is_last(il):
+            cur, residual = g.select_outputs(out_ids, cur, residual)
+        ffn_inp = ggml.add(cur, residual)
+        cur = g.rms(ffn_inp, w, "ffn_norm", il)
+        if w["ffn_gate_inp"] is None:
+            cur = g.ffn(w, cur, il)
+        else:
+            routed = g.moe(
+                w, cur, il, gating=GATING_SIGMOID, norm_weights=False, weights_scale=h.expert_weights_scale
+            )
+            shared = g.ffn(w, cur, il, up="ffn_up_shexp", gate="ffn_gate_shexp", down="ffn_down_shexp")
+            cur = ggml.add(routed, shared)
+        x = ggml.add(cur, ffn_inp)
+    g.finish(x)

@@ -1,0 +1,188 @@
+"""The Qwen family."""
+
+from __future__ import annotations
+
+from autofit_llama.graph import ggml
+from autofit_llama.graph.builder import Graph, Layer, RecurrentInput
+from autofit_llama.graph.ggml import Tensor
+from autofit_llama.graph.recurrent import conv_state, delta_net
+
+
+def qwen2(g: Graph) -> None:
+    """src/models/qwen2.cpp."""
+    _attention_and_ffn(g, qk_norm=False)
+
+
+def qwen3(g: Graph) -> None:
+    """src/models/qwen3.cpp, qwen3moe.cpp: queries and keys are normalised per head."""
+    _attention_and_ffn(g, qk_norm=True)
+
+
+def _attention_and_ffn(g: Graph, *, qk_norm: bool) -> None:
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        residual = x
+        cur = g.rms(x, w, "attn_norm", il)
+        q, k, v = g.qkv(w, cur, il)
+        if qk_norm:
+            q = g.rms(q, w, "attn_q_norm", il)
+            k = g.rms(k, w, "attn_k_norm", il)
+        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il)
+        if g.is_last(il):
+            cur, residual = g.select_outputs(out_ids, cur, residual)
+        ffn_inp = ggml.add(cur, residual)
+        cur = g.rms(ffn_inp, w, "ffn_norm", il)
+        if w["ffn_gate_inp"] is None:
+            cur = g.ffn(w, cur, il)
+        else:
+            cur = g.moe(w, cur, il, weights_scale=g.h.expert_weights_scale)
+        x = ggml.add(cur, ffn_inp)
+    g.finish(x)
+
+
+def qwen3next(g: Graph) -> None:
+    """src/models/qwen3next.cpp: three gated delta nets, then one gated attention."""
+    h = g.h
+    x = g.inp_embd()
+    rs = g.inp_rs()
+    inp = g.inp_attn_kv()
+    pos = g.inp_pos()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        residual = x
+        cur = g.expand(g.rms(x, w, "attn_norm", il))
+        if h.is_recr[il]:
+            cur = _qwen3next_linear(g, rs, w, cur, il)
+        else:
+            q, k, v, gate = gated_qkv(g, w, cur, il)
+            cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, out=None)
+            cur = gated_output(g, w, cur, gate)
+        residual = ggml.add(cur, residual)
+        cur = g.rms(residual, w, "post_attention_norm", il)
+        cur = gated_shared_moe(g, w, cur, il)
+        x = ggml.add(cur, residual)
+    cur = g.final_norm(x)
+    g.h_nextn = cur
+    g.output(ggml.get_rows(cur, out_ids))
+
+
+def gated_qkv(g: Graph, w: Layer, x: Tensor, il: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys, values and the output gate, which shares the matrix of the queries; q and k normalised."""
+    h, n = g.h, g.n_tokens
+    head, n_head, n_kv = h.n_embd_head_v(il), h.n_head[il], h.n_head_kv[il]
+    q, k, v = g.qkv(w, x, il, head=2 * head, head_k=head, head_v=head, reshape=False)
+    q = ggml.reshape(q, 2 * head, n_head, n, 1)
+    gate = ggml.view(q, (head, n_head, n, 1), q.nb[1:], head * q.nb[0])
+    q = ggml.view(q, (head, n_head, n, 1), q.nb[1:])
+    k, v = ggml.reshape(k, head, n_kv, n), ggml.reshape(v, head, n_kv, n)
+    return g.rms(q, w, "attn_q_norm", il), g.rms(k, w, "attn_k_norm", il), v, gate
+
+
+def gated_output(g: Graph, w: Layer, cur: Tensor, gate: Tensor) -> Tensor:
+    gate = ggml.sigmoid(ggml.cont(gate, gate.ne[0] * gate.ne[1], g.n_tokens))
+    return g.linear(w, "attn_output", ggml.mul(cur, gate))
+
+
+def gated_shared_moe(g: Graph, w: Layer, x: Tensor, il: int) -> Tensor:
+    """Routed experts and, if there is one, a shared expert behind a sigmoid gate; or a dense feed-forward."""
+    if w["ffn_gate_inp"] is None:
+        return g.ffn(w, x, il)
+    routed = g.moe(w, x, il, weights_scale=g.h.expert_weights_scale)
+    if w["ffn_up_shexp"] is None:
+        return routed
+    shared = g.ffn(w, x, il, up="ffn_up_shexp", gate="ffn_gate_shexp", down="ffn_down_shexp")
+    gate = ggml.sigmoid(g.linear(w, "ffn_gate_inp_shexp", x))
+    return ggml.add(routed, ggml.mul(shared, gate))
+
+
+def _qwen3next_linear(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int) -> Tensor:
+    """build_layer_attn_linear."""
+    h, n_seqs = g.h, g.n_seqs
+    n_t = g.n_tokens // n_seqs
+    head_k, n_k, n_v = h.ssm_d_state, h.ssm_n_group, h.ssm_dt_rank
+    head_v = h.ssm_d_inner // n_v
+    if w["attn_qkv"] is not None:
+        mixed = g.linear(w, "attn_qkv", x)
+        mixed = ggml.reshape(mixed, mixed.ne[0], n_t, n_seqs)
+        z = g.linear(w, "attn_gate", x)
+    else:
+        mixed, z = _split_qkvz(g, g.linear(w, "ssm_in", x), n_t)
+    ba = g.linear(w, "ssm_ba", x)
+    per_key = n_v // n_k
+    ba = ggml.reshape(ba, 2 * per_key, n_k, n_t, n_seqs)
+    beta = ggml.sigmoid(ggml.cont(ggml.view(ba, (per_key, n_k, n_t, n_seqs), ba.nb[1:])))
+    alpha = ggml.cont(ggml.view(ba, (per_key, n_k, n_t, n_seqs), ba.nb[1:], per_key * ba.nb[0]), n_v, n_t, n_seqs)
+    gate = ggml.mul(ggml.softplus(ggml.add(alpha, w.need("ssm_dt.bias"))), w.need("ssm_a"))
+    beta, gate = ggml.reshape(beta, 1, n_v, n_t, n_seqs), ggml.reshape(gate, 1, n_v, n_t, n_seqs)
+    out = gated_delta(g, rs, w, mixed, z, beta, gate, il, repeat_interleaved=True)
+    out = g.linear(w, "ssm_out", ggml.reshape(out, head_v * n_v, n_t, n_seqs))
+    return ggml.reshape(out, h.n_embd, n_t * n_seqs)
+
+
+def gated_delta(
+    g: Graph,
+    rs: RecurrentInput,
+    w: Layer,
+    mixed: Tensor,
+    z: Tensor,
+    beta: Tensor,
+    gate: Tensor,
+    il: int,
+    *,
+    repeat_interleaved: bool,
+) -> Tensor:
+    """Convolution, delta net over q, k, v, and the gated norm; what qwen3next and qwen3.5 share."""
+    h, n_seqs = g.h, g.n_seqs
+    n_t = g.n_tokens // n_seqs
+    head_k, n_k, n_v = h.ssm_d_state, h.ssm_n_group, h.ssm_dt_rank
+    head_v = h.ssm_d_inner // n_v
+    channels = h.ssm_d_inner + 2 * n_k * head_k
+    kernel = w.need("ssm_conv1d")
+    conv_cache, state_cache = g.state("r", il, h.n_embd_r), g.state("s", il, h.n_embd_s)
+    conv_in = conv_state(g, rs, conv_cache, mixed, kernel.ne[0], channels)
+    state = ggml.reshape(g.rs(rs, state_cache, h.n_embd_s), head_v, head_v, n_v, n_seqs)
+    y = ggml.silu(ggml.ssm_conv(conv_in, kernel))
+    row = 4 * (2 * head_k * n_k + head_v * n_v)
+
+    def part(head: int, n_head: int, offset: int) -> Tensor:
+        return ggml.view(y, (head, n_head, n_t, n_seqs), (4 * head, row, row * n_t), 4 * offset)
+
+    q = l2_norm(part(head_k, n_k, 0))
+    k = l2_norm(part(head_k, n_k, head_k * n_k))
+    v = part(head_v, n_v, 2 * head_k * n_k)
+    if repeat_interleaved and n_k != n_v:
+        times, n = n_v // n_k, n_t * n_seqs
+        q, k = (
+            ggml.reshape(
+                ggml.repeat_4d(ggml.reshape(t, head_k, 1, n_k, n), head_k, times, n_k, n), head_k, n_v, n_t, n_seqs
+            )
+            for t in (q, k)
+        )
+    out = delta_net(g, state_cache, q, k, v, gate, beta, state)
+    z = ggml.reshape(z, head_v, n_v, n_t, n_seqs)
+    return ggml.mul(g.rms(out, w, "ssm_norm", il), ggml.silu(z))
+
+
+def l2_norm(x: Tensor) -> Tensor:
+    """build_gdn_l2_norm: an RMSNorm, scaled."""
+    return ggml.scale(ggml.rms_norm(x))
+
+
+def _split_qkvz(g: Graph, qkvz: Tensor, n_t: int) -> tuple[Tensor, Tensor]:
+    """The older layout: q, k, v and z interleaved per key head."""
+    h, n_seqs = g.h, g.n_seqs
+    head_k, n_k, n_v = h.ssm_d_state, h.ssm_n_group, h.ssm_dt_rank
+    wide = h.ssm_d_inner // n_v * n_v // n_k
+    t = ggml.reshape(qkvz, 2 * head_k + 2 * wide, n_k, n_t, n_seqs)
+    parts, offset = [], 0
+    for size in (head_k, head_k, wide, wide):
+        parts.append(ggml.view(t, (size, n_k, n_t, n_seqs), t.nb[1:], offset * t.nb[0]))
+        offset += size
+    z = ggml.cont(parts[3])
+    q, k, v = (ggml.cont(p, p.ne[0] * n_k, n_t, n_seqs) for p in parts[:3])
+    return ggml.concat(ggml.concat(q, k, 0), v, 0), z

@@ -1,0 +1,875 @@
+"""The blocks that every architecture is made of, as src/llama-graph.cpp puts them together.
+
+A `Graph` holds the weights and caches of one model in one context and collects nodes in the engine's order:
+`expand` is ggml_build_forward_expand. Whatever decides memory is the order of nodes, which sources are views, and
+where weights and caches live; so an architecture has to expand where the engine expands, and nothing else matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from autofit_llama.context import Context
+from autofit_llama.graph import ggml
+from autofit_llama.graph.ggml import HOST, HOST_PINNED, NONE, Tensor
+from autofit_llama.graph.model import GraphModel
+from autofit_llama.hparams import (
+    GATING_SIGMOID,
+    GATING_SOFTMAX,
+    GATING_SOFTMAX_WEIGHT,
+    GATING_SQRT_SOFTPLUS,
+    POOLING_CLS,
+    POOLING_LAST,
+    POOLING_MEAN,
+    POOLING_NONE,
+    POOLING_RANK,
+    HParams,
+)
+
+
+@dataclass(slots=True)
+class CacheInput:
+    """The inputs of one attention cache (llm_graph_input_attn_*): where rows go, who sees whom, rotations."""
+
+    mask: Tensor
+    k_idxs: Tensor | None = None
+    v_idxs: Tensor | None = None
+    k_rot: Tensor | None = None
+    v_rot: Tensor | None = None
+
+
+@dataclass(slots=True)
+class AttentionInput:
+    """`kind` is what the engine names its input by: kv, kv_iswa, k, k_iswa or no_cache."""
+
+    kind: str
+    full: CacheInput
+    swa: CacheInput | None = None
+
+
+@dataclass(slots=True)
+class RecurrentInput:
+    """Which rows of the state caches the sequences read (llm_graph_input_rs)."""
+
+    ids: Tensor
+    main: Tensor
+    extra: Tensor
+
+
+class Layer:
+    """The weights of one block by their names in the file: `w["attn_q"]`, `w["attn_q.bias"]`; `None` if absent."""
+
+    __slots__ = ("_graph", "_prefix", "il")
+
+    def __init__(self, graph: Graph, il: int, prefix: str = "blk") -> None:
+        self._graph = graph
+        self._prefix = f"{prefix}.{il}."
+        self.il = il
+
+    def __getitem__(self, name: str) -> Tensor | None:
+        return self._graph.weight(self._prefix + name, self.il)
+
+    def need(self, name: str) -> Tensor:
+        """A weight that this architecture always has."""
+        t = self[name]
+        if t is None:
+            raise MissingTensorError(self._prefix + name)
+        return t
+
+
+class MissingTensorError(Exception):
+    """The file lacks a tensor that the architecture's graph reads; the engine would refuse it too."""
+
+
+@dataclass(slots=True)
+class Fused:
+    """A node whose device decides whether the engine uses the fused operation at all."""
+
+    kind: str
+    node: Tensor
+    il: int
+
+
+@dataclass(slots=True)
+class Graph:
+    """One compute graph under construction (llm_graph_context).
+
+    `n_tokens`, `n_seqs`, `n_outputs` describe the micro-batch. `layer_order` is which blocks are built: all, or enough
+    of them (see periods.py). `starts` holds the number of nodes when each of them began.
+    """
+
+    model: GraphModel
+    n_tokens: int
+    n_seqs: int
+    n_outputs: int
+    flash_attn: bool
+    layer_order: tuple[int, ...]
+    fused_lid: bool = True
+    fused_dsv4_hc: bool = True
+    nodes: list[Tensor] = field(default_factory=list)
+    leafs: list[Tensor] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    pins: list[tuple[Tensor, int]] = field(default_factory=list)
+    fused: list[Fused] = field(default_factory=list)
+    logits: Tensor | None = None
+    embd: Tensor | None = None
+    h_nextn: Tensor | None = None
+    cache_source: Callable[[int], int] | None = None  #: layer whose cache a layer reads, where it has none
+    _weights: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    _caches: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    # the model
+
+    @property
+    def h(self) -> HParams:
+        return self.model.hparams
+
+    @property
+    def context(self) -> Context:
+        return self.model.context
+
+    def weight(self, name: str, il: int = -1) -> Tensor | None:
+        """The weight `name` (".weight" may be left out), as it lies for block `il`; the same object every time."""
+        homes = self.model.homes
+        if name + ".weight" in homes:
+            name += ".weight"
+        elif name not in homes:
+            return None
+        return self._loaded(name, self.model.home(name, il))
+
+    def _loaded(self, name: str, home: int) -> Tensor:
+        t = self._weights.get((name, home))
+        if t is None:
+            info = self.model.tensors[name]
+            t = Tensor(NONE, info.type, ggml.shape(*info.ne))
+            t.home, t.is_weight, t.name = (HOST if home == HOST_PINNED else home), True, name
+            self._weights[name, home] = t
+        return t
+
+    def need(self, name: str, il: int = -1) -> Tensor:
+        t = self.weight(name, il)
+        if t is None:
+            raise MissingTensorError(name)
+        return t
+
+    def output_weight(self) -> Tensor:
+        """The matrix that makes logits: its own, or the embeddings again where the output layer runs."""
+        t = self.weight("output")
+        return t if t is not None else self._loaded("token_embd.weight", self.model.output_home)
+
+    def layer(self, il: int) -> Layer:
+        return Layer(self, il)
+
+    def layers(self) -> Iterator[int]:
+        """The blocks to build. Not all are visited, so nothing may be carried from block to block but tensors."""
+        for il in self.layer_order:
+            self.starts.append(len(self.nodes))
+            yield il
+        self.starts.append(len(self.nodes))
+
+    def is_last(self, il: int) -> bool:
+        return il == self.h.n_layer - 1
+
+    # nodes
+
+    def expand(self, t: Tensor) -> Tensor:
+        """Adds `t` and what it needs, sources first and in order (ggml_visit_parents_graph)."""
+        if t.seen:
+            return t
+        t.seen = True
+        nodes, leafs = self.nodes, self.leafs
+        stack = [(t, iter(t.src))]
+        while stack:
+            node, sources = stack[-1]
+            for src in sources:
+                src.uses += 1
+                if not src.seen:
+                    src.seen = True
+                    if src.src:
+                        stack.append((src, iter(src.src)))
+                        break
+                    (leafs if src.op == NONE else nodes).append(src)
+            else:
+                stack.pop()
+                (leafs if node.op == NONE else nodes).append(node)
+        return t
+
+    def input(self, type_name: str, *dims: int) -> Tensor:
+        t = ggml.new(type_name, *dims)
+        t.is_input = True
+        return t
+
+    def pin(self, t: Tensor, il: int) -> Tensor:
+        """Asks for block `il`'s device, as the engine does for norms (llama-context.cpp:graph_get_cb)."""
+        if il >= 0 and (self.n_tokens < 32 or self.model.full_offload):
+            self.pins.append((t, self.model.layer_dev[il]))
+        return t
+
+    # small blocks
+
+    def linear(self, w: Layer | None, name: str, x: Tensor, *, bias: bool = False) -> Tensor:
+        """build_lora_mm: matrix, its scale if the file has one, and its bias if asked for and there."""
+        get = w.__getitem__ if w is not None else self.weight
+        matrix = get(name)
+        if matrix is None:
+            raise MissingTensorError(name)
+        y = ggml.mul_mat(matrix, x)
+        scale = get(name + ".scale")
+        if scale is not None:
+            y = ggml.mul(y, scale)
+        b = get(name + ".bias") if bias else None
+        return y if b is None else ggml.add(y, b)
+
+    def norm(self, x: Tensor, weight: Tensor | None, il: int, *, bias: Tensor | None = None, kind: str = "rms") -> Tensor:
+        """build_norm; `kind` is rms, layer or group."""
+        if kind == "rms":
+            y = ggml.rms_norm(x)
+        elif kind == "layer":
+            y = ggml.norm(x)
+        else:
+            y = ggml.group_norm(ggml.reshape(x, x.ne[0], 1, x.ne[1]))
+            y = ggml.reshape(y, y.ne[0], y.ne[2])
+        if weight is not None or bias is not None:
+            self.pin(y, il)
+        if weight is not None:
+            y = ggml.mul(y, weight)
+        if bias is not None:
+            y = ggml.add(y, bias)
+        return y
+
+    def layer_norm(self, x: Tensor, w: Layer | None, name: str, il: int) -> Tensor:
+        """LayerNorm with the weight and, if the file has it, the bias of `name`."""
+        get = w.__getitem__ if w is not None else self.weight
+        return self.norm(x, get(name), il, bias=get(name + ".bias"), kind="layer")
+
+    def rms(self, x: Tensor, w: Layer | None, name: str, il: int) -> Tensor:
+        """RMSNorm with the weight of `name`."""
+        return self.norm(x, (w.__getitem__ if w is not None else self.weight)(name), il)
+
+    def rope_factors(self, il: int) -> Tensor | None:
+        """llama_model::get_rope_factors: one per file, or long and short ones by context."""
+        t = self.weight("rope_freqs", il)
+        if t is not None:
+            return t
+        long_context = self.context.n_ctx_seq > self.h.n_ctx_orig_yarn
+        return self.weight("rope_factors_long" if long_context else "rope_factors_short", il)
+
+    # inputs
+
+    def inp_embd(self, table: Tensor | None = None) -> Tensor:
+        """Rows of the embedding table, beside the input for ready-made embeddings (build_inp_embd)."""
+        h = self.h
+        tokens = self.input("i32", self.n_tokens)
+        embd = self.input("f32", h.n_embd_inp, self.n_tokens)
+        x = ggml.get_rows(table if table is not None else self.need("token_embd"), tokens)
+        if h.n_embd_inp != h.n_embd:
+            x = ggml.pad(x, h.n_embd_inp - h.n_embd)
+        self.expand(x)
+        self.expand(embd)
+        if h.n_embd_inp != h.n_embd:
+            x = ggml.view(x, (h.n_embd, self.n_tokens), (x.nb[1],))
+        if h.f_embedding_scale != 0.0:
+            if not ggml.is_contiguous(x):
+                x = ggml.cont(x)
+            x = ggml.scale(x)
+        return self.expand(x)
+
+    def inp_pos(self) -> Tensor:
+        return self.input("i32", self.n_tokens * self.h.n_pos_per_embd)
+
+    def inp_out_ids(self) -> Tensor:
+        return self.input("i32", self.n_outputs)
+
+    def inp_attn_scale(self) -> Tensor:
+        return self.input("f32", 1, 1, self.n_tokens)
+
+    def _cache_input(self, *, swa: bool, values: bool = True) -> CacheInput:
+        m = self.model
+        cells = m.swa_cells if swa else self.context.n_ctx_seq
+        n_stream = 1 if self.context.kv_unified else self.n_seqs
+        mask = self.input("f16" if self.flash_attn else "f32", cells, self.n_tokens // n_stream, 1, n_stream)
+        inp = CacheInput(mask, self.input("i64", self.n_tokens))
+        if values:
+            inp.v_idxs = self.input("i64", self.n_tokens * (self.h.n_embd_v_gqa_max() if m.v_trans else 1))
+        k_rot, v_rot = m.rotations(swa=swa)
+        inp.k_rot = self.input("f32", k_rot, k_rot) if k_rot else None
+        inp.v_rot = self.input("f32", v_rot, v_rot) if v_rot and values else None
+        return inp
+
+    def inp_attn_kv(self) -> AttentionInput:
+        return AttentionInput("kv", self._cache_input(swa=False))
+
+    def inp_attn_kv_iswa(self) -> AttentionInput:
+        return AttentionInput("kv_iswa", self._cache_input(swa=False), self._cache_input(swa=True))
+
+    def inp_attn_k(self) -> AttentionInput:
+        """Keys only (MLA); without rotations."""
+        inp = self._cache_input(swa=False, values=False)
+        inp.k_rot = None
+        return AttentionInput("k", inp)
+
+    def inp_attn_k_iswa(self) -> AttentionInput:
+        return AttentionInput(
+            "k_iswa", self._cache_input(swa=False, values=False), self._cache_input(swa=True, values=False)
+        )
+
+    def inp_attn_no_cache(self) -> AttentionInput:
+        type_name, n = "f16" if self.flash_attn else "f32", self.n_tokens
+        swa = CacheInput(self.input(type_name, n, n)) if self.h.swa_type != "none" else None
+        return AttentionInput("no_cache", CacheInput(self.input(type_name, n, n)), swa)
+
+    def inp_rs(self) -> RecurrentInput:
+        n_rs, n_seqs = self.model.state_rows, self.n_seqs
+        ids = self.input("i32", n_rs)
+        return RecurrentInput(ids, ggml.view(ids, (n_seqs,)), ggml.view(ids, (n_rs - n_seqs,), (), n_seqs * 4))
+
+    # attention
+
+    def cache_k(self, il: int, kind: str = "k") -> Tensor:
+        """The K (or V) cache of a layer: [row, cells, streams] (llama-kv-cache.cpp:llama_kv_cache)."""
+        if self.cache_source is not None:
+            il = self.cache_source(il)
+        t = self._caches.get((kind, il))
+        if t is None:
+            m, h = self.model, self.h
+            c = self.context
+            cells = m.swa_cells if m.has_swa_cache and h.is_swa[il] else c.n_ctx_seq
+            if kind == "k":
+                t = ggml.new(c.type_k, h.n_embd_k_gqa(il), cells, m.n_streams)
+            else:
+                width = h.n_embd_v_gqa_max() if m.v_trans else h.n_embd_v_gqa(il)
+                t = ggml.new(c.type_v, width, cells, m.n_streams)
+            t.home = m.cache_home(il)
+            self._caches[kind, il] = t
+        return t
+
+    def cache_v(self, il: int) -> Tensor:
+        return self.cache_k(il, "v")
+
+    def extra_cache(self, name: str, il: int, type_name: str, *dims: int) -> Tensor:
+        """A cache beside K and V: recurrent state, an indexer's keys."""
+        t = self._caches.get((name, il))
+        if t is None:
+            t = ggml.new(type_name, *dims)
+            t.home = self.model.cache_home(il)
+            self._caches[name, il] = t
+        return t
+
+    def get_k(self, il: int) -> Tensor:
+        h, k = self.h, self.cache_k(il)
+        head, row = h.n_embd_head_k(il), k.ne[0]
+        return ggml.view(
+            k,
+            (head, h.n_head_kv[il], k.ne[1], k.ne[2]),
+            (ggml.row_size(k.type, head), ggml.row_size(k.type, row), ggml.row_size(k.type, row * k.ne[1])),
+        )
+
+    def get_v(self, il: int) -> Tensor:
+        h, v = self.h, self.cache_v(il)
+        head, row, cells = h.n_embd_head_v(il), v.ne[0], v.ne[1]
+
+        def size(n: int) -> int:
+            return ggml.row_size(v.type, n)
+
+        if not self.model.v_trans:
+            return ggml.view(v, (head, h.n_head_kv[il], cells, v.ne[2]), (size(head), size(row), size(row * cells)))
+        return ggml.view(
+            v, (cells, h.n_head_kv[il], head, v.ne[2]), (size(cells * head), size(cells), size(cells * row))
+        )
+
+    def store_k(self, k_cur: Tensor, ids: Tensor, il: int, cache: Tensor | None = None) -> None:
+        """llama_kv_cache::cpy_k."""
+        cache = cache if cache is not None else self.cache_k(il)
+        rows = ggml.view(k_cur, (k_cur.ne[0] * k_cur.ne[1], k_cur.ne[2]), (k_cur.nb[2],))
+        if cache.ne[2] > 1:
+            cache = ggml.reshape(cache, cache.ne[0], cache.ne[1] * cache.ne[2])
+        self.expand(ggml.set_rows(cache, rows, ids))
+
+    def store_v(self, v_cur: Tensor, ids: Tensor, il: int) -> None:
+        """llama_kv_cache::cpy_v: rows, or with a transposed cache one row per element."""
+        cache = self.cache_v(il)
+        width, n = v_cur.ne[0] * v_cur.ne[1], v_cur.ne[2]
+        if not self.model.v_trans:
+            rows = ggml.view(v_cur, (width, n), (v_cur.nb[2],))
+            if cache.ne[2] > 1:
+                cache = ggml.reshape(cache, cache.ne[0], cache.ne[1] * cache.ne[2])
+            self.expand(ggml.set_rows(cache, rows, ids))
+            return
+        merged = ggml.row_size(v_cur.type, width) == v_cur.nb[2]
+        rows = ggml.reshape(v_cur, width, n) if merged else ggml.cont(v_cur, width, n)
+        if width < cache.ne[0]:
+            rows = ggml.pad(rows, cache.ne[0] - width)
+        elements = ggml.reshape(cache, 1, ggml.n_elements(cache))
+        self.expand(ggml.set_rows(elements, ggml.reshape(rows, 1, ggml.n_elements(rows)), ids))
+
+    def qkv(
+        self,
+        w: Layer,
+        x: Tensor,
+        il: int,
+        *,
+        head: int | None = None,
+        n_head: int | None = None,
+        n_head_kv: int | None = None,
+        head_k: int | None = None,
+        head_v: int | None = None,
+        reshape: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as [head, heads, tokens] (build_qkv): from one matrix or three."""
+        h, n = self.h, self.n_tokens
+        head_q = head if head is not None else h.n_embd_head_k(il)
+        head_k = head_k if head_k is not None else head if head is not None else h.n_embd_head_k(il)
+        head_v = head_v if head_v is not None else head if head is not None else h.n_embd_head_v(il)
+        heads = n_head if n_head is not None else h.n_head[il]
+        heads_kv = n_head_kv if n_head_kv is not None else h.n_head_kv[il]
+        clamp = reshape and h.f_clamp_kqv > 0.0
+        sizes = ((head_q, heads), (head_k, heads_kv), (head_v, heads_kv))
+
+        if w["attn_qkv"] is not None:
+            y = self.linear(w, "attn_qkv", x)
+            bias = w["attn_qkv.bias"]
+            parts = [w["attn_q.bias"], w["attn_k.bias"], w["attn_v.bias"]]
+            if bias is not None:
+                y = ggml.add(y, bias)
+            elif parts[0] is not None and parts[1] is not None and parts[2] is not None:
+                y = ggml.add(y, ggml.concat(ggml.concat(parts[0], parts[1], 0), parts[2], 0))
+            if clamp:
+                y = ggml.clamp(y)
+            out, offset = [], 0
+            for size, count in sizes:
+                if reshape:
+                    part = ggml.view(y, (size, count, n), (ggml.row_size(y.type, size), y.nb[1]), offset)
+                else:
+                    part = ggml.cont(ggml.view(y, (size * count, n), (y.nb[1],), offset))
+                out.append(part)
+                offset += ggml.row_size(y.type, size * count)
+            return out[0], out[1], out[2]
+
+        out = []
+        for name in ("attn_q", "attn_k", "attn_v"):
+            y = self.linear(w, name, x, bias=True)
+            out.append(ggml.clamp(y) if clamp else y)
+        if reshape:
+            out = [ggml.reshape(y, size, count, n) for y, (size, count) in zip(out, sizes, strict=True)]
+        return out[0], out[1], out[2]
+
+    def attn(
+        self,
+        inp: AttentionInput,
+        w: Layer | None,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        il: int,
+        *,
+        out: str | None = "attn_output",
+        bias: bool = True,
+        kq_b: Tensor | None = None,
+        sinks: Tensor | None = None,
+        v_mla: Tensor | None = None,
+    ) -> Tensor:
+        """Attention over a cache, or over the batch, and its output matrix (build_attn).
+
+        `out` names the output matrix in `w` (its bias and scale go with it, `bias=False` leaves the bias out); `None`
+        leaves all of it to the caller. `v_mla` decompresses the values of MLA.
+        """
+        kind = inp.kind
+        swa = kind.endswith("iswa") or kind == "no_cache"
+        side = inp.swa if swa and inp.swa is not None and self.h.is_swa[il] else inp.full
+        if side.k_rot is not None:
+            q = hadamard(q, side.k_rot)
+            k = hadamard(k, side.k_rot) if k is not None else None
+        if side.v_rot is not None and v is not None:
+            v = hadamard(v, side.v_rot)
+        self.expand(q)
+        order = (v, k) if kind in ("kv", "k") else (k, None) if kind == "k_iswa" else (k, v)
+        for t in order:
+            if t is not None:
+                self.expand(t)
+
+        if kind == "no_cache":
+            assert k is not None and v is not None
+            keys, values = k, v
+        else:
+            if k is not None and side.k_idxs is not None:
+                self.store_k(k, side.k_idxs, il)
+            if v is not None and side.v_idxs is not None:
+                self.store_v(v, side.v_idxs, il)
+            keys = self.get_k(il)
+            if kind in ("k", "k_iswa"):
+                assert v is not None
+                values = ggml.view(keys, (v.ne[0], *keys.ne[1:]), keys.nb[1:])
+            else:
+                values = self.get_v(il)
+        cur = self.mha(q, keys, values, il, mask=side.mask, kq_b=kq_b, sinks=sinks, v_mla=v_mla)
+        if kind == "k_iswa":
+            cur = hadamard(cur, side.k_rot) if side.k_rot is not None else cur
+        elif side.v_rot is not None:
+            cur = hadamard(cur, side.v_rot)
+        if out is not None:
+            assert w is not None
+            cur = self.linear(w, out, cur, bias=bias)
+        return cur
+
+    def mha(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        il: int,
+        *,
+        mask: Tensor | None,
+        kq_b: Tensor | None = None,
+        sinks: Tensor | None = None,
+        v_mla: Tensor | None = None,
+        n_kv_max: int = 0,
+    ) -> Tensor:
+        """Flash attention, or two products with a soft max between (build_attn_mha)."""
+        h = self.h
+        v_trans = v.nb[1] > v.nb[2]
+        n_stream = k.ne[3]
+        per_stream = q.ne[2] // n_stream
+        q = ggml.view(q, (q.ne[0], q.ne[1], per_stream, n_stream), (q.nb[1], q.nb[2], q.nb[2] * per_stream))
+        q, k, v = (ggml.permute(t, 0, 2, 1, 3) for t in (q, k, v))
+        if self.flash_attn and kq_b is None:
+            if v_trans:
+                v = ggml.transpose(v)
+            k = ggml.cast(k, "f16") if k.type == "f32" else k
+            v = ggml.cast(v, "f16") if v.type == "f32" else v
+            cur = ggml.flash_attn_ext(q, k, v, mask, sinks, (h.f_max_alibi_bias > 0.0, h.attn_soft_cap, n_kv_max))
+            self.fused.append(Fused("flash_attn", cur, il))
+            if v_mla is not None:
+                cur = ggml.mul_mat(v_mla, ggml.permute(cur, 0, 2, 1, 3))
+                cur = ggml.cont(ggml.permute(cur, 0, 2, 1, 3))
+            cur = ggml.reshape(cur, cur.ne[0] * cur.ne[1], cur.ne[2] * cur.ne[3])
+            return self.expand(cur)
+        kq = ggml.mul_mat(k, q)
+        if h.arch == "grok":
+            kq = ggml.scale(ggml.tanh(ggml.scale(kq)))
+        if h.attn_soft_cap:
+            kq = ggml.scale(ggml.tanh(ggml.scale(kq)))
+        if kq_b is not None:
+            kq = ggml.add(kq, kq_b)
+        kq = ggml.soft_max(kq, mask, sinks, plain=False)
+        if not v_trans:
+            v = ggml.cont(ggml.transpose(v))
+        kqv = ggml.mul_mat(v, kq)
+        if v_mla is not None:
+            kqv = ggml.mul_mat(v_mla, kqv)
+        cur = ggml.permute(kqv, 0, 2, 1, 3)
+        cur = ggml.cont(cur, cur.ne[0] * cur.ne[1], cur.ne[2] * cur.ne[3])
+        if not self.context.offload_kqv:
+            self.pins.append((cur, HOST))
+        return self.expand(cur)
+
+    # feed-forward
+
+    def ffn(
+        self,
+        w: Layer,
+        x: Tensor,
+        il: int,
+        *,
+        act: str = "silu",
+        gate: str | None = "ffn_gate",
+        up: str = "ffn_up",
+        down: str | None = "ffn_down",
+        parallel: bool = True,
+        act_scales: Tensor | None = None,
+        bias: bool = True,
+    ) -> Tensor:
+        """build_ffn: up and gate, side by side (`parallel`) or one after the other, activation, down.
+
+        `act`: silu, gelu, relu, relu_sqr, swiglu_oai with or without gate; swiglu, geglu, reglu split one matrix.
+        """
+        h = self.h
+        tmp = self._ffn_linear(w, up, x, bias) if w[up] is not None else x
+        gated = gate is not None and w[gate] is not None
+        cur = self._ffn_linear(w, gate, x if parallel else tmp, bias) if gated and gate is not None else tmp
+        side_by_side = gated and parallel
+        if act == "silu" and side_by_side and il >= 0 and h.swiglu_clamp_shexp[il] > 1e-6:
+            cur = self._clamped_swiglu(cur, tmp, h.arch in ("deepseek4", "glm5-next", "dflash"))
+        elif act in ("silu", "gelu", "relu") and side_by_side:
+            cur = ggml.glu(cur, tmp, {"silu": "swiglu", "gelu": "geglu", "relu": "reglu"}[act])
+        elif act == "swiglu_oai":
+            cur = ggml.glu(cur, tmp, "swiglu_oai")
+        elif act in ("swiglu", "geglu", "reglu"):
+            cur = ggml.glu(cur, kind=act)
+        elif act == "relu_sqr":
+            cur = ggml.sqr(ggml.relu(cur))
+            cur = ggml.mul(cur, tmp) if side_by_side else cur
+        else:
+            cur = ggml.unary(cur, act)
+            cur = ggml.div(cur, act_scales) if act_scales is not None else cur
+        return cur if down is None or w[down] is None else self._ffn_linear(w, down, cur, bias)
+
+    def _ffn_linear(self, w: Layer, name: str, x: Tensor, bias: bool) -> Tensor:
+        """Matrix, bias, scale: here the bias comes first."""
+        y = ggml.mul_mat(w.need(name), x)
+        for part, combine in ((".bias" if bias else None, ggml.add), (".scale", ggml.mul)):
+            t = w[name + part] if part else None
+            y = combine(y, t) if t is not None else y
+        return y
+
+    @staticmethod
+    def _clamped_swiglu(gate: Tensor, up: Tensor, one_op: bool) -> Tensor:
+        if one_op:
+            return ggml.glu(gate, up, "swiglu_clamp")
+        up = ggml.clamp(up)
+        return ggml.mul(ggml.clamp(ggml.silu(gate)), up)
+
+    def linear_id(self, w: Layer, name: str, x: Tensor, ids: Tensor) -> Tensor:
+        """build_lora_mm_id: one matrix per selected expert, and their scales."""
+        y = ggml.mul_mat_id(w.need(name), x, ids)
+        scale = w[name + ".scale"]
+        if scale is not None:
+            s = ggml.repeat_4d(ggml.reshape(scale, 1, scale.ne[0], 1), 1, scale.ne[0], x.ne[2], 1)
+            y = ggml.mul(y, ggml.get_rows(s, ids))
+        return y
+
+    def moe(
+        self,
+        w: Layer,
+        x: Tensor,
+        il: int,
+        *,
+        n_expert: int | None = None,
+        n_used: int | None = None,
+        act: str = "silu",
+        gating: int = GATING_SOFTMAX,
+        norm_weights: bool = True,
+        weights_scale: float = 0.0,
+        gate_inp: str = "ffn_gate_inp",
+        suffix: str = "exps",
+        probs_in: Tensor | None = None,
+        selected_in: Tensor | None = None,
+        biased: bool = True,
+        probs_bias: bool = True,
+    ) -> Tensor:
+        """Routing, the selected experts, and their weighted sum (build_moe_ffn).
+
+        Weights are found by name: `ffn_{up,gate,gate_up,down}_{suffix}` with their biases and scales (`biased`),
+        `gate_inp` with its bias, and `exp_probs_b` (`probs_bias`), which only takes part in the selection.
+        """
+        h, arch = self.h, self.h.arch
+        n_embd, n_tokens = x.ne[0], x.ne[1]
+        n_expert = n_expert if n_expert is not None else h.n_expert
+        n_used = n_used if n_used is not None else h.n_expert_used[il]
+        bias_of: Callable[[str], Tensor | None] = (lambda name: w[name + ".bias"]) if biased else (lambda _: None)
+
+        logits = probs_in if probs_in is not None else self.linear(w, gate_inp, x)
+        gate_bias = bias_of(gate_inp)
+        if gate_bias is not None and probs_in is None:
+            logits = ggml.add(logits, gate_bias)
+        if gating == GATING_SOFTMAX:
+            probs = ggml.soft_max(logits)
+        elif gating == GATING_SIGMOID:
+            probs = ggml.sigmoid(logits)
+        elif gating == GATING_SQRT_SOFTPLUS:
+            probs = ggml.sqrt(ggml.softplus(logits))
+        else:
+            probs = logits
+        selection = probs
+        exp_bias = w["exp_probs_b.bias"] if probs_bias else None
+        if exp_bias is not None:
+            selection = ggml.add(probs, exp_bias)
+        if arch == "llama4":
+            selection = logits
+        if arch == "grovemoe":
+            selection = ggml.sigmoid(logits)
+        if h.n_expert_groups > 1 and n_tokens > 0:
+            selection = self._grouped(selection, n_expert)
+        selected = selected_in if selected_in is not None else ggml.argsort_top_k(selection, n_used)
+        if arch == "grovemoe" and n_expert != h.n_expert:
+            selected = ggml.cast(ggml.scale(ggml.cast(selected, "f32")), "i32")
+            probs = ggml.reshape(probs, 1, h.n_expert, n_tokens)
+        else:
+            probs = ggml.reshape(probs, 1, n_expert, n_tokens)
+        weights = ggml.get_rows(probs, selected)
+        if gating == GATING_SOFTMAX_WEIGHT:
+            weights = ggml.soft_max(ggml.reshape(weights, n_used, n_tokens))
+            weights = ggml.reshape(weights, 1, n_used, n_tokens)
+        if norm_weights:
+            weights = ggml.reshape(weights, n_used, n_tokens)
+            weights = ggml.div(weights, ggml.clamp(ggml.sum_rows(weights)))
+            weights = ggml.reshape(weights, 1, n_used, n_tokens)
+        if weights_scale not in (0.0, 1.0):
+            weights = ggml.scale(weights)
+        self.expand(weights)
+
+        cur = ggml.reshape(x, n_embd, 1, n_tokens)
+        if arch == "llama4":
+            cur = ggml.mul(ggml.repeat_4d(cur, n_embd, n_used, n_tokens, 1), weights)
+        up_name, gate_name, both_name, down_name = (f"ffn_{part}_{suffix}" for part in ("up", "gate", "gate_up", "down"))
+        separate_gate = w[gate_name] is not None
+        if w[both_name] is not None:
+            both = ggml.mul_mat_id(w.need(both_name), cur, selected)
+            both_bias = bias_of(both_name)
+            if both_bias is not None:
+                both = ggml.add_id(both, both_bias, selected)
+            n_ff = both.ne[0] // 2
+            gate = ggml.view(both, (n_ff, *both.ne[1:3]), both.nb[1:3])
+            up = ggml.view(both, (n_ff, *both.ne[1:3]), both.nb[1:3], n_ff * both.nb[0])
+            gated = True
+        else:
+            up = self.linear_id(w, up_name, cur, selected)
+            up_bias = bias_of(up_name)
+            up = ggml.add_id(up, up_bias, selected) if up_bias is not None else up
+            gate = self.linear_id(w, gate_name, cur, selected) if separate_gate else up
+            gate_b = bias_of(gate_name)
+            gate = ggml.add_id(gate, gate_b, selected) if gate_b is not None else gate
+            gated = separate_gate
+        cur = self._expert_activation(act, gate, up, gated, separate_gate, il)
+        experts = self.linear_id(w, down_name, cur, selected)
+        down_bias = bias_of(down_name)
+        if down_bias is not None:
+            experts = ggml.add_id(experts, down_bias, selected)
+        if arch != "llama4":
+            experts = ggml.mul(experts, weights)
+        self.expand(experts)
+
+        n_sum = h.n_expert_used[il]
+        views = [ggml.view(experts, (n_embd, n_tokens), (experts.nb[2],), i * experts.nb[1]) for i in range(n_sum)]
+        for t in views:
+            self.expand(t)
+        total = views[0]
+        for t in views[1:]:
+            total = self.expand(ggml.add(total, t))
+        return ggml.cont(total) if n_sum == 1 else total
+
+    def _expert_activation(
+        self, act: str, gate: Tensor, up: Tensor, gated: bool, separate_gate: bool, il: int
+    ) -> Tensor:
+        h = self.h
+        if act == "silu" and separate_gate and il >= 0 and h.swiglu_clamp_exp[il] > 1e-6:
+            one_op = h.arch in ("maple", "deepseek4", "glm5-next", "dflash", "hy_v4")
+            return self._clamped_swiglu(gate, up, one_op)
+        if act in ("silu", "gelu", "relu") and gated:
+            return ggml.glu(gate, up, {"silu": "swiglu", "gelu": "geglu", "relu": "reglu"}[act])
+        if act == "swiglu_oai":
+            return ggml.glu(gate, up, "swiglu_oai")
+        if act == "situ":
+            y = ggml.mul(ggml.scale(ggml.tanh(ggml.scale(gate))), ggml.sigmoid(gate))
+            if h.situ_linear_beta > 0.0:
+                up = ggml.scale(ggml.tanh(ggml.scale(up)))
+            return ggml.mul(y, up)
+        if act == "relu_sqr":
+            return ggml.sqr(ggml.relu(gate))
+        return ggml.unary(gate, act)
+
+    def _grouped(self, selection: Tensor, n_expert: int) -> Tensor:
+        """Only the best groups of experts stay eligible (DeepSeek-V3)."""
+        h, n_tokens = self.h, selection.ne[1]
+        groups = ggml.reshape(selection, n_expert // h.n_expert_groups, h.n_expert_groups, n_tokens)
+        scores = ggml.argsort_top_k(groups, 2)
+        scores = ggml.get_rows(ggml.reshape(groups, 1, *groups.ne[:3]), scores)
+        scores = ggml.sum_rows(ggml.reshape(scores, *scores.ne[1:4]))
+        scores = ggml.reshape(scores, scores.ne[1], scores.ne[2])
+        best = ggml.argsort_top_k(scores, h.n_group_used)
+        kept = ggml.get_rows(groups, best)
+        return ggml.reshape(ggml.set_rows(ggml.fill(groups), kept, best), n_expert, n_tokens)
+
+    # recurrent state
+
+    def state(self, name: str, il: int, width: int) -> Tensor:
+        """A layer's row cache of recurrent state: `r` or `s` (llama-memory-recurrent.cpp)."""
+        return self.extra_cache(name, il, "f32", width, self.model.state_cells)
+
+    def rs(
+        self,
+        inp: RecurrentInput,
+        cache: Tensor,
+        width: int,
+        get_rows: Callable[[Tensor, Tensor], Tensor] = ggml.get_rows,
+    ) -> Tensor:
+        """The state rows of this batch's sequences (build_rs); rows of others are moved along."""
+        n_seqs, n_rs = self.n_seqs, self.model.state_rows
+        states = ggml.reshape(cache, width, cache.ne[1])
+        self.expand(ggml.scale(ggml.view(states, (width,)), inplace=True))
+        rows = self.expand(get_rows(states, inp.main))
+        extra = ggml.get_rows(states, inp.extra)
+        rest = ggml.view(cache, (width, n_rs - n_seqs), (cache.nb[1],), n_seqs * cache.nb[1])
+        self.expand(ggml.cpy(extra, rest))
+        return rows
+
+    # the end
+
+    def select_outputs(self, out_ids: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Only the rows whose logits are wanted."""
+        return tuple(ggml.get_rows(t, out_ids) for t in tensors)
+
+    def final_norm(self, cur: Tensor, name: str = "output_norm", *, kind: str = "rms") -> Tensor:
+        return self.norm(cur, self.weight(name), -1, bias=self.weight(name + ".bias"), kind=kind)
+
+    def output(self, cur: Tensor, *, soft_cap: bool = False, scale: bool = False) -> None:
+        """Logits of `cur`, which is what embeddings are made of; optionally scaled or soft-capped."""
+        self.embd = cur
+        y = self.lm_head(cur)
+        if scale:
+            y = ggml.scale(y)
+        if soft_cap:
+            y = ggml.scale(ggml.tanh(ggml.scale(y)))
+        self.logits = self.expand(y)
+
+    def lm_head(self, cur: Tensor) -> Tensor:
+        """The output matrix, its scale and bias."""
+        y = ggml.mul_mat(self.output_weight(), cur)
+        scale, bias = self.weight("output.scale"), self.weight("output.bias")
+        y = ggml.mul(y, scale) if scale is not None else y
+        return ggml.add(y, bias) if bias is not None else y
+
+    def finish(self, cur: Tensor, *, kind: str = "rms", soft_cap: bool = False, scale: bool = False) -> None:
+        """The usual end: final norm, logits."""
+        self.output(self.final_norm(cur, kind=kind), soft_cap=soft_cap, scale=scale)
+
+    def pooling(self) -> None:
+        """build_pooling, when embeddings are asked for."""
+        if not self.context.embeddings or self.embd is None:
+            return
+        inp, kind = self.embd, self.context.pooling_type
+        if kind == POOLING_NONE:
+            self.expand(inp)
+            return
+        if kind == POOLING_MEAN or (kind == POOLING_RANK and self.h.pooling_type_cls == POOLING_MEAN):
+            means = self.input("f32", self.n_tokens, self.n_seqs)
+            cur = ggml.mul_mat(ggml.cont(ggml.transpose(inp)), means)
+        elif kind in (POOLING_CLS, POOLING_LAST, POOLING_RANK):
+            cur = ggml.get_rows(inp, self.input("i32", self.n_seqs))
+        else:
+            return
+        if kind == POOLING_RANK:
+            cur = self._rank(cur)
+        cur.is_output = True
+        self.expand(cur)
+
+    def _rank(self, cur: Tensor) -> Tensor:
+        for name in ("cls", "cls.output"):
+            matrix, bias = self.weight(name), self.weight(name + ".bias")
+            if matrix is None:
+                continue
+            cur = ggml.mul_mat(matrix, cur)
+            cur = ggml.add(cur, bias) if bias is not None else cur
+            if name == "cls":
+                cur = ggml.unary(cur, "gelu" if self.h.arch == "modern-bert" else "tanh")
+                norm = self.weight("cls.norm")
+                cur = self.norm(cur, norm, -1, kind="layer") if norm is not None else cur
+        return ggml.soft_max(cur) if self.h.arch in ("qwen3", "qwen3vl") else cur
+
+    def set_outputs(self) -> None:
+        """What callers read stays allocated (llm_graph_result::set_outputs)."""
+        for t in (self.logits, self.embd, self.h_nextn):
+            if t is not None:
+                t.is_output = True
+
+
+def hadamard(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotates heads before they are quantised (llama-impl.h:llama_mul_mat_hadamard)."""
+    n = rotation.ne[0]
+    rows = ggml.n_elements(x) // n
+    y = ggml.reshape(x, n, rows) if ggml.is_contiguous(x) else ggml.cont(x, n, rows)
+    return ggml.reshape(ggml.mul_mat(rotation, y, hadamard=True), *x.ne)
+
+
+Builder = Callable[[Graph], None]
+Weights = Mapping[str, Tensor]

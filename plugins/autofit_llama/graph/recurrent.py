@@ -1,0 +1,151 @@
+"""Blocks with a recurrent state: Mamba, Mamba-2, the gated delta net (src/models/mamba-base.cpp, delta-net-base.cpp)."""
+
+from __future__ import annotations
+
+from autofit_llama.graph import ggml
+from autofit_llama.graph.builder import Graph, Layer, RecurrentInput
+from autofit_llama.graph.ggml import Tensor
+
+
+def snapshots(g: Graph) -> int:
+    """States that are kept per sequence, the final one included."""
+    return g.context.n_rs_seq + 1
+
+
+def mamba(g: Graph, inp: RecurrentInput, w: Layer, x: Tensor, il: int) -> Tensor:
+    """build_mamba_layer: x is [n_embd, n_tokens]."""
+    h, n_seqs = g.h, g.n_seqs
+    n_t = g.n_tokens // n_seqs
+    d_conv, d_inner, d_state, dt_rank = h.ssm_d_conv, h.ssm_d_inner, h.ssm_d_state, h.ssm_dt_rank
+    conv_cache, state_cache = g.state("r", il, h.n_embd_r), g.state("s", il, h.n_embd_s)
+    conv = ggml.reshape(g.rs(inp, conv_cache, h.n_embd_r), d_conv - 1, d_inner, n_seqs)
+    xz = g.linear(w, "ssm_in", ggml.reshape(x, x.ne[0], n_t, n_seqs))
+    size = xz.nb[0]
+    x = ggml.view(xz, (d_inner, *xz.ne[1:3]), xz.nb[1:3])
+    z = ggml.view(xz, (d_inner, *xz.ne[1:3]), xz.nb[1:3], d_inner * size)
+    conv_x = ggml.concat(conv, ggml.transpose(x), 0)
+    last = ggml.view(conv_x, (d_conv - 1, d_inner, n_seqs), conv_x.nb[1:3], n_t * conv_x.nb[0])
+    g.expand(ggml.cpy(last, ggml.view(conv_cache, ((d_conv - 1) * d_inner * n_seqs,))))
+    x = ggml.silu(ggml.add(ggml.ssm_conv(conv_x, w.need("ssm_conv1d")), w.need("ssm_conv1d.bias")))
+
+    x_db = g.linear(w, "ssm_x", x)
+    dt = ggml.view(x_db, (dt_rank, n_t, n_seqs), x_db.nb[1:3])
+    strides = (d_state * size, *x_db.nb[1:3])
+    b = ggml.view(x_db, (d_state, 1, n_t, n_seqs), strides, size * dt_rank)
+    c = ggml.view(x_db, (d_state, 1, n_t, n_seqs), strides, size * (dt_rank + d_state))
+    dt_norm, b_norm, c_norm = w["ssm_dt_norm"], w["ssm_b_norm"], w["ssm_c_norm"]
+    if h.ssm_dt_b_c_rms or (dt_norm is not None and b_norm is not None and c_norm is not None):
+        dt, b, c = g.norm(dt, dt_norm, il), g.norm(b, b_norm, il), g.norm(c, c_norm, il)
+    else:
+        dt = ggml.cont(dt)
+    dt = ggml.add(g.linear(w, "ssm_dt", dt), w.need("ssm_dt.bias"))
+    cur = x
+    x = ggml.reshape(x, 1, d_inner, n_t, n_seqs)
+    a = w.need("ssm_a")
+
+    def scan(states: Tensor, ids: Tensor) -> Tensor:
+        return ggml.ssm_scan(ggml.reshape(states, d_state, 1, d_inner, states.ne[1]), x, dt, a, b, c, ids)
+
+    y_ssm = g.rs(inp, state_cache, h.n_embd_s, scan)
+    n_state = d_state * d_inner * n_seqs
+    g.expand(ggml.cpy(ggml.view(y_ssm, (n_state,), (), x.nb[3] * x.ne[3]), ggml.view(state_cache, (n_state,))))
+    y = ggml.view(y_ssm, (d_inner, n_t, n_seqs), x.nb[2:4])
+    y = ggml.add(y, ggml.mul(cur, w.need("ssm_d")))
+    y = ggml.glu(ggml.cont(z), y)
+    out = g.linear(w, "ssm_out", y)
+    return ggml.reshape(out, out.ne[0], n_t * n_seqs)
+
+
+def mamba2(g: Graph, inp: RecurrentInput, w: Layer, x: Tensor, il: int) -> Tensor:
+    """build_mamba2_layer."""
+    h, n_seqs = g.h, g.n_seqs
+    n_t, kept = g.n_tokens // n_seqs, snapshots(g)
+    d_conv, d_inner, d_state = h.ssm_d_conv, h.ssm_d_inner, h.ssm_d_state
+    n_head, n_group = h.ssm_dt_rank, h.ssm_n_group
+    head = d_inner // n_head
+    width = d_inner + 2 * n_group * d_state
+    conv_cache, state_cache = g.state("r", il, h.n_embd_r), g.state("s", il, h.n_embd_s)
+    conv = ggml.reshape(g.rs(inp, conv_cache, h.n_embd_r), d_conv - 1, width, n_seqs)
+    zx = g.linear(w, "ssm_in", x)
+    zx = ggml.reshape(zx, zx.ne[0], n_t, n_seqs)
+    size = zx.nb[0]
+    z = ggml.view(zx, (head, n_head, n_t, n_seqs), (head * size, *zx.nb[1:3]))
+    x_bc = ggml.view(zx, (width, n_t, n_seqs), zx.nb[1:3], d_inner * size)
+    dt = ggml.view(zx, (n_head, n_t, n_seqs), zx.nb[1:3], (2 * d_inner + 2 * n_group * d_state) * size)
+    conv_x = ggml.concat(conv, ggml.transpose(x_bc), 0)
+    rows = (d_conv - 1) * width
+    for slot in range(min(n_t, kept)):
+        last = ggml.view(conv_x, (d_conv - 1, width, n_seqs), conv_x.nb[1:3], (n_t - slot) * conv_x.nb[0])
+        offset = slot * g.model.state_rows * rows * 4
+        g.expand(ggml.cpy(last, ggml.view(conv_cache, (rows, n_seqs), (conv_cache.nb[1],), offset)))
+    x_bc = ggml.silu(ggml.add(ggml.ssm_conv(conv_x, w.need("ssm_conv1d")), w.need("ssm_conv1d.bias")))
+
+    x = ggml.view(x_bc, (head, n_head, n_t, n_seqs), (head * size, *x_bc.nb[1:3]))
+    b = ggml.view(x_bc, (d_state, n_group, n_t, n_seqs), (d_state * size, *x_bc.nb[1:3]), d_inner * size)
+    offset = (d_inner + n_group * d_state) * size
+    c = ggml.view(x_bc, (d_state, n_group, n_t, n_seqs), (d_state * size, *x_bc.nb[1:3]), offset)
+    dt = ggml.add(ggml.cont(dt), w.need("ssm_dt.bias"))
+    a = w.need("ssm_a")
+
+    def scan(states: Tensor, ids: Tensor) -> Tensor:
+        ssm = ggml.reshape(states, d_state, head, n_head, states.ne[1])
+        return ggml.ssm_scan(ssm, x, dt, a, b, c, ids, kept)
+
+    y_ssm = g.rs(inp, state_cache, h.n_embd_s, scan)
+    d, written = d_state * d_inner, min(n_t, kept)
+    new = ggml.view(y_ssm, (d, n_seqs, written), (4 * d, 4 * d * n_seqs), ggml.n_elements(x) * 4)
+    g.expand(
+        ggml.cpy(
+            new, ggml.view(state_cache, (d, n_seqs, written), (state_cache.nb[1], g.model.state_rows * 4 * d))
+        )
+    )
+    stride = x.nb[1]
+    y = ggml.view(y_ssm, (head, n_head, n_t, n_seqs), (stride, n_head * stride, n_t * n_head * stride))
+    y = ggml.add(y, ggml.mul(x, w.need("ssm_d")))
+    y = ggml.glu(ggml.cont(z), y)
+    if w["ssm_norm"] is not None:
+        y = g.rms(ggml.reshape(y, d_inner // n_group, n_group, n_t, n_seqs), w, "ssm_norm", il)
+    return g.linear(w, "ssm_out", ggml.reshape(y, d_inner, n_t * n_seqs))
+
+
+def conv_state(g: Graph, inp: RecurrentInput, cache: Tensor, x: Tensor, kernel: int, channels: int) -> Tensor:
+    """build_conv_state: the last columns of the previous batch before this one's; the new last ones are stored."""
+    n_seqs, kept = g.n_seqs, snapshots(g)
+    states = ggml.reshape(g.rs(inp, cache, g.h.n_embd_r), kernel - 1, channels, n_seqs)
+    y = ggml.concat(states, ggml.transpose(x), 0)
+    rows = (kernel - 1) * channels
+    for t in range(1, kept + 1):
+        first = max(0, y.ne[0] - states.ne[0] - kept + t)
+        last = ggml.view(y, (kernel - 1, channels, n_seqs), y.nb[1:3], first * 4)
+        offset = (kept - t) * g.model.state_rows * rows * 4
+        g.expand(ggml.cpy(last, ggml.view(cache, (rows, n_seqs), (cache.nb[1],), offset)))
+    return y
+
+
+def delta_net(
+    g: Graph,
+    cache: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Tensor,
+    beta: Tensor,
+    state: Tensor,
+) -> Tensor:
+    """build_recurrent_attn with the fused operation, which the engine always uses."""
+    h, kept = g.h, snapshots(g)
+    head, n_head, n_seqs = state.ne[0], state.ne[2], state.ne[3]
+    n_t = q.ne[2]
+    y = ggml.gated_delta_net(q, k, v, gate, beta, state, kept)
+    strides = (4 * head, 4 * head * n_head, 4 * head * n_head * n_t)
+    out = ggml.view(y, (head, n_head, n_t, n_seqs), strides)
+    scores = 4 * head * n_head * n_t * n_seqs
+    if kept == 1:
+        new = ggml.view(y, (head, head, n_head, n_seqs), (4 * head, 4 * head**2, 4 * head**2 * n_head), scores)
+        g.expand(ggml.cpy(new, ggml.view(cache, (h.n_embd_s, n_seqs), (cache.nb[1],))))
+        return out
+    d, written = head * head * n_head, min(n_t, kept)
+    new = ggml.view(y, (d, n_seqs, written), (4 * d, 4 * d * n_seqs), scores)
+    stored = ggml.view(cache, (d, n_seqs, written), (cache.nb[1], g.model.state_rows * h.n_embd_s * 4))
+    g.expand(ggml.cpy(new, stored))
+    return out

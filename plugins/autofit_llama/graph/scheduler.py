@@ -1,0 +1,238 @@
+"""ggml's scheduler: which backend runs each node, where the graph is cut, what is copied at the cuts.
+
+A replay of ggml/src/ggml-backend.cpp:ggml_backend_sched_split_graph and of the reserve that follows it. Backends are
+numbered by priority: the devices in order, then the CPU. `Tensor.dev` is the backend of a tensor, -1 while unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from autofit_llama.graph.allocator import Arena, Held, allocate
+from autofit_llama.graph.devices import DeviceRules, cpu_supports, fusion_dependencies
+from autofit_llama.graph.ggml import HOST, NONE, VIEW_OPS, Tensor, tensor_bytes
+
+HOST_ALIGNMENT = 32  #: ggml-backend.cpp: TENSOR_ALIGNMENT of CPU buffers, which pinned ones share
+PIPELINE_COPIES = 4  #: GGML_SCHED_MAX_COPIES
+_MAX_SRC = 10
+
+
+@dataclass(slots=True)
+class Split:
+    """Consecutive nodes of one backend, and the tensors that are copied to it before they run."""
+
+    dev: int
+    start: int
+    end: int = 0
+    inputs: list[Tensor] = field(default_factory=list)
+    first_use: list[int] = field(default_factory=list)  #: index of the node that asked for each input
+
+
+@dataclass(slots=True)
+class Schedule:
+    """A scheduled graph: what is allocated, in order, and at which backend."""
+
+    splits: list[Split]
+    leafs: list[tuple[Tensor, int]]
+    nodes: list[tuple[Tensor, int]]
+    position: list[int]  #: graph node index -> index in `nodes`; one more entry for the end
+
+
+class Scheduler:
+    """Backends of a context. `n_copies` is 4 with pipeline parallelism, else 1."""
+
+    def __init__(self, devices: Sequence[DeviceRules], *, op_offload: bool = True, n_copies: int = 1) -> None:
+        self.devices = tuple(devices)
+        self.cpu = len(devices)
+        self.op_offload = op_offload
+        self.n_copies = n_copies
+
+    def supports(self, dev: int, t: Tensor) -> bool:
+        if dev == self.cpu:
+            return cpu_supports(t)
+        for src in t.src:
+            if src.home is not None and src.home >= 0 and src.home != dev and self.devices[dev].kind != "rpc":
+                return False  # memory of another device
+        return self.devices[dev].supports(t)
+
+    def _of_buffer(self, buffer: Tensor, t: Tensor) -> int:
+        """The backend that can use `buffer`'s memory and run `t` (ggml_backend_sched_backend_from_buffer)."""
+        home = buffer.home
+        if home is None:
+            return -1
+        dev = self.cpu if home < 0 else home
+        return dev if self.supports(dev, t) else -1
+
+    def _preferred(self, t: Tensor) -> int:
+        """The backend that buffers and weights ask for (ggml_backend_sched_backend_id_from_cur)."""
+        buffer = t.root or t
+        if buffer.home is not None:
+            dev = self._of_buffer(buffer, t)
+            if dev >= 0:
+                return dev
+        if t.is_input:
+            return self.cpu
+        if t.op in ("ROPE", "FLASH_ATTN_EXT"):
+            return -1
+        for src in t.src:
+            if src.is_weight:
+                dev = self._of_buffer(src, t)
+                if self.op_offload and dev == self.cpu and src.home == HOST:
+                    for other, rules in enumerate(self.devices):
+                        if rules.offloads(t) and self.supports(other, t):
+                            return other
+                return dev
+        return -1
+
+    def assign(self, leafs: Sequence[Tensor], nodes: Sequence[Tensor]) -> None:
+        """Passes 1 to 4: a backend for every tensor. Pinned tensors come with theirs."""
+        cpu = self.cpu
+        for t in leafs:
+            if t.dev < 0:
+                t.dev = self._preferred(t)
+        for t in nodes:
+            if t.dev < 0:
+                t.dev = self._preferred(t)
+        ops = [t for t in nodes if t.op not in VIEW_OPS]
+        backwards = ops[::-1]
+        for order, devices_only in ((ops, True), (backwards, True), (ops, False), (backwards, False)):
+            current = -1
+            for t in order:
+                dev = t.dev
+                if dev >= 0:
+                    current = -1 if devices_only and dev == cpu else dev
+                elif current >= 0 and self.supports(current, t):
+                    t.dev = current
+        for t in ops:
+            if t.dev < 0:
+                t.dev = self._most_inputs(t)
+        for t in nodes:
+            if t.dev < 0 and t.root is not None:
+                t.dev = t.root.dev
+            for src in t.src:
+                if src.dev < 0:
+                    src.dev = src.root.dev if src.root is not None else t.dev
+            if t.dev < 0:
+                t.dev = next(dev for dev in range(cpu + 1) if self.supports(dev, t))
+
+    def _most_inputs(self, t: Tensor) -> int:
+        best, best_inputs = -1, -1
+        for dev in range(self.cpu + 1):
+            if self.supports(dev, t):
+                n = sum(
+                    (src.dev >= 0 or (src.root is not None and src.root.dev >= 0)) and self._reaches(src, dev)
+                    for src in t.src
+                )
+                if n > best_inputs:
+                    best, best_inputs = dev, n
+        return best
+
+    def _reaches(self, t: Tensor, dev: int) -> bool:
+        """Whether `dev` can use the memory of `t` where it is (ggml_backend_sched_buffer_supported)."""
+        buffer = t.root or t
+        if buffer.home is not None:
+            return dev == self.cpu if buffer.home < 0 else dev == buffer.home
+        owner = t.dev if t.dev >= 0 else buffer.dev
+        return owner == dev
+
+    def split(self, leafs: Sequence[Tensor], nodes: Sequence[Tensor]) -> Schedule:
+        """Passes 5 and 6, fusion dependencies, and the graph that is allocated."""
+        n_copies = self.n_copies
+        copies: dict[tuple[int, int], list[Tensor]] = {}
+        splits: list[Split] = []
+        split: Split | None = None
+        for i, t in enumerate(nodes):
+            if t.op in VIEW_OPS:
+                continue
+            dev = t.dev
+            if split is None:
+                split = Split(dev, 0)
+                splits.append(split)
+            elif dev != split.dev or (
+                split.inputs
+                and any(s.is_weight and s.dev != dev and not self._reaches(s, dev) for s in t.src)
+            ):
+                split.end = i
+                split = Split(dev, i)
+                splits.append(split)
+            src_list = t.src
+            for j, src in enumerate(src_list):
+                if src.dev != dev and not self._reaches(src, dev):
+                    copy = copies.get((id(src), dev))
+                    if copy is None:
+                        copy = [_copy_of(src, dev, n_copies > 1) for _ in range(n_copies)]
+                        copies[id(src), dev] = copy
+                        split.inputs.append(src)
+                        split.first_use.append(i)
+                    src_list[j] = copy[0]
+        if split is not None:
+            split.end = len(nodes)
+
+        dependencies: dict[int, list[Tensor]] = {}
+
+        def keep(t: Tensor, until: Tensor) -> None:
+            kept = dependencies.setdefault(id(until), [])
+            if not any(k is t for k in kept):
+                kept.append(t)
+
+        for s in splits:
+            if s.dev < self.cpu and self.devices[s.dev].fusion:
+                fusion_dependencies(nodes, s.start, s.end, keep)
+
+        out: list[tuple[Tensor, int]] = []
+        position = [0] * (len(nodes) + 1)
+        for s in splits:
+            for src in s.inputs:
+                out.append((_keeps([src]), src.dev))
+                out.append((copies[id(src), s.dev][0], s.dev))
+            for i in range(s.start, s.end):
+                t = nodes[i]
+                position[i] = len(out)
+                out.append((t, t.dev))
+                kept = dependencies.get(id(t))
+                if kept:
+                    for first in range(0, len(kept), _MAX_SRC):
+                        out.append((_keeps(kept[first : first + _MAX_SRC]), s.dev))
+        position[len(nodes)] = len(out)
+
+        first_leafs: list[tuple[Tensor, int]] = []
+        if n_copies > 1:
+            for leaf in leafs:
+                if leaf.is_input and (id(leaf), leaf.dev) not in copies:
+                    leaf.is_output = True
+                    twins = [_copy_of(leaf, leaf.dev, True) for _ in range(n_copies - 1)]
+                    first_leafs += [(t, leaf.dev) for t in (leaf, *twins)]
+            for s in splits:
+                for src in s.inputs:
+                    first_leafs += [(t, s.dev) for t in copies[id(src), s.dev]]
+        return Schedule(splits, first_leafs + [(t, t.dev) for t in leafs], out, position)
+
+    def reserve(
+        self, schedule: Schedule, moments: Sequence[int] = ()
+    ) -> tuple[list[int], list[tuple[tuple[object, ...], Held]]]:
+        """Bytes of the compute buffer of every backend, and the allocator's state at the given moments."""
+        arenas = [Arena(rules.alignment, rules.max_buffer_bytes) for rules in self.devices]
+        arenas.append(Arena(HOST_ALIGNMENT))
+        sizes = [rules.alloc_bytes for rules in self.devices]
+        cpu = self.cpu
+
+        def alloc_bytes(t: Tensor, dev: int) -> int:
+            return tensor_bytes(t) if dev == cpu else sizes[dev](t)
+
+        states = allocate(schedule.leafs, schedule.nodes, arenas, alloc_bytes, moments)
+        return [arena.size_bytes for arena in arenas], states
+
+
+def _copy_of(src: Tensor, dev: int, permanent: bool) -> Tensor:
+    """A tensor of its own with the layout of `src` (ggml_dup_tensor_layout)."""
+    t = Tensor(NONE, src.type, src.ne, nb=src.nb)
+    t.dev = dev
+    t.is_input = t.is_output = permanent
+    return t
+
+
+def _keeps(tensors: list[Tensor]) -> Tensor:
+    """A node that only reads `tensors`, so that they live until here."""
+    first = tensors[0]
+    return Tensor(NONE, first.type, first.ne, tensors, nb=first.nb, root=first.root or first)
