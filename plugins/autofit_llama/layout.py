@@ -1,0 +1,157 @@
+"""One model laid out on devices: every weight, cache and compute buffer of one llama.cpp context, to the byte."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from autofit.domain.model import ModelSpec, TensorInfo
+from autofit.errors import UnsupportedModelError
+
+from autofit_llama.bound import bound_buffers
+from autofit_llama.cache import Cache, caches
+from autofit_llama.context import Context, ContextParams, resolve_context
+from autofit_llama.graph import ComputeBuffers, compute_buffers
+from autofit_llama.graph.devices import DeviceRules
+from autofit_llama.graph.ggml import HOST
+from autofit_llama.graph.model import GraphModel
+from autofit_llama.hparams import HParams
+from autofit_llama.placement import Override, Placement, buffer_rules, place_layers
+from autofit_llama.weights import HOST_ALIGNMENT, LazyMode, Weight, WeightPlan, device_bytes, loaded_weights, place_weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """What a program asks the library for: the model's parameters and the context's.
+
+    `splits` are `-ts`, or free bytes per device; `n_gpu_layers` below 0 is all; `mmap` keeps host weights in the file.
+    """
+
+    context: ContextParams
+    n_gpu_layers: int = -1
+    splits: tuple[float, ...] = ()
+    overrides: tuple[Override, ...] = ()
+    buffer_names: tuple[str, ...] = ()
+    by_layer: bool = True  #: -sm layer; otherwise no pipeline
+    repack: bool = True
+    no_host: bool = False
+    mmap: bool = False
+    load_mtp: bool = False
+    lazy_mode: LazyMode = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Bytes per device (in the order given) and on the host, with what they were made from."""
+
+    hparams: HParams
+    context: Context
+    placement: Placement
+    weights: tuple[Weight, ...]
+    weight_plan: WeightPlan
+    caches: tuple[Cache, ...]
+    cache_device_bytes: tuple[int, ...]
+    cache_host_bytes: int
+    cache_layer_bytes: Mapping[int, int]
+    compute: ComputeBuffers
+    is_exact: bool  #: the compute buffers come from a graph, not from a bound
+
+
+class Sized:
+    """A model whose header has been taken apart once, to be laid out many times."""
+
+    __slots__ = ("_loaded", "hparams", "model", "tensors")
+
+    def __init__(self, model: ModelSpec, hparams: HParams) -> None:
+        self.model = model
+        self.hparams = hparams
+        self.tensors: Mapping[str, TensorInfo] = {tensor.name: tensor for tensor in model.tensors}
+        self._loaded: dict[tuple[bool, LazyMode], tuple[Weight, ...]] = {}
+
+    def weights(self, *, load_mtp: bool = False, lazy_mode: LazyMode = "auto") -> tuple[Weight, ...]:
+        key = (load_mtp, lazy_mode)
+        if key not in self._loaded:
+            self._loaded[key] = loaded_weights(self.model, self.hparams, load_mtp=load_mtp, lazy_mode=lazy_mode)
+        return self._loaded[key]
+
+
+def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, *, dry_run: bool = True) -> Layout:
+    """Where everything of `sized` goes on `devices`.
+
+    `dry_run` gives the compute buffers of the engine's own dry run, which are never below what is then allocated but
+    for what its generation graph adds.
+
+    Raises:
+        EngineRefusalError: the engine would refuse these arguments.
+    """
+    hp = sized.hparams
+    context = resolve_context(hp, arguments.context)
+    weights = sized.weights(load_mtp=arguments.load_mtp, lazy_mode=arguments.lazy_mode)
+    placement = place_layers(hp.n_layer_all, arguments.n_gpu_layers, arguments.splits, len(devices))
+    buffers = buffer_rules(
+        devices,
+        names=arguments.buffer_names,
+        overrides=arguments.overrides,
+        no_host=arguments.no_host,
+        repack=arguments.repack,
+        mmap=arguments.mmap,
+    )
+    plan = place_weights(weights, hp, placement, buffers)
+    kept = caches(hp, context)
+    on_device, on_host, per_layer = _cache_bytes(kept, context, placement, devices)
+    full_offload = arguments.n_gpu_layers < 0 or arguments.n_gpu_layers > hp.n_layer_all
+    pipeline = (
+        len(devices) > 1 and full_offload and arguments.by_layer and context.offload_kqv and not arguments.overrides
+    )
+    try:
+        compute = compute_buffers(
+            GraphModel(
+                hparams=hp,
+                context=context,
+                tensors=sized.tensors,
+                layer_dev=(*placement.blocks, placement.output),
+                homes=plan.homes,
+                copies=plan.copies,
+                full_offload=full_offload,
+            ),
+            devices,
+            pipeline=pipeline,
+            dry_run=dry_run,
+        )
+        is_exact = True
+    except UnsupportedModelError:
+        compute = bound_buffers(
+            hp, context, sized.tensors, plan.homes, devices, layer_bytes=per_layer, pipeline=pipeline
+        )
+        is_exact = False
+    return Layout(
+        hparams=hp,
+        context=context,
+        placement=placement,
+        weights=weights,
+        weight_plan=plan,
+        caches=kept,
+        cache_device_bytes=on_device,
+        cache_host_bytes=on_host,
+        cache_layer_bytes=per_layer,
+        compute=compute,
+        is_exact=is_exact,
+    )
+
+
+def _cache_bytes(
+    kept: Sequence[Cache], context: Context, placement: Placement, devices: Sequence[DeviceRules]
+) -> tuple[tuple[int, ...], int, Mapping[int, int]]:
+    on_device, on_host = [0] * len(devices), 0
+    per_layer: dict[int, int] = {}
+    for cache in kept:
+        for tensor in cache.tensors:
+            home = placement.of(tensor.il) if context.offload_kqv else HOST
+            if home >= 0:
+                n_bytes = device_bytes(devices[home], tensor.type, tensor.n_elements, tensor.n_bytes)
+                on_device[home] += n_bytes
+            else:
+                n_bytes = -(-tensor.n_bytes // HOST_ALIGNMENT) * HOST_ALIGNMENT
+                on_host += n_bytes
+            per_layer[tensor.il] = per_layer.get(tensor.il, 0) + n_bytes
+    return tuple(on_device), on_host, per_layer
