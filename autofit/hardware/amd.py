@@ -115,7 +115,7 @@ def _device(
     rate, origin, note = drm.link(system, card)
     if note:
         notes.append(note)
-    device, known = enrich(replace(device, notes=tuple(notes)), card.pci_id)
+    device, known = enrich(replace(device, notes=tuple(notes)), pci_id=card.pci_id)
     sources |= known
     if rate is not None and not device.integrated:
         device = replace(device, link_bytes_per_s=rate)

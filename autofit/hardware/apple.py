@@ -36,7 +36,10 @@ def find(system: System, host: Host) -> Facts:
             f"unified memory: Metal takes up to {format_bytes(total)} (`sudo sysctl iogpu.wired_limit_mb=N`)",
         ),
     )
-    device, known = enrich(device)
+    variant = (
+        f"{device.name} ({device.n_sm}-core GPU)"  # the smaller of two GPUs may have the narrower bus too
+    )
+    device, known = enrich(device, variant if device.n_sm else None)
     sources = {
         "MTL0.total_bytes": origin,
         "MTL0.free_bytes": "derived: main memory available, within the limit",

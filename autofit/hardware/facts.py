@@ -45,9 +45,15 @@ def pcie_bytes_per_s(generation: int | None, lanes: int | None) -> int | None:
     return per_lane * lanes if per_lane and lanes else None
 
 
-def enrich(device: Device, pci_id: str | None = None) -> tuple[Device, dict[str, str]]:
-    """The device with what only a datasheet knows (bandwidth, arithmetic), from its profile; the sources."""
-    profile = catalog.profile_of(device.name, device.total_bytes, pci_id)
+def enrich(
+    device: Device, variant: str | None = None, pci_id: str | None = None
+) -> tuple[Device, dict[str, str]]:
+    """The device with what only a datasheet knows (bandwidth, arithmetic), from its profile; the sources.
+
+    `variant` is a more exact name than the driver's, tried first; `pci_id` stands in where the name says nothing.
+    """
+    profile = catalog.profile_of(variant, None) if variant else None
+    profile = profile or catalog.profile_of(device.name, device.total_bytes, pci_id)
     if profile is None:
         return device, {}
     known = {

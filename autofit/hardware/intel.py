@@ -80,7 +80,7 @@ def _discrete(
     rate, origin, note = drm.link(system, card)
     if note:
         device = replace(device, notes=(*device.notes, note))
-    device, known = enrich(device, card.pci_id)
+    device, known = enrich(device, pci_id=card.pci_id)
     if rate is not None:
         device = replace(device, link_bytes_per_s=rate)
         known[f"{id}.link_bytes_per_s"] = origin

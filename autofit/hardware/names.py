@@ -18,6 +18,9 @@ from autofit.profiles import files, read_text, suggest
 _NOISE = re.compile(
     r"\((?:r|tm|c)\)|[®™]|\b(?:nvidia|geforce|amd|radeon|intel|apple|tesla|graphics|accelerator|corporation|gpu|inc)\b"
 )
+_FAMILY = re.compile(
+    r"^(?:quadrortx|rtx|gtx|rx|arcpro|arc|aws|gcp|azure)"
+)  #: what people leave out: `3090`, `a770`
 _ALIASES = re.compile(r"^aliases\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOTALL)
 _PCI_IDS = re.compile(r"^pci_ids\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOTALL)
 _NAME = re.compile(r'^name\s*=\s*"([^"]*)"', re.MULTILINE)
@@ -37,7 +40,9 @@ def find(name: str, extra_dirs: Iterable[str | Path] = ()) -> dict[str, Path]:
     if name in known:
         return {name: known[name]}
     key = key_of(name)
-    if exact := {stem: path for stem, path in known.items() if key_of(stem) == key}:
+    if exact := {
+        stem: path for stem, path in known.items() if key in (key_of(stem), _FAMILY.sub("", key_of(stem)))
+    }:
         return exact
     return {stem: path for stem, path in known.items() if key in alias_keys(path)}
 
