@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from autofit.domain.model import ModelFiles
 from autofit.domain.text import printable
-from autofit.errors import ModelError, UsageError
-from autofit.readers.files import explain, first_bytes
+from autofit.errors import CorruptModelError, ModelError, UsageError
+from autofit.readers.files import explain, first_bytes, foreign
 
 if TYPE_CHECKING:
     from autofit.domain.model import ModelSpec
@@ -38,8 +38,7 @@ def read_model(model: ModelFiles | str | os.PathLike[str] | Sequence[str]) -> Mo
         raise UsageError("no model file is named")
     if len(paths) > 1:
         _check_shards(paths)
-    path = Path(paths[0])
-    return _read_directory(path) if _is_directory(path) else _read_file(path)
+    return _read_directory(Path(paths[0])) if _is_directory(paths[0]) else _read_file(paths[0])
 
 
 def role_of(model: ModelSpec) -> Role:
@@ -63,8 +62,8 @@ def group_of(model: ModelSpec) -> Callable[[str], str]:
     return hf_group
 
 
-def _read_file(path: Path) -> ModelSpec:
-    name = path.name
+def _read_file(path: str) -> ModelSpec:
+    name = Path(path).name
     if name.endswith(".gguf"):
         from autofit.readers.gguf import read_gguf
 
@@ -77,17 +76,17 @@ def _read_file(path: Path) -> ModelSpec:
         from autofit.readers.description import read_description
 
         return read_description(path)
-    start = first_bytes(str(path), 16)
+    start = first_bytes(path, 64)
     if start[:4] == b"GGUF":
         from autofit.readers.gguf import read_gguf
 
         return read_gguf(path)
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32:
+    if start[8:9] == b"{":
         from autofit.readers.safetensors import read_safetensors
 
         return read_safetensors(path)
-    raise ModelError(
-        f"{printable(str(path))}: byte 0: neither GGUF nor safetensors", hint=_other_format(name, start)
+    raise CorruptModelError(
+        printable(path), "neither GGUF nor safetensors", offset_bytes=0, hint=foreign(start)
     )
 
 
@@ -150,23 +149,13 @@ def _check_shards(paths: Sequence[str]) -> None:
         )
 
 
-def _is_directory(path: Path) -> bool:
+def _is_directory(path: str) -> bool:
     try:
-        return path.is_dir()
+        return Path(path).is_dir()
     except (OSError, ValueError) as error:
-        raise explain(str(path), error) from error
+        raise explain(path, error) from error
 
 
 def _choose(paths: Sequence[Path]) -> str:
     shown = ", ".join(printable(path.name, 80) for path in paths[:6])
     return f"name one of them: {shown}{', ...' if len(paths) > 6 else ''}"
-
-
-def _other_format(name: str, start: bytes) -> str | None:
-    if name.endswith((".bin", ".pt", ".pth", ".ckpt")) or start[:2] == b"PK":
-        return "pickled weights are not read: convert them to safetensors or GGUF"
-    if start.startswith(b"version https://git-lfs"):
-        return "this is a Git LFS pointer, not the model: run `git lfs pull`"
-    if start.lstrip()[:1] == b"<":
-        return "this looks like a web page: download the file itself"
-    return None

@@ -99,3 +99,14 @@ def first_bytes(path: str, count: int) -> bytes:
     """
     with open_file(path) as (data, _):
         return bytes(data[:count])
+
+
+def foreign(start: bytes) -> str | None:
+    """What to do about a file that starts like this and is no model, if one can tell."""
+    if start.startswith(b"version https://git-lfs"):
+        return "this is a Git LFS pointer, not the model: run `git lfs pull`"
+    if start.startswith((b"<!", b"<html", b"<HTML", b"<?xml")):
+        return "this is a web page, not the model: download the file itself"
+    if start.startswith((b"PK", b"\x80\x02")):
+        return "pickled weights are not read: convert them to safetensors or GGUF"
+    return None

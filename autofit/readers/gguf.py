@@ -18,7 +18,7 @@ from autofit.domain.dtypes import GGML_TYPES, REMOVED_GGML_TYPES
 from autofit.domain.model import ModelFile, ModelSpec, StringArray, TensorInfo
 from autofit.domain.text import printable
 from autofit.errors import CorruptModelError, ModelNotFoundError
-from autofit.readers.files import Buffer, open_file
+from autofit.readers.files import Buffer, foreign, open_file
 from autofit.readers.layers import gguf_layers
 
 MAGIC = b"GGUF"
@@ -31,7 +31,7 @@ MIN_KEY_BYTES = 14  #: length, one letter, type, one byte
 MIN_TENSOR_BYTES = 24  #: length, number of dimensions, type, offset
 
 # Far above any real model, and far below what would take long or much memory.
-MAX_HEADER_BYTES = 1 << 27
+MAX_HEADER_BYTES = 1 << 26
 MAX_STRING_BYTES = 1 << 22
 MAX_KEY_BYTES = (1 << 16) - 1
 MAX_KEYS = 1 << 16
@@ -216,7 +216,8 @@ class _Parser:
                 "a GGML file, older than GGUF", 0, "download the model as GGUF, or convert it again"
             )
         if magic != MAGIC:
-            raise self.fail(f"not GGUF: the file starts with {printable(repr(magic)[1:], 40)}", 0)
+            cause = f"not GGUF: the file starts with {printable(repr(magic)[1:], 40)}"
+            raise self.fail(cause, 0, foreign(self.data[:64]))
         self.pos = 4
         (version,) = self.take(self.layout.u32, "the version")
         if version & 0xFFFF == 0:  # the other byte order shows in the version

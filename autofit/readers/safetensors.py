@@ -20,7 +20,7 @@ from autofit.domain.model import ModelFile, ModelSpec, TensorInfo
 from autofit.domain.text import printable
 from autofit.errors import CorruptModelError, ModelError, ModelNotFoundError
 from autofit.readers.documents import parse_json
-from autofit.readers.files import Buffer, open_file, read_small
+from autofit.readers.files import Buffer, foreign, open_file, read_small
 from autofit.readers.hf_layers import hf_layers, text_config
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors/src/tensor.rs:MAX_HEADER_SIZE
@@ -86,6 +86,8 @@ def parse_header(data: Buffer, path: str, file_bytes: int, file_index: int = 0) 
 
     if file_bytes < 8:
         raise fail(f"a safetensors file starts with 8 bytes of length, this one has {file_bytes}", 0)
+    if data[8:9] not in {b"{", b""}:
+        raise fail("not safetensors: no JSON object starts here", 8, foreign(data[:64]))
     n_bytes = int.from_bytes(data[:8], "little")
     if n_bytes > MAX_HEADER_BYTES:
         raise fail(f"a header of {n_bytes} bytes is absurd (limit {MAX_HEADER_BYTES})", 0)

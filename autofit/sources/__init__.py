@@ -36,7 +36,9 @@ def resolve(reference: str) -> ModelFiles:
         )
     match = _SCHEME.fullmatch(reference)
     if match is None or os.path.lexists(reference) or (os.name == "nt" and len(match[1]) == 1):
-        return ModelFiles(reference=reference, paths=(str(Path(reference).expanduser()),))
+        # Path() would make `-m.gguf` of `./-m.gguf`, which a command line would take for a flag
+        path = str(Path(reference).expanduser()) if reference.startswith("~") else reference
+        return ModelFiles(reference=reference, paths=(path,))
     scheme, rest = match[1].lower(), match[2]
     if scheme == "file":
         return ModelFiles(reference=reference, paths=(_file_path(reference),))
