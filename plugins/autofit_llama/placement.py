@@ -186,11 +186,15 @@ def buffer_rules(
     )
 
 
+#: with AVX2; q2_K with AVX-512 only, and counted all the same: no less memory than it takes
+_REPACKED = frozenset(("q4_0", "q4_K", "iq4_nl", "mxfp4", "q2_K"))
+
+
 def repacks(op: str, type_name: str, ne: Sequence[int]) -> bool:
     """Whether an AVX2 build of the CPU backend re-lays the tensor (ggml/src/ggml-cpu/repack.cpp)."""
     n_dims = max((i + 1 for i, n in enumerate(ne) if n > 1), default=1)
     wanted = {"MUL_MAT": 2, "MUL_MAT_ID": 3}.get(op)
-    return n_dims == wanted and type_name in ("q4_0", "q4_K", "iq4_nl", "mxfp4") and ne[1] % 8 == 0
+    return n_dims == wanted and type_name in _REPACKED and ne[1] % 8 == 0
 
 
 def weight_supported(

@@ -138,13 +138,13 @@ _SCANS = frozenset(
 _TIED = frozenset(
     """
     afmoe arcee arctic bailingmoe3 bloom chameleon chatglm cogvlm cohere2 cohere2moe command-r deci deepseek
-    deepseek2 deepseek2-ocr deepseek32 dflash dots3note dream ernie4_5 ernie4_5-moe exaone exaone-moe exaone4
+    deepseek2 deepseek2-ocr deepseek32 dflash dots3note dream ernie4_5 ernie4_5-moe exaone exaone4
     falcon falcon-h1 gemma gemma-embedding gemma2 gemma3 gemma3n gemma4 gemma4-assistant glm-dsa glm4 glm4moe
     gpt2 granite granite_swa granitehybrid granitemoe graniteswitch grok grovemoe hrm_text hunyuan-dense
     hunyuan-moe hunyuan_vl hy_v3 jais2 jamba laguna lfm2 lfm2moe llada llama llama-embed llama4 maincoder
     mamba mamba2 minicpm minicpm3 minimax-01 mistral3 mistral4 mpt nanbeige nemotron_h nemotron_h_moe olmo
     openelm paddleocr pangu-embedded phi3 plamo2 plamo3 plm pockettts qwen2 qwen2vl qwen3 qwen35 qwen35moe
-    qwen3moe qwen3next qwen3vl qwen3vlmoe qwen4exp refact rnd1 seed_oss smallthinker smollm3 spark2_5
+    qwen3moe qwen3next qwen3tts qwen3vl qwen3vlmoe qwen4exp refact rnd1 seed_oss smallthinker smollm3 spark2_5
     starcoder starcoder2 t5 t5encoder
     """.split()  # noqa: SIM905 - a table
 )
