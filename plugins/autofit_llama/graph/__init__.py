@@ -10,8 +10,8 @@ from autofit_llama.graph.builder import Builder, Fused, Graph
 from autofit_llama.graph.devices import DeviceRules
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.graph.model import GraphModel
-from autofit_llama.graph.periods import choose_layers, is_periodic
-from autofit_llama.graph.scheduler import PIPELINE_COPIES, Scheduler
+from autofit_llama.graph.periods import EFFORTS, choose_layers, is_periodic, moments
+from autofit_llama.graph.scheduler import PIPELINE_COPIES, Schedule, Scheduler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ def _resolve(builder: Builder, model: GraphModel, scheduler: Scheduler, flash_at
 
 def _all_on_device(builder: Builder, model: GraphModel, scheduler: Scheduler, fusions: _Fusions, kind: str) -> bool:
     n_seqs = model.context.n_seq_max
-    order, _ = choose_layers(_signatures(model))
+    order, _ = choose_layers(_signatures(builder, model), EFFORTS[0])
     g = _graph(builder, model, fusions, n_seqs, n_seqs, n_seqs, order)
     _pin(g, scheduler)
     scheduler.assign(g.leafs, g.nodes)
@@ -132,46 +132,56 @@ def _reserve(
     shorten: bool,
 ) -> tuple[list[int], int]:
     every = tuple(range(model.hparams.n_layer))
-    order, cuts = choose_layers(_signatures(model)) if shorten else (every, ())
-    while True:
+    signatures = _signatures(builder, model) if shorten else []
+
+    def scheduled(order: tuple[int, ...]) -> tuple[Graph, Schedule]:
         g = _graph(builder, model, fusions, n_tokens, n_seqs, n_outputs, order)
         if pinned:
             _pin(g, scheduler)
         scheduler.assign(g.leafs, g.nodes)
-        schedule = scheduler.split(g.leafs, g.nodes)
-        if not cuts or len(g.starts) != len(order) + 1:
-            if len(g.starts) > 1 and len(g.starts) != len(order) + 1 and cuts:
-                order, cuts = every, ()
-                continue
-            sizes, _ = scheduler.reserve(schedule)
-            return sizes, len(schedule.splits)
-        moments = [schedule.position[g.starts[cut.after + k * cut.period]] for cut in cuts for k in (-1, 0)]
-        sizes, states = scheduler.reserve(schedule, moments)
+        return g, scheduler.split(g.leafs, g.nodes)
+
+    for effort in EFFORTS if shorten else ():
+        order, cuts = choose_layers(signatures, effort)
+        if not cuts:
+            break
+        g, schedule = scheduled(order)
+        if len(g.starts) != len(order) + 1:
+            break
+        at = [schedule.position[g.starts[i]] for i in moments(cuts, effort)]
+        sizes, states = scheduler.reserve(schedule, at)
+        n = effort.cycle + 1
         if all(
-            is_periodic(schedule, g.starts, cut, states[2 * i], states[2 * i + 1], n_copies=scheduler.n_copies)
+            is_periodic(schedule, g.starts, cut, states[i * n : i * n + n], n_copies=scheduler.n_copies)
             for i, cut in enumerate(cuts)
         ):
             return sizes, len(schedule.splits)
-        order, cuts = every, ()
+    _, schedule = scheduled(every)
+    return scheduler.reserve(schedule)[0], len(schedule.splits)
 
 
-def _signatures(model: GraphModel) -> list[object]:
-    """One value per block; equal for blocks that give the same nodes."""
+def _signatures(builder: Builder, model: GraphModel) -> list[object]:
+    """One value per block; equal for blocks that give the same nodes.
+
+    The type of a weight counts only where the weight may be copied: on the host, for a device to work on.
+    """
     h = model.hparams
     parts: list[list[object]] = [[] for _ in range(h.n_layer_all)]
+    tensors = model.tensors
     for name, home in model.homes.items():
         if name.startswith("blk."):
             number, _, rest = name[4:].partition(".")
             il = int(number)
             if il < h.n_layer_all:
-                info = model.tensors[name]
-                parts[il].append((rest, info.type, info.shape, home))
+                info = tensors[name]
+                parts[il].append((rest, info.shape, home, "" if home >= 0 else info.type))
     per_layer = [
         value
         for field in h.__slots__
-        if isinstance(value := getattr(h, field), tuple) and len(value) >= h.n_layer_all and field != "rope_sections"
+        if isinstance(value := getattr(h, field), tuple) and len(value) >= h.n_layer_all and len(set(value)) > 1
     ]
-    steps = [s for s in (h.n_no_rope_layer_step, h.n_moe_layer_step, h.moe_every_n_layers) if s > 1]
+    every = getattr(builder, "every", None)
+    step = max(1, every(h)) if every is not None else 1
     return [
         (
             tuple(parts[il]),
@@ -179,7 +189,8 @@ def _signatures(model: GraphModel) -> list[object]:
             model.layer_dev[il],
             il < h.n_layer_dense_lead,
             h.has_kv(il),
-            tuple(il % s for s in steps),
+            il % step,
+            il == h.n_layer - 1,
         )
         for il in range(h.n_layer)
     ]

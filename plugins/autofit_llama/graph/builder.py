@@ -7,7 +7,7 @@ where weights and caches live; so an architecture has to expand where the engine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from autofit_llama.context import Context
@@ -872,4 +872,13 @@ def hadamard(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 Builder = Callable[[Graph], None]
-Weights = Mapping[str, Tensor]
+
+
+def every(step: Callable[[HParams], int]) -> Callable[[Builder], Builder]:
+    """Marks a builder whose blocks also depend on their number modulo `step`, by a rule of its own."""
+
+    def mark(builder: Builder) -> Builder:
+        builder.every = step  # type: ignore[attr-defined]
+        return builder
+
+    return mark

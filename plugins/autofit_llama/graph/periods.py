@@ -9,12 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from autofit_llama.graph.allocator import Held
 from autofit_llama.graph.scheduler import Schedule
 
-LEAD = 3  #: periods built before a cut: one to settle, two to compare
 MAX_PERIOD = 16
+
+State = tuple[tuple[object, ...], Held]
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much of a stretch is built: `lead` periods before the cut, and so many after it that a multiple of `skip`
+    periods is left out. The allocator's state may come back after 1 to `cycle` periods."""
+
+    lead: int
+    skip: int
+    cycle: int
+
+
+#: tried in turn; where none is enough, everything is built
+EFFORTS = (Effort(3, 1, 1), Effort(6, 6, 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,78 +41,78 @@ class Cut:
     period: int
 
 
-def choose_layers(signatures: Sequence[Hashable]) -> tuple[tuple[int, ...], tuple[Cut, ...]]:
+def choose_layers(signatures: Sequence[Hashable], effort: Effort) -> tuple[tuple[int, ...], tuple[Cut, ...]]:
     """The blocks to build, in order, and where some were left out.
 
-    `signatures[i]` is equal for two blocks if they give the same nodes. Of every stretch that repeats with a period p
-    the first `LEAD` periods and the last one are kept, and what does not make a full period.
+    `signatures[i]` is equal for two blocks if they give the same nodes. Of every stretch that repeats with a period
+    the first `effort.lead` periods and at least one more are kept, and what does not make a full period.
     """
-    n = len(signatures)
+    n, fewest = len(signatures), effort.lead + 1 + effort.skip
     order: list[int] = []
     cuts: list[Cut] = []
     i = 0
     while i < n:
         best_end, best_period = i, 1
-        for period in range(1, min(MAX_PERIOD, (n - i) // (LEAD + 2)) + 1):
+        for period in range(1, min(MAX_PERIOD, (n - i) // fewest) + 1):
             end = i + period
             while end < n and signatures[end] == signatures[end - period]:
                 end += 1
-            if (end - i) // period >= LEAD + 2 and end - best_end > 0:
+            if (end - i) // period >= fewest and end > best_end:
                 best_end, best_period = end, period
-                if end == n:
-                    break
-        length = best_end - i
-        if length == 0:
+        if best_end == i:
             order.append(i)
             i += 1
             continue
-        periods = length // best_period
-        order += range(i, i + LEAD * best_period)
+        n_periods = (best_end - i) // best_period
+        left_out = (n_periods - effort.lead - 1) // effort.skip * effort.skip
+        resume = i + (effort.lead + left_out) * best_period
+        order += range(i, i + effort.lead * best_period)
         cuts.append(Cut(len(order), best_period))
-        order += range(i + (periods - 1) * best_period, best_end)
+        order += range(resume, best_end)
         i = best_end
     return tuple(order), tuple(cuts)
 
 
+def moments(cuts: Sequence[Cut], effort: Effort) -> list[int]:
+    """At which built blocks the allocator's state is needed: for each cut, `cycle` periods before it and up to it."""
+    return [cut.after - k * cut.period for cut in cuts for k in range(effort.cycle, -1, -1)]
+
+
 def is_periodic(
-    schedule: Schedule,
-    starts: Sequence[int],
-    cut: Cut,
-    before: tuple[tuple[object, ...], Held],
-    at: tuple[tuple[object, ...], Held],
-    *,
-    n_copies: int,
+    schedule: Schedule, starts: Sequence[int], cut: Cut, states: Sequence[State], *, n_copies: int
 ) -> bool:
     """Whether the blocks left out at `cut` cannot change any buffer.
 
-    `starts[i]` is the first node of the i-th built block; `before` and `at` are the allocator's states one period before
-    the cut and at it. True if the last two periods and the one after the cut hold the same nodes on the same backends,
-    ask for the same copies, and leave the same holes and the same living tensors behind: then each further period starts
-    from the state it ends with.
+    `starts[i]` is the first node of the i-th built block; `states` are those that `moments` asks for. True if the
+    last two periods and the one after the cut hold the same nodes on the same backends and ask for the same copies,
+    and if the allocator's holes and living tensors at the cut are those of one of the moments before, moved along:
+    then what was left out goes through the same states again.
     """
     nodes, position = schedule.nodes, schedule.position
     edges = [starts[cut.after + k * cut.period] for k in (-2, -1, 0, 1)]
-    kinds = [
-        [(t.op, t.type, t.ne, dev) for t, dev in nodes[position[first] : position[last]]]
-        for first, last in zip(edges, edges[1:], strict=False)
-    ]
-    if not kinds[0] == kinds[1] == kinds[2]:
+    before, last, after = (
+        [(t.op, t.type, t.ne, dev) for t, dev in nodes[position[first] : position[end]]]
+        for first, end in pairwise(edges)
+    )
+    if not before == last == after:
         return False
-    asked: list[list[tuple[int, int]]] = [[], []]
+    asked: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
     for split in schedule.splits:
         for i in split.first_use:
-            for side, first in enumerate(edges[:2]):
-                if first <= i < edges[side + 1]:
-                    asked[side].append((i - first, split.start - first))
+            if edges[0] <= i < edges[2]:
+                side = int(i >= edges[1])
+                asked[side].append((i - edges[side], split.start - edges[side]))
     if asked[0] != asked[1] or (asked[0] and n_copies > 1):
         return False
-    if before[0] != at[0]:
-        return False
-    held, held_at = before[1], at[1]
-    first, second = position[edges[1]], position[edges[2]]
-    return _moving(held, held_at, first) == _moving(held_at, held, second)
+    at = states[-1]
+    return any(
+        then[0] == at[0]
+        and _moving(then[1], at[1], position[starts[cut.after - k * cut.period]])
+        == _moving(at[1], then[1], position[edges[2]])
+        for k, then in enumerate(reversed(states[:-1]), start=1)
+    )
 
 
-def _moving(held: Held, other: Held, origin: int) -> list[tuple[int, int, int, int, int]]:
+def _moving(held: Held, other: Held, origin: int) -> list[tuple[int, ...]]:
     """What lives at one moment and not at the other, relative to where the period starts."""
-    return sorted((i - origin, *rest) for key, (i, *rest) in held.items() if key not in other)  # type: ignore[misc]
+    return sorted((value[0] - origin, *value[1:]) for key, value in held.items() if key not in other)

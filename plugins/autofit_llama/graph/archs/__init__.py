@@ -35,8 +35,8 @@ What decides the bytes
   not read through its own name (rope factors of block il, the tied output) is still fetched through `g`.
 - Norms of a block pass its `il`; -1 where the engine passes -1: that is a pin to the block's device.
 - Nothing may be remembered between blocks but tensors: `g.layers()` leaves out blocks that repeat. What distinguishes
-  blocks must be in their weights or in a per-block tuple of the hyperparameters; a rule on `il` itself has to be one of
-  those that `_signatures` knows (graph/__init__.py), or be added there.
+  blocks has to be in their weights or in a per-block tuple of the hyperparameters. A rule on `il` modulo n is declared
+  with the decorator `@every(lambda h: n)`; other rules on `il` have to be added to `_signatures` (graph/__init__.py).
 - Outputs stay allocated to the end (`g.logits`, `g.embd`, `g.h_nextn`).
 - A hyperparameter that only scales is of no interest, one that is tested for zero is.
 """

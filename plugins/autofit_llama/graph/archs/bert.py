@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from autofit_llama.graph import ggml
-from autofit_llama.graph.builder import Graph
+from autofit_llama.graph.builder import Graph, every
 from autofit_llama.hparams import GATING_SOFTMAX
 
 
+@every(lambda h: h.moe_every_n_layers)
 def bert(g: Graph) -> None:
     """src/models/bert.cpp; also jina-bert-v2, jina-bert-v3, nomic-bert, nomic-bert-moe."""
     h, arch = g.h, g.h.arch

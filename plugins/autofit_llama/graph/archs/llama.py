@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autofit_llama.graph import ggml
-from autofit_llama.graph.builder import Graph
+from autofit_llama.graph.builder import Graph, every
 from autofit_llama.hparams import GATING_SIGMOID
 
 
@@ -36,6 +36,7 @@ def llama(g: Graph) -> None:
     g.finish(x)
 
 
+@every(lambda h: h.n_no_rope_layer_step)
 def llama4(g: Graph) -> None:
     """src/models/llama4.cpp: chunked attention, every n-th layer without positions and full."""
     h = g.h
