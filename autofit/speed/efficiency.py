@@ -11,11 +11,13 @@ class Efficiency:
     """What one kind of device reaches of its nominal rates, and what it loses per kernel, step and hop.
 
     Fractions of the memory bandwidth: `weights` for dense weights of the class `super`, `experts` for routed
-    experts, `cache` for keys, values and recurrent state. Fractions of the dense FP16 rate: `flops` for dense
-    weights, `expert_flops` for routed experts, `attention` for many queries at once, `vector` for the one
-    query of decoding against a quantised cache, whose kernels unpack a row anew for every head.
+    experts, `cache` for keys, values and recurrent state. Fractions of the dense FP16 rate: `flops` for
+    weights, `attention` for many queries at once, `vector` for the one query of decoding against a quantised
+    cache, whose kernels unpack a row anew for every head. An expert that gets `expert_tokens` tokens of a
+    step reaches half of `flops`: the rest of its tiles is padding.
 
-    `kernel_s` is the start of one kernel, `step_s` what a step costs beside its blocks (sampling, launch, the
+    `kernel_s` is one kernel in a captured graph and `launch_s` one that is launched by itself, as engines
+    do in steps of more than one token; `step_s` what a step costs beside its blocks (sampling, launch, the
     server), `hop_s` handing the hidden state to another place. `n` runs stand behind the row: none is a
     default.
     """
@@ -25,9 +27,10 @@ class Efficiency:
     cache: float
     vector: float
     flops: float
-    expert_flops: float
+    expert_tokens: float
     attention: float
     kernel_s: float
+    launch_s: float
     step_s: float
     hop_s: float
     n: int = 0
@@ -43,8 +46,11 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """All that is fitted. `rows` are by engine and API, `quant` by `QuantClass` and relative to `super`.
+    """All that is fitted. `rows` are by engine and API.
 
+    `quant` (of the bandwidth) and `quant_flops` (of the operations) are by `QuantClass`, relative to `super`.
+
+    `clock` scales the time of a kernel by `rates.generation`.
     `link` is the fraction of a link's rate that copies reach, `acceptance` the chance that a drafted token is
     kept. `decode` and `prefill` are by placement (`roofline.placement`); `draft` and `assumed` widen the
     band of a speculative run, and of a machine that does not state all its figures.
@@ -52,6 +58,8 @@ class Table:
 
     rows: Mapping[str, Efficiency]
     quant: Mapping[str, float]
+    quant_flops: Mapping[str, float]
+    clock: Mapping[str, float]
     link: float
     acceptance: float
     decode: Mapping[str, Spread]

@@ -10,6 +10,7 @@ from autofit.speed.efficiency import Efficiency, Table
 from autofit.speed.work import Read, quant_class
 
 Engine = Literal["llama", "vllm"]
+Generation = Literal["ampere", "ada", "blackwell", "other"]
 
 # Assumed where a machine does not say, and then named: two channels of DDR4-3200, PCIe 4.0 x8, eight cores.
 ASSUMED_HOST_BYTES_PER_S = 51_200_000_000
@@ -23,7 +24,8 @@ class Rates:
     """Bytes and operations per second of one place. `assumed` names what the machine did not state."""
 
     __slots__ = (
-        "_weights", "assumed", "attention", "cache", "efficiency", "expert_flops", "flops", "link", "vector",
+        "_flops", "_weights", "assumed", "attention", "cache", "efficiency", "flops", "kernel_s", "launch_s",
+        "link", "vector",
     )  # fmt: skip
 
     def __init__(
@@ -34,16 +36,19 @@ class Rates:
         bandwidth: float,
         flops: float | None,
         link: float,
+        clock: float = 1.0,
         assumed: tuple[str, ...] = (),
     ) -> None:
         nominal = math.inf if flops is None else flops
         self.efficiency = efficiency
         self._weights = {name: bandwidth * factor for name, factor in table.quant.items()}
+        self._flops = table.quant_flops
         self.cache = bandwidth * efficiency.cache
         self.flops = nominal * efficiency.flops
-        self.expert_flops = nominal * efficiency.expert_flops
         self.attention = nominal * efficiency.attention
         self.vector = nominal * efficiency.vector
+        self.kernel_s = efficiency.kernel_s * clock
+        self.launch_s = efficiency.launch_s * clock
         self.link = link * table.link
         self.assumed = assumed
 
@@ -54,6 +59,18 @@ class Rates:
     def read_seconds(self, reads: tuple[Read, ...]) -> float:
         """Seconds to read these weights once, were every byte of the bandwidth used."""
         return math.fsum(read.n_bytes / self._weights[quant_class(read.type)] for read in reads)
+
+    def operations(self, reads: tuple[Read, ...]) -> float:
+        """Two per element, as many of the class `super` as take the same time."""
+        return math.fsum(2.0 * read.n_elements / self._flops[quant_class(read.type)] for read in reads)
+
+
+def generation(device: Device) -> Generation:
+    """Which generation's small kernels a device runs: their time follows the clock, not the bandwidth."""
+    capability = device.compute_capability
+    if device.api != "cuda" or capability is None:
+        return "other"
+    return "blackwell" if capability >= (10, 0) else "ada" if capability >= (8, 9) else "ampere"
 
 
 def host_rates(host: Host, table: Table) -> Rates:
@@ -96,5 +113,6 @@ def device_rates(device: Device, host: Host, engine: Engine, table: Table) -> Ra
         bandwidth=bandwidth,
         flops=device.fp16_flops_per_s,
         link=link,
+        clock=table.clock[generation(device)],
         assumed=assumed,
     )

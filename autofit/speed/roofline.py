@@ -19,6 +19,8 @@ from autofit.speed.work import Draft, LayerWork, Place, Read, Step
 
 # ggml-cuda.cu:ggml_backend_cuda_device_offload_op: steps this large have weights in RAM copied to the device.
 OP_OFFLOAD_TOKENS = 32
+# ggml-cuda/mmvq.cuh:MMVQ_MAX_BATCH_SIZE: up to here vector kernels multiply, beyond it tiles of a matrix.
+MATRIX_TOKENS = 8
 
 Placed = Sequence[tuple[LayerWork, Place]]
 
@@ -89,7 +91,7 @@ class Roofline:
         seconds += n_hops * self._at(HOST_POOL).efficiency.hop_s
         if place.ranks:
             seconds = seconds / len(place.ranks) + self._reduce_seconds(layer, place, n_tokens)
-        return seconds + layer.n_kernels * here.efficiency.kernel_s
+        return seconds + layer.n_kernels * (here.kernel_s if step.n_tokens == 1 else here.launch_s)
 
     def hop_seconds(self, a: str, b: str, n_bytes: int) -> float:
         """Seconds to hand `n_bytes` of hidden state from one place to the next; 0 within a place."""
@@ -196,15 +198,19 @@ class Roofline:
 
     def _attention_seconds(self, layer: LayerWork, place: Place, step: Step) -> float:
         name = place.cache or place.device
-        there = self._at(name)
+        there, copied = self._at(name), 0.0
         n_new = step.n_tokens // max(step.n_sequences, 1)
         n_cached = step.n_filled + n_new / 2
         if layer.window_tokens is not None:
             n_cached = min(n_cached, layer.window_tokens)
         n_bytes = step.n_sequences * (n_cached * layer.cache_token_bytes + 2 * layer.state_bytes)
         n_flops = step.n_tokens * n_cached * layer.attention_flops
+        if place.device == HOST_POOL and self._helper is not None and step.n_tokens >= OP_OFFLOAD_TOKENS:
+            # The scheduler pulls attention to where its neighbours went (ggml_backend_sched_split_graph).
+            name, there, copied = "", self._helper, n_bytes / self._helper.link
         one_by_one = name == HOST_POOL or (n_new == 1 and layer.cache_is_quantised)
-        return max(n_bytes / there.cache, n_flops / (there.vector if one_by_one else there.attention))
+        rate = there.vector if one_by_one else there.attention
+        return copied + max(n_bytes / there.cache, n_flops / rate)
 
     def _reduce_seconds(self, layer: LayerWork, place: Place, n_tokens: int) -> float:
         """Two all-reduces of the hidden state per block: behind the mixer and behind the feed-forward."""
@@ -214,10 +220,15 @@ class Roofline:
         return 2 * (here.efficiency.hop_s + 2 * (n - 1) / n * n_tokens * layer.hidden_bytes / here.link)
 
     def _stages(self, layers: Placed, step: Step) -> list[tuple[str, float]]:
+        """Device and seconds of each block, the hop to it included."""
         stages: list[tuple[str, float]] = []
+        known: dict[tuple[int, Place], float] = {}  # most blocks of a model are one and the same value
         previous: tuple[LayerWork, Place] | None = None
         for layer, place in layers:
-            seconds = self.layer_seconds(layer, place, step)
+            key = id(layer), place
+            seconds = known.get(key)
+            if seconds is None:
+                seconds = known[key] = self.layer_seconds(layer, place, step)
             if previous is not None and previous[1].device != place.device:
                 n_bytes = previous[0].hidden_bytes * step.n_tokens
                 seconds += self.hop_seconds(previous[1].device, place.device, n_bytes)
@@ -234,7 +245,7 @@ class Roofline:
         kept = math.fsum(rate**i for i in range(draft.n_tokens + 1))
         check = step._replace(n_tokens=step.n_sequences * (draft.n_tokens + 1))
         n_drafts = 1 if draft.is_parallel else draft.n_tokens
-        drafting = math.fsum(self.layer_seconds(*placed, step) for placed in draft.layers)
+        drafting = self.step_seconds(draft.layers, step)
         return kept / (self.step_seconds(layers, check) + n_drafts * drafting)
 
     def _assumed(self, places: Sequence[Place]) -> list[str]:
@@ -264,12 +275,15 @@ def _touched(n_tokens: int, share: float | None) -> float:
 def _part_seconds(rates: Rates, reads: tuple[Read, ...], n_tokens: int, share: float | None) -> float:
     """Weights used where they lie: the slower of reading them and multiplying with them."""
     efficiency = rates.efficiency
+    touched = _touched(n_tokens, share)
     fraction = efficiency.weights if share is None else efficiency.experts
-    reading = rates.read_seconds(reads) * _touched(n_tokens, share) / fraction
+    reading = rates.read_seconds(reads) * touched / fraction
     if n_tokens == 1:
         return reading
-    n_flops = 2.0 * n_tokens * (1.0 if share is None else share) * sum(read.n_elements for read in reads)
-    return max(reading, n_flops / (rates.flops if share is None else rates.expert_flops))
+    n_rows = float(n_tokens) if share is None else n_tokens * share / touched
+    if share is not None and n_tokens > MATRIX_TOKENS:
+        n_rows += efficiency.expert_tokens
+    return max(reading, touched * n_rows * rates.operations(reads) / rates.flops)
 
 
 def _factor(spreads: Sequence[Spread]) -> float:

@@ -53,19 +53,22 @@ def reads(tensors: Iterable[TensorInfo]) -> tuple[Read, ...]:
     return tuple(Read(name, n_bytes, n_elements) for name, (n_bytes, n_elements) in sums.items())
 
 
-# Kernels that one token starts in one block, counted on llama.cpp's CUDA graphs after fusion (an activation's
-# quantisation is a kernel of its own). What is fitted is the time of one, so only the ratios matter.
+# Kernels that one token starts in one block beside its norms, counted on llama.cpp's graphs as ggml-cuda.cu
+# runs them (fused; an activation's quantisation is a kernel of its own). The time of one is fitted, so only
+# the ratios matter.
 _MIXER_KERNELS: dict[Mixer, int] = {
-    "full": 14, "sliding": 14, "chunked": 14, "latent": 20, "recurrent": 26, "shortconv": 10, "none": 0,
+    "full": 13, "sliding": 13, "chunked": 13, "latent": 17, "recurrent": 22, "shortconv": 9, "none": 0,
 }  # fmt: skip
-_FEED_FORWARD_KERNELS: dict[FeedForwardKind, int] = {"dense": 6, "experts": 11, "none": 0}
+_FEED_FORWARD_KERNELS: dict[FeedForwardKind, int] = {"dense": 5, "experts": 10, "none": 0}
 _SHARED_EXPERT_KERNELS = 6
 
 
-def n_kernels(mixer: Mixer, feed_forward: FeedForwardKind, *, has_shared_experts: bool = False) -> int:
-    """About how many kernels one step starts in such a block."""
+def n_kernels(
+    mixer: Mixer, feed_forward: FeedForwardKind, *, n_norms: int = 2, has_shared_experts: bool = False
+) -> int:
+    """About how many kernels one step starts in such a block; `n_norms` counts its norm weights."""
     shared = _SHARED_EXPERT_KERNELS if has_shared_experts and feed_forward == "experts" else 0
-    return _MIXER_KERNELS[mixer] + _FEED_FORWARD_KERNELS[feed_forward] + shared
+    return _MIXER_KERNELS[mixer] + _FEED_FORWARD_KERNELS[feed_forward] + shared + n_norms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
