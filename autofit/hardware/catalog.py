@@ -22,6 +22,7 @@ from autofit.hardware.record import machine_from_json
 from autofit.profiles import files, parse_toml, read_text
 
 _SIZED_NAME = re.compile(r"(.+?)[\s_-]+(\d{1,4})\s*gi?b", re.IGNORECASE)
+THIS_MACHINE = "this-machine"  #: the profile that `hardware calibrate` writes, and that detection reads
 FIGURES = {
     "runtime_bytes": "runtime_bytes",
     "n_sm": "n_sm",
@@ -53,6 +54,28 @@ class Profile:
             return self.table
         rows = self.table.get("device", [])
         return rows[0] if len(rows) == 1 else {}
+
+    def summary_line(self) -> str:
+        """One line for a list: memory and bandwidth, devices, name."""
+        table = self.table
+        if self.is_machine:
+            rows = [
+                f"{row.get('count', 1)} x {row.get('profile', row.get('name', '?'))}"
+                for row in table.get("device", ())
+            ]
+            host = table.get("host", {})
+            ram = host.get("total_bytes")
+            memory = (
+                format_bytes(ram)
+                if ram
+                else f"{_listed(host['sizes_gib'])}"
+                if "sizes_gib" in host
+                else "? RAM"
+            )
+            return f"{table['name']}: {', '.join(rows) or 'no GPU'}, {memory} of main memory"
+        total, rate = table.get("memory_total_bytes"), table.get("bandwidth_bytes_per_s")
+        facts = [format_bytes(total) if total else "any size", f"{rate / 1e9:.4g} GB/s" if rate else None]
+        return f"{table['name']}: {', '.join(fact for fact in facts if fact)}"
 
     def basis_of(self, figure: str) -> str | None:
         """`basis: document` of a figure, if the profile says."""
@@ -96,22 +119,23 @@ def profile_of(
 ) -> Profile | None:
     """The profile of a device by the name its driver gives, or by `vendor:device` on the bus.
 
-    Among several, the one with as much memory (within 4 %); `None` if that does not decide.
+    Its memory must agree with `total_bytes` (within 4 %); `None` if none or several do.
     """
     try:
-        found = names.find(driver_name, extra_dirs)
+        found = names.find_driver(driver_name, extra_dirs) if driver_name else {}
         if not found and pci_id is not None:
             found = names.find_pci(pci_id, extra_dirs)
         profiles = [read_profile(path) for path in found.values()]
     except HardwareError:
         return None  # a broken file of the user's must not hide the device itself
-    if total_bytes is not None and len(profiles) > 1:
-        profiles = [
-            profile
-            for profile in profiles
-            if abs(profile.device_table.get("memory_total_bytes", 0) - total_bytes) <= 0.04 * total_bytes
-        ]
+    if total_bytes is not None:
+        profiles = [profile for profile in profiles if _agrees(profile.device_table, total_bytes)]
     return profiles[0] if len(profiles) == 1 else None
+
+
+def _agrees(table: Mapping[str, Any], total_bytes: int) -> bool:
+    stated = table.get("memory_total_bytes")
+    return stated is None or abs(stated - total_bytes) <= 0.04 * total_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,16 +287,24 @@ def _named(name: str, dirs: tuple[str | Path, ...]) -> tuple[Profile, int | None
     """A profile, and the main memory that a name such as `m2-max-64gb` states."""
     sized = _SIZED_NAME.fullmatch(name)
     if sized and not names.find(name, dirs):
-        for path in names.find(sized[1], dirs).values():
-            profile = read_profile(path)
-            sizes = profile.table.get("host", {}).get("sizes_gib") if profile.is_machine else None
-            if sizes and int(sized[2]) in sizes:
-                return profile, int(sized[2]) * GIB
-            if sizes:
-                raise HardwareError(
-                    f"{profile.id} was not sold with {sized[2]} GB",
-                    hint=f"sizes: {_listed(sizes)}; --ram SIZE states another",
-                )
+        known = files("hardware", dirs)
+        bases = names.find(sized[1], dirs)
+        # one chip may come with two GPUs, each sold with memory of its own sizes: m4-max, m4-max-32core
+        family = {
+            **bases,
+            **{s: path for s, path in known.items() if any(s.startswith(f"{base}-") for base in bases)},
+        }
+        sizes: dict[int, Profile] = {}
+        for profile in map(read_profile, family.values()):
+            for size in profile.table.get("host", {}).get("sizes_gib", ()) if profile.is_machine else ():
+                sizes.setdefault(size, profile)
+        if int(sized[2]) in sizes:
+            return sizes[int(sized[2])], int(sized[2]) * GIB
+        if sizes:
+            raise HardwareError(
+                f"{next(iter(bases))} was not sold with {sized[2]} GB",
+                hint=f"sizes: {_listed(sorted(sizes))}; --ram SIZE states another",
+            )
     return load_profile(name, dirs), None
 
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from autofit.domain.machine import HOST_POOL, Device, Host, Machine
 from autofit.domain.text import printable
+from autofit.errors import HardwareError
 from autofit.hardware import amd, apple, engines, intel, nvidia
+from autofit.hardware.catalog import THIS_MACHINE, read_profile
 from autofit.hardware.facts import Facts
 from autofit.hardware.host import read_host
 from autofit.hardware.system import System
+from autofit.profiles import user_dir
 
 Source = Callable[[System, Host], Facts]
 SOURCES: dict[str, Source] = {
@@ -31,10 +35,10 @@ GPU_VENDORS = {0x10DE: "NVIDIA", 0x1002: "AMD", 0x8086: "Intel", 0x19E5: "Huawei
 def detect(system: System, extra: Iterable[tuple[str, Source]] = ()) -> Machine:
     """The machine behind `system`. `extra` are sources of plugins, asked like our own."""
     facts = read_host(system)
-    host = facts.host
+    host, calibrated = _calibrated(system, facts.host)
     answers = _ask_all(system, host, [*SOURCES.items(), *extra])
     findings = [finding for answer in answers for finding in answer.findings]
-    sources = {**facts.sources}
+    sources = {**facts.sources, **calibrated}
     found = [device for answer in answers for device in answer.devices]
     for answer in answers:
         sources |= answer.sources
@@ -67,6 +71,22 @@ def detect(system: System, extra: Iterable[tuple[str, Source]] = ()) -> Machine:
         findings=tuple(dict.fromkeys(findings)),
         sources={_renamed(key, names): basis for key, basis in sources.items() if _kept(key, names)},
     )
+
+
+def _calibrated(system: System, host: Host) -> tuple[Host, dict[str, str]]:
+    """The host with what `hardware calibrate` measured on it, if it was."""
+    path = user_dir(system.env) / "hardware" / f"{THIS_MACHINE}.toml"
+    if system.root != Path("/") or not path.is_file():
+        return host, {}
+    try:
+        rate = read_profile(path).table.get("calibration", {}).get("ram_bandwidth_bytes_per_s")
+    except HardwareError as error:
+        return replace(host, notes=(*host.notes, error.message)), {}
+    if rate is None:
+        return host, {}
+    return replace(host, bandwidth_bytes_per_s=rate), {
+        "host.bandwidth_bytes_per_s": "measured: hardware calibrate"
+    }
 
 
 def _kept(key: str, names: dict[str, str]) -> bool:
@@ -166,7 +186,7 @@ def _counted(system: System, found: list[Device], findings: list[str]) -> list[D
     if len(apis) > 1:
         most = max(apis, key=lambda api: sum(d.total_bytes or 0 for d in counted if d.api == api))
         findings.extend(
-            f"{device.name} ({device.api}) is not counted: one build of an engine drives {most} or {device.api}"
+            f"{device.name} ({device.api}) is not counted: one build of an engine drives only {most}"
             for device in counted
             if device.api != most
         )

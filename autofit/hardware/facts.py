@@ -50,7 +50,7 @@ def enrich(
 ) -> tuple[Device, dict[str, str]]:
     """The device with what only a datasheet knows (bandwidth, arithmetic), from its profile; the sources.
 
-    `variant` is a more exact name than the driver's, tried first; `pci_id` stands in where the name says nothing.
+    `variant` is a more exact name than the driver's, tried first; `pci_id` helps where the name says nothing.
     """
     profile = catalog.profile_of(variant, None) if variant else None
     profile = profile or catalog.profile_of(device.name, device.total_bytes, pci_id)

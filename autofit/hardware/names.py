@@ -18,9 +18,8 @@ from autofit.profiles import files, read_text, suggest
 _NOISE = re.compile(
     r"\((?:r|tm|c)\)|[®™]|\b(?:nvidia|geforce|amd|radeon|intel|apple|tesla|graphics|accelerator|corporation|gpu|inc)\b"
 )
-_FAMILY = re.compile(
-    r"^(?:quadrortx|rtx|gtx|rx|arcpro|arc|aws|gcp|azure)"
-)  #: what people leave out: `3090`, `a770`
+#: what people leave out: `3090`, `a770`, `p5.48xlarge`
+_FAMILY = re.compile(r"^(?:rtx|gtx|rx|arcpro|arc|aws|gcp|azure)")
 _ALIASES = re.compile(r"^aliases\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOTALL)
 _PCI_IDS = re.compile(r"^pci_ids\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOTALL)
 _NAME = re.compile(r'^name\s*=\s*"([^"]*)"', re.MULTILINE)
@@ -40,15 +39,32 @@ def find(name: str, extra_dirs: Iterable[str | Path] = ()) -> dict[str, Path]:
     if name in known:
         return {name: known[name]}
     key = key_of(name)
-    if exact := {
-        stem: path for stem, path in known.items() if key in (key_of(stem), _FAMILY.sub("", key_of(stem)))
-    }:
-        return exact
-    return {stem: path for stem, path in known.items() if key in alias_keys(path)}
+    return (
+        {stem: path for stem, path in known.items() if key in _keys(stem)}
+        or {stem: path for stem, path in known.items() if key in alias_keys(path)}
+        or _sizes(key, known)
+    )
+
+
+def find_driver(name: str, extra_dirs: Iterable[str | Path] = ()) -> dict[str, Path]:
+    """The profiles that a driver's name may mean: it often leaves out what memory a card has."""
+    return {**_sizes(key_of(name), files("hardware", extra_dirs)), **find(name, extra_dirs)}
+
+
+def _sizes(key: str, known: Mapping[str, Path]) -> dict[str, Path]:
+    """Files whose name says how much memory, where the key does not: `rtx3080` -> 10 GB and 12 GB."""
+    sized = re.compile(re.escape(key) + r"\d+gb(?:pcie)?")
+    return {stem: path for stem, path in known.items() if any(map(sized.fullmatch, _keys(stem)))}
+
+
+def _keys(stem: str) -> tuple[str, str]:
+    """A file's own keys: as it is written, and without its family."""
+    key = key_of(stem)
+    return key, _FAMILY.sub("", key)
 
 
 def find_pci(pci_id: str, extra_dirs: Iterable[str | Path] = ()) -> dict[str, Path]:
-    """The profiles of a device on the bus (`1002:744c`): cards that differ in memory may share one number."""
+    """The profiles of a device on the bus (`1002:744c`): cards that differ in memory may share a number."""
     return {
         stem: path
         for stem, path in files("hardware", extra_dirs).items()
