@@ -2,9 +2,9 @@
 
     python bench/compute_accuracy.py TRUTH.jsonl MODELS_DIR [--arch a,b] [--verbose] [--full]
 
-A row of TRUTH names a GGUF file in MODELS_DIR, the engine's arguments, and the bytes it reported. Prints rows, how many
-are exact and within 1 %, the worst error, and the time of the slowest. `--full` builds every block; `--verbose` prints
-each row that differs.
+A row of TRUTH names a GGUF file in MODELS_DIR, the engine's arguments, and the bytes it reported. Prints
+rows, how many are exact and within 1 %, the worst error, and the time of the slowest. `--full` builds every
+block; `--verbose` prints each row that differs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 from autofit.domain.model import ModelSpec
 from autofit.readers.gguf import read_gguf
+
 from autofit_llama.context import ContextParams, resolve_context
 from autofit_llama.graph import compute_buffers
 from autofit_llama.graph.devices import CUDA, RPC, DeviceRules
@@ -48,8 +49,8 @@ class Flags:
 NUMBERS = {"-c": "n_ctx", "-b": "n_batch", "-ub": "n_ubatch"}
 WORDS = {"-fa": "flash_attn", "-ctk": "type_k", "-ctv": "type_v"}
 SWITCHES = {
-    "-nkvo": ("offload_kqv", False), "--no-op-offload": ("op_offload", False), "--swa-full": ("swa_full", True),
-    "--embedding": ("embeddings", True),
+    "-nkvo": ("offload_kqv", False), "--no-op-offload": ("op_offload", False),
+    "--swa-full": ("swa_full", True), "--embedding": ("embeddings", True),
 }  # fmt: skip
 
 
@@ -131,7 +132,9 @@ class Tally:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("truth", type=Path)
     parser.add_argument("models", type=Path)
     parser.add_argument("--arch", default="")
@@ -173,7 +176,9 @@ def main() -> None:
         tally.slowest_s = max(tally.slowest_s, elapsed)
         if options.verbose and got != expected:
             print(row["id"], row["file"], " ".join(row["args"]), f"got {got} expected {expected}")
-    print(f"{'architecture':18} {'rows':>5} {'exact':>5} {'<=1%':>5} {'failed':>6} {'worst':>9} {'slowest':>9}")
+    print(
+        f"{'architecture':18} {'rows':>5} {'exact':>5} {'<=1%':>5} {'failed':>6} {'worst':>9} {'slowest':>9}"
+    )
     for arch, t in sorted(tallies.items()):
         times = f"{t.slowest_s * 1000:6.1f} ms"
         print(f"{arch:18} {t.n_rows:5} {t.n_exact:5} {t.n_near:5} {t.n_failed:6} {t.worst:9.3%} {times:>9}")

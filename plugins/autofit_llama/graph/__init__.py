@@ -35,8 +35,8 @@ def compute_buffers(
 ) -> ComputeBuffers:
     """What llama-context.cpp:sched_reserve reserves.
 
-    `pipeline`: several micro-batches in flight, if every device can. `dry_run`: the figure of the engine's own dry run,
-    which forgets where norms are pinned. `shorten=False` builds every block.
+    `pipeline`: several micro-batches in flight, if every device can. `dry_run`: the figure of the engine's
+    own dry run, which forgets where norms are pinned. `shorten=False` builds every block.
 
     Raises:
         UnsupportedModelError: no graph for this architecture.
@@ -48,7 +48,9 @@ def compute_buffers(
     resolved = _resolve(builder, model, scheduler, context.flash_attn)
 
     n_tokens, n_seqs, n_outputs = context.n_tokens, context.n_seq_max, context.n_outputs
-    sizes, n_splits = _reserve(builder, model, scheduler, resolved, n_tokens, n_seqs, n_outputs, not dry_run, shorten)
+    sizes, n_splits = _reserve(
+        builder, model, scheduler, resolved, n_tokens, n_seqs, n_outputs, not dry_run, shorten
+    )
     if not dry_run:
         decode, _ = _reserve(builder, model, scheduler, resolved, n_seqs, n_seqs, n_seqs, True, shorten)
         sizes = [max(a, b) for a, b in zip(sizes, decode, strict=True)]
@@ -88,8 +90,10 @@ def _graph(
 def _resolve(builder: Builder, model: GraphModel, scheduler: Scheduler, flash_attn: str) -> _Fusions:
     """Which fused operations the engine uses: each is tried on a one-token graph (resolve_fused_ops)."""
     fusions = _Fusions(flash_attn != "off")
-    if flash_attn == "auto" and fusions.flash_attn and not _all_on_device(
-        builder, model, scheduler, fusions, "flash_attn"
+    if (
+        flash_attn == "auto"
+        and fusions.flash_attn
+        and not _all_on_device(builder, model, scheduler, fusions, "flash_attn")
     ):
         fusions = replace(fusions, flash_attn=False)
     if model.hparams.arch in ("deepseek4", "dflash") and not _all_on_device(
@@ -99,7 +103,9 @@ def _resolve(builder: Builder, model: GraphModel, scheduler: Scheduler, flash_at
     return fusions
 
 
-def _all_on_device(builder: Builder, model: GraphModel, scheduler: Scheduler, fusions: _Fusions, kind: str) -> bool:
+def _all_on_device(
+    builder: Builder, model: GraphModel, scheduler: Scheduler, fusions: _Fusions, kind: str
+) -> bool:
     n_seqs = model.context.n_seq_max
     order, _ = choose_layers(_signatures(builder, model), EFFORTS[0])
     g = _graph(builder, model, fusions, n_seqs, n_seqs, n_seqs, order)
@@ -178,7 +184,9 @@ def _signatures(builder: Builder, model: GraphModel) -> list[object]:
     per_layer = [
         value
         for field in h.__slots__
-        if isinstance(value := getattr(h, field), tuple) and len(value) >= h.n_layer_all and len(set(value)) > 1
+        if isinstance(value := getattr(h, field), tuple)
+        and len(value) >= h.n_layer_all
+        and len(set(value)) > 1
     ]
     every = getattr(builder, "every", None)
     step = max(1, every(h)) if every is not None else 1

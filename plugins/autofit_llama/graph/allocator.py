@@ -1,8 +1,8 @@
 """ggml's graph allocator: addresses without memory (ggml/src/ggml-alloc.c).
 
-`Arena` is ggml_dyn_tallocr, `allocate` is ggml_gallocr_alloc_graph_impl: inputs first, then one node after the
-other, each in place of a source that it alone reads, or in the best-fitting hole; a tensor is freed with its last
-reader. The highest address a device sees is the size of its compute buffer.
+`Arena` is ggml_dyn_tallocr, `allocate` is ggml_gallocr_alloc_graph_impl: inputs first, then one node after
+the other, each in place of a source that it alone reads, or in the best-fitting hole; a tensor is freed with
+its last reader. The highest address a device sees is the size of its compute buffer.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from autofit_llama.graph.ggml import NONE, Tensor
 
 #: ggml_op_can_inplace
 IN_PLACE = frozenset(
-    "FILL SCALE DIAG_MASK_ZERO DIAG_MASK_INF ADD ADD_ID ADD1 SUB MUL DIV SQR SQRT LOG UNARY ROPE ROPE_BACK "
-    "SILU_BACK RMS_NORM RMS_NORM_BACK CLAMP SOFT_MAX SOFT_MAX_BACK".split()
+    """
+    FILL SCALE DIAG_MASK_ZERO DIAG_MASK_INF ADD ADD_ID ADD1 SUB MUL DIV SQR SQRT LOG UNARY ROPE ROPE_BACK
+    SILU_BACK RMS_NORM RMS_NORM_BACK CLAMP SOFT_MAX SOFT_MAX_BACK
+    """.split()  # noqa: SIM905 - a table
 )
 MAX_CHUNKS = 16
 ENDLESS = 1 << 62
@@ -34,7 +36,9 @@ class Arena:
     def __init__(self, alignment: int, max_chunk_bytes: int = ENDLESS) -> None:
         self.alignment = alignment
         self.max_chunk_bytes = min(max_chunk_bytes, ENDLESS)
-        self.chunks: list[tuple[list[list[int]], list[int]]] = []  # (free [offset, size] by offset, [highest end])
+        self.chunks: list[
+            tuple[list[list[int]], list[int]]
+        ] = []  # (free [offset, size] by offset, [highest end])
 
     @property
     def size_bytes(self) -> int:
@@ -105,7 +109,9 @@ class Arena:
         return tuple(tuple((o, s) for o, s in free) for free, _ in self.chunks)
 
 
-Held = dict[int, tuple[int, int, int, int, int]]  #: id of a tensor -> node index, address, bytes, readers, views
+Held = dict[
+    int, tuple[int, int, int, int, int]
+]  #: id of a tensor -> node index, address, bytes, readers, views
 
 
 def allocate(
@@ -117,9 +123,10 @@ def allocate(
 ) -> list[tuple[tuple[object, ...], Held]]:
     """Runs the graph through the arenas.
 
-    `leafs` and `nodes` come with the index of their arena; `alloc_bytes(tensor, arena)` is what the tensor takes
-    there. A node of operation NONE only keeps its sources alive (a copy of an input, a dependency). Returns the state
-    before each node of `moments` (ascending): the holes of all arenas, and what is held where.
+    `leafs` and `nodes` come with the index of their arena; `alloc_bytes(tensor, arena)` is what the tensor
+    takes there. A node of operation NONE only keeps its sources alive (a copy of an input, a dependency).
+    Returns the state before each node of `moments` (ascending): the holes of all arenas, and what is held
+    where.
     """
     for tensor, dev in leafs:
         if tensor.home is None and not tensor.held and tensor.root is None:
@@ -166,9 +173,7 @@ def allocate(
 
 
 def _held(nodes: Sequence[tuple[Tensor, int]], end: int) -> Held:
-    return {
-        id(t): (i, t.addr, t.n_bytes, t.kids, t.views) for i, (t, _) in enumerate(nodes[:end]) if t.held
-    }
+    return {id(t): (i, t.addr, t.n_bytes, t.kids, t.views) for i, (t, _) in enumerate(nodes[:end]) if t.held}
 
 
 def _place(t: Tensor, dev: int, arenas: Sequence[Arena], alloc_bytes: Callable[[Tensor, int], int]) -> None:

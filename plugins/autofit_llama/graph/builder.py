@@ -1,8 +1,9 @@
 """The blocks that every architecture is made of, as src/llama-graph.cpp puts them together.
 
 A `Graph` holds the weights and caches of one model in one context and collects nodes in the engine's order:
-`expand` is ggml_build_forward_expand. Whatever decides memory is the order of nodes, which sources are views, and
-where weights and caches live; so an architecture has to expand where the engine expands, and nothing else matters.
+`expand` is ggml_build_forward_expand. Whatever decides memory is the order of nodes, which sources are views,
+and where weights and caches live; so an architecture has to expand where the engine expands, and nothing else
+matters.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class RecurrentInput:
 
 
 class Layer:
-    """The weights of one block by their names in the file: `w["attn_q"]`, `w["attn_q.bias"]`; `None` if absent."""
+    """The weights of one block by their names in the file: `w["attn_q"]`, `w["attn_q.bias"]`; `None` if
+    absent.
+    """
 
     __slots__ = ("_graph", "_prefix", "il")
 
@@ -95,8 +98,8 @@ class Fused:
 class Graph:
     """One compute graph under construction (llm_graph_context).
 
-    `n_tokens`, `n_seqs`, `n_outputs` describe the micro-batch. `layer_order` is which blocks are built: all, or enough
-    of them (see periods.py). `starts` holds the number of nodes when each of them began.
+    `n_tokens`, `n_seqs`, `n_outputs` describe the micro-batch. `layer_order` is which blocks are built: all,
+    or enough of them (see periods.py). `starts` holds the number of nodes when each of them began.
     """
 
     model: GraphModel
@@ -130,7 +133,9 @@ class Graph:
         return self.model.context
 
     def weight(self, name: str, il: int = -1) -> Tensor | None:
-        """The weight `name` (".weight" may be left out), as it lies for block `il`; the same object every time."""
+        """The weight `name` (".weight" may be left out), as it lies for block `il`; the same object every
+        time.
+        """
         homes = self.model.homes
         if name + ".weight" in homes:
             name += ".weight"
@@ -162,7 +167,9 @@ class Graph:
         return Layer(self, il)
 
     def layers(self) -> Iterator[int]:
-        """The blocks to build. Not all are visited, so nothing may be carried from block to block but tensors."""
+        """The blocks to build. Not all are visited, so nothing may be carried from block to block but
+        tensors.
+        """
         for il in self.layer_order:
             self.starts.append(len(self.nodes))
             yield il
@@ -221,7 +228,9 @@ class Graph:
         b = get(name + ".bias") if bias else None
         return y if b is None else ggml.add(y, b)
 
-    def norm(self, x: Tensor, weight: Tensor | None, il: int, *, bias: Tensor | None = None, kind: str = "rms") -> Tensor:
+    def norm(
+        self, x: Tensor, weight: Tensor | None, il: int, *, bias: Tensor | None = None, kind: str = "rms"
+    ) -> Tensor:
         """build_norm; `kind` is rms, layer or group."""
         if kind == "rms":
             y = ggml.rms_norm(x)
@@ -322,7 +331,9 @@ class Graph:
     def inp_rs(self) -> RecurrentInput:
         n_rs, n_seqs = self.model.state_rows, self.n_seqs
         ids = self.input("i32", n_rs)
-        return RecurrentInput(ids, ggml.view(ids, (n_seqs,)), ggml.view(ids, (n_rs - n_seqs,), (), n_seqs * 4))
+        return RecurrentInput(
+            ids, ggml.view(ids, (n_seqs,)), ggml.view(ids, (n_rs - n_seqs,), (), n_seqs * 4)
+        )
 
     # attention
 
@@ -373,7 +384,9 @@ class Graph:
             return ggml.row_size(v.type, n)
 
         if not self.model.v_trans:
-            return ggml.view(v, (head, h.n_head_kv[il], cells, v.ne[2]), (size(head), size(row), size(row * cells)))
+            return ggml.view(
+                v, (head, h.n_head_kv[il], cells, v.ne[2]), (size(head), size(row), size(row * cells))
+            )
         return ggml.view(
             v, (cells, h.n_head_kv[il], head, v.ne[2]), (size(cells * head), size(cells), size(cells * row))
         )
@@ -471,8 +484,8 @@ class Graph:
     ) -> Tensor:
         """Attention over a cache, or over the batch, and its output matrix (build_attn).
 
-        `out` names the output matrix in `w` (its bias and scale go with it, `bias=False` leaves the bias out); `None`
-        leaves all of it to the caller. `v_mla` decompresses the values of MLA.
+        `out` names the output matrix in `w` (its bias and scale go with it, `bias=False` leaves the bias
+        out); `None` leaves all of it to the caller. `v_mla` decompresses the values of MLA.
         """
         kind = inp.kind
         swa = kind.endswith("iswa") or kind == "no_cache"
@@ -537,7 +550,16 @@ class Graph:
                 v = ggml.transpose(v)
             k = ggml.cast(k, "f16") if k.type == "f32" else k
             v = ggml.cast(v, "f16") if v.type == "f32" else v
-            cur = ggml.flash_attn_ext(q, k, v, mask, sinks, (h.f_max_alibi_bias > 0.0, h.attn_soft_cap, n_kv_max))
+            cur = ggml.flash_attn_ext(
+                q,
+                k,
+                v,
+                mask,
+                sinks,
+                has_alibi=h.f_max_alibi_bias > 0.0,
+                has_soft_cap=h.attn_soft_cap,
+                n_kv_max=n_kv_max,
+            )
             self.fused.append(Fused("flash_attn", cur, il))
             if v_mla is not None:
                 cur = ggml.mul_mat(v_mla, ggml.permute(cur, 0, 2, 1, 3))
@@ -581,7 +603,8 @@ class Graph:
     ) -> Tensor:
         """build_ffn: up and gate, side by side (`parallel`) or one after the other, activation, down.
 
-        `act`: silu, gelu, relu, relu_sqr, swiglu_oai with or without gate; swiglu, geglu, reglu split one matrix.
+        `act`: silu, gelu, relu, relu_sqr, swiglu_oai with or without gate; swiglu, geglu, reglu split one
+        matrix.
         """
         h = self.h
         tmp = self._ffn_linear(w, up, x, bias) if w[up] is not None else x
@@ -649,14 +672,17 @@ class Graph:
     ) -> Tensor:
         """Routing, the selected experts, and their weighted sum (build_moe_ffn).
 
-        Weights are found by name: `ffn_{up,gate,gate_up,down}_{suffix}` with their biases and scales (`biased`),
-        `gate_inp` with its bias, and `exp_probs_b` (`probs_bias`), which only takes part in the selection.
+        Weights are found by name: `ffn_{up,gate,gate_up,down}_{suffix}` with their biases and scales
+        (`biased`), `gate_inp` with its bias, and `exp_probs_b` (`probs_bias`), which only takes part in the
+        selection.
         """
         h, arch = self.h, self.h.arch
         n_embd, n_tokens = x.ne[0], x.ne[1]
         n_expert = n_expert if n_expert is not None else h.n_expert
         n_used = n_used if n_used is not None else h.n_expert_used[il]
-        bias_of: Callable[[str], Tensor | None] = (lambda name: w[name + ".bias"]) if biased else (lambda _: None)
+        bias_of: Callable[[str], Tensor | None] = (
+            (lambda name: w[name + ".bias"]) if biased else (lambda _: None)
+        )
 
         logits = probs_in if probs_in is not None else self.linear(w, gate_inp, x)
         gate_bias = bias_of(gate_inp)
@@ -701,7 +727,9 @@ class Graph:
         cur = ggml.reshape(x, n_embd, 1, n_tokens)
         if arch == "llama4":
             cur = ggml.mul(ggml.repeat_4d(cur, n_embd, n_used, n_tokens, 1), weights)
-        up_name, gate_name, both_name, down_name = (f"ffn_{part}_{suffix}" for part in ("up", "gate", "gate_up", "down"))
+        up_name, gate_name, both_name, down_name = (
+            f"ffn_{part}_{suffix}" for part in ("up", "gate", "gate_up", "down")
+        )
         separate_gate = w[gate_name] is not None
         if w[both_name] is not None:
             both = ggml.mul_mat_id(w.need(both_name), cur, selected)
@@ -730,7 +758,9 @@ class Graph:
         self.expand(experts)
 
         n_sum = h.n_expert_used[il]
-        views = [ggml.view(experts, (n_embd, n_tokens), (experts.nb[2],), i * experts.nb[1]) for i in range(n_sum)]
+        views = [
+            ggml.view(experts, (n_embd, n_tokens), (experts.nb[2],), i * experts.nb[1]) for i in range(n_sum)
+        ]
         for t in views:
             self.expand(t)
         total = views[0]

@@ -1,7 +1,8 @@
 """What a backend's device can run, how much a tensor takes on it, and what it keeps alive for its fusions.
 
 CUDA: ggml/src/ggml-cuda/ggml-cuda.cu (supports_op, get_alloc_size, offload_op, graph_optimize) and fattn.cu.
-CPU: ggml/src/ggml-cpu/ggml-cpu.cpp. RPC: ggml/src/ggml-rpc/ggml-rpc.cpp; the server's own rules are the CPU's.
+CPU: ggml/src/ggml-cpu/ggml-cpu.cpp. RPC: ggml/src/ggml-rpc/ggml-rpc.cpp; the server's own rules are the
+CPU's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from autofit_llama.graph.allocator import ENDLESS
 from autofit_llama.graph.ggml import (
     BLOCKS,
+    AttentionParams,
     Tensor,
     is_contiguous,
     is_contiguous_rows,
@@ -68,13 +70,13 @@ class DeviceRules:
 
 
 CUDA = DeviceRules()
-RPC = DeviceRules(
-    kind="rpc", alignment=32, offload_min_batch=None, fusion=False, pinned_host=False
-)
+RPC = DeviceRules(kind="rpc", alignment=32, offload_min_batch=None, fusion=False, pinned_host=False)
 
 
 def rules_for(api: str, compute_capability: tuple[int, int] | None = None) -> DeviceRules:
-    """The rules of a device of the given API; AMD and Apple are planned with CUDA's op table (same kernels or close)."""
+    """The rules of a device of the given API; AMD and Apple are planned with CUDA's op table (same kernels or
+    close).
+    """
     if api == "rpc":
         return RPC
     if api == "cuda" and compute_capability is not None:
@@ -95,14 +97,18 @@ def _batch(t: Tensor) -> int:
 # what CUDA runs
 
 _MATRIX_TYPES = frozenset(
-    "f32 f16 bf16 q1_0 q2_0 q4_0 q4_1 q5_0 q5_1 q8_0 mxfp4 nvfp4 q2_K q3_K q4_K q5_K q6_K q8_K iq1_m iq1_s iq2_s "
-    "iq2_xs iq2_xxs iq3_s iq3_xxs iq4_nl iq4_xs".split()
+    """
+    f32 f16 bf16 q1_0 q2_0 q4_0 q4_1 q5_0 q5_1 q8_0 mxfp4 nvfp4 q2_K q3_K q4_K q5_K q6_K q8_K iq1_m iq1_s
+    iq2_s iq2_xs iq2_xxs iq3_s iq3_xxs iq4_nl iq4_xs
+    """.split()  # noqa: SIM905 - a table
 )
 _ROW_TYPES = frozenset(
-    "f16 f32 bf16 i32 q1_0 q2_0 q4_0 q4_1 q5_0 q5_1 q8_0 q2_K q3_K q4_K q5_K q6_K iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s "
-    "iq1_s iq1_m iq4_xs".split()
+    """
+    f16 f32 bf16 i32 q1_0 q2_0 q4_0 q4_1 q5_0 q5_1 q8_0 q2_K q3_K q4_K q5_K q6_K iq2_xxs iq2_xs iq2_s
+    iq3_xxs iq3_s iq1_s iq1_m iq4_xs
+    """.split()  # noqa: SIM905 - a table
 )
-_SET_TYPES = frozenset("f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 iq4_nl".split())
+_SET_TYPES = frozenset("f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 iq4_nl".split())  # noqa: SIM905 - a table
 _FLOATS = frozenset({"f32", "f16", "bf16"})
 _COPIES = frozenset(
     [("f32", q) for q in ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "i32")]
@@ -110,15 +116,19 @@ _COPIES = frozenset(
     + [("i32", "i32")]
 )
 _UNARY = frozenset(
-    "abs sgn neg step gelu silu relu sigmoid hardsigmoid hardswish gelu_erf gelu_quick tanh exp expm1 softplus elu "
-    "xielu floor ceil round trunc".split()
+    """
+    abs sgn neg step gelu silu relu sigmoid hardsigmoid hardswish gelu_erf gelu_quick tanh exp expm1
+    softplus elu xielu floor ceil round trunc
+    """.split()  # noqa: SIM905 - a table
 )
-_GLU = frozenset("reglu geglu swiglu swiglu_oai geglu_erf geglu_quick swiglu_clamp".split())
+_GLU = frozenset("reglu geglu swiglu swiglu_oai geglu_erf geglu_quick swiglu_clamp".split())  # noqa: SIM905 - a table
 _CUDA_ALWAYS = frozenset(
-    "NONE RESHAPE VIEW PERMUTE TRANSPOSE ADD_ID ADD1 SQR SQRT SIN COS CLAMP LOG DUP ARGMAX COUNT_EQUAL CONT "
-    "DIAG_MASK_INF SOFT_MAX TOP_K ARGSORT PAD CONV_TRANSPOSE_2D POOL_1D POOL_2D UPSCALE PAD_REFLECT_1D ARANGE "
-    "TIMESTEP_EMBEDDING LEAKY_RELU RWKV_WKV6 GATED_LINEAR_ATTN RWKV_WKV7 GATED_DELTA_NET FILL CUMSUM TRI DIAG "
-    "SOLVE_TRI".split()
+    """
+    NONE RESHAPE VIEW PERMUTE TRANSPOSE ADD_ID ADD1 SQR SQRT SIN COS CLAMP LOG DUP ARGMAX COUNT_EQUAL CONT
+    DIAG_MASK_INF SOFT_MAX TOP_K ARGSORT PAD CONV_TRANSPOSE_2D POOL_1D POOL_2D UPSCALE PAD_REFLECT_1D ARANGE
+    TIMESTEP_EMBEDDING LEAKY_RELU RWKV_WKV6 GATED_LINEAR_ATTN RWKV_WKV7 GATED_DELTA_NET FILL CUMSUM TRI DIAG
+    SOLVE_TRI
+    """.split()  # noqa: SIM905 - a table
 )
 
 
@@ -188,7 +198,11 @@ def _concat(t: Tensor, _: DeviceRules) -> bool:
         return True
     per_block = BLOCKS[a.type][0]
     last = 4 if t.param == 3 else 3
-    return is_contiguous(a, 0, last) and is_contiguous(b, 0, last) and not (a.ne[0] % per_block or b.ne[0] % per_block)
+    return (
+        is_contiguous(a, 0, last)
+        and is_contiguous(b, 0, last)
+        and not (a.ne[0] % per_block or b.ne[0] % per_block)
+    )
 
 
 def _binary(t: Tensor, _: DeviceRules) -> bool:
@@ -274,13 +288,13 @@ def cpu_supports(t: Tensor) -> bool:
     return True
 
 
-#: ggml-cpu.c:type_traits_cpu, vec_dot_type of the float types; quantised ones never meet their own as second source
+#: ggml-cpu.c:type_traits_cpu, vec_dot_type; a quantised matrix never meets its own as second source
 _DOT_TYPES = {"f32": "f32", "f16": "f16", "bf16": "bf16"}
 
 
 # flash attention on CUDA
 
-_FA_TYPES = frozenset("f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0".split())
+_FA_TYPES = frozenset("f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0".split())  # noqa: SIM905 - a table
 _FA_EQUAL_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256})
 #: pairs with a vector kernel in the default build (GGML_CUDA_FA_QUANTS)
 _FA_VECTOR = frozenset({("f16", "f16"), ("bf16", "bf16"), ("q4_0", "q4_0"), ("q8_0", "q8_0")})
@@ -288,11 +302,12 @@ _FA_VECTOR = frozenset({("f16", "f16"), ("bf16", "bf16"), ("q4_0", "q4_0"), ("q8
 
 def flash_attn_kernel(t: Tensor, cc: int) -> str:
     """Which kernel runs the node (fattn.cu:ggml_cuda_get_best_fattn_kernel): none, vec, tile or mma."""
-    has_alibi, has_soft_cap, n_kv_max, has_mask = t.param  # type: ignore[misc]
+    p = t.param
+    assert isinstance(p, AttentionParams)
     q, k, v = t.src[0], t.src[1], t.src[2]
-    mask = t.src[3] if has_mask else None
+    mask = t.src[3] if p.has_mask else None
     gqa_ratio = q.ne[2] // k.ne[2]
-    gqa = gqa_ratio >= 2 and mask is not None and not has_alibi and k.ne[1] % KQ_STRIDE == 0
+    gqa = gqa_ratio >= 2 and mask is not None and not p.has_alibi and k.ne[1] % KQ_STRIDE == 0
     for x in (q, k, v, mask):
         if x is not None and not is_quantized(x.type) and any(stride % 16 for stride in x.nb[1:]):
             gqa = False
@@ -307,7 +322,12 @@ def flash_attn_kernel(t: Tensor, cc: int) -> str:
         fits = dv == 512 and gqa
     else:
         fits = False
-    if not fits or k.type not in _FA_TYPES or v.type not in _FA_TYPES or (mask is not None and mask.ne[2] != 1):
+    if (
+        not fits
+        or k.type not in _FA_TYPES
+        or v.type not in _FA_TYPES
+        or (mask is not None and mask.ne[2] != 1)
+    ):
         return "none"
 
     n_q = q.ne[1]
@@ -316,15 +336,12 @@ def flash_attn_kernel(t: Tensor, cc: int) -> str:
     if cc >= 750 and dk not in (40, 72):
         if vector:
             if quantized:
-                if n_q <= (2 if cc >= 890 else 1):
-                    return "vec"
+                by_vector = n_q <= (2 if cc >= 890 else 1)
             else:
-                sparse = gqa and gqa_ratio > 4 and dk == dv == 256 and not has_alibi and not has_soft_cap
-                sparse = sparse and mask is not None and _sparse(n_kv_max, q, k, mask)
-                if not sparse and cc >= 890 and n_q == 1 and q.ne[3] == 1:
-                    if not (gqa_ratio > 4 and (dk >= 256 or k.ne[1] >= 8192)):
-                        return "vec"
-            if not gqa and n_q == 1:
+                sparse = gqa and gqa_ratio > 4 and dk == dv == 256 and _sparse(p, q, k, mask)
+                long = gqa_ratio > 4 and (dk >= 256 or k.ne[1] >= 8192)
+                by_vector = cc >= 890 and n_q == 1 and q.ne[3] == 1 and not sparse and not long
+            if by_vector or (not gqa and n_q == 1):
                 return "vec"
         return "mma"
     if cc == 700 and dk not in (40, 72):
@@ -340,15 +357,19 @@ def flash_attn_kernel(t: Tensor, cc: int) -> str:
     return "tile"
 
 
-def _sparse(n_kv_max: int, q: Tensor, k: Tensor, mask: Tensor) -> bool:
-    gather = min(q.ne[1], 8) * n_kv_max
-    if n_kv_max <= 0 or mask.ne[0] != k.ne[1] or mask.ne[1] < q.ne[1] or mask.ne[2] != 1:
+def _sparse(p: AttentionParams, q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
+    """Whether so few cells are attended to that gathering them pays (shall_use_sparse, 1 by 8 columns)."""
+    if mask is None or p.n_kv_max <= 0 or p.has_alibi or p.has_soft_cap:
         return False
-    return k.ne[1] >= max(4096, 2 * gather)
+    if mask.ne[0] != k.ne[1] or mask.ne[1] < q.ne[1] or mask.ne[2] != 1:
+        return False
+    return k.ne[1] >= max(4096, 2 * min(q.ne[1], 8) * p.n_kv_max)
 
 
 def flash_attn_bytes(t: Tensor, cc: int) -> int:
-    """The result and, behind it, the f16 copies of K and V that the kernel works on (fattn.cu:get_alloc_size)."""
+    """The result and, behind it, the f16 copies of K and V that the kernel works on
+    (fattn.cu:get_alloc_size).
+    """
     kernel = flash_attn_kernel(t, cc)
     k, v = t.src[1], t.src[2]
     end = tensor_bytes(t)
@@ -373,7 +394,7 @@ Keep = Callable[[Tensor, Tensor], None]  #: keep(tensor, until)
 
 
 def fusion_dependencies(nodes: Sequence[Tensor], start: int, end: int, keep: Keep) -> None:
-    """Allocation dependencies of one split, nodes[start:end] (ggml-cuda.cu:ggml_backend_cuda_graph_optimize)."""
+    """Allocation dependencies of one split, nodes[start:end] (ggml_backend_cuda_graph_optimize)."""
     i = start
     while i < end:
         op = nodes[i].op
@@ -410,7 +431,11 @@ def _fusable(nodes: Sequence[Tensor], start: int, count: int, outputs: tuple[int
             return False
         if sum(src is t for other in inside[offset + 1 :] for src in other.src) != t.uses:
             return False
-        if t.root is not None and id(t.root) not in ids and not (t.root.home is not None and t.root.is_weight):
+        if (
+            t.root is not None
+            and id(t.root) not in ids
+            and not (t.root.home is not None and t.root.is_weight)
+        ):
             return False
     return True
 
@@ -487,7 +512,12 @@ def _topk_moe(nodes: Sequence[Tensor], i: int, end: int) -> int:
     gate = nodes[i]
     at = i
     if gate.op == "UNARY":
-        if gate.param == "softplus" and i + 1 < end and nodes[i + 1].op == "SQRT" and nodes[i + 1].src[0] is gate:
+        if (
+            gate.param == "softplus"
+            and i + 1 < end
+            and nodes[i + 1].op == "SQRT"
+            and nodes[i + 1].src[0] is gate
+        ):
             at += 1
         elif gate.param != "sigmoid":
             return 0
@@ -513,7 +543,12 @@ def _topk_moe(nodes: Sequence[Tensor], i: int, end: int) -> int:
         return 0
     ids_at = at
     at += 1
-    if at >= end or nodes[at].op != "GET_ROWS" or nodes[at].src[0] is not probs or nodes[at].src[1] is not nodes[at - 1]:
+    if (
+        at >= end
+        or nodes[at].op != "GET_ROWS"
+        or nodes[at].src[0] is not probs
+        or nodes[at].src[1] is not nodes[at - 1]
+    ):
         return 0
     at += 1
     if at < end:

@@ -1,11 +1,13 @@
 """ggml in shapes: the tensor of a compute graph and the functions that make one.
 
-Every function stands for the function of the same name in ggml/src/ggml.c and gives its result exactly the type,
-dimensions, strides, sources and view root that ggml gives; there is no data. These are the facts that the scheduler
-and the allocator decide on, so what they need is here and nothing else.
+Every function stands for the function of the same name in ggml/src/ggml.c and gives its result exactly the
+type, dimensions, strides, sources and view root that ggml gives; there is no data. These are the facts that
+the scheduler and the allocator decide on, so what they need is here and nothing else.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from autofit.domain.dtypes import GGML_TYPES_BY_NAME
 
@@ -40,15 +42,34 @@ def contiguous_strides(type_name: str, ne: Shape) -> Shape:
 class Tensor:
     """One tensor: a weight, a cache, an input, or the result of an operation.
 
-    `ne` and `nb` are elements and byte strides of the four dimensions, innermost first. `root` is the tensor whose
-    memory a view shares. `home` is where it lives before the graph runs: a device index, `HOST`, `HOST_REPACKED`, or
-    `None` for what the graph allocator has to place. `param` holds the one operation parameter that rules ask for.
-    The last slots belong to the graph, the scheduler and the allocator.
+    `ne` and `nb` are elements and byte strides of the four dimensions, innermost first. `root` is the tensor
+    whose memory a view shares. `home` is where it lives before the graph runs: a device index, `HOST`,
+    `HOST_REPACKED`, or `None` for what the graph allocator has to place. `param` holds the one operation
+    parameter that rules ask for. The last slots belong to the graph, the scheduler and the allocator.
     """
 
     __slots__ = (
-        "op", "type", "ne", "nb", "src", "root", "offset", "home", "is_weight", "is_input", "is_output", "param",
-        "name", "seen", "uses", "dev", "kids", "views", "held", "addr", "n_bytes",
+        "addr",
+        "dev",
+        "held",
+        "home",
+        "is_input",
+        "is_output",
+        "is_weight",
+        "kids",
+        "n_bytes",
+        "name",
+        "nb",
+        "ne",
+        "offset",
+        "op",
+        "param",
+        "root",
+        "seen",
+        "src",
+        "type",
+        "uses",
+        "views",
     )  # fmt: skip
 
     def __init__(
@@ -110,7 +131,9 @@ def element_bytes(t: Tensor) -> int:
 
 
 def is_contiguous(t: Tensor, first: int = 0, last: int = 4) -> bool:
-    """No gaps between dimensions `first` and `last` (ggml.c:ggml_is_contiguous_m_n; 0, 4 is ggml_is_contiguous)."""
+    """No gaps between dimensions `first` and `last` (ggml.c:ggml_is_contiguous_m_n; 0, 4 is
+    ggml_is_contiguous).
+    """
     per_block, block_bytes = BLOCKS[t.type]
     ne, nb = t.ne, t.nb
     if ne[0] != per_block and nb[0] != block_bytes:
@@ -359,7 +382,9 @@ def neg(a: Tensor) -> Tensor:
 
 
 def glu(a: Tensor, gate: Tensor | None = None, kind: str = "swiglu") -> Tensor:
-    """Gated unit: `kind` (swiglu, geglu, reglu, swiglu_oai, swiglu_clamp, ...) of two tensors, or of one's halves."""
+    """Gated unit: `kind` (swiglu, geglu, reglu, swiglu_oai, swiglu_clamp, ...) of two tensors, or of one's
+    halves.
+    """
     if gate is None:
         return Tensor("GLU", a.type, (a.ne[0] // 2, a.ne[1], a.ne[2], a.ne[3]), [a], param=kind)
     return Tensor("GLU", a.type, a.ne, [a, gate], param=kind)
@@ -413,26 +438,45 @@ def arange(n: int) -> Tensor:
 
 
 def mul_mat(a: Tensor, b: Tensor, *, hadamard: bool = False) -> Tensor:
-    return Tensor("MUL_MAT", "f32", (a.ne[1], b.ne[1], b.ne[2], b.ne[3]), [a, b], param="hadamard" if hadamard else None)
+    return Tensor(
+        "MUL_MAT", "f32", (a.ne[1], b.ne[1], b.ne[2], b.ne[3]), [a, b], param="hadamard" if hadamard else None
+    )
 
 
 def mul_mat_id(experts: Tensor, b: Tensor, ids: Tensor) -> Tensor:
     return Tensor("MUL_MAT_ID", "f32", (experts.ne[1], ids.ne[0], b.ne[2], 1), [experts, b, ids])
 
 
-def soft_max(a: Tensor, mask: Tensor | None = None, sinks: Tensor | None = None, *, plain: bool = True) -> Tensor:
+def soft_max(
+    a: Tensor, mask: Tensor | None = None, sinks: Tensor | None = None, *, plain: bool = True
+) -> Tensor:
     """`plain`: without scale and ALiBi, which a fusion asks for."""
     return Tensor("SOFT_MAX", a.type, a.ne, [t for t in (a, mask, sinks) if t is not None], param=plain)
 
 
+class AttentionParams(NamedTuple):
+    """What kernels choose by; `n_kv_max` cells at most are attended to by a query (0: no bound)."""
+
+    has_alibi: bool
+    has_soft_cap: bool
+    n_kv_max: int
+    has_mask: bool
+
+
 def flash_attn_ext(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, param: tuple[bool, bool, int]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    *,
+    has_alibi: bool = False,
+    has_soft_cap: bool = False,
+    n_kv_max: int = 0,
 ) -> Tensor:
-    """`param`: has ALiBi, has a soft cap, how many cells a query attends to at most (0: no bound)."""
     sources = [t for t in (q, k, v, mask, sinks) if t is not None]
-    t = Tensor("FLASH_ATTN_EXT", "f32", (v.ne[0], q.ne[2], q.ne[1], q.ne[3]), sources)
-    t.param = (*param, mask is not None)
-    return t
+    param = AttentionParams(has_alibi, has_soft_cap, n_kv_max, mask is not None)
+    return Tensor("FLASH_ATTN_EXT", "f32", (v.ne[0], q.ne[2], q.ne[1], q.ne[3]), sources, param=param)
 
 
 def rope(a: Tensor, positions: Tensor, factors: Tensor | None = None, *, inplace: bool = False) -> Tensor:
@@ -539,5 +583,3 @@ def conv_1d(kernel: Tensor, x: Tensor, stride: int, padding: int, dilation: int)
 def conv_1d_half(kernel: Tensor, x: Tensor, stride: int, dilation: int) -> Tensor:
     """ggml_conv_1d_ph: padded by half the kernel."""
     return conv_1d(kernel, x, stride, kernel.ne[0] // 2, dilation)
-
-

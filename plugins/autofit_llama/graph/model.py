@@ -17,9 +17,9 @@ from autofit_llama.hparams import HParams
 class GraphModel:
     """Hyperparameters, tensors and where they lie, and the resolved context.
 
-    `layer_dev[il]` is the device of block il, `HOST` for the CPU; the last entry is the output layer's. `homes` has
-    every loaded tensor; `copies` the home of a tensor's second copy for a block (rope factors) or the output layer.
-    `full_offload`: -ngl covers the output layer.
+    `layer_dev[il]` is the device of block il, `HOST` for the CPU; the last entry is the output layer's.
+    `homes` has every loaded tensor; `copies` the home of a tensor's second copy for a block (rope factors) or
+    the output layer. `full_offload`: -ngl covers the output layer.
     """
 
     hparams: HParams
@@ -69,9 +69,13 @@ class GraphModel:
         return self.layer_dev[il] if self.context.offload_kqv else HOST
 
     def rotations(self, *, swa: bool) -> tuple[int, int]:
-        """Sides of the Hadamard matrices for quantised K and V, 0 for none (llama-kv-cache.cpp:build_input_k_rot)."""
+        """Sides of the Hadamard matrices for quantised K and V, 0 for none (llama-kv-
+        cache.cpp:build_input_k_rot).
+        """
         h, context = self.hparams, self.context
-        layer = next((il for il in range(h.n_layer_all) if not self.has_swa_cache or h.is_swa[il] == swa), None)
+        layer = next(
+            (il for il in range(h.n_layer_all) if not self.has_swa_cache or h.is_swa[il] == swa), None
+        )
         if layer is None:
             return 0, 0
         head_k, head_v = h.n_embd_head_k(layer), h.n_embd_head_v(layer)

@@ -1,8 +1,9 @@
 """Blocks that repeat: which of them have to be built to know the whole graph's memory.
 
-A model is a few kinds of block in a regular order. Blocks with the same weights (type, dimensions, place) and the same
-hyperparameters give the same nodes, so after a few of them the allocator has seen all it will see. That is not taken
-on trust: a shortened graph counts only if, at the cut, the allocator's state has repeated itself (see `is_periodic`).
+A model is a few kinds of block in a regular order. Blocks with the same weights (type, dimensions, place) and
+the same hyperparameters give the same nodes, so after a few of them the allocator has seen all it will see.
+That is not taken on trust: a shortened graph counts only if, at the cut, the allocator's state has repeated
+itself (see `is_periodic`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ State = tuple[tuple[object, ...], Held]
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much of a stretch is built: `lead` periods before the cut, and so many after it that a multiple of `skip`
-    periods is left out. The allocator's state may come back after 1 to `cycle` periods."""
+    """How much of a stretch is built: `lead` periods before the cut, and so many after it that a multiple of
+    `skip` periods is left out. The allocator's state may come back after 1 to `cycle` periods."""
 
     lead: int
     skip: int
@@ -44,8 +45,9 @@ class Cut:
 def choose_layers(signatures: Sequence[Hashable], effort: Effort) -> tuple[tuple[int, ...], tuple[Cut, ...]]:
     """The blocks to build, in order, and where some were left out.
 
-    `signatures[i]` is equal for two blocks if they give the same nodes. Of every stretch that repeats with a period
-    the first `effort.lead` periods and at least one more are kept, and what does not make a full period.
+    `signatures[i]` is equal for two blocks if they give the same nodes. Of every stretch that repeats with a
+    period the first `effort.lead` periods and at least one more are kept, and what does not make a full
+    period.
     """
     n, fewest = len(signatures), effort.lead + 1 + effort.skip
     order: list[int] = []
@@ -74,7 +76,9 @@ def choose_layers(signatures: Sequence[Hashable], effort: Effort) -> tuple[tuple
 
 
 def moments(cuts: Sequence[Cut], effort: Effort) -> list[int]:
-    """At which built blocks the allocator's state is needed: for each cut, `cycle` periods before it and up to it."""
+    """At which built blocks the allocator's state is needed: for each cut, `cycle` periods before it and up
+    to it.
+    """
     return [cut.after - k * cut.period for cut in cuts for k in range(effort.cycle, -1, -1)]
 
 
@@ -83,10 +87,10 @@ def is_periodic(
 ) -> bool:
     """Whether the blocks left out at `cut` cannot change any buffer.
 
-    `starts[i]` is the first node of the i-th built block; `states` are those that `moments` asks for. True if the
-    last two periods and the one after the cut hold the same nodes on the same backends and ask for the same copies,
-    and if the allocator's holes and living tensors at the cut are those of one of the moments before, moved along:
-    then what was left out goes through the same states again.
+    `starts[i]` is the first node of the i-th built block; `states` are those that `moments` asks for. True if
+    the last two periods and the one after the cut hold the same nodes on the same backends and ask for the
+    same copies, and if the allocator's holes and living tensors at the cut are those of one of the moments
+    before, moved along: then what was left out goes through the same states again.
     """
     nodes, position = schedule.nodes, schedule.position
     edges = [starts[cut.after + k * cut.period] for k in (-2, -1, 0, 1)]

@@ -1,4 +1,6 @@
-"""Blocks with a recurrent state: Mamba, Mamba-2, the gated delta net (src/models/mamba-base.cpp, delta-net-base.cpp)."""
+"""Blocks with a recurrent state: Mamba, Mamba-2, the gated delta net (src/models/mamba-base.cpp, delta-net-
+base.cpp).
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def mamba(g: Graph, inp: RecurrentInput, w: Layer, x: Tensor, il: int) -> Tensor
 
     y_ssm = g.rs(inp, state_cache, h.n_embd_s, scan)
     n_state = d_state * d_inner * n_seqs
-    g.expand(ggml.cpy(ggml.view(y_ssm, (n_state,), (), x.nb[3] * x.ne[3]), ggml.view(state_cache, (n_state,))))
+    g.expand(
+        ggml.cpy(ggml.view(y_ssm, (n_state,), (), x.nb[3] * x.ne[3]), ggml.view(state_cache, (n_state,)))
+    )
     y = ggml.view(y_ssm, (d_inner, n_t, n_seqs), x.nb[2:4])
     y = ggml.add(y, ggml.mul(cur, w.need("ssm_d")))
     y = ggml.glu(ggml.cont(z), y)
@@ -109,7 +113,9 @@ def mamba2(g: Graph, inp: RecurrentInput, w: Layer, x: Tensor, il: int) -> Tenso
 
 
 def conv_state(g: Graph, inp: RecurrentInput, cache: Tensor, x: Tensor, kernel: int, channels: int) -> Tensor:
-    """build_conv_state: the last columns of the previous batch before this one's; the new last ones are stored."""
+    """build_conv_state: the last columns of the previous batch before this one's; the new last ones are
+    stored.
+    """
     n_seqs, kept = g.n_seqs, snapshots(g)
     states = ggml.reshape(g.rs(inp, cache, g.h.n_embd_r), kernel - 1, channels, n_seqs)
     y = ggml.concat(states, ggml.transpose(x), 0)
@@ -141,7 +147,9 @@ def delta_net(
     out = ggml.view(y, (head, n_head, n_t, n_seqs), strides)
     scores = 4 * head * n_head * n_t * n_seqs
     if kept == 1:
-        new = ggml.view(y, (head, head, n_head, n_seqs), (4 * head, 4 * head**2, 4 * head**2 * n_head), scores)
+        new = ggml.view(
+            y, (head, head, n_head, n_seqs), (4 * head, 4 * head**2, 4 * head**2 * n_head), scores
+        )
         g.expand(ggml.cpy(new, ggml.view(cache, (h.n_embd_s, n_seqs), (cache.nb[1],))))
         return out
     d, written = head * head * n_head, min(n_t, kept)

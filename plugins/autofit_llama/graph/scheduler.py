@@ -1,7 +1,8 @@
 """ggml's scheduler: which backend runs each node, where the graph is cut, what is copied at the cuts.
 
-A replay of ggml/src/ggml-backend.cpp:ggml_backend_sched_split_graph and of the reserve that follows it. Backends are
-numbered by priority: the devices in order, then the CPU. `Tensor.dev` is the backend of a tensor, -1 while unknown.
+A replay of ggml/src/ggml-backend.cpp:ggml_backend_sched_split_graph and of the reserve that follows it.
+Backends are numbered by priority: the devices in order, then the CPU. `Tensor.dev` is the backend of a
+tensor, -1 while unknown.
 """
 
 from __future__ import annotations
@@ -192,8 +193,7 @@ class Scheduler:
                 out.append((t, t.dev))
                 kept = dependencies.get(id(t))
                 if kept:
-                    for first in range(0, len(kept), _MAX_SRC):
-                        out.append((_keeps(kept[first : first + _MAX_SRC]), s.dev))
+                    out += [(_keeps(kept[n : n + _MAX_SRC]), s.dev) for n in range(0, len(kept), _MAX_SRC)]
         position[len(nodes)] = len(out)
 
         first_leafs: list[tuple[Tensor, int]] = []

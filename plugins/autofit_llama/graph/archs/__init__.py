@@ -2,41 +2,42 @@
 
 How to translate one
 --------------------
-1. Read the architecture's `graph::graph` in src/models/X.cpp (and `build_arch_graph`: which variant, when). Drop what
-   has no shape: `cb`, `build_cvec`, frequency bases, scale values. What stays is the order of operations.
-2. Write a function `def x(g: Graph) -> None` in the module of its family and add it to `BUILDERS` under the name that the
-   file's `general.architecture` has (src/llama-arch.cpp). Use the blocks of builder.py where the engine uses
+1. Read `graph::graph` of the architecture in src/models/X.cpp, and `build_arch_graph`: which variant, when.
+   Drop what has no shape: `cb`, `build_cvec`, frequency bases, scales. What stays is the order of operations.
+2. Write `def x(g: Graph) -> None` in the module of its family and add it to `BUILDERS` under the name that
+   `general.architecture` has (src/llama-arch.cpp). Use the blocks of builder.py where the engine uses
    llama-graph.cpp, and `ggml.*` where it calls `ggml_*`:
 
-       build_inp_embd, build_inp_pos, build_inp_out_ids     g.inp_embd(), g.inp_pos(), g.inp_out_ids()
-       build_attn_inp_kv, _kv_iswa, _k, _no_cache           g.inp_attn_kv(), ..._kv_iswa(), ..._k(), ..._no_cache()
-       build_inp_mem_hybrid                                 g.inp_rs() and g.inp_attn_kv()
-       for il < n_layer                                     for il in g.layers()
-       model.layers[il].wq, .wq_b                           w = g.layer(il); w["attn_q"], w["attn_q.bias"]: names of the file
-       build_norm(x, w, b, LLM_NORM_RMS, il)                g.rms(x, w, "attn_norm", il); g.layer_norm(...) with bias; g.norm(...)
-       build_lora_mm                                        g.linear(w, "name", x): matrix and ".scale"; bias=True adds ".bias"
-       build_qkv, build_attn, build_ffn, build_moe_ffn      g.qkv, g.attn, g.ffn, g.moe
-       il == n_layer - 1: ggml_get_rows(..., out_ids)       if g.is_last(il): a, b = g.select_outputs(out_ids, a, b)
-       output_norm, lm_head, result                         g.finish(x), or g.final_norm(x) and g.output(cur)
-       res->t_h_nextn = cur                                 g.h_nextn = cur
-       build_rs, mamba, delta net                           g.rs, recurrent.py
-       ggml_build_forward_expand(gf, t)                     g.expand(t)
+       build_inp_embd, _inp_pos, _inp_out_ids      g.inp_embd(), g.inp_pos(), g.inp_out_ids()
+       build_attn_inp_kv, _kv_iswa, _k, _no_cache  g.inp_attn_kv(), g.inp_attn_kv_iswa(), ...
+       build_inp_mem_hybrid                        g.inp_rs() and g.inp_attn_kv()
+       for il < n_layer                            for il in g.layers()
+       model.layers[il].wq, .wq_b                  w = g.layer(il); w["attn_q"], w["attn_q.bias"]: the file's
+       build_norm(x, w, b, LLM_NORM_RMS, il)       g.rms(x, w, "attn_norm", il), g.layer_norm, g.norm
+       build_lora_mm                               g.linear(w, "name", x): with ".scale"; bias=True
+       build_qkv, _attn, _ffn, _moe_ffn            g.qkv, g.attn, g.ffn, g.moe
+       il == n_layer - 1: get_rows(..., out_ids)   if g.is_last(il): a, b = g.select_outputs(out_ids, a, b)
+       output_norm, lm_head, result                g.finish(x); or g.final_norm(x) and g.output(cur)
+       res->t_h_nextn = cur                        g.h_nextn = cur
+       build_rs, mamba, delta net                  g.rs, recurrent.py
+       ggml_build_forward_expand(gf, t)            g.expand(t)
 
-3. Check: `python bench/compute_accuracy.py TRUTH MODELS --arch x --verbose`, and once more with `--full`; every row has to
-   be exact. Where the engine's own tools are at hand, GGML_SCHED_DEBUG=2 prints its nodes, backends and copies.
+3. Check: `python bench/compute_accuracy.py TRUTH MODELS --arch x --verbose`, and again with `--full`; every
+   row has to be exact. With the engine's own tools, GGML_SCHED_DEBUG=2 prints its nodes, backends and copies.
 
 What decides the bytes
 ----------------------
-- Where `expand` happens decides the order of nodes; the order decides what lives at the same time. Sources are added
-  depth first, left to right: `add(a, b)` is not `add(b, a)`, and `mul_mat(w, x)` not `mul_mat(x, w)`.
-- A view, reshape or permute is never taken over in place: keep each one that the engine has, add none. `ggml.cont` and
-  `ggml.cast` copy. For `view`, strides are bytes (`t.nb`), the offset too.
-- An operation with a weight runs where the weight is; rope factors and attention sinks do not count. A weight that is
-  not read through its own name (rope factors of block il, the tied output) is still fetched through `g`.
-- Norms of a block pass its `il`; -1 where the engine passes -1: that is a pin to the block's device.
-- Nothing may be remembered between blocks but tensors: `g.layers()` leaves out blocks that repeat. What distinguishes
-  blocks has to be in their weights or in a per-block tuple of the hyperparameters. A rule on `il` modulo n is declared
-  with the decorator `@every(lambda h: n)`; other rules on `il` have to be added to `_signatures` (graph/__init__.py).
+- Where `expand` happens decides the order of nodes; the order decides what lives at the same time. Sources
+  are added depth first, left to right: `add(a, b)` is not `add(b, a)`.
+- A view, reshape or permute is never taken over in place: keep each one that the engine has, add none.
+  `ggml.cont` and `ggml.cast` copy. Strides and offsets of `ggml.view` are bytes (`t.nb`).
+- An operation with a weight runs where the weight is; rope factors and attention sinks do not count. Weights
+  that several devices hold (rope factors of block il, the tied output) are fetched through `g` all the same.
+- Norms of a block pass its `il`, and -1 where the engine passes -1: it pins them to the block's device.
+- Nothing may be remembered between blocks but tensors: `g.layers()` leaves out blocks that repeat. What
+  distinguishes blocks has to be in their weights or in a per-block tuple of the hyperparameters. A rule on
+  `il` modulo n is declared with the decorator `@every(lambda h: n)`; other rules on `il` have to be added to
+  `_signatures` (graph/__init__.py).
 - Outputs stay allocated to the end (`g.logits`, `g.embd`, `g.h_nextn`).
 - A hyperparameter that only scales is of no interest, one that is tested for zero is.
 """

@@ -25,9 +25,13 @@ def bert(g: Graph) -> None:
         w = g.layer(il)
         q, k, v = g.qkv(w, x, il)
         if w["attn_q_norm"] is not None:
-            q = ggml.reshape(g.layer_norm(ggml.reshape(q, q.ne[0] * q.ne[1], g.n_tokens), w, "attn_q_norm", il), *q.ne[:3])
+            q = ggml.reshape(
+                g.layer_norm(ggml.reshape(q, q.ne[0] * q.ne[1], g.n_tokens), w, "attn_q_norm", il), *q.ne[:3]
+            )
         if w["attn_k_norm"] is not None:
-            k = ggml.reshape(g.layer_norm(ggml.reshape(k, k.ne[0] * k.ne[1], g.n_tokens), w, "attn_k_norm", il), *k.ne[:3])
+            k = ggml.reshape(
+                g.layer_norm(ggml.reshape(k, k.ne[0] * k.ne[1], g.n_tokens), w, "attn_k_norm", il), *k.ne[:3]
+            )
         if arch in ("nomic-bert", "nomic-bert-moe", "jina-bert-v3"):
             q, k = ggml.rope(q, pos), ggml.rope(k, pos)
         cur = g.attn(inp, w, q, k, v, il)

@@ -49,7 +49,7 @@ def falcon_h1(g: Graph) -> None:
 
 
 def nemotron_h(g: Graph) -> None:
-    """src/models/nemotron-h.cpp, nemotron-h-moe.cpp: each block is one of Mamba-2, attention, feed-forward."""
+    """src/models/nemotron-h.cpp, nemotron-h-moe.cpp: a block is Mamba-2, attention or feed-forward."""
     h = g.h
     x = g.inp_embd()
     rs, inp = g.inp_rs(), g.inp_attn_kv()

@@ -8,7 +8,9 @@ from autofit_llama.hparams import GATING_SOFTMAX_WEIGHT
 
 
 def gpt_oss(g: Graph) -> None:
-    """src/models/openai-moe.cpp: attention sinks, biased experts; the hidden state of every token is an output."""
+    """src/models/openai-moe.cpp: attention sinks, biased experts; the hidden state of every token is an
+    output.
+    """
     h = g.h
     x = g.inp_embd()
     pos = g.inp_pos()

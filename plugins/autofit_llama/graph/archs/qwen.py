@@ -72,7 +72,7 @@ def qwen3next(g: Graph) -> None:
 
 
 def gated_qkv(g: Graph, w: Layer, x: Tensor, il: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries, keys, values and the output gate, which shares the matrix of the queries; q and k normalised."""
+    """Queries, keys, values and the output gate, which shares the queries' matrix; q and k normalised."""
     h, n = g.h, g.n_tokens
     head, n_head, n_kv = h.n_embd_head_v(il), h.n_head[il], h.n_head_kv[il]
     q, k, v = g.qkv(w, x, il, head=2 * head, head_k=head, head_v=head, reshape=False)
@@ -104,7 +104,7 @@ def _qwen3next_linear(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int
     """build_layer_attn_linear."""
     h, n_seqs = g.h, g.n_seqs
     n_t = g.n_tokens // n_seqs
-    head_k, n_k, n_v = h.ssm_d_state, h.ssm_n_group, h.ssm_dt_rank
+    n_k, n_v = h.ssm_n_group, h.ssm_dt_rank
     head_v = h.ssm_d_inner // n_v
     if w["attn_qkv"] is not None:
         mixed = g.linear(w, "attn_qkv", x)
@@ -116,7 +116,9 @@ def _qwen3next_linear(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int
     per_key = n_v // n_k
     ba = ggml.reshape(ba, 2 * per_key, n_k, n_t, n_seqs)
     beta = ggml.sigmoid(ggml.cont(ggml.view(ba, (per_key, n_k, n_t, n_seqs), ba.nb[1:])))
-    alpha = ggml.cont(ggml.view(ba, (per_key, n_k, n_t, n_seqs), ba.nb[1:], per_key * ba.nb[0]), n_v, n_t, n_seqs)
+    alpha = ggml.cont(
+        ggml.view(ba, (per_key, n_k, n_t, n_seqs), ba.nb[1:], per_key * ba.nb[0]), n_v, n_t, n_seqs
+    )
     gate = ggml.mul(ggml.softplus(ggml.add(alpha, w.need("ssm_dt.bias"))), w.need("ssm_a"))
     beta, gate = ggml.reshape(beta, 1, n_v, n_t, n_seqs), ggml.reshape(gate, 1, n_v, n_t, n_seqs)
     out = gated_delta(g, rs, w, mixed, z, beta, gate, il, repeat_interleaved=True)
@@ -159,7 +161,11 @@ def gated_delta(
         times, n = n_v // n_k, n_t * n_seqs
         q, k = (
             ggml.reshape(
-                ggml.repeat_4d(ggml.reshape(t, head_k, 1, n_k, n), head_k, times, n_k, n), head_k, n_v, n_t, n_seqs
+                ggml.repeat_4d(ggml.reshape(t, head_k, 1, n_k, n), head_k, times, n_k, n),
+                head_k,
+                n_v,
+                n_t,
+                n_seqs,
             )
             for t in (q, k)
         )
