@@ -32,12 +32,12 @@ def read_description(path: str | Path) -> ModelSpec:
     path = str(path)
     description = parse_json(_unpack(read_small(path, MAX_PACKED_BYTES), path), path)
     try:
-        return _to_spec(description)
+        return _to_spec(description, Path(path).name.removesuffix(".json.gz") + ".gguf")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise CorruptModelError(printable(path), "no description of a model") from error
 
 
-def _to_spec(description: dict[str, Any]) -> ModelSpec:
+def _to_spec(description: dict[str, Any], name: str) -> ModelSpec:
     metadata = {key: _value(kind, value) for key, kind, value in description["kv"]}
     alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
     start = -(-description["header_bytes"] // alignment) * alignment
@@ -48,7 +48,7 @@ def _to_spec(description: dict[str, Any]) -> ModelSpec:
         for dim in ne[1:]:
             n_bytes *= dim
         tensors.append(TensorInfo(name, type_name, tuple(ne[::-1]), n_bytes, 0, start + offset))
-    file = ModelFile(path=description["file"], size_bytes=description["file_bytes"])
+    file = ModelFile(path=description.get("file", name), size_bytes=description["file_bytes"])
     return to_spec(metadata, tensors, [file])
 
 

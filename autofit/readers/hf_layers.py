@@ -9,6 +9,7 @@ from typing import Any
 from autofit.domain.model import FeedForwardKind, LayerSpec, Mixer, TensorInfo
 
 MAX_LAYERS = 4096  #: blocks that a configuration alone may claim
+MAX_FIGURE = 1 << 40  #: what a figure of a configuration must be below to be believed
 
 _BLOCK = re.compile(r"(?:(.*?)\.)?(\d{1,5})\.(.+)", re.ASCII | re.DOTALL)
 _EXPERT = re.compile(r"(^|\.)experts\.|_experts?\.\d")
@@ -66,7 +67,7 @@ def hf_layers(config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> tuple
     `config` is the language model's. The stack with most bytes is the model's own; others keep their prefix.
     """
     if not tensors:
-        count = _int(config, "num_hidden_layers", "n_layer", "num_layers", "n_layers") or 0
+        count = figure(config, "num_hidden_layers", "n_layer", "num_layers", "n_layers") or 0
         return tuple(_layer(config, "", index, {}, set()) for index in range(min(count, MAX_LAYERS)))
     blocks: dict[tuple[str, int], dict[str, int]] = {}
     parts: dict[tuple[str, int], set[str]] = {}
@@ -104,11 +105,11 @@ def _layer(
 ) -> LayerSpec:
     mixer = _mixer(config, index, parts, bool(weights))
     attends = mixer in {"full", "sliding", "chunked", "latent"}
-    n_heads = _int(config, "num_attention_heads", "n_head", "num_heads")
-    hidden = _int(config, "hidden_size", "d_model", "n_embd")
-    head_dim = _int(config, "head_dim", "d_kv") or (hidden // n_heads if hidden and n_heads else None)
-    rope = _int(config, "qk_rope_head_dim")
-    n_experts = _int(config, "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts") or 0
+    n_heads = figure(config, "num_attention_heads", "n_head", "num_heads")
+    hidden = figure(config, "hidden_size", "d_model", "n_embd")
+    head_dim = figure(config, "head_dim", "d_kv") or (hidden // n_heads if hidden and n_heads else None)
+    rope = figure(config, "qk_rope_head_dim")
+    n_experts = figure(config, "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts") or 0
     routed = weights.get("experts", 0) > 0 if weights else n_experts > 0 and _is_sparse(config, index)
     feed_forward: FeedForwardKind = (
         "experts" if routed else "dense" if weights.get("feed-forward") or not weights else "none"
@@ -123,18 +124,18 @@ def _layer(
         feed_forward=feed_forward,
         n_heads=n_heads if attends else None,
         n_kv_heads=(
-            1 if latent else _int(config, "num_key_value_heads", "num_kv_heads", "n_head_kv") or n_heads
+            1 if latent else figure(config, "num_key_value_heads", "num_kv_heads", "n_head_kv") or n_heads
         )
         if attends
         else None,
-        key_dim=((_int(config, "kv_lora_rank") or 0) + (rope or 0) if latent else head_dim)
+        key_dim=((figure(config, "kv_lora_rank") or 0) + (rope or 0) if latent else head_dim)
         if attends
         else None,
-        value_dim=(_int(config, "kv_lora_rank") if latent else head_dim) if attends else None,
+        value_dim=(figure(config, "kv_lora_rank") if latent else head_dim) if attends else None,
         window_tokens=window if type(window) is int else None,
         n_experts=n_experts if routed else 0,
         n_experts_used=(
-            _int(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k") or 0
+            figure(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k") or 0
         )
         if routed
         else 0,
@@ -148,19 +149,19 @@ def _layer(
 def _mixer(config: Mapping[str, Any], index: int, parts: set[str], has_weights: bool) -> Mixer:
     kinds = config.get("layer_types") or config.get("layers_block_type")
     kind = kinds[index] if isinstance(kinds, list) and index < len(kinds) else None
-    interval = _int(config, "full_attention_interval")
+    interval = figure(config, "full_attention_interval")
     if kind is None and interval and "linear_num_value_heads" in config:
         kind = "linear_attention" if (index + 1) % interval else "full_attention"
     if isinstance(kind, str) and kind in _KINDS:
         found = _KINDS[kind]
-        return "latent" if found == "full" and _int(config, "kv_lora_rank") else found
+        return "latent" if found == "full" and figure(config, "kv_lora_rank") else found
     if has_weights and not parts:
         return "none"
     if any(_RECURRENT.search(part) for part in parts) and not any(
         "k_proj" in part or "qkv_proj" in part for part in parts
     ):
         return "recurrent"
-    if _int(config, "kv_lora_rank"):
+    if figure(config, "kv_lora_rank"):
         return "latent"
     return "full"
 
@@ -168,17 +169,18 @@ def _mixer(config: Mapping[str, Any], index: int, parts: set[str], has_weights: 
 def _is_sparse(config: Mapping[str, Any], index: int) -> bool:
     """Whether block `index` has routed experts, by the keys that configurations say it with."""
     dense = config.get("mlp_only_layers")
-    if index < (_int(config, "first_k_dense_replace") or 0) or (isinstance(dense, list) and index in dense):
+    if index < (figure(config, "first_k_dense_replace") or 0) or (isinstance(dense, list) and index in dense):
         return False
-    last_of = _int(config, "decoder_sparse_step", "interleave_moe_layer_step")
+    last_of = figure(config, "decoder_sparse_step", "interleave_moe_layer_step")
     if last_of:
         return (index + 1) % last_of == 0
-    return index % (_int(config, "moe_layer_freq") or 1) == 0
+    return index % (figure(config, "moe_layer_freq") or 1) == 0
 
 
-def _int(config: Mapping[str, Any], *keys: str) -> int | None:
+def figure(config: Mapping[str, Any], *keys: str) -> int | None:
+    """The first of these keys that holds a positive number."""
     for key in keys:
         value = config.get(key)
-        if type(value) is int and value > 0:
+        if type(value) is int and 0 < value < MAX_FIGURE:
             return value
     return None

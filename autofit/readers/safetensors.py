@@ -21,7 +21,7 @@ from autofit.domain.text import printable
 from autofit.errors import CorruptModelError, ModelError, ModelNotFoundError
 from autofit.readers.documents import parse_json
 from autofit.readers.files import Buffer, foreign, open_file, read_small
-from autofit.readers.hf_layers import hf_layers, text_config
+from autofit.readers.hf_layers import figure, hf_layers, text_config
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors/src/tensor.rs:MAX_HEADER_SIZE
 MAX_TENSORS = 1 << 18  #: of one file
@@ -308,9 +308,9 @@ def _to_spec(
         tensors=tuple(tensors),
         layers=hf_layers(text, tensors),
         metadata=metadata,
-        hidden_elements=_positive(text, "hidden_size", "d_model", "n_embd"),
-        n_vocab=_positive(text, "vocab_size"),
-        context_train_tokens=_positive(
+        hidden_elements=figure(text, "hidden_size", "d_model", "n_embd"),
+        n_vocab=figure(text, "vocab_size"),
+        context_train_tokens=figure(
             text, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"
         ),
     )
@@ -328,7 +328,3 @@ def _name(directory: Path, metadata: Mapping[str, Any]) -> str:
     if isinstance(given, str) and given.strip() and not given.startswith((".", "/")):
         return given
     return directory.resolve().name or "model"
-
-
-def _positive(config: Mapping[str, Any], *keys: str) -> int | None:
-    return next((config[key] for key in keys if type(config.get(key)) is int and config[key] > 0), None)
