@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from autofit.domain.machine import Device
 from autofit.domain.units import GIB
@@ -16,6 +16,7 @@ from autofit.errors import EngineRefusalError, HardwareError
 
 from autofit_vllm.flags import AUTO_LENGTH
 from autofit_vllm.model import Draft, Parallel, VllmModel
+from autofit_vllm.quantization import NONE, Quantization
 from autofit_vllm.settings import VllmSettings
 
 GraphMode = Literal["NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE"]
@@ -29,74 +30,8 @@ DTYPE_NAMES = {
     "float": "float32",
     "float32": "float32",
 }
-#: Lowest compute capability per quantisation method (get_min_capability of each method's configuration
-#: class).
-QUANTISATION_MIN_CC: dict[str, int] = {
-    "awq": 75,
-    "auto_awq": 75,
-    "awq_marlin": 75,
-    "gptq": 60,
-    "auto_gptq": 60,
-    "gptq_marlin": 60,
-    "fp8": 75,
-    "experts_int8": 80,
-    "fbgemm_fp8": 80,
-    "fp_quant": 100,
-    "humming": 75,
-    "modelopt": 80,
-    "modelopt_fp4": 75,
-    "modelopt_mxfp8": 80,
-    "modelopt_mixed": 80,
-    "moe_wna16": 70,
-    "mxfp4": 80,
-    "gpt_oss_mxfp4": 80,
-    "torchao": 75,
-    "compressed-tensors": 70,
-    "inc": 60,
-    "quark": 70,
-    "deepseek_v4_fp8": 75,
-    "online": 75,
-    "mxfp8": 75,
-    "fp8_per_tensor": 75,
-    "fp8_per_block": 75,
-    "fp8_per_channel": 75,
-    "int8_per_channel_weight_only": 75,
-    "nvfp4_per_token": 75,
-}
-#: Activation types, where a method does not take both 16-bit ones (get_supported_act_dtypes).
-QUANTISATION_DTYPES: dict[str, tuple[str, ...]] = {
-    "mxfp4": ("bfloat16",),
-    "gpt_oss_mxfp4": ("bfloat16",),
-    "fp_quant": ("bfloat16",),
-    "modelopt_mxfp8": ("bfloat16",),
-    "torchao": ("float32", "float16", "bfloat16"),
-    "compressed-tensors": ("float32", "float16", "bfloat16"),
-}
-DEPRECATED_QUANTISATION = frozenset({"fp_quant", "fbgemm_fp8"})
-PLUGIN_QUANTISATION = {"gguf": "vllm-gguf-plugin", "bitsandbytes": "vllm-bnb-plugin"}
-#: Names that the checkpoint's own word may be asked for by (`override_quantization_method`).
-QUANTISATION_FAMILIES: tuple[frozenset[str], ...] = (
-    frozenset({"awq", "auto_awq", "awq_marlin", "moe_wna16", "humming", "inc"}),
-    frozenset({"gptq", "auto_gptq", "gptq_marlin", "moe_wna16", "humming", "inc"}),
-    frozenset({"mxfp4", "gpt_oss_mxfp4", "humming"}),
-    frozenset({"modelopt", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed", "humming"}),
-    frozenset({"fp8", "deepseek_v4_fp8", "humming"}),
-    frozenset({"compressed-tensors", "humming"}),
-    frozenset(
-        {
-            "auto-round",
-            "auto_round",
-            "inc",
-            "gptq",
-            "auto_gptq",
-            "awq",
-            "auto_awq",
-            "gptq_marlin",
-            "awq_marlin",
-        }
-    ),
-)
-ONLINE_FP8_KV_REFUSED = ("fp8", "modelopt", "quark", "fbgemm_fp8")
+#: Methods whose checkpoints may hold scales of an fp8 cache (attention.py:_init_kv_cache_quant)
+FP8_CHECKPOINTS = ("fp8", "modelopt", "quark", "fbgemm_fp8")
 
 _BATCHED_DP_TOKENS = 256  #: config/scheduler.py:DEFAULT_MAX_NUM_BATCHED_TOKENS_FOR_BATCHED_DP
 _NO_KEY_LENGTH = 2048  #: config/model.py: when the configuration names no length
@@ -180,14 +115,21 @@ class EngineConfig:
         return self.max_concurrent_batches * self.max_num_batched_tokens
 
 
-def resolve(settings: VllmSettings, model: VllmModel, gpu: Gpu, *, n_gpus: int | None = None) -> EngineConfig:
+def resolve(
+    settings: VllmSettings,
+    model: VllmModel,
+    gpu: Gpu,
+    *,
+    quantization: Quantization = NONE,
+    n_gpus: int | None = None,
+) -> EngineConfig:
     """Every default of `settings` for this model on this kind of GPU. `n_gpus` `None`: not checked.
 
     Raises:
         EngineRefusalError: vLLM would refuse these arguments.
     """
     dtype = resolve_dtype(settings, model, gpu)
-    quantization = resolve_quantisation(settings, model, gpu, dtype)
+    check_quantisation(quantization, dtype)
     pooling = model.is_pooling or settings.runner == "pooling"
     max_len = resolve_max_len(settings, model)
     parallel = resolve_parallel(settings, model, gpu, n_gpus=n_gpus)
@@ -197,7 +139,7 @@ def resolve(settings: VllmSettings, model: VllmModel, gpu: Gpu, *, n_gpus: int |
     prefix = settings.enable_prefix_caching
     if prefix is None:
         prefix = not (model.is_encoder_decoder or model.is_encoder_only or model.is_attention_free)
-    kv_dtype = resolve_kv_dtype(settings, model, gpu, dtype)
+    kv_dtype = resolve_kv_dtype(settings, model, gpu, quantization, dtype)
     tokens, seqs = resolve_batch(settings, gpu, parallel, max_len=max_len, chunked=chunked)
     check_scheduler(settings, tokens=tokens, seqs=seqs, max_len=max_len, chunked=chunked)
     check_mamba(settings, model, prefix=prefix, chunked=chunked)
@@ -223,7 +165,7 @@ def resolve(settings: VllmSettings, model: VllmModel, gpu: Gpu, *, n_gpus: int |
         gpu=gpu,
         parallel=parallel,
         dtype=dtype,
-        quantization=quantization,
+        quantization=quantization.name,
         max_model_len=max_len,
         auto_length=settings.max_model_len == AUTO_LENGTH,
         max_num_seqs=seqs,
@@ -300,64 +242,23 @@ def resolve_dtype(settings: VllmSettings, model: VllmModel, gpu: Gpu) -> str:
     return dtype
 
 
-def resolve_quantisation(settings: VllmSettings, model: VllmModel, gpu: Gpu, dtype: str) -> str | None:
-    """The quantisation method's name, checked against the GPU (config/model.py:_verify_quantization)."""
-    own = model.quantization or {}
-    checkpoint = str(own.get("quant_method") or "") or None
-    wanted = settings.quantization.lower() if settings.quantization else None
-    method = wanted or checkpoint
-    if method is None:
-        return None
-    for name in (method, checkpoint):
-        if name in PLUGIN_QUANTISATION:
-            raise EngineRefusalError(
-                f"Unknown quantization method: {name}: vLLM {settings.version.version} has it as a "
-                "plug-in only",
-                hint=f"install {PLUGIN_QUANTISATION[name]}, and ask autofit for the memory of the "
-                "unquantised model",
-            )
-    if wanted and checkpoint and wanted != checkpoint and not _same_family(wanted, checkpoint):
+def check_quantisation(quantization: Quantization, dtype: str) -> None:
+    """Whether the method computes in this type (config/vllm.py:_get_quantization_config)."""
+    if quantization.name is not None and dtype not in quantization.dtypes:
         raise EngineRefusalError(
-            f"Quantization method specified in the model config ({checkpoint}) does not match the "
-            "quantization "
-            f"method specified in the `quantization` argument ({wanted})."
+            f"{dtype} is not supported for quantization method {quantization.name}. "
+            f"Supported dtypes: {', '.join(quantization.dtypes)}"
         )
-    if method in DEPRECATED_QUANTISATION and not settings.allow_deprecated_quantization:
-        raise EngineRefusalError(
-            f"The quantization method {method} is deprecated", hint="add --allow-deprecated-quantization"
-        )
-    known = set(QUANTISATION_MIN_CC) | {"auto-round", "auto_round"}
-    if method not in known:
-        raise EngineRefusalError(
-            f"Unknown quantization method: {method[:40]}",
-            hint=f"known: {', '.join(sorted(QUANTISATION_MIN_CC))}",
-        )
-    needed = QUANTISATION_MIN_CC.get(method, 60)
-    if not gpu.cpu and gpu.capability < needed:
-        raise EngineRefusalError(
-            f"The quantization method {method} is not supported for the current GPU. Minimum "
-            f"capability: {needed}. "
-            f"Current capability: {gpu.capability}."
-        )
-    types = QUANTISATION_DTYPES.get(method, ("float16", "bfloat16"))
-    if dtype not in types:
-        raise EngineRefusalError(
-            f"{dtype} is not supported for quantization method {method}. Supported dtypes: {', '.join(types)}"
-        )
-    return method
 
 
-def _same_family(one: str, other: str) -> bool:
-    return any(one in family and other in family for family in QUANTISATION_FAMILIES)
-
-
-def resolve_kv_dtype(settings: VllmSettings, model: VllmModel, gpu: Gpu, dtype: str) -> str:
+def resolve_kv_dtype(
+    settings: VllmSettings, model: VllmModel, gpu: Gpu, quantization: Quantization, dtype: str
+) -> str:
     """`--kv-cache-dtype`, or what the checkpoint asks for
     (utils/torch_utils.py:resolve_kv_cache_dtype_string)."""
     wanted = settings.kv_cache_dtype
-    own = model.quantization or {}
     if wanted == "auto":
-        wanted = _checkpoint_kv_dtype(own)
+        wanted = quantization.kv_cache_dtype or "auto"
         if wanted == "auto" and model.architecture == "GlmMoeDsaForCausalLM" and gpu.cc[0] == 10:
             wanted = "fp8_e4m3"
     if model.architecture == "DeepseekV32ForCausalLM" and wanted == "bfloat16":
@@ -367,32 +268,9 @@ def resolve_kv_dtype(settings: VllmSettings, model: VllmModel, gpu: Gpu, dtype: 
             f'kv_cache_dtype="{wanted}" is incompatible with dtype="{dtype}". '
             f"Please set `--kv-cache-dtype` to `auto` or `{dtype}`."
         )
-    if wanted == "fp8_e5m2" and str(own.get("quant_method", "")).startswith(ONLINE_FP8_KV_REFUSED):
+    if wanted == "fp8_e5m2" and (quantization.name or "").startswith(FP8_CHECKPOINTS):
         raise EngineRefusalError("fp8_e5m2 kv-cache is not supported with fp8 checkpoints.")
     return wanted
-
-
-def _checkpoint_kv_dtype(own: Mapping[str, Any]) -> str:
-    method = str(own.get("quant_method", ""))
-    if method == "compressed-tensors":
-        return "fp8" if own.get("kv_cache_scheme") else "auto"
-    if not method.startswith("modelopt"):
-        return "auto"
-    inner = own.get("quantization")
-    inner = inner if isinstance(inner, Mapping) else own
-    scheme = (
-        inner.get("kv_cache_scheme")
-        or own.get("kv_cache_scheme")
-        or inner.get("kv_cache_quant_algo")
-        or own.get("kv_cache_quant_algo")
-    )
-    if isinstance(scheme, Mapping):
-        if scheme.get("type") != "float":
-            return "auto"
-        if scheme.get("num_bits") == 8 and scheme.get("dynamic") is False:
-            return "fp8_e4m3"
-        return "nvfp4" if scheme.get("num_bits") == 4 else "auto"
-    return {"fp8": "fp8_e4m3", "nvfp4": "nvfp4"}.get(str(scheme).lower(), "auto")
 
 
 def _boundary_layers(kv_dtype: str, model: VllmModel) -> frozenset[str]:

@@ -168,6 +168,21 @@ def known_options(facts: VersionFacts) -> frozenset[str]:
     return frozenset(_parser(facts.flags_file)._option_string_actions)
 
 
+@functools.cache
+def _by_dest(file: str) -> dict[str, dict[str, Any]]:
+    return {row["dest"]: row for row in _table(file)}
+
+
+def flag_of(dest: str) -> str:
+    """The long spelling of a setting."""
+    return "--" + dest.replace("_", "-")
+
+
+def is_frontend(dest: str, facts: VersionFacts) -> bool:
+    """Whether a setting is the HTTP server's, and so no argument of `vllm.LLM`."""
+    return bool(_by_dest(facts.flags_file).get(dest, {}).get("frontend"))
+
+
 def parse_flags(args: Sequence[str], facts: VersionFacts) -> dict[str, Any]:
     """Values by destination, of what is given only. `args` are those after `vllm serve`.
 

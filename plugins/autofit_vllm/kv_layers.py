@@ -158,7 +158,7 @@ def element_bytes(kv_dtype: str, dtype: str) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attention:
+class AttentionLayer:
     """A cached attention layer with the backend that vLLM takes for it."""
 
     cache: AttentionCache | LatentCache | IndexerCache
@@ -223,7 +223,7 @@ def _skipped(cache: Cache, config: EngineConfig) -> bool:
 
 def _attention(
     cache: AttentionCache | LatentCache | IndexerCache, model: VllmModel, config: EngineConfig
-) -> Attention:
+) -> AttentionLayer:
     kv_dtype = "auto" if _skipped(cache, config) else config.kv_cache_dtype
     tp = config.parallel.tp
     query = LayerQuery(
@@ -241,7 +241,7 @@ def _attention(
         flash_version=config.flash_version,
     )
     if isinstance(cache, IndexerCache):
-        return Attention(cache=cache, backend=INDEXER, query=query, kv_dtype=kv_dtype)
+        return AttentionLayer(cache=cache, backend=INDEXER, query=query, kv_dtype=kv_dtype)
     if isinstance(cache, LatentCache):
         topk = model.config.get("index_topk")
         nope = model.config.get("qk_nope_head_dim")
@@ -277,10 +277,10 @@ def _attention(
         raise EngineRefusalError(
             "DCP not support sliding window.", hint="use --decode-context-parallel-size 1"
         )
-    return Attention(cache=cache, backend=backend, query=query, kv_dtype=kv_dtype)
+    return AttentionLayer(cache=cache, backend=backend, query=query, kv_dtype=kv_dtype)
 
 
-def _canonical_kv_dtype(attention: Iterable[Attention], config: EngineConfig) -> str:
+def _canonical_kv_dtype(attention: Iterable[AttentionLayer], config: EngineConfig) -> str:
     """The format that sparse latent attention reads
     (mla_attention.py:_canonicalize_sparse_mla_kv_cache_dtype)."""
     for part in attention:
@@ -293,7 +293,7 @@ def _canonical_kv_dtype(attention: Iterable[Attention], config: EngineConfig) ->
 
 
 def _attention_layer(
-    part: Attention, config: EngineConfig, block: int, skip_page: int | None, kv_dtype: str
+    part: AttentionLayer, config: EngineConfig, block: int, skip_page: int | None, kv_dtype: str
 ) -> LayerCache | None:
     cache, query = part.cache, part.query
     if isinstance(cache, IndexerCache):
@@ -407,7 +407,7 @@ def _flashinfer_gdn(cache: StateCache, config: EngineConfig) -> bool:
 
 
 def _block_size(
-    attention: Sequence[Attention],
+    attention: Sequence[AttentionLayer],
     model: VllmModel,
     config: EngineConfig,
     states: Sequence[StateCache],
@@ -415,7 +415,7 @@ def _block_size(
 ) -> tuple[int, int | None, int | None]:
     """(tokens per block, padded page of a state, padded page of a skipped layer)
     (platforms/interface.py:update_block_size_for_backend)."""
-    distinct: dict[str, Attention] = {}
+    distinct: dict[str, AttentionLayer] = {}
     for part in attention:
         distinct.setdefault(part.backend.name, part)
     parts = list(distinct.values())
@@ -443,7 +443,7 @@ def _block_size(
 
 
 def _align_states(
-    parts: Sequence[Attention],
+    parts: Sequence[AttentionLayer],
     model: VllmModel,
     config: EngineConfig,
     states: Sequence[StateCache],
@@ -470,7 +470,7 @@ def _align_states(
 
 
 def _align_skipped(
-    first: Attention, model: VllmModel, config: EngineConfig, block: int, state_page: int | None
+    first: AttentionLayer, model: VllmModel, config: EngineConfig, block: int, state_page: int | None
 ) -> tuple[int, int | None]:
     """Quantised blocks grow until their page holds an unquantised one
     (_align_heterogeneous_kv_block_size)."""

@@ -1,0 +1,322 @@
+"""vLLM as a backend of autofit: its command line, its cost, its launch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from autofit.backend import Backend, ParsedCommand
+from autofit.domain.machine import Device, Machine
+from autofit.domain.model import ModelSpec
+from autofit.domain.plan import Finding, Plan
+from autofit.domain.request import Request
+from autofit.errors import EngineRefusalError, HardwareError, UnsupportedModelError, UsageError
+
+from autofit_vllm.defaults import CPU, EngineConfig, Gpu, resolve
+from autofit_vllm.kv import plan_kv
+from autofit_vllm.model import StageWeights, VllmModel
+from autofit_vllm.plan import Evaluation, build_plan, evaluate, gpu_of, keyword_arguments, ranks_of
+from autofit_vllm.quantization import Quantization, quantization_for
+from autofit_vllm.settings import VllmSettings, parse_command
+
+CPU_VARIABLES = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_TARGET_DEVICE")
+SERVE = ("vllm", "serve")
+
+
+class VllmBackend(Backend):
+    """vLLM 0.33's GPU engine, and its CPU build where the environment names one."""
+
+    name: ClassVar[str] = "vllm"
+    programs: ClassVar[tuple[str, ...]] = ("vllm",)
+    formats: ClassVar[tuple[str, ...]] = ("safetensors", "config")
+
+    def parse(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> ParsedCommand:
+        program, settings = parse_command(argv, env)
+        companions = {}
+        draft = (settings.speculative_config or {}).get("model")
+        if isinstance(draft, str) and draft != settings.model:
+            companions["draft"] = draft
+        return ParsedCommand(program=program, model=settings.model, companions=companions, settings=settings)
+
+    def check(self, command: ParsedCommand, model: ModelSpec, machine: Machine, **facts: Any) -> Plan:
+        """What the command takes. `available_kv_bytes` replaces the KV memory of a rank (or of each
+        stage)."""
+        stated = facts.pop("available_kv_bytes", None)
+        version = facts.pop("engine_version", None)
+        if facts:
+            raise UsageError(f"check() has no fact {min(facts)!r}", hint="known: available_kv_bytes")
+        settings: VllmSettings = command.settings
+        if version is not None:
+            settings = dataclasses.replace(settings, version=_version(version))
+        vllm_model = read_vllm_model(model, settings)
+        evaluation = self._evaluate(settings, vllm_model, model, machine, stated)
+        if stated is not None and evaluation.refusal is not None:
+            raise evaluation.refusal
+        argv = (*(command.program or SERVE), *settings.args)
+        return build_plan(
+            evaluation,
+            machine,
+            argv=argv,
+            env={name: settings.env[name] for name in sorted(settings.env) if name.startswith("VLLM_")},
+            kwargs=keyword_arguments(settings, {}, settings.model or model.name),
+            speed=_speed(evaluation, machine),
+            findings=_usage_findings(settings, vllm_model),
+        )
+
+    def _evaluate(
+        self, settings: VllmSettings, vllm_model: VllmModel, model: ModelSpec, machine: Machine, stated: Any
+    ) -> Evaluation:
+        from autofit_vllm.offload import offload
+
+        devices: tuple[Device, ...] = ()
+        gpu = CPU
+        if not is_cpu_build(settings, machine):
+            devices = select_devices(machine, settings)
+            gpu = gpu_of(devices)
+        quantization = read_quantisation(vllm_model, model, settings, gpu)
+        n_gpus = None if stated is not None else len(devices)
+        config = resolve(settings, vllm_model, gpu, quantization=quantization, n_gpus=n_gpus)
+        weights = weigh(vllm_model, config, settings, quantization)
+        kv = plan_kv(vllm_model, config)
+        moved = None
+        if settings.cpu_offload_gb > 0:
+            moved = offload(weights, settings.cpu_offload_gb, settings.cpu_offload_params)
+        if gpu.cpu and stated is None:
+            stated = config.kv_cache_memory_bytes
+        return evaluate(
+            settings=settings,
+            config=config,
+            model=vllm_model,
+            ranks=ranks_of(devices, config, ()),
+            weights=weights,
+            kv=kv,
+            vision=_vision(model),
+            utilization=config.gpu_memory_utilization,
+            offload=moved,
+            available_kv_bytes=stated,
+        )
+
+    def plan(self, model: ModelSpec, machine: Machine, request: Request) -> Plan:
+        from autofit_vllm.plan_explain import explain
+        from autofit_vllm.solve import Problem, solve
+
+        _, settings = parse_command(
+            [*SERVE, *request.engine_args], request.engine_env, version=request.engine_version
+        )
+        vllm_model = read_vllm_model(model, settings)
+        if is_cpu_build(settings, machine):
+            raise UsageError(
+                "the CPU build of vLLM is checked, not planned", hint="use `autofit check -- vllm serve ...`"
+            )
+        _check_wishes(request)
+        devices = select_devices(machine, settings, request.devices)
+        quantization = read_quantisation(vllm_model, model, settings, gpu_of(devices))
+        problem = Problem(
+            model=vllm_model,
+            settings=settings,
+            request=request,
+            machine=machine,
+            devices=devices,
+            quantization=quantization,
+            weigh=lambda config: weigh(vllm_model, config, settings, quantization),
+            vision=_vision(model),
+        )
+        best, others = solve(problem)
+        return explain(
+            problem,
+            best,
+            others,
+            program=request.program or SERVE,
+            reference=request.model_reference or model.name,
+            findings=_usage_findings(settings, vllm_model),
+        )
+
+
+def _version(version: str) -> Any:
+    from autofit_vllm.versions import facts_of
+
+    return facts_of(version)
+
+
+def read_vllm_model(model: ModelSpec, settings: VllmSettings) -> VllmModel:
+    """What vLLM builds from this checkpoint under these settings.
+
+    Raises:
+        UnsupportedModelError, EngineRefusalError
+    """
+    from autofit_vllm.architectures import build_model
+
+    if model.format == "gguf":
+        raise UnsupportedModelError(
+            f"{model.name}: vLLM reads GGUF files with a plug-in only",
+            hint="install vllm-gguf-plugin, or use `autofit llama`",
+        )
+    if isinstance(settings.hf_overrides, Mapping):
+        metadata = _overridden(model.metadata, settings.hf_overrides)
+        model = dataclasses.replace(model, metadata=metadata)
+    return build_model(model, language_model_only=settings.images_off)
+
+
+def _overridden(config: Mapping[str, object], overrides: Mapping[str, Any]) -> dict[str, object]:
+    """`--hf-overrides` applied to a configuration, mappings within it key by key."""
+    result = dict(config)
+    for key, value in overrides.items():
+        own = result.get(key)
+        both = isinstance(own, Mapping) and isinstance(value, Mapping)
+        result[key] = _overridden(own, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def read_quantisation(model: VllmModel, spec: ModelSpec, settings: VllmSettings, gpu: Gpu) -> Quantization:
+    """How the weights are kept on this kind of GPU.
+
+    Raises:
+        EngineRefusalError, UnsupportedModelError
+    """
+    packed = (
+        tensor.name.removesuffix(".qweight") for tensor in spec.tensors if tensor.name.endswith(".qweight")
+    )
+    return quantization_for(
+        model.quantization,
+        capability=(10, 0) if gpu.cpu else gpu.cc,
+        requested=settings.quantization.lower() if settings.quantization else None,
+        model_type=model.model_type,
+        quantised_layers=packed,
+        allow_deprecated=settings.allow_deprecated_quantization,
+    )
+
+
+def weigh(
+    model: VllmModel, config: EngineConfig, settings: VllmSettings, quantization: Quantization
+) -> tuple[StageWeights, ...]:
+    """The weights of each pipeline stage on one rank."""
+    from autofit_vllm.weights import LoraSpec, weights_per_rank
+
+    lora = None
+    if settings.enable_lora:
+        lora = LoraSpec(
+            max_loras=settings.max_loras,
+            max_rank=settings.max_lora_rank,
+            dtype=config.dtype if settings.lora_dtype == "auto" else settings.lora_dtype,
+            fully_sharded=settings.fully_sharded_loras,
+        )
+    return weights_per_rank(
+        model,
+        config.parallel,
+        dtype=config.dtype,
+        quantization=quantization,
+        lora=lora,
+        with_draft=config.draft is not None,
+    )
+
+
+def is_cpu_build(settings: VllmSettings, machine: Machine) -> bool:
+    """Whether the environment speaks of vLLM's CPU build: its own variable is set, and there is no GPU."""
+    cuda = any(device.api == "cuda" for device in machine.devices)
+    target = settings.env.get("VLLM_TARGET_DEVICE", "")
+    return target == "cpu" or (not cuda and any(settings.env.get(name) for name in CPU_VARIABLES))
+
+
+def select_devices(
+    machine: Machine, settings: VllmSettings, wanted: Sequence[str] = ()
+) -> tuple[Device, ...]:
+    """The CUDA devices that the engine will see, in its order.
+
+    Raises:
+        HardwareError: none.
+    """
+    devices = [device for device in machine.devices if device.api == "cuda"]
+    if wanted:
+        devices = [device for device in devices if _named(device, wanted)]
+    visible = settings.env.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        devices = _by_names(devices, visible.split(","))
+    if settings.device_ids:
+        by_position = [str(position) for position in settings.device_ids]
+        devices = [devices[int(at)] for at in by_position if at.isdigit() and int(at) < len(devices)]
+        if len(devices) != len(by_position):
+            raise EngineRefusalError(
+                f"--device-ids {','.join(by_position)}: not all of these devices are visible"
+            )
+    if not devices:
+        others = ", ".join(sorted({device.name for device in machine.devices}))
+        raise HardwareError(
+            "vLLM needs an NVIDIA GPU, and there is none" + (f" among {others}" if others else ""),
+            hint="name hardware with --on rtx-4090; vLLM's CPU build is checked with "
+            "VLLM_CPU_KVCACHE_SPACE set",
+        )
+    Gpu.of(devices[0])
+    return tuple(devices)
+
+
+def _named(device: Device, wanted: Sequence[str]) -> bool:
+    names = {device.id.lower(), str(device.index), device.name.lower(), (device.uuid or device.id).lower()}
+    return any(word.lower() in names for word in wanted)
+
+
+def _by_names(devices: Sequence[Device], names: Sequence[str]) -> list[Device]:
+    """In the order of CUDA_VISIBLE_DEVICES; it ends at the first name that is unknown, as CUDA's does."""
+    found = []
+    for name in (name.strip() for name in names):
+        match = next((d for d in devices if name == str(d.index) or (d.uuid or "").startswith(name)), None)
+        if match is None or not name:
+            break
+        found.append(match)
+    return found
+
+
+def _check_wishes(request: Request) -> None:
+    known = ("auto", "f16", "bf16", "fp8", "fp8_e4m3", "fp8_e5m2")
+    if request.kv is not None and request.kv not in known:
+        raise UsageError(f"vLLM has no KV cache type {request.kv}", hint=f"it has: {', '.join(known)}")
+
+
+def _vision(model: ModelSpec) -> Mapping[str, object] | None:
+    vision = model.metadata.get("vision_config")
+    if not isinstance(vision, Mapping):
+        return None
+    extra = {key: model.metadata[key] for key in ("mm_tokens_per_image",) if key in model.metadata}
+    return {**vision, **extra}
+
+
+def _speed(evaluation: Evaluation, machine: Machine) -> Any:
+    from autofit.speed import Roofline
+
+    from autofit_vllm.plan_speed import speed_of
+
+    if not evaluation.ranks or not evaluation.fits:
+        return None
+    return speed_of(evaluation, Roofline(machine, engine="vllm", op_offload=None))
+
+
+def _usage_findings(settings: VllmSettings, model: VllmModel) -> list[Finding]:
+    found = []
+    if settings.kv_cache_memory_bytes is not None:
+        found.append(
+            Finding(
+                severity="info",
+                code="kv-memory-given",
+                message="--kv-cache-memory-bytes replaces the measurement; the check of free memory against "
+                "--gpu-memory-utilization still applies",
+            )
+        )
+    if settings.offload_group_size and settings.cpu_offload_gb:
+        found.append(
+            Finding(
+                severity="warning",
+                code="two-offloads",
+                message="--offload-group-size and --cpu-offload-gb are both set: prefetch offload wins",
+            )
+        )
+    if (
+        settings.max_model_len is not None
+        and model.max_len_tokens
+        and settings.max_model_len > model.max_len_tokens
+    ):
+        found.append(
+            Finding(
+                severity="warning", code="beyond-training", message="the length is beyond the model's own"
+            )
+        )
+    return found

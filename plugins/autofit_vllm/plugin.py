@@ -1,0 +1,19 @@
+"""Registers the vLLM backend; imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from autofit.hookspecs import BackendRef, hookimpl
+
+
+@hookimpl
+def autofit_register_backends() -> Iterable[BackendRef]:
+    return (
+        BackendRef(
+            "vllm",
+            "plan a vllm serve command for a safetensors model",
+            "autofit_vllm.backend:VllmBackend",
+            ("vllm",),
+        ),
+    )
