@@ -3,9 +3,9 @@
 A `VllmModel` is independent of how the model is spread: every module says how tensor, pipeline, data and
 expert parallelism divide it, every cache says what one token (or one sequence) costs on a rank.
 
-    model = architectures.build_model(spec, language_model_only=False)             # from a ModelSpec
-    stages = weights.weights_per_rank(model, Parallel(tp=2), dtype="bfloat16", capability=(9, 0))   # per stage
-    first, last = weights.stage_layers(model.n_layers, Parallel(pp=2), 0)          # which layers a stage has
+    model = architectures.build_model(spec, language_model_only=False)  # from a ModelSpec
+    stages = weights.weights_per_rank(model, Parallel(tp=2), dtype="bfloat16", capability=(9, 0))
+    first, last = weights.stage_layers(model.n_layers, Parallel(pp=2), 0)  # the layers of a stage
 
 The KV planner reads `model.caches`; a cache belongs to the stage whose layers hold `cache.stage`.
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from autofit_vllm.dtypes import dtype_bytes
 
@@ -57,11 +57,11 @@ class Parallel:
 # -- Modules: what holds parameters
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One weight of the checkpoint that becomes a slice of a module's output.
+class Part(NamedTuple):
+    """One slice of a module's output that is divided on its own, and loaded from a weight of its own.
 
-    `name` is the checkpoint's name for it beside the module's own (`q_proj` in `qkv_proj`).
+    `name` is the checkpoint's name for it beside the module's own (`q_proj` in `qkv_proj`); neighbours of one
+    name are one tensor there.
     """
 
     name: str
@@ -95,6 +95,15 @@ class Linear:
     def out_size(self) -> int:
         return sum(part.size for part in self.parts)
 
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """Names of the checkpoint's modules that are fused here, in full; the module's own if none are."""
+        parent, _, own = self.name.rpartition(".")
+        names = dict.fromkeys(part.name for part in self.parts)
+        if len(names) == 1 and own in names:
+            return (self.name,)
+        return tuple(f"{parent}.{name}" if parent else name for name in names)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
@@ -125,7 +134,7 @@ class Experts:
     gated: bool = True  #: gate and up; otherwise one projection in
     bias: bool = False
     quantisable: bool = True
-    checkpoint: str = "{expert}.{projection}"  #: how the checkpoint names one expert's weights
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")  #: the checkpoint's, of one expert
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,16 +149,30 @@ class Plain:
     tower: str | None = None
 
 
-Module = Linear | Vocabulary | Experts | Plain
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """The attention of a layer, which holds nothing but scales (layers/attention/attention.py)."""
+
+    name: str
+    stage: Stage
+    kv_heads: int
+    latent: bool = False  #: MLA
+
+
+Module = Linear | Vocabulary | Experts | Plain | Attention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffer:
-    """Memory that no checkpoint holds but that stays on the GPU: one rope's cosines and sines, say."""
+    """Memory that no checkpoint holds but that stays on the GPU: one rope's cosines and sines, say.
+
+    Buffers of one name are one tensor, which every stage holds that has a layer using it.
+    """
 
     name: str
     stage: Stage
-    n_bytes: int
+    shape: tuple[int, ...]
+    dtype: str | None = None  #: `None`: the model's
     tower: str | None = None
 
 

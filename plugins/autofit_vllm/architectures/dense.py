@@ -1,0 +1,505 @@
+"""Decoders with one attention and one feed-forward per layer, llama and what grew from it."""
+
+from __future__ import annotations
+
+from autofit_vllm.architectures.builder import Builder, Scope
+from autofit_vllm.model import EVERY, LAST
+
+
+def llama(b: Builder) -> None:
+    """models/llama.py; Mistral, InternLM 3, IQuest Coder and TeleChat 3 are the same."""
+    config = b.config
+    bias = config.flag("attention_bias") or config.flag("bias")
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(
+            bias=config.flag("qkv_bias", bias),
+            out_bias=bias,
+            names=_names(b),
+            window=b.layer_window(layer.stage),
+        )
+        _llama_mlp(b, layer)
+        layer.norms("input_layernorm", "post_attention_layernorm")
+    _finish(b)
+
+
+def _names(b: Builder) -> tuple[str, ...]:
+    """Phi-3 checkpoints hold the projection fused."""
+    return ("qkv_proj",) if b.config.model_type == "phi3" else ("q_proj", "k_proj", "v_proj")
+
+
+def _llama_mlp(b: Builder, layer: Scope) -> None:
+    fused = b.config.model_type == "phi3"
+    layer.gated_mlp(
+        bias=b.config.flag("mlp_bias"), names=("gate_up_proj",) if fused else ("gate_proj", "up_proj")
+    )
+
+
+def _finish(b: Builder, *, bias: bool = False) -> None:
+    b.final_norm(bias=bias)
+    b.head()
+
+
+def ernie4_5(b: Builder) -> None:
+    """models/ernie45.py: llama whose output projection loses its bias."""
+    config = b.config
+    bias = config.flag("attention_bias") or config.flag("bias") or config.flag("use_bias")
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(bias=config.flag("attention_bias") or config.flag("bias"))
+        layer.gated_mlp(bias=config.flag("mlp_bias"))
+        layer.norms("input_layernorm", "post_attention_layernorm")
+    if bias:
+        b.notes.append("biases of this checkpoint are not loaded")
+    _finish(b)
+
+
+def telechat2(b: Builder) -> None:
+    """models/telechat2.py: llama with a bias on the output and down projections only."""
+    config = b.config
+    heads = config.int("n_head", "num_attention_heads")
+    b.embedding()
+    for layer in b.layers(count=config.layers("n_layer", "num_hidden_layers")):
+        layer.attention(
+            heads=heads,
+            kv_heads=config.int("num_key_value_heads", default=heads),
+            head_size=b.hidden_size // heads,
+            out_bias=True,
+            names=("query", "key", "value"),
+        )
+        here = layer / "mlp"
+        size = config.int("ffn_hidden_size", "intermediate_size")
+        here.column("gate_up_proj", b.hidden_size, (("gate_proj", size), ("up_proj", size)))
+        here.row("down_proj", size, b.hidden_size, bias=True)
+        layer.norms("input_layernorm", "post_attention_layernorm")
+    _finish(b)
+
+
+def qwen2(b: Builder) -> None:
+    """models/qwen2.py: a bias on Q, K and V; some checkpoints normalise the heads."""
+    config = b.config
+    norms = ("q_norm", "k_norm") if config.flag("qk_norm") else ()
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(bias=True, head_norms=norms, window=b.layer_window(layer.stage))
+        layer.gated_mlp()
+        layer.norms("input_layernorm", "post_attention_layernorm")
+    _finish(b)
+
+
+def qwen3(b: Builder) -> None:
+    """models/qwen3.py: normalised heads, no bias unless asked for."""
+    bias = b.config.flag("attention_bias")
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(bias=bias, head_norms=("q_norm", "k_norm"), window=b.layer_window(layer.stage))
+        layer.gated_mlp()
+        layer.norms("input_layernorm", "post_attention_layernorm")
+    _finish(b)
+
+
+def gemma(b: Builder) -> None:
+    """models/gemma.py: the embedding is on every stage and serves as the head."""
+    b.embedding(everywhere=True)
+    for layer in b.layers():
+        layer.attention()
+        layer.gated_mlp()
+        layer.norms("input_layernorm", "post_attention_layernorm")
+    _finish_gemma(b)
+
+
+def _finish_gemma(b: Builder) -> None:
+    b.final_norm()
+    b.scope("", EVERY).buffer("normalizer")
+    b.head()
+
+
+_GEMMA_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+
+
+def gemma2(b: Builder) -> None:
+    """models/gemma2.py: every other layer slides."""
+    bias = b.config.flag("attention_bias")
+    b.embedding(everywhere=True)
+    for layer in b.layers():
+        slides = _slides(b, layer.stage, default=layer.stage % 2 == 0)
+        layer.attention(bias=bias, out_bias=bias, window=b.sliding_window() if slides else None)
+        layer.gated_mlp()
+        layer.norms(*_GEMMA_NORMS)
+    _finish_gemma(b)
+
+
+def _slides(b: Builder, index: int, *, default: bool) -> bool:
+    types = b.config.items_of("layer_types")
+    return types[index] == "sliding_attention" if index < len(types) else default
+
+
+def gemma3(b: Builder) -> None:
+    """models/gemma3.py: all but every sixth layer slide, and rotate with a base of their own."""
+    bias = b.config.flag("attention_bias")
+    period = b.config.int("sliding_window_pattern", "_sliding_window_pattern", default=6)
+    b.embedding(everywhere=True)
+    for layer in b.layers():
+        slides = _slides(b, layer.stage, default=bool((layer.stage + 1) % period))
+        layer.attention(
+            bias=bias,
+            out_bias=bias,
+            head_norms=("q_norm", "k_norm"),
+            window=b.sliding_window() if slides else None,
+            rope=False,
+        )
+        layer.rope(b.head_size, layer_type="sliding_attention" if slides else "full_attention")
+        layer.gated_mlp()
+        layer.norms(*_GEMMA_NORMS)
+    _finish_gemma(b)
+
+
+def cohere(b: Builder) -> None:
+    """models/commandr.py: attention and feed-forward side by side behind one norm, tied embeddings."""
+    config = b.config
+    heads, size = config.int("num_attention_heads"), b.head_size
+    period = config.int("sliding_window_pattern", "_sliding_window_pattern", default=4)
+    interleaved = config.model_type.startswith("cohere2")
+    b.embedding(everywhere=True)
+    for layer in b.layers():
+        slides = interleaved and _slides(b, layer.stage, default=bool((layer.stage + 1) % period))
+        window = b.sliding_window() if slides else None
+        # The window of a Cohere layer counts the token itself.
+        layer.attention(window=None if window is None else window + 1)
+        if config.flag("use_qk_norm"):
+            layer.plain("self_attn.q_norm.weight", heads, size, axis=0)
+            layer.plain("self_attn.k_norm.weight", b.kv_heads, size, axis=0)
+        layer.gated_mlp()
+        layer.norm("input_layernorm")
+    b.final_norm()
+
+
+def granite(b: Builder) -> None:
+    """models/granite.py."""
+    config = b.config
+    bias = config.flag("attention_bias")
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(bias=bias, out_bias=bias, window=b.layer_window(layer.stage))
+        layer.gated_mlp(bias=config.flag("mlp_bias"))
+        layer.norms("input_layernorm", "post_attention_layernorm")
+    _finish(b)
+
+
+def glm4(b: Builder) -> None:
+    """models/glm4.py: two more norms, after attention and after the feed-forward."""
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(bias=b.config.flag("attention_bias"))
+        layer.gated_mlp(names=("gate_up_proj",))
+        layer.norms(
+            "input_layernorm",
+            "post_attention_layernorm",
+            "post_self_attn_layernorm",
+            "post_mlp_layernorm",
+        )
+    _finish(b)
+
+
+def apertus(b: Builder) -> None:
+    """models/apertus.py: the activation has two learned numbers."""
+    config = b.config
+    bias = config.flag("attention_bias") or config.flag("bias")
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(
+            bias=bias, out_bias=bias, head_norms=("q_norm", "k_norm"), window=b.layer_window(layer.stage)
+        )
+        layer.mlp("mlp", "up_proj", "down_proj", config.int("intermediate_size"), bias=config.flag("mlp_bias"))
+        for name in ("alpha_p", "alpha_n"):
+            layer.plain(f"mlp.act_fn.{name}", 1)
+        for name in ("beta", "eps"):
+            layer.buffer(f"{layer.prefix}.mlp.act_fn.{name}")
+        layer.norms("attention_layernorm", "feedforward_layernorm")
+    _finish(b)
+
+
+def bloom(b: Builder) -> None:
+    """models/bloom.py: ALiBi, biases throughout, the embedding is the head."""
+    config = b.config
+    hidden, heads = b.hidden_size, config.int("n_head", "num_attention_heads")
+    b.embedding("transformer.word_embeddings", everywhere=True)
+    b.scope("", EVERY).norm("transformer.word_embeddings_layernorm", bias=True)
+    for layer in b.layers("transformer.h", config.layers("n_layer", "num_hidden_layers")):
+        layer.attention(
+            "self_attention",
+            heads=heads,
+            kv_heads=heads,
+            head_size=hidden // heads,
+            qkv="query_key_value",
+            names=("query_key_value",),
+            out="dense",
+            bias=True,
+            out_bias=True,
+            rope=False,
+        )
+        layer.mlp("mlp", "dense_h_to_4h", "dense_4h_to_h", 4 * hidden)
+        layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
+    b.scope("", EVERY).norm("transformer.ln_f", bias=True)
+    if not config.flag("tie_word_embeddings", True):
+        b.head(tied=False)
+
+
+def chatglm(b: Builder) -> None:
+    """models/chatglm.py."""
+    config = b.config
+    heads = config.int("num_attention_heads")
+    size = b.hidden_size // heads
+    vocabulary = config.int("padded_vocab_size", "vocab_size")
+    grouped = config.flag("multi_query_attention")
+    linear_bias = config.flag("add_bias_linear")
+    qkv_bias = linear_bias or config.flag("add_qkv_bias")
+    b.embedding("transformer.embedding", rows=vocabulary, everywhere=True)
+    for layer in b.layers("transformer.encoder.layers", config.layers("num_layers", "num_hidden_layers")):
+        layer.attention(
+            "self_attention",
+            heads=heads,
+            kv_heads=config.int("multi_query_group_num") if grouped else heads,
+            head_size=size,
+            qkv="query_key_value",
+            names=("query_key_value",),
+            out="dense",
+            bias=qkv_bias,
+            out_bias=linear_bias,
+            rope=False,
+        )
+        layer.rope(
+            size,
+            parameters={"rope_type": "default", "partial_rotary_factor": 0.5},
+            max_position=config.int("seq_length", default=8192),
+        )
+        feed = config.int("ffn_hidden_size")
+        here = layer / "mlp"
+        here.column("dense_h_to_4h", b.hidden_size, (("dense_h_to_4h", feed), ("dense_h_to_4h", feed)), bias=linear_bias)
+        here.row("dense_4h_to_h", feed, b.hidden_size, bias=linear_bias)
+        layer.norms(
+            "input_layernorm", "post_attention_layernorm", bias=not config.flag("rmsnorm", True)
+        )
+    if config.flag("post_layer_norm", True):
+        b.scope("", EVERY).norm("transformer.encoder.final_layernorm", bias=not config.flag("rmsnorm", True))
+    b.head("transformer.output_layer", rows=vocabulary, tied_to="transformer.embedding")
+
+
+def falcon(b: Builder) -> None:
+    """models/falcon.py: 7B shares one KV head, 40B and later group them."""
+    config = b.config
+    hidden, heads = b.hidden_size, config.int("num_attention_heads")
+    new, parallel = config.flag("new_decoder_architecture"), config.flag("parallel_attn", True)
+    kv = config.int("num_kv_heads", default=heads) if new else 1 if config.flag("multi_query") else heads
+    bias = config.flag("bias")
+    b.embedding("transformer.word_embeddings", everywhere=True)
+    for layer in b.layers("transformer.h"):
+        layer.attention(
+            "self_attention",
+            heads=heads,
+            kv_heads=kv,
+            head_size=hidden // heads,
+            qkv="query_key_value",
+            names=("query_key_value",),
+            out="dense",
+            bias=bias,
+            out_bias=bias,
+            rope=not config.flag("alibi"),
+        )
+        layer.mlp("mlp", "dense_h_to_4h", "dense_4h_to_h", 4 * hidden, bias=bias)
+        norms = config.maybe_int("num_ln_in_parallel_attn") or (2 if new else 0)
+        if not parallel:
+            layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
+        elif norms == 2:
+            layer.norms("ln_attn", "ln_mlp", bias=True)
+        else:
+            layer.norm("input_layernorm", bias=True)
+    b.scope("", EVERY).norm("transformer.ln_f", bias=True)
+    b.head(tied_to="transformer.word_embeddings", tied=config.flag("tie_word_embeddings", True))
+
+
+def gpt2(b: Builder) -> None:
+    """models/gpt2.py."""
+    config = b.config
+    hidden, heads = b.hidden_size, config.int("num_attention_heads")
+    b.embedding("transformer.wte", everywhere=True)
+    b.scope("", EVERY).plain("transformer.wpe.weight", config.int("max_position_embeddings"), hidden)
+    for layer in b.layers("transformer.h"):
+        layer.attention(
+            "attn",
+            heads=heads,
+            kv_heads=heads,
+            head_size=hidden // heads,
+            qkv="c_attn",
+            names=("c_attn",),
+            out="c_proj",
+            bias=True,
+            out_bias=True,
+            rope=False,
+        )
+        layer.mlp("mlp", "c_fc", "c_proj", config.int("n_inner", default=4 * hidden))
+        layer.norms("ln_1", "ln_2", bias=True)
+    b.scope("", EVERY).norm("transformer.ln_f", bias=True)
+    b.head(tied_to="transformer.wte")
+
+
+def gptj(b: Builder) -> None:
+    """models/gpt_j.py."""
+    config = b.config
+    hidden, heads = b.hidden_size, config.int("num_attention_heads")
+    b.embedding("transformer.wte", everywhere=True)
+    for layer in b.layers("transformer.h"):
+        layer.attention(
+            "attn",
+            heads=heads,
+            kv_heads=heads,
+            head_size=hidden // heads,
+            out="out_proj",
+            rope=False,
+        )
+        rotary = config.int("rotary_dim", default=64) / (hidden // heads)
+        layer.rope(
+            hidden // heads,
+            parameters={"rope_type": "default", "partial_rotary_factor": rotary},
+            max_position=config.int("max_position_embeddings", default=8192),
+        )
+        layer.mlp("mlp", "fc_in", "fc_out", config.int("n_inner", default=4 * hidden))
+        layer.norm("ln_1", bias=True)
+    b.scope("", EVERY).norm("transformer.ln_f", bias=True)
+    b.head(bias=True, tied=False)
+
+
+def opt(b: Builder) -> None:
+    """models/opt.py: learned positions, biases throughout; small ones project the embedding."""
+    config = b.config
+    hidden, heads = b.hidden_size, config.int("num_attention_heads")
+    narrow = config.int("word_embed_proj_dim", default=hidden)
+    bias = config.flag("enable_bias", True)
+    affine = config.flag("layer_norm_elementwise_affine", True)
+    root = b.scope("model.decoder", EVERY)
+    b.embedding("model.decoder.embed_tokens", columns=narrow, everywhere=True)
+    root.plain("embed_positions.weight", config.int("max_position_embeddings") + 2, hidden)
+    if narrow != hidden:
+        root.replicated("project_out", hidden, narrow)
+        root.replicated("project_in", narrow, hidden)
+    if config.flag("do_layer_norm_before", True) and not config.flag("_remove_final_layer_norm") and affine:
+        root.norm("final_layer_norm", bias=True)
+    for layer in b.layers("model.decoder.layers"):
+        layer.attention(
+            heads=heads,
+            kv_heads=heads,
+            head_size=hidden // heads,
+            out="out_proj",
+            bias=bias,
+            out_bias=bias,
+            rope=False,
+        )
+        layer.column("fc1", hidden, config.int("ffn_dim"), bias=bias)
+        layer.row("fc2", config.int("ffn_dim"), hidden, bias=bias)
+        if affine:
+            layer.norms("self_attn_layer_norm", "final_layer_norm", bias=True)
+    b.head(
+        columns=narrow,
+        tied_to="model.decoder.embed_tokens",
+        tied=config.flag("tie_word_embeddings", True),
+        alias=True,
+    )
+
+
+def stablelm(b: Builder) -> None:
+    """models/stablelm.py."""
+    config = b.config
+    heads, size = config.int("num_attention_heads"), b.head_size
+    b.embedding(everywhere=True)
+    for layer in b.layers():
+        layer.attention(bias=config.flag("use_qkv_bias"))
+        layer.gated_mlp()
+        layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
+    b.scope("", EVERY).norm("model.norm", bias=True)
+    b.head()
+    del heads, size
+
+
+def nemotron(b: Builder) -> None:
+    """models/nemotron.py: squared ReLU between up and down, norms with a bias."""
+    config = b.config
+    bias = config.flag("attention_bias") or config.flag("bias")
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(bias=bias, out_bias=bias)
+        layer.mlp("mlp", "up_proj", "down_proj", config.int("intermediate_size"), bias=config.flag("mlp_bias"))
+        layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
+    _finish(b, bias=True)
+
+
+def exaone(b: Builder) -> None:
+    """models/exaone.py."""
+    config = b.config
+    bias = config.flag("attention_bias") or config.flag("bias")
+    b.embedding("transformer.wte")
+    for layer in b.layers("transformer.h", config.layers("num_layers", "num_hidden_layers")):
+        layer.attention("attn.attention", bias=bias, out_bias=bias, out="out_proj")
+        layer.gated_mlp(
+            fused="gate_up_proj",
+            names=("c_fc_0", "c_fc_1"),
+            down="c_proj",
+            bias=config.flag("mlp_bias"),
+        )
+        layer.norms("ln_1", "ln_2")
+    b.scope("", LAST).norm("transformer.ln_f")
+    b.head(tied_to="transformer.wte")
+
+
+def exaone4(b: Builder) -> None:
+    """models/exaone4.py: norms after, not before; three of four layers slide in the larger ones."""
+    config = b.config
+    bias = config.flag("attention_bias") or config.flag("bias")
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(
+            bias=bias, out_bias=bias, head_norms=("q_norm", "k_norm"), window=b.layer_window(layer.stage)
+        )
+        layer.gated_mlp(bias=config.flag("mlp_bias"))
+        layer.norms("post_attention_layernorm", "post_feedforward_layernorm")
+    _finish(b)
+
+
+def internlm2(b: Builder) -> None:
+    """models/internlm2.py."""
+    config = b.config
+    b.embedding("model.tok_embeddings", everywhere=True)
+    for layer in b.layers():
+        layer.attention("attention", qkv="wqkv", names=("wqkv",), out="wo")
+        layer.gated_mlp("feed_forward", names=("w1", "w3"), down="w2")
+        layer.norms("attention_norm", "ffn_norm")
+    b.scope("", EVERY).norm("model.norm")
+    b.head("output", tied_to="model.tok_embeddings")
+    del config
+
+
+def orion(b: Builder) -> None:
+    """models/orion.py: llama with LayerNorm."""
+    b.embedding(everywhere=True)
+    for layer in b.layers():
+        layer.attention()
+        layer.gated_mlp()
+        layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
+    b.scope("", EVERY).norm("model.norm", bias=True)
+    b.head()
+
+
+def solar(b: Builder) -> None:
+    """models/solar.py."""
+    config = b.config
+    bias = config.flag("attention_bias") or config.flag("bias")
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(bias=bias, out_bias=bias, window=b.model_window())
+        layer.gated_mlp(bias=config.flag("mlp_bias"))
+        layer.norms("input_layernorm", "post_attention_layernorm")
+    _finish(b)

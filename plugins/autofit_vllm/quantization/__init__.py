@@ -1,0 +1,181 @@
+"""How a checkpoint's weights are quantised, and what each layer keeps because of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from autofit.errors import EngineRefusalError, UnsupportedModelError
+
+from autofit_vllm.quantization.compressed import compressed_tensors
+from autofit_vllm.quantization.floating import fp8, mxfp4
+from autofit_vllm.quantization.integer import awq, gptq
+from autofit_vllm.quantization.modelopt import modelopt
+from autofit_vllm.quantization.online import SHORTHANDS, online
+from autofit_vllm.quantization.scheme import NONE, UNQUANTISED, Quantization, Scheme, Tensor
+
+__all__ = [
+    "METHODS",
+    "NONE",
+    "UNQUANTISED",
+    "Quantization",
+    "Scheme",
+    "Tensor",
+    "checkpoint_method",
+    "quantization_for",
+]
+
+#: every word that `--quantization` takes (layers/quantization/__init__.py)
+METHODS = (
+    "awq",
+    "auto_awq",
+    "fp8",
+    "fbgemm_fp8",
+    "fp_quant",
+    "modelopt",
+    "modelopt_fp4",
+    "modelopt_mxfp8",
+    "modelopt_mixed",
+    "auto_gptq",
+    "gptq",
+    "gptq_marlin",
+    "awq_marlin",
+    "humming",
+    "compressed-tensors",
+    "experts_int8",
+    "quark",
+    "moe_wna16",
+    "torchao",
+    "inc",
+    "mxfp4",
+    "gpt_oss_mxfp4",
+    "deepseek_v4_fp8",
+    "online",
+    *sorted(SHORTHANDS - {"mxfp4"}),
+)
+
+_PLUGINS = {"bitsandbytes": "vllm-bnb-plugin", "gguf": "vllm-gguf-plugin"}
+_ALIASES = {  #: requested word -> words of the checkpoint that it may stand for
+    "gptq": {"gptq"},
+    "gptq_marlin": {"gptq"},
+    "auto_gptq": {"gptq"},
+    "marlin": {"gptq"},
+    "awq": {"awq"},
+    "awq_marlin": {"awq"},
+    "auto_awq": {"awq"},
+}
+
+
+def checkpoint_method(raw: Mapping[str, Any] | None) -> str | None:
+    """The word for a checkpoint's own quantisation, ModelOpt's older files included; `None` if it has none
+    (transformers_utils/model_arch_config_convertor.py:_normalize_quantization_config)."""
+    if not raw:
+        return None
+    producer, inner = raw.get("producer"), raw.get("quantization")
+    if isinstance(producer, Mapping) and producer.get("name") == "modelopt":
+        return "modelopt"
+    if isinstance(inner, Mapping) and "quant_algo" in inner:
+        return "modelopt"
+    method = str(raw.get("quant_method") or "").lower().replace("compressed_tensors", "compressed-tensors")
+    return method or None
+
+
+def quantization_for(
+    raw: Mapping[str, Any] | None,
+    *,
+    capability: tuple[int, int],
+    requested: str | None = None,
+    model_type: str = "",
+    quantised_layers: Iterable[str] = (),
+    allow_deprecated: bool = False,
+) -> Quantization:
+    """The quantisation of a checkpoint on a GPU, or the one asked for while loading.
+
+    `raw` is its configuration's `quantization_config`, `requested` the word after `--quantization`.
+
+    Raises:
+        EngineRefusalError: the two contradict each other, the GPU is too old, or vLLM does not know the word.
+        UnsupportedModelError: a plug-in of vLLM is needed, or the layout is not known here.
+    """
+    generation = capability[0] * 10 + capability[1]
+    method = checkpoint_method(raw)
+    if method is None:
+        found = _unquantised_checkpoint(requested)
+    else:
+        found = _read(method, raw or {}, generation, model_type, quantised_layers)
+        _check_request(requested, method, found)
+    if found.name in ("fbgemm_fp8", "fp_quant") and not allow_deprecated:
+        raise EngineRefusalError(
+            f"The quantization method {found.name} is deprecated",
+            hint="pass --allow-deprecated-quantization",
+        )
+    if generation < found.min_capability:
+        raise EngineRefusalError(
+            f"The quantization method {found.name} is not supported for the current GPU. Minimum capability: "
+            f"{found.min_capability}. Current capability: {generation}.",
+            hint="use a newer GPU or another quantisation",
+        )
+    return found
+
+
+def _unquantised_checkpoint(requested: str | None) -> Quantization:
+    if requested is None:
+        return NONE
+    word = "fp8_per_tensor" if requested == "fp8" else requested
+    if word in SHORTHANDS:
+        return online(word)
+    if word in _PLUGINS:
+        raise UnsupportedModelError(
+            f"Unknown quantization method: {word}", hint=f"install the plug-in {_PLUGINS[word]} into vLLM"
+        )
+    if word not in METHODS:
+        raise EngineRefusalError(
+            f"Unknown quantization method: {word}. Must be one of {', '.join(METHODS)}."
+        )
+    raise EngineRefusalError(
+        f"--quantization {word}: the checkpoint is not quantised that way",
+        hint=f"to quantise while loading: {', '.join(sorted(SHORTHANDS))}",
+    )
+
+
+def _check_request(requested: str | None, method: str, found: Quantization) -> None:
+    if requested is None or requested in (method, found.name):
+        return
+    if method in _ALIASES.get(requested, ()):
+        return
+    raise EngineRefusalError(
+        f"Quantization method specified in the model config ({found.name}) does not match the quantization "
+        f"method specified in the `quantization` argument ({requested}).",
+        hint="leave --quantization out",
+    )
+
+
+def _read(
+    method: str,
+    raw: Mapping[str, Any],
+    capability: int,
+    model_type: str,
+    quantised_layers: Iterable[str],
+) -> Quantization:
+    if method == "gptq":
+        return gptq(raw, quantised_layers)
+    if method == "awq":
+        return awq(raw)
+    if method == "compressed-tensors":
+        return compressed_tensors(raw, capability)
+    if method == "fp8":
+        return fp8(raw, experts=mxfp4(capability, gpt_oss=False).scheme)
+    if method.startswith("modelopt"):
+        return modelopt(raw)
+    if method in ("mxfp4", "gpt_oss_mxfp4"):
+        return mxfp4(capability, gpt_oss=model_type == "gpt_oss")
+    if method in _PLUGINS:
+        raise UnsupportedModelError(
+            f"Unknown quantization method: {method}", hint=f"install the plug-in {_PLUGINS[method]} into vLLM"
+        )
+    if method not in METHODS:
+        raise EngineRefusalError(f"Unknown quantization method: {method}.")
+    raise UnsupportedModelError(
+        f"the layout of {method} checkpoints is not known here",
+        hint="check the plan against `vllm serve`'s own log",
+    )
