@@ -104,10 +104,8 @@ def _read_directory(directory: Path) -> ModelSpec:
         )
     if ggufs:
         return _only_model(directory, ggufs)
-    from autofit.readers.safetensors import no_weights, read_safetensors
+    from autofit.readers.safetensors import read_safetensors
 
-    if not has_safetensors:
-        raise no_weights(directory)
     return read_safetensors(directory)
 
 

@@ -62,10 +62,6 @@ def no_weights(directory: Path) -> ModelError:
         return ModelNotFoundError(
             f"{where}: only pickled weights (.bin, .pt)", hint="convert them to safetensors"
         )
-    config = directory / "config.json"
-    if config.is_file():
-        hint = f"to plan from the configuration alone, give {printable(str(config))}"
-        return ModelNotFoundError(f"{where}: no weights beside config.json", hint=hint)
     return ModelNotFoundError(
         f"{where}: no model in this directory", hint="it should hold .gguf or .safetensors files"
     )
@@ -211,6 +207,10 @@ def _read_directory(directory: Path) -> ModelSpec:
         return _read_index(usual if usual in indexes else indexes[0])
     files = sorted(directory.glob("*.safetensors"))
     if not files:
+        config = directory / "config.json"
+        pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt"))
+        if config.is_file() and not pickled:
+            return _to_spec(config, [], [], {})  # vLLM runs it with dummy weights; the format says "config"
         raise no_weights(directory)
     usual = directory / "model.safetensors"
     if usual in files:

@@ -99,7 +99,6 @@ def test_a_directory_with_both_formats(tmp_path: Path) -> None:
     ("names", "cause", "hint"),
     [
         ([], "no model in this directory", ".gguf or .safetensors"),
-        (["config.json"], "no weights beside config.json", "config.json"),
         (["pytorch_model.bin", "config.json"], "only pickled weights", "safetensors"),
         (["README.md"], "no model in this directory", ""),
     ],
@@ -110,6 +109,12 @@ def test_a_directory_without_weights(tmp_path: Path, names: list[str], cause: st
     error = refused(tmp_path, cause)
     assert isinstance(error, ModelNotFoundError)
     assert hint in (error.hint or "")
+
+
+def test_a_directory_with_a_configuration_alone_is_a_model_without_tensors(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "hidden_size": 8}')
+    model = read_model(tmp_path)
+    assert (model.format, model.tensors, model.architecture) == ("config", (), "LlamaForCausalLM")
 
 
 def test_a_directory_named_like_a_file(tmp_path: Path) -> None:
