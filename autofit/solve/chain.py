@@ -17,7 +17,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, repeat
 from math import inf, prod
 from typing import NamedTuple
 
@@ -207,13 +207,14 @@ class _Search:
         self.whole: dict[tuple[_State, int], list[float]] = {}
         self.after: dict[tuple[_State, int], list[float]] = {}
         self.led: dict[tuple[_State, int, int, int | None], _Found | None] = {}
+        self.floor = _Floor(chain)
 
     def best(self) -> Placement | None:
         """The best over all heads, tried in the order of what they can give at least."""
         best: Placement | None = None
         best_key: tuple[float, int, int, int] | None = None
-        for bound, head in self.bounds():
-            if best is not None and bound > best.seconds + _SAME_S:
+        for bound, head in sorted((self.bound(head), head) for head in self.chain.heads):
+            if bound == inf or (best is not None and bound > best.seconds + _SAME_S):
                 break
             found = self.from_head(head)
             if found is None:
@@ -223,40 +224,12 @@ class _Search:
                 best, best_key = found, key
         return best
 
-    def bounds(self) -> list[tuple[float, int]]:
-        """(seconds that no placement with this head can go below, head), rising.
-
-        Each block takes its fastest site, and as many are lean as the bytes of all sites together demand.
-        """
-        n, sites, head_s = self.n, [members[0] for members in self.classes], self.chain.head_s
-        bounds = [(head_s[n], n)] if n in self.chain.heads else []
-        if not sites:
-            return bounds
-
-        def steps(table: Sequence[float]) -> list[float]:
-            return [b - a for a, b in pairwise(table)]
-
-        whole = [0.0, *accumulate(map(min, *([steps(site.whole_s) for site in sites] * 2)))]
-        lean = [0.0, *accumulate(map(min, *([steps(site.lean_s) for site in sites] * 2)))]
-        loss = [b - a for a, b in zip(whole, lean, strict=True)]
-        least_loss = list(loss)
-        for i in range(n - 1, -1, -1):
-            least_loss[i] = min(least_loss[i], least_loss[i + 1])
-        size = [0.0, *accumulate(map(min, *([steps(site.whole_bytes) for site in sites] * 2)))]
-        saved = [
-            [w - t for w, t in zip(steps(s.whole_bytes), steps(s.lean_bytes), strict=True)] for s in sites
-        ]
-        saving = [0.0, *accumulate(map(max, *(saved * 2)))]
-        capacity = sum(max(0, *site.room) for members in self.classes for site in members)
-        for head in self.chain.heads:
-            if head == n:
-                continue
-            need = size[n] - size[head] - capacity
-            first = bisect_left(saving, saving[head] + need, head) if need > 0 else head
-            first = max(first, min(self.chain.lean_min, n))
-            if first <= n:
-                bounds.append((head_s[head] + whole[n] - whole[head] + least_loss[first] - loss[head], head))
-        return sorted(bounds)
+    def bound(self, head: int) -> float:
+        """Seconds that no placement with this head can go below."""
+        if head == self.n:
+            return self.chain.head_s[head]
+        least = self.floor.lean_least(head)
+        return self.chain.head_s[head] + self.floor.seconds(head, least)
 
     def from_head(self, head: int) -> Placement | None:
         chain = self.chain
@@ -360,13 +333,16 @@ class _Search:
         if key in self.led:
             return self.led[key]
         best: _Found | None = None
-        for k, rest in self.choices(state):
-            enter = self.hop(previous, k) + (0.0 if previous is None else self.cut[i])
-            for found in (self.turn(k, rest, i, head, previous), self.all_lean(k, rest, i, head, previous)):
-                if found is not None:
-                    found = found._replace(seconds=found.seconds + enter)
-                    if best is None or found.key < best.key:
-                        best = found
+        choices = [
+            (k, rest, self.hop(previous, k) + (0.0 if previous is None else self.cut[i]))
+            for k, rest in self.choices(state)
+        ]
+        for k, rest, enter in choices:
+            best = _better(best, self.turn(k, rest, i, head, previous), enter)
+        for k, rest, enter in choices:
+            j = self.lean_reach(k, i, head, previous)
+            if j > i and (best is None or self.floor.seconds(i, j) + enter < best.seconds):
+                best = _better(best, self.all_lean(k, rest, i, j, head), enter)
         self.led[key] = best
         return best
 
@@ -379,18 +355,21 @@ class _Search:
             limit = min(limit, bisect_right(chain.bulk_bytes, spare) - 1)
         return limit
 
-    def all_lean(self, k: int, rest: _State, i: int, head: int, previous: int | None) -> _Found | None:
-        """Class `k` takes as many lean blocks as it can, and the next site goes on."""
+    def lean_reach(self, k: int, i: int, head: int, previous: int | None) -> int:
+        """Up to which block class `k` can take all of them lean and leave some."""
         site = self.classes[k][0]
         limit = site.lean_bytes[i] + site.room.at(is_first=previous is None, is_last=False)
         j = min(bisect_right(site.lean_bytes, limit) - 1, self.n - 1, self.lean_limit(head))
         while j > i and self.cut[j] == inf:
             j -= 1
-        if j <= i:
-            return None
+        return j
+
+    def all_lean(self, k: int, rest: _State, i: int, j: int, head: int) -> _Found | None:
+        """Class `k` takes the lean blocks i..j, and the next site goes on."""
         found = self.lead(rest, j, head, k)
         if found is None:
             return None
+        site = self.classes[k][0]
         time = site.lean_s[j] - site.lean_s[i]
         return _Found(found.seconds + time, found.lean, ((k, i, j), *found.spans))
 
@@ -404,7 +383,10 @@ class _Search:
         best, best_lean, best_stop = inf, -1, -1
         window: deque[tuple[float, int]] = deque()  # cuts in reach, the least seconds at the left end
         nxt = i + 1
-        for lean in range(max(i, min(self.chain.lean_min, n)), max(i, self.lean_limit(head)) + 1):
+        low = max(i, min(self.floor.lean_least(head), n))
+        for lean in range(low, max(i, self.lean_limit(head)) + 1):
+            if best < inf and self.floor.seconds(i, lean) > best + _SAME_S:
+                break
             spare = thin[i] - thin[lean] + size[lean]
             nxt = max(nxt, lean)
             while nxt < n and size[nxt] <= room + spare:
@@ -423,3 +405,50 @@ class _Search:
         if best_lean < 0:
             return None
         return _Found(best, best_lean, ((k, i, best_stop), *self.walk(k, rest, best_stop)))
+
+
+class _Floor:
+    """What no placement can go below: blocks on their fastest site, as many lean as the bytes demand."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.n, self.lean_min = chain.n, min(chain.lean_min, chain.n)
+        sites = {site.kind: site for site in chain.sites}.values()
+
+        def steps(table: Sequence[float]) -> list[float]:
+            return [b - a for a, b in pairwise(table)]
+
+        def least(tables: Sequence[Sequence[float]]) -> list[float]:
+            return [0.0, *accumulate(map(min, *map(steps, tables), repeat(inf)))]
+
+        self.whole = least([site.whole_s for site in sites])
+        lean = least([site.lean_s for site in sites])
+        self.loss = [b - a for a, b in zip(self.whole, lean, strict=True)] if sites else [0.0] * (self.n + 1)
+        self.least_loss = list(self.loss)
+        for i in range(self.n - 1, -1, -1):
+            self.least_loss[i] = min(self.least_loss[i], self.least_loss[i + 1])
+        self.size = least([site.whole_bytes for site in sites])
+        bulks = [
+            [w - t for w, t in zip(steps(s.whole_bytes), steps(s.lean_bytes), strict=True)] for s in sites
+        ]
+        self.bulk = [0, *accumulate(map(max, *bulks, repeat(0)))]
+        self.capacity = sum(max(0, *site.room) for site in chain.sites)
+
+    def lean_least(self, head: int) -> int:
+        """The least `lean` with which the bytes of all sites together suffice; n + 1 if none does."""
+        least = max(head, self.lean_min)
+        need = self.size[self.n] - self.size[head] - self.capacity
+        return max(least, bisect_left(self.bulk, self.bulk[head] + need, head)) if need > 0 else least
+
+    def seconds(self, i: int, lean: int) -> float:
+        """Of blocks i..n, those before `lean` lean at least."""
+        if lean > self.n:
+            return inf
+        return self.whole[self.n] - self.whole[i] + self.least_loss[max(i, lean)] - self.loss[i]
+
+
+def _better(best: _Found | None, found: _Found | None, enter: float) -> _Found | None:
+    """The better of the two, `found` entered at a cost."""
+    if found is None:
+        return best
+    found = found._replace(seconds=found.seconds + enter)
+    return found if best is None or found.key < best.key else best

@@ -1,0 +1,328 @@
+"""From blocks to a chain for the exact search, and from its answer to what the engine is told.
+
+A unit is a whole block, or (finer) a block's own part and each projection of its bulk: cut there, a device is
+filled to the last tensor, and the rest of the block's bulk overflows to the next device or to RAM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from math import inf
+from typing import NamedTuple
+
+from autofit.domain.machine import HOST_POOL
+from autofit.solve import HEAD, Chain, Placement, Room, Site
+from autofit.speed import LayerWork, Place, Roofline, Step
+
+from autofit_llama.costs import Block, Kind, Part, cache_bytes, reads, weights_bytes
+from autofit_llama.graph.devices import DeviceRules
+from autofit_llama.weights import Weight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One device to fill. Devices of one `kind` are interchangeable in every respect."""
+
+    id: str
+    kind: Hashable
+    rules: DeviceRules
+
+
+class Split(NamedTuple):
+    """Where blocks run, in the engine's terms.
+
+    The first `head` blocks are on the host; `rows` counts those that each device gets, in order, the
+    output layer included. `lean` blocks, and the parts in `spilled`, leave their bulk in RAM; `moved`
+    parts lie on another device.
+    """
+
+    head: int
+    rows: tuple[tuple[str, int], ...]
+    lean: int = 0
+    spilled: tuple[tuple[int, str], ...] = ()
+    moved: tuple[tuple[int, str, str], ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.rows)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether any block, or any part of one, is on the host."""
+        return self.head > 0 or self.lean > 0 or bool(self.spilled)
+
+
+class _Unit(NamedTuple):
+    slot: int
+    projection: str  #: empty: the block's own part, or all of it in a coarse table
+    own: tuple[Part, ...]
+    bulk: tuple[Part, ...]
+
+
+class Tables:
+    """Bytes and seconds of blocks on every kind of device and on the host, in one context."""
+
+    def __init__(
+        self,
+        found: Sequence[Block],
+        targets: Sequence[Target],
+        roofline: Roofline,
+        step: Step,
+        *,
+        bulk_kind: Kind,
+        cache_on_host: bool = False,
+        is_fixed: Callable[[Weight], bool] | None = None,
+    ) -> None:
+        """`bulk_kind` may leave the device; weights for which `is_fixed` holds are placed by the user."""
+        self.blocks = [_without(block, is_fixed) for block in found] if is_fixed else list(found)
+        self.targets = tuple(targets)
+        self.roofline, self.step = roofline, step
+        self.bulk_kind, self.cache_on_host = bulk_kind, cache_on_host
+        self.hidden_bytes = next((b.own.work.hidden_bytes for b in found), 0) * step.n_tokens
+        self._sizes: dict[tuple[int, DeviceRules | None], int] = {}
+        self._times: dict[tuple[int, Place], float] = {}
+
+    def chain(
+        self,
+        rooms: Mapping[str, Room],
+        *,
+        head_room: int | None = None,
+        heads: Sequence[int] = (0,),
+        lean: tuple[int, int] = (0, 0),
+        order: Sequence[str] | None = None,
+        fine: bool = False,
+        spill: bool = False,
+    ) -> Chain:
+        """The problem for the search: `rooms` by device, `heads` and `lean` (least, most) in blocks.
+
+        `spill` asks for something on the host: at least one unit of bulk, or a whole block.
+        """
+        units = self._units(fine)
+        least = next((i + 1 for i, unit in enumerate(units) if unit.bulk), len(units)) if spill else 0
+        starts = [i for i, unit in enumerate(units) if not unit.projection] + [len(units)]
+        targets = {target.id: target for target in self.targets}
+        names = [target.id for target in self.targets] if order is None else order
+        kinds: dict[Hashable, tuple[list[int], list[int], list[float], list[float]]] = {}
+        sites = []
+        for name in names:
+            target = targets[name]
+            if target.kind not in kinds:
+                kinds[target.kind] = self._columns(units, target)
+            whole_bytes, lean_bytes, whole_s, lean_s = kinds[target.kind]
+            sites.append(
+                Site(
+                    name=name,
+                    kind=target.kind,
+                    whole_bytes=whole_bytes,
+                    lean_bytes=lean_bytes,
+                    whole_s=whole_s,
+                    lean_s=lean_s,
+                    room=rooms[name],
+                )
+            )
+        head_bytes = _prefix(
+            [
+                sum(self._size(part, None) for part in (*unit.own, *unit.bulk))
+                + self._cache(unit, None) * (not self.cache_on_host)
+                for unit in units
+            ]
+        )
+        bulk_bytes = _prefix([sum(self._size(part, None) for part in unit.bulk) for unit in units])
+        head_s = _prefix([self._seconds(unit, HOST_POOL, HOST_POOL) for unit in units])
+        return Chain(
+            n=len(units),
+            sites=tuple(sites),
+            head_s=head_s,
+            head_bytes=head_bytes,
+            bulk_bytes=bulk_bytes,
+            head_room=head_room,
+            heads=tuple(starts[head] for head in heads),
+            lean_min=max(starts[lean[0]], least),
+            lean_max=starts[lean[1]],
+            hop_s=self._hops(names),
+            cut_s=self._cuts(units) if fine else (),
+            ordered=order is not None,
+        )
+
+    @property
+    def all_on_host_seconds(self) -> float:
+        """Seconds of a step that no device takes part in."""
+        return sum(self._seconds(unit, HOST_POOL, HOST_POOL) for unit in self._units(False))
+
+    def split(self, placement: Placement, *, fine: bool = False) -> Split:
+        """The answer in the engine's terms."""
+        units = self._units(fine)
+        home: list[str] = [HOST_POOL] * len(units)
+        for name, start, stop in placement.spans:
+            home[start:stop] = [name] * (stop - start)
+        owner: dict[int, str] = {}
+        rows: dict[str, int] = {}
+        for unit, name in zip(units, home, strict=True):
+            if not unit.projection:
+                owner[unit.slot] = name
+                if name != HOST_POOL:
+                    rows[name] = rows.get(name, 0) + 1
+        head = sum(name == HOST_POOL for name in owner.values())
+        if not fine:
+            lean = placement.lean if self._spills(range(placement.head, placement.lean)) else head
+            return Split(head, tuple(rows.items()), lean if lean > head else 0, seconds=placement.seconds)
+        away = {
+            (unit.slot, unit.projection): HOST_POOL if i < placement.lean else name
+            for i, (unit, name) in enumerate(zip(units, home, strict=True))
+            if unit.projection
+            and owner[unit.slot] != HOST_POOL
+            and (i < placement.lean or name != owner[unit.slot])
+        }
+        spilled = {key for key, name in away.items() if name == HOST_POOL}
+        lean = head
+        while lean < len(self.blocks) and all(
+            (lean, part.projection) in spilled
+            for part in self.blocks[lean].bulk
+            if part.kind == self.bulk_kind
+        ):
+            lean += 1
+        lean = max((slot + 1 for slot, _ in spilled if slot < lean), default=0)
+        return Split(
+            head,
+            tuple(rows.items()),
+            lean,
+            tuple(sorted(key for key in spilled if key[0] >= lean)),
+            tuple(sorted((*key, name) for key, name in away.items() if name != HOST_POOL)),
+            placement.seconds,
+        )
+
+    def device_bytes(self, split: Split) -> dict[str, int]:
+        """Bytes of blocks (weights and caches) on every device that the split uses."""
+        rules = {target.id: target.rules for target in self.targets}
+        moved = {(slot, projection): name for slot, projection, name in split.moved}
+        spilled = set(split.spilled)
+        used = dict.fromkeys(split.order, 0)
+        slot = split.head
+        for name, count in split.rows:
+            for _ in range(count):
+                block = self.blocks[slot]
+                for part in block.parts:
+                    key = slot, part.projection
+                    if part.kind == self.bulk_kind and (slot < split.lean or key in spilled):
+                        continue
+                    home = moved.get(key, name)
+                    used[home] += self._size(part, rules[home])
+                if not self.cache_on_host:
+                    used[name] += cache_bytes(block.cache, rules[name])
+                slot += 1
+        return used
+
+    def host_bytes(self, split: Split) -> int:
+        """Bytes of blocks that the split leaves on the host."""
+        spilled = set(split.spilled)
+        used = 0
+        for block in self.blocks:
+            in_head = block.slot < split.head
+            for part in block.parts:
+                away = block.slot < split.lean or (block.slot, part.projection) in spilled
+                if in_head or (part.kind == self.bulk_kind and away):
+                    used += self._size(part, None)
+            if in_head and not self.cache_on_host:
+                used += cache_bytes(block.cache, None)
+        return used
+
+    def _spills(self, slots: range) -> bool:
+        return any(part.kind == self.bulk_kind for slot in slots for part in self.blocks[slot].bulk)
+
+    def _units(self, fine: bool) -> list[_Unit]:
+        units = []
+        for block in self.blocks:
+            bulk = tuple(part for part in block.bulk if part.kind == self.bulk_kind)
+            own = (block.own, *(part for part in block.bulk if part.kind != self.bulk_kind))
+            if fine:
+                units.append(_Unit(block.slot, "", own, ()))
+                units += [_Unit(block.slot, part.projection, (), (part,)) for part in bulk]
+            else:
+                units.append(_Unit(block.slot, "", own, bulk))
+        return units
+
+    def _columns(
+        self, units: Sequence[_Unit], target: Target
+    ) -> tuple[list[int], list[int], list[float], list[float]]:
+        own = [
+            sum(self._size(part, target.rules) for part in unit.own) + self._cache(unit, target.rules)
+            for unit in units
+        ]
+        bulk = [sum(self._size(part, target.rules) for part in unit.bulk) for unit in units]
+        whole_s = [self._seconds(unit, target.id, target.id) for unit in units]
+        hops = 2 * self._hop(target.id, HOST_POOL)
+        first_of_slot: dict[int, int] = {}
+        for i, unit in enumerate(units):
+            if unit.bulk:
+                first_of_slot.setdefault(unit.slot, i)
+        lean_s = [
+            self._seconds(unit, target.id, HOST_POOL) + (hops if first_of_slot.get(unit.slot) == i else 0.0)
+            for i, unit in enumerate(units)
+        ]
+        whole = [a + b for a, b in zip(own, bulk, strict=True)]
+        return _prefix(whole), _prefix(own), _prefix(whole_s), _prefix(lean_s)
+
+    def _cache(self, unit: _Unit, rules: DeviceRules | None) -> int:
+        if unit.projection or self.cache_on_host:
+            return 0
+        return cache_bytes(self.blocks[unit.slot].cache, rules)
+
+    def _size(self, part: Part, rules: DeviceRules | None) -> int:
+        key = id(part), rules
+        size = self._sizes.get(key)
+        if size is None:
+            size = self._sizes[key] = weights_bytes(part.weights, rules)
+        return size
+
+    def _seconds(self, unit: _Unit, own_at: str, bulk_at: str) -> float:
+        cache = HOST_POOL if self.cache_on_host and not unit.projection else None
+        own = sum(self._time(part.work, Place(own_at, cache=cache)) for part in unit.own)
+        return own + sum(self._time(part.work, Place(bulk_at)) for part in unit.bulk)
+
+    def _time(self, work: LayerWork, place: Place) -> float:
+        key = id(work), place
+        time = self._times.get(key)
+        if time is None:
+            time = self._times[key] = self.roofline.layer_seconds(work, place, self.step)
+        return time
+
+    def _hop(self, a: str, b: str) -> float:
+        return self.roofline.hop_seconds(a, b, self.hidden_bytes)
+
+    def _hops(self, names: Sequence[str]) -> dict[tuple[Hashable, Hashable], float]:
+        kind = {target.id: target.kind for target in self.targets}
+        one = {kind[name]: name for name in names}
+        other = {kind[name]: name for name in reversed(names)}
+        hops: dict[tuple[Hashable, Hashable], float] = {
+            (HEAD, k): self._hop(HOST_POOL, name) for k, name in one.items()
+        }
+        for a in one:
+            for b in one:
+                hops[a, b] = self._hop(one[a], other[b])
+        return hops
+
+    def _cuts(self, units: Sequence[_Unit]) -> list[float]:
+        """Inside a block, what overflows is fetched from the next device and handed back."""
+        back = 2 * max((self._hop(a.id, b.id) for a, b in pairwise(self.targets)), default=0.0)
+        return [back if unit.projection else 0.0 for unit in units] + [inf]
+
+
+def _prefix(values: Sequence[float]) -> list:  # type: ignore[type-arg]
+    return [0, *accumulate(values)]
+
+
+def _without(block: Block, is_fixed: Callable[[Weight], bool]) -> Block:
+    """The block without the weights that the user has placed."""
+
+    def rest(part: Part) -> Part:
+        weights = tuple(weight for weight in part.weights if not is_fixed(weight))
+        if len(weights) == len(part.weights):
+            return part
+        if part.kind == "experts":
+            return replace(part, weights=weights, work=replace(part.work, experts=reads(weights)))
+        return replace(part, weights=weights, work=replace(part.work, dense=reads(weights)))
+
+    return replace(block, own=rest(block.own), bulk=tuple(p for p in map(rest, block.bulk) if p.weights))

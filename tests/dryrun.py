@@ -1,0 +1,138 @@
+"""What a real llama.cpp would allocate for a command, without a GPU: its own dry run, on devices that
+only count.
+
+`AUTOFIT_LLAMA_BIN` names the folder that `.ci/llama-cpp.sh` filled. CUDA devices are played by a library
+that answers every planning question as ggml-cuda does; RPC devices are servers that claim the memory they
+are told to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+VARIABLE = "AUTOFIT_LLAMA_BIN"
+PROGRAMS = ("llama-server", "llama-fit-params")
+
+
+def engine_folder() -> Path | None:
+    """Where the programs are, or `None`."""
+    folder = os.environ.get(VARIABLE)
+    return Path(folder) if folder and (Path(folder) / "oracle").is_file() else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """Bytes as the engine counts them: per device (model, context, compute), and all that is on no device."""
+
+    devices: tuple[Mapping[str, int], ...]
+    host: Mapping[str, int]
+    n_ctx: int
+    n_ctx_seq: int
+    log: str
+
+    def device_bytes(self, i: int) -> int:
+        return sum(self.devices[i][kind] for kind in ("model", "context", "compute"))
+
+    @property
+    def weights_bytes(self) -> int:
+        """On all devices together."""
+        return sum(device["model"] for device in self.devices)
+
+
+class EngineRefusal(Exception):
+    """The engine did not take the command; the text is its log."""
+
+
+def dry_run(
+    argv: Sequence[str], devices_mib: Sequence[int], *, api: str = "cuda", folder: Path | None = None
+) -> Allocation:
+    """The engine's own figures for a `llama-server` or `llama-fit-params` command.
+
+    Raises:
+        EngineRefusal: it does not start with these arguments.
+    """
+    folder = folder or engine_folder()
+    assert folder is not None, f"{VARIABLE} is not set"
+    args = [word for i, word in enumerate(argv) if not (i == 0 and Path(word).name in PROGRAMS)]
+    environ = dict(os.environ)
+    if Path(argv[0]).name != "llama-fit-params":
+        environ["ORACLE_AS"] = "server"
+    if api == "rpc":
+        with rpc_servers(folder, devices_mib) as addresses:
+            return _ask(folder, [*args, "--rpc", ",".join(addresses)] if addresses else args, environ)
+    environ["FAKECUDA_MEM"] = ",".join(map(str, devices_mib))
+    environ["LD_PRELOAD"] = str(folder / "libfakecuda.so")
+    return _ask(folder, args, environ)
+
+
+@contextmanager
+def rpc_servers(folder: Path, devices_mib: Sequence[int]) -> Iterator[list[str]]:
+    """Servers that claim this much memory each; their addresses."""
+    servers, addresses = [], []
+    try:
+        for mib in devices_mib:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            environ = {**os.environ, "SHIM_MEM_MIB": str(mib), "LD_PRELOAD": str(folder / "memshim.so")}
+            servers.append(
+                subprocess.Popen(
+                    [str(folder / "ggml-rpc-server"), "-H", "127.0.0.1", "-p", str(port)],
+                    env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                )
+            )  # fmt: skip
+            addresses.append(f"127.0.0.1:{port}")
+        for address in addresses:
+            _wait_for(address)
+        yield addresses
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
+
+
+def _wait_for(address: str, seconds: float = 10.0) -> None:
+    host, port = address.split(":")
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            with socket.create_connection((host, int(port)), timeout=1):
+                return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+
+
+def _ask(folder: Path, args: Sequence[str], environ: Mapping[str, str]) -> Allocation:
+    done = subprocess.run(
+        [str(folder / "oracle"), *args],
+        env=dict(environ),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    line = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+    row = (
+        json.loads(line)
+        if line.startswith("{")
+        else {"error": f"exit {done.returncode}", "log": done.stderr[-2000:]}
+    )
+    if "error" in row:
+        raise EngineRefusal(f"{row['error']}: {row.get('log', '')[-1500:]} {done.stderr[-500:]}")
+    return Allocation(
+        devices=tuple(row["devices"]),
+        host=row["host_all"],
+        n_ctx=row["n_ctx"],
+        n_ctx_seq=row["n_ctx_seq"],
+        log=row["log"],
+    )
