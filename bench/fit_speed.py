@@ -99,7 +99,7 @@ ROWS: Mapping[str, Mapping[str, float]] = {
     "llama/rocm": {"kernel_s": 3e-6, "launch_s": 6e-6},
     "llama/vulkan": {"kernel_s": 3e-6, "launch_s": 6e-6},
     "llama/metal": {"launch_s": 6e-6},
-    "vllm/cuda": {"launch_s": 1.5e-6, "flops": 0.6},
+    "vllm/cuda": {"launch_s": 1.5e-6, "flops": 0.6, "vector": 0.3},
     "cpu": {"kernel_s": 4e-6, "launch_s": 4e-6, "expert_tokens": 4, "attention": 0.03},
     "default": {"weights": 0.55, "experts": 0.5, "flops": 0.3, "kernel_s": 3e-6, "launch_s": 6e-6},
 }

@@ -691,7 +691,7 @@ def _run(index: int, row: Mapping[str, Any], flags: str, deepest: int) -> Run | 
     engine = {"llama.cpp": "llama", "vllm": "vllm"}.get(row["engine"])
     if engine is None:
         return f"engine {row['engine']}"
-    if row["peak_vram_gb"] and row["vram_gb"] and row["peak_vram_gb"] > row["vram_gb"]:
+    if row["vram_gb"] and (row["peak_vram_gb"] or 0) > row["vram_gb"] * row["gpu_count"]:
         return "the peak exceeds the card: memory was overcommitted"
     quant, name = quant_name(row["quant"], command), row["hf_id"]
     file = _flag(command, "-m", "--model")

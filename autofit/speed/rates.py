@@ -12,9 +12,11 @@ from autofit.speed.work import Read, quant_class
 Engine = Literal["llama", "vllm"]
 Generation = Literal["ampere", "ada", "blackwell", "other"]
 
-# Assumed where a machine does not say, and then named: two channels of DDR4-3200, PCIe 4.0 x8, eight cores.
-ASSUMED_HOST_BYTES_PER_S = 51_200_000_000
+# Assumed where a machine does not say, and then named: PCIe 4.0 x8, eight cores, and DDR4-3200 in as many channels
+# as processors of so many cores have.
 ASSUMED_LINK_BYTES_PER_S = 15_753_846_153
+CHANNEL_BYTES_PER_S = 25_600_000_000
+CHANNELS = ((16, 2), (32, 4), (64, 8))  #: up to so many cores, so many channels; beyond, twelve
 ASSUMED_CORES = 8
 # Single precision of one AVX2 core at 4 GHz: two fused multiply-adds of eight lanes a cycle.
 CORE_FLOPS_PER_S = 128e9
@@ -76,14 +78,15 @@ def generation(device: Device) -> Generation:
 def host_rates(host: Host, table: Table) -> Rates:
     """The processor's rates; what the machine does not state is assumed and said so."""
     assumed = []
-    bandwidth = host.bandwidth_bytes_per_s
-    if bandwidth is None:
-        bandwidth = ASSUMED_HOST_BYTES_PER_S
-        assumed.append(f"memory at {bandwidth / 1e9:.0f} GB/s (two channels of DDR4-3200)")
     cores = host.n_cores_performance or host.n_cores_physical
     if cores is None:
         cores = ASSUMED_CORES
         assumed.append(f"{cores} cores")
+    bandwidth = host.bandwidth_bytes_per_s
+    if bandwidth is None:
+        n_channels = next((n for most, n in CHANNELS if cores <= most), 12)
+        bandwidth = n_channels * CHANNEL_BYTES_PER_S
+        assumed.append(f"memory at {bandwidth / 1e9:.0f} GB/s ({n_channels} channels of DDR4-3200)")
     return Rates(
         table,
         table.rows["cpu"],

@@ -91,7 +91,9 @@ class Roofline:
         seconds += n_hops * self._at(HOST_POOL).efficiency.hop_s
         if place.ranks:
             seconds = seconds / len(place.ranks) + self._reduce_seconds(layer, place, n_tokens)
-        return seconds + layer.n_kernels * (here.kernel_s if step.n_tokens == 1 else here.launch_s)
+        # Steps of a token per sequence repeat a captured graph; others differ from one to the next.
+        is_captured = step.n_tokens == step.n_sequences
+        return seconds + layer.n_kernels * (here.kernel_s if is_captured else here.launch_s)
 
     def hop_seconds(self, a: str, b: str, n_bytes: int) -> float:
         """Seconds to hand `n_bytes` of hidden state from one place to the next; 0 within a place."""
