@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from autofit.errors import EngineRefusalError
+
 from autofit_llama.context import Context
 from autofit_llama.graph import ggml
 from autofit_llama.graph.ggml import HOST, HOST_PINNED, NONE, Tensor
@@ -58,6 +60,13 @@ class RecurrentInput:
     extra: Tensor
 
 
+def missing(name: str) -> EngineRefusalError:
+    """The file lacks a tensor that the architecture's graph reads."""
+    return EngineRefusalError(
+        f"llama.cpp refuses: missing tensor {name!r}", hint="the file is damaged or incomplete"
+    )
+
+
 class Layer:
     """The weights of one block by their names in the file: `w["attn_q"]`, `w["attn_q.bias"]`; `None` if
     absent.
@@ -77,12 +86,8 @@ class Layer:
         """A weight that this architecture always has."""
         t = self[name]
         if t is None:
-            raise MissingTensorError(self._prefix + name)
+            raise missing(self._prefix + name)
         return t
-
-
-class MissingTensorError(Exception):
-    """The file lacks a tensor that the architecture's graph reads; the engine would refuse it too."""
 
 
 @dataclass(slots=True)
@@ -155,7 +160,7 @@ class Graph:
     def need(self, name: str, il: int = -1) -> Tensor:
         t = self.weight(name, il)
         if t is None:
-            raise MissingTensorError(name)
+            raise missing(name)
         return t
 
     def output_weight(self) -> Tensor:
@@ -220,7 +225,7 @@ class Graph:
         get = w.__getitem__ if w is not None else self.weight
         matrix = get(name)
         if matrix is None:
-            raise MissingTensorError(name)
+            raise missing(name)
         y = ggml.mul_mat(matrix, x)
         scale = get(name + ".scale")
         if scale is not None:
