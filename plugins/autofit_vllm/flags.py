@@ -193,6 +193,9 @@ def parse_flags(args: Sequence[str], facts: VersionFacts) -> dict[str, Any]:
         raise UsageError("vllm serve: the command line is too long")
     parser = _parser(facts.flags_file)
     expanded = _expand(_insert_config(list(args), parser))
+    removed = [arg for arg in expanded if arg.partition("=")[0] in REMOVED_FLAGS]
+    if removed:  # before argparse takes one for an abbreviation
+        _refuse(removed, facts, parser)
     try:
         values, unknown = parser.parse_known_args(expanded)
     except RecursionError:

@@ -51,7 +51,6 @@ REMOVED_FLAGS: dict[str, str] = {
     "--enable-reasoning": "use --reasoning-parser NAME",
     "--disable-frontend-multiprocessing": "drop the flag",
     "--worker-use-ray": "use --distributed-executor-backend ray",
-    "--kv-cache-dtype-skip-layer": "use --kv-cache-dtype-skip-layers",
 }
 
 

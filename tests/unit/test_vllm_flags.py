@@ -1,0 +1,241 @@
+"""The command line of `vllm serve`, by vLLM's own rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from autofit.errors import EngineRefusalError, UsageError
+
+from autofit_vllm.flags import known_options, negatives_of, parse_count, parse_flags
+from autofit_vllm.settings import parse_command
+from autofit_vllm.versions import REMOVED_FLAGS, VERSIONS, facts_of
+from autofit_vllm.yaml import parse_yaml
+
+FACTS = facts_of(None)
+
+
+def flags(*args: str) -> dict[str, Any]:
+    return parse_flags(args, FACTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("32k", 32_000),
+        ("32K", 32_768),
+        ("1.5k", 1_500),
+        ("2M", 2 << 20),
+        ("2m", 2_000_000),
+        ("3G", 3 << 30),
+        ("7", 7),
+    ],
+)
+def test_human_counts(text: str, count: int) -> None:
+    assert parse_count(text) == count
+    assert flags("--max-model-len", text)["max_model_len"] == count
+
+
+def test_decimals_need_a_decimal_unit() -> None:
+    with pytest.raises(UsageError, match=r"did you mean 1\.5k"):
+        flags("--max-model-len", "1.5K")
+
+
+@pytest.mark.parametrize("word", ["auto", "AUTO", "-1"])
+def test_automatic_length(word: str) -> None:
+    assert flags(f"--max-model-len={word}")["max_model_len"] == -1
+
+
+@pytest.mark.parametrize(
+    ("args", "values"),
+    [
+        (["-tp", "2"], {"tensor_parallel_size": 2}),
+        (["-tp=2"], {"tensor_parallel_size": 2}),
+        (["--tensor_parallel_size", "2"], {"tensor_parallel_size": 2}),
+        (["--tensor-parallel=2"], {"tensor_parallel_size": 2}),
+        (["--kv-cache-memory=5G"], {"kv_cache_memory_bytes": 5 << 30}),
+        (["--device-memory-utilization", "0.8"], {"gpu_memory_utilization": 0.8}),
+        (["--no-enable-prefix-caching"], {"enable_prefix_caching": False}),
+        (["--disable-prefix-caching"], {"enable_prefix_caching": False}),
+        (["--enable-prefix-caching", "--no-enable-prefix-caching"], {"enable_prefix_caching": False}),
+        (["--no-enforce-eager"], {"enforce_eager": False}),
+        (["--limit-mm-per-prompt", '{"image": 0}'], {"limit_mm_per_prompt": {"image": 0}}),
+        (["--limit-mm-per-prompt.image", "0"], {"limit_mm_per_prompt": {"image": 0}}),
+        (["-cc.cudagraph_mode=NONE"], {"compilation_config": {"cudagraph_mode": "NONE"}}),
+        (["-cc.a.b", "1k", "-cc.a.c", "[1]"], {"compilation_config": {"a": {"b": 1000, "c": [1]}}}),
+        (["-cc.x+", "1,2", "-cc.x+=3"], {"compilation_config": {"x": ["1", "2", "3"]}}),
+        (["-O3"], {"optimization_level": "3"}),
+        (["-O", "1"], {"optimization_level": "1"}),
+        (["-O=0"], {"optimization_level": "0"}),
+        (["--cudagraph-capture-sizes", "1", "2"], {"cudagraph_capture_sizes": [1, 2]}),
+        (["--cpu-offload-params", "experts", "mlp"], {"cpu_offload_params": ["experts", "mlp"]}),
+        (["--quantization", "None"], {"quantization": None}),
+        (["--device-ids", "1,GPU-2"], {"device_ids": [1, "GPU-2"]}),
+        (["--moe-backend", "Deep-GEMM"], {"moe_backend": "deep_gemm"}),
+        (["M", "--port", "80"], {"model": "M", "port": 80}),
+        (["--model", "A", "B"], {"model": "B"}),
+        (["--max-num-seqs", "4", "--max-num-seqs", "8"], {"max_num_seqs": 8}),
+    ],
+)
+def test_spellings(args: list[str], values: dict[str, Any]) -> None:
+    assert flags(*args) == values
+
+
+def test_negatives() -> None:
+    assert negatives_of("--enable-x") == ("--no-enable-x", "--disable-x")
+    assert negatives_of("--disable-x") == ("--no-disable-x", "--enable-x")
+    assert negatives_of("--x") == ("--no-x",)
+    assert negatives_of("-x") == ()
+
+
+@pytest.mark.parametrize("flag", sorted(REMOVED_FLAGS))
+def test_removed_flags_name_their_successor(flag: str) -> None:
+    with pytest.raises(UsageError, match="has no flag") as caught:
+        flags(flag, "4")
+    assert caught.value.hint == REMOVED_FLAGS[flag]
+    assert flag not in known_options(FACTS)
+
+
+def test_unknown_flag_suggests() -> None:
+    with pytest.raises(UsageError) as caught:
+        flags("--max-modle-len", "4")
+    assert caught.value.hint == "did you mean --max-model-len?"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["--max-num", "1"], ["-tp", "two"], ["--dtype", "int9"], ["-cc", "{"], ["A", "B"], ["-cc.x"], ["-tp"]],
+)
+def test_refused(args: list[str]) -> None:
+    with pytest.raises(UsageError):
+        flags(*args)
+
+
+def test_bounded() -> None:
+    with pytest.raises(UsageError, match="too long"):
+        flags(*["--port", "1"] * 6000)
+    with pytest.raises(UsageError):
+        flags("-cc", "[" * 100_000)
+
+
+def test_every_version_has_its_table() -> None:
+    for version in VERSIONS:
+        assert parse_flags(["-tp", "2"], facts_of(version)) == {"tensor_parallel_size": 2}
+    with pytest.raises(UsageError, match="not a version"):
+        facts_of("0.0.1")
+
+
+# -- Settings files --------------------------------------------------------------------------------
+
+
+def test_config_file(tmp_path: Path) -> None:
+    file = tmp_path / "vllm.yaml"
+    file.write_text(
+        "# settings\ntensor-parallel-size: 4\nmax-model-len: 32k\nenforce-eager: true\nenable-prefix-caching: no\n"
+        "cudagraph-capture-sizes: [1, 2]\ncpu-offload-params:\n  - experts\n"
+        'compilation-config:\n  cudagraph_mode: "NONE"  # why not\n  pass_config:\n    fuse: true\n'
+    )
+    assert flags("M", "--config", str(file), "-tp", "2") == {
+        "model": "M",
+        "tensor_parallel_size": 2,
+        "max_model_len": 32_000,
+        "enforce_eager": True,
+        "enable_prefix_caching": False,
+        "cudagraph_capture_sizes": [1, 2],
+        "cpu_offload_params": ["experts"],
+        "compilation_config": {"cudagraph_mode": "NONE", "pass_config": {"fuse": True}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a: 1", {"a": 1}),
+        ("a: 1_000", {"a": 1000}),
+        ("a: -0.5", {"a": -0.5}),
+        ("a: 1e5", {"a": "1e5"}),  # YAML 1.1 wants a dot
+        ("a: yes", {"a": True}),
+        ("a: 'it''s'", {"a": "it's"}),
+        ("a: x#y", {"a": "x#y"}),
+        ("a: ~", {"a": None}),
+        ("a:\n- 1\n- b", {"a": [1, "b"]}),
+        ("---\na: {}", {"a": {}}),
+        ('a: {"b": 1}', {"a": {"b": 1}}),
+        ("", {}),
+    ],
+)
+def test_yaml(text: str, value: dict[str, Any]) -> None:
+    assert parse_yaml(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &x 1",
+        "a: |\n  b",
+        "a: !!python/object:os 1",
+        "- 1",
+        "a: 1\na: 2",
+        "\ta: 1",
+        "a: [1",
+        "a: {b: 1}",
+        "just text",
+    ],
+)
+def test_yaml_refuses(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_yaml(text)
+
+
+def test_config_file_problems(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"must end in \.yaml"):
+        flags("--config", "settings.toml")
+    with pytest.raises(UsageError, match="No such file"):
+        flags("--config", str(tmp_path / "none.yaml"))
+    with pytest.raises(UsageError, match="needs a file"):
+        flags("--config")
+
+
+# -- Commands --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "program", "model"),
+    [
+        (["vllm", "serve", "M", "-tp", "2"], ("vllm", "serve"), "M"),
+        (["/usr/bin/vllm", "serve", "--model", "M"], ("/usr/bin/vllm", "serve"), "M"),
+        (["vllm", "-tp", "2"], ("vllm",), None),
+        (["-tp", "2"], (), None),
+        (
+            ["python3", "-m", "vllm.entrypoints.openai.api_server", "--model", "M"],
+            ("python3", "-m", "vllm.entrypoints.openai.api_server"),
+            "M",
+        ),
+    ],
+)
+def test_program_words(argv: list[str], program: tuple[str, ...], model: str | None) -> None:
+    words, settings = parse_command(argv)
+    assert (words, settings.model) == (program, model)
+    assert settings.args == tuple(argv[len(program) :])
+
+
+def test_other_commands_are_not_served() -> None:
+    with pytest.raises(UsageError, match="vllm bench"):
+        parse_command(["vllm", "bench", "latency"])
+    with pytest.raises(UsageError, match="not a vLLM server"):
+        parse_command(["python3", "-m", "http.server"])
+
+
+def test_speculation_is_joined() -> None:
+    _, settings = parse_command(["vllm", "serve", "M", "--spec-method", "mtp", "--spec-tokens", "2"])
+    assert settings.speculative_config == {"method": "mtp", "num_speculative_tokens": 2}
+    assert settings.speculative_tokens == 2
+    with pytest.raises(EngineRefusalError, match="mutually exclusive"):
+        parse_command(["vllm", "serve", "M", "--spec-method", "mtp", "-sc", '{"method": "ngram"}'])
+
+
+def test_images_off() -> None:
+    assert parse_command(["vllm", "--language-model-only"])[1].images_off
+    assert parse_command(["vllm", "--limit-mm-per-prompt", '{"image": 0, "video": 0}'])[1].images_off
+    assert not parse_command(["vllm", "--limit-mm-per-prompt", '{"image": 1, "video": 0}'])[1].images_off
