@@ -1,0 +1,237 @@
+"""Plain decoders: one attention, one feed-forward, a residual around each or around both.
+
+They differ in the kind of norm, in how positions enter, and in a few scales; `decoder` has these as options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from autofit_llama.graph import ggml
+from autofit_llama.graph.builder import Graph, Layer
+from autofit_llama.graph.ggml import Tensor
+
+Norm = Callable[[Tensor, Layer | None, str, int], Tensor]
+
+
+def decoder(
+    g: Graph,
+    *,
+    kind: str = "rms",
+    rope: bool = True,
+    learned_positions: bool = False,
+    embedding_norm: bool = False,
+    embedding_scale: bool = False,
+    factors: bool = False,
+    qk_norm_after_rope: bool = False,
+    query_scale: bool = False,
+    act: str = "silu",
+    parallel_gate: bool = True,
+    final_scale: bool = False,
+) -> None:
+    """Attention, then feed-forward, each on the normalised residual stream."""
+    norm: Norm = g.rms if kind == "rms" else g.layer_norm
+    x = g.inp_embd()
+    if embedding_scale:
+        x = ggml.scale(x)
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    if learned_positions:
+        x = ggml.add(x, ggml.get_rows(g.need("position_embd"), pos))
+    if embedding_norm:
+        x = g.norm(x, g.weight("token_embd_norm", 0), 0, bias=g.weight("token_embd_norm.bias", 0), kind=kind)
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        q, k, v = g.qkv(w, norm(x, w, "attn_norm", il), il)
+        if rope:
+            f = g.rope_factors(il) if factors else None
+            q, k = ggml.rope(q, pos, f), ggml.rope(k, pos, f)
+        if qk_norm_after_rope:
+            q, k = norm(q, w, "attn_q_norm", il), norm(k, w, "attn_k_norm", il)
+        if query_scale:
+            q = ggml.scale(q)
+        cur = g.attn(inp, w, q, k, v, il)
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(cur, x)
+        cur = g.ffn(w, norm(ffn_inp, w, "ffn_norm", il), il, act=act, parallel=parallel_gate)
+        x = ggml.add(cur, ffn_inp)
+    g.finish(x, kind=kind, scale=final_scale)
+
+
+def arcee(g: Graph) -> None:
+    """src/models/arcee.cpp: squared ReLU without a gate."""
+    decoder(g, factors=True, act="relu_sqr", parallel_gate=False)
+
+
+def baichuan(g: Graph) -> None:
+    """src/models/baichuan.cpp: rotary positions with 32 blocks (7B), ALiBi otherwise (13B)."""
+    decoder(g, rope=g.h.n_layer == 32)
+
+
+def bloom(g: Graph) -> None:
+    """src/models/bloom.cpp: ALiBi, and a norm right after the embeddings."""
+    decoder(g, kind="layer", rope=False, embedding_norm=True, act="gelu", parallel_gate=False)
+
+
+def chatglm(g: Graph) -> None:
+    """src/models/chatglm.cpp: gate and up in one matrix."""
+    decoder(g, act="swiglu", parallel_gate=False)
+
+
+def codeshell(g: Graph) -> None:
+    """src/models/codeshell.cpp."""
+    decoder(g, kind="layer", act="gelu", parallel_gate=False)
+
+
+def exaone(g: Graph) -> None:
+    """src/models/exaone.cpp."""
+    decoder(g, factors=True)
+
+
+def gemma(g: Graph) -> None:
+    """src/models/gemma.cpp: embeddings and queries are scaled."""
+    decoder(g, embedding_scale=True, query_scale=True, act="gelu")
+
+
+def gpt2(g: Graph) -> None:
+    """src/models/gpt2.cpp, starcoder.cpp: learned positions."""
+    decoder(g, kind="layer", rope=False, learned_positions=True, act="gelu", parallel_gate=False)
+
+
+def internlm2(g: Graph) -> None:
+    """src/models/internlm2.cpp."""
+    decoder(g)
+
+
+def jais(g: Graph) -> None:
+    """src/models/jais.cpp: ALiBi with a gated feed-forward."""
+    decoder(g, kind="layer", rope=False)
+
+
+def jais2(g: Graph) -> None:
+    """src/models/jais2.cpp."""
+    decoder(g, kind="layer", act="relu_sqr", parallel_gate=False)
+
+
+def maincoder(g: Graph) -> None:
+    """src/models/maincoder.cpp: queries and keys are normalised after the rotation."""
+    decoder(g, qk_norm_after_rope=True)
+
+
+def falcon(g: Graph) -> None:
+    """src/models/falcon.cpp: the feed-forward reads the same norm as the attention; one residual around both."""
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        normed = g.layer_norm(x, w, "attn_norm", il)
+        cur = normed if w["attn_norm_2"] is None else g.layer_norm(x, w, "attn_norm_2", il)
+        q, k, v = g.qkv(w, cur, il)
+        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il)
+        if g.is_last(il):
+            cur, x, normed = g.select_outputs(out_ids, cur, x, normed)
+        x = ggml.add(ggml.add(g.ffn(w, normed, il, act="gelu", parallel=False), cur), x)
+    g.finish(x, kind="layer")
+
+
+def gptneox(g: Graph) -> None:
+    """src/models/gptneox.cpp: two norms of the same input side by side, unless the file says otherwise."""
+    if not g.h.use_par_res:
+        decoder(g, kind="layer", act="gelu", parallel_gate=False)
+        return
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        q, k, v = g.qkv(w, g.layer_norm(x, w, "attn_norm", il), il)
+        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il)
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn = g.ffn(w, g.layer_norm(x, w, "ffn_norm", il), il, act="gelu", parallel=False)
+        x = ggml.add(ggml.add(ffn, x), cur)
+    g.finish(x, kind="layer")
+
+
+def command_r(g: Graph) -> None:
+    """src/models/command-r.cpp: one norm for attention and feed-forward, per-head norms of q and k in some sizes."""
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        normed = g.norm(x, w["attn_norm"], il, kind="layer")
+        q, k, v = g.qkv(w, normed, il)
+        if w["attn_q_norm"] is not None:
+            q = g.norm(q, w["attn_q_norm"], il, kind="layer")
+        if w["attn_k_norm"] is not None:
+            k = g.norm(k, w["attn_k_norm"], il, kind="layer")
+        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il)
+        if g.is_last(il):
+            cur, x, normed = g.select_outputs(out_ids, cur, x, normed)
+        x = ggml.add(ggml.add(g.ffn(w, normed, il), x), cur)
+    g.finish(x, kind="layer", scale=g.h.f_logit_scale != 0.0)
+
+
+def mpt(g: Graph) -> None:
+    """src/models/mpt.cpp: ALiBi or learned positions; q and k may be normalised over all heads at once."""
+    h, n = g.h, g.n_tokens
+    x = g.inp_embd()
+    inp = g.inp_attn_kv()
+    table = g.weight("position_embd")
+    if table is not None:
+        x = ggml.add(x, ggml.get_rows(table, g.inp_pos()))
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        q, k, v = g.qkv(w, g.layer_norm(x, w, "attn_norm", il), il)
+        if w["attn_q_norm"] is not None:
+            head, n_head, n_kv = h.n_embd_head_k(il), h.n_head[il], h.n_head_kv[il]
+            q, k = ggml.reshape(q, head * n_head, n), ggml.reshape(k, head * n_kv, n)
+            q, k = g.layer_norm(q, w, "attn_q_norm", il), g.layer_norm(k, w, "attn_k_norm", il)
+            q, k = ggml.reshape(q, head, n_head, n), ggml.reshape(k, head, n_kv, n)
+        cur = g.attn(inp, w, q, k, v, il)
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(cur, x)
+        cur = g.layer_norm(ffn_inp, w, "ffn_norm", il)
+        cur = g.ffn(w, cur, il, act="gelu", parallel=False, act_scales=w["ffn.act"])
+        x = ggml.add(cur, ffn_inp)
+    g.finish(x, kind="layer")
+
+
+def deci(g: Graph) -> None:
+    """src/models/deci.cpp: blocks may do without attention, with a matrix in its place, or without feed-forward."""
+    h = g.h
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    cur = x
+    for il in g.layers():
+        w = g.layer(il)
+        residual = x
+        if h.n_head[il] == 0:
+            cur = x
+        else:
+            cur = g.rms(x, w, "attn_norm", il)
+        if h.n_head[il] > 0 and h.n_head_kv[il] == 0:
+            cur = g.linear(w, "attn_output", cur)
+        elif h.n_head[il] > 0:
+            factors = g.rope_factors(il)
+            q, k, v = g.qkv(w, cur, il)
+            cur = g.attn(inp, w, ggml.rope(q, pos, factors), ggml.rope(k, pos, factors), v, il)
+        if g.is_last(il):
+            cur, residual = g.select_outputs(out_ids, cur, residual)
+        if h.n_ff[il] == 0:
+            continue
+        ffn_inp = ggml.add(cur, residual) if h.n_head[il] > 0 else cur
+        cur = g.ffn(w, g.rms(ffn_inp, w, "ffn_norm", il), il)
+        x = cur = ggml.add(cur, ffn_inp)
+    g.finish(cur)
