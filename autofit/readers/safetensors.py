@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from math import prod
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,18 +118,19 @@ def _tensors(entries: Mapping[str, Any], path: str, start: int, file_index: int)
             dtype, shape = entry["dtype"], entry["shape"]
             begin, end = entry["data_offsets"]
             sound = (
-                {*map(type, shape), type(begin), type(end)} == integer
-                and min(shape, default=0) >= 0 <= begin <= end
+                type(begin) is int
+                and type(end) is int
+                and 0 <= begin <= end
                 and prod(shape) * bits_of[dtype] == (end - begin) << 3
+                and (not shape or ({*map(type, shape)} == integer and min(shape) >= 0))
             )
         except (TypeError, ValueError, KeyError):
             sound = False
         if not sound:
-            raise CorruptModelError(
-                printable(path), f"tensor {printable(name, 80)} {_refusal(entry)}", offset_bytes=8
-            )
+            cause = f"tensor {printable(name, 80)} {_refusal(entry)}"
+            raise CorruptModelError(printable(path), cause, offset_bytes=8)
         tensors.append(new(TensorInfo, (name, dtype, tuple(shape), end - begin, file_index, start + begin)))
-    tensors.sort(key=lambda tensor: (tensor.offset_bytes, tensor.n_bytes))
+    tensors.sort(key=itemgetter(5, 3))  # offset, size
     return tensors
 
 

@@ -130,9 +130,9 @@ def test_configurations_of_random_json(tmp_path: Path) -> None:
             return [value(depth - 1) for _ in range(source.randrange(3))]
         return source.choice(kinds)
 
-    extra = """text_config layer_types num_experts n_routed_experts kv_lora_rank sliding_window
-        qk_rope_head_dim first_k_dense_replace mlp_only_layers decoder_sparse_step moe_layer_freq full_attention_interval
-        layers_block_type num_experts_per_tok head_dim _name_or_path"""
+    extra = """text_config layer_types num_experts n_routed_experts kv_lora_rank sliding_window head_dim
+        qk_rope_head_dim first_k_dense_replace mlp_only_layers decoder_sparse_step moe_layer_freq
+        full_attention_interval layers_block_type num_experts_per_tok _name_or_path"""
     keys = [*sf.CONFIG, *extra.split()]
     path = tmp_path / "config.json"
     for _ in range(300):
