@@ -9,9 +9,9 @@ estimated in full.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.memory import Memory
@@ -20,6 +20,10 @@ from autofit.solve import Chain, Room, balance, solve
 from autofit_llama.search_tables import Split, Tables
 
 MAX_ROUNDS = 12
+PLAIN_GAIN = (
+    1.02  #: how much faster than whole layers in RAM parts of them have to be, to be worth more flags
+)
+_ENDLESS = 1 << 62
 
 
 class Candidate(NamedTuple):
@@ -30,24 +34,36 @@ class Candidate(NamedTuple):
     type_v: str
     n_ubatch: int
     n_batch: int
-    one_by_one: bool = False  #: micro-batches do not overlap on several devices (no pipeline copies)
+    one_by_one: bool = False  #: micro-batches do not overlap on several devices, so no copies for that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What pins leave open. `heads` in blocks; `order`: devices as given, not as is best."""
+    """What pins leave open. `heads` in blocks; `order`: the devices as given, not as is best."""
 
     heads: Sequence[int]
     lean: tuple[int, int]
     order: tuple[str, ...] | None = None
-    parts: bool = True  #: blocks may be split
+    parts: bool = True  #: blocks may be taken apart
 
 
 class Problem(Protocol):
     """What the search asks for."""
 
-    bounds: Bounds
-    pool_of: Mapping[str, str]  #: device -> pool; `host` on unified memory
+    @property
+    def bounds(self) -> Bounds: ...
+
+    @property
+    def pool_of(self) -> Mapping[str, str]:
+        """Device -> pool; `host` on unified memory."""
+
+    @property
+    def budgets(self) -> Mapping[str, int | None]:
+        """Pool -> what may be taken of it, `None` if nobody knows."""
+
+    @property
+    def can_overlap(self) -> bool:
+        """Whether several devices work on micro-batches at the same time unless told not to."""
 
     def tables(self, candidate: Candidate) -> Tables: ...
 
@@ -70,7 +86,7 @@ class Found(NamedTuple):
         return self.memory.fits
 
 
-_Role = tuple[Any, bool, bool, bool]  # device kind, first, last, anything on the host
+_Role = tuple[Hashable, bool, bool, bool]  # device kind, first, last, anything on the host
 
 
 @dataclass(slots=True)
@@ -78,134 +94,224 @@ class Search:
     """Searches for one problem; remembers what stands beside the blocks, and every estimate."""
 
     problem: Problem
-    beside: dict[_Role, int] = field(default_factory=dict)
-    beside_host: dict[bool, int] = field(default_factory=dict)
+    beside: dict[Candidate, dict[_Role, int]] = field(default_factory=dict)
     measured: dict[tuple[Candidate, Split], Memory] = field(default_factory=dict)
-    n_estimates: int = 0
 
     def best(self, candidate: Candidate) -> Found | None:
         """The fastest placement that fits, or `None`."""
-        tables = self.problem.tables(candidate)
-        resident = self.resident(candidate, tables)
-        if resident is not None and not self._host_is_faster(tables, resident):
+        resident = self.resident(candidate)
+        tables = self.tables(candidate)
+        # Only a device slower than the host could make leaving blocks there the better choice.
+        if resident is not None and resident.seconds < tables.all_on_host_seconds:
             return resident
-        spilled = self.spilled(candidate, tables)
+        spilled = self.spilled(candidate) or self._settle(candidate, tables, spill=True, by_bytes=True)
         if spilled is None or (resident is not None and resident.seconds <= spilled.seconds):
             return resident
         return spilled
 
-    def resident(self, candidate: Candidate, tables: Tables | None = None) -> Found | None:
+    def resident(self, candidate: Candidate) -> Found | None:
         """Everything on devices, or `None`."""
-        bounds = self.problem.bounds
-        if 0 not in bounds.heads or bounds.lean[0] > 0 or not tables_targets(tables, self.problem, candidate):
+        bounds, tables = self.problem.bounds, self.tables(candidate)
+        if 0 not in bounds.heads or bounds.lean[0] > 0 or not tables.targets:
             return None
-        tables = tables or self.problem.tables(candidate)
-        return self._settle(candidate, tables, spill=False)
+        found = self._settle(candidate, tables, spill=False)
+        if found is None and self.problem.can_overlap and len(tables.targets) > 1:
+            found = self._settle(candidate._replace(one_by_one=True), tables, spill=False)
+        return found
 
-    def spilled(self, candidate: Candidate, tables: Tables | None = None) -> Found | None:
-        """Some of it on the host, first in whole blocks, then to the last tensor on the same devices."""
-        tables = tables or self.problem.tables(candidate)
+    def spilled(self, candidate: Candidate) -> Found | None:
+        """Some of it on the host.
+
+        In whole blocks; then to the last tensor, on the same devices. Whole layers in RAM are the plainest
+        (`-ngl` alone), so parts of them have to be worth it.
+        """
+        tables, bounds = self.tables(candidate), self.problem.bounds
         found = self._settle(candidate, tables, spill=True)
-        if found is None or not self.problem.bounds.parts or not found.split.rows:
+        if found is None or not bounds.parts or not found.split.rows:
             return found
         finer = self._settle(candidate, tables, spill=True, coarse=found.split)
-        return finer if finer is not None and finer.seconds < found.seconds else found
+        if finer is not None and finer.seconds < found.seconds:
+            found = finer
+        if tables.bulk_kind == "dense" and bounds.lean[0] == 0:
+            plain = self._settle(candidate, tables, spill=True, plain=True)
+            if plain is not None and plain.seconds <= found.seconds * PLAIN_GAIN:
+                return plain
+        return found
+
+    def nearest(self, candidate: Candidate) -> Found | None:
+        """What comes closest when nothing fits: the least that is missing, over all pools.
+
+        Either devices are as full as they go and the host holds the rest, or (where pins or a small host
+        force it) every device is over by the same share of its budget.
+        """
+        bounds = self.problem.bounds
+        answers = []
+        if len(bounds.heads) > 1 or bounds.lean[1] > 0 or 0 not in bounds.heads:
+            answers.append(self._overfull(candidate, spill=True))
+        if 0 in bounds.heads and bounds.lean[0] == 0:
+            answers.append(self._overfull(candidate, spill=False))
+        found = [answer for answer in answers if answer is not None]
+        return min(found, key=lambda answer: shortfall_bytes(answer.memory), default=None)
+
+    def tables(self, candidate: Candidate) -> Tables:
+        return self.problem.tables(candidate)
 
     def measure(self, candidate: Candidate, split: Split) -> Memory:
         key = candidate, split._replace(seconds=0.0)
         memory = self.measured.get(key)
         if memory is None:
-            self.n_estimates += 1
             memory = self.measured[key] = self.problem.measure(candidate, split)
         return memory
+
+    def _settle(
+        self,
+        candidate: Candidate,
+        tables: Tables,
+        *,
+        spill: bool,
+        coarse: Split | None = None,
+        plain: bool = False,
+        by_bytes: bool = False,
+    ) -> Found | None:
+        """Solve and estimate until the answer stays; the fastest that was seen to fit."""
+        best: Found | None = None
+        tried: set[Split] = set()
+        for _ in range(MAX_ROUNDS):
+            chain = self.chain(candidate, tables, spill=spill, coarse=coarse, plain=plain, by_bytes=by_bytes)
+            placement = solve(chain)
+            if placement is None:
+                break
+            if not spill:
+                placement = balance(chain, placement)
+            found = self._prove(candidate, tables, tables.split(placement, fine=coarse is not None))
+            if found.fits and (best is None or found.seconds < best.seconds):
+                best = found
+            if found.split in tried:
+                break
+            tried.add(found.split)
+        return best
+
+    def _prove(self, candidate: Candidate, tables: Tables, split: Split) -> Found:
+        """Estimate a split in full, and learn from it."""
+        split = split._replace(seconds=tables.seconds(split))
+        memory = self.measure(candidate, split)
+        kinds = {target.id: target.kind for target in tables.targets}
+        blocks = tables.device_bytes(split)
+        order, known = split.order, self.beside.setdefault(candidate, {})
+        for name in order:
+            pool = self.problem.pool_of[name]
+            if pool != HOST_POOL:
+                role = kinds[name], name == order[0], name == order[-1], split.on_host
+                known[role] = memory.pool(pool).used_bytes - blocks[name]
+        host = memory.pool(HOST_POOL).used_bytes - tables.host_bytes(split)
+        host -= sum(blocks[name] for name in order if self.problem.pool_of[name] == HOST_POOL)
+        known[HOST_POOL, False, False, split.on_host] = host
+        return Found(candidate, split, memory)
 
     def chain(
         self,
         candidate: Candidate,
         tables: Tables,
-        memory: Memory,
         *,
         spill: bool,
         coarse: Split | None = None,
+        plain: bool = False,
+        by_bytes: bool = False,
+        share: float = 1.0,
     ) -> Chain:
-        """The problem as far as it is known; blocks are only taken apart about a `coarse` answer."""
+        """The problem as far as it is known; blocks are only taken apart about a `coarse` answer.
+
+        `plain`: no lean blocks. `by_bytes`: the least on the host instead of the fastest. `share`
+        enlarges budgets.
+        """
         bounds = self.problem.bounds
         heads, order = bounds.heads if spill else (0,), bounds.order
         if coarse is not None:
             heads, order = [head for head in heads if abs(head - coarse.head) <= 1], coarse.order
-        rooms = {target.id: self._room(target.id, target.kind, memory, spill) for target in tables.targets}
-        host = memory.pool(HOST_POOL).budget_bytes
-        head_room = None if host is None else host - self.beside_host.get(spill, 0)
+        budget = self.problem.budgets[HOST_POOL]
+        head_room = None
+        if budget is not None and not by_bytes:
+            head_room = budget - self._least_beside(candidate, (HOST_POOL, False, False, spill))
         return tables.chain(
-            rooms,
+            {
+                target.id: self._room(candidate, target.id, target.kind, spill, share)
+                for target in tables.targets
+            },
             head_room=head_room,
             heads=heads,
-            lean=bounds.lean if spill else (0, 0),
+            lean=bounds.lean if spill and not plain else (0, 0),
             order=order,
             fine=coarse is not None,
             spill=spill,
+            by_bytes=by_bytes,
         )
 
-    def _settle(
-        self, candidate: Candidate, tables: Tables, *, spill: bool, coarse: Split | None = None
-    ) -> Found | None:
-        memory = self._any_memory(candidate, tables)
-        best: Found | None = None
-        tried: set[Split] = set()
-        for _ in range(MAX_ROUNDS):
-            chain = self.chain(candidate, tables, memory, spill=spill, coarse=coarse)
-            placement = solve(chain)
-            if placement is None:
-                break
-            split = tables.split(placement if spill else balance(chain, placement), fine=coarse is not None)
-            memory = self.measure(candidate, split)
-            self._learn(tables, split, memory)
-            found = Found(candidate, split, memory)
-            if found.fits and (best is None or found.seconds < best.seconds):
-                best = found
-            if split in tried:
-                break
-            tried.add(split)
-        return best
-
-    def _learn(self, tables: Tables, split: Split, memory: Memory) -> None:
-        kinds = {target.id: target.kind for target in tables.targets}
-        blocks = tables.device_bytes(split)
-        order = split.order
-        for name in order:
-            pool = self.problem.pool_of[name]
-            if pool != HOST_POOL:
-                role = kinds[name], name == order[0], name == order[-1], split.on_host
-                self.beside[role] = memory.pool(pool).used_bytes - blocks[name]
-        self.beside_host[split.on_host] = memory.pool(HOST_POOL).used_bytes - tables.host_bytes(split)
-
-    def _room(self, name: str, kind: Any, memory: Memory, spill: bool) -> Room:
-        budget = memory.pool(self.problem.pool_of[name]).budget_bytes
-        if budget is None:
-            return Room.same(1 << 62)
+    def _room(self, candidate: Candidate, name: str, kind: Hashable, spill: bool, share: float) -> Room:
+        pool = self.problem.pool_of[name]
+        budget = self.problem.budgets[pool]
+        if budget is None or pool == HOST_POOL:
+            return Room.same(_ENDLESS)
+        budget = int(budget * share)
 
         def at(first: bool, last: bool) -> int:
-            known = self.beside.get((kind, first, last, spill))
-            if known is None:
-                # Another device in the same place is the best guess; too little is found out, too much never
-                # is.
-                others = [n for (_, *role), n in self.beside.items() if role == [first, last, spill]]
-                known = min(others, default=0)
-            return budget - known
+            return budget - self._least_beside(candidate, (kind, first, last, spill))
 
         return Room(middle=at(False, False), first=at(True, False), last=at(False, True), only=at(True, True))
 
-    def _any_memory(self, candidate: Candidate, tables: Tables) -> Memory:
-        """Any estimate: budgets do not depend on the placement."""
-        if self.measured:
-            return next(iter(self.measured.values()))
-        return self.measure(candidate, Split(len(tables.blocks), ()))
+    def _least_beside(self, candidate: Candidate, role: _Role) -> int:
+        """What stands beside the blocks, as learnt; or what it surely is not below, so that nothing is
+        missed.
 
-    def _host_is_faster(self, tables: Tables, found: Found) -> bool:
-        """Whether a device in use is so slow that the host may do better; then both have to be searched."""
-        every = tables.all_on_host_seconds
-        return found.seconds > every
+        Compute buffers grow with the micro-batch and the context, at most in proportion.
+        """
+        known = self.beside.get(candidate, {})
+        if role in known:
+            return known[role]
+        least = 0
+        for other, roles in self.beside.items():
+            if role not in roles or (other.type_k, other.type_v) != (candidate.type_k, candidate.type_v):
+                continue
+            scale = min(1.0, candidate.n_ubatch / other.n_ubatch) * min(
+                1.0, candidate.n_ctx_seq / other.n_ctx_seq
+            )
+            least = max(least, int(roles[role] * scale))
+        same_place = [
+            n for (kind, *place), n in known.items() if kind != HOST_POOL and place == list(role[1:])
+        ]
+        return max(least, min(same_place, default=0)) if role[0] != HOST_POOL else least
+
+    def _overfull(self, candidate: Candidate, *, spill: bool) -> Found | None:
+        """The placement that needs the smallest enlargement of all budgets, with the least on the host."""
+        tables = self.tables(candidate)
+        if not tables.targets:
+            return self._prove(candidate, tables, Split(len(tables.blocks), ())) if spill else None
+
+        def placed(share: float) -> Split | None:
+            chain = self.chain(candidate, tables, spill=spill, by_bytes=True, share=share)
+            placement = solve(chain)
+            return None if placement is None else tables.split(placement)
+
+        found: Found | None = None
+        for _ in range(3):
+            low, high = 1.0, 1.0
+            while (split := placed(high)) is None and high < 1 << 12:
+                low, high = high, 1.0 + 2 * (high - 1.0) + 1 / 16
+            if split is None:
+                break
+            for _ in range(10 if high > 1.0 else 0):
+                middle = (low + high) / 2
+                closer = placed(middle)
+                if closer is None:
+                    low = middle
+                else:
+                    high, split = middle, closer
+            proven = self._prove(candidate, tables, split)
+            if found is not None and shortfall_bytes(proven.memory) >= shortfall_bytes(found.memory):
+                break
+            found = proven
+        return found
 
 
-def tables_targets(tables: Tables | None, problem: Problem, candidate: Candidate) -> bool:
-    return bool((tables or problem.tables(candidate)).targets)
+def shortfall_bytes(memory: Memory) -> int:
+    """What is missing in all pools together."""
+    return sum(max(0, pool.shortfall_bytes) for pool in memory.pools)

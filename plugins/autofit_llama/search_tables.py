@@ -95,10 +95,12 @@ class Tables:
         order: Sequence[str] | None = None,
         fine: bool = False,
         spill: bool = False,
+        by_bytes: bool = False,
     ) -> Chain:
         """The problem for the search: `rooms` by device, `heads` and `lean` (least, most) in blocks.
 
-        `spill` asks for something on the host: at least one unit of bulk, or a whole block.
+        `spill` asks for something on the host: at least one unit of bulk, or a whole block. `by_bytes` makes
+        what is on the host count instead of time.
         """
         units = self._units(fine)
         least = next((i + 1 for i, unit in enumerate(units) if unit.bulk), len(units)) if spill else 0
@@ -132,7 +134,7 @@ class Tables:
         )
         bulk_bytes = _prefix([sum(self._size(part, None) for part in unit.bulk) for unit in units])
         head_s = _prefix([self._seconds(unit, HOST_POOL, HOST_POOL) for unit in units])
-        return Chain(
+        chain = Chain(
             n=len(units),
             sites=tuple(sites),
             head_s=head_s,
@@ -146,6 +148,35 @@ class Tables:
             cut_s=self._cuts(units) if fine else (),
             ordered=order is not None,
         )
+        if not by_bytes:
+            return chain
+        nothing = [0.0] * (len(units) + 1)
+        by_size = tuple(replace(site, whole_s=nothing, lean_s=bulk_bytes) for site in sites)
+        return replace(chain, sites=by_size, head_s=head_bytes, hop_s={}, cut_s=())
+
+    def seconds(self, split: Split) -> float:
+        """Seconds of a step through the blocks as the split places them, without what every step costs."""
+        moved = {(slot, projection): name for slot, projection, name in split.moved}
+        spilled = set(split.spilled)
+        total, previous, slot = 0.0, HOST_POOL, 0
+        for name, count in ((HOST_POOL, split.head), *split.rows):
+            if not count:
+                continue
+            total += self._hop(previous, name)
+            previous = name
+            for block in self.blocks[slot : slot + count]:
+                away = {}
+                for part in block.bulk:
+                    key = block.slot, part.projection
+                    lean = part.kind == self.bulk_kind and (block.slot < split.lean or key in spilled)
+                    home = HOST_POOL if lean and name != HOST_POOL else moved.get(key, name)
+                    total += self._time(part.work, Place(home))
+                    away[home] = home != name
+                cache = HOST_POOL if self.cache_on_host else None
+                total += self._time(block.own.work, Place(name, cache=cache))
+                total += sum(2 * self._hop(name, home) for home, is_away in away.items() if is_away)
+            slot += count
+        return total
 
     @property
     def all_on_host_seconds(self) -> float:

@@ -1,0 +1,200 @@
+"""What to ask the search for: context, cache types and micro-batch, by what the user prefers.
+
+Goals are compared in order, and no goal looks at how much memory there is, so more memory never gives a
+worse plan. `speed`: the decode rate at the asked context (or at the least useful one), then the context
+that is free at that rate. `context`: the highest of `FLOORS` that the decode rate reaches, then the
+context, then the rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from autofit.domain.memory import Memory
+from autofit.solve import largest
+
+from autofit_llama.context import CELL_PADDING
+from autofit_llama.search import Candidate, Found, Search
+
+USEFUL_TOKENS = 4096
+"""The context that `auto` gives up no decode rate for going beyond; the engine's own `--fit-ctx`."""
+FLOORS = (1.0, 2.0, 5.0, 10.0)  #: tokens/s: barely usable, slow, reading speed, comfortable
+KV_GAIN = 1.05  #: how much faster a lossy cache has to make decoding before it is chosen for that alone
+SMALL_UBATCHES = (256, 128)
+LARGE_UBATCHES = (4096, 2048, 1024)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goals:
+    """The wish, with everything settled that does not depend on memory.
+
+    `least` and `most` bound the context of one sequence; `exact` says that it is `least`, whatever else.
+    Types are pairs for K and V in order of preference, lossless first. `rate` turns the seconds of a step
+    into tokens/s.
+    """
+
+    prefer: Literal["speed", "context", "quality", "throughput"]
+    least: int
+    most: int
+    kv_types: tuple[tuple[str, str], ...] = (("f16", "f16"),)
+    n_ubatch: int = 512
+    n_batch: int = 2048
+    free_ubatch: bool = True  #: neither -ub nor -b is pinned
+    rate: Callable[[float], float] = field(default=lambda seconds: 1.0 / seconds)
+
+    def candidate(self, n_ctx_seq: int, kv: tuple[str, str]) -> Candidate:
+        return Candidate(n_ctx_seq, *kv, self.n_ubatch, self.n_batch)
+
+    def score(self, found: Found) -> tuple[float, ...]:
+        """More is better, the first first."""
+        rate = self.rate(found.seconds)
+        n_ctx = found.candidate.n_ctx_seq
+        if self.prefer == "context":
+            return (sum(rate >= floor for floor in FLOORS), n_ctx, rate)
+        return (rate, n_ctx)
+
+
+def reach(search: Search, goals: Goals) -> Found | None:
+    """The best answer to the goals, or `None` when nothing fits."""
+    best: Found | None = None
+    for kv in goals.kv_types:
+        found = _with_types(search, goals, kv)
+        if found is None:
+            continue
+        if best is None or _is_worth(goals, found, best):
+            best = found
+        if best is found and _wants_no_more(goals, found):
+            break
+    return best
+
+
+def _with_types(search: Search, goals: Goals, kv: tuple[str, str]) -> Found | None:
+    if goals.prefer == "context" and goals.most > goals.least:
+        return _longest(search, goals, kv)
+    found = _fastest(search, goals, goals.candidate(goals.least, kv))
+    if found is None or goals.most == goals.least:
+        return found
+    return stretch(search, found, goals.most)
+
+
+def _is_worth(goals: Goals, lossy: Found, found: Found) -> bool:
+    """Whether a lossy cache gives enough for what it takes."""
+    if goals.prefer == "context":
+        return goals.score(lossy)[:2] > goals.score(found)[:2]
+    return goals.rate(lossy.seconds) > KV_GAIN * goals.rate(found.seconds)
+
+
+def _wants_no_more(goals: Goals, found: Found) -> bool:
+    """Whether a smaller cache could not make it any better."""
+    at_most = found.candidate.n_ctx_seq >= goals.most
+    if goals.prefer == "context":
+        return at_most and goals.rate(found.seconds) >= FLOORS[-1]
+    return not found.split.on_host
+
+
+def _fastest(search: Search, goals: Goals, candidate: Candidate) -> Found | None:
+    """The fastest placement; with a smaller micro-batch if only that gets all blocks onto devices."""
+    found = search.best(candidate)
+    if not goals.free_ubatch or (found is not None and not found.split.on_host):
+        return found
+    for n_ubatch in SMALL_UBATCHES:
+        smaller = candidate._replace(n_ubatch=n_ubatch)
+        resident = search.resident(smaller)
+        if resident is not None and (found is None or resident.seconds < found.seconds):
+            return resident
+    if found is None:
+        for n_ubatch in SMALL_UBATCHES:
+            found = search.best(candidate._replace(n_ubatch=n_ubatch))
+            if found is not None:
+                break
+    return found
+
+
+def _longest(search: Search, goals: Goals, kv: tuple[str, str]) -> Found | None:
+    """The longest context at the highest floor that is reached at all."""
+    known: dict[int, Found | None] = {}
+
+    def at(n_ctx: int) -> Found | None:
+        if n_ctx not in known:
+            known[n_ctx] = _fastest(search, goals, goals.candidate(n_ctx, kv))
+        return known[n_ctx]
+
+    first = at(goals.least)
+    if first is None:
+        return None
+    floors = [floor for floor in FLOORS if goals.rate(first.seconds) >= floor]
+    floor = floors[-1] if floors else 0.0
+
+    def passes(n_ctx: int) -> bool:
+        found = at(n_ctx)
+        return found is not None and goals.rate(found.seconds) >= floor
+
+    n_ctx = largest(passes, goals.least, goals.most, step=_step(goals.most))
+    found = at(goals.least if n_ctx is None else n_ctx)
+    return found if found is None else stretch(search, found, goals.most)
+
+
+def _step(most: int) -> int:
+    """How finely a context is looked for: to a 64th of the longest."""
+    return max(CELL_PADDING, most // 64 // CELL_PADDING * CELL_PADDING)
+
+
+def stretch(search: Search, found: Found, most: int) -> Found:
+    """The longest context, up to `most`, for which the same split still fits.
+
+    What a pool takes grows with the context in straight pieces that only ever turn upwards, so the line
+    between two known points is never below it: each guess on it fits, and the next one is closer.
+    """
+    low, low_memory = found.candidate.n_ctx_seq, found.memory
+    if most <= low:
+        return found
+    high = most
+
+    def at(n_ctx: int) -> Memory:
+        return search.measure(found.candidate._replace(n_ctx_seq=n_ctx), found.split)
+
+    high_memory = at(high)
+    if high_memory.fits:
+        return found._replace(candidate=found.candidate._replace(n_ctx_seq=high), memory=high_memory)
+    for _ in range(6):
+        if high - low <= CELL_PADDING:
+            break
+        guess = low + int((high - low) * _share(low_memory, high_memory)) // CELL_PADDING * CELL_PADDING
+        guess = min(max(guess, low), high - 1) // CELL_PADDING * CELL_PADDING
+        if guess <= low:
+            guess = (low // CELL_PADDING + 1) * CELL_PADDING
+        if guess >= high:
+            break
+        memory = at(guess)
+        if memory.fits:
+            low, low_memory = guess, memory
+        else:
+            high, high_memory = guess, memory
+    return found._replace(candidate=found.candidate._replace(n_ctx_seq=low), memory=low_memory)
+
+
+def _share(low: Memory, high: Memory) -> float:
+    """How far from `low` (which fits) to `high` the first pool is full."""
+    shares = [1.0]
+    for pool in low.pools:
+        other = high.pool(pool.id)
+        growth = other.used_bytes - pool.used_bytes
+        if growth > 0 and pool.budget_bytes is not None:
+            shares.append((pool.budget_bytes - pool.used_bytes) / growth)
+    return min(shares)
+
+
+def larger_ubatch(search: Search, goals: Goals, found: Found, sizes: Sequence[int] = LARGE_UBATCHES) -> Found:
+    """The largest micro-batch for which the same split still fits: only prompts go faster."""
+    if not goals.free_ubatch:
+        return found
+    for size in sizes:
+        if size <= found.candidate.n_ubatch or size > found.candidate.n_ctx_seq:
+            continue
+        candidate = found.candidate._replace(n_ubatch=size, n_batch=max(size, found.candidate.n_batch))
+        memory = search.measure(candidate, found.split)
+        if memory.fits:
+            return found._replace(candidate=candidate, memory=memory)
+    return found
