@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from autofit_llama.graph import ggml
-from autofit_llama.graph.builder import Graph, Layer
+from autofit_llama.graph.builder import Graph, Layer, every
 from autofit_llama.graph.ggml import Tensor
 
 Norm = Callable[[Tensor, Layer | None, str, int], Tensor]
@@ -25,11 +25,16 @@ def decoder(
     factors: bool = False,
     qk_norm_after_rope: bool = False,
     query_scale: bool = False,
+    post_norms: bool = False,
+    ffn_norm: str = "ffn_norm",
     act: str = "silu",
     parallel_gate: bool = True,
     final_scale: bool = False,
 ) -> None:
-    """Attention, then feed-forward, each on the normalised residual stream."""
+    """Attention, then feed-forward, each on the normalised residual stream.
+
+    `post_norms`: what each of them gives is normalised too. `factors`: the file may hold rotary factors.
+    """
     norm: Norm = g.rms if kind == "rms" else g.layer_norm
     x = g.inp_embd()
     if embedding_scale:
@@ -54,8 +59,12 @@ def decoder(
         cur = g.attn(inp, w, q, k, v, il)
         if g.is_last(il):
             cur, x = g.select_outputs(out_ids, cur, x)
+        if post_norms:
+            cur = norm(cur, w, "post_attention_norm", il)
         ffn_inp = ggml.add(cur, x)
-        cur = g.ffn(w, norm(ffn_inp, w, "ffn_norm", il), il, act=act, parallel=parallel_gate)
+        cur = g.ffn(w, norm(ffn_inp, w, ffn_norm, il), il, act=act, parallel=parallel_gate)
+        if post_norms:
+            cur = norm(cur, w, "post_ffw_norm", il)
         x = ggml.add(cur, ffn_inp)
     g.finish(x, kind=kind, scale=final_scale)
 
@@ -118,6 +127,31 @@ def jais2(g: Graph) -> None:
 def maincoder(g: Graph) -> None:
     """src/models/maincoder.cpp: queries and keys are normalised after the rotation."""
     decoder(g, qk_norm_after_rope=True)
+
+
+def nemotron(g: Graph) -> None:
+    """src/models/nemotron.cpp: squared ReLU without a gate."""
+    decoder(g, kind="layer", act="relu_sqr", parallel_gate=False)
+
+
+def orion(g: Graph) -> None:
+    """src/models/orion.cpp, olmo.cpp (whose norms have no weights)."""
+    decoder(g, kind="layer")
+
+
+def refact(g: Graph) -> None:
+    """src/models/refact.cpp: ALiBi."""
+    decoder(g, rope=False)
+
+
+def seed_oss(g: Graph) -> None:
+    """src/models/seed-oss.cpp: the feed-forward's norm goes by another name."""
+    decoder(g, ffn_norm="post_attention_norm")
+
+
+def glm4(g: Graph) -> None:
+    """src/models/glm4.cpp: gate and up in one matrix, norms after attention and feed-forward too."""
+    decoder(g, post_norms=True, act="swiglu", parallel_gate=False)
 
 
 def falcon(g: Graph) -> None:
@@ -235,3 +269,122 @@ def deci(g: Graph) -> None:
         cur = g.ffn(w, g.rms(ffn_inp, w, "ffn_norm", il), il)
         x = cur = ggml.add(cur, ffn_inp)
     g.finish(cur)
+
+
+def apertus(g: Graph) -> None:
+    """src/models/apertus.cpp: q and k normalised per head, xIELU without a gate."""
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        cur = g.rms(x, w, "attn_norm", il)
+        factors = g.rope_factors(il)
+        q, k, v = g.qkv(w, cur, il)
+        q, k = g.rms(q, w, "attn_q_norm", il), g.rms(k, w, "attn_k_norm", il)
+        cur = g.attn(inp, w, ggml.rope(q, pos, factors), ggml.rope(k, pos, factors), v, il)
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(cur, x)
+        up = g.linear(w, "ffn_up", g.rms(ffn_inp, w, "ffn_norm", il))
+        x = ggml.add(g.linear(w, "ffn_down", ggml.unary(up, "xielu")), ffn_inp)
+    g.finish(x)
+
+
+def bitnet(g: Graph) -> None:
+    """src/models/bitnet.cpp: a norm before each output matrix."""
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        q, k, v = g.qkv(w, g.rms(x, w, "attn_norm", il), il)
+        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, out=None)
+        cur = g.linear(w, "attn_output", g.rms(cur, w, "attn_sub_norm", il), bias=True)
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(cur, x)
+        cur = g.ffn(w, g.rms(ffn_inp, w, "ffn_norm", il), il, down=None)
+        x = ggml.add(g.linear(w, "ffn_down", g.rms(cur, w, "ffn_sub_norm", il)), ffn_inp)
+    cur = g.final_norm(x)
+    g.embd = cur
+    g.logits = g.expand(ggml.mul_mat(g.need("token_embd"), cur))
+
+
+def parallel_decoder(g: Graph, *, kind: str, query_scale: bool, act: str, parallel_gate: bool) -> None:
+    """Attention and feed-forward side by side on one norm: the feed-forward's result comes first in the sum."""
+    norm: Norm = g.rms if kind == "rms" else g.layer_norm
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        normed = norm(x, w, "attn_norm", il)
+        q, k, v = g.qkv(w, normed, il)
+        q, k = ggml.rope(q, pos), ggml.rope(k, pos)
+        if query_scale:
+            q = ggml.scale(q)
+        cur = g.attn(inp, w, q, k, v, il)
+        if g.is_last(il):
+            cur, x, normed = g.select_outputs(out_ids, cur, x, normed)
+        ffn = g.ffn(w, normed, il, act=act, parallel=parallel_gate)
+        first, second = (cur, ffn) if query_scale else (ffn, cur)
+        x = ggml.add(ggml.add(first, second), x)
+    g.finish(x, kind=kind)
+
+
+def phi2(g: Graph) -> None:
+    """src/models/phi2.cpp: biases throughout; the attention's result comes first in the sum."""
+    parallel_decoder(g, kind="layer", query_scale=True, act="gelu", parallel_gate=False)
+
+
+def plamo(g: Graph) -> None:
+    """src/models/plamo.cpp."""
+    parallel_decoder(g, kind="rms", query_scale=False, act="silu", parallel_gate=True)
+
+
+@every(lambda h: h.n_no_rope_layer_step)
+def smollm3(g: Graph) -> None:
+    """src/models/smollm3.cpp: every n-th block has no positions."""
+    step = g.h.n_no_rope_layer_step
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        q, k, v = g.qkv(w, g.rms(x, w, "attn_norm", il), il)
+        if (il + 1) % step:
+            q, k = ggml.rope(q, pos), ggml.rope(k, pos)
+        cur = g.attn(inp, w, q, k, v, il)
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(cur, x)
+        x = ggml.add(g.ffn(w, g.rms(ffn_inp, w, "ffn_norm", il), il), ffn_inp)
+    g.finish(x)
+
+
+def stablelm(g: Graph) -> None:
+    """src/models/stablelm.cpp: q and k may be normalised; without a norm of its own the feed-forward reads the attention's."""
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        normed = g.layer_norm(x, w, "attn_norm", il)
+        q, k, v = g.qkv(w, normed, il)
+        if w["attn_q_norm"] is not None:
+            q = g.norm(q, w["attn_q_norm"], il, kind="layer")
+        if w["attn_k_norm"] is not None:
+            k = g.norm(k, w["attn_k_norm"], il, kind="layer")
+        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il)
+        if g.is_last(il):
+            cur, x, normed = g.select_outputs(out_ids, cur, x, normed)
+        ffn_inp = ggml.add(cur, x)
+        cur = normed if w["ffn_norm"] is None else g.layer_norm(ffn_inp, w, "ffn_norm", il)
+        x = ggml.add(g.ffn(w, cur, il), ffn_inp)
+    g.finish(x, kind="layer")

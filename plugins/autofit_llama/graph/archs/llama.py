@@ -9,31 +9,59 @@ from autofit_llama.hparams import GATING_SIGMOID
 
 def llama(g: Graph) -> None:
     """src/models/llama.cpp: dense and mixture of experts (mixtral)."""
+    _decoder(g)
+
+
+def mistral3(g: Graph) -> None:
+    """src/models/mistral3.cpp: queries may be scaled by their position."""
+    _decoder(g, attn_scale=g.h.f_attn_temp_scale != 0.0)
+
+
+def granite(g: Graph) -> None:
+    """src/models/granite.cpp, granite-moe.cpp, minicpm.cpp: scaled residuals and logits, perhaps a shared expert."""
+    _decoder(g, residual_scale=g.h.f_residual_scale != 0.0, logit_scale=True)
+
+
+def _decoder(
+    g: Graph, *, attn_scale: bool = False, residual_scale: bool = False, logit_scale: bool = False
+) -> None:
     h = g.h
     x = g.inp_embd()
     pos = g.inp_pos()
     inp = g.inp_attn_kv()
+    temperature = g.inp_attn_scale() if attn_scale else None
     out_ids = g.inp_out_ids()
     for il in g.layers():
         w = g.layer(il)
         residual = x
         cur = g.rms(x, w, "attn_norm", il)
-        factors = g.rope_factors(il)
         q, k, v = g.qkv(w, cur, il)
-        q, k = ggml.rope(q, pos, factors), ggml.rope(k, pos, factors)
+        if h.rope_pattern[il]:
+            factors = g.rope_factors(il)
+            q, k = ggml.rope(q, pos, factors), ggml.rope(k, pos, factors)
         if h.use_kq_norm:
             q, k = ggml.rms_norm(q), ggml.rms_norm(k)
+        if temperature is not None:
+            q = ggml.mul(q, temperature)
         cur = g.attn(inp, w, q, k, v, il)
         if g.is_last(il):
             cur, residual = g.select_outputs(out_ids, cur, residual)
+        if residual_scale:
+            cur = ggml.scale(cur)
         ffn_inp = ggml.add(cur, residual)
         cur = g.rms(ffn_inp, w, "ffn_norm", il)
         if w["ffn_gate_inp"] is None:
             cur = g.ffn(w, cur, il)
         else:
-            cur = g.moe(w, cur, il, weights_scale=h.expert_weights_scale)
+            routed = g.moe(w, cur, il, weights_scale=h.expert_weights_scale)
+            if logit_scale and h.n_ff_shexp > 0:
+                shared = g.ffn(w, cur, il, up="ffn_up_shexp", gate="ffn_gate_shexp", down="ffn_down_shexp")
+                routed = ggml.add(routed, shared)
+            cur = routed
+        if residual_scale:
+            cur = ggml.scale(cur)
         x = ggml.add(cur, ffn_inp)
-    g.finish(x)
+    g.finish(x, scale=logit_scale)
 
 
 @every(lambda h: h.n_no_rope_layer_step)
