@@ -30,6 +30,7 @@ from autofit_vllm.model import StageWeights, VllmModel
 #: Context, cuBLAS and kernels of one process by compute capability: free memory of idle cards in public boot
 #: logs (B200 alone: 177.66 of 178.36 GiB).
 CONTEXT_BYTES: tuple[tuple[tuple[int, int], int], ...] = (
+    ((12, 0), 500 * MIB),
     ((10, 0), 700 * MIB),
     ((9, 0), 550 * MIB),
     ((8, 0), 450 * MIB),

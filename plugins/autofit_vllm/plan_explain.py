@@ -91,7 +91,7 @@ def decisions(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
             Decision(
                 setting=_spelled(name),
                 value=_text(value),
-                origin="wrapped command",
+                origin="user",
                 because="given; kept as it is",
             )
         )

@@ -38,6 +38,8 @@ ENOUGH_TOKENS = 4096  #: below this a plan is taken only when nothing else fits
 HELD_BACK = 0.25  #: of the estimated peak and graphs, when a length is chosen
 STEP_TOKENS = (16384, 8192, 4096, 2048, 1024, 512)
 SEQUENCES = (1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
+FEW_SEQUENCES = 16  #: fewer are taken only when nothing else fits
+GOOD_ENOUGH = 0.8  #: of the longest length there is: then other things count
 LENGTH_STEP = 256  #: solved lengths are multiples of this
 LOSSY_KV = "fp8"
 MAX_PIPELINE = 8
@@ -138,7 +140,9 @@ def solve(problem: Problem) -> tuple[Candidate, list[Candidate]]:
     if not found:
         raise refusals[0]
     found = [_timed(candidate, problem) for candidate in found]
-    best = max(found, key=lambda candidate: _score(candidate, problem))
+    longest = max((candidate.length for candidate in found if candidate.fits), default=0)
+    enough = int(GOOD_ENOUGH * min(longest, problem.target))
+    best = max(found, key=lambda candidate: _score(candidate, problem, enough))
     return best, [candidate for candidate in found if candidate is not best]
 
 
@@ -298,12 +302,14 @@ def best_of_layout(
         return best
     found: Candidate | None = None
     for tokens, seqs in steps[:-1]:
+        if seqs < FEW_SEQUENCES and problem.request.n_parallel is None and found is not None and found.fits:
+            break
         candidate = base.candidate(tokens, seqs)
         if candidate.fits and candidate.length >= target:
             return candidate
         if found is None or _better(candidate, found):
             found = candidate
-    return best if found is None or _better(best, found) else found
+    return best if found is None or not found.fits else found
 
 
 def _better(one: Candidate, other: Candidate) -> bool:
@@ -527,7 +533,8 @@ def _offloaded(problem: Problem, found: Sequence[Candidate]) -> list[Candidate]:
         if not gigabytes:
             continue
         moved = offload(base.weights, gigabytes, params)
-        if available and moved.host_bytes * candidate.parallel.tp * candidate.parallel.dp > available:
+        pinned = moved.host_bytes * candidate.parallel.tp * candidate.parallel.dp
+        if available and pinned + candidate.evaluation.host_bytes > available:
             continue
         result.append(best_of_layout(problem, layout, values, gigabytes=gigabytes, target=length))
     return result
@@ -562,17 +569,12 @@ def _timed(candidate: Candidate, problem: Problem) -> Candidate:
     return dataclasses.replace(candidate, speed=one, total_speed=total)
 
 
-def _score(candidate: Candidate, problem: Problem) -> tuple[float, ...]:
-    """Larger is better. A plan that fits beats all that do not; a useful context comes before speed."""
+def _score(candidate: Candidate, problem: Problem, enough: int) -> tuple[float, ...]:
+    """Larger is better. A plan that fits beats all that do not; a length of `enough` comes before speed."""
     if not candidate.fits:
         return (0.0, -float(candidate.evaluation.shortfall_bytes))
-    goal, _ = problem.lengths
-    enough = min(goal, USEFUL_TOKENS)
-    lossless = (
-        0.0
-        if candidate.evaluation.config.kv_cache_dtype == LOSSY_KV and problem.request.kv == "auto"
-        else 1.0
-    )
+    lossy = candidate.values.get("kv_cache_dtype") == LOSSY_KV and problem.request.kv == "auto"
+    lossless = 0.0 if lossy else 1.0
     eager = 0.0 if candidate.values.get("enforce_eager") else 1.0
     rate = candidate.speed.decode_tokens_per_s if candidate.speed else 0.0
     stages = -float(candidate.parallel.pp)  # stages wait for each other: they add room, not speed

@@ -132,7 +132,8 @@ def test_every_version_has_its_table() -> None:
 def test_config_file(tmp_path: Path) -> None:
     file = tmp_path / "vllm.yaml"
     file.write_text(
-        "# settings\ntensor-parallel-size: 4\nmax-model-len: 32k\nenforce-eager: true\nenable-prefix-caching: no\n"
+        "# settings\ntensor-parallel-size: 4\nmax-model-len: 32k\nenforce-eager: "
+        "true\nenable-prefix-caching: no\n"
         "cudagraph-capture-sizes: [1, 2]\ncpu-offload-params:\n  - experts\n"
         'compilation-config:\n  cudagraph_mode: "NONE"  # why not\n  pass_config:\n    fuse: true\n'
     )

@@ -4,6 +4,7 @@ hand."""
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 from autofit.errors import EngineRefusalError
@@ -297,5 +298,5 @@ def test_layers_of_one_kind_and_many_sizes_stay_together() -> None:
 )
 def test_stages(n_layers: int, pp: int, sizes_of_stages: list[int]) -> None:
     bounds = stage_bounds(n_layers, pp)
-    assert [end - start for start, end in zip(bounds, bounds[1:], strict=False)] == sizes_of_stages
+    assert [end - start for start, end in pairwise(bounds)] == sizes_of_stages
     assert stage_bounds(32, 2, (20, 12)) == (0, 20, 32)
