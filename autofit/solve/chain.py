@@ -104,7 +104,10 @@ class Chain:
 
 def solve(chain: Chain) -> Placement | None:
     """The fastest placement that fits, or `None`. Of equal ones: least on the host, fewest sites."""
-    return _Search(chain).best()
+    if chain.sites:
+        return _Search(chain).best()
+    fits = chain.head_room is None or chain.head_bytes[chain.n] <= chain.head_room
+    return Placement(chain.n, chain.n, (), chain.head_s[chain.n]) if chain.n in chain.heads and fits else None
 
 
 def seconds(chain: Chain, placement: Placement) -> float:
@@ -228,8 +231,7 @@ class _Search:
         """Seconds that no placement with this head can go below."""
         if head == self.n:
             return self.chain.head_s[head]
-        least = self.floor.lean_least(head)
-        return self.chain.head_s[head] + self.floor.seconds(head, least)
+        return self.chain.head_s[head] + self.floor.seconds(head, self.floor.lean_least(head))
 
     def from_head(self, head: int) -> Placement | None:
         chain = self.chain
@@ -422,7 +424,7 @@ class _Floor:
 
         self.whole = least([site.whole_s for site in sites])
         lean = least([site.lean_s for site in sites])
-        self.loss = [b - a for a, b in zip(self.whole, lean, strict=True)] if sites else [0.0] * (self.n + 1)
+        self.loss = [b - a for a, b in zip(self.whole, lean, strict=True)]
         self.least_loss = list(self.loss)
         for i in range(self.n - 1, -1, -1):
             self.least_loss[i] = min(self.least_loss[i], self.least_loss[i + 1])

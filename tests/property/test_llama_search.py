@@ -1,0 +1,202 @@
+"""Laws of the placement search, on real models and random machines."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from autofit.domain.machine import HOST_POOL, Device, Host, Machine
+from autofit.domain.request import Margin
+from autofit.domain.units import GIB, MIB
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autofit_llama.context import ContextParams
+from autofit_llama.estimate import Run, Server, size
+from autofit_llama.layout import Arguments
+from autofit_llama.placement import searcher
+from autofit_llama.search import Bounds, Candidate, Search, shortfall_bytes
+from autofit_llama.search_goals import Goals, reach, stretch
+from autofit_llama.search_problem import LaunchProblem
+from autofit_llama.search_tables import Split
+from autofit_llama.search_terms import pattern, placed_as_planned, terms_of
+from descriptors import spec
+
+MODELS = ("llama-3.1-8b-Q4_K_M", "mixtral-8x7b-Q4_K_M", "deepseek-v2-lite-Q4_K_M", "gemma-3-4b-Q4_K_M")
+SIZED = {name: size(spec("models", name)) for name in MODELS}
+SPEEDS = (300_000_000_000, 900_000_000_000)
+SLOW = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+
+
+def problem(
+    name: str, devices: list[tuple[int, int]], ram: int | None, margin: int = 0, **context
+) -> LaunchProblem:
+    """A launch of a model on CUDA devices of (MiB, bytes/s)."""
+    sized = SIZED[name]
+    cards = tuple(
+        Device(
+            id=f"GPU{i}", index=i, name="a card", api="cuda", total_bytes=mib * MIB, free_bytes=mib * MIB,
+            runtime_bytes=0, compute_capability=(8, 9), bandwidth_bytes_per_s=speed,
+            link_bytes_per_s=16_000_000_000,
+        )
+        for i, (mib, speed) in enumerate(devices)
+    )  # fmt: skip
+    machine = Machine(host=Host(total_bytes=ram, available_bytes=ram), devices=cards)
+    arguments = Arguments(context=ContextParams(n_outputs_max=1, flash_attn="on", **context), mmap=True)
+    run = Run(
+        sized=sized, devices=cards, arguments=arguments, server=Server(prompt_cache_bytes=0, n_checkpoints=0)
+    )
+    n = sized.hparams.n_layer_all + 1
+    return LaunchProblem(
+        run,
+        machine,
+        Bounds(heads=range(n + 1), lean=(0, n)),
+        margins={card.id: Margin(n_bytes=margin) for card in cards},
+        tensor_buffers={card.id: f"CUDA{card.index}" for card in cards},
+    )
+
+
+def candidate(n_ctx: int) -> Candidate:
+    return Candidate(n_ctx, "f16", "f16", 512, 2048)
+
+
+machines = st.lists(st.tuples(st.integers(600, 14_000), st.sampled_from(SPEEDS)), min_size=1, max_size=3)
+contexts = st.sampled_from([1024, 4096, 16_384])
+
+
+@SLOW
+@given(st.sampled_from(MODELS), machines, contexts, st.one_of(st.none(), st.integers(2, 48)))
+def test_what_is_said_to_fit_fits_everywhere(name: str, devices, n_ctx: int, ram_gib: int | None) -> None:
+    launch = problem(name, devices, None if ram_gib is None else ram_gib * GIB, margin=100 * MIB)
+    found = Search(launch).best(candidate(n_ctx))
+    if found is None:
+        return
+    assert found.memory.fits
+    assert found.memory == launch.measure(found.candidate, found.split)
+    n_rows = launch.run.sized.hparams.n_layer_all + 1
+    assert found.split.head + sum(count for _, count in found.split.rows) == n_rows
+    assert all(count > 0 for _, count in found.split.rows)
+
+
+@SLOW
+@given(st.sampled_from(MODELS), machines, st.integers(0, 2), st.integers(1, 6_000))
+def test_more_memory_is_never_slower(name: str, devices, which: int, more_mib: int) -> None:
+    larger = list(devices)
+    i = which % len(devices)
+    larger[i] = larger[i][0] + more_mib, larger[i][1]
+    before = Search(problem(name, devices, None)).best(candidate(4096))
+    after = Search(problem(name, larger, None)).best(candidate(4096))
+    assert before is not None
+    assert after is not None
+    # Whole layers in RAM are preferred to parts of them while they are at most 2 % slower.
+    assert after.seconds <= before.seconds * 1.02
+
+
+@SLOW
+@given(st.sampled_from(MODELS), machines, st.randoms(use_true_random=False))
+def test_the_order_of_devices_changes_nothing(name: str, devices, random) -> None:
+    shuffled = list(devices)
+    random.shuffle(shuffled)
+    here = Search(problem(name, devices, 64 * GIB)).best(candidate(4096))
+    there = Search(problem(name, shuffled, 64 * GIB)).best(candidate(4096))
+    assert (here is None) == (there is None)
+    if here is not None and there is not None:
+        assert here.seconds == pytest.approx(there.seconds, rel=1e-9)
+        assert sorted(p.used_bytes for p in here.memory.pools) == sorted(
+            p.used_bytes for p in there.memory.pools
+        )
+
+
+@SLOW
+@given(st.sampled_from(MODELS), machines, st.integers(100, 6_000))
+def test_the_shortfall_is_exact(name: str, devices, ram_mib: int) -> None:
+    launch = problem(name, devices, ram_mib * MIB)
+    if Search(launch).best(candidate(4096)) is not None:
+        return
+    nearest = Search(launch).nearest(candidate(4096))
+    assert nearest is not None
+    assert not nearest.memory.fits
+    missing = {pool.id: max(0, pool.shortfall_bytes) for pool in nearest.memory.pools}
+
+    def with_more(less: int) -> bool:
+        """Whether the same plan fits when every short pool gets what it lacks, `less` bytes short of it."""
+        cards = tuple(
+            replace(
+                card,
+                free_bytes=card.free_bytes + max(0, missing.get(card.id, 0) - less),
+                total_bytes=64 * GIB,
+            )
+            for card in launch.run.devices
+        )
+        ram = ram_mib * MIB + max(0, missing[HOST_POOL] - less)
+        host = replace(launch.machine.host, available_bytes=ram)
+        again = replace(launch.run, devices=cards)
+        other = LaunchProblem(
+            again, Machine(host=host, devices=cards), launch.bounds, launch.margins, launch.tensor_buffers
+        )
+        return other.measure(nearest.candidate, nearest.split).fits
+
+    assert with_more(0)
+    assert not with_more(1)
+    assert shortfall_bytes(nearest.memory) == sum(missing.values())
+
+
+@SLOW
+@given(st.sampled_from(MODELS), machines, st.sampled_from([8_192, 40_000]))
+def test_a_stretched_context_is_the_longest_that_fits(name: str, devices, most: int) -> None:
+    launch = problem(name, devices, 64 * GIB)
+    search = Search(launch)
+    found = search.best(candidate(4096))
+    if found is None:
+        return
+    longest = stretch(search, found, most)
+    n_ctx = longest.candidate.n_ctx_seq
+    assert longest.memory.fits
+    assert n_ctx <= most
+    if n_ctx < most:
+        one_more = longest.candidate._replace(n_ctx_seq=min(most, (n_ctx // 256 + 1) * 256))
+        assert not launch.measure(one_more, longest.split).fits
+
+
+def test_a_preference_for_context_gets_one_at_a_decode_floor() -> None:
+    launch = problem("mixtral-8x7b-Q4_K_M", [(12_000, 900_000_000_000)], 64 * GIB)
+    fast = reach(Search(launch), Goals(prefer="speed", least=4096, most=32_768))
+    long = reach(Search(launch), Goals(prefer="context", least=4096, most=32_768))
+    assert fast is not None
+    assert long is not None
+    assert fast.seconds <= long.seconds
+    assert fast.candidate.n_ctx_seq < long.candidate.n_ctx_seq == 32_768
+
+
+def test_an_empty_machine_runs_on_its_processor() -> None:
+    launch = problem("llama-3.1-8b-Q4_K_M", [], 32 * GIB)
+    found = Search(launch).best(candidate(4096))
+    assert found is not None
+    assert found.split == Split(33, (), seconds=found.seconds)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=16))
+def test_rows_per_device_are_what_the_engine_makes_of_them(rows: list[int]) -> None:
+    split = Split(3, tuple((f"GPU{i}", count) for i, count in enumerate(rows)))
+    terms = terms_of(split, [None] * (3 + sum(rows)), "dense")  # type: ignore[list-item]
+    assert terms.n_gpu_layers == sum(rows)
+    assert placed_as_planned(terms)
+
+
+@given(
+    st.sets(st.integers(0, 120), min_size=1, max_size=5),
+    st.sets(st.sampled_from(["up", "gate", "down"]), min_size=1),
+)
+def test_a_pattern_means_these_tensors_and_no_others(slots: set[int], projections: set[str]) -> None:
+    text = pattern(sorted(slots), sorted(projections), "experts")
+    assert "," not in text
+    matches = searcher(text)
+    for slot in range(130):
+        for name in ("up", "gate", "down"):
+            wanted = slot in slots and name in projections
+            assert matches(f"blk.{slot}.ffn_{name}_exps.weight") is wanted
+            assert bool(re.search(text, f"blk.{slot}.ffn_{name}_exps.weight")) is wanted
+        assert not matches(f"blk.{slot}.ffn_up_shexp.weight")
