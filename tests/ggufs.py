@@ -7,6 +7,7 @@ Files take the room of their header; the data is a hole of the right length.
 from __future__ import annotations
 
 import os
+import random
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -223,6 +224,50 @@ def llama(
 def write_llama(path: Path, **dims: Any) -> Path:
     """Write `llama(**dims)` as a sparse file."""
     return llama(**dims).write(path)
+
+
+LETTERS = "▁etaoinshrdlcumwfgypbvk.,"
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # include/llama.h:llama_token_type
+
+
+def byte_vocabulary(n_vocab: int) -> dict[str, Any]:
+    """Metadata of a SentencePiece-like tokenizer that takes any text: every byte, a few letters, fillers."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *LETTERS]
+    kinds = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(LETTERS)]
+    for index in range(len(tokens), n_vocab):
+        tokens.append(f"<unused{index}>")
+        kinds.append(CONTROL)
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": Typed("f32", [float(-index) for index in range(n_vocab)]),
+        "tokenizer.ggml.token_type": Typed("i32", kinds),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.add_bos_token": True,
+    }
+
+
+def write_with_weights(path: Path, model: Gguf, seed: int = 0) -> Path:
+    """A file that engines can really run: norms of one, the rest random (f32 norms and q8_0 only).
+
+    Weights are even between plus and minus the value that keeps a row's output near one.
+    """
+    source = random.Random(seed)
+    with model.write(path).open("r+b") as file:
+        start = -(-len(model.header()) // model.alignment) * model.alignment
+        for tensor, offset in zip(model.tensors, model.offsets(), strict=False):
+            file.seek(start + offset)
+            if tensor.type == "f32":
+                count = n_bytes(tensor) // 4
+                file.write(struct.pack(f"<{count}f", *[1.0] * count))
+                continue
+            assert tensor.type == "q8_0", tensor
+            scale = struct.pack("<e", 3**0.5 / tensor.ne[0] ** 0.5 / 127)
+            quants = source.randbytes(n_bytes(tensor) // 34 * 32).replace(b"\x80", b"\x81")
+            file.write(b"".join(scale + quants[i : i + 32] for i in range(0, len(quants), 32)))
+    return path
 
 
 def split(model: Gguf, n_shards: int, *, first_has_tensors: bool = True) -> list[Gguf]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from autofit.domain.model import ModelFiles
 from autofit.domain.text import printable
@@ -54,6 +53,8 @@ def resolve(reference: str) -> ModelFiles:
 
 
 def _file_path(reference: str) -> str:
+    from urllib.parse import unquote, urlsplit
+
     parts = urlsplit(reference)
     if parts.netloc not in {"", "localhost"} or not parts.path:
         raise UsageError(
