@@ -66,6 +66,7 @@ class Part(NamedTuple):
 
     name: str
     size: int  #: output features, of all ranks together
+    unit: int = 0  #: when set, every rank has at least this much: the groups of Mamba 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

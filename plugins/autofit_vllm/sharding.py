@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from autofit.errors import EngineRefusalError
 
-from autofit_vllm.model import FIRST, LAST, Experts, Linear, Parallel, Stage, Vocabulary
+from autofit_vllm.model import FIRST, LAST, Experts, Linear, Parallel, Part, Stage, Vocabulary
 
 
 def divide(amount: int, by: int, what: str) -> int:
@@ -88,7 +88,8 @@ def linear_shape(module: Linear, parallel: Parallel, dtype: str) -> LinearShape:
         outs = (heads * module.head_size, kv_heads * module.head_size, kv_heads * module.head_size_v)
         out_size = sum(outs) * tp
     elif module.kind == "column":
-        outs = tuple(divide(size, tp, module.name) for size in outs)
+        outs = tuple(_column_part(part, tp, module.name) for part in module.parts)
+        out_size = sum(outs) * tp
     elif module.kind == "row":
         in_rank = divide(module.in_size, tp, module.name)
     return LinearShape(
@@ -99,6 +100,16 @@ def linear_shape(module: Linear, parallel: Parallel, dtype: str) -> LinearShape:
         dtype=module.dtype or dtype,
         tp=tp,
     )
+
+
+def _column_part(part: Part, tp: int, name: str) -> int:
+    if part.unit and part.size // part.unit % tp:
+        if part.size != part.unit:
+            raise EngineRefusalError(
+                f"{name}: If tensor parallel world size does not divide num_groups, then num_groups must equal 1."
+            )
+        return part.unit
+    return divide(part.size, tp, name)
 
 
 def experts_shape(module: Experts, parallel: Parallel, dtype: str) -> ExpertsShape:

@@ -30,7 +30,7 @@ from autofit_vllm.model import (
     Vocabulary,
 )
 
-Parts = int | Sequence[tuple[str, int]]  #: the output of a layer, or what is fused in it
+Parts = int | Sequence[tuple[str, int] | Part]  #: the output of a layer, or what is fused in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,6 +87,11 @@ def qwen2(b: Builder) -> None:
     _finish(b)
 
 
+def qwen2_mimo(b: Builder) -> None:
+    """models/mimo.py: Qwen 2 with prediction layers behind it."""
+    qwen2(b)
+
+
 def qwen3(b: Builder) -> None:
     """models/qwen3.py: normalised heads, no bias unless asked for."""
     bias = b.config.flag("attention_bias")

@@ -138,13 +138,13 @@ class Fp8(Quantization):
         return self.mxfp4_experts or self.scheme
 
     def attention(self, kv_heads: int, dtype: str, *, latent: bool) -> Iterable[Tensor]:
-        return () if latent else cache_scales()
+        return () if latent else cache_scales(dtype)
 
 
-def cache_scales() -> Iterator[Tensor]:
+def cache_scales(dtype: str) -> Iterator[Tensor]:
     """(layers/quantization/kv_cache.py:BaseKVCacheMethod)"""
     for name in ("q_scale", "k_scale", "v_scale", "prob_scale"):
-        yield Tensor(name, (), "float32")
+        yield Tensor(name, (), dtype)
 
 
 def fp8(config: Mapping[str, Any], *, experts: Scheme | None = None) -> Fp8:

@@ -90,7 +90,7 @@ class ModelOpt(Quantization):
     def attention(self, kv_heads: int, dtype: str, *, latent: bool) -> Iterable[Tensor]:
         if self.layers is not None and (latent or self.kv_cache_dtype is None):
             return ()
-        return cache_scales()
+        return cache_scales(dtype)
 
     def _of(self, name: str, shards: tuple[str, ...]) -> Scheme:
         if self._excludes(name, shards):

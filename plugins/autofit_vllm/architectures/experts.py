@@ -1,0 +1,485 @@
+"""Decoders whose feed-forward is a choice of experts."""
+
+from __future__ import annotations
+
+from autofit.errors import UnsupportedModelError
+from autofit_vllm.architectures.builder import Builder, Scope
+from autofit_vllm.architectures.config import Config
+
+
+def expert_count(config: Config) -> int:
+    """Routed experts of one layer (transformers_utils/config.py:CONFIG_FIELD_ALIASES)."""
+    return config.int(
+        "num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts", default=0
+    )
+
+
+def experts_per_token(config: Config) -> int:
+    for key in ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k", "top_k"):
+        value = config.get(key)
+        if isinstance(value, list):
+            return max((n for n in value if isinstance(n, int)), default=0)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return 0
+
+
+def router(
+    here: Scope,
+    count: int,
+    *,
+    name: str = "gate",
+    dtype: str | None = None,
+    bias: str | None = None,
+    linear_bias: bool = False,
+) -> None:
+    """The gate, never quantised; `bias` names the correction that some add to its scores, in fp32."""
+    here.replicated(name, here.builder.hidden_size, count, quantisable=False, dtype=dtype, bias=linear_bias)
+    if bias is not None:
+        here.plain(bias, count, dtype="float32")
+
+
+def mixture(
+    layer: Scope,
+    name: str = "mlp",
+    *,
+    width: int,
+    count: int | None = None,
+    gate: str = "gate",
+    gate_dtype: str | None = None,
+    correction: str | None = None,
+    shared: int = 0,
+    shared_name: str = "shared_experts",
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+) -> None:
+    """A router, its experts of `width`, and `shared` features that every token passes."""
+    config = layer.builder.config
+    here = layer / name
+    count = expert_count(config) if count is None else count
+    router(here, count, name=gate, dtype=gate_dtype, bias=correction)
+    if shared:
+        here.gated_mlp(shared_name, shared)
+    here.experts("experts", count, width, top_k=experts_per_token(config), names=names)
+
+
+def _norms(layer: Scope) -> None:
+    layer.norms("input_layernorm", "post_attention_layernorm")
+
+
+def mixtral(b: Builder) -> None:
+    """models/mixtral.py."""
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(window=b.layer_window(layer.stage))
+        mixture(
+            layer, "block_sparse_moe", width=b.config.int("intermediate_size"), names=("w1", "w3", "w2")
+        )
+        _norms(layer)
+    b.final_norm()
+    b.head()
+
+
+def _is_sparse(config: Config, index: int) -> bool:
+    """Qwen's rule: every `decoder_sparse_step`-th layer, but those of `mlp_only_layers`."""
+    step = config.int("decoder_sparse_step", default=1)
+    dense = config.items_of("mlp_only_layers")
+    return index not in dense and expert_count(config) > 0 and step > 0 and (index + 1) % step == 0
+
+
+def qwen_mixture(layer: Scope) -> None:
+    """(models/qwen2_moe.py:Qwen2MoeSparseMoeBlock) the shared expert has a gate of its own."""
+    config = layer.builder.config
+    here = layer / "mlp"
+    count = expert_count(config)
+    router(here, count)
+    shared = config.int("shared_expert_intermediate_size", default=0)
+    if shared:
+        here.replicated("shared_expert_gate", layer.builder.hidden_size, 1, quantisable=False)
+        here.gated_mlp("shared_expert", shared)
+    here.experts("experts", count, config.int("moe_intermediate_size"), top_k=experts_per_token(config))
+
+
+def qwen2_moe(b: Builder) -> None:
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(bias=b.config.flag("qkv_bias", True), window=b.layer_window(layer.stage))
+        if _is_sparse(b.config, layer.stage):
+            qwen_mixture(layer)
+        else:
+            layer.gated_mlp()
+        _norms(layer)
+    b.final_norm()
+    b.head()
+
+
+def qwen3_moe(b: Builder) -> None:
+    """models/qwen3_moe.py: normalised heads, no shared expert unless the file has one."""
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(
+            bias=b.config.flag("attention_bias"),
+            head_norms=("q_norm", "k_norm"),
+            window=b.layer_window(layer.stage),
+        )
+        if _is_sparse(b.config, layer.stage):
+            qwen_mixture(layer)
+        else:
+            layer.gated_mlp()
+        _norms(layer)
+    b.final_norm()
+    b.head()
+
+
+def olmoe(b: Builder) -> None:
+    """models/olmoe.py: Q and K normalised as a whole, on every rank the full weight is sliced."""
+    config = b.config
+    heads, kv_heads, size = config.int("num_attention_heads"), b.kv_heads, b.head_size
+    b.embedding()
+    for layer in b.layers():
+        layer.attention()
+        layer.plain("self_attn.q_norm.weight", heads * size, axis=0)
+        layer.plain("self_attn.k_norm.weight", kv_heads * size, axis=0)
+        mixture(layer, width=config.int("intermediate_size"))
+        _norms(layer)
+    b.final_norm()
+    b.head()
+
+
+def gpt_oss(b: Builder) -> None:
+    """models/gpt_oss.py: attention sinks, biases throughout, every other layer slides."""
+    config = b.config
+    heads = config.int("num_attention_heads")
+    b.embedding("model.embedding")
+    for layer in b.layers():
+        here = layer / "attn"
+        here.plain("sinks", heads, axis=0)
+        # The engine asks the layer's number, not `layer_types`.
+        layer.attention(
+            "attn",
+            bias=True,
+            out_bias=True,
+            window=b.sliding_window() if layer.stage % 2 == 0 else None,
+            sinks=True,
+            rope=False,
+        )
+        here.rope(b.head_size, dtype="float32")
+        mlp = layer / "mlp"
+        count = expert_count(config)
+        router(mlp, count, name="router", linear_bias=True)
+        mlp.experts(
+            "experts",
+            count,
+            config.int("intermediate_size"),
+            top_k=experts_per_token(config),
+            bias=True,
+        )
+        _norms(layer)
+    b.final_norm()
+    b.head(tied_to="model.embedding")
+
+
+def minimax_m2(b: Builder) -> None:
+    """models/minimax_m2.py: Q and K normalised over all heads."""
+    config = b.config
+    heads, kv_heads, size = config.int("num_attention_heads"), b.kv_heads, b.head_size
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(rope=False, window=b.layer_window(layer.stage))
+        rotary = config.int("rotary_dim", default=size)
+        layer.rope(size, parameters={"rope_type": "default", "partial_rotary_factor": rotary / size})
+        layer.plain("self_attn.q_norm.weight", heads * size, axis=0)
+        layer.plain("self_attn.k_norm.weight", kv_heads * size, axis=0)
+        mixture(
+            layer,
+            "block_sparse_moe",
+            width=config.int("intermediate_size"),
+            gate_dtype="float32",
+            correction="e_score_correction_bias" if config.flag("use_routing_bias") else None,
+            names=("w1", "w3", "w2"),
+        )
+        _norms(layer)
+    b.final_norm()
+    b.head()
+
+
+def glm4_moe(b: Builder) -> None:
+    """models/glm4_moe.py: the router in fp32, dense layers first."""
+    config = b.config
+    norms = ("q_norm", "k_norm") if config.flag("use_qk_norm") else ()
+    width = config.int("moe_intermediate_size")
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(bias=config.flag("attention_bias"), head_norms=norms)
+        if layer.stage >= config.int("first_k_dense_replace", default=0):
+            mixture(
+                layer,
+                width=width,
+                gate_dtype="float32",
+                correction="gate.e_score_correction_bias",
+                shared=width * config.int("n_shared_experts", default=0),
+            )
+        else:
+            layer.gated_mlp()
+        _norms(layer)
+    b.final_norm()
+    b.head()
+
+
+def afmoe(b: Builder) -> None:
+    """models/afmoe.py: gated attention, four norms, three of four layers slide."""
+    config = b.config
+    heads, size = config.int("num_attention_heads"), b.head_size
+    width = config.int("moe_intermediate_size")
+    period = config.int("global_attn_every_n_layers", default=4)
+    types = config.items_of("layer_types")
+    b.embedding()
+    for layer in b.layers():
+        slides = (
+            types[layer.stage] == "sliding_attention"
+            if layer.stage < len(types)
+            else bool((layer.stage + 1) % period)
+        )
+        layer.attention(
+            head_norms=("q_norm", "k_norm"), window=b.sliding_window() if slides else None, rope=False
+        )
+        if slides:
+            layer.rope(size)
+        layer.column("self_attn.gate_proj", b.hidden_size, heads * size)
+        if layer.stage >= config.int("num_dense_layers", default=0):
+            mixture(
+                layer,
+                width=width,
+                gate_dtype="float32",
+                correction="expert_bias",
+                shared=width * config.int("num_shared_experts", default=0),
+            )
+        else:
+            layer.gated_mlp()
+        layer.norms(
+            "input_layernorm", "post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm"
+        )
+    b.final_norm()
+    b.head()
+
+
+def ernie4_5_moe(b: Builder) -> None:
+    """models/ernie45_moe.py: experts between two layer numbers, every `moe_layer_interval`-th."""
+    config = b.config
+    count, bias = expert_count(config), config.flag("use_bias")
+    start = config.int("moe_layer_start_index", default=0)
+    end = config.int("moe_layer_end_index", default=config.layers() - 1)
+    step = config.int("moe_layer_interval", default=1)
+    width = config.int("moe_intermediate_size")
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(bias=bias, out_bias=bias)
+        sparse = count > 0 and start <= layer.stage <= end and step > 0 and (layer.stage + 1) % step == 0
+        if sparse:
+            mixture(
+                layer,
+                width=width,
+                gate_dtype="float32",
+                correction="gate.e_score_correction_bias",
+                shared=width * config.int("moe_num_shared_experts", default=0),
+            )
+        else:
+            layer.gated_mlp(bias=bias)
+        _norms(layer)
+    b.final_norm()
+    b.head()
+
+
+def granite_moe(b: Builder) -> None:
+    """models/granitemoe.py and granitemoeshared.py."""
+    config = b.config
+    bias = config.flag("attention_bias")
+    shared = config.int("shared_intermediate_size", default=0)
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(bias=bias, out_bias=bias, window=b.layer_window(layer.stage))
+        mixture(
+            layer, "block_sparse_moe", width=config.int("intermediate_size"), names=("w1", "w3", "w2")
+        )
+        if shared:
+            granite_shared(layer, shared)
+        _norms(layer)
+    b.final_norm()
+    b.head()
+
+
+def granite_shared(layer: Scope, width: int) -> None:
+    """The feed-forward that every token passes (models/granitemoeshared.py:GraniteMoeSharedMLP)."""
+    layer.gated_mlp("shared_mlp", width, fused="input_linear", names=("input_linear",), down="output_linear")
+
+
+def phimoe(b: Builder) -> None:
+    """models/phimoe.py: LayerNorm, a bias on all of attention and on the head."""
+    config = b.config
+    bias = config.flag("attention_bias")
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(bias=bias, out_bias=bias, window=b.model_window())
+        mixture(
+            layer, "block_sparse_moe", width=config.int("intermediate_size"), names=("w1", "w3", "w2")
+        )
+        layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
+    b.final_norm(bias=True)
+    b.head(bias=True)
+
+
+def dbrx(b: Builder) -> None:
+    """models/dbrx.py."""
+    config = b.config
+    attention = config.section("attn_config")
+    feed = config.section("ffn_config")
+    hidden, heads = config.int("d_model"), config.int("n_heads")
+    b.embedding("transformer.wte", columns=hidden, everywhere=True)
+    for layer in b.layers("transformer.blocks", config.layers("n_layers")):
+        here = layer / "norm_attn_norm"
+        here.attention(
+            "attn",
+            heads=heads,
+            kv_heads=attention.int("kv_n_heads", default=heads),
+            head_size=hidden // heads,
+            qkv="Wqkv",
+            names=("Wqkv",),
+            out="out_proj",
+            rope=False,
+        )
+        parameters = {"rope_type": "default", "rope_theta": attention.get("rope_theta")}
+        here.rope(hidden // heads, parameters=parameters, max_position=config.int("max_seq_len"))
+        here.norms("norm_1", "norm_2")
+        ffn = layer / "ffn"
+        count = feed.int("moe_num_experts")
+        ffn.replicated("router.layer", hidden, count, quantisable=False)
+        ffn.experts("experts", count, feed.int("ffn_hidden_size"), top_k=feed.int("moe_top_k", default=1))
+    b.scope("", -3).norm("transformer.norm_f", hidden)
+    b.head(columns=hidden, tied_to="transformer.wte")
+
+
+def bailing_moe(b: Builder) -> None:
+    """models/bailing_moe.py: Ling and Ring."""
+    config = b.config
+    heads = config.int("num_attention_heads")
+    size = b.head_size
+    bias = config.flag("use_bias") or config.flag("use_qkv_bias")
+    width = config.int("moe_intermediate_size")
+    correction = "gate.expert_bias" if config.flag("moe_router_enable_expert_bias") else None
+    gate_dtype = "float32" if config.text("router_dtype") == "fp32" else None
+    b.embedding("model.word_embeddings")
+    for layer in b.layers():
+        layer.attention(
+            "attention",
+            heads=heads,
+            qkv="query_key_value",
+            names=("query_key_value",),
+            out="dense",
+            bias=bias,
+            out_bias=config.flag("use_bias"),
+        )
+        if config.flag("use_qk_norm"):
+            for name in ("query_layernorm", "key_layernorm"):
+                (layer / "attention").norm(name, size, bias=not config.flag("use_rmsnorm", False))
+        if layer.stage >= config.int("first_k_dense_replace", default=0):
+            mixture(
+                layer,
+                width=width,
+                gate_dtype=gate_dtype,
+                correction=correction,
+                shared=width * config.int("num_shared_experts", default=0),
+            )
+        else:
+            layer.gated_mlp(bias=config.flag("use_bias"))
+        _norms(layer)
+    b.final_norm()
+    b.head(tied_to="model.word_embeddings")
+
+
+def llama4(b: Builder) -> None:
+    """models/llama4.py: chunks but for every fourth layer, one shared expert, some layers dense."""
+    config = b.config
+    chunk = config.maybe_int("attention_chunk_size")
+    step = config.int("interleave_moe_layer_step", default=1)
+    listed = config.items_of("moe_layers")
+    nope = config.items_of("no_rope_layers")
+    width = config.int("intermediate_size")
+    b.embedding()
+    for layer in b.layers():
+        index = layer.stage
+        rotates = bool(nope[index]) if index < len(nope) else (index + 1) % 4 != 0
+        layer.attention(rope=False, window=chunk if rotates else None, kind="chunked" if rotates and chunk else None)
+        if rotates:
+            layer.rope(b.head_size)
+        sparse = index in listed if listed else step > 0 and (index + 1) % step == 0
+        if sparse:
+            here = layer / "feed_forward"
+            router(here, expert_count(config), name="router")
+            here.gated_mlp("shared_expert", width)
+            here.experts("experts", expert_count(config), width, top_k=experts_per_token(config))
+        else:
+            layer.gated_mlp("feed_forward", config.int("intermediate_size_mlp"))
+        _norms(layer)
+    b.final_norm()
+    b.head()
+
+
+def mimo_v2(b: Builder) -> None:
+    """models/mimo_v2.py: sliding layers have heads and sizes of their own, values are narrower than keys."""
+    config = b.config
+    pattern = config.items_of("hybrid_layer_pattern")
+    frequency = config.items_of("moe_layer_freq")
+    width = config.int("moe_intermediate_size")
+    b.embedding()
+    for layer in b.layers():
+        slides = bool(pattern[layer.stage]) if layer.stage < len(pattern) else False
+        prefix = "swa_" if slides else ""
+        heads = config.int(f"{prefix}num_attention_heads", "num_attention_heads")
+        kv_heads = config.int(f"{prefix}num_key_value_heads", "num_key_value_heads")
+        size = config.int(f"{prefix}head_dim", "head_dim")
+        value = config.int(f"{prefix}v_head_dim", "v_head_dim", default=size)
+        here = layer / "self_attn"
+        here.qkv(
+            "qkv_proj",
+            b.hidden_size,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_size=size,
+            head_size_v=value,
+            bias=config.flag("attention_bias"),
+        )
+        here.row("o_proj", heads * value, b.hidden_size)
+        sinks = config.flag("add_swa_attention_sink_bias" if slides else "add_full_attention_sink_bias")
+        if sinks:
+            here.plain("attention_sink_bias", heads, axis=0)
+        theta = config.get("swa_rope_theta" if slides else "rope_theta")
+        here.rope(
+            size,
+            parameters={
+                "rope_type": "default",
+                "rope_theta": theta,
+                "partial_rotary_factor": config.number("partial_rotary_factor", 1.0),
+            },
+        )
+        here.cache(
+            "attn",
+            heads=heads,
+            kv_heads=kv_heads,
+            head_size=size,
+            head_size_v=value,
+            window=config.int("sliding_window_size", "sliding_window") if slides else None,
+            sinks=sinks,
+        )
+        if layer.stage < len(frequency) and frequency[layer.stage]:
+            mixture(
+                layer, width=width, gate_dtype="float32", correction="gate.e_score_correction_bias"
+            )
+        else:
+            layer.gated_mlp()
+        _norms(layer)
+    b.final_norm()
+    b.head()
+
+
+def refuse_dropped(b: Builder) -> None:
+    """Architectures that this version of vLLM no longer has."""
+    raise UnsupportedModelError(f"{b.config.model_type} is not supported by vLLM any more")
