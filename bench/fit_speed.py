@@ -77,7 +77,7 @@ PRIORS: Mapping[str, Prior] = {
     "llama/vulkan.flops": Prior(0.4, 0.5),
     "llama/metal.weights": Prior(0.75, 0.2),
     "llama/metal.experts": Prior(0.6, 0.25),
-    "llama/metal.flops": Prior(0.5, 0.4),
+    "llama/metal.flops": Prior(0.75, 0.4),
     "llama/metal.kernel_s": Prior(4e-6, 0.5),
     "vllm/cuda.weights": Prior(0.75, 0.2),
     "vllm/cuda.experts": Prior(0.65, 0.2),

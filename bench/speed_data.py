@@ -21,47 +21,46 @@ from typing import Any, NamedTuple
 
 from autofit.domain.machine import HOST_POOL, Device, Host, Machine
 from autofit.domain.model import FeedForwardKind, Mixer
+from autofit.hardware import load_machine
 from autofit.speed import Draft, LayerWork, Place, Read, n_kernels
 
 GB = 10**9
-T = 10**12
 
 
-class Card(NamedTuple):
-    """Nominal figures: memory bandwidth, dense FP16 rate with FP32 accumulation, one direction of PCIe."""
-
-    api: str
-    bandwidth: float
-    flops: float
-    link: float
-    capability: tuple[int, int] | None = None
-
-
-# Vendors' data sheets (GeForce white papers of GA102, AD102, GB202; RDNA3 and Apple product pages).
-CARDS: Mapping[str, Card] = {
-    "RTX 5090": Card("cuda", 1792e9, 209.5e12, 63e9, (12, 0)),
-    "RTX 5080": Card("cuda", 960e9, 112.6e12, 63e9, (12, 0)),
-    "RTX 4090": Card("cuda", 1008e9, 165.2e12, 31.5e9, (8, 9)),
-    "RTX 4070 Super": Card("cuda", 504e9, 70.9e12, 31.5e9, (8, 9)),
-    "RTX 4070": Card("cuda", 504e9, 58.3e12, 31.5e9, (8, 9)),
-    "RTX 3090": Card("cuda", 936e9, 71.0e12, 31.5e9, (8, 6)),
-    "RTX 3090 Ti": Card("cuda", 1008e9, 80.0e12, 31.5e9, (8, 6)),
-    "RTX 3060": Card("cuda", 360e9, 25.5e12, 31.5e9, (8, 6)),
-    "RTX 2080": Card("cuda", 448e9, 40.3e12, 15.75e9, (7, 5)),
-    "RTX 6000 Ada": Card("cuda", 960e9, 182.1e12, 31.5e9, (8, 9)),
-    "RTX 5060 Ti": Card("cuda", 448e9, 47.4e12, 31.5e9, (12, 0)),
-    "RTX 4070 Ti": Card("cuda", 504e9, 80.2e12, 31.5e9, (8, 9)),
-    "RX 7900 XTX": Card("rocm", 960e9, 122.8e12, 31.5e9),
-    "RX 9070 XT": Card("rocm", 645e9, 195e12, 63e9),
-    "Radeon W7800": Card("rocm", 576e9, 90.5e12, 31.5e9),
+# Devices by the names that runs give them: shipped hardware profiles, which cite their figures.
+PROFILES: Mapping[str, str] = {
+    "RTX 5090": "rtx-5090",
+    "RTX 5080": "rtx-5080",
+    "RTX 5060 Ti": "rtx-5060-ti-16gb",
+    "RTX 4090": "rtx-4090",
+    "RTX 4070 Super": "rtx-4070-super",
+    "RTX 4070 Ti": "rtx-4070-ti",
+    "RTX 4070": "rtx-4070",
+    "RTX 3090 Ti": "rtx-3090-ti",
+    "RTX 3090": "rtx-3090",
+    "RTX 3060": "rtx-3060-12gb",
+    "RTX 2080": "rtx-2080",
+    "RTX 6000 Ada": "rtx-6000-ada",
+    "RX 7900 XTX": "rx-7900-xtx",
+    "RX 9070 XT": "rx-9070-xt",
+    "Radeon W7800": "w7800",
+    "GB10": "gb10",
+    "M4 Max": "apple-m4-max",
+    "M2 Ultra": "apple-m2-ultra",
+    "M1 Max": "apple-m1-max",
 }
-UNIFIED: Mapping[str, Card] = {
-    "M4 Max": Card("metal", 546e9, 34e12, 0),
-    "M2 Ultra": Card("metal", 800e9, 54e12, 0),
-    "M1 Max": Card("metal", 400e9, 21e12, 0),
-    "GB10": Card("cuda", 273e9, 62.5e12, 0, (12, 1)),
-    "780M": Card("vulkan", 89.6e9, 17.8e12, 0),
-}
+# A processor's own graphics, on two channels of DDR5-5600: 12 units, 512 operations each, 2.8 GHz.
+_RADEON_780M = Device(
+    id="GPU0",
+    index=0,
+    name="Radeon 780M",
+    api="vulkan",
+    total_bytes=None,
+    free_bytes=None,
+    pool=HOST_POOL,
+    bandwidth_bytes_per_s=89_600_000_000,
+    fp16_flops_per_s=17_200_000_000_000,
+)
 # Main memory of the hosts that runs name: two channels of what the platform takes, eight on EPYC.
 HOSTS: Mapping[str, tuple[float, int]] = {
     "Ryzen 5 5600X": (51.2e9, 6),
@@ -421,6 +420,10 @@ SHAPES: Sequence[tuple[str, Callable[[], Shape]]] = (
 )
 
 
+def _api(machine: Machine) -> str:
+    return machine.devices[0].api if machine.devices else "cpu"
+
+
 def shape_of(name: str) -> Shape | None:
     """The shape of a model by its name, or `None` when it is not in the table."""
     lowered = name.lower()
@@ -538,43 +541,35 @@ def _depth(row: Mapping[str, Any], command: str) -> int:
     return min(context, 1024)
 
 
-def _card(row: Mapping[str, Any]) -> tuple[str, Card] | None:
-    if row["gpu"] in CARDS:
-        card = CARDS[row["gpu"]]
-        return row["gpu"], card._replace(api=row["backend"] or card.api)
-    cpu = row["cpu"] or ""
-    return next(((name, card) for name, card in UNIFIED.items() if name in cpu), None)
+def _machine(names: str, cpu: str, n_devices: int, api: str | None) -> Machine | None:
+    """The machine with `n_devices` of the first device that is known by one of the names, or `None`."""
+    if "780M" in names:
+        return Machine(host=_host(cpu), devices=(_RADEON_780M,))
+    found = next((profile for name, profile in PROFILES.items() if name in names), None)
+    if found is None:
+        return None
+    device = load_machine(found, ram="512GiB").devices[0]
+    devices = (
+        dataclasses.replace(
+            device,
+            id=f"GPU{i}",
+            index=i,
+            pool=HOST_POOL if device.pool == HOST_POOL else "",
+            api=api or device.api,
+        )
+        for i in range(n_devices)
+    )
+    return Machine(host=_host(cpu), devices=tuple(devices))
 
 
-def _host(row: Mapping[str, Any]) -> Host:
-    known = next((facts for name, facts in HOSTS.items() if name in (row["cpu"] or "")), None)
+def _host(cpu: str) -> Host:
+    bandwidth, n_cores = next((facts for name, facts in HOSTS.items() if name in cpu), (None, None))
     return Host(
         total_bytes=None,
         available_bytes=None,
-        bandwidth_bytes_per_s=None if known is None else int(known[0]),
-        n_cores_physical=None if known is None else known[1],
+        bandwidth_bytes_per_s=None if bandwidth is None else int(bandwidth),
+        n_cores_physical=n_cores,
     )
-
-
-def _machine(row: Mapping[str, Any], card: Card) -> Machine:
-    unified = row["gpu"] not in CARDS
-    devices = tuple(
-        Device(
-            id=f"GPU{i}",
-            index=i,
-            name=str(row["gpu"]),
-            api=card.api,  # type: ignore[arg-type]
-            total_bytes=None,
-            free_bytes=None,
-            pool=HOST_POOL if unified else "",
-            bandwidth_bytes_per_s=int(card.bandwidth),
-            fp16_flops_per_s=int(card.flops),
-            link_bytes_per_s=None if unified else int(card.link),
-            compute_capability=card.capability,
-        )
-        for i in range(int(row["gpu_count"] or 1))
-    )
-    return Machine(host=_host(row), devices=devices)
 
 
 def _places(
@@ -704,15 +699,14 @@ def _run(index: int, row: Mapping[str, Any], flags: str, deepest: int) -> Run | 
     cache_bits = CACHE_BITS.get(cache_name, 16)
     is_dynamic = row["quant"].upper().startswith("U")
     layers = blocks_of(shape, quant, cache_bits, is_vllm=engine == "vllm", is_dynamic=is_dynamic)
-    found = _card(row)
+    device_name = row["gpu"] or row["cpu"] or ""
     if row["backend"] == "cpu":
-        machine, places = Machine(host=_host(row)), [Place(HOST_POOL)] * len(layers)
-        card_name, api = row["cpu"], "cpu"
-    elif found is None:
-        return f"no card for {row['gpu']} / {row['cpu']}"
+        machine, places = Machine(host=_host(device_name)), [Place(HOST_POOL)] * len(layers)
     else:
-        card_name, card = found
-        machine, api = _machine(row, card), card.api
+        found = _machine(device_name, row["cpu"] or "", int(row["gpu_count"] or 1), row["backend"])
+        if found is None:
+            return f"no profile for {device_name!r}"
+        machine = found
         caches = _cache_bytes(shape, deepest, cache_bits)
         places = _places(row, flags, layers, engine, caches)
     draft = _draft(command, engine, layers, places)
@@ -725,10 +719,10 @@ def _run(index: int, row: Mapping[str, Any], flags: str, deepest: int) -> Run | 
     family = next(pattern for pattern, _ in SHAPES if re.search(pattern, name.lower()))
     return Run(
         index=index,
-        group=f"{card_name}|{family}",
-        label=f"{card_name} x{row['gpu_count']} {name.split('/')[-1]} {row['quant']} @{row['context']}",
+        group=f"{device_name}|{family}",
+        label=f"{device_name} x{row['gpu_count']} {name.split('/')[-1]} {row['quant']} @{row['context']}",
         engine=engine,
-        api=api,
+        api=_api(machine),
         machine=machine,
         layers=tuple(zip(layers, places, strict=True)),
         n_filled=_depth(row, command),
@@ -752,17 +746,12 @@ def _anchor(index: int, row: Mapping[str, str]) -> Run:
     shape = shape_of(row["model"])
     assert shape is not None, row["model"]
     layers = blocks_of(shape, row["quant"], 16)
-    card = CARDS.get(row["card"]) or UNIFIED.get(row["card"])
-    facts = {"gpu": row["card"], "cpu": row["card"], "gpu_count": 1}
-    if card is None:
-        machine = Machine(host=_host(facts))
-    else:
-        machine = _machine(facts, card._replace(api=row["api"] or card.api))
+    machine = _machine(row["card"], "", 1, row["api"] or None) or Machine(host=_host(""))
     if row["host_gb_per_s"]:
         bandwidth, n_cores = int(float(row["host_gb_per_s"]) * GB), int(row["n_cores"])
         host = dataclasses.replace(machine.host, bandwidth_bytes_per_s=bandwidth, n_cores_physical=n_cores)
         machine = dataclasses.replace(machine, host=host)
-    places = [Place("GPU0" if card else HOST_POOL)] * len(layers)
+    places = [Place("GPU0" if machine.devices else HOST_POOL)] * len(layers)
     n_host_experts = int(row["n_host_experts"])
     places[:n_host_experts] = [Place("GPU0", experts=HOST_POOL)] * n_host_experts
     return Run(
@@ -770,7 +759,7 @@ def _anchor(index: int, row: Mapping[str, str]) -> Run:
         group=f"{row['card']}|{row['model']}",
         label=f"{row['card']} {row['model']} {row['quant']} @{row['n_filled']}",
         engine="llama",
-        api=machine.devices[0].api if card else "cpu",
+        api=_api(machine),
         machine=machine,
         layers=tuple(zip(layers, places, strict=True)),
         n_filled=int(row["n_filled"]),

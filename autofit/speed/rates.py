@@ -12,8 +12,8 @@ from autofit.speed.work import Read, quant_class
 Engine = Literal["llama", "vllm"]
 Generation = Literal["ampere", "ada", "blackwell", "other"]
 
-# Assumed where a machine does not say, and then named: PCIe 4.0 x8, eight cores, and DDR4-3200 in as many channels
-# as processors of so many cores have.
+# Assumed where a machine does not say, and then named: PCIe 4.0 x8, eight cores, and DDR4-3200 in as many
+# channels as processors of so many cores have.
 ASSUMED_LINK_BYTES_PER_S = 15_753_846_153
 CHANNEL_BYTES_PER_S = 25_600_000_000
 CHANNELS = ((16, 2), (32, 4), (64, 8))  #: up to so many cores, so many channels; beyond, twelve

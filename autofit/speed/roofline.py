@@ -116,16 +116,17 @@ class Roofline:
         waits for all stages (src/llama-context.cpp, pipeline parallelism).
         """
         n_tokens = max(1, min(n_ubatch, n_prompt))
-        n_steps = -(-n_prompt // n_tokens)
-        # Cost is linear in what is cached, so the mean fill stands for every micro-batch of the prompt.
-        step = Step(n_tokens, 1, n_before + max(0, n_prompt - n_tokens) // 2)
-        stages = self._stages(layers, step)
+        n_steps, n_rest = divmod(max(1, n_prompt), n_tokens)
+        # Cost is linear in what is cached, so the mean fill stands for every whole micro-batch of the prompt.
+        stages = self._stages(layers, Step(n_tokens, 1, n_before + n_tokens * (n_steps - 1) // 2))
         total = math.fsum(seconds for _, seconds in stages)
-        constant = self._constant_seconds(layers)
-        if placement([place for _, place in layers]) != "devices":
-            return n_steps * (total + constant)
-        slowest = max(_by_device(stages).values())
-        return total + (n_steps - 1) * slowest + n_steps * constant
+        each = total
+        if placement([place for _, place in layers]) == "devices":
+            each = max(_by_device(stages).values())
+        seconds = total + (n_steps - 1) * each + n_steps * self._constant_seconds(layers)
+        if n_rest:
+            seconds += self.step_seconds(layers, Step(n_rest, 1, n_before + n_tokens * n_steps))
+        return seconds
 
     def estimate(
         self,
@@ -174,7 +175,7 @@ class Roofline:
         )
 
     def _at(self, name: str) -> Rates:
-        rates = self._rates[name]
+        rates = self._rates.get(name)
         if rates is None:
             raise ValueError(f"{name}: memory bandwidth is unknown")
         return rates
