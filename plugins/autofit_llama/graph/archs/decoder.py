@@ -388,3 +388,159 @@ def stablelm(g: Graph) -> None:
         cur = normed if w["ffn_norm"] is None else g.layer_norm(ffn_inp, w, "ffn_norm", il)
         x = ggml.add(g.ffn(w, cur, il), ffn_inp)
     g.finish(x, kind="layer")
+
+
+def exaone4(g: Graph) -> None:
+    """src/models/exaone4.cpp: no norm before, one after each half; full-attention blocks have no positions."""
+    h = g.h
+    sliding = h.swa_type != "none"
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv_iswa() if sliding else g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        factors = g.rope_factors(il)
+        q, k, v = g.qkv(w, x, il)
+        q, k = g.rms(q, w, "attn_q_norm", il), g.rms(k, w, "attn_k_norm", il)
+        if h.is_swa[il] or not sliding:
+            q, k = ggml.rope(q, pos, factors), ggml.rope(k, pos, factors)
+        cur = g.attn(inp, w, q, k, v, il)
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(g.rms(cur, w, "post_attention_norm", il), x)
+        cur = g.rms(g.ffn(w, ffn_inp, il), w, "post_ffw_norm", -1)
+        x = ggml.add(cur, ffn_inp)
+    g.finish(x)
+
+
+def olmo2(g: Graph) -> None:
+    """src/models/olmo2.cpp: norms after each half, q and k normalised over all heads at once."""
+    h, n = g.h, g.n_tokens
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv_iswa() if h.swa_type != "none" else g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        head, n_head, n_kv = h.n_embd_head_v(il), h.n_head[il], h.n_head_kv[il]
+        q, k, v = g.qkv(w, x, il, head=head, reshape=False)
+        q, k = g.rms(q, w, "attn_q_norm", il), g.rms(k, w, "attn_k_norm", il)
+        q, k, v = (ggml.reshape(t, head, m, n) for t, m in ((q, n_head), (k, n_kv), (v, n_kv)))
+        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il)
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(g.rms(cur, w, "post_attention_norm", il), x)
+        cur = g.rms(g.ffn(w, ffn_inp, il), w, "post_ffw_norm", -1)
+        x = ggml.add(cur, ffn_inp)
+    g.finish(x)
+
+
+def openelm(g: Graph) -> None:
+    """src/models/openelm.cpp: heads differ per block; q, k and v are views of one matrix' result."""
+    h, n = g.h, g.n_tokens
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        head, n_head, n_kv = h.n_embd_head_k(il), h.n_head[il], h.n_head_kv[il]
+        y = ggml.reshape(g.linear(w, "attn_qkv", g.rms(x, w, "attn_norm", il)), head, n_head + 2 * n_kv, n)
+        q = ggml.view(y, (head, n_head, n), y.nb[1:3])
+        k = ggml.view(y, (head, n_kv, n), y.nb[1:3], y.nb[1] * n_head)
+        v = ggml.view(y, (head, n_kv, n), y.nb[1:3], y.nb[1] * (n_head + n_kv))
+        q, k = g.rms(q, w, "attn_q_norm", il), g.rms(k, w, "attn_k_norm", il)
+        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il)
+        if g.is_last(il):
+            x, cur = g.select_outputs(out_ids, x, cur)
+        ffn_inp = ggml.add(x, cur)
+        x = ggml.add(g.ffn(w, g.rms(ffn_inp, w, "ffn_norm", il), il), ffn_inp)
+    g.finish(x)
+
+
+def talkie(g: Graph) -> None:
+    """src/models/talkie.cpp: norms without weights, the embeddings added again in every block."""
+    x = g.norm(g.inp_embd(), None, -1)
+    embeddings = x
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        skip = embeddings
+        q, k, v = g.qkv(w, g.norm(x, None, il), il)
+        q, k = ggml.rope(q, pos), ggml.rope(k, pos)
+        q, k = g.rms(q, w, "attn_q_norm", il), g.norm(k, None, il)
+        cur = g.attn(inp, w, q, k, v, il)
+        if g.is_last(il):
+            cur, x, skip = g.select_outputs(out_ids, cur, x, skip)
+        ffn_inp = ggml.add(cur, x)
+        cur = ggml.add(g.ffn(w, g.norm(ffn_inp, None, il), il), ffn_inp)
+        x = ggml.add(cur, ggml.mul(skip, w.need("layer_output_scale")))
+    g.output(g.norm(x, None, -1), scale=True)
+
+
+def hunyuan(g: Graph) -> None:
+    """src/models/hunyuan-vl.cpp, hunyuan-dense.cpp: keys, then queries are normalised after the rotation."""
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        factors = g.rope_factors(il)
+        q, k, v = g.qkv(w, g.rms(x, w, "attn_norm", il), il)
+        q, k = ggml.rope(q, pos, factors), ggml.rope(k, pos, factors)
+        k, q = g.rms(k, w, "attn_k_norm", il), g.rms(q, w, "attn_q_norm", il)
+        cur = g.attn(inp, w, q, k, v, il)
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(cur, x)
+        x = ggml.add(g.ffn(w, g.rms(ffn_inp, w, "ffn_norm", il), il), ffn_inp)
+    g.finish(x)
+
+
+def plamo3(g: Graph) -> None:
+    """src/models/plamo3.cpp: one matrix for q, k and v, norms before and after each half."""
+    h, n = g.h, g.n_tokens
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv_iswa() if h.swa_type != "none" else g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        head_q, head_v = h.n_embd_head_k(0), h.n_embd_head_v(0)
+        n_head, n_kv = h.n_head[il], h.n_head_kv[il]
+        y = g.linear(w, "attn_qkv", g.rms(x, w, "attn_norm", il))
+        after_q, after_k = head_q * n_head, head_q * (n_head + n_kv)
+        q = ggml.view(y, (head_q, n_head, n), (4 * head_q, y.nb[1]))
+        k = ggml.view(y, (head_q, n_kv, n), (4 * head_q, y.nb[1]), 4 * after_q)
+        v = ggml.view(y, (head_v, n_kv, n), (4 * head_v, y.nb[1]), 4 * after_k)
+        q, k = g.rms(q, w, "attn_q_norm", il), g.rms(k, w, "attn_k_norm", il)
+        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il)
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        x = ggml.add(g.rms(cur, w, "post_attention_norm", il), x)
+        cur = g.ffn(w, g.rms(x, w, "ffn_norm", il), il, act="swiglu", parallel=False)
+        x = ggml.add(g.rms(cur, w, "post_ffw_norm", il), x)
+    g.finish(x)
+
+
+def cogvlm(g: Graph) -> None:
+    """src/models/cogvlm.cpp, for text: q, k and v are views of one matrix' result; every row gets logits."""
+    h, n = g.h, g.n_tokens
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    for il in g.layers():
+        w = g.layer(il)
+        head, n_head, n_kv = h.n_embd_head_v(il), h.n_head[il], h.n_head_kv[il]
+        y = g.linear(w, "attn_qkv", g.rms(x, w, "attn_norm", il))
+        q = ggml.view(y, (head, n_head, n), (4 * head, y.nb[1]))
+        k = ggml.view(y, (head, n_kv, n), (4 * head, y.nb[1]), 4 * h.n_embd)
+        v = ggml.view(y, (head, n_kv, n), (4 * head, y.nb[1]), 8 * h.n_embd)
+        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il)
+        ffn_inp = ggml.add(cur, x)
+        x = ggml.add(g.ffn(w, g.rms(ffn_inp, w, "ffn_norm", il), il), ffn_inp)
+    g.finish(x)

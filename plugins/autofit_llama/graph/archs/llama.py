@@ -22,13 +22,29 @@ def granite(g: Graph) -> None:
     _decoder(g, residual_scale=g.h.f_residual_scale != 0.0, logit_scale=True)
 
 
+def granite_swa(g: Graph) -> None:
+    """src/models/granite-swa.cpp: sliding windows and attention sinks; the shared expert's gate is in its up matrix."""
+    _decoder(g, residual_scale=g.h.f_residual_scale != 0.0, logit_scale=True, sliding=True)
+
+
+def llama_embed(g: Graph) -> None:
+    """src/models/llama.cpp, graph<true>: attention over the batch, without a cache."""
+    _decoder(g, cached=False)
+
+
 def _decoder(
-    g: Graph, *, attn_scale: bool = False, residual_scale: bool = False, logit_scale: bool = False
+    g: Graph,
+    *,
+    attn_scale: bool = False,
+    residual_scale: bool = False,
+    logit_scale: bool = False,
+    sliding: bool = False,
+    cached: bool = True,
 ) -> None:
     h = g.h
     x = g.inp_embd()
     pos = g.inp_pos()
-    inp = g.inp_attn_kv()
+    inp = g.inp_attn_kv_iswa() if sliding else g.inp_attn_kv() if cached else g.inp_attn_no_cache()
     temperature = g.inp_attn_scale() if attn_scale else None
     out_ids = g.inp_out_ids()
     for il in g.layers():
@@ -43,7 +59,7 @@ def _decoder(
             q, k = ggml.rms_norm(q), ggml.rms_norm(k)
         if temperature is not None:
             q = ggml.mul(q, temperature)
-        cur = g.attn(inp, w, q, k, v, il)
+        cur = g.attn(inp, w, q, k, v, il, sinks=w["attn_sinks"] if sliding else None)
         if g.is_last(il):
             cur, residual = g.select_outputs(out_ids, cur, residual)
         if residual_scale:
@@ -55,7 +71,8 @@ def _decoder(
         else:
             routed = g.moe(w, cur, il, weights_scale=h.expert_weights_scale)
             if logit_scale and h.n_ff_shexp > 0:
-                shared = g.ffn(w, cur, il, up="ffn_up_shexp", gate="ffn_gate_shexp", down="ffn_down_shexp")
+                act, gate = ("swiglu", None) if sliding else ("silu", "ffn_gate_shexp")
+                shared = g.ffn(w, cur, il, act=act, gate=gate, up="ffn_up_shexp", down="ffn_down_shexp", parallel=not sliding)
                 routed = ggml.add(routed, shared)
             cur = routed
         if residual_scale:

@@ -1,0 +1,88 @@
+"""Decoders whose attention is gated: a sigmoid of another projection of the same input scales its result."""
+
+from __future__ import annotations
+
+from autofit_llama.graph import ggml
+from autofit_llama.graph.builder import AttentionInput, Graph
+from autofit_llama.graph.ggml import Tensor
+
+
+def muse_glimmer(g: Graph) -> None:
+    """src/models/muse-glimmer.cpp: positions in the sliding-window layers only, norms after both halves."""
+    h = g.h
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv_iswa()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        normed = g.rms(x, w, "attn_norm", il)
+        q, k, v = g.qkv(w, normed, il)
+        gate = g.linear(w, "attn_gate", normed)
+        q, k = g.rms(q, w, "attn_q_norm", il), g.rms(k, w, "attn_k_norm", il)
+        if h.is_swa[il]:
+            q, k = ggml.rope(q, pos), ggml.rope(k, pos)
+        cur = g.attn(inp, w, q, k, v, il, out=None)
+        cur = g.linear(w, "attn_output", ggml.mul(cur, ggml.sigmoid(gate)))
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(ggml.mul(ggml.rms_norm(cur), w.need("post_attention_norm")), x)
+        cur = g.ffn(w, g.rms(ffn_inp, w, "ffn_norm", il), il)
+        x = ggml.add(ggml.mul(ggml.rms_norm(cur), w.need("post_ffw_norm")), ffn_inp)
+    g.finish(x, scale=True, soft_cap=h.f_final_logit_softcapping != 0.0)
+
+
+def spark2_5(g: Graph) -> None:
+    """src/models/spark2-5.cpp: one gate per head."""
+    h = g.h
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv_iswa()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        normed = g.rms(x, w, "attn_norm", il)
+        q, k, v = g.qkv(w, normed, il)
+        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, out=None)
+        gate = ggml.sigmoid(g.linear(w, "attn_gate", normed))
+        head, n_head, n = h.n_embd_head_v(il), h.n_head[il], cur.ne[1]
+        cur = ggml.mul(ggml.reshape(cur, head, n_head, n), ggml.reshape(gate, 1, n_head, n))
+        cur = g.linear(w, "attn_output", ggml.reshape(cur, head * n_head, n))
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(cur, x)
+        x = ggml.add(g.ffn(w, g.rms(ffn_inp, w, "ffn_norm", il), il, act="gelu"), ffn_inp)
+    g.finish(x)
+
+
+def hrm_text(g: Graph) -> None:
+    """src/models/hrm-text.cpp: two stacks of blocks, run in turn; a slow cycle holds several fast ones."""
+    h = g.h
+    per_stack = h.n_hrm_layers_per_stack
+    slow = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    fast = g.need("hrm.z_l_init", 0)
+    slot = 0
+    for _ in range(h.n_hrm_h_cycles):
+        for _ in range(h.n_hrm_l_cycles):
+            fast = _hrm_stack(g, inp, pos, ggml.add(slow, fast), slot, 0)
+            slot += per_stack
+        slow = _hrm_stack(g, inp, pos, ggml.add(slow, fast), slot, per_stack)
+        slot += per_stack
+    g.output(ggml.get_rows(slow, out_ids))
+
+
+def _hrm_stack(g: Graph, inp: AttentionInput, pos: Tensor, x: Tensor, first: int, block: int) -> Tensor:
+    """One pass through a stack: cells of the cache slots from `first`, weights of the blocks from `block`."""
+    for i in range(g.h.n_hrm_layers_per_stack):
+        il, w = first + i, g.layer(block + i)
+        normed = g.norm(x, None, il)
+        gate = g.linear(w, "attn_gate", normed)
+        q, k, v = g.qkv(w, normed, il)
+        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, out=None)
+        cur = g.linear(w, "attn_output", ggml.mul(cur, ggml.sigmoid(gate)))
+        ffn_inp = ggml.add(cur, x)
+        x = ggml.add(g.ffn(w, g.norm(ffn_inp, None, il), il), ffn_inp)
+    return g.norm(x, None, first)
