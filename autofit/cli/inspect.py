@@ -137,8 +137,11 @@ def _facts(model: ModelSpec) -> dict[str, str | None]:
 
 def _window(model: ModelSpec) -> str | None:
     """A sliding window that the file gives without saying which layers have it: the engine knows that."""
-    window = model.metadata.get(f"{model.architecture}.attention.sliding_window")
-    if type(window) is not int or not window or any(layer.mixer == "sliding" for layer in model.layers):
+    key = f"{model.architecture}.attention.sliding_window" if model.format == "gguf" else "sliding_window"
+    window = model.metadata.get(key)
+    if type(window) is not int or window <= 0 or any(layer.mixer == "sliding" for layer in model.layers):
+        return None
+    if model.metadata.get("use_sliding_window") is False:
         return None
     return f"{window:,} tokens; which layers have it, the engine decides"
 

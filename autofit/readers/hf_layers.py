@@ -152,6 +152,9 @@ def _mixer(config: Mapping[str, Any], index: int, parts: set[str], has_weights: 
     interval = figure(config, "full_attention_interval")
     if kind is None and interval and "linear_num_value_heads" in config:
         kind = "linear_attention" if (index + 1) % interval else "full_attention"
+    period = figure(config, "sliding_window_pattern")
+    if kind is None and period and figure(config, "sliding_window"):
+        kind = "sliding_attention" if (index + 1) % period else "full_attention"
     if isinstance(kind, str) and kind in _KINDS:
         found = _KINDS[kind]
         return "latent" if found == "full" and figure(config, "kv_lora_rank") else found

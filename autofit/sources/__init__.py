@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
 from autofit.domain.model import ModelFiles
 from autofit.domain.text import printable
 from autofit.errors import ModelNotFoundError, UsageError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*(?<!\.gguf)(?<!\.json)(?<!\.safetensors)", re.ASCII)
 _NOT_YET = {
     "hf": "download it first (`hf download REPOSITORY`) and give the path",
     "http": "download the file first and give its path",
@@ -33,10 +33,14 @@ def resolve(reference: str) -> ModelFiles:
         raise UsageError(
             "an empty model reference" if not reference else "a model reference with a zero byte"
         )
-    match = _SCHEME.fullmatch(reference)
-    if match is None or os.path.lexists(reference) or (os.name == "nt" and len(match[1]) == 1):
-        # Path() would make `-m.gguf` of `./-m.gguf`, which a command line would take for a flag
-        path = str(Path(reference).expanduser()) if reference.startswith("~") else reference
+    match = None if os.path.lexists(reference) else _SCHEME.fullmatch(reference)
+    if match is None:
+        # Path().expanduser() raises for an unknown user, and would make a flag of `./-m.gguf`
+        path = os.path.expanduser(reference)  # noqa: PTH111
+        if _REPOSITORY.fullmatch(reference) and not os.path.lexists(path):
+            raise ModelNotFoundError(
+                f"{reference}: no such file or directory", hint=f"if it is a repository, {_NOT_YET['hf']}"
+            )
         return ModelFiles(reference=reference, paths=(path,))
     scheme, rest = match[1].lower(), match[2]
     if scheme == "file":

@@ -62,7 +62,14 @@ def test_a_window_whose_layers_the_file_does_not_say(
 ) -> None:
     keys = {"llama.attention.sliding_window": 1024}
     main(["inspect", str(ggufs.write_llama(tmp_path / "m.gguf", metadata=keys))])
-    assert "window        1,024 tokens; which layers have it, the engine decides" in capsys.readouterr().out
+    note = "window        1,024 tokens; which layers have it, the engine decides"
+    assert note in capsys.readouterr().out
+    for config, is_said in (
+        ({"sliding_window": 1024}, True),
+        ({"use_sliding_window": False, "sliding_window": 1024}, False),
+    ):
+        main(["inspect", str(sf.write_model(tmp_path, config={**sf.CONFIG, **config}) / "config.json")])
+        assert (note in capsys.readouterr().out) is is_said
 
 
 def test_a_companion_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

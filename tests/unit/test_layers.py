@@ -190,6 +190,11 @@ def test_linear_attention_by_interval(tmp_path: Path) -> None:
     assert [layer.mixer for layer in layers] == ["recurrent", "recurrent", "recurrent", "full"] * 2
 
 
+def test_windows_by_period(tmp_path: Path) -> None:
+    layers = configured(tmp_path, num_hidden_layers=7, sliding_window=1024, sliding_window_pattern=6)
+    assert [layer.mixer for layer in layers] == ["sliding"] * 5 + ["full", "sliding"]
+
+
 def test_the_text_model_of_a_composite(tmp_path: Path) -> None:
     layers = configured(tmp_path, text_config={**sf.CONFIG, "num_hidden_layers": 5}, num_hidden_layers=1)
     assert len(layers) == 5

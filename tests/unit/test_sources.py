@@ -16,6 +16,19 @@ def test_a_path_is_itself(tmp_path: Path) -> None:
         assert resolve(reference).reference == reference
 
 
+def test_an_unknown_home_is_left_to_the_reader() -> None:
+    assert resolve("~no-such-user/m.gguf").paths == ("~no-such-user/m.gguf",)
+
+
+def test_a_name_like_a_repository_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFoundError, match="Qwen/Qwen3-8B: no such file or directory") as caught:
+        resolve("Qwen/Qwen3-8B")
+    assert "if it is a repository, download it first" in (caught.value.hint or "")
+    Path("Qwen/Qwen3-8B").mkdir(parents=True)
+    assert resolve("Qwen/Qwen3-8B").paths == ("Qwen/Qwen3-8B",)
+
+
 def test_the_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert resolve("~/m.gguf").paths == (str(tmp_path / "m.gguf"),)
