@@ -286,12 +286,14 @@ class _Parser:
 
     def skip_strings(self, count: int, key: str) -> None:
         """Step over `count` strings: vocabularies have half a million, so the loop is as short as can be."""
-        data, unpack, pos = self.data, self.layout.u64.unpack_from, self.pos
-        try:
-            for _ in repeat(None, count):
-                pos += unpack(data, pos)[0] + 8
-        except (struct.error, OverflowError, IndexError):  # beyond the end, by any distance
-            raise self.overrun(count, key) from None
+        pos, unpack = self.pos, self.layout.u64.unpack_from
+        # a view that ends with the header: lengths that lead elsewhere must not make us touch the whole file
+        with memoryview(self.data) as data, data[: self.end] as header:
+            try:
+                for _ in repeat(None, count):
+                    pos += unpack(header, pos)[0] + 8
+            except (struct.error, OverflowError, IndexError):  # beyond the end, by any distance
+                pos = self.end + 1
         if pos > self.end:
             raise self.overrun(count, key)
         self.pos = pos
@@ -361,7 +363,8 @@ class _Parser:
     def unknown_type(self, name: str, type_id: int, at: int) -> CorruptModelError:
         removed = REMOVED_GGML_TYPES.get(type_id)
         if removed is None:
-            return self.fail(f"tensor {printable(name)} has the unknown type {type_id}", at)
+            hint = "it may be newer than this autofit, or made for another program than llama.cpp"
+            return self.fail(f"tensor {printable(name)} has the unknown type {type_id}", at, hint)
         return self.fail(
             f"tensor {printable(name)} has the type {removed}, which engines no longer read",
             at,

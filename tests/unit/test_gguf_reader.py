@@ -302,6 +302,14 @@ def test_a_header_without_end_is_absurd(tmp_path: Path) -> None:
     corrupt(path, "would end beyond 67108864 bytes: an absurd header")
 
 
+def test_strings_that_lead_far_into_the_data(tmp_path: Path) -> None:
+    """A walk through the whole file would be possible here, and endless in a large one."""
+    length = struct.pack("<Q", 1 << 30)
+    path = write(tmp_path, metadata={**ARCH, "k": array(8, 4, length)})
+    os.truncate(path, 1 << 40)
+    corrupt(path, "string 0 of 4 of k would end beyond 67108864 bytes: an absurd header")
+
+
 def test_a_key_twice_and_a_key_without_name(tmp_path: Path) -> None:
     plain = Gguf(metadata={"aa": 1, "ab": 2})
     twice = plain.header().replace(b"ab", b"aa")
