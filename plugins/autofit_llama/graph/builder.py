@@ -755,6 +755,8 @@ class Graph:
             gated = separate_gate
         cur = self._expert_activation(act, gate, up, gated, separate_gate, il)
         experts = self.linear_id(w, down_name, cur, selected)
+        if arch == "mistral4":
+            experts.param = "precise"  # its inputs exceed half precision, and CUDA has no kernel for that
         down_bias = bias_of(down_name)
         if down_bias is not None:
             experts = ggml.add_id(experts, down_bias, selected)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from autofit_llama.graph.allocator import Arena, Held, allocate
-from autofit_llama.graph.devices import DeviceRules, cpu_supports, fusion_dependencies
+from autofit_llama.graph.cuda import fusion_dependencies
+from autofit_llama.graph.devices import DeviceRules, cpu_supports
 from autofit_llama.graph.ggml import HOST, NONE, VIEW_OPS, Tensor, tensor_bytes
 
 HOST_ALIGNMENT = 32  #: ggml-backend.cpp: TENSOR_ALIGNMENT of CPU buffers, which pinned ones share
@@ -52,10 +53,12 @@ class Scheduler:
     def supports(self, dev: int, t: Tensor) -> bool:
         if dev == self.cpu:
             return cpu_supports(t)
-        for src in t.src:
-            if src.home is not None and src.home >= 0 and src.home != dev and self.devices[dev].kind != "rpc":
-                return False  # memory of another device
-        return self.devices[dev].supports(t)
+        rules = self.devices[dev]
+        if rules.kind != "rpc":
+            for src in t.src:
+                if src.home is not None and src.home >= 0 and src.home != dev:
+                    return False  # memory of another device
+        return rules.supports(t)
 
     def _of_buffer(self, buffer: Tensor, t: Tensor) -> int:
         """The backend that can use `buffer`'s memory and run `t` (ggml_backend_sched_backend_from_buffer)."""

@@ -1,0 +1,516 @@
+"""CUDA: what it runs, what a tensor takes there, and what its fusions keep alive.
+
+ggml/src/ggml-cuda/ggml-cuda.cu (supports_op, get_alloc_size, graph_optimize) and fattn.cu. HIP builds the
+same files; without tensor cores it has other kernels for single tokens, which only its generation graph
+shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from autofit_llama.graph.ggml import (
+    BLOCKS,
+    AttentionParams,
+    Tensor,
+    is_contiguous,
+    is_contiguous_rows,
+    is_quantized,
+    n_elements,
+    row_size,
+    tensor_bytes,
+)
+
+ALIGNMENT = 128
+ROW_PADDING = 512  #: MATRIX_ROW_PADDING
+KQ_STRIDE = 256  #: FATTN_KQ_STRIDE
+
+
+def supports(t: Tensor, cc: int) -> bool:
+    """ggml_backend_cuda_device_supports_op for compute capability `cc` (890 is 8.9)."""
+    check = _CHECKS.get(t.op)
+    return check(t, cc) if check is not None else t.op in _ALWAYS
+
+
+def alloc_bytes(t: Tensor, cc: int) -> int:
+    """Bytes of `t` before alignment (ggml_backend_cuda_buffer_type_get_alloc_size)."""
+    if t.op == "FLASH_ATTN_EXT":
+        return flash_attn_bytes(t, cc)
+    n_bytes = tensor_bytes(t)
+    if t.ne[0] % ROW_PADDING and is_quantized(t.type):
+        n_bytes += row_size(t.type, ROW_PADDING - t.ne[0] % ROW_PADDING)
+    return n_bytes
+
+
+# what CUDA runs
+
+_MATRIX_TYPES = frozenset(
+    """
+    f32 f16 bf16 q1_0 q2_0 q4_0 q4_1 q5_0 q5_1 q8_0 mxfp4 nvfp4 q2_K q3_K q4_K q5_K q6_K q8_K iq1_m iq1_s
+    iq2_s iq2_xs iq2_xxs iq3_s iq3_xxs iq4_nl iq4_xs
+    """.split()  # noqa: SIM905 - a table
+)
+_ROW_TYPES = frozenset(
+    """
+    f16 f32 bf16 i32 q1_0 q2_0 q4_0 q4_1 q5_0 q5_1 q8_0 q2_K q3_K q4_K q5_K q6_K iq2_xxs iq2_xs iq2_s
+    iq3_xxs iq3_s iq1_s iq1_m iq4_xs
+    """.split()  # noqa: SIM905 - a table
+)
+_SET_TYPES = frozenset("f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 iq4_nl".split())  # noqa: SIM905 - a table
+_FLOATS = frozenset({"f32", "f16", "bf16"})
+_COPIES = frozenset(
+    [("f32", q) for q in ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "i32")]
+    + [(q, "f32") for q in ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "i32")]
+    + [("i32", "i32")]
+)
+_UNARY = frozenset(
+    """
+    abs sgn neg step gelu silu relu sigmoid hardsigmoid hardswish gelu_erf gelu_quick tanh exp expm1
+    softplus elu xielu floor ceil round trunc
+    """.split()  # noqa: SIM905 - a table
+)
+_GLU = frozenset("reglu geglu swiglu swiglu_oai geglu_erf geglu_quick swiglu_clamp".split())  # noqa: SIM905 - a table
+_ALWAYS = frozenset(
+    """
+    NONE RESHAPE VIEW PERMUTE TRANSPOSE ADD_ID ADD1 SQR SQRT SIN COS CLAMP LOG DUP ARGMAX COUNT_EQUAL CONT
+    DIAG_MASK_INF SOFT_MAX TOP_K ARGSORT PAD CONV_TRANSPOSE_2D POOL_1D POOL_2D UPSCALE PAD_REFLECT_1D ARANGE
+    TIMESTEP_EMBEDDING LEAKY_RELU RWKV_WKV6 GATED_LINEAR_ATTN RWKV_WKV7 GATED_DELTA_NET FILL CUMSUM TRI DIAG
+    SOLVE_TRI
+    """.split()  # noqa: SIM905 - a table
+)
+
+
+def _unary(t: Tensor, _: int) -> bool:
+    a = t.src[0]
+    return t.param in _UNARY and not (a.type == "bf16" and t.param == "xielu") and is_contiguous(a)
+
+
+def _glu(t: Tensor, _: int) -> bool:
+    a = t.src[0]
+    if a.type == "bf16" and t.param in ("swiglu_oai", "swiglu_clamp"):
+        return False
+    return t.param in _GLU and is_contiguous(a, 1)
+
+
+def _fwht(t: Tensor) -> bool:
+    a, b = t.src
+    return (
+        t.param == "hadamard"
+        and a.type == "f32"
+        and b.type in ("f32", "f16")
+        and is_contiguous(b)
+        and is_contiguous(t)
+        and b.ne == t.ne
+    )
+
+
+def _mul_mat(t: Tensor, _: int) -> bool:
+    a, b = t.src[0], t.src[1]
+    if a.nb[0] != BLOCKS[a.type][1] or b.nb[0] != BLOCKS[b.type][1]:
+        return False
+    if b.type == "f16" and a.type != "f16" and not (t.op == "MUL_MAT" and _fwht(t)):
+        return False
+    if t.op == "MUL_MAT_ID" and t.param == "precise":
+        return False
+    return a.type in _MATRIX_TYPES
+
+
+def _get_rows(t: Tensor, _: int) -> bool:
+    a = t.src[0]
+    if a.type in ("iq4_nl", "mxfp4"):
+        return a.ne[0] % 256 == 0
+    return a.type in _ROW_TYPES
+
+
+def _set_rows(t: Tensor, _: int) -> bool:
+    rows, ids = t.src[0], t.src[1]
+    if ids.type not in ("i64", "i32"):
+        return False
+    return (t.type in _SET_TYPES and rows.type == "f32") or (t.type == "f16" and rows.type == "f16")
+
+
+def _set(t: Tensor, _: int) -> bool:
+    return t.type in ("f32", "i32") and t.type == t.src[0].type == t.src[1].type
+
+
+def _cpy(t: Tensor, _: int) -> bool:
+    a, b = t.src[0], t.src[1]
+    if a.type in _FLOATS and b.type in _FLOATS:
+        return True
+    return (a.type, b.type) in _COPIES or (a.type == b.type and is_contiguous(a) and is_contiguous(b))
+
+
+def _concat(t: Tensor, _: int) -> bool:
+    a, b = t.src[0], t.src[1]
+    if a.type != b.type or a.type != t.type:
+        return False
+    if not is_quantized(a.type):
+        return True
+    per_block = BLOCKS[a.type][0]
+    last = 4 if t.param == 3 else 3
+    return (
+        is_contiguous(a, 0, last)
+        and is_contiguous(b, 0, last)
+        and not (a.ne[0] % per_block or b.ne[0] % per_block)
+    )
+
+
+def _binary(t: Tensor, _: int) -> bool:
+    a, b = t.src[0].type, t.src[1].type
+    if "bf16" in (a, b, t.type):
+        return a == "bf16" and t.type == "bf16" and b in ("bf16", "f32")
+    return a in ("f32", "f16") and b in ("f32", "f16") and t.type in ("f32", "f16")
+
+
+def _ssm_scan(t: Tensor, _: int) -> bool:
+    s = t.src[0]
+    if t.src[3].ne[0] == 1:  # mamba2
+        return s.ne[0] in (96, 128, 256) and s.ne[1] % 16 == 0
+    return t.param == 1 and s.ne[0] == 16 and s.ne[1] == 1 and s.ne[2] % 128 == 0 and t.src[4].ne[1] == 1
+
+
+def _lightning_indexer(t: Tensor, _: int) -> bool:
+    q, k = t.src[0], t.src[1]
+    if q.ne[0] != 128 or q.ne[1] not in (32, 64):
+        return False
+    if any(stride % 16 for x in (q, k) if not is_quantized(x.type) for stride in x.nb[1:]):
+        return False
+    return k.type in ("f32", "bf16", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+
+
+def _all_f32(t: Tensor, _: int) -> bool:
+    return t.type == "f32" and all(s.type == "f32" for s in t.src)
+
+
+_CHECKS: dict[str, Callable[[Tensor, int], bool]] = {
+    "UNARY": _unary,
+    "GLU": _glu,
+    "MUL_MAT": _mul_mat,
+    "MUL_MAT_ID": _mul_mat,
+    "OUT_PROD": _all_f32,
+    "GET_ROWS": _get_rows,
+    "SET_ROWS": _set_rows,
+    "SET": _set,
+    "CPY": _cpy,
+    "REPEAT": lambda t, _: t.src[0].type in ("f32", "f16"),
+    "CONCAT": _concat,
+    "NORM": lambda t, _: is_contiguous_rows(t.src[0]),
+    "RMS_NORM": lambda t, _: is_contiguous_rows(t.src[0]),
+    "L2_NORM": lambda t, _: is_contiguous_rows(t.src[0]),
+    "SCALE": lambda t, _: t.src[0].type in ("f32", "bf16") and t.type == t.src[0].type,
+    "ADD": _binary,
+    "SUB": _binary,
+    "MUL": _binary,
+    "DIV": _binary,
+    "SSM_SCAN": _ssm_scan,
+    "SSM_CONV": lambda t, _: t.src[0].ne[1] % 128 == 0,
+    "ROLL": lambda t, _: t.src[0].type == "f32" and is_contiguous(t.src[0]),
+    "ROPE": lambda t, _: t.src[0].nb[0] == BLOCKS[t.src[0].type][1] and is_contiguous(t.src[0], 2),
+    "IM2COL": lambda t, _: is_contiguous(t.src[0]) and is_contiguous(t.src[1]),
+    "ACC": lambda t, _: is_contiguous(t.src[0]) and is_contiguous(t.src[1]),
+    "SUM": lambda t, _: is_contiguous_rows(t.src[0]),
+    "SUM_ROWS": lambda t, _: t.type == "f32" and is_contiguous_rows(t.src[0]),
+    "MEAN": lambda t, _: t.src[0].type == "f32" and is_contiguous_rows(t.src[0]),
+    "GROUP_NORM": lambda t, _: is_contiguous(t.src[0]),
+    "CONV_TRANSPOSE_1D": lambda t, _: t.src[0].type == t.src[1].type == "f32",
+    "COL2IM_1D": lambda t, _: t.src[0].type in _FLOATS and is_contiguous(t.src[0]),
+    "DSV4_HC_COMB": _all_f32,
+    "DSV4_HC_PRE": _all_f32,
+    "DSV4_HC_POST": _all_f32,
+    "LIGHTNING_INDEXER": _lightning_indexer,
+    "FLASH_ATTN_EXT": lambda t, cc: flash_attn_kernel(t, cc) != "none",
+}
+
+
+# flash attention on CUDA
+
+_FA_TYPES = frozenset("f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0".split())  # noqa: SIM905 - a table
+_FA_EQUAL_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256})
+#: pairs with a vector kernel in the default build (GGML_CUDA_FA_QUANTS)
+_FA_VECTOR = frozenset({("f16", "f16"), ("bf16", "bf16"), ("q4_0", "q4_0"), ("q8_0", "q8_0")})
+
+
+def flash_attn_kernel(t: Tensor, cc: int) -> str:
+    """Which kernel runs the node (fattn.cu:ggml_cuda_get_best_fattn_kernel): none, vec, tile or mma."""
+    p = t.param
+    assert isinstance(p, AttentionParams)
+    q, k, v = t.src[0], t.src[1], t.src[2]
+    mask = t.src[3] if p.has_mask else None
+    gqa_ratio = q.ne[2] // k.ne[2]
+    gqa = gqa_ratio >= 2 and mask is not None and not p.has_alibi and k.ne[1] % KQ_STRIDE == 0
+    for x in (q, k, v, mask):
+        if x is not None and not is_quantized(x.type) and any(stride % 16 for stride in x.nb[1:]):
+            gqa = False
+    dk, dv = k.ne[0], v.ne[0]
+    if dk in _FA_EQUAL_HEADS:
+        fits = dv == dk
+    elif dk == 192:
+        fits = dv == 128 and gqa and gqa_ratio % 8 == 0
+    elif dk == 320:
+        fits = dv == 256 and gqa and gqa_ratio % 32 == 0
+    elif dk in (512, 576):
+        fits = dv == 512 and gqa
+    else:
+        fits = False
+    if (
+        not fits
+        or k.type not in _FA_TYPES
+        or v.type not in _FA_TYPES
+        or (mask is not None and mask.ne[2] != 1)
+    ):
+        return "none"
+
+    n_q = q.ne[1]
+    quantized = is_quantized(k.type) or is_quantized(v.type)
+    vector = dk <= 256 and dk % 64 == 0 and dk != 192 and k.ne[1] % KQ_STRIDE == 0
+    if cc >= 750 and dk not in (40, 72):
+        if vector:
+            if quantized:
+                by_vector = n_q <= (2 if cc >= 890 else 1)
+            else:
+                sparse = gqa and gqa_ratio > 4 and dk == dv == 256 and _sparse(p, q, k, mask)
+                long = gqa_ratio > 4 and (dk >= 256 or k.ne[1] >= 8192)
+                by_vector = cc >= 890 and n_q == 1 and q.ne[3] == 1 and not sparse and not long
+            if by_vector or (not gqa and n_q == 1):
+                return "vec"
+        return "mma"
+    if cc == 700 and dk not in (40, 72):
+        limit = 32 if dk == 320 else 16 if dk in (576, 192) else 8
+        effective = 1
+        while gqa_ratio % (2 * effective) == 0 and effective < limit:
+            effective *= 2
+        if vector and n_q * effective <= 2:
+            return "vec"
+        return "tile" if n_q * effective <= 16 else "mma"
+    if vector and (n_q <= 2 if quantized else n_q == 1 and not gqa):
+        return "vec"
+    return "tile"
+
+
+def _sparse(p: AttentionParams, q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
+    """Whether so few cells are attended to that gathering them pays (shall_use_sparse, 1 by 8 columns)."""
+    if mask is None or p.n_kv_max <= 0 or p.has_alibi or p.has_soft_cap:
+        return False
+    if mask.ne[0] != k.ne[1] or mask.ne[1] < q.ne[1] or mask.ne[2] != 1:
+        return False
+    return k.ne[1] >= max(4096, 2 * min(q.ne[1], 8) * p.n_kv_max)
+
+
+def flash_attn_bytes(t: Tensor, cc: int) -> int:
+    """The result and, behind it, the f16 copies of K and V that the kernel works on
+    (fattn.cu:get_alloc_size).
+    """
+    kernel = flash_attn_kernel(t, cc)
+    k, v = t.src[1], t.src[2]
+    end = tensor_bytes(t)
+    if kernel == "none":
+        return end
+    need_k = need_v = True
+    if kernel == "vec":
+        pair = ("f16" if k.type == "f32" else k.type, "f16" if v.type == "f32" else v.type)
+        fallback = t.src[0].ne[0] not in (64, 128, 256) or pair not in _FA_VECTOR
+        need_k, need_v = k.type == "f32" or fallback, v.type == "f32" or fallback
+    if need_k and k.type != "f16":
+        end = -(-end // 128) * 128 + 2 * n_elements(k)
+    v_is_k = v.root is not None and (v.root is k or (v.root is k.root and v.offset == k.offset))
+    if need_v and v.type != "f16" and not v_is_k:
+        end = -(-end // 128) * 128 + 2 * n_elements(v)
+    return end
+
+
+# what CUDA keeps alive so that it can fuse
+
+Keep = Callable[[Tensor, Tensor], None]  #: keep(tensor, until)
+
+
+def fusion_dependencies(nodes: Sequence[Tensor], start: int, end: int, keep: Keep) -> None:
+    """Allocation dependencies of one split, nodes[start:end] (ggml_backend_cuda_graph_optimize)."""
+    i = start
+    while i < end:
+        op = nodes[i].op
+        if op == "MUL":
+            match = _weighted_reduction(nodes, i, end)
+            if match is not None:
+                kept, result, count = match
+                for t in kept:
+                    keep(t, result)
+                i += count - 1
+                op = nodes[i].op
+        if op in ("UNARY", "SOFT_MAX"):
+            count = _topk_moe(nodes, i, end)
+            if count:
+                until = nodes[i + count]
+                for t in nodes[i : i + count]:
+                    keep(t, until)
+                    for src in t.src:
+                        keep(src, until)
+                i += count - 1
+        i += 1
+
+
+def _fusable(nodes: Sequence[Tensor], start: int, count: int, outputs: tuple[int, ...], end: int) -> bool:
+    """ggml_can_fuse_subgraph: apart from `outputs`, nothing inside is read, viewed or wanted outside."""
+    if start + count > end:
+        return False
+    inside = nodes[start : start + count]
+    ids = {id(t) for t in inside}
+    for offset, t in enumerate(inside):
+        if start + offset in outputs:
+            continue
+        if t.is_output:
+            return False
+        if sum(src is t for other in inside[offset + 1 :] for src in other.src) != t.uses:
+            return False
+        if (
+            t.root is not None
+            and id(t.root) not in ids
+            and not (t.root.home is not None and t.root.is_weight)
+        ):
+            return False
+    return True
+
+
+def _weighted_reduction(
+    nodes: Sequence[Tensor], i: int, end: int
+) -> tuple[tuple[Tensor, ...], Tensor, int] | None:
+    """experts * weights, one view per expert, and their sum (ggml_cuda_match_moe_weighted_reduction)."""
+    first = nodes[i]
+    if first.type != "f32" or not is_contiguous(first):
+        return None
+
+    def split(product: Tensor) -> tuple[Tensor, Tensor] | None:
+        narrow = (1, *product.ne[1:])
+        a, b = product.src
+        for full, weights in ((a, b), (b, a)):
+            if (
+                full.type == weights.type == "f32"
+                and full.ne == product.ne
+                and weights.ne == narrow
+                and is_contiguous(full)
+                and is_contiguous(weights)
+            ):
+                return full, weights
+        return None
+
+    weighted, kept, n_mul = first, split(first), 1
+    result: tuple[Tensor, ...] | None = kept
+    second = nodes[i + 1] if i + 1 < end else None
+    if second is not None and second.op == "MUL" and second.type == "f32" and is_contiguous(second):
+        outer = split(second)
+        if outer is not None and outer[0] is first and kept is not None:
+            weighted, n_mul, result = second, 2, (kept[0], outer[1], kept[1])
+    if result is None:
+        return None
+    n_used, n_tokens = weighted.ne[1], weighted.ne[2] * weighted.ne[3]
+    if not 2 <= n_used <= 15 or n_tokens <= 0:
+        return None
+    count = 2 * n_used + n_mul - 1
+    if i + count > end:
+        return None
+    views: list[Tensor] = []
+    total: Tensor | None = None
+    n_adds = 0
+    for t in nodes[i + n_mul : i + count]:
+        if t.op == "VIEW":
+            if (
+                len(views) >= n_used
+                or t.src[0] is not weighted
+                or t.root is not weighted
+                or t.ne != (weighted.ne[0], n_tokens, 1, 1)
+                or t.nb[:2] != (weighted.nb[0], weighted.nb[2])
+                or t.offset != len(views) * weighted.nb[1]
+            ):
+                return None
+            views.append(t)
+            continue
+        if t.op != "ADD" or len(views) < 2 or n_adds + 1 >= len(views):
+            return None
+        left = views[0] if total is None else total
+        if t.src[0] is not left or t.src[1] is not views[n_adds + 1] or t.type != "f32":
+            return None
+        total = t
+        n_adds += 1
+    if len(views) != n_used or n_adds != n_used - 1 or total is None or not is_contiguous(total):
+        return None
+    if total.ne != (weighted.ne[0], n_tokens, 1, 1) or not _fusable(nodes, i, count, (i + count - 1,), end):
+        return None
+    return result, total, count
+
+
+def _topk_moe(nodes: Sequence[Tensor], i: int, end: int) -> int:
+    """Nodes of the expert routing that starts at `i` and that CUDA runs as one kernel, or 0."""
+    gate = nodes[i]
+    at = i
+    if gate.op == "UNARY":
+        if (
+            gate.param == "softplus"
+            and i + 1 < end
+            and nodes[i + 1].op == "SQRT"
+            and nodes[i + 1].src[0] is gate
+        ):
+            at += 1
+        elif gate.param != "sigmoid":
+            return 0
+    last_gate = at
+
+    def follows(index: int, op: str) -> bool:
+        return index < end and nodes[index].op == op and nodes[index].src[0] is nodes[index - 1]
+
+    at += 1
+    if not follows(at, "RESHAPE"):
+        return 0
+    probs = nodes[at]
+    at += 1
+    if at < end and nodes[at].op == "ADD" and nodes[at].src[0] is nodes[last_gate]:
+        at += 1
+    if at >= end or nodes[at].op != "ARGSORT":
+        return 0
+    biased = at - last_gate == 3
+    if nodes[at].src[0] is not (nodes[at - 1] if biased else nodes[last_gate]):
+        return 0
+    at += 1
+    if not follows(at, "VIEW"):
+        return 0
+    ids_at = at
+    at += 1
+    if (
+        at >= end
+        or nodes[at].op != "GET_ROWS"
+        or nodes[at].src[0] is not probs
+        or nodes[at].src[1] is not nodes[at - 1]
+    ):
+        return 0
+    at += 1
+    if at < end:
+        normed = (
+            follows(at, "RESHAPE")
+            and follows(at + 1, "SUM_ROWS")
+            and follows(at + 2, "CLAMP")
+            and at + 3 < end
+            and nodes[at + 3].op == "DIV"
+            and nodes[at + 3].src[1] is nodes[at + 2]
+            and nodes[at + 3].src[0] is nodes[at]
+            and follows(at + 4, "RESHAPE")
+        )
+        if normed:
+            at += 5
+        # a reshape that starts no normalisation ends the match before the scale is looked for
+        if (normed or nodes[at].op != "RESHAPE") and follows(at, "SCALE"):
+            at += 1
+    count = at - i
+    if not _fusable(nodes, i, count, (ids_at, at - 1), end):
+        return 0
+    return count if _topk_moe_kernel(gate, nodes[ids_at], nodes[at - 1]) else 0
+
+
+def _topk_moe_kernel(gate: Tensor, ids: Tensor, weights: Tensor) -> bool:
+    """ggml_cuda_should_use_topk_moe."""
+    n_expert = ids.nb[1] // ids.nb[0]
+    if (n_expert & (n_expert - 1) or n_expert > 512) and n_expert not in (288, 576):
+        return False
+    logits = gate.src[0]
+    if not is_contiguous(weights) or not is_contiguous(logits):
+        return False
+    if gate.op == "SOFT_MAX":
+        return bool(gate.param) and len(gate.src) == 1
+    return gate.param in ("sigmoid", "softplus")
