@@ -39,10 +39,13 @@ class Backend(ABC):
     formats: ClassVar[tuple[str, ...]]  #: model formats it serves
 
     @abstractmethod
-    def parse(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> ParsedCommand:
+    def parse(
+        self, argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: str | None = None
+    ) -> ParsedCommand:
         """Take a command of this engine apart, with its own spellings, aliases and defaults.
 
-        `argv` starts with the program word(s), or with a flag. `env` holds the engine's own variables.
+        `argv` starts with the program word(s), or with a flag. `env` holds the engine's own variables; `version`
+        is the engine's, the newest known if not given.
 
         Raises:
             UsageError: a flag or value that this version of the engine refuses.

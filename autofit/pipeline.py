@@ -104,7 +104,7 @@ def check(argv: Sequence[str], machine: Machine | None = None, *, model: ModelSp
     """
     argv = tuple(argv)
     backend = host().backend_of_program(argv)
-    command = backend.parse(argv, environ)
+    command = backend.parse(argv, environ, version=engine_version)
     if model is None:
         if command.model is None:
             raise UsageError(f"{argv[0]}: the command names no model")

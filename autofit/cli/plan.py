@@ -33,7 +33,8 @@ def run(args: argparse.Namespace, backend_name: str, engine_args: list[str] | No
         engine_env=engine_environment(os.environ),
         model_reference=args.model,
     )
-    command = backend.parse([backend.programs[0], *request.engine_args], request.engine_env)
+    words = [backend.programs[0], *request.engine_args]
+    command = backend.parse(words, request.engine_env, version=request.engine_version)
     model = read_model(args.model, companions=command.companions)
     plan = solve(backend_name, model, machine_of(wishes), request)
     return show(plan, args, force=request.force)

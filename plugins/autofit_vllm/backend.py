@@ -13,14 +13,14 @@ from autofit.domain.plan import Finding, Plan
 from autofit.domain.request import Request
 from autofit.errors import EngineRefusalError, HardwareError, UnsupportedModelError, UsageError
 
-from autofit_vllm.defaults import CPU, EngineConfig, Gpu, resolve
+from autofit_vllm.defaults import EngineConfig, Gpu, resolve
 from autofit_vllm.kv import plan_kv
 from autofit_vllm.model import StageWeights, VllmModel
 from autofit_vllm.plan import Evaluation, build_plan, evaluate, gpu_of, keyword_arguments, ranks_of
 from autofit_vllm.quantization import Quantization, quantization_for
 from autofit_vllm.settings import VllmSettings, parse_command
 
-CPU_VARIABLES = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_TARGET_DEVICE")
+CPU_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"  #: GiB of KV cache in main memory
 SERVE = ("vllm", "serve")
 
 
@@ -31,8 +31,10 @@ class VllmBackend(Backend):
     programs: ClassVar[tuple[str, ...]] = ("vllm",)
     formats: ClassVar[tuple[str, ...]] = ("safetensors", "config")
 
-    def parse(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> ParsedCommand:
-        program, settings = parse_command(argv, env)
+    def parse(
+        self, argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: str | None = None
+    ) -> ParsedCommand:
+        program, settings = parse_command(argv, env, version=version)
         companions = {}
         draft = (settings.speculative_config or {}).get("model")
         if isinstance(draft, str) and draft != settings.model:
@@ -69,11 +71,8 @@ class VllmBackend(Backend):
     ) -> Evaluation:
         from autofit_vllm.offload import offload
 
-        devices: tuple[Device, ...] = ()
-        gpu = CPU
-        if not is_cpu_build(settings, machine):
-            devices = select_devices(machine, settings)
-            gpu = gpu_of(devices)
+        devices = () if is_cpu_build(settings, machine) else select_devices(machine, settings)
+        gpu = gpu_of(devices)
         quantization = read_quantisation(vllm_model, model, settings, gpu)
         n_gpus = None if stated is not None else len(devices)
         config = resolve(settings, vllm_model, gpu, quantization=quantization, n_gpus=n_gpus)
@@ -82,8 +81,6 @@ class VllmBackend(Backend):
         moved = None
         if settings.cpu_offload_gb > 0:
             moved = offload(weights, settings.cpu_offload_gb, settings.cpu_offload_params)
-        if gpu.cpu and stated is None:
-            stated = config.kv_cache_memory_bytes
         return evaluate(
             settings=settings,
             config=config,
@@ -105,12 +102,9 @@ class VllmBackend(Backend):
             [*SERVE, *request.engine_args], request.engine_env, version=request.engine_version
         )
         vllm_model = read_vllm_model(model, settings)
-        if is_cpu_build(settings, machine):
-            raise UsageError(
-                "the CPU build of vLLM is checked, not planned", hint="use `autofit check -- vllm serve ...`"
-            )
         _check_wishes(request)
-        devices = select_devices(machine, settings, request.devices)
+        cpu = is_cpu_build(settings, machine)
+        devices = () if cpu else select_devices(machine, settings, request.devices)
         quantization = read_quantisation(vllm_model, model, settings, gpu_of(devices))
         problem = Problem(
             model=vllm_model,
@@ -155,7 +149,13 @@ def read_vllm_model(model: ModelSpec, settings: VllmSettings) -> VllmModel:
     if isinstance(settings.hf_overrides, Mapping):
         metadata = _overridden(model.metadata, settings.hf_overrides)
         model = dataclasses.replace(model, metadata=metadata)
-    return build_model(model, language_model_only=settings.images_off)
+    return build_model(
+        model,
+        language_model_only=settings.language_model_only,
+        disabled_modalities=settings.disabled_modalities,
+        disable_sliding_window=settings.disable_sliding_window,
+        pooling=settings.pooling,
+    )
 
 
 def _overridden(config: Mapping[str, object], overrides: Mapping[str, Any]) -> dict[str, object]:
@@ -212,10 +212,9 @@ def weigh(
 
 
 def is_cpu_build(settings: VllmSettings, machine: Machine) -> bool:
-    """Whether the environment speaks of vLLM's CPU build: its own variable is set, and there is no GPU."""
+    """Whether the environment speaks of vLLM's CPU build: there is no GPU, and its own variable is set."""
     cuda = any(device.api == "cuda" for device in machine.devices)
-    target = settings.env.get("VLLM_TARGET_DEVICE", "")
-    return target == "cpu" or (not cuda and any(settings.env.get(name) for name in CPU_VARIABLES))
+    return not cuda and bool(settings.env.get(CPU_VARIABLE))
 
 
 def select_devices(

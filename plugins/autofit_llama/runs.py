@@ -1,0 +1,177 @@
+"""From what a program asks for to what runs where: the engine's devices by name and order, and its companions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from autofit.domain.machine import HOST_POOL, Device, Machine
+from autofit.domain.model import ModelSpec
+from autofit.domain.units import MIB
+from autofit.errors import EngineRefusalError, HardwareError, UsageError
+
+from autofit_llama.context import ContextParams, resolve_context
+from autofit_llama.estimate import Companion, Run, Server, size
+from autofit_llama.hparams import HParams
+from autofit_llama.layout import Arguments, Sized
+from autofit_llama.launch import Draft, Launch, check_launch
+
+#: ggml's names of its backends: CUDA0, ROCm1, RPC0 ...
+_NAMES = {"cuda": "CUDA", "rocm": "ROCm", "vulkan": "Vulkan", "sycl": "SYCL", "cann": "CANN", "rpc": "RPC", "metal": "MTL"}
+
+
+def engine_devices(machine: Machine) -> tuple[tuple[str, Device], ...]:
+    """The devices as llama.cpp lists them: RPC first, then GPUs; integrated ones only where there is no other.
+
+    Source: src/llama.cpp:llama_prepare_model_devices.
+    """
+    counts: dict[str, int] = {}
+    named = []
+    for device in machine.devices:
+        prefix = _NAMES[device.api]
+        named.append((f"{prefix}{counts.get(prefix, 0)}", device))
+        counts[prefix] = counts.get(prefix, 0) + 1
+    remote = [pair for pair in named if pair[1].api == "rpc"]
+    discrete = [pair for pair in named if pair[1].api != "rpc" and not pair[1].integrated]
+    integrated = [pair for pair in named if pair[1].api != "rpc" and pair[1].integrated]
+    return (*remote, *(discrete or integrated))
+
+
+def choose_devices(launch: Launch, machine: Machine) -> tuple[tuple[str, Device], ...]:
+    """The devices that `-dev` names, in its order, or all.
+
+    Raises:
+        EngineRefusalError: a name that the engine does not know.
+    """
+    every = engine_devices(machine)
+    chosen = every
+    if launch.devices is not None:
+        by_name = {name: (name, device) for name, device in every}
+        by_name |= {name: (name, device) for name, device in _all_named(machine) if name not in by_name}
+        unknown = [name for name in launch.devices if name not in by_name]
+        if unknown:
+            raise EngineRefusalError(
+                f"llama.cpp refuses: invalid device: {unknown[0][:40]!r}", hint=f"devices here: {', '.join(by_name) or 'none'}"
+            )
+        chosen = tuple(by_name[name] for name in launch.devices)
+    return chosen
+
+
+def _placed_on(
+    launch: Launch, hp: HParams, named: tuple[tuple[str, Device], ...]
+) -> tuple[tuple[str, Device], ...]:
+    """The devices that get layers: one of them with `-sm none`, none with a negative `-mg`."""
+    check_launch(launch, hp, tuple(device.api for _, device in named))
+    if launch.split_mode == "tensor" and len(named) > 1:
+        raise UsageError("-sm tensor is experimental in llama.cpp and is not modelled", hint="use -sm layer")
+    if launch.split_mode != "none" or not named:
+        return named
+    return (named[launch.main_gpu],) if launch.main_gpu >= 0 else ()
+
+
+def _all_named(machine: Machine) -> tuple[tuple[str, Device], ...]:
+    return engine_devices(replace(machine, devices=tuple(replace(device, integrated=False) for device in machine.devices)))
+
+
+def run_of(launch: Launch, model: ModelSpec, machine: Machine, *, sized: Sized | None = None) -> Run:
+    """The process that `launch` starts for `model` on `machine`.
+
+    Raises:
+        EngineRefusalError: the engine would refuse.
+        HardwareError: free memory decides the split, and is not known.
+    """
+    sized = sized if sized is not None else size(model)
+    named = _placed_on(launch, sized.hparams, choose_devices(launch, machine))
+    devices = tuple(device for _, device in named)
+    arguments = _arguments(launch, named, machine)
+    mtp = None
+    drafts: tuple[Companion, ...] = ()
+    if launch.draft is not None:
+        resolved = resolve_context(sized.hparams, arguments.context)
+        context = launch.draft.context(arguments.context, resolved)
+        if launch.draft.mtp and not launch.draft.has_model:
+            mtp = replace(arguments, context=context)
+        elif "draft" in model.companions:
+            drafts = (_draft(launch, launch.draft, model.companions["draft"], context, machine),)
+    projector = model.companions.get("mmproj")
+    return Run(
+        sized=sized,
+        devices=devices,
+        arguments=arguments,
+        server=_server(launch) if launch.is_server else None,
+        mtp=mtp,
+        drafts=drafts,
+        projector=projector,
+        projector_device=_projector_device(launch, named) if projector is not None else HOST_POOL,
+        adapters=tuple(m for role, m in sorted(model.companions.items()) if role.startswith("lora")),
+        locked=launch.locks_memory,
+    )
+
+
+def _arguments(launch: Launch, named: Sequence[tuple[str, Device]], machine: Machine) -> Arguments:
+    devices = [device for _, device in named]
+    return Arguments(
+        context=launch.context,
+        n_gpu_layers=launch.n_gpu_layers,
+        splits=_splits(launch.tensor_split, named),
+        overrides=launch.overrides,
+        buffer_names=tuple(name for name, _ in named),
+        by_layer=launch.split_mode == "layer",
+        repack=launch.repack and machine.host.has_repack is not False,
+        no_host=launch.no_host,
+        mmap=launch.maps_file(not any(device.api == "cuda" and device.pool == HOST_POOL for device in devices)),
+        load_mtp=launch.load_mtp,
+        lazy_mode=launch.lazy_mode,
+    )
+
+
+def _splits(tensor_split: Sequence[float], named: Sequence[tuple[str, Device]]) -> tuple[float, ...]:
+    """`-ts`, or what every device has free: a process that takes memory meanwhile moves the layers."""
+    if any(tensor_split) or len(named) < 2:
+        return tuple(tensor_split)[: len(named)] if any(tensor_split) else (1.0,) * len(named)
+    free = []
+    for name, device in named:
+        if device.free_bytes is None:
+            raise HardwareError(f"the free memory of {name} is unknown", hint="state it: --on NAME:SIZE, or pin -ts")
+        free.append(float(device.free_bytes))
+    return tuple(free)
+
+
+def _server(launch: Launch) -> Server:
+    return Server(
+        prompt_cache_bytes=None if launch.cache_ram_mib < 0 else launch.cache_ram_mib * MIB,
+        n_checkpoints=launch.n_checkpoints,
+        checkpoint_min_step=launch.checkpoint_min_step,
+    )
+
+
+def _draft(launch: Launch, draft: Draft, model: ModelSpec, context: ContextParams, machine: Machine) -> Companion:
+    own = replace(
+        launch,
+        n_gpu_layers=draft.n_gpu_layers,
+        devices=draft.devices if draft.devices is not None else launch.devices,
+        overrides=draft.overrides,
+        split_mode=draft.split_mode,
+        context=context,
+        load_mtp=False,
+        draft=None,
+    )
+    sized = size(model)
+    named = _placed_on(own, sized.hparams, choose_devices(own, machine))
+    return Companion(
+        sized=sized, devices=tuple(device for _, device in named), arguments=_arguments(own, named, machine)
+    )
+
+
+def _projector_device(launch: Launch, named: Sequence[tuple[str, Device]]) -> str:
+    """`-mmdev`, else the first GPU, else the host (tools/mtmd/clip.cpp)."""
+    if not launch.mmproj_offload:
+        return HOST_POOL
+    for name, device in named:
+        if launch.mmproj_device in (None, name):
+            return device.id
+    if launch.mmproj_device is not None:
+        raise EngineRefusalError(f"llama.cpp refuses: invalid device: {launch.mmproj_device[:40]!r}")
+    return HOST_POOL
+
+
