@@ -1,0 +1,833 @@
+"""What a command of llama.cpp pins, and the way back from settings to a command.
+
+Source: common/arg.cpp (the handler of each option), tools/llama-bench/llama-bench.cpp:parse_cmd_params.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from autofit.domain.text import printable
+from autofit.errors import UsageError
+
+from autofit_llama.context import KV_TYPES, FlashAttention
+from autofit_llama.flags import (
+    AUTO_WORDS,
+    FALSE_WORDS,
+    TRUE_WORDS,
+    Flag,
+    Reading,
+    integer,
+    option,
+    real,
+)
+from autofit_llama.hparams import (
+    POOLING_CLS,
+    POOLING_LAST,
+    POOLING_MEAN,
+    POOLING_NONE,
+    POOLING_RANK,
+)
+from autofit_llama.placement import MAX_DEVICES, Override
+from autofit_llama.versions import LATEST, Version
+from autofit_llama.weights import LazyMode
+
+SplitMode = Literal["none", "layer", "row", "tensor"]
+LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
+
+ALL_LAYERS = -2  #: -ngl all
+AUTO_LAYERS = -1  #: -ngl auto
+POOLING = {
+    "none": POOLING_NONE,
+    "mean": POOLING_MEAN,
+    "cls": POOLING_CLS,
+    "last": POOLING_LAST,
+    "rank": POOLING_RANK,
+}
+#: common/speculative.cpp:common_speculative_type_from_name_map
+SPEC_TYPES = (
+    "none", "draft-simple", "draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark",
+    "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaSettings:
+    """What a command says; `None` is not said. The last of a flag said twice counts, but for lists that grow.
+
+    `n_ctx` 0 is the trained context and never to be reduced, `n_gpu_layers` -1 is `auto`, -2 `all`; empty
+    `devices` are `-dev none`; `n_parallel` -1 is `auto`; `fit_target_mib` is repeated for every device when
+    it has one entry.
+    """
+
+    model: str | None = None
+    model_url: str | None = None
+    hf_repo: str | None = None
+    hf_file: str | None = None
+    docker_repo: str | None = None
+    n_ctx: int | None = None
+    n_batch: int | None = None
+    n_ubatch: int | None = None
+    n_parallel: int | None = None
+    kv_unified: bool | None = None
+    kv_unified_per_slot: int | None = None
+    swa_full: bool | None = None
+    flash_attn: FlashAttention | None = None
+    type_k: str | None = None
+    type_v: str | None = None
+    kv_offload: bool | None = None
+    op_offload: bool | None = None
+    n_gpu_layers: int | None = None
+    split_mode: SplitMode | None = None
+    tensor_split: tuple[float, ...] | None = None
+    main_gpu: int | None = None
+    rpc: tuple[str, ...] = ()
+    devices: tuple[str, ...] | None = None
+    overrides: tuple[Override, ...] = ()
+    load_mode: LoadMode | None = None
+    lazy_mode: LazyMode | None = None
+    repack: bool | None = None
+    no_host: bool | None = None
+    numa: str | None = None
+    n_threads: int | None = None
+    n_threads_batch: int | None = None
+    embedding: bool | None = None
+    pooling: str | None = None
+    backend_sampling: bool | None = None
+    fit: bool | None = None
+    fit_target_mib: tuple[int, ...] | None = None
+    fit_ctx: int | None = None
+    cache_ram_mib: int | None = None
+    n_checkpoints: int | None = None
+    checkpoint_min_step: int | None = None
+    mmproj: str | None = None
+    mmproj_url: str | None = None
+    mmproj_auto: bool | None = None
+    mmproj_device: str | None = None
+    mmproj_offload: bool | None = None
+    image_max_tokens: int | None = None
+    mtmd_batch_max_tokens: int | None = None
+    loras: tuple[str, ...] = ()
+    control_vectors: tuple[str, ...] = ()
+    kv_overrides: tuple[str, ...] = ()
+    spec_types: tuple[str, ...] = ()
+    draft_n_max: int | None = None
+    draft_model: str | None = None
+    draft_hf_repo: str | None = None
+    draft_n_gpu_layers: int | None = None
+    draft_devices: tuple[str, ...] | None = None
+    draft_overrides: tuple[Override, ...] = ()
+    draft_type_k: str | None = None
+    draft_type_v: str | None = None
+    ngram_mod_n_max: int | None = None
+    ngram_simple_size_m: int | None = None
+    ngram_map_k_size_m: int | None = None
+    ngram_map_k4v_size_m: int | None = None
+
+    def pinned(self) -> Mapping[str, Any]:
+        """The fields that the command says, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None and value != ()}
+
+    def or_else(self, other: LlamaSettings) -> LlamaSettings:
+        """These settings; what they leave open is taken from `other`."""
+        return replace(other, **self.pinned())
+
+
+def settings_of(reading: Reading) -> LlamaSettings:
+    """What a command pins.
+
+    Raises:
+        UsageError: a value that the engine refuses.
+    """
+    if reading.program == "llama-bench":
+        return _bench_settings(reading)
+    state: dict[str, Any] = {}
+    legacy: dict[str, bool] = {}
+    for flag in reading.flags:
+        key = flag.option.key
+        try:
+            if key in _PARSERS:
+                name, parse = _PARSERS[key]
+                state[name] = parse(flag.value)
+            elif key in _SPECIAL:
+                _SPECIAL[key](state, flag)
+            elif key in ("mmap", "mlock", "direct-io"):
+                legacy[key] = bool(flag.value)
+            elif key in _CHECKS:
+                _CHECKS[key](flag.value)
+        except ValueError as error:
+            raise _refusal(reading.program, flag, error) from error
+        if reading.program == "llama-server" and key == "parallel" and flag.value == 0:
+            raise _refusal(reading.program, flag, ValueError("invalid value for n_parallel"))
+    if legacy and "load_mode" not in state:
+        state["load_mode"] = _legacy_load_mode(legacy)
+    return LlamaSettings(**state)
+
+
+def _refusal(program: str, flag: Flag, error: ValueError) -> UsageError:
+    value = "" if flag.option.n_values == 0 else f" {printable(str(flag.value), 60)!r}"
+    return UsageError(f"{program} refuses {flag.spelling}{value}: {error}")
+
+
+def _legacy_load_mode(given: Mapping[str, bool]) -> LoadMode:
+    """--mmap, --mlock and -dio of older builds: mapped unless told otherwise."""
+    if given.get("direct-io"):
+        return "dio"
+    locked = given.get("mlock", False)
+    if given.get("mmap", True):
+        return "mmap+mlock" if locked else "mmap"
+    return "mlock" if locked else "none"
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"invalid value (one of {', '.join(words)})")
+        return text
+
+    return parse
+
+
+def _switchable(text: str) -> bool:
+    if text in TRUE_WORDS or text in FALSE_WORDS:
+        return text in TRUE_WORDS
+    raise ValueError("unknown value (on or off)")
+
+
+def parse_flash_attn(text: str) -> FlashAttention:
+    if text in TRUE_WORDS:
+        return "on"
+    if text in FALSE_WORDS:
+        return "off"
+    if text in AUTO_WORDS:
+        return "auto"
+    raise ValueError("unknown value (on, off or auto)")
+
+
+def parse_layers(text: str) -> int:
+    """`-ngl`: a number, `auto` or `all`; every number below -1 means all."""
+    return {"auto": AUTO_LAYERS, "all": ALL_LAYERS}.get(text) or max(integer(text), ALL_LAYERS)
+
+
+def parse_split(text: str) -> tuple[float, ...]:
+    """`-ts`: proportions separated by commas or slashes."""
+    parts = re.split("[,/]+", text)
+    if len(parts) >= MAX_DEVICES:
+        raise ValueError(f"got {len(parts)} input configs, but system only has {MAX_DEVICES} devices")
+    return tuple(real(part) for part in parts)
+
+
+def parse_devices(text: str) -> tuple[str, ...]:
+    """`-dev`: names separated by commas; `none` is no device."""
+    names = tuple(text.split(","))
+    if names == ("none",):
+        return ()
+    if not all(names):
+        raise ValueError("invalid device: ")
+    return names
+
+
+def parse_overrides(text: str) -> tuple[Override, ...]:
+    """`-ot`: `PATTERN=BUFFER`, separated by commas, each split at its first equals sign."""
+    found = []
+    for part in text.split(","):
+        pattern, equals, buffer = part.partition("=")
+        if not equals:
+            raise ValueError("invalid value (PATTERN=BUFFER)")
+        found.append(Override(kind="pattern", pattern=pattern, buffer=buffer))
+    return tuple(found)
+
+
+def _parse_targets(text: str) -> tuple[int, ...]:
+    parts = re.split("[,/]+", text)
+    if len(parts) >= MAX_DEVICES:
+        raise ValueError(f"got {len(parts)} input configs, but system only has {MAX_DEVICES} devices")
+    targets = []
+    for part in parts:
+        found = re.match(r"\s*\+?([0-9]{1,12})", part)
+        if not found:
+            raise ValueError("not a number of MiB")
+        targets.append(int(found[1]))
+    return tuple(targets)
+
+
+def _csv(text: str) -> tuple[str, ...]:
+    """Values separated by commas; one in double quotes may hold commas (common/arg.cpp:parse_csv_row)."""
+    found, value, quoted, at = [], "", False, 0
+    while at < len(text):
+        char = text[at]
+        if quoted and text[at : at + 2] == '""':
+            value, at = value + '"', at + 1
+        elif char == '"' and (quoted or not value):
+            quoted = not quoted
+        elif char == "," and not quoted:
+            found.append(value)
+            value = ""
+        else:
+            value += char
+        at += 1
+    return (*found, value)
+
+
+def _scaled(text: str) -> tuple[str, ...]:
+    """FNAME:SCALE, as many as there are; only the names matter here."""
+    names = []
+    for item in _csv(text):
+        parts = item.split(":")
+        if len(parts) != 2:
+            raise ValueError("format: FNAME:SCALE")
+        real(parts[1])
+        names.append(parts[0])
+    return tuple(names)
+
+
+def _bounded(low: int, high: int) -> Callable[[int], int]:
+    def parse(value: int) -> int:
+        if not low <= value <= high:
+            raise ValueError(f"must be between {low} and {high} inclusive")
+        return value
+
+    return parse
+
+
+def _not_negative(value: int) -> int:
+    if value < 0:
+        raise ValueError("must be non-negative")
+    return value
+
+
+def parse_kv_type(text: str) -> str:
+    if text not in KV_TYPES:
+        raise ValueError(f"Unsupported cache type: {printable(text, 40)} (one of {', '.join(KV_TYPES)})")
+    return text
+
+
+_NGRAM = _bounded(1, 1024)
+
+#: option -> field and how its value is read
+_PARSERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "model": ("model", _same),
+    "model-url": ("model_url", _same),
+    "hf-repo": ("hf_repo", _same),
+    "hf-file": ("hf_file", _same),
+    "docker-repo": ("docker_repo", _same),
+    "ctx-size": ("n_ctx", _same),
+    "batch-size": ("n_batch", _same),
+    "ubatch-size": ("n_ubatch", _same),
+    "parallel": ("n_parallel", _same),
+    "kv-unified": ("kv_unified", _same),
+    "kv-unified-per-slot": ("kv_unified_per_slot", _same),
+    "swa-full": ("swa_full", _same),
+    "flash-attn": ("flash_attn", parse_flash_attn),
+    "cache-type-k": ("type_k", parse_kv_type),
+    "cache-type-v": ("type_v", parse_kv_type),
+    "kv-offload": ("kv_offload", _same),
+    "op-offload": ("op_offload", _same),
+    "gpu-layers": ("n_gpu_layers", parse_layers),
+    "split-mode": ("split_mode", _one_of(*get_args(SplitMode))),
+    "tensor-split": ("tensor_split", parse_split),
+    "main-gpu": ("main_gpu", _same),
+    "device": ("devices", parse_devices),
+    "load-mode": ("load_mode", _one_of(*get_args(LoadMode))),
+    "lazy-mode": ("lazy_mode", _one_of(*get_args(LazyMode))),
+    "repack": ("repack", _same),
+    "no-host": ("no_host", _same),
+    "numa": ("numa", lambda text: _one_of("distribute", "isolate", "numactl")(text or "distribute")),
+    "threads": ("n_threads", _same),
+    "threads-batch": ("n_threads_batch", _same),
+    "embedding": ("embedding", _same),
+    "pooling": ("pooling", _one_of(*POOLING)),
+    "backend-sampling": ("backend_sampling", _same),
+    "fit": ("fit", _switchable),
+    "fit-target": ("fit_target_mib", _parse_targets),
+    "fit-ctx": ("fit_ctx", _same),
+    "cache-ram": ("cache_ram_mib", _same),
+    "ctx-checkpoints": ("n_checkpoints", _same),
+    "checkpoint-min-step": ("checkpoint_min_step", _not_negative),
+    "mmproj": ("mmproj", _same),
+    "mmproj-url": ("mmproj_url", _same),
+    "mmproj-auto": ("mmproj_auto", _same),
+    "mmproj-offload": ("mmproj_offload", _same),
+    "image-max-tokens": ("image_max_tokens", _same),
+    "mtmd-batch-max-tokens": ("mtmd_batch_max_tokens", _same),
+    "spec-draft-n-max": ("draft_n_max", _not_negative),
+    "draft-max": ("draft_n_max", _not_negative),
+    "spec-draft-model": ("draft_model", _same),
+    "spec-draft-hf": ("draft_hf_repo", _same),
+    "spec-draft-ngl": ("draft_n_gpu_layers", parse_layers),
+    "spec-draft-device": ("draft_devices", parse_devices),
+    "spec-draft-type-k": ("draft_type_k", parse_kv_type),
+    "spec-draft-type-v": ("draft_type_v", parse_kv_type),
+    "spec-ngram-mod-n-max": ("ngram_mod_n_max", _bounded(0, 1024)),
+    "spec-ngram-simple-size-m": ("ngram_simple_size_m", _NGRAM),
+    "spec-ngram-map-k-size-m": ("ngram_map_k_size_m", _NGRAM),
+    "spec-ngram-map-k4v-size-m": ("ngram_map_k4v_size_m", _NGRAM),
+}
+
+#: options without a field whose bad values the engine refuses
+_CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "rope-scaling": _one_of("none", "linear", "yarn"),
+    "spec-ngram-mod-n-min": _bounded(0, 1024),
+    "spec-ngram-mod-n-match": _NGRAM,
+    "spec-ngram-simple-size-n": _NGRAM,
+    "spec-ngram-map-k-size-n": _NGRAM,
+    "spec-ngram-map-k4v-size-n": _NGRAM,
+    "rope-scale": real,
+    "rope-freq-base": real,
+    "rope-freq-scale": real,
+    "yarn-ext-factor": real,
+    "yarn-attn-factor": real,
+    "fit-print": _switchable,
+}
+
+
+def _append(state: dict[str, Any], name: str, values: Iterable[Any]) -> None:
+    state[name] = (*state.get(name, ()), *values)
+
+
+def _append_counted(
+    name: str, kind: Literal["n_cpu_moe", "n_cpu_ffn"]
+) -> Callable[[dict[str, Any], Flag], None]:
+    def apply(state: dict[str, Any], flag: Flag) -> None:
+        if not isinstance(flag.value, int) or flag.value < 0:
+            raise ValueError("invalid value")
+        _append(state, name, (Override(kind=kind, n_blocks=flag.value),))
+
+    return apply
+
+
+def _append_parsed(
+    name: str, parse: Callable[[str], Iterable[Any]]
+) -> Callable[[dict[str, Any], Flag], None]:
+    return lambda state, flag: _append(state, name, parse(str(flag.value)))
+
+
+def _spec_types(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name == "none":
+            return ("none",)
+        if name not in SPEC_TYPES:
+            raise ValueError(f"unknown speculative type: {printable(name, 40)}")
+    return names
+
+
+def _spec_default(state: dict[str, Any], flag: Flag) -> None:
+    _append(state, "spec_types", ("ngram-mod",))
+    state["ngram_mod_n_max"] = 64
+
+
+def _mmproj_device(state: dict[str, Any], flag: Flag) -> None:
+    names = parse_devices(str(flag.value))
+    if len(names) > 1:
+        raise ValueError("only one device may be specified for mmproj")
+    state["mmproj_offload"] = bool(names)
+    state["mmproj_device"] = names[0] if names else None
+
+
+def _preset(**values: Any) -> Callable[[dict[str, Any], Flag], None]:
+    return lambda state, flag: state.update(values)
+
+
+def _coder(
+    size: str, draft: bool = False, name: str = "Qwen2.5-Coder"
+) -> Callable[[dict[str, Any], Flag], None]:
+    more = {"draft_hf_repo": "ggml-org/Qwen2.5-Coder-0.5B-Q8_0-GGUF"} if draft else {}
+    return _preset(
+        hf_repo=f"ggml-org/{name}-{size}-Q8_0-GGUF",
+        hf_file=f"{name.lower()}-{size.lower()}-q8_0.gguf",
+        n_ubatch=1024,
+        n_batch=1024,
+        n_ctx=None,
+        **more,
+    )
+
+
+def _gpt_oss(repo: str, **more: Any) -> Callable[[dict[str, Any], Flag], None]:
+    return _preset(hf_repo=repo, n_ubatch=2048, n_batch=32768, n_parallel=2, n_ctx=262144, **more)
+
+
+#: options that change several fields, or add to a list
+_SPECIAL: Mapping[str, Callable[[dict[str, Any], Flag], None]] = {
+    "override-tensor": _append_parsed("overrides", parse_overrides),
+    "cpu-moe": lambda state, flag: _append(state, "overrides", (Override(kind="cpu_moe"),)),
+    "n-cpu-moe": _append_counted("overrides", "n_cpu_moe"),
+    "n-cpu-ffn": _append_counted("overrides", "n_cpu_ffn"),
+    "spec-draft-override-tensor": _append_parsed("draft_overrides", parse_overrides),
+    "spec-draft-cpu-moe": lambda state, flag: _append(state, "draft_overrides", (Override(kind="cpu_moe"),)),
+    "spec-draft-n-cpu-moe": _append_counted("draft_overrides", "n_cpu_moe"),
+    "rpc": _append_parsed("rpc", lambda text: text.split(",")),
+    "spec-type": _append_parsed("spec_types", _spec_types),
+    "lora": _append_parsed("loras", _csv),
+    "lora-scaled": _append_parsed("loras", _scaled),
+    "control-vector": _append_parsed("control_vectors", _csv),
+    "control-vector-scaled": _append_parsed("control_vectors", _scaled),
+    "override-kv": _append_parsed("kv_overrides", _csv),
+    "mmproj-device": _mmproj_device,
+    "rerank": _preset(embedding=True, pooling="rank"),
+    "spec-default": _spec_default,
+    "embd-gemma-default": _preset(
+        hf_repo="ggml-org/embeddinggemma-300M-qat-q4_0-GGUF",
+        hf_file="embeddinggemma-300M-qat-Q4_0.gguf",
+        n_ubatch=2048,
+        n_batch=2048,
+        n_parallel=32,
+        n_ctx=65536,
+        embedding=True,
+    ),
+    "fim-qwen-1.5b-default": _coder("1.5B"),
+    "fim-qwen-3b-default": _coder("3B"),
+    "fim-qwen-7b-default": _coder("7B"),
+    "fim-qwen-7b-spec": _coder("7B", draft=True),
+    "fim-qwen-14b-spec": _coder("14B", draft=True),
+    "fim-qwen-30b-default": _coder("30B-A3B-Instruct", name="Qwen3-Coder"),
+    "gpt-oss-20b-default": _gpt_oss("ggml-org/gpt-oss-20b-GGUF", hf_file="gpt-oss-20b-mxfp4.gguf"),
+    "gpt-oss-120b-default": _gpt_oss("ggml-org/gpt-oss-120b-GGUF"),
+    "vision-gemma-4b-default": _preset(hf_repo="ggml-org/gemma-3-4b-it-qat-GGUF", n_ctx=None),
+    "vision-gemma-12b-default": _preset(hf_repo="ggml-org/gemma-3-12b-it-qat-GGUF", n_ctx=None),
+}
+
+
+# -- llama-bench: every value may be a list, each combination is run for itself
+
+_RANGE = re.compile(r"(-?[0-9]{1,10})(?:-([0-9]{1,10})(?:([+*])([0-9]{1,10}))?)?(?:,|$)")
+_MAX_VALUES = 4096
+
+
+def parse_range(text: str) -> tuple[int, ...]:
+    """`first[-last[+step|*factor]]`, several of them separated by commas."""
+    values: list[int] = []
+    at = 0
+    while at < len(text):
+        found = _RANGE.match(text, at)
+        if not found or found.end() == at:
+            raise ValueError("invalid range format")
+        first, last = integer(found[1]), integer(found[2] or found[1])
+        step = integer(found[4] or "1")
+        while first <= last:
+            values.append(first)
+            following = first * step if found[3] == "*" else first + step
+            if following <= first or len(values) > _MAX_VALUES:
+                raise ValueError("invalid range")
+            first = following
+        at = found.end()
+    if not values:
+        raise ValueError("invalid range format")
+    return tuple(values)
+
+
+def _truths(text: str) -> tuple[bool, ...]:
+    return tuple(integer(part) != 0 for part in text.split(","))
+
+
+def _each(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    return lambda text: tuple(parse(part) for part in text.split(","))
+
+
+def _bench_split(text: str) -> tuple[float, ...]:
+    return tuple(real(part) for part in re.split("[;/]+", text))
+
+
+def _bench_devices(text: str) -> tuple[str, ...] | None:
+    if text == "auto" or not text:
+        return None
+    return () if text == "none" else tuple(text.split("/"))
+
+
+def _bench_overrides(text: str) -> tuple[Override, ...]:
+    return tuple(one for part in text.split(";") if part for one in parse_overrides(part))
+
+
+def _bench_pair(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if len(parts) != 2:
+        raise ValueError("two numbers are expected")
+    return (integer(parts[0]) + integer(parts[1]),)
+
+
+_BENCH_PARSERS: Mapping[str, Callable[[str], tuple[Any, ...]]] = {
+    "model": _each(str),
+    "hf-repo": _each(str),
+    "hf-file": _each(str),
+    "n-prompt": parse_range,
+    "n-gen": parse_range,
+    "pg": _bench_pair,
+    "n-depth": parse_range,
+    "batch-size": parse_range,
+    "ubatch-size": parse_range,
+    "cache-type-k": _each(parse_kv_type),
+    "cache-type-v": _each(parse_kv_type),
+    "device": _each(_bench_devices),
+    "threads": parse_range,
+    "n-gpu-layers": parse_range,
+    "n-cpu-moe": parse_range,
+    "rpc": _each(str),
+    "split-mode": _each(_one_of(*get_args(SplitMode))),
+    "load-mode": _each(_one_of(*get_args(LoadMode))),
+    "lazy-mode": _each(_one_of(*get_args(LazyMode))),
+    "main-gpu": parse_range,
+    "no-kv-offload": _truths,
+    "numa": lambda text: (_one_of("distribute", "isolate", "numactl")(text or "distribute"),),
+    "flash-attn": _each(parse_flash_attn),
+    "embeddings": _truths,
+    "no-op-offload": _truths,
+    "no-host": _truths,
+    "repack": _truths,
+    "tensor-split": _each(_bench_split),
+    "override-tensor": _each(_bench_overrides),
+    "fit-target": _each(integer),
+    "fit-ctx": _each(integer),
+}
+
+
+def _bench_settings(reading: Reading) -> LlamaSettings:
+    """The most demanding combination of the lists that llama-bench runs, as one command."""
+    given: dict[str, tuple[Any, ...]] = {}
+    for flag in reading.flags:
+        key = flag.option.key
+        if key in _BENCH_PARSERS:
+            try:
+                values = _BENCH_PARSERS[key](str(flag.value))
+            except ValueError as error:
+                raise _refusal(reading.program, flag, error) from error
+            given[key] = values if key == "main-gpu" else (*given.get(key, ()), *values)
+
+    def first(key: str) -> Any:
+        return given[key][0] if key in given else None
+
+    def most(key: str) -> int | None:
+        return max(given[key]) if key in given else None
+
+    def unless(key: str) -> bool | None:
+        return not all(given[key]) if key in given else None
+
+    tokens = max(*given.get("n-prompt", (512,)), *given.get("n-gen", (128,)), *given.get("pg", (0,)))
+    layers = given.get("n-gpu-layers")
+    experts = min(given["n-cpu-moe"]) if "n-cpu-moe" in given else 0
+    overrides = (first("override-tensor") or ()) + (
+        (Override(kind="n_cpu_moe", n_blocks=experts),) if experts else ()
+    )
+    return LlamaSettings(
+        model=first("model"),
+        hf_repo=first("hf-repo"),
+        hf_file=first("hf-file"),
+        n_ctx=tokens + max(given.get("n-depth", (0,))),
+        n_batch=most("batch-size"),
+        n_ubatch=most("ubatch-size"),
+        type_k=first("cache-type-k"),
+        type_v=first("cache-type-v"),
+        devices=first("device"),
+        n_threads=most("threads"),
+        n_gpu_layers=None if layers is None else AUTO_LAYERS if min(layers) < 0 else max(layers),
+        rpc=given.get("rpc", ()),
+        split_mode=first("split-mode"),
+        load_mode=first("load-mode"),
+        lazy_mode=first("lazy-mode"),
+        main_gpu=first("main-gpu"),
+        numa=first("numa"),
+        kv_offload=unless("no-kv-offload"),
+        op_offload=unless("no-op-offload"),
+        flash_attn="off" if "off" in given.get("flash-attn", ()) else first("flash-attn"),
+        embedding=any(given["embeddings"]) if "embeddings" in given else None,
+        no_host=first("no-host"),
+        repack=first("repack"),
+        tensor_split=first("tensor-split"),
+        overrides=overrides,
+        fit_target_mib=given.get("fit-target"),
+        fit_ctx=first("fit-ctx"),
+    )
+
+
+# -- to a command
+
+
+def render(settings: LlamaSettings, *, version: Version = LATEST) -> tuple[str, ...]:
+    """The flags that say `settings`, in the shortest spelling that the version has.
+
+    Raises:
+        UsageError: the version has no way to say one of them.
+    """
+    argv: list[str] = []
+    pinned = settings.pinned()
+    for name, show in _WRITERS.items():
+        if name in pinned:
+            argv += show(pinned[name], version)
+    return tuple(argv)
+
+
+_Writer = Callable[[Any, Version], Sequence[str]]
+
+
+def _spelling(key: str, version: Version) -> str:
+    if not version.offers(key):
+        raise UsageError(f"llama.cpp {version.name} has no --{key}", hint="update llama.cpp, or leave it out")
+    return option(key).spellings[0]
+
+
+def _write(key: str, show: Callable[[Any], str] = str) -> _Writer:
+    return lambda value, version: (_spelling(key, version), show(value))
+
+
+def _write_bool(key: str) -> _Writer:
+    def write(value: bool, version: Version) -> Sequence[str]:
+        spelling = _spelling(key, version)
+        if value:
+            return (spelling,)
+        negations = option(key).negations
+        return (negations[0],) if negations else ()
+
+    return write
+
+
+def _write_list(key: str, show: Callable[[Any], str] = str) -> _Writer:
+    return lambda values, version: (_spelling(key, version), ",".join(map(show, values)))
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if "," in text or text.startswith('"') else text
+
+
+def _write_layers(key: str) -> _Writer:
+    def write(value: int, version: Version) -> Sequence[str]:
+        if value == AUTO_LAYERS:
+            return (_spelling(key, version), "auto") if version.has("layer-words") else ()
+        word = "all" if version.has("layer-words") else "999"
+        return _spelling(key, version), word if value == ALL_LAYERS else str(value)
+
+    return write
+
+
+def _write_flash_attn(value: FlashAttention, version: Version) -> Sequence[str]:
+    if version.has("flash-attn-value"):
+        return "-fa", value
+    return ("-fa",) if value == "on" else ()
+
+
+def _write_load_mode(value: LoadMode, version: Version) -> Sequence[str]:
+    if version.offers("load-mode"):
+        return "-lm", value
+    return {
+        "auto": (),
+        "mmap": (),
+        "none": ("--no-mmap",),
+        "mlock": ("--no-mmap", "--mlock"),
+        "mmap+mlock": ("--mlock",),
+        "dio": ("-dio",),
+    }[value]
+
+
+def _write_draft_max(value: int, version: Version) -> Sequence[str]:
+    return ("--spec-draft-n-max" if version.offers("spec-draft-n-max") else "--draft-max", str(value))
+
+
+def _write_overrides(prefix: str) -> _Writer:
+    """Overrides in their order; neighbouring patterns share a flag."""
+
+    def write(overrides: Sequence[Override], version: Version) -> Sequence[str]:
+        argv: list[str] = []
+        patterns: list[str] = []
+
+        def flush() -> None:
+            if patterns:
+                argv.extend((_spelling(prefix + "override-tensor", version), ",".join(patterns)))
+                patterns.clear()
+
+        for override in overrides:
+            if override.kind == "pattern":
+                if "," in override.pattern or "=" in override.pattern:
+                    raise UsageError(
+                        f"-ot cannot hold a comma or an equals sign in a pattern: {override.pattern[:60]!r}"
+                    )
+                patterns.append(f"{override.pattern}={override.buffer}")
+                continue
+            flush()
+            spelling = _spelling(prefix + override.kind.replace("_", "-"), version)
+            argv.extend((spelling,) if override.kind == "cpu_moe" else (spelling, str(override.n_blocks)))
+        flush()
+        return argv
+
+    return write
+
+
+def number(value: float) -> str:
+    """A proportion as short as single precision allows."""
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ",".join(names) if names else "none"
+
+
+_WRITERS: Mapping[str, _Writer] = {
+    "model": _write("model"),
+    "model_url": _write("model-url"),
+    "hf_repo": _write("hf-repo"),
+    "hf_file": _write("hf-file"),
+    "docker_repo": _write("docker-repo"),
+    "rpc": _write_list("rpc"),
+    "devices": _write("device", _names),
+    "n_gpu_layers": _write_layers("gpu-layers"),
+    "split_mode": _write("split-mode"),
+    "tensor_split": _write_list("tensor-split", number),
+    "main_gpu": _write("main-gpu"),
+    "overrides": _write_overrides(""),
+    "n_ctx": _write("ctx-size"),
+    "n_parallel": _write("parallel"),
+    "kv_unified": _write_bool("kv-unified"),
+    "kv_unified_per_slot": _write("kv-unified-per-slot"),
+    "n_batch": _write("batch-size"),
+    "n_ubatch": _write("ubatch-size"),
+    "flash_attn": _write_flash_attn,
+    "type_k": _write("cache-type-k"),
+    "type_v": _write("cache-type-v"),
+    "kv_offload": _write_bool("kv-offload"),
+    "op_offload": _write_bool("op-offload"),
+    "swa_full": _write_bool("swa-full"),
+    "load_mode": _write_load_mode,
+    "lazy_mode": _write("lazy-mode"),
+    "repack": _write_bool("repack"),
+    "no_host": _write_bool("no-host"),
+    "numa": _write("numa"),
+    "n_threads": _write("threads"),
+    "n_threads_batch": _write("threads-batch"),
+    "embedding": _write_bool("embedding"),
+    "pooling": _write("pooling"),
+    "backend_sampling": _write_bool("backend-sampling"),
+    "fit": lambda value, version: ("-fit", "on" if value else "off") if version.offers("fit") else (),
+    "fit_target_mib": _write_list("fit-target"),
+    "fit_ctx": _write("fit-ctx"),
+    "cache_ram_mib": _write("cache-ram"),
+    "n_checkpoints": _write("ctx-checkpoints"),
+    "checkpoint_min_step": _write("checkpoint-min-step"),
+    "mmproj": _write("mmproj"),
+    "mmproj_url": _write("mmproj-url"),
+    "mmproj_auto": _write_bool("mmproj-auto"),
+    "mmproj_device": _write("mmproj-device"),
+    "mmproj_offload": _write_bool("mmproj-offload"),
+    "image_max_tokens": _write("image-max-tokens"),
+    "mtmd_batch_max_tokens": _write("mtmd-batch-max-tokens"),
+    "loras": _write_list("lora", _quoted),
+    "control_vectors": _write_list("control-vector", _quoted),
+    "kv_overrides": _write_list("override-kv", _quoted),
+    "spec_types": _write_list("spec-type"),
+    "draft_n_max": _write_draft_max,
+    "draft_model": _write("spec-draft-model"),
+    "draft_hf_repo": _write("spec-draft-hf"),
+    "draft_devices": _write("spec-draft-device", _names),
+    "draft_n_gpu_layers": _write_layers("spec-draft-ngl"),
+    "draft_overrides": _write_overrides("spec-draft-"),
+    "draft_type_k": _write("spec-draft-type-k"),
+    "draft_type_v": _write("spec-draft-type-v"),
+    "ngram_mod_n_max": _write("spec-ngram-mod-n-max"),
+    "ngram_simple_size_m": _write("spec-ngram-simple-size-m"),
+    "ngram_map_k_size_m": _write("spec-ngram-map-k-size-m"),
+    "ngram_map_k4v_size_m": _write("spec-ngram-map-k4v-size-m"),
+}

@@ -1,0 +1,207 @@
+"""What changed on llama.cpp's command line, by build number.
+
+Memory figures are those of the newest build known here; only spellings and defaults of older ones are kept.
+A change is known to lie between two builds: the last one seen without it and the first one seen with it.
+Flags are refused only where they are surely absent, and written only where they are surely present.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from autofit.domain.plan import Finding
+from autofit.errors import UsageError
+
+NEWEST = 11063  #: the build whose sources the memory model follows (version 0.5.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """`without`: the last build known not to have it; `has`: the first one known to have it."""
+
+    without: int
+    has: int
+    source: str
+
+    def surely_in(self, build: int) -> bool:
+        return build >= self.has
+
+    def surely_not_in(self, build: int) -> bool:
+        return build <= self.without
+
+
+_CHANGES = {
+    "n-cpu-moe": Change(without=0, has=6301, source="pull request 15077"),
+    "flash-attn-value": Change(without=6301, has=6451, source="pull request 15434"),
+    "all-layers-by-default": Change(without=6301, has=6451, source="pull request 15434"),
+    "cache-ram": Change(without=6451, has=7079, source="pull request 16391"),
+    "four-slots": Change(without=6451, has=7079, source="pull requests 16736 and 17997"),
+    "fit": Change(without=7079, has=7549, source="pull request 16653"),
+    "layer-words": Change(without=7079, has=8864, source="common/arg.cpp: -ngl auto and all"),
+    "spec-draft": Change(without=8864, has=9297, source="pull requests 22397 and 22964"),
+    "load-mode": Change(without=9297, has=10434, source="pull request 20834"),
+    "n-cpu-ffn": Change(without=10434, has=10989, source="pull request 26622"),
+    "lazy-mode": Change(without=10434, has=10989, source="pull request 27794"),
+    "kv-unified-per-slot": Change(without=10434, has=10989, source="release notes of 0.4.0"),
+    "no-mmap-flags": Change(without=10874, has=10875, source="pull request 28334"),
+}
+
+#: option -> the change that brought it
+_OPTIONS = {
+    "n-cpu-moe": "n-cpu-moe",
+    "cache-ram": "cache-ram",
+    "fit": "fit",
+    "fit-target": "fit",
+    "fit-ctx": "fit",
+    "fit-print": "fit",
+    "spec-draft-n-max": "spec-draft",
+    "spec-draft-n-min": "spec-draft",
+    "load-mode": "load-mode",
+    "n-cpu-ffn": "n-cpu-ffn",
+    "lazy-mode": "lazy-mode",
+    "kv-unified-per-slot": "kv-unified-per-slot",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Legacy:
+    """An option that builds with `change` refuse, and what to write instead."""
+
+    kind: str
+    spellings: tuple[str, ...]
+    negations: tuple[str, ...] = ()
+    env: str
+    change: str
+    successor: str
+
+
+LEGACY = (
+    Legacy(
+        kind="bool",
+        spellings=("--mmap",),
+        negations=("--no-mmap",),
+        env="LLAMA_ARG_MMAP",
+        change="no-mmap-flags",
+        successor="-lm mmap, or -lm none for --no-mmap",
+    ),
+    Legacy(
+        kind="switch",
+        spellings=("--mlock",),
+        env="LLAMA_ARG_MLOCK",
+        change="no-mmap-flags",
+        successor="-lm mmap+mlock, or -lm mlock with --no-mmap",
+    ),
+    Legacy(
+        kind="bool",
+        spellings=("-dio", "--direct-io"),
+        negations=("-ndio", "--no-direct-io"),
+        env="LLAMA_ARG_DIO",
+        change="no-mmap-flags",
+        successor="-lm dio",
+    ),
+    Legacy(
+        kind="int",
+        spellings=("--draft", "--draft-n", "--draft-max"),
+        env="LLAMA_ARG_DRAFT_MAX",
+        change="spec-draft",
+        successor="--spec-draft-n-max",
+    ),
+    Legacy(
+        kind="int",
+        spellings=("--draft-min", "--draft-n-min"),
+        env="LLAMA_ARG_DRAFT_MIN",
+        change="spec-draft",
+        successor="--spec-draft-n-min",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """A build of llama.cpp, as far as its command line goes."""
+
+    build: int
+
+    def has(self, change: str) -> bool:
+        """Whether this build surely has it."""
+        return _CHANGES[change].surely_in(self.build)
+
+    def lacks(self, change: str) -> bool:
+        """Whether this build surely lacks it."""
+        return _CHANGES[change].surely_not_in(self.build)
+
+    def offers(self, option: str) -> bool:
+        """Whether the option may be written in a command for this build."""
+        return option not in _OPTIONS or self.has(_OPTIONS[option])
+
+    def refuses(self, option: str) -> bool:
+        """Whether this build is too old for the option."""
+        return option in _OPTIONS and self.lacks(_OPTIONS[option])
+
+    @property
+    def name(self) -> str:
+        return f"b{self.build}"
+
+
+LATEST = Version(build=NEWEST)
+
+_BUILD = re.compile(r"(?:^|\bb|\bbuild:?\s*|\bversion:?\s*)(\d{3,6})\b")
+_RELEASE = re.compile(r"\bv?(\d+)\.(\d+)(?:\.(\d+))?")
+
+
+def find_version(text: str | None) -> tuple[Version, tuple[Finding, ...]]:
+    """The version that `--engine-version` or an engine's own `--version` names; `None` is the newest.
+
+    Understands `b8864`, `8864`, `version: 8864 (abcdef)`, `0.4.1-dev (build 10989)`, `0.5.0`. A newer build
+    than is known here is taken for the newest, with a finding.
+
+    Raises:
+        UsageError: no build number and no release in it.
+    """
+    if text is None:
+        return LATEST, ()
+    found = _BUILD.search(text.strip())
+    release = _RELEASE.search(text)
+    if found:
+        build = int(found[1])
+    elif release:
+        # releases are numbered since shortly before 0.4.0, the first without the memory-mapping flags
+        number = int(release[1]), int(release[2])
+        build = NEWEST if number >= (0, 5) else 10989 if number == (0, 4) else 10874
+        if number > (0, 5):
+            return LATEST, (_newer(text),)
+    else:
+        raise UsageError(
+            f"not a version of llama.cpp: {text[:40]!r}",
+            hint="write a build such as b8864, or a release such as 0.5.0",
+        )
+    if build > NEWEST:
+        return LATEST, (_newer(f"b{build}"),)
+    version = Version(build=build)
+    return version, _uncertain(version)
+
+
+def _newer(name: str) -> Finding:
+    return Finding(
+        severity="info",
+        code="engine-version-newer",
+        message=f"llama.cpp {name} is newer than b{NEWEST}; its flags are taken to be the same",
+    )
+
+
+def _uncertain(version: Version) -> tuple[Finding, ...]:
+    between = [key for key, change in _CHANGES.items() if change.without < version.build < change.has]
+    findings = []
+    if version.build < NEWEST - 1000:
+        message = f"memory figures are those of llama.cpp b{NEWEST}; {version.name} may differ"
+        findings.append(Finding(severity="info", code="engine-version-older", message=message))
+    if between:
+        message = f"it is not known whether llama.cpp {version.name} has: {_words(between)}"
+        findings.append(Finding(severity="info", code="engine-version-uncertain", message=message))
+    return tuple(findings)
+
+
+def _words(keys: Iterable[str]) -> str:
+    return ", ".join(key.replace("-", " ") for key in keys)
