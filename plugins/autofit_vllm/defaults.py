@@ -130,7 +130,7 @@ def resolve(
     """
     dtype = resolve_dtype(settings, model, gpu)
     check_quantisation(quantization, dtype)
-    pooling = model.is_pooling or settings.runner == "pooling"
+    pooling = model.is_pooling or settings.pooling
     max_len = resolve_max_len(settings, model)
     parallel = resolve_parallel(settings, model, gpu, n_gpus=n_gpus)
     chunked = settings.enable_chunked_prefill
@@ -155,7 +155,7 @@ def resolve(
     flash = attention.get("flash_attn_version")
     if kv_dtype.startswith("turboquant_") and (flash is None or flash >= 3):
         flash = 2
-    images = model.is_multimodal and not settings.images_off
+    images = model.is_multimodal and settings.encodes(model.modalities)
     utilization = settings.gpu_memory_utilization
     if utilization is None:
         utilization = settings.version.default_gpu_memory_utilization
@@ -223,7 +223,7 @@ def resolve_dtype(settings: VllmSettings, model: VllmModel, gpu: Gpu) -> str:
         usable = tuple(
             d for d in supported_dtypes(gpu) if d != "float16" or model.model_type not in NO_FLOAT16
         )
-        pooling = model.is_pooling or settings.runner == "pooling"
+        pooling = model.is_pooling or settings.pooling
         preferred = "float16" if pooling and "float16" in usable else usable[0]
         wanted = preferred if model.dtype == "float32" else model.dtype
         return wanted if wanted in usable else preferred

@@ -422,7 +422,7 @@ _BACKENDS = {
             latent=True,
             sliding=False,
             dcp=True,
-            rule=_major(9, 10),
+            rule=_major(9),
         ),
         AttentionBackend(
             name="FLASHINFER_MLA",

@@ -22,7 +22,7 @@ from autofit_vllm.budget import (
     rank_budget,
     requested_bytes,
 )
-from autofit_vllm.defaults import EngineConfig, Gpu
+from autofit_vllm.defaults import CPU, EngineConfig, Gpu
 from autofit_vllm.flags import flag_of, is_frontend
 from autofit_vllm.kv import KvCapacity, KvPlan, fit
 from autofit_vllm.model import StageWeights, VllmModel
@@ -94,8 +94,23 @@ class Evaluation:
         return max([*lacking, *([] if self.given_kv else starts)])
 
     @property
+    def overrun_bytes(self) -> int:
+        """How much more than is free the fullest GPU would hold, the cache and what follows it included."""
+        if self.given_kv or self.capacity is None:
+            return 0
+        n_blocks = self.capacity.n_blocks
+        used = [
+            sum(item.n_bytes for item in self.budgets[rank.stage].items)
+            + n_blocks * self.kv.bytes_per_block[rank.stage]
+            - rank.free_bytes
+            for rank in self.ranks
+        ]
+        return max([0, *used])
+
+    @property
     def fits(self) -> bool:
-        return self.capacity is not None and self.shortfall_bytes <= 0 and self._graphs_fit
+        started = self.capacity is not None and self.shortfall_bytes <= 0
+        return started and self._graphs_fit and self.overrun_bytes == 0
 
     @property
     def _graphs_fit(self) -> bool:
@@ -206,7 +221,7 @@ def evaluate(
         capacity=capacity,
         refusal=refusal,
         offload=offload,
-        given_kv=given or config.kv_cache_memory_bytes is not None,
+        given_kv=given or config.gpu.cpu,
     )
 
 
@@ -241,8 +256,8 @@ def _available(
 
 
 def gpu_of(devices: Sequence[Device]) -> Gpu:
-    """The device that vLLM's rules ask: the first (platforms/cuda.py, device 0)."""
-    return Gpu.of(devices[0])
+    """The device that vLLM's rules ask: the first (platforms/cuda.py, device 0); none is its CPU build."""
+    return Gpu.of(devices[0]) if devices else CPU
 
 
 def memory_of(evaluation: Evaluation, machine: Machine) -> Memory:
@@ -498,17 +513,15 @@ def _start_findings(evaluation: Evaluation) -> list[Finding]:
                 )
             )
             break
-        after = free - requested - budget.after_bytes
-        if after < 0:
-            found.append(
-                Finding(
-                    severity="warning",
-                    code="little-slack",
-                    message=f"{rank.device.id}: {format_bytes(-after)} less than what vLLM allocates after "
-                    "the cache; it may run out of memory under load",
-                )
+    if evaluation.overrun_bytes and not found:
+        found.append(
+            Finding(
+                severity="error",
+                code="out-of-memory",
+                message=f"{format_bytes(evaluation.overrun_bytes)} more than is free: graphs, tables and "
+                "workspaces come on top of the utilization; lower --gpu-memory-utilization",
             )
-            break
+        )
     return found
 
 

@@ -32,6 +32,7 @@ class VllmSettings:
 
     model: str | None = None
     runner: str = "auto"
+    convert: str = "auto"
     dtype: str = "auto"
     quantization: str | None = None
     quantization_config: Any = None
@@ -127,13 +128,22 @@ class VllmSettings:
         return int((self.speculative_config or {}).get("num_speculative_tokens") or 0)
 
     @property
-    def images_off(self) -> bool:
-        """Whether no multimodal input is taken, so that encoders are not built."""
-        limits = [
-            limit.get("count", 1) if isinstance(limit, Mapping) else limit
-            for limit in self.limit_mm_per_prompt.values()
-        ]
-        return self.language_model_only or (bool(limits) and not any(limits) and len(limits) >= 2)
+    def disabled_modalities(self) -> frozenset[str]:
+        """Modalities that are limited to no item per prompt."""
+        counts = {
+            name: limit.get("count", 1) if isinstance(limit, Mapping) else limit
+            for name, limit in self.limit_mm_per_prompt.items()
+        }
+        return frozenset(name for name, count in counts.items() if count == 0)
+
+    @property
+    def pooling(self) -> bool:
+        """Whether the model is asked to embed or classify."""
+        return self.runner == "pooling" or self.convert in ("embed", "classify")
+
+    def encodes(self, modalities: Sequence[str]) -> bool:
+        """Whether any of a model's encoders is used."""
+        return not self.language_model_only and bool(set(modalities) - self.disabled_modalities)
 
     def pins(self, name: str) -> bool:
         """Whether the user set this."""

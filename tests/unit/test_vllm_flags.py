@@ -236,7 +236,12 @@ def test_speculation_is_joined() -> None:
         parse_command(["vllm", "serve", "M", "--spec-method", "mtp", "-sc", '{"method": "ngram"}'])
 
 
-def test_images_off() -> None:
-    assert parse_command(["vllm", "--language-model-only"])[1].images_off
-    assert parse_command(["vllm", "--limit-mm-per-prompt", '{"image": 0, "video": 0}'])[1].images_off
-    assert not parse_command(["vllm", "--limit-mm-per-prompt", '{"image": 1, "video": 0}'])[1].images_off
+def test_modalities() -> None:
+    def encodes(*args: str) -> bool:
+        return parse_command(["vllm", *args])[1].encodes(("image", "video"))
+
+    assert encodes()
+    assert not encodes("--language-model-only")
+    assert not encodes("--limit-mm-per-prompt", '{"image": 0, "video": {"count": 0}}')
+    assert encodes("--limit-mm-per-prompt.image", "0")
+    assert parse_command(["vllm", "--limit-mm-per-prompt.image=0"])[1].disabled_modalities == {"image"}
