@@ -131,7 +131,7 @@ def _with_holders(
         for pid in system.names("/sys/class/kfd/kfd/proc"):
             held[int(pid)] = (
                 system.number(f"/sys/class/kfd/kfd/proc/{pid}/vram_{node.gpu_id}") or 0
-                if pid.isdigit()
+                if pid.isdecimal()
                 else 0
             )
     for pid_, n in (drm.users(system, card.pci) or {}).items():
@@ -180,7 +180,7 @@ def _name(system: System, card: drm.Card, node: _Node | None) -> str:
 
 def _nodes(system: System) -> Iterator[_Node]:
     for name in sorted(
-        system.names("/sys/class/kfd/kfd/topology/nodes"), key=lambda n: int(n) if n.isdigit() else 0
+        system.names("/sys/class/kfd/kfd/topology/nodes"), key=lambda n: int(n) if n.isdecimal() else 0
     ):
         base = f"/sys/class/kfd/kfd/topology/nodes/{name}"
         text = system.text(f"{base}/properties") or ""
@@ -189,13 +189,17 @@ def _nodes(system: System) -> Iterator[_Node]:
             continue  # a processor
         bus, function = divmod(values.get("location_id", 0), 256)
         yield _Node(
-            order=int(name) if name.isdigit() else 0,
+            order=int(name) if name.isdecimal() else 0,
             gpu_id=system.number(f"{base}/gpu_id") or 0,
             gfx=gfx_name(values.get("gfx_target_version", 0)),
-            n_cu=values["simd_count"] // values["simd_per_cu"] if values.get("simd_per_cu") else None,
+            n_cu=_n_cu(values["simd_count"], values.get("simd_per_cu", 0)),
             unique_id=values.get("unique_id", 0),
             pci=f"{values.get('domain', 0):04x}:{bus:02x}:{function >> 3:02x}.{function & 7}",
         )
+
+
+def _n_cu(n_simd: int, per_cu: int) -> int | None:
+    return n_simd // per_cu if per_cu and n_simd < 1 << 20 else None
 
 
 def gfx_name(version: int) -> str | None:

@@ -51,7 +51,7 @@ def find(system: System, host: Host) -> Facts:
 def _limit(system: System, ram_bytes: int) -> tuple[int, str]:
     for key in ("iogpu.wired_limit_mb", "debug.iogpu.wired_limit"):  # macOS 14 and later, macOS 13
         try:
-            match = re.search(r":\s*(\d+)\s*$", system.tool("sysctl", key))
+            match = re.search(r":\s*(\d{1,15})\s*$", system.tool("sysctl", key))
         except ToolError:
             continue
         n = int(match[1]) if match else 0
@@ -63,7 +63,7 @@ def _limit(system: System, ram_bytes: int) -> tuple[int, str]:
 def _cores(system: System) -> int | None:
     try:
         match = re.search(
-            r'"gpu-core-count"\s*=\s*(\d+)', system.tool("ioreg", "-rc", "AGXAccelerator", "-d1")
+            r'"gpu-core-count"\s*=\s*(\d{1,4})\b', system.tool("ioreg", "-rc", "AGXAccelerator", "-d1")
         )
     except ToolError:
         return None

@@ -43,7 +43,7 @@ class Calibration:
 def measure_ram(machine: Machine, *, seconds: float = 2.0, buffer_bytes: int | None = None) -> Calibration:
     """Read main memory with all performance cores at once for `seconds`; the best pass counts.
 
-    `memchr` looks for a byte that is not there: the C library's widest loads and nothing else, outside Python's lock.
+    `memchr` looks for a byte that is not there: the C library's widest loads, outside Python's lock.
 
     Raises:
         HardwareError: too little memory is available to measure outside the caches.

@@ -6,6 +6,7 @@ A limit of a parent binds the child, so every ancestor that can be seen is asked
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -58,7 +59,7 @@ def cpu_quota(system: System) -> float | None:
             words = (system.text(f"{path}/cpu.max") or "").split()
         else:
             words = [system.text(f"{path}/cpu.cfs_{what}_us") or "" for what in ("quota", "period")]
-        if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]) > 0:
+        if re.fullmatch(r"\d{1,15} [1-9]\d{0,14}", " ".join(words)):
             quotas.append(int(words[0]) / int(words[1]))
     return min(quotas, default=None)
 
@@ -90,8 +91,8 @@ def _limit(path: str, limit: int, used: int, page_cache: int) -> Limit:
 
 
 def _stat(system: System, path: str) -> dict[str, int]:
-    pairs = (line.split() for line in (system.text(f"{path}/memory.stat") or "").splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    text = system.text(f"{path}/memory.stat") or ""
+    return {key: int(value) for key, value in re.findall(r"^(\w+) (\d{1,18})$", text, re.MULTILINE)}
 
 
 def _groups(system: System, controller: str) -> Iterator[tuple[int, str]]:

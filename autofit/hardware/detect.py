@@ -29,7 +29,7 @@ SOURCES: dict[str, Source] = {
     "Apple": apple.find,
 }
 DISPLAY_CLASSES = ("0x0300", "0x0302", "0x0380", "0x1200")  #: VGA, 3D controller, other display, accelerator
-GPU_VENDORS = {0x10DE: "NVIDIA", 0x1002: "AMD", 0x8086: "Intel", 0x19E5: "Huawei", 0x1EC6: "Moore Threads"}
+GPU_VENDORS = {0x10DE: "NVIDIA", 0x1002: "AMD", 0x8086: "Intel", 0x19E5: "Huawei", 0x1ED5: "Moore Threads"}
 
 
 def detect(system: System, extra: Iterable[tuple[str, Source]] = ()) -> Machine:
@@ -140,7 +140,7 @@ def _unexplained(system: System, seen: frozenset[str]) -> Iterable[str]:
             )
             number = f"{vendor:04x}:{system.number(f'{base}/device') or 0:04x}"
             yield f"{GPU_VENDORS[vendor]} device {printable(pci)} ({number}) is on the bus, but {state}"
-    if any(name.startswith("davinci") and name[7:].isdigit() for name in system.names("/dev")):
+    if any(name.startswith("davinci") and name[7:].isdecimal() for name in system.names("/dev")):
         yield "Ascend devices are there (/dev/davinci*); only an engine can tell their memory"
 
 

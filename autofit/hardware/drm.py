@@ -67,7 +67,7 @@ def users(system: System, pci: str) -> dict[int, int] | None:
     held: dict[int, int] = {}
     seen: set[str] = set()
     for pid in system.names("/proc"):
-        if not pid.isdigit():
+        if not pid.isdecimal():
             continue
         if system.seconds_left < 0.05:
             return None

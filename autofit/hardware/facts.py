@@ -95,5 +95,5 @@ def unseen_holders(device: Device, used_bytes: int, *, slack_bytes: int = 256 * 
 
 def number(text: str) -> int | None:
     """A whole number out of `24576`, `24576 MiB` or `0x18`; `None` for `N/A` and the like."""
-    match = re.match(r"\s*(0x[0-9a-fA-F]{1,16}|\d{1,20})\b", text)
-    return int(match[1], 0) if match else None
+    match = re.match(r"\s*(0x[0-9a-fA-F]{1,16}|\d{1,18})\b", text)
+    return int(match[1], 16 if match[1].startswith("0x") else 10) if match else None

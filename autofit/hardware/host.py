@@ -88,7 +88,7 @@ def _meminfo(system: System) -> dict[str, int]:
     """/proc/meminfo; kB are bytes here, counts stay counts."""
     found = {}
     for line in (system.text("/proc/meminfo") or "").splitlines():
-        if match := re.fullmatch(r"([\w()]+):\s+(\d+)( kB)?\s*", line):
+        if match := re.fullmatch(r"([\w()]+):\s+(\d{1,15})( kB)?\s*", line):
             found[match[1]] = int(match[2]) * (KIB if match[3] else 1)
     return found
 
@@ -174,7 +174,9 @@ def _has_repack(system: System) -> bool | None:
 
 
 def _memlock(system: System) -> int | None:
-    match = re.search(r"^Max locked memory\s+(\d+)\s", system.text("/proc/self/limits") or "", re.MULTILINE)
+    match = re.search(
+        r"^Max locked memory\s+(\d{1,18})\s", system.text("/proc/self/limits") or "", re.MULTILINE
+    )
     return int(match[1]) if match else None
 
 
@@ -258,10 +260,10 @@ def parse_sysctl(text: str) -> dict[str, str]:
 
 def parse_vm_stat(text: str) -> int | None:
     """Bytes that can be taken without swap: pages that are free, inactive, purgeable or speculative."""
-    size = re.search(r"page size of (\d+) bytes", text)
+    size = re.search(r"page size of (\d{1,7}) bytes", text)
     pages = {
         name.strip('" '): int(count)
-        for name, count in re.findall(r"^(.+?):\s+(\d+)\.?\s*$", text, re.MULTILINE)
+        for name, count in re.findall(r"^(.+?):\s+(\d{1,12})\.?\s*$", text, re.MULTILINE)
     }
     if size is None or "Pages free" not in pages:
         return None
@@ -270,7 +272,7 @@ def parse_vm_stat(text: str) -> int | None:
 
 
 def _int(text: str | None) -> int | None:
-    return int(text) if text and text.isdigit() else None
+    return int(text) if text and text.isdecimal() and len(text) < 19 else None
 
 
 def _windows() -> HostFacts:

@@ -20,6 +20,7 @@ _NOISE = re.compile(
 )
 #: what people leave out: `3090`, `a770`, `p5.48xlarge`
 _FAMILY = re.compile(r"^(?:rtx|gtx|rx|arcpro|arc|aws|gcp|azure)")
+_SIZED_STEM = re.compile(r"(.+)-\d+gb(?:-pcie)?")
 _ALIASES = re.compile(r"^aliases\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOTALL)
 _PCI_IDS = re.compile(r"^pci_ids\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOTALL)
 _NAME = re.compile(r'^name\s*=\s*"([^"]*)"', re.MULTILINE)
@@ -53,8 +54,8 @@ def find_driver(name: str, extra_dirs: Iterable[str | Path] = ()) -> dict[str, P
 
 def _sizes(key: str, known: Mapping[str, Path]) -> dict[str, Path]:
     """Files whose name says how much memory, where the key does not: `rtx3080` -> 10 GB and 12 GB."""
-    sized = re.compile(re.escape(key) + r"\d+gb(?:pcie)?")
-    return {stem: path for stem, path in known.items() if any(map(sized.fullmatch, _keys(stem)))}
+    bases = {stem: _SIZED_STEM.fullmatch(stem) for stem in known}
+    return {stem: known[stem] for stem, base in bases.items() if base and key in _keys(base[1])}
 
 
 def _keys(stem: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from autofit.domain.machine import HOST_POOL, Device, Holder, Host, Link
 from autofit.domain.text import printable
 from autofit.hardware import nvidia_smi, visible
 from autofit.hardware.facts import Facts, enrich, holder, pcie_bytes_per_s, unseen_holders
-from autofit.hardware.system import System, ToolError
+from autofit.hardware.system import MAX_NUMBER, System, ToolError
 
 REASONS = {
     1: "not initialised",
@@ -44,15 +44,8 @@ REMEDIES = {
     "library not found": "no NVIDIA driver library is installed here",
 }
 CORES_PER_SM = {(6, 0): 64, (7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64}  #: all others: 128
-NVLINK_BYTES_PER_S = {
-    1: 20,
-    2: 25,
-    3: 25,
-    4: 25,
-    5: 25,
-    6: 25,
-    7: 50,
-}  #: GB/s of one link and direction, by NVML's version
+NVLINK_BYTES_PER_S = {1: 20_000_000_000, 5: 14_062_500_000, 7: 50_000_000_000}
+#: one link, one direction, by NVML's number of the version (5 is GA102's); all others: 25 GB/s
 MAX_DEVICES = 64
 MAX_NVLINKS = 18
 EXCLUSIVE, PROHIBITED = 3, 2  #: compute modes
@@ -101,7 +94,7 @@ class Nvml:
 
     def int(self, function: str, *arguments: Any) -> int | None:
         value = self.ask(function, *arguments).value
-        return value if isinstance(value, int) else None
+        return value if isinstance(value, int) and 0 <= value <= MAX_NUMBER else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +258,7 @@ def _memory(nvml: Nvml, handle: Any) -> Answer:
     if answer.reason in ("missing symbol", "version mismatch", "invalid argument"):
         answer = nvml.ask("nvmlDeviceGetMemoryInfo", handle)
     total = getattr(answer.value, "total", None)
-    if answer.value is not None and (not isinstance(total, int) or total <= 0):
+    if answer.value is not None and (not isinstance(total, int) or not 0 < total <= MAX_NUMBER):
         return Answer(reason="not supported")
     return answer
 
@@ -485,9 +478,8 @@ def _nvlinks(nvml: Nvml, devices: Sequence[Device], addresses: Sequence[str]) ->
                 break  # no such link: neither are those after it
             if not state.value:
                 continue
-            rate = (
-                NVLINK_BYTES_PER_S.get(nvml.int("nvmlDeviceGetNvLinkVersion", handle, lane) or 0, 25) * 10**9
-            )
+            version = nvml.int("nvmlDeviceGetNvLinkVersion", handle, lane)
+            rate = NVLINK_BYTES_PER_S.get(version or 0, 25_000_000_000)
             remote = nvml.ask("nvmlDeviceGetNvLinkRemotePciInfo", handle, lane).value
             bus = getattr(remote, "busId", b"")
             peer = pci_address(bus.decode("ascii", "replace") if isinstance(bus, bytes) else str(bus))

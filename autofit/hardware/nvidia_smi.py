@@ -63,7 +63,7 @@ def _device(index: int, row: dict[str, str], host: Host) -> Device:
         reserved_bytes=None if reserved is None else reserved * MIB,
         vendor="nvidia",
         uuid=row["uuid"] if row["uuid"].startswith(("GPU-", "MIG-")) else None,
-        compute_capability=(int(major), int(minor)) if major.isdigit() and minor.isdigit() else None,
+        compute_capability=(int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None,
     )
     if row["memory.total"] in ("[N/A]", "N/A", "[Not Supported]"):
         # GB10 and Jetson: main memory is their memory. [Insufficient Permissions] is another matter

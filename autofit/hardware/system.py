@@ -12,6 +12,7 @@ from typing import Any
 
 DETECT_SECONDS = 0.3  #: all of detection, hanging tools included; `AUTOFIT_DETECT_SECONDS` states another
 MAX_TEXT_BYTES = 1 << 20
+MAX_NUMBER = 1 << 60  #: what exceeds this is no size: "unlimited", or nonsense
 
 
 class ToolError(Exception):
@@ -45,32 +46,36 @@ class System:
         try:
             with self.path(path).open("rb") as file:
                 return file.read(MAX_TEXT_BYTES).decode("utf-8", "replace").rstrip("\n\0")
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a path out of a file that holds a zero byte
             return None
 
     def number(self, path: str) -> int | None:
         """The whole number a file holds, decimal or 0x; `None` if it holds none."""
         text = (self.text(path) or "").strip()
         try:
-            return int(text, 0)
+            value = int(text, 0)
         except ValueError:
             return None
+        return value if abs(value) <= MAX_NUMBER else None
 
     def names(self, path: str) -> list[str]:
         """What is in a directory, sorted; empty if there is none."""
         try:
             return sorted(entry.name for entry in os.scandir(self.path(path)))
-        except OSError:
+        except (OSError, ValueError):
             return []
 
     def exists(self, path: str) -> bool:
-        return self.path(path).exists()
+        try:
+            return self.path(path).exists()
+        except (OSError, ValueError):
+            return False
 
     def link(self, path: str) -> str | None:
         """The last part of what a symbolic link points to."""
         try:
             return Path(os.readlink(self.path(path))).name  # noqa: PTH115 - one level, as written
-        except OSError:
+        except (OSError, ValueError):
             return None
 
     def tool(self, *argv: str) -> str:
