@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -11,9 +11,32 @@ from autofit.errors import UnsupportedModelError
 
 from autofit_vllm.architectures.builder import Builder, Options
 from autofit_vllm.architectures.config import Config
-from autofit_vllm.model import VllmModel
+from autofit_vllm.architectures.facts import (
+    attention_heads,
+    config_dtype,
+    expert_count,
+    experts_per_token,
+    head_size,
+    key_value_heads,
+    model_length,
+    ssm_dtype,
+    uses_mla,
+)
+from autofit_vllm.architectures.registry import (
+    ATTENTION_FREE,
+    DROPPED,
+    ENCODER_DECODER,
+    ENCODER_ONLY,
+    HYBRID,
+    MULTIMODAL,
+    NO_LORA,
+    NO_PIPELINE,
+    POOLING,
+)
+from autofit_vllm.checkpoint import bound_model, check_against_tensors
+from autofit_vllm.model import Experts, StateCache, VllmModel
 
-__all__ = ["Options", "build_from_config", "build_model"]
+__all__ = ["Options", "build_from_config", "build_model", "choose_architecture"]
 
 #: vLLM's architecture words by page: `module:function` below this package
 _PAGES = {
@@ -89,6 +112,22 @@ _PAGES = {
     "generic:gpt_neox": "GPTNeoXForCausalLM",
     "generic:gpt_bigcode": "GPTBigCodeForCausalLM",
     "dense:qwen2_mimo": "MiMoForCausalLM",
+    "vision:llava": "LlavaForConditionalGeneration PixtralForConditionalGeneration",
+    "vision:llava_next": "LlavaNextForConditionalGeneration",
+    "vision:mistral3": "Mistral3ForConditionalGeneration",
+    "vision:gemma3": "Gemma3ForConditionalGeneration",
+    "vision:paligemma": "PaliGemmaForConditionalGeneration",
+    "vision:idefics3": "Idefics3ForConditionalGeneration SmolVLMForConditionalGeneration",
+    "vision:qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "vision:qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "vision:qwen3_vl": "Qwen3VLForConditionalGeneration",
+    "vision:qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
+    "vision:qwen3_5": "Qwen3_5ForConditionalGeneration Qwen3_5MoeForConditionalGeneration",
+    "vision:glm4v": "Glm4vForConditionalGeneration Glm4vMoeForConditionalGeneration",
+    "vision:internvl_hf": "InternVLForConditionalGeneration",
+    "vision:internvl_chat": "InternVLChatModel",
+    "vision:llama4": "Llama4ForConditionalGeneration",
+    "vision:kimi_vl": "KimiVLForConditionalGeneration",
 }
 
 _BY_ARCHITECTURE = {word: page for page, words in _PAGES.items() for word in words.split()}
@@ -100,35 +139,152 @@ def _page(architecture: str) -> Callable[[Builder], None]:
     return page
 
 
-def build_model(spec: ModelSpec, options: Options | None = None) -> VllmModel:
-    return build_from_config(spec.metadata, options)
+def causal_page(text: Config) -> Callable[[Builder], None]:
+    """The page of a language model inside another, by its own `architectures` or its model type."""
+    names = [name for name in text.items_of("architectures") if name in _BY_ARCHITECTURE]
+    if names:
+        return _page(names[0])
+    if text.model_type in _CAUSAL:
+        return _page(_CAUSAL[text.model_type])
+    raise UnsupportedModelError(f"text_config of model type {text.model_type} is not known here")
+
+
+#: the causal language model of a model type (transformers: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+_CAUSAL = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "internlm2": "InternLM2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "cohere2": "Cohere2ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "lfm2_moe": "Lfm2MoeForCausalLM",
+}
+
+
+def build_model(
+    spec: ModelSpec,
+    *,
+    language_model_only: bool = False,
+    disabled_modalities: Iterable[str] = (),
+    disable_sliding_window: bool = False,
+    pooling: bool = False,
+) -> VllmModel:
+    """What vLLM builds for a model, from its configuration and, where the files are there, its tensors.
+
+    An architecture whose layers are not known gives an upper bound from the tensors, and says so.
+
+    Raises:
+        UnsupportedModelError: vLLM does not run it, or neither configuration nor tensors tell its layers.
+        ModelError: the configuration contradicts itself.
+    """
+    options = Options(
+        language_model_only=language_model_only,
+        disabled_modalities=frozenset(disabled_modalities),
+        disable_sliding_window=disable_sliding_window,
+        pooling=pooling,
+    )
+    architecture = choose_architecture(Config(spec.metadata))
+    if architecture is None:
+        return bound_model(spec)
+    model = build_from_config(spec.metadata, options)
+    return check_against_tensors(model, spec) if spec.tensors else model
+
+
+def choose_architecture(root: Config) -> str | None:
+    """The first of the file's `architectures` whose layers are known here; `None` if there is none.
+
+    Raises:
+        UnsupportedModelError: vLLM dropped it.
+    """
+    names = [name for name in root.items_of("architectures") if isinstance(name, str)]
+    for name in names:
+        if name in _BY_ARCHITECTURE:
+            return name
+        if name in DROPPED:
+            raise UnsupportedModelError(
+                f"Model architecture {name} was supported in vLLM until v{DROPPED[name]}, and is not supported "
+                "anymore.",
+                hint="use that version of vLLM",
+            )
+    if not names and root.model_type in _CAUSAL:
+        return _CAUSAL[root.model_type]
+    return None
 
 
 def build_from_config(raw: Mapping[str, Any], options: Options | None = None) -> VllmModel:
+    """The model that a configuration describes, whatever its tensors are.
+
+    Raises:
+        UnsupportedModelError: an architecture that is not known here, or a key that is missing.
+    """
     root = Config(raw)
-    names = [name for name in root.items_of("architectures") if isinstance(name, str)]
-    architecture = next((name for name in names if name in _BY_ARCHITECTURE), None)
+    architecture = choose_architecture(root)
     if architecture is None:
-        raise UnsupportedModelError(f"architecture {names} is not known")
-    builder = Builder(root, root, options or Options())
+        words = ", ".join(str(name)[:60] for name in root.items_of("architectures")) or root.model_type
+        raise UnsupportedModelError(f"architecture {words or 'unnamed'} is not known")
+    options = options or Options()
+    builder = Builder(root, root, options)
     _page(architecture)(builder)
-    config = builder.config
+    return assemble(architecture, builder)
+
+
+def assemble(architecture: str, builder: Builder) -> VllmModel:
+    """The finished value, with the facts that vLLM's own settings read."""
+    root, text = builder.root, builder.config
+    length = model_length(text)
+    dtype = config_dtype(root, text)
+    kinds = {type(cache) for cache in builder.caches}
+    states, attends = StateCache in kinds, bool(kinds - {StateCache})
+    quantization = root.table("quantization_config") or root.table("compression_config")
+    nested = root.section("text_config").table("quantization_config")
     return VllmModel(
         architecture=architecture,
-        model_type=config.model_type,
+        model_type=root.model_type,
         modules=tuple(builder.modules),
         buffers=tuple(builder.buffers),
         caches=tuple(builder.caches),
-        dtype="bfloat16",
-        n_layers=builder.config.layers("num_hidden_layers", "n_layer", "num_layers"),
-        hidden_size=builder.hidden_size,
-        intermediate_size=0,
-        vocab_size=0,
-        n_heads=0,
-        n_kv_heads=0,
-        head_size=0,
-        max_len_tokens=None,
-        max_len_key=None,
-        default_len_tokens=None,
-        quantization=root.table("quantization_config") or None,
+        dtype=dtype or "float32",
+        n_layers=text.layers("num_hidden_layers", "num_layers", "n_layers", "n_layer"),
+        hidden_size=text.int("hidden_size", "d_model", "n_embd", default=0),
+        intermediate_size=text.maybe_int("intermediate_size", "ffn_hidden_size", "n_inner") or 0,
+        vocab_size=text.int("vocab_size", "padded_vocab_size", default=0),
+        n_heads=attention_heads(text),
+        n_kv_heads=key_value_heads(text),
+        head_size=head_size(text),
+        max_len_tokens=length.derived,
+        max_len_key=length.key,
+        default_len_tokens=length.default,
+        n_experts=expert_count(text),
+        n_experts_per_token=experts_per_token(text),
+        moe_intermediate_size=max(
+            (module.intermediate_size for module in builder.modules if isinstance(module, Experts)), default=0
+        ),
+        sliding_window=builder.sliding_window(),
+        uses_mla=uses_mla(text),
+        is_hybrid=architecture in HYBRID and states and attends,
+        is_attention_free=architecture in ATTENTION_FREE,
+        is_multimodal=architecture in MULTIMODAL,
+        is_pooling=architecture in POOLING or builder.options.pooling,
+        is_encoder_decoder=architecture in ENCODER_DECODER,
+        is_encoder_only=architecture in ENCODER_ONLY,
+        supports_pipeline=architecture not in NO_PIPELINE,
+        supports_lora=architecture not in NO_LORA,
+        modalities=("image", "video") if architecture in MULTIMODAL else (),
+        quantization=quantization or nested or None,
+        ssm_dtype=ssm_dtype(root, text),
+        notes=tuple(builder.notes),
+        config=dict(text),
     )

@@ -46,19 +46,23 @@ class Options:
 class Builder:
     """Collects what the pages of this package describe; `Scope` is the handle that they use."""
 
-    __slots__ = ("buffers", "caches", "config", "modules", "notes", "options", "root", "tie")
+    __slots__ = ("buffers", "caches", "config", "modules", "notes", "options", "prefix", "root")
 
     def __init__(self, config: Config, root: Config, options: Options) -> None:
         self.config = config  #: of the language model
         self.root = root  #: the whole file
         self.options = options
+        self.prefix = ""  #: where the language model hangs in a larger one
         self.modules: list[Module] = []
         self.buffers: list[Buffer] = []
         self.caches: list[Cache] = []
         self.notes: list[str] = []
 
-    def scope(self, prefix: str, stage: Stage = EVERY, *, tower: str | None = None) -> Scope:
-        return Scope(self, prefix, stage, tower)
+    def named(self, name: str) -> str:
+        return f"{self.prefix}.{name}" if self.prefix and name else self.prefix or name
+
+    def scope(self, prefix: str, stage: Stage = EVERY) -> Scope:
+        return Scope(self, self.named(prefix), stage, None)
 
     def tower(self, prefix: str, *modalities: str) -> Scope | None:
         """An encoder on the first stage, or `None` when each of its modalities is switched off
@@ -66,12 +70,12 @@ class Builder:
         off = self.options.disabled_modalities
         if self.options.language_model_only or all(modality in off for modality in modalities):
             return None
-        return Scope(self, prefix, EVERY, modalities[0])
+        return Scope(self, prefix, FIRST, modalities[0])
 
     def layers(self, prefix: str = "model.layers", count: int | None = None) -> Iterator[Scope]:
         """One scope per decoder layer, on the stage that has it (models/utils.py:make_layers)."""
         for index in range(self.config.layers() if count is None else count):
-            yield Scope(self, f"{prefix}.{index}", index, None)
+            yield Scope(self, self.named(f"{prefix}.{index}"), index, None)
 
     def embedding(
         self,
@@ -92,7 +96,9 @@ class Builder:
         tied = config.flag("tie_word_embeddings") if tied is None else tied
         stages = [EVERY] if everywhere else [FIRST, LAST] if tied else [FIRST]
         for stage in stages:
-            self.modules.append(Vocabulary(name=name, stage=stage, rows=rows, columns=columns))
+            self.modules.append(
+                Vocabulary(name=self.named(name), stage=stage, rows=rows, columns=columns)
+            )
 
     def head(
         self,
@@ -105,25 +111,20 @@ class Builder:
         tied: bool | None = None,
         padding: int = 64,
         quantisable: bool = True,
-        alias: bool = False,
+        everywhere: bool = False,
     ) -> None:
-        """The LM head on the last stage; a tied one has no weight of its own.
-
-        `alias`: the model reuses the embedding module itself instead of a head that ties to it.
-        """
+        """The LM head on the last stage, or on all; a tied one has no weight of its own."""
         config = self.config
         tied = config.flag("tie_word_embeddings") if tied is None else tied
-        if tied and alias:
-            return
         self.modules.append(
             Vocabulary(
-                name=name,
-                stage=LAST,
+                name=self.named(name),
+                stage=EVERY if everywhere else LAST,
                 rows=config.int("vocab_size") if rows is None else rows,
                 columns=config.int("hidden_size") if columns is None else columns,
                 head=quantisable,
                 bias=bias,
-                tied_to=tied_to if tied else None,
+                tied_to=self.named(tied_to) if tied and tied_to else None,
                 padding=padding,
             )
         )
@@ -391,7 +392,8 @@ class Scope:
         if parameters is None:
             parameters = rope_parameters(config, layer_type)
         positions = config.int("max_position_embeddings", default=8192)
-        rows = rope_cache_rows(parameters, positions if max_position is None else max_position)
+        factor = 1 if config.model_type.startswith(("qwen3_vl", "qwen3_5")) else 4
+        rows = rope_cache_rows(parameters, positions if max_position is None else max_position, factor)
         columns = rotary_size(parameters, head_size)
         key = f"rope.{head_size}.{rows}.{columns}.{sorted(parameters.items(), key=str)}.{dtype}"
         self.buffer(key, rows, columns, dtype=dtype)

@@ -8,10 +8,16 @@ from autofit_vllm.model import EVERY, LAST
 
 def llama(b: Builder) -> None:
     """models/llama.py; Mistral, InternLM 3, IQuest Coder and TeleChat 3 are the same."""
+    llama_layers(b, "model")
+    b.head()
+
+
+def llama_layers(b: Builder, prefix: str) -> None:
+    """All of llama but its head."""
     config = b.config
     bias = config.flag("attention_bias") or config.flag("bias")
-    b.embedding()
-    for layer in b.layers():
+    b.embedding(f"{prefix}.embed_tokens")
+    for layer in b.layers(f"{prefix}.layers"):
         layer.attention(
             bias=config.flag("qkv_bias", bias),
             out_bias=bias,
@@ -20,7 +26,7 @@ def llama(b: Builder) -> None:
         )
         _llama_mlp(b, layer)
         layer.norms("input_layernorm", "post_attention_layernorm")
-    _finish(b)
+    b.final_norm(f"{prefix}.norm")
 
 
 def _names(b: Builder) -> tuple[str, ...]:
@@ -147,6 +153,7 @@ def _slides(b: Builder, index: int, *, default: bool) -> bool:
 def gemma3(b: Builder) -> None:
     """models/gemma3.py: all but every sixth layer slide, and rotate with a base of their own."""
     bias = b.config.flag("attention_bias")
+    local = {"rope_type": "default", "of": "sliding"}
     period = b.config.int("sliding_window_pattern", "_sliding_window_pattern", default=6)
     b.embedding(everywhere=True)
     for layer in b.layers():
@@ -158,7 +165,8 @@ def gemma3(b: Builder) -> None:
             window=b.sliding_window() if slides else None,
             rope=False,
         )
-        layer.rope(b.head_size, layer_type="sliding_attention" if slides else "full_attention")
+        nested = b.config.table("rope_parameters").get("sliding_attention")
+        layer.rope(b.head_size, parameters=(nested or local) if slides else None)
         layer.gated_mlp()
         layer.norms(*_GEMMA_NORMS)
     _finish_gemma(b)
@@ -412,7 +420,6 @@ def opt(b: Builder) -> None:
         columns=narrow,
         tied_to="model.decoder.embed_tokens",
         tied=config.flag("tie_word_embeddings", True),
-        alias=True,
     )
 
 

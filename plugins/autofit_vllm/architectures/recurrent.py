@@ -97,7 +97,7 @@ def mamba(b: Builder) -> None:
         )
         layer.norm("norm")
     b.scope("", EVERY).norm("backbone.norm_f")
-    b.head(tied_to="backbone.embeddings", alias=True)
+    b.head(tied_to="backbone.embeddings")
 
 
 def _time_step_rank(config: Config, hidden: int, *keys: str) -> int:

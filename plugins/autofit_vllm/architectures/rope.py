@@ -18,7 +18,7 @@ _BY_LAYER_TYPE = frozenset(
         "compress",
     }
 )
-_MROPE_FACTOR = 4  #: layers/rotary_embedding/mrope.py keeps four times the positions
+_MROPE_FACTOR = 4  #: layers/rotary_embedding/mrope.py keeps four times the positions, in case video is pruned
 
 
 def rope_parameters(config: Config, layer_type: str | None = None) -> Mapping[str, Any]:
@@ -44,6 +44,16 @@ def rope_parameters(config: Config, layer_type: str | None = None) -> Mapping[st
     return parameters
 
 
+def all_rope_parameters(config: Config) -> list[Mapping[str, Any]]:
+    """The tables of every kind of layer (transformers_utils/config.py:iter_rope_parameters)."""
+    given = config.table("rope_parameters") or config.table("rope_scaling")
+    if given and set(given) <= _BY_LAYER_TYPE:
+        return [rope_parameters(config, kind) for kind, own in given.items() if isinstance(own, Mapping) and own]
+    if given or config.get("rope_theta") is not None:
+        return [rope_parameters(config)]
+    return []
+
+
 def rotary_size(parameters: Mapping[str, Any], head_size: int) -> int:
     """Elements of a head that are rotated: the columns of the table."""
     if rope_dim := parameters.get("rope_dim"):
@@ -51,14 +61,14 @@ def rotary_size(parameters: Mapping[str, Any], head_size: int) -> int:
     return int(head_size * float(parameters.get("partial_rotary_factor") or 1.0))
 
 
-def rope_cache_rows(parameters: Mapping[str, Any], max_position: int) -> int:
+def rope_cache_rows(parameters: Mapping[str, Any], max_position: int, mrope_factor: int = _MROPE_FACTOR) -> int:
     """Positions that the table holds (layers/rotary_embedding/__init__.py:get_rope and its classes)."""
     kind = parameters.get("rope_type", "default")
     factor = float(parameters.get("factor") or 1.0)
     original = int(parameters.get("original_max_position_embeddings") or max_position)
     if kind == "yarn":
         rows = int(original * factor)
-        return rows * _MROPE_FACTOR if "mrope_section" in parameters else rows
+        return rows * mrope_factor if "mrope_section" in parameters else rows
     if kind in ("deepseek_yarn", "deepseek_llama_scaling"):
         return int(original * factor)
     if kind == "longrope":
@@ -68,5 +78,5 @@ def rope_cache_rows(parameters: Mapping[str, Any], max_position: int) -> int:
     if kind in ("ntk", "dynamic") and "alpha" not in parameters:
         return int(max_position * factor)
     if kind == "default" and "mrope_section" in parameters:
-        return max_position * _MROPE_FACTOR
+        return max_position * mrope_factor
     return max_position

@@ -1,0 +1,502 @@
+"""Models that see: a language model behind the towers that encode images and video."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from autofit_vllm.architectures.builder import Builder, Scope
+from autofit_vllm.architectures.config import Config
+
+Page = Callable[[Builder], None]
+
+_VISION = ("image", "video")
+
+
+def _language(b: Builder, *keys: str, prefix: str = "language_model", page: Page | None = None) -> None:
+    """The language model below `prefix`; whether its head is tied, the whole model's file says
+    (config/vllm.py:with_hf_config)."""
+    from autofit_vllm.architectures import causal_page
+
+    text = b.config.section(*(keys or ("text_config",)))
+    if not text.given:
+        text = b.config
+    if "tie_word_embeddings" in b.config:
+        text = text.replace(tie_word_embeddings=b.config.flag("tie_word_embeddings"))
+    b.config, b.prefix = text, prefix
+    (page or causal_page(text))(b)
+
+
+def clip(tower: Scope, config: Config, *, layers: int, post_norm: bool) -> None:
+    """models/clip.py:CLIPVisionModel."""
+    here = tower / "vision_model"
+    hidden, patch = config.int("hidden_size"), config.int("patch_size")
+    positions = (config.int("image_size") // patch) ** 2 + 1
+    here.plain("embeddings.class_embedding", hidden)
+    here.plain("embeddings.patch_embedding.weight", hidden, config.int("num_channels", default=3), patch, patch)
+    here.plain("embeddings.position_embedding.weight", positions, hidden)
+    here.buffer("embeddings.position_ids", 1, positions, dtype="int64")
+    here.norm("pre_layrnorm", hidden, bias=True)
+    _siglip_layers(here, config, layers)
+    if post_norm:
+        here.norm("post_layernorm", hidden, bias=True)
+
+
+def siglip(tower: Scope, config: Config, *, layers: int | None = None, sharded_positions: bool = True) -> None:
+    """models/siglip.py:SiglipVisionModel."""
+    here = tower / "vision_model"
+    hidden, patch = config.int("hidden_size"), config.int("patch_size")
+    positions = (config.int("image_size") // patch) ** 2
+    here.plain("embeddings.patch_embedding.weight", hidden, config.int("num_channels", default=3), patch, patch)
+    here.plain("embeddings.patch_embedding.bias", hidden)
+    if sharded_positions:
+        here.embedding("embeddings.position_embedding", positions, hidden)
+        here.buffer("embeddings.position_ids", 1, positions, dtype="int64")
+    else:
+        here.plain("embeddings.position_embedding.weight", positions, hidden)
+    _siglip_layers(here, config, config.layers() if layers is None else layers)
+    here.norm("post_layernorm", hidden, bias=True)
+
+
+def _siglip_layers(here: Scope, config: Config, count: int) -> None:
+    hidden, heads = config.int("hidden_size"), config.int("num_attention_heads")
+    for index in range(count):
+        block = here / f"encoder.layers.{index}"
+        sizes = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
+        block.qkv("self_attn.qkv_proj", hidden, bias=True, **sizes)
+        block.row("self_attn.out_proj", hidden, hidden, bias=True)
+        block.norm("layer_norm1", hidden, bias=True)
+        block.mlp("mlp", "fc1", "fc2", config.int("intermediate_size"), hidden_size=hidden)
+        block.norm("layer_norm2", hidden, bias=True)
+
+
+def pixtral(tower: Scope, config: Config) -> None:
+    """models/pixtral.py:PixtralHFVisionModel."""
+    hidden, heads = config.int("hidden_size"), config.int("num_attention_heads")
+    patch, size = config.int("patch_size"), config.int("head_dim", default=hidden // heads)
+    tower.plain("patch_conv.weight", hidden, config.int("num_channels", default=3), patch, patch)
+    tower.norm("ln_pre", hidden)
+    for index in range(config.layers()):
+        block = tower / f"transformer.layers.{index}"
+        block.norm("attention_norm", hidden)
+        block.qkv("attention.qkv_proj", hidden, heads=heads, kv_heads=heads, head_size=size)
+        block.row("attention.o_proj", hidden, hidden)
+        block.gated_mlp("feed_forward", config.int("intermediate_size"), hidden_size=hidden)
+        block.norm("ffn_norm", hidden)
+    for name in ("inv_freq", "original_inv_freq"):
+        tower.buffer(f"patch_positional_embedding.{name}", size // 2, dtype="float32")
+
+
+def _vision_layers(vision: Config, feature_layer: object) -> tuple[int, bool]:
+    """How many blocks are built to reach the layer whose output is used, and whether it is the last
+    (models/vision.py:get_num_selected_vision... via vision_feature_layer)."""
+    total = vision.layers()
+    chosen = feature_layer if isinstance(feature_layer, list) else [feature_layer]
+    depths = [
+        layer + 1 + total if layer < 0 else layer
+        for layer in chosen
+        if isinstance(layer, int) and not isinstance(layer, bool)
+    ]
+    depth = max(depths, default=total)
+    return min(depth, total), depth >= total
+
+
+def _clip_family(b: Builder, *, newline: bool = False) -> None:
+    root = b.config
+    vision, text = root.section("vision_config"), root.section("text_config")
+    tower = b.tower("vision_tower", "image")
+    if tower is not None:
+        layers, whole = _vision_layers(vision, root.get("vision_feature_layer", -2))
+        if vision.model_type == "pixtral":
+            pixtral(tower, vision)
+        elif vision.model_type == "siglip_vision_model":
+            siglip(tower, vision, layers=layers)
+        else:
+            clip(tower, vision, layers=layers, post_norm=whole)
+        projector = b.tower("multi_modal_projector", "image")
+        assert projector is not None
+        bias = root.flag("multimodal_projector_bias", True)
+        hidden = text.int("hidden_size")
+        projector.column("linear_1", vision.int("hidden_size"), hidden, bias=bias)
+        projector.row("linear_2", hidden, hidden, bias=bias)
+    if newline:
+        b.scope("", -3).plain("image_newline", text.int("hidden_size"))
+    _language(b)
+
+
+def llava(b: Builder) -> None:
+    """models/llava.py, with a CLIP, SigLIP or Pixtral tower."""
+    _clip_family(b)
+
+
+def llava_next(b: Builder) -> None:
+    _clip_family(b, newline=True)
+
+
+def mistral3(b: Builder) -> None:
+    """models/mistral3.py: a Pixtral tower, patches merged before they are projected."""
+    root = b.config
+    vision, hidden = root.section("vision_config"), root.section("text_config").int("hidden_size")
+    tower, projector = b.tower("vision_tower", "image"), b.tower("multi_modal_projector", "image")
+    if tower is not None and projector is not None:
+        pixtral(tower, vision)
+        width, merge = vision.int("hidden_size"), root.int("spatial_merge_size", default=2)
+        bias = root.flag("multimodal_projector_bias")
+        projector.norm("norm", width)
+        projector.replicated("patch_merger.merging_layer", width * merge**2, width, quantisable=False)
+        projector.column("linear_1", width, hidden, bias=bias)
+        projector.row("linear_2", hidden, hidden, bias=bias)
+    _language(b)
+
+
+def gemma3(b: Builder) -> None:
+    """models/gemma3_mm.py."""
+    root = b.config
+    vision, hidden = root.section("vision_config"), root.section("text_config").int("hidden_size")
+    tower, projector = b.tower("vision_tower", "image"), b.tower("multi_modal_projector", "image")
+    if tower is not None and projector is not None:
+        siglip(tower, vision)
+        width = vision.int("hidden_size")
+        projector.plain("mm_input_projection_weight", width, hidden)
+        projector.norm("mm_soft_emb_norm", width)
+    _language(b)
+
+
+def paligemma(b: Builder) -> None:
+    """models/paligemma.py."""
+    vision = b.config.section("vision_config")
+    tower, projector = b.tower("vision_tower", "image"), b.tower("multi_modal_projector", "image")
+    if tower is not None and projector is not None:
+        siglip(tower, vision)
+        projector.plain("linear.weight", vision.int("projection_dim"), vision.int("hidden_size"))
+        projector.plain("linear.bias", vision.int("projection_dim"))
+    _language(b)
+
+
+def idefics3(b: Builder) -> None:
+    """models/idefics3.py and smolvlm.py: the language model has no wrapper of its own."""
+    root = b.config
+    vision, text = root.section("vision_config"), root.section("text_config")
+    tower, connector = b.tower("model", "image"), b.tower("model.connector", "image")
+    if tower is not None and connector is not None:
+        siglip(tower, vision, sharded_positions=False)
+        width = vision.int("hidden_size") * root.int("scale_factor", default=2) ** 2
+        connector.replicated("modality_projection.proj", width, text.int("hidden_size"), quantisable=False)
+    from autofit_vllm.architectures.dense import llama_layers
+
+    b.config = text.replace(tie_word_embeddings=root.flag("tie_word_embeddings"))
+    llama_layers(b, "model.text_model")
+    b.head(tied_to="model.text_model.embed_tokens")
+
+
+def qwen2_vl(b: Builder) -> None:
+    """models/qwen2_vl.py."""
+    vision = b.config.section("vision_config")
+    tower = b.tower("visual", *_VISION)
+    if tower is not None:
+        hidden, heads = vision.int("embed_dim"), vision.int("num_heads")
+        out = vision.int("hidden_size")
+        wide = int(hidden * vision.number("mlp_ratio", 4))
+        _patches(tower, vision, hidden, bias=False)
+        for index in range(vision.layers("depth")):
+            block = tower / f"blocks.{index}"
+            _block_attention(block, hidden, heads, bias=True)
+            block.mlp("mlp", "fc1", "fc2", wide, hidden_size=hidden)
+            for norm in ("norm1", "norm2"):
+                block.norm(norm, hidden, bias=True)
+        tower.norm("merger.ln_q", hidden, bias=True)
+        merged = hidden * vision.int("spatial_merge_size", default=2) ** 2
+        tower.column("merger.mlp.0", merged, merged, bias=True)
+        tower.row("merger.mlp.2", merged, out, bias=True)
+        _tower_rope(tower, hidden // heads)
+    from autofit_vllm.architectures.dense import qwen2
+
+    _language(b, page=qwen2)
+
+
+def qwen2_5_vl(b: Builder) -> None:
+    """models/qwen2_5_vl.py: gated feed-forwards, RMS norms."""
+    vision = b.config.section("vision_config")
+    tower = b.tower("visual", *_VISION)
+    if tower is not None:
+        hidden, heads = vision.int("hidden_size"), vision.int("num_heads")
+        _patches(tower, vision, hidden, bias=False)
+        for index in range(vision.layers("depth")):
+            block = tower / f"blocks.{index}"
+            _block_attention(block, hidden, heads, bias=True)
+            block.gated_mlp("mlp", vision.int("intermediate_size"), hidden_size=hidden, bias=True)
+            for norm in ("norm1", "norm2"):
+                block.norm(norm, hidden)
+        tower.norm("merger.ln_q", hidden)
+        merged = hidden * vision.int("spatial_merge_size", default=2) ** 2
+        tower.column("merger.mlp.0", merged, merged, bias=True)
+        tower.row("merger.mlp.2", merged, vision.int("out_hidden_size"), bias=True)
+        _tower_rope(tower, hidden // heads)
+    from autofit_vllm.architectures.dense import qwen2
+
+    _language(b, page=qwen2)
+
+
+def qwen3_tower(b: Builder) -> None:
+    """models/qwen3_vl.py:Qwen3_VisionTransformer; some hand features of inner blocks to the decoder."""
+    vision = b.config.section("vision_config")
+    tower = b.tower("visual", *_VISION)
+    if tower is None:
+        return
+    hidden, heads = vision.int("hidden_size"), vision.int("num_heads")
+    out = vision.int("out_hidden_size")
+    merged = hidden * vision.int("spatial_merge_size", default=2) ** 2
+    _patches(tower, vision, hidden, bias=True)
+    tower.plain("pos_embed.weight", vision.int("num_position_embeddings"), hidden)
+    for index in range(vision.layers("depth")):
+        block = tower / f"blocks.{index}"
+        _block_attention(block, hidden, heads, bias=True)
+        block.mlp("mlp", "linear_fc1", "linear_fc2", vision.int("intermediate_size"), hidden_size=hidden)
+        for norm in ("norm1", "norm2"):
+            block.norm(norm, hidden, bias=True)
+    deep = vision.items_of("deepstack_visual_indexes")
+    mergers = [("merger", hidden), *((f"deepstack_merger_list.{i}", merged) for i in range(len(deep)))]
+    for name, norm in mergers:
+        here = tower / name
+        here.norm("norm", norm, bias=True)
+        here.column("linear_fc1", merged, merged, bias=True)
+        here.row("linear_fc2", merged, out, bias=True)
+    _tower_rope(tower, hidden // heads)
+
+
+def qwen3_vl(b: Builder) -> None:
+    from autofit_vllm.architectures.dense import qwen3
+
+    qwen3_tower(b)
+    _language(b, page=qwen3)
+
+
+def qwen3_vl_moe(b: Builder) -> None:
+    from autofit_vllm.architectures.experts import qwen3_moe
+
+    qwen3_tower(b)
+    _language(b, page=qwen3_moe)
+
+
+def qwen3_5(b: Builder) -> None:
+    """models/qwen3_5.py with its tower: dense and experts alike."""
+    from autofit_vllm.architectures.recurrent import qwen3_next
+
+    qwen3_tower(b)
+    _language(b, page=qwen3_next)
+
+
+def _patches(tower: Scope, vision: Config, hidden: int, *, bias: bool) -> None:
+    patch, frames = vision.int("patch_size"), vision.int("temporal_patch_size", default=2)
+    channels = vision.int("in_channels", "in_chans", default=3)
+    tower.plain("patch_embed.proj.weight", hidden, channels, frames, patch, patch)
+    if bias:
+        tower.plain("patch_embed.proj.bias", hidden)
+
+
+def _block_attention(block: Scope, hidden: int, heads: int, *, bias: bool) -> None:
+    block.qkv(
+        "attn.qkv",
+        hidden,
+        heads=heads,
+        kv_heads=heads,
+        head_size=hidden // heads,
+        names=("qkv",),
+        bias=bias,
+    )
+    block.row("attn.proj", hidden, hidden, bias=bias)
+
+
+def _tower_rope(tower: Scope, head_size: int) -> None:
+    """Half of a head rotates, over 8192 positions."""
+    tower.buffer(f"{tower.prefix}.rotary_pos_emb", 8192, head_size // 2)
+
+
+def glm4v(b: Builder) -> None:
+    """models/glm4_1v.py."""
+    vision = b.config.section("vision_config")
+    tower = b.tower("visual", *_VISION)
+    if tower is not None:
+        hidden, heads, out = (vision.int(key) for key in ("hidden_size", "num_heads", "out_hidden_size"))
+        merge = vision.int("spatial_merge_size", default=2)
+        _patches(tower, vision, hidden, bias=True)
+        bias = vision.flag("attention_bias")
+        for index in range(vision.layers("depth")):
+            block = tower / f"blocks.{index}"
+            _block_attention(block, hidden, heads, bias=bias)
+            # The blocks are as wide as what they hand over, whatever `intermediate_size` says.
+            block.gated_mlp("mlp", out, hidden_size=hidden)
+            for norm in ("norm1", "norm2"):
+                block.norm(norm, hidden)
+        tower.column("merger.proj", out, out)
+        tower.norm("merger.post_projection_norm", out, bias=True)
+        tower.column(
+            "merger.gate_up_proj",
+            out,
+            (("gate_proj", vision.int("intermediate_size")), ("up_proj", vision.int("intermediate_size"))),
+        )
+        tower.row("merger.down_proj", vision.int("intermediate_size"), out)
+        positions = (vision.int("image_size") // vision.int("patch_size")) ** 2
+        tower.plain("embeddings.position_embedding.weight", positions, hidden)
+        tower.buffer("embeddings.position_ids", 1, positions, dtype="int64")
+        tower.norm("post_conv_layernorm", hidden)
+        tower.plain("downsample.weight", out, hidden, merge, merge)
+        tower.plain("downsample.bias", out)
+        tower.norm("post_layernorm", hidden)
+        _tower_rope(tower, hidden // heads)
+    from autofit_vllm.architectures.dense import glm4
+    from autofit_vllm.architectures.experts import glm4_moe
+
+    _language(b, page=glm4_moe if b.config.model_type == "glm4v_moe" else glm4)
+
+
+def internvl_hf(b: Builder) -> None:
+    """models/internvl.py through Transformers' layout (interns1_vit.py)."""
+    root = b.config
+    vision, text = root.section("vision_config"), root.section("text_config")
+    tower, projector = b.tower("vision_tower", *_VISION), b.tower("multi_modal_projector", *_VISION)
+    if tower is not None and projector is not None:
+        hidden, heads = vision.int("hidden_size"), vision.int("num_attention_heads")
+        sides = vision.items_of("image_size") or [vision.int("image_size")] * 2
+        patches = vision.items_of("patch_size") or [vision.int("patch_size")] * 2
+        positions = (int(sides[0]) // int(patches[0])) * (int(sides[1]) // int(patches[1]))
+        tower.plain("embeddings.cls_token", 1, 1, hidden)
+        tower.plain("embeddings.position_embeddings", 1, positions + 1, hidden)
+        channels = vision.int("num_channels", default=3)
+        tower.plain("embeddings.patch_embeddings.projection.weight", hidden, channels, *patches)
+        tower.plain("embeddings.patch_embeddings.projection.bias", hidden)
+        bias = vision.flag("attention_bias")
+        for index in range(vision.layers()):
+            block = tower / f"encoder.layer.{index}"
+            for name in ("lambda_1", "lambda_2"):
+                block.plain(name, hidden)
+            for name in ("q_proj", "k_proj", "v_proj"):
+                block.plain(f"attention.{name}.weight", hidden, hidden)
+                if bias:
+                    block.plain(f"attention.{name}.bias", hidden)
+            if vision.flag("use_qk_norm"):
+                block.norm("attention.q_norm", hidden)
+                block.norm("attention.k_norm", hidden)
+            block.plain("attention.projection_layer.weight", hidden, hidden)
+            block.plain("attention.projection_layer.bias", hidden)
+            block.mlp("mlp", "fc1", "fc2", vision.int("intermediate_size"), hidden_size=hidden)
+            layer_norm = vision.text("norm_type", "layer_norm") == "layer_norm"
+            for norm in ("layernorm_before", "layernorm_after"):
+                block.norm(norm, hidden, bias=layer_norm)
+        if not vision.flag("use_mean_pooling", True):
+            tower.norm("layernorm", hidden, bias=True)
+        del heads
+        wide = int(hidden / root.number("downsample_ratio", 0.5) ** 2)
+        out = text.int("hidden_size")
+        projector.norm("layer_norm", wide, bias=True)
+        for name, inner in (("linear_1", wide), ("linear_2", out)):
+            projector.plain(f"{name}.weight", out, inner)
+            projector.plain(f"{name}.bias", out)
+    _language(b)
+
+
+def internvl_chat(b: Builder) -> None:
+    """models/internvl.py with OpenGVLab's own layout (intern_vit.py)."""
+    root = b.config
+    vision = root.section("vision_config")
+    text = root.section("llm_config", "text_config")
+    tower, projector = b.tower("vision_model", *_VISION), b.tower("mlp1", *_VISION)
+    if tower is not None and projector is not None:
+        hidden, heads, patch = (vision.int(k) for k in ("hidden_size", "num_attention_heads", "patch_size"))
+        positions = (vision.int("image_size") // patch) ** 2 + 1
+        tower.plain("embeddings.class_embedding", 1, 1, hidden)
+        tower.plain("embeddings.position_embedding", 1, positions, hidden)
+        tower.plain("embeddings.patch_embedding.weight", hidden, vision.int("num_channels", default=3), patch, patch)
+        tower.plain("embeddings.patch_embedding.bias", hidden)
+        for index in range(vision.layers()):
+            block = tower / f"encoder.layers.{index}"
+            block.plain("ls1", hidden)
+            block.plain("ls2", hidden)
+            block.qkv(
+                "attn.qkv",
+                hidden,
+                heads=heads,
+                kv_heads=heads,
+                head_size=hidden // heads,
+                names=("qkv",),
+                bias=vision.flag("qkv_bias"),
+            )
+            if vision.flag("qk_normalization"):
+                block.norm("attn.q_norm", hidden)
+                block.norm("attn.k_norm", hidden)
+            block.row("attn.proj", hidden, hidden, bias=True)
+            block.mlp("mlp", "fc1", "fc2", vision.int("intermediate_size"), hidden_size=hidden)
+            layer_norm = vision.text("norm_type", "rms_norm") == "layer_norm"
+            for norm in ("norm1", "norm2"):
+                block.norm(norm, hidden, bias=layer_norm)
+        wide = int(hidden / root.number("downsample_ratio", 0.5) ** 2)
+        out = text.int("hidden_size")
+        projector.norm("0", wide, bias=True)
+        for name, inner in (("1", wide), ("3", out)):
+            projector.plain(f"{name}.weight", out, inner)
+            projector.plain(f"{name}.bias", out)
+    _language(b, "llm_config", "text_config")
+
+
+def llama4(b: Builder) -> None:
+    """models/mllama4.py."""
+    from autofit_vllm.architectures.experts import llama4 as language
+
+    root = b.config
+    vision = root.section("vision_config", model_type="llama4_vision_model")
+    tower, projector = b.tower("vision_model", "image"), b.tower("multi_modal_projector", "image")
+    if tower is not None and projector is not None:
+        hidden, heads = vision.int("hidden_size"), vision.int("num_attention_heads")
+        patch = vision.int("patch_size")
+        positions = (vision.int("image_size") // patch) ** 2 + 1
+        tower.plain("class_embedding", hidden)
+        tower.plain("positional_embedding_vlm", positions, hidden)
+        tower.column("patch_embedding.linear", vision.int("num_channels", default=3) * patch**2, hidden)
+        tower.norm("layernorm_pre", hidden, bias=True)
+        tower.norm("layernorm_post", hidden, bias=True)
+        for index in range(vision.layers()):
+            block = tower / f"model.layers.{index}"
+            sizes = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
+            block.qkv("self_attn.qkv_proj", hidden, bias=True, **sizes)
+            block.row("self_attn.o_proj", hidden, hidden, bias=True)
+            block.mlp("mlp", "fc1", "fc2", vision.int("intermediate_size"), hidden_size=hidden)
+            for norm in ("input_layernorm", "post_attention_layernorm"):
+                block.norm(norm, hidden, bias=True)
+        ratio = vision.number("pixel_shuffle_ratio", 0.5)
+        wide, mid = vision.int("projector_input_dim"), vision.int("projector_output_dim")
+        tower.column("vision_adapter.mlp.fc1", int(hidden / ratio**2), wide)
+        tower.row("vision_adapter.mlp.fc2", wide, mid)
+        # One complex number per pair of rotated elements, of eight bytes.
+        tower.buffer("vision_model.rope", positions, hidden // heads // 2, dtype="int64")
+        projector.column("linear_1", vision.int("vision_output_dim"), root.section("text_config").int("hidden_size"))
+    _language(b, page=language)
+
+
+def kimi_vl(b: Builder) -> None:
+    """models/kimi_vl.py: a MoonViT before a DeepSeek decoder."""
+    from autofit_vllm.architectures.latent import deepseek_v2
+
+    root = b.config
+    vision = root.section("vision_config", model_type="moonvit")
+    tower, projector = b.tower("vision_tower", "image"), b.tower("multi_modal_projector", "image")
+    if tower is not None and projector is not None:
+        hidden, heads, patch = (vision.int(k) for k in ("hidden_size", "num_attention_heads", "patch_size"))
+        tower.plain("patch_embed.proj.weight", hidden, 3, patch, patch)
+        tower.plain("patch_embed.proj.bias", hidden)
+        rows, columns = (vision.int(f"init_pos_emb_{side}", default=64) for side in ("height", "width"))
+        tower.plain("patch_embed.pos_emb.weight", rows, columns, hidden)
+        for index in range(vision.layers()):
+            block = tower / f"encoder.blocks.{index}"
+            for norm in ("norm0", "norm1"):
+                block.norm(norm, hidden, bias=True)
+            block.mlp("mlp", "fc0", "fc1", vision.int("intermediate_size"), hidden_size=hidden)
+            block.qkv(
+                "wqkv", hidden, heads=heads, kv_heads=heads, head_size=hidden // heads, names=("wqkv",), bias=True
+            )
+            block.row("wo", hidden, hidden, bias=True)
+        tower.norm("encoder.final_layernorm", hidden, bias=True)
+        merged = hidden * math.prod(vision.items_of("merge_kernel_size") or [2, 2])
+        projector.norm("pre_norm", hidden, bias=True)
+        projector.replicated("linear_1", merged, merged, bias=True)
+        projector.replicated("linear_2", merged, root.section("text_config").int("hidden_size"), bias=True)
+    _language(b, page=deepseek_v2)
