@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from autofit.domain.machine import HOST_POOL
 from autofit.speed import Roofline
 from autofit.speed.efficiency import Efficiency, Spread, Table
 from autofit.speed.roofline import placement
@@ -287,6 +288,12 @@ def row_of(run: Run) -> str:
     return "cpu" if not run.machine.devices else f"{run.engine}/{run.api}"
 
 
+def rows_of(run: Run) -> set[str]:
+    """Every row of the table that a run says something about."""
+    places = {name for _, place in run.layers for name in place.parts}
+    return {row_of(run), *(["cpu"] if HOST_POOL in places else [])}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", type=Path, help="the public runs, a JSON list")
@@ -297,7 +304,7 @@ def main() -> int:
     print(f"{len(runs)} runs, {len(left_out)} left out", file=sys.stderr)
     values = fit(runs)
     held = cross_validate(runs, values)
-    counts = Counter(row_of(run) for run in runs)
+    counts = Counter(name for run in runs for name in rows_of(run))
     text = source(with_spreads(table(values, counts), held), len(runs))
     for what in ("decode", "prefill", "draft"):
         sizes = sorted(abs(item.value) for item in held if item.what == what)

@@ -89,7 +89,7 @@ TABLE = Table(
             launch_s=4e-06,
             step_s=0.00022,
             hop_s=6.86e-05,
-            n=2,
+            n=30,
         ),
         "default": Efficiency(
             weights=0.55,
