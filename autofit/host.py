@@ -56,6 +56,8 @@ class Host:
     # -- loading ------------------------------------------------------------------------------------------
 
     def _load_entry_points(self) -> None:
+        if not any(_offers_plugins(path) for path in sys.path):
+            return
         from importlib.metadata import entry_points
 
         for point in sorted(entry_points(group=hookspecs.PROJECT_NAME), key=lambda point: point.name):
@@ -208,6 +210,26 @@ def resolve(reference: str) -> Any:
         return getattr(found, attribute) if attribute else found
     except (ImportError, AttributeError) as error:
         raise PluginError(f"{reference}: {error}") from error
+
+
+def _offers_plugins(directory: str) -> bool:
+    """Whether a distribution installed here names our entry-point group.
+
+    importlib.metadata answers the same, but takes a fifth of a start to be imported.
+    """
+    try:
+        with os.scandir(directory or ".") as entries:
+            infos = [entry.path for entry in entries if entry.name.endswith((".dist-info", ".egg-info"))]
+    except OSError:
+        return False
+    for info in infos:
+        try:
+            with open(os.path.join(info, "entry_points.txt"), encoding="utf-8", errors="replace") as file:  # noqa: PTH118, PTH123 - pathlib costs more than the scan
+                if f"[{hookspecs.PROJECT_NAME}]" in file.read(1 << 20):
+                    return True
+        except OSError:
+            continue
+    return False
 
 
 def _one_line(error: Exception) -> str:

@@ -16,7 +16,11 @@ exit codes: 0 fits · 3 does not fit · 2 usage · 1 other error
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run autofit; returns the exit code. stdout carries the product alone."""
+    import gc
+
     from autofit.errors import AutofitError
+
+    gc.disable()  # a run is short, and a model has tens of thousands of tensors to walk again and again
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

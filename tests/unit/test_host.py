@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -93,3 +94,20 @@ def test_an_unknown_backend_or_program_is_a_usage_error(quiet_host: Host) -> Non
 def test_a_factory_that_cannot_be_imported_is_a_plugin_error() -> None:
     with pytest.raises(PluginError):
         resolve("autofit.nothing:here")
+
+
+def test_an_installed_distribution_is_found_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "autofit_extra-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: autofit-extra\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[autofit]\nextra = autofit_extra_plugin\n")
+    (tmp_path / "autofit_extra_plugin.py").write_text(
+        "from autofit.hookspecs import RendererRef, hookimpl\n"
+        "@hookimpl\ndef autofit_register_renderers():\n    return (RendererRef('extra', 'more', 'x:y'),)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    host = Host({})
+    assert "extra" in host.renderers()
+    found = record(host, "extra")
+    assert (found.distribution, found.version, found.error) == ("autofit-extra", "1.2", None)
+    assert "extra" not in Host({AUTOLOAD_OFF: "1"}).renderers()
