@@ -85,6 +85,8 @@ def caches(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
         return (_recurrent(hp, ctx, range(hp.n_layer)),)
     if hp.arch in _HYBRID and not (ctx.mtp and hp.arch in _PLAIN_MTP):
         return _hybrid(hp, ctx)
+    if hp.arch == "gemma4-assistant":  # every layer reads a cache of the model that it drafts for
+        return _attention(hp, ctx, lambda il: False)
     return _attention(hp, ctx, _trunk_or_draft(hp, ctx))
 
 
@@ -287,6 +289,8 @@ def _deepseek4(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
 def _dflash(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
     if hp.dsv4_hc_mult > 0:
         return _sliding(hp, ctx, lambda il: True, ctx.n_streams, unified=ctx.kv_unified)
+    if hp.arch == "gemma4-assistant":  # every layer reads a cache of the model that it drafts for
+        return _attention(hp, ctx, lambda il: False)
     return _attention(hp, ctx, _trunk_or_draft(hp, ctx))
 
 

@@ -8,7 +8,7 @@ tools/llama-bench/llama-bench.cpp:cmd_params_defaults.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -140,7 +140,7 @@ def launch_of(
         n_ctx=n_ctx,
         n_batch=n_batch,
         n_ubatch=n_ubatch,
-        n_seq_max=n_parallel,
+        n_seq_max=n_parallel if n_parallel >= 0 else n_parallel + (1 << 32),
         n_rs_seq=_or(settings.draft_n_max, 3) if _ROLLS_BACK.intersection(types) else 0,
         n_outputs_max=_server_outputs(embedding, pooling, n_batch, n_parallel, n_draft) if serves else 0,
         kv_unified=kv_unified,
@@ -243,6 +243,20 @@ def check_launch(launch: Launch, hp: HParams, apis: tuple[str, ...]) -> None:
             )
 
 
+def check_stands_alone(hp: HParams, names: Collection[str]) -> None:
+    """Refuse a draft model, with tensors of these `names`, where there is no model that it drafts for.
+
+    Raises:
+        EngineRefusalError: it would read the cache, the embedding or the output of another model.
+    """
+    has_ends = hp.arch != "gemma4-assistant" and _OWN_ENDS.issubset(names)
+    if hp.arch in _DRAFTS_ONLY and not has_ends:
+        raise EngineRefusalError(
+            f"llama.cpp refuses: {hp.arch} requires ctx_other to be set",
+            hint="it only drafts for another model: give that with -m and this one with -md",
+        )
+
+
 def chosen(launch: Launch, n_devices: int) -> tuple[int, ...]:
     """Which of the devices in the engine's order remain: one with `-sm none`, none with a negative `-mg`."""
     if launch.split_mode != "none" or n_devices == 0:
@@ -265,6 +279,10 @@ def python_arguments(settings: LlamaSettings) -> Mapping[str, Any]:
         arguments |= _PYTHON_ARGUMENTS[name](value)
     return arguments
 
+
+#: src/llama-context.cpp: a context beside another one, whose embedding and output it may share
+_DRAFTS_ONLY = frozenset(("gemma4-assistant", "eagle3", "dflash"))
+_OWN_ENDS = frozenset(("token_embd.weight", "output.weight"))
 
 #: backends that implement ggml_backend_split_buffer_type
 _SPLITS_ROWS = frozenset(("sycl", "hexagon"))
@@ -344,7 +362,7 @@ def _or(value: _T | None, default: _T) -> _T:
 def _check_numbers(settings: LlamaSettings) -> None:
     for name, flag in (("n_ctx", "-c"), ("n_batch", "-b"), ("n_ubatch", "-ub")):
         value = getattr(settings, name)
-        if value is not None and (value < 0 or (value == 0 and name != "n_ctx")):
+        if value is not None and (value < 0 or (value == 0 and name == "n_batch")):
             raise UsageError(f"{flag} {value}: a positive number is needed")
 
 

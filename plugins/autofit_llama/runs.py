@@ -14,7 +14,7 @@ from autofit_llama.context import ContextParams, resolve_context
 from autofit_llama.estimate import Companion, Run, Server, size
 from autofit_llama.hparams import HParams
 from autofit_llama.layout import Arguments, Sized
-from autofit_llama.launch import Draft, Launch, check_launch
+from autofit_llama.launch import Draft, Launch, check_launch, check_stands_alone
 
 #: ggml's names of its backends: CUDA0, ROCm1, RPC0 ...
 _NAMES = {"cuda": "CUDA", "rocm": "ROCm", "vulkan": "Vulkan", "sycl": "SYCL", "cann": "CANN", "rpc": "RPC", "metal": "MTL"}
@@ -81,6 +81,7 @@ def run_of(launch: Launch, model: ModelSpec, machine: Machine, *, sized: Sized |
         HardwareError: free memory decides the split, and is not known.
     """
     sized = sized if sized is not None else size(model)
+    check_stands_alone(sized.hparams, sized.tensors.keys())
     named = _placed_on(launch, sized.hparams, choose_devices(launch, machine))
     devices = tuple(device for _, device in named)
     arguments = _arguments(launch, named, machine)
@@ -153,7 +154,7 @@ def _draft(launch: Launch, draft: Draft, model: ModelSpec, context: ContextParam
         overrides=draft.overrides,
         split_mode=draft.split_mode,
         context=context,
-        load_mtp=False,
+        load_mtp=draft.mtp,
         draft=None,
     )
     sized = size(model)

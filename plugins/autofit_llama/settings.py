@@ -31,6 +31,7 @@ from autofit_llama.hparams import (
     POOLING_NONE,
     POOLING_RANK,
 )
+from autofit_llama.metadata import parse_override
 from autofit_llama.placement import MAX_DEVICES, Override
 from autofit_llama.versions import LATEST, Version
 from autofit_llama.weights import LazyMode
@@ -289,6 +290,13 @@ def _scaled(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _kv_overrides(text: str) -> tuple[str, ...]:
+    items = _csv(text)
+    for item in items:
+        parse_override(item)
+    return items
+
+
 def _bounded(low: int, high: int) -> Callable[[int], int]:
     def parse(value: int) -> int:
         if not low <= value <= high:
@@ -470,7 +478,7 @@ _SPECIAL: Mapping[str, Callable[[dict[str, Any], Flag], None]] = {
     "lora-scaled": _append_parsed("loras", _scaled),
     "control-vector": _append_parsed("control_vectors", _csv),
     "control-vector-scaled": _append_parsed("control_vectors", _scaled),
-    "override-kv": _append_parsed("kv_overrides", _csv),
+    "override-kv": _append_parsed("kv_overrides", _kv_overrides),
     "mmproj-device": _mmproj_device,
     "rerank": _preset(embedding=True, pooling="rank"),
     "spec-default": _spec_default,
