@@ -17,6 +17,7 @@ from autofit.errors import UsageError
 from autofit_llama.estimate import Estimate, Run, estimate, size
 from autofit_llama.flags import Reading, read
 from autofit_llama.launch import launch_of
+from autofit_llama.metadata import overridden
 from autofit_llama.runs import run_of
 from autofit_llama.settings import LlamaSettings, settings_of
 from autofit_llama.versions import find_version
@@ -58,6 +59,7 @@ class LlamaBackend(Backend):
         if only:
             machine = _only(machine, only)
         reading, settings = command.settings.reading, command.settings.settings
+        model = overridden(model, settings.kv_overrides)
         sized = size(model)
         launch = launch_of(settings, reading.program, draft=model.companions.get("draft"))
         run = run_of(launch, model, machine, sized=sized)
