@@ -91,7 +91,7 @@ def situation(model: ModelSpec, hp: HParams, row: Row) -> tuple[GraphModel, tupl
     flags = parse(row["args"])
     server = row["program"] == "llama-server"
     n_seq_max = flags.n_parallel or (4 if server else 1)
-    unified = flags.unified if flags.unified is not None else server and flags.n_parallel is None
+    unified = True if server and flags.n_parallel is None else bool(flags.unified)
     params = ContextParams(n_seq_max=n_seq_max, kv_unified=unified, **flags.params)
     if server and not params.embeddings:
         n_batch = resolve_context(hp, params).n_batch

@@ -85,7 +85,8 @@ def arguments(row: Row) -> Arguments:
             overrides += _overrides(word, words)
     server = row["program"] == "llama-server"
     fields["n_seq_max"] = n_parallel or (4 if server else 1)
-    fields["kv_unified"] = unified if unified is not None else server and n_parallel is None
+    # with the number of slots left to it, the server unifies whatever was asked for (tools/server/server.cpp)
+    fields["kv_unified"] = True if server and n_parallel is None else bool(unified)
     if server and not fields.get("embeddings"):
         n_batch = resolve_context(sized(row["part"], row["model"]).hparams, ContextParams(**fields)).n_batch
         fields["n_outputs_max"] = min(n_batch, fields["n_seq_max"])

@@ -101,7 +101,7 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
     on_device, on_host, per_layer = _cache_bytes(kept, context, placement, devices)
     full_offload = arguments.n_gpu_layers < 0 or arguments.n_gpu_layers > hp.n_layer_all
     pipeline = (
-        len(devices) > 1 and full_offload and arguments.by_layer and context.offload_kqv and not arguments.overrides
+        len(devices) > 1 and full_offload and arguments.by_layer and context.offload_kqv and not _overrides_any(arguments)
     )
     try:
         compute = compute_buffers(
@@ -118,7 +118,7 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
             pipeline=pipeline,
             dry_run=dry_run,
         )
-        is_exact = True
+        is_exact = all(rules.is_exact for rules in devices)
     except UnsupportedModelError:
         compute = bound_buffers(
             hp, context, sized.tensors, plan.homes, devices, layer_bytes=per_layer, pipeline=pipeline
@@ -137,6 +137,11 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
         compute=compute,
         is_exact=is_exact,
     )
+
+
+def _overrides_any(arguments: Arguments) -> bool:
+    """Whether the engine is given a pattern at all, matching or not; `-ncmoe 0` gives none."""
+    return any(o.kind in ("pattern", "cpu_moe") or o.n_blocks > 0 for o in arguments.overrides)
 
 
 def _cache_bytes(

@@ -30,6 +30,26 @@ from autofit_llama.hparams import (
     HParams,
 )
 
+# Files quantised to NVFP4 have a scale beside each matrix. Attention always applies them; these architectures
+# also hand them to build_ffn, to build_moe_ffn, and to build_ffn for their shared experts.
+_FFN_SCALES = frozenset(
+    """
+    bitnet cohere2 cohere2moe deepseek32 dflash dots3note gemma4 glm-dsa hy_v3 llama llama-embed mistral3
+    nanbeige nemotron_h nemotron_h_moe qwen3 qwen35
+    """.split()  # noqa: SIM905 - a table
+)
+_EXPERT_SCALES = frozenset(
+    """
+    cohere2moe deepseek32 dots3note gemma4 glm-dsa hy_v3 llama llama-embed mellum mistral3 nemotron_h
+    nemotron_h_moe qwen35moe qwen3moe qwen3next qwen4exp
+    """.split()  # noqa: SIM905 - a table
+)
+_SHARED_SCALES = frozenset(
+    """
+    cohere2moe deepseek32 dots3note glm-dsa hy_v3 nemotron_h nemotron_h_moe qwen35moe qwen3next qwen4exp
+    """.split()  # noqa: SIM905 - a table
+)
+
 
 @dataclass(slots=True)
 class CacheInput:
@@ -220,16 +240,18 @@ class Graph:
 
     # small blocks
 
-    def linear(self, w: Layer | None, name: str, x: Tensor, *, bias: bool = False) -> Tensor:
+    def linear(
+        self, w: Layer | None, name: str, x: Tensor, *, bias: bool = False, scale: bool = True
+    ) -> Tensor:
         """build_lora_mm: matrix, its scale if the file has one, and its bias if asked for and there."""
         get = w.__getitem__ if w is not None else self.weight
         matrix = get(name)
         if matrix is None:
             raise missing(name)
         y = ggml.mul_mat(matrix, x)
-        scale = get(name + ".scale")
-        if scale is not None:
-            y = ggml.mul(y, scale)
+        factor = get(name + ".scale") if scale else None
+        if factor is not None:
+            y = ggml.mul(y, factor)
         b = get(name + ".bias") if bias else None
         return y if b is None else ggml.add(y, b)
 
@@ -314,8 +336,13 @@ class Graph:
     def inp_attn_kv(self) -> AttentionInput:
         return AttentionInput("kv", self._cache_input(swa=False))
 
-    def inp_attn_kv_iswa(self) -> AttentionInput:
-        return AttentionInput("kv_iswa", self._cache_input(swa=False), self._cache_input(swa=True))
+    def inp_attn_kv_iswa(self, *, hybrid: bool = False) -> AttentionInput:
+        """A full and a sliding cache; beside recurrent state (build_inp_mem_hybrid_iswa) they are not rotated."""
+        inp = AttentionInput("kv_iswa", self._cache_input(swa=False), self._cache_input(swa=True))
+        for side in (inp.full, inp.swa):
+            if hybrid and side is not None:
+                side.k_rot = side.v_rot = None
+        return inp
 
     def inp_attn_k(self) -> AttentionInput:
         """Keys only (MLA); without rotations."""
@@ -612,9 +639,13 @@ class Graph:
         matrix.
         """
         h = self.h
-        tmp = self._ffn_linear(w, up, x, bias) if w[up] is not None else x
+        parts = (
+            ".bias" if bias else "",
+            ".scale" if h.arch in (_SHARED_SCALES if up.endswith("_shexp") else _FFN_SCALES) else "",
+        )
+        tmp = self._ffn_linear(w, up, x, parts) if w[up] is not None else x
         gated = gate is not None and w[gate] is not None
-        cur = self._ffn_linear(w, gate, x if parallel else tmp, bias) if gated and gate is not None else tmp
+        cur = self._ffn_linear(w, gate, x if parallel else tmp, parts) if gated and gate is not None else tmp
         side_by_side = gated and parallel
         if act == "silu" and side_by_side and il >= 0 and h.swiglu_clamp_shexp[il] > 1e-6:
             cur = self._clamped_swiglu(cur, tmp, h.arch in ("deepseek4", "glm5-next", "dflash"))
@@ -630,12 +661,12 @@ class Graph:
         else:
             cur = ggml.unary(cur, act)
             cur = ggml.div(cur, act_scales) if act_scales is not None else cur
-        return cur if down is None or w[down] is None else self._ffn_linear(w, down, cur, bias)
+        return cur if down is None or w[down] is None else self._ffn_linear(w, down, cur, parts)
 
-    def _ffn_linear(self, w: Layer, name: str, x: Tensor, bias: bool) -> Tensor:
+    def _ffn_linear(self, w: Layer, name: str, x: Tensor, parts: tuple[str, str]) -> Tensor:
         """Matrix, bias, scale: here the bias comes first."""
         y = ggml.mul_mat(w.need(name), x)
-        for part, combine in ((".bias" if bias else None, ggml.add), (".scale", ggml.mul)):
+        for part, combine in zip(parts, (ggml.add, ggml.mul), strict=True):
             t = w[name + part] if part else None
             y = combine(y, t) if t is not None else y
         return y
@@ -650,7 +681,7 @@ class Graph:
     def linear_id(self, w: Layer, name: str, x: Tensor, ids: Tensor) -> Tensor:
         """build_lora_mm_id: one matrix per selected expert, and their scales."""
         y = ggml.mul_mat_id(w.need(name), x, ids)
-        scale = w[name + ".scale"]
+        scale = w[name + ".scale"] if self.h.arch in _EXPERT_SCALES else None
         if scale is not None:
             s = ggml.repeat_4d(ggml.reshape(scale, 1, scale.ne[0], 1), 1, scale.ne[0], x.ne[2], 1)
             y = ggml.mul(y, ggml.get_rows(s, ids))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from autofit.domain.dtypes import GGML_TYPES_BY_NAME
 from autofit.domain.model import TensorInfo
 
+from autofit_llama.cache import caches
 from autofit_llama.context import Context
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.hparams import HParams
@@ -69,28 +70,29 @@ class GraphModel:
         return self.layer_dev[il] if self.context.offload_kqv else HOST
 
     def rotations(self, *, swa: bool) -> tuple[int, int]:
-        """Sides of the Hadamard matrices for quantised K and V, 0 for none (llama-kv-
-        cache.cpp:build_input_k_rot).
+        """Sides of the Hadamard matrices for quantised K and V, 0 for none.
+
+        llama-kv-cache.cpp: only where all layers of the cache have heads of one size, and it has layers at
+        all.
         """
         h, context = self.hparams, self.context
-        layer = next(
-            (il for il in range(h.n_layer_all) if not self.has_swa_cache or h.is_swa[il] == swa), None
-        )
-        if layer is None:
+        if not _quantized(context.type_k) and not _quantized(context.type_v):
             return 0, 0
-        head_k, head_v = h.n_embd_head_k(layer), h.n_embd_head_v(layer)
+        name = "swa" if swa else "base"
+        layers = next((cache.layers for cache in caches(h, context) if cache.name == name), ())
+        heads_k, heads_v = {h.n_embd_head_k(il) for il in layers}, {h.n_embd_head_v(il) for il in layers}
         k = v = 0
-        if _quantized(context.type_k) and head_k > 0 and h.n_embd_head_k(0) % 64 == 0:
-            k = rotation_side(head_k)
-        if _quantized(context.type_v) and head_v > 0 and h.n_embd_head_v(0) % 64 == 0 and not h.is_mla:
+        if _quantized(context.type_k) and len(heads_k) == 1 and h.n_embd_head_k(0) % 64 == 0:
+            k = rotation_side(max(heads_k))
+        if _quantized(context.type_v) and len(heads_v) == 1 and h.n_embd_head_v(0) % 64 == 0 and not h.is_mla:
             v = 64
         return k, v
 
 
 def rotation_side(head: int) -> int:
-    """The largest power of two from 64 on that divides `head`."""
+    """The largest power of two from 64 on that divides `head`; 64 if none does."""
     side = 64
-    while head % (2 * side) == 0:
+    while head > 0 and head % (2 * side) == 0:
         side *= 2
     return side
 

@@ -13,7 +13,7 @@ def lfm2(g: Graph) -> None:
     h = g.h
     x = g.inp_embd()
     rs = g.inp_rs()
-    inp = g.inp_attn_kv_iswa() if h.swa_type == "standard" else g.inp_attn_kv()
+    inp = g.inp_attn_kv_iswa(hybrid=True) if h.swa_type == "standard" else g.inp_attn_kv()
     pos = g.inp_pos()
     out_ids = g.inp_out_ids()
     for il in g.layers():

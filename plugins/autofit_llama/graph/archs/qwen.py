@@ -107,11 +107,11 @@ def _qwen3next_linear(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int
     n_k, n_v = h.ssm_n_group, h.ssm_dt_rank
     head_v = h.ssm_d_inner // n_v
     if w["attn_qkv"] is not None:
-        mixed = g.linear(w, "attn_qkv", x)
+        mixed = g.linear(w, "attn_qkv", x, scale=False)
         mixed = ggml.reshape(mixed, mixed.ne[0], n_t, n_seqs)
-        z = g.linear(w, "attn_gate", x)
+        z = g.linear(w, "attn_gate", x, scale=False)
     else:
-        mixed, z = _split_qkvz(g, g.linear(w, "ssm_in", x), n_t)
+        mixed, z = _split_qkvz(g, g.linear(w, "ssm_in", x, scale=False), n_t)
     ba = g.linear(w, "ssm_ba", x)
     per_key = n_v // n_k
     ba = ggml.reshape(ba, 2 * per_key, n_k, n_t, n_seqs)
@@ -122,7 +122,7 @@ def _qwen3next_linear(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int
     gate = ggml.mul(ggml.softplus(ggml.add(alpha, w.need("ssm_dt.bias"))), w.need("ssm_a"))
     beta, gate = ggml.reshape(beta, 1, n_v, n_t, n_seqs), ggml.reshape(gate, 1, n_v, n_t, n_seqs)
     out = gated_delta(g, rs, w, mixed, z, beta, gate, il, repeat_interleaved=True)
-    out = g.linear(w, "ssm_out", ggml.reshape(out, head_v * n_v, n_t, n_seqs))
+    out = g.linear(w, "ssm_out", ggml.reshape(out, head_v * n_v, n_t, n_seqs), scale=False)
     return ggml.reshape(out, h.n_embd, n_t * n_seqs)
 
 
