@@ -337,7 +337,7 @@ class Graph:
         return AttentionInput("kv", self._cache_input(swa=False))
 
     def inp_attn_kv_iswa(self, *, hybrid: bool = False) -> AttentionInput:
-        """A full and a sliding cache; beside recurrent state (build_inp_mem_hybrid_iswa) they are not rotated."""
+        """A full and a sliding cache; beside recurrent state (build_inp_mem_hybrid_iswa) not rotated."""
         inp = AttentionInput("kv_iswa", self._cache_input(swa=False), self._cache_input(swa=True))
         for side in (inp.full, inp.swa):
             if hybrid and side is not None:
