@@ -153,7 +153,6 @@ def read_vllm_model(model: ModelSpec, settings: VllmSettings) -> VllmModel:
         model,
         language_model_only=settings.language_model_only,
         disabled_modalities=settings.disabled_modalities,
-        disable_sliding_window=settings.disable_sliding_window,
         pooling=settings.pooling,
     )
 

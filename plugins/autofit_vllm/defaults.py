@@ -30,6 +30,33 @@ DTYPE_NAMES = {
     "float": "float32",
     "float32": "float32",
 }
+#: config/cache.py:CacheDType
+KV_DTYPES = frozenset(
+    [
+        "auto",
+        "float16",
+        "bfloat16",
+        "fp8",
+        "fp8_e4m3",
+        "fp8_e5m2",
+        "fp8_inc",
+        "fp8_ds_mla",
+        "nvfp4_ds_mla",
+        "turboquant_k8v4",
+        "turboquant_4bit_nc",
+        "turboquant_k3v4_nc",
+        "turboquant_3bit_nc",
+        "octave_k3v4",
+        "octave_k3v3",
+        "octave_k3v3_compact",
+        "ultraquant_4bit",
+        "int4_per_token_head",
+        "int8_per_token_head",
+        "fp8_per_token_head",
+        "nvfp4",
+        "nvfp4_4over6",
+    ]
+)
 #: Methods whose checkpoints may hold scales of an fp8 cache (attention.py:_init_kv_cache_quant)
 FP8_CHECKPOINTS = ("fp8", "modelopt", "quark", "fbgemm_fp8")
 
@@ -257,6 +284,10 @@ def resolve_kv_dtype(
     """`--kv-cache-dtype`, or what the checkpoint asks for
     (utils/torch_utils.py:resolve_kv_cache_dtype_string)."""
     wanted = settings.kv_cache_dtype
+    if wanted not in KV_DTYPES:
+        raise EngineRefusalError(
+            f"Invalid kv_cache_dtype: {wanted[:40]!r}", hint=f"valid: {', '.join(sorted(KV_DTYPES))}"
+        )
     if wanted == "auto":
         wanted = quantization.kv_cache_dtype or "auto"
         if wanted == "auto" and model.architecture == "GlmMoeDsaForCausalLM" and gpu.cc[0] == 10:

@@ -101,6 +101,7 @@ def test_pooling_prefers_half_precision() -> None:
         (["--max-num-active-seqs", "512"], "cannot be greater than max_num_seqs"),
         (["--long-prefill-token-threshold", "200000"], "cannot be greater than the"),
         (["--kv-cache-dtype", "bfloat16"], 'incompatible with dtype="float16"'),
+        (["--kv-cache-dtype", "fp9"], "Invalid kv_cache_dtype: 'fp9'"),
         (["--mamba-block-size", "64", "--no-enable-prefix-caching"], "--enable-prefix-caching"),
         (["--spec-method", "mtp", "--spec-tokens", "1"], "no MTP layers"),
         (["--spec-tokens", "3"], "without speculative model"),
