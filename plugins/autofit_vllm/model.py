@@ -49,6 +49,11 @@ class Parallel:
     vision_data_parallel: bool = False  #: `--mm-encoder-tp-mode data`
 
     @property
+    def spreads_tokens(self) -> bool:
+        """Ranks of a replica share out the tokens around the experts (ParallelConfig.use_sequence_parallel_moe)."""
+        return self.expert_parallel and self.tp > 1 and self.dp > 1
+
+    @property
     def world_size(self) -> int:
         """Ranks of one replica."""
         return self.tp * self.pp * self.pcp
@@ -91,6 +96,7 @@ class Linear:
     head_size_v: int = 0
     tower: str | None = None  #: the modality this module encodes, if it belongs to an encoder
     lora: bool = True  #: LoRA may wrap it
+    spreads_tokens: bool = False  #: undivided where ranks share out tokens: `Parallel.spreads_tokens`
 
     @property
     def out_size(self) -> int:
@@ -173,6 +179,7 @@ class Buffer:
     name: str
     stage: Stage
     shape: tuple[int, ...]
+    parts: tuple[Part, ...] = ()  #: the last dimension, where tensor parallelism divides it
     dtype: str | None = None  #: `None`: the model's
     tower: str | None = None
 

@@ -75,7 +75,10 @@ def linear_shape(module: Linear, parallel: Parallel, dtype: str) -> LinearShape:
     """Raises:
     EngineRefusalError: heads or features that the ranks cannot share.
     """
-    tp = 1 if module.tower and parallel.vision_data_parallel else parallel.tp
+    whole = (module.tower and parallel.vision_data_parallel) or (
+        module.spreads_tokens and parallel.spreads_tokens
+    )
+    tp = 1 if whole else parallel.tp
     in_rank, outs = module.in_size, tuple(part.size for part in module.parts)
     out_size = sum(outs)
     if module.kind == "qkv":
@@ -88,7 +91,7 @@ def linear_shape(module: Linear, parallel: Parallel, dtype: str) -> LinearShape:
         outs = (heads * module.head_size, kv_heads * module.head_size, kv_heads * module.head_size_v)
         out_size = sum(outs) * tp
     elif module.kind == "column":
-        outs = tuple(_column_part(part, tp, module.name) for part in module.parts)
+        outs = tuple(column_part(part, tp, module.name) for part in module.parts)
         out_size = sum(outs) * tp
     elif module.kind == "row":
         in_rank = divide(module.in_size, tp, module.name)
@@ -102,7 +105,8 @@ def linear_shape(module: Linear, parallel: Parallel, dtype: str) -> LinearShape:
     )
 
 
-def _column_part(part: Part, tp: int, name: str) -> int:
+def column_part(part: Part, tp: int, name: str) -> int:
+    """Features of one part of a column layer on a rank; groups are copied rather than split."""
     if part.unit and part.size // part.unit % tp:
         if part.size != part.unit:
             raise EngineRefusalError(

@@ -10,6 +10,7 @@ from autofit_vllm.dtypes import dtype_bytes
 from autofit_vllm.lora import LoraSpec, lora_bytes
 from autofit_vllm.model import (
     Attention,
+    Buffer,
     Experts,
     Linear,
     Module,
@@ -21,6 +22,7 @@ from autofit_vllm.model import (
 from autofit_vllm.quantization import NONE, UNQUANTISED, Quantization
 from autofit_vllm.sharding import (
     LinearShape,
+    column_part,
     divide,
     experts_shape,
     layer_partition,
@@ -216,11 +218,17 @@ def _absorbed_bytes(
     return total
 
 
+def _buffer_elements(buffer: Buffer, tp: int) -> int:
+    if not buffer.parts:
+        return math.prod(buffer.shape)
+    return math.prod(buffer.shape[:-1]) * sum(column_part(part, tp, buffer.name) for part in buffer.parts)
+
+
 def _buffer_bytes(model: VllmModel, parallel: Parallel, stage: int, dtype: str) -> int:
     """Tables and scales that no checkpoint holds; one of each name."""
     layers = stage_layers(model.n_layers, parallel, stage)
     sizes = {
-        buffer.name: math.prod(buffer.shape) * dtype_bytes(buffer.dtype or dtype)
+        buffer.name: _buffer_elements(buffer, parallel.tp) * dtype_bytes(buffer.dtype or dtype)
         for buffer in model.buffers
         if on_stage(buffer.stage, stage, parallel.pp, layers)
     }

@@ -44,7 +44,7 @@ _PAGES = {
         "LlamaForCausalLM LLaMAForCausalLM InternLM3ForCausalLM IQuestCoderForCausalLM TeleChat3ForCausalLM "
         "MistralForCausalLM Ministral3ForCausalLM MistralModel LlamaModel Phi3ForCausalLM"
     ),
-    "dense:qwen2": "Qwen2ForCausalLM Qwen2Model",
+    "dense:qwen2": "Qwen2ForCausalLM Qwen2Model MiMoForCausalLM",
     "dense:qwen3": "Qwen3ForCausalLM",
     "dense:gemma": "GemmaForCausalLM",
     "dense:gemma2": "Gemma2ForCausalLM Gemma2Model",
@@ -111,7 +111,6 @@ _PAGES = {
     "generic:dots1": "Dots1ForCausalLM",
     "generic:gpt_neox": "GPTNeoXForCausalLM",
     "generic:gpt_bigcode": "GPTBigCodeForCausalLM",
-    "dense:qwen2_mimo": "MiMoForCausalLM",
     "vision:llava": "LlavaForConditionalGeneration PixtralForConditionalGeneration",
     "vision:llava_next": "LlavaNextForConditionalGeneration",
     "vision:mistral3": "Mistral3ForConditionalGeneration",

@@ -129,8 +129,20 @@ class Builder:
             )
         )
 
-    def final_norm(self, name: str = "model.norm", *, bias: bool = False, size: int | None = None) -> None:
-        self.scope("", LAST).norm(name, size, bias=bias)
+    def final_norm(
+        self,
+        name: str = "model.norm",
+        *,
+        bias: bool = False,
+        size: int | None = None,
+        everywhere: bool = False,
+    ) -> None:
+        self.scope("", EVERY if everywhere else LAST).norm(name, size, bias=bias)
+
+    def finish(self, *, bias: bool = False, everywhere: bool = False) -> None:
+        """The last norm and the head, by the names that most models give them."""
+        self.final_norm(bias=bias, everywhere=everywhere)
+        self.head(everywhere=everywhere)
 
     # -- Facts of the language model that most pages ask for
 
@@ -202,6 +214,7 @@ class Scope:
         bias: bool = False,
         quantisable: bool = True,
         dtype: str | None = None,
+        spreads_tokens: bool = False,
         **heads: int,
     ) -> None:
         if isinstance(parts, int):
@@ -217,6 +230,7 @@ class Scope:
                 quantisable=quantisable,
                 dtype=dtype,
                 tower=self.tower,
+                spreads_tokens=spreads_tokens,
                 **heads,
             )
         )
@@ -316,9 +330,14 @@ class Scope:
             )
         )
 
-    def buffer(self, name: str, *shape: int, dtype: str | None = None) -> None:
+    def buffer(
+        self, name: str, *shape: int, dtype: str | None = None, parts: Sequence[Part] = ()
+    ) -> None:
+        """Memory by its full name; neighbours that share one pass the same."""
         self.builder.buffers.append(
-            Buffer(name=name, stage=self.stage, shape=shape, dtype=dtype, tower=self.tower)
+            Buffer(
+                name=name, stage=self.stage, shape=shape, parts=tuple(parts), dtype=dtype, tower=self.tower
+            )
         )
 
     # -- Caches
@@ -457,6 +476,7 @@ class Scope:
         down: str = "down_proj",
         quantisable: bool = True,
         replicated: bool = False,
+        spreads_tokens: bool = False,
     ) -> None:
         """Gate and up fused, then down (models/llama.py:LlamaMLP); `replicated` on every rank alike."""
         size = (
@@ -466,8 +486,9 @@ class Scope:
         here = self / name
         parts = ((names[0], size), (names[-1], size))
         kinds: tuple[LinearKind, LinearKind] = ("replicated",) * 2 if replicated else ("column", "row")
-        here.linear(kinds[0], fused, hidden, parts, bias=bias, quantisable=quantisable)
-        here.linear(kinds[1], down, size, hidden, bias=bias, quantisable=quantisable)
+        more = {"bias": bias, "quantisable": quantisable, "spreads_tokens": spreads_tokens}
+        here.linear(kinds[0], fused, hidden, parts, **more)
+        here.linear(kinds[1], down, size, hidden, **more)
 
     def mlp(
         self,
@@ -479,9 +500,11 @@ class Scope:
         hidden_size: int | None = None,
         bias: bool = True,
         quantisable: bool = True,
+        spreads_tokens: bool = False,
     ) -> None:
         """Up and down with an activation between."""
         hidden = self.builder.hidden_size if hidden_size is None else hidden_size
         here = self / name
-        here.column(up, hidden, intermediate_size, bias=bias, quantisable=quantisable)
-        here.row(down, intermediate_size, hidden, bias=bias, quantisable=quantisable)
+        more = {"bias": bias, "quantisable": quantisable, "spreads_tokens": spreads_tokens}
+        here.column(up, hidden, intermediate_size, **more)
+        here.row(down, intermediate_size, hidden, **more)

@@ -41,11 +41,6 @@ def _llama_mlp(b: Builder, layer: Scope) -> None:
     )
 
 
-def _finish(b: Builder, *, bias: bool = False) -> None:
-    b.final_norm(bias=bias)
-    b.head()
-
-
 def ernie4_5(b: Builder) -> None:
     """models/ernie45.py: llama whose output projection loses its bias."""
     config = b.config
@@ -57,7 +52,7 @@ def ernie4_5(b: Builder) -> None:
         layer.norms("input_layernorm", "post_attention_layernorm")
     if bias:
         b.notes.append("biases of this checkpoint are not loaded")
-    _finish(b)
+    b.finish()
 
 
 def telechat2(b: Builder) -> None:
@@ -78,11 +73,11 @@ def telechat2(b: Builder) -> None:
         here.column("gate_up_proj", b.hidden_size, (("gate_proj", size), ("up_proj", size)))
         here.row("down_proj", size, b.hidden_size, bias=True)
         layer.norms("input_layernorm", "post_attention_layernorm")
-    _finish(b)
+    b.finish()
 
 
 def qwen2(b: Builder) -> None:
-    """models/qwen2.py: a bias on Q, K and V; some checkpoints normalise the heads."""
+    """models/qwen2.py and mimo.py: a bias on Q, K and V; some checkpoints normalise the heads."""
     config = b.config
     norms = ("q_norm", "k_norm") if config.flag("qk_norm") else ()
     b.embedding()
@@ -90,12 +85,7 @@ def qwen2(b: Builder) -> None:
         layer.attention(bias=True, head_norms=norms, window=b.layer_window(layer.stage))
         layer.gated_mlp()
         layer.norms("input_layernorm", "post_attention_layernorm")
-    _finish(b)
-
-
-def qwen2_mimo(b: Builder) -> None:
-    """models/mimo.py: Qwen 2 with prediction layers behind it."""
-    qwen2(b)
+    b.finish()
 
 
 def qwen3(b: Builder) -> None:
@@ -106,7 +96,7 @@ def qwen3(b: Builder) -> None:
         layer.attention(bias=bias, head_norms=("q_norm", "k_norm"), window=b.layer_window(layer.stage))
         layer.gated_mlp()
         layer.norms("input_layernorm", "post_attention_layernorm")
-    _finish(b)
+    b.finish()
 
 
 def gemma(b: Builder) -> None:
@@ -120,7 +110,7 @@ def gemma(b: Builder) -> None:
 
 
 def _finish_gemma(b: Builder) -> None:
-    b.final_norm()
+    b.final_norm(everywhere=True)
     b.scope("", EVERY).buffer("normalizer")
     b.head()
 
@@ -189,7 +179,7 @@ def cohere(b: Builder) -> None:
             layer.plain("self_attn.k_norm.weight", b.kv_heads, size, axis=0)
         layer.gated_mlp()
         layer.norm("input_layernorm")
-    b.final_norm()
+    b.final_norm(everywhere=True)
 
 
 def granite(b: Builder) -> None:
@@ -201,7 +191,7 @@ def granite(b: Builder) -> None:
         layer.attention(bias=bias, out_bias=bias, window=b.layer_window(layer.stage))
         layer.gated_mlp(bias=config.flag("mlp_bias"))
         layer.norms("input_layernorm", "post_attention_layernorm")
-    _finish(b)
+    b.finish()
 
 
 def glm4(b: Builder) -> None:
@@ -216,7 +206,7 @@ def glm4(b: Builder) -> None:
             "post_self_attn_layernorm",
             "post_mlp_layernorm",
         )
-    _finish(b)
+    b.finish()
 
 
 def apertus(b: Builder) -> None:
@@ -234,7 +224,7 @@ def apertus(b: Builder) -> None:
         for name in ("beta", "eps"):
             layer.buffer(f"{layer.prefix}.mlp.act_fn.{name}")
         layer.norms("attention_layernorm", "feedforward_layernorm")
-    _finish(b)
+    b.finish()
 
 
 def bloom(b: Builder) -> None:
@@ -260,7 +250,7 @@ def bloom(b: Builder) -> None:
         layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
     b.scope("", EVERY).norm("transformer.ln_f", bias=True)
     if not config.flag("tie_word_embeddings", True):
-        b.head(tied=False)
+        b.head(tied=False, everywhere=True)
 
 
 def chatglm(b: Builder) -> None:
@@ -300,7 +290,7 @@ def chatglm(b: Builder) -> None:
         )
     if config.flag("post_layer_norm", True):
         b.scope("", EVERY).norm("transformer.encoder.final_layernorm", bias=not config.flag("rmsnorm", True))
-    b.head("transformer.output_layer", rows=vocabulary, tied_to="transformer.embedding")
+    b.head("transformer.output_layer", rows=vocabulary, tied_to="transformer.embedding", everywhere=True)
 
 
 def falcon(b: Builder) -> None:
@@ -333,7 +323,11 @@ def falcon(b: Builder) -> None:
         else:
             layer.norm("input_layernorm", bias=True)
     b.scope("", EVERY).norm("transformer.ln_f", bias=True)
-    b.head(tied_to="transformer.word_embeddings", tied=config.flag("tie_word_embeddings", True))
+    b.head(
+        tied_to="transformer.word_embeddings",
+        tied=config.flag("tie_word_embeddings", True),
+        everywhere=True,
+    )
 
 
 def gpt2(b: Builder) -> None:
@@ -358,7 +352,7 @@ def gpt2(b: Builder) -> None:
         layer.mlp("mlp", "c_fc", "c_proj", config.int("n_inner", default=4 * hidden))
         layer.norms("ln_1", "ln_2", bias=True)
     b.scope("", EVERY).norm("transformer.ln_f", bias=True)
-    b.head(tied_to="transformer.wte")
+    b.head(tied_to="transformer.wte", everywhere=True)
 
 
 def gptj(b: Builder) -> None:
@@ -384,7 +378,7 @@ def gptj(b: Builder) -> None:
         layer.mlp("mlp", "fc_in", "fc_out", config.int("n_inner", default=4 * hidden))
         layer.norm("ln_1", bias=True)
     b.scope("", EVERY).norm("transformer.ln_f", bias=True)
-    b.head(bias=True, tied=False)
+    b.head(bias=True, tied=False, everywhere=True)
 
 
 def opt(b: Builder) -> None:
@@ -420,21 +414,19 @@ def opt(b: Builder) -> None:
         columns=narrow,
         tied_to="model.decoder.embed_tokens",
         tied=config.flag("tie_word_embeddings", True),
+        everywhere=True,
     )
 
 
 def stablelm(b: Builder) -> None:
     """models/stablelm.py."""
     config = b.config
-    heads, size = config.int("num_attention_heads"), b.head_size
     b.embedding(everywhere=True)
     for layer in b.layers():
         layer.attention(bias=config.flag("use_qkv_bias"))
         layer.gated_mlp()
         layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
-    b.scope("", EVERY).norm("model.norm", bias=True)
-    b.head()
-    del heads, size
+    b.finish(bias=True, everywhere=True)
 
 
 def nemotron(b: Builder) -> None:
@@ -446,7 +438,7 @@ def nemotron(b: Builder) -> None:
         layer.attention(bias=bias, out_bias=bias)
         layer.mlp("mlp", "up_proj", "down_proj", config.int("intermediate_size"), bias=config.flag("mlp_bias"))
         layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
-    _finish(b, bias=True)
+    b.finish(bias=True)
 
 
 def exaone(b: Builder) -> None:
@@ -478,20 +470,18 @@ def exaone4(b: Builder) -> None:
         )
         layer.gated_mlp(bias=config.flag("mlp_bias"))
         layer.norms("post_attention_layernorm", "post_feedforward_layernorm")
-    _finish(b)
+    b.finish()
 
 
 def internlm2(b: Builder) -> None:
     """models/internlm2.py."""
-    config = b.config
     b.embedding("model.tok_embeddings", everywhere=True)
     for layer in b.layers():
         layer.attention("attention", qkv="wqkv", names=("wqkv",), out="wo")
         layer.gated_mlp("feed_forward", names=("w1", "w3"), down="w2")
         layer.norms("attention_norm", "ffn_norm")
-    b.scope("", EVERY).norm("model.norm")
-    b.head("output", tied_to="model.tok_embeddings")
-    del config
+    b.final_norm(everywhere=True)
+    b.head("output", tied_to="model.tok_embeddings", everywhere=True)
 
 
 def orion(b: Builder) -> None:
@@ -501,8 +491,7 @@ def orion(b: Builder) -> None:
         layer.attention()
         layer.gated_mlp()
         layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
-    b.scope("", EVERY).norm("model.norm", bias=True)
-    b.head()
+    b.finish(bias=True, everywhere=True)
 
 
 def solar(b: Builder) -> None:
@@ -514,4 +503,4 @@ def solar(b: Builder) -> None:
         layer.attention(bias=bias, out_bias=bias, window=b.model_window())
         layer.gated_mlp(bias=config.flag("mlp_bias"))
         layer.norms("input_layernorm", "post_attention_layernorm")
-    _finish(b)
+    b.finish()

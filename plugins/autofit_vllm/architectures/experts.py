@@ -2,26 +2,9 @@
 
 from __future__ import annotations
 
-from autofit.errors import UnsupportedModelError
 from autofit_vllm.architectures.builder import Builder, Scope
 from autofit_vllm.architectures.config import Config
-
-
-def expert_count(config: Config) -> int:
-    """Routed experts of one layer (transformers_utils/config.py:CONFIG_FIELD_ALIASES)."""
-    return config.int(
-        "num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts", default=0
-    )
-
-
-def experts_per_token(config: Config) -> int:
-    for key in ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k", "top_k"):
-        value = config.get(key)
-        if isinstance(value, list):
-            return max((n for n in value if isinstance(n, int)), default=0)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return 0
+from autofit_vllm.architectures.facts import expert_count, experts_per_token
 
 
 def router(
@@ -68,15 +51,14 @@ def _norms(layer: Scope) -> None:
 
 def mixtral(b: Builder) -> None:
     """models/mixtral.py."""
-    b.embedding()
+    b.embedding(everywhere=True)
     for layer in b.layers():
         layer.attention(window=b.layer_window(layer.stage))
         mixture(
             layer, "block_sparse_moe", width=b.config.int("intermediate_size"), names=("w1", "w3", "w2")
         )
         _norms(layer)
-    b.final_norm()
-    b.head()
+    b.finish(everywhere=True)
 
 
 def _is_sparse(config: Config, index: int) -> bool:
@@ -86,7 +68,7 @@ def _is_sparse(config: Config, index: int) -> bool:
     return index not in dense and expert_count(config) > 0 and step > 0 and (index + 1) % step == 0
 
 
-def qwen_mixture(layer: Scope) -> None:
+def qwen_mixture(layer: Scope, *, spreads_tokens: bool = False) -> None:
     """(models/qwen2_moe.py:Qwen2MoeSparseMoeBlock) the shared expert has a gate of its own."""
     config = layer.builder.config
     here = layer / "mlp"
@@ -95,12 +77,12 @@ def qwen_mixture(layer: Scope) -> None:
     shared = config.int("shared_expert_intermediate_size", default=0)
     if shared:
         here.replicated("shared_expert_gate", layer.builder.hidden_size, 1, quantisable=False)
-        here.gated_mlp("shared_expert", shared)
+        here.gated_mlp("shared_expert", shared, spreads_tokens=spreads_tokens)
     here.experts("experts", count, config.int("moe_intermediate_size"), top_k=experts_per_token(config))
 
 
 def qwen2_moe(b: Builder) -> None:
-    b.embedding()
+    b.embedding(everywhere=True)
     for layer in b.layers():
         layer.attention(bias=b.config.flag("qkv_bias", True), window=b.layer_window(layer.stage))
         if _is_sparse(b.config, layer.stage):
@@ -108,13 +90,12 @@ def qwen2_moe(b: Builder) -> None:
         else:
             layer.gated_mlp()
         _norms(layer)
-    b.final_norm()
-    b.head()
+    b.finish(everywhere=True)
 
 
 def qwen3_moe(b: Builder) -> None:
     """models/qwen3_moe.py: normalised heads, no shared expert unless the file has one."""
-    b.embedding()
+    b.embedding(everywhere=True)
     for layer in b.layers():
         layer.attention(
             bias=b.config.flag("attention_bias"),
@@ -126,30 +107,28 @@ def qwen3_moe(b: Builder) -> None:
         else:
             layer.gated_mlp()
         _norms(layer)
-    b.final_norm()
-    b.head()
+    b.finish(everywhere=True)
 
 
 def olmoe(b: Builder) -> None:
-    """models/olmoe.py: Q and K normalised as a whole, on every rank the full weight is sliced."""
+    """models/olmoe.py: Q and K normalised as a whole, on every rank."""
     config = b.config
     heads, kv_heads, size = config.int("num_attention_heads"), b.kv_heads, b.head_size
-    b.embedding()
+    b.embedding(everywhere=True)
     for layer in b.layers():
         layer.attention()
-        layer.plain("self_attn.q_norm.weight", heads * size, axis=0)
-        layer.plain("self_attn.k_norm.weight", kv_heads * size, axis=0)
+        layer.plain("self_attn.q_norm.weight", heads * size)
+        layer.plain("self_attn.k_norm.weight", kv_heads * size)
         mixture(layer, width=config.int("intermediate_size"))
         _norms(layer)
-    b.final_norm()
-    b.head()
+    b.finish(everywhere=True)
 
 
 def gpt_oss(b: Builder) -> None:
     """models/gpt_oss.py: attention sinks, biases throughout, every other layer slides."""
     config = b.config
     heads = config.int("num_attention_heads")
-    b.embedding("model.embedding")
+    b.embedding("model.embedding", everywhere=True)
     for layer in b.layers():
         here = layer / "attn"
         here.plain("sinks", heads, axis=0)
@@ -174,8 +153,8 @@ def gpt_oss(b: Builder) -> None:
             bias=True,
         )
         _norms(layer)
-    b.final_norm()
-    b.head(tied_to="model.embedding")
+    b.final_norm(everywhere=True)
+    b.head(tied_to="model.embedding", everywhere=True)
 
 
 def minimax_m2(b: Builder) -> None:
@@ -198,8 +177,7 @@ def minimax_m2(b: Builder) -> None:
             names=("w1", "w3", "w2"),
         )
         _norms(layer)
-    b.final_norm()
-    b.head()
+    b.finish()
 
 
 def glm4_moe(b: Builder) -> None:
@@ -221,8 +199,7 @@ def glm4_moe(b: Builder) -> None:
         else:
             layer.gated_mlp()
         _norms(layer)
-    b.final_norm()
-    b.head()
+    b.finish()
 
 
 def afmoe(b: Builder) -> None:
@@ -258,8 +235,7 @@ def afmoe(b: Builder) -> None:
         layer.norms(
             "input_layernorm", "post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm"
         )
-    b.final_norm()
-    b.head()
+    b.finish()
 
 
 def ernie4_5_moe(b: Builder) -> None:
@@ -285,8 +261,7 @@ def ernie4_5_moe(b: Builder) -> None:
         else:
             layer.gated_mlp(bias=bias)
         _norms(layer)
-    b.final_norm()
-    b.head()
+    b.finish()
 
 
 def granite_moe(b: Builder) -> None:
@@ -294,7 +269,7 @@ def granite_moe(b: Builder) -> None:
     config = b.config
     bias = config.flag("attention_bias")
     shared = config.int("shared_intermediate_size", default=0)
-    b.embedding()
+    b.embedding(everywhere=True)
     for layer in b.layers():
         layer.attention(bias=bias, out_bias=bias, window=b.layer_window(layer.stage))
         mixture(
@@ -303,8 +278,7 @@ def granite_moe(b: Builder) -> None:
         if shared:
             granite_shared(layer, shared)
         _norms(layer)
-    b.final_norm()
-    b.head()
+    b.finish(everywhere=True)
 
 
 def granite_shared(layer: Scope, width: int) -> None:
@@ -316,15 +290,15 @@ def phimoe(b: Builder) -> None:
     """models/phimoe.py: LayerNorm, a bias on all of attention and on the head."""
     config = b.config
     bias = config.flag("attention_bias")
-    b.embedding()
+    b.embedding(everywhere=True)
     for layer in b.layers():
         layer.attention(bias=bias, out_bias=bias, window=b.model_window())
         mixture(
             layer, "block_sparse_moe", width=config.int("intermediate_size"), names=("w1", "w3", "w2")
         )
         layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
-    b.final_norm(bias=True)
-    b.head(bias=True)
+    b.final_norm(bias=True, everywhere=True)
+    b.head(bias=True, everywhere=True)
 
 
 def dbrx(b: Builder) -> None:
@@ -353,8 +327,8 @@ def dbrx(b: Builder) -> None:
         count = feed.int("moe_num_experts")
         ffn.replicated("router.layer", hidden, count, quantisable=False)
         ffn.experts("experts", count, feed.int("ffn_hidden_size"), top_k=feed.int("moe_top_k", default=1))
-    b.scope("", -3).norm("transformer.norm_f", hidden)
-    b.head(columns=hidden, tied_to="transformer.wte")
+    b.final_norm("transformer.norm_f", size=hidden, everywhere=True)
+    b.head(columns=hidden, tied_to="transformer.wte", everywhere=True)
 
 
 def bailing_moe(b: Builder) -> None:
@@ -414,13 +388,12 @@ def llama4(b: Builder) -> None:
         if sparse:
             here = layer / "feed_forward"
             router(here, expert_count(config), name="router")
-            here.gated_mlp("shared_expert", width)
+            here.gated_mlp("shared_expert", width, spreads_tokens=True)
             here.experts("experts", expert_count(config), width, top_k=experts_per_token(config))
         else:
             layer.gated_mlp("feed_forward", config.int("intermediate_size_mlp"))
         _norms(layer)
-    b.final_norm()
-    b.head()
+    b.finish()
 
 
 def mimo_v2(b: Builder) -> None:
@@ -476,10 +449,4 @@ def mimo_v2(b: Builder) -> None:
         else:
             layer.gated_mlp()
         _norms(layer)
-    b.final_norm()
-    b.head()
-
-
-def refuse_dropped(b: Builder) -> None:
-    """Architectures that this version of vLLM no longer has."""
-    raise UnsupportedModelError(f"{b.config.model_type} is not supported by vLLM any more")
+    b.finish()

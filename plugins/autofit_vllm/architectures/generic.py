@@ -6,15 +6,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autofit_vllm.architectures.builder import Builder, Scope
-from autofit_vllm.architectures.experts import expert_count, experts_per_token
+from autofit_vllm.architectures.facts import expert_count, experts_per_token
 from autofit_vllm.model import EVERY
 
 
 def _rotary(b: Builder, size: int) -> None:
-    """Inverse frequencies, twice, where vLLM's own models keep whole tables."""
+    """Inverse frequencies, twice, where vLLM's own models keep whole tables (Olmo 3: for each kind of
+    layer)."""
     root = b.scope("model.rotary_emb", EVERY)
-    for name in ("inv_freq", "original_inv_freq"):
-        root.buffer(f"model.rotary_emb.{name}", size // 2, dtype="float32")
+    kinds = len(set(map(str, b.config.items_of("layer_types")))) if b.config.model_type == "olmo3" else 1
+    for index in range(kinds):
+        for name in ("inv_freq", "original_inv_freq"):
+            root.buffer(f"model.rotary_emb.{name}.{index}", size // 2, dtype="float32")
 
 
 def _rotary_size(b: Builder) -> int:
@@ -158,21 +161,30 @@ def hunyuan(b: Builder) -> None:
 
 
 def dots1(b: Builder) -> None:
+    # The file's window is not used: no layer is marked as sliding.
+    b.config = b.config.replace(sliding_window=None)
     bias = b.config.flag("attention_bias")
     _decoder(b, bias=bias, out_bias=bias, head_norms=("q_norm", "k_norm"), experts=True)
 
 
 def gpt_neox(b: Builder) -> None:
-    """Attention and feed-forward in parallel, everything biased, the projection fused in the checkpoint and kept on
-    every rank."""
+    """Attention and feed-forward in parallel, everything biased, the projection fused in the checkpoint."""
     config, hidden = b.config, b.hidden_size
     heads = config.int("num_attention_heads")
     bias = config.flag("attention_bias", True)
     b.embedding("model.embed_in")
     for layer in b.layers():
         here = layer / "attention"
-        here.replicated("query_key_value", hidden, 3 * hidden, bias=bias)
-        here.replicated("dense", hidden, hidden, bias=bias)
+        here.qkv(
+            "query_key_value",
+            hidden,
+            heads=heads,
+            kv_heads=heads,
+            head_size=hidden // heads,
+            names=("query_key_value",),
+            bias=bias,
+        )
+        here.row("dense", hidden, hidden, bias=bias)
         here.cache("attn", heads=heads, kv_heads=heads, head_size=hidden // heads)
         layer.mlp("mlp", "dense_h_to_4h", "dense_4h_to_h", config.int("intermediate_size"))
         layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
@@ -182,7 +194,7 @@ def gpt_neox(b: Builder) -> None:
 
 
 def gpt_bigcode(b: Builder) -> None:
-    """One KV head for all, learned positions."""
+    """One KV head for all, learned positions; Transformers has no plan that divides the feed-forward."""
     config, hidden = b.config, b.hidden_size
     heads = config.int("num_attention_heads")
     size = hidden // heads
@@ -192,8 +204,9 @@ def gpt_bigcode(b: Builder) -> None:
     b.scope("", EVERY).plain("model.wpe.weight", positions, hidden)
     for layer in b.layers("model.h"):
         here = layer / "attn"
-        here.replicated("c_attn", hidden, hidden + 2 * kv_heads * size, bias=True)
-        here.replicated("c_proj", hidden, hidden, bias=True)
+        sizes = {"heads": heads, "kv_heads": kv_heads, "head_size": size}
+        here.qkv("c_attn", hidden, names=("c_attn",), bias=True, **sizes)
+        here.row("c_proj", hidden, hidden, bias=True)
         here.cache("attn", heads=heads, kv_heads=kv_heads, head_size=size)
         feed = layer / "mlp"
         feed.replicated("c_fc", hidden, config.int("n_inner", default=4 * hidden), bias=True)

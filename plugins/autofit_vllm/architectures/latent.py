@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from autofit_vllm.architectures.builder import Builder, Scope
-from autofit_vllm.architectures.experts import expert_count, experts_per_token, router
+from autofit_vllm.architectures.experts import router
+from autofit_vllm.architectures.facts import expert_count, experts_per_token
 from autofit_vllm.architectures.rope import rope_parameters
 
 _INDEX_BLOCK = 128  #: keys of the indexer share one fp32 scale per this many elements
@@ -71,13 +72,20 @@ def _indexer(here: Scope, query_rank: int, rope_dtype: str | None) -> None:
     index.rope(config.int("qk_rope_head_dim"), parameters={**parameters, "of": "indexer"}, dtype=rope_dtype)
 
 
-def deepseek_mlp(layer: Scope, *, gate_dtype: str | None = None, correction: bool | None = None) -> None:
+def deepseek_mlp(
+    layer: Scope,
+    *,
+    gate_dtype: str | None = None,
+    correction: bool | None = None,
+    spreads_tokens: bool = True,
+    dense_spreads_tokens: bool = False,
+) -> None:
     """Dense first, then experts every `moe_layer_freq`-th layer (models/deepseek_v2.py:DeepseekV2MoE)."""
     config = layer.builder.config
     count = expert_count(config)
     step = config.int("moe_layer_freq", default=1)
     if count == 0 or layer.stage < config.int("first_k_dense_replace", default=0) or layer.stage % step:
-        layer.gated_mlp()
+        layer.gated_mlp(spreads_tokens=dense_spreads_tokens)
         return
     here = layer / "mlp"
     width = config.int("moe_intermediate_size")
@@ -86,7 +94,7 @@ def deepseek_mlp(layer: Scope, *, gate_dtype: str | None = None, correction: boo
     router(here, count, dtype=gate_dtype, bias=bias)
     shared = config.maybe_int("n_shared_experts")
     if shared:
-        here.gated_mlp("shared_experts", width * shared)
+        here.gated_mlp("shared_experts", width * shared, spreads_tokens=spreads_tokens)
     here.experts("experts", count, width, top_k=experts_per_token(config))
 
 
@@ -94,10 +102,15 @@ def _decoder(b: Builder, *, sparse: bool = False, gate_dtype: str | None = None,
     b.embedding()
     for layer in b.layers():
         latent_attention(layer, sparse=sparse, rope_dtype="float32" if fp32_rope else None)
-        deepseek_mlp(layer, gate_dtype=gate_dtype, correction=True if gate_dtype else None)
+        deepseek_mlp(
+            layer,
+            gate_dtype=gate_dtype,
+            correction=True if gate_dtype else None,
+            dense_spreads_tokens=sparse,
+            spreads_tokens=gate_dtype is None,
+        )
         layer.norms("input_layernorm", "post_attention_layernorm")
-    b.final_norm()
-    b.head()
+    b.finish()
 
 
 def deepseek_v2(b: Builder) -> None:
@@ -123,8 +136,7 @@ def deepseek(b: Builder) -> None:
         layer.attention(bias=b.config.flag("attention_bias"))
         deepseek_mlp(layer)
         layer.norms("input_layernorm", "post_attention_layernorm")
-    b.final_norm()
-    b.head()
+    b.finish()
 
 
 def minicpm3(b: Builder) -> None:
@@ -134,7 +146,7 @@ def minicpm3(b: Builder) -> None:
     query_rank, rank = config.int("q_lora_rank"), config.int("kv_lora_rank")
     nope, rotary = config.int("qk_nope_head_dim"), config.int("qk_rope_head_dim")
     value = config.int("v_head_dim", default=hidden // heads)
-    b.embedding()
+    b.embedding(everywhere=True)
     for layer in b.layers():
         here = layer / "self_attn"
         here.replicated("q_a_proj", hidden, query_rank)
@@ -148,7 +160,7 @@ def minicpm3(b: Builder) -> None:
         here.cache("attn", heads=heads, kv_heads=heads, head_size=nope + rotary)
         layer.gated_mlp()
         layer.norms("input_layernorm", "post_attention_layernorm")
-    b.final_norm()
+    b.final_norm(everywhere=True)
     b.head()
 
 
@@ -169,5 +181,4 @@ def longcat_flash(b: Builder) -> None:
         here.plain("router.e_score_correction_bias", count + empty, dtype="float32")
         width = config.int("expert_ffn_hidden_size", "moe_intermediate_size")
         here.experts("experts", count, width, top_k=experts_per_token(config))
-    b.final_norm()
-    b.head()
+    b.finish()

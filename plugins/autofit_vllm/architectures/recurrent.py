@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from autofit_vllm.architectures.builder import Builder, Scope
 from autofit_vllm.architectures.config import Config
-from autofit_vllm.architectures.experts import (
-    expert_count,
-    experts_per_token,
-    granite_shared,
-    mixture,
-    qwen_mixture,
-    router,
-)
-from autofit_vllm.model import EVERY, LAST
+from autofit_vllm.architectures.experts import granite_shared, mixture, qwen_mixture, router
+from autofit_vllm.architectures.facts import expert_count, experts_per_token
+from autofit_vllm.model import Part
 
 
 def mamba1_mixer(
@@ -96,8 +90,8 @@ def mamba(b: Builder) -> None:
             norms=False,
         )
         layer.norm("norm")
-    b.scope("", EVERY).norm("backbone.norm_f")
-    b.head(tied_to="backbone.embeddings")
+    b.final_norm("backbone.norm_f", everywhere=True)
+    b.head(tied_to="backbone.embeddings", everywhere=True)
 
 
 def _time_step_rank(config: Config, hidden: int, *keys: str) -> int:
@@ -126,8 +120,8 @@ def mamba2(b: Builder) -> None:
             conv_bias=config.flag("use_conv_bias", True),
         )
         layer.norm("norm")
-    b.scope("", EVERY).norm("backbone.norm_f")
-    b.head(tied_to="backbone.embeddings")
+    b.final_norm("backbone.norm_f", everywhere=True)
+    b.head(tied_to="backbone.embeddings", everywhere=True)
 
 
 def jamba(b: Builder) -> None:
@@ -160,8 +154,8 @@ def jamba(b: Builder) -> None:
         else:
             layer.gated_mlp("feed_forward")
         layer.norms("input_layernorm", "pre_ff_layernorm")
-    b.scope("", EVERY).norm("model.final_layernorm")
-    b.head()
+    b.final_norm("model.final_layernorm", everywhere=True)
+    b.head(everywhere=True)
 
 
 def falcon_h1(b: Builder) -> None:
@@ -170,7 +164,6 @@ def falcon_h1(b: Builder) -> None:
     inner = config.int("mamba_d_ssm", default=b.hidden_size * config.int("mamba_expand", default=2))
     state, groups = config.int("mamba_d_state"), config.int("mamba_n_groups")
     heads = config.int("mamba_n_heads")
-    count = config.layers()
     b.embedding()
     for layer in b.layers():
         layer.attention("self_attn", head_size=config.maybe_int("head_dim"), cache="")
@@ -187,12 +180,18 @@ def falcon_h1(b: Builder) -> None:
             conv_bias=config.flag("mamba_conv_bias", True),
             norm=config.flag("mamba_rms_norm"),
         )
-        here.buffer(f"{layer.prefix}.mamba.mup_vector", 1, 2 * inner + 2 * groups * state + heads)
+        scaled = (
+            Part("z", inner),
+            Part("x", inner),
+            Part("B", groups * state, state),
+            Part("C", groups * state, state),
+            Part("dt", heads),
+        )
+        here.buffer(f"{here.prefix}.mup_vector", 1, sum(part.size for part in scaled), parts=scaled)
         layer.gated_mlp("feed_forward")
         layer.norms("input_layernorm", "pre_ff_layernorm")
-    b.scope("", LAST).norm("model.final_layernorm")
+    b.final_norm("model.final_layernorm")
     b.head()
-    del count
 
 
 def nemotron_h(b: Builder) -> None:
@@ -201,7 +200,7 @@ def nemotron_h(b: Builder) -> None:
     kinds = _nemotron_layers(config)
     head_size = config.maybe_int("head_dim", "attention_head_dim")
     heads, size = config.int("mamba_num_heads"), config.int("mamba_head_dim")
-    b.embedding()
+    b.embedding(everywhere=True)
     for layer in b.layers(count=len(kinds)):
         here = layer / "mixer"
         kind = kinds[layer.stage]
@@ -227,8 +226,8 @@ def nemotron_h(b: Builder) -> None:
             bias = config.flag("mlp_bias")
             layer.mlp("mixer", "up_proj", "down_proj", int(width or 0), bias=bias)
         layer.norm("norm")
-    b.scope("", LAST).norm("model.norm_f")
-    b.head()
+    b.final_norm("model.norm_f", everywhere=True)
+    b.head(everywhere=True)
 
 
 def _nemotron_layers(config: Config) -> list[str]:
@@ -251,7 +250,7 @@ def _nemotron_experts(here: Scope) -> None:
     shared = config.int("n_shared_experts", default=0)
     if shared:
         size = config.int("moe_shared_expert_intermediate_size", default=width) * shared
-        here.mlp("shared_experts", "up_proj", "down_proj", size, bias=config.flag("mlp_bias"))
+        here.mlp("shared_experts", "up_proj", "down_proj", size, bias=config.flag("mlp_bias"), spreads_tokens=True)
     if latent:
         here.replicated("fc1_latent_proj", hidden, latent, bias=config.flag("mlp_bias"))
         here.replicated("fc2_latent_proj", latent, hidden, bias=config.flag("mlp_bias"))
@@ -275,7 +274,7 @@ def granite_hybrid(b: Builder) -> None:
     rotates = config.text("position_embedding_type") == "rope"
     bias = config.flag("attention_bias")
     count, shared = expert_count(config), config.int("shared_intermediate_size", default=0)
-    b.embedding()
+    b.embedding(everywhere=True)
     for layer in b.layers():
         if types[layer.stage] in ("attention", "full_attention"):
             layer.attention(bias=bias, out_bias=bias, rope=rotates)
@@ -301,8 +300,7 @@ def granite_hybrid(b: Builder) -> None:
         if shared:
             granite_shared(layer, shared)
         layer.norms("input_layernorm", "post_attention_layernorm")
-    b.final_norm()
-    b.head()
+    b.finish(everywhere=True)
 
 
 def lfm2(b: Builder) -> None:
@@ -316,19 +314,19 @@ def lfm2(b: Builder) -> None:
             width = int(multiplier * width)
         multiple = config.int("block_multiple_of", default=256)
         width = multiple * -(-width // multiple)
-    b.embedding(everywhere=False)
+    b.embedding(everywhere=True)
     for layer in b.layers():
         _lfm2_mixer(layer)
         layer.gated_mlp("feed_forward", width, fused="w13", names=("w1", "w3"), down="w2")
         layer.norms("operator_norm", "ffn_norm")
-    b.scope("", LAST).norm("model.embedding_norm")
+    b.final_norm("model.embedding_norm")
     b.head()
 
 
 def lfm2_moe(b: Builder) -> None:
     """models/lfm2_moe.py."""
     config = b.config
-    b.embedding(everywhere=False)
+    b.embedding(everywhere=True)
     for layer in b.layers():
         _lfm2_mixer(layer)
         if layer.stage < config.int("num_dense_layers", default=0):
@@ -343,7 +341,7 @@ def lfm2_moe(b: Builder) -> None:
                 "experts", count, width, top_k=experts_per_token(config), names=("w1", "w3", "w2")
             )
         layer.norms("operator_norm", "ffn_norm")
-    b.scope("", LAST).norm("model.embedding_norm")
+    b.final_norm("model.embedding_norm")
     b.head()
 
 
@@ -411,7 +409,7 @@ def qwen3_next(b: Builder) -> None:
     gated = config.flag("attn_output_gate", True)
     sparse_step = config.int("decoder_sparse_step", default=1)
     dense = config.items_of("mlp_only_layers")
-    b.embedding()
+    b.embedding(everywhere=True)
     for layer in b.layers():
         if linear[layer.stage]:
             delta_net(layer)
@@ -432,12 +430,12 @@ def qwen3_next(b: Builder) -> None:
             here.cache("attn", heads=heads, kv_heads=b.kv_heads, head_size=size)
         sparse = expert_count(config) > 0 and layer.stage not in dense and (layer.stage + 1) % sparse_step == 0
         if sparse:
-            qwen_mixture(layer)
+            qwen_mixture(layer, spreads_tokens=True)
         else:
             layer.gated_mlp()
         layer.norms("input_layernorm", "post_attention_layernorm")
     b.final_norm()
-    b.head()
+    b.head(everywhere=config.model_type == "qwen3_next")
 
 
 def olmo_hybrid(b: Builder) -> None:
@@ -449,7 +447,7 @@ def olmo_hybrid(b: Builder) -> None:
     key_size, value_size = config.int("linear_key_head_dim"), config.int("linear_value_head_dim")
     kernel = config.int("linear_conv_kernel_dim")
     keys, values = key_heads * key_size, value_heads * value_size
-    b.embedding()
+    b.embedding(everywhere=True)
     for layer in b.layers():
         if linear[layer.stage]:
             here = layer / "linear_attn"
@@ -474,12 +472,11 @@ def olmo_hybrid(b: Builder) -> None:
             layer.norms("input_layernorm", "post_attention_layernorm")
         else:
             layer.attention()
-            layer.plain("self_attn.q_norm.weight", heads * size, axis=0)
-            layer.plain("self_attn.k_norm.weight", kv_heads * size, axis=0)
+            layer.plain("self_attn.q_norm.weight", heads * size)
+            layer.plain("self_attn.k_norm.weight", kv_heads * size)
             layer.norms("post_attention_layernorm", "post_feedforward_layernorm")
         layer.gated_mlp()
-    b.final_norm()
-    b.head()
+    b.finish(everywhere=True)
 
 
 def zamba2(b: Builder) -> None:
@@ -525,5 +522,5 @@ def zamba2(b: Builder) -> None:
             bias=config.flag("add_bias_linear"),
         )
         here.norm("input_layernorm")
-    b.scope("", EVERY).norm("model.final_layernorm")
-    b.head()
+    b.final_norm("model.final_layernorm", everywhere=True)
+    b.head(everywhere=True)

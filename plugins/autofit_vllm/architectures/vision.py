@@ -42,18 +42,16 @@ def clip(tower: Scope, config: Config, *, layers: int, post_norm: bool) -> None:
         here.norm("post_layernorm", hidden, bias=True)
 
 
-def siglip(tower: Scope, config: Config, *, layers: int | None = None, sharded_positions: bool = True) -> None:
+def siglip(tower: Scope, config: Config, *, layers: int | None = None, position_ids: bool = True) -> None:
     """models/siglip.py:SiglipVisionModel."""
     here = tower / "vision_model"
     hidden, patch = config.int("hidden_size"), config.int("patch_size")
     positions = (config.int("image_size") // patch) ** 2
     here.plain("embeddings.patch_embedding.weight", hidden, config.int("num_channels", default=3), patch, patch)
     here.plain("embeddings.patch_embedding.bias", hidden)
-    if sharded_positions:
-        here.embedding("embeddings.position_embedding", positions, hidden)
+    here.plain("embeddings.position_embedding.weight", positions, hidden)
+    if position_ids:
         here.buffer("embeddings.position_ids", 1, positions, dtype="int64")
-    else:
-        here.plain("embeddings.position_embedding.weight", positions, hidden)
     _siglip_layers(here, config, config.layers() if layers is None else layers)
     here.norm("post_layernorm", hidden, bias=True)
 
@@ -179,7 +177,7 @@ def idefics3(b: Builder) -> None:
     vision, text = root.section("vision_config"), root.section("text_config")
     tower, connector = b.tower("model", "image"), b.tower("model.connector", "image")
     if tower is not None and connector is not None:
-        siglip(tower, vision, sharded_positions=False)
+        siglip(tower, vision, position_ids=False)
         width = vision.int("hidden_size") * root.int("scale_factor", default=2) ** 2
         connector.replicated("modality_projection.proj", width, text.int("hidden_size"), quantisable=False)
     from autofit_vllm.architectures.dense import llama_layers
