@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from autofit.errors import ModelError, UsageError
 from autofit.host import host
+from autofit.host import resolve as resolve_ref
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +45,14 @@ def detect_machine() -> Machine:
     """This machine: devices, free memory, host. Never fails; what is unknown is `None` with a finding."""
     from autofit.hardware import detect_machine as detect
 
-    return detect()
+    # a source is looked up when it is asked, so that one that cannot be imported is a finding of its own
+    refs = (ref for ref in host().hardware_sources().values() if ref.name != "detect")
+    return detect(sources=[(ref.name, partial(_ask_source, ref.factory)) for ref in refs])
+
+
+def _ask_source(factory: str) -> Machine:
+    machine: Machine = resolve_ref(factory)()
+    return machine
 
 
 def load_machine(*names: str, ram: str | int | None = None) -> Machine:
@@ -54,7 +63,7 @@ def load_machine(*names: str, ram: str | int | None = None) -> Machine:
     """
     from autofit.hardware import load_machine as load
 
-    return load(*names, ram=ram)
+    return load(*names, ram=ram, profile_dirs=host().profile_dirs())
 
 
 def plan(backend: str, model: ModelSpec | str | Path, machine: Machine | None = None, *, engine_args: Sequence[str] = (), **wishes: Any) -> Plan:
@@ -124,7 +133,7 @@ def preset(name: str, backend: str) -> dict[str, Any]:
     from autofit.profiles import load_preset
     from autofit.settings import from_table
 
-    return from_table(load_preset(name), f"preset {name}", backend)
+    return from_table(load_preset(name, host().profile_dirs()), f"preset {name}", backend)
 
 
 def engine_environment(environ: Mapping[str, str]) -> dict[str, str]:

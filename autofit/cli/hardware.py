@@ -63,6 +63,8 @@ def _detect(args: argparse.Namespace) -> int:
     if args.format == "text" and not args.on:
         print(_about())
     _print(machine, args.format)
+    if args.format == "text" and not args.on and (line := _disk()):
+        print(f"\n{line}")
     return 0
 
 
@@ -102,6 +104,23 @@ def _about() -> str:
     return "\n".join(
         [f"autofit {__version__} · {printable(system)} · Python {platform.python_version()}", *shown, ""]
     )
+
+
+def _disk() -> str | None:
+    """The file system here: weights that exceed memory are paged from where they lie."""
+    from pathlib import Path
+
+    from autofit.domain.units import format_bytes
+    from autofit.hardware.disk import disk_of
+    from autofit.hardware.system import this_system
+
+    disk = disk_of(this_system(), Path.cwd())
+    if disk is None:
+        return None
+    kind = f"{printable(disk.kind)}{', over the network' if disk.remote else ''}"
+    kind += ", a turning disk" if disk.rotational else ", in memory" if disk.in_memory else ""
+    free = "an unknown amount" if disk.free_bytes is None else format_bytes(disk.free_bytes)
+    return f"disk    {free} free here on {printable(disk.mount)} ({kind})"
 
 
 VARIABLES = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +10,21 @@ if TYPE_CHECKING:
     from autofit.domain.machine import Machine
 
 
-def detect_machine(env: Mapping[str, str] | None = None, root: Path = Path("/")) -> Machine:
+def detect_machine(
+    env: Mapping[str, str] | None = None,
+    root: Path = Path("/"),
+    *,
+    sources: Iterable[tuple[str, Callable[[], Machine]]] = (),
+) -> Machine:
     """This machine, in bounded time. Never fails; `Machine.findings` says what could not be learnt, and why.
 
-    `env` stands in for the process environment; `root` for a recorded tree, from which nothing is run or
-    loaded.
+    `sources` are further ones by name: devices of the machines they return are added, unless known by UUID. `env`
+    stands in for the process environment; `root` for a recorded tree, from which nothing is run.
     """
-    from autofit.hardware.detect import detect
+    from autofit.hardware.detect import detect, from_machine
     from autofit.hardware.system import this_system
 
-    return detect(this_system(env, root))
+    return detect(this_system(env, root), [(name, from_machine(source)) for name, source in sources])
 
 
 def load_machine(

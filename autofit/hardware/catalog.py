@@ -169,7 +169,8 @@ def load_machine(
     if ram_bytes is not None and ram_bytes <= 0:
         raise HardwareError(f"main memory of {ram_bytes} bytes makes no sense", hint="say --ram 64GiB")
     if len(wanted) == 1 and _is_path(wanted[0]) and wanted[0].lower().endswith(".json"):
-        return _with_ram(machine_from_json(read_text(Path(wanted[0]), HardwareError), wanted[0]), ram_bytes)
+        recorded = machine_from_json(read_text(Path(wanted[0]), HardwareError), wanted[0])
+        return replace(_with_ram(recorded, ram_bytes), origin="file")
     parts = [_part(name, ram_bytes, tuple(profile_dirs)) for name in wanted]
     hosts = [part for part in parts if part.host is not None]
     if len(hosts) > 1:

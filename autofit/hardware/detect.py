@@ -33,24 +33,24 @@ GPU_VENDORS = {0x10DE: "NVIDIA", 0x1002: "AMD", 0x8086: "Intel", 0x19E5: "Huawei
 
 
 def detect(system: System, extra: Iterable[tuple[str, Source]] = ()) -> Machine:
-    """The machine behind `system`. `extra` are sources of plugins, asked like our own."""
+    """The machine behind `system`. `extra` are further sources, asked like our own."""
     facts = read_host(system)
     host, calibrated = _calibrated(system, facts.host)
     answers = _ask_all(system, host, [*SOURCES.items(), *extra])
     findings = [finding for answer in answers for finding in answer.findings]
     sources = {**facts.sources, **calibrated}
-    found = [device for answer in answers for device in answer.devices]
+    found = _distinct(device for answer in answers for device in answer.devices)
     for answer in answers:
         sources |= answer.sources
     links = [link for answer in answers for link in answer.links]
     seen = frozenset(pci for answer in answers for pci in answer.seen)
     unexplained = list(_unexplained(system, seen))
-    if unexplained or any(device.free_bytes is None for device in found):
+    blind = system.platform == "win32" and not found  # only NVML is asked there
+    if unexplained or blind or any(device.free_bytes is None for device in found):
         listed = _ask_all(system, host, [("llama.cpp", engines.find)])[0]
         found, sources, explained = _merge(found, sources, listed)
         if not explained:
-            findings += unexplained
-            findings += listed.findings if unexplained else ()
+            findings += [*unexplained, *(listed.findings if unexplained or listed.devices or blind else ())]
     counted = _counted(system, found, findings)
     names = {device.id: f"GPU{i}" for i, device in enumerate(counted)}
     devices = tuple(
@@ -73,6 +73,18 @@ def detect(system: System, extra: Iterable[tuple[str, Source]] = ()) -> Machine:
     )
 
 
+def from_machine(source: Callable[[], Machine]) -> Source:
+    """A source out of a function that returns a machine, which is what a plugin can make."""
+
+    def find(system: System, host: Host) -> Facts:
+        machine = source()
+        return Facts(
+            devices=machine.devices, links=machine.links, findings=machine.findings, sources=machine.sources
+        )
+
+    return find
+
+
 def _calibrated(system: System, host: Host) -> tuple[Host, dict[str, str]]:
     """The host with what `hardware calibrate` measured on it, if it was."""
     path = user_dir(system.env) / "hardware" / f"{THIS_MACHINE}.toml"
@@ -87,6 +99,16 @@ def _calibrated(system: System, host: Host) -> tuple[Host, dict[str, str]]:
     return replace(host, bandwidth_bytes_per_s=rate), {
         "host.bandwidth_bytes_per_s": "measured: hardware calibrate"
     }
+
+
+def _distinct(devices: Iterable[Device]) -> list[Device]:
+    """Each device once: the first that names a UUID, and the first of an id."""
+    found: list[Device] = []
+    for device in devices:
+        known = any(d.id == device.id or (d.uuid is not None and d.uuid == device.uuid) for d in found)
+        if not known:
+            found.append(device)
+    return found
 
 
 def _kept(key: str, names: dict[str, str]) -> bool:

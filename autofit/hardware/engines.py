@@ -47,6 +47,7 @@ def parse(text: str, host: Host) -> Facts:
     """The devices of a `--list-devices`; lines that are none (logs of the back ends) are skipped."""
     devices: list[Device] = []
     sources: dict[str, str] = {}
+    findings: list[str] = []
     for line in text.splitlines():
         match = _LINE.fullmatch(line)
         api = APIS.get(match[1]) if match else None
@@ -56,6 +57,12 @@ def parse(text: str, host: Host) -> Facts:
         id = f"{match[1]}{match[2] or 0}"
         shared = api == "metal"
         notes: tuple[str, ...] = ()
+        if total == 0:
+            # an APU whose carve-out the firmware leaves to "auto" shows none of its memory
+            findings.append(
+                f"{printable(match[3].strip(), 100)}: its driver shows no memory; --on NAME:SIZE states it"
+            )
+            continue
         if api == "sycl" and free == total:
             # without Level Zero's sysman SYCL does not know, and says that all is free
             notes = ("SYCL does not know what is free; ZES_ENABLE_SYSMAN=1 lets it",)
@@ -78,4 +85,4 @@ def parse(text: str, host: Host) -> Facts:
             f"{id}.total_bytes": "measured: --list-devices",
             f"{id}.free_bytes": "measured: --list-devices",
         }
-    return Facts(devices=tuple(devices), sources=sources)
+    return Facts(devices=tuple(devices), findings=tuple(findings), sources=sources)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class TestReport:
         text = out(capsys, "detect", "--format", "json")
         path = tmp_path / "box.json"
         path.write_text(text)
-        assert load_machine(str(path)) == machine_from_dict(json.loads(text))
+        assert load_machine(str(path)) == replace(machine_from_dict(json.loads(text)), origin="file")
         assert "GPU0" in out(capsys, "--on", str(path))
 
 
