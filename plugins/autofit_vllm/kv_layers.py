@@ -32,6 +32,9 @@ CPU_BLOCK_TOKENS = 128
 LATENT_ALIGNMENT = (
     128  #: hybrid models with latent attention (platforms/interface.py:_align_hybrid_block_size)
 )
+#: Gated delta nets of a class of their own, which exports no states
+#: (layers/mamba/gdn/olmo_gdn_linear_attn.py)
+OTHER_DELTA_NETS = frozenset({"OlmoHybridForCausalLM"})
 GDN_CHECKPOINT_TOKENS = 64  #: qwen_gdn_linear_attn.py:FLASHINFER_GDN_CHECKPOINT_ALIGNMENT
 
 _KV_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -190,7 +193,7 @@ def lay_out(model: VllmModel, config: EngineConfig) -> Layout:
     kv_dtype = _canonical_kv_dtype(attention, config)
     block, state_page, skip_page = _block_size(attention, model, config, states, kv_dtype)
     aligned = config.prefix_caching and bool(states)
-    checkpoints = _checkpoint_tokens(states, config) is not None
+    checkpoints = _checkpoint_tokens(states, model, config) is not None
     layers: list[LayerCache] = []
     by_name = {part.cache.name: part for part in attention}
     for cache in caches:
@@ -387,10 +390,10 @@ def _state_layer(
     )
 
 
-def _checkpoint_tokens(states: Sequence[StateCache], config: EngineConfig) -> int | None:
+def _checkpoint_tokens(states: Sequence[StateCache], model: VllmModel, config: EngineConfig) -> int | None:
     """Grid of the states that a prefill can export, if every recurrent layer can
     (mamba/abstract.py:get_mamba_prefill_checkpoint_alignment)."""
-    if not states or not config.prefix_caching:
+    if not states or not config.prefix_caching or model.architecture in OTHER_DELTA_NETS:
         return None
     return GDN_CHECKPOINT_TOKENS if all(_flashinfer_gdn(cache, config) for cache in states) else None
 
@@ -461,7 +464,7 @@ def _align_states(
     if model.uses_mla:
         alignment = max(alignment, LATENT_ALIGNMENT)
     if config.prefix_caching:
-        alignment = math.lcm(alignment, _checkpoint_tokens(states, config) or 1)
+        alignment = math.lcm(alignment, _checkpoint_tokens(states, model, config) or 1)
     needed = alignment * -(-state // (alignment * token))
     needed = common * -(-needed // common)
     block = max(block, needed)
