@@ -41,8 +41,9 @@ def compute_buffers(
     Raises:
         UnsupportedModelError: no graph for this architecture.
     """
-    builder = builder_for(model.hparams.arch)
     context = model.context
+    builder = builder_for(model.hparams.arch, draft=context.mtp)
+    shorten = shorten and not context.mtp
     n_copies = PIPELINE_COPIES if pipeline and all(d.pipeline for d in devices) else 1
     scheduler = Scheduler(devices, op_offload=context.op_offload, n_copies=n_copies)
     resolved = _resolve(builder, model, scheduler, context.flash_attn)
@@ -196,6 +197,7 @@ def _signatures(builder: Builder, model: GraphModel) -> list[object]:
             tuple(value[il] for value in per_layer),
             model.layer_dev[il],
             il < h.n_layer_dense_lead,
+            il < h.n_deepstack_layers,
             h.has_kv(il),
             il % step,
             il == h.n_layer - 1,

@@ -52,10 +52,13 @@ from autofit_llama.graph.builder import Builder
 
 #: architecture -> module of this package and function in it
 BUILDERS: dict[str, tuple[str, str]] = {
+    "afmoe": ("gated", "afmoe"),
     "apertus": ("decoder", "apertus"),
     "arcee": ("decoder", "arcee"),
+    "arctic": ("moe", "arctic"),
     "baichuan": ("decoder", "baichuan"),
     "bailingmoe": ("moe", "bailingmoe"),
+    "bailingmoe2": ("moe", "bailingmoe2"),
     "bert": ("bert", "bert"),
     "bitnet": ("decoder", "bitnet"),
     "bloom": ("decoder", "bloom"),
@@ -63,13 +66,18 @@ BUILDERS: dict[str, tuple[str, str]] = {
     "codeshell": ("decoder", "codeshell"),
     "cogvlm": ("decoder", "cogvlm"),
     "cohere2": ("cohere", "cohere2"),
+    "cohere2moe": ("cohere", "cohere2moe"),
     "command-r": ("decoder", "command_r"),
+    "dbrx": ("moe", "dbrx"),
     "deci": ("decoder", "deci"),
     "deepseek": ("moe", "deepseek"),
     "deepseek2": ("deepseek", "deepseek2"),
+    "deepseek2-ocr": ("deepseek", "deepseek2"),
     "dots1": ("moe", "dots1"),
     "ernie4_5": ("decoder", "internlm2"),
+    "ernie4_5-moe": ("moe", "ernie4_5_moe"),
     "exaone": ("decoder", "exaone"),
+    "exaone-moe": ("moe", "exaone_moe"),
     "exaone4": ("decoder", "exaone4"),
     "falcon": ("decoder", "falcon"),
     "falcon-h1": ("mamba", "falcon_h1"),
@@ -77,32 +85,42 @@ BUILDERS: dict[str, tuple[str, str]] = {
     "gemma2": ("gemma", "gemma2"),
     "gemma3": ("gemma", "gemma3"),
     "glm4": ("decoder", "glm4"),
+    "glm4moe": ("moe", "glm4moe"),
     "gpt-oss": ("openai", "gpt_oss"),
     "gpt2": ("decoder", "gpt2"),
     "gptneox": ("decoder", "gptneox"),
     "granite": ("llama", "granite"),
     "granite_swa": ("llama", "granite_swa"),
     "granitemoe": ("llama", "granite"),
+    "grok": ("moe", "grok"),
+    "grovemoe": ("moe", "grovemoe"),
     "hrm_text": ("gated", "hrm_text"),
     "hunyuan-dense": ("decoder", "hunyuan"),
     "hunyuan-moe": ("moe", "hunyuan_moe"),
     "hunyuan_vl": ("decoder", "hunyuan"),
+    "hy_v3": ("moe", "hy_v3"),
     "internlm2": ("decoder", "internlm2"),
     "jais": ("decoder", "jais"),
     "jais2": ("decoder", "jais2"),
     "jina-bert-v2": ("bert", "bert"),
     "jina-bert-v3": ("bert", "bert"),
+    "laguna": ("gated", "laguna"),
     "lfm2": ("lfm", "lfm2"),
     "lfm2moe": ("lfm", "lfm2"),
+    "llada-moe": ("moe", "llada_moe"),
     "llama": ("llama", "llama"),
     "llama-embed": ("llama", "llama_embed"),
     "llama4": ("llama", "llama4"),
     "maincoder": ("decoder", "maincoder"),
     "mamba": ("mamba", "mamba"),
     "mamba2": ("mamba", "mamba"),
+    "maple": ("moe", "maple"),
+    "mellum": ("moe", "mellum"),
+    "mimo2": ("moe", "mimo2"),
     "minicpm": ("llama", "granite"),
     "minimax-m2": ("moe", "minimax_m2"),
     "mistral3": ("llama", "mistral3"),
+    "mistral4": ("deepseek", "deepseek2"),
     "mpt": ("decoder", "mpt"),
     "muse-glimmer": ("gated", "muse_glimmer"),
     "nemotron": ("decoder", "nemotron"),
@@ -130,26 +148,50 @@ BUILDERS: dict[str, tuple[str, str]] = {
     "qwen3": ("qwen", "qwen3"),
     "qwen3moe": ("qwen", "qwen3"),
     "qwen3next": ("qwen", "qwen3next"),
+    "qwen3tts": ("qwen", "qwen3vl"),
+    "qwen3vl": ("qwen", "qwen3vl"),
+    "qwen3vlmoe": ("qwen", "qwen3vl"),
     "refact": ("decoder", "refact"),
+    "rnd1": ("moe", "rnd1"),
     "seed_oss": ("decoder", "seed_oss"),
+    "smallthinker": ("moe", "smallthinker"),
     "smollm3": ("decoder", "smollm3"),
     "spark2_5": ("gated", "spark2_5"),
     "stablelm": ("decoder", "stablelm"),
     "starcoder": ("decoder", "gpt2"),
     "starcoder2": ("decoder", "codeshell"),
+    "step35": ("gated", "step35"),
     "talkie": ("decoder", "talkie"),
     "xverse": ("decoder", "internlm2"),
 }
 
 
-def builder_for(arch: str) -> Builder:
+#: the same for draft heads, which a context of their own runs
+DRAFT_BUILDERS: dict[str, tuple[str, str]] = {
+    "cohere2moe": ("draft", "cohere2_moe"),
+    "deepseek2": ("draft", "deepseek2"),
+    "deepseek32": ("draft", "deepseek2"),
+    "glm-dsa": ("draft", "deepseek2"),
+    "glm4moe": ("draft", "glm4_moe"),
+    "hy_v3": ("draft", "hy_v3"),
+    "mimo2": ("draft", "mimo2"),
+    "nemotron_h_moe": ("draft", "nemotron_h_moe"),
+    "qwen35": ("draft", "qwen35"),
+    "qwen35moe": ("draft", "qwen35"),
+    "qwen3next": ("draft", "qwen3next"),
+    "step35": ("draft", "step35"),
+}
+
+
+def builder_for(arch: str, *, draft: bool = False) -> Builder:
     """The function that builds the architecture's graph; its module is imported when it is first asked for.
 
     Raises:
         UnsupportedModelError: there is none.
     """
-    entry = BUILDERS.get(arch)
+    entry = (DRAFT_BUILDERS if draft else BUILDERS).get(arch)
     if entry is None:
-        raise UnsupportedModelError(f"no memory graph for the architecture {arch!r}")
+        what = "draft head" if draft else "architecture"
+        raise UnsupportedModelError(f"no memory graph for the {what} {arch!r}")
     builder: Builder = getattr(import_module(f"{__name__}.{entry[0]}"), entry[1])
     return builder

@@ -8,7 +8,9 @@ from autofit_llama.graph.ggml import Tensor
 
 
 def deepseek2(g: Graph) -> None:
-    """src/models/deepseek2.cpp (V2, V3, Kimi-K2, GigaChat): with or without the absorbed key matrix."""
+    """src/models/deepseek2.cpp (V2, V3, Kimi-K2, GigaChat), deepseek2ocr, mistral4: with or without the absorbed
+    key matrix.
+    """
     h = g.h
     x = g.inp_embd()
     attn_scale = g.inp_attn_scale() if h.f_attn_temp_scale != 0.0 else None

@@ -18,8 +18,28 @@ def qwen3(g: Graph) -> None:
     _attention_and_ffn(g, qk_norm=True)
 
 
+def qwen3vl(g: Graph) -> None:
+    """src/models/qwen3vl.cpp, qwen3vlmoe.cpp, qwen3tts: features of an image join the first blocks.
+
+    A vocabulary may be wider going in than coming out; what is missing becomes minus infinity.
+    """
+    cur = g.final_norm(_blocks(g, qk_norm=True))
+    g.embd = cur
+    y = g.lm_head(cur)
+    n_missing = g.need("token_embd").ne[1] - y.ne[0]
+    if n_missing > 0:
+        fill = ggml.scale(ggml.view(g.need("output_norm"), (1,)))
+        y = ggml.concat(ggml.repeat_4d(fill, n_missing, y.ne[1], 1, 1), y, 0)
+    g.logits = g.expand(y)
+
+
 def _attention_and_ffn(g: Graph, *, qk_norm: bool) -> None:
-    x = g.inp_embd()
+    g.finish(_blocks(g, qk_norm=qk_norm))
+
+
+def _blocks(g: Graph, *, qk_norm: bool) -> Tensor:
+    h = g.h
+    embeddings = x = g.inp_embd()
     pos = g.inp_pos()
     inp = g.inp_attn_kv()
     out_ids = g.inp_out_ids()
@@ -39,9 +59,12 @@ def _attention_and_ffn(g: Graph, *, qk_norm: bool) -> None:
         if w["ffn_gate_inp"] is None:
             cur = g.ffn(w, cur, il)
         else:
-            cur = g.moe(w, cur, il, weights_scale=g.h.expert_weights_scale)
+            cur = g.moe(w, cur, il, weights_scale=h.expert_weights_scale)
         x = ggml.add(cur, ffn_inp)
-    g.finish(x)
+        if il < h.n_deepstack_layers:
+            offset = (il + 1) * h.n_embd * 4
+            x = ggml.add(x, ggml.view(embeddings, (h.n_embd, g.n_tokens), (embeddings.nb[1],), offset))
+    return x
 
 
 def qwen3next(g: Graph) -> None:
