@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 
 from autofit.backend import Backend, ParsedCommand
 from autofit.domain.machine import Machine
-from autofit.domain.memory import Memory
 from autofit.domain.model import ModelSpec
-from autofit.domain.plan import Finding, Plan
+from autofit.domain.plan import Plan
 from autofit.domain.request import Request
-from autofit.domain.units import format_bytes
 from autofit.errors import UsageError
 
-from autofit_llama.estimate import Estimate, Run, estimate, size
+from autofit_llama.estimate import estimate, size
+from autofit_llama.findings import findings_of
 from autofit_llama.flags import Reading, read
 from autofit_llama.launch import launch_of
 from autofit_llama.metadata import overridden
@@ -70,7 +69,7 @@ class LlamaBackend(Backend):
             argv=command.settings.argv,
             memory=found.memory,
             context_tokens=found.layout.context.n_ctx_seq,
-            findings=(*findings, *_findings(reading, run, found, fit=launch.fit and launch.is_server)),
+            findings=(*findings, *findings_of(reading, run, found, fit=launch.fit and launch.is_server)),
             engine_report=found.report,
             engine_version=version.name,
         )
@@ -102,36 +101,3 @@ def _only(machine: Machine, wanted: Sequence[str]) -> Machine:
             raise UsageError(f"no device {word!r}", hint=f"devices here: {', '.join(d.id for d in machine.devices) or 'none'}")
         kept.append(match[0])
     return replace(machine, devices=tuple(kept))
-
-
-def _findings(reading: Reading, run: Run, found: Estimate, *, fit: bool) -> list[Finding]:
-    findings = [_shortfall(found.memory)] if not found.memory.fits else []
-    if found.memory.fits is False and fit:
-        message = "llama-server's own --fit may change what is not pinned when it starts; add -fit off to run exactly this"
-        findings.append(Finding(severity="info", code="engine-fit", message=message))
-    if reading.unknown:
-        message = f"not known to autofit, passed through and not counted: {' '.join(reading.unknown)}"
-        findings.append(Finding(severity="warning", code="unknown-flags", message=message))
-    hparams = run.sized.hparams
-    if not hparams.known:
-        message = f"the architecture {hparams.arch!r} is not known here: weights by its tensors, cache and compute bounded from above"
-        findings.append(Finding(severity="warning", code="unknown-architecture", message=message))
-    elif not found.layout.is_exact:
-        message = f"no graph for the architecture {hparams.arch!r}: the compute buffers are an upper bound"
-        findings.append(Finding(severity="info", code="bounded-compute", message=message))
-    for device in run.devices:
-        if device.api not in ("cuda", "rpc"):
-            message = f"{device.id}: the memory rules of {device.api} are read from the engine's source and not verified on one"
-            findings.append(Finding(severity="info", code="unverified-device", message=message))
-            break
-    trained = hparams.n_ctx_train
-    if trained and found.layout.context.n_ctx_seq > max(trained, 256):
-        message = f"{found.layout.context.n_ctx_seq} tokens per sequence, the model was trained for {trained}: it needs RoPE scaling"
-        findings.append(Finding(severity="warning", code="context-beyond-training", message=message))
-    return findings
-
-
-def _shortfall(memory: Memory) -> Finding:
-    worst = max(memory.pools, key=lambda pool: pool.shortfall_bytes)
-    message = f"does not fit: {worst.id} needs {format_bytes(worst.shortfall_bytes)} ({worst.shortfall_bytes} bytes) more"
-    return Finding(severity="error", code="does-not-fit", message=message)

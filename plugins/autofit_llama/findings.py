@@ -1,0 +1,74 @@
+"""What the user should know about a run, whether it was planned or only checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autofit.domain.machine import HOST_POOL
+from autofit.domain.memory import Memory
+from autofit.domain.plan import Finding, Severity
+from autofit.domain.text import printable
+from autofit.domain.units import format_bytes
+
+from autofit_llama.estimate import Estimate, Run
+from autofit_llama.flags import Reading
+
+
+def findings_of(reading: Reading, run: Run, found: Estimate, *, fit: bool) -> list[Finding]:
+    """`fit`: the engine's own `--fit` is on, and may change what is not pinned."""
+    return [*_fitting(found.memory, fit), *_known(reading, run, found), *_context(run, found)]
+
+
+def does_not_fit(memory: Memory) -> Finding:
+    """The pool that lacks most, and how much to the byte."""
+    worst = max(memory.pools, key=lambda pool: pool.shortfall_bytes)
+    lacks = f"{format_bytes(worst.shortfall_bytes)} ({worst.shortfall_bytes} bytes)"
+    return _finding("error", "does-not-fit", f"does not fit: {worst.id} needs {lacks} more")
+
+
+def _fitting(memory: Memory, fit: bool) -> Iterator[Finding]:
+    if memory.fits:
+        return
+    yield does_not_fit(memory)
+    host = memory.pool(HOST_POOL)
+    mapped = sum(item.n_bytes for item in host.items if item.mapped)
+    if 0 < host.shortfall_bytes <= mapped:
+        message = (
+            f"{format_bytes(mapped)} on the host are pages of the file: it would start, and read the disk"
+        )
+        yield _finding("warning", "reads-from-disk", f"{message} for every token")
+    if fit:
+        message = "llama-server's own --fit may change what is not pinned; add -fit off to run exactly this"
+        yield _finding("info", "engine-fit", message)
+
+
+def _known(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
+    if reading.unknown:
+        words = printable(" ".join(reading.unknown), 200)
+        yield _finding("warning", "unknown-flags", f"not known to autofit, passed and not counted: {words}")
+    hparams = run.sized.hparams
+    if not hparams.known:
+        message = f"the architecture {hparams.arch!r} is not known here: its cache and compute are bounded"
+        yield _finding("warning", "unknown-architecture", message)
+    elif not found.layout.is_exact:
+        message = f"no graph for the architecture {hparams.arch!r}: the compute buffers are an upper bound"
+        yield _finding("info", "bounded-compute", message)
+    other = next((device for device in run.devices if device.api not in ("cuda", "rpc")), None)
+    if other is not None:
+        message = (
+            f"{other.id}: the rules of {other.api} are read from the engine's source, not verified on one"
+        )
+        yield _finding("info", "unverified-device", message)
+
+
+def _context(run: Run, found: Estimate) -> Iterator[Finding]:
+    trained, n_ctx = run.sized.hparams.n_ctx_train, found.layout.context.n_ctx_seq
+    if trained and n_ctx > max(trained, 256):
+        message = (
+            f"{n_ctx} tokens per sequence, but the model was trained for {trained}: it needs RoPE scaling"
+        )
+        yield _finding("warning", "context-beyond-training", f"{message} (--rope-scaling yarn)")
+
+
+def _finding(severity: Severity, code: str, message: str) -> Finding:
+    return Finding(severity=severity, code=code, message=message)
