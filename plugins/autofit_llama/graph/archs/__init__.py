@@ -146,6 +146,8 @@ BUILDERS: dict[str, tuple[str, str]] = {
     "qwen2moe": ("moe", "qwen2moe"),
     "qwen2vl": ("decoder", "internlm2"),
     "qwen3": ("qwen", "qwen3"),
+    "qwen35": ("qwen", "qwen35"),
+    "qwen35moe": ("qwen", "qwen35"),
     "qwen3moe": ("qwen", "qwen3"),
     "qwen3next": ("qwen", "qwen3next"),
     "qwen3tts": ("qwen", "qwen3vl"),

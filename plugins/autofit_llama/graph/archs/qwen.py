@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, Layer, RecurrentInput
 from autofit_llama.graph.ggml import Tensor
@@ -69,6 +71,15 @@ def _blocks(g: Graph, *, qk_norm: bool) -> Tensor:
 
 def qwen3next(g: Graph) -> None:
     """src/models/qwen3next.cpp: three gated delta nets, then one gated attention."""
+    _hybrid(g, _qwen3next_linear)
+
+
+def qwen35(g: Graph) -> None:
+    """src/models/qwen35.cpp, qwen35moe.cpp: the same with separate alpha and beta, dense or with experts."""
+    _hybrid(g, _qwen35_linear)
+
+
+def _hybrid(g: Graph, linear: Callable[[Graph, RecurrentInput, Layer, Tensor, int], Tensor]) -> None:
     h = g.h
     x = g.inp_embd()
     rs = g.inp_rs()
@@ -80,7 +91,7 @@ def qwen3next(g: Graph) -> None:
         residual = x
         cur = g.expand(g.rms(x, w, "attn_norm", il))
         if h.is_recr[il]:
-            cur = _qwen3next_linear(g, rs, w, cur, il)
+            cur = linear(g, rs, w, cur, il)
         else:
             q, k, v, gate = gated_qkv(g, w, cur, il)
             cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, out=None)
@@ -146,6 +157,22 @@ def _qwen3next_linear(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int
     beta, gate = ggml.reshape(beta, 1, n_v, n_t, n_seqs), ggml.reshape(gate, 1, n_v, n_t, n_seqs)
     out = gated_delta(g, rs, w, mixed, z, beta, gate, il, repeat_interleaved=True)
     out = g.linear(w, "ssm_out", ggml.reshape(out, head_v * n_v, n_t, n_seqs), scale=False)
+    return ggml.reshape(out, h.n_embd, n_t * n_seqs)
+
+
+def _qwen35_linear(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int) -> Tensor:
+    """build_layer_attn_linear of qwen35: heads of K and V are matched by the fused operation itself."""
+    h, n_seqs = g.h, g.n_seqs
+    n_t, n_v = g.n_tokens // n_seqs, h.ssm_dt_rank
+    mixed = g.linear(w, "attn_qkv", x)
+    mixed = ggml.reshape(mixed, mixed.ne[0], n_t, n_seqs)
+    z = g.linear(w, "attn_gate", x)
+    beta = ggml.sigmoid(ggml.reshape(g.linear(w, "ssm_beta", x), 1, n_v, n_t, n_seqs))
+    alpha = ggml.reshape(g.linear(w, "ssm_alpha", x), n_v, n_t, n_seqs)
+    gate = ggml.mul(ggml.softplus(ggml.add(alpha, w.need("ssm_dt.bias"))), w.need("ssm_a"))
+    gate = ggml.reshape(gate, 1, n_v, n_t, n_seqs)
+    out = gated_delta(g, rs, w, mixed, z, beta, gate, il, repeat_interleaved=False)
+    out = g.linear(w, "ssm_out", ggml.reshape(out, h.ssm_d_inner, n_t, n_seqs))
     return ggml.reshape(out, h.n_embd, n_t * n_seqs)
 
 
