@@ -733,7 +733,7 @@ class Graph:
         else:
             probs = logits
         selection = probs
-        exp_bias = w["exp_probs_b.bias"] if probs_bias else None
+        exp_bias = (w["exp_probs_b.bias"] or w["exp_probs_b"]) if probs_bias else None
         if exp_bias is not None:
             selection = ggml.add(probs, exp_bias)
         if arch == "llama4":

@@ -80,11 +80,12 @@ def afmoe(g: Graph) -> None:
         if (il + 1) % h.n_no_rope_layer_step:
             q, k = ggml.rope(q, pos), ggml.rope(k, pos)
         cur = g.attn(inp, w, q, k, v, il, out=None)
-        gate = ggml.sigmoid(g.linear(w, "attn_gate", normed))
+        gate = ggml.sigmoid(ggml.mul_mat(w.need("attn_gate"), normed))
         cur = g.linear(w, "attn_output", ggml.mul(cur, gate))
+        cur = g.rms(cur, w, "post_attention_norm", il)
         if g.is_last(il):
             cur, x = g.select_outputs(out_ids, cur, x)
-        ffn_inp = ggml.add(g.rms(cur, w, "post_attention_norm", il), x)
+        ffn_inp = ggml.add(cur, x)
         cur = g.rms(ffn_inp, w, "ffn_norm", il)
         cur = experts(g, w, cur, il, gating=h.expert_gating_func, norm_weights=h.expert_weights_norm)
         x = ggml.add(g.rms(cur, w, "post_ffw_norm", il), ffn_inp)
@@ -119,7 +120,7 @@ def _gated_experts(
         if w["attn_gate"] is None:
             cur = g.linear(w, "attn_output", cur)
         else:
-            cur = _gated(g, w, cur, ggml.unary(g.linear(w, "attn_gate", normed), act), il)
+            cur = _gated(g, w, cur, ggml.unary(ggml.mul_mat(w.need("attn_gate"), normed), act), il)
         if g.is_last(il) and not all_rows:
             cur, x = g.select_outputs(out_ids, cur, x)
         ffn_inp = ggml.add(cur, x)

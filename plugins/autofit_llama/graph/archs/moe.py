@@ -33,6 +33,7 @@ def moe_decoder(
     norm_weights: bool = True,
     scale_weights: bool = True,
     shared_first: bool = False,
+    output_bias: bool = True,
     all_rows: bool = False,
 ) -> None:
     """Attention, then experts. Blocks before the first expert block are dense.
@@ -50,7 +51,8 @@ def moe_decoder(
     for il in g.layers():
         w = g.layer(il)
         rope = h.is_swa[il] or not rope_in_windows_only
-        cur = _attention(g, inp, w, norm(x, w, "attn_norm", il), pos, il, qk_norm, factors, rope=rope)
+        cur = norm(x, w, "attn_norm", il)
+        cur = _attention(g, inp, w, cur, pos, il, qk_norm, factors, rope=rope, output_bias=output_bias)
         if g.is_last(il) and not all_rows:
             cur, x = g.select_outputs(out_ids, cur, x)
         ffn_inp = ggml.add(cur, x)
@@ -99,6 +101,7 @@ def _attention(
     factors: bool = False,
     *,
     rope: bool = True,
+    output_bias: bool = True,
 ) -> Tensor:
     h, n = g.h, g.n_tokens
     f = g.rope_factors(il) if factors else None
@@ -116,7 +119,7 @@ def _attention(
         q, k = ggml.rope(q, pos, f), ggml.rope(k, pos, f)
     if qk_norm == "after":
         k, q = g.rms(k, w, "attn_k_norm", il), g.rms(q, w, "attn_q_norm", il)
-    return g.attn(inp, w, q, k, v, il)
+    return g.attn(inp, w, q, k, v, il, bias=output_bias)
 
 
 def _shared(g: Graph, w: Layer, x: Tensor, il: int) -> Tensor | None:
@@ -162,18 +165,18 @@ def bailingmoe2(g: Graph) -> None:
 
 def dbrx(g: Graph) -> None:
     """src/models/dbrx.cpp."""
-    moe_decoder(g, kind="layer", ffn_norm="attn_output_norm")
+    moe_decoder(g, kind="layer", ffn_norm="attn_output_norm", output_bias=False)
 
 
 def ernie4_5_moe(g: Graph) -> None:
     """src/models/ernie4-5-moe.cpp."""
-    moe_decoder(g)
+    moe_decoder(g, output_bias=False)
 
 
 def exaone_moe(g: Graph) -> None:
     """src/models/exaone-moe.cpp: positions in the sliding-window layers only."""
     moe_decoder(
-        g, cache=Graph.inp_attn_kv_iswa, qk_norm="head", factors=True, rope_in_windows_only=True,
+        g, cache=Graph.inp_attn_kv_iswa, qk_norm="head", factors=True, rope_in_windows_only=True, output_bias=False,
         gating=g.h.expert_gating_func, norm_weights=g.h.expert_weights_norm,
     )  # fmt: skip
 
@@ -181,7 +184,7 @@ def exaone_moe(g: Graph) -> None:
 def glm4moe(g: Graph) -> None:
     """src/models/glm4-moe.cpp."""
     moe_decoder(
-        g, ffn_norm="post_attention_norm", qk_norm="head",
+        g, ffn_norm="post_attention_norm", qk_norm="head", output_bias=False,
         gating=g.h.expert_gating_func, norm_weights=g.h.expert_weights_norm,
     )  # fmt: skip
 
@@ -196,7 +199,7 @@ def hy_v3(g: Graph) -> None:
 
 def llada_moe(g: Graph) -> None:
     """src/models/llada-moe.cpp: diffusion, without a cache."""
-    moe_decoder(g, cache=Graph.inp_attn_no_cache, qk_norm="head", norm_weights=False)
+    moe_decoder(g, cache=Graph.inp_attn_no_cache, qk_norm="head", norm_weights=False, output_bias=False)
 
 
 def rnd1(g: Graph) -> None:
@@ -207,8 +210,9 @@ def rnd1(g: Graph) -> None:
 def maple(g: Graph) -> None:
     """src/models/maple.cpp: positions in the sliding-window layers only."""
     moe_decoder(
-        g, cache=Graph.inp_attn_kv_iswa, qk_norm="head", rope_in_windows_only=True, scale_weights=False
-    )
+        g, cache=Graph.inp_attn_kv_iswa, qk_norm="head", rope_in_windows_only=True, scale_weights=False,
+        output_bias=False,
+    )  # fmt: skip
 
 
 def mellum(g: Graph) -> None:
@@ -225,7 +229,7 @@ def mimo2(g: Graph) -> None:
     out_ids = g.inp_out_ids()
     for il in g.layers():
         w = g.layer(il)
-        q, k, v = g.qkv(w, g.rms(x, w, "attn_norm", il), il)
+        q, k, v = _plain_qkv(g, w, g.rms(x, w, "attn_norm", il), il)
         cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, bias=False, sinks=w["attn_sinks"])
         if h.f_attn_value_scale != 0.0:
             cur = ggml.scale(cur)
@@ -237,6 +241,24 @@ def mimo2(g: Graph) -> None:
     g.finish(x)
 
 
+def _plain_qkv(g: Graph, w: Layer, x: Tensor, il: int) -> tuple[Tensor, ...]:
+    """Queries, keys and values by their matrices alone, whatever else the file holds."""
+    h, n = g.h, g.n_tokens
+    head_k, head_v = h.n_embd_head_k(il), h.n_embd_head_v(il)
+    sizes = ((head_k, h.n_head[il]), (head_k, h.n_head_kv[il]), (head_v, h.n_head_kv[il]))
+    if w["attn_qkv"] is not None:
+        y, offset, parts = ggml.mul_mat(w.need("attn_qkv"), x), 0, []
+        for head, n_head in sizes:
+            parts.append(ggml.view(y, (head, n_head, n), (4 * head, y.nb[1]), 4 * offset))
+            offset += head * n_head
+        return tuple(parts)
+    names = ("attn_q", "attn_k", "attn_v")
+    return tuple(
+        ggml.reshape(ggml.mul_mat(w.need(name), x), head, n_head, n)
+        for name, (head, n_head) in zip(names, sizes, strict=True)
+    )
+
+
 def arctic(g: Graph) -> None:
     """src/models/arctic.cpp: a dense feed-forward, then experts on the block's own input."""
     x = g.inp_embd()
@@ -245,7 +267,7 @@ def arctic(g: Graph) -> None:
     out_ids = g.inp_out_ids()
     for il in g.layers():
         w = g.layer(il)
-        cur = _attention(g, inp, w, g.rms(x, w, "attn_norm", il), pos, il)
+        cur = _attention(g, inp, w, g.rms(x, w, "attn_norm", il), pos, il, output_bias=False)
         if g.is_last(il):
             cur, x = g.select_outputs(out_ids, cur, x)
         ffn_inp = ggml.add(cur, x)
@@ -256,7 +278,7 @@ def arctic(g: Graph) -> None:
 
 
 def grok(g: Graph) -> None:
-    """src/models/grok.cpp: norms before and after each half; experts and perhaps a dense feed-forward, averaged."""
+    """src/models/grok.cpp: norms before and after each half; perhaps a dense feed-forward beside the experts."""
     h = g.h
     x = g.inp_embd()
     pos = g.inp_pos()
