@@ -44,7 +44,7 @@ def placement(places: Sequence[Place]) -> str:
 class Roofline:
     """The rates of one machine, and the time of steps on it. Nothing in it changes after it is made."""
 
-    __slots__ = ("_helper", "_rates", "_table")
+    __slots__ = ("_helper", "_links", "_rates", "_table")
 
     def __init__(
         self,
@@ -62,6 +62,11 @@ class Roofline:
         self._rates: dict[str, Rates | None] = {HOST_POOL: host_rates(machine.host, table)}
         for device in machine.devices:
             self._rates[device.id] = device_rates(device, machine.host, engine, table)
+        self._links = {
+            frozenset((link.a, link.b)): link.bytes_per_s * table.link
+            for link in machine.links
+            if link.bytes_per_s is not None
+        }
         if op_offload == "":
             op_offload = next((device.id for device in machine.devices if device.pool != HOST_POOL), None)
         self._helper = None if op_offload is None else self._rates[op_offload]
@@ -76,6 +81,18 @@ class Roofline:
         Raises:
             ValueError: the bandwidth of a device in `place` is unknown.
         """
+        # Steps of a token per sequence repeat a captured graph; others differ from one to the next.
+        is_captured = step.n_tokens == step.n_sequences
+        here = self._at(place.device)
+        seconds = layer.n_kernels * (here.kernel_s if is_captured else here.launch_s)
+        if not place.ranks:
+            return seconds + self._part_of_step_seconds(layer, place, step)
+        ranks = [place._replace(device=rank, ranks=()) for rank in dict.fromkeys(place.ranks)]
+        slowest = max(self._part_of_step_seconds(layer, rank, step) for rank in ranks)
+        return seconds + slowest / len(place.ranks) + self._reduce_seconds(layer, place.ranks, step)
+
+    def _part_of_step_seconds(self, layer: LayerWork, place: Place, step: Step) -> float:
+        """Reading and computing of one block on one device."""
         n_tokens = step.n_sequences if layer.last_token_only else step.n_tokens
         here = self._at(place.device)
         seconds = self._weights_seconds(here, place.device, place.device, layer.dense, n_tokens)
@@ -88,19 +105,14 @@ class Roofline:
             n_hops += 2 * (where != place.device)
         if place.cache not in (None, place.device) and layer.cache_token_bytes:
             n_hops += 2
-        seconds += n_hops * self._at(HOST_POOL).efficiency.hop_s
-        if place.ranks:
-            seconds = seconds / len(place.ranks) + self._reduce_seconds(layer, place, n_tokens)
-        # Steps of a token per sequence repeat a captured graph; others differ from one to the next.
-        is_captured = step.n_tokens == step.n_sequences
-        return seconds + layer.n_kernels * (here.kernel_s if is_captured else here.launch_s)
+        return seconds + n_hops * self._at(HOST_POOL).efficiency.hop_s
 
     def hop_seconds(self, a: str, b: str, n_bytes: int) -> float:
         """Seconds to hand `n_bytes` of hidden state from one place to the next; 0 within a place."""
         if a == b:
             return 0.0
-        ends = [self._at(name) for name in (a, b)]
-        return max(end.efficiency.hop_s for end in ends) + sum(n_bytes / end.link for end in ends)
+        latency = max(self._at(name).efficiency.hop_s for name in (a, b))
+        return latency + n_bytes * self._seconds_per_byte(a, b)
 
     def step_seconds(self, layers: Placed, step: Step) -> float:
         """Seconds of one step through all blocks, hops and the constant part included."""
@@ -215,12 +227,24 @@ class Roofline:
         rate = there.vector if one_by_one else there.attention
         return copied + max(n_bytes / there.cache, n_flops / rate)
 
-    def _reduce_seconds(self, layer: LayerWork, place: Place, n_tokens: int) -> float:
-        """Two all-reduces of the hidden state per block: behind the mixer and behind the feed-forward."""
-        n, here = len(place.ranks), self._at(place.device)
+    def _seconds_per_byte(self, a: str, b: str) -> float:
+        """From one device to the other by the link between them, else by way of the host, in a pipeline."""
+        direct = self._links.get(frozenset((a, b)))
+        return 1 / (direct or min(self._at(name).link for name in (a, b)))
+
+    def _reduce_seconds(self, layer: LayerWork, ranks: tuple[str, ...], step: Step) -> float:
+        """Two all-reduces of the hidden state per block: behind the mixer and behind the feed-forward.
+
+        Each rank sends 2 · (n - 1) / n of the state around a ring, whose slowest link counts.
+        """
+        n = len(ranks)
         if n < 2:
             return 0.0
-        return 2 * (here.efficiency.hop_s + 2 * (n - 1) / n * n_tokens * layer.hidden_bytes / here.link)
+        ring = zip(ranks, (*ranks[1:], ranks[0]), strict=True)
+        slowest = max(self._seconds_per_byte(a, b) for a, b in ring)
+        latency = max(self._at(rank).efficiency.hop_s for rank in ranks)
+        n_tokens = step.n_sequences if layer.last_token_only else step.n_tokens
+        return 2 * (latency + 2 * (n - 1) / n * n_tokens * layer.hidden_bytes * slowest)
 
     def _stages(self, layers: Placed, step: Step) -> list[tuple[str, float]]:
         """Device and seconds of each block, the hop to it included."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
-from autofit.domain.machine import HOST_POOL, Device, Host, Machine
+from autofit.domain.machine import HOST_POOL, Device, Host, Link, Machine
 from autofit.domain.model import TensorInfo
 from autofit.speed import Draft, LayerWork, Place, Read, Roofline, Step, n_kernels, quant_class, reads
 from autofit.speed.efficiencies import TABLE
@@ -50,7 +50,7 @@ DENSE = LayerWork(
     n_kernels=20,
     hidden_bytes=16384,
 )
-EXPERTS = dataclasses.replace(
+EXPERTS = replace(
     DENSE,
     dense=(Read("q4_K", 23_000_000, 42_000_000),),
     experts=(Read("q4_K", 800_000_000, 1_410_000_000),),
@@ -119,7 +119,7 @@ def test_experts_are_read_as_far_as_tokens_choose_them() -> None:
 
 def test_a_window_bounds_what_the_cache_costs() -> None:
     roofline = Roofline(machine(device()))
-    window = dataclasses.replace(DENSE, window_tokens=1024)
+    window = replace(DENSE, window_tokens=1024)
     near, far = Step(n_filled=1024), Step(n_filled=100_000)
     assert roofline.layer_seconds(window, GPU, far) == roofline.layer_seconds(window, GPU, near)
     assert roofline.layer_seconds(DENSE, GPU, far) > roofline.layer_seconds(DENSE, GPU, near)
@@ -128,7 +128,7 @@ def test_a_window_bounds_what_the_cache_costs() -> None:
 def test_a_quantised_cache_is_unpacked_for_every_head() -> None:
     """Half the bytes, and yet more time at depth (ggml-cuda/fattn.cu, vector kernel)."""
     roofline = Roofline(machine(device()))
-    half = dataclasses.replace(DENSE, cache_token_bytes=2176, cache_is_quantised=True)
+    half = replace(DENSE, cache_token_bytes=2176, cache_is_quantised=True)
     far = Step(n_filled=32768)
     assert roofline.layer_seconds(half, GPU, far) > roofline.layer_seconds(DENSE, GPU, far)
 
@@ -149,6 +149,26 @@ def test_ranks_share_a_block_and_pay_for_reducing() -> None:
     assert one / 2 < two < one
     small = LayerWork(dense=(Read("BF16", 2000, 1000),), hidden_bytes=8192)
     assert roofline.layer_seconds(small, shared, Step()) > roofline.layer_seconds(small, GPU, Step())
+
+
+def test_the_slowest_rank_counts() -> None:
+    slow = device(1, bandwidth_bytes_per_s=360 * GB)
+    shared = Place("GPU0", ranks=("GPU0", "GPU1"))
+    even = Roofline(machine(device(0), device(1))).layer_seconds(DENSE, shared, Step())
+    uneven = Roofline(machine(device(0), slow)).layer_seconds(DENSE, shared, Step())
+    swapped = Roofline(machine(replace(slow, id="GPU0"), device(1))).layer_seconds(DENSE, shared, Step())
+    assert even < uneven
+    assert uneven == pytest.approx(swapped)
+
+
+def test_a_link_between_devices_carries_what_the_host_need_not() -> None:
+    pair = machine(device(0), device(1))
+    linked = replace(pair, links=(Link(a="GPU0", b="GPU1", kind="NVLink", bytes_per_s=300 * GB),))
+    shared, prompt = Place("GPU0", ranks=("GPU0", "GPU1")), Step(8192, 1)
+    by_host, by_link = (Roofline(some).layer_seconds(DENSE, shared, prompt) for some in (pair, linked))
+    assert by_link < by_host
+    hops = [Roofline(some).hop_seconds("GPU0", "GPU1", 10**8) for some in (pair, linked)]
+    assert hops[1] < hops[0] / 5
 
 
 def test_drafts_pay_where_they_are_kept() -> None:
