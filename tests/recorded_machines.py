@@ -1,9 +1,9 @@
 """Recorded machines: file trees, NVML answers and tool output under `tests/data/hardware/<machine>/`.
 
-`files.txt` holds a tree: `=== /path` starts a file, `=== /path -> target` is a symbolic link. `nvml.json`
-holds what the driver's library answers; `{"error": 3}` in the place of a value is NVML's error of that
-number. `tools.json` holds what programs print: `[[argv...], {"stdout": ..., "exit": ..., "seconds": ...}]`;
-the longest argv that the call starts with is taken.
+`files.txt` holds a tree: `=== /path` starts a file (`␀` is a zero byte), `=== /path -> target` is a link.
+`nvml.json` holds what the driver's library answers; `{"error": 3}` in the place of a value is NVML's error of
+that number. `tools.json` holds what programs print: `[[argv...], {"stdout": ..., "exit": ..., "seconds":
+...}]`; the longest argv that the call starts with is taken.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def unpack(text: str, root: Path) -> Path:
     def flush() -> None:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join(lines) + ("\n" if lines else ""), "utf-8")
+            path.write_text("\n".join(lines).replace("␀", "\0") + ("\n" if lines else ""), "utf-8")
 
     for line in text.splitlines():
         if not line.startswith("=== "):

@@ -18,7 +18,7 @@ def detect_machine(
 ) -> Machine:
     """This machine, in bounded time. Never fails; `Machine.findings` says what could not be learnt, and why.
 
-    `sources` are further ones by name: devices of the machines they return are added, unless known by UUID. `env`
+    `sources` are further ones by name: devices of the machines they return are added, unless known. `env`
     stands in for the process environment; `root` for a recorded tree, from which nothing is run.
     """
     from autofit.hardware.detect import detect, from_machine
