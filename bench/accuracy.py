@@ -24,15 +24,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "plugins"), str(ROOT / "tests")]
 
 import autofit  # noqa: E402
-import recorded  # noqa: E402
 from autofit.domain.machine import Machine  # noqa: E402
 from autofit.domain.model import ModelSpec  # noqa: E402
 from autofit.errors import AutofitError  # noqa: E402
 from autofit.readers.gguf import read_gguf  # noqa: E402
+
+import recorded  # noqa: E402
 from autofit_llama.backend import LlamaBackend  # noqa: E402
 from autofit_llama.cache import caches  # noqa: E402
 from autofit_llama.context import ContextParams, resolve_context  # noqa: E402
 from autofit_llama.hparams import HParams, read_hparams  # noqa: E402
+from commands import tiny_rows  # noqa: E402
 
 KINDS = ("model", "context", "compute")
 Row = Mapping[str, Any]
@@ -59,7 +61,7 @@ class Tally:
 
 
 def recorded_rows() -> Iterator[tuple[Row, str, Callable[[], ModelSpec]]]:
-    for row in recorded.rows():
+    for row in (*recorded.rows(), *tiny_rows()):
         yield row, row["model"], lambda row=row: recorded.sized(row["part"], row["model"]).model  # type: ignore[misc]
 
 
@@ -132,6 +134,9 @@ def main() -> None:
     parser.add_argument("--api", choices=("cuda", "rpc"))
     parser.add_argument("--by", choices=("kind", "arch", "model"), default="kind")
     parser.add_argument(
+        "--part", choices=("models", "archs", "tiny"), help="of the recorded rows, only these"
+    )
+    parser.add_argument(
         "--worst", type=int, default=0, metavar="N", help="print the N rows that are furthest off"
     )
     options = parser.parse_args()
@@ -140,7 +145,7 @@ def main() -> None:
     off: list[tuple[float, Row]] = []
     begin = time.perf_counter()
     for row, name, load in rows:
-        if options.api not in (None, row["api"]):
+        if options.api not in (None, row["api"]) or options.part not in (None, row.get("part")):
             continue
         model = load()
         group = name

@@ -1,4 +1,7 @@
-"""Models of the recorded truth: header descriptions (tests/data/llama/{models,archs}) as `ModelSpec`.
+"""Models of the recorded truth: header descriptions (tests/data/llama) as `ModelSpec`.
+
+`models` are of real size and `archs` tiny, one file each; `tiny` are tiny ones of nearly every architecture,
+all in one file.
 
 A description holds every metadata key with its GGUF type, and every tensor as name, dims in ne order, ggml
 type id and offset; the strings of a vocabulary are only counted.
@@ -33,7 +36,9 @@ _ELEMENTS = {
 
 
 def names(part: str) -> list[str]:
-    """The models of `models` or `archs`, shards counted once, by the name of the first."""
+    """The models of `models`, `archs` or `tiny`, shards counted once, by the name of the first."""
+    if part == "tiny":
+        return list(_tiny())
     stems = sorted(path.name.removesuffix(".json.gz") for path in (DATA / part).glob("*.json.gz"))
     return [stem for stem in stems if not re.search(r"-000(?!01)\d\d-of-\d{5}$", stem)]
 
@@ -41,11 +46,19 @@ def names(part: str) -> list[str]:
 @cache
 def spec(part: str, name: str) -> ModelSpec:
     """The model that `name` describes; its other shards are found."""
+    if part == "tiny":
+        return build([{"header_bytes": 0, "file_bytes": 0, **_tiny()[name]}], [f"{name}.gguf"])
     shards = [name]
     if match := re.fullmatch(r"(.+)-00001-of-(\d{5})", name):
         shards = [f"{match[1]}-{i:05d}-of-{match[2]}" for i in range(1, int(match[2]) + 1)]
     read = [json.loads(gzip.decompress((DATA / part / f"{shard}.json.gz").read_bytes())) for shard in shards]
     return build(read, [f"{shard}.gguf" for shard in shards])
+
+
+@cache
+def _tiny() -> dict[str, Any]:
+    lines = gzip.decompress((DATA / "tiny.jsonl.gz").read_bytes()).decode().splitlines()
+    return {model["name"]: model for model in map(json.loads, lines)}
 
 
 def build(shards: list[dict[str, Any]], paths: list[str]) -> ModelSpec:
