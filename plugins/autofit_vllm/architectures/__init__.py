@@ -33,7 +33,6 @@ from autofit_vllm.architectures.registry import (
     NO_PIPELINE,
     POOLING,
 )
-from autofit_vllm.checkpoint import bound_model, check_against_tensors
 from autofit_vllm.model import Experts, StateCache, VllmModel
 
 __all__ = ["Options", "build_from_config", "build_model", "choose_architecture"]
@@ -197,9 +196,15 @@ def build_model(
     )
     architecture = choose_architecture(Config(spec.metadata))
     if architecture is None:
+        from autofit_vllm.checkpoint import bound_model
+
         return bound_model(spec)
     model = build_from_config(spec.metadata, options)
-    return check_against_tensors(model, spec) if spec.tensors else model
+    if not spec.tensors:
+        return model
+    from autofit_vllm.checkpoint import check_against_tensors
+
+    return check_against_tensors(model, spec)
 
 
 def choose_architecture(root: Config) -> str | None:
@@ -247,7 +252,11 @@ def assemble(architecture: str, builder: Builder) -> VllmModel:
     dtype = config_dtype(root, text)
     kinds = {type(cache) for cache in builder.caches}
     states, attends = StateCache in kinds, bool(kinds - {StateCache})
-    quantization = root.table("quantization_config") or root.table("compression_config")
+    quantization = (
+        root.table("quantization_config")
+        or root.table("compression_config")
+        or root.table("hf_quant_config")  # a file of its own in older ModelOpt checkpoints
+    )
     nested = root.section("text_config").table("quantization_config")
     return VllmModel(
         architecture=architecture,

@@ -192,7 +192,10 @@ def gptq(config: Mapping[str, Any], quantised_layers: Iterable[str] = ()) -> Gpt
     if group not in (-1, 32, 64, 128):
         raise EngineRefusalError(f"Marlin does not support group_size = {group}. Only -1, 32, 64, 128 are.")
     listed = config.get("modules_in_block_to_quantize")
-    names = tuple(_flat(listed)) if listed else tuple(quantised_layers)
+    # Experts are judged by their block, not one by one.
+    names = tuple(
+        name for name in (_flat(listed) if listed else quantised_layers) if ".experts." not in name
+    )
     return Gptq(
         name="auto_gptq",
         min_capability=75,
