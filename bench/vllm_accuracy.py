@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -114,6 +115,18 @@ def main(paths: list[str]) -> None:
     print(f"\n{total.n_rows} rows in {seconds:.1f} s, {1000 * seconds / max(1, total.n_rows):.0f} ms each")
     for line in total.wrong:
         print("  different:", line)
+    show_boots()
+
+
+def show_boots() -> None:
+    """KV memory from the GPU alone against the logs of real starts."""
+    errors = []
+    print(f"\n{'start of a real GPU':44} {'predicted':>10} {'logged':>8}")
+    for boot in vllm_truth.boots():
+        gib = vllm_truth.predicted_kv_gib(boot)
+        errors.append(abs(gib / boot["kv_gib"] - 1.0))
+        print(f"{boot['what']:44} {gib:6.2f} GiB {boot['kv_gib']:8.2f} {gib / boot['kv_gib'] - 1.0:+8.1%}")
+    print(f"median {statistics.median(errors):.1%}, worst {max(errors):.1%}")
 
 
 def show(name: str, tally: Tally) -> None:

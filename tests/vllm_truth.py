@@ -96,5 +96,22 @@ def predicted(report: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
     return {key: {**report, **derived}[key] for key in like}
 
 
+def boots() -> list[dict[str, Any]]:
+    """Starts on real GPUs, with the KV memory that their logs report."""
+    found: list[dict[str, Any]] = json.loads((DATA / "boots.json").read_text(encoding="utf-8"))
+    return found
+
+
+def predicted_kv_gib(boot: dict[str, Any]) -> float:
+    """KV memory from the GPU and the flags alone."""
+    args = boot["args"].split()
+    plan = autofit.check(
+        ["vllm", "serve", str(DATA / "configs" / boot["model"]), *args],
+        _machine(boot["gpu"], _world_size(args)),
+        environ={"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "1" if boot["deducted"] else "0"},
+    )
+    return float(min(plan.engine_report["available_kv_cache_bytes"])) / GIB  # type: ignore[call-overload]
+
+
 def weights(row: dict[str, Any]) -> list[int]:
     return [rank["param_bytes"] for rank in row["vllm"]["ranks"]]

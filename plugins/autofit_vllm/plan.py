@@ -185,6 +185,8 @@ def evaluate(
             runtime_bytes=runtime,
             vision=vision,
             offloaded_bytes=offload.saved_bytes(stage.stage) if offload else 0,
+            ipc_bytes=int(settings.mm_ipc_gpu_memory_gb * GIB) if config.images else 0,
+            graphs_deducted=_graphs_deducted(settings),
         )
         for stage in weights
     )
@@ -223,6 +225,12 @@ def evaluate(
         offload=offload,
         given_kv=given or config.gpu.cpu,
     )
+
+
+def _graphs_deducted(settings: VllmSettings) -> bool:
+    """Whether the estimate of the CUDA graphs is taken from the cache."""
+    given = settings.env.get("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS")
+    return settings.version.cudagraph_estimate_deducted if given is None else given != "0"
 
 
 def _available(

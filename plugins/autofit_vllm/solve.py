@@ -35,7 +35,7 @@ Weigh = Callable[[EngineConfig], tuple[StageWeights, ...]]
 
 USEFUL_TOKENS = 32768  #: a context that is worth other things; more is taken where it is free
 ENOUGH_TOKENS = 4096  #: below this a plan is taken only when nothing else fits
-HELD_BACK = 0.25  #: of the estimated peak and graphs, when a length is chosen
+HELD_BACK = 0.45  #: of the estimated peak and graphs, when a length is chosen: what logs spread by
 STEP_TOKENS = (16384, 8192, 4096, 2048, 1024, 512)
 SEQUENCES = (1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 FEW_SEQUENCES = 16  #: fewer are taken only when nothing else fits

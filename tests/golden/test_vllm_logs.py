@@ -5,12 +5,14 @@ interval is tried, and one must give the logged tokens exactly."""
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import vllm_models
+import vllm_truth
 from autofit_vllm.kv import capacity, plan_kv
 
 LOGS = json.loads(
@@ -36,3 +38,10 @@ def test_logged_tokens_are_exact(log: dict[str, Any]) -> None:
     if "concurrency" in log:
         reached = capacity(plan, results[log["tokens"]], log["max_model_len"])
         assert round(reached.max_concurrency, 2) == log["concurrency"]
+
+
+def test_kv_memory_from_the_gpu_alone() -> None:
+    """Within 5 % in the median, 10 % at worst."""
+    errors = [abs(vllm_truth.predicted_kv_gib(boot) / boot["kv_gib"] - 1.0) for boot in vllm_truth.boots()]
+    assert statistics.median(errors) <= 0.05
+    assert max(errors) <= 0.10
