@@ -138,14 +138,14 @@ def _ask_all(system: System, host: Host, sources: Sequence[tuple[str, Source]]) 
         thread.start()
     for thread in threads:
         thread.join(system.seconds_left)
-    return [
-        answer or Facts(findings=(_late(system, name),))
-        for answer, (name, _) in zip(answers, sources, strict=True)
-    ]
+    return [answer or _late(system, name) for answer, (name, _) in zip(answers, sources, strict=True)]
 
 
-def _late(system: System, name: str) -> str:
-    return f"{name}: no answer within {system.seconds:g} s (AUTOFIT_DETECT_SECONDS=5 waits longer)"
+def _late(system: System, name: str) -> Facts:
+    why = f"no answer within {system.seconds:g} s, AUTOFIT_DETECT_SECONDS=5 waits longer"
+    if name == "NVIDIA" and (known := nvidia.unanswered(system, why)).devices:
+        return known
+    return Facts(findings=(f"{name}: {why}",))
 
 
 def _unexplained(system: System, seen: frozenset[str]) -> Iterable[str]:

@@ -525,31 +525,33 @@ def _without_nvml(system: System, host: Host, why: str, reason: str | None = Non
             findings += [f"{name}: free memory is unknown; --on states it" for name in unknown]
             return Facts(devices=devices, findings=tuple(findings), sources=sources, seen=seen)
     if not cards:
-        return Facts(
-            findings=(f"{why}; {REMEDIES[reason]}",)
-            if reason in REMEDIES and reason != "library not found"
-            else ()
-        )
+        known = reason in REMEDIES and reason != "library not found"
+        return Facts(findings=(f"{why}; {REMEDIES[reason or '']}",) if known else ())
+    return unanswered(system, why)
+
+
+def unanswered(system: System, why: str) -> Facts:
+    """The kernel module's cards, where nothing tells their memory: a plan must not pass them over."""
+    findings: list[str] = []
     named: list[_Card] = []
-    for index, (name, uuid, pci) in enumerate(cards):
-        device, sources = enrich(
-            Device(
-                id=f"cuda{index}",
-                index=index,
-                name=name,
-                api="cuda",
-                total_bytes=None,
-                free_bytes=None,
-                vendor="nvidia",
-                uuid=uuid,
-            )
+    for index, (name, uuid, pci) in enumerate(_proc_cards(system)):
+        card = Device(
+            id=f"cuda{index}",
+            index=index,
+            name=name,
+            api="cuda",
+            total_bytes=None,
+            free_bytes=None,
+            vendor="nvidia",
+            uuid=uuid,
         )
+        device, sources = enrich(card)
         named.append(_Card(device=device, pci=pci, speed=0, sources=sources))
         findings.append(
-            f"{name}: the driver is loaded but its memory is unknown ({why}); --on NAME:FREE states it"
+            f"{name}: its memory is unknown ({why}); --on {device.profile or 'NAME'}:SIZE states it"
         )
-    chosen = _choose(system, named, findings)
-    devices, sources = _number(chosen)
+    devices, sources = _number(_choose(system, named, findings))
+    seen = frozenset(card.pci for card in named)
     return Facts(devices=devices, findings=tuple(findings), sources=sources, seen=seen)
 
 
