@@ -4,7 +4,8 @@
 
 Without a file, the rows in tests/data/llama are taken; TRUTH and MODELS_DIR are as in compute_accuracy.py.
 For weights, cache and compute buffers: how many rows are exact on every device and on the host. For what a
-device holds in all: rows within 1 % and 3 %, rows below the truth, and the worst error. `refused`: rows that
+device holds in all, against the fullest device of its row: rows within 1 % and 3 %, rows below the truth, and
+the worst error. `refused`: rows that
 the engine refuses, and how many of them are refused here.
 """
 
@@ -106,7 +107,8 @@ def compare(row: Row, report: Mapping[str, Any]) -> Tally:
     expected = [*row["devices"], row["host"]]
     for i, kind in enumerate(KINDS):
         tally.exact[kind] = int([pool[i] for pool in found] == [pool[i] for pool in expected])
-    errors = [(sum(a) - sum(b)) / max(sum(b), 1) for a, b in zip(found[:-1], expected[:-1], strict=True)]
+    largest = max((sum(pool) for pool in expected[:-1]), default=0) or 1
+    errors = [(sum(a) - sum(b)) / largest for a, b in zip(found[:-1], expected[:-1], strict=True)]
     worst = max(errors, key=abs, default=0.0)
     tally.worst = abs(worst)
     tally.n_near = int(abs(worst) <= 0.01)
@@ -120,7 +122,9 @@ def judge(backend: LlamaBackend, row: Row, model: ModelSpec) -> Tally:
     try:
         command = backend.parse([row["program"], *row["args"]])
         report = backend.check(command, model, machine_of(row["api"], tuple(row["free_mib"]))).engine_report
-    except AutofitError:
+    except AutofitError as error:
+        if not refused:
+            print(row["id"], row["model"], *row["args"], f"refused: {error}", file=sys.stderr)
         return Tally(n_rows=1, n_refused=int(refused), n_refused_here=int(refused), n_wrong=int(not refused))
     return Tally(n_rows=1, n_refused=1) if refused else compare(row, report)
 
@@ -133,9 +137,7 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="?")
     parser.add_argument("--api", choices=("cuda", "rpc"))
     parser.add_argument("--by", choices=("kind", "arch", "model"), default="kind")
-    parser.add_argument(
-        "--part", choices=("models", "archs", "tiny"), help="of the recorded rows, only these"
-    )
+    parser.add_argument("--part", choices=("models", "archs", "tiny"), help="only these rows")
     parser.add_argument(
         "--worst", type=int, default=0, metavar="N", help="print the N rows that are furthest off"
     )
