@@ -130,8 +130,8 @@ class LlamaSettings:
 
     def pinned(self) -> Mapping[str, Any]:
         """The fields that the command says, by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None and value != ()}
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
 
     def or_else(self, other: LlamaSettings) -> LlamaSettings:
         """These settings; what they leave open is taken from `other`."""
