@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autofit.cli.wishes import add_output, add_wishes, collect, machine_of
@@ -14,6 +16,7 @@ from autofit.pipeline import engine_environment, read_model, solve
 from autofit.settings import to_request
 
 if TYPE_CHECKING:
+    from autofit.domain.model import ModelSpec
     from autofit.domain.plan import Plan
 
 
@@ -27,17 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, backend_name: str, engine_args: list[str] | None) -> int:
     wishes = collect(args, backend_name)
     backend = host().backend(backend_name)
-    request = to_request(
-        wishes,
-        engine_args=engine_args or (),
-        engine_env=engine_environment(os.environ),
-        model_reference=args.model,
-    )
+    request = to_request(wishes, engine_args=engine_args or (), engine_env=engine_environment(os.environ))
     words = [backend.programs[0], *request.engine_args]
     command = backend.parse(words, request.engine_env, version=request.engine_version)
     model = read_model(args.model, companions=command.companions)
+    request = replace(request, model_reference=written_as(args.model, model))
     plan = solve(backend_name, model, machine_of(wishes), request)
     return show(plan, args, force=request.force)
+
+
+def written_as(reference: str, model: ModelSpec) -> str:
+    """What a command says for the model: the reference, or the file that an example or a GGUF directory stands for."""
+    is_file_of_directory = model.format == "gguf" and Path(reference).is_dir()
+    return model.files[0].path if reference.startswith("example:") or is_file_of_directory else reference
 
 
 def show(plan: Plan, args: argparse.Namespace, *, force: bool) -> int:

@@ -47,9 +47,10 @@ class Decision:
 class Speed:
     """Expected rates, always with a band: `low` to `high` is where 9 of 10 machines should land."""
 
-    decode_tokens_per_s: float
+    decode_tokens_per_s: float  #: per sequence, with its context full
     low: float
     high: float
+    start_tokens_per_s: float | None = None  #: the same while the context is nearly empty
     prefill_tokens_per_s: float | None = None
     prefill_low: float | None = None
     prefill_high: float | None = None
@@ -156,6 +157,7 @@ def _speed(speed: Speed) -> dict[str, object]:
         "decode_tokens_per_s": round(speed.decode_tokens_per_s, 2),
         "low": round(speed.low, 2),
         "high": round(speed.high, 2),
+        "start_tokens_per_s": None if speed.start_tokens_per_s is None else round(speed.start_tokens_per_s, 2),
         "prefill_tokens_per_s": None if speed.prefill_tokens_per_s is None else round(speed.prefill_tokens_per_s, 1),
         "prefill_low": None if speed.prefill_low is None else round(speed.prefill_low, 1),
         "prefill_high": None if speed.prefill_high is None else round(speed.prefill_high, 1),

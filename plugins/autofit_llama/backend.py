@@ -19,6 +19,7 @@ from autofit_llama.launch import launch_of
 from autofit_llama.metadata import overridden
 from autofit_llama.runs import run_of
 from autofit_llama.settings import LlamaSettings, settings_of
+from autofit_llama.speeds import speed_of
 from autofit_llama.versions import find_version
 
 
@@ -68,6 +69,7 @@ class LlamaBackend(Backend):
             fits=found.memory.fits,
             argv=command.settings.argv,
             memory=found.memory,
+            speed=speed_of(run, found, machine),
             context_tokens=found.layout.context.n_ctx_seq,
             findings=(*findings, *findings_of(reading, run, found, fit=launch.fit and launch.is_server)),
             engine_report=found.report,
