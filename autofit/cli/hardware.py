@@ -48,6 +48,10 @@ def run(args: argparse.Namespace) -> int:
             f"hardware detect takes no name: {args.name[:40]!r}",
             hint=f"autofit hardware show {args.name[:40]}",
         )
+    if args.ram is not None and not args.on and args.action != "show":
+        raise UsageError(
+            "--ram goes with --on: this machine's memory is measured", hint="--on cpu --ram 64GiB"
+        )
     actions = {"detect": _detect, "list": _list, "show": _show, "save": _save, "calibrate": _calibrate}
     return actions[args.action](args)
 

@@ -129,6 +129,7 @@ class TestProfiles:
             (["save", "../evil"], 2),
             (["show", "rtx-9999"], 1),
             (["calibrate", "--on", "t4"], 2),
+            (["--ram", "64GiB"], 2),
         ],
     )
     def test_mistakes(self, argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
