@@ -74,7 +74,7 @@ BUILDERS: dict[str, tuple[str, str]] = {
     "deepseek2": ("deepseek", "deepseek2"),
     "deepseek2-ocr": ("deepseek", "deepseek2"),
     "dots1": ("moe", "dots1"),
-    "ernie4_5": ("decoder", "internlm2"),
+    "ernie4_5": ("decoder", "ernie4_5"),
     "ernie4_5-moe": ("moe", "ernie4_5_moe"),
     "exaone": ("decoder", "exaone"),
     "exaone-moe": ("moe", "exaone_moe"),

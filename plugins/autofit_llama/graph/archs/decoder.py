@@ -14,6 +14,22 @@ from autofit_llama.graph.ggml import Tensor
 Norm = Callable[[Tensor, Layer | None, str, int], Tensor]
 
 
+class LayerAgain(Layer):
+    """Block `il` run under the number `slot`: its weights, but the scales that have that number.
+
+    The engine looks for scales last, when the blocks that share weights have all been numbered.
+    """
+
+    __slots__ = ("_slot",)
+
+    def __init__(self, graph: Graph, il: int, slot: int) -> None:
+        super().__init__(graph, il)
+        self._slot = Layer(graph, slot)
+
+    def __getitem__(self, name: str) -> Tensor | None:
+        return self._slot[name] if name.endswith(".scale") else super().__getitem__(name)
+
+
 def decoder(
     g: Graph,
     *,
@@ -25,6 +41,8 @@ def decoder(
     factors: bool = False,
     qk_norm_after_rope: bool = False,
     query_scale: bool = False,
+    output_bias: bool = True,
+    ffn_bias: bool = True,
     post_norms: bool = False,
     ffn_norm: str = "ffn_norm",
     act: str = "silu",
@@ -56,13 +74,14 @@ def decoder(
             q, k = norm(q, w, "attn_q_norm", il), norm(k, w, "attn_k_norm", il)
         if query_scale:
             q = ggml.scale(q)
-        cur = g.attn(inp, w, q, k, v, il)
+        cur = g.attn(inp, w, q, k, v, il, bias=output_bias)
         if g.is_last(il):
             cur, x = g.select_outputs(out_ids, cur, x)
         if post_norms:
             cur = norm(cur, w, "post_attention_norm", il)
         ffn_inp = ggml.add(cur, x)
-        cur = g.ffn(w, norm(ffn_inp, w, ffn_norm, il), il, act=act, parallel=parallel_gate)
+        cur = norm(ffn_inp, w, ffn_norm, il)
+        cur = g.ffn(w, cur, il, act=act, parallel=parallel_gate, bias=ffn_bias)
         if post_norms:
             cur = norm(cur, w, "post_ffw_norm", il)
         x = ggml.add(cur, ffn_inp)
@@ -92,6 +111,11 @@ def chatglm(g: Graph) -> None:
 def codeshell(g: Graph) -> None:
     """src/models/codeshell.cpp."""
     decoder(g, kind="layer", act="gelu", parallel_gate=False)
+
+
+def ernie4_5(g: Graph) -> None:
+    """src/models/ernie4-5.cpp: a bias of the output matrix is loaded and not used."""
+    decoder(g, output_bias=False)
 
 
 def exaone(g: Graph) -> None:
@@ -140,8 +164,8 @@ def orion(g: Graph) -> None:
 
 
 def refact(g: Graph) -> None:
-    """src/models/refact.cpp: ALiBi."""
-    decoder(g, rope=False)
+    """src/models/refact.cpp: ALiBi; biases of attention output and feed-forward are loaded and not used."""
+    decoder(g, rope=False, output_bias=False, ffn_bias=False)
 
 
 def seed_oss(g: Graph) -> None:
@@ -155,7 +179,7 @@ def glm4(g: Graph) -> None:
 
 
 def falcon(g: Graph) -> None:
-    """src/models/falcon.cpp: the feed-forward reads the same norm as the attention; one residual around both."""
+    """src/models/falcon.cpp: the feed-forward reads the attention's norm; one residual around both."""
     x = g.inp_embd()
     pos = g.inp_pos()
     inp = g.inp_attn_kv()
@@ -193,7 +217,7 @@ def gptneox(g: Graph) -> None:
 
 
 def command_r(g: Graph) -> None:
-    """src/models/command-r.cpp: one norm for attention and feed-forward, per-head norms of q and k in some sizes."""
+    """src/models/command-r.cpp: one norm for attention and feed-forward; q and k normalised in some sizes."""
     x = g.inp_embd()
     pos = g.inp_pos()
     inp = g.inp_attn_kv()
@@ -235,13 +259,13 @@ def mpt(g: Graph) -> None:
             cur, x = g.select_outputs(out_ids, cur, x)
         ffn_inp = ggml.add(cur, x)
         cur = g.layer_norm(ffn_inp, w, "ffn_norm", il)
-        cur = g.ffn(w, cur, il, act="gelu", parallel=False, act_scales=w["ffn.act"])
+        cur = g.ffn(w, cur, il, act="gelu", parallel=False, act_scales=w["ffn.act.scales"])
         x = ggml.add(cur, ffn_inp)
     g.finish(x, kind="layer")
 
 
 def deci(g: Graph) -> None:
-    """src/models/deci.cpp: blocks may do without attention, with a matrix in its place, or without feed-forward."""
+    """src/models/deci.cpp: blocks may lack attention, have a matrix in its place, or lack a feed-forward."""
     h = g.h
     x = g.inp_embd()
     pos = g.inp_pos()
@@ -314,7 +338,7 @@ def bitnet(g: Graph) -> None:
 
 
 def parallel_decoder(g: Graph, *, kind: str, query_scale: bool, act: str, parallel_gate: bool) -> None:
-    """Attention and feed-forward side by side on one norm: the feed-forward's result comes first in the sum."""
+    """Attention and feed-forward side by side on one norm, both added to the residual."""
     norm: Norm = g.rms if kind == "rms" else g.layer_norm
     x = g.inp_embd()
     pos = g.inp_pos()
@@ -368,7 +392,7 @@ def smollm3(g: Graph) -> None:
 
 
 def stablelm(g: Graph) -> None:
-    """src/models/stablelm.cpp: q and k may be normalised; without a norm of its own the feed-forward reads the attention's."""
+    """src/models/stablelm.cpp: q and k may be normalised; the feed-forward may share the attention's norm."""
     x = g.inp_embd()
     pos = g.inp_pos()
     inp = g.inp_attn_kv()
@@ -391,7 +415,7 @@ def stablelm(g: Graph) -> None:
 
 
 def exaone4(g: Graph) -> None:
-    """src/models/exaone4.cpp: no norm before, one after each half; full-attention blocks have no positions."""
+    """src/models/exaone4.cpp: no norm before, one after each half; no positions in full attention."""
     h = g.h
     sliding = h.swa_type != "none"
     x = g.inp_embd()
@@ -476,7 +500,8 @@ def talkie(g: Graph) -> None:
         if g.is_last(il):
             cur, x, skip = g.select_outputs(out_ids, cur, x, skip)
         ffn_inp = ggml.add(cur, x)
-        cur = ggml.add(g.ffn(w, g.norm(ffn_inp, None, il), il), ffn_inp)
+        cur = g.ffn(w, g.norm(ffn_inp, None, il), il, down=None)
+        cur = ggml.add(g.linear(w, "ffn_down", cur), ffn_inp)
         x = ggml.add(cur, ggml.mul(skip, w.need("layer_output_scale")))
     g.output(g.norm(x, None, -1), scale=True)
 
@@ -512,7 +537,7 @@ def plamo3(g: Graph) -> None:
         w = g.layer(il)
         head_q, head_v = h.n_embd_head_k(0), h.n_embd_head_v(0)
         n_head, n_kv = h.n_head[il], h.n_head_kv[il]
-        y = g.linear(w, "attn_qkv", g.rms(x, w, "attn_norm", il))
+        y = g.linear(w, "attn_qkv", g.rms(x, w, "attn_norm", il), scale=False)
         after_q, after_k = head_q * n_head, head_q * (n_head + n_kv)
         q = ggml.view(y, (head_q, n_head, n), (4 * head_q, y.nb[1]))
         k = ggml.view(y, (head_q, n_kv, n), (4 * head_q, y.nb[1]), 4 * after_q)
@@ -536,7 +561,7 @@ def cogvlm(g: Graph) -> None:
     for il in g.layers():
         w = g.layer(il)
         head, n_head, n_kv = h.n_embd_head_v(il), h.n_head[il], h.n_head_kv[il]
-        y = g.linear(w, "attn_qkv", g.rms(x, w, "attn_norm", il))
+        y = g.linear(w, "attn_qkv", g.rms(x, w, "attn_norm", il), scale=False)
         q = ggml.view(y, (head, n_head, n), (4 * head, y.nb[1]))
         k = ggml.view(y, (head, n_kv, n), (4 * head, y.nb[1]), 4 * h.n_embd)
         v = ggml.view(y, (head, n_kv, n), (4 * head, y.nb[1]), 8 * h.n_embd)

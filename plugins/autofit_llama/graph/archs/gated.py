@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autofit_llama.graph import ggml
+from autofit_llama.graph.archs.decoder import LayerAgain
 from autofit_llama.graph.archs.moe import experts, windowed
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer, every
 from autofit_llama.graph.ggml import Tensor
@@ -11,7 +12,7 @@ from autofit_llama.graph.ggml import Tensor
 def muse_glimmer(g: Graph) -> None:
     """src/models/muse-glimmer.cpp: positions in the sliding-window layers only, norms after both halves."""
     h = g.h
-    x = g.inp_embd()
+    x = g.norm(g.inp_embd(), None, -1)
     pos = g.inp_pos()
     inp = g.inp_attn_kv_iswa()
     out_ids = g.inp_out_ids()
@@ -19,15 +20,16 @@ def muse_glimmer(g: Graph) -> None:
         w = g.layer(il)
         normed = g.rms(x, w, "attn_norm", il)
         q, k, v = g.qkv(w, normed, il)
-        gate = g.linear(w, "attn_gate", normed)
+        gate = g.linear(w, "attn_gate", normed, scale=False)
         q, k = g.rms(q, w, "attn_q_norm", il), g.rms(k, w, "attn_k_norm", il)
         if h.is_swa[il]:
             q, k = ggml.rope(q, pos), ggml.rope(k, pos)
         cur = g.attn(inp, w, q, k, v, il, out=None)
         cur = g.linear(w, "attn_output", ggml.mul(cur, ggml.sigmoid(gate)))
+        cur = ggml.mul(ggml.rms_norm(cur), w.need("post_attention_norm"))
         if g.is_last(il):
             cur, x = g.select_outputs(out_ids, cur, x)
-        ffn_inp = ggml.add(ggml.mul(ggml.rms_norm(cur), w.need("post_attention_norm")), x)
+        ffn_inp = ggml.add(cur, x)
         cur = g.ffn(w, g.rms(ffn_inp, w, "ffn_norm", il), il)
         x = ggml.add(ggml.mul(ggml.rms_norm(cur), w.need("post_ffw_norm")), ffn_inp)
     g.finish(x, scale=True, soft_cap=h.f_final_logit_softcapping != 0.0)
@@ -35,7 +37,6 @@ def muse_glimmer(g: Graph) -> None:
 
 def spark2_5(g: Graph) -> None:
     """src/models/spark2-5.cpp: one gate per head."""
-    h = g.h
     x = g.inp_embd()
     pos = g.inp_pos()
     inp = g.inp_attn_kv_iswa()
@@ -45,7 +46,7 @@ def spark2_5(g: Graph) -> None:
         normed = g.rms(x, w, "attn_norm", il)
         q, k, v = g.qkv(w, normed, il)
         cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, out=None)
-        cur = _gated(g, w, cur, ggml.sigmoid(g.linear(w, "attn_gate", normed)), il)
+        cur = _gated(g, w, cur, ggml.sigmoid(g.linear(w, "attn_gate", normed, scale=False)), il)
         if g.is_last(il):
             cur, x = g.select_outputs(out_ids, cur, x)
         ffn_inp = ggml.add(cur, x)
@@ -80,7 +81,7 @@ def afmoe(g: Graph) -> None:
         if (il + 1) % h.n_no_rope_layer_step:
             q, k = ggml.rope(q, pos), ggml.rope(k, pos)
         cur = g.attn(inp, w, q, k, v, il, out=None)
-        gate = ggml.sigmoid(ggml.mul_mat(w.need("attn_gate"), normed))
+        gate = ggml.sigmoid(g.linear(w, "attn_gate", normed, scale=False))
         cur = g.linear(w, "attn_output", ggml.mul(cur, gate))
         cur = g.rms(cur, w, "post_attention_norm", il)
         if g.is_last(il):
@@ -120,7 +121,7 @@ def _gated_experts(
         if w["attn_gate"] is None:
             cur = g.linear(w, "attn_output", cur)
         else:
-            cur = _gated(g, w, cur, ggml.unary(ggml.mul_mat(w.need("attn_gate"), normed), act), il)
+            cur = _gated(g, w, cur, ggml.unary(g.linear(w, "attn_gate", normed, scale=False), act), il)
         if g.is_last(il) and not all_rows:
             cur, x = g.select_outputs(out_ids, cur, x)
         ffn_inp = ggml.add(cur, x)
@@ -155,9 +156,10 @@ def hrm_text(g: Graph) -> None:
 def _hrm_stack(g: Graph, inp: AttentionInput, pos: Tensor, x: Tensor, first: int, block: int) -> Tensor:
     """One pass through a stack: cells of the cache slots from `first`, weights of the blocks from `block`."""
     for i in range(g.h.n_hrm_layers_per_stack):
-        il, w = first + i, g.layer(block + i)
+        il = first + i
+        w = LayerAgain(g, block + i, il)
         normed = g.norm(x, None, il)
-        gate = g.linear(w, "attn_gate", normed)
+        gate = g.linear(w, "attn_gate", normed, scale=False)
         q, k, v = g.qkv(w, normed, il)
         cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, out=None)
         cur = g.linear(w, "attn_output", ggml.mul(cur, ggml.sigmoid(gate)))

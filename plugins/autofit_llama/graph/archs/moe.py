@@ -176,8 +176,8 @@ def ernie4_5_moe(g: Graph) -> None:
 def exaone_moe(g: Graph) -> None:
     """src/models/exaone-moe.cpp: positions in the sliding-window layers only."""
     moe_decoder(
-        g, cache=Graph.inp_attn_kv_iswa, qk_norm="head", factors=True, rope_in_windows_only=True, output_bias=False,
-        gating=g.h.expert_gating_func, norm_weights=g.h.expert_weights_norm,
+        g, cache=Graph.inp_attn_kv_iswa, qk_norm="head", factors=True, rope_in_windows_only=True,
+        output_bias=False, gating=g.h.expert_gating_func, norm_weights=g.h.expert_weights_norm,
     )  # fmt: skip
 
 
@@ -278,7 +278,7 @@ def arctic(g: Graph) -> None:
 
 
 def grok(g: Graph) -> None:
-    """src/models/grok.cpp: norms before and after each half; perhaps a dense feed-forward beside the experts."""
+    """src/models/grok.cpp: norms before and after each half; perhaps a feed-forward beside the experts."""
     h = g.h
     x = g.inp_embd()
     pos = g.inp_pos()
