@@ -49,9 +49,7 @@ def compute_buffers(
     resolved = _resolve(builder, model, scheduler, context.flash_attn)
 
     n_tokens, n_seqs, n_outputs = context.n_tokens, context.n_seq_max, context.n_outputs
-    sizes, n_splits = _reserve(
-        builder, model, scheduler, resolved, n_tokens, n_seqs, n_outputs, not dry_run, shorten
-    )
+    sizes, n_splits = _reserve(builder, model, scheduler, resolved, n_tokens, n_seqs, n_outputs, not dry_run, shorten)
     if not dry_run:
         decode, _ = _reserve(builder, model, scheduler, resolved, n_seqs, n_seqs, n_seqs, True, shorten)
         sizes = [max(a, b) for a, b in zip(sizes, decode, strict=True)]
@@ -104,9 +102,7 @@ def _resolve(builder: Builder, model: GraphModel, scheduler: Scheduler, flash_at
     return fusions
 
 
-def _all_on_device(
-    builder: Builder, model: GraphModel, scheduler: Scheduler, fusions: _Fusions, kind: str
-) -> bool:
+def _all_on_device(builder: Builder, model: GraphModel, scheduler: Scheduler, fusions: _Fusions, kind: str) -> bool:
     n_seqs = model.context.n_seq_max
     order, _ = choose_layers(_signatures(builder, model), EFFORTS[0])
     g = _graph(builder, model, fusions, n_seqs, n_seqs, n_seqs, order)
@@ -185,9 +181,7 @@ def _signatures(builder: Builder, model: GraphModel) -> list[object]:
     per_layer = [
         value
         for field in h.__slots__
-        if isinstance(value := getattr(h, field), tuple)
-        and len(value) >= h.n_layer_all
-        and len(set(value)) > 1
+        if isinstance(value := getattr(h, field), tuple) and len(value) >= h.n_layer_all and len(set(value)) > 1
     ]
     every = getattr(builder, "every", None)
     step = max(1, every(h)) if every is not None else 1

@@ -63,14 +63,14 @@ def nemotron_h(g: Graph) -> None:
             q, k, v = g.qkv(w, cur, il)
             cur = g.attn(inp, w, q, k, v, il)
         else:
-            cur = _nemotron_ffn(g, w, cur, il)
+            cur = nemotron_ffn(g, w, cur, il)
         x = ggml.add(cur, x)
     cur = g.final_norm(x)
     g.h_nextn = cur
     g.output(ggml.get_rows(cur, out_ids))
 
 
-def _nemotron_ffn(g: Graph, w: Layer, x: Tensor, il: int) -> Tensor:
+def nemotron_ffn(g: Graph, w: Layer, x: Tensor, il: int) -> Tensor:
     h = g.h
     if w["ffn_gate_inp"] is None:
         return g.ffn(w, x, il, act="relu_sqr", gate=None)
