@@ -35,7 +35,7 @@ _HOMES = {
     "plan": "autofit.pipeline",
     "read_model": "autofit.pipeline",
 }
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - names resolve through __getattr__
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> object:

@@ -18,8 +18,14 @@ from autofit.hookspecs import (
 def autofit_register_commands() -> Iterable[CommandRef]:
     return (
         CommandRef("check", "will this engine command fit? where does each byte go?", "autofit.cli.check"),
-        CommandRef("inspect", "what is in a model file: tensors by group and type, layers", "autofit.cli.inspect"),
-        CommandRef("hardware", "what this machine has, or a profile of one that you do not have", "autofit.cli.hardware"),
+        CommandRef(
+            "inspect", "what is in a model file: tensors by group and type, layers", "autofit.cli.inspect"
+        ),
+        CommandRef(
+            "hardware",
+            "what this machine has, or a profile of one that you do not have",
+            "autofit.cli.hardware",
+        ),
         CommandRef("plugins", "which plugins are in use, and which are broken", "autofit.cli.plugins"),
     )
 
@@ -35,8 +41,15 @@ def autofit_register_renderers() -> Iterable[RendererRef]:
 @hookimpl
 def autofit_register_model_readers() -> Iterable[ModelReaderRef]:
     return (
-        ModelReaderRef("gguf", "GGUF v2 and v3, split files", "autofit.readers:read_model", (".gguf",), b"GGUF"),
-        ModelReaderRef("safetensors", "safetensors files and directories", "autofit.readers:read_model", (".safetensors", ".json")),
+        ModelReaderRef(
+            "gguf", "GGUF v2 and v3, split files", "autofit.readers:read_model", (".gguf",), b"GGUF"
+        ),
+        ModelReaderRef(
+            "safetensors",
+            "safetensors files and directories",
+            "autofit.readers:read_model",
+            (".safetensors", ".json"),
+        ),
     )
 
 
@@ -44,7 +57,9 @@ def autofit_register_model_readers() -> Iterable[ModelReaderRef]:
 def autofit_register_model_sources() -> Iterable[ModelSourceRef]:
     return (
         ModelSourceRef("path", "a file or a directory", "autofit.sources:resolve", ("file",)),
-        ModelSourceRef("example", "the models described inside autofit", "autofit.sources:resolve", ("example",)),
+        ModelSourceRef(
+            "example", "the models described inside autofit", "autofit.sources:resolve", ("example",)
+        ),
     )
 
 

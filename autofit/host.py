@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ class Host:
         self._manager.add_hookspecs(hookspecs)
         self.records: list[PluginRecord] = []
         for module in BUILTINS:
-            self._load(module, lambda module=module: import_module(module))
+            self._load(module, partial(import_module, module))
         if environ.get(AUTOLOAD_OFF, "") in {"", "0"}:
             self._load_entry_points()
 
@@ -71,7 +71,9 @@ class Host:
                 version=distribution.version if distribution else None,
             )
 
-    def _load(self, name: str, load: Any, **origin: str | None) -> None:
+    def _load(
+        self, name: str, load: Callable[[], Any], distribution: str | None = None, version: str | None = None
+    ) -> None:
         try:
             plugin = load()
             hash(plugin)  # pluggy keeps plugins in sets
@@ -80,18 +82,31 @@ class Host:
             unknown = [h for h in dir(plugin) if h.startswith("autofit_") and self._is_pending(plugin, h)]
             if unknown:
                 raise PluginError(f"no such hook: {', '.join(unknown)}")
-            self.records.append(PluginRecord(name=name, hooks=hooks, **origin))
+            record = PluginRecord(name=name, distribution=distribution, version=version, hooks=hooks)
+            self.records.append(record)
         except Exception as error:  # any failure of a plugin is the plugin's: record it and go on
-            self._disable(name, error, **origin)
+            self._disable(name, error, distribution, version)
 
     def _is_pending(self, plugin: object, hook: str) -> bool:
-        return hasattr(getattr(plugin, hook), f"{hookspecs.PROJECT_NAME}_impl") and not hasattr(hookspecs, hook)
+        return hasattr(getattr(plugin, hook), f"{hookspecs.PROJECT_NAME}_impl") and not hasattr(
+            hookspecs, hook
+        )
 
-    def _disable(self, name: str, error: Exception, **origin: str | None) -> None:
+    def _disable(
+        self, name: str, error: Exception, distribution: str | None = None, version: str | None = None
+    ) -> None:
         if self._manager.has_plugin(name):
             self._manager.unregister(name=name)
+        known = next((record for record in self.records if record.name == name), None)
         self.records = [record for record in self.records if record.name != name]
-        self.records.append(PluginRecord(name=name, error=_one_line(error), **origin))
+        self.records.append(
+            PluginRecord(
+                name=name,
+                distribution=distribution or (known.distribution if known else None),
+                version=version or (known.version if known else None),
+                error=_one_line(error),
+            )
+        )
 
     # -- forwarding ---------------------------------------------------------------------------------------
 
@@ -157,7 +172,9 @@ class Host:
         """
         refs = self.backends()
         if name not in refs:
-            raise UsageError(f"no backend {name!r}", hint=f"known: {', '.join(sorted(refs))}; see `autofit plugins`")
+            raise UsageError(
+                f"no backend {name!r}", hint=f"known: {', '.join(sorted(refs))}; see `autofit plugins`"
+            )
         return resolve(refs[name].factory)()  # type: ignore[no-any-return]
 
     def backend_of_program(self, argv: tuple[str, ...]) -> Backend:
@@ -172,7 +189,9 @@ class Host:
             if program in ref.programs:
                 return self.backend(ref.name)
         known = sorted(word for ref in self.backends().values() for word in ref.programs)
-        raise UsageError(f"no backend understands the command {program!r}", hint=f"known programs: {', '.join(known)}")
+        raise UsageError(
+            f"no backend understands the command {program!r}", hint=f"known programs: {', '.join(known)}"
+        )
 
     def adjust_machine(self, machine: Machine, backend_name: str) -> Machine:
         """Fold the plugins' corrections, each over the one before."""

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 ENGINE_VARIABLES = ("LLAMA_ARG_", "VLLM_", "GGML_", "CUDA_", "PYTORCH_")
 
 
-def read_model(reference: str | os.PathLike[str], *, companions: Mapping[str, str] | None = None) -> ModelSpec:
+def read_model(
+    reference: str | os.PathLike[str], *, companions: Mapping[str, str] | None = None
+) -> ModelSpec:
     """The model that `reference` names: a path, a directory, or `example:NAME`.
 
     `companions` maps a role (`mmproj`, `draft`, `lora`) to another reference.
@@ -66,7 +68,14 @@ def load_machine(*names: str, ram: str | int | None = None) -> Machine:
     return load(*names, ram=ram, profile_dirs=host().profile_dirs())
 
 
-def plan(backend: str, model: ModelSpec | str | Path, machine: Machine | None = None, *, engine_args: Sequence[str] = (), **wishes: Any) -> Plan:
+def plan(
+    backend: str,
+    model: ModelSpec | str | Path,
+    machine: Machine | None = None,
+    *,
+    engine_args: Sequence[str] = (),
+    **wishes: Any,
+) -> Plan:
     """The best plan for `model` on `machine` (this one, if not given).
 
     `wishes` are those of the command line, as text or as values: `context="32k"`, `margin="1GiB"`, `parallel=4`.
@@ -101,8 +110,15 @@ def solve(backend_name: str, model: ModelSpec, machine: Machine | None, request:
     return host().review_plan(backend.plan(model, machine, request), model, machine)
 
 
-def check(argv: Sequence[str], machine: Machine | None = None, *, model: ModelSpec | None = None, engine_version: str | None = None,
-          environ: Mapping[str, str] | None = None, **facts: Any) -> Plan:  # fmt: skip
+def check(
+    argv: Sequence[str],
+    machine: Machine | None = None,
+    *,
+    model: ModelSpec | None = None,
+    engine_version: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    **facts: Any,
+) -> Plan:
     """What an engine's command takes as it stands: `check(["llama-server", "-m", "model.gguf", "-ngl", "99"])`.
 
     `environ` holds the engine's own variables (none by default). `facts` are measurements that replace the

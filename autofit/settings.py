@@ -46,7 +46,10 @@ def parse_margins(text: str) -> tuple[Margin, ...]:
         except ValueError:
             fraction = -1.0
         if rest or not 0 <= fraction < 1:
-            raise UsageError(f"not a margin: {part[:40]!r}", hint="write bytes such as 1GiB, or a percentage below 100 such as 8%")
+            raise UsageError(
+                f"not a margin: {part[:40]!r}",
+                hint="write bytes such as 1GiB, or a percentage below 100 such as 8%",
+            )
         margins.append(Margin(fraction=fraction))
     return tuple(margins)
 
@@ -88,7 +91,21 @@ class Wish:
         return "AUTOFIT_" + self.name.upper()
 
 
-KV_TYPES = ("auto", "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1", "fp8", "fp8_e4m3", "fp8_e5m2")
+KV_TYPES = (
+    "auto",
+    "f32",
+    "f16",
+    "bf16",
+    "q8_0",
+    "q4_0",
+    "q4_1",
+    "iq4_nl",
+    "q5_0",
+    "q5_1",
+    "fp8",
+    "fp8_e4m3",
+    "fp8_e5m2",
+)
 
 WISHES: tuple[Wish, ...] = (
     Wish(name="context", flags=("-c",), metavar="TOKENS", parse=parse_context,
@@ -96,13 +113,15 @@ WISHES: tuple[Wish, ...] = (
     Wish(name="min_context", metavar="TOKENS", parse=parse_tokens, help="never go below this context"),
     Wish(name="max_context", metavar="TOKENS", parse=parse_tokens, help="never go above this context"),
     Wish(name="parallel", metavar="N", parse=parse_count, help="sequences served at the same time"),
-    Wish(name="margin", metavar="SIZE|%[,...]", parse=parse_margins, help="memory to leave free, per device: 1GiB, 8%%, 1GiB,2GiB"),
+    Wish(name="margin", metavar="SIZE|%[,...]", parse=parse_margins,
+         help="memory to leave free, per device: 1GiB, 8%%, 1GiB,2GiB"),
     Wish(name="on", metavar="NAME[:SIZE]", parse=str, many=True,
          help="plan for this hardware instead of this machine's; repeat for several devices"),
     Wish(name="ram", metavar="SIZE", parse=parse_size, help="main memory of the hardware given by --on"),
     Wish(name="device", metavar="ID", parse=str, many=True, help="use only these devices (GPU0, an index or a UUID)"),
     Wish(name="prefer", metavar="GOAL", parse=one_of("speed", "context", "quality", "throughput"),
-         choices=("speed", "context", "quality", "throughput"), help="what to decide for when not everything can be had"),
+         choices=("speed", "context", "quality", "throughput"),
+         help="what to decide for when not everything can be had"),
     Wish(name="kv", metavar="TYPE", parse=one_of(*KV_TYPES),
          help="type of the KV cache: auto allows a lossy one where it helps, else a type's name"),
     Wish(name="preset", metavar="NAME", parse=str, help="start from a named set of wishes (see profiles/presets)"),
@@ -187,7 +206,11 @@ def from_table(table: Mapping[str, Any], where: str, backend: str) -> dict[str, 
         if isinstance(value, bool):
             value = "true" if value else "false"
         texts = [str(item) for item in value] if isinstance(value, list) else str(value)
-        parsed[name] = _parse(wish, texts if wish.many and isinstance(texts, list) else [texts] if wish.many else texts, f"{where}: {key}")
+        parsed[name] = _parse(
+            wish,
+            texts if wish.many and isinstance(texts, list) else [texts] if wish.many else texts,
+            f"{where}: {key}",
+        )
     return parsed
 
 

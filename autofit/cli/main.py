@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
+
+    from autofit.hookspecs import BackendRef, CommandRef
 
 EPILOG = """\
 exit codes: 0 fits · 3 does not fit · 2 usage · 1 other error
@@ -98,10 +100,16 @@ def new_parser(word: str, summary: str) -> argparse.ArgumentParser:
     return Parser(prog=f"autofit {word}", description=summary, allow_abbrev=False)
 
 
-def print_help(backends: dict[str, object], commands: dict[str, object]) -> None:
-    lines = ["autofit turns a model file and a machine into a launch command that fits", "", "usage: autofit COMMAND ...", ""]
-    for refs in (backends, commands):
-        lines += [f"  {name:<10} {ref.summary}" for name, ref in refs.items()]  # type: ignore[attr-defined]
+def print_help(backends: Mapping[str, BackendRef], commands: Mapping[str, CommandRef]) -> None:
+    lines = [
+        "autofit turns a model file and a machine into a launch command that fits",
+        "",
+        "usage: autofit COMMAND ...",
+        "",
+    ]
+    both: tuple[Mapping[str, BackendRef | CommandRef], ...] = (backends, commands)
+    for refs in both:
+        lines += [f"  {name:<10} {ref.summary}" for name, ref in refs.items()]
     print("\n".join([*lines, "", EPILOG]))
 
 

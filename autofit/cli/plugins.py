@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from autofit.domain.text import printable
 from autofit.host import host
@@ -14,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    offers = {
+    offers: dict[str, Mapping[str, Any]] = {
         "backends": host().backends(),
         "model readers": host().model_readers(),
         "model sources": host().model_sources(),
@@ -25,16 +27,19 @@ def run(args: argparse.Namespace) -> int:
     host().profile_dirs()
     records = host().records
     if args.format == "json":
-        print(json.dumps({
-            "schema": 1,
-            "plugins": [{"name": r.name, "distribution": r.distribution, "version": r.version, "hooks": list(r.hooks), "error": r.error}
-                        for r in records],
-            **{kind.replace(" ", "_"): {name: ref.summary for name, ref in refs.items()} for kind, refs in offers.items()},
-        }, indent=2))  # fmt: skip
+        names = ("name", "distribution", "version", "hooks", "error")
+        document: dict[str, Any] = {"schema": 1, "plugins": [{n: getattr(r, n) for n in names} for r in records]}
+        for kind, refs in offers.items():
+            document[kind.replace(" ", "_")] = {name: ref.summary for name, ref in refs.items()}
+        print(json.dumps(document, indent=2))
         return 0
     for record in records:
         origin = f" ({record.distribution} {record.version})" if record.distribution else ""
-        state = f"BROKEN: {record.error}" if record.error else ", ".join(h.removeprefix("autofit_") for h in record.hooks)
+        state = (
+            f"BROKEN: {record.error}"
+            if record.error
+            else ", ".join(h.removeprefix("autofit_") for h in record.hooks)
+        )
         print(f"{printable(record.name)}{printable(origin)}  {printable(state, 400)}")
     for kind, refs in offers.items():
         print(f"\n{kind}")

@@ -7,7 +7,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autofit.settings import SETTINGS_FILE, WISHES, Wishes, from_environment, from_flags, merge, read_settings_file
+from autofit.settings import (
+    SETTINGS_FILE,
+    WISHES,
+    Wishes,
+    from_environment,
+    from_flags,
+    merge,
+    read_settings_file,
+)
 
 if TYPE_CHECKING:
     from autofit.domain.machine import Machine
@@ -26,7 +34,9 @@ def add_wishes(parser: argparse.ArgumentParser, *, only: tuple[str, ...] = ()) -
         elif wish.many:
             group.add_argument(*names, dest=wish.name, action="append", metavar=wish.metavar, help=wish.help)
         elif wish.choices:
-            group.add_argument(*names, dest=wish.name, metavar=wish.metavar, help=f"{wish.help}: {', '.join(wish.choices)}")
+            group.add_argument(
+                *names, dest=wish.name, metavar=wish.metavar, help=f"{wish.help}: {', '.join(wish.choices)}"
+            )
         else:
             group.add_argument(*names, dest=wish.name, metavar=wish.metavar, help=wish.help)
 
@@ -48,9 +58,11 @@ def collect(args: argparse.Namespace, backend: str) -> Wishes:
         UsageError: a value that makes no sense, with the place it comes from.
     """
     given = vars(args)
-    layers: list[tuple[Origin, dict[str, Any]]] = [("user", from_flags(given)), ("environment", from_environment(os.environ))]
-    for path in settings_files():
-        layers.append(("settings file", read_settings_file(path, backend)))
+    layers: list[tuple[Origin, dict[str, Any]]] = [
+        ("user", from_flags(given)),
+        ("environment", from_environment(os.environ)),
+    ]
+    layers += [("settings file", read_settings_file(path, backend)) for path in settings_files()]
     name = next((layer["preset"] for _, layer in layers if "preset" in layer), None)
     if name is not None:
         from autofit.pipeline import preset
@@ -78,7 +90,10 @@ def machine_of(wishes: Wishes) -> Machine:
     if ram is None:
         return machine
     if machine.host.available_bytes is not None and ram > machine.host.available_bytes:
-        raise UsageError("--ram above what this machine has needs --on", hint="name the hardware: --on rtx-3090 --ram 64GiB, or --on cpu")
+        raise UsageError(
+            "--ram above what this machine has needs --on",
+            hint="name the hardware: --on rtx-3090 --ram 64GiB, or --on cpu",
+        )
     from dataclasses import replace
 
     return replace(machine, host=replace(machine.host, available_bytes=ram))

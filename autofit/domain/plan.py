@@ -9,7 +9,9 @@ from typing import Any, Literal
 from autofit.domain.memory import KINDS, Memory
 
 SCHEMA = 1
-Origin = Literal["user", "wrapped command", "environment", "settings file", "preset", "profile", "solved", "engine default"]
+Origin = Literal[
+    "user", "wrapped command", "environment", "settings file", "preset", "profile", "solved", "engine default"
+]
 Severity = Literal["info", "warning", "error"]
 
 
@@ -109,7 +111,14 @@ class Plan:
                     "used_bytes": pool.used_bytes,
                     **{f"{kind}_bytes": pool.sum_bytes(kind) for kind in KINDS},
                     "items": [
-                        {"kind": i.kind, "label": i.label, "bytes": i.n_bytes, "basis": i.basis, "mapped": i.mapped, "source": i.source}
+                        {
+                            "kind": i.kind,
+                            "label": i.label,
+                            "bytes": i.n_bytes,
+                            "basis": i.basis,
+                            "mapped": i.mapped,
+                            "source": i.source,
+                        }
                         for i in pool.items
                     ],
                 }
@@ -147,7 +156,9 @@ class Plan:
                 }
                 for a in self.alternatives
             ],
-            "findings": [{"severity": f.severity, "code": f.code, "message": f.message} for f in self.findings],
+            "findings": [
+                {"severity": f.severity, "code": f.code, "message": f.message} for f in self.findings
+            ],
             "engine_report": dict(self.engine_report),
         }
 
@@ -157,8 +168,12 @@ def _speed(speed: Speed) -> dict[str, object]:
         "decode_tokens_per_s": round(speed.decode_tokens_per_s, 2),
         "low": round(speed.low, 2),
         "high": round(speed.high, 2),
-        "start_tokens_per_s": None if speed.start_tokens_per_s is None else round(speed.start_tokens_per_s, 2),
-        "prefill_tokens_per_s": None if speed.prefill_tokens_per_s is None else round(speed.prefill_tokens_per_s, 1),
+        "start_tokens_per_s": None
+        if speed.start_tokens_per_s is None
+        else round(speed.start_tokens_per_s, 2),
+        "prefill_tokens_per_s": None
+        if speed.prefill_tokens_per_s is None
+        else round(speed.prefill_tokens_per_s, 1),
         "prefill_low": None if speed.prefill_low is None else round(speed.prefill_low, 1),
         "prefill_high": None if speed.prefill_high is None else round(speed.prefill_high, 1),
         "basis": speed.basis,

@@ -45,7 +45,9 @@ class Request:
     engine_version: str | None = None
     engine_args: tuple[str, ...] = ()
     program: tuple[str, ...] = ()  #: the wrapped command's program words, to be kept: ("vllm", "serve")
-    engine_env: Mapping[str, str] = field(default_factory=dict)  #: the engine's own variables (LLAMA_ARG_..., VLLM_...)
+    engine_env: Mapping[str, str] = field(
+        default_factory=dict
+    )  #: the engine's own variables (LLAMA_ARG_..., VLLM_...)
     model_reference: str | None = None  #: what to write for the model in the command
     origins: Mapping[str, Origin] = field(default_factory=dict)
 

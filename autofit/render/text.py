@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from autofit.domain.memory import KINDS, PoolUse
-from autofit.domain.plan import Finding, Plan, Speed
+from autofit.domain.plan import Finding, NextRejected, Plan, Speed
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 
@@ -34,7 +34,11 @@ def speed(estimate: Speed) -> str:
     full = f"~{_rate(estimate.decode_tokens_per_s)} tokens/s ({_rate(estimate.low)}-{_rate(estimate.high)})"
     start = estimate.start_tokens_per_s
     falls = start is not None and start > 1.1 * estimate.decode_tokens_per_s
-    text = f"decode ~{_rate(start)}, with a full context {full}" if falls and start is not None else f"decode {full}"
+    text = (
+        f"decode ~{_rate(start)}, with a full context {full}"
+        if falls and start is not None
+        else f"decode {full}"
+    )
     if estimate.prefill_tokens_per_s:
         text += f" · prefill ~{_rate(estimate.prefill_tokens_per_s)} tokens/s"
         if estimate.prefill_low and estimate.prefill_high:
@@ -54,9 +58,7 @@ def explain(plan: Plan) -> Iterator[str]:
     for d in plan.decisions:
         yield f"  {printable(f'{d.setting} {d.value}', 80):<{width}}  [{d.origin}] {printable(d.because, 300)}"
         if d.next_rejected:
-            n = d.next_rejected
-            lack = f" needs {format_bytes(n.shortfall_bytes)} more on {n.pool}" if n.shortfall_bytes else ""
-            yield f"  {'':<{width}}  next: {printable(n.value, 80)}{lack}{': ' if lack and n.because else ' '}{printable(n.because, 200)}".rstrip()
+            yield f"  {'':<{width}}  next: {_rejected(d.next_rejected)}"
     yield "memory"
     for pool in plan.memory.pools:
         yield f"  {pool.id} {printable(pool.name, 60)}: {_room(pool)}"
@@ -69,10 +71,19 @@ def explain(plan: Plan) -> Iterator[str]:
     if plan.alternatives:
         yield "alternatives"
         for a in plan.alternatives:
-            rate = f" · {speed(a.speed)}" if a.speed else ""
-            yield f"  {printable(a.title, 120)} · devices {format_bytes(a.device_bytes)} · host {format_bytes(a.host_bytes)}{rate}"
+            devices, host = format_bytes(a.device_bytes), format_bytes(a.host_bytes)
+            facts = [printable(a.title, 120), f"devices {devices}", f"host {host}"]
+            yield "  " + " · ".join([*facts, speed(a.speed)] if a.speed else facts)
             yield f"    {shlex.join(a.argv)}"
             yield f"    {printable(a.because, 300)}"
+
+
+def _rejected(rejected: NextRejected) -> str:
+    value, because = printable(rejected.value, 80), printable(rejected.because, 200)
+    if rejected.shortfall_bytes:
+        value += f" needs {format_bytes(rejected.shortfall_bytes)} more on {rejected.pool}"
+        return f"{value}: {because}" if because else value
+    return f"{value} {because}".rstrip()
 
 
 def _pool_row(pool: PoolUse) -> tuple[str, str, str, str]:

@@ -25,7 +25,13 @@ from autofit_llama.versions import find_version
 
 class LlamaBackend(Backend):
     name: ClassVar[str] = "llama"
-    programs: ClassVar[tuple[str, ...]] = ("llama-server", "llama-cli", "llama-fit-params", "llama-bench", "llama-completion")
+    programs: ClassVar[tuple[str, ...]] = (
+        "llama-server",
+        "llama-cli",
+        "llama-fit-params",
+        "llama-bench",
+        "llama-completion",
+    )
     formats: ClassVar[tuple[str, ...]] = ("gguf",)
 
     def parse(
@@ -55,7 +61,9 @@ class LlamaBackend(Backend):
         version, findings = find_version(facts.pop("engine_version", None))
         only = facts.pop("device", ())
         if facts:
-            raise UsageError(f"check() has no fact {min(facts)!r}", hint="known: margin, device, engine_version")
+            raise UsageError(
+                f"check() has no fact {min(facts)!r}", hint="known: margin, device, engine_version"
+            )
         if only:
             machine = _only(machine, only)
         reading, settings = command.settings.reading, command.settings.settings
@@ -98,8 +106,13 @@ def _only(machine: Machine, wanted: Sequence[str]) -> Machine:
 
     kept = []
     for word in wanted:
-        match = [d for d in machine.devices if word in (d.id, str(d.index)) or (d.uuid or "").startswith(word)]
+        match = [
+            d for d in machine.devices if word in (d.id, str(d.index)) or (d.uuid or "").startswith(word)
+        ]
         if not match:
-            raise UsageError(f"no device {word!r}", hint=f"devices here: {', '.join(d.id for d in machine.devices) or 'none'}")
+            raise UsageError(
+                f"no device {word!r}",
+                hint=f"devices here: {', '.join(d.id for d in machine.devices) or 'none'}",
+            )
         kept.append(match[0])
     return replace(machine, devices=tuple(kept))

@@ -17,7 +17,9 @@ from autofit_llama.hparams import HParams
 
 _F32 = 4
 _COPIES = 4  #: GGML_SCHED_MAX_COPIES
-_UNWEIGHTED = 3  #: results per weighted operation that have no weight of their own: activation, product, residual
+_UNWEIGHTED = (
+    3  #: results per weighted operation that have no weight of their own: activation, product, residual
+)
 
 
 def bound_buffers(
@@ -50,7 +52,9 @@ def bound_buffers(
     first = device + moved
     return ComputeBuffers(
         device_bytes=tuple(first if i == 0 else device for i in range(len(devices))),
-        host_bytes=copies * (mask + inputs) + (0 if devices else device) + (block + scores + logits if host_weights else 0),
+        host_bytes=copies * (mask + inputs)
+        + (0 if devices else device)
+        + (block + scores + logits if host_weights else 0),
         flash_attn=ctx.flash_attn != "off",
         n_copies=copies,
         n_splits=0,

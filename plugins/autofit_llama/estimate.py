@@ -105,12 +105,20 @@ def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = ()) -> Esti
             device, n_tokens=layout.context.n_tokens, widest_dense_row=dense, widest_expert_rows=experts
         )
     host += runtime.host_runtime(
-        n_vocab=layout.hparams.n_vocab, n_output_rows=layout.context.n_outputs_max, server=run.server is not None
+        n_vocab=layout.hparams.n_vocab,
+        n_output_rows=layout.context.n_outputs_max,
+        server=run.server is not None,
     )
     if run.server is not None:
-        host += runtime.prompt_cache(run.server.prompt_cache_bytes, available_bytes=machine.host.available_bytes)
+        host += runtime.prompt_cache(
+            run.server.prompt_cache_bytes, available_bytes=machine.host.available_bytes
+        )
         host += _checkpoint_items(layout, run.server)
-    return Estimate(memory=_pools(run.devices, machine, items, host, margins), layout=layout, report=_report(layout, run.devices))
+    return Estimate(
+        memory=_pools(run.devices, machine, items, host, margins),
+        layout=layout,
+        report=_report(layout, run.devices),
+    )
 
 
 def _context_items(
@@ -120,7 +128,9 @@ def _context_items(
     plan, compute = layout.weight_plan, layout.compute
     basis: Basis = "exact" if layout.is_exact else "derived"
     compute_source = (
-        "llama-context.cpp:sched_reserve, replayed" if layout.is_exact else "an upper bound: no graph for this architecture"
+        "llama-context.cpp:sched_reserve, replayed"
+        if layout.is_exact
+        else "an upper bound: no graph for this architecture"
     )
     known: Basis = "exact" if layout.hparams.known else "derived"
     for i, device in enumerate(devices):
@@ -129,32 +139,95 @@ def _context_items(
         _add(to, "cache", layout.cache_device_bytes[i], known, _cache_label(layout), "llama-kv-cache.cpp")
         _add(to, "compute", compute.device_bytes[i], basis, "compute buffer", compute_source)
     mapped = arguments.mmap and not locked
-    _add(host, "weights", plan.host_bytes, known, "weights read from the mapped file" if mapped else "weights", "llama-mmap.cpp", mapped=mapped)
-    _add(host, "weights", plan.pinned_bytes, known, "weights in pinned memory", "llama-model.cpp:make_cpu_buft_list")
+    _add(
+        host,
+        "weights",
+        plan.host_bytes,
+        known,
+        "weights read from the mapped file" if mapped else "weights",
+        "llama-mmap.cpp",
+        mapped=mapped,
+    )
+    _add(
+        host,
+        "weights",
+        plan.pinned_bytes,
+        known,
+        "weights in pinned memory",
+        "llama-model.cpp:make_cpu_buft_list",
+    )
     _add(host, "weights", plan.repacked_bytes, known, "weights re-laid for the CPU", "ggml-cpu/repack.cpp")
-    _add(host, "weights", plan.lazy_bytes, known, "table read row by row", "llama-model-loader.cpp:lazy_read", mapped=True)
+    _add(
+        host,
+        "weights",
+        plan.lazy_bytes,
+        known,
+        "table read row by row",
+        "llama-model-loader.cpp:lazy_read",
+        mapped=True,
+    )
     _add(host, "cache", layout.cache_host_bytes, known, _cache_label(layout), "llama-kv-cache.cpp")
     _add(host, "compute", compute.host_bytes, basis, "compute buffer and graph inputs", compute_source)
 
 
 def _extra_context(
-    layout: Layout, devices: Sequence[Device], items: Mapping[str, list[MemoryItem]], host: list[MemoryItem], label: str
+    layout: Layout,
+    devices: Sequence[Device],
+    items: Mapping[str, list[MemoryItem]],
+    host: list[MemoryItem],
+    label: str,
 ) -> None:
     """A second context over the same weights: its caches and compute buffers."""
     basis: Basis = "exact" if layout.is_exact else "derived"
     for i, device in enumerate(devices):
-        _add(items[device.id], "cache", layout.cache_device_bytes[i], "exact", f"cache of the {label}", "llama-kv-cache.cpp")
-        _add(items[device.id], "compute", layout.compute.device_bytes[i], basis, f"compute buffer of the {label}", "llama-context.cpp:sched_reserve")
+        _add(
+            items[device.id],
+            "cache",
+            layout.cache_device_bytes[i],
+            "exact",
+            f"cache of the {label}",
+            "llama-kv-cache.cpp",
+        )
+        _add(
+            items[device.id],
+            "compute",
+            layout.compute.device_bytes[i],
+            basis,
+            f"compute buffer of the {label}",
+            "llama-context.cpp:sched_reserve",
+        )
     _add(host, "cache", layout.cache_host_bytes, "exact", f"cache of the {label}", "llama-kv-cache.cpp")
-    _add(host, "compute", layout.compute.host_bytes, basis, f"compute buffer of the {label}", "llama-context.cpp:sched_reserve")
+    _add(
+        host,
+        "compute",
+        layout.compute.host_bytes,
+        basis,
+        f"compute buffer of the {label}",
+        "llama-context.cpp:sched_reserve",
+    )
 
 
 def _draft_items(draft: Companion, items: Mapping[str, list[MemoryItem]], host: list[MemoryItem]) -> None:
     layout = lay_out(draft.sized, device_rules(draft.devices), draft.arguments)
     plan = layout.weight_plan
     for i, device in enumerate(draft.devices):
-        _add(items[device.id], "weights", plan.device_bytes[i], "exact", draft.label, "llama-model.cpp:load_tensors")
-    _add(host, "weights", plan.host_all_bytes, "exact", draft.label, "llama-model.cpp:load_tensors", mapped=draft.arguments.mmap)
+        _add(
+            items[device.id],
+            "weights",
+            plan.device_bytes[i],
+            "exact",
+            draft.label,
+            "llama-model.cpp:load_tensors",
+        )
+    _add(
+        host,
+        "weights",
+        plan.host_all_bytes,
+        "exact",
+        draft.label,
+        "llama-model.cpp:load_tensors",
+        mapped=draft.arguments.mmap,
+    )
     _extra_context(layout, draft.devices, items, host, draft.label)
 
 
@@ -172,7 +245,11 @@ def _projector_items(
 
 
 def _adapter_items(
-    adapter: ModelSpec, layout: Layout, devices: Sequence[Device], items: Mapping[str, list[MemoryItem]], host: list[MemoryItem]
+    adapter: ModelSpec,
+    layout: Layout,
+    devices: Sequence[Device],
+    items: Mapping[str, list[MemoryItem]],
+    host: list[MemoryItem],
 ) -> None:
     """A LoRA adapter: each pair of matrices lies beside the weight it adapts (src/llama-adapter.cpp)."""
     n_host = 0
@@ -231,7 +308,11 @@ def _pools(
     pools = []
     shared: list[MemoryItem] = []
     for i, device in enumerate(devices):
-        margin = margins[min(i, len(margins) - 1)].of(device.total_bytes or device.free_bytes or 0) if margins else 0
+        margin = (
+            margins[min(i, len(margins) - 1)].of(device.total_bytes or device.free_bytes or 0)
+            if margins
+            else 0
+        )
         reserve = () if margin == 0 else (_reserve(margin),)
         if device.pool == HOST_POOL:
             shared += (*items[device.id], *reserve)
@@ -301,7 +382,16 @@ def _reserve(n_bytes: int) -> MemoryItem:
 
 
 def _add(
-    to: list[MemoryItem], kind: Kind, n_bytes: int, basis: Basis, label: str, source: str, *, mapped: bool = False
+    to: list[MemoryItem],
+    kind: Kind,
+    n_bytes: int,
+    basis: Basis,
+    label: str,
+    source: str,
+    *,
+    mapped: bool = False,
 ) -> None:
     if n_bytes:
-        to.append(MemoryItem(kind=kind, n_bytes=n_bytes, basis=basis, label=label, source=source, mapped=mapped))
+        to.append(
+            MemoryItem(kind=kind, n_bytes=n_bytes, basis=basis, label=label, source=source, mapped=mapped)
+        )

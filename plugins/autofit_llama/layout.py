@@ -17,7 +17,15 @@ from autofit_llama.graph.ggml import HOST
 from autofit_llama.graph.model import GraphModel
 from autofit_llama.hparams import HParams
 from autofit_llama.placement import Override, Placement, buffer_rules, place_layers
-from autofit_llama.weights import HOST_ALIGNMENT, LazyMode, Weight, WeightPlan, device_bytes, loaded_weights, place_weights
+from autofit_llama.weights import (
+    HOST_ALIGNMENT,
+    LazyMode,
+    Weight,
+    WeightPlan,
+    device_bytes,
+    loaded_weights,
+    place_weights,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +79,15 @@ class Sized:
     def weights(self, *, load_mtp: bool = False, lazy_mode: LazyMode = "auto") -> tuple[Weight, ...]:
         key = (load_mtp, lazy_mode)
         if key not in self._loaded:
-            self._loaded[key] = loaded_weights(self.model, self.hparams, load_mtp=load_mtp, lazy_mode=lazy_mode)
+            self._loaded[key] = loaded_weights(
+                self.model, self.hparams, load_mtp=load_mtp, lazy_mode=lazy_mode
+            )
         return self._loaded[key]
 
 
-def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, *, dry_run: bool = True) -> Layout:
+def lay_out(
+    sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, *, dry_run: bool = True
+) -> Layout:
     """Where everything of `sized` goes on `devices`.
 
     `dry_run` gives the compute buffers of the engine's own dry run, which are never below what is then allocated but
@@ -101,7 +113,11 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
     on_device, on_host, per_layer = _cache_bytes(kept, context, placement, devices)
     full_offload = arguments.n_gpu_layers < 0 or arguments.n_gpu_layers > hp.n_layer_all
     pipeline = (
-        len(devices) > 1 and full_offload and arguments.by_layer and context.offload_kqv and not _overrides_any(arguments)
+        len(devices) > 1
+        and full_offload
+        and arguments.by_layer
+        and context.offload_kqv
+        and not _overrides_any(arguments)
     )
     try:
         compute = compute_buffers(

@@ -13,11 +13,19 @@ from autofit.errors import EngineRefusalError, HardwareError, UsageError
 from autofit_llama.context import ContextParams, resolve_context
 from autofit_llama.estimate import Companion, Run, Server, size
 from autofit_llama.hparams import HParams
-from autofit_llama.layout import Arguments, Sized
 from autofit_llama.launch import Draft, Launch, check_launch, check_stands_alone
+from autofit_llama.layout import Arguments, Sized
 
 #: ggml's names of its backends: CUDA0, ROCm1, RPC0 ...
-_NAMES = {"cuda": "CUDA", "rocm": "ROCm", "vulkan": "Vulkan", "sycl": "SYCL", "cann": "CANN", "rpc": "RPC", "metal": "MTL"}
+_NAMES = {
+    "cuda": "CUDA",
+    "rocm": "ROCm",
+    "vulkan": "Vulkan",
+    "sycl": "SYCL",
+    "cann": "CANN",
+    "rpc": "RPC",
+    "metal": "MTL",
+}
 
 
 def engine_devices(machine: Machine) -> tuple[tuple[str, Device], ...]:
@@ -51,7 +59,8 @@ def choose_devices(launch: Launch, machine: Machine) -> tuple[tuple[str, Device]
         unknown = [name for name in launch.devices if name not in by_name]
         if unknown:
             raise EngineRefusalError(
-                f"llama.cpp refuses: invalid device: {unknown[0][:40]!r}", hint=f"devices here: {', '.join(by_name) or 'none'}"
+                f"llama.cpp refuses: invalid device: {unknown[0][:40]!r}",
+                hint=f"devices here: {', '.join(by_name) or 'none'}",
             )
         chosen = tuple(by_name[name] for name in launch.devices)
     return chosen
@@ -70,7 +79,9 @@ def _placed_on(
 
 
 def _all_named(machine: Machine) -> tuple[tuple[str, Device], ...]:
-    return engine_devices(replace(machine, devices=tuple(replace(device, integrated=False) for device in machine.devices)))
+    return engine_devices(
+        replace(machine, devices=tuple(replace(device, integrated=False) for device in machine.devices))
+    )
 
 
 def run_of(launch: Launch, model: ModelSpec, machine: Machine, *, sized: Sized | None = None) -> Run:
@@ -120,7 +131,9 @@ def _arguments(launch: Launch, named: Sequence[tuple[str, Device]], machine: Mac
         by_layer=launch.split_mode == "layer",
         repack=launch.repack and machine.host.has_repack is not False,
         no_host=launch.no_host,
-        mmap=launch.maps_file(not any(device.api == "cuda" and device.pool == HOST_POOL for device in devices)),
+        mmap=launch.maps_file(
+            not any(device.api == "cuda" and device.pool == HOST_POOL for device in devices)
+        ),
         load_mtp=launch.load_mtp,
         lazy_mode=launch.lazy_mode,
     )
@@ -133,7 +146,9 @@ def _splits(tensor_split: Sequence[float], named: Sequence[tuple[str, Device]]) 
     free = []
     for name, device in named:
         if device.free_bytes is None:
-            raise HardwareError(f"the free memory of {name} is unknown", hint="state it: --on NAME:SIZE, or pin -ts")
+            raise HardwareError(
+                f"the free memory of {name} is unknown", hint="state it: --on NAME:SIZE, or pin -ts"
+            )
         free.append(float(device.free_bytes))
     return tuple(free)
 
@@ -146,7 +161,9 @@ def _server(launch: Launch) -> Server:
     )
 
 
-def _draft(launch: Launch, draft: Draft, model: ModelSpec, context: ContextParams, machine: Machine) -> Companion:
+def _draft(
+    launch: Launch, draft: Draft, model: ModelSpec, context: ContextParams, machine: Machine
+) -> Companion:
     own = replace(
         launch,
         n_gpu_layers=draft.n_gpu_layers,
@@ -174,5 +191,3 @@ def _projector_device(launch: Launch, named: Sequence[tuple[str, Device]]) -> st
     if launch.mmproj_device is not None:
         raise EngineRefusalError(f"llama.cpp refuses: invalid device: {launch.mmproj_device[:40]!r}")
     return HOST_POOL
-
-

@@ -32,12 +32,19 @@ def device_runtime(device: Device) -> tuple[MemoryItem, ...]:
     if device.runtime_bytes is not None:
         if device.runtime_bytes == 0:
             return ()
-        return (_runtime(device.runtime_bytes, "measured", "context and libraries", "stated for this device"),)
+        return (
+            _runtime(device.runtime_bytes, "measured", "context and libraries", "stated for this device"),
+        )
     if device.api == "cuda":
         context = CONTEXT_BYTES_PER_SM * device.n_sm if device.n_sm else UNKNOWN_CUDA_CONTEXT_BYTES
         blas = 32 * MIB if (device.compute_capability or (0, 0)) >= (9, 0) else 4 * MIB
         return (
-            _runtime(context, "assumed", "CUDA context and modules", "3 MiB per multiprocessor, ggml-org/llama.cpp#23604"),
+            _runtime(
+                context,
+                "assumed",
+                "CUDA context and modules",
+                "3 MiB per multiprocessor, ggml-org/llama.cpp#23604",
+            ),
             _runtime(blas, "derived", "cuBLAS workspace", "ggml-cuda/common.cuh:cublas_handle"),
             _runtime(GRAPHS_BYTES, "assumed", "CUDA graphs", "a few MiB per distinct graph"),
         )
@@ -47,7 +54,9 @@ def device_runtime(device: Device) -> tuple[MemoryItem, ...]:
     return (_runtime(context, "assumed", f"{device.api} context", "not verified on this kind of device"),)
 
 
-def device_transient(device: Device, *, n_tokens: int, widest_dense_row: int, widest_expert_rows: int) -> tuple[MemoryItem, ...]:
+def device_transient(
+    device: Device, *, n_tokens: int, widest_dense_row: int, widest_expert_rows: int
+) -> tuple[MemoryItem, ...]:
     """The pool's growth at the first full prompt: activations quantised for MMQ, and its fix-up buffer.
 
     Args:
@@ -76,7 +85,9 @@ def host_runtime(*, n_vocab: int, n_output_rows: int, server: bool) -> tuple[Mem
     Source: src/llama-context.cpp:output_reserve (f32 logits, as many rows as sequences at start).
     """
     items = [_runtime(PROCESS_BYTES, "assumed", "process", "resident set of a header-only load")]
-    items.append(_runtime(4 * n_vocab * n_output_rows, "derived", "output buffer", "llama-context.cpp:output_reserve"))
+    items.append(
+        _runtime(4 * n_vocab * n_output_rows, "derived", "output buffer", "llama-context.cpp:output_reserve")
+    )
     if server:
         items.append(_runtime(64 * MIB, "assumed", "HTTP server and tokenizer", "an allowance"))
     return tuple(items)
@@ -96,7 +107,9 @@ def prompt_cache(limit_bytes: int | None, *, available_bytes: int | None) -> tup
     )  # fmt: skip
 
 
-def checkpoints(*, state_bytes_per_slot: int, n_slots: int, n_checkpoints: int, n_ctx_seq: int, min_step: int) -> tuple[MemoryItem, ...]:
+def checkpoints(
+    *, state_bytes_per_slot: int, n_slots: int, n_checkpoints: int, n_ctx_seq: int, min_step: int
+) -> tuple[MemoryItem, ...]:
     """Copies of what cannot be rolled back (sliding-window cells, recurrent state), kept per slot.
 
     At most `n_checkpoints` of them, at least `min_step` tokens apart, and one more near the last message.
@@ -108,7 +121,8 @@ def checkpoints(*, state_bytes_per_slot: int, n_slots: int, n_checkpoints: int, 
     count = min(n_checkpoints, n_ctx_seq // max(min_step, 1) + 1)
     return (
         MemoryItem(kind="transient", n_bytes=state_bytes_per_slot * count * n_slots, basis="derived",
-                   label=f"context checkpoints, {count} for each of {n_slots} slots", source="server-context.cpp:create_checkpoint"),
+                   label=f"context checkpoints, {count} for each of {n_slots} slots",
+                   source="server-context.cpp:create_checkpoint"),
     )  # fmt: skip
 
 

@@ -12,13 +12,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"numpy", "torch", "gguf", "vllm", "llama_cpp", "pydantic", "rich", "tomlkit", "pynvml", "asyncio"}
 MODEL = "example:mixtral-8x7b-q4_k_m"
 
 
-def autofit(*args: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("AUTOFIT_", "LLAMA_ARG_", "VLLM_", "CUDA_"))}
+def autofit(
+    *args: str, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith(("AUTOFIT_", "LLAMA_ARG_", "VLLM_", "CUDA_"))
+    }
     clean |= {"XDG_CONFIG_HOME": "/nonexistent", "AUTOFIT_DISABLE_PLUGIN_AUTOLOAD": "1", **(env or {})}
-    return subprocess.run([sys.executable, "-m", "autofit", *args], capture_output=True, text=True, env=clean, cwd=cwd, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-m", "autofit", *args],
+        capture_output=True,
+        text=True,
+        env=clean,
+        cwd=cwd,
+        timeout=60,
+    )
 
 
 def test_help_names_every_command_and_the_exit_codes() -> None:
@@ -49,7 +61,11 @@ def test_json_is_the_documented_schema() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     plan = json.loads(done.stdout)
-    documented = {line.split("`")[1] for line in (ROOT / "docs/json.md").read_text().splitlines() if line.startswith("| `")}
+    documented = {
+        line.split("`")[1]
+        for line in (ROOT / "docs/json.md").read_text().splitlines()
+        if line.startswith("| `")
+    }
     assert documented <= plan.keys()
     assert plan["schema"] == 1
     assert [pool["id"] for pool in plan["pools"]] == ["GPU0", "host"]
@@ -132,7 +148,15 @@ def test_a_path_with_shell_characters_is_quoted(tmp_path: Path) -> None:
 
 def test_settings_come_from_the_environment_and_the_file_here(tmp_path: Path) -> None:
     (tmp_path / "autofit.toml").write_text('context = "4k"\non = ["rtx-3090"]\nram = "64GiB"\n')
-    done = autofit("llama", MODEL, "--format", "json", "-q", cwd=tmp_path, env={"PYTHONPATH": os.environ.get("PYTHONPATH", "")})
+    done = autofit(
+        "llama",
+        MODEL,
+        "--format",
+        "json",
+        "-q",
+        cwd=tmp_path,
+        env={"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
+    )
     assert json.loads(done.stdout)["context_tokens"] == 4096
     done = autofit("llama", MODEL, "--format", "json", "-q", cwd=tmp_path, env={"AUTOFIT_CONTEXT": "8k"})
     plan = json.loads(done.stdout)
@@ -144,8 +168,7 @@ def test_planning_imports_no_engine_and_nothing_heavy() -> None:
     code = (
         "import sys; from autofit.cli.main import main;"
         f"code = main(['llama', {MODEL!r}, '--on', 'rtx-3090', '--ram', '64GiB', '-q']);"
-        "heavy = {'numpy', 'torch', 'gguf', 'vllm', 'llama_cpp', 'pydantic', 'rich', 'tomlkit', 'pynvml', 'asyncio'} & set(sys.modules);"
-        "assert not heavy, heavy; sys.exit(code)"
+        f"heavy = {HEAVY!r} & set(sys.modules); assert not heavy, heavy; sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -3,18 +3,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from autofit import settings
 from autofit.domain.request import Margin
 from autofit.errors import UsageError
 
 
 def test_the_first_place_that_has_a_value_wins_and_is_remembered() -> None:
-    wishes = settings.merge([
-        ("user", settings.from_flags({"context": "8k"})),
-        ("environment", settings.from_environment({"AUTOFIT_CONTEXT": "16k", "AUTOFIT_PARALLEL": "2"})),
-        ("preset", settings.from_table({"context": "32k", "parallel": 8, "prefer": "context"}, "preset x", "llama")),
-    ])
+    wishes = settings.merge(
+        [
+            ("user", settings.from_flags({"context": "8k"})),
+            ("environment", settings.from_environment({"AUTOFIT_CONTEXT": "16k", "AUTOFIT_PARALLEL": "2"})),
+            (
+                "preset",
+                settings.from_table(
+                    {"context": "32k", "parallel": 8, "prefer": "context"}, "preset x", "llama"
+                ),
+            ),
+        ]
+    )
     request = settings.to_request(wishes)
     assert (request.context_tokens, request.n_parallel, request.prefer) == (8192, 2, "context")
     assert [request.origin(name) for name in ("context_tokens", "n_parallel", "prefer", "kv")] == [
@@ -24,7 +30,9 @@ def test_the_first_place_that_has_a_value_wins_and_is_remembered() -> None:
 
 def test_a_backends_table_overrides_the_file_and_engine_args_come_before_the_users(tmp_path: Path) -> None:
     path = tmp_path / "autofit.toml"
-    path.write_text('margin = "1GiB"\n[llama]\nmargin = "8%"\nengine_args = ["-fa", "on"]\n[vllm]\nparallel = 9\n')
+    path.write_text(
+        'margin = "1GiB"\n[llama]\nmargin = "8%"\nengine_args = ["-fa", "on"]\n[vllm]\nparallel = 9\n'
+    )
     wishes = settings.merge([("settings file", settings.read_settings_file(path, "llama"))])
     request = settings.to_request(wishes, engine_args=["-ngl", "5"])
     assert request.margins == (Margin(fraction=0.08),)
@@ -42,7 +50,9 @@ def test_a_backends_table_overrides_the_file_and_engine_args_come_before_the_use
         ("prefer = 'cheap'", "not one of"),
     ],
 )
-def test_a_bad_settings_file_is_one_line_that_names_the_file(tmp_path: Path, content: str, message: str) -> None:
+def test_a_bad_settings_file_is_one_line_that_names_the_file(
+    tmp_path: Path, content: str, message: str
+) -> None:
     path = tmp_path / "autofit.toml"
     path.write_text(content)
     with pytest.raises(UsageError) as caught:
@@ -54,7 +64,11 @@ def test_a_bad_settings_file_is_one_line_that_names_the_file(tmp_path: Path, con
 
 @pytest.mark.parametrize(
     ("text", "margins"),
-    [("1GiB", (Margin(n_bytes=1 << 30),)), ("8%", (Margin(fraction=0.08),)), ("1GiB,0", (Margin(n_bytes=1 << 30), Margin()))],
+    [
+        ("1GiB", (Margin(n_bytes=1 << 30),)),
+        ("8%", (Margin(fraction=0.08),)),
+        ("1GiB,0", (Margin(n_bytes=1 << 30), Margin())),
+    ],
 )
 def test_margins(text: str, margins: tuple[Margin, ...]) -> None:
     assert settings.parse_margins(text) == margins

@@ -1,23 +1,32 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, parse_size, parse_tokens, round_up
 from autofit.errors import UsageError
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize(
     ("text", "n_bytes"),
-    [("24GiB", 24 << 30), ("24 gib", 24 << 30), ("24GB", 24 * 10**9), ("1.5MiB", 3 << 19), ("7", 7), ("0", 0), (".5GiB", 1 << 29)],
+    [
+        ("24GiB", 24 << 30),
+        ("24 gib", 24 << 30),
+        ("24GB", 24 * 10**9),
+        ("1.5MiB", 3 << 19),
+        ("7", 7),
+        ("0", 0),
+        (".5GiB", 1 << 29),
+    ],
 )
 def test_size(text: str, n_bytes: int) -> None:
     assert parse_size(text) == n_bytes
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "1e9", "1GiBs", "2000000000GiB", "١GiB", "1" * 50, "1.2.3GiB", "nan"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "-1GiB", "1e9", "1GiBs", "2000000000GiB", "١GiB", "1" * 50, "1.2.3GiB", "nan"]
+)
 def test_not_a_size(text: str) -> None:
     with pytest.raises(UsageError):
         parse_size(text)
@@ -29,7 +38,9 @@ def test_printed_sizes_read_back_within_their_rounding(n_bytes: int) -> None:
     assert abs(back - n_bytes) <= max(1, n_bytes * 0.006)
 
 
-@pytest.mark.parametrize(("text", "n_tokens"), [("8192", 8192), ("64k", 65536), ("64K", 65536), ("1M", 1 << 20)])
+@pytest.mark.parametrize(
+    ("text", "n_tokens"), [("8192", 8192), ("64k", 65536), ("64K", 65536), ("1M", 1 << 20)]
+)
 def test_tokens(text: str, n_tokens: int) -> None:
     assert parse_tokens(text) == n_tokens
 
