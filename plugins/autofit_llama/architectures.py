@@ -233,7 +233,9 @@ class Metadata:
     def _per_layer(self, key: str, value: object, n: int, element: type) -> list[Any]:
         # src/llama-model-loader.cpp:get_key_or_arr: one value for all, or exactly n of them
         if not isinstance(value, tuple):
-            return self._array(key, (value,) * n, element)
+            value = (value,) * n
+        if element is int and any(type(item) is bool for item in value):
+            self.refuse(key, "holds truth values, not int")
         if len(value) != n:
             self.refuse(key, f"has {len(value)} entries where the engine expects {n}")
         return self._array(key, value, element)
@@ -274,8 +276,7 @@ def _period(d: Draft, meta: Metadata, n_pattern: int, first: bool) -> None:
         return
     n = meta.number("attention.sliding_window_pattern", default=n_pattern)
     d.is_swa = [
-        il < d.n_layer and (n == 0 or (il % n != 0 if first else il % n < n - 1))
-        for il in range(d.n_layer_all)
+        il < d.n_layer and (n == 0 or (il % n != 0 if first else il % n < n - 1)) for il in range(d.n_layer_all)
     ]
 
 
@@ -433,9 +434,7 @@ def _dflash(d: Draft, meta: Metadata) -> None:
         _clamp_shared_as_routed(d, meta)
         _require_sqrt_softplus(d, meta)
         if d.n_swa == 0 or d.dsv4_o_group_count == 0 or any(d.dsv4_compress_ratios):
-            meta.refuse(
-                "attention.sliding_window", "or output groups or compression ratios are not a drafter's"
-            )
+            meta.refuse("attention.sliding_window", "or output groups or compression ratios are not a drafter's")
         d.swa_type, d.is_swa = "standard", [True] * d.n_layer_all
     elif d.n_swa > 0:
         d.swa_type = "standard"
@@ -491,9 +490,7 @@ def _glm_dsa(d: Draft, meta: Metadata) -> None:
         # files of GLM 5 and 5.1 (all layers full) carry no types; 5.2 shares between three of four layers
         shared = d.n_ctx_train >= 1048576
         n_named = 2 + 4 * 19
-        d.is_indexer_full = [
-            not shared or (il < n_named and (il < 2 or il % 4 == 2)) for il in range(d.n_layer_all)
-        ]
+        d.is_indexer_full = [not shared or (il < n_named and (il < 2 or il % 4 == 2)) for il in range(d.n_layer_all)]
 
 
 def _glm5_next(d: Draft, meta: Metadata) -> None:
@@ -584,9 +581,7 @@ def _llama4(d: Draft, meta: Metadata) -> None:
 
 
 def _minicpm(d: Draft, meta: Metadata) -> None:
-    _default(f_embedding_scale=12.0, f_residual_scale=1.4 / d.n_layer**0.5, f_logit_scale=256.0 / d.n_embd)(
-        d, meta
-    )
+    _default(f_embedding_scale=12.0, f_residual_scale=1.4 / d.n_layer**0.5, f_logit_scale=256.0 / d.n_embd)(d, meta)
     d.rope_finetuned = True
 
 
@@ -1065,9 +1060,7 @@ def _base(meta: Metadata) -> Draft:
         d.n_embd_head_v_full = meta.number("attention.value_length", default=d.n_embd // n_head)
         d.n_rot_full = meta.number("rope.dimension_count", default=d.n_embd_head_k_full)
         if meta.arch in _NO_VOCAB_ROTATION and d.n_rot_full != d.n_embd_head_k_full:
-            meta.refuse(
-                "rope.dimension_count", f"is {d.n_rot_full}, the engine expects {d.n_embd_head_k_full}"
-            )
+            meta.refuse("rope.dimension_count", f"is {d.n_rot_full}, the engine expects {d.n_embd_head_k_full}")
     d.n_embd_head_k_swa = meta.number("attention.key_length_swa", default=d.n_embd_head_k_full)
     d.n_embd_head_v_swa = meta.number("attention.value_length_swa", default=d.n_embd_head_v_full)
     d.n_rot_swa = meta.number("rope.dimension_count_swa", default=d.n_rot_full)
@@ -1105,9 +1098,7 @@ def _experts(d: Draft, meta: Metadata) -> None:
     if groups and groups >= d.n_expert:
         meta.refuse("expert_group_count", f"is {groups} for {d.n_expert} experts")
     if groups > 1 and (d.n_expert % groups or not 0 < d.n_group_used < groups):
-        meta.refuse(
-            "expert_group_used_count", f"is {d.n_group_used} of {groups} groups of {d.n_expert} experts"
-        )
+        meta.refuse("expert_group_used_count", f"is {d.n_group_used} of {groups} groups of {d.n_expert} experts")
 
 
 _PER_LAYER: Mapping[str, object] = {

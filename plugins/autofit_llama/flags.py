@@ -203,9 +203,7 @@ def read(argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: 
     return Reading(program=program, words=words, flags=tuple(flags), unknown=tuple(unknown), version=version)
 
 
-def unread_variables(
-    env: Mapping[str, str], program: Program, *, version: Version = LATEST
-) -> tuple[str, ...]:
+def unread_variables(env: Mapping[str, str], program: Program, *, version: Version = LATEST) -> tuple[str, ...]:
     """Names that look like the engine's variables and that this program and version never read."""
     read_ones: set[str] = set()
     for option in _accepted(program, version):
@@ -248,7 +246,7 @@ def real(text: str) -> float:
     if not found:
         raise ValueError("not a number")
     number = float(found[1])
-    if abs(number) > 3.4028235e38 or (number != 0 and abs(number) < 1.2e-38):
+    if abs(number) > 3.4028235e38 or (number != 0 and abs(number) < 1.1754943508222875e-38):
         raise ValueError("outside the range of a single-precision number")
     return number
 
@@ -262,14 +260,10 @@ def _is_flag(token: str) -> bool:
     return bool(re.match(r"--?[A-Za-z]", token))
 
 
-def _flag(
-    program: str, option: Option, positive: bool, values: Sequence[str], spelling: str, origin: Origin
-) -> Flag:
+def _flag(program: str, option: Option, positive: bool, values: Sequence[str], spelling: str, origin: Origin) -> Flag:
     value: str | int | bool = positive
     if option.kind == "removed":
-        raise UsageError(
-            f"{program} refuses {spelling}: the argument has been removed", hint=f"use {option.successor}"
-        )
+        raise UsageError(f"{program} refuses {spelling}: the argument has been removed", hint=f"use {option.successor}")
     if option.kind == "int":
         try:
             value = integer(values[0])
@@ -296,9 +290,7 @@ def _from_env(program: Program, env: Mapping[str, str], version: Version) -> Ite
         elif option.kind == "bool":
             value = name == option.env and text in TRUE_WORDS
             if name == option.env and text not in TRUE_WORDS | FALSE_WORDS:
-                raise UsageError(
-                    f"{program} refuses {name}={text[:40]!r}: not a truth value", hint="write on or off"
-                )
+                raise UsageError(f"{program} refuses {name}={text[:40]!r}: not a truth value", hint="write on or off")
             yield Flag(option=option, value=value, spelling=name, origin="env")
         else:
             yield _flag(program, option, True, (text,), name, "env")
@@ -310,9 +302,7 @@ def _check_unknown(program: Program, token: str, spelling: str, version: Version
         raise UsageError(f"{program} refuses {token[:80]!r}: it takes no positional argument")
     for legacy in LEGACY:
         if spelling in (*legacy.spellings, *legacy.negations) and version.has(legacy.change):
-            raise UsageError(
-                f"{program} refuses {spelling}: removed from llama.cpp", hint=f"write {legacy.successor}"
-            )
+            raise UsageError(f"{program} refuses {spelling}: removed from llama.cpp", hint=f"write {legacy.successor}")
     name, equals, _ = spelling.partition("=")
     if equals and name in _spellings(program, version):
         raise UsageError(

@@ -401,9 +401,13 @@ def _append(state: dict[str, Any], name: str, values: Iterable[Any]) -> None:
     state[name] = (*state.get(name, ()), *values)
 
 
-def _append_counted(
-    name: str, kind: Literal["n_cpu_moe", "n_cpu_ffn"]
-) -> Callable[[dict[str, Any], Flag], None]:
+def _append_spec_types(state: dict[str, Any], flag: Flag) -> None:
+    """Types add up; `none` beside another one says nothing."""
+    names = (*state.get("spec_types", ()), *_spec_types(str(flag.value)))
+    state["spec_types"] = tuple(name for name in names if name != "none") or ("none",)
+
+
+def _append_counted(name: str, kind: Literal["n_cpu_moe", "n_cpu_ffn"]) -> Callable[[dict[str, Any], Flag], None]:
     def apply(state: dict[str, Any], flag: Flag) -> None:
         if not isinstance(flag.value, int) or flag.value < 0:
             raise ValueError("invalid value")
@@ -412,9 +416,7 @@ def _append_counted(
     return apply
 
 
-def _append_parsed(
-    name: str, parse: Callable[[str], Iterable[Any]]
-) -> Callable[[dict[str, Any], Flag], None]:
+def _append_parsed(name: str, parse: Callable[[str], Iterable[Any]]) -> Callable[[dict[str, Any], Flag], None]:
     return lambda state, flag: _append(state, name, parse(str(flag.value)))
 
 
@@ -429,7 +431,8 @@ def _spec_types(text: str) -> tuple[str, ...]:
 
 
 def _spec_default(state: dict[str, Any], flag: Flag) -> None:
-    _append(state, "spec_types", ("ngram-mod",))
+    kept = tuple(name for name in state.get("spec_types", ()) if name != "none")
+    state["spec_types"] = (*kept, "ngram-mod")
     state["ngram_mod_n_max"] = 64
 
 
@@ -445,9 +448,7 @@ def _preset(**values: Any) -> Callable[[dict[str, Any], Flag], None]:
     return lambda state, flag: state.update(values)
 
 
-def _coder(
-    size: str, draft: bool = False, name: str = "Qwen2.5-Coder"
-) -> Callable[[dict[str, Any], Flag], None]:
+def _coder(size: str, draft: bool = False, name: str = "Qwen2.5-Coder") -> Callable[[dict[str, Any], Flag], None]:
     more = {"draft_hf_repo": "ggml-org/Qwen2.5-Coder-0.5B-Q8_0-GGUF"} if draft else {}
     return _preset(
         hf_repo=f"ggml-org/{name}-{size}-Q8_0-GGUF",
@@ -473,7 +474,7 @@ _SPECIAL: Mapping[str, Callable[[dict[str, Any], Flag], None]] = {
     "spec-draft-cpu-moe": lambda state, flag: _append(state, "draft_overrides", (Override(kind="cpu_moe"),)),
     "spec-draft-n-cpu-moe": _append_counted("draft_overrides", "n_cpu_moe"),
     "rpc": _append_parsed("rpc", lambda text: text.split(",")),
-    "spec-type": _append_parsed("spec_types", _spec_types),
+    "spec-type": _append_spec_types,
     "lora": _append_parsed("loras", _csv),
     "lora-scaled": _append_parsed("loras", _scaled),
     "control-vector": _append_parsed("control_vectors", _csv),
@@ -620,9 +621,7 @@ def _bench_settings(reading: Reading) -> LlamaSettings:
     tokens = max(*given.get("n-prompt", (512,)), *given.get("n-gen", (128,)), *given.get("pg", (0,)))
     layers = given.get("n-gpu-layers")
     experts = min(given["n-cpu-moe"]) if "n-cpu-moe" in given else 0
-    overrides = (first("override-tensor") or ()) + (
-        (Override(kind="n_cpu_moe", n_blocks=experts),) if experts else ()
-    )
+    overrides = (first("override-tensor") or ()) + ((Override(kind="n_cpu_moe", n_blocks=experts),) if experts else ())
     return LlamaSettings(
         model=first("model"),
         hf_repo=first("hf-repo"),

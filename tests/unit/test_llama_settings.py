@@ -46,7 +46,7 @@ def launch(*argv: str, program: Program = "llama-server") -> Launch:
         ("--rpc a:1,b:2 --rpc c:3", {"rpc": ("a:1", "b:2", "c:3")}),
         (
             "--spec-type draft-mtp,ngram-mod --spec-type none",
-            {"spec_types": ("draft-mtp", "ngram-mod", "none")},
+            {"spec_types": ("draft-mtp", "ngram-mod")},
         ),
         ('--lora "a,b.gguf",c.gguf', {"loras": ("a,b.gguf", "c.gguf")}),
         ("--lora-scaled a.gguf:0.5", {"loras": ("a.gguf",)}),
