@@ -5,6 +5,7 @@ from __future__ import annotations
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer
 from autofit_llama.graph.ggml import Tensor
+from autofit_llama.graph.sparse import attn_selected, inp_attn_k_dsa, lightning_top_k
 
 
 def deepseek2(g: Graph) -> None:
@@ -39,6 +40,91 @@ def deepseek2(g: Graph) -> None:
     cur = g.final_norm(x)
     g.h_nextn = cur
     g.output(cur)
+
+
+def deepseek32(g: Graph) -> None:
+    """src/models/deepseek32.cpp, glm-dsa.cpp, dots3note.cpp: latent attention to what an indexer selects.
+
+    glm-dsa: some blocks take the selection of the block before. dots3note: sliding blocks select nothing, and
+    a gate per head weighs what attention gives.
+    """
+    h, n = g.h, g.n_tokens
+    sliding = h.swa_type != "none"
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = inp_attn_k_dsa(g, swa=sliding)
+    out_ids = g.inp_out_ids()
+    top_k: Tensor | None = None
+    for il in g.layers():
+        w = g.layer(il)
+        residual = x
+        cur = g.rms(x, w, "attn_norm", il)
+        q_latent = g.rms(ggml.mul_mat(w.need("attn_q_a"), cur), w, "attn_q_a_norm", il)
+        is_swa = sliding and h.is_swa[il]
+        if not is_swa and (h.arch != "glm-dsa" or h.is_indexer_full[il]):
+            top_k = lightning_top_k(g, inp, w, cur, q_latent, pos, il)
+        q, k, latent = absorbed_qkv(g, w, ggml.mul_mat(w.need("attn_q_b"), q_latent), cur, pos, il)
+        v_b = w.need("attn_v_b")
+        if is_swa and inp.swa is not None:
+            attn = g.attn(inp.swa, w, q, k, latent, il, out=None, v_mla=v_b)
+        else:
+            assert top_k is not None
+            attn = attn_selected(g, inp, q, k, latent, top_k, il, v_mla=v_b)
+        if w["attn_gate"] is not None:
+            gate = ggml.sigmoid(g.linear(w, "attn_gate", cur))
+            heads = ggml.reshape(attn, v_b.ne[1], v_b.ne[2], n)
+            attn = ggml.reshape(ggml.mul(heads, ggml.reshape(gate, 1, v_b.ne[2], n)), v_b.ne[1] * v_b.ne[2], n)
+        cur = g.linear(w, "attn_output", attn)
+        if g.is_last(il):
+            cur, residual = g.select_outputs(out_ids, cur, residual)
+        ffn_inp = ggml.add(cur, residual)
+        cur = g.rms(ffn_inp, w, "ffn_norm", il)
+        x = ggml.add(dense_or_shared_moe(g, w, cur, il), ffn_inp)
+    cur = g.final_norm(x)
+    if h.arch != "dots3note":
+        g.h_nextn = cur
+    g.output(cur)
+
+
+def dense_or_shared_moe(g: Graph, w: Layer, x: Tensor, il: int) -> Tensor:
+    """Dense in the leading blocks, then routed experts and a shared one."""
+    h = g.h
+    if il < h.n_layer_dense_lead:
+        return g.ffn(w, x, il)
+    routed = g.moe(
+        w, x, il, norm_weights=h.expert_weights_norm, weights_scale=h.expert_weights_scale,
+        gating=h.expert_gating_func,
+    )  # fmt: skip
+    return ggml.add(routed, g.ffn(w, x, il, up="ffn_up_shexp", gate="ffn_gate_shexp", down="ffn_down_shexp"))
+
+
+def absorbed_qkv(
+    g: Graph, w: Layer, q: Tensor, x: Tensor, pos: Tensor | None, il: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and latent values with the key matrix absorbed into the queries; rotated if `pos`.
+
+    q is [heads * (nope + rope), tokens], x the block's input.
+    """
+    n = g.n_tokens
+    k_b, kv_a = w.need("attn_k_b"), w.need("attn_kv_a_mqa")
+    nope, rank, n_head = k_b.ne[:3]
+    rope = kv_a.ne[1] - rank
+    row = ggml.row_size(q.type, nope + rope)
+    q_nope = ggml.view(q, (nope, n_head, n), (row, row * n_head))
+    q_pe = ggml.view(q, (rope, n_head, n), (row, row * n_head), ggml.row_size(q.type, nope))
+    kv_pe = ggml.mul_mat(kv_a, x)
+    row = ggml.row_size(kv_pe.type, rank + rope)
+    latent = ggml.view(kv_pe, (rank, n), (row,))
+    k_pe = ggml.view(kv_pe, (rope, 1, n), (row, row), ggml.row_size(kv_pe.type, rank))
+    if w["attn_k_norm"] is not None:
+        k_pe = g.rms(k_pe, w, "attn_k_norm", il)
+    if pos is not None:
+        q_pe, k_pe = ggml.rope(q_pe, pos), ggml.rope(k_pe, pos)
+    latent = g.rms(latent, w, "attn_kv_a_norm", il)
+    absorbed = ggml.mul_mat(k_b, ggml.permute(q_nope, 0, 2, 1, 3))
+    q = ggml.concat(ggml.permute(absorbed, 0, 2, 1, 3), q_pe, 0)
+    latent = ggml.reshape(latent, rank, 1, n)
+    return q, ggml.concat(latent, k_pe, 0), latent
 
 
 def latent_attention(
