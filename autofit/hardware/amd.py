@@ -15,6 +15,7 @@ from autofit.domain.machine import HOST_POOL, Device, Host
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 from autofit.hardware import drm, visible
+from autofit.hardware.catalog import profile_of
 from autofit.hardware.facts import Facts, enrich, holder, number, unseen_holders
 from autofit.hardware.system import System, ToolError
 
@@ -60,9 +61,7 @@ def find(system: System, host: Host) -> Facts:
     for index, i in enumerate(chosen):
         _, device, known = found[i]
         new = f"ROCm{index}"
-        devices.append(
-            replace(device, id=new, index=index, pool=HOST_POOL if device.pool == HOST_POOL else new)
-        )
+        devices.append(replace(device, id=new, index=index, pool=HOST_POOL if device.pool == HOST_POOL else new))
         sources |= {f"{new}.{key.removeprefix(device.id + '.')}": basis for key, basis in known.items()}
     return Facts(
         devices=tuple(devices),
@@ -103,9 +102,7 @@ def _device(
             device = replace(device, pool=HOST_POOL, total_bytes=gtt, free_bytes=free)
             notes.append(f"unified memory: the pool is main memory, up to {format_bytes(gtt)} (GTT)")
             if vram > 1 << 30:
-                notes.append(
-                    f"the carve-out ({format_bytes(vram)}) lies idle: make it small, or more than GTT"
-                )
+                notes.append(f"the carve-out ({format_bytes(vram)}) lies idle: make it small, or more than GTT")
             sources = {
                 f"{id}.total_bytes": "measured: sysfs, mem_info_gtt",
                 f"{id}.free_bytes": "derived: GTT and main memory",
@@ -123,16 +120,12 @@ def _device(
     return _with_holders(system, card, node, device, vram_used), sources
 
 
-def _with_holders(
-    system: System, card: drm.Card, node: _Node | None, device: Device, used: int | None
-) -> Device:
+def _with_holders(system: System, card: drm.Card, node: _Node | None, device: Device, used: int | None) -> Device:
     held: dict[int, int] = {}
     if node is not None:
         for pid in system.names("/sys/class/kfd/kfd/proc"):
             held[int(pid)] = (
-                system.number(f"/sys/class/kfd/kfd/proc/{pid}/vram_{node.gpu_id}") or 0
-                if pid.isdecimal()
-                else 0
+                system.number(f"/sys/class/kfd/kfd/proc/{pid}/vram_{node.gpu_id}") or 0 if pid.isdecimal() else 0
             )
     for pid_, n in (drm.users(system, card.pci) or {}).items():
         held[pid_] = max(n, held.get(pid_, 0))
@@ -169,8 +162,6 @@ def _name(system: System, card: drm.Card, node: _Node | None) -> str:
                 and parts[1].lower() == f"{revision or 0:x}"
             ):
                 return printable(parts[2], 80)
-    from autofit.hardware.catalog import profile_of
-
     total = system.number(f"{card.path}/mem_info_vram_total")
     profile = profile_of("", total, card.pci_id)
     if profile is not None:
@@ -179,9 +170,7 @@ def _name(system: System, card: drm.Card, node: _Node | None) -> str:
 
 
 def _nodes(system: System) -> Iterator[_Node]:
-    for name in sorted(
-        system.names("/sys/class/kfd/kfd/topology/nodes"), key=lambda n: int(n) if n.isdecimal() else 0
-    ):
+    for name in sorted(system.names("/sys/class/kfd/kfd/topology/nodes"), key=lambda n: int(n) if n.isdecimal() else 0):
         base = f"/sys/class/kfd/kfd/topology/nodes/{name}"
         text = system.text(f"{base}/properties") or ""
         values = {key: int(value) for key, value in re.findall(r"^(\w+) (\d{1,20})$", text, re.MULTILINE)}
@@ -212,9 +201,7 @@ def gfx_name(version: int) -> str | None:
 def _choose(system: System, devices: list[Device], findings: list[str]) -> list[int]:
     """What ROCr and then HIP leave; HIP falls back on CUDA's variable."""
     chosen = list(range(len(devices)))
-    hip = (
-        "HIP_VISIBLE_DEVICES" if system.env.get("HIP_VISIBLE_DEVICES") is not None else "CUDA_VISIBLE_DEVICES"
-    )
+    hip = "HIP_VISIBLE_DEVICES" if system.env.get("HIP_VISIBLE_DEVICES") is not None else "CUDA_VISIBLE_DEVICES"
     for variable in ("ROCR_VISIBLE_DEVICES", hip):
         text = system.env.get(variable)
         if variable == "CUDA_VISIBLE_DEVICES" and not text:
@@ -226,16 +213,12 @@ def _choose(system: System, devices: list[Device], findings: list[str]) -> list[
     return chosen
 
 
-def _rocm_smi(
-    system: System, host: Host, findings: list[str]
-) -> Iterator[tuple[int, Device, dict[str, str]]]:
+def _rocm_smi(system: System, host: Host, findings: list[str]) -> Iterator[tuple[int, Device, dict[str, str]]]:
     """Where a container hides sysfs: `rocm-smi --json`, whose keys changed their spelling over the years."""
     import json
 
     try:
-        text = system.tool(
-            "rocm-smi", "--showmeminfo", "vram", "gtt", "--showproductname", "--showuniqueid", "--json"
-        )
+        text = system.tool("rocm-smi", "--showmeminfo", "vram", "gtt", "--showproductname", "--showuniqueid", "--json")
         # warnings may come before the object
         table = json.loads(text[text.index("{") :])
     except ToolError as cause:
@@ -270,9 +253,7 @@ def _rocm_smi(
         )
         gtt = number(fields.get("gtt total memory (b)", ""))
         if fields.get("gfx version", "") in APU_GFX and total is not None and gtt is not None and total < gtt:
-            device = replace(
-                device, integrated=True, pool=HOST_POOL, total_bytes=gtt, free_bytes=host.available_bytes
-            )
+            device = replace(device, integrated=True, pool=HOST_POOL, total_bytes=gtt, free_bytes=host.available_bytes)
         yield (
             position,
             device,

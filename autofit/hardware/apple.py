@@ -6,18 +6,14 @@ import re
 
 from autofit.domain.machine import HOST_POOL, Device, Host
 from autofit.domain.units import MIB, format_bytes
-from autofit.hardware.catalog import working_set_bytes
 from autofit.hardware.facts import Facts, enrich
+from autofit.hardware.machines import working_set_bytes
 from autofit.hardware.system import System, ToolError
 
 
 def find(system: System, host: Host) -> Facts:
     """The GPU of an Apple chip."""
-    if (
-        system.platform != "darwin"
-        or host.total_bytes is None
-        or not (host.cpu_name or "").startswith("Apple")
-    ):
+    if system.platform != "darwin" or host.total_bytes is None or not (host.cpu_name or "").startswith("Apple"):
         return Facts()
     total, origin = _limit(system, host.total_bytes)
     free = None if host.available_bytes is None else min(total, host.available_bytes)
@@ -32,13 +28,9 @@ def find(system: System, host: Host) -> Facts:
         vendor="apple",
         integrated=True,
         n_sm=_cores(system),
-        notes=(
-            f"unified memory: Metal takes up to {format_bytes(total)} (`sudo sysctl iogpu.wired_limit_mb=N`)",
-        ),
+        notes=(f"unified memory: Metal takes up to {format_bytes(total)} (`sudo sysctl iogpu.wired_limit_mb=N`)",),
     )
-    variant = (
-        f"{device.name} ({device.n_sm}-core GPU)"  # the smaller of two GPUs may have the narrower bus too
-    )
+    variant = f"{device.name} ({device.n_sm}-core GPU)"  # the smaller of two GPUs may have the narrower bus too
     device, known = enrich(device, variant if device.n_sm else None)
     sources = {
         "MTL0.total_bytes": origin,
@@ -62,9 +54,7 @@ def _limit(system: System, ram_bytes: int) -> tuple[int, str]:
 
 def _cores(system: System) -> int | None:
     try:
-        match = re.search(
-            r'"gpu-core-count"\s*=\s*(\d{1,4})\b', system.tool("ioreg", "-rc", "AGXAccelerator", "-d1")
-        )
+        match = re.search(r'"gpu-core-count"\s*=\s*(\d{1,4})\b', system.tool("ioreg", "-rc", "AGXAccelerator", "-d1"))
     except ToolError:
         return None
     return int(match[1]) if match else None

@@ -96,9 +96,7 @@ def _one_pass(search: Callable[[Any, int, int], object], buffers: Sequence[Any],
     return int(len(buffers) * size / (time.perf_counter() - start))
 
 
-def _sweep(
-    search: Callable[[Any, int, int], object], buffer: Any, size: int, ready: threading.Barrier
-) -> None:
+def _sweep(search: Callable[[Any, int, int], object], buffer: Any, size: int, ready: threading.Barrier) -> None:
     ready.wait()
     search(buffer, 2, size)
 
@@ -140,12 +138,7 @@ def run_llama_bench(system: System, model: str, *, n_gpu_layers: int = 99) -> tu
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     n_prompt, n_gen, rate = row.get("n_prompt"), row.get("n_gen"), row.get("avg_ts")
-    if (
-        not isinstance(n_prompt, int)
-        or not isinstance(n_gen, int)
-        or not isinstance(rate, (int, float))
-        or rate < 0
-    ):
+    if not isinstance(n_prompt, int) or not isinstance(n_gen, int) or not isinstance(rate, (int, float)) or rate < 0:
         raise EngineError("llama-bench: a row without n_prompt, n_gen and avg_ts")
     layers = row.get("n_gpu_layers")
     return {

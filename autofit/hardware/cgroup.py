@@ -66,9 +66,7 @@ def cpu_quota(system: System) -> float | None:
 
 def _memory_v2(system: System, path: str) -> Limit | None:
     # above memory.high the kernel throttles and reclaims: a process there lives, but not at speed
-    stated = [
-        n for name in ("memory.max", "memory.high") if (n := system.number(f"{path}/{name}")) is not None
-    ]
+    stated = [n for name in ("memory.max", "memory.high") if (n := system.number(f"{path}/{name}")) is not None]
     if not stated:
         return None
     used = system.number(f"{path}/memory.current") or 0
@@ -120,11 +118,7 @@ def _ancestors(mount: _Mount, group: str) -> list[str]:
     if ".." in below.parts:  # a namespace that starts above: only the mount point can be seen
         below = PurePosixPath()
     point = PurePosixPath(mount.point)
-    return (
-        [str(point / below), *(str(point / parent) for parent in below.parents)]
-        if below.parts
-        else [str(point)]
-    )
+    return [str(point / below), *(str(point / parent) for parent in below.parents)] if below.parts else [str(point)]
 
 
 def _mounts(system: System) -> Iterator[_Mount]:

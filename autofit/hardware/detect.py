@@ -63,9 +63,7 @@ def detect(system: System, extra: Iterable[tuple[str, Source]] = ()) -> Machine:
         host=host,
         devices=devices,
         links=tuple(
-            replace(link, a=names[link.a], b=names[link.b])
-            for link in links
-            if link.a in names and link.b in names
+            replace(link, a=names[link.a], b=names[link.b]) for link in links if link.a in names and link.b in names
         ),
         origin="detected",
         findings=tuple(dict.fromkeys(findings)),
@@ -78,9 +76,7 @@ def from_machine(source: Callable[[], Machine]) -> Source:
 
     def find(system: System, host: Host) -> Facts:
         machine = source()
-        return Facts(
-            devices=machine.devices, links=machine.links, findings=machine.findings, sources=machine.sources
-        )
+        return Facts(devices=machine.devices, links=machine.links, findings=machine.findings, sources=machine.sources)
 
     return find
 
@@ -96,9 +92,7 @@ def _calibrated(system: System, host: Host) -> tuple[Host, dict[str, str]]:
         return replace(host, notes=(*host.notes, error.message)), {}
     if rate is None:
         return host, {}
-    return replace(host, bandwidth_bytes_per_s=rate), {
-        "host.bandwidth_bytes_per_s": "measured: hardware calibrate"
-    }
+    return replace(host, bandwidth_bytes_per_s=rate), {"host.bandwidth_bytes_per_s": "measured: hardware calibrate"}
 
 
 def _distinct(devices: Iterable[Device]) -> list[Device]:
@@ -157,24 +151,18 @@ def _unexplained(system: System, seen: frozenset[str]) -> Iterable[str]:
         vendor = system.number(f"{base}/vendor") or 0
         if vendor in GPU_VENDORS:
             driver = system.link(f"{base}/driver")
-            state = (
-                f"its driver {printable(driver)} gives no figures" if driver else "no driver is bound to it"
-            )
+            state = f"its driver {printable(driver)} gives no figures" if driver else "no driver is bound to it"
             number = f"{vendor:04x}:{system.number(f'{base}/device') or 0:04x}"
             yield f"{GPU_VENDORS[vendor]} device {printable(pci)} ({number}) is on the bus, but {state}"
     if any(name.startswith("davinci") and name[7:].isdecimal() for name in system.names("/dev")):
         yield "Ascend devices are there (/dev/davinci*); only an engine can tell their memory"
 
 
-def _merge(
-    found: list[Device], sources: dict[str, str], listed: Facts
-) -> tuple[list[Device], dict[str, str], bool]:
+def _merge(found: list[Device], sources: dict[str, str], listed: Facts) -> tuple[list[Device], dict[str, str], bool]:
     """Free memory for devices that lack it, and devices that nobody else found, from an engine's list."""
     explained = False
     for device in listed.devices:
-        same = [
-            d for d in found if d.name == device.name or (d.api == device.api and d.index == device.index)
-        ]
+        same = [d for d in found if d.name == device.name or (d.api == device.api and d.index == device.index)]
         if same:
             if same[0].free_bytes is None:
                 explained = True

@@ -36,9 +36,7 @@ def cards(system: System, *drivers: str) -> Iterator[Card]:
         if not re.fullmatch(r"card\d{1,4}", name):
             continue
         path = f"/sys/class/drm/{name}/device"
-        event = dict(
-            line.split("=", 1) for line in (system.text(f"{path}/uevent") or "").splitlines() if "=" in line
-        )
+        event = dict(line.split("=", 1) for line in (system.text(f"{path}/uevent") or "").splitlines() if "=" in line)
         vendor, device = system.number(f"{path}/vendor"), system.number(f"{path}/device")
         if event.get("DRIVER") in drivers and vendor is not None and device is not None:
             pci = event.get("PCI_SLOT_NAME", "").lower()
@@ -90,9 +88,7 @@ _OWN_MEMORY = re.compile(r"drm-resident-(?:vram|local)\d*|drm-memory-vram")
 
 def _fdinfo(text: str) -> dict[str, str]:
     info = {
-        key.strip(): value.strip()
-        for key, colon, value in (line.partition(":") for line in text.splitlines())
-        if colon
+        key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in text.splitlines()) if colon
     }
     if any(key.startswith("drm-resident-") for key in info):
         info.pop("drm-memory-vram", None)  # amdgpu's older name for the same bytes

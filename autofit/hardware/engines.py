@@ -59,9 +59,7 @@ def parse(text: str, host: Host) -> Facts:
         notes: tuple[str, ...] = ()
         if total == 0:
             # an APU whose carve-out the firmware leaves to "auto" shows none of its memory
-            findings.append(
-                f"{printable(match[3].strip(), 100)}: its driver shows no memory; --on NAME:SIZE states it"
-            )
+            findings.append(f"{printable(match[3].strip(), 100)}: its driver shows no memory; --on NAME:SIZE states it")
             continue
         if api == "sycl" and free == total:
             # without Level Zero's sysman SYCL does not know, and says that all is free

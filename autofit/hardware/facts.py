@@ -45,9 +45,7 @@ def pcie_bytes_per_s(generation: int | None, lanes: int | None) -> int | None:
     return per_lane * lanes if per_lane and lanes else None
 
 
-def enrich(
-    device: Device, variant: str | None = None, pci_id: str | None = None
-) -> tuple[Device, dict[str, str]]:
+def enrich(device: Device, variant: str | None = None, pci_id: str | None = None) -> tuple[Device, dict[str, str]]:
     """The device with what only a datasheet knows (bandwidth, arithmetic), from its profile; the sources.
 
     `variant` is a more exact name than the driver's, tried first; `pci_id` helps where the name says nothing.

@@ -67,9 +67,7 @@ def _linux(system: System) -> HostFacts:
             n_cores_physical=cores.physical,
             n_cores_logical=cores.logical,
             n_cores_performance=cores.performance,
-            n_numa_nodes=len(
-                [n for n in system.names("/sys/devices/system/node") if re.fullmatch(r"node\d+", n)]
-            )
+            n_numa_nodes=len([n for n in system.names("/sys/devices/system/node") if re.fullmatch(r"node\d+", n)])
             or None,
             cpu_name=_cpu_name(system),
             shm_bytes=shm,
@@ -108,9 +106,7 @@ def _cores(system: System, notes: list[str]) -> _Cores:
         notes.append(f"affinity or cpuset: {len(cpus & online)} of {len(online)} processors")
     cpus = (cpus & online if cpus and online else cpus or online) or set(range(system.n_cpus() or 0))
     siblings = {
-        cpu: frozenset(
-            _cpu_list(system.text(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"))
-        )
+        cpu: frozenset(_cpu_list(system.text(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")))
         for cpu in cpus
     }
     known = cpus and all(siblings.values())
@@ -122,9 +118,7 @@ def _cores(system: System, notes: list[str]) -> _Cores:
     if quota is not None and logical is not None and quota < logical:
         notes.append(f"cgroup: {quota:.4g} of {logical} processors' time")
         most = max(1, floor(quota))
-        physical, logical, performance = (
-            None if n is None else min(n, most) for n in (physical, logical, performance)
-        )
+        physical, logical, performance = (None if n is None else min(n, most) for n in (physical, logical, performance))
     return _Cores(physical, logical, performance)
 
 
@@ -174,17 +168,13 @@ def _has_repack(system: System) -> bool | None:
 
 
 def _memlock(system: System) -> int | None:
-    match = re.search(
-        r"^Max locked memory\s+(\d{1,18})\s", system.text("/proc/self/limits") or "", re.MULTILINE
-    )
+    match = re.search(r"^Max locked memory\s+(\d{1,18})\s", system.text("/proc/self/limits") or "", re.MULTILINE)
     return int(match[1]) if match else None
 
 
 def _kubernetes(system: System, total: int | None) -> list[str]:
     """What a pod can see of its memory request."""
-    if "KUBERNETES_SERVICE_HOST" not in system.env and "kubepods" not in (
-        system.text("/proc/self/cgroup") or ""
-    ):
+    if "KUBERNETES_SERVICE_HOST" not in system.env and "kubepods" not in (system.text("/proc/self/cgroup") or ""):
         return []
     if promised := cgroup.protected_bytes(system):
         return [f"Kubernetes: memory request {format_bytes(promised)} (memory.min)"]
@@ -237,12 +227,9 @@ def _darwin(system: System) -> HostFacts:
             n_cores_physical=physical,
             n_cores_logical=_int(answers.get("hw.logicalcpu")),
             n_cores_performance=_int(answers.get("hw.perflevel0.physicalcpu")) or physical,
-            cpu_name=printable(answers["machdep.cpu.brand_string"])
-            if "machdep.cpu.brand_string" in answers
-            else None,
+            cpu_name=printable(answers["machdep.cpu.brand_string"]) if "machdep.cpu.brand_string" in answers else None,
             has_repack=True
-            if answers.get("hw.optional.neon") == "1"
-            or answers.get("machdep.cpu.brand_string", "").startswith("Apple")
+            if answers.get("hw.optional.neon") == "1" or answers.get("machdep.cpu.brand_string", "").startswith("Apple")
             else None,
         ),
         sources=sources,
@@ -252,9 +239,7 @@ def _darwin(system: System) -> HostFacts:
 def parse_sysctl(text: str) -> dict[str, str]:
     """`name: value` lines."""
     return {
-        key.strip(): value.strip()
-        for key, colon, value in (line.partition(":") for line in text.splitlines())
-        if colon
+        key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in text.splitlines()) if colon
     }
 
 
@@ -262,8 +247,7 @@ def parse_vm_stat(text: str) -> int | None:
     """Bytes that can be taken without swap: pages that are free, inactive, purgeable or speculative."""
     size = re.search(r"page size of (\d{1,7}) bytes", text)
     pages = {
-        name.strip('" '): int(count)
-        for name, count in re.findall(r"^(.+?):\s+(\d{1,12})\.?\s*$", text, re.MULTILINE)
+        name.strip('" '): int(count) for name, count in re.findall(r"^(.+?):\s+(\d{1,12})\.?\s*$", text, re.MULTILINE)
     }
     if size is None or "Pages free" not in pages:
         return None

@@ -8,6 +8,7 @@ from autofit.domain.machine import HOST_POOL, Device, Host
 from autofit.domain.text import printable
 from autofit.domain.units import MIB
 from autofit.hardware import drm
+from autofit.hardware.catalog import profile_of
 from autofit.hardware.facts import Facts, enrich, holder, number
 from autofit.hardware.system import System, ToolError
 
@@ -52,9 +53,7 @@ def _vram_bytes(system: System, card: drm.Card) -> int | None:
     return None
 
 
-def _discrete(
-    system: System, card: drm.Card, id: str, index: int, total: int
-) -> tuple[Device, dict[str, str]]:
+def _discrete(system: System, card: drm.Card, id: str, index: int, total: int) -> tuple[Device, dict[str, str]]:
     device = Device(
         id=id,
         index=index,
@@ -72,9 +71,7 @@ def _discrete(
         sources[f"{id}.free_bytes"] = "measured: xpu-smi"
     elif (held := drm.users(system, card.pci)) is not None:
         # neither driver publishes what is in use; every process says it of itself, to its own user
-        holders = sorted(
-            (holder(system, pid, n) for pid, n in held.items()), key=lambda h: -(h.used_bytes or 0)
-        )
+        holders = sorted((holder(system, pid, n) for pid, n in held.items()), key=lambda h: -(h.used_bytes or 0))
         device = replace(device, free_bytes=max(0, total - sum(held.values())), held_by=tuple(holders))
         sources[f"{id}.free_bytes"] = "derived: total less what this user's processes hold"
     rate, origin, note = drm.link(system, card)
@@ -104,8 +101,6 @@ def _integrated(system: System, host: Host, card: drm.Card, id: str, index: int)
 
 
 def _name(card: drm.Card, total: int | None) -> str:
-    from autofit.hardware.catalog import profile_of
-
     profile = profile_of("", total, card.pci_id) if total is not None else None
     if profile is not None:
         return str(profile.table["name"])

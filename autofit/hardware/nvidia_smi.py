@@ -22,9 +22,7 @@ def read(system: System, host: Host) -> list[Device]:
     """
     for fields in (NEWER_FIELDS, FIELDS):
         try:
-            text = system.tool(
-                "nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"
-            )
+            text = system.tool("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits")
         except ToolError as cause:
             if fields is NEWER_FIELDS and "not a valid field" in str(cause):
                 continue

@@ -28,9 +28,7 @@ def describe(machine: Machine) -> str:
 
 def describe_sources(machine: Machine) -> str:
     """Where each figure comes from."""
-    return "\n".join(
-        f"  {printable(key)}: {printable(source)}" for key, source in sorted(machine.sources.items())
-    )
+    return "\n".join(f"  {printable(key)}: {printable(source)}" for key, source in sorted(machine.sources.items()))
 
 
 def _host(host: Host) -> Iterator[str]:
@@ -52,9 +50,7 @@ def _host(host: Host) -> Iterator[str]:
         None if host.shm_bytes is None else f"/dev/shm {format_bytes(host.shm_bytes)}",  # noqa: S108 - a name
         None if host.memlock_bytes is None else f"locked at most {format_bytes(host.memlock_bytes)}",
         None if host.hugepages_bytes is None else f"huge pages {format_bytes(host.hugepages_bytes)}",
-        {None: None, True: "weights can be repacked (AVX2 or NEON)", False: "no AVX2 or NEON"}[
-            host.has_repack
-        ],
+        {None: None, True: "weights can be repacked (AVX2 or NEON)", False: "no AVX2 or NEON"}[host.has_repack],
         sep=" · ",
     )
     if details:
@@ -108,11 +104,7 @@ def _unknown(machine: Machine) -> Iterator[str]:
     if host.available_bytes is None:
         yield "free main memory: state it with --ram SIZE"
     if host.bandwidth_bytes_per_s is None:
-        way = (
-            "`autofit hardware calibrate` measures it"
-            if machine.origin == "detected"
-            else "profile key host.{key}"
-        )
+        way = "`autofit hardware calibrate` measures it" if machine.origin == "detected" else "profile key host.{key}"
         yield f"speed of main memory: {way.format(key='bandwidth_bytes_per_s')}"
     for device in machine.devices:
         if device.free_bytes is None:

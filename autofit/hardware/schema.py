@@ -48,9 +48,7 @@ DEVICE: dict[str, Key] = {
     "pool": Key(str, "the memory it draws on: `host` on a unified machine"),
     "memory_total_bytes": _bytes("as the driver reports it (NVML, sysfs)"),
     "memory_reserved_bytes": _bytes("kept by the driver, out of the total", 0, 1 << 34),
-    "memory_host_fraction": Key(
-        float, "what the device may take of main memory, on a unified machine", 0.1, 1.0
-    ),
+    "memory_host_fraction": Key(float, "what the device may take of main memory, on a unified machine", 0.1, 1.0),
     "runtime_bytes": _bytes("what driver context and libraries take in the engine's process", 0, 1 << 34),
     "memory_type": Key(str, "GDDR6X, HBM3, LPDDR5X"),
     "bus_width_bits": Key(int, "", 32, 1 << 15),
@@ -164,9 +162,7 @@ class _Report:
         full = f"{within}.{key}" if within else key
         raise HardwareError(f"{where}: {printable(full)}: {problem}", hint=hint)
 
-    def table(
-        self, table: Any, keys: Mapping[str, Key], *, within: str = "", required: Iterable[str] = ()
-    ) -> None:
+    def table(self, table: Any, keys: Mapping[str, Key], *, within: str = "", required: Iterable[str] = ()) -> None:
         if not isinstance(table, Mapping):
             self.fail(within, "must be a table")
         for key, value in table.items():
@@ -212,9 +208,7 @@ def _problem(value: object, key: Key) -> str | None:
     if isinstance(value, str):
         if key.words and value not in key.words:
             return f"must be one of {', '.join(key.words)}, is {printable(repr(value), 40)}"
-        return (
-            None if value.isprintable() and 0 < len(value) <= 400 else "must be 1 to 400 printable characters"
-        )
+        return None if value.isprintable() and 0 < len(value) <= 400 else "must be 1 to 400 printable characters"
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not key.low <= value <= key.high:
         return f"{value} is out of range {key.low:g} to {key.high:g}"
     return None

@@ -9,7 +9,7 @@ from autofit.domain.machine import Machine
 from autofit.domain.units import GIB, MIB
 from autofit.hardware import nvidia
 from autofit.hardware.detect import detect
-from autofit.hardware.nvidia import Nvml
+from autofit.hardware.nvml import Nvml
 
 from recorded_machines import FakeNvml, machine
 
