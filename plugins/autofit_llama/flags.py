@@ -186,7 +186,7 @@ def read(argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: 
         at += 1
         found = known.get(spelling)
         if found is None:
-            if in_unknown and not _is_flag(token):
+            if in_unknown and not is_flag(token):
                 unknown.append(token)
                 continue
             _check_unknown(program, token, spelling, version)
@@ -256,7 +256,7 @@ FALSE_WORDS = frozenset(("off", "disabled", "false", "0"))
 AUTO_WORDS = frozenset(("auto", "-1"))
 
 
-def _is_flag(token: str) -> bool:
+def is_flag(token: str) -> bool:
     return bool(re.match(r"--?[A-Za-z]", token))
 
 
@@ -298,7 +298,7 @@ def _from_env(program: Program, env: Mapping[str, str], version: Version) -> Ite
 
 def _check_unknown(program: Program, token: str, spelling: str, version: Version) -> None:
     """Refuse bare words, `--flag=value`, and flags of other versions and programs."""
-    if not _is_flag(token):
+    if not is_flag(token):
         raise UsageError(f"{program} refuses {token[:80]!r}: it takes no positional argument")
     for legacy in LEGACY:
         if spelling in (*legacy.spellings, *legacy.negations) and version.has(legacy.change):
