@@ -9,7 +9,7 @@ estimated in full.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -17,12 +17,12 @@ from autofit.domain.machine import HOST_POOL
 from autofit.domain.memory import Memory
 from autofit.solve import Chain, Room, balance, solve
 
+from autofit_llama.placement import place_layers
 from autofit_llama.search_tables import Split, Tables
 
 MAX_ROUNDS = 12
-PLAIN_GAIN = (
-    1.02  #: how much faster than whole layers in RAM parts of them have to be, to be worth more flags
-)
+PLAIN_GAIN = 1.02  #: how much faster than whole layers in RAM parts of them have to be, to be worth more flags
+CACHE_GAIN = 1.25  #: how much faster caches on devices have to make it, to push more weights off them
 _ENDLESS = 1 << 62
 
 
@@ -39,12 +39,17 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What pins leave open. `heads` in blocks; `order`: the devices as given, not as is best."""
+    """What pins leave open. `heads` in blocks; `order`: the devices as given, not as is best.
+
+    `split` are the numbers of a pinned `-ts`; then only heads and lean blocks are left to find.
+    """
 
     heads: Sequence[int]
     lean: tuple[int, int]
     order: tuple[str, ...] | None = None
+    split: tuple[float, ...] | None = None
     parts: bool = True  #: blocks may be taken apart
+    overflow: bool = True  #: parts may lie on another device than their block
 
 
 class Problem(Protocol):
@@ -99,6 +104,8 @@ class Search:
 
     def best(self, candidate: Candidate) -> Found | None:
         """The fastest placement that fits, or `None`."""
+        if self.problem.bounds.split is not None:
+            return next((found for found in self._at_pinned_split(candidate) if found.fits), None)
         resident = self.resident(candidate)
         tables = self.tables(candidate)
         # Only a device slower than the host could make leaving blocks there the better choice.
@@ -120,22 +127,28 @@ class Search:
         return found
 
     def spilled(self, candidate: Candidate) -> Found | None:
-        """Some of it on the host.
+        """Some of it on the host: in whole blocks, then to the last tensor on the same devices.
 
-        In whole blocks; then to the last tensor, on the same devices. Whole layers in RAM are the plainest
-        (`-ngl` alone), so parts of them have to be worth it.
+        Of a dense model whole blocks are the plainest (`-ngl` alone). Parts of them have to be worth it,
+        and may leave more weights on the host than that, to have more of the cache on devices, only where
+        it pays.
         """
         tables, bounds = self.tables(candidate), self.problem.bounds
-        found = self._settle(candidate, tables, spill=True)
-        if found is None or not bounds.parts or not found.split.rows:
-            return found
-        finer = self._settle(candidate, tables, spill=True, coarse=found.split)
-        if finer is not None and finer.seconds < found.seconds:
-            found = finer
-        if tables.bulk_kind == "dense" and bounds.lean[0] == 0:
+        plain, most_weights = None, None
+        if tables.bulk_kind == "dense" and bounds.lean == (0, len(tables.blocks)):
             plain = self._settle(candidate, tables, spill=True, plain=True)
-            if plain is not None and plain.seconds <= found.seconds * PLAIN_GAIN:
-                return plain
+            most_weights = None if plain is None else tables.host_weights(plain.split)
+        found = self._settle(candidate, tables, spill=True, most_weights=most_weights)
+        if most_weights is not None and found is not None:
+            free = solve(self.chain(candidate, tables, spill=True))
+            if free is not None and free.seconds * CACHE_GAIN < found.seconds:
+                found, most_weights = self._settle(candidate, tables, spill=True) or found, None
+        if found is not None and bounds.parts and found.split.rows:
+            finer = self._settle(candidate, tables, spill=True, most_weights=most_weights, coarse=found.split)
+            if finer is not None and finer.seconds < found.seconds:
+                found = finer
+        if plain is not None and (found is None or plain.seconds <= found.seconds * PLAIN_GAIN):
+            return plain
         return found
 
     def nearest(self, candidate: Candidate) -> Found | None:
@@ -145,6 +158,9 @@ class Search:
         force it) every device is over by the same share of its budget.
         """
         bounds = self.problem.bounds
+        if bounds.split is not None:
+            every = self._at_pinned_split(candidate)
+            return min(every, key=lambda answer: shortfall_bytes(answer.memory), default=None)
         answers = []
         if len(bounds.heads) > 1 or bounds.lean[1] > 0 or 0 not in bounds.heads:
             answers.append(self._overfull(candidate, spill=True))
@@ -152,6 +168,39 @@ class Search:
             answers.append(self._overfull(candidate, spill=False))
         found = [answer for answer in answers if answer is not None]
         return min(found, key=lambda answer: shortfall_bytes(answer.memory), default=None)
+
+    def _at_pinned_split(self, candidate: Candidate) -> Iterator[Found]:
+        """The splits that a pinned `-ts` allows and that look like fitting, the least on the host first.
+
+        The last is tried whatever it looks like, so that there is always one to say what is missing of.
+        """
+        bounds, tables = self.problem.bounds, self.tables(candidate)
+        names = bounds.order or tuple(target.id for target in tables.targets)
+        n = len(tables.blocks)
+        splits = []
+        for head in bounds.heads:
+            placement = place_layers(n - 1, n - head, bounds.split or (), len(names))
+            homes = [*placement.blocks, placement.output]
+            rows = tuple((name, homes.count(d)) for d, name in enumerate(names) if d in homes)
+            most = bounds.lean[1] if tables.bulk_kind == "experts" and head == 0 else bounds.lean[0]
+            splits += [Split(head, rows, n_lean) for n_lean in range(bounds.lean[0], most + 1)]
+        splits.sort(key=tables.host_bytes)
+        for i, split in enumerate(splits):
+            if i == len(splits) - 1 or self._looks_fitting(candidate, tables, split):
+                found = self._prove(candidate, tables, split)
+                yield found
+                if found.fits:
+                    return
+
+    def _looks_fitting(self, candidate: Candidate, tables: Tables, split: Split) -> bool:
+        kinds = {target.id: target.kind for target in tables.targets}
+        order = split.order
+        for name, n_bytes in tables.device_bytes(split).items():
+            budget = self.problem.budgets[self.problem.pool_of[name]]
+            role = kinds[name], name == order[0], name == order[-1], split.on_host
+            if budget is not None and n_bytes + self._least_beside(candidate, role) > budget:
+                return False
+        return True
 
     def tables(self, candidate: Candidate) -> Tables:
         return self.problem.tables(candidate)
@@ -172,12 +221,21 @@ class Search:
         coarse: Split | None = None,
         plain: bool = False,
         by_bytes: bool = False,
+        most_weights: int | None = None,
     ) -> Found | None:
         """Solve and estimate until the answer stays; the fastest that was seen to fit."""
         best: Found | None = None
         tried: set[Split] = set()
         for _ in range(MAX_ROUNDS):
-            chain = self.chain(candidate, tables, spill=spill, coarse=coarse, plain=plain, by_bytes=by_bytes)
+            chain = self.chain(
+                candidate,
+                tables,
+                spill=spill,
+                coarse=coarse,
+                plain=plain,
+                by_bytes=by_bytes,
+                most_weights=most_weights,
+            )
             placement = solve(chain)
             if placement is None:
                 break
@@ -217,12 +275,13 @@ class Search:
         coarse: Split | None = None,
         plain: bool = False,
         by_bytes: bool = False,
+        most_weights: int | None = None,
         share: float = 1.0,
     ) -> Chain:
         """The problem as far as it is known; blocks are only taken apart about a `coarse` answer.
 
-        `plain`: no lean blocks. `by_bytes`: the least on the host instead of the fastest. `share`
-        enlarges budgets.
+        `plain`: no lean blocks. `by_bytes`: the least on the host instead of the fastest. `most_weights`
+        bounds the weights on the host. `share` enlarges budgets.
         """
         bounds = self.problem.bounds
         heads, order = bounds.heads if spill else (0,), bounds.order
@@ -233,10 +292,7 @@ class Search:
         if budget is not None and not by_bytes:
             head_room = budget - self._least_beside(candidate, (HOST_POOL, False, False, spill))
         return tables.chain(
-            {
-                target.id: self._room(candidate, target.id, target.kind, spill, share)
-                for target in tables.targets
-            },
+            {target.id: self._room(candidate, target.id, target.kind, spill, share) for target in tables.targets},
             head_room=head_room,
             heads=heads,
             lean=bounds.lean if spill and not plain else (0, 0),
@@ -244,6 +300,8 @@ class Search:
             fine=coarse is not None,
             spill=spill,
             by_bytes=by_bytes,
+            overflow=bounds.overflow,
+            most_weights=most_weights,
         )
 
     def _room(self, candidate: Candidate, name: str, kind: Hashable, spill: bool, share: float) -> Room:
@@ -271,13 +329,9 @@ class Search:
         for other, roles in self.beside.items():
             if role not in roles or (other.type_k, other.type_v) != (candidate.type_k, candidate.type_v):
                 continue
-            scale = min(1.0, candidate.n_ubatch / other.n_ubatch) * min(
-                1.0, candidate.n_ctx_seq / other.n_ctx_seq
-            )
+            scale = min(1.0, candidate.n_ubatch / other.n_ubatch) * min(1.0, candidate.n_ctx_seq / other.n_ctx_seq)
             least = max(least, int(roles[role] * scale))
-        same_place = [
-            n for (kind, *place), n in known.items() if kind != HOST_POOL and place == list(role[1:])
-        ]
+        same_place = [n for (kind, *place), n in known.items() if kind != HOST_POOL and place == list(role[1:])]
         return max(least, min(same_place, default=0)) if role[0] != HOST_POOL else least
 
     def _overfull(self, candidate: Candidate, *, spill: bool) -> Found | None:

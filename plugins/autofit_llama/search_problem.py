@@ -1,7 +1,7 @@
 """One launch as a search problem: what may be moved, what it costs, and what it takes in all.
 
-Made from a `Run` that already holds everything the user fixed; a candidate and a split are written into
-it, and the same estimate that `check` uses says what comes of it.
+A candidate and a split are written into the settings of a command, and those go the way that `check` takes:
+through the program's defaults to a run and its estimate. What is planned is thereby what is checked.
 """
 
 from __future__ import annotations
@@ -11,49 +11,64 @@ from dataclasses import dataclass, field, replace
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.memory import Memory
+from autofit.domain.model import ModelSpec
 from autofit.domain.request import Margin
-from autofit.errors import UsageError
 from autofit.speed import LayerWork, Place, Roofline, Step
 
 from autofit_llama.cache import caches
-from autofit_llama.context import ContextParams, resolve_context
+from autofit_llama.context import FlashAttention, resolve_context
 from autofit_llama.costs import Kind, blocks
-from autofit_llama.estimate import Companion, Estimate, Run, estimate
-from autofit_llama.graph.devices import rules_for
-from autofit_llama.layout import Arguments
+from autofit_llama.estimate import Estimate, Run, estimate
+from autofit_llama.flags import Program
+from autofit_llama.graph.devices import DeviceRules, rules_for
+from autofit_llama.launch import launch_of
+from autofit_llama.layout import Sized
 from autofit_llama.placement import Override, matcher
+from autofit_llama.runs import engine_devices, run_of
 from autofit_llama.search import Bounds, Candidate
 from autofit_llama.search_tables import Split, Tables, Target
 from autofit_llama.search_terms import HOST_BUFFER, terms_of
+from autofit_llama.settings import LlamaSettings
 from autofit_llama.weights import Weight
 
 FILLED_TOKENS = 4096
 """The fill at which decode rates are compared and told: the same for every context."""
-ASSUMED_DEVICE_BYTES_PER_S = (
-    400_000_000_000  #: to rank devices whose bandwidth nobody stated; no rate is told then
-)
-ONE_BY_ONE = "no_such_tensor"  #: any pattern turns the overlap of micro-batches off (llama-context.cpp)
+ASSUMED_DEVICE_BYTES_PER_S = 400_000_000_000
+"""To rank devices whose bandwidth nobody stated; no rate is told then."""
+ONE_BY_ONE = "no_such_tensor"
+"""Any pattern of `-ot` keeps micro-batches from overlapping on several devices (llama-context.cpp)."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class LaunchProblem:
-    """The `Problem` of one launch. `margins` are by device id; `parts` allows blocks to be taken apart."""
+    """The `Problem` of one launch.
 
-    run: Run
+    `settings` hold what is fixed whatever the search finds; `devices` are those it may use. `margins` are by
+    device id. `deep` compares rates with half of the context filled instead of `FILLED_TOKENS`.
+    """
+
+    model: ModelSpec
+    sized: Sized
     machine: Machine
+    program: Program
+    settings: LlamaSettings
+    devices: tuple[Device, ...]
     bounds: Bounds
     margins: Mapping[str, Margin] = field(default_factory=dict)
-    tensor_buffers: Mapping[str, str] = field(
-        default_factory=dict
-    )  #: device id -> the buffer type that -ot names
     n_parallel: int = 1
+    deep: bool = False
+    run: Run = field(init=False)
+    names: Mapping[str, str] = field(init=False)  #: device id -> the engine's name
     targets: tuple[Target, ...] = field(init=False)
     roofline: Roofline = field(init=False)
     kind: Kind = field(init=False)
-    estimates: dict[tuple[Candidate, Split], Estimate] = field(default_factory=dict)
-    _tables: dict[Candidate, Tables] = field(default_factory=dict)
+    _flash: dict[frozenset[DeviceRules], bool] = field(default_factory=dict, init=False)
+    _estimates: dict[tuple[Candidate, Split], Estimate] = field(default_factory=dict, init=False)
+    _tables: dict[Candidate, Tables] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        self.names = {device.id: name for name, device in engine_devices(self.machine)}
+        self.run = self.run_of(self.settings)
         special = {self.run.projector_device} if self.run.projector is not None else set()
         special |= {device.id for draft in self.run.drafts for device in draft.devices}
         self.targets = tuple(
@@ -62,29 +77,30 @@ class LaunchProblem:
                 kind=_kind(device, self.margins.get(device.id), alone=device.id in special),
                 rules=rules_for(device.api, device.compute_capability),
             )
-            for device in self.run.devices
+            for device in self.devices
         )
-        self.roofline = Roofline(
-            _with_bandwidths(self.machine), op_offload="" if self.run.arguments.context.op_offload else None
-        )
-        self.kind = "experts" if self.run.sized.hparams.n_expert > 0 else "dense"
+        offloads = self.run.arguments.context.op_offload
+        self.roofline = Roofline(_with_bandwidths(self.machine), op_offload="" if offloads else None)
+        self.kind = "experts" if self.sized.hparams.n_expert > 0 else "dense"
+
+    def run_of(self, settings: LlamaSettings) -> Run:
+        launch = launch_of(settings, self.program, draft=self.model.companions.get("draft"))
+        return run_of(launch, self.model, self.machine, sized=self.sized)
 
     @property
     def pool_of(self) -> Mapping[str, str]:
-        return {device.id: device.pool for device in self.run.devices}
+        return {device.id: device.pool for device in self.devices}
 
     @property
     def budgets(self) -> Mapping[str, int | None]:
-        budgets: dict[str, int | None] = {HOST_POOL: self.machine.host.available_bytes}
-        for device in self.run.devices:
+        shared = sum(self.reserve_bytes(device) for device in self.devices if device.pool == HOST_POOL)
+        free = self.machine.host.available_bytes
+        budgets: dict[str, int | None] = {HOST_POOL: None if free is None else max(0, free - shared)}
+        for device in self.devices:
             if device.pool != HOST_POOL:
-                budgets[device.id] = self.budget_of(device)
+                free = device.free_bytes
+                budgets[device.id] = None if free is None else max(0, free - self.reserve_bytes(device))
         return budgets
-
-    def budget_of(self, device: Device) -> int | None:
-        if device.free_bytes is None:
-            return None
-        return max(0, device.free_bytes - self.reserve_bytes(device))
 
     def reserve_bytes(self, device: Device) -> int:
         margin = self.margins.get(device.id)
@@ -101,9 +117,11 @@ class LaunchProblem:
             and all(target.rules.pipeline for target in self.targets)
         )
 
-    @property
-    def step(self) -> Step:
-        return Step(self.n_parallel, self.n_parallel, FILLED_TOKENS)
+    def step(self, candidate: Candidate) -> Step:
+        filled = min(FILLED_TOKENS, candidate.n_ctx_seq)
+        if self.deep:
+            filled = max(filled, candidate.n_ctx_seq // 2)
+        return Step(self.n_parallel, self.n_parallel, filled)
 
     def tables(self, candidate: Candidate) -> Tables:
         key = candidate._replace(n_batch=0, one_by_one=False)
@@ -113,31 +131,29 @@ class LaunchProblem:
         return found
 
     def _make_tables(self, candidate: Candidate) -> Tables:
-        arguments = self.run.arguments
-        context = resolve_context(self.run.sized.hparams, self.context(candidate))
-        weights = self.run.sized.weights(load_mtp=arguments.load_mtp, lazy_mode=arguments.lazy_mode)
-        found = blocks(self.run.sized.hparams, context, weights, caches(self.run.sized.hparams, context))
+        hp, arguments = self.sized.hparams, self.run.arguments
+        launch = launch_of(self.chosen(candidate), self.program, draft=self.model.companions.get("draft"))
+        context = resolve_context(hp, launch.context)
+        weights = self.sized.weights(load_mtp=arguments.load_mtp, lazy_mode=arguments.lazy_mode)
         fixed = [matcher(override) for override in arguments.overrides]
 
         def is_fixed(weight: Weight) -> bool:
             return any(matches(weight.name) for matches in fixed)
 
-        filled = min(FILLED_TOKENS, candidate.n_ctx_seq)
         return Tables(
-            found,
+            blocks(hp, context, weights, caches(hp, context)),
             self.targets,
             self.roofline,
-            self.step._replace(n_filled=filled),
+            self.step(candidate),
             bulk_kind=self.kind,
             cache_on_host=not context.offload_kqv,
             is_fixed=is_fixed if fixed else None,
         )
 
-    def context(self, candidate: Candidate, base: ContextParams | None = None) -> ContextParams:
-        """What the engine is asked for: `-c` counts the tokens of all sequences."""
-        base = base or self.run.arguments.context
+    def chosen(self, candidate: Candidate) -> LlamaSettings:
+        """The settings with a candidate written in; `-c` counts the tokens of all sequences."""
         return replace(
-            base,
+            self.settings,
             n_ctx=candidate.n_ctx_seq * self.n_parallel,
             n_batch=candidate.n_batch,
             n_ubatch=candidate.n_ubatch,
@@ -145,73 +161,75 @@ class LaunchProblem:
             type_v=candidate.type_v,
         )
 
-    def applied(self, candidate: Candidate, split: Split, tables: Tables) -> Run:
-        """The run with a candidate and a split written into it."""
-        terms = terms_of(split, tables.blocks, self.kind)
-        by_id = {device.id: device for device in self.run.devices}
-        devices = tuple(by_id[name] for name in terms.devices)
-        overrides = [*self.run.arguments.overrides]
+    def solved(self, candidate: Candidate, split: Split) -> LlamaSettings:
+        """The settings with a candidate and a split written in: a complete command."""
+        pinned, terms = self.settings, terms_of(split, self.tables(candidate).blocks, self.kind)
+        overrides = list(pinned.overrides)
         if terms.n_lean:
-            overrides.append(
-                Override(kind="n_cpu_moe" if self.kind == "experts" else "n_cpu_ffn", n_blocks=terms.n_lean)
-            )
+            lean = "n_cpu_moe" if self.kind == "experts" else "n_cpu_ffn"
+            overrides.append(Override(kind=lean, n_blocks=terms.n_lean))  # type: ignore[arg-type]
         for pattern, place in terms.patterns:
-            overrides.append(Override(kind="pattern", pattern=pattern, buffer=self.buffer_of(place)))
+            overrides.append(Override(kind="pattern", pattern=pattern, buffer=self.names.get(place, place)))
         if candidate.one_by_one and not overrides:
             overrides.append(Override(kind="pattern", pattern=ONE_BY_ONE, buffer=HOST_BUFFER))
-        names = tuple(self.buffer_of(device.id) for device in devices)
-
-        def arguments(base: Arguments) -> Arguments:
-            return replace(
-                base,
-                context=self.context(candidate, base.context),
-                n_gpu_layers=terms.n_gpu_layers,
-                splits=tuple(map(float, terms.tensor_split)),
-                overrides=tuple(overrides),
-                buffer_names=names,
-            )
-
-        def companion(draft: Companion) -> Companion:
-            context = replace(draft.arguments.context, n_ctx=candidate.n_ctx_seq * self.n_parallel)
-            return replace(draft, arguments=replace(draft.arguments, context=context))
-
+        devices = tuple(self.names[name] for name in terms.devices)
         return replace(
-            self.run,
-            devices=devices,
-            arguments=arguments(self.run.arguments),
-            mtp=None if self.run.mtp is None else _same_place(self.run.mtp, arguments(self.run.arguments)),
-            drafts=tuple(map(companion, self.run.drafts)),
+            self.chosen(candidate),
+            devices=pinned.devices if pinned.devices is not None else self._device_words(devices),
+            n_gpu_layers=terms.n_gpu_layers if pinned.n_gpu_layers is None else pinned.n_gpu_layers,
+            tensor_split=self._split_numbers(devices, terms.tensor_split),
+            overrides=tuple(overrides),
+            flash_attn=pinned.flash_attn or self._flash_attn(split),
         )
 
-    def buffer_of(self, place: str) -> str:
-        return self.tensor_buffers.get(place, place)
+    def _device_words(self, devices: tuple[str, ...]) -> tuple[str, ...] | None:
+        """What `-dev` has to say: nothing where the engine takes these devices in this order anyway."""
+        every = tuple(name for name, _ in engine_devices(self.machine))
+        return None if devices == every else devices
+
+    def _split_numbers(self, devices: tuple[str, ...], rows: tuple[int, ...]) -> tuple[float, ...] | None:
+        """What `-ts` has to say: rows per device; with `-dev` pinned, 0 for the devices that get none."""
+        if self.settings.tensor_split is not None:
+            return self.settings.tensor_split
+        counts = dict(zip(devices, rows, strict=True))
+        listed = self.settings.devices or devices
+        if self.settings.split_mode == "none" or len(listed) < 2 or not rows:
+            return None
+        return tuple(float(counts.get(name, 0)) for name in listed)
+
+    def _flash_attn(self, split: Split) -> FlashAttention:
+        known = self._flash.get(self._rules_of(split))
+        return "auto" if known is None else "on" if known else "off"
+
+    def _rules_of(self, split: Split) -> frozenset[DeviceRules]:
+        return frozenset(target.rules for target in self.targets if target.id in split.order)
 
     def estimated(self, candidate: Candidate, split: Split) -> Estimate:
+        """The full estimate. What `-fa auto` comes to is learnt on the way, and then said."""
         key = candidate, split._replace(seconds=0.0)
-        found = self.estimates.get(key)
+        found = self._estimates.get(key)
         if found is None:
-            run = self.applied(candidate, split, self.tables(candidate))
-            margins = tuple(self.margins.get(device.id, Margin()) for device in run.devices)
-            found = self.estimates[key] = estimate(run, self.machine, margins)
+            settings = self.solved(candidate, split)
+            found = self.estimate(settings)
+            if settings.flash_attn == "auto":
+                rules = self._rules_of(split)
+                self._flash[rules] = found.layout.compute.flash_attn
+                if not self._flash[rules]:
+                    found = self.estimate(self.solved(candidate, split))
+            self._estimates[key] = found
         return found
+
+    def estimate(self, settings: LlamaSettings) -> Estimate:
+        run = self.run_of(settings)
+        return estimate(run, self.machine, tuple(self.margins.get(d.id, Margin()) for d in run.devices))
 
     def measure(self, candidate: Candidate, split: Split) -> Memory:
         return self.estimated(candidate, split).memory
 
     def constant_seconds(self, device_ids: Sequence[str]) -> float:
         """What every step costs beside the blocks."""
-        return max(
-            (self.roofline.step_seconds([(LayerWork(), Place(name))], Step()) for name in device_ids),
-            default=0.0,
-        )
-
-
-def _same_place(mtp: Arguments, main: Arguments) -> Arguments:
-    """The draft head's context: its own caches, the model's placement."""
-    context = replace(
-        mtp.context, n_ctx=main.context.n_ctx, n_batch=main.context.n_batch, n_ubatch=main.context.n_ubatch
-    )
-    return replace(main, context=context)
+        places = [*device_ids, HOST_POOL]
+        return max(self.roofline.step_seconds([(LayerWork(), Place(name))], Step()) for name in places)
 
 
 def _kind(device: Device, margin: Margin | None, *, alone: bool) -> Hashable:
@@ -228,26 +246,3 @@ def _with_bandwidths(machine: Machine) -> Machine:
         for device in machine.devices
     )
     return replace(machine, devices=devices)
-
-
-def devices_named(machine: Machine, words: Sequence[str]) -> tuple[Device, ...]:
-    """The machine's devices that `words` (ids, indices, UUIDs, names) mean, in the machine's order.
-
-    Raises:
-        UsageError: a word that means none of them.
-    """
-    if not words:
-        return machine.devices
-    wanted = set()
-    for word in words:
-        found = [
-            device
-            for device in machine.devices
-            if word in (device.id, str(device.index), device.uuid)
-            or (device.uuid or "").startswith(f"GPU-{word}")
-        ]
-        if not found:
-            known = ", ".join(device.id for device in machine.devices) or "none"
-            raise UsageError(f"no device {word[:60]!r} on this machine", hint=f"devices: {known}")
-        wanted.add(found[0].id)
-    return tuple(device for device in machine.devices if device.id in wanted)

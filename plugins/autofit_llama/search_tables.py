@@ -96,11 +96,14 @@ class Tables:
         fine: bool = False,
         spill: bool = False,
         by_bytes: bool = False,
+        overflow: bool = True,
+        most_weights: int | None = None,
     ) -> Chain:
         """The problem for the search: `rooms` by device, `heads` and `lean` (least, most) in blocks.
 
         `spill` asks for something on the host: at least one unit of bulk, or a whole block. `by_bytes` makes
-        what is on the host count instead of time.
+        what is on the host count instead of time. Without `overflow` no part goes to the next device.
+        `most_weights` bounds the weights on the host, instead of `head_room` for all that is there.
         """
         units = self._units(fine)
         least = next((i + 1 for i, unit in enumerate(units) if unit.bulk), len(units)) if spill else 0
@@ -125,10 +128,11 @@ class Tables:
                     room=rooms[name],
                 )
             )
+        counted = not self.cache_on_host and most_weights is None
         head_bytes = _prefix(
             [
                 sum(self._size(part, None) for part in (*unit.own, *unit.bulk))
-                + self._cache(unit, None) * (not self.cache_on_host)
+                + (self._cache(unit, None) if counted else 0)
                 for unit in units
             ]
         )
@@ -140,19 +144,20 @@ class Tables:
             head_s=head_s,
             head_bytes=head_bytes,
             bulk_bytes=bulk_bytes,
-            head_room=head_room,
+            head_room=head_room if most_weights is None else most_weights,
             heads=tuple(starts[head] for head in heads),
             lean_min=max(starts[lean[0]], least),
             lean_max=starts[lean[1]],
             hop_s=self._hops(names),
-            cut_s=self._cuts(units) if fine else (),
+            cut_s=self._cuts(units, overflow=overflow) if fine else (),
             ordered=order is not None,
         )
         if not by_bytes:
             return chain
         nothing = [0.0] * (len(units) + 1)
         by_size = tuple(replace(site, whole_s=nothing, lean_s=bulk_bytes) for site in sites)
-        return replace(chain, sites=by_size, head_s=head_bytes, hop_s={}, cut_s=())
+        cuts = [inf if cut == inf else 0.0 for cut in chain.cut_s]
+        return replace(chain, sites=by_size, head_s=head_bytes, hop_s={}, cut_s=cuts)
 
     def seconds(self, split: Split) -> float:
         """Seconds of a step through the blocks as the split places them, without what every step costs."""
@@ -203,16 +208,12 @@ class Tables:
         away = {
             (unit.slot, unit.projection): HOST_POOL if i < placement.lean else name
             for i, (unit, name) in enumerate(zip(units, home, strict=True))
-            if unit.projection
-            and owner[unit.slot] != HOST_POOL
-            and (i < placement.lean or name != owner[unit.slot])
+            if unit.projection and owner[unit.slot] != HOST_POOL and (i < placement.lean or name != owner[unit.slot])
         }
         spilled = {key for key, name in away.items() if name == HOST_POOL}
         lean = head
         while lean < len(self.blocks) and all(
-            (lean, part.projection) in spilled
-            for part in self.blocks[lean].bulk
-            if part.kind == self.bulk_kind
+            (lean, part.projection) in spilled for part in self.blocks[lean].bulk if part.kind == self.bulk_kind
         ):
             lean += 1
         lean = max((slot + 1 for slot, _ in spilled if slot < lean), default=0)
@@ -247,17 +248,20 @@ class Tables:
         return used
 
     def host_bytes(self, split: Split) -> int:
-        """Bytes of blocks that the split leaves on the host."""
+        """Bytes of blocks, caches included, that the split leaves on the host."""
+        if self.cache_on_host:
+            return self.host_weights(split)
+        return self.host_weights(split) + sum(cache_bytes(block.cache, None) for block in self.blocks[: split.head])
+
+    def host_weights(self, split: Split) -> int:
+        """Bytes of the blocks' weights that the split leaves on the host."""
         spilled = set(split.spilled)
         used = 0
         for block in self.blocks:
-            in_head = block.slot < split.head
             for part in block.parts:
                 away = block.slot < split.lean or (block.slot, part.projection) in spilled
-                if in_head or (part.kind == self.bulk_kind and away):
+                if block.slot < split.head or (part.kind == self.bulk_kind and away):
                     used += self._size(part, None)
-            if in_head and not self.cache_on_host:
-                used += cache_bytes(block.cache, None)
         return used
 
     def _spills(self, slots: range) -> bool:
@@ -275,12 +279,9 @@ class Tables:
                 units.append(_Unit(block.slot, "", own, bulk))
         return units
 
-    def _columns(
-        self, units: Sequence[_Unit], target: Target
-    ) -> tuple[list[int], list[int], list[float], list[float]]:
+    def _columns(self, units: Sequence[_Unit], target: Target) -> tuple[list[int], list[int], list[float], list[float]]:
         own = [
-            sum(self._size(part, target.rules) for part in unit.own) + self._cache(unit, target.rules)
-            for unit in units
+            sum(self._size(part, target.rules) for part in unit.own) + self._cache(unit, target.rules) for unit in units
         ]
         bulk = [sum(self._size(part, target.rules) for part in unit.bulk) for unit in units]
         whole_s = [self._seconds(unit, target.id, target.id) for unit in units]
@@ -335,8 +336,10 @@ class Tables:
                 hops[a, b] = self._hop(one[a], other[b])
         return hops
 
-    def _cuts(self, units: Sequence[_Unit]) -> list[float]:
+    def _cuts(self, units: Sequence[_Unit], *, overflow: bool) -> list[float]:
         """Inside a block, what overflows is fetched from the next device and handed back."""
+        if not overflow:
+            return [inf if unit.projection else 0.0 for unit in units] + [inf]
         back = 2 * max((self._hop(a.id, b.id) for a, b in pairwise(self.targets)), default=0.0)
         return [back if unit.projection else 0.0 for unit in units] + [inf]
 

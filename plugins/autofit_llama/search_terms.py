@@ -78,6 +78,4 @@ def _by_place(split: Split) -> Mapping[str, Mapping[int, list[str]]]:
 
 
 def _is_chunked(found: Sequence[Block], slots: Sequence[int]) -> bool:
-    return any(
-        "_chexps" in weight.name for slot in slots for part in found[slot].bulk for weight in part.weights
-    )
+    return any("_chexps" in weight.name for slot in slots for part in found[slot].bulk for weight in part.weights)

@@ -68,9 +68,7 @@ def work_of(layout: Layout, run: Run) -> list[tuple[LayerWork, Place]]:
         return names[home] if home >= 0 else HOST_POOL
 
     def home_of(weight: Weight) -> str:
-        home = (
-            plan.copies.get((weight.name, weight.slot)) if weight.duplicate else plan.homes.get(weight.name)
-        )
+        home = plan.copies.get((weight.name, weight.slot)) if weight.duplicate else plan.homes.get(weight.name)
         return names[home] if home is not None and home >= 0 else HOST_POOL
 
     return placed_work(_blocks(layout), layer_of, home_of, cache_on_host=not layout.context.offload_kqv)

@@ -12,28 +12,23 @@ from autofit.domain.units import GIB, MIB
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autofit_llama.context import ContextParams
-from autofit_llama.estimate import Run, Server, size
-from autofit_llama.layout import Arguments
-from autofit_llama.placement import searcher
+from autofit_llama.estimate import size
+from autofit_llama.regex import searcher
 from autofit_llama.search import Bounds, Candidate, Search, shortfall_bytes
 from autofit_llama.search_goals import Goals, reach, stretch
 from autofit_llama.search_problem import LaunchProblem
 from autofit_llama.search_tables import Split
 from autofit_llama.search_terms import pattern, placed_as_planned, terms_of
+from autofit_llama.settings import LlamaSettings
 from descriptors import spec
 
 MODELS = ("llama-3.1-8b-Q4_K_M", "mixtral-8x7b-Q4_K_M", "deepseek-v2-lite-Q4_K_M", "gemma-3-4b-Q4_K_M")
 SIZED = {name: size(spec("models", name)) for name in MODELS}
 SPEEDS = (300_000_000_000, 900_000_000_000)
-SLOW = settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
-)
+SLOW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
 
-def problem(
-    name: str, devices: list[tuple[int, int]], ram: int | None, margin: int = 0, **context
-) -> LaunchProblem:
+def problem(name: str, devices: list[tuple[int, int]], ram: int | None, margin: int = 0) -> LaunchProblem:
     """A launch of a model on CUDA devices of (MiB, bytes/s)."""
     sized = SIZED[name]
     cards = tuple(
@@ -44,18 +39,16 @@ def problem(
         )
         for i, (mib, speed) in enumerate(devices)
     )  # fmt: skip
-    machine = Machine(host=Host(total_bytes=ram, available_bytes=ram), devices=cards)
-    arguments = Arguments(context=ContextParams(n_outputs_max=1, flash_attn="on", **context), mmap=True)
-    run = Run(
-        sized=sized, devices=cards, arguments=arguments, server=Server(prompt_cache_bytes=0, n_checkpoints=0)
-    )
     n = sized.hparams.n_layer_all + 1
     return LaunchProblem(
-        run,
-        machine,
-        Bounds(heads=range(n + 1), lean=(0, n)),
+        model=sized.model,
+        sized=sized,
+        machine=Machine(host=Host(total_bytes=ram, available_bytes=ram), devices=cards),
+        program="llama-server",
+        settings=LlamaSettings(n_parallel=1, cache_ram_mib=0, n_checkpoints=0),
+        devices=cards,
+        bounds=Bounds(heads=range(n + 1), lean=(0, n)),
         margins={card.id: Margin(n_bytes=margin) for card in cards},
-        tensor_buffers={card.id: f"CUDA{card.index}" for card in cards},
     )
 
 
@@ -76,7 +69,7 @@ def test_what_is_said_to_fit_fits_everywhere(name: str, devices, n_ctx: int, ram
         return
     assert found.memory.fits
     assert found.memory == launch.measure(found.candidate, found.split)
-    n_rows = launch.run.sized.hparams.n_layer_all + 1
+    n_rows = launch.sized.hparams.n_layer_all + 1
     assert found.split.head + sum(count for _, count in found.split.rows) == n_rows
     assert all(count > 0 for _, count in found.split.rows)
 
@@ -105,9 +98,7 @@ def test_the_order_of_devices_changes_nothing(name: str, devices, random) -> Non
     assert (here is None) == (there is None)
     if here is not None and there is not None:
         assert here.seconds == pytest.approx(there.seconds, rel=1e-9)
-        assert sorted(p.used_bytes for p in here.memory.pools) == sorted(
-            p.used_bytes for p in there.memory.pools
-        )
+        assert sorted(p.used_bytes for p in here.memory.pools) == sorted(p.used_bytes for p in there.memory.pools)
 
 
 @SLOW
@@ -124,19 +115,11 @@ def test_the_shortfall_is_exact(name: str, devices, ram_mib: int) -> None:
     def with_more(less: int) -> bool:
         """Whether the same plan fits when every short pool gets what it lacks, `less` bytes short of it."""
         cards = tuple(
-            replace(
-                card,
-                free_bytes=card.free_bytes + max(0, missing.get(card.id, 0) - less),
-                total_bytes=64 * GIB,
-            )
-            for card in launch.run.devices
+            replace(card, free_bytes=(card.free_bytes or 0) + max(0, missing.get(card.id, 0) - less))
+            for card in launch.devices
         )
-        ram = ram_mib * MIB + max(0, missing[HOST_POOL] - less)
-        host = replace(launch.machine.host, available_bytes=ram)
-        again = replace(launch.run, devices=cards)
-        other = LaunchProblem(
-            again, Machine(host=host, devices=cards), launch.bounds, launch.margins, launch.tensor_buffers
-        )
+        host = replace(launch.machine.host, available_bytes=ram_mib * MIB + max(0, missing[HOST_POOL] - less))
+        other = replace(launch, machine=Machine(host=host, devices=cards), devices=cards)
         return other.measure(nearest.candidate, nearest.split).fits
 
     assert with_more(0)
