@@ -131,6 +131,7 @@ BUILDERS: dict[str, tuple[str, str]] = {
     "mimo2": ("moe", "mimo2"),
     "minicpm": ("llama", "granite"),
     "minicpm3": ("deepseek", "minicpm3"),
+    "minimax-01": ("minimax", "minimax_01"),
     "minimax-m2": ("moe", "minimax_m2"),
     "mistral3": ("llama", "mistral3"),
     "mistral4": ("deepseek", "deepseek2"),
