@@ -185,11 +185,14 @@ def _signatures(builder: Builder, model: GraphModel) -> list[object]:
     ]
     every = getattr(builder, "every", None)
     step = max(1, every(h)) if every is not None else 1
+    first = getattr(builder, "first", None)
+    n_first = first(h) if first is not None else 0
     return [
         (
             tuple(parts[il]),
             tuple(value[il] for value in per_layer),
             model.layer_dev[il],
+            il < n_first,
             il < h.n_layer_dense_lead,
             il < h.n_deepstack_layers,
             h.has_kv(il),

@@ -36,18 +36,18 @@ _FFN_SCALES = frozenset(
     """
     bitnet cohere2 cohere2moe deepseek32 dflash dots3note gemma4 glm-dsa hy_v3 llama llama-embed mistral3
     nanbeige nemotron_h nemotron_h_moe qwen3 qwen35
-    """.split()  # noqa: SIM905 - a table
+    """.split()
 )
 _EXPERT_SCALES = frozenset(
     """
     cohere2moe deepseek32 dots3note gemma4 glm-dsa hy_v3 llama llama-embed mellum mistral3 nemotron_h
     nemotron_h_moe qwen35moe qwen3moe qwen3next qwen4exp
-    """.split()  # noqa: SIM905 - a table
+    """.split()
 )
 _SHARED_SCALES = frozenset(
     """
     cohere2moe deepseek32 dots3note glm-dsa hy_v3 nemotron_h nemotron_h_moe qwen35moe qwen3next qwen4exp
-    """.split()  # noqa: SIM905 - a table
+    """.split()
 )
 
 
@@ -82,9 +82,7 @@ class RecurrentInput:
 
 def missing(name: str) -> EngineRefusalError:
     """The file lacks a tensor that the architecture's graph reads."""
-    return EngineRefusalError(
-        f"llama.cpp refuses: missing tensor {name!r}", hint="the file is damaged or incomplete"
-    )
+    return EngineRefusalError(f"llama.cpp refuses: missing tensor {name!r}", hint="the file is damaged or incomplete")
 
 
 class Layer:
@@ -240,9 +238,7 @@ class Graph:
 
     # small blocks
 
-    def linear(
-        self, w: Layer | None, name: str, x: Tensor, *, bias: bool = False, scale: bool = True
-    ) -> Tensor:
+    def linear(self, w: Layer | None, name: str, x: Tensor, *, bias: bool = False, scale: bool = True) -> Tensor:
         """build_lora_mm: matrix, its scale if the file has one, and its bias if asked for and there."""
         get = w.__getitem__ if w is not None else self.weight
         matrix = get(name)
@@ -363,9 +359,7 @@ class Graph:
     def inp_rs(self) -> RecurrentInput:
         n_rs, n_seqs = self.model.state_rows, self.n_seqs
         ids = self.input("i32", n_rs)
-        return RecurrentInput(
-            ids, ggml.view(ids, (n_seqs,)), ggml.view(ids, (n_rs - n_seqs,), (), n_seqs * 4)
-        )
+        return RecurrentInput(ids, ggml.view(ids, (n_seqs,)), ggml.view(ids, (n_rs - n_seqs,), (), n_seqs * 4))
 
     # attention
 
@@ -416,9 +410,7 @@ class Graph:
             return ggml.row_size(v.type, n)
 
         if not self.model.v_trans:
-            return ggml.view(
-                v, (head, h.n_head_kv[il], cells, v.ne[2]), (size(head), size(row), size(row * cells))
-            )
+            return ggml.view(v, (head, h.n_head_kv[il], cells, v.ne[2]), (size(head), size(row), size(row * cells)))
         return ggml.view(
             v, (cells, h.n_head_kv[il], head, v.ne[2]), (size(cells * head), size(cells), size(cells * row))
         )
@@ -716,9 +708,7 @@ class Graph:
         n_embd, n_tokens = x.ne[0], x.ne[1]
         n_expert = n_expert if n_expert is not None else h.n_expert
         n_used = n_used if n_used is not None else h.n_expert_used[il]
-        bias_of: Callable[[str], Tensor | None] = (
-            (lambda name: w[name + ".bias"]) if biased else (lambda _: None)
-        )
+        bias_of: Callable[[str], Tensor | None] = (lambda name: w[name + ".bias"]) if biased else (lambda _: None)
 
         logits = probs_in if probs_in is not None else self.linear(w, gate_inp, x)
         gate_bias = bias_of(gate_inp)
@@ -796,9 +786,7 @@ class Graph:
         self.expand(experts)
 
         n_sum = h.n_expert_used[il]
-        views = [
-            ggml.view(experts, (n_embd, n_tokens), (experts.nb[2],), i * experts.nb[1]) for i in range(n_sum)
-        ]
+        views = [ggml.view(experts, (n_embd, n_tokens), (experts.nb[2],), i * experts.nb[1]) for i in range(n_sum)]
         for t in views:
             self.expand(t)
         total = views[0]
@@ -897,7 +885,7 @@ class Graph:
             return
         inp, kind = self.embd, self.context.pooling_type
         if kind == POOLING_NONE:
-            self.expand(inp)
+            self._project(self.expand(inp)).is_output = True
             return
         if kind == POOLING_MEAN or (kind == POOLING_RANK and self.h.pooling_type_cls == POOLING_MEAN):
             means = self.input("f32", self.n_tokens, self.n_seqs)
@@ -908,8 +896,15 @@ class Graph:
             return
         if kind == POOLING_RANK:
             cur = self._rank(cur)
-        cur.is_output = True
-        self.expand(cur)
+        self._project(self.expand(cur)).is_output = True
+
+    def _project(self, cur: Tensor) -> Tensor:
+        """build_dense_out: the dense layers that sentence transformers put after pooling."""
+        for name in ("dense_2", "dense_3"):
+            matrix, bias = self.weight(name), self.weight(name + ".bias")
+            cur = ggml.mul_mat(matrix, cur) if matrix is not None else cur
+            cur = ggml.add(cur, bias) if bias is not None else cur
+        return self.expand(cur)
 
     def _rank(self, cur: Tensor) -> Tensor:
         for name in ("cls", "cls.output"):
@@ -947,6 +942,16 @@ def every(step: Callable[[HParams], int]) -> Callable[[Builder], Builder]:
 
     def mark(builder: Builder) -> Builder:
         builder.every = step  # type: ignore[attr-defined]
+        return builder
+
+    return mark
+
+
+def first(number: Callable[[HParams], int]) -> Callable[[Builder], Builder]:
+    """Marks a builder whose first `number` blocks differ from the rest, by a rule of its own."""
+
+    def mark(builder: Builder) -> Builder:
+        builder.first = number  # type: ignore[attr-defined]
         return builder
 
     return mark

@@ -447,9 +447,7 @@ def mul_mat_id(experts: Tensor, b: Tensor, ids: Tensor) -> Tensor:
     return Tensor("MUL_MAT_ID", "f32", (experts.ne[1], ids.ne[0], b.ne[2], 1), [experts, b, ids])
 
 
-def soft_max(
-    a: Tensor, mask: Tensor | None = None, sinks: Tensor | None = None, *, plain: bool = True
-) -> Tensor:
+def soft_max(a: Tensor, mask: Tensor | None = None, sinks: Tensor | None = None, *, plain: bool = True) -> Tensor:
     """`plain`: without scale and ALiBi, which a fusion asks for."""
     return Tensor("SOFT_MAX", a.type, a.ne, [t for t in (a, mask, sinks) if t is not None], param=plain)
 
@@ -583,3 +581,17 @@ def conv_1d(kernel: Tensor, x: Tensor, stride: int, padding: int, dilation: int)
 def conv_1d_half(kernel: Tensor, x: Tensor, stride: int, dilation: int) -> Tensor:
     """ggml_conv_1d_ph: padded by half the kernel."""
     return conv_1d(kernel, x, stride, kernel.ne[0] // 2, dilation)
+
+
+def conv_1d_depthwise_half(kernel: Tensor, x: Tensor, stride: int, dilation: int) -> Tensor:
+    """ggml_conv_1d_dw_ph: one kernel per channel, padded by half of it."""
+    x = reshape(x, x.ne[0], 1, x.ne[1], x.ne[2])
+    n = _conv_size(x.ne[0], kernel.ne[0], stride, kernel.ne[0] // 2, dilation)
+    cols = Tensor(
+        "IM2COL",
+        "f32" if kernel.type == "bf16" else "f16",
+        (kernel.ne[1] * kernel.ne[0], n, x.ne[2], x.ne[3]),
+        [kernel, x],
+    )
+    y = mul_mat(cols, kernel)
+    return reshape(y, y.ne[0], y.ne[2])

@@ -56,3 +56,48 @@ def bert(g: Graph) -> None:
         cur = ggml.add(cur, ffn_inp)
         x = g.layer_norm(cur, w, "layer_output_norm", il)
     g.embd = g.expand(x)
+
+
+def neo_bert(g: Graph) -> None:
+    """src/models/neo-bert.cpp: gate and up in one matrix."""
+    _pre_normed(g, act="swiglu", output_norm="enc.output_norm")
+
+
+def eurobert(g: Graph) -> None:
+    """src/models/eurobert.cpp."""
+    _pre_normed(g, parallel_gate=True)
+
+
+def modern_bert(g: Graph) -> None:
+    """src/models/modern-bert.cpp: sliding windows; a norm after the embeddings, and perhaps none in block 0."""
+    acts = {"silu": "swiglu", "swish": "swiglu", "swiglu": "swiglu", "relu": "relu", "reglu": "reglu"}
+    _pre_normed(g, kind="layer", act=acts.get(g.h.hidden_act, "geglu"), embedding_norm=True)
+
+
+def _pre_normed(
+    g: Graph,
+    *,
+    kind: str = "rms",
+    act: str = "silu",
+    parallel_gate: bool = False,
+    embedding_norm: bool = False,
+    output_norm: str = "output_norm",
+) -> None:
+    """Encoders with rotary positions and the norms before each half."""
+    pos = g.inp_pos()
+    x = g.inp_embd()
+    if embedding_norm:
+        x = g.norm(x, g.weight("token_embd_norm"), 0, kind=kind)
+    inp = g.inp_attn_no_cache()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        cur = x if w["attn_norm"] is None else g.norm(x, w["attn_norm"], il, kind=kind)
+        q, k, v = g.qkv(w, cur, il)
+        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, bias=False)
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(cur, x)
+        cur = g.norm(ffn_inp, w["ffn_norm"], il, kind=kind)
+        x = ggml.add(g.ffn(w, cur, il, act=act, parallel=parallel_gate), ffn_inp)
+    g.embd = g.expand(g.final_norm(x, output_norm, kind=kind))

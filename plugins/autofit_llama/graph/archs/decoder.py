@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from autofit_llama.graph import ggml
-from autofit_llama.graph.builder import Graph, Layer, every
+from autofit_llama.graph.builder import AttentionInput, Graph, Layer, every
 from autofit_llama.graph.ggml import Tensor
 
 Norm = Callable[[Tensor, Layer | None, str, int], Tensor]
+Cache = Callable[[Graph], AttentionInput]
 
 
 class LayerAgain(Layer):
@@ -33,6 +34,7 @@ class LayerAgain(Layer):
 def decoder(
     g: Graph,
     *,
+    cache: Cache = Graph.inp_attn_kv,
     kind: str = "rms",
     rope: bool = True,
     learned_positions: bool = False,
@@ -58,7 +60,7 @@ def decoder(
     if embedding_scale:
         x = ggml.scale(x)
     pos = g.inp_pos()
-    inp = g.inp_attn_kv()
+    inp = cache(g)
     if learned_positions:
         x = ggml.add(x, ggml.get_rows(g.need("position_embd"), pos))
     if embedding_norm:
@@ -111,6 +113,11 @@ def chatglm(g: Graph) -> None:
 def codeshell(g: Graph) -> None:
     """src/models/codeshell.cpp."""
     decoder(g, kind="layer", act="gelu", parallel_gate=False)
+
+
+def dream(g: Graph) -> None:
+    """src/models/dream.cpp, llada.cpp: diffusion, without a cache."""
+    decoder(g, cache=Graph.inp_attn_no_cache, output_bias=g.h.arch != "llada")
 
 
 def ernie4_5(g: Graph) -> None:
@@ -568,4 +575,27 @@ def cogvlm(g: Graph) -> None:
         cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il)
         ffn_inp = ggml.add(cur, x)
         x = ggml.add(g.ffn(w, g.rms(ffn_inp, w, "ffn_norm", il), il), ffn_inp)
+    g.finish(x)
+
+
+@every(lambda h: h.n_layer_all // h.n_loops)
+def nanbeige(g: Graph) -> None:
+    """src/models/nanbeige.cpp: the blocks are run several times, with a cache for each pass; norms between."""
+    h = g.h
+    n_blocks = h.n_layer_all // h.n_loops
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = LayerAgain(g, il % n_blocks, il)
+        factors = g.rope_factors(w.il)
+        q, k, v = g.qkv(w, g.rms(x, w, "attn_norm", il), il)
+        cur = g.attn(inp, w, ggml.rope(q, pos, factors), ggml.rope(k, pos, factors), v, il)
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(cur, x)
+        x = ggml.add(g.ffn(w, g.rms(ffn_inp, w, "ffn_norm", il), il), ffn_inp)
+        if (il + 1) % n_blocks == 0 and not g.is_last(il) and not h.skip_loop_final_norm:
+            x = g.norm(x, g.weight("output_norm"), il)
     g.finish(x)

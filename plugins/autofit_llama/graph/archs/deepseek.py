@@ -127,8 +127,35 @@ def absorbed_qkv(
     return q, ggml.concat(latent, k_pe, 0), latent
 
 
+def minicpm3(g: Graph) -> None:
+    """src/models/minicpm3.cpp: compressed keys that are cached decompressed; scaled residuals."""
+    x = ggml.scale(g.inp_embd())
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        cur = g.rms(x, w, "attn_norm", il)
+        cur = latent_attention(g, inp, w, cur, pos, None, il, g.rope_factors(il))
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(ggml.scale(cur), x)
+        cur = g.ffn(w, g.rms(ffn_inp, w, "ffn_norm", il), il)
+        x = ggml.add(ggml.scale(cur), ffn_inp)
+    cur = g.final_norm(x)
+    g.embd = cur
+    g.logits = g.expand(g.lm_head(ggml.scale(cur)))
+
+
 def latent_attention(
-    g: Graph, inp: AttentionInput, w: Layer, x: Tensor, pos: Tensor, attn_scale: Tensor | None, il: int
+    g: Graph,
+    inp: AttentionInput,
+    w: Layer,
+    x: Tensor,
+    pos: Tensor,
+    attn_scale: Tensor | None,
+    il: int,
+    factors: Tensor | None = None,
 ) -> Tensor:
     """Multi-head latent attention: keys compressed to one latent row and a rotated part per token."""
     h, n = g.h, g.n_tokens
@@ -146,7 +173,7 @@ def latent_attention(
     row = ggml.row_size(kv_pe.type, rank + rope)
     latent = ggml.view(kv_pe, (rank, n), (row,))
     k_pe = ggml.view(kv_pe, (rope, 1, n), (row, row), ggml.row_size(kv_pe.type, rank))
-    k_pe = ggml.rope(k_pe, pos)
+    k_pe = ggml.rope(k_pe, pos, factors)
     latent = g.rms(latent, w, "attn_kv_a_norm", il)
     if h.is_mla:
         q_nope = ggml.view(q, (nope, n_head, n), q.nb[1:3])
@@ -163,7 +190,7 @@ def latent_attention(
     k_nope = ggml.view(kv, (nope, n_head, n), (head_row, head_row * n_head))
     v = ggml.view(kv, (head_v, n_head, n), (head_row, head_row * n_head), ggml.row_size(kv.type, nope))
     v = ggml.cont(v)
-    q = ggml.rope(q, pos)
+    q = ggml.rope(q, pos, factors)
     k = ggml.concat(k_nope, ggml.repeat_4d(k_pe, rope, n_head, n, 1), 0)
     if attn_scale is not None:
         q = ggml.mul(q, attn_scale)

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from autofit_llama.graph import ggml
+from autofit_llama.graph.archs.decoder import Cache
+from autofit_llama.graph.archs.moe import windowed
 from autofit_llama.graph.builder import Graph
+from autofit_llama.graph.ggml import Tensor
 
 
 def gemma2(g: Graph) -> None:
     """src/models/gemma2.cpp."""
-    _sandwich(g, qk_norm=False, soft_cap=True)
+    g.finish(_sandwich(g, qk_norm=False), soft_cap=True)
 
 
 def gemma3(g: Graph) -> None:
     """src/models/gemma3.cpp."""
-    _sandwich(g, qk_norm=True, soft_cap=g.h.f_final_logit_softcapping != 0.0)
+    g.finish(_sandwich(g), soft_cap=g.h.f_final_logit_softcapping != 0.0)
 
 
-def _sandwich(g: Graph, *, qk_norm: bool, soft_cap: bool) -> None:
+def gemma_embedding(g: Graph) -> None:
+    """src/models/gemma-embedding.cpp: an encoder."""
+    g.embd = g.expand(g.final_norm(_sandwich(g, cache=Graph.inp_attn_no_cache)))
+
+
+def _sandwich(g: Graph, *, cache: Cache = windowed, qk_norm: bool = True) -> Tensor:
     x = ggml.scale(g.inp_embd())
     pos = g.inp_pos()
-    inp = g.inp_attn_kv() if g.h.swa_type == "none" else g.inp_attn_kv_iswa()
+    inp = cache(g)
     out_ids = g.inp_out_ids()
     for il in g.layers():
         w = g.layer(il)
@@ -38,4 +46,4 @@ def _sandwich(g: Graph, *, qk_norm: bool, soft_cap: bool) -> None:
         cur = g.ffn(w, cur, il, act="gelu")
         cur = g.rms(cur, w, "post_ffw_norm", -1)
         x = ggml.add(cur, attn_out)
-    g.finish(x, soft_cap=soft_cap)
+    return x

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from autofit_llama.graph import ggml
-from autofit_llama.graph.archs.decoder import Norm
+from autofit_llama.graph.archs.decoder import Cache, Norm
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer, every
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.hparams import GATING_SIGMOID, GATING_SOFTMAX
 
 QkNorm = Literal["head", "all", "after"]
-Cache = Callable[[Graph], AttentionInput]
 
 
 def windowed(g: Graph) -> AttentionInput:

@@ -1,0 +1,199 @@
+"""The Gemma models with an embedding per layer: gemma3n's alternating updates, gemma4.
+
+Later blocks have no cache of their own and read that of the last block of their kind that has one.
+"""
+
+from __future__ import annotations
+
+from autofit_llama.graph import ggml
+from autofit_llama.graph.builder import AttentionInput, Graph, Layer, first
+from autofit_llama.graph.ggml import Tensor
+
+N_SPARSE_LAYERS = 10  #: models.h:llama_model_gemma3n, n_layer_sparsity
+
+
+def _share_caches(g: Graph) -> None:
+    h = g.h
+    g.cache_source = lambda il: il if h.has_kv(il) else h.n_layer_kv_from_start - (2 if h.is_swa[il] else 1)
+
+
+def _slice(x: Tensor, i: int) -> Tensor:
+    return ggml.view(x, x.ne[:2], (ggml.row_size(x.type, x.ne[0]),), i * x.ne[0] * x.ne[1] * 4)
+
+
+def _per_layer_inputs(g: Graph, x: Tensor, width: int) -> Tensor:
+    """[width, tokens, layers]: what the tokens' second table says, and a projection of their embeddings."""
+    h, n = g.h, g.n_tokens
+    rows = ggml.get_rows(g.need("per_layer_token_embd"), g.input("i32", n))
+    rows = g.expand(ggml.scale(ggml.reshape(rows, width, h.n_layer, n)))
+    projected = ggml.scale(ggml.mul_mat(g.need("per_layer_model_proj"), x))
+    projected = ggml.reshape(projected, width, h.n_layer, n)
+    projected = g.norm(projected, g.weight("per_layer_proj_norm"), -1)
+    return ggml.cont(ggml.permute(ggml.scale(ggml.add(projected, rows)), 0, 2, 1, 3))
+
+
+def gemma4(g: Graph) -> None:
+    """src/models/gemma4.cpp: dense, or experts beside the feed-forward; values may be the keys."""
+    h = g.h
+    _share_caches(g)
+    x = ggml.scale(g.inp_embd())
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv_iswa()
+    out_ids = g.inp_out_ids()
+    has_inputs = g.weight("per_layer_token_embd") is not None
+    inputs = _per_layer_inputs(g, x, h.n_embd_per_layer) if has_inputs else None
+    for il in g.layers():
+        w = g.layer(il)
+        cur = _gemma4_attention(g, inp, w, g.rms(x, w, "attn_norm", il), pos, il)
+        attn_out = ggml.add(g.rms(cur, w, "post_attention_norm", il), x)
+        if w["ffn_gate_inp"] is not None:
+            cur = _gemma4_experts(g, w, attn_out, il)
+        else:
+            cur = g.ffn(w, g.rms(attn_out, w, "ffn_norm", il), il, act="gelu")
+        x = ggml.add(g.rms(cur, w, "post_ffw_norm", -1), attn_out)
+        if inputs is not None:
+            cur = ggml.mul(ggml.gelu(g.linear(w, "inp_gate", x)), _slice(inputs, il))
+            x = ggml.add(x, g.rms(g.linear(w, "proj", cur), w, "post_norm", il))
+        scale = w["layer_output_scale"]
+        x = ggml.mul(x, scale) if scale is not None else x
+    g.h_nextn = g.final_norm(x)
+    g.output(ggml.get_rows(g.h_nextn, out_ids), soft_cap=h.f_final_logit_softcapping != 0.0)
+
+
+def _gemma4_attention(g: Graph, inp: AttentionInput, w: Layer, x: Tensor, pos: Tensor, il: int) -> Tensor:
+    h, n = g.h, g.n_tokens
+    head, n_head, n_kv = h.n_embd_head_k(il), h.n_head[il], h.n_head_kv[il]
+    factors = None if h.is_swa[il] else g.weight("rope_freqs", il)
+    fused = g.linear(w, "attn_qkv", x) if w["attn_qkv"] is not None else None
+
+    def part(first: int, count: int) -> Tensor:
+        assert fused is not None
+        return ggml.cont(ggml.view(fused, (head * count, n), (fused.nb[1],), 4 * head * first))
+
+    q = part(0, n_head) if fused is not None else g.linear(w, "attn_q", x)
+    q = ggml.rope(g.rms(ggml.reshape(q, head, n_head, n), w, "attn_q_norm", il), pos, factors)
+    if not h.has_kv(il):
+        return g.attn(inp, w, q, None, None, il, bias=False)
+    if fused is not None:
+        k, v = part(n_head, n_kv), part(n_head + n_kv, n_kv)
+    else:
+        k = g.linear(w, "attn_k", x)
+        v = g.linear(w, "attn_v", x) if w["attn_v"] is not None else k
+    k, v = ggml.reshape(k, head, n_kv, n), ggml.reshape(v, head, n_kv, n)
+    k = ggml.rope(g.rms(k, w, "attn_k_norm", il), pos, factors)
+    return g.attn(inp, w, q, k, ggml.rms_norm(v), il, bias=False)
+
+
+def _gemma4_experts(g: Graph, w: Layer, x: Tensor, il: int) -> Tensor:
+    """The feed-forward as the shared expert, and routed ones chosen by another norm of the same input."""
+    dense = g.ffn(w, g.rms(x, w, "ffn_norm", il), il, act="gelu")
+    dense = g.rms(dense, w, "post_ffw_norm_1", il)
+    normed = g.rms(x, w, "pre_ffw_norm_2", il)
+    router = ggml.mul(ggml.scale(ggml.rms_norm(x)), w.need("ffn_gate_inp.scale"))
+    logits = g.linear(w, "ffn_gate_inp", router, scale=False)
+    routed = g.moe(w, normed, il, act="gelu", probs_in=logits, probs_bias=False)
+    return ggml.add(dense, g.rms(routed, w, "post_ffw_norm_2", il))
+
+
+@first(lambda h: N_SPARSE_LAYERS)
+def gemma3n(g: Graph) -> None:
+    """src/models/gemma3n.cpp: several streams, one of which is updated by each block and corrects the others."""
+    h, n = g.h, g.n_tokens
+    n_streams, active = h.n_altup, h.i_altup_act
+    _share_caches(g)
+    x = ggml.scale(g.inp_embd())
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv_iswa()
+    inputs = _per_layer_inputs(g, x, h.n_embd_altup)
+    magnitude = _magnitude(x)
+    added = ggml.mul_mat(g.need("altup_proj"), ggml.repeat_4d(x, h.n_embd, n, n_streams - 1, 1))
+    x = ggml.concat(x, _with_magnitude(added, magnitude), 2)
+    for il in g.layers():
+        w = g.layer(il)
+        predictions = _altup_predict(g, w, x, il)
+        predicted = _slice(predictions, active)
+        normed = g.rms(predicted, w, "attn_norm", il)
+        laurel = g.linear(w, "laurel_r", g.linear(w, "laurel_l", normed))
+        laurel = ggml.add(g.rms(laurel, w, "laurel_post_norm", il), normed)
+        cur = _gemma3n_attention(g, inp, w, normed, pos, il)
+        cur = ggml.add(g.rms(cur, w, "post_attention_norm", il), predicted)
+        attn_laurel = ggml.scale(ggml.add(cur, laurel))
+        cur = _gemma3n_ffn(g, w, g.rms(attn_laurel, w, "ffn_norm", il), sparse=il < N_SPARSE_LAYERS)
+        cur = ggml.add(g.rms(cur, w, "post_ffw_norm", -1), attn_laurel)
+        corrected = _altup_correct(g, w, predictions, cur, il)
+        cur = ggml.mul(_slice(corrected, active), w.need("altup_correct_scale"))
+        cur = ggml.mul(ggml.gelu(g.linear(w, "inp_gate", cur)), _slice(inputs, il))
+        cur = g.rms(g.linear(w, "proj", cur), w, "post_norm", il)
+        x = ggml.concat(_slice(corrected, 0), ggml.add(_others(corrected), cur), 2)
+    magnitude = _magnitude(_slice(x, active))
+    others = _with_magnitude(ggml.mul_mat(g.need("altup_unembd_proj"), _others(x)), magnitude)
+    cur = _slice(x, 0)
+    for i in range(n_streams - 1):
+        cur = ggml.add(cur, _slice(others, i))
+    cur = ggml.get_rows(ggml.scale(cur), g.inp_out_ids())
+    g.finish(cur, soft_cap=True)
+
+
+def _magnitude(x: Tensor) -> Tensor:
+    return ggml.sqrt(ggml.sum_rows(ggml.sqr(x)))
+
+
+def _with_magnitude(x: Tensor, magnitude: Tensor) -> Tensor:
+    return ggml.div(ggml.mul(x, magnitude), _magnitude(x))
+
+
+def _others(x: Tensor) -> Tensor:
+    """All streams but the first."""
+    size = x.ne[0] * x.ne[1] * 4
+    return ggml.view(x, (x.ne[0], x.ne[1], x.ne[2] - 1), (x.ne[0] * 4, size), size)
+
+
+def _gemma3n_attention(g: Graph, inp: AttentionInput, w: Layer, x: Tensor, pos: Tensor, il: int) -> Tensor:
+    h, n = g.h, g.n_tokens
+    head, n_head = h.n_embd_head_k(il), h.n_head[il]
+    if h.has_kv(il):
+        q, k, v = g.qkv(w, x, il)
+        q, k = g.rms(q, w, "attn_q_norm", il), g.rms(k, w, "attn_k_norm", il)
+        return g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), ggml.rms_norm(v), il, bias=False)
+    if w["attn_qkv"] is not None:
+        y = g.linear(w, "attn_qkv", x, scale=False)
+        q = ggml.cont(ggml.view(y, (head * n_head, n), (y.nb[1],)))
+    else:
+        q = g.linear(w, "attn_q", x, scale=False)
+    q = g.rms(ggml.reshape(q, head, n_head, n), w, "attn_q_norm", il)
+    return g.attn(inp, w, ggml.rope(q, pos), None, None, il, bias=False)
+
+
+def _gemma3n_ffn(g: Graph, w: Layer, x: Tensor, *, sparse: bool) -> Tensor:
+    """Gated; in the first blocks only the gate's outliers, by mean and deviation, are let through."""
+    up = g.linear(w, "ffn_up", x, scale=False)
+    gate = g.linear(w, "ffn_gate", x, scale=False)
+    if sparse:
+        mean = ggml.mean(gate)
+        deviation = ggml.sqrt(ggml.scale(ggml.sum_rows(ggml.sqr(ggml.sub(gate, mean)))))
+        gate = ggml.relu(ggml.sub(gate, ggml.add(mean, ggml.scale(deviation))))
+    return g.linear(w, "ffn_down", ggml.mul(up, ggml.gelu(gate)), scale=False)
+
+
+def _altup_modalities(g: Graph, w: Layer, x: Tensor, il: int) -> Tensor:
+    x = ggml.scale(g.rms(x, w, "altup_router_norm", il))
+    return ggml.tanh(ggml.mul_mat(w.need("altup_router"), x))
+
+
+def _altup_predict(g: Graph, w: Layer, x: Tensor, il: int) -> Tensor:
+    n_streams = g.h.n_altup
+    modalities = _altup_modalities(g, w, _slice(x, g.h.i_altup_act), il)
+    coefficients = g.linear(w, "altup_predict_coef", modalities)
+    coefficients = ggml.reshape(coefficients, n_streams, n_streams, g.n_tokens)
+    predictions = ggml.mul_mat(ggml.cont(ggml.permute(x, 1, 2, 0, 3)), coefficients)
+    return ggml.add(ggml.cont(ggml.permute(predictions, 0, 2, 1, 3)), x)
+
+
+def _altup_correct(g: Graph, w: Layer, predictions: Tensor, activated: Tensor, il: int) -> Tensor:
+    h, n = g.h, g.n_tokens
+    modalities = _altup_modalities(g, w, activated, il)
+    innovation = ggml.sub(activated, _slice(predictions, h.i_altup_act))
+    coefficients = ggml.scale(g.linear(w, "altup_correct_coef", modalities))
+    coefficients = ggml.cont(ggml.transpose(coefficients), 1, n, h.n_altup)
+    innovation = ggml.repeat_4d(innovation, h.n_embd, n, h.n_altup, 1)
+    return ggml.add(ggml.mul(innovation, coefficients), predictions)
