@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import autofit
-from autofit.errors import AutofitError, EngineRefusalError
+from autofit.errors import AutofitError, EngineRefusalError, UnsupportedModelError
 
 from vllm_models import PROFILES
 
@@ -63,7 +63,7 @@ def predict(row: dict[str, Any]) -> dict[str, Any] | AutofitError:
             environ=env,
             available_kv_bytes=int(row["available_kv_gib"] * GIB),
         )
-    except EngineRefusalError as error:
+    except (EngineRefusalError, UnsupportedModelError) as error:
         return error
     return dict(plan.engine_report)
 

@@ -14,8 +14,9 @@ from autofit.domain.request import Request
 from autofit.errors import EngineRefusalError, HardwareError, UnsupportedModelError, UsageError
 
 from autofit_vllm.defaults import EngineConfig, Gpu, resolve
+from autofit_vllm.draft import DraftModel, add_weights, attach, build_draft, draft_reference, read_draft
 from autofit_vllm.kv import plan_kv
-from autofit_vllm.model import StageWeights, VllmModel
+from autofit_vllm.model import StageWeights, VllmModel, Vocabulary
 from autofit_vllm.plan import Evaluation, build_plan, evaluate, gpu_of, keyword_arguments, ranks_of
 from autofit_vllm.quantization import Quantization, quantization_for
 from autofit_vllm.settings import VllmSettings, parse_command
@@ -35,10 +36,8 @@ class VllmBackend(Backend):
         self, argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: str | None = None
     ) -> ParsedCommand:
         program, settings = parse_command(argv, env, version=version)
-        companions = {}
-        draft = (settings.speculative_config or {}).get("model")
-        if isinstance(draft, str) and draft != settings.model:
-            companions["draft"] = draft
+        draft = draft_reference(settings)
+        companions = {} if draft is None else {"draft": draft}
         return ParsedCommand(program=program, model=settings.model, companions=companions, settings=settings)
 
     def check(self, command: ParsedCommand, model: ModelSpec, machine: Machine, **facts: Any) -> Plan:
@@ -74,9 +73,11 @@ class VllmBackend(Backend):
         devices = () if is_cpu_build(settings, machine) else select_devices(machine, settings)
         gpu = gpu_of(devices)
         quantization = read_quantisation(vllm_model, model, settings, gpu)
+        draft = _draft_of(model, settings, gpu)
+        vllm_model = attach(vllm_model, draft)
         n_gpus = None if stated is not None else len(devices)
         config = resolve(settings, vllm_model, gpu, quantization=quantization, n_gpus=n_gpus)
-        weights = weigh(vllm_model, config, settings, quantization)
+        weights = weigh(vllm_model, config, settings, quantization, draft)
         kv = plan_kv(vllm_model, config)
         moved = None
         if settings.cpu_offload_gb > 0:
@@ -98,14 +99,14 @@ class VllmBackend(Backend):
         from autofit_vllm.plan_explain import explain
         from autofit_vllm.solve import Problem, solve
 
-        _, settings = parse_command(
-            [*SERVE, *request.engine_args], request.engine_env, version=request.engine_version
-        )
+        _, settings = parse_command([*SERVE, *request.engine_args], request.engine_env, version=request.engine_version)
         vllm_model = read_vllm_model(model, settings)
         _check_wishes(request)
         cpu = is_cpu_build(settings, machine)
         devices = () if cpu else select_devices(machine, settings, request.devices)
         quantization = read_quantisation(vllm_model, model, settings, gpu_of(devices))
+        draft = _draft_of(model, settings, gpu_of(devices))
+        vllm_model = attach(vllm_model, draft)
         problem = Problem(
             model=vllm_model,
             settings=settings,
@@ -113,7 +114,7 @@ class VllmBackend(Backend):
             machine=machine,
             devices=devices,
             quantization=quantization,
-            weigh=lambda config: weigh(vllm_model, config, settings, quantization),
+            weigh=lambda config: weigh(vllm_model, config, settings, quantization, draft),
             vision=_vision(model),
         )
         best, others = solve(problem)
@@ -149,12 +150,17 @@ def read_vllm_model(model: ModelSpec, settings: VllmSettings) -> VllmModel:
     if isinstance(settings.hf_overrides, Mapping):
         metadata = _overridden(model.metadata, settings.hf_overrides)
         model = dataclasses.replace(model, metadata=metadata)
-    return build_model(
+    built = build_model(
         model,
         language_model_only=settings.language_model_only,
         disabled_modalities=settings.disabled_modalities,
         pooling=settings.pooling,
     )
+    if not settings.pooling:
+        return built
+    # A generative model that is made to embed loses its head (model_executor/models/adapters.py).
+    kept = tuple(part for part in built.modules if not (isinstance(part, Vocabulary) and part.head))
+    return dataclasses.replace(built, modules=kept)
 
 
 def _overridden(config: Mapping[str, object], overrides: Mapping[str, Any]) -> dict[str, object]:
@@ -173,9 +179,7 @@ def read_quantisation(model: VllmModel, spec: ModelSpec, settings: VllmSettings,
     Raises:
         EngineRefusalError, UnsupportedModelError
     """
-    packed = (
-        tensor.name.removesuffix(".qweight") for tensor in spec.tensors if tensor.name.endswith(".qweight")
-    )
+    packed = (tensor.name.removesuffix(".qweight") for tensor in spec.tensors if tensor.name.endswith(".qweight"))
     return quantization_for(
         model.quantization,
         capability=(10, 0) if gpu.cpu else gpu.cc,
@@ -186,8 +190,17 @@ def read_quantisation(model: VllmModel, spec: ModelSpec, settings: VllmSettings,
     )
 
 
+def _draft_of(model: ModelSpec, settings: VllmSettings, gpu: Gpu) -> DraftModel | None:
+    spec = read_draft(model, settings)
+    return None if spec is None else build_draft(spec, gpu)
+
+
 def weigh(
-    model: VllmModel, config: EngineConfig, settings: VllmSettings, quantization: Quantization
+    model: VllmModel,
+    config: EngineConfig,
+    settings: VllmSettings,
+    quantization: Quantization,
+    draft: DraftModel | None = None,
 ) -> tuple[StageWeights, ...]:
     """The weights of each pipeline stage on one rank."""
     from autofit_vllm.weights import LoraSpec, weights_per_rank
@@ -200,14 +213,15 @@ def weigh(
             dtype=config.dtype if settings.lora_dtype == "auto" else settings.lora_dtype,
             fully_sharded=settings.fully_sharded_loras,
         )
-    return weights_per_rank(
+    stages = weights_per_rank(
         model,
         config.parallel,
         dtype=config.dtype,
         quantization=quantization,
         lora=lora,
-        with_draft=config.draft is not None,
+        with_draft=draft is None and config.draft is not None,
     )
+    return add_weights(stages, draft, config)
 
 
 def is_cpu_build(settings: VllmSettings, machine: Machine) -> bool:
@@ -216,9 +230,7 @@ def is_cpu_build(settings: VllmSettings, machine: Machine) -> bool:
     return not cuda and bool(settings.env.get(CPU_VARIABLE))
 
 
-def select_devices(
-    machine: Machine, settings: VllmSettings, wanted: Sequence[str] = ()
-) -> tuple[Device, ...]:
+def select_devices(machine: Machine, settings: VllmSettings, wanted: Sequence[str] = ()) -> tuple[Device, ...]:
     """The CUDA devices that the engine will see, in its order.
 
     Raises:
@@ -234,15 +246,12 @@ def select_devices(
         by_position = [str(position) for position in settings.device_ids]
         devices = [devices[int(at)] for at in by_position if at.isdigit() and int(at) < len(devices)]
         if len(devices) != len(by_position):
-            raise EngineRefusalError(
-                f"--device-ids {','.join(by_position)}: not all of these devices are visible"
-            )
+            raise EngineRefusalError(f"--device-ids {','.join(by_position)}: not all of these devices are visible")
     if not devices:
         others = ", ".join(sorted({device.name for device in machine.devices}))
         raise HardwareError(
             "vLLM needs an NVIDIA GPU, and there is none" + (f" among {others}" if others else ""),
-            hint="name hardware with --on rtx-4090; vLLM's CPU build is checked with "
-            "VLLM_CPU_KVCACHE_SPACE set",
+            hint="name hardware with --on rtx-4090; vLLM's CPU build is checked with VLLM_CPU_KVCACHE_SPACE set",
         )
     Gpu.of(devices[0])
     return tuple(devices)
@@ -307,14 +316,8 @@ def _usage_findings(settings: VllmSettings, model: VllmModel) -> list[Finding]:
                 message="--offload-group-size and --cpu-offload-gb are both set: prefetch offload wins",
             )
         )
-    if (
-        settings.max_model_len is not None
-        and model.max_len_tokens
-        and settings.max_model_len > model.max_len_tokens
-    ):
+    if settings.max_model_len is not None and model.max_len_tokens and settings.max_model_len > model.max_len_tokens:
         found.append(
-            Finding(
-                severity="warning", code="beyond-training", message="the length is beyond the model's own"
-            )
+            Finding(severity="warning", code="beyond-training", message="the length is beyond the model's own")
         )
     return found

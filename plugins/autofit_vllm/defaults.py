@@ -83,9 +83,7 @@ class Gpu:
             )
         if device.compute_capability is None or device.total_bytes is None:
             missing = "compute capability" if device.compute_capability is None else "memory"
-            raise HardwareError(
-                f"{device.name}: its {missing} is unknown", hint="name a profile: --on rtx-4090"
-            )
+            raise HardwareError(f"{device.name}: its {missing} is unknown", hint="name a profile: --on rtx-4090")
         return cls(name=device.name, total_bytes=device.total_bytes, cc=device.compute_capability)
 
     @property
@@ -247,9 +245,7 @@ def supported_dtypes(gpu: Gpu) -> tuple[str, ...]:
 def resolve_dtype(settings: VllmSettings, model: VllmModel, gpu: Gpu) -> str:
     """The type of weights and activations (config/model.py:_get_and_verify_dtype)."""
     if settings.dtype == "auto":
-        usable = tuple(
-            d for d in supported_dtypes(gpu) if d != "float16" or model.model_type not in NO_FLOAT16
-        )
+        usable = tuple(d for d in supported_dtypes(gpu) if d != "float16" or model.model_type not in NO_FLOAT16)
         pooling = model.is_pooling or settings.pooling
         preferred = "float16" if pooling and "float16" in usable else usable[0]
         wanted = preferred if model.dtype == "float32" else model.dtype
@@ -278,9 +274,7 @@ def check_quantisation(quantization: Quantization, dtype: str) -> None:
         )
 
 
-def resolve_kv_dtype(
-    settings: VllmSettings, model: VllmModel, gpu: Gpu, quantization: Quantization, dtype: str
-) -> str:
+def resolve_kv_dtype(settings: VllmSettings, model: VllmModel, gpu: Gpu, quantization: Quantization, dtype: str) -> str:
     """`--kv-cache-dtype`, or what the checkpoint asks for
     (utils/torch_utils.py:resolve_kv_cache_dtype_string)."""
     wanted = settings.kv_cache_dtype
@@ -385,8 +379,7 @@ def check_scheduler(settings: VllmSettings, *, tokens: int, seqs: int, max_len: 
         raise EngineRefusalError("max_num_batched_tokens and max_num_seqs must be at least 1")
     if tokens < max_len and not chunked:
         raise EngineRefusalError(
-            f"max_num_batched_tokens ({tokens}) is smaller than max_model_len ({max_len}), and "
-            "chunked prefill is off",
+            f"max_num_batched_tokens ({tokens}) is smaller than max_model_len ({max_len}), and chunked prefill is off",
             hint="increase --max-num-batched-tokens or decrease --max-model-len",
         )
     if tokens < seqs:
@@ -395,9 +388,7 @@ def check_scheduler(settings: VllmSettings, *, tokens: int, seqs: int, max_len: 
         )
     active = settings.max_num_active_seqs
     if active is not None and active > seqs:
-        raise EngineRefusalError(
-            f"max_num_active_seqs ({active}) cannot be greater than max_num_seqs ({seqs})."
-        )
+        raise EngineRefusalError(f"max_num_active_seqs ({active}) cannot be greater than max_num_seqs ({seqs}).")
     if settings.long_prefill_token_threshold > max_len:
         raise EngineRefusalError(
             f"long_prefill_token_threshold ({settings.long_prefill_token_threshold}) cannot be "
@@ -418,9 +409,7 @@ def check_mamba(settings: VllmSettings, model: VllmModel, *, prefix: bool, chunk
 # -- Ranks -----------------------------------------------------------------------------------------
 
 
-def resolve_parallel(
-    settings: VllmSettings, model: VllmModel, gpu: Gpu, *, n_gpus: int | None = None
-) -> Parallel:
+def resolve_parallel(settings: VllmSettings, model: VllmModel, gpu: Gpu, *, n_gpus: int | None = None) -> Parallel:
     """How the ranks share the model; every divisibility rule of config/parallel.py and config/model.py."""
     sizes = {
         "tensor_parallel_size": settings.tensor_parallel_size,
@@ -454,8 +443,7 @@ def resolve_parallel(
             raise EngineRefusalError("enable_expert_parallel must be True to use EPLB.")
         if tp * pcp * dp <= 1:
             raise EngineRefusalError(
-                f"EPLB requires tensor, prefill-context, or data parallelism, but got TP={tp}, "
-                f"PCP={pcp}, DP={dp}."
+                f"EPLB requires tensor, prefill-context, or data parallelism, but got TP={tp}, PCP={pcp}, DP={dp}."
             )
     elif settings.eplb_config.get("num_redundant_experts"):
         raise EngineRefusalError("num_redundant_experts is set but EPLB is not enabled.")
@@ -476,8 +464,7 @@ def check_shards(model: VllmModel, parallel: Parallel) -> None:
     tp, dcp = parallel.tp, parallel.dcp
     if model.n_heads % tp:
         raise EngineRefusalError(
-            f"Total number of attention heads ({model.n_heads}) must be divisible by tensor parallel "
-            f"size ({tp}).",
+            f"Total number of attention heads ({model.n_heads}) must be divisible by tensor parallel size ({tp}).",
             hint=f"possible: {', '.join(map(str, possible_tp(model)))}",
         )
     if parallel.expert_parallel and not model.is_moe:
@@ -539,9 +526,7 @@ def _layer_partition(settings: VllmSettings, model: VllmModel) -> tuple[int, ...
             f"len(partitions)={len(sizes)} does not match pp_size={settings.pipeline_parallel_size}."
         )
     if sum(sizes) != model.n_layers:
-        raise EngineRefusalError(
-            f"sum(partitions)={sum(sizes)} does not match num_hidden_layers={model.n_layers}."
-        )
+        raise EngineRefusalError(f"sum(partitions)={sum(sizes)} does not match num_hidden_layers={model.n_layers}.")
     return sizes
 
 
@@ -563,9 +548,7 @@ def _check_data_parallel(settings: VllmSettings, model: VllmModel) -> None:
             f"an external data-parallel rank requires `--data-parallel-size-local 1`; got {local}."
         )
     if settings.data_parallel_rank is not None and not 0 <= settings.data_parallel_rank < max(dp, 1):
-        raise EngineRefusalError(
-            f"data_parallel_rank ({settings.data_parallel_rank}) must be in the range [0, {dp})"
-        )
+        raise EngineRefusalError(f"data_parallel_rank ({settings.data_parallel_rank}) must be in the range [0, {dp})")
     if settings.data_parallel_hybrid_lb and local is None:
         raise EngineRefusalError("`--data-parallel-hybrid-lb` requires `--data-parallel-size-local`.")
 
@@ -595,9 +578,7 @@ def _check_local_gpus(settings: VllmSettings, parallel: Parallel, n_gpus: int) -
         return
     local_dp = 1 if settings.data_parallel_external_lb else settings.data_parallel_size_local or parallel.dp
     needed = (
-        parallel.world_size * local_dp
-        if settings.nnodes == 1
-        else parallel.world_size * parallel.dp // settings.nnodes
+        parallel.world_size * local_dp if settings.nnodes == 1 else parallel.world_size * parallel.dp // settings.nnodes
     )
     if needed > n_gpus:
         raise EngineRefusalError(
@@ -621,9 +602,7 @@ def _uses_v2_runner(settings: VllmSettings, parallel: Parallel, gpu: Gpu) -> boo
     return (settings.speculative_config or {}).get("method") not in ("suffix", "custom_class")
 
 
-def _async_scheduling(
-    settings: VllmSettings, parallel: Parallel, gpu: Gpu, *, pooling: bool, v2: bool
-) -> bool:
+def _async_scheduling(settings: VllmSettings, parallel: Parallel, gpu: Gpu, *, pooling: bool, v2: bool) -> bool:
     if gpu.cpu:
         return False
     method = (settings.speculative_config or {}).get("method")
@@ -635,9 +614,7 @@ def _async_scheduling(
             blocked = "pipeline parallelism"
     if settings.async_scheduling:
         if blocked:
-            raise EngineRefusalError(
-                f"Async scheduling is not supported by the V1 model runner with {blocked}."
-            )
+            raise EngineRefusalError(f"Async scheduling is not supported by the V1 model runner with {blocked}.")
         return True
     return settings.async_scheduling is None and not pooling and blocked is None
 
@@ -678,9 +655,7 @@ def resolve_speculation(settings: VllmSettings, model: VllmModel) -> tuple[str |
         raise EngineRefusalError("num_speculative_tokens was provided but without speculative model.")
     if method == "mtp":
         if model.draft is None:
-            raise EngineRefusalError(
-                f"the model has no MTP layers: speculative method {method} cannot be used"
-            )
+            raise EngineRefusalError(f"the model has no MTP layers: speculative method {method} cannot be used")
         tokens = int(config.get("num_speculative_tokens") or model.draft.n_layers)
         if tokens > model.draft.n_layers and tokens % model.draft.n_layers:
             raise EngineRefusalError(
@@ -690,7 +665,8 @@ def resolve_speculation(settings: VllmSettings, model: VllmModel) -> tuple[str |
     tokens = int(config.get("num_speculative_tokens") or 0)
     if tokens <= 0:
         raise EngineRefusalError("num_speculative_tokens must be provided with speculative model")
-    return str(method), tokens, None
+    second = bool(config.get("model")) and method not in ("ngram", "ngram_gpu", "suffix", "custom_class")
+    return str(method), tokens, model.draft if second else None
 
 
 def graph_mode(settings: VllmSettings, model: VllmModel, *, pooling: bool) -> GraphMode:
@@ -732,9 +708,7 @@ def capture_sizes(
     if mode == "NONE":
         return ()
     given = settings.cudagraph_capture_sizes or settings.compilation_config.get("cudagraph_capture_sizes")
-    limit = settings.max_cudagraph_capture_size or settings.compilation_config.get(
-        "max_cudagraph_capture_size"
-    )
+    limit = settings.max_cudagraph_capture_size or settings.compilation_config.get("max_cudagraph_capture_size")
     if given:
         sizes = tuple(sorted({int(size) for size in given if int(size) <= tokens}))
         if limit is not None and sizes and int(limit) != sizes[-1]:

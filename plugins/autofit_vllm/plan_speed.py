@@ -47,8 +47,7 @@ def layer_works(evaluation: Evaluation) -> list[LayerWork]:
     # A rank's shard times the ranks: what one token reads on all of them together.
     expert_shards = ranks * config.parallel.dp
     total = sum(
-        stage.parameter_bytes - stage.expert_bytes - stage.embedding_bytes - stage.tower_bytes
-        for stage in stages
+        stage.parameter_bytes - stage.expert_bytes - stage.embedding_bytes - stage.tower_bytes for stage in stages
     )
     dense = ranks * max(0, total)
     experts = expert_shards * sum(stage.expert_bytes for stage in stages)
@@ -191,4 +190,8 @@ def _draft(evaluation: Evaluation, placed: Sequence[tuple[LayerWork, Place]]) ->
     n_tokens = evaluation.config.speculative_tokens
     if not n_tokens or evaluation.config.draft is None:
         return None
-    return Draft(layers=tuple(placed[-2:-1]), n_tokens=n_tokens)
+    last = placed[-2][0]
+    n_bytes = evaluation.config.parallel.tp * evaluation.weights[-1].draft_bytes
+    kind = storage_type(None, evaluation.config.dtype)
+    work = replace(last, dense=(Read(kind, n_bytes, _elements(kind, n_bytes)),), experts=())
+    return Draft(layers=((work, placed[-2][1]),), n_tokens=n_tokens)
