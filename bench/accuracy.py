@@ -130,17 +130,13 @@ def judge(backend: LlamaBackend, row: Row, model: ModelSpec) -> Tally:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("truth", type=Path, nargs="?")
     parser.add_argument("models", type=Path, nargs="?")
     parser.add_argument("--api", choices=("cuda", "rpc"))
     parser.add_argument("--by", choices=("kind", "arch", "model"), default="kind")
     parser.add_argument("--part", choices=("models", "archs", "tiny"), help="only these rows")
-    parser.add_argument(
-        "--worst", type=int, default=0, metavar="N", help="print the N rows that are furthest off"
-    )
+    parser.add_argument("--worst", type=int, default=0, metavar="N", help="print the N rows that are furthest off")
     options = parser.parse_args()
     rows = rows_of(options.truth, options.models) if options.truth else recorded_rows()
     backend, tallies = LlamaBackend(), dict[tuple[str, str], Tally]()
@@ -173,9 +169,7 @@ def main() -> None:
     n_rows = sum(tally.n_rows for tally in tallies.values())
     print(f"{elapsed / max(n_rows, 1) * 1000:.1f} ms a row")
     for error, row in sorted(off, key=lambda pair: -pair[0])[: options.worst]:
-        print(
-            f"{error:8.3%} {row['api']} {row['id']} {row['model']} {' '.join(row['args'])} {row['free_mib']}"
-        )
+        print(f"{error:8.3%} {row['api']} {row['id']} {row['model']} {' '.join(row['args'])} {row['free_mib']}")
 
 
 def _print(name: str, t: Tally) -> None:

@@ -61,11 +61,13 @@ def row(text: str) -> tuple[str, ...]:
     spellings = re.findall(r'"([^"]+)"', lists[1])
     negations = re.findall(r'"([^"]+)"', lists[2] or "") if (lists[2] or "").lstrip().startswith('"-') else []
     handler = re.search(r"\]\s*\(common_params ?& ?\w*(?:, *([^)]*))?\)", text)
-    kind = {"bool": "bool", "int v": "int", "int": "int"}.get(
-        (handler[1] or "")[:5].strip() if handler else "", ""
-    )
+    kind = {"bool": "bool", "int v": "int", "int": "int"}.get((handler[1] or "")[:5].strip() if handler else "", "")
     if not kind and handler:
         kind = "switch" if not handler[1] else "pair" if handler[1].count("string") == 2 else "text"
+    if kind == "text" and re.search(r"std::stof\(value\)", text):
+        kind = "real"
+    if kind == "text" and re.search(r"std::stoul\(value\)", text):
+        kind = "unsigned"
     if "arg_removed" in text:
         kind = "removed"
     variable = re.search(r'set_env\("([^"]+)"\)', text)
@@ -76,9 +78,7 @@ def row(text: str) -> tuple[str, ...]:
     excluded = re.search(r"set_excludes\(\{([^}]*)\}", text)
     without = re.findall(r"LLAMA_EXAMPLE_(\w+)", excluded[1]) if excluded else []
     letters = [
-        letter
-        for name, letter in PROGRAMS.items()
-        if (name in names or "COMMON" in names) and name not in without
+        letter for name, letter in PROGRAMS.items() if (name in names or "COMMON" in names) and name not in without
     ]
     return (
         kind,

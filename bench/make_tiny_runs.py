@@ -110,9 +110,7 @@ def with_draft_head(description: Description, rng: random.Random) -> Description
             row[2].append(row[2][-1])
     blocks = [[t for t in made["tensors"] if t[0].startswith(f"blk.{i}.")] for i in range(n_layer)]
     attends = [
-        b
-        for b in blocks
-        if any(re.search("attn_(k|qkv|kv)", t[0]) for t in b) and not any("ssm" in t[0] for t in b)
+        b for b in blocks if any(re.search("attn_(k|qkv|kv)", t[0]) for t in b) and not any("ssm" in t[0] for t in b)
     ]
     prefix = f"blk.{n_layer}."
     for name, ne, kind, _ in (attends or blocks)[-1]:
@@ -211,9 +209,7 @@ def write(path: Path, lines: Sequence[Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--rows", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)

@@ -23,9 +23,7 @@ _NO_CACHE = frozenset(
         "wavtokenizer-dec", "modern-bert", "gemma-embedding", "dream", "llada", "llada-moe", "rnd1",
     )
 )  # fmt: skip
-_RECURRENT = frozenset(
-    ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7")
-)  #: llm_arch_is_recurrent
+_RECURRENT = frozenset(("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"))  #: llm_arch_is_recurrent
 #: llm_arch_is_hybrid, without those that have a memory of their own
 _HYBRID = frozenset(
     (
@@ -122,9 +120,7 @@ def _sliding(
     hp: HParams, ctx: Context, wanted: Filter, n_streams: int, *, unified: bool, k_only: bool | None = None
 ) -> tuple[Cache, ...]:
     n_window = ctx.window_cells(hp.n_swa, unified=unified)
-    full = _kv(
-        hp, ctx, "base", lambda il: wanted(il) and not hp.is_swa[il], ctx.n_ctx_seq, n_streams, k_only=k_only
-    )
+    full = _kv(hp, ctx, "base", lambda il: wanted(il) and not hp.is_swa[il], ctx.n_ctx_seq, n_streams, k_only=k_only)
     window = _kv(hp, ctx, "swa", lambda il: wanted(il) and hp.is_swa[il], n_window, n_streams, k_only=k_only)
     return full, window
 
@@ -158,9 +154,7 @@ def _kv(
     return Cache(name=name, n_cells=n_cells, n_streams=n_streams, tensors=tuple(tensors))
 
 
-def _indexer(
-    hp: HParams, ctx: Context, wanted: Filter, *, k_only: bool | None = None, n_keys: int = 1
-) -> Cache:
+def _indexer(hp: HParams, ctx: Context, wanted: Filter, *, k_only: bool | None = None, n_keys: int = 1) -> Cache:
     """The indexer's keys: one head per layer; V only where the model's own cache has one."""
     n_key = hp.indexer_head_size * n_keys
     return _kv(
@@ -200,9 +194,7 @@ def _hybrid(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
         return not hp.is_recr[il] and (not hp.arch.startswith("nemotron_h") or hp.n_ff[il] == 0)
 
     recurrent = [
-        il
-        for il in range(n_layer)
-        if hp.is_recr[il] and (not hp.arch.startswith("nemotron_h") or hp.n_ff[il] == 0)
+        il for il in range(n_layer) if hp.is_recr[il] and (not hp.arch.startswith("nemotron_h") or hp.n_ff[il] == 0)
     ]
     indexed: tuple[Cache, ...] = ()
     if hp.arch == "qwen4exp" and hp.indexer_head_size:

@@ -20,7 +20,7 @@ from autofit_llama.flag_table import TABLE
 from autofit_llama.versions import LATEST, LEGACY, Version
 
 Program = Literal["llama-server", "llama-cli", "llama-completion", "llama-fit-params", "llama-bench"]
-Kind = Literal["switch", "bool", "int", "text", "pair", "removed"]
+Kind = Literal["switch", "bool", "int", "unsigned", "real", "text", "pair", "removed"]
 Origin = Literal["argv", "env"]
 
 _LETTERS: Mapping[str, Program] = {
@@ -123,7 +123,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """One option as it was given. `value` is text, a number (`int`) or a truth value (`switch`, `bool`)."""
+    """One option as it was given. `value` is a number (`int`), a truth value (`switch`, `bool`) or text."""
 
     option: Option
     value: str | int | bool
@@ -235,7 +235,7 @@ def integer(text: str) -> int:
 
 
 def real(text: str) -> float:
-    """`std::stof`, but for infinities and hexadecimal numbers.
+    """`std::stof`, but for hexadecimal numbers.
 
     Raises:
         ValueError: no number, or outside single precision.
@@ -244,10 +244,24 @@ def real(text: str) -> float:
         r"[ \t\n\v\f\r]*([+-]?(?:[0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,6})?)", text
     )
     if not found:
-        raise ValueError("not a number")
+        word = re.match(r"\s*([+-]?(?:nan|inf))", text, re.IGNORECASE)
+        if not word:
+            raise ValueError("not a number")
+        return float(word[1])
     number = float(found[1])
     if abs(number) > 3.4028235e38 or (number != 0 and abs(number) < 1.1754943508222875e-38):
         raise ValueError("outside the range of a single-precision number")
+    return number
+
+
+def _unsigned(text: str) -> int:
+    """`std::stoul`, which also takes negative numbers."""
+    found = re.match(r"[ \t\n\v\f\r]*([+-]?[0-9]{1,40})", text)
+    if not found:
+        raise ValueError("not a number")
+    number = int(found[1])
+    if abs(number) >= 1 << 64:
+        raise ValueError("outside the range of a 64-bit number")
     return number
 
 
@@ -264,13 +278,19 @@ def _flag(program: str, option: Option, positive: bool, values: Sequence[str], s
     value: str | int | bool = positive
     if option.kind == "removed":
         raise UsageError(f"{program} refuses {spelling}: the argument has been removed", hint=f"use {option.successor}")
-    if option.kind == "int":
-        try:
-            value = integer(values[0])
-        except ValueError as error:
-            raise UsageError(f"{program} refuses {spelling} {values[0][:40]!r}: {error}") from error
-    elif values:
+    if values:
         value = values[0]
+    try:
+        if option.kind == "int":
+            value = integer(values[0])
+        elif option.kind == "real":
+            real(values[0])
+        elif option.kind == "unsigned":
+            _unsigned(values[0])
+        elif option.kind == "pair":  # the one there is holds two layer numbers
+            _ = integer(values[0]), integer(values[1])
+    except ValueError as error:
+        raise UsageError(f"{program} refuses {spelling} {values[0][:40]!r}: {error}") from error
     second = values[1] if len(values) > 1 else None
     return Flag(option=option, value=value, second=second, spelling=spelling, origin=origin)
 

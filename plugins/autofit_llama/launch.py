@@ -273,9 +273,7 @@ def python_arguments(settings: LlamaSettings) -> Mapping[str, Any]:
     arguments: dict[str, Any] = {}
     for name, value in settings.pinned().items():
         if name not in _PYTHON_ARGUMENTS:
-            raise UsageError(
-                f"llama_cpp.Llama has no argument for {name}", hint="use llama-server, or leave it out"
-            )
+            raise UsageError(f"llama_cpp.Llama has no argument for {name}", hint="use llama-server, or leave it out")
         arguments |= _PYTHON_ARGUMENTS[name](value)
     return arguments
 
@@ -323,9 +321,7 @@ def _python_lora(paths: tuple[str, ...]) -> Mapping[str, Any]:
 
 def _python_flash_attn(value: str) -> Mapping[str, Any]:
     if value == "auto":
-        raise UsageError(
-            "llama_cpp.Llama has flash attention on or off, not auto", hint="write -fa on or -fa off"
-        )
+        raise UsageError("llama_cpp.Llama has flash attention on or off, not auto", hint="write -fa on or -fa off")
     return {"flash_attn": value == "on"}
 
 

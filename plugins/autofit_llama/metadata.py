@@ -25,9 +25,7 @@ def parse_override(text: str) -> tuple[str, bool | int | float | str]:
         whole = re.match(r"\s*([+-]?[0-9]{1,40})", value)
         return key, int(whole[1]) if whole else 0
     if kind == "float":
-        number = re.match(
-            r"\s*([+-]?(?:[0-9]{1,60}\.?[0-9]{0,60}|\.[0-9]{1,60})(?:[eE][+-]?[0-9]{1,3})?)", value
-        )
+        number = re.match(r"\s*([+-]?(?:[0-9]{1,60}\.?[0-9]{0,60}|\.[0-9]{1,60})(?:[eE][+-]?[0-9]{1,3})?)", value)
         return key, float(number[1]) if number else 0.0
     if kind == "bool" and value in ("true", "false"):
         return key, value == "true"

@@ -63,9 +63,7 @@ def place_layers(
     n_gpu = n_gpu_layers if n_gpu_layers >= 0 else n_layers
     start = max(n_layers - n_gpu, 0)
     n_active = min(n_gpu, n_layers) if n_devices else 0
-    sums = list(
-        accumulate((f32(x) for x in (*splits, *[0.0] * n_devices)[:n_devices]), lambda a, b: f32(a + b))
-    )
+    sums = list(accumulate((f32(x) for x in (*splits, *[0.0] * n_devices)[:n_devices]), lambda a, b: f32(a + b)))
     points = [f32(x / sums[-1]) if sums[-1] else float("nan") for x in sums]
 
     def device(il: int) -> int:
@@ -197,9 +195,7 @@ def repacks(op: str, type_name: str, ne: Sequence[int]) -> bool:
     return n_dims == wanted and type_name in _REPACKED and ne[1] % 8 == 0
 
 
-def weight_supported(
-    rules: DeviceRules, op: Operation, type_name: str, ne: tuple[int, ...], hp: HParams
-) -> bool:
+def weight_supported(rules: DeviceRules, op: Operation, type_name: str, ne: tuple[int, ...], hp: HParams) -> bool:
     """Whether a device runs what a weight is made for (llama-model-loader.cpp:weight_buft_supported)."""
     if op == "SSM_SCAN":
         return _supported(rules, op, type_name, ne, (hp.ssm_d_state, hp.ssm_d_inner, hp.ssm_n_group))
@@ -209,9 +205,7 @@ def weight_supported(
 
 
 @lru_cache(maxsize=8192)
-def _supported(
-    rules: DeviceRules, op: Operation, type_name: str, ne: tuple[int, ...], ssm: tuple[int, ...]
-) -> bool:
+def _supported(rules: DeviceRules, op: Operation, type_name: str, ne: tuple[int, ...], ssm: tuple[int, ...]) -> bool:
     n0, n1, n2, n3 = (*ne, 1, 1, 1)[:4]
     w = Tensor("NONE", type_name, (n0, n1, n2, n3))
 

@@ -108,9 +108,7 @@ def searcher(pattern: str) -> Callable[[str], bool]:
         compiled = re.compile(_python(node), re.ASCII | re.DOTALL)
         return lambda text: compiled.search(text) is not None
     if any(isinstance(part, _Look | _Back) for part in _walk(node)):
-        raise UsageError(
-            f"pattern too costly to match: {pattern[:60]!r}", hint="write it without nested repetition"
-        )
+        raise UsageError(f"pattern too costly to match: {pattern[:60]!r}", hint="write it without nested repetition")
     return _Automaton(node, pattern).search
 
 
@@ -221,9 +219,7 @@ class _Parser:
         if most != _ENDLESS and most < least:
             self.refuse("a repetition counts down")
         if max(least, most) > MAX_REPEAT:
-            raise UsageError(
-                f"pattern repeats {max(least, most)} times", hint=f"at most {MAX_REPEAT} are read"
-            )
+            raise UsageError(f"pattern repeats {max(least, most)} times", hint=f"at most {MAX_REPEAT} are read")
         return least, most
 
     def escape(self) -> _Node:

@@ -5,6 +5,7 @@ Source: common/arg.cpp (the handler of each option), tools/llama-bench/llama-ben
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -223,7 +224,14 @@ def parse_split(text: str) -> tuple[float, ...]:
     parts = re.split("[,/]+", text)
     if len(parts) >= MAX_DEVICES:
         raise ValueError(f"got {len(parts)} input configs, but system only has {MAX_DEVICES} devices")
-    return tuple(real(part) for part in parts)
+    return _shares(parts)
+
+
+def _shares(parts: Sequence[str]) -> tuple[float, ...]:
+    shares = tuple(map(real, parts))
+    if not all(map(math.isfinite, shares)):
+        raise ValueError("not a finite number")
+    return shares
 
 
 def parse_devices(text: str) -> tuple[str, ...]:
@@ -253,7 +261,7 @@ def _parse_targets(text: str) -> tuple[int, ...]:
         raise ValueError(f"got {len(parts)} input configs, but system only has {MAX_DEVICES} devices")
     targets = []
     for part in parts:
-        found = re.match(r"\s*\+?([0-9]{1,12})", part)
+        found = re.match(r"\s*([+-]?[0-9]{1,12})", part)
         if not found:
             raise ValueError("not a number of MiB")
         targets.append(int(found[1]))
@@ -388,11 +396,6 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "spec-ngram-simple-size-n": _NGRAM,
     "spec-ngram-map-k-size-n": _NGRAM,
     "spec-ngram-map-k4v-size-n": _NGRAM,
-    "rope-scale": real,
-    "rope-freq-base": real,
-    "rope-freq-scale": real,
-    "yarn-ext-factor": real,
-    "yarn-attn-factor": real,
     "fit-print": _switchable,
 }
 
@@ -542,7 +545,7 @@ def _each(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
 
 
 def _bench_split(text: str) -> tuple[float, ...]:
-    return tuple(real(part) for part in re.split("[;/]+", text))
+    return _shares(re.split("[;/]+", text))
 
 
 def _bench_devices(text: str) -> tuple[str, ...] | None:

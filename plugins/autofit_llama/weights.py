@@ -130,9 +130,7 @@ _OPS = _by_name(
     }
 )
 #: architectures whose ssm_a goes through the scan; with the others it is a factor
-_SCANS = frozenset(
-    ("falcon-h1", "granitehybrid", "jamba", "mamba", "mamba2", "nemotron_h", "nemotron_h_moe", "plamo2")
-)
+_SCANS = frozenset(("falcon-h1", "granitehybrid", "jamba", "mamba", "mamba2", "nemotron_h", "nemotron_h_moe", "plamo2"))
 
 # Without output.weight these load token_embd a second time, as the output (TENSOR_DUPLICATED).
 _TIED = frozenset(
@@ -146,7 +144,7 @@ _TIED = frozenset(
     openelm paddleocr pangu-embedded phi3 plamo2 plamo3 plm pockettts qwen2 qwen2vl qwen3 qwen35 qwen35moe
     qwen3moe qwen3next qwen3tts qwen3vl qwen3vlmoe qwen4exp refact rnd1 seed_oss smallthinker smollm3 spark2_5
     starcoder starcoder2 t5 t5encoder
-    """.split()  # noqa: SIM905 - a table
+    """.split()
 )
 _OUTPUT_FIRST = frozenset(("gemma3n", "gemma4"))  #: made before token_embd, so nothing can be shared with it
 
@@ -184,9 +182,7 @@ def loaded_weights(
     return tuple(weights)
 
 
-def _weights(
-    tensors: Iterable[TensorInfo], hp: HParams, load_mtp: bool, lazy_mode: LazyMode
-) -> Iterator[Weight]:
+def _weights(tensors: Iterable[TensorInfo], hp: HParams, load_mtp: bool, lazy_mode: LazyMode) -> Iterator[Weight]:
     for tensor in tensors:
         match = _BLOCK.match(tensor.name)
         path = tensor.name if match is None else match[2]
@@ -288,9 +284,7 @@ def device_bytes(rules: DeviceRules, type_name: str, ne0: int, n_bytes: int) -> 
     return round_up(n_bytes, rules.alignment)
 
 
-def place_weights(
-    weights: Iterable[Weight], hp: HParams, placement: Placement, buffers: BufferRules
-) -> WeightPlan:
+def place_weights(weights: Iterable[Weight], hp: HParams, placement: Placement, buffers: BufferRules) -> WeightPlan:
     """Every weight in its buffer, and the sums.
 
     Raises:
@@ -343,13 +337,7 @@ class SlotCost:
 
     @property
     def total_bytes(self) -> int:
-        return (
-            self.attention_bytes
-            + self.dense_bytes
-            + self.shared_bytes
-            + self.expert_bytes
-            + self.output_bytes
-        )
+        return self.attention_bytes + self.dense_bytes + self.shared_bytes + self.expert_bytes + self.output_bytes
 
 
 def slot_costs(weights: Iterable[Weight], hp: HParams, rules: DeviceRules) -> tuple[SlotCost, ...]:

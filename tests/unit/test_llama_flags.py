@@ -17,9 +17,7 @@ def values(reading: Reading) -> list[tuple[str, object]]:
 
 
 def test_every_spelling_means_the_same_option() -> None:
-    assert (
-        values(read(["-ngl", "9", "--gpu-layers", "9", "--n-gpu-layers", "9"])) == [("gpu-layers", "9")] * 3
-    )
+    assert values(read(["-ngl", "9", "--gpu-layers", "9", "--n-gpu-layers", "9"])) == [("gpu-layers", "9")] * 3
 
 
 def test_underscores_in_long_flags_are_dashes() -> None:
@@ -48,9 +46,7 @@ def test_not_an_integer(text: str) -> None:
         integer(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "number"), [("1.5x", 1.5), (".5", 0.5), ("3.", 3.0), ("1e2", 100.0), ("-2", -2.0)]
-)
+@pytest.mark.parametrize(("text", "number"), [("1.5x", 1.5), (".5", 0.5), ("3.", 3.0), ("1e2", 100.0), ("-2", -2.0)])
 def test_real_numbers(text: str, number: float) -> None:
     assert real(text) == number
 
@@ -80,9 +76,7 @@ def test_not_a_real_number(text: str) -> None:
 def test_refused(argv: list[str], message: str) -> None:
     with pytest.raises(UsageError) as raised:
         read(argv)
-    assert message in raised.value.message or (
-        message == "no program" and "not a program" in raised.value.message
-    )
+    assert message in raised.value.message or (message == "no program" and "not a program" in raised.value.message)
 
 
 def test_unknown_flags_are_kept_in_order_with_what_follows() -> None:
@@ -143,15 +137,13 @@ def test_variables_come_first() -> None:
 
 
 def test_a_negative_variable_is_false_whatever_it_holds() -> None:
-    assert values(read([], {"LLAMA_ARG_NO_KV_OFFLOAD": "", "LLAMA_ARG_KV_OFFLOAD": "1"})) == [
-        ("kv-offload", False)
-    ]
+    assert values(read([], {"LLAMA_ARG_NO_KV_OFFLOAD": "", "LLAMA_ARG_KV_OFFLOAD": "1"})) == [("kv-offload", False)]
 
 
 def test_a_switch_is_only_set_by_a_true_variable() -> None:
-    assert values(
-        read([], {"LLAMA_ARG_SWA_FULL": "0", "LLAMA_ARG_NO_HOST": "yes", "LLAMA_ARG_CPU_MOE": "on"})
-    ) == [("cpu-moe", True)]
+    assert values(read([], {"LLAMA_ARG_SWA_FULL": "0", "LLAMA_ARG_NO_HOST": "yes", "LLAMA_ARG_CPU_MOE": "on"})) == [
+        ("cpu-moe", True)
+    ]
 
 
 @pytest.mark.parametrize("name", ["LLAMA_ARG_CTX_SIZE", "LLAMA_ARG_KV_OFFLOAD", "LLAMA_ARG_DRAFT_MAX"])
@@ -207,7 +199,7 @@ def test_the_table_is_well_formed() -> None:
     assert len(lines) > 340
     spellings = [name for columns in lines for cell in columns[3:] for name in cell.split(",")]
     assert all(re.fullmatch(r"--?[A-Za-z][A-Za-z0-9.-]*", name) for name in spellings)
-    assert {columns[0] for columns in lines} == {"switch", "bool", "int", "text", "pair", "removed"}
+    assert {columns[0] for columns in lines} == {"switch", "bool", "int", "unsigned", "real", "text", "pair", "removed"}
     server = [name for c in lines if "s" in c[1] for cell in c[3:] for name in cell.split(",")]
     assert len(server) == len(set(server))
 

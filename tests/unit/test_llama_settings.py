@@ -63,9 +63,7 @@ def test_values(argv: str, expected: dict[str, Any]) -> None:
 
 
 def test_overrides_keep_their_order() -> None:
-    found = settings(
-        "-ot", r"a=CPU,b\.=CUDA0", "-ncmoe", "3", "-cmoe", "-ot", "x=y=CPU", "-ncffn", "0"
-    ).overrides
+    found = settings("-ot", r"a=CPU,b\.=CUDA0", "-ncmoe", "3", "-cmoe", "-ot", "x=y=CPU", "-ncffn", "0").overrides
     assert found == (
         Override(kind="pattern", pattern="a", buffer="CPU"),
         Override(kind="pattern", pattern=r"b\.", buffer="CUDA0"),
@@ -77,9 +75,7 @@ def test_overrides_keep_their_order() -> None:
 
 
 def test_variables_add_to_lists_and_give_way_elsewhere() -> None:
-    found = settings(
-        "-ot", "b=CPU", "-c", "1", env={"LLAMA_ARG_OVERRIDE_TENSOR": "a=CPU", "LLAMA_ARG_CTX_SIZE": "9"}
-    )
+    found = settings("-ot", "b=CPU", "-c", "1", env={"LLAMA_ARG_OVERRIDE_TENSOR": "a=CPU", "LLAMA_ARG_CTX_SIZE": "9"})
     assert [one.pattern for one in found.overrides] == ["a", "b"]
     assert found.n_ctx == 1
 
@@ -377,9 +373,7 @@ def test_a_draft_model_does_not_stand_alone() -> None:
 
 def test_metadata_is_overridden() -> None:
     model, hp = model_of("models", "llama-3.1-8b-Q4_K_M")
-    changed = overridden(
-        model, ("llama.context_length=int:4096x", "new.key=str:a", "llama.block_count=float:3")
-    )
+    changed = overridden(model, ("llama.context_length=int:4096x", "new.key=str:a", "llama.block_count=float:3"))
     assert changed.metadata["llama.context_length"] == 4096
     assert changed.metadata["new.key"] == "a"
     assert changed.metadata["llama.block_count"] == hp.n_layer_all
