@@ -1,0 +1,271 @@
+"""Commands, models and machines as they come in, and what is said about those that cannot be planned."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import autofit
+import pytest
+from autofit.domain.machine import Host, Machine
+from autofit.domain.plan import Plan
+from autofit.errors import (
+    EngineRefusalError,
+    HardwareError,
+    ModelError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+    UsageError,
+)
+
+from vllm_models import GIB
+from vllm_truth import DATA
+
+CONFIGS = DATA / "configs"
+LLAMA, QWEN, SMALL = CONFIGS / "llama3-8b", CONFIGS / "qwen3-8b", CONFIGS / "qwen3-0.6b"
+CARD = autofit.load_machine("rtx-4090", ram="64GiB")
+
+
+def directory(path: Path, base: Path = LLAMA, **changes: Any) -> Path:
+    """A model of its own: `base` with changed keys, `None` for one that is gone."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config.update(changes)
+    path.mkdir(parents=True, exist_ok=True)
+    kept = {key: value for key, value in config.items() if value is not None}
+    (path / "config.json").write_text(json.dumps(kept), encoding="utf-8")
+    return path
+
+
+def plan(model: Path, *args: str, machine: Machine = CARD, **wishes: Any) -> Plan:
+    return autofit.plan("vllm", model, machine, engine_args=args, **wishes)
+
+
+def check(model: Path, *args: str, machine: Machine = CARD, **more: Any) -> Plan:
+    return autofit.check(["vllm", "serve", str(model), *args], machine, **more)
+
+
+def codes(found: Plan) -> set[str]:
+    return {finding.code for finding in found.findings}
+
+
+# -- Models
+
+
+def test_a_directory_without_a_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="no model in this directory"):
+        plan(tmp_path)
+
+
+def test_custom_code_is_never_run(tmp_path: Path) -> None:
+    """A class that is not vLLM's own, without tensors: nothing to read its layers from."""
+    model = directory(
+        tmp_path / "own",
+        architectures=["OwnForCausalLM"],
+        model_type="own",
+        auto_map={"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
+    )
+    (model / "modeling_own.py").write_text("raise SystemExit('this must not run')", encoding="utf-8")
+    with pytest.raises(UnsupportedModelError, match="OwnForCausalLM is not known"):
+        plan(model)
+
+
+def test_code_beside_a_known_class_does_not_matter(tmp_path: Path) -> None:
+    model = directory(tmp_path / "known", auto_map={"AutoModelForCausalLM": "modeling_known.Known"})
+    assert plan(model).fits
+
+
+def test_gguf_is_told_plainly(tmp_path: Path) -> None:
+    from autofit_vllm.backend import read_vllm_model
+    from autofit_vllm.settings import parse_command
+
+    spec = dataclasses.replace(autofit.read_model(LLAMA), format="gguf")
+    _, settings = parse_command(["vllm", "serve", "x"])
+    with pytest.raises(UnsupportedModelError, match="plug-in") as caught:
+        read_vllm_model(spec, settings)
+    assert caught.value.hint is not None and "autofit llama" in caught.value.hint
+    with pytest.raises(ModelError):
+        autofit.plan("vllm", spec, CARD)
+
+
+def test_bitsandbytes_is_told_plainly() -> None:
+    with pytest.raises(UnsupportedModelError, match="bitsandbytes") as caught:
+        plan(LLAMA, "--quantization", "bitsandbytes")
+    assert caught.value.hint is not None and "plug-in" in caught.value.hint
+
+
+def test_heads_that_do_not_divide_name_what_would(tmp_path: Path) -> None:
+    model = directory(tmp_path / "seven", num_attention_heads=7, num_key_value_heads=7, hidden_size=896, head_dim=128)
+    four = autofit.load_machine(*["l40s"] * 4, ram="64GiB")
+    with pytest.raises(EngineRefusalError, match=re.escape("(7) must be divisible")) as caught:
+        plan(model, "-tp", "4", machine=four)
+    assert caught.value.hint == "possible: 1, 7"
+    assert plan(model, machine=four).fits
+
+
+def test_overridden_configuration() -> None:
+    shorter = check(LLAMA, "--hf-overrides", '{"num_hidden_layers": 16}').engine_report
+    assert shorter["bytes_per_block"] == [16 * 65536]
+
+
+def test_a_length_beyond_the_model() -> None:
+    with pytest.raises(EngineRefusalError, match="greater than the derived max_model_len"):
+        plan(LLAMA, "--max-model-len", "1M")
+
+
+def test_embedding_with_a_generative_model() -> None:
+    (with_head,) = check(LLAMA).engine_report["weights_bytes_per_rank"]  # type: ignore[misc]
+    (without,) = check(LLAMA, "--runner", "pooling").engine_report["weights_bytes_per_rank"]  # type: ignore[misc]
+    assert with_head - without == 128256 * 4096 * 2
+
+
+# -- Flags
+
+
+@pytest.mark.parametrize(
+    ("args", "message", "hint"),
+    [
+        (["--max-model-length", "4k"], "no flag '--max-model-length'", "did you mean --max-model-len?"),
+        (["--swap-space", "4"], "no flag --swap-space", "--kv-offloading-size"),
+        (["--calculate-kv-scales"], "no flag --calculate-kv-scales", "scales come from the checkpoint"),
+        (["--max-model-len", "4q"], "not an integer: '4q'", "vllm serve --help"),
+        (["--config", "/nowhere.yaml"], "nowhere.yaml", ""),
+    ],
+)
+def test_flags_that_vllm_rejects(args: list[str], message: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
+        plan(LLAMA, *args)
+    assert hint in (caught.value.hint or "")
+
+
+def test_a_version_that_is_not_known() -> None:
+    with pytest.raises(UsageError, match=re.escape("0.1.0")):
+        check(LLAMA, engine_version="0.1.0")
+
+
+def test_a_fact_that_is_not_known() -> None:
+    with pytest.raises(UsageError, match="available_kv"):
+        check(LLAMA, available_kv=1)
+
+
+def test_a_cache_type_that_is_not_vllms() -> None:
+    with pytest.raises(UsageError, match="q8_0"):
+        plan(LLAMA, kv="q8_0")
+
+
+# -- Machines
+
+
+def test_no_gpu() -> None:
+    bare = Machine(host=CARD.host, devices=())
+    with pytest.raises(HardwareError, match="NVIDIA"):
+        plan(LLAMA, machine=bare)
+
+
+def test_types_that_a_gpu_is_too_old_for() -> None:
+    turing = autofit.load_machine("t4", ram="64GiB")
+    with pytest.raises(EngineRefusalError, match=r"compute capability of at least 8\.0"):
+        plan(LLAMA, "--dtype", "bfloat16", machine=turing)
+    assert "--dtype float16" in " ".join(plan(SMALL, machine=turing).argv)
+
+
+def test_more_gpus_than_there_are() -> None:
+    with pytest.raises(EngineRefusalError, match="2"):
+        check(LLAMA, "-tp", "2")
+
+
+def test_devices_that_the_engine_sees() -> None:
+    cards = autofit.load_machine("rtx-4090", "rtx-3090", ram="64GiB")
+    names = lambda found: [pool.name for pool in found.memory.pools[:-1]]  # noqa: E731
+    assert names(check(SMALL, machine=cards)) == ["NVIDIA GeForce RTX 4090"]
+    second = check(SMALL, machine=cards, environ={"CUDA_VISIBLE_DEVICES": "1"})
+    assert names(second) == ["NVIDIA GeForce RTX 3090"]
+    assert names(check(SMALL, "--device-ids", "1", machine=cards)) == ["NVIDIA GeForce RTX 3090"]
+    assert names(plan(SMALL, machine=cards, device="GPU1")) == ["NVIDIA GeForce RTX 3090"]
+    with pytest.raises(EngineRefusalError, match="not all of these devices"):
+        check(SMALL, "--device-ids", "7", machine=cards)
+
+
+def test_another_process_holds_memory() -> None:
+    """The command as it stands would be refused at start; the plan takes what is free."""
+    (card,) = CARD.devices
+    busy = dataclasses.replace(card, free_bytes=8 * GIB)
+    machine = dataclasses.replace(CARD, devices=(busy,))
+    as_it_stands = check(SMALL, machine=machine)
+    assert not as_it_stands.fits
+    assert "not-enough-free" in codes(as_it_stands)
+    planned = plan(SMALL, machine=machine)
+    assert planned.fits
+    assert planned.kwargs["gpu_memory_utilization"] < 8 / 24  # type: ignore[operator]
+    assert check(SMALL, *planned.argv[3:], machine=machine).fits
+
+
+def test_the_cpu_build() -> None:
+    host = Host(cpu_name="a processor", total_bytes=32 * GIB, available_bytes=30 * GIB)
+    found = check(SMALL, machine=Machine(host=host, devices=()), environ={"VLLM_CPU_KVCACHE_SPACE": "8"})
+    assert found.fits
+    assert [pool.id for pool in found.memory.pools] == ["host"]
+    assert found.engine_report["num_gpu_blocks"] == 8 * GIB // found.engine_report["bytes_per_block"][0]  # type: ignore[index]
+
+
+def test_weights_alone_exceed_the_node() -> None:
+    found = plan(CONFIGS / "deepseek-v3")
+    assert not found.fits
+    assert {"does-not-fit", "gpus-needed"} <= codes(found)
+
+
+# -- Speculation
+
+
+def speculate(model: Path, n_tokens: int = 4) -> str:
+    return json.dumps({"model": str(model), "num_speculative_tokens": n_tokens})
+
+
+def test_a_draft_model_is_counted() -> None:
+    """28 layers of the draft beside the 36 of the target, and 1.1 GiB of weights."""
+    alone = check(QWEN, available_kv_bytes=40 * GIB).engine_report
+    drafted = check(QWEN, "--speculative-config", speculate(SMALL), available_kv_bytes=40 * GIB)
+    assert alone["bytes_per_block"] == [36 * 65536]
+    assert drafted.engine_report["bytes_per_block"] == [64 * 65536]
+    items = {item.label: item.n_bytes for item in drafted.memory.pools[0].items}
+    (small,) = check(SMALL).engine_report["model_memory_bytes_per_rank"]  # type: ignore[misc]
+    assert items["draft layers"] == small
+
+
+def test_a_draft_head_of_an_unknown_class(tmp_path: Path) -> None:
+    head = directory(tmp_path / "head", QWEN, architectures=["OwnHead"], model_type="own", num_hidden_layers=1)
+    found = check(QWEN, "--speculative-config", speculate(head), available_kv_bytes=40 * GIB)
+    assert found.engine_report["bytes_per_block"] == [37 * 65536]
+    assert any("draft model's class is not known" in finding.message for finding in found.findings)
+
+
+def test_looking_up_ngrams_needs_no_model() -> None:
+    config = '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3}'
+    found = check(QWEN, "--speculative-config", config, available_kv_bytes=40 * GIB)
+    assert found.engine_report["bytes_per_block"] == [36 * 65536]
+
+
+def test_a_draft_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError):
+        plan(QWEN, "--speculative-config", speculate(tmp_path / "nothing"))
+
+
+# -- Offloaded pieces
+
+
+def test_image_processes_share_the_gpu() -> None:
+    """`--mm-ipc-gpu-memory-gb` comes out of the cache, of models that see."""
+    model = CONFIGS / "qwen3.5-27b-fp8"
+    machine = autofit.load_machine("h100-80gb", ram="64GiB")
+    (plain,) = check(model, machine=machine).engine_report["available_kv_cache_bytes"]  # type: ignore[misc]
+    shared = check(model, "--mm-ipc-gpu-memory-gb", "2", machine=machine).engine_report
+    assert shared["available_kv_cache_bytes"] == [plain - 2 * GIB]
+
+
+def test_graphs_may_stay_out_of_the_estimate() -> None:
+    inside = check(LLAMA).engine_report["available_kv_cache_bytes"]
+    variable = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
+    outside = check(LLAMA, environ=variable).engine_report["available_kv_cache_bytes"]
+    assert outside[0] > inside[0]  # type: ignore[index]
