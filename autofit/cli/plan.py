@@ -34,7 +34,11 @@ def run(args: argparse.Namespace, backend_name: str, engine_args: list[str] | No
     words = [backend.programs[0], *request.engine_args]
     command = backend.parse(words, request.engine_env, version=request.engine_version)
     model = read_model(args.model, companions=command.companions)
-    request = replace(request, model_reference=written_as(args.model, model))
+    request = replace(
+        request,
+        model_reference=written_as(args.model, model),
+        alternatives=args.explain or args.format != "shell",  # nobody would see them
+    )
     plan = solve(backend_name, model, machine_of(wishes), request)
     return show(plan, args, force=request.force)
 

@@ -48,6 +48,7 @@ class Request:
     engine_env: Mapping[str, str] = field(
         default_factory=dict
     )  #: the engine's own variables (LLAMA_ARG_..., VLLM_...)
+    alternatives: bool = True  #: look for other plans worth knowing, which takes longer than the plan itself
     model_reference: str | None = None  #: what to write for the model in the command
     origins: Mapping[str, Origin] = field(default_factory=dict)
 

@@ -213,6 +213,7 @@ def _finish(task: Task, search: Search, goals: Goals, found: Found, nearest: Seq
         none = Decision(setting="kwargs", value="none", origin="engine default", because=why_not)
         decisions = (*decisions, none)
     n_ctx = final.layout.context.n_ctx_seq
+    wanted = task.request.alternatives
     return Plan(
         backend="llama",
         fits=final.memory.fits,
@@ -223,7 +224,7 @@ def _finish(task: Task, search: Search, goals: Goals, found: Found, nearest: Seq
         context_tokens=n_ctx,
         safe_fill_tokens=n_ctx if final.memory.fits else None,
         decisions=decisions,
-        alternatives=alternatives_of(task, search, goals, found) if final.memory.fits else (),
+        alternatives=alternatives_of(task, search, goals, found) if wanted and final.memory.fits else (),
         findings=tuple(findings),
         engine_report=final.report,
         engine_version=task.pins.version.name,
