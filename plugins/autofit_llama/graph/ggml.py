@@ -430,6 +430,11 @@ def solve_tri(a: Tensor, b: Tensor) -> Tensor:
     return Tensor("SOLVE_TRI", "f32", b.ne, [a, b])
 
 
+def pool_2d(a: Tensor, k0: int, k1: int) -> Tensor:
+    """ggml_pool_2d in steps as wide as its kernel."""
+    return Tensor("POOL_2D", "f32", (a.ne[0] // k0, a.ne[1] // k1, a.ne[2], a.ne[3]), [a])
+
+
 def arange(n: int) -> Tensor:
     return Tensor("ARANGE", "f32", (n, 1, 1, 1))
 
