@@ -133,6 +133,7 @@ BUILDERS: dict[str, tuple[str, str]] = {
     "minicpm3": ("deepseek", "minicpm3"),
     "minimax-01": ("minimax", "minimax_01"),
     "minimax-m2": ("moe", "minimax_m2"),
+    "minimax-m3": ("minimax", "minimax_m3"),
     "mistral3": ("llama", "mistral3"),
     "mistral4": ("deepseek", "deepseek2"),
     "modern-bert": ("bert", "modern_bert"),
