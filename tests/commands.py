@@ -18,7 +18,7 @@ from autofit_llama.flags import read
 from autofit_llama.graph.devices import CUDA, RPC, DeviceRules
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.hparams import HParams, read_hparams
-from autofit_llama.launch import check_launch, check_stands_alone, chosen, launch_of
+from autofit_llama.launch import buffer_names, check_launch, check_stands_alone, chosen, launch_of
 from autofit_llama.placement import buffer_rules, place_layers
 from autofit_llama.settings import settings_of
 from autofit_llama.weights import HOST_ALIGNMENT, WeightPlan, device_bytes, loaded_weights, place_weights
@@ -65,7 +65,7 @@ def place(model: ModelSpec, hp: HParams, argv: Sequence[str], free_mib: Sequence
     placement = place_layers(hp.n_layer_all, launch.n_gpu_layers, split if any(split) else free, len(places))
     buffers = buffer_rules(
         devices,
-        names=[f"{NAMES[api]}{i}" for i in places],
+        names=buffer_names([f"{NAMES[api]}{i}" for i in places], launch.rpc),
         overrides=launch.overrides,
         no_host=launch.no_host,
         repack=launch.repack,

@@ -8,7 +8,7 @@ tools/llama-bench/llama-bench.cpp:cmd_params_defaults.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -262,6 +262,17 @@ def chosen(launch: Launch, n_devices: int) -> tuple[int, ...]:
     if launch.split_mode != "none" or n_devices == 0:
         return tuple(range(n_devices))
     return (launch.main_gpu,) if 0 <= launch.main_gpu < n_devices else ()
+
+
+def buffer_names(devices: Sequence[str], rpc: Sequence[str]) -> tuple[str, ...]:
+    """How `-ot` names the memory of these devices: by name, a remote one with its server (ggml-rpc.cpp).
+
+    `rpc` are the servers of `--rpc`; they are taken to have one device each.
+    """
+    return tuple(
+        f"RPC0[{rpc[int(name[3:])]}]" if name.startswith("RPC") and int(name[3:]) < len(rpc) else name
+        for name in devices
+    )
 
 
 def python_arguments(settings: LlamaSettings) -> Mapping[str, Any]:

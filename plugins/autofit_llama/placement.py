@@ -168,7 +168,10 @@ def buffer_rules(
     pinned = next((i for i, rules in enumerate(devices) if rules.pinned_host), None)
     targets: Mapping[str, int] = {"CPU": HOST, **{name: i for i, name in enumerate(names)}}
     resolved = []
+    remote = [i for i, name in enumerate(names) if name.startswith("RPC")]
     for override in overrides:
+        if len(remote) == 1 and override.buffer.startswith("RPC0["):  # whatever its server is called
+            targets = {**targets, override.buffer: remote[0]}
         if override.buffer not in targets:
             raise EngineRefusalError(
                 f"llama.cpp refuses: unknown buffer type {override.buffer[:40]!r}",

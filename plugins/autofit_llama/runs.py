@@ -13,7 +13,7 @@ from autofit.errors import EngineRefusalError, HardwareError, UsageError
 from autofit_llama.context import ContextParams, resolve_context
 from autofit_llama.estimate import Companion, Run, Server, size
 from autofit_llama.hparams import HParams
-from autofit_llama.launch import Draft, Launch, check_launch, check_stands_alone
+from autofit_llama.launch import Draft, Launch, buffer_names, check_launch, check_stands_alone
 from autofit_llama.layout import Arguments, Sized
 
 #: ggml's names of its backends: CUDA0, ROCm1, RPC0 ...
@@ -66,9 +66,7 @@ def choose_devices(launch: Launch, machine: Machine) -> tuple[tuple[str, Device]
     return chosen
 
 
-def _placed_on(
-    launch: Launch, hp: HParams, named: tuple[tuple[str, Device], ...]
-) -> tuple[tuple[str, Device], ...]:
+def _placed_on(launch: Launch, hp: HParams, named: tuple[tuple[str, Device], ...]) -> tuple[tuple[str, Device], ...]:
     """The devices that get layers: one of them with `-sm none`, none with a negative `-mg`."""
     check_launch(launch, hp, tuple(device.api for _, device in named))
     if launch.split_mode == "tensor" and len(named) > 1:
@@ -127,13 +125,11 @@ def _arguments(launch: Launch, named: Sequence[tuple[str, Device]], machine: Mac
         n_gpu_layers=launch.n_gpu_layers,
         splits=_splits(launch.tensor_split, named),
         overrides=launch.overrides,
-        buffer_names=tuple(name for name, _ in named),
+        buffer_names=buffer_names([name for name, _ in named], launch.rpc),
         by_layer=launch.split_mode == "layer",
         repack=launch.repack and machine.host.has_repack is not False,
         no_host=launch.no_host,
-        mmap=launch.maps_file(
-            not any(device.api == "cuda" and device.pool == HOST_POOL for device in devices)
-        ),
+        mmap=launch.maps_file(not any(device.api == "cuda" and device.pool == HOST_POOL for device in devices)),
         load_mtp=launch.load_mtp,
         lazy_mode=launch.lazy_mode,
     )
@@ -146,9 +142,7 @@ def _splits(tensor_split: Sequence[float], named: Sequence[tuple[str, Device]]) 
     free = []
     for name, device in named:
         if device.free_bytes is None:
-            raise HardwareError(
-                f"the free memory of {name} is unknown", hint="state it: --on NAME:SIZE, or pin -ts"
-            )
+            raise HardwareError(f"the free memory of {name} is unknown", hint="state it: --on NAME:SIZE, or pin -ts")
         free.append(float(device.free_bytes))
     return tuple(free)
 
@@ -161,9 +155,7 @@ def _server(launch: Launch) -> Server:
     )
 
 
-def _draft(
-    launch: Launch, draft: Draft, model: ModelSpec, context: ContextParams, machine: Machine
-) -> Companion:
+def _draft(launch: Launch, draft: Draft, model: ModelSpec, context: ContextParams, machine: Machine) -> Companion:
     own = replace(
         launch,
         n_gpu_layers=draft.n_gpu_layers,

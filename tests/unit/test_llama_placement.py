@@ -7,6 +7,7 @@ from autofit.errors import AutofitError, EngineRefusalError
 
 from autofit_llama.graph.devices import CUDA, RPC
 from autofit_llama.graph.ggml import HOST, HOST_REPACKED
+from autofit_llama.launch import buffer_names
 from autofit_llama.placement import (
     HOST_PINNED,
     Override,
@@ -113,6 +114,15 @@ def test_host_weights_are_pinned_mapped_or_relaid() -> None:
 def test_unknown_buffers_are_refused() -> None:
     with pytest.raises(EngineRefusalError, match="unknown buffer type 'CUDA3'"):
         buffer_rules((CUDA,), names=("CUDA0",), overrides=(Override(kind="pattern", pattern="a", buffer="CUDA3"),))
+
+
+def test_memory_of_remote_devices_is_named_with_its_server() -> None:
+    names = buffer_names(("RPC0", "RPC1", "CUDA0"), ("a:1", "b:2"))
+    assert names == ("RPC0[a:1]", "RPC0[b:2]", "CUDA0")
+    there = Override(kind="pattern", pattern="attn_q", buffer="RPC0[b:2]")
+    assert choose(buffer_rules((RPC, RPC), names=names[:2], overrides=(there,))) == 1
+    only = buffer_rules((RPC,), names=("RPC0",), overrides=(there,))
+    assert choose(only, home=HOST) == 0
 
 
 @pytest.mark.parametrize("pattern", ["(", "[a", "a{2", "*", "(?<n>a)", r"\1", "a{9999}"])

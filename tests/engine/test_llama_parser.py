@@ -1,0 +1,71 @@
+"""Our reading of command lines against llama.cpp's own parsers (`AUTOFIT_LLAMA_BIN`: the folder they are in)."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from autofit.errors import AutofitError
+from autofit.sources import resolve
+
+from autofit_llama.flag_table import TABLE
+from autofit_llama.flags import read
+from autofit_llama.launch import launch_of
+from autofit_llama.settings import settings_of
+
+BIN = Path(os.environ.get("AUTOFIT_LLAMA_BIN", "/nonexistent"))
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(not (BIN / "llama-fit-params").exists(), reason="AUTOFIT_LLAMA_BIN names no llama.cpp"),
+]
+ROWS = [line.split(" ") for line in TABLE.strip().splitlines()]
+#: what the parser looks up on the machine, and what it reads from files or does at once
+ELSEWHERE = re.compile(
+    "device|override-tensor|file|lora|vector|model|repo|rpc|mmproj|mask|range|url|schema|template|grammar"
+)
+AT_ONCE = re.compile("help|version|list|completion-bash|numa|prio|offline|logit-bias|log-|penalt|penalty|last-n|cache")
+VALUES = (
+    "0", "1", "5", "100000", "99999999999", "x", "", "on", "off", "auto", "all", "none", "layer", "f16", "q8_0", "1,2",
+    "1/2", "1.5", "1e99", " 7", "7x", "mean", "linear", "mmap", "a,b", "a=int:5", "a=bool:x",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("program", "letter"), [("llama-server", "s"), ("llama-fit-params", "f"), ("llama-completion", "p")]
+)
+def test_every_spelling_of_the_help_is_known_and_no_other(program: str, letter: str) -> None:
+    if not (BIN / program).exists():
+        pytest.skip(f"{program} is not there")
+    help_text = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, check=False).stdout
+    lines = [line for line in help_text.splitlines() if re.match("-[-a-zA-Z]", line)]
+    theirs = {name for line in lines for name in re.findall(r"(?:^|, +)(--?[A-Za-z][\w.-]*)", line)}
+    ours = {name for row in ROWS if letter in row[1] for cell in row[3:] for name in cell.split(",")}
+    assert ours == theirs
+
+
+def test_values_are_refused_alike() -> None:
+    rng = random.Random(7)
+    model = resolve("example:tiny").paths[0]
+    rows = [row for row in ROWS if "f" in row[1] and not ELSEWHERE.search(row[3]) and not AT_ONCE.search(row[3])]
+    different = []
+    for _ in range(80):
+        row = rng.choice(rows)
+        flag = rng.choice([name for cell in row[3:] for name in cell.split(",")])
+        n_values = {"switch": 0, "bool": 0, "pair": 2}.get(row[0], 1)
+        args = [flag, *(rng.choice(VALUES) for _ in range(n_values))]
+        command = [str(BIN / "llama-fit-params"), "-m", model, "-fit", "off", *args]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        refused = bool(re.search("error while handling|invalid argument", done.stderr))
+        try:
+            launch_of(settings_of(read(["llama-fit-params", *args])), "llama-fit-params")
+        except AutofitError:
+            ours = True
+        else:
+            ours = False
+        if ours != refused:
+            different.append((args, done.stderr.strip().splitlines()[:1]))
+    assert different == []
