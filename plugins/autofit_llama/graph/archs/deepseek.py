@@ -9,8 +9,8 @@ from autofit_llama.graph.sparse import attn_selected, inp_attn_k_dsa, lightning_
 
 
 def deepseek2(g: Graph) -> None:
-    """src/models/deepseek2.cpp (V2, V3, Kimi-K2, GigaChat), deepseek2ocr, mistral4: with or without the absorbed
-    key matrix.
+    """src/models/deepseek2.cpp (V2, V3, Kimi-K2, GigaChat), mistral4: with or without the absorbed key matrix;
+    deepseek2ocr: plain attention.
     """
     h = g.h
     x = g.inp_embd()
@@ -22,7 +22,11 @@ def deepseek2(g: Graph) -> None:
         w = g.layer(il)
         residual = x
         cur = g.rms(x, w, "attn_norm", il)
-        cur = latent_attention(g, inp, w, cur, pos, attn_scale, il)
+        if h.arch == "deepseek2-ocr":
+            q, k, v = g.qkv(w, cur, il)
+            cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, bias=False)
+        else:
+            cur = latent_attention(g, inp, w, cur, pos, attn_scale, il)
         if g.is_last(il):
             cur, residual = g.select_outputs(out_ids, cur, residual)
         ffn_inp = ggml.add(cur, residual)
@@ -90,12 +94,13 @@ def dense_or_shared_moe(g: Graph, w: Layer, x: Tensor, il: int) -> Tensor:
     """Dense in the leading blocks, then routed experts and a shared one."""
     h = g.h
     if il < h.n_layer_dense_lead:
-        return g.ffn(w, x, il)
+        return g.ffn(w, x, il, bias=False)
     routed = g.moe(
-        w, x, il, norm_weights=h.expert_weights_norm, weights_scale=h.expert_weights_scale,
-        gating=h.expert_gating_func,
+        w, x, il, biased=False, gating=h.expert_gating_func,
+        norm_weights=h.expert_weights_norm, weights_scale=h.expert_weights_scale,
     )  # fmt: skip
-    return ggml.add(routed, g.ffn(w, x, il, up="ffn_up_shexp", gate="ffn_gate_shexp", down="ffn_down_shexp"))
+    shared = g.ffn(w, x, il, bias=False, up="ffn_up_shexp", gate="ffn_gate_shexp", down="ffn_down_shexp")
+    return ggml.add(routed, shared)
 
 
 def absorbed_qkv(

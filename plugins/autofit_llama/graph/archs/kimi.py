@@ -180,8 +180,7 @@ def delta_attention(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int) 
         q, k, v = (_convolved(g, w, conv_cache, conv, y, i, n_head) for i, y in enumerate(projected))
     else:
         q, k, v = (
-            _convolved(g, w, conv_cache, conv, ggml.mul_mat(w.need("attn_" + "qkv"[i]), x), i, n_head)
-            for i in range(3)
+            _convolved(g, w, conv_cache, conv, ggml.mul_mat(w.need("attn_" + "qkv"[i]), x), i, n_head) for i in range(3)
         )
     gate = ggml.reshape(_decay(g, w, x, n_head), head, n_head, n_t, n_seqs)
     beta = ggml.mul_mat(w.need("ssm_beta"), x)
@@ -204,9 +203,7 @@ def delta_attention(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int) 
     return ggml.mul_mat(w.need("attn_output"), out)
 
 
-def _convolved(
-    g: Graph, w: Layer, cache: Tensor, state: Tensor, x: Tensor, part: int, n_head: int
-) -> Tensor:
+def _convolved(g: Graph, w: Layer, cache: Tensor, state: Tensor, x: Tensor, part: int, n_head: int) -> Tensor:
     """Queries, keys or values (`part` 0, 1, 2) through their short convolution, whose last columns are kept."""
     h, n_seqs, kept = g.h, g.n_seqs, snapshots(g)
     n_t, width, kernel = x.ne[1] // n_seqs, x.ne[0], h.ssm_d_conv
