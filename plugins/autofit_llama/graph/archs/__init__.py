@@ -108,6 +108,7 @@ BUILDERS: dict[str, tuple[str, str]] = {
     "hunyuan-moe": ("moe", "hunyuan_moe"),
     "hunyuan_vl": ("decoder", "hunyuan"),
     "hy_v3": ("moe", "hy_v3"),
+    "hy_v4": ("hunyuan", "hy_v4"),
     "internlm2": ("decoder", "internlm2"),
     "jais": ("decoder", "jais"),
     "jais2": ("decoder", "jais2"),
