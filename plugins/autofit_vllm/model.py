@@ -97,6 +97,7 @@ class Linear:
     tower: str | None = None  #: the modality this module encodes, if it belongs to an encoder
     lora: bool = True  #: LoRA may wrap it
     spreads_tokens: bool = False  #: undivided where ranks share out tokens: `Parallel.spreads_tokens`
+    undivided_with: frozenset[str] = frozenset()  #: methods of quantisation under which every rank has it all
 
     @property
     def out_size(self) -> int:
@@ -141,6 +142,7 @@ class Experts:
     gated: bool = True  #: gate and up; otherwise one projection in
     bias: bool = False
     quantisable: bool = True
+    fused_routing: bool = True  #: FlashInfer's TRT-LLM kernels for Blackwell know how a token's experts are chosen
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")  #: the checkpoint's, of one expert
 
 
@@ -164,6 +166,8 @@ class Attention:
     stage: Stage
     kv_heads: int
     latent: bool = False  #: MLA
+    quantisable: bool = True
+    scale_dtype: str | None = None  #: of its scales; `None`: the quantisation's, `model`: the model's
 
 
 Module = Linear | Vocabulary | Experts | Plain | Attention

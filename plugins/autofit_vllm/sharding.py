@@ -71,12 +71,16 @@ class ExpertsShape:
         return self.shards * self.intermediate_rank
 
 
-def linear_shape(module: Linear, parallel: Parallel, dtype: str) -> LinearShape:
+def linear_shape(
+    module: Linear, parallel: Parallel, dtype: str, quantization: str | None = None
+) -> LinearShape:
     """Raises:
     EngineRefusalError: heads or features that the ranks cannot share.
     """
-    whole = (module.tower and parallel.vision_data_parallel) or (
-        module.spreads_tokens and parallel.spreads_tokens
+    whole = (
+        (module.tower and parallel.vision_data_parallel)
+        or (module.spreads_tokens and parallel.spreads_tokens)
+        or quantization in module.undivided_with
     )
     tp = 1 if whole else parallel.tp
     in_rank, outs = module.in_size, tuple(part.size for part in module.parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
 from autofit_vllm.dtypes import dtype_bytes
@@ -28,6 +29,7 @@ from autofit_vllm.sharding import (
     layer_partition,
     linear_shape,
     on_stage,
+    round_up,
     stage_layers,
     vocabulary_rows,
 )
@@ -84,7 +86,7 @@ def _tensors(
     module: Module, parallel: Parallel, dtype: str, quantization: Quantization, loaded: bool
 ) -> Iterator[RankTensor]:
     if isinstance(module, Linear):
-        shape = linear_shape(module, parallel, dtype)
+        shape = linear_shape(module, parallel, dtype, quantization.name)
         scheme = quantization.linear(module) if module.quantisable else NONE.linear(module)
         tensors = scheme.loaded_linear(shape) if loaded else scheme.linear(shape)
         tower = module.tower is not None
@@ -98,12 +100,17 @@ def _tensors(
     elif isinstance(module, Experts):
         local = experts_shape(module, parallel, dtype)
         method = quantization.experts(module, local) if module.quantisable else NONE.experts(module, local)
+        if method is UNQUANTISED and module.fused_routing and quantization.capability // 10 == 10:
+            # (fused_moe/oracle/unquantized.py) TRT-LLM's kernels work on tiles of 128.
+            local = replace(local, intermediate_rank=round_up(local.intermediate_rank, 128))
         for suffix, size, kind in method.loaded_experts(local) if loaded else method.experts(local):
             yield RankTensor(f"{module.name}.routed_experts.{suffix}", size, kind, "experts", False)
     elif isinstance(module, Attention):
         if not loaded:
             heads = max(1, module.kv_heads // parallel.tp)
-            for suffix, size, kind in quantization.attention(heads, dtype, latent=module.latent):
+            scales = quantization.attention(heads, dtype, latent=module.latent) if module.quantisable else ()
+            for suffix, size, kind in scales:
+                kind = dtype if module.scale_dtype == "model" else kind
                 yield RankTensor(f"{module.name}.{suffix}", size, kind, "scale", False)
     else:
         size = list(module.shape)

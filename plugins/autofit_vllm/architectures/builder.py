@@ -46,7 +46,7 @@ class Options:
 class Builder:
     """Collects what the pages of this package describe; `Scope` is the handle that they use."""
 
-    __slots__ = ("buffers", "caches", "config", "modules", "notes", "options", "prefix", "root")
+    __slots__ = ("buffers", "caches", "config", "modules", "notes", "options", "prefix", "quantised_caches", "root", "scale_dtype")
 
     def __init__(self, config: Config, root: Config, options: Options) -> None:
         self.config = config  #: of the language model
@@ -57,6 +57,8 @@ class Builder:
         self.buffers: list[Buffer] = []
         self.caches: list[Cache] = []
         self.notes: list[str] = []
+        self.quantised_caches = True  #: whether attention is told of the quantisation
+        self.scale_dtype: str | None = None  #: of attention's scales; `model` in the models of Transformers
 
     def named(self, name: str) -> str:
         return f"{self.prefix}.{name}" if self.prefix and name else self.prefix or name
@@ -215,6 +217,7 @@ class Scope:
         quantisable: bool = True,
         dtype: str | None = None,
         spreads_tokens: bool = False,
+        undivided_with: frozenset[str] = frozenset(),
         **heads: int,
     ) -> None:
         if isinstance(parts, int):
@@ -231,6 +234,7 @@ class Scope:
                 dtype=dtype,
                 tower=self.tower,
                 spreads_tokens=spreads_tokens,
+                undivided_with=undivided_with,
                 **heads,
             )
         )
@@ -354,9 +358,18 @@ class Scope:
         kind: AttentionKind | None = None,
         sinks: bool = False,
         shared: bool = False,
+        quantisable: bool = True,
     ) -> None:
         """The cache of an attention layer; `shared` ones read another layer's."""
-        self.builder.modules.append(Attention(name=self._name(name), stage=self.stage, kv_heads=kv_heads))
+        self.builder.modules.append(
+            Attention(
+                name=self._name(name),
+                stage=self.stage,
+                kv_heads=kv_heads,
+                quantisable=quantisable and self.builder.quantised_caches,
+                scale_dtype=self.builder.scale_dtype,
+            )
+        )
         if shared:
             return
         self.builder.caches.append(

@@ -250,7 +250,7 @@ def bloom(b: Builder) -> None:
         layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
     b.scope("", EVERY).norm("transformer.ln_f", bias=True)
     if not config.flag("tie_word_embeddings", True):
-        b.head(tied=False, everywhere=True)
+        b.head(tied=False, everywhere=True, quantisable=False)
 
 
 def chatglm(b: Builder) -> None:
@@ -415,6 +415,7 @@ def opt(b: Builder) -> None:
         tied_to="model.decoder.embed_tokens",
         tied=config.flag("tie_word_embeddings", True),
         everywhere=True,
+        quantisable=False,
     )
 
 

@@ -15,9 +15,10 @@ def router(
     dtype: str | None = None,
     bias: str | None = None,
     linear_bias: bool = False,
+    quantisable: bool = False,
 ) -> None:
-    """The gate, never quantised; `bias` names the correction that some add to its scores, in fp32."""
-    here.replicated(name, here.builder.hidden_size, count, quantisable=False, dtype=dtype, bias=linear_bias)
+    """The gate, which few models let be quantised; `bias` names the correction that some add to its scores, in fp32."""
+    here.replicated(name, here.builder.hidden_size, count, quantisable=quantisable, dtype=dtype, bias=linear_bias)
     if bias is not None:
         here.plain(bias, count, dtype="float32")
 
@@ -34,6 +35,7 @@ def mixture(
     shared: int = 0,
     shared_name: str = "shared_experts",
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    fused_routing: bool = True,
 ) -> None:
     """A router, its experts of `width`, and `shared` features that every token passes."""
     config = layer.builder.config
@@ -42,7 +44,23 @@ def mixture(
     router(here, count, name=gate, dtype=gate_dtype, bias=correction)
     if shared:
         here.gated_mlp(shared_name, shared)
-    here.experts("experts", count, width, top_k=experts_per_token(config), names=names)
+    here.experts(
+        "experts",
+        count,
+        width,
+        top_k=experts_per_token(config),
+        names=names,
+        fused_routing=fused_routing,
+    )
+
+
+def known_routing(config: Config, *, scoring: str = "softmax", corrected: bool = False, default: bool = False) -> bool:
+    """Whether kernels that route and compute in one know this way of choosing
+    (fused_moe/config.py:get_routing_method_type, fused_moe/experts/trtllm_bf16_moe.py)."""
+    normalised = config.flag("norm_topk_prob", default)
+    if corrected:
+        return scoring == "sigmoid" and normalised
+    return scoring == "sigmoid" or normalised
 
 
 def _norms(layer: Scope) -> None:
@@ -68,17 +86,23 @@ def _is_sparse(config: Config, index: int) -> bool:
     return index not in dense and expert_count(config) > 0 and step > 0 and (index + 1) % step == 0
 
 
-def qwen_mixture(layer: Scope, *, spreads_tokens: bool = False) -> None:
+def qwen_mixture(layer: Scope, *, spreads_tokens: bool = False, gate_quantisable: bool = False) -> None:
     """(models/qwen2_moe.py:Qwen2MoeSparseMoeBlock) the shared expert has a gate of its own."""
     config = layer.builder.config
     here = layer / "mlp"
     count = expert_count(config)
-    router(here, count)
+    router(here, count, quantisable=gate_quantisable)
     shared = config.int("shared_expert_intermediate_size", default=0)
     if shared:
         here.replicated("shared_expert_gate", layer.builder.hidden_size, 1, quantisable=False)
         here.gated_mlp("shared_expert", shared, spreads_tokens=spreads_tokens)
-    here.experts("experts", count, config.int("moe_intermediate_size"), top_k=experts_per_token(config))
+    here.experts(
+        "experts",
+        count,
+        config.int("moe_intermediate_size"),
+        top_k=experts_per_token(config),
+        fused_routing=known_routing(config, default=spreads_tokens),
+    )
 
 
 def qwen2_moe(b: Builder) -> None:
@@ -103,7 +127,7 @@ def qwen3_moe(b: Builder) -> None:
             window=b.layer_window(layer.stage),
         )
         if _is_sparse(b.config, layer.stage):
-            qwen_mixture(layer)
+            qwen_mixture(layer, gate_quantisable=True)
         else:
             layer.gated_mlp()
         _norms(layer)
@@ -119,7 +143,7 @@ def olmoe(b: Builder) -> None:
         layer.attention()
         layer.plain("self_attn.q_norm.weight", heads * size)
         layer.plain("self_attn.k_norm.weight", kv_heads * size)
-        mixture(layer, width=config.int("intermediate_size"))
+        mixture(layer, width=config.int("intermediate_size"), fused_routing=False)
         _norms(layer)
     b.finish(everywhere=True)
 
@@ -151,10 +175,11 @@ def gpt_oss(b: Builder) -> None:
             config.int("intermediate_size"),
             top_k=experts_per_token(config),
             bias=True,
+            fused_routing=False,
         )
         _norms(layer)
     b.final_norm(everywhere=True)
-    b.head(tied_to="model.embedding", everywhere=True)
+    b.head(tied_to="model.embedding", everywhere=True, quantisable=False)
 
 
 def minimax_m2(b: Builder) -> None:
@@ -175,6 +200,7 @@ def minimax_m2(b: Builder) -> None:
             gate_dtype="float32",
             correction="e_score_correction_bias" if config.flag("use_routing_bias") else None,
             names=("w1", "w3", "w2"),
+            fused_routing=config.text("scoring_func", "sigmoid") == "sigmoid",
         )
         _norms(layer)
     b.finish()
@@ -194,6 +220,7 @@ def glm4_moe(b: Builder) -> None:
                 width=width,
                 gate_dtype="float32",
                 correction="gate.e_score_correction_bias",
+                fused_routing=known_routing(config, scoring="sigmoid", corrected=True),
                 shared=width * config.int("n_shared_experts", default=0),
             )
         else:
@@ -228,6 +255,7 @@ def afmoe(b: Builder) -> None:
                 width=width,
                 gate_dtype="float32",
                 correction="expert_bias",
+                fused_routing=config.text("score_func", "sigmoid") == "sigmoid" and config.flag("route_norm", True),
                 shared=width * config.int("num_shared_experts", default=0),
             )
         else:
@@ -256,6 +284,7 @@ def ernie4_5_moe(b: Builder) -> None:
                 width=width,
                 gate_dtype="float32",
                 correction="gate.e_score_correction_bias",
+                fused_routing=False,
                 shared=width * config.int("moe_num_shared_experts", default=0),
             )
         else:
@@ -294,11 +323,11 @@ def phimoe(b: Builder) -> None:
     for layer in b.layers():
         layer.attention(bias=bias, out_bias=bias, window=b.model_window())
         mixture(
-            layer, "block_sparse_moe", width=config.int("intermediate_size"), names=("w1", "w3", "w2")
+            layer, "block_sparse_moe", width=config.int("intermediate_size"), names=("w1", "w3", "w2"), fused_routing=False
         )
         layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
     b.final_norm(bias=True, everywhere=True)
-    b.head(bias=True, everywhere=True)
+    b.head(bias=True, everywhere=True, quantisable=False)
 
 
 def dbrx(b: Builder) -> None:
@@ -360,6 +389,11 @@ def bailing_moe(b: Builder) -> None:
                 width=width,
                 gate_dtype=gate_dtype,
                 correction=correction,
+                fused_routing=known_routing(
+                    config,
+                    scoring=config.text("score_function", "softmax"),
+                    corrected=correction is not None,
+                ),
                 shared=width * config.int("num_shared_experts", default=0),
             )
         else:
@@ -444,7 +478,8 @@ def mimo_v2(b: Builder) -> None:
         )
         if layer.stage < len(frequency) and frequency[layer.stage]:
             mixture(
-                layer, width=width, gate_dtype="float32", correction="gate.e_score_correction_bias"
+                layer, width=width, gate_dtype="float32", correction="gate.e_score_correction_bias",
+                fused_routing=known_routing(config, scoring="sigmoid", corrected=True),
             )
         else:
             layer.gated_mlp()

@@ -41,6 +41,7 @@ def _decoder(
 ) -> None:
     config = b.config
     heads, kv_heads, size = config.int("num_attention_heads"), b.kv_heads, b.head_size
+    b.scale_dtype = "model"
     b.embedding()
     for layer in b.layers():
         layer.attention(
@@ -74,13 +75,16 @@ def _experts(layer: Scope) -> None:
     if not width:
         width = config.int("intermediate_size")
     gate = "gate.wg" if config.model_type == "hunyuan_v1_moe" else "experts.gate"
-    (layer / "mlp").replicated(gate, layer.builder.hidden_size, count, quantisable=False)
+    linear = gate == "gate.wg"  # The other routers are no linear layers.
+    (layer / "mlp").replicated(gate, layer.builder.hidden_size, count, quantisable=linear)
     shared = _number(config.get("num_shared_expert", config.get("n_shared_experts")), layer.stage)
     if shared:
         (here / "_shared_experts._layer").gated_mlp("shared_experts", width * shared)
     if config.model_type == "dots1":
         layer.buffer(f"{here.prefix}.gate.e_score_correction_bias", count, dtype="float32")
-    (layer / "mlp").experts("experts", count, width, top_k=experts_per_token(config))
+    (layer / "mlp").experts(
+        "experts", count, width, top_k=experts_per_token(config), fused_routing=False
+    )
 
 
 def _number(value: object, index: int) -> int:
@@ -172,6 +176,7 @@ def gpt_neox(b: Builder) -> None:
     config, hidden = b.config, b.hidden_size
     heads = config.int("num_attention_heads")
     bias = config.flag("attention_bias", True)
+    b.scale_dtype = "model"
     b.embedding("model.embed_in")
     for layer in b.layers():
         here = layer / "attention"
@@ -200,6 +205,7 @@ def gpt_bigcode(b: Builder) -> None:
     size = hidden // heads
     positions = config.int("max_position_embeddings")
     kv_heads = 1 if config.flag("multi_query", True) else heads
+    b.scale_dtype = "model"
     b.embedding("model.wte")
     b.scope("", EVERY).plain("model.wpe.weight", positions, hidden)
     for layer in b.layers("model.h"):

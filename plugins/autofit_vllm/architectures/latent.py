@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autofit_vllm.architectures.builder import Builder, Scope
-from autofit_vllm.architectures.experts import router
+from autofit_vllm.architectures.experts import known_routing, router
 from autofit_vllm.architectures.facts import expert_count, experts_per_token
 from autofit_vllm.architectures.rope import rope_parameters
 
@@ -95,7 +95,17 @@ def deepseek_mlp(
     shared = config.maybe_int("n_shared_experts")
     if shared:
         here.gated_mlp("shared_experts", width * shared, spreads_tokens=spreads_tokens)
-    here.experts("experts", count, width, top_k=experts_per_token(config))
+    here.experts(
+        "experts",
+        count,
+        width,
+        top_k=experts_per_token(config),
+        fused_routing=known_routing(
+            config,
+            scoring="sigmoid" if gate_dtype else config.text("scoring_func", "softmax"),
+            corrected=corrected,
+        ),
+    )
 
 
 def _decoder(b: Builder, *, sparse: bool = False, gate_dtype: str | None = None, fp32_rope: bool = False) -> None:
@@ -180,5 +190,5 @@ def longcat_flash(b: Builder) -> None:
         here.replicated("router.classifier", b.hidden_size, count + empty, quantisable=False, dtype="float32")
         here.plain("router.e_score_correction_bias", count + empty, dtype="float32")
         width = config.int("expert_ffn_hidden_size", "moe_intermediate_size")
-        here.experts("experts", count, width, top_k=experts_per_token(config))
+        here.experts("experts", count, width, top_k=experts_per_token(config), fused_routing=False)
     b.finish()

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from autofit_vllm.architectures.builder import Builder, Scope
 from autofit_vllm.architectures.config import Config
-from autofit_vllm.architectures.experts import granite_shared, mixture, qwen_mixture, router
+from autofit_vllm.architectures.experts import (
+    granite_shared,
+    known_routing,
+    mixture,
+    qwen_mixture,
+    router,
+)
 from autofit_vllm.architectures.facts import expert_count, experts_per_token
 from autofit_vllm.model import Part
 
@@ -12,15 +18,15 @@ from autofit_vllm.model import Part
 def mamba1_mixer(
     here: Scope, inner: int, *, state: int, rank: int, kernel: int, bias: bool, conv_bias: bool, norms: bool
 ) -> None:
-    """layers/mamba/mamba_mixer.py."""
+    """layers/mamba/mamba_mixer.py: never quantised."""
     hidden = here.builder.hidden_size
     here.plain("A", inner, state, axis=0, dtype="float32")
     here.plain("D", inner, axis=0)
     here.column("conv1d", kernel, inner, bias=conv_bias, quantisable=False)
-    here.column("in_proj", hidden, (("in_proj", inner), ("in_proj", inner)), bias=bias)
-    here.row("x_proj", inner, rank + 2 * state)
+    here.column("in_proj", hidden, (("in_proj", inner), ("in_proj", inner)), bias=bias, quantisable=False)
+    here.row("x_proj", inner, rank + 2 * state, quantisable=False)
     here.column("dt_proj", rank, inner, bias=True, quantisable=False)
-    here.row("out_proj", inner, hidden, bias=bias)
+    here.row("out_proj", inner, hidden, bias=bias, quantisable=False)
     if norms:
         here.norm("dt_layernorm", rank)
         here.norm("b_layernorm", state)
@@ -91,7 +97,7 @@ def mamba(b: Builder) -> None:
         )
         layer.norm("norm")
     b.final_norm("backbone.norm_f", everywhere=True)
-    b.head(tied_to="backbone.embeddings", everywhere=True)
+    b.head(tied_to="backbone.embeddings", everywhere=True, quantisable=False)
 
 
 def _time_step_rank(config: Config, hidden: int, *keys: str) -> int:
@@ -121,7 +127,7 @@ def mamba2(b: Builder) -> None:
         )
         layer.norm("norm")
     b.final_norm("backbone.norm_f", everywhere=True)
-    b.head(tied_to="backbone.embeddings", everywhere=True)
+    b.head(tied_to="backbone.embeddings", everywhere=True, quantisable=False)
 
 
 def jamba(b: Builder) -> None:
@@ -129,6 +135,7 @@ def jamba(b: Builder) -> None:
     config = b.config
     inner = b.hidden_size * config.int("mamba_expand", default=2)
     width = config.int("intermediate_size")
+    b.quantised_caches = False
     b.embedding(everywhere=True)
     for layer in b.layers():
         period, offset = config.int("attn_layer_period", default=8), config.int("attn_layer_offset", default=4)
@@ -150,12 +157,12 @@ def jamba(b: Builder) -> None:
         here = layer / "feed_forward"
         if count > 1 and layer.stage % period == offset:
             router(here, count, name="router")
-            here.experts("experts", count, width, top_k=experts_per_token(config))
+            here.experts("experts", count, width, top_k=experts_per_token(config), fused_routing=False)
         else:
             layer.gated_mlp("feed_forward")
         layer.norms("input_layernorm", "pre_ff_layernorm")
     b.final_norm("model.final_layernorm", everywhere=True)
-    b.head(everywhere=True)
+    b.head(everywhere=True, quantisable=False)
 
 
 def falcon_h1(b: Builder) -> None:
@@ -191,7 +198,7 @@ def falcon_h1(b: Builder) -> None:
         layer.gated_mlp("feed_forward")
         layer.norms("input_layernorm", "pre_ff_layernorm")
     b.final_norm("model.final_layernorm")
-    b.head()
+    b.head(quantisable=False)
 
 
 def nemotron_h(b: Builder) -> None:
@@ -261,6 +268,7 @@ def _nemotron_experts(here: Scope) -> None:
         top_k=experts_per_token(config),
         hidden_size=latent or hidden,
         gated=False,
+        fused_routing=known_routing(config, scoring="sigmoid", corrected=True),
         names=("up_proj", "up_proj", "down_proj"),
     )
 
@@ -326,6 +334,7 @@ def lfm2(b: Builder) -> None:
 def lfm2_moe(b: Builder) -> None:
     """models/lfm2_moe.py."""
     config = b.config
+    b.quantised_caches = False
     b.embedding(everywhere=True)
     for layer in b.layers():
         _lfm2_mixer(layer)
@@ -335,10 +344,15 @@ def lfm2_moe(b: Builder) -> None:
             here = layer / "feed_forward"
             count = expert_count(config)
             bias = "gate.e_score_correction_bias" if config.flag("use_expert_bias") else None
-            router(here, count, bias=bias)
+            router(here, count, bias=bias, quantisable=True)
             width = config.int("moe_intermediate_size")
             here.experts(
-                "experts", count, width, top_k=experts_per_token(config), names=("w1", "w3", "w2")
+                "experts",
+                count,
+                width,
+                top_k=experts_per_token(config),
+                names=("w1", "w3", "w2"),
+                fused_routing=known_routing(config, scoring="sigmoid", corrected=bias is not None),
             )
         layer.norms("operator_norm", "ffn_norm")
     b.final_norm("model.embedding_norm")
@@ -373,13 +387,18 @@ def delta_net(layer: Scope, *, log_dtype: str = "float32") -> None:
     here.plain("dt_bias", value_heads, axis=0)
     here.plain("A_log", value_heads, axis=0, dtype=log_dtype)
     here.column("conv1d", kernel, (("conv1d", keys), ("conv1d", keys), ("conv1d", values)), quantisable=False)
-    fused = config.model_type == "qwen3_next"
-    names = ("in_proj_qkvz",) * 4 if fused else ("in_proj_qkv", "in_proj_qkv", "in_proj_qkv", "in_proj_z")
-    here.column(
-        "in_proj_qkvz", hidden, tuple(zip(names, (keys, keys, values, values), strict=True))
-    )
-    names = ("in_proj_ba",) * 2 if fused else ("in_proj_b", "in_proj_a")
-    here.column("in_proj_ba", hidden, ((names[0], value_heads), (names[1], value_heads)))
+    if config.model_type == "qwen3_next":  # One weight, its rows interleaved by key head.
+        here.column("in_proj_qkvz", hidden, 2 * keys + 2 * values)
+        here.column("in_proj_ba", hidden, 2 * value_heads)
+    else:
+        names = ("in_proj_qkv", "in_proj_qkv", "in_proj_qkv", "in_proj_z")
+        here.column("in_proj_qkvz", hidden, tuple(zip(names, (keys, keys, values, values), strict=True)))
+        here.column(
+            "in_proj_ba",
+            hidden,
+            (("in_proj_b", value_heads), ("in_proj_a", value_heads)),
+            undivided_with=frozenset({"auto_gptq", "auto_awq", "inc"}),
+        )
     here.norm("norm", value_size)
     here.row("out_proj", values, hidden)
     here.state(
@@ -435,7 +454,8 @@ def qwen3_next(b: Builder) -> None:
             layer.gated_mlp()
         layer.norms("input_layernorm", "post_attention_layernorm")
     b.final_norm()
-    b.head(everywhere=config.model_type == "qwen3_next")
+    first = config.model_type == "qwen3_next"
+    b.head(everywhere=first, quantisable=not first)
 
 
 def olmo_hybrid(b: Builder) -> None:
@@ -523,4 +543,4 @@ def zamba2(b: Builder) -> None:
         )
         here.norm("input_layernorm")
     b.final_norm("model.final_layernorm", everywhere=True)
-    b.head(everywhere=True)
+    b.head(everywhere=True, quantisable=False)

@@ -52,11 +52,11 @@ def siglip(tower: Scope, config: Config, *, layers: int | None = None, position_
     here.plain("embeddings.position_embedding.weight", positions, hidden)
     if position_ids:
         here.buffer("embeddings.position_ids", 1, positions, dtype="int64")
-    _siglip_layers(here, config, config.layers() if layers is None else layers)
+    _siglip_layers(here, config, config.layers() if layers is None else layers, aligned_only=position_ids)
     here.norm("post_layernorm", hidden, bias=True)
 
 
-def _siglip_layers(here: Scope, config: Config, count: int) -> None:
+def _siglip_layers(here: Scope, config: Config, count: int, *, aligned_only: bool = False) -> None:
     hidden, heads = config.int("hidden_size"), config.int("num_attention_heads")
     for index in range(count):
         block = here / f"encoder.layers.{index}"
@@ -64,7 +64,9 @@ def _siglip_layers(here: Scope, config: Config, count: int) -> None:
         block.qkv("self_attn.qkv_proj", hidden, bias=True, **sizes)
         block.row("self_attn.out_proj", hidden, hidden, bias=True)
         block.norm("layer_norm1", hidden, bias=True)
-        block.mlp("mlp", "fc1", "fc2", config.int("intermediate_size"), hidden_size=hidden)
+        feed = config.int("intermediate_size")
+        aligned = (hidden % 64 == 0 and feed % 64 == 0) or not aligned_only
+        block.mlp("mlp", "fc1", "fc2", feed, hidden_size=hidden, quantisable=aligned)
         block.norm("layer_norm2", hidden, bias=True)
 
 
@@ -437,7 +439,7 @@ def internvl_chat(b: Builder) -> None:
 
 
 def llama4(b: Builder) -> None:
-    """models/mllama4.py."""
+    """models/mllama4.py: the encoder is never quantised."""
     from autofit_vllm.architectures.experts import llama4 as language
 
     root = b.config
@@ -449,24 +451,25 @@ def llama4(b: Builder) -> None:
         positions = (vision.int("image_size") // patch) ** 2 + 1
         tower.plain("class_embedding", hidden)
         tower.plain("positional_embedding_vlm", positions, hidden)
-        tower.column("patch_embedding.linear", vision.int("num_channels", default=3) * patch**2, hidden)
+        tower.column("patch_embedding.linear", vision.int("num_channels", default=3) * patch**2, hidden, quantisable=False)
         tower.norm("layernorm_pre", hidden, bias=True)
         tower.norm("layernorm_post", hidden, bias=True)
         for index in range(vision.layers()):
             block = tower / f"model.layers.{index}"
             sizes = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
-            block.qkv("self_attn.qkv_proj", hidden, bias=True, **sizes)
-            block.row("self_attn.o_proj", hidden, hidden, bias=True)
-            block.mlp("mlp", "fc1", "fc2", vision.int("intermediate_size"), hidden_size=hidden)
+            block.qkv("self_attn.qkv_proj", hidden, bias=True, quantisable=False, **sizes)
+            block.row("self_attn.o_proj", hidden, hidden, bias=True, quantisable=False)
+            block.mlp("mlp", "fc1", "fc2", vision.int("intermediate_size"), hidden_size=hidden, quantisable=False)
             for norm in ("input_layernorm", "post_attention_layernorm"):
                 block.norm(norm, hidden, bias=True)
         ratio = vision.number("pixel_shuffle_ratio", 0.5)
         wide, mid = vision.int("projector_input_dim"), vision.int("projector_output_dim")
-        tower.column("vision_adapter.mlp.fc1", int(hidden / ratio**2), wide)
-        tower.row("vision_adapter.mlp.fc2", wide, mid)
+        tower.column("vision_adapter.mlp.fc1", int(hidden / ratio**2), wide, quantisable=False)
+        tower.row("vision_adapter.mlp.fc2", wide, mid, quantisable=False)
         # One complex number per pair of rotated elements, of eight bytes.
         tower.buffer("vision_model.rope", positions, hidden // heads // 2, dtype="int64")
-        projector.column("linear_1", vision.int("vision_output_dim"), root.section("text_config").int("hidden_size"))
+        out = root.section("text_config").int("hidden_size")
+        projector.column("linear_1", vision.int("vision_output_dim"), out, quantisable=False)
     _language(b, page=language)
 
 
@@ -497,4 +500,6 @@ def kimi_vl(b: Builder) -> None:
         projector.norm("pre_norm", hidden, bias=True)
         projector.replicated("linear_1", merged, merged, bias=True)
         projector.replicated("linear_2", merged, root.section("text_config").int("hidden_size"), bias=True)
+    # Its class of configuration is DeepSeek V2's, whose defaults differ.
+    b.config = root.replace(text_config={"norm_topk_prob": False, **root.table("text_config")})
     _language(b, page=deepseek_v2)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
+from autofit_vllm.quantization.autoround import auto_round
 from autofit_vllm.quantization.compressed import compressed_tensors
 from autofit_vllm.quantization.floating import fp8, mxfp4
 from autofit_vllm.quantization.integer import awq, gptq
@@ -59,7 +61,7 @@ _ALIASES = {  #: requested word -> words of the checkpoint that it may stand for
     "gptq": {"gptq"},
     "gptq_marlin": {"gptq"},
     "auto_gptq": {"gptq"},
-    "marlin": {"gptq"},
+    "marlin": {"gptq", "awq"},
     "awq": {"awq"},
     "awq_marlin": {"awq"},
     "auto_awq": {"awq"},
@@ -97,7 +99,7 @@ def quantization_for(
         EngineRefusalError: the two contradict each other, the GPU is too old, or vLLM does not know the word.
         UnsupportedModelError: a plug-in of vLLM is needed, or the layout is not known here.
     """
-    generation = capability[0] * 10 + capability[1]
+    generation = min(capability[0] * 10 + capability[1], 999)
     method = checkpoint_method(raw)
     if method is None:
         found = _unquantised_checkpoint(requested)
@@ -115,7 +117,7 @@ def quantization_for(
             f"{found.min_capability}. Current capability: {generation}.",
             hint="use a newer GPU or another quantisation",
         )
-    return found
+    return replace(found, capability=generation)
 
 
 def _unquantised_checkpoint(requested: str | None) -> Quantization:
@@ -139,7 +141,8 @@ def _unquantised_checkpoint(requested: str | None) -> Quantization:
 
 
 def _check_request(requested: str | None, method: str, found: Quantization) -> None:
-    if requested is None or requested in (method, found.name):
+    # Two methods claim their checkpoints whatever was asked for (override_quantization_method).
+    if requested is None or requested in (method, found.name) or found.name in ("gpt_oss_mxfp4", "inc"):
         return
     if method in _ALIASES.get(requested, ()):
         return
@@ -158,9 +161,11 @@ def _read(
     quantised_layers: Iterable[str],
 ) -> Quantization:
     if method == "gptq":
-        return gptq(raw, quantised_layers)
+        return gptq(raw, capability, quantised_layers)
     if method == "awq":
         return awq(raw)
+    if method in ("auto-round", "inc"):
+        return auto_round(raw, capability)
     if method == "compressed-tensors":
         return compressed_tensors(raw, capability)
     if method == "fp8":

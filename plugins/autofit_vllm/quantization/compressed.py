@@ -140,7 +140,7 @@ class Int8Scheme(Scheme):
         if self.static:
             yield Tensor("input_scale", (1,), "float32")
             if not self.symmetric_input:
-                yield Tensor("input_zero_point", (1,), "int32")
+                yield Tensor("input_zero_point", (1,), "int8")
 
     def experts(self, shape: ExpertsShape) -> Iterator[Tensor]:
         count, hidden = shape.count, shape.hidden_size
@@ -149,18 +149,6 @@ class Int8Scheme(Scheme):
         yield from expert_biases(shape)
         yield Tensor("w13_weight_scale", (count, shape.w13_rows, 1), "float32")
         yield Tensor("w2_weight_scale", (count, hidden, 1), "float32")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class W4A8Int8Scheme(Scheme):
-    """Four-bit weights kept one per byte (schemes/compressed_tensors_w4a8_int.py)."""
-
-    group: int
-
-    def linear(self, shape: LinearShape) -> Iterator[Tensor]:
-        group = shape.in_rank if self.group == -1 else self.group
-        yield Tensor("weight", (shape.out_rank, shape.in_rank), "int8")
-        yield Tensor("weight_scale", (shape.out_rank, shape.in_rank // group), shape.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +224,10 @@ def _eight_bits(weights: Arguments, inputs: Arguments | None, group: int) -> Sch
             symmetric_input=inputs.symmetric,
         )
     if weights.bits == 4 and inputs.bits == 8 and inputs.dynamic and weights.strategy in ("group", "channel"):
-        return W4A8Int8Scheme(group=group)
+        raise EngineRefusalError(
+            "Failed to find a kernel that can implement the WNA16 linear layer: four-bit weights with eight-bit "
+            "integer activations run on CPUs only"
+        )
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,18 +25,19 @@ Granularity = Literal["tensor", "channel", "block"]
 Block = tuple[int, int]
 
 
-def check_block_shape(shape: LinearShape, block: Block) -> None:
-    """A block of the checkpoint may not straddle two shards
+def check_block_shape(shape: LinearShape, block: Block, *, lenient: bool) -> None:
+    """A block of the checkpoint may not straddle two shards, or two parts of a merged layer
     (layers/quantization/utils/fp8_utils.py:validate_fp8_block_shape).
 
-    Merged layers are let through: their parts may end inside a block.
+    `lenient` lets merged layers through whose parts end inside a block, as fp8 checkpoints do
+    (layers/linear.py:_maybe_allow_fp8_block_shape_mismatch).
 
     Raises:
         EngineRefusalError: it would.
     """
     rows, columns = block
     merged = len(shape.outs_rank) > 1
-    if merged and any(size % rows for size in shape.outs_rank):
+    if lenient and merged and any(size % rows for size in shape.outs_rank):
         return
     if shape.tp > 1 and shape.is_row and shape.in_rank % columns:
         raise EngineRefusalError(
@@ -43,12 +45,14 @@ def check_block_shape(shape: LinearShape, block: Block) -> None:
             f"block_k = {columns}.",
             hint="use a smaller tensor parallel size",
         )
-    if shape.tp > 1 and shape.out_size != shape.out_rank and shape.out_rank % rows:
-        raise EngineRefusalError(
-            f"Weight output_partition_size = {shape.out_rank} is not divisible by weight quantization "
-            f"block_n = {rows}.",
-            hint="use a smaller tensor parallel size",
-        )
+    split = shape.tp > 1 and shape.out_size != shape.out_rank
+    for size in shape.outs_rank if split else shape.outs_rank[:-1]:
+        if size % rows:
+            raise EngineRefusalError(
+                f"Weight output_partition_size = {size} is not divisible by weight quantization "
+                f"block_n = {rows}.",
+                hint="use a smaller tensor parallel size",
+            )
 
 
 def check_experts_block_shape(shape: ExpertsShape, block: Block) -> None:
@@ -75,6 +79,7 @@ class Fp8Scheme(Scheme):
     suffix: str = "weight_scale"
     scale_dtype: str = "float32"
     bias_in_checkpoint: bool = True  #: experts keep biases where the model has them
+    lenient: bool = False  #: blocks may end inside a shard: merged layers, and experts with finer scales
 
     def linear(self, shape: LinearShape) -> Iterator[Tensor]:
         yield Tensor("weight", (shape.out_rank, shape.in_rank), "float8_e4m3fn")
@@ -87,8 +92,20 @@ class Fp8Scheme(Scheme):
             return (len(shape.outs_rank),)
         if self.granularity == "channel":
             return (shape.out_rank, 1)
-        check_block_shape(shape, self.block)
+        check_block_shape(shape, self.block, lenient=self.lenient)
         return (cdiv(shape.out_rank, self.block[0]), cdiv(shape.in_rank, self.block[1]))
+
+    def _experts_block(self, shape: ExpertsShape) -> Block:
+        """The checkpoint's blocks, or finer ones that divide both them and the shards
+        (fused_moe/oracle/fp8.py:refine_fp8_moe_block_shape)."""
+        if self.lenient:
+            width, aligned = shape.intermediate_rank, shape.intermediate_rank % self.block[0] == 0
+            if not aligned or (shape.tp > 1 and width % self.block[1]):
+                finer = math.gcd(*self.block, width, shape.hidden_size)
+                if finer >= 32:
+                    return finer, finer
+        check_experts_block_shape(shape, self.block)
+        return self.block
 
     def experts(self, shape: ExpertsShape) -> Iterator[Tensor]:
         count, hidden, width, rows = (
@@ -106,8 +123,7 @@ class Fp8Scheme(Scheme):
         elif self.granularity == "channel":
             scales = ((count, rows, 1), (count, hidden, 1))
         else:
-            check_experts_block_shape(shape, self.block)
-            n, k = self.block
+            n, k = self._experts_block(shape)
             scales = (
                 (count, shape.shards * cdiv(width, n), cdiv(hidden, k)),
                 (count, cdiv(hidden, n), cdiv(width, k)),
@@ -164,7 +180,10 @@ def fp8(config: Mapping[str, Any], *, experts: Scheme | None = None) -> Fp8:
         scheme = Fp8Scheme(granularity="tensor", static=activation == "static")
     else:
         scheme = Fp8Scheme(
-            granularity="block", block=(int(block[0]), int(block[1])), suffix="weight_scale_inv"
+            granularity="block",
+            block=(int(block[0]), int(block[1])),
+            suffix="weight_scale_inv",
+            lenient=True,
         )
     return Fp8(
         name="fp8",

@@ -23,21 +23,31 @@ class GptqScheme(Scheme):
 
     bits: int
     group: int
+    capability: int
 
     def linear(self, shape: LinearShape) -> Iterator[Tensor]:
         pack = _WORD // self.bits
         group = shape.in_size if self.group == -1 else self.group
         # One group per output channel does not divide with the input, so every rank keeps it.
         length = shape.in_size if self.group == -1 and shape.is_row else shape.in_rank
-        if self.group != -1 and shape.in_rank % group and group < shape.in_size:
+        if self.group != -1 and shape.in_rank % group and group < shape.in_size and not self._straddles(shape):
             raise EngineRefusalError(
-                f"GPTQ: a group of {group} weights would straddle the shards of {shape.in_rank} inputs",
-                hint="use a smaller tensor parallel size",
+                "Failed to find a kernel that can implement the WNA16 linear layer. in_features per partition "
+                f"{shape.in_rank} is not divisible by group_size = {group}.",
+                hint="use another tensor parallel size",
             )
         groups = length // group
         yield Tensor("qweight", (shape.in_rank // pack, shape.out_rank), "int32")
         yield Tensor("qzeros", (groups, shape.out_rank // pack), "int32")
         yield Tensor("scales", (groups, shape.out_rank), shape.dtype)
+
+    def _straddles(self, shape: LinearShape) -> bool:
+        """Whether a kernel takes a group that begins on one rank and ends on the next: Machete on Hopper, Exllama
+        in half precision (kernels/linear/mixed_precision)."""
+        machete = self.capability == 90 and self.group in (64, 128)
+        if machete and shape.in_rank % 64 == 0 and shape.out_rank % 128 == 0:
+            return True
+        return shape.dtype == "float16" and shape.in_size % self.group == 0
 
     def experts(self, shape: ExpertsShape) -> Iterator[Tensor]:
         pack, count = _WORD // self.bits, shape.count
@@ -151,7 +161,7 @@ class Gptq(Quantization):
         bits, group = int(rule.get("bits", self.bits)), int(rule.get("group_size", self.group))
         if not marlin_takes_experts(shape, group):
             return Wna16ExpertsScheme(bits=bits, group=group, zero_points=not self.symmetric)
-        return GptqScheme(bits=bits, group=group)
+        return GptqScheme(bits=bits, group=group, capability=self.capability)
 
     def _quantised(self, name: str, shards: tuple[str, ...]) -> bool:
         if self._rule(name) is None:
@@ -170,10 +180,14 @@ class Gptq(Quantization):
 
     def _scheme(self, name: str) -> Scheme:
         rule = self._rule(name) or {}
-        return GptqScheme(bits=int(rule.get("bits", self.bits)), group=int(rule.get("group_size", self.group)))
+        return GptqScheme(
+            bits=int(rule.get("bits", self.bits)),
+            group=int(rule.get("group_size", self.group)),
+            capability=self.capability,
+        )
 
 
-def gptq(config: Mapping[str, Any], quantised_layers: Iterable[str] = ()) -> Gptq:
+def gptq(config: Mapping[str, Any], capability: int, quantised_layers: Iterable[str] = ()) -> Gptq:
     """`quantised_layers` are those that the checkpoint's tensors show as packed; without files all are.
 
     Raises:
@@ -200,6 +214,7 @@ def gptq(config: Mapping[str, Any], quantised_layers: Iterable[str] = ()) -> Gpt
         name="auto_gptq",
         min_capability=75,
         dtypes=("float16", "bfloat16"),
+        capability=capability,
         bits=bits,
         group=group,
         symmetric=symmetric,

@@ -179,4 +179,4 @@ _NAMES = {
     "MXFP8": "modelopt_mxfp8",
     "MIXED_PRECISION": "modelopt_mixed",
 }
-_CAPABILITY = {"FP8": 89, "FP8_PER_CHANNEL_PER_TOKEN": 89, "FP8_PB_WO": 89, "MXFP8": 80}
+_CAPABILITY = {"FP8": 80, "FP8_PER_CHANNEL_PER_TOKEN": 80, "FP8_PB_WO": 80, "MXFP8": 80}

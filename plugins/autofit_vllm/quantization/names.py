@@ -15,6 +15,9 @@ from autofit.errors import EngineRefusalError
 
 _WRAPPERS = frozenset({"model", "language_model", "thinker"})
 _MAX_PATTERN = 512
+_NESTED = re.compile(r"[)*+}](?<!\\.)[*+{]")  #: a repetition of what repeats may backtrack without end
+_UNBOUNDED = re.compile(r"(?<!\\)(?<!\\d)[*+]|,\}")
+_MAX_UNBOUNDED = 4  #: the steps of a match grow with the name's length to this power
 
 
 @lru_cache(maxsize=65536)
@@ -28,8 +31,9 @@ def bare(name: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _compiled(pattern: str) -> re.Pattern[str]:
-    if len(pattern) > _MAX_PATTERN:
-        raise EngineRefusalError(f"quantization_config: a pattern of {len(pattern)} characters")
+    unbounded = len(_UNBOUNDED.findall(pattern))
+    if len(pattern) > _MAX_PATTERN or unbounded > _MAX_UNBOUNDED or _NESTED.search(pattern):
+        raise EngineRefusalError(f"quantization_config: matching the pattern {pattern[:60]!r} may not end")
     try:
         return re.compile(pattern)
     except re.error as error:
@@ -44,6 +48,11 @@ def _glob(pattern: str) -> re.Pattern[str]:
 def regex_matches(pattern: str, name: str) -> bool:
     """`re:` patterns match from the start of vLLM's own name."""
     return _compiled(pattern).match(name) is not None
+
+
+def regex_searches(pattern: str, name: str) -> bool:
+    """Anywhere in vLLM's own name."""
+    return _compiled(pattern).search(name) is not None
 
 
 def glob_matches(pattern: str, name: str) -> bool:

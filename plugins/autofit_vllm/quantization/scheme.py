@@ -57,6 +57,7 @@ class Quantization:
     """
 
     name: str | None = None
+    capability: int = 0  #: of the GPU, times ten
     min_capability: int = 0
     dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32")  #: activations it accepts
     kv_cache_dtype: str | None = None  #: what `--kv-cache-dtype auto` becomes

@@ -1,0 +1,127 @@
+"""AutoRound checkpoints: GPTQ's or AWQ's layout, with widths per layer (layers/quantization/inc)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from autofit.errors import EngineRefusalError, UnsupportedModelError
+
+from autofit_vllm.model import Experts, Linear, Vocabulary
+from autofit_vllm.quantization.integer import (
+    AwqScheme,
+    GptqScheme,
+    Wna16ExpertsScheme,
+    marlin_takes_experts,
+)
+from autofit_vllm.quantization.names import bare, regex_searches
+from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, group_size_of
+from autofit_vllm.sharding import ExpertsShape
+
+_SPECIAL = frozenset(r"*+?^$()[]{}|\\")
+
+
+class Width(NamedTuple):
+    bits: int
+    group: int
+    symmetric: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoRound(Quantization):
+    """layers/quantization/inc/inc.py:INCConfig, its integer layouts."""
+
+    width: Width
+    awq: bool
+    layers: Mapping[str, Width] = field(default_factory=dict)  #: by name or pattern; 16 bits: left alone
+    blocks: tuple[str, ...] = ()  #: what is quantised lies below one of these
+
+    def linear(self, module: Linear) -> Scheme:
+        return self._scheme(self._width(module.name, module.shards, default=True))
+
+    def vocabulary(self, module: Vocabulary) -> Scheme:
+        if not module.head:
+            return UNQUANTISED
+        return self._scheme(self._width(module.name, (module.name,), default=False))
+
+    def experts(self, module: Experts, shape: ExpertsShape) -> Scheme:
+        below = {width for name, width in self.layers.items() if bare(name).startswith(bare(module.name))}
+        if len(below) > 1:
+            raise EngineRefusalError(
+                f"Fused MoE layer '{module.name}' requires consistent quant config for all sub-layers"
+            )
+        width = below.pop() if below else self._width(module.name, (module.name,), default=True)
+        if width is not None and not marlin_takes_experts(shape, width.group):
+            return Wna16ExpertsScheme(bits=width.bits, group=width.group, zero_points=not width.symmetric)
+        return self._scheme(width)
+
+    def _scheme(self, width: Width | None) -> Scheme:
+        if width is None or width.bits >= 16:
+            return UNQUANTISED
+        if self.awq:
+            return AwqScheme(bits=width.bits, group=width.group)
+        if width.bits not in (4, 8) or not width.symmetric:
+            raise EngineRefusalError(
+                f"INC quantization with bits={width.bits}, sym={width.symmetric} is not supported. Only 4-bit "
+                "and 8-bit symmetric quantization is supported with Marlin kernels."
+            )
+        return GptqScheme(bits=width.bits, group=width.group, capability=self.capability)
+
+    def _width(self, name: str, shards: tuple[str, ...], *, default: bool) -> Width | None:
+        """(inc/config_parser.py:INCConfigParser._resolve_raw)"""
+        found = {self._listed(shard) for shard in (name, *shards)} - {None}
+        if len(found) > 1:
+            raise EngineRefusalError(
+                f"Fused module '{name}' requires consistent quant config for {', '.join(shards)}"
+            )
+        if found:
+            return found.pop()
+        if self.blocks:
+            default = any(bare(name).startswith(bare(block)) for block in self.blocks)
+        return self.width if default else None
+
+    def _listed(self, name: str) -> Width | None:
+        short = bare(name)
+        for entry, width in self.layers.items():
+            if short == bare(entry) or name.endswith(f".{entry}"):
+                return width
+        for entry, width in self.layers.items():
+            if _SPECIAL & set(entry) and regex_searches(entry, name):
+                return width
+        return None
+
+
+def auto_round(config: Mapping[str, Any], capability: int) -> AutoRound:
+    """Raises:
+    EngineRefusalError: a width or packing that vLLM does not take.
+    UnsupportedModelError: a floating-point layout.
+    """
+    if config.get("data_type", "int") != "int":
+        raise UnsupportedModelError(f"AutoRound's data type {config['data_type']} is not known here")
+    packing = config.get("packing_format") or "auto_round:auto_gptq"
+    if packing not in ("auto_round:auto_gptq", "auto_round:auto_awq"):
+        raise EngineRefusalError(f"INC int quantization does not support packing_format {packing!r}")
+    width = Width(
+        group_size_of(config, "bits"), group_size_of(config, "group_size"), bool(config.get("sym", True))
+    )
+    extra = config.get("extra_config")
+    blocks = config.get("block_name_to_quantize") or config.get("to_quant_block_names") or ()
+    return AutoRound(
+        name="inc",
+        min_capability=75,
+        dtypes=("float16", "bfloat16"),
+        width=width,
+        awq="awq" in packing,
+        capability=capability,
+        layers={
+            name: Width(
+                group_size_of(own, "bits", default=width.bits),
+                group_size_of(own, "group_size", default=width.group),
+                bool(own.get("sym", width.symmetric)),
+            )
+            for name, own in (extra.items() if isinstance(extra, Mapping) else ())
+            if isinstance(own, Mapping)
+        },
+        blocks=tuple(blocks.split(",")) if isinstance(blocks, str) else tuple(map(str, blocks)),
+    )
