@@ -68,7 +68,7 @@ class VllmBackend(Backend):
     def _evaluate(
         self, settings: VllmSettings, vllm_model: VllmModel, model: ModelSpec, machine: Machine, stated: Any
     ) -> Evaluation:
-        from autofit_vllm.offload import offload
+        from autofit_vllm.offload import given_offload
 
         devices = () if is_cpu_build(settings, machine) else select_devices(machine, settings)
         gpu = gpu_of(devices)
@@ -79,9 +79,6 @@ class VllmBackend(Backend):
         config = resolve(settings, vllm_model, gpu, quantization=quantization, n_gpus=n_gpus)
         weights = weigh(vllm_model, config, settings, quantization, draft)
         kv = plan_kv(vllm_model, config)
-        moved = None
-        if settings.cpu_offload_gb > 0:
-            moved = offload(weights, settings.cpu_offload_gb, settings.cpu_offload_params)
         return evaluate(
             settings=settings,
             config=config,
@@ -91,7 +88,7 @@ class VllmBackend(Backend):
             kv=kv,
             vision=_vision(model),
             utilization=config.gpu_memory_utilization,
-            offload=moved,
+            offload=given_offload(settings, weights),
             available_kv_bytes=stated,
         )
 

@@ -65,6 +65,10 @@ def decisions(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
         "enforce_eager": _because_eager,
         "cpu_offload_gb": _because_offload,
         "cpu_offload_params": _because_offload,
+        "offload_group_size": _because_offload,
+        "offload_num_in_group": _because_offload,
+        "offload_prefetch_step": _because_offload,
+        "offload_params": _because_offload,
         "enable_expert_parallel": _because_experts,
         "decode_context_parallel_size": _because_context_parallel,
         "device_ids": _because_devices,
@@ -140,9 +144,7 @@ def _because_sequences(problem: Problem, best: Candidate) -> str:
     if problem.request.n_parallel is not None:
         return "as wished"
     own = config.max_num_seqs * best.evaluation.model.vocab_size * 4
-    return (
-        f"vLLM's default depends on the GPU; {config.max_num_seqs} slots cost {format_bytes(own)} of counters"
-    )
+    return f"vLLM's default depends on the GPU; {config.max_num_seqs} slots cost {format_bytes(own)} of counters"
 
 
 def _because_tokens(problem: Problem, best: Candidate) -> str:
@@ -172,19 +174,11 @@ def _because_dtype(problem: Problem, best: Candidate) -> str:
     own, got = best.evaluation.model.dtype, best.evaluation.config.dtype
     if own == got:
         return "the checkpoint's"
-    return (
-        f"the checkpoint is {own}, which vLLM does not run on this GPU"
-        if own != "float32"
-        else "fp32 is halved"
-    )
+    return f"the checkpoint is {own}, which vLLM does not run on this GPU" if own != "float32" else "fp32 is halved"
 
 
 def _because_kv(problem: Problem, best: Candidate) -> str:
-    return (
-        "as wished"
-        if problem.request.kv not in (None, "auto")
-        else "an 8-bit cache was allowed, and it makes room"
-    )
+    return "as wished" if problem.request.kv not in (None, "auto") else "an 8-bit cache was allowed, and it makes room"
 
 
 def _because_eager(problem: Problem, best: Candidate) -> str:
@@ -195,7 +189,8 @@ def _because_offload(problem: Problem, best: Candidate) -> str:
     moved = best.evaluation.offload
     parallel = best.parallel
     pinned = moved.host_bytes * parallel.tp * parallel.dp if moved else 0
-    return f"the weights do not fit; {format_bytes(pinned)} of pinned main memory hold them, read over PCIe"
+    how = "copied ahead of their use" if moved and moved.prefetches else "read over PCIe"
+    return f"the weights do not fit; {format_bytes(pinned)} of pinned main memory hold them, {how}"
 
 
 def _because_experts(problem: Problem, best: Candidate) -> str:
@@ -295,8 +290,7 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
         Finding(
             severity="error",
             code="does-not-fit",
-            message=f"{where} lacks {format_bytes(max(shortfall, 0))} for "
-            f"{evaluation.config.max_model_len} tokens",
+            message=f"{where} lacks {format_bytes(max(shortfall, 0))} for {evaluation.config.max_model_len} tokens",
         )
     ]
     needed = gpus_needed(problem)
@@ -313,8 +307,6 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
         )
     elif offloadable_bytes(best) < shortfall:
         found.append(
-            Finding(
-                severity="info", code="gpus-needed", message="no number of these GPUs up to 64 would hold it"
-            )
+            Finding(severity="info", code="gpus-needed", message="no number of these GPUs up to 64 would hold it")
         )
     return found

@@ -139,12 +139,14 @@ def _place(evaluation: Evaluation, stage: int) -> Place:
 
 
 def _offload_seconds(evaluation: Evaluation, n_tokens: int) -> float:
-    """Seconds that a step reads offloaded weights over PCIe; of experts, those that its tokens choose."""
+    """Seconds that a step reads offloaded weights over PCIe; of experts, those that its tokens choose (a
+    prefetched
+    layer comes whole)."""
     offload, model = evaluation.offload, evaluation.model
     if offload is None:
         return 0.0
     share = 1.0
-    if "experts" in offload.params and model.n_experts:
+    if offload.experts_only and model.n_experts and not offload.prefetches:
         share = 1.0 - (1.0 - model.n_experts_per_token / model.n_experts) ** n_tokens
     links = [rank.device.link_bytes_per_s for rank in evaluation.ranks]
     known = [link for link in links if link]
@@ -152,8 +154,11 @@ def _offload_seconds(evaluation: Evaluation, n_tokens: int) -> float:
     return share * sum(offload.moved) / slowest
 
 
-def _slower(rate: float, seconds: float) -> float:
-    return 1.0 / (1.0 / rate + seconds) if rate > 0 else rate
+def _slower(rate: float, seconds: float, *, overlaps: bool) -> float:
+    """`rate` with transfers that wait for the computation, or go on beside it."""
+    if rate <= 0:
+        return rate
+    return 1.0 / max(1.0 / rate, seconds) if overlaps else 1.0 / (1.0 / rate + seconds)
 
 
 def speed_of(
@@ -174,11 +179,12 @@ def speed_of(
     waiting = _offload_seconds(evaluation, n_sequences)
     if speed is None or not waiting:
         return speed
+    overlaps = evaluation.offload is not None and evaluation.offload.prefetches
     return replace(
         speed,
-        decode_tokens_per_s=_slower(speed.decode_tokens_per_s, waiting),
-        low=_slower(speed.low, 1.3 * waiting),
-        high=_slower(speed.high, waiting / 1.3),
+        decode_tokens_per_s=_slower(speed.decode_tokens_per_s, waiting, overlaps=overlaps),
+        low=_slower(speed.low, 1.3 * waiting, overlaps=overlaps),
+        high=_slower(speed.high, waiting / 1.3, overlaps=overlaps),
         prefill_tokens_per_s=None,
         prefill_low=None,
         prefill_high=None,

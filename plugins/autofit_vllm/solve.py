@@ -25,7 +25,7 @@ from autofit_vllm.defaults import EngineConfig, Gpu, batch_defaults, possible_tp
 from autofit_vllm.flags import AUTO_LENGTH
 from autofit_vllm.kv import KvPlan, plan_kv
 from autofit_vllm.model import Parallel, StageWeights, VllmModel
-from autofit_vllm.offload import Offload, movable_bytes, offload, smallest_gigabytes
+from autofit_vllm.offload import Offload, given_offload, movable_bytes, smallest_offload, smallest_prefetch
 from autofit_vllm.plan import Evaluation, Rank, evaluate, gpu_of, ranks_of, replace_settings
 from autofit_vllm.plan_speed import speed_of
 from autofit_vllm.quantization import NONE, Quantization
@@ -190,9 +190,7 @@ def layouts(problem: Problem) -> Iterator[list[Layout]]:
         most = min(n // tp, MAX_PIPELINE, max(model.n_layers, 1)) if model.supports_pipeline else 1
         stages = _pinned(settings, "pipeline_parallel_size", range(1, max(1, most) + 1))
         for replicas in _pinned(settings, "data_parallel_size", _replicas(problem)):
-            for expert in _pinned(
-                settings, "enable_expert_parallel", _expert_parallel(problem, tp, replicas)
-            ):
+            for expert in _pinned(settings, "enable_expert_parallel", _expert_parallel(problem, tp, replicas)):
                 for dcp in _pinned(settings, "decode_context_parallel_size", _context_parallel(problem, tp)):
                     family = []
                     for pp in stages:
@@ -225,10 +223,7 @@ def _context_parallel(problem: Problem, tp: int) -> list[int]:
     model = problem.model
     if problem.request.prefer not in ("context", "throughput") or tp == 1:
         return [1]
-    if (
-        any(getattr(cache, "kind", None) in ("sliding", "chunked") for cache in model.caches)
-        or model.is_hybrid
-    ):
+    if any(getattr(cache, "kind", None) in ("sliding", "chunked") for cache in model.caches) or model.is_hybrid:
         return [1]
     if model.uses_mla:
         return [1, tp]
@@ -286,7 +281,7 @@ def best_of_layout(
     layout: Layout,
     values: Mapping[str, Any],
     *,
-    gigabytes: float = 0.0,
+    offload: Offload | None = None,
     target: int | None = None,
 ) -> Candidate:
     """The largest steps and the most sequences with which the target length fits, else the longest length.
@@ -295,7 +290,7 @@ def best_of_layout(
         EngineRefusalError
     """
     target = problem.target if target is None else target
-    base = _Base.of(problem, layout, values, gigabytes=gigabytes)
+    base = _Base.of(problem, layout, values, offload=offload)
     steps = list(_ladder(problem, base))
     best = base.candidate(*steps[-1])
     if not best.fits:
@@ -370,15 +365,14 @@ class _Base:
     offload: Offload | None
 
     @classmethod
-    def of(cls, problem: Problem, layout: Layout, values: Mapping[str, Any], *, gigabytes: float) -> _Base:
+    def of(
+        cls, problem: Problem, layout: Layout, values: Mapping[str, Any], *, offload: Offload | None = None
+    ) -> _Base:
         devices = layout.devices
         settings = _with(problem, layout, values, max_model_len=problem.lengths[0])
         gpu = gpu_of(devices)
         config = problem.resolve(settings, gpu)
         weights = problem.weigh(config)
-        params = tuple(values.get("cpu_offload_params", settings.cpu_offload_params))
-        if not gigabytes:
-            gigabytes = settings.cpu_offload_gb
         return cls(
             problem=problem,
             layout=layout,
@@ -388,7 +382,7 @@ class _Base:
             ranks=ranks_of(devices, config, problem.request.margins),
             weights=weights,
             kv=plan_kv(problem.model, config),
-            offload=offload(weights, gigabytes, params) if gigabytes else None,
+            offload=offload or given_offload(settings, weights),
         )
 
     def candidate(self, tokens: int, seqs: int) -> Candidate:
@@ -439,9 +433,7 @@ class _Base:
             max_num_seqs=seqs,
         )
         config = self.problem.resolve(settings, self.config.gpu)
-        kv = dataclasses.replace(
-            self.kv, max_len=config.max_model_len, in_flight_tokens=config.max_in_flight_tokens
-        )
+        kv = dataclasses.replace(self.kv, max_len=config.max_model_len, in_flight_tokens=config.max_in_flight_tokens)
         if not config.prefix_caching and self.problem.model.is_hybrid:
             kv = plan_kv(self.problem.model, config)  # states then span the whole length
         pinned = settings.gpu_memory_utilization if settings.pins("gpu_memory_utilization") else None
@@ -464,10 +456,7 @@ class _Base:
         values = dict(self.values)
         kv_dtype = values.pop("kv_cache_dtype", None)
         eager = values.pop("enforce_eager", None)
-        params = values.pop("cpu_offload_params", None)
-        values["max_model_len"] = (
-            evaluation.capacity.max_model_len if evaluation.capacity else config.max_model_len
-        )
+        values["max_model_len"] = evaluation.capacity.max_model_len if evaluation.capacity else config.max_model_len
         values["max_num_seqs"] = config.max_num_seqs
         values["max_num_batched_tokens"] = config.max_num_batched_tokens
         if not config.gpu.cpu:
@@ -478,9 +467,7 @@ class _Base:
         if eager:
             values["enforce_eager"] = True
         if self.offload is not None:
-            values["cpu_offload_gb"] = self.offload.gigabytes
-            if params:
-                values["cpu_offload_params"] = params
+            values.update(self.offload.values)
         return values
 
 
@@ -508,7 +495,7 @@ def _holds(evaluation: Evaluation, length: int, n_parallel: int) -> bool:
 
 def _offloaded(problem: Problem, found: Sequence[Candidate]) -> list[Candidate]:
     """Candidates that keep experts, or layers, in main memory: the least with which a moderate load fits."""
-    if problem.settings.pins("cpu_offload_gb") or problem.settings.pins("offload_group_size"):
+    if any(problem.settings.pins(name) for name in ("cpu_offload_gb", "offload_group_size")):
         return []
     available = problem.machine.host.available_bytes or 0
     goal, least = problem.lengths
@@ -521,22 +508,20 @@ def _offloaded(problem: Problem, found: Sequence[Candidate]) -> list[Candidate]:
         values = {k: v for k, v in candidate.values.items() if k in _LAYOUT_VALUES or k == "kv_cache_dtype"}
         devices = tuple(rank.device for rank in candidate.evaluation.ranks)
         layout = Layout(values=values, devices=devices, world_size=len(devices))
-        if params:
-            values["cpu_offload_params"] = params
-        base = _Base.of(problem, layout, values, gigabytes=0.0)
+        base = _Base.of(problem, layout, values)
         wanted = base.evaluate(OFFLOAD_STEP_TOKENS, max(OFFLOAD_SEQUENCES, problem.n_parallel), length)
         lacking = tuple(
             (wanted.kv.blocks_per_request(length) * problem.n_parallel + 1) * per_block - have
             for per_block, have in zip(wanted.kv.bytes_per_block, wanted.available_bytes, strict=True)
         )
-        gigabytes = smallest_gigabytes(base.weights, lacking, params)
-        if not gigabytes:
-            continue
-        moved = offload(base.weights, gigabytes, params)
-        pinned = moved.host_bytes * candidate.parallel.tp * candidate.parallel.dp
-        if available and pinned + candidate.evaluation.host_bytes > available:
-            continue
-        result.append(best_of_layout(problem, layout, values, gigabytes=gigabytes, target=length))
+        for way in (smallest_offload, smallest_prefetch):
+            moved = way(base.weights, lacking, params)
+            if moved is None:
+                continue
+            pinned = moved.host_bytes * candidate.parallel.tp * candidate.parallel.dp
+            if available and pinned + candidate.evaluation.host_bytes > available:
+                continue
+            result.append(best_of_layout(problem, layout, values, offload=moved, target=length))
     return result
 
 
@@ -606,13 +591,11 @@ def gpus_needed(problem: Problem, limit: int = 64) -> Parallel | None:
             pp = world // tp
             if pp > max(1, problem.model.n_layers) or (pp > 1 and not problem.model.supports_pipeline):
                 continue
-            many = dataclasses.replace(
-                problem, devices=(device,) * world, settings=_unpinned(problem.settings)
-            )
+            many = dataclasses.replace(problem, devices=(device,) * world, settings=_unpinned(problem.settings))
             values = {"tensor_parallel_size": tp, "pipeline_parallel_size": pp}
             layout = Layout(values=values, devices=many.devices, world_size=world)
             try:
-                base = _Base.of(many, layout, values, gigabytes=0.0)
+                base = _Base.of(many, layout, values)
                 if base.candidate(OFFLOAD_STEP_TOKENS, OFFLOAD_SEQUENCES).fits:
                     return base.config.parallel
             except EngineRefusalError:

@@ -269,3 +269,26 @@ def test_graphs_may_stay_out_of_the_estimate() -> None:
     variable = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
     outside = check(LLAMA, environ=variable).engine_report["available_kv_cache_bytes"]
     assert outside[0] > inside[0]  # type: ignore[index]
+
+
+def test_prefetched_weights_are_counted() -> None:
+    """Seven of eight moved layers leave the GPU; the host pins them."""
+    (plain,) = check(LLAMA).engine_report["available_kv_cache_bytes"]  # type: ignore[misc]
+    moved = check(LLAMA, "--offload-group-size", "4")
+    (roomier,) = moved.engine_report["available_kv_cache_bytes"]  # type: ignore[misc]
+    assert roomier - plain == pytest.approx(7 * 0.41 * GIB, rel=0.05)
+    host = {item.label: item.n_bytes for item in moved.memory.pools[-1].items}
+    assert host["offloaded weights, pinned"] >= roomier - plain
+    with pytest.raises(EngineRefusalError, match="must be <= offload_group_size"):
+        check(LLAMA, "--offload-group-size", "2", "--offload-num-in-group", "3")
+
+
+def test_a_card_that_is_too_small_gets_weights_from_main_memory() -> None:
+    small = autofit.load_machine("rtx-3060-12gb", ram="64GiB")
+    found = plan(LLAMA, machine=small)
+    assert found.fits
+    assert {"--cpu-offload-gb", "--offload-group-size"} & set(found.argv)
+    titles = " ".join(part for other in found.alternatives for part in other.argv)
+    both = titles + " ".join(found.argv)
+    assert "--cpu-offload-gb" in both and "--offload-group-size" in both
+    assert check(LLAMA, *found.argv[3:], machine=small).fits

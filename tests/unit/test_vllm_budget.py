@@ -20,7 +20,7 @@ from autofit_vllm.budget import (
 from autofit_vllm.defaults import EngineConfig
 from autofit_vllm.kv import plan_kv
 from autofit_vllm.model import VllmModel
-from autofit_vllm.offload import offload, smallest_gigabytes
+from autofit_vllm.offload import offload, prefetch, smallest_offload, smallest_prefetch
 from vllm_models import GIB, config
 
 MIB = 1 << 20
@@ -70,10 +70,7 @@ def test_only_the_last_stage_samples() -> None:
 
 def test_experts_need_room_for_every_choice() -> None:
     model = vllm_models.deepseek_v3()
-    sizes = {
-        item.label: item.n_bytes
-        for item in peak_items(model, config(model, "h200", "-tp", "8"), is_last=False)
-    }
+    sizes = {item.label: item.n_bytes for item in peak_items(model, config(model, "h200", "-tp", "8"), is_last=False)}
     assert sizes["experts"] == 8192 * 8 * (4096 + 4096) * 2
 
 
@@ -144,9 +141,7 @@ def test_experts_move_tensor_by_tensor() -> None:
     (stage,) = vllm_models.weights(model, 61 * GIB)
     moved = offload((stage,), 1.0, ("experts",))
     per_layer = stage.expert_bytes // 61
-    assert moved.moved == (per_layer + 2 * per_layer // 3,), (
-        "two tensors pass one GiB, then a third would be too many"
-    )
+    assert moved.moved == (per_layer + 2 * per_layer // 3,), "two tensors pass one GiB, then a third would be too many"
     assert moved.host_bytes >= moved.moved[0]
     assert moved.host_bytes <= 2 * moved.moved[0]
 
@@ -154,11 +149,34 @@ def test_experts_move_tensor_by_tensor() -> None:
 def test_the_least_that_is_enough() -> None:
     model = vllm_models.llama_8b()
     stages = vllm_models.weights(model, 15 * GIB)
-    gigabytes = smallest_gigabytes(stages, (int(1.23 * GIB),), ())
-    assert gigabytes == 1.3
-    assert offload(stages, gigabytes, ()).moved[0] >= 1.23 * GIB
-    assert smallest_gigabytes(stages, (15 * GIB,), ()) is None, "embeddings stay"
-    assert smallest_gigabytes(stages, (0,), ()) == 0.0
+    found = smallest_offload(stages, (int(1.23 * GIB),), ())
+    assert found is not None
+    assert found.values == {"cpu_offload_gb": 1.3}
+    assert found.saved_bytes(0) >= 1.23 * GIB
+    assert smallest_offload(stages, (15 * GIB,), ()) is None, "embeddings stay"
+    assert smallest_offload(stages, (0,), ()) is None
+
+
+def test_prefetched_layers_need_a_pool() -> None:
+    """The last of every four layers moves: eight of 32, and one layer's worth of pool stays."""
+    stages = vllm_models.weights(vllm_models.llama_8b(), 15 * GIB)
+    found = prefetch(stages, 4, 1, 1, ())
+    per_layer = found.pool[0]
+    assert found.moved[0] == 8 * per_layer
+    assert found.saved_bytes(0) == 7 * per_layer
+    assert found.host_bytes >= found.moved[0]
+
+
+def test_the_fewest_prefetched_layers_that_are_enough() -> None:
+    stages = vllm_models.weights(vllm_models.llama_8b(), 15 * GIB)
+    found = smallest_prefetch(stages, (int(1.23 * GIB),), ())
+    assert found is not None
+    assert found.saved_bytes(0) >= 1.23 * GIB
+    assert found.moved[0] < 2 * GIB
+    assert smallest_prefetch(stages, (15 * GIB,), ()) is None
+    most = smallest_prefetch(stages, (int(10 * GIB),), ())
+    assert most is not None
+    assert most.values["offload_num_in_group"] != 1
 
 
 def test_offloaded_weights_leave_the_gpu() -> None:
