@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autofit_llama.graph.archs import builder_for
-from autofit_llama.graph.builder import Builder, Fused, Graph
+from autofit_llama.graph.builder import HYPER_OPS, Builder, Fused, Graph
 from autofit_llama.graph.devices import DeviceRules
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.graph.model import GraphModel
@@ -65,8 +65,7 @@ def compute_buffers(
 @dataclass(frozen=True, slots=True)
 class _Fusions:
     flash_attn: bool
-    lid: bool = True
-    dsv4_hc: bool = True
+    hyper: frozenset[str] = HYPER_OPS
 
 
 def _graph(
@@ -79,7 +78,7 @@ def _graph(
     order: tuple[int, ...],
 ) -> Graph:
     n_tokens = -(-n_tokens // n_seqs) * n_seqs
-    g = Graph(model, n_tokens, n_seqs, n_outputs, fusions.flash_attn, order, fusions.lid, fusions.dsv4_hc)
+    g = Graph(model, n_tokens, n_seqs, n_outputs, fusions.flash_attn, order, fusions.hyper)
     builder(g)
     g.pooling()
     g.set_outputs()
@@ -95,10 +94,10 @@ def _resolve(builder: Builder, model: GraphModel, scheduler: Scheduler, flash_at
         and not _all_on_device(builder, model, scheduler, fusions, "flash_attn")
     ):
         fusions = replace(fusions, flash_attn=False)
-    if model.hparams.arch in ("deepseek4", "dflash") and not _all_on_device(
-        builder, model, scheduler, fusions, "dsv4_hc"
-    ):
-        fusions = replace(fusions, dsv4_hc=False)
+    if model.hparams.arch in ("deepseek4", "dflash", "glm5-next"):
+        for kind in ("hc_pre", "hc_comb", "hc_post"):
+            if not _all_on_device(builder, model, scheduler, fusions, kind):
+                fusions = replace(fusions, hyper=fusions.hyper - {kind})
     return fusions
 
 

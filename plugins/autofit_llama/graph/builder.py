@@ -51,6 +51,10 @@ _SHARED_SCALES = frozenset(
 )
 
 
+#: parts of hyper-connections that may be fused, each by itself
+HYPER_OPS = frozenset(("hc_pre", "hc_comb", "hc_post"))
+
+
 @dataclass(slots=True)
 class CacheInput:
     """The inputs of one attention cache (llm_graph_input_attn_*): where rows go, who sees whom, rotations."""
@@ -131,8 +135,7 @@ class Graph:
     n_outputs: int
     flash_attn: bool
     layer_order: tuple[int, ...]
-    fused_lid: bool = True
-    fused_dsv4_hc: bool = True
+    fused_hyper: frozenset[str] = HYPER_OPS
     nodes: list[Tensor] = field(default_factory=list)
     leafs: list[Tensor] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)

@@ -41,14 +41,16 @@ def inp_attn_k_dsa(g: Graph, *, swa: bool = False) -> IndexedInput:
     return IndexedInput(main, index, window)
 
 
-def index_cache(g: Graph, il: int) -> Tensor:
-    """The indexer's keys: one head per cell."""
-    return g.extra_cache("index", il, g.context.type_k, g.h.indexer_head_size, g.context.n_ctx_seq, g.model.n_streams)
+def index_cache(g: Graph, il: int, n_keys: int = 1) -> Tensor:
+    """The indexer's cache: one head per cell, `n_keys` of its rows side by side."""
+    c = g.context
+    width = g.h.indexer_head_size * n_keys
+    return g.extra_cache("index", il, c.type_k, width, c.n_ctx_seq, g.model.n_streams)
 
 
 def store_index_keys(g: Graph, k: Tensor, ids: Tensor, il: int) -> Tensor:
     """Stores [head, 1, tokens]; gives the cache as [head, 1, cells, streams]."""
-    cache = index_cache(g, il)
+    cache = index_cache(g, il, k.ne[0] // g.h.indexer_head_size)
     g.store_k(k, ids, il, cache)
     row = ggml.row_size(cache.type, cache.ne[0])
     return ggml.view(cache, (cache.ne[0], 1, cache.ne[1], cache.ne[2]), (row, row, row * cache.ne[1]))

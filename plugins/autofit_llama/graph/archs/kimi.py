@@ -188,7 +188,7 @@ def delta_attention(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int) 
     state = ggml.reshape(g.rs(rs, state_cache, h.n_embd_s), head, head, n_head, n_seqs)
     out = ggml.cont(delta_net(g, state_cache, l2_norm(q), l2_norm(k), v, gate, beta, state))
 
-    if h.arch != "bailingmoe3":
+    if h.arch.startswith("kimi"):
         x = ggml.reshape(ggml.reshape(x, x.ne[0], n_t, n_seqs), x.ne[0], n)
     out_gate = w["ssm_g"]
     if out_gate is not None:
@@ -211,7 +211,7 @@ def _convolved(g: Graph, w: Layer, cache: Tensor, state: Tensor, x: Tensor, part
     shape, offset = (kernel - 1, width, n_seqs), 4 * part * (kernel - 1) * width
     x = ggml.transpose(ggml.reshape(x, width, n_t, n_seqs))
     y = ggml.concat(ggml.view(state, shape, strides, offset), x, 0)
-    slots = kept if h.arch == "kimi-k3" else min(n_t, kept)
+    slots = kept if h.arch in ("kimi-k3", "glm5-next") else min(n_t, kept)
     for slot in range(slots):
         last = ggml.view(y, shape, y.nb[1:3], max(0, n_t - slot) * y.nb[0])
         to = 4 * slot * g.model.state_rows * h.n_embd_r + offset
@@ -228,11 +228,11 @@ def _decay(g: Graph, w: Layer, x: Tensor, n_head: int) -> Tensor:
     f_b = w["ssm_f_b"]
     y = ggml.add(y if f_b is None else ggml.mul_mat(f_b, y), w.need("ssm_dt.bias"))
     a = ggml.reshape(w.need("ssm_a"), 1, n_head, 1)
-    bounded = h.arch == "bailingmoe3" or (h.arch == "kimi-k3" and h.kda_gate_lower_bound > -inf)
+    bounded = h.arch == "bailingmoe3" or (h.arch != "kimi-linear" and h.kda_gate_lower_bound > -inf)
     y = y if bounded else ggml.softplus(y)
     y = ggml.mul(ggml.reshape(y, y.ne[0] // n_head, n_head, y.ne[1]), a)
     if not bounded:
         return y
-    if h.arch == "kimi-k3":
+    if h.arch != "bailingmoe3":
         y = ggml.scale(y)
     return ggml.scale(ggml.sigmoid(y))
