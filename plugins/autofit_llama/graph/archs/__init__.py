@@ -95,6 +95,7 @@ BUILDERS: dict[str, tuple[str, str]] = {
     "glm-dsa": ("deepseek", "deepseek32"),
     "glm4": ("decoder", "glm4"),
     "glm4moe": ("moe", "glm4moe"),
+    "glm5-next": ("glm", "glm5_next"),
     "gpt-oss": ("openai", "gpt_oss"),
     "gpt2": ("decoder", "gpt2"),
     "gptneox": ("decoder", "gptneox"),
