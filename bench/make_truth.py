@@ -2,10 +2,10 @@
 
     python bench/make_truth.py [--rows 12] [--seed 0] [--rpc] MODEL.gguf... > TRUTH.jsonl
 
-`AUTOFIT_LLAMA_BIN` names the folder of the engine's programs (tests/dryrun.py). Every model gets
-the same kinds of rows: flash attention, cache types, slots, batch sizes, one device or two, partial offload,
-experts on the host; `--rpc` for RPC devices in place of CUDA ones. Files are named as they were given.
-Commands that the engine refuses go to standard error with its reason.
+`AUTOFIT_LLAMA_BIN` names the folder of the engine's programs (tests/dryrun.py). Every model gets the same kinds of
+rows: flash attention, cache types, slots, batch sizes, one device or two, partial offload, experts on the host,
+embeddings; `--rpc` for RPC devices in place of CUDA ones. Files are named as they were given. Commands that the engine
+refuses go to standard error with its reason.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ def random_case(rng: random.Random, model: ModelSpec) -> tuple[str, list[str], l
     args += sometimes(0.15, "-nkvo")
     args += sometimes(0.1, "--no-op-offload")
     args += sometimes(0.1, "--swa-full")
+    if f"{model.architecture}.pooling_type" in model.metadata:
+        args += sometimes(0.5, "--embedding")
     if any("_exps." in tensor.name for tensor in model.tensors):
         args += rng.choice(([], [], ["-cmoe"], ["-ncmoe", "1"]))
     if len(memory) > 1:
@@ -66,9 +68,7 @@ def random_case(rng: random.Random, model: ModelSpec) -> tuple[str, list[str], l
     return program, args, list(memory)
 
 
-def row(
-    file: str, model: ModelSpec, program: str, args: Sequence[str], memory: list[int], api: str
-) -> dict[str, Any]:
+def row(file: str, model: ModelSpec, program: str, args: Sequence[str], memory: list[int], api: str) -> dict[str, Any]:
     """One row of truth; with `error` where the engine refuses."""
     case = {
         "id": hashlib.sha256(json.dumps([file, program, args, memory, api]).encode()).hexdigest()[:12],
@@ -83,9 +83,7 @@ def row(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("--rows", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)

@@ -28,7 +28,7 @@ def granite_swa(g: Graph) -> None:
 
 
 def llama_embed(g: Graph) -> None:
-    """src/models/llama.cpp, graph<true>: attention over the batch, without a cache."""
+    """src/models/llama.cpp, graph<true>: attention over the batch, without a cache or logits."""
     _decoder(g, cached=False)
 
 
@@ -72,13 +72,19 @@ def _decoder(
             routed = g.moe(w, cur, il, weights_scale=h.expert_weights_scale)
             if logit_scale and h.n_ff_shexp > 0:
                 act, gate = ("swiglu", None) if sliding else ("silu", "ffn_gate_shexp")
-                shared = g.ffn(w, cur, il, act=act, gate=gate, up="ffn_up_shexp", down="ffn_down_shexp", parallel=not sliding)
+                shared = g.ffn(
+                    w, cur, il, act=act, gate=gate, up="ffn_up_shexp", down="ffn_down_shexp",
+                    parallel=not sliding,
+                )  # fmt: skip
                 routed = ggml.add(routed, shared)
             cur = routed
         if residual_scale:
             cur = ggml.scale(cur)
         x = ggml.add(cur, ffn_inp)
-    g.finish(x, scale=logit_scale)
+    if cached:
+        g.finish(x, scale=logit_scale)
+    else:
+        g.embd = g.expand(g.final_norm(x))
 
 
 @every(lambda h: h.n_no_rope_layer_step)
@@ -111,9 +117,7 @@ def llama4(g: Graph) -> None:
         if w["ffn_gate_inp"] is None:
             cur = g.ffn(w, cur, il)
         else:
-            routed = g.moe(
-                w, cur, il, gating=GATING_SIGMOID, norm_weights=False, weights_scale=h.expert_weights_scale
-            )
+            routed = g.moe(w, cur, il, gating=GATING_SIGMOID, norm_weights=False, weights_scale=h.expert_weights_scale)
             shared = g.ffn(w, cur, il, up="ffn_up_shexp", gate="ffn_gate_shexp", down="ffn_down_shexp")
             cur = ggml.add(routed, shared)
         x = ggml.add(cur, ffn_inp)
