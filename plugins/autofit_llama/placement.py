@@ -19,7 +19,6 @@ from autofit.errors import EngineRefusalError
 from autofit_llama.graph.devices import DeviceRules
 from autofit_llama.graph.ggml import HOST, HOST_REPACKED, Tensor
 from autofit_llama.hparams import HParams
-from autofit_llama.regex import searcher
 
 HOST_PINNED = -3  #: the first device's pinned host buffer; plain host memory for a graph
 MAX_DEVICES = 16  #: llama_max_devices
@@ -87,9 +86,9 @@ class Override:
 
 #: common/common.h: LLM_FFN_EXPS_REGEX, LLM_FFN_DENSE_REGEX; the block number is compared as text, as a
 #: pattern would
-_EXPERTS = re.compile(r"\.ffn_(up|down|gate|gate_up)_(ch|)exps")
-_BLOCK_EXPERTS = re.compile(r"blk\.(0|[1-9][0-9]*)\.ffn_(?:up|down|gate_up|gate)_(?:ch|)exps")
-_BLOCK_FFN = re.compile(r"blk\.(0|[1-9][0-9]*)\.ffn_(?:up|down|gate)\.")
+_EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+_BLOCK_EXPERTS = r"blk\.(0|[1-9][0-9]*)\.ffn_(?:up|down|gate_up|gate)_(?:ch|)exps"
+_BLOCK_FFN = r"blk\.(0|[1-9][0-9]*)\.ffn_(?:up|down|gate)\."
 
 
 def matcher(override: Override) -> Callable[[str], bool]:
@@ -99,10 +98,13 @@ def matcher(override: Override) -> Callable[[str], bool]:
         EngineRefusalError, UsageError: the pattern is invalid, or too costly to match.
     """
     if override.kind == "pattern":
+        from autofit_llama.regex import searcher  # few commands need it
+
         return searcher(override.pattern)
     if override.kind == "cpu_moe":
-        return lambda name: _EXPERTS.search(name) is not None
-    pattern = _BLOCK_EXPERTS if override.kind == "n_cpu_moe" else _BLOCK_FFN
+        experts = re.compile(_EXPERTS)
+        return lambda name: experts.search(name) is not None
+    pattern = re.compile(_BLOCK_EXPERTS if override.kind == "n_cpu_moe" else _BLOCK_FFN)
     n_blocks = override.n_blocks
 
     def matches(name: str) -> bool:

@@ -510,7 +510,7 @@ _SPECIAL: Mapping[str, Callable[[dict[str, Any], Flag], None]] = {
 
 # -- llama-bench: every value may be a list, each combination is run for itself
 
-_RANGE = re.compile(r"(-?[0-9]{1,10})(?:-([0-9]{1,10})(?:([+*])([0-9]{1,10}))?)?(?:,|$)")
+_RANGE = r"(-?[0-9]{1,10})(?:-([0-9]{1,10})(?:([+*])([0-9]{1,10}))?)?(?:,|$)"
 _MAX_VALUES = 4096
 
 
@@ -519,7 +519,7 @@ def parse_range(text: str) -> tuple[int, ...]:
     values: list[int] = []
     at = 0
     while at < len(text):
-        found = _RANGE.match(text, at)
+        found = re.compile(_RANGE).match(text, at)
         if not found or found.end() == at:
             raise ValueError("invalid range format")
         first, last = integer(found[1]), integer(found[2] or found[1])

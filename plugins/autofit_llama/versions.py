@@ -147,8 +147,8 @@ class Version:
 
 LATEST = Version(build=NEWEST)
 
-_BUILD = re.compile(r"(?:^|\bb|\bbuild:?\s*|\bversion:?\s*)(\d{3,6})\b")
-_RELEASE = re.compile(r"\bv?(\d+)\.(\d+)(?:\.(\d+))?")
+_BUILD = r"(?:^|\bb|\bbuild:?\s*|\bversion:?\s*)(\d{3,6})\b"
+_RELEASE = r"\bv?(\d+)\.(\d+)(?:\.(\d+))?"
 
 
 def find_version(text: str | None) -> tuple[Version, tuple[Finding, ...]]:
@@ -162,8 +162,8 @@ def find_version(text: str | None) -> tuple[Version, tuple[Finding, ...]]:
     """
     if text is None:
         return LATEST, ()
-    found = _BUILD.search(text.strip())
-    release = _RELEASE.search(text)
+    found = re.search(_BUILD, text.strip())
+    release = re.search(_RELEASE, text)
     if found:
         build = int(found[1])
     elif release:
