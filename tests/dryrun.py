@@ -67,7 +67,7 @@ def dry_run(
         environ["ORACLE_AS"] = "server"
     if api == "rpc":
         with rpc_servers(folder, devices_mib) as addresses:
-            return _ask(folder, [*args, "--rpc", ",".join(addresses)] if addresses else args, environ)
+            return _ask(folder, ["--rpc", ",".join(addresses), *args] if addresses else args, environ)
     environ["FAKECUDA_MEM"] = ",".join(map(str, devices_mib))
     environ["LD_PRELOAD"] = str(folder / "libfakecuda.so")
     return _ask(folder, args, environ)

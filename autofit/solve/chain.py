@@ -83,6 +83,10 @@ class Placement(NamedTuple):
 class Chain:
     """The problem. `head_s`, `head_bytes` and `bulk_bytes` are prefix sums like those of the sites.
 
+    A span may stop inside a block, at a position whose `skip_to` is the next block's: then the next span goes on
+    from there, or `skip_s` seconds later from the next block, the rest being left to the host (which is not held
+    against `head_room`).
+
     `heads` are the numbers of blocks that may stay on the host (`n`: all, no site is used); `lean_min` and
     `lean_max` bound `lean`. `hop_s` is what handing over costs from one kind (or `HEAD`) to the next, `cut_s`
     what a cut at a position costs besides (infinite where none may be). `ordered` keeps the sites' order.
@@ -99,6 +103,8 @@ class Chain:
     lean_max: int | None = None
     hop_s: Mapping[tuple[Hashable, Hashable], float] = field(default_factory=dict)
     cut_s: Sequence[float] = ()
+    skip_to: Sequence[int] = ()
+    skip_s: Sequence[float] = ()
     ordered: bool = False
 
 
@@ -113,13 +119,16 @@ def solve(chain: Chain) -> Placement | None:
 def seconds(chain: Chain, placement: Placement) -> float:
     """Seconds of one step through the placed blocks."""
     sites = {site.name: site for site in chain.sites}
-    total, previous = chain.head_s[placement.head], HEAD
-    for i, (name, start, stop) in enumerate(placement.spans):
+    total, previous, end = chain.head_s[placement.head], HEAD, placement.head
+    for name, start, stop in placement.spans:
         site, middle = sites[name], min(max(placement.lean, start), stop)
         total += site.lean_s[middle] - site.lean_s[start] + site.whole_s[stop] - site.whole_s[middle]
         total += chain.hop_s.get((previous, site.kind), 0.0)
-        total += chain.cut_s[start] if i and chain.cut_s else 0.0
-        previous = site.kind  # type: ignore[assignment]
+        if start > end:
+            total += chain.skip_s[end]
+        elif previous is not HEAD and chain.cut_s:
+            total += chain.cut_s[start]
+        previous, end = site.kind, stop  # type: ignore[assignment]
     return total
 
 
@@ -135,9 +144,10 @@ def site_bytes(chain: Chain, placement: Placement) -> dict[str, int]:
 
 
 def host_bytes(chain: Chain, placement: Placement) -> int:
-    """What the host holds of the blocks: those of the head, and the bulk of the lean ones."""
+    """What the host holds of the blocks: those of the head, the bulk of the lean ones, and what is skipped."""
     bulk = chain.bulk_bytes
-    return chain.head_bytes[placement.head] + max(0, bulk[placement.lean] - bulk[placement.head])
+    skipped = sum(bulk[b.start] - bulk[a.stop] for a, b in pairwise(placement.spans))
+    return chain.head_bytes[placement.head] + max(0, bulk[placement.lean] - bulk[placement.head]) + skipped
 
 
 def excess_bytes(chain: Chain, placement: Placement) -> dict[str, int]:
@@ -274,6 +284,9 @@ class _Search:
                 rows.append([hop + value for value in self.whole_s(after, left)])
             best = rows[0] if len(rows) == 1 else rows[1] if len(rows) == 2 else list(map(min, *rows))
             found = self.after[rest, k] = [value + cut for value, cut in zip(best, self.cut, strict=False)]
+            for j, start in enumerate(self.chain.skip_to):
+                if j < start < self.n:
+                    found[j] = min(found[j], best[start] + self.chain.skip_s[j])
         return found
 
     def whole_s(self, k: int, rest: _State) -> list[float]:
@@ -305,14 +318,25 @@ class _Search:
         self.whole[rest, k] = found
         return found
 
+    def resume(self, k: int, state: _State, stop: int) -> int:
+        """Where the next span starts behind one of class `k` that stops here."""
+        start = self.chain.skip_to[stop] if self.chain.skip_to else stop
+        if not stop < start < self.n:
+            return stop
+
+        def best(i: int) -> float:
+            return min(
+                (self.hop(k, nxt) + self.whole_s(nxt, left)[i] for nxt, left in self.choices(state)), default=inf
+            )
+
+        return start if best(start) + self.chain.skip_s[stop] < best(stop) + self.cut[stop] else stop
+
     def walk(self, k: int, state: _State, i: int) -> tuple[tuple[int, int, int], ...]:
         """The spans behind `after_s(k, state)[i]`."""
         spans: list[tuple[int, int, int]] = []
         while i < self.n:
-            options = [
-                (self.hop(k, nxt) + self.whole_s(nxt, left)[i], nxt, left)
-                for nxt, left in self.choices(state)
-            ]
+            i = self.resume(k, state, i)
+            options = [(self.hop(k, nxt) + self.whole_s(nxt, left)[i], nxt, left) for nxt, left in self.choices(state)]
             least = min(option[0] for option in options)
             _, k, state = next(option for option in options if option[0] <= least + _SAME_S)
             site = self.classes[k][0]
@@ -429,9 +453,7 @@ class _Floor:
         for i in range(self.n - 1, -1, -1):
             self.least_loss[i] = min(self.least_loss[i], self.least_loss[i + 1])
         self.size = least([site.whole_bytes for site in sites])
-        bulks = [
-            [w - t for w, t in zip(steps(s.whole_bytes), steps(s.lean_bytes), strict=True)] for s in sites
-        ]
+        bulks = [[w - t for w, t in zip(steps(s.whole_bytes), steps(s.lean_bytes), strict=True)] for s in sites]
         self.bulk = [0, *accumulate(map(max, *bulks, repeat(0)))]
         self.capacity = sum(max(0, *site.room) for site in chain.sites)
 

@@ -18,11 +18,12 @@ from autofit.domain.memory import Memory
 from autofit.solve import Chain, Room, balance, solve
 
 from autofit_llama.placement import place_layers
+from autofit_llama.search_polish import choices, split_of
 from autofit_llama.search_tables import Split, Tables
 
 MAX_ROUNDS = 12
 PLAIN_GAIN = 1.02  #: how much faster than whole layers in RAM parts of them have to be, to be worth more flags
-CACHE_GAIN = 1.25  #: how much faster caches on devices have to make it, to push more weights off them
+CACHE_GAIN = 1.5  #: how much faster caches on devices have to make it, to push more weights off them
 _ENDLESS = 1 << 62
 
 
@@ -147,6 +148,7 @@ class Search:
             finer = self._settle(candidate, tables, spill=True, most_weights=most_weights, coarse=found.split)
             if finer is not None and finer.seconds < found.seconds:
                 found = finer
+            found = self._polish(candidate, tables, found, most_weights)
         if plain is not None and (found is None or plain.seconds <= found.seconds * PLAIN_GAIN):
             return plain
         return found
@@ -248,6 +250,57 @@ class Search:
                 break
             tried.add(found.split)
         return best
+
+    def _polish(self, candidate: Candidate, tables: Tables, found: Found, most_weights: int | None) -> Found:
+        """The same devices, with the parts at the edges chosen so that the least stays on the host.
+
+        Never slower: a part more on a device can mean two hops more.
+        """
+        bounds, split = self.problem.bounds, found.split
+        if bounds.lean[1] == 0 or any(self.problem.pool_of[name] == HOST_POOL for name in split.order):
+            return found
+        heads = sorted({head for head in (0, split.head - 1, split.head) if head in bounds.heads})
+        tried: set[Split] = {split._replace(seconds=0.0)}
+        for _ in range(MAX_ROUNDS):
+            better = self._next_choice(candidate, tables, found, heads, most_weights, tried)
+            if better is None:
+                break
+            tried.add(better)
+            proven = self._prove(candidate, tables, better)
+            if proven.fits and proven.seconds <= found.seconds:
+                return proven
+        return found
+
+    def _next_choice(
+        self,
+        candidate: Candidate,
+        tables: Tables,
+        found: Found,
+        heads: Sequence[int],
+        most_weights: int | None,
+        tried: set[Split],
+    ) -> Split | None:
+        """The choice of parts with the least on the host that looks like fitting and was not tried."""
+        kinds, order = {target.id: target.kind for target in tables.targets}, found.split.order
+
+        def room_of(name: str) -> int:
+            room = self._room(candidate, name, kinds[name], True, 1.0)
+            return room.at(is_first=name == order[0], is_last=name == order[-1])
+
+        budget = self.problem.budgets[HOST_POOL]
+        least = self._least_beside(candidate, (HOST_POOL, False, False, True))
+        on_host = tables.host_bytes(found.split)
+        for choice in choices(tables, found.split, heads, room_of, overflow=self.problem.bounds.overflow):
+            if choice.host_bytes >= on_host:
+                return None
+            if choice.seconds > found.seconds or (budget is not None and choice.host_bytes + least > budget):
+                continue
+            split = split_of(tables, choice)
+            if split in tried or not split.on_host:
+                continue
+            if most_weights is None or tables.host_weights(split) <= most_weights:
+                return split
+        return None
 
     def _prove(self, candidate: Candidate, tables: Tables, split: Split) -> Found:
         """Estimate a split in full, and learn from it."""

@@ -6,6 +6,7 @@ filled to the last tensor, and the rest of the block's bulk overflows to the nex
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -138,6 +139,7 @@ class Tables:
         )
         bulk_bytes = _prefix([sum(self._size(part, None) for part in unit.bulk) for unit in units])
         head_s = _prefix([self._seconds(unit, HOST_POOL, HOST_POOL) for unit in units])
+        skip_to = [starts[bisect_left(starts, i)] for i in range(len(units) + 1)]
         chain = Chain(
             n=len(units),
             sites=tuple(sites),
@@ -150,6 +152,8 @@ class Tables:
             lean_max=starts[lean[1]],
             hop_s=self._hops(names),
             cut_s=self._cuts(units, overflow=overflow) if fine else (),
+            skip_to=skip_to if fine and spill else (),
+            skip_s=self._skips(units, skip_to) if fine and spill else (),
             ordered=order is not None,
         )
         if not by_bytes:
@@ -157,7 +161,8 @@ class Tables:
         nothing = [0.0] * (len(units) + 1)
         by_size = tuple(replace(site, whole_s=nothing, lean_s=bulk_bytes) for site in sites)
         cuts = [inf if cut == inf else 0.0 for cut in chain.cut_s]
-        return replace(chain, sites=by_size, head_s=head_bytes, hop_s={}, cut_s=cuts)
+        skips = [float(bulk_bytes[start] - bulk_bytes[i]) for i, start in enumerate(chain.skip_to)]
+        return replace(chain, sites=by_size, head_s=head_bytes, hop_s={}, cut_s=cuts, skip_s=skips)
 
     def seconds(self, split: Split) -> float:
         """Seconds of a step through the blocks as the split places them, without what every step costs."""
@@ -264,6 +269,20 @@ class Tables:
                     used += self._size(part, None)
         return used
 
+    def movable(self, slot: int) -> tuple[Part, ...]:
+        """The parts of a block that may leave its device."""
+        return tuple(part for part in self.blocks[slot].bulk if part.kind == self.bulk_kind)
+
+    def spilling(self, device: str, part: Part) -> tuple[float, int, int]:
+        """What leaving a part to the host costs: seconds without hops, bytes off the device, bytes on the host."""
+        rules = next(target.rules for target in self.targets if target.id == device)
+        there, here = self._time(part.work, Place(HOST_POOL)), self._time(part.work, Place(device))
+        return there - here, self._size(part, rules), self._size(part, None)
+
+    def hop(self, a: str, b: str) -> float:
+        """Seconds to hand a step's hidden state over."""
+        return self._hop(a, b)
+
     def _spills(self, slots: range) -> bool:
         return any(part.kind == self.bulk_kind for slot in slots for part in self.blocks[slot].bulk)
 
@@ -335,6 +354,12 @@ class Tables:
             for b in one:
                 hops[a, b] = self._hop(one[a], other[b])
         return hops
+
+    def _skips(self, units: Sequence[_Unit], skip_to: Sequence[int]) -> list[float]:
+        """Seconds of what is left to the host from a position to the end of its block."""
+        there = [0.0, *accumulate(self._seconds(unit, HOST_POOL, HOST_POOL) for unit in units)]
+        hops = 2 * max((self._hop(target.id, HOST_POOL) for target in self.targets), default=0.0)
+        return [there[start] - there[i] + (hops if start > i else 0.0) for i, start in enumerate(skip_to)]
 
     def _cuts(self, units: Sequence[_Unit], *, overflow: bool) -> list[float]:
         """Inside a block, what overflows is fetched from the next device and handed back."""
