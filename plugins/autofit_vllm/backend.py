@@ -104,6 +104,14 @@ class VllmBackend(Backend):
         quantization = read_quantisation(vllm_model, model, settings, gpu_of(devices))
         draft = _draft_of(model, settings, gpu_of(devices))
         vllm_model = attach(vllm_model, draft)
+        known: dict[tuple[object, ...], tuple[StageWeights, ...]] = {}
+
+        def weigh_once(config: EngineConfig) -> tuple[StageWeights, ...]:
+            key = (config.parallel, config.dtype, config.draft is None)
+            if key not in known:
+                known[key] = weigh(vllm_model, config, settings, quantization, draft)
+            return known[key]
+
         problem = Problem(
             model=vllm_model,
             settings=settings,
@@ -111,7 +119,7 @@ class VllmBackend(Backend):
             machine=machine,
             devices=devices,
             quantization=quantization,
-            weigh=lambda config: weigh(vllm_model, config, settings, quantization, draft),
+            weigh=weigh_once,
             vision=_vision(model),
         )
         best, others = solve(problem)

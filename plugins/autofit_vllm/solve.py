@@ -499,7 +499,7 @@ def _offloaded(problem: Problem, found: Sequence[Candidate]) -> list[Candidate]:
         return []
     available = problem.machine.host.available_bytes or 0
     goal, least = problem.lengths
-    length = max(least, min(goal, 2 * ENOUGH_TOKENS))
+    lengths = {max(least, min(goal, 2 * ENOUGH_TOKENS)), max(least, problem.target)}
     params = ("experts",) if problem.model.is_moe else ()
     result = []
     for candidate in found:
@@ -509,20 +509,25 @@ def _offloaded(problem: Problem, found: Sequence[Candidate]) -> list[Candidate]:
         devices = tuple(rank.device for rank in candidate.evaluation.ranks)
         layout = Layout(values=values, devices=devices, world_size=len(devices))
         base = _Base.of(problem, layout, values)
-        wanted = base.evaluate(OFFLOAD_STEP_TOKENS, max(OFFLOAD_SEQUENCES, problem.n_parallel), length)
-        lacking = tuple(
-            (wanted.kv.blocks_per_request(length) * problem.n_parallel + 1) * per_block - have
-            for per_block, have in zip(wanted.kv.bytes_per_block, wanted.available_bytes, strict=True)
-        )
-        for way in (smallest_offload, smallest_prefetch):
-            moved = way(base.weights, lacking, params)
-            if moved is None:
-                continue
-            pinned = moved.host_bytes * candidate.parallel.tp * candidate.parallel.dp
-            if available and pinned + candidate.evaluation.host_bytes > available:
-                continue
-            result.append(best_of_layout(problem, layout, values, offload=moved, target=length))
+        for length in sorted(lengths):
+            for moved in _ways(problem, base, length, params):
+                pinned = moved.host_bytes * candidate.parallel.tp * candidate.parallel.dp
+                if not available or pinned + candidate.evaluation.host_bytes <= available:
+                    result.append(best_of_layout(problem, layout, values, offload=moved, target=length))
     return result
+
+
+def _ways(problem: Problem, base: _Base, length: int, params: tuple[str, ...]) -> Iterator[Offload]:
+    """The least of each kind of offload with which a moderate load of this length fits."""
+    wanted = base.evaluate(OFFLOAD_STEP_TOKENS, max(OFFLOAD_SEQUENCES, problem.n_parallel), length)
+    lacking = tuple(
+        (wanted.kv.blocks_per_request(length) * problem.n_parallel + 1) * per_block - have
+        for per_block, have in zip(wanted.kv.bytes_per_block, wanted.available_bytes, strict=True)
+    )
+    for way in (smallest_offload, smallest_prefetch):
+        found = way(base.weights, lacking, params)
+        if found is not None:
+            yield found
 
 
 _LAYOUT_VALUES = frozenset(
