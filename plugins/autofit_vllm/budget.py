@@ -49,9 +49,7 @@ GRAPH_BYTES = 11 * MIB // 2
 SAMPLER_BYTES_PER_LOGIT = 18
 #: envs.py:VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE, and trtllm's own zero-filled one of the same size
 FLASHINFER_BYTES = 394 * MIB
-CAPTURE_SLACK_BYTES = (
-    150 * MIB
-)  #: graph estimates miss by about this (gpu_worker.py adds it to its suggestion)
+CAPTURE_SLACK_BYTES = 150 * MIB  #: graph estimates miss by about this (gpu_worker.py adds it to its suggestion)
 WORKER_HOST_BYTES = 3 * GIB // 2  #: resident set of one worker process, without weights
 SERVER_HOST_BYTES = 2 * GIB  #: API server and engine core
 
@@ -170,15 +168,9 @@ def _consumed(
 ) -> tuple[MemoryItem, ...]:
     basis: Basis = "exact" if model.basis == "derived" else "derived"
     items = [
-        MemoryItem(
-            kind="weights", n_bytes=weights.parameter_bytes - offloaded_bytes, basis=basis, label="parameters"
-        ),
-        MemoryItem(
-            kind="weights", n_bytes=weights.buffer_bytes, basis="derived", label="rope caches and buffers"
-        ),
-        MemoryItem(
-            kind="weights", n_bytes=weights.extra_bytes, basis="derived", label="post-processing of weights"
-        ),
+        MemoryItem(kind="weights", n_bytes=weights.parameter_bytes - offloaded_bytes, basis=basis, label="parameters"),
+        MemoryItem(kind="weights", n_bytes=weights.buffer_bytes, basis="derived", label="rope caches and buffers"),
+        MemoryItem(kind="weights", n_bytes=weights.extra_bytes, basis="derived", label="post-processing of weights"),
         MemoryItem(kind="weights", n_bytes=weights.lora_bytes, basis="derived", label="LoRA slots"),
         MemoryItem(kind="weights", n_bytes=weights.draft_bytes, basis="derived", label="draft layers"),
     ]
@@ -202,9 +194,7 @@ def _input_state(model: VllmModel, config: EngineConfig, *, is_last: bool) -> Me
     seqs, vocab = config.max_num_seqs, model.vocab_size
     counters = seqs * vocab * 4 + seqs * -(-vocab // 32) * 4 if is_last else 0
     inputs = config.max_num_batched_tokens * 64
-    embeds = (
-        config.max_num_batched_tokens * model.hidden_size * dtype_bytes(config.dtype) if config.images else 0
-    )
+    embeds = config.max_num_batched_tokens * model.hidden_size * dtype_bytes(config.dtype) if config.images else 0
     return MemoryItem(
         kind="compute",
         n_bytes=counters + inputs + embeds,
@@ -227,9 +217,7 @@ def peak_items(
     items = [_peak("layers", tokens * width * size, "a step's hidden states, attention or feed-forward")]
     if model.is_moe:
         items.append(
-            _peak(
-                "experts", _experts_peak(model, config) * size, "fused_moe/fused_moe.py: intermediate caches"
-            )
+            _peak("experts", _experts_peak(model, config) * size, "fused_moe/fused_moe.py: intermediate caches")
         )
     if is_last:
         rows = min(tokens, config.max_num_seqs)
@@ -242,9 +230,7 @@ def peak_items(
         )
     if vision and config.images:
         items.append(
-            _peak(
-                "image encoder", _vision_peak(vision, config), "vision tower on a full batch of image tokens"
-            )
+            _peak("image encoder", _vision_peak(vision, config), "vision tower on a full batch of image tokens")
         )
     return items
 
@@ -291,9 +277,7 @@ def _number(mapping: Mapping[str, object], key: str, default: int) -> int:
 def graphs_item(model: VllmModel, config: EngineConfig) -> MemoryItem:
     """What capturing the CUDA graphs takes, and vLLM deducts beforehand."""
     mode = config.graph_mode
-    decode = sum(
-        1 for size in config.capture_sizes if size <= config.max_num_seqs * (1 + config.speculative_tokens)
-    )
+    decode = sum(1 for size in config.capture_sizes if size <= config.max_num_seqs * (1 + config.speculative_tokens))
     n_graphs = 0
     if mode in ("PIECEWISE", "FULL_AND_PIECEWISE", "FULL"):
         n_graphs += len(config.capture_sizes)
@@ -313,9 +297,7 @@ def _after(config: EngineConfig, kv: KvPlan, flashinfer_bytes: int) -> tuple[Mem
     """Allocated once the cache is, and so outside the utilisation."""
     if config.gpu.cpu:
         return ()
-    tables = sum(
-        2 * config.max_num_seqs * -(-kv.max_len // group.first.block_tokens) * 4 for group in kv.groups
-    )
+    tables = sum(2 * config.max_num_seqs * -(-kv.max_len // group.first.block_tokens) * 4 for group in kv.groups)
     items = [
         MemoryItem(
             kind="compute",

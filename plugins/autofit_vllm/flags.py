@@ -127,9 +127,7 @@ class _Parser(argparse.ArgumentParser):
         return self._formatter
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(
-            f"vllm serve: {message}", hint="the flags are vLLM's own: see `vllm serve --help=all`"
-        )
+        raise UsageError(f"vllm serve: {message}", hint="the flags are vLLM's own: see `vllm serve --help=all`")
 
 
 @functools.cache
@@ -147,9 +145,7 @@ def _parser(file: str) -> _Parser:
         if kind == "switch":
             parser.add_argument(*row["options"], dest=row["dest"], action=_Switch)
         elif kind == "true":
-            parser.add_argument(
-                *row["options"], dest=row["dest"], action="store_true", default=argparse.SUPPRESS
-            )
+            parser.add_argument(*row["options"], dest=row["dest"], action="store_true", default=argparse.SUPPRESS)
         elif kind == "append":
             parser.add_argument(*row["options"], dest=row["dest"], action="append")
         else:
@@ -157,9 +153,7 @@ def _parser(file: str) -> _Parser:
             choices = row.get("choices")
             if choices is not None and row.get("optional"):
                 choices = [*choices, None]
-            parser.add_argument(
-                *row["options"], dest=row["dest"], type=parse, nargs=row.get("nargs"), choices=choices
-            )
+            parser.add_argument(*row["options"], dest=row["dest"], type=parse, nargs=row.get("nargs"), choices=choices)
     return parser
 
 
@@ -266,11 +260,7 @@ def _expand(args: Sequence[str]) -> list[str]:
     plain: list[str] = []
     nested: dict[str, dict[str, Any]] = {}
     pending = [_normalise(arg) for arg in args]
-    queue = [
-        part
-        for index, arg in enumerate(pending)
-        for part in _optimisation(arg, pending[index + 1 : index + 2])
-    ]
+    queue = [part for index, arg in enumerate(pending) for part in _optimisation(arg, pending[index + 1 : index + 2])]
     position = 0
     while position < len(queue):
         arg = queue[position]

@@ -51,9 +51,7 @@ class KvPlan:
 
     def blocks_per_request(self, max_len: int) -> int:
         """Blocks that one request of `max_len` tokens takes, over all groups."""
-        return sum(
-            g.pages(max_len, in_flight_tokens=self.in_flight_tokens, dcp=self.dcp) for g in self.groups
-        )
+        return sum(g.pages(max_len, in_flight_tokens=self.in_flight_tokens, dcp=self.dcp) for g in self.groups)
 
     def request_bytes(self, max_len: int, stage: int = 0) -> int:
         return self.blocks_per_request(max_len) * self.bytes_per_block[stage]
@@ -106,9 +104,7 @@ def plan_kv(model: VllmModel, config: EngineConfig) -> KvPlan:
     return KvPlan(
         layout=layout,
         groups=groups,
-        bytes_per_block=tuple(
-            _stage_block_bytes(groups, stage, bounds) for stage in range(config.parallel.pp)
-        ),
+        bytes_per_block=tuple(_stage_block_bytes(groups, stage, bounds) for stage in range(config.parallel.pp)),
         max_len=config.max_model_len,
         in_flight_tokens=config.max_in_flight_tokens,
         dcp=config.parallel.dcp,
@@ -130,16 +126,13 @@ def fit(plan: KvPlan, config: EngineConfig, available_bytes: Sequence[int]) -> K
         max_len = plan.longest(available_bytes)
         if max_len <= 0:
             raise EngineRefusalError(
-                "Cannot auto-fit max_model_len: not enough GPU memory available to serve even a "
-                "single token.",
+                "Cannot auto-fit max_model_len: not enough GPU memory available to serve even a single token.",
                 hint="give the cache more memory: a higher --gpu-memory-utilization, or more GPUs",
             )
     for stage, have in enumerate(available_bytes):
         _check_enough(plan, stage, have - plan.bytes_per_block[stage], max_len)
     n_blocks = min(
-        have // per_block
-        for have, per_block in zip(available_bytes, plan.bytes_per_block, strict=True)
-        if per_block
+        have // per_block for have, per_block in zip(available_bytes, plan.bytes_per_block, strict=True) if per_block
     )
     return capacity(plan, n_blocks, max_len)
 
@@ -167,16 +160,9 @@ def _check_enough(plan: KvPlan, stage: int, usable_bytes: int, max_len: int) -> 
     needed = plan.request_bytes(max_len, stage)
     if needed <= usable_bytes:
         return
-    have = [
-        usable_bytes + per_block if at == stage else 1 << 62
-        for at, per_block in enumerate(plan.bytes_per_block)
-    ]
+    have = [usable_bytes + per_block if at == stage else 1 << 62 for at, per_block in enumerate(plan.bytes_per_block)]
     estimate = plan.longest(have, max_len)
-    advice = (
-        f" Based on the available memory, the estimated maximum model length is {estimate}."
-        if estimate
-        else ""
-    )
+    advice = f" Based on the available memory, the estimated maximum model length is {estimate}." if estimate else ""
     raise EngineRefusalError(
         f"To serve at least one request with the model's max seq len ({max_len}), ({_gib(needed)} GiB "
         "KV cache is needed, "
@@ -244,9 +230,7 @@ def _promoted(layer: LayerCache, block: int | None) -> LayerCache:
     tokens = block or layer.block_tokens
     padded = None if layer.padded_bytes is None else max(layer.padded_bytes, layer.token_bytes * tokens)
     kind: Kind = "latent" if layer.kind == "sliding latent" else "full"
-    return replace(
-        layer, kind=kind, block_tokens=tokens, window_tokens=None, extra_tokens=0, padded_bytes=padded
-    )
+    return replace(layer, kind=kind, block_tokens=tokens, window_tokens=None, extra_tokens=0, padded_bytes=padded)
 
 
 def _promoted_latent(layers: Sequence[LayerCache]) -> list[LayerCache] | None:
@@ -281,8 +265,7 @@ def equal_pages(layers: Sequence[LayerCache]) -> list[LayerCache]:
             result.append(grown if grown.page_bytes == largest else replace(layer, padded_bytes=largest))
         elif layer.kind in ("latent", "sliding latent"):
             raise EngineRefusalError(
-                f"Layer {layer.name}: page size is not divisible by the maximum page size and cannot "
-                "be padded."
+                f"Layer {layer.name}: page size is not divisible by the maximum page size and cannot be padded."
             )
         else:
             result.append(replace(layer, padded_bytes=largest))
@@ -319,9 +302,6 @@ def stage_bounds(n_layers: int, pp: int, partition: Sequence[int] | None = None)
 def _stage_block_bytes(groups: Sequence[Group], stage: int, bounds: Sequence[int]) -> int:
     """Bytes that one block takes on a stage (_get_kv_cache_bytes_per_block)."""
     return max(
-        (
-            sum(layer.stride_bytes for layer in group.layers if stage_of(layer, bounds) == stage)
-            for group in groups
-        ),
+        (sum(layer.stride_bytes for layer in group.layers if stage_of(layer, bounds) == stage) for group in groups),
         default=0,
     )

@@ -82,12 +82,7 @@ class AttentionBackend:
         """(size, whether multiples count) of its kernels (get_supported_kernel_block_sizes)."""
         if self.name == "FLASH_ATTN" and _fa4_head_256(query):
             return ((FA4_HD256_PAGE_SIZE, False),)
-        if (
-            self.name == "FLASH_ATTN"
-            and query.cc[0] == 9
-            and query.head_size == 512
-            and query.kv_dtype in FP8
-        ):
+        if self.name == "FLASH_ATTN" and query.cc[0] == 9 and query.head_size == 512 and query.kv_dtype in FP8:
             return ((64, False),)
         multiples = ((self.multiple, True),) if self.multiple else ()
         return tuple((size, False) for size in self.fixed) + multiples
@@ -112,9 +107,7 @@ class AttentionBackend:
         """The largest kernel block where all sizes are exact: blocks must stay whole kernel blocks apart
         (v1/worker/utils.py:customize_attention_spec)."""
         sizes = self.sizes(query)
-        return (
-            max(size for size, _ in sizes) if sizes and not any(multiple for _, multiple in sizes) else None
-        )
+        return max(size for size, _ in sizes) if sizes and not any(multiple for _, multiple in sizes) else None
 
     def reasons(self, query: LayerQuery) -> list[str]:
         """Why it cannot serve this layer; empty when it can (AttentionBackend.validate_configuration)."""
@@ -173,14 +166,7 @@ def flash_attention_version(query: LayerQuery) -> int | None:
 def _hd256_fallback(query: LayerQuery) -> bool:
     """When FA4's kernel for heads of 256 is not used (fa_utils.py:_fa4_hd256_fallback_reason)."""
     odd_block = query.block_size is not None and query.block_size % FA4_HD256_PAGE_SIZE != 0
-    return (
-        query.sinks
-        or query.softcap
-        or is_quantised(query.kv_dtype)
-        or odd_block
-        or query.mm_prefix
-        or query.dcp > 1
-    )
+    return query.sinks or query.softcap or is_quantised(query.kv_dtype) or odd_block or query.mm_prefix or query.dcp > 1
 
 
 def _fa4_head_256(query: LayerQuery) -> bool:
@@ -317,9 +303,7 @@ def _flashinfer_mla_sparse(query: LayerQuery) -> str | None:
         return "a model with index_topk is required"
     if query.rope_size == 0:
         return (
-            None
-            if (query.nope_size, query.latent_size) == (256, 512)
-            else "rope-free MLA requires sizes 256 and 512"
+            None if (query.nope_size, query.latent_size) == (256, 512) else "rope-free MLA requires sizes 256 and 512"
         )
     return None if query.nope_size in (128, 192) else "qk_nope_head_dim must be 128 or 192"
 
@@ -377,9 +361,7 @@ _BACKENDS = {
             sinks=True,
             rule=_triton,
         ),
-        AttentionBackend(
-            name="FLEX_ATTENTION", kv_dtypes=UNQUANTISED, dtypes=_ANY, multiple=16, mm_prefix=True
-        ),
+        AttentionBackend(name="FLEX_ATTENTION", kv_dtypes=UNQUANTISED, dtypes=_ANY, multiple=16, mm_prefix=True),
         AttentionBackend(name="TURBOQUANT", kv_dtypes=_TURBOQUANT, fixed=(16, 32, 64, 128), sliding=False),
         AttentionBackend(
             name="TRITON_FLASH_ATTN",
@@ -451,9 +433,7 @@ _BACKENDS = {
             dcp=True,
             rule=_major(10),
         ),
-        AttentionBackend(
-            name="TRITON_MLA", kv_dtypes=(*UNQUANTISED, *FP8), multiple=16, latent=True, dcp=True
-        ),
+        AttentionBackend(name="TRITON_MLA", kv_dtypes=(*UNQUANTISED, *FP8), multiple=16, latent=True, dcp=True),
         AttentionBackend(
             name="FLASH_ATTN_MLA_SPARSE",
             kv_dtypes=UNQUANTISED,
@@ -578,11 +558,7 @@ def select(query: LayerQuery, wanted: str | None = None) -> AttentionBackend:
 
 def _checked(backend: AttentionBackend, query: LayerQuery) -> AttentionBackend:
     """Triton's kernels need fp8 in hardware (triton_attn.py:TritonAttentionImpl)."""
-    if (
-        backend.name in ("TRITON_ATTN", "TRITON_MLA")
-        and query.kv_dtype.startswith("fp8")
-        and query.cc < (8, 9)
-    ):
+    if backend.name in ("TRITON_ATTN", "TRITON_MLA") and query.kv_dtype.startswith("fp8") and query.cc < (8, 9):
         raise EngineRefusalError(
             f"FP8 KV cache is not supported by the Triton attention backend on compute capability "
             f"{query.cc[0]}.{query.cc[1]}; native FP8 requires 8.9",

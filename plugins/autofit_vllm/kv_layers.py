@@ -29,9 +29,7 @@ from autofit_vllm.model import LAST, AttentionCache, Cache, IndexerCache, Latent
 Kind = Literal["full", "latent", "sliding", "sliding latent", "chunked", "cross", "state"]
 DEFAULT_BLOCK_TOKENS = 16
 CPU_BLOCK_TOKENS = 128
-LATENT_ALIGNMENT = (
-    128  #: hybrid models with latent attention (platforms/interface.py:_align_hybrid_block_size)
-)
+LATENT_ALIGNMENT = 128  #: hybrid models with latent attention (platforms/interface.py:_align_hybrid_block_size)
 #: Gated delta nets of a class of their own, which exports no states
 #: (layers/mamba/gdn/olmo_gdn_linear_attn.py)
 OTHER_DELTA_NETS = frozenset({"OlmoHybridForCausalLM"})
@@ -198,9 +196,7 @@ def lay_out(model: VllmModel, config: EngineConfig) -> Layout:
     by_name = {part.cache.name: part for part in attention}
     for cache in caches:
         if isinstance(cache, StateCache):
-            layers.append(
-                _state_layer(cache, config, block, state_page, aligned=aligned, checkpoints=checkpoints)
-            )
+            layers.append(_state_layer(cache, config, block, state_page, aligned=aligned, checkpoints=checkpoints))
             continue
         layer = _attention_layer(by_name[cache.name], config, block, skip_page, kv_dtype)
         if layer is not None:
@@ -277,9 +273,7 @@ def _attention(
         and config.sliding_window
         and config.parallel.dcp > 1
     ):
-        raise EngineRefusalError(
-            "DCP not support sliding window.", hint="use --decode-context-parallel-size 1"
-        )
+        raise EngineRefusalError("DCP not support sliding window.", hint="use --decode-context-parallel-size 1")
     return AttentionLayer(cache=cache, backend=backend, query=query, kv_dtype=kv_dtype)
 
 
@@ -346,9 +340,7 @@ def _attention_layer(
     )
 
 
-def _largest_block_within(
-    backend: AttentionBackend, query: LayerQuery, token_bytes: int, page_bytes: int
-) -> int:
+def _largest_block_within(backend: AttentionBackend, query: LayerQuery, token_bytes: int, page_bytes: int) -> int:
     """The largest kernel block whose page fits (attention.py:_largest_kernel_block_within)."""
     most = page_bytes // token_bytes
     sizes = [max(size, most // size * size) if multiple else size for size, multiple in backend.sizes(query)]
@@ -434,13 +426,10 @@ def _block_size(
         if skip_page is not None and state_page is not None:
             state_page = skip_page
     if block != before:
-        rejecting = [
-            part.backend.name for part in parts if not part.backend.supports_block(block, part.query)
-        ]
+        rejecting = [part.backend.name for part in parts if not part.backend.supports_block(block, part.query)]
         if rejecting:
             raise EngineRefusalError(
-                f"Aligned KV cache block size {block} is not supported by attention backend(s): "
-                f"{', '.join(rejecting)}."
+                f"Aligned KV cache block size {block} is not supported by attention backend(s): {', '.join(rejecting)}."
             )
     return block, state_page, skip_page
 

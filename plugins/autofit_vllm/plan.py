@@ -83,12 +83,9 @@ class Evaluation:
     def shortfall_bytes(self) -> int:
         """What the fullest rank lacks for one request; 0 or less when it starts."""
         length = 1 if self.config.auto_length else self.config.max_model_len
-        lacking = [
-            self.kv.needed_bytes(length, stage) - have for stage, have in enumerate(self.available_bytes)
-        ]
+        lacking = [self.kv.needed_bytes(length, stage) - have for stage, have in enumerate(self.available_bytes)]
         starts = [
-            requested_bytes(rank.total_bytes, self.utilization)
-            - rank.free_at_snapshot(self.budgets[rank.stage])
+            requested_bytes(rank.total_bytes, self.utilization) - rank.free_at_snapshot(self.budgets[rank.stage])
             for rank in self.ranks
         ]
         return max([*lacking, *([] if self.given_kv else starts)])
@@ -132,9 +129,7 @@ class Evaluation:
         return sum(item.n_bytes for item in host_items(self) if not item.mapped)
 
 
-def ranks_of(
-    devices: Sequence[Device], config: EngineConfig, margins: Sequence[Margin] = ()
-) -> tuple[Rank, ...]:
+def ranks_of(devices: Sequence[Device], config: EngineConfig, margins: Sequence[Margin] = ()) -> tuple[Rank, ...]:
     """Devices in rank order (DP x PP x PCP x TP), as vLLM numbers them."""
     parallel = config.parallel
     per_stage = parallel.tp * parallel.pcp
@@ -322,9 +317,7 @@ def host_items(evaluation: Evaluation) -> tuple[MemoryItem, ...]:
         items.append(
             MemoryItem(
                 kind="weights",
-                n_bytes=evaluation.offload.host_bytes
-                * n_ranks
-                // max(1, config.parallel.pp),  # one rank per stage
+                n_bytes=evaluation.offload.host_bytes * n_ranks // max(1, config.parallel.pp),  # one rank per stage
                 basis="derived",
                 label="offloaded weights, pinned",
                 source="each pinned allocation is rounded up to a power of two",
@@ -449,8 +442,7 @@ def findings_of(evaluation: Evaluation, machine: Machine) -> list[Finding]:
             Finding(
                 severity="warning",
                 code="unknown-architecture",
-                message=f"{evaluation.model.architecture} is not known: the figures are bounds, "
-                "surely not too low",
+                message=f"{evaluation.model.architecture} is not known: the figures are bounds, surely not too low",
             )
         )
     if evaluation.refusal is not None:

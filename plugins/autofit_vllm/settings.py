@@ -151,9 +151,7 @@ class VllmSettings:
 
     def with_defaults(self, **values: Any) -> Self:
         """These settings with other values where the user pinned none."""
-        return dataclasses.replace(
-            self, **{name: value for name, value in values.items() if name not in self.given}
-        )
+        return dataclasses.replace(self, **{name: value for name, value in values.items() if name not in self.given})
 
 
 _FIELDS = frozenset(f.name for f in dataclasses.fields(VllmSettings)) - {
