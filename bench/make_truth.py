@@ -59,7 +59,7 @@ def random_case(rng: random.Random, model: ModelSpec) -> tuple[str, list[str], l
     args += sometimes(0.15, "-nkvo")
     args += sometimes(0.1, "--no-op-offload")
     args += sometimes(0.1, "--swa-full")
-    if f"{model.architecture}.pooling_type" in model.metadata:
+    if program == "llama-server" and f"{model.architecture}.pooling_type" in model.metadata:
         args += sometimes(0.5, "--embedding")
     if any("_exps." in tensor.name for tensor in model.tensors):
         args += rng.choice(([], [], ["-cmoe"], ["-ncmoe", "1"]))

@@ -160,6 +160,7 @@ BUILDERS: dict[str, tuple[str, str]] = {
     "phimoe": ("phi", "phi3"),
     "plamo": ("decoder", "plamo"),
     "plamo3": ("decoder", "plamo3"),
+    "plm": ("deepseek", "plm"),
     "pockettts": ("decoder", "codeshell"),
     "qwen": ("decoder", "internlm2"),
     "qwen2": ("qwen", "qwen2"),

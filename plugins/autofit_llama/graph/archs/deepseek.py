@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from autofit.errors import EngineRefusalError
+
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer
 from autofit_llama.graph.ggml import Tensor
@@ -152,6 +154,28 @@ def minicpm3(g: Graph) -> None:
     g.logits = g.expand(g.lm_head(ggml.scale(cur)))
 
 
+def plm(g: Graph) -> None:
+    """src/models/plm.cpp: compressed keys that are cached decompressed, no gate.
+
+    Its values are flat, which only the transposed cache takes.
+    """
+    if g.flash_attn:
+        raise EngineRefusalError("llama.cpp aborts: plm does not run with flash attention", hint="use -fa off")
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        cur = latent_attention(g, inp, w, g.rms(x, w, "attn_norm", il), pos, None, il)
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(cur, x)
+        cur = g.rms(ffn_inp, w, "ffn_norm", il)
+        x = ggml.add(g.ffn(w, cur, il, act="relu_sqr", gate=None), ffn_inp)
+    g.finish(x)
+
+
 def latent_attention(
     g: Graph,
     inp: AttentionInput,
@@ -195,6 +219,8 @@ def latent_attention(
     k_nope = ggml.view(kv, (nope, n_head, n), (head_row, head_row * n_head))
     v = ggml.view(kv, (head_v, n_head, n), (head_row, head_row * n_head), ggml.row_size(kv.type, nope))
     v = ggml.cont(v)
+    if h.arch == "plm":
+        v = ggml.view(v, (head_v * n_head, n), (ggml.row_size(v.type, head_v * n_head),))
     q = ggml.rope(q, pos, factors)
     k = ggml.concat(k_nope, ggml.repeat_4d(k_pe, rope, n_head, n, 1), 0)
     if attn_scale is not None:

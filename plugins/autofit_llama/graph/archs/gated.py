@@ -103,9 +103,7 @@ def step35(g: Graph) -> None:
     _gated_experts(g, inp=g.inp_attn_kv_iswa(), act="sigmoid", factors=True, all_rows=True)
 
 
-def _gated_experts(
-    g: Graph, *, inp: AttentionInput, act: str, factors: bool = False, all_rows: bool = False
-) -> None:
+def _gated_experts(g: Graph, *, inp: AttentionInput, act: str, factors: bool = False, all_rows: bool = False) -> None:
     h = g.h
     x = g.inp_embd()
     pos = g.inp_pos()

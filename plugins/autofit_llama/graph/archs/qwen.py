@@ -150,9 +150,7 @@ def _qwen3next_linear(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int
     per_key = n_v // n_k
     ba = ggml.reshape(ba, 2 * per_key, n_k, n_t, n_seqs)
     beta = ggml.sigmoid(ggml.cont(ggml.view(ba, (per_key, n_k, n_t, n_seqs), ba.nb[1:])))
-    alpha = ggml.cont(
-        ggml.view(ba, (per_key, n_k, n_t, n_seqs), ba.nb[1:], per_key * ba.nb[0]), n_v, n_t, n_seqs
-    )
+    alpha = ggml.cont(ggml.view(ba, (per_key, n_k, n_t, n_seqs), ba.nb[1:], per_key * ba.nb[0]), n_v, n_t, n_seqs)
     gate = ggml.mul(ggml.softplus(ggml.add(alpha, w.need("ssm_dt.bias"))), w.need("ssm_a"))
     beta, gate = ggml.reshape(beta, 1, n_v, n_t, n_seqs), ggml.reshape(gate, 1, n_v, n_t, n_seqs)
     out = gated_delta(g, rs, w, mixed, z, beta, gate, il, repeat_interleaved=True)

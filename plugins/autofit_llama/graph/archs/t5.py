@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from autofit.errors import EngineRefusalError
+
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, CacheInput, Graph, Layer
 from autofit_llama.graph.ggml import Tensor
@@ -12,6 +14,10 @@ def t5(g: Graph) -> None:
     encoder's.
     """
     h, n = g.h, g.n_tokens
+    if g.n_seqs > 1 and not g.context.kv_unified:
+        raise EngineRefusalError(
+            "llama.cpp aborts: t5's position biases do not go with a cache per sequence", hint="use -kvu or -np 1"
+        )
     x = g.inp_embd()
     n_enc = h.n_ctx_train
     encoded = g.input("f32", h.n_embd_inp, n_enc)
