@@ -38,6 +38,13 @@ _ROLLBACK = frozenset(
         "nemotron_h_moe", "lfm2", "lfm2moe", "bailingmoe3",
     )
 )  # fmt: skip
+#: build_arch_graph knows LLM_GRAPH_TYPE_DECODER_MTP, or there is no other graph; others fail on a cache without a trunk
+_DRAFT_GRAPHS = frozenset(
+    (
+        "bailingmoe3", "cohere2moe", "deepseek2", "deepseek32", "deepseek4", "gemma4-assistant", "glm-dsa", "glm4moe",
+        "glm5-next", "hy_v3", "mimo2", "nemotron_h_moe", "qwen35", "qwen35moe", "qwen3next", "step35",
+    )
+)  # fmt: skip
 _ENCODERS = frozenset(("t5", "t5encoder", "eagle3", "dflash"))  #: llama_model_has_encoder
 
 
@@ -189,6 +196,8 @@ def _check(hp: HParams, params: ContextParams) -> FlashAttention:
         _refuse(f"{params.n_seq_max} sequences, the engine takes at most {MAX_SEQUENCES}", "lower -np")
     if params.mtp and (hp.n_layer_nextn == 0 or hp.router_layer >= 0):
         _refuse(f"draft-mtp asks for a draft head, and this {hp.arch} model has none")
+    if params.mtp and hp.known and hp.arch not in _DRAFT_GRAPHS:
+        _refuse(f"draft-mtp asks for a draft head, and {hp.arch} has no graph for one")
     return flash_attn
 
 

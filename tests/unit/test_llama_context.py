@@ -56,6 +56,7 @@ def test_logits() -> None:
         (LLAMA, {"n_seq_max": 300}, "at most 256"),
         (LLAMA, {"type_v": "q8_0", "flash_attn": "off"}, "requires flash attention"),
         (LLAMA, {"mtp": True}, "draft head"),
+        (model_of("tiny", "mistral4-moe+draft")[1], {"mtp": True}, "no graph for one"),
         (LLAMA, {"n_batch": 0, "n_ubatch": 0}, "cannot both be zero"),
         (DEEPSEEK, {"type_k": "q8_0"}, "different K"),
     ],
