@@ -144,6 +144,7 @@ class Graph:
     logits: Tensor | None = None
     embd: Tensor | None = None
     h_nextn: Tensor | None = None
+    tokens: Tensor | None = None
     cache_source: Callable[[int], int] | None = None  #: layer whose cache a layer reads, where it has none
     _weights: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _caches: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -295,7 +296,7 @@ class Graph:
     def inp_embd(self, table: Tensor | None = None) -> Tensor:
         """Rows of the embedding table, beside the input for ready-made embeddings (build_inp_embd)."""
         h = self.h
-        tokens = self.input("i32", self.n_tokens)
+        self.tokens = tokens = self.input("i32", self.n_tokens)
         embd = self.input("f32", h.n_embd_inp, self.n_tokens)
         x = ggml.get_rows(table if table is not None else self.need("token_embd"), tokens)
         if h.n_embd_inp != h.n_embd:

@@ -80,14 +80,14 @@ def lightning_top_k(g: Graph, inp: IndexedInput, w: Layer, x: Tensor, q_latent: 
     return ggml.cont(ggml.top_k(scores, min(scores.ne[0], h.indexer_top_k)))
 
 
-def top_k_mask(mask: Tensor, top_k: Tensor) -> Tensor:
+def top_k_mask(mask: Tensor, top_k: Tensor, zeros_type: str = "f32") -> Tensor:
     """The mask, with everything else masked out too."""
     cells = ggml.fill(mask)
     cells = ggml.view(cells, (1, cells.ne[0], cells.ne[1], cells.ne[3]), (cells.nb[0], cells.nb[1], cells.nb[2]))
     ids = ggml.view(
         top_k, (top_k.ne[0], top_k.ne[1], top_k.ne[3], 1), (top_k.nb[1], top_k.nb[2], top_k.ne[3] * top_k.nb[3])
     )
-    zeros = ggml.fill(ggml.new("f32", 1, *ids.ne[:3]))
+    zeros = ggml.fill(ggml.new(zeros_type, 1, *ids.ne[:3]))
     kept = ggml.set_rows(cells, zeros, ids)
     kept = ggml.view(kept, (kept.ne[1], kept.ne[2], 1, kept.ne[3]), (kept.nb[2], kept.nb[3], kept.nb[3]))
     return ggml.add(kept, mask)
