@@ -75,6 +75,7 @@ BUILDERS: dict[str, tuple[str, str]] = {
     "deepseek2": ("deepseek", "deepseek2"),
     "deepseek2-ocr": ("deepseek", "deepseek2"),
     "deepseek32": ("deepseek", "deepseek32"),
+    "deepseek4": ("deepseek4", "deepseek4"),
     "dots1": ("moe", "dots1"),
     "dots3note": ("deepseek", "deepseek32"),
     "dream": ("decoder", "dream"),
