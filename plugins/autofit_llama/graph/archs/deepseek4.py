@@ -212,11 +212,9 @@ def _compress(g: Graph, inp: _Compressed, w: Layer, name: str, x: Tensor, head: 
         return ggml.set_rows(state(side), ggml.get_rows(t, inp.restore[0]), inp.restore[1])
 
     before = (restored("kv"), restored("score"))
-    sources = [
-        ggml.concat(ggml.view(old, (width, n_rows), (old.nb[1],)), new, 1)
-        for old, new in zip(before, current, strict=True)
-    ]
-    cells = _overlapping(inp, *sources, head) if overlap else _plain(inp, *sources, head)
+    old_values, old_scores = (ggml.view(t, (width, n_rows), (t.nb[1],)) for t in before)
+    combine = _overlapping if overlap else _plain
+    cells = combine(inp, ggml.concat(old_values, values, 1), ggml.concat(old_scores, scores, 1), head)
     cells = ggml.rope(g.rms(cells, w, name + "_norm", il), inp.write_pos)
     if inp.k_rot is not None:
         cells = hadamard(cells, inp.k_rot)
