@@ -3,9 +3,7 @@
     python bench/vllm_accuracy.py [ROWS.jsonl[.gz] ...]
 
 Rows are those of tests/data/vllm (the default), or others of the same form; a row's model is a directory
-below
-tests/data/vllm/configs, or the path of one.
-"""
+below tests/data/vllm/configs, or the path of one."""
 
 from __future__ import annotations
 
@@ -73,8 +71,7 @@ def judge(row: dict[str, Any], tally: Tally) -> None:
     tally.n_batch_equal += not any(name in BATCH for name in different)
     tally.n_cache_equal += not any(name not in BATCH for name in different)
     errors = [
-        mine / real - 1.0
-        for mine, real in zip(report["weights_bytes_per_rank"], vllm_truth.weights(row), strict=True)
+        mine / real - 1.0 for mine, real in zip(report["weights_bytes_per_rank"], vllm_truth.weights(row), strict=True)
     ]
     tally.n_weights_equal += not any(errors)
     tally.worst = max([tally.worst, *errors], key=abs)
@@ -92,10 +89,7 @@ def main(paths: list[str]) -> None:
         for row in read(path):
             judge(row, tallies.setdefault(row["model"], Tally()))
     seconds = time.perf_counter() - start
-    print(
-        f"{'model':24} {'rows':>5} {'cache =':>9} {'batch =':>9} {'weights =':>10} {'worst':>9} "
-        f"{'refused':>9}"
-    )
+    print(f"{'model':24} {'rows':>5} {'cache =':>9} {'batch =':>9} {'weights =':>10} {'worst':>9} {'refused':>9}")
     total = Tally()
     for name, tally in sorted(tallies.items()):
         show(name, tally)

@@ -44,9 +44,7 @@ class DraftModel:
 
         target = config.parallel
         parallel = Parallel(tp=target.tp, dp=target.dp, expert_parallel=target.expert_parallel)
-        (stage,) = weights_per_rank(
-            self.model, parallel, dtype=config.dtype, quantization=self.quantization
-        )
+        (stage,) = weights_per_rank(self.model, parallel, dtype=config.dtype, quantization=self.quantization)
         if self.approximate:
             return max(stage.total_bytes, self.file_bytes)
         return stage.total_bytes
@@ -87,9 +85,7 @@ def build_draft(spec: ModelSpec, gpu: Gpu) -> DraftModel:
         model = build_model(spec)
     except UnsupportedModelError:
         approximate = True
-        shaped = dataclasses.replace(
-            spec, metadata={**spec.metadata, "architectures": [HEAD_CLASS]}, tensors=()
-        )
+        shaped = dataclasses.replace(spec, metadata={**spec.metadata, "architectures": [HEAD_CLASS]}, tensors=())
         model = build_model(shaped)
     if not model.caches and not model.modules:
         raise ModelError(f"{spec.name}: not a draft model that can be counted")

@@ -1,9 +1,7 @@
 """The KV cache as vLLM plans it: groups of layers, bytes per block, blocks, and how long a request may be.
 
 The functions follow v1/core/kv_cache_planning.py for the layouts that keep layers apart (all that vLLM
-picks by
-itself on CUDA, but for DeepSeek-V4).
-"""
+picks by itself on CUDA, but for DeepSeek-V4)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """What each layer keeps in the KV cache: its block, its page and how many pages a request takes.
 
-One `LayerCache` per layer stands for vLLM's spec objects (v1/kv_cache_interface.py). Block sizes are
-chosen as in
-platforms/interface.py:update_block_size_for_backend; pages as the backends pack them (customize_spec).
-"""
+One `LayerCache` per layer stands for vLLM's spec objects (v1/kv_cache_interface.py). Block sizes are chosen
+as in platforms/interface.py:update_block_size_for_backend; pages as the backends pack them
+(customize_spec)."""
 
 from __future__ import annotations
 

@@ -21,9 +21,7 @@ class Offload:
     """Parameters that stay in pinned host memory, per rank of each stage.
 
     UVA (model_executor/offloader/uva.py) reads them over PCIe when they are used. Prefetch (prefetch.py)
-    copies
-    the next layer into a pool on the GPU while the current one computes.
-    """
+    copies the next layer into a pool on the GPU while the current one computes."""
 
     params: tuple[str, ...]  #: names that restrict it; none: all of a layer
     moved: tuple[int, ...]  #: bytes in main memory, per stage
@@ -68,8 +66,7 @@ def given_offload(settings: VllmSettings, stages: tuple[StageWeights, ...]) -> O
         raise EngineRefusalError(f"offload_num_in_group ({count}) must be <= offload_group_size ({group})")
     if prefetches and step < 1:
         raise EngineRefusalError(
-            f"offload_prefetch_step ({step}) must be >= 1 when prefetch offloading is enabled "
-            "(offload_group_size > 0)"
+            f"offload_prefetch_step ({step}) must be >= 1 when prefetch offloading is enabled (offload_group_size > 0)"
         )
     found = None
     if settings.offload_backend in ("auto", "prefetch") and group > 0:
@@ -129,9 +126,7 @@ def smallest_offload(
 # -- Prefetch --------------------------------------------------------------------------------------
 
 
-def prefetch(
-    stages: tuple[StageWeights, ...], group: int, count: int, step: int, params: tuple[str, ...]
-) -> Offload:
+def prefetch(stages: tuple[StageWeights, ...], group: int, count: int, step: int, params: tuple[str, ...]) -> Offload:
     """What `--offload-group-size` moves: the last `count` layers of each group of a stage."""
     moved, pool, pinned = [], [], 0
     for stage in stages:

@@ -167,9 +167,7 @@ def evaluate(
     """Account for every rank. `utilization` `None`: the highest that every GPU allows.
 
     `held_back_fraction` of the estimated peak and graphs is not counted on for the cache, so that a plan
-    whose
-    length is chosen from it starts even when these come out higher.
-    """
+    whose length is chosen from it starts even when these come out higher."""
     runtime = next((rank.device.runtime_bytes for rank in ranks), None)
     budgets = tuple(
         rank_budget(

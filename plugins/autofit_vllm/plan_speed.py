@@ -140,8 +140,7 @@ def _place(evaluation: Evaluation, stage: int) -> Place:
 
 def _offload_seconds(evaluation: Evaluation, n_tokens: int) -> float:
     """Seconds that a step reads offloaded weights over PCIe; of experts, those that its tokens choose (a
-    prefetched
-    layer comes whole)."""
+    prefetched layer comes whole)."""
     offload, model = evaluation.offload, evaluation.model
     if offload is None:
         return 0.0

@@ -1,10 +1,8 @@
 """The decision: how to spread the model, and how much context, batch and cache then fit.
 
-Every layout that the model divides over is tried. Within one, settings are relaxed in the order of what they
-cost: fewer tokens per step, fewer sequences, an 8-bit cache where it is allowed, then no CUDA graphs, and
-last
-experts or layers in main memory. What the user pinned is never touched.
-"""
+Every layout that the model divides over is tried. Within one, settings are relaxed in the order of what
+they cost: fewer tokens per step, fewer sequences, an 8-bit cache where it is allowed, then no CUDA graphs,
+and last experts or layers in main memory. What the user pinned is never touched."""
 
 from __future__ import annotations
 

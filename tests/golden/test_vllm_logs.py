@@ -1,6 +1,5 @@
 """KV lines of public start-up logs, recomputed. A log rounds the memory to 0.01 GiB: every block count
-within that
-interval is tried, and one must give the logged tokens exactly."""
+within that interval is tried, and one must give the logged tokens exactly."""
 
 from __future__ import annotations
 
@@ -15,9 +14,7 @@ import vllm_models
 import vllm_truth
 from autofit_vllm.kv import capacity, plan_kv
 
-LOGS = json.loads(
-    (Path(__file__).parents[1] / "data" / "vllm" / "boot_logs.json").read_text(encoding="utf-8")
-)
+LOGS = json.loads((Path(__file__).parents[1] / "data" / "vllm" / "boot_logs.json").read_text(encoding="utf-8"))
 MODELS = {"qwen3.6-27b": vllm_models.qwen3_6_27b, "qwen3-8b": vllm_models.qwen3_8b}
 
 
