@@ -69,9 +69,7 @@ def model(caches: tuple[Cache, ...], **fields: Any) -> VllmModel:
     return VllmModel(caches=caches, **{**values, **fields})
 
 
-def full(
-    index: int, *, heads: int = 32, kv_heads: int = 8, head_size: int = 128, **more: Any
-) -> AttentionCache:
+def full(index: int, *, heads: int = 32, kv_heads: int = 8, head_size: int = 128, **more: Any) -> AttentionCache:
     return AttentionCache(
         name=f"model.layers.{index}.self_attn.attn",
         stage=index,

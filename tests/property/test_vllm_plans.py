@@ -18,9 +18,7 @@ from vllm_models import GIB, VllmModel
 from vllm_problems import problem
 
 CARDS = ("t4", "rtx-3060-12gb", "rtx-3090", "rtx-4090", "l40s", "a100-40gb", "h100-80gb")
-LAWS = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+LAWS = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite

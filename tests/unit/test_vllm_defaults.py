@@ -72,8 +72,7 @@ def test_automatic_dtype(checkpoint: str, on: str, model_type: str, dtype: str) 
 
 def test_pooling_prefers_half_precision() -> None:
     assert (
-        resolve_dtype(from_given({}), vllm_models.llama_8b(dtype="float32", is_pooling=True), gpu("h100"))
-        == "float16"
+        resolve_dtype(from_given({}), vllm_models.llama_8b(dtype="float32", is_pooling=True), gpu("h100")) == "float16"
     )
 
 
@@ -126,9 +125,7 @@ def test_heads_that_divide_are_named() -> None:
 
 def test_long_lengths_can_be_forced() -> None:
     env = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
-    assert (
-        config(vllm_models.llama_8b(), "3090", "--max-model-len", "200000", env=env).max_model_len == 200_000
-    )
+    assert config(vllm_models.llama_8b(), "3090", "--max-model-len", "200000", env=env).max_model_len == 200_000
 
 
 def test_layer_partition() -> None:

@@ -153,9 +153,7 @@ def test_latent_attention_is_the_same_on_every_rank() -> None:
     assert bytes_per_block(model, "h200", "-tp", "8") == (1_124_352,)
     assert bytes_per_block(model, "h200") == (1_124_352,)
     assert bytes_per_block(model, "b200", "-tp", "8") == (2 * 1_124_352,), "blocks of 32"
-    assert bytes_per_block(model, "h200", "-tp", "8", "--kv-cache-dtype", "fp8") == (2 * 1_124_352,), (
-        "of 64, in 8 bits"
-    )
+    assert bytes_per_block(model, "h200", "-tp", "8", "--kv-cache-dtype", "fp8") == (2 * 1_124_352,), "of 64, in 8 bits"
 
 
 def test_context_parallel_divides_tokens() -> None:
@@ -173,9 +171,7 @@ def test_sparse_attention_keeps_an_index() -> None:
     base = vllm_models.deepseek_v3()
     latent = tuple(dataclasses.replace(cache, sparse=True) for cache in base.caches)  # type: ignore[call-arg]
     index = tuple(IndexerCache(name=f"indexer.{i}", stage=i, bytes_per_token=132) for i in range(61))
-    model = dataclasses.replace(
-        base, caches=(*latent, *index), config={"index_topk": 2048, "qk_nope_head_dim": 128}
-    )
+    model = dataclasses.replace(base, caches=(*latent, *index), config={"index_topk": 2048, "qk_nope_head_dim": 128})
     plan = plan_kv(model, config(model, "h200", "-tp", "8"))
     assert (plan.layout.block_tokens, plan.bytes_per_block) == (64, (5_012_736,))
     fp8 = plan_kv(model, config(model, "h200", "-tp", "8", "--kv-cache-dtype", "fp8"))

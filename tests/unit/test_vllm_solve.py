@@ -186,9 +186,7 @@ def test_decisions_say_why() -> None:
 
 
 def test_keyword_arguments_mean_the_same() -> None:
-    found = plan(
-        llama_8b(), WEIGHTS, "rtx-4090", args=("--port", "80", "--seed", "7", "--max-model-len", "1k")
-    )
+    found = plan(llama_8b(), WEIGHTS, "rtx-4090", args=("--port", "80", "--seed", "7", "--max-model-len", "1k"))
     kwargs = found.kwargs  # type: ignore[attr-defined]
     assert kwargs["model"] == "M"
     assert (kwargs["max_model_len"], kwargs["seed"]) == (1000, 7)
