@@ -1,0 +1,54 @@
+"""Cold starts: what autofit takes as a process, beside a bare interpreter and the engine's own dry run.
+
+    python bench/startup.py MODEL.gguf [--runs 15]
+
+Prints medians and ratios of one interleaved run. `AUTOFIT_LLAMA_BIN` names the folder of the engine's programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--runs", type=int, default=15)
+    options = parser.parse_args()
+    autofit = [sys.executable, "-m", "autofit"]
+    hardware = ["--on", "rtx-3090", "--ram", "64GiB", "-q"]
+    commands = {
+        "python -c pass": [sys.executable, "-c", "pass"],
+        "autofit --help": [*autofit, "--help"],
+        "autofit llama MODEL --on rtx-3090": [*autofit, "llama", options.model, *hardware],
+        "autofit check -- llama-fit-params -m MODEL": [
+            *autofit, "check", *hardware, "--", "llama-fit-params", "-m", options.model, "-c", "8192", "-ngl", "99",
+        ],
+    }  # fmt: skip
+    environ = dict(os.environ)
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    folder = os.environ.get("AUTOFIT_LLAMA_BIN")
+    if folder:
+        fit = str(Path(folder) / "llama-fit-params")
+        commands["llama-fit-params -fitp on -m MODEL"] = [fit, "-m", options.model, "-c", "8192", "-fitp", "on"]
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for i in range(options.runs + 1):
+        for name, argv in commands.items():
+            begin = time.perf_counter()
+            subprocess.run(argv, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+            if i:  # the first round fills caches
+                times[name].append(time.perf_counter() - begin)
+    bare = median(times["python -c pass"])
+    print(f"{'command':46} {'median':>9} {'best':>9} {'x bare':>7}   ({options.runs} runs)")
+    for name, found in times.items():
+        print(f"{name:46} {median(found) * 1000:6.0f} ms {min(found) * 1000:6.0f} ms {median(found) / bare:7.1f}")
+
+
+if __name__ == "__main__":
+    main()
