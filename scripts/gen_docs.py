@@ -16,6 +16,7 @@ from autofit import hookspecs
 from autofit.cli.main import EPILOG
 from autofit.host import Host, resolve
 from autofit.settings import WISHES
+
 from autofit_llama.architectures import ARCHITECTURES
 from autofit_llama.graph.archs import BUILDERS
 
@@ -87,11 +88,12 @@ def architectures() -> str:
         ("With a graph: weights, caches and compute buffers by the engine's own arithmetic", with_graph),
         ("Without a graph: weights and caches as above, compute buffers bounded from above", without),
     ):
-        lines += [f"## {title} ({len(names)})", "", *wrap(", ".join(f"`{name}`" for name in names), 118), ""]
+        words = ", ".join(f"`{name}`" for name in names)
+        lines += [f"## {title} ({len(names)})", "", *wrap(words, 118, break_on_hyphens=False), ""]
     lines += ["## Any other", ""]
     lines += wrap(
-        "Weights by their tensors; caches as if every block attended with all its heads over the whole context; compute "
-        "buffers bounded from above. A plan for one says so (finding `unknown-architecture`).",
+        "Weights by their tensors; caches as if every block attended with all its heads over the whole context; "
+        "compute buffers bounded from above. A plan for one says so (finding `unknown-architecture`).",
         118,
     )
     return "\n".join(lines) + "\n"
