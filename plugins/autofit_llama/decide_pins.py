@@ -22,7 +22,8 @@ from autofit_llama.flags import Flag, Reading, is_flag, read
 from autofit_llama.hparams import HParams
 from autofit_llama.runs import engine_devices
 from autofit_llama.search import Bounds
-from autofit_llama.settings import AUTO_LAYERS, LlamaSettings, settings_of
+from autofit_llama.settings import LlamaSettings, settings_of
+from autofit_llama.values import AUTO_LAYERS
 from autofit_llama.versions import Version, find_version
 
 _WORDS = {

@@ -19,7 +19,8 @@ from autofit_llama.context import MAX_SEQUENCES, Context, ContextParams
 from autofit_llama.flags import Program
 from autofit_llama.hparams import POOLING_NONE, POOLING_UNSPECIFIED, HParams
 from autofit_llama.placement import Override
-from autofit_llama.settings import AUTO_LAYERS, POOLING, LlamaSettings, LoadMode, SplitMode
+from autofit_llama.settings import LlamaSettings
+from autofit_llama.values import AUTO_LAYERS, POOLING, LoadMode, SplitMode
 from autofit_llama.weights import LazyMode
 
 _T = TypeVar("_T")

@@ -5,8 +5,6 @@ Source: common/arg.cpp (the handler of each option), tools/llama-bench/llama-ben
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -14,46 +12,34 @@ from typing import Any, Literal, get_args
 from autofit.domain.text import printable
 from autofit.errors import UsageError
 
-from autofit_llama.context import KV_TYPES, FlashAttention
-from autofit_llama.flags import (
-    AUTO_WORDS,
-    FALSE_WORDS,
-    TRUE_WORDS,
-    Flag,
-    Reading,
-    integer,
-    option,
-    real,
+from autofit_llama.context import FlashAttention
+from autofit_llama.flags import Flag, Reading, option
+from autofit_llama.placement import Override
+from autofit_llama.values import (
+    ALL_LAYERS,
+    AUTO_LAYERS,
+    POOLING,
+    LoadMode,
+    SplitMode,
+    bounded,
+    csv,
+    not_negative,
+    one_of,
+    parse_devices,
+    parse_flash_attn,
+    parse_kv_overrides,
+    parse_kv_type,
+    parse_layers,
+    parse_overrides,
+    parse_scaled,
+    parse_spec_types,
+    parse_split,
+    parse_switch,
+    parse_targets,
+    same,
 )
-from autofit_llama.hparams import (
-    POOLING_CLS,
-    POOLING_LAST,
-    POOLING_MEAN,
-    POOLING_NONE,
-    POOLING_RANK,
-)
-from autofit_llama.metadata import parse_override
-from autofit_llama.placement import MAX_DEVICES, Override
 from autofit_llama.versions import LATEST, Version
 from autofit_llama.weights import LazyMode
-
-SplitMode = Literal["none", "layer", "row", "tensor"]
-LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
-
-ALL_LAYERS = -2  #: -ngl all
-AUTO_LAYERS = -1  #: -ngl auto
-POOLING = {
-    "none": POOLING_NONE,
-    "mean": POOLING_MEAN,
-    "cls": POOLING_CLS,
-    "last": POOLING_LAST,
-    "rank": POOLING_RANK,
-}
-#: common/speculative.cpp:common_speculative_type_from_name_map
-SPEC_TYPES = (
-    "none", "draft-simple", "draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark",
-    "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +132,9 @@ def settings_of(reading: Reading) -> LlamaSettings:
         UsageError: a value that the engine refuses.
     """
     if reading.program == "llama-bench":
-        return _bench_settings(reading)
+        from autofit_llama.bench_settings import bench_settings
+
+        return bench_settings(reading)
     state: dict[str, Any] = {}
     legacy: dict[str, bool] = {}
     for flag in reading.flags:
@@ -162,15 +150,15 @@ def settings_of(reading: Reading) -> LlamaSettings:
             elif key in _CHECKS:
                 _CHECKS[key](flag.value)
         except ValueError as error:
-            raise _refusal(reading.program, flag, error) from error
+            raise refusal(reading.program, flag, error) from error
         if reading.program == "llama-server" and key == "parallel" and flag.value == 0:
-            raise _refusal(reading.program, flag, ValueError("invalid value for n_parallel"))
+            raise refusal(reading.program, flag, ValueError("invalid value for n_parallel"))
     if legacy and "load_mode" not in state:
         state["load_mode"] = _legacy_load_mode(legacy)
     return LlamaSettings(**state)
 
 
-def _refusal(program: str, flag: Flag, error: ValueError) -> UsageError:
+def refusal(program: str, flag: Flag, error: ValueError) -> UsageError:
     value = "" if flag.option.n_values == 0 else f" {printable(str(flag.value), 60)!r}"
     return UsageError(f"{program} refuses {flag.spelling}{value}: {error}")
 
@@ -185,204 +173,63 @@ def _legacy_load_mode(given: Mapping[str, bool]) -> LoadMode:
     return "mlock" if locked else "none"
 
 
-def _same(value: Any) -> Any:
-    return value
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError(f"invalid value (one of {', '.join(words)})")
-        return text
-
-    return parse
-
-
-def _switchable(text: str) -> bool:
-    if text in TRUE_WORDS or text in FALSE_WORDS:
-        return text in TRUE_WORDS
-    raise ValueError("unknown value (on or off)")
-
-
-def parse_flash_attn(text: str) -> FlashAttention:
-    if text in TRUE_WORDS:
-        return "on"
-    if text in FALSE_WORDS:
-        return "off"
-    if text in AUTO_WORDS:
-        return "auto"
-    raise ValueError("unknown value (on, off or auto)")
-
-
-def parse_layers(text: str) -> int:
-    """`-ngl`: a number, `auto` or `all`; every number below -1 means all."""
-    return {"auto": AUTO_LAYERS, "all": ALL_LAYERS}.get(text) or max(integer(text), ALL_LAYERS)
-
-
-def parse_split(text: str) -> tuple[float, ...]:
-    """`-ts`: proportions separated by commas or slashes."""
-    parts = re.split("[,/]+", text)
-    if len(parts) >= MAX_DEVICES:
-        raise ValueError(f"got {len(parts)} input configs, but system only has {MAX_DEVICES} devices")
-    return _shares(parts)
-
-
-def _shares(parts: Sequence[str]) -> tuple[float, ...]:
-    shares = tuple(map(real, parts))
-    if not all(map(math.isfinite, shares)):
-        raise ValueError("not a finite number")
-    return shares
-
-
-def parse_devices(text: str) -> tuple[str, ...]:
-    """`-dev`: names separated by commas; `none` is no device."""
-    names = tuple(text.split(","))
-    if names == ("none",):
-        return ()
-    if not all(names):
-        raise ValueError("invalid device: ")
-    return names
-
-
-def parse_overrides(text: str) -> tuple[Override, ...]:
-    """`-ot`: `PATTERN=BUFFER`, separated by commas, each split at its first equals sign."""
-    found = []
-    for part in text.split(","):
-        pattern, equals, buffer = part.partition("=")
-        if not equals:
-            raise ValueError("invalid value (PATTERN=BUFFER)")
-        found.append(Override(kind="pattern", pattern=pattern, buffer=buffer))
-    return tuple(found)
-
-
-def _parse_targets(text: str) -> tuple[int, ...]:
-    parts = re.split("[,/]+", text)
-    if len(parts) >= MAX_DEVICES:
-        raise ValueError(f"got {len(parts)} input configs, but system only has {MAX_DEVICES} devices")
-    targets = []
-    for part in parts:
-        found = re.match(r"\s*([+-]?[0-9]{1,12})", part)
-        if not found:
-            raise ValueError("not a number of MiB")
-        targets.append(int(found[1]))
-    return tuple(targets)
-
-
-def _csv(text: str) -> tuple[str, ...]:
-    """Values separated by commas; one in double quotes may hold commas (common/arg.cpp:parse_csv_row)."""
-    found, value, quoted, at = [], "", False, 0
-    while at < len(text):
-        char = text[at]
-        if quoted and text[at : at + 2] == '""':
-            value, at = value + '"', at + 1
-        elif char == '"' and (quoted or not value):
-            quoted = not quoted
-        elif char == "," and not quoted:
-            found.append(value)
-            value = ""
-        else:
-            value += char
-        at += 1
-    return (*found, value)
-
-
-def _scaled(text: str) -> tuple[str, ...]:
-    """FNAME:SCALE, as many as there are; only the names matter here."""
-    names = []
-    for item in _csv(text):
-        parts = item.split(":")
-        if len(parts) != 2:
-            raise ValueError("format: FNAME:SCALE")
-        real(parts[1])
-        names.append(parts[0])
-    return tuple(names)
-
-
-def _kv_overrides(text: str) -> tuple[str, ...]:
-    items = _csv(text)
-    for item in items:
-        parse_override(item)
-    return items
-
-
-def _bounded(low: int, high: int) -> Callable[[int], int]:
-    def parse(value: int) -> int:
-        if not low <= value <= high:
-            raise ValueError(f"must be between {low} and {high} inclusive")
-        return value
-
-    return parse
-
-
-def _not_negative(value: int) -> int:
-    if value < 0:
-        raise ValueError("must be non-negative")
-    return value
-
-
-def parse_kv_type(text: str) -> str:
-    if text not in KV_TYPES:
-        raise ValueError(f"Unsupported cache type: {printable(text, 40)} (one of {', '.join(KV_TYPES)})")
-    return text
-
-
-_NGRAM = _bounded(1, 1024)
+_NGRAM = bounded(1, 1024)
 
 #: option -> field and how its value is read
 _PARSERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "model": ("model", _same),
-    "model-url": ("model_url", _same),
-    "hf-repo": ("hf_repo", _same),
-    "hf-file": ("hf_file", _same),
-    "docker-repo": ("docker_repo", _same),
-    "ctx-size": ("n_ctx", _same),
-    "batch-size": ("n_batch", _same),
-    "ubatch-size": ("n_ubatch", _same),
-    "parallel": ("n_parallel", _same),
-    "kv-unified": ("kv_unified", _same),
-    "kv-unified-per-slot": ("kv_unified_per_slot", _same),
-    "swa-full": ("swa_full", _same),
+    "model": ("model", same),
+    "model-url": ("model_url", same),
+    "hf-repo": ("hf_repo", same),
+    "hf-file": ("hf_file", same),
+    "docker-repo": ("docker_repo", same),
+    "ctx-size": ("n_ctx", same),
+    "batch-size": ("n_batch", same),
+    "ubatch-size": ("n_ubatch", same),
+    "parallel": ("n_parallel", same),
+    "kv-unified": ("kv_unified", same),
+    "kv-unified-per-slot": ("kv_unified_per_slot", same),
+    "swa-full": ("swa_full", same),
     "flash-attn": ("flash_attn", parse_flash_attn),
     "cache-type-k": ("type_k", parse_kv_type),
     "cache-type-v": ("type_v", parse_kv_type),
-    "kv-offload": ("kv_offload", _same),
-    "op-offload": ("op_offload", _same),
+    "kv-offload": ("kv_offload", same),
+    "op-offload": ("op_offload", same),
     "gpu-layers": ("n_gpu_layers", parse_layers),
-    "split-mode": ("split_mode", _one_of(*get_args(SplitMode))),
+    "split-mode": ("split_mode", one_of(*get_args(SplitMode))),
     "tensor-split": ("tensor_split", parse_split),
-    "main-gpu": ("main_gpu", _same),
+    "main-gpu": ("main_gpu", same),
     "device": ("devices", parse_devices),
-    "load-mode": ("load_mode", _one_of(*get_args(LoadMode))),
-    "lazy-mode": ("lazy_mode", _one_of(*get_args(LazyMode))),
-    "repack": ("repack", _same),
-    "no-host": ("no_host", _same),
-    "numa": ("numa", lambda text: _one_of("distribute", "isolate", "numactl")(text or "distribute")),
-    "threads": ("n_threads", _same),
-    "threads-batch": ("n_threads_batch", _same),
-    "embedding": ("embedding", _same),
-    "pooling": ("pooling", _one_of(*POOLING)),
-    "backend-sampling": ("backend_sampling", _same),
-    "fit": ("fit", _switchable),
-    "fit-target": ("fit_target_mib", _parse_targets),
-    "fit-ctx": ("fit_ctx", _same),
-    "cache-ram": ("cache_ram_mib", _same),
-    "ctx-checkpoints": ("n_checkpoints", _same),
-    "checkpoint-min-step": ("checkpoint_min_step", _not_negative),
-    "mmproj": ("mmproj", _same),
-    "mmproj-url": ("mmproj_url", _same),
-    "mmproj-auto": ("mmproj_auto", _same),
-    "mmproj-offload": ("mmproj_offload", _same),
-    "image-max-tokens": ("image_max_tokens", _same),
-    "mtmd-batch-max-tokens": ("mtmd_batch_max_tokens", _same),
-    "spec-draft-n-max": ("draft_n_max", _not_negative),
-    "draft-max": ("draft_n_max", _not_negative),
-    "spec-draft-model": ("draft_model", _same),
-    "spec-draft-hf": ("draft_hf_repo", _same),
+    "load-mode": ("load_mode", one_of(*get_args(LoadMode))),
+    "lazy-mode": ("lazy_mode", one_of(*get_args(LazyMode))),
+    "repack": ("repack", same),
+    "no-host": ("no_host", same),
+    "numa": ("numa", lambda text: one_of("distribute", "isolate", "numactl")(text or "distribute")),
+    "threads": ("n_threads", same),
+    "threads-batch": ("n_threads_batch", same),
+    "embedding": ("embedding", same),
+    "pooling": ("pooling", one_of(*POOLING)),
+    "backend-sampling": ("backend_sampling", same),
+    "fit": ("fit", parse_switch),
+    "fit-target": ("fit_target_mib", parse_targets),
+    "fit-ctx": ("fit_ctx", same),
+    "cache-ram": ("cache_ram_mib", same),
+    "ctx-checkpoints": ("n_checkpoints", same),
+    "checkpoint-min-step": ("checkpoint_min_step", not_negative),
+    "mmproj": ("mmproj", same),
+    "mmproj-url": ("mmproj_url", same),
+    "mmproj-auto": ("mmproj_auto", same),
+    "mmproj-offload": ("mmproj_offload", same),
+    "image-max-tokens": ("image_max_tokens", same),
+    "mtmd-batch-max-tokens": ("mtmd_batch_max_tokens", same),
+    "spec-draft-n-max": ("draft_n_max", not_negative),
+    "draft-max": ("draft_n_max", not_negative),
+    "spec-draft-model": ("draft_model", same),
+    "spec-draft-hf": ("draft_hf_repo", same),
     "spec-draft-ngl": ("draft_n_gpu_layers", parse_layers),
     "spec-draft-device": ("draft_devices", parse_devices),
     "spec-draft-type-k": ("draft_type_k", parse_kv_type),
     "spec-draft-type-v": ("draft_type_v", parse_kv_type),
-    "spec-ngram-mod-n-max": ("ngram_mod_n_max", _bounded(0, 1024)),
+    "spec-ngram-mod-n-max": ("ngram_mod_n_max", bounded(0, 1024)),
     "spec-ngram-simple-size-m": ("ngram_simple_size_m", _NGRAM),
     "spec-ngram-map-k-size-m": ("ngram_map_k_size_m", _NGRAM),
     "spec-ngram-map-k4v-size-m": ("ngram_map_k4v_size_m", _NGRAM),
@@ -390,13 +237,13 @@ _PARSERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
 
 #: options without a field whose bad values the engine refuses
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "rope-scaling": _one_of("none", "linear", "yarn"),
-    "spec-ngram-mod-n-min": _bounded(0, 1024),
+    "rope-scaling": one_of("none", "linear", "yarn"),
+    "spec-ngram-mod-n-min": bounded(0, 1024),
     "spec-ngram-mod-n-match": _NGRAM,
     "spec-ngram-simple-size-n": _NGRAM,
     "spec-ngram-map-k-size-n": _NGRAM,
     "spec-ngram-map-k4v-size-n": _NGRAM,
-    "fit-print": _switchable,
+    "fit-print": parse_switch,
 }
 
 
@@ -406,7 +253,7 @@ def _append(state: dict[str, Any], name: str, values: Iterable[Any]) -> None:
 
 def _append_spec_types(state: dict[str, Any], flag: Flag) -> None:
     """Types add up; `none` beside another one says nothing."""
-    names = (*state.get("spec_types", ()), *_spec_types(str(flag.value)))
+    names = (*state.get("spec_types", ()), *parse_spec_types(str(flag.value)))
     state["spec_types"] = tuple(name for name in names if name != "none") or ("none",)
 
 
@@ -421,16 +268,6 @@ def _append_counted(name: str, kind: Literal["n_cpu_moe", "n_cpu_ffn"]) -> Calla
 
 def _append_parsed(name: str, parse: Callable[[str], Iterable[Any]]) -> Callable[[dict[str, Any], Flag], None]:
     return lambda state, flag: _append(state, name, parse(str(flag.value)))
-
-
-def _spec_types(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    for name in names:
-        if name == "none":
-            return ("none",)
-        if name not in SPEC_TYPES:
-            raise ValueError(f"unknown speculative type: {printable(name, 40)}")
-    return names
 
 
 def _spec_default(state: dict[str, Any], flag: Flag) -> None:
@@ -478,11 +315,11 @@ _SPECIAL: Mapping[str, Callable[[dict[str, Any], Flag], None]] = {
     "spec-draft-n-cpu-moe": _append_counted("draft_overrides", "n_cpu_moe"),
     "rpc": _append_parsed("rpc", lambda text: text.split(",")),
     "spec-type": _append_spec_types,
-    "lora": _append_parsed("loras", _csv),
-    "lora-scaled": _append_parsed("loras", _scaled),
-    "control-vector": _append_parsed("control_vectors", _csv),
-    "control-vector-scaled": _append_parsed("control_vectors", _scaled),
-    "override-kv": _append_parsed("kv_overrides", _kv_overrides),
+    "lora": _append_parsed("loras", csv),
+    "lora-scaled": _append_parsed("loras", parse_scaled),
+    "control-vector": _append_parsed("control_vectors", csv),
+    "control-vector-scaled": _append_parsed("control_vectors", parse_scaled),
+    "override-kv": _append_parsed("kv_overrides", parse_kv_overrides),
     "mmproj-device": _mmproj_device,
     "rerank": _preset(embedding=True, pooling="rank"),
     "spec-default": _spec_default,
@@ -506,154 +343,6 @@ _SPECIAL: Mapping[str, Callable[[dict[str, Any], Flag], None]] = {
     "vision-gemma-4b-default": _preset(hf_repo="ggml-org/gemma-3-4b-it-qat-GGUF", n_ctx=None),
     "vision-gemma-12b-default": _preset(hf_repo="ggml-org/gemma-3-12b-it-qat-GGUF", n_ctx=None),
 }
-
-
-# -- llama-bench: every value may be a list, each combination is run for itself
-
-_RANGE = r"(-?[0-9]{1,10})(?:-([0-9]{1,10})(?:([+*])([0-9]{1,10}))?)?(?:,|$)"
-_MAX_VALUES = 4096
-
-
-def parse_range(text: str) -> tuple[int, ...]:
-    """`first[-last[+step|*factor]]`, several of them separated by commas."""
-    values: list[int] = []
-    at = 0
-    while at < len(text):
-        found = re.compile(_RANGE).match(text, at)
-        if not found or found.end() == at:
-            raise ValueError("invalid range format")
-        first, last = integer(found[1]), integer(found[2] or found[1])
-        step = integer(found[4] or "1")
-        while first <= last:
-            values.append(first)
-            following = first * step if found[3] == "*" else first + step
-            if following <= first or len(values) > _MAX_VALUES:
-                raise ValueError("invalid range")
-            first = following
-        at = found.end()
-    if not values:
-        raise ValueError("invalid range format")
-    return tuple(values)
-
-
-def _truths(text: str) -> tuple[bool, ...]:
-    return tuple(integer(part) != 0 for part in text.split(","))
-
-
-def _each(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    return lambda text: tuple(parse(part) for part in text.split(","))
-
-
-def _bench_split(text: str) -> tuple[float, ...]:
-    return _shares(re.split("[;/]+", text))
-
-
-def _bench_devices(text: str) -> tuple[str, ...] | None:
-    if text == "auto" or not text:
-        return None
-    return () if text == "none" else tuple(text.split("/"))
-
-
-def _bench_overrides(text: str) -> tuple[Override, ...]:
-    return tuple(one for part in text.split(";") if part for one in parse_overrides(part))
-
-
-def _bench_pair(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if len(parts) != 2:
-        raise ValueError("two numbers are expected")
-    return (integer(parts[0]) + integer(parts[1]),)
-
-
-_BENCH_PARSERS: Mapping[str, Callable[[str], tuple[Any, ...]]] = {
-    "model": _each(str),
-    "hf-repo": _each(str),
-    "hf-file": _each(str),
-    "n-prompt": parse_range,
-    "n-gen": parse_range,
-    "pg": _bench_pair,
-    "n-depth": parse_range,
-    "batch-size": parse_range,
-    "ubatch-size": parse_range,
-    "cache-type-k": _each(parse_kv_type),
-    "cache-type-v": _each(parse_kv_type),
-    "device": _each(_bench_devices),
-    "threads": parse_range,
-    "n-gpu-layers": parse_range,
-    "n-cpu-moe": parse_range,
-    "rpc": _each(str),
-    "split-mode": _each(_one_of(*get_args(SplitMode))),
-    "load-mode": _each(_one_of(*get_args(LoadMode))),
-    "lazy-mode": _each(_one_of(*get_args(LazyMode))),
-    "main-gpu": parse_range,
-    "no-kv-offload": _truths,
-    "numa": lambda text: (_one_of("distribute", "isolate", "numactl")(text or "distribute"),),
-    "flash-attn": _each(parse_flash_attn),
-    "embeddings": _truths,
-    "no-op-offload": _truths,
-    "no-host": _truths,
-    "repack": _truths,
-    "tensor-split": _each(_bench_split),
-    "override-tensor": _each(_bench_overrides),
-    "fit-target": _each(integer),
-    "fit-ctx": _each(integer),
-}
-
-
-def _bench_settings(reading: Reading) -> LlamaSettings:
-    """The most demanding combination of the lists that llama-bench runs, as one command."""
-    given: dict[str, tuple[Any, ...]] = {}
-    for flag in reading.flags:
-        key = flag.option.key
-        if key in _BENCH_PARSERS:
-            try:
-                values = _BENCH_PARSERS[key](str(flag.value))
-            except ValueError as error:
-                raise _refusal(reading.program, flag, error) from error
-            given[key] = values if key == "main-gpu" else (*given.get(key, ()), *values)
-
-    def first(key: str) -> Any:
-        return given[key][0] if key in given else None
-
-    def most(key: str) -> int | None:
-        return max(given[key]) if key in given else None
-
-    def unless(key: str) -> bool | None:
-        return not all(given[key]) if key in given else None
-
-    tokens = max(*given.get("n-prompt", (512,)), *given.get("n-gen", (128,)), *given.get("pg", (0,)))
-    layers = given.get("n-gpu-layers")
-    experts = min(given["n-cpu-moe"]) if "n-cpu-moe" in given else 0
-    overrides = (first("override-tensor") or ()) + ((Override(kind="n_cpu_moe", n_blocks=experts),) if experts else ())
-    return LlamaSettings(
-        model=first("model"),
-        hf_repo=first("hf-repo"),
-        hf_file=first("hf-file"),
-        n_ctx=tokens + max(given.get("n-depth", (0,))),
-        n_batch=most("batch-size"),
-        n_ubatch=most("ubatch-size"),
-        type_k=first("cache-type-k"),
-        type_v=first("cache-type-v"),
-        devices=first("device"),
-        n_threads=most("threads"),
-        n_gpu_layers=None if layers is None else AUTO_LAYERS if min(layers) < 0 else max(layers),
-        rpc=given.get("rpc", ()),
-        split_mode=first("split-mode"),
-        load_mode=first("load-mode"),
-        lazy_mode=first("lazy-mode"),
-        main_gpu=first("main-gpu"),
-        numa=first("numa"),
-        kv_offload=unless("no-kv-offload"),
-        op_offload=unless("no-op-offload"),
-        flash_attn="off" if "off" in given.get("flash-attn", ()) else first("flash-attn"),
-        embedding=any(given["embeddings"]) if "embeddings" in given else None,
-        no_host=first("no-host"),
-        repack=first("repack"),
-        tensor_split=first("tensor-split"),
-        overrides=overrides,
-        fit_target_mib=given.get("fit-target"),
-        fit_ctx=first("fit-ctx"),
-    )
 
 
 # -- to a command

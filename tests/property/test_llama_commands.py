@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from autofit_llama.context import KV_TYPES
 from autofit_llama.flags import read
 from autofit_llama.launch import launch_of
-from autofit_llama.settings import POOLING, SPEC_TYPES, LlamaSettings, render, settings_of
+from autofit_llama.settings import LlamaSettings, render, settings_of
+from autofit_llama.values import POOLING, SPEC_TYPES
 from autofit_llama.versions import LATEST, Version
 
 WORD = st.from_regex(r"[A-Za-z0-9_.*+()-]{1,12}", fullmatch=True).filter(lambda word: not word.startswith("-"))

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from autofit.errors import EngineRefusalError, UsageError
 
+from autofit_llama.bench_settings import parse_range
 from autofit_llama.context import ContextParams, resolve_context
 from autofit_llama.flags import Program, read
 from autofit_llama.launch import Launch, check_launch, check_stands_alone, chosen, launch_of, python_arguments
 from autofit_llama.metadata import overridden, parse_override
 from autofit_llama.placement import Override
-from autofit_llama.settings import LlamaSettings, parse_range, render, settings_of
+from autofit_llama.settings import LlamaSettings, render, settings_of
 from autofit_llama.versions import LATEST, Version, find_version
 from commands import model_of
 
