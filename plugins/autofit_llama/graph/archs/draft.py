@@ -12,7 +12,7 @@ from autofit_llama.graph.archs.deepseek import latent_attention
 from autofit_llama.graph.archs.mamba import nemotron_ffn
 from autofit_llama.graph.archs.qwen import gated_output, gated_qkv, gated_shared_moe
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer
-from autofit_llama.graph.ggml import Tensor
+from autofit_llama.graph.ggml import HOST, Tensor
 
 Attend = Callable[[Graph, AttentionInput, Layer, Tensor, Tensor, int], Tensor]
 
@@ -219,3 +219,34 @@ def step35(g: Graph) -> None:
     cur = g.ffn(w, cur, il) if w["ffn_gate_inp"] is None else _routed_and_shared(g, w, cur, il)
     g.h_nextn = ggml.get_rows(ggml.add(cur, ffn_inp), g.inp_out_ids())
     _head(g, w, g.h_nextn, None)
+
+
+def gemma4_assistant(g: Graph) -> None:
+    """gemma4-assistant.cpp: a model of its own that reads the target's embeddings and its last layers' caches.
+
+    Both are taken to lie as its own would, and the caches to have the widths that its own heads need.
+    """
+    h, n = g.h, g.n_tokens
+    g.cache_source = lambda il: h.is_swa.index(h.is_swa[il])
+    tokens, hidden = g.input("i32", n), g.input("f32", h.n_embd_inp, n)
+    table = ggml.new("f16", h.n_embd_inp, h.n_vocab)
+    table.home, table.is_weight = HOST, True
+    x = ggml.concat(ggml.scale(ggml.get_rows(table, tokens)), hidden, 0)
+    x = ggml.mul_mat(g.need("nextn.pre_projection", 0), x)
+    inp = g.inp_attn_kv_iswa()
+    pos, out_ids = g.inp_pos(), g.inp_out_ids()
+    for il in range(h.n_layer_nextn):
+        w = g.layer(il)
+        q = g.linear(w, "attn_q", g.rms(x, w, "attn_norm", il), scale=False)
+        q = g.rms(ggml.reshape(q, h.n_embd_head_k(il), h.n_head[il], n), w, "attn_q_norm", il)
+        q = ggml.rope(q, pos, None if h.is_swa[il] else g.weight("rope_freqs", il))
+        cur = g.linear(w, "attn_output", g.attn(inp, w, q, None, None, il, out=None), scale=False)
+        if il == h.n_layer_nextn - 1:
+            cur, x = g.select_outputs(out_ids, cur, x)
+        attn_out = ggml.add(g.rms(cur, w, "post_attention_norm", il), x)
+        cur = g.ffn(w, g.rms(attn_out, w, "ffn_norm", il), il, act="gelu")
+        x = ggml.add(g.rms(cur, w, "post_ffw_norm", -1), attn_out)
+        x = ggml.mul(x, w.need("layer_output_scale"))
+    cur = g.final_norm(x)
+    g.logits = g.expand(ggml.mul_mat(g.output_weight(), cur))
+    g.h_nextn = g.expand(ggml.mul_mat(g.need("nextn.post_projection"), cur))
