@@ -471,7 +471,7 @@ def findings_of(evaluation: Evaluation, machine: Machine) -> list[Finding]:
             )
         )
     names = {rank.device.name for rank in evaluation.ranks}
-    if len(names) > 1:
+    if len(names) > 1 and config.parallel.layer_partition is None:
         found.append(
             Finding(
                 severity="warning",

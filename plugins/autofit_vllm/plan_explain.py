@@ -9,7 +9,7 @@ from autofit.domain.units import format_bytes
 
 from autofit_vllm.kv import KvPlan
 from autofit_vllm.plan import DEFAULT_MARGIN, build_plan, command, keyword_arguments
-from autofit_vllm.solve import Candidate, Problem, gpus_needed, offloadable_bytes
+from autofit_vllm.solve import ENOUGH_TOKENS, HELD_BACK, PARTITION, Candidate, Problem, gpus_needed, offloadable_bytes
 
 MAX_ALTERNATIVES = 5
 
@@ -28,14 +28,19 @@ def explain(
         best.evaluation,
         problem.machine,
         argv=command(problem.settings, best.values, program=program, model=reference),
-        env=dict(problem.settings.env)
-        and {name: value for name, value in problem.settings.env.items() if name.startswith("VLLM_")},
+        env=_env(best),
         kwargs=keyword_arguments(problem.settings, _typed(best), reference),
         decisions=decisions(problem, best, others),
         alternatives=alternatives(problem, best, others, program=program, reference=reference),
         findings=[*findings, *_findings(problem, best, others)],
         speed=best.speed,
     )
+
+
+def _env(candidate: Candidate) -> dict[str, str]:
+    """Variables of the plan: the user's own of the engine, and those that were chosen."""
+    env = candidate.evaluation.settings.env
+    return {name: env[name] for name in sorted(env) if name.startswith("VLLM_")}
 
 
 def _typed(candidate: Candidate) -> dict[str, object]:
@@ -88,6 +93,12 @@ def decisions(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
                 next_rejected=rejected,
             )
         )
+    partition = best.evaluation.settings.env.get(PARTITION)
+    if partition is not None:
+        given = PARTITION in problem.settings.env
+        because = "given; kept as it is" if given else "stages on smaller GPUs take fewer layers"
+        origin: Origin = "user" if given else "solved"
+        found.append(Decision(setting=PARTITION, value=partition, origin=origin, because=because))
     for name, value in problem.settings.given.items():
         if name in ("model", "spec_method", "spec_model", "spec_tokens"):
             continue
@@ -213,8 +224,12 @@ def _next_length(problem: Problem, best: Candidate, others: Sequence[Candidate])
     evaluation = best.evaluation
     kv, n = evaluation.kv, problem.n_parallel
     longer = min(goal, 2 * best.length)
-    stage = min(range(len(kv.bytes_per_block)), key=lambda at: evaluation.available_bytes[at])
-    lacking = _needed(kv, longer, n, stage) - evaluation.available_bytes[stage]
+    lacks = [
+        _needed(kv, longer, n, stage) + int(HELD_BACK * (budget.peak.n_bytes + budget.graphs.n_bytes)) - have
+        for stage, (budget, have) in enumerate(zip(evaluation.budgets, evaluation.available_bytes, strict=True))
+    ]
+    lacking = max(lacks)
+    stage = lacks.index(lacking)
     rank = next((rank for rank in evaluation.ranks if rank.stage == stage), None)
     return NextRejected(
         value=str(longer),
@@ -236,7 +251,8 @@ def alternatives(
     problem: Problem, best: Candidate, others: Sequence[Candidate], *, program: Sequence[str], reference: str
 ) -> list[Alternative]:
     """Up to five other plans, each the best at one thing that this one is not."""
-    fitting = [other for other in others if other.fits]
+    worth = min(problem.target, ENOUGH_TOKENS, best.length)
+    fitting = [other for other in others if other.fits and other.length >= worth]
     picks: list[tuple[str, Candidate, str]] = []
 
     def pick(title: str, pool: Sequence[Candidate], key: object, because: str) -> None:
@@ -263,7 +279,7 @@ def alternatives(
     return [
         Alternative(
             title=title,
-            argv=command(problem.settings, chosen.values, program=program, model=reference),
+            argv=_command(problem, chosen, program=program, reference=reference),
             context_tokens=chosen.length,
             device_bytes=chosen.evaluation.device_bytes,
             host_bytes=chosen.evaluation.host_bytes,
@@ -272,6 +288,15 @@ def alternatives(
         )
         for title, chosen, because in picks[:MAX_ALTERNATIVES]
     ]
+
+
+def _command(problem: Problem, chosen: Candidate, *, program: Sequence[str], reference: str) -> tuple[str, ...]:
+    """The command of an alternative, with the variable that it needs."""
+    argv = command(problem.settings, chosen.values, program=program, model=reference)
+    partition = chosen.evaluation.settings.env.get(PARTITION)
+    if partition is None or PARTITION in problem.settings.env:
+        return argv
+    return ("env", f"{PARTITION}={partition}", *argv)
 
 
 def _rate(candidate: Candidate) -> float:

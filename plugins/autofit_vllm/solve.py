@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -41,6 +41,9 @@ GOOD_ENOUGH = 0.8  #: of the longest length there is: then other things count
 LENGTH_STEP = 256  #: solved lengths are multiples of this
 LOSSY_KV = "fp8"
 MAX_PIPELINE = 8
+PARTITION = "VLLM_PP_LAYER_PARTITION"
+UNEVEN = 0.1  #: stages that differ by more get layers by what they hold
+STAGE_BYTES = 2 * GIB  #: what a stage takes beside layers and cache, roughly
 OFFLOAD_STEP_TOKENS, OFFLOAD_SEQUENCES = 2048, 16  #: the load that weights make room for
 
 
@@ -121,6 +124,7 @@ class Layout:
     values: Mapping[str, Any]
     devices: tuple[Device, ...]
     world_size: int
+    env: Mapping[str, str] = field(default_factory=dict)  #: variables that say what no flag can
 
 
 def solve(problem: Problem) -> tuple[Candidate, list[Candidate]]:
@@ -130,10 +134,15 @@ def solve(problem: Problem) -> tuple[Candidate, list[Candidate]]:
         EngineRefusalError: vLLM would refuse what the user pinned, whatever is chosen beside it.
     """
     found, refusals = _search(problem, eager=False)
-    if not any(candidate.fits for candidate in found) and any(map(_graphs_decide, found)):
+    worth = min(problem.target, ENOUGH_TOKENS)
+
+    def enough_fits() -> bool:
+        return any(candidate.fits and candidate.length >= worth for candidate in found)
+
+    if not enough_fits() and any(map(_graphs_decide, found)):
         eager, _ = _search(problem, eager=True)
         found += eager
-    if not any(candidate.fits for candidate in found):
+    if not enough_fits():
         found += _offloaded(problem, found)
     if not found:
         raise refusals[0]
@@ -194,7 +203,8 @@ def layouts(problem: Problem) -> Iterator[list[Layout]]:
                     for pp in stages:
                         dp = replicas or n // (tp * pp)
                         if replicas or dp > 1:
-                            family.append(_layout(problem, tp=tp, pp=pp, dp=dp, expert=expert, dcp=dcp))
+                            layout = _layout(problem, tp=tp, pp=pp, dp=dp, expert=expert, dcp=dcp)
+                            family += [layout, *_uneven(problem, layout, tp=tp, pp=pp, dp=dp)]
                     yield family
 
 
@@ -250,6 +260,29 @@ def _layout(problem: Problem, *, tp: int, pp: int, dp: int, expert: bool, dcp: i
         if ids != list(range(world)):
             values["device_ids"] = ",".join(map(str, ids))
     return Layout(values=values, devices=devices, world_size=world)
+
+
+def _uneven(problem: Problem, layout: Layout, *, tp: int, pp: int, dp: int) -> Iterator[Layout]:
+    """The same with fewer layers on the stages whose GPUs have less room (`VLLM_PP_LAYER_PARTITION`)."""
+    model, env = problem.model, problem.settings.env
+    if pp < 2 or dp > 1 or PARTITION in env or model.n_layers < pp or len(layout.devices) < tp * pp:
+        return
+    free = [
+        min(device.free_bytes or device.total_bytes or 0 for device in layout.devices[at * tp : (at + 1) * tp])
+        for at in range(pp)
+    ]
+    if max(free) - min(free) < UNEVEN * max(free):
+        return
+    vocabulary = 2 * model.vocab_size * model.hidden_size // tp
+    ends = [vocabulary if at in (0, pp - 1) else 0 for at in range(pp)]
+    room = [max(1, have - STAGE_BYTES - end) for have, end in zip(free, ends, strict=True)]
+    counts = [max(1, model.n_layers * part // sum(room)) for part in room]
+    while sum(counts) != model.n_layers:
+        step = 1 if sum(counts) < model.n_layers else -1
+        open_ = [at for at in range(pp) if step > 0 or counts[at] > 1]
+        at = max(open_, key=lambda at: step * (room[at] / counts[at]))
+        counts[at] += step
+    yield dataclasses.replace(layout, env={PARTITION: ",".join(map(str, counts))})
 
 
 def _roomiest(devices: tuple[Device, ...], n: int) -> tuple[Device, ...]:
@@ -471,7 +504,8 @@ class _Base:
 
 def _with(problem: Problem, layout: Layout, values: Mapping[str, Any], **more: Any) -> VllmSettings:
     given = {name: value for name, value in {**values, **more}.items() if name != "device_ids"}
-    return replace_settings(problem.settings, given)
+    settings = replace_settings(problem.settings, given)
+    return dataclasses.replace(settings, env={**settings.env, **layout.env}) if layout.env else settings
 
 
 def _holds(evaluation: Evaluation, length: int, n_parallel: int) -> bool:
