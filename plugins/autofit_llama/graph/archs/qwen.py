@@ -9,6 +9,8 @@ from autofit_llama.graph.builder import Graph, Layer, RecurrentInput
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.recurrent import conv_state, delta_net
 
+Convolve = Callable[[Graph, RecurrentInput, Tensor, Tensor, int, int], Tensor]
+
 
 def qwen2(g: Graph) -> None:
     """src/models/qwen2.cpp."""
@@ -76,7 +78,7 @@ def qwen3next(g: Graph) -> None:
 
 def qwen35(g: Graph) -> None:
     """src/models/qwen35.cpp, qwen35moe.cpp: the same with separate alpha and beta, dense or with experts."""
-    _hybrid(g, _qwen35_linear)
+    _hybrid(g, qwen35_linear)
 
 
 def _hybrid(g: Graph, linear: Callable[[Graph, RecurrentInput, Layer, Tensor, int], Tensor]) -> None:
@@ -158,7 +160,16 @@ def _qwen3next_linear(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int
     return ggml.reshape(out, h.n_embd, n_t * n_seqs)
 
 
-def _qwen35_linear(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int) -> Tensor:
+def qwen35_linear(
+    g: Graph,
+    rs: RecurrentInput,
+    w: Layer,
+    x: Tensor,
+    il: int,
+    *,
+    conv: Convolve = conv_state,
+    output_gate: str = "silu",
+) -> Tensor:
     """build_layer_attn_linear of qwen35: heads of K and V are matched by the fused operation itself."""
     h, n_seqs = g.h, g.n_seqs
     n_t, n_v = g.n_tokens // n_seqs, h.ssm_dt_rank
@@ -169,7 +180,7 @@ def _qwen35_linear(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int) -
     alpha = ggml.reshape(g.linear(w, "ssm_alpha", x), n_v, n_t, n_seqs)
     gate = ggml.mul(ggml.softplus(ggml.add(alpha, w.need("ssm_dt.bias"))), w.need("ssm_a"))
     gate = ggml.reshape(gate, 1, n_v, n_t, n_seqs)
-    out = gated_delta(g, rs, w, mixed, z, beta, gate, il, repeat_interleaved=False)
+    out = gated_delta(g, rs, w, mixed, z, beta, gate, il, repeat_interleaved=False, conv=conv, output_gate=output_gate)
     out = g.linear(w, "ssm_out", ggml.reshape(out, h.ssm_d_inner, n_t, n_seqs))
     return ggml.reshape(out, h.n_embd, n_t * n_seqs)
 
@@ -185,6 +196,8 @@ def gated_delta(
     il: int,
     *,
     repeat_interleaved: bool,
+    conv: Convolve = conv_state,
+    output_gate: str = "silu",
 ) -> Tensor:
     """Convolution, delta net over q, k, v, and the gated norm; what qwen3next and qwen3.5 share."""
     h, n_seqs = g.h, g.n_seqs
@@ -194,7 +207,7 @@ def gated_delta(
     channels = h.ssm_d_inner + 2 * n_k * head_k
     kernel = w.need("ssm_conv1d")
     conv_cache, state_cache = g.state("r", il, h.n_embd_r), g.state("s", il, h.n_embd_s)
-    conv_in = conv_state(g, rs, conv_cache, mixed, kernel.ne[0], channels)
+    conv_in = conv(g, rs, conv_cache, mixed, kernel.ne[0], channels)
     state = ggml.reshape(g.rs(rs, state_cache, h.n_embd_s), head_v, head_v, n_v, n_seqs)
     y = ggml.silu(ggml.ssm_conv(conv_in, kernel))
     row = 4 * (2 * head_k * n_k + head_v * n_v)
@@ -219,7 +232,7 @@ def gated_delta(
         )
     out = delta_net(g, state_cache, q, k, v, gate, beta, state)
     z = ggml.reshape(z, head_v, n_v, n_t, n_seqs)
-    return ggml.mul(g.rms(out, w, "ssm_norm", il), ggml.silu(z))
+    return ggml.mul(g.rms(out, w, "ssm_norm", il), ggml.unary(z, output_gate))
 
 
 def l2_norm(x: Tensor) -> Tensor:
