@@ -178,6 +178,7 @@ BUILDERS: dict[str, tuple[str, str]] = {
     "qwen3tts": ("qwen", "qwen3vl"),
     "qwen3vl": ("qwen", "qwen3vl"),
     "qwen3vlmoe": ("qwen", "qwen3vl"),
+    "qwen4exp": ("qwen4", "qwen4exp"),
     "refact": ("decoder", "refact"),
     "rnd1": ("moe", "rnd1"),
     "rwkv6": ("rwkv", "rwkv6"),
