@@ -216,6 +216,22 @@ def test_weights_alone_exceed_the_node() -> None:
     assert {"does-not-fit", "gpus-needed"} <= codes(found)
 
 
+def test_smaller_cards_take_fewer_layers() -> None:
+    """27.5 GiB in two stages on 24 and 12 GiB: even stages do not fit the smaller card."""
+    cards = autofit.load_machine("rtx-4090", "rtx-3060-12gb", ram="16GiB")
+    model = CONFIGS / "qwen2.5-14b"
+    found = plan(model, machine=cards)
+    assert found.fits
+    counts = [int(part) for part in found.env["VLLM_PP_LAYER_PARTITION"].split(",")]
+    assert sum(counts) == 48
+    assert counts[0] > 2 * counts[1]
+    assert "VLLM_PP_LAYER_PARTITION" in {decision.setting for decision in found.decisions}
+    assert check(model, *found.argv[3:], machine=cards, environ=found.env).fits
+    assert not check(model, *found.argv[3:], machine=cards).fits
+    kept = plan(model, machine=cards, margin="1GiB").env
+    assert set(kept) <= {"VLLM_PP_LAYER_PARTITION"}
+
+
 # -- Speculation
 
 
