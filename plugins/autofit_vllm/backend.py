@@ -14,7 +14,15 @@ from autofit.domain.request import Request
 from autofit.errors import EngineRefusalError, HardwareError, UnsupportedModelError, UsageError
 
 from autofit_vllm.defaults import EngineConfig, Gpu, resolve
-from autofit_vllm.draft import DraftModel, add_weights, attach, build_draft, draft_reference, read_draft
+from autofit_vllm.draft import (
+    DraftModel,
+    add_weights,
+    attach,
+    build_draft,
+    draft_reference,
+    read_draft,
+    with_own_layers,
+)
 from autofit_vllm.kv import plan_kv
 from autofit_vllm.model import StageWeights, VllmModel, Vocabulary
 from autofit_vllm.plan import Evaluation, build_plan, evaluate, gpu_of, keyword_arguments, ranks_of
@@ -161,6 +169,7 @@ def read_vllm_model(model: ModelSpec, settings: VllmSettings) -> VllmModel:
         disabled_modalities=settings.disabled_modalities,
         pooling=settings.pooling,
     )
+    built = with_own_layers(built, settings)
     if not settings.pooling:
         return built
     # A generative model that is made to embed loses its head (model_executor/models/adapters.py).

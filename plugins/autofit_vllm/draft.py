@@ -1,16 +1,18 @@
-"""The second model of `--speculative-config`: its layers beside the target's (v1/spec_decode)."""
+"""What `--speculative-config` adds: a second model, or a checkpoint's own layers (v1/spec_decode)."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from autofit.domain.model import ModelSpec
 from autofit.errors import ModelError, UnsupportedModelError
 
 from autofit_vllm.defaults import EngineConfig, Gpu
-from autofit_vllm.model import Draft, Parallel, StageWeights, VllmModel
+from autofit_vllm.model import Cache, Draft, Linear, Module, Parallel, Part, Plain, StageWeights, StateCache, VllmModel
 from autofit_vllm.quantization import Quantization, quantization_for
 from autofit_vllm.settings import VllmSettings
 
@@ -128,3 +130,76 @@ def add_weights(
     last = stages[-1]
     grown = dataclasses.replace(last, draft_bytes=last.draft_bytes + draft.n_bytes(config))
     return (*stages[:-1], grown)
+
+
+# -- A checkpoint's own layers ---------------------------------------------------------------------
+
+#: Model types whose checkpoints carry layers that predict further (config/speculative.py:hf_config_override),
+#: and how their two inputs are joined: undivided and never quantised, or divided over the output.
+_JOINED_WHOLE = frozenset(
+    {
+        "deepseek_v3",
+        "deepseek_v32",
+        "glm_moe_dsa",
+        "kimi_k2",
+        "glm4_moe",
+        "glm4_moe_lite",
+        "ernie4_5_moe",
+        "mimo",
+        "longcat_flash",
+        "step3p5",
+    }
+)
+_JOINED_APART = frozenset(
+    {"qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "exaone_moe", "nemotron_h"}
+)
+_ONE_BY_DEFAULT = frozenset({"qwen3_next", "longcat_flash"})
+_COUNTS = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
+
+
+def with_own_layers(model: VllmModel, settings: VllmSettings) -> VllmModel:
+    """The model with the multi-token-prediction layers that `--speculative-config` asks for.
+
+    Each is one more decoder layer that attends, made like the model's last, behind a projection of the hidden
+    state and the next token's embedding; embedding and head are the model's own.
+    """
+    method = (settings.speculative_config or {}).get("method")
+    known = model.model_type in _JOINED_WHOLE or model.model_type in _JOINED_APART
+    if model.draft is not None or not isinstance(method, str) or not method.endswith("mtp") or not known:
+        return model
+    values = (model.config.get(key) for key in _COUNTS)
+    count = next((value for value in values if isinstance(value, int)), None)
+    if count is None and model.model_type in _ONE_BY_DEFAULT:
+        count = 1
+    like = max((cache.stage for cache in model.caches if not isinstance(cache, StateCache)), default=None)
+    if not count or like is None:
+        return model
+    modules: list[Module] = []
+    caches: list[Cache] = []
+    for index in range(count):
+        name = f"mtp.layers.{index}"
+        modules += [_renamed(part, like, name) for part in model.modules if part.stage == like]
+        caches += [_renamed(cache, like, name) for cache in model.caches if cache.stage == like]
+        modules += _joint(model, name)
+    return dataclasses.replace(model, draft=Draft(n_layers=count, modules=tuple(modules), caches=tuple(caches)))
+
+
+def _joint(model: VllmModel, name: str) -> list[Module]:
+    size, last = model.hidden_size, max(0, model.n_layers - 1)
+    whole = model.model_type in _JOINED_WHOLE
+    return [
+        Linear(
+            name=f"{name}.fc",
+            stage=last,
+            kind="replicated" if whole else "column",
+            in_size=2 * size,
+            parts=(Part("fc", size),),
+            quantisable=not whole,
+        ),
+        *(Plain(name=f"{name}.{norm}.weight", stage=last, shape=(size,)) for norm in ("enorm", "hnorm", "norm")),
+    ]
+
+
+def _renamed(part: Any, like: int, name: str) -> Any:
+    """The same under another name, on the last layer's stage."""
+    return dataclasses.replace(part, name=re.sub(rf"^.*?layers\.{like}\.", f"{name}.", part.name))

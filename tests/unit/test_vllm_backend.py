@@ -268,6 +268,29 @@ def test_a_draft_that_is_not_there(tmp_path: Path) -> None:
         plan(QWEN, "--speculative-config", speculate(tmp_path / "nothing"))
 
 
+@pytest.mark.parametrize(
+    ("model", "cards", "layers", "gib"),
+    [
+        ("deepseek-v3", ["h200"] * 8, [62], 1.547),  # 11.5 billion parameters, most of 1 byte, on 8 ranks
+        ("qwen3-next-80b", ["h100-80gb"] * 4, [12, 12, 12, 13], 0.771),
+        ("qwen3.5-27b-fp8", ["rtx-5090"] * 2, [16, 16, 16, 17], 0.198),
+    ],
+)
+def test_layers_that_predict_further(model: str, cards: list[str], layers: list[int], gib: float) -> None:
+    machine = autofit.load_machine(*cards, ram="64GiB")
+    args = ["-tp", str(len(cards)), "--spec-method", "mtp", "--spec-tokens", "1", "--max-model-len", "4096"]
+    found = check(CONFIGS / model, *args, machine=machine)
+    groups: Any = found.engine_report["kv_cache_groups"]
+    assert [group["layers"] for group in groups] == layers
+    items = {item.label: item.n_bytes for item in found.memory.pools[0].items}
+    assert items["draft layers"] == pytest.approx(gib * GIB, rel=0.001)
+
+
+def test_a_model_without_such_layers() -> None:
+    with pytest.raises(EngineRefusalError, match="no MTP layers"):
+        plan(LLAMA, "--spec-method", "mtp", "--spec-tokens", "1")
+
+
 # -- Offloaded pieces
 
 
