@@ -142,6 +142,7 @@ class Experts:
     gated: bool = True  #: gate and up; otherwise one projection in
     bias: bool = False
     quantisable: bool = True
+    least_width: int = 0  #: a rank's slice of each expert is filled up to this where ranks slice them
     fused_routing: bool = True  #: FlashInfer's TRT-LLM kernels for Blackwell know how a token's experts are chosen
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")  #: the checkpoint's, of one expert
 

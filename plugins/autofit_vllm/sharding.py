@@ -132,6 +132,8 @@ def experts_shape(module: Experts, parallel: Parallel, dtype: str) -> ExpertsSha
     if spread:
         count = -(-count // ranks)
     else:
+        if parallel.tp > 1:
+            width = max(width, module.least_width * parallel.tp)
         width = divide(width, ranks, f"{module.name} intermediate size")
     return ExpertsShape(
         count=count,

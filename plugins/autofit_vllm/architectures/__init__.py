@@ -11,6 +11,7 @@ from autofit.errors import UnsupportedModelError
 
 from autofit_vllm.architectures.builder import Builder, Options
 from autofit_vllm.architectures.config import Config
+from autofit_vllm.architectures.encoders import classifier
 from autofit_vllm.architectures.facts import (
     attention_heads,
     config_dtype,
@@ -48,6 +49,9 @@ _PAGES = {
     "dense:gemma": "GemmaForCausalLM",
     "dense:gemma2": "Gemma2ForCausalLM Gemma2Model",
     "dense:gemma3": "Gemma3ForCausalLM",
+    "dense:gemma3_encoder": "Gemma3TextModel",
+    "gemma:gemma3n": "Gemma3nForCausalLM",
+    "gemma:gemma4": "Gemma4ForCausalLM",
     "dense:cohere": "CohereForCausalLM Cohere2ForCausalLM",
     "dense:granite": "GraniteForCausalLM GraniteSWAForCausalLM",
     "dense:glm4": "Glm4ForCausalLM",
@@ -82,6 +86,11 @@ _PAGES = {
     "experts:bailing_moe": "BailingMoeForCausalLM BailingMoeV2ForCausalLM",
     "experts:llama4": "Llama4ForCausalLM",
     "experts:mimo_v2": "MiMoV2FlashForCausalLM MiMoV2ForCausalLM",
+    "dense:minicpm": "MiniCPMForCausalLM",
+    "dense:nemotron_nas": "DeciLMForCausalLM",
+    "experts:step3p5": "Step3p5ForCausalLM",
+    "recurrent:kimi_linear": "KimiLinearForCausalLM",
+    "speech:whisper": "WhisperForConditionalGeneration",
     "latent:deepseek_v2": "DeepseekV2ForCausalLM DeepseekV3ForCausalLM",
     "latent:deepseek_v32": "DeepseekV32ForCausalLM GlmMoeDsaForCausalLM",
     "latent:deepseek": "DeepseekForCausalLM",
@@ -110,6 +119,12 @@ _PAGES = {
     "generic:dots1": "Dots1ForCausalLM",
     "generic:gpt_neox": "GPTNeoXForCausalLM",
     "generic:gpt_bigcode": "GPTBigCodeForCausalLM",
+    "encoders:bert": "BertModel RobertaModel XLMRobertaModel",
+    "encoders:bert_classifier": "BertForSequenceClassification",
+    "encoders:roberta_classifier": "RobertaForSequenceClassification XLMRobertaForSequenceClassification",
+    "encoders:with_rope": "GteModel GteNewModel NomicBertModel",
+    "encoders:modernbert": "ModernBertModel",
+    "encoders:modernbert_classifier": "ModernBertForSequenceClassification",
     "vision:llava": "LlavaForConditionalGeneration PixtralForConditionalGeneration",
     "vision:llava_next": "LlavaNextForConditionalGeneration",
     "vision:mistral3": "Mistral3ForConditionalGeneration",
@@ -126,6 +141,18 @@ _PAGES = {
     "vision:internvl_chat": "InternVLChatModel",
     "vision:llama4": "Llama4ForConditionalGeneration",
     "vision:kimi_vl": "KimiVLForConditionalGeneration",
+}
+
+#: architectures that become another without its head (config/model.py:_SUFFIX_TO_DEFAULTS), with what replaces it
+_CONVERTED = {
+    "ForTextEncoding": "embed",
+    "EmbeddingModel": "embed",
+    "ForSequenceClassification": "classify",
+    "ForTokenClassification": "classify",
+    "ClassificationModel": "classify",
+    "ForRewardModeling": "embed",
+    "RewardModel": "embed",
+    "Model": "embed",
 }
 
 _BY_ARCHITECTURE = {word: page for page, words in _PAGES.items() for word in words.split()}
@@ -159,6 +186,8 @@ _CAUSAL = {
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+    "gemma3n_text": "Gemma3nForCausalLM",
+    "gemma4_text": "Gemma4ForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "gpt_oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
@@ -217,6 +246,9 @@ def choose_architecture(root: Config) -> str | None:
     for name in names:
         if name in _BY_ARCHITECTURE:
             return name
+        for suffix in _CONVERTED:
+            if name.endswith(suffix) and name.removesuffix(suffix) + "ForCausalLM" in _BY_ARCHITECTURE:
+                return name
         if name in DROPPED:
             raise UnsupportedModelError(
                 f"Model architecture {name} was supported in vLLM until v{DROPPED[name]}, and is not supported "
@@ -241,8 +273,26 @@ def build_from_config(raw: Mapping[str, Any], options: Options | None = None) ->
         raise UnsupportedModelError(f"architecture {words or 'unnamed'} is not known")
     options = options or Options()
     builder = Builder(root, root, options)
-    _page(architecture)(builder)
+    base, conversion = _base(architecture)
+    if conversion is not None:
+        builder.headless = True
+    elif options.pooling and architecture not in POOLING:
+        builder.headless = True
+    _page(base)(builder)
+    if conversion == "classify":
+        classifier(builder)
     return assemble(architecture, builder)
+
+
+def _base(architecture: str) -> tuple[str, str | None]:
+    """The architecture whose layers are built, and what an adapter makes of it."""
+    if architecture in _BY_ARCHITECTURE:
+        return architecture, None
+    for suffix, conversion in _CONVERTED.items():
+        base = architecture.removesuffix(suffix) + "ForCausalLM"
+        if architecture.endswith(suffix) and base in _BY_ARCHITECTURE:
+            return base, conversion
+    raise UnsupportedModelError(f"architecture {architecture} is not known")
 
 
 def assemble(architecture: str, builder: Builder) -> VllmModel:
@@ -285,7 +335,7 @@ def assemble(architecture: str, builder: Builder) -> VllmModel:
         is_hybrid=architecture in HYBRID and states and attends,
         is_attention_free=architecture in ATTENTION_FREE,
         is_multimodal=architecture in MULTIMODAL,
-        is_pooling=architecture in POOLING or builder.options.pooling,
+        is_pooling=architecture in POOLING or builder.headless or builder.options.pooling,
         is_encoder_decoder=architecture in ENCODER_DECODER,
         is_encoder_only=architecture in ENCODER_ONLY,
         supports_pipeline=architecture not in NO_PIPELINE,

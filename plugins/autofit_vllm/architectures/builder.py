@@ -46,12 +46,13 @@ class Options:
 class Builder:
     """Collects what the pages of this package describe; `Scope` is the handle that they use."""
 
-    __slots__ = ("buffers", "caches", "config", "modules", "notes", "options", "prefix", "quantised_caches", "root", "scale_dtype")
+    __slots__ = ("buffers", "caches", "config", "headless", "modules", "notes", "options", "prefix", "quantised_caches", "root", "scale_dtype")
 
     def __init__(self, config: Config, root: Config, options: Options) -> None:
         self.config = config  #: of the language model
         self.root = root  #: the whole file
         self.options = options
+        self.headless = False  #: a vector is wanted, not a next token
         self.prefix = ""  #: where the language model hangs in a larger one
         self.modules: list[Module] = []
         self.buffers: list[Buffer] = []
@@ -116,6 +117,8 @@ class Builder:
         everywhere: bool = False,
     ) -> None:
         """The LM head on the last stage, or on all; a tied one has no weight of its own."""
+        if self.headless:
+            return
         config = self.config
         tied = config.flag("tie_word_embeddings") if tied is None else tied
         self.modules.append(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from autofit.errors import UnsupportedModelError
+
 from autofit_vllm.architectures.builder import Builder, Scope
+from autofit_vllm.architectures.config import Config
 from autofit_vllm.model import EVERY, LAST
 
 
@@ -162,6 +165,14 @@ def gemma3(b: Builder) -> None:
     _finish_gemma(b)
 
 
+def gemma3_encoder(b: Builder) -> None:
+    """Embedding Gemma: Gemma 3 without a head; attention both ways caches nothing."""
+    b.headless = True
+    gemma3(b)
+    if b.config.flag("use_bidirectional_attention"):
+        b.caches.clear()
+
+
 def cohere(b: Builder) -> None:
     """models/commandr.py: attention and feed-forward side by side behind one norm, tied embeddings."""
     config = b.config
@@ -224,6 +235,50 @@ def apertus(b: Builder) -> None:
         for name in ("beta", "eps"):
             layer.buffer(f"{layer.prefix}.mlp.act_fn.{name}")
         layer.norms("attention_layernorm", "feedforward_layernorm")
+    b.finish()
+
+
+def minicpm(b: Builder) -> None:
+    """models/minicpm.py: llama with residuals scaled, and experts in one of them.
+
+    Raises:
+        UnsupportedModelError: the mixture of experts.
+    """
+    config = b.config
+    if config.int("num_experts", default=0):
+        raise UnsupportedModelError("MiniCPM's mixture of experts is not known here")
+    bias = config.flag("attention_bias")
+    b.embedding(everywhere=True)
+    for layer in b.layers():
+        layer.attention(bias=bias)
+        layer.gated_mlp()
+        layer.norms("input_layernorm", "post_attention_layernorm")
+    b.finish(everywhere=True)
+
+
+def nemotron_nas(b: Builder) -> None:
+    """models/nemotron_nas.py: llama whose layers a search has thinned, some to nothing."""
+    config, hidden = b.config, b.hidden_size
+    blocks = config.items_of("block_configs")
+    bias = config.flag("attention_bias") or config.flag("bias")
+    heads = config.int("num_attention_heads")
+    b.embedding()
+    for layer in b.layers():
+        block = Config(blocks[layer.stage]) if layer.stage < len(blocks) else Config({})
+        attention, feed = block.section("attention"), block.section("ffn")
+        if not attention.flag("no_op"):
+            layer.attention(
+                bias=config.flag("qkv_bias", bias),
+                out_bias=bias,
+                kv_heads=heads // max(1, attention.int("n_heads_in_group")),
+            )
+            layer.norm("input_layernorm")
+        if not feed.flag("no_op"):
+            width = feed.maybe_int("intermediate_size")
+            if "ffn_mult" in feed:
+                width = -(-int(2 * feed.number("ffn_mult", 1.0) * hidden / 3) // 256) * 256
+            layer.gated_mlp(intermediate_size=width, bias=config.flag("mlp_bias"))
+            layer.norm("post_attention_layernorm")
     b.finish()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from autofit_vllm.architectures.builder import Builder, Scope
 from autofit_vllm.architectures.config import Config
 from autofit_vllm.architectures.facts import expert_count, experts_per_token
@@ -428,6 +431,77 @@ def llama4(b: Builder) -> None:
             layer.gated_mlp("feed_forward", config.int("intermediate_size_mlp"))
         _norms(layer)
     b.finish()
+
+
+def step3p5(b: Builder) -> None:
+    """models/step3p5.py: sliding layers may have more heads, attention is gated per head, the router in fp32."""
+    config = b.config
+    types = config.items_of("layer_types")
+    other = config.section("attention_other_setting")
+    width, count = config.int("moe_intermediate_size"), expert_count(config)
+    positions = config.int("max_position_embeddings")
+    bases, shares = config.items_of("rope_theta"), config.items_of("partial_rotary_factors")
+    yarned = config.items_of("yarn_only_types")
+    b.embedding()
+    for layer in b.layers():
+        kind = str(types[layer.stage]) if layer.stage < len(types) else "full_attention"
+        slides = kind == "sliding_attention"
+        heads = config.int("num_attention_heads")
+        if slides:
+            own = other.maybe_int("num_attention_heads") if other.text("attention_type") == kind else None
+            heads = config.maybe_int("num_sliding_attention_heads") or own or heads
+        kv_heads, size = config.int("num_attention_groups"), b.head_size
+        here = layer / "self_attn"
+        bias = config.flag("attention_bias")
+        here.qkv("qkv_proj", b.hidden_size, heads=heads, kv_heads=kv_heads, head_size=size, bias=bias)
+        here.row("o_proj", heads * size, b.hidden_size)
+        parameters = dict(config.table("rope_scaling")) if not yarned or kind in yarned else {}
+        parameters.setdefault("rope_type", "default")
+        if layer.stage < len(bases):
+            parameters["rope_theta"] = bases[layer.stage]
+        if layer.stage < len(shares):
+            parameters["partial_rotary_factor"] = shares[layer.stage]
+        nested = config.table("rope_parameters").get(kind)
+        here.rope(
+            size, parameters=nested if isinstance(nested, Mapping) else parameters, max_position=positions
+        )
+        here.norm("q_norm", size)
+        here.norm("k_norm", size)
+        if config.flag("use_head_wise_attn_gate"):
+            here.column("g_proj", b.hidden_size, heads)
+        window = config.maybe_int("sliding_window") if slides else None
+        here.cache("attn", heads=heads, kv_heads=kv_heads, head_size=size, window=window)
+        if _step_is_sparse(config, layer.stage):
+            moe = layer / "moe"
+            router(moe, count, dtype="float32", bias="router_bias")
+            moe.gated_mlp("share_expert", config.int("share_expert_dim"))
+            sigmoid = config.text("moe_router_activation", "sigmoid") == "sigmoid"
+            plain = not _at(config.items_of("swiglu_limits"), layer.stage)
+            moe.experts(
+                "experts",
+                count,
+                width,
+                top_k=experts_per_token(config),
+                fused_routing=sigmoid and config.flag("norm_expert_weight") and plain,
+            )
+        else:
+            layer.gated_mlp()
+        _norms(layer)
+    b.finish()
+
+
+def _step_is_sparse(config: Config, index: int) -> bool:
+    kinds = config.items_of("mlp_layer_types")
+    if kinds:
+        return _at(kinds, index) == "sparse"
+    listed = config.text("moe_layers_enum")
+    if listed:
+        return str(index) in [number.strip() for number in listed.split(",")]
+    return index > 0
+
+
+def _at(values: Sequence[Any], index: int) -> Any:
+    return values[index] if index < len(values) else None
 
 
 def mimo_v2(b: Builder) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from autofit.errors import UnsupportedModelError
+
 from autofit_vllm.architectures.builder import Builder, Scope
 from autofit_vllm.architectures.config import Config
 from autofit_vllm.architectures.experts import (
@@ -11,6 +13,7 @@ from autofit_vllm.architectures.experts import (
     qwen_mixture,
     router,
 )
+from autofit_vllm.architectures.latent import latent_attention
 from autofit_vllm.architectures.facts import expert_count, experts_per_token
 from autofit_vllm.model import Part
 
@@ -497,6 +500,76 @@ def olmo_hybrid(b: Builder) -> None:
             layer.norms("post_attention_layernorm", "post_feedforward_layernorm")
         layer.gated_mlp()
     b.finish(everywhere=True)
+
+
+def kimi_linear(b: Builder) -> None:
+    """models/kimi_k3: Kimi delta attention, every fourth layer latent attention without positions.
+
+    Raises:
+        UnsupportedModelError: the layout of Kimi K3, which has gates and projections of its own.
+    """
+    config, hidden = b.config, b.hidden_size
+    linear = config.section("linear_attn_config")
+    if linear.flag("use_full_rank_gate") or config.get("routed_expert_hidden_size") is not None:
+        raise UnsupportedModelError("the layers of Kimi K3 are not known here")
+    recurrent = set(linear.items_of("kda_layers"))  # Counted from one.
+    count, width = expert_count(config), config.int("moe_intermediate_size")
+    step = config.int("moe_layer_freq", default=1)
+    b.embedding(tied=False)
+    for layer in b.layers():
+        if layer.stage + 1 in recurrent:
+            _kimi_delta(layer, linear)
+        else:
+            latent_attention(layer, cache="", rope=False)
+            layer.buffer(f"{layer.prefix}.self_attn._one_scale", 1, dtype="float32")
+        sparse = layer.stage >= config.int("first_k_dense_replace", default=0) and layer.stage % step == 0
+        if count and sparse:
+            here = layer / "block_sparse_moe"
+            router(here, count, bias="gate.e_score_correction_bias")
+            shared = width * config.int("num_shared_experts", default=0)
+            if shared:
+                here.gated_mlp("shared_experts", shared, spreads_tokens=True)
+            here.experts(
+                "experts",
+                count,
+                width,
+                top_k=experts_per_token(config),
+                names=("w1", "w3", "w2"),
+                least_width=config.int("min_moe_intermediate_per_partition", default=256),
+                fused_routing=config.text("moe_router_activation_func", "sigmoid") == "sigmoid"
+                and config.flag("moe_renormalize", True),
+            )
+        else:
+            layer.gated_mlp(spreads_tokens=True)
+        layer.norms("input_layernorm", "post_attention_layernorm")
+    b.final_norm()
+    b.head(tied=False)
+
+
+def _kimi_delta(layer: Scope, linear: Config) -> None:
+    """layers/mamba/gdn/kimi_gdn_linear_attn.py."""
+    hidden = layer.builder.hidden_size
+    heads, size = linear.int("num_heads"), linear.int("head_dim")
+    kernel, inner = linear.int("short_conv_kernel_size"), heads * size
+    here = layer / "self_attn"
+    parts = (
+        ("q_proj", inner, 0),
+        ("k_proj", inner, 0),
+        ("v_proj", inner, 0),
+        ("b_proj", heads, 0),
+        ("f_a_proj", size, size),
+    )
+    here.column("in_proj_qkvgfab", hidden, parts)
+    here.column("f_b_proj", size, inner)
+    here.plain("dt_bias", inner, axis=0, dtype="float32")
+    conv = (("q_conv1d", inner), ("k_conv1d", inner), ("v_conv1d", inner))
+    here.column("conv1d", kernel, conv, quantisable=False, dtype="float32")
+    here.plain("A_log", heads, axis=0, dtype="float32")
+    here.replicated("g_a_proj", hidden, size)
+    here.column("g_b_proj", size, inner)
+    here.norm("o_norm", size)
+    here.row("o_proj", inner, hidden)
+    here.state(kind="kda", conv_kernel=kernel, heads=heads, head_size=size)
 
 
 def zamba2(b: Builder) -> None:
