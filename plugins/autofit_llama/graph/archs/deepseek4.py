@@ -185,9 +185,17 @@ def _attention(g: Graph, inp: _Inputs, w: Layer, x: Tensor, pos: Tensor, il: int
         y = hadamard(y, rotation)
     y = ggml.rope(ggml.reshape(y, head, n_head, n), pos)
     y = ggml.permute(ggml.reshape(y, n_head // groups * head, groups, n), 0, 2, 1, 3)
-    y = ggml.permute(ggml.mul_mat(w.need("attn_output_a"), y), 0, 2, 1, 3)
+    y = ggml.permute(ggml.mul_mat(_of_groups(w.need("attn_output_a"), groups), y), 0, 2, 1, 3)
     y = ggml.cont(y, h.dsv4_o_lora_rank * groups, n)
     return ggml.mul_mat(w.need("attn_output_b"), y)
+
+
+def _of_groups(weight: Tensor, groups: int) -> Tensor:
+    """One matrix per group, as which a file's single matrix is loaded."""
+    if weight.ne[2] == 1:
+        weight.ne = (weight.ne[0], weight.ne[1] // groups, groups, 1)
+        weight.nb = ggml.contiguous_strides(weight.type, weight.ne)
+    return weight
 
 
 def _compress(g: Graph, inp: _Compressed, w: Layer, name: str, x: Tensor, head: int, il: int) -> None:
