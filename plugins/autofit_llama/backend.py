@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from autofit.backend import Backend, ParsedCommand
-from autofit.domain.machine import Machine
+from autofit.domain.machine import HOST_POOL, Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Plan
 from autofit.domain.request import Request
 from autofit.errors import UsageError
 
-from autofit_llama.estimate import estimate, size
+from autofit_llama.estimate import Run, allocated_compute, estimate, size
 from autofit_llama.findings import findings_of
 from autofit_llama.flags import Reading, read
 from autofit_llama.launch import launch_of
@@ -80,9 +80,14 @@ class LlamaBackend(Backend):
             speed=speed_of(run, found, machine),
             context_tokens=found.layout.context.n_ctx_seq,
             findings=(*findings, *findings_of(reading, run, found, fit=launch.fit and launch.is_server)),
-            engine_report=found.report,
+            engine_report={**found.report, "allocated_compute_bytes": _allocated(run)},
             engine_version=version.name,
         )
+
+
+def _allocated(run: Run) -> dict[str, int]:
+    on_devices, on_host = allocated_compute(run)
+    return {**{device.id: n for device, n in zip(run.devices, on_devices, strict=True)}, HOST_POOL: on_host}
 
 
 class Command:

@@ -266,6 +266,16 @@ def _adapter_items(
     _add(host, "weights", n_host, "derived", "LoRA adapter", "llama-adapter.cpp")
 
 
+def allocated_compute(run: Run) -> tuple[tuple[int, ...], int]:
+    """Compute buffers of the main context as they are really allocated: per device, and on the host.
+
+    The engine's own dry run, which `estimate` follows, forgets where norms are pinned and never builds the graph of
+    generation; it is seldom lower, and on several devices often higher.
+    """
+    compute = lay_out(run.sized, device_rules(run.devices), run.arguments, dry_run=False).compute
+    return compute.device_bytes, compute.host_bytes
+
+
 def _checkpoint_items(layout: Layout, server: Server) -> tuple[MemoryItem, ...]:
     """What cannot be rolled back is copied: window cells (unless they are whole) and recurrent state."""
     context = layout.context
