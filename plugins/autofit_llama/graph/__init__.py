@@ -13,6 +13,9 @@ from autofit_llama.graph.model import GraphModel
 from autofit_llama.graph.periods import EFFORTS, choose_layers, is_periodic, moments
 from autofit_llama.graph.scheduler import PIPELINE_COPIES, Schedule, Scheduler
 
+#: architectures whose last reserve is a prompt of one sequence: decays grow with its square
+_ONE_SEQUENCE = frozenset({"kimi-linear", "minimax-01"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeBuffers:
@@ -51,8 +54,12 @@ def compute_buffers(
     n_tokens, n_seqs, n_outputs = context.n_tokens, context.n_seq_max, context.n_outputs
     sizes, n_splits = _reserve(builder, model, scheduler, resolved, n_tokens, n_seqs, n_outputs, not dry_run, shorten)
     if not dry_run:
-        decode, _ = _reserve(builder, model, scheduler, resolved, n_seqs, n_seqs, n_seqs, True, shorten)
-        sizes = [max(a, b) for a, b in zip(sizes, decode, strict=True)]
+        reserves = [(n_seqs, n_seqs, n_seqs)]
+        if model.hparams.arch in _ONE_SEQUENCE:
+            reserves.append((n_tokens, 1, n_outputs))
+        for batch in reserves:
+            more, _ = _reserve(builder, model, scheduler, resolved, *batch, True, shorten)
+            sizes = [max(a, b) for a, b in zip(sizes, more, strict=True)]
     return ComputeBuffers(
         device_bytes=tuple(sizes[:-1]),
         host_bytes=sizes[-1],
@@ -94,7 +101,7 @@ def _resolve(builder: Builder, model: GraphModel, scheduler: Scheduler, flash_at
         and not _all_on_device(builder, model, scheduler, fusions, "flash_attn")
     ):
         fusions = replace(fusions, flash_attn=False)
-    if model.hparams.arch in ("deepseek4", "dflash", "glm5-next"):
+    if model.hparams.arch in ("deepseek4", "dflash", "glm5-next", "qwen4exp"):
         for kind in ("hc_pre", "hc_comb", "hc_post"):
             if not _all_on_device(builder, model, scheduler, fusions, kind):
                 fusions = replace(fusions, hyper=fusions.hyper - {kind})

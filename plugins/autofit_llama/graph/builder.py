@@ -51,6 +51,8 @@ _SHARED_SCALES = frozenset(
 )
 
 
+#: architectures with a bias of the output matrix that their graph leaves out
+_UNUSED_OUTPUT_BIAS = frozenset({"dream", "qwen2vl"})
 #: parts of hyper-connections that may be fused, each by itself
 HYPER_OPS = frozenset(("hc_pre", "hc_comb", "hc_post"))
 
@@ -877,6 +879,8 @@ class Graph:
         y = ggml.mul_mat(self.output_weight(), cur)
         scale, bias = self.weight("output.scale"), self.weight("output.bias")
         y = ggml.mul(y, scale) if scale is not None else y
+        if self.h.arch in _UNUSED_OUTPUT_BIAS:
+            return y
         return ggml.add(y, bias) if bias is not None else y
 
     def finish(self, cur: Tensor, *, kind: str = "rms", soft_cap: bool = False, scale: bool = False) -> None:

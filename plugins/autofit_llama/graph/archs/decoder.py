@@ -117,7 +117,8 @@ def codeshell(g: Graph) -> None:
 
 def dream(g: Graph) -> None:
     """src/models/dream.cpp, llada.cpp: diffusion, without a cache."""
-    decoder(g, cache=Graph.inp_attn_no_cache, output_bias=g.h.arch != "llada")
+    biased = g.h.arch != "llada"
+    decoder(g, cache=Graph.inp_attn_no_cache, output_bias=biased, ffn_bias=biased)
 
 
 def ernie4_5(g: Graph) -> None:
@@ -477,7 +478,8 @@ def openelm(g: Graph) -> None:
     for il in g.layers():
         w = g.layer(il)
         head, n_head, n_kv = h.n_embd_head_k(il), h.n_head[il], h.n_head_kv[il]
-        y = ggml.reshape(g.linear(w, "attn_qkv", g.rms(x, w, "attn_norm", il)), head, n_head + 2 * n_kv, n)
+        y = g.linear(w, "attn_qkv", g.rms(x, w, "attn_norm", il), scale=False)
+        y = ggml.reshape(y, head, n_head + 2 * n_kv, n)
         q = ggml.view(y, (head, n_head, n), y.nb[1:3])
         k = ggml.view(y, (head, n_kv, n), y.nb[1:3], y.nb[1] * n_head)
         v = ggml.view(y, (head, n_kv, n), y.nb[1:3], y.nb[1] * (n_head + n_kv))

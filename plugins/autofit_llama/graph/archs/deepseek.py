@@ -77,7 +77,7 @@ def deepseek32(g: Graph) -> None:
             assert top_k is not None
             attn = attn_selected(g, inp, q, k, latent, top_k, il, v_mla=v_b)
         if w["attn_gate"] is not None:
-            gate = ggml.sigmoid(g.linear(w, "attn_gate", cur))
+            gate = ggml.sigmoid(g.linear(w, "attn_gate", cur, scale=False))
             heads = ggml.reshape(attn, v_b.ne[1], v_b.ne[2], n)
             attn = ggml.reshape(ggml.mul(heads, ggml.reshape(gate, 1, v_b.ne[2], n)), v_b.ne[1] * v_b.ne[2], n)
         cur = g.linear(w, "attn_output", attn)
@@ -95,11 +95,12 @@ def deepseek32(g: Graph) -> None:
 def dense_or_shared_moe(g: Graph, w: Layer, x: Tensor, il: int) -> Tensor:
     """Dense in the leading blocks, then routed experts and a shared one."""
     h = g.h
+    norm_weights = h.expert_weights_norm or h.arch == "kimi-linear"
     if il < h.n_layer_dense_lead:
         return g.ffn(w, x, il, bias=False)
     routed = g.moe(
         w, x, il, biased=False, gating=h.expert_gating_func,
-        norm_weights=h.expert_weights_norm, weights_scale=h.expert_weights_scale,
+        norm_weights=norm_weights, weights_scale=h.expert_weights_scale,
     )  # fmt: skip
     shared = g.ffn(w, x, il, bias=False, up="ffn_up_shexp", gate="ffn_gate_shexp", down="ffn_down_shexp")
     return ggml.add(routed, shared)

@@ -60,7 +60,7 @@ def _lightning_attention(
     g.expand(g.rs(rs, g.state("r", il, h.n_embd_r), h.n_embd_r))
     slope = ggml.scale(slopes)
     x = ggml.reshape(x, x.ne[0], n_t, 1, n_seqs)
-    qkv = ggml.reshape(ggml.silu(g.linear(w, "attn_qkv", x)), 3 * head, n_head, n_t, n_seqs)
+    qkv = ggml.reshape(ggml.silu(g.linear(w, "attn_qkv", x, scale=False)), 3 * head, n_head, n_t, n_seqs)
     q, k, v = (ggml.view(qkv, (head, n_head, n_t, n_seqs), qkv.nb[1:], 4 * i * head) for i in range(3))
     cache = g.state("s", il, h.n_embd_s)
     old = ggml.reshape(g.rs(rs, cache, h.n_embd_s), head, head, n_head, n_seqs)
@@ -79,8 +79,8 @@ def _lightning_attention(
     y = ggml.cont(ggml.permute(y, 0, 2, 1, 3))
     y = ggml.reshape(y, y.ne[0] * y.ne[1], y.ne[2], 1, y.ne[3])
     y = g.rms(y, w, "attn_norm_2", il)
-    y = ggml.mul(ggml.sigmoid(g.linear(w, "attn_gate", x)), y)
-    y = g.linear(w, "attn_output", y)
+    y = ggml.mul(ggml.sigmoid(g.linear(w, "attn_gate", x, scale=False)), y)
+    y = g.linear(w, "attn_output", y, scale=False)
     return ggml.reshape(y, y.ne[0], n_t * n_seqs)
 
 
