@@ -231,11 +231,14 @@ class Metadata:
                 return self._array(key, value, int) if isinstance(value, tuple) else None
 
     def _per_layer(self, key: str, value: object, n: int, element: type) -> list[Any]:
-        # src/llama-model-loader.cpp:get_key_or_arr: one value for all, or exactly n of them
+        # src/llama-model-loader.cpp:get_key_or_arr: one value for all, or exactly n of them; truth values are
+        # numbers in an array, but not alone
         if not isinstance(value, tuple):
+            if element is int and type(value) is bool:
+                self.refuse(key, "is a truth value, not int")
             value = (value,) * n
-        if element is int and any(type(item) is bool for item in value):
-            self.refuse(key, "holds truth values, not int")
+        elif element is int:
+            value = tuple(int(item) if type(item) is bool else item for item in value)
         if len(value) != n:
             self.refuse(key, f"has {len(value)} entries where the engine expects {n}")
         return self._array(key, value, element)
