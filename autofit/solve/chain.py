@@ -215,7 +215,9 @@ class _Search:
         for site in chain.sites:
             kinds.setdefault(site.kind, []).append(site)
         self.ordered = chain.ordered or prod(len(sites) + 1 for sites in kinds.values()) > _MAX_STATES
-        self.classes = [[site] for site in chain.sites] if self.ordered else list(kinds.values())
+        # Largest first, so that equal answers do not depend on the order in which sites were given.
+        unlike = sorted(kinds.values(), key=lambda sites: (-sum(sites[0].room), sites[0].whole_s[-1]))
+        self.classes = [[site] for site in chain.sites] if self.ordered else unlike
         self.cut = chain.cut_s or (0.0,) * (chain.n + 1)
         self.whole: dict[tuple[_State, int], list[float]] = {}
         self.after: dict[tuple[_State, int], list[float]] = {}

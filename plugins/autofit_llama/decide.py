@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Decision, Finding, Plan, Speed
 from autofit.domain.request import Margin, Request
-from autofit.domain.units import GIB, MIB, format_bytes
+from autofit.domain.units import format_bytes
 
 from autofit_llama.alternatives import alternatives_of
+from autofit_llama.decide_complete import SERVERS, complete, is_ample
 from autofit_llama.decide_explain import Explained, explain, tokens_of
 from autofit_llama.decide_nearest import nearest_values
 from autofit_llama.decide_pins import (
@@ -35,16 +35,10 @@ from autofit_llama.layout import Sized
 from autofit_llama.margins import margins_of
 from autofit_llama.metadata import overridden
 from autofit_llama.search import Found, Search
-from autofit_llama.search_goals import USEFUL_TOKENS, Goals, larger_ubatch, reach
+from autofit_llama.search_goals import COMFORTABLE_TOKENS, USEFUL_TOKENS, Goals, larger_ubatch, reach
 from autofit_llama.search_problem import LaunchProblem
 from autofit_llama.settings import LlamaSettings
 from autofit_llama.speeds import speed_of
-
-SPARE_HOST_BYTES = 1 * GIB  #: kept free beside a prompt cache that is made to measure
-DEFAULT_CACHE_RAM_MIB = 8192
-AMPLE_HOST_BYTES = DEFAULT_CACHE_RAM_MIB * MIB + 8 * GIB
-"""What the host has beyond the whole model where the server's caches never decide anything."""
-_SERVERS = ("llama-server", "llama-cli")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +97,7 @@ class Task:
             least=least,
             most=most,
             kv_types=self.kv_types(),
+            most_on_host=COMFORTABLE_TOKENS if request.context_tokens is None and request.prefer != "context" else None,
             n_ubatch=launch.context.n_ubatch,
             n_batch=launch.context.n_batch,
             free_ubatch=given.n_ubatch is None and given.n_batch is None and not given.embedding,
@@ -147,8 +142,8 @@ def plan(model: ModelSpec, machine: Machine, request: Request) -> Plan:
     nearest: tuple[Finding, ...] = ()
     if found is None:
         found = search.nearest(goals.candidate(goals.least, goals.kv_types[-1]))
-        nearest = nearest_values(task, goals)
-    assert found is not None  # the host alone is always a candidate of `nearest`
+        assert found is not None  # the host alone is always one
+        nearest = nearest_values(task, search, goals, found)
     return _finish(task, search, goals, found, nearest)
 
 
@@ -159,15 +154,15 @@ def _task(model: ModelSpec, machine: Machine, request: Request) -> Task:
     sized = size(model)
     check_pins(pins, request, machine, sized.hparams)
     devices = devices_of(pins, request, machine)
-    margins = dict(margins_of(request.margins, devices))
+    margins = dict(margins_of(request.margins, machine.devices))
     check_margins({d.id: margins[d.id][0].of(d.total_bytes or d.free_bytes or 0) for d in devices}, machine)
     program = pins.reading.program
     n_parallel = given.n_parallel
     if n_parallel is None:
-        n_parallel = request.n_parallel or (1 if program in _SERVERS else None)
+        n_parallel = request.n_parallel or (1 if program in SERVERS else None)
     base = replace(given, n_parallel=n_parallel)
-    ample = _is_ample(model, machine)
-    if program in _SERVERS and not ample:
+    ample = is_ample(model, machine)
+    if program in SERVERS and not ample:
         # Made to measure once the placement is known; weights come first.
         base = replace(
             base,
@@ -188,18 +183,12 @@ def _task(model: ModelSpec, machine: Machine, request: Request) -> Task:
     )
 
 
-def _is_ample(model: ModelSpec, machine: Machine) -> bool:
-    """Whether the host is so large that the server's own caches cannot be what does not fit."""
-    free = machine.host.available_bytes
-    return free is None or free > model.weights_bytes + AMPLE_HOST_BYTES
-
-
 def _finish(task: Task, search: Search, goals: Goals, found: Found, nearest: Sequence[Finding]) -> Plan:
     problem = search.problem
     assert isinstance(problem, LaunchProblem)
     solved = problem.solved(found.candidate, found.split)
     final = problem.estimated(found.candidate, found.split)
-    settings = _complete(task, solved, found, final)
+    settings = complete(task, solved, found, final)
     if (settings.cache_ram_mib, settings.n_checkpoints) != (solved.cache_ram_mib, solved.n_checkpoints):
         final = problem.estimate(settings)
     run = problem.run_of(settings)
@@ -229,52 +218,6 @@ def _finish(task: Task, search: Search, goals: Goals, found: Found, nearest: Seq
         engine_report=final.report,
         engine_version=task.pins.version.name,
     )
-
-
-def _complete(task: Task, solved: LlamaSettings, found: Found, final: Estimate) -> LlamaSettings:
-    """What is left when the placement is known: the server's caches, threads, and no fitting."""
-    given, host = task.pins.settings, task.machine.host
-    more: dict[str, Any] = {}
-    if task.pins.reading.program in _SERVERS:
-        more |= _server_caches(task, final)
-    if given.n_threads is None and (found.split.on_host or not found.split.rows):
-        more["n_threads"] = host.n_cores_performance or host.n_cores_physical
-    if given.fit is None and task.pins.version.offers("fit") and task.pins.reading.program != "llama-bench":
-        more["fit"] = False
-    return replace(solved, **more)
-
-
-def _server_caches(task: Task, final: Estimate) -> dict[str, Any]:
-    """`--cache-ram` and `--ctx-checkpoints`, where their defaults are more than the host has left."""
-    given = task.pins.settings
-    pool = final.memory.pool(HOST_POOL)
-    if pool.budget_bytes is None or _is_ample(task.model, task.machine):
-        return {}
-    spare = max(0, pool.budget_bytes - pool.used_bytes - SPARE_HOST_BYTES)
-    found: dict[str, Any] = {}
-    if given.n_checkpoints is None:
-        found["n_checkpoints"] = None
-        one = _checkpoint_bytes(final)
-        if one:
-            most = min(32, spare // 2 // one)
-            found["n_checkpoints"] = None if most >= 32 else int(most)
-            spare -= most * one
-    if given.cache_ram_mib is None:
-        fits = spare // MIB
-        found["cache_ram_mib"] = None if fits >= DEFAULT_CACHE_RAM_MIB else int(fits if fits >= 256 else 0)
-    return found
-
-
-def _checkpoint_bytes(final: Estimate) -> int:
-    """Of one checkpoint of every slot: what cannot be rolled back."""
-    context, total = final.layout.context, 0
-    for cache in final.layout.caches:
-        n_bytes = sum(tensor.n_bytes for tensor in cache.tensors)
-        if cache.name == "swa" and not context.swa_full:
-            total += n_bytes
-        elif cache.name == "recurrent":
-            total += n_bytes // (1 + context.n_rs_seq)
-    return total
 
 
 def _argv(task: Task, explained: Explained) -> tuple[str, ...]:

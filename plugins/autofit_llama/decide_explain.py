@@ -15,7 +15,6 @@ from autofit_llama.estimate import Estimate
 from autofit_llama.search import Found, Search
 from autofit_llama.search_goals import Goals
 from autofit_llama.search_problem import ONE_BY_ONE
-from autofit_llama.search_tables import Split
 from autofit_llama.settings import LlamaSettings, render
 
 if TYPE_CHECKING:
@@ -241,8 +240,9 @@ def _why_overrides(found: Found, search: Search) -> str:
     if split_.lean:
         parts.append(f"the {what} of {split_.lean} blocks stay in main memory, no more than has to")
     if split_.spilled:
-        names = _and([projection for _, projection in split_.spilled])
-        parts.append(f"{names} of block {split_.spilled[0][0]} too, so that the device is full")
+        blocks = _and([str(slot) for slot in dict.fromkeys(slot for slot, _ in split_.spilled)])
+        plural = "s" if " and " in blocks else ""
+        parts.append(f"parts of block{plural} {blocks}{' too' if parts else ''}, so that devices are full")
     for slot, projection, device in split_.moved:
         parts.append(f"{projection} of block {slot} fills {device}")
     if not parts and found.candidate.one_by_one:
@@ -271,14 +271,14 @@ def _next_context(task: Task, search: Search, goals: Goals, found: Found) -> Nex
 
 
 def _next_layers(search: Search, found: Found) -> NextRejected | None:
-    """One more block on the first device in use."""
+    """One more block on the first device in use, its bulk with it unless those before leave theirs behind."""
     split_ = found.split
     if split_.head == 0 or not split_.rows or not found.memory.fits:
         return None
     if split_.head - 1 not in search.problem.bounds.heads:
         return None
     (first, count), *rest = split_.rows
-    more = Split(split_.head - 1, ((first, count + 1), *rest))
+    more = split_._replace(head=split_.head - 1, rows=((first, count + 1), *rest))
     n = sum(rows for _, rows in more.rows)
     return _lacking(search, found._replace(split=more), str(n), "with one more block")
 

@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from autofit.domain.plan import Finding
+from autofit.domain.units import format_bytes
 from autofit.errors import EngineRefusalError
 
 from autofit_llama.decide_pins import relaxed
-from autofit_llama.search import Found
+from autofit_llama.search import Found, Search
 from autofit_llama.search_goals import Goals, reach
 from autofit_llama.search_problem import LaunchProblem
+from autofit_llama.search_tables import Split
 from autofit_llama.settings import LlamaSettings, render
 
 if TYPE_CHECKING:
@@ -23,12 +25,12 @@ _PINS = ("overrides", "n_gpu_layers", "tensor_split", "n_ubatch", "devices", "n_
 LEAST_TOKENS = 512
 
 
-def nearest_values(task: Task, goals: Goals) -> tuple[Finding, ...]:
-    """One finding for each pin or wish that, changed alone, would make it fit; the first two."""
+def nearest_values(task: Task, search: Search, goals: Goals, nearest: Found) -> tuple[Finding, ...]:
+    """What would make it fit: a pin or wish changed alone (the first two), or more memory."""
     found = []
-    for message in _relaxations(task, goals):
+    for message in (*_relaxations(task, goals), *_memory(task, search, nearest)):
         found.append(Finding(severity="info", code="would-fit", message=message))
-        if len(found) == 2:
+        if len(found) == 3:
             break
     return tuple(found)
 
@@ -45,6 +47,22 @@ def _relaxations(task: Task, goals: Goals) -> Iterator[str]:
         shorter = _shorter(task, goals)
         if shorter is not None:
             yield f"a context of {shorter.candidate.n_ctx_seq} tokens instead of {goals.least} would fit"
+
+
+def _memory(task: Task, search: Search, nearest: Found) -> Iterator[str]:
+    """More of what is short, and what one device would need for all of it."""
+    short = [pool for pool in nearest.memory.pools if pool.shortfall_bytes > 0]
+    if short:
+        lacks = [f"{format_bytes(pool.shortfall_bytes)} more on {pool.id}" for pool in short]
+        yield f"{' and '.join(lacks)} would do"
+    tables = search.tables(nearest.candidate)
+    if nearest.split.on_host and task.devices and 0 in search.problem.bounds.heads:
+        first = tables.targets[0].id
+        alone = Split(0, ((first, len(tables.blocks)),))
+        memory = search.measure(nearest.candidate, alone)
+        pool = memory.pool(search.problem.pool_of[first])
+        reserve = (pool.free_bytes or 0) - (pool.budget_bytes or 0)
+        yield f"one device like {first} with {format_bytes(pool.used_bytes + reserve)} free would hold all of it"
 
 
 def _without(task: Task, name: str) -> str | None:

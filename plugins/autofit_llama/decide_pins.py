@@ -14,6 +14,7 @@ from typing import Any
 from autofit.domain.machine import Device, Machine
 from autofit.domain.plan import Decision, Finding, Origin
 from autofit.domain.request import Request
+from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 from autofit.errors import UsageError
 
@@ -124,6 +125,8 @@ def check_pins(pins: Pins, request: Request, machine: Machine, hp: HParams) -> N
         raise UsageError(f"-np {given.n_parallel}: llama.cpp takes 1 to {MAX_SEQUENCES} sequences")
     if given.n_ctx is not None and given.n_ctx < 0:
         raise UsageError(f"-c {given.n_ctx}: a context is a number of tokens, or 0 for the trained one")
+    _check_limits(given, request)
+    _check_model(pins, request)
     _check_cache_types(given, request)
     if given.devices is not None and request.devices:
         raise UsageError("-dev contradicts --device", hint="leave one of them out")
@@ -142,6 +145,28 @@ def check_pins(pins: Pins, request: Request, machine: Machine, hp: HParams) -> N
         if wrong is not None and (wrong.kind == "cpu_moe" or wrong.n_blocks):
             word = "-cmoe" if wrong.kind == "cpu_moe" else f"-ncmoe {wrong.n_blocks}"
             raise UsageError(f"{word}: this model has no experts", hint="-ncffn N is for dense feed-forwards")
+
+
+def _check_limits(given: LlamaSettings, request: Request) -> None:
+    if not given.n_ctx:
+        return
+    each = given.n_ctx if given.kv_unified else given.n_ctx // _slots(given, request)
+    low, high = request.min_context_tokens, request.max_context_tokens
+    if low is not None and each < low:
+        raise UsageError(f"-c {given.n_ctx} leaves a sequence {each} tokens, less than --min-context {low}")
+    if high is not None and each > high:
+        raise UsageError(f"-c {given.n_ctx} gives a sequence {each} tokens, more than --max-context {high}")
+
+
+def _check_model(pins: Pins, request: Request) -> None:
+    """A command that loads another model than the one that was measured would be a plan for neither."""
+    flag = pins.reading.given("model")
+    if flag is not None and request.model_reference is not None and str(flag.value) != request.model_reference:
+        raise UsageError(
+            f"{flag.spelling} {printable(str(flag.value), 80)} contradicts the model that is planned for, "
+            f"{printable(request.model_reference, 80)}",
+            hint="name the model once",
+        )
 
 
 def _check_cache_types(given: LlamaSettings, request: Request) -> None:

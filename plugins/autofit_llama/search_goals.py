@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from autofit.domain.machine import HOST_POOL
 from autofit.domain.memory import Memory
 from autofit.solve import largest
 
@@ -20,6 +21,8 @@ from autofit_llama.search import Candidate, Found, Search
 
 USEFUL_TOKENS = 4096
 """The context that `auto` gives up no decode rate for going beyond; the engine's own `--fit-ctx`."""
+COMFORTABLE_TOKENS = 32_768
+"""The context that `auto` takes of main memory at most, since other programs need it too."""
 FLOORS = (1.0, 2.0, 5.0, 10.0)  #: tokens/s: barely usable, slow, reading speed, comfortable
 KV_GAIN = 1.05  #: how much faster a lossy cache has to make decoding before it is chosen for that alone
 SMALL_UBATCHES = (256, 128)
@@ -39,6 +42,7 @@ class Goals:
     least: int
     most: int
     kv_types: tuple[tuple[str, str], ...] = (("f16", "f16"),)
+    most_on_host: int | None = None  #: where caches are in main memory, which others need too
     n_ubatch: int = 512
     n_batch: int = 2048
     free_ubatch: bool = True  #: neither -ub nor -b is pinned
@@ -46,6 +50,13 @@ class Goals:
 
     def candidate(self, n_ctx_seq: int, kv: tuple[str, str]) -> Candidate:
         return Candidate(n_ctx_seq, *kv, self.n_ubatch, self.n_batch)
+
+    def most_of(self, search: Search, found: Found) -> int:
+        """The most tokens that a placement may be given."""
+        shared = found.split.head > 0 or any(search.problem.pool_of[name] == HOST_POOL for name in found.split.order)
+        if self.most_on_host is None or not shared:
+            return self.most
+        return max(found.candidate.n_ctx_seq, min(self.most, self.most_on_host))
 
     def score(self, found: Found) -> tuple[float, ...]:
         """More is better, the first first."""
@@ -76,7 +87,7 @@ def _with_types(search: Search, goals: Goals, kv: tuple[str, str]) -> Found | No
     found = _fastest(search, goals, goals.candidate(goals.least, kv))
     if found is None or goals.most == goals.least:
         return found
-    return stretch(search, found, goals.most)
+    return stretch(search, found, goals.most_of(search, found))
 
 
 def _is_worth(goals: Goals, lossy: Found, found: Found) -> bool:
@@ -133,7 +144,7 @@ def _longest(search: Search, goals: Goals, kv: tuple[str, str]) -> Found | None:
 
     n_ctx = largest(passes, goals.least, goals.most, step=_step(goals.most))
     found = at(goals.least if n_ctx is None else n_ctx)
-    return found if found is None else stretch(search, found, goals.most)
+    return found if found is None else stretch(search, found, goals.most_of(search, found))
 
 
 def _step(most: int) -> int:

@@ -59,6 +59,14 @@ def split_of(tables: Tables, choice: Choice) -> Split:
     return base._replace(lean=lean, spilled=tuple(sorted({*left, *base.spilled})))
 
 
+def pieces(split: Split) -> tuple[int, int]:
+    """How much there is to say: patterns, and parts in them."""
+    by_slot: dict[int, list[str]] = {}
+    for slot, projection in split.spilled:
+        by_slot.setdefault(slot, []).append(projection)
+    return len(set(map(tuple, by_slot.values()))) + len(split.moved), len(split.spilled)
+
+
 def _at_first_edge(tables: Tables, split: Split, heads: Sequence[int], room_of: RoomOf) -> Iterator[Choice]:
     (first, count), *rest = split.rows
     end = split.head + count

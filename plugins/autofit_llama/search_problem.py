@@ -175,12 +175,18 @@ class LaunchProblem:
         devices = tuple(self.names[name] for name in terms.devices)
         return replace(
             self.chosen(candidate),
-            devices=pinned.devices if pinned.devices is not None else self._device_words(devices),
+            devices=pinned.devices if pinned.devices is not None else self._device_words(self._named(devices)),
             n_gpu_layers=terms.n_gpu_layers if pinned.n_gpu_layers is None else pinned.n_gpu_layers,
             tensor_split=self._split_numbers(devices, terms.tensor_split),
             overrides=tuple(overrides),
             flash_attn=pinned.flash_attn or self._flash_attn(split),
         )
+
+    def _named(self, devices: tuple[str, ...]) -> tuple[str, ...]:
+        """The devices that the engine is to see: with `-ts` pinned all that its numbers stand for, layers or none."""
+        if self.settings.tensor_split is None or not devices:
+            return devices
+        return tuple(self.names[device.id] for device in self.devices)
 
     def _device_words(self, devices: tuple[str, ...]) -> tuple[str, ...] | None:
         """What `-dev` has to say: nothing where the engine takes these devices in this order anyway."""
