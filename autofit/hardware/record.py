@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from autofit.domain.machine import Device, Holder, Host, Link, Machine
+from autofit.domain.machine import HOST_POOL, Device, Holder, Host, Link, Machine
 from autofit.domain.text import printable
 from autofit.errors import HardwareError
 from autofit.profiles import suggest
 
 SCHEMA = 1
 MAX_DEVICES = 256
+_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
 def machine_to_dict(machine: Machine) -> dict[str, Any]:
@@ -60,6 +62,14 @@ def machine_from_dict(data: object, name: str = "machine") -> Machine:
     ids = [device.id for device in machine.devices]
     if len(set(ids)) != len(ids) or len(ids) > MAX_DEVICES:
         raise HardwareError(f"{name}: devices: each needs an id of its own, {MAX_DEVICES} at most")
+    for device in machine.devices:
+        if not _ID.fullmatch(device.id) or device.id == HOST_POOL:
+            raise HardwareError(f"{name}: devices: '{printable(device.id, 60)}' is no id", hint="such as GPU0")
+        if device.pool not in (device.id, HOST_POOL):
+            raise HardwareError(
+                f"{name}: devices: {device.id} draws on '{printable(device.pool, 60)}'",
+                hint=f"pool is {device.id}, or {HOST_POOL} where memory is unified",
+            )
     return machine
 
 
@@ -79,6 +89,8 @@ def _build(cls: Any, data: object, where: str) -> Any:
         if key not in known:
             raise HardwareError(f"{where}: no key {printable(str(key), 60)!r}", hint=suggest(str(key), known))
         values[key] = _convert(_HINTS[cls][key], value, f"{where}: {key}")
+        if key.endswith("_per_s") and value == 0:
+            raise HardwareError(f"{where}: {key}: must be above 0", hint="null says that it is unknown")
     for key, field in known.items():
         if key not in values and field.default is MISSING and field.default_factory is MISSING:
             raise HardwareError(f"{where}: {key} is missing")
@@ -104,7 +116,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         raise HardwareError(f"{where}: must be an object of strings")
     if is_dataclass(hint):
         return _build(hint, value, where)
-    if type(value) is not hint or (hint is int and not -1 << 60 <= value <= 1 << 60):
+    if type(value) is not hint or (hint is int and not 0 <= value <= 1 << 60):
         raise HardwareError(f"{where}: must be {hint.__name__}, is {printable(repr(value), 40)}")
     return value
 

@@ -229,6 +229,23 @@ class TestJson:
         with pytest.raises(HardwareError, match="must be one of cuda"):
             machine_from_dict(data)
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"free_bytes": -5}, "free_bytes: must be int, is -5"),
+            ({"bandwidth_bytes_per_s": 0}, "bandwidth_bytes_per_s: must be above 0"),
+            ({"pool": "nowhere"}, "GPU0 draws on 'nowhere'"),
+            ({"id": "GPU0\x1b[31m"}, r"x1b\[31m' is no id"),
+            ({"id": "host", "pool": "host"}, "'host' is no id"),
+            ({"id": "A" * 65}, "is no id"),
+        ],
+    )
+    def test_a_device_that_cannot_be(self, change: dict[str, object], message: str) -> None:
+        data = machine_to_dict(FULL)
+        data["devices"][0] |= change
+        with pytest.raises(HardwareError, match=message):
+            machine_from_dict(data)
+
     def test_two_devices_of_one_id(self) -> None:
         data = machine_to_dict(FULL)
         data["devices"][1]["id"] = "GPU0"
