@@ -9,13 +9,14 @@ from autofit.backend import Backend, ParsedCommand
 from autofit.domain.machine import HOST_POOL, Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Plan
-from autofit.domain.request import Request
-from autofit.errors import UsageError
+from autofit.domain.request import Margin, Request
+from autofit.errors import ModelError, UsageError
 
 from autofit_llama.estimate import Run, allocated_compute, estimate, size
 from autofit_llama.findings import findings_of
 from autofit_llama.flags import Reading, read
 from autofit_llama.launch import launch_of
+from autofit_llama.margins import margins_of
 from autofit_llama.metadata import overridden
 from autofit_llama.runs import run_of
 from autofit_llama.settings import LlamaSettings, settings_of
@@ -57,7 +58,7 @@ class LlamaBackend(Backend):
         return plan(model, machine, request)
 
     def check(self, command: ParsedCommand, model: ModelSpec, machine: Machine, **facts: Any) -> Plan:
-        margins = facts.pop("margin", ())
+        margins = dict(margins_of(facts.pop("margin", ()) or (Margin(),), machine.devices))
         version, findings = find_version(facts.pop("engine_version", None))
         only = facts.pop("device", ())
         if facts:
@@ -67,11 +68,15 @@ class LlamaBackend(Backend):
         if only:
             machine = _only(machine, only)
         reading, settings = command.settings.reading, command.settings.settings
+        if model.format not in self.formats:
+            raise ModelError(
+                f"{model.name}: llama.cpp reads GGUF files, not {model.format}", hint="`autofit vllm` plans this model"
+            )
         model = overridden(model, settings.kv_overrides)
         sized = size(model)
         launch = launch_of(settings, reading.program, draft=model.companions.get("draft"))
         run = run_of(launch, model, machine, sized=sized)
-        found = estimate(run, machine, margins)
+        found = estimate(run, machine, [margins[device.id][0] for device in run.devices])
         return Plan(
             backend=self.name,
             fits=found.memory.fits,
@@ -109,15 +114,15 @@ def _only(machine: Machine, wanted: Sequence[str]) -> Machine:
     """
     from dataclasses import replace
 
-    kept = []
+    kept = set()
     for word in wanted:
         match = [
             d for d in machine.devices if word in (d.id, str(d.index)) or (d.uuid or "").startswith(word)
         ]
-        if not match:
+        if not match or not word:
             raise UsageError(
-                f"no device {word!r}",
-                hint=f"devices here: {', '.join(d.id for d in machine.devices) or 'none'}",
+                f"no device {word[:60]!r} here",
+                hint=f"devices: {', '.join(d.id for d in machine.devices) or 'none'}",
             )
-        kept.append(match[0])
-    return replace(machine, devices=tuple(kept))
+        kept.add(match[0].id)
+    return replace(machine, devices=tuple(device for device in machine.devices if device.id in kept))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.model import ModelSpec
+from autofit.domain.text import printable
 from autofit.domain.units import MIB
 from autofit.errors import EngineRefusalError, HardwareError, UsageError
 
@@ -87,12 +88,14 @@ def run_of(launch: Launch, model: ModelSpec, machine: Machine, *, sized: Sized |
 
     Raises:
         EngineRefusalError: the engine would refuse.
-        HardwareError: free memory decides the split, and is not known.
+        HardwareError: what a device has free is not known.
     """
     sized = sized if sized is not None else size(model)
     check_stands_alone(sized.hparams, sized.tensors.keys())
     named = _placed_on(launch, sized.hparams, choose_devices(launch, machine))
     devices = tuple(device for _, device in named)
+    _check_known(launch, named, machine)
+    _check_companions(model, sized.hparams)
     arguments = _arguments(launch, named, machine)
     mtp = None
     drafts: tuple[Companion, ...] = ()
@@ -118,12 +121,47 @@ def run_of(launch: Launch, model: ModelSpec, machine: Machine, *, sized: Sized |
     )
 
 
+def _check_known(launch: Launch, named: Sequence[tuple[str, Device]], machine: Machine) -> None:
+    """Refuse memory of an unknown size: nothing could be said to fit into it."""
+    for name, device in named:
+        if device.free_bytes is None and device.pool != HOST_POOL:
+            raise HardwareError(f"the free memory of {name} is unknown", hint="state it: --on NAME:SIZE")
+    n_remote = sum(device.api == "rpc" for device in machine.devices)
+    if launch.devices is None and len(launch.rpc) > n_remote:
+        server = printable(launch.rpc[n_remote], 60)
+        raise HardwareError(
+            f"the free memory of the device behind --rpc {server} is unknown",
+            hint="state it, one for each server: --on generic-rpc:24GiB",
+        )
+
+
+def _check_companions(model: ModelSpec, hp: HParams) -> None:
+    """Refuse files that are not what they are given as (tools/mtmd/clip.cpp, src/llama-adapter.cpp)."""
+    for role, other in model.companions.items():
+        if role == "mmproj" and other.architecture != "clip":
+            raise EngineRefusalError(
+                f"llama.cpp refuses: {printable(other.name)} is no projector but a {printable(other.architecture)} model",
+                hint="--mmproj takes the mmproj file that comes with a model",
+            )
+        if not role.startswith("lora"):
+            continue
+        if other.metadata.get("general.type") != "adapter":
+            raise EngineRefusalError(
+                f"llama.cpp refuses: {printable(other.name)} is no LoRA adapter (general.type is not 'adapter')",
+                hint="--lora takes what convert_lora_to_gguf.py makes",
+            )
+        if other.architecture != hp.arch:
+            raise EngineRefusalError(
+                f"llama.cpp refuses: a LoRA adapter for {printable(other.architecture)} on a model of {hp.arch}"
+            )
+
+
 def _arguments(launch: Launch, named: Sequence[tuple[str, Device]], machine: Machine) -> Arguments:
     devices = [device for _, device in named]
     return Arguments(
         context=launch.context,
         n_gpu_layers=launch.n_gpu_layers,
-        splits=_splits(launch.tensor_split, named),
+        splits=_splits(launch.tensor_split, named, machine),
         overrides=launch.overrides,
         buffer_names=buffer_names([name for name, _ in named], launch.rpc),
         by_layer=launch.split_mode == "layer",
@@ -135,16 +173,18 @@ def _arguments(launch: Launch, named: Sequence[tuple[str, Device]], machine: Mac
     )
 
 
-def _splits(tensor_split: Sequence[float], named: Sequence[tuple[str, Device]]) -> tuple[float, ...]:
+def _splits(tensor_split: Sequence[float], named: Sequence[tuple[str, Device]], machine: Machine) -> tuple[float, ...]:
     """`-ts`, or what every device has free: a process that takes memory meanwhile moves the layers."""
     if any(tensor_split) or len(named) < 2:
         return tuple(tensor_split)[: len(named)] if any(tensor_split) else (1.0,) * len(named)
-    free = []
-    for name, device in named:
-        if device.free_bytes is None:
-            raise HardwareError(f"the free memory of {name} is unknown", hint="state it: --on NAME:SIZE, or pin -ts")
-        free.append(float(device.free_bytes))
-    return tuple(free)
+    return tuple(float(_free_bytes(device, machine)) for _, device in named)
+
+
+def _free_bytes(device: Device, machine: Machine) -> int:
+    free = machine.host.available_bytes if device.free_bytes is None else device.free_bytes
+    if free is None:
+        raise HardwareError(f"the free memory of {device.id} is unknown", hint="state it: --ram SIZE")
+    return free
 
 
 def _server(launch: Launch) -> Server:
