@@ -140,7 +140,7 @@ def _check_companions(model: ModelSpec, hp: HParams) -> None:
     for role, other in model.companions.items():
         if role == "mmproj" and other.architecture != "clip":
             raise EngineRefusalError(
-                f"llama.cpp refuses: {printable(other.name)} is no projector but a {printable(other.architecture)} model",
+                f"llama.cpp refuses: {printable(other.name)} is no projector, but {printable(other.architecture)}",
                 hint="--mmproj takes the mmproj file that comes with a model",
             )
         if not role.startswith("lora"):
