@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from autofit.domain.plan import Alternative, Decision, Finding, NextRejected, Origin, Plan
 from autofit.domain.units import format_bytes
 
 from autofit_vllm.kv import KvPlan
-from autofit_vllm.plan import DEFAULT_MARGIN, build_plan, command, keyword_arguments
+from autofit_vllm.plan import DEFAULT_MARGIN, Evaluation, build_plan, command, keyword_arguments
 from autofit_vllm.solve import ENOUGH_TOKENS, HELD_BACK, PARTITION, Candidate, Problem, gpus_needed, offloadable_bytes
 
 MAX_ALTERNATIVES = 5
@@ -24,7 +25,7 @@ def explain(
     findings: Sequence[Finding] = (),
 ) -> Plan:
     """The plan of the best candidate, with its reasons."""
-    return build_plan(
+    plan = build_plan(
         best.evaluation,
         problem.machine,
         argv=command(problem.settings, best.values, program=program, model=reference),
@@ -35,6 +36,7 @@ def explain(
         findings=[*findings, *_findings(problem, best, others)],
         speed=best.speed,
     )
+    return plan if best.fits else replace(plan, fits=False)  # one sequence may start where the wish does not fit
 
 
 def _env(candidate: Candidate) -> dict[str, str]:
@@ -224,10 +226,7 @@ def _next_length(problem: Problem, best: Candidate, others: Sequence[Candidate])
     evaluation = best.evaluation
     kv, n = evaluation.kv, problem.n_parallel
     longer = min(goal, 2 * best.length)
-    lacks = [
-        _needed(kv, longer, n, stage) + int(HELD_BACK * (budget.peak.n_bytes + budget.graphs.n_bytes)) - have
-        for stage, (budget, have) in enumerate(zip(evaluation.budgets, evaluation.available_bytes, strict=True))
-    ]
+    lacks = _lacks(evaluation, longer, n)
     lacking = max(lacks)
     stage = lacks.index(lacking)
     rank = next((rank for rank in evaluation.ranks if rank.stage == stage), None)
@@ -238,6 +237,16 @@ def _next_length(problem: Problem, best: Candidate, others: Sequence[Candidate])
         because=f"{n} sequence{'s' if n > 1 else ''} of {longer} tokens need "
         f"{format_bytes(_needed(kv, longer, n, stage))}",
     )
+
+
+def _lacks(evaluation: Evaluation, length: int, n_parallel: int) -> list[int]:
+    """What each stage lacks for so many sequences, with what is held back for estimates that come out higher."""
+    return [
+        _needed(evaluation.kv, length, n_parallel, stage)
+        + int(HELD_BACK * (budget.peak.n_bytes + budget.graphs.n_bytes))
+        - have
+        for stage, (budget, have) in enumerate(zip(evaluation.budgets, evaluation.available_bytes, strict=True))
+    ]
 
 
 def _needed(kv: KvPlan, length: int, n_parallel: int, stage: int) -> int:
@@ -308,14 +317,16 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
     if best.fits:
         return []
     evaluation = best.evaluation
-    shortfall = evaluation.shortfall_bytes
+    n, length = problem.n_parallel, evaluation.config.max_model_len
+    shortfall = max(evaluation.shortfall_bytes, *_lacks(evaluation, length, n))
     fullest = min(evaluation.ranks, key=lambda rank: evaluation.available_bytes[rank.stage], default=None)
     where = fullest.device.id if fullest else "the GPU"
     found = [
         Finding(
             severity="error",
             code="does-not-fit",
-            message=f"{where} lacks {format_bytes(max(shortfall, 0))} for {evaluation.config.max_model_len} tokens",
+            message=f"{where} lacks {format_bytes(max(shortfall, 0))} for "
+            + (f"{n} sequences of {length} tokens" if n > 1 else f"{length} tokens"),
         )
     ]
     needed = gpus_needed(problem)
@@ -334,4 +345,8 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
         found.append(
             Finding(severity="info", code="gpus-needed", message="no number of these GPUs up to 64 would hold it")
         )
+    else:
+        free = format_bytes(problem.machine.host.available_bytes or 0)
+        message = f"main memory could hold what is missing, but {free} of it is free"
+        found.append(Finding(severity="info", code="main-memory-needed", message=message))
     return found

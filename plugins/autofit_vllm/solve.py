@@ -622,8 +622,11 @@ def gpus_needed(problem: Problem, limit: int = 64) -> Parallel | None:
         return None
     device, per_node = problem.devices[0], len(problem.devices)
     heads = possible_tp(problem.model)
-    for n_nodes in range(1, limit // per_node + 1):
+    least = _weights_bytes(problem) // max(1, device.total_bytes or 1)
+    n_nodes = max(1, -(-least // per_node))
+    while n_nodes * per_node <= limit:
         world = n_nodes * per_node
+        n_nodes += max(1, n_nodes // 8)
         for tp in sorted((tp for tp in heads if world % tp == 0 and tp <= max(8, per_node)), reverse=True):
             pp = world // tp
             if pp > max(1, problem.model.n_layers) or (pp > 1 and not problem.model.supports_pipeline):
@@ -638,6 +641,16 @@ def gpus_needed(problem: Problem, limit: int = 64) -> Parallel | None:
             except EngineRefusalError:
                 continue
     return None
+
+
+def _weights_bytes(problem: Problem) -> int:
+    """Weights on one GPU, however large: no layout has less in all."""
+    plain = _unpinned(problem.settings)
+    try:
+        (stage,) = problem.weigh(problem.resolve(plain, gpu_of(problem.devices[:1])))
+    except EngineRefusalError:
+        return 0
+    return stage.parameter_bytes
 
 
 def _unpinned(settings: VllmSettings) -> VllmSettings:
