@@ -121,12 +121,10 @@ def expected_layers(model: VllmModel) -> Counter[int]:
         name = bare(tensor.name)
         if tensor.kind == "scale" or not name.startswith(prefix):
             continue
-        index, _, _ = name[len(prefix) + 1 :].partition(".")
-        if index.isdecimal():
+        number, _, _ = name[len(prefix) + 1 :].partition(".")
+        if number.isdecimal():
             n_elements = tensor.n_bytes // dtype_bytes(tensor.dtype)
-            expected[int(index)] += (
-                n_elements * float_bytes if tensor.dtype in _FLOAT_NAMES else tensor.n_bytes
-            )
+            expected[int(number)] += n_elements * float_bytes if tensor.dtype in _FLOAT_NAMES else tensor.n_bytes
     return expected
 
 
@@ -169,16 +167,15 @@ def _dtype(model: VllmModel, spec: ModelSpec) -> str:
     return SAFETENSORS[max(kinds, key=_WIDENING.index)]
 
 
-def _with_packed_layers(
-    raw: Mapping[str, object] | None, tensors: Iterable[TensorInfo]
-) -> Mapping[str, object] | None:
+def _with_packed_layers(raw: Mapping[str, object] | None, tensors: Iterable[TensorInfo]) -> Mapping[str, object] | None:
     """GPTQ and AWQ files do not list their layers: those with packed tensors are meant
     (auto_gptq.py and auto_awq.py:maybe_update_config)."""
     method = checkpoint_method(raw)
     key = {"gptq": "modules_in_block_to_quantize", "awq": "modules_to_not_convert"}.get(method or "")
     if raw is None or key is None or raw.get(key):
         return raw
-    packed, others = set(), set()
+    packed: set[str] = set()
+    others: set[str] = set()
     for tensor in tensors:
         if ".experts." in tensor.name:
             continue  # Judged together, by their block.
@@ -252,8 +249,10 @@ def bound_model(spec: ModelSpec) -> VllmModel:
         supports_lora=False,
         basis="bound",
         notes=(
-            f"architecture {words} is not known here: weights are an upper bound from the tensors, as if tensor "
-            "parallelism divided none of them",
+            (
+                f"architecture {words} is not known here: weights are an upper bound from the tensors, as if "
+                "tensor parallelism divided none of them"
+            ),
         ),
         config=dict(text),
     )

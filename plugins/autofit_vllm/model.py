@@ -97,6 +97,7 @@ class Linear:
     tower: str | None = None  #: the modality this module encodes, if it belongs to an encoder
     lora: bool = True  #: LoRA may wrap it
     spreads_tokens: bool = False  #: undivided where ranks share out tokens: `Parallel.spreads_tokens`
+    fp32_without_kernel: bool = False  #: in fp32 on GPUs that have no kernel for routers
     undivided_with: frozenset[str] = frozenset()  #: methods of quantisation under which every rank has it all
 
     @property
@@ -143,6 +144,7 @@ class Experts:
     bias: bool = False
     quantisable: bool = True
     least_width: int = 0  #: a rank's slice of each expert is filled up to this where ranks slice them
+    plain_class: bool = True  #: `RoutedExperts` itself, which is all that compressed-tensors quantises
     fused_routing: bool = True  #: FlashInfer's TRT-LLM kernels for Blackwell know how a token's experts are chosen
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")  #: the checkpoint's, of one expert
 

@@ -18,7 +18,7 @@ def divide(amount: int, by: int, what: str) -> int:
     Raises:
         EngineRefusalError: a remainder.
     """
-    if amount % by:
+    if by < 1 or amount % by:
         raise EngineRefusalError(
             f"{what}: {amount} is not divisible by {by}", hint=f"sizes that divide: {_divisors(amount)}"
         )
@@ -71,9 +71,7 @@ class ExpertsShape:
         return self.shards * self.intermediate_rank
 
 
-def linear_shape(
-    module: Linear, parallel: Parallel, dtype: str, quantization: str | None = None
-) -> LinearShape:
+def linear_shape(module: Linear, parallel: Parallel, dtype: str, quantization: str | None = None) -> LinearShape:
     """Raises:
     EngineRefusalError: heads or features that the ranks cannot share.
     """

@@ -86,6 +86,8 @@ def _tensors(
     module: Module, parallel: Parallel, dtype: str, quantization: Quantization, loaded: bool
 ) -> Iterator[RankTensor]:
     if isinstance(module, Linear):
+        if module.fp32_without_kernel and not _routes_in_half(quantization.capability):
+            dtype = "float32"
         shape = linear_shape(module, parallel, dtype, quantization.name)
         scheme = quantization.linear(module) if module.quantisable else NONE.linear(module)
         tensors = scheme.loaded_linear(shape) if loaded else scheme.linear(shape)
@@ -113,10 +115,16 @@ def _tensors(
                 kind = dtype if module.scale_dtype == "model" else kind
                 yield RankTensor(f"{module.name}.{suffix}", size, kind, "scale", False)
     else:
-        size = list(module.shape)
+        sides = list(module.shape)
         if module.axis is not None and not (module.tower and parallel.vision_data_parallel):
-            size[module.axis] = divide(size[module.axis], parallel.tp, module.name)
-        yield RankTensor(module.name, tuple(size), module.dtype or dtype, "plain", module.tower is not None)
+            sides[module.axis] = divide(sides[module.axis], parallel.tp, module.name)
+        yield RankTensor(module.name, tuple(sides), module.dtype or dtype, "plain", module.tower is not None)
+
+
+def _routes_in_half(capability: int) -> bool:
+    """Whether a kernel computes fp32 scores from half-precision weights: on Hopper and B200
+    (fused_moe/router/gate_linear.py:GateLinear)."""
+    return capability == 90 or capability // 10 == 10
 
 
 def _vocabulary_tensors(
@@ -156,8 +164,7 @@ def weights_per_rank(
         EngineRefusalError: heads, features, experts, blocks or layers that cannot be divided so.
     """
     return tuple(
-        _stage_weights(model, parallel, stage, dtype, quantization, lora, with_draft)
-        for stage in range(parallel.pp)
+        _stage_weights(model, parallel, stage, dtype, quantization, lora, with_draft) for stage in range(parallel.pp)
     )
 
 
@@ -210,9 +217,7 @@ def _modules_of(model: VllmModel, parallel: Parallel, stage: int) -> Iterator[Mo
     return (module for module in model.modules if on_stage(module.stage, stage, parallel.pp, layers))
 
 
-def _absorbed_bytes(
-    model: VllmModel, parallel: Parallel, stage: int, dtype: str, quantization: Quantization
-) -> int:
+def _absorbed_bytes(model: VllmModel, parallel: Parallel, stage: int, dtype: str, quantization: Quantization) -> int:
     """The up-projections of latent attention, unpacked beside their quantised form: W_UK and W_UV
     (layers/attention/mla_attention.py:process_weights_after_loading)."""
     total = 0

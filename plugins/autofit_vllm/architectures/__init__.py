@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import Any
 
 from autofit.domain.model import ModelSpec
-from autofit.errors import UnsupportedModelError
+from autofit.domain.text import printable
+from autofit.errors import ModelError, UnsupportedModelError
 
 from autofit_vllm.architectures.builder import Builder, Options
 from autofit_vllm.architectures.config import Config
@@ -274,14 +275,17 @@ def build_from_config(raw: Mapping[str, Any], options: Options | None = None) ->
     options = options or Options()
     builder = Builder(root, root, options)
     base, conversion = _base(architecture)
-    if conversion is not None:
-        builder.headless = True
-    elif options.pooling and architecture not in POOLING:
-        builder.headless = True
-    _page(base)(builder)
-    if conversion == "classify":
-        classifier(builder)
-    return assemble(architecture, builder)
+    builder.headless = conversion is not None or (options.pooling and architecture not in POOLING)
+    try:
+        _page(base)(builder)
+        if conversion == "classify":
+            classifier(builder)
+        return assemble(architecture, builder)
+    except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+        # The file is untrusted: a list too short, a size of zero, a word where a number should be.
+        raise ModelError(
+            f"config.json: no {architecture} can be built from it ({type(error).__name__}: {printable(str(error), 80)})"
+        ) from error
 
 
 def _base(architecture: str) -> tuple[str, str | None]:
@@ -343,6 +347,7 @@ def assemble(architecture: str, builder: Builder) -> VllmModel:
         modalities=("image", "video") if architecture in MULTIMODAL else (),
         quantization=quantization or nested or None,
         ssm_dtype=ssm_dtype(root, text),
+        draft=builder.draft,
         notes=tuple(builder.notes),
         config=dict(text),
     )

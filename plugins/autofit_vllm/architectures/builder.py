@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autofit_vllm.architectures.config import Config
@@ -17,6 +17,7 @@ from autofit_vllm.model import (
     AttentionKind,
     Buffer,
     Cache,
+    Draft,
     Experts,
     IndexerCache,
     LatentCache,
@@ -30,7 +31,9 @@ from autofit_vllm.model import (
     Vocabulary,
 )
 
-Parts = int | Sequence[tuple[str, int] | Part]  #: the output of a layer, or what is fused in it
+_MAX_DRAFT_LAYERS = 64
+
+Parts = int | Sequence[tuple[str, int] | tuple[str, int, int] | Part]  #: the output of a layer, or what is fused in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +49,26 @@ class Options:
 class Builder:
     """Collects what the pages of this package describe; `Scope` is the handle that they use."""
 
-    __slots__ = ("buffers", "caches", "config", "headless", "modules", "notes", "options", "prefix", "quantised_caches", "root", "scale_dtype")
+    __slots__ = (
+        "buffers",
+        "caches",
+        "config",
+        "draft",
+        "headless",
+        "modules",
+        "notes",
+        "options",
+        "prefix",
+        "quantised_caches",
+        "root",
+        "scale_dtype",
+    )
 
     def __init__(self, config: Config, root: Config, options: Options) -> None:
         self.config = config  #: of the language model
         self.root = root  #: the whole file
         self.options = options
+        self.draft: Draft | None = None
         self.headless = False  #: a vector is wanted, not a next token
         self.prefix = ""  #: where the language model hangs in a larger one
         self.modules: list[Module] = []
@@ -80,6 +97,39 @@ class Builder:
         for index in range(self.config.layers() if count is None else count):
             yield Scope(self, self.named(f"{prefix}.{index}"), index, None)
 
+    def predict(
+        self,
+        count: int | None,
+        layer: Callable[[Scope], None],
+        *extras: str,
+        prefix: str = "model.layers",
+        projection: str = "eh_proj",
+        divided: bool = False,
+        first: int | None = None,
+    ) -> None:
+        """Layers that predict further tokens: a decoder layer each behind a projection of two vectors to one,
+        with the norms `extras`. Embedding and head are the model's own
+        (v1/spec_decode/llm_base_proposer.py:_maybe_share_lm_head).
+        """
+        if not count:
+            return
+        aside = Builder(self.config, self.root, self.options)
+        aside.prefix, aside.scale_dtype = self.prefix, self.scale_dtype
+        start = self.config.layers() if first is None else first
+        for index in range(start, start + min(count, _MAX_DRAFT_LAYERS)):
+            here = Scope(aside, self.named(f"{prefix}.{index}"), index, None)
+            if divided:
+                here.column(projection, 2 * self.hidden_size, self.hidden_size)
+            else:
+                here.plain(f"{projection}.weight", self.hidden_size, 2 * self.hidden_size)
+            here.norms(*extras)
+            layer(here)
+        self.draft = Draft(
+            n_layers=count,
+            modules=tuple(replace(module, stage=LAST) for module in aside.modules),
+            caches=tuple(replace(cache, stage=LAST) for cache in aside.caches),
+        )
+
     def embedding(
         self,
         name: str = "model.embed_tokens",
@@ -99,9 +149,7 @@ class Builder:
         tied = config.flag("tie_word_embeddings") if tied is None else tied
         stages = [EVERY] if everywhere else [FIRST, LAST] if tied else [FIRST]
         for stage in stages:
-            self.modules.append(
-                Vocabulary(name=self.named(name), stage=stage, rows=rows, columns=columns)
-            )
+            self.modules.append(Vocabulary(name=self.named(name), stage=stage, rows=rows, columns=columns))
 
     def head(
         self,
@@ -221,7 +269,7 @@ class Scope:
         dtype: str | None = None,
         spreads_tokens: bool = False,
         undivided_with: frozenset[str] = frozenset(),
-        **heads: int,
+        **heads: Any,
     ) -> None:
         if isinstance(parts, int):
             parts = ((name.rpartition(".")[2], parts),)
@@ -284,14 +332,10 @@ class Scope:
 
     def plain(self, name: str, *shape: int, axis: int | None = None, dtype: str | None = None) -> None:
         self.builder.modules.append(
-            Plain(
-                name=self._name(name), stage=self.stage, shape=shape, axis=axis, dtype=dtype, tower=self.tower
-            )
+            Plain(name=self._name(name), stage=self.stage, shape=shape, axis=axis, dtype=dtype, tower=self.tower)
         )
 
-    def norm(
-        self, name: str, size: int | None = None, *, bias: bool = False, dtype: str | None = None
-    ) -> None:
+    def norm(self, name: str, size: int | None = None, *, bias: bool = False, dtype: str | None = None) -> None:
         """A normalisation: one weight per element, and a bias for LayerNorm."""
         size = self.builder.hidden_size if size is None else size
         self.plain(f"{name}.weight", size, dtype=dtype)
@@ -337,14 +381,10 @@ class Scope:
             )
         )
 
-    def buffer(
-        self, name: str, *shape: int, dtype: str | None = None, parts: Sequence[Part] = ()
-    ) -> None:
+    def buffer(self, name: str, *shape: int, dtype: str | None = None, parts: Sequence[Part] = ()) -> None:
         """Memory by its full name; neighbours that share one pass the same."""
         self.builder.buffers.append(
-            Buffer(
-                name=name, stage=self.stage, shape=shape, parts=tuple(parts), dtype=dtype, tower=self.tower
-            )
+            Buffer(name=name, stage=self.stage, shape=shape, parts=tuple(parts), dtype=dtype, tower=self.tower)
         )
 
     # -- Caches
@@ -390,9 +430,7 @@ class Scope:
         )
 
     def latent_cache(self, name: str, *, heads: int, rank: int, rope_size: int, sparse: bool = False) -> None:
-        self.builder.modules.append(
-            Attention(name=self._name(name), stage=self.stage, kv_heads=1, latent=True)
-        )
+        self.builder.modules.append(Attention(name=self._name(name), stage=self.stage, kv_heads=1, latent=True))
         self.builder.caches.append(
             LatentCache(
                 name=self._name(name),
@@ -476,9 +514,7 @@ class Scope:
             here.norm(norm, head_size)
         if rope:
             here.rope(head_size)
-        here.cache(
-            cache, heads=heads, kv_heads=kv_heads, head_size=head_size, window=window, kind=kind, sinks=sinks
-        )
+        here.cache(cache, heads=heads, kv_heads=kv_heads, head_size=head_size, window=window, kind=kind, sinks=sinks)
 
     def gated_mlp(
         self,
@@ -495,14 +531,12 @@ class Scope:
         spreads_tokens: bool = False,
     ) -> None:
         """Gate and up fused, then down (models/llama.py:LlamaMLP); `replicated` on every rank alike."""
-        size = (
-            self.builder.config.int("intermediate_size") if intermediate_size is None else intermediate_size
-        )
+        size = self.builder.config.int("intermediate_size") if intermediate_size is None else intermediate_size
         hidden = self.builder.hidden_size if hidden_size is None else hidden_size
         here = self / name
         parts = ((names[0], size), (names[-1], size))
         kinds: tuple[LinearKind, LinearKind] = ("replicated",) * 2 if replicated else ("column", "row")
-        more = {"bias": bias, "quantisable": quantisable, "spreads_tokens": spreads_tokens}
+        more: dict[str, Any] = {"bias": bias, "quantisable": quantisable, "spreads_tokens": spreads_tokens}
         here.linear(kinds[0], fused, hidden, parts, **more)
         here.linear(kinds[1], down, size, hidden, **more)
 
@@ -521,6 +555,6 @@ class Scope:
         """Up and down with an activation between."""
         hidden = self.builder.hidden_size if hidden_size is None else hidden_size
         here = self / name
-        more = {"bias": bias, "quantisable": quantisable, "spreads_tokens": spreads_tokens}
+        more: dict[str, Any] = {"bias": bias, "quantisable": quantisable, "spreads_tokens": spreads_tokens}
         here.column(up, hidden, intermediate_size, **more)
         here.row(down, intermediate_size, hidden, **more)

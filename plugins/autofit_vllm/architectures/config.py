@@ -10,6 +10,7 @@ from typing import Any
 
 from autofit.errors import ModelError, UnsupportedModelError
 
+Whole = int  #: the type, where the method of that name hides it
 _LIMIT = 1 << 40  #: no size of any model comes near; keeps arithmetic on hostile files short
 _MAX_LAYERS = 4096
 
@@ -75,7 +76,7 @@ class Config(Mapping[str, Any]):
             return value
         return None
 
-    def int(self, *keys: str, default: int | None = None) -> int:
+    def int(self, *keys: str, default: Whole | None = None) -> Whole:
         """Like `maybe_int`, but a missing value is `default`, or an error.
 
         Raises:
@@ -93,7 +94,7 @@ class Config(Mapping[str, Any]):
             raise ModelError(f"config.json: {keys[0]} is {value}, less than zero")
         return value
 
-    def layers(self, *keys: str) -> int:
+    def layers(self, *keys: str) -> Whole:
         """A count of layers, bounded.
 
         Raises:

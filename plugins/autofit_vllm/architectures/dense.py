@@ -39,9 +39,7 @@ def _names(b: Builder) -> tuple[str, ...]:
 
 def _llama_mlp(b: Builder, layer: Scope) -> None:
     fused = b.config.model_type == "phi3"
-    layer.gated_mlp(
-        bias=b.config.flag("mlp_bias"), names=("gate_up_proj",) if fused else ("gate_proj", "up_proj")
-    )
+    layer.gated_mlp(bias=b.config.flag("mlp_bias"), names=("gate_up_proj",) if fused else ("gate_proj", "up_proj"))
 
 
 def ernie4_5(b: Builder) -> None:
@@ -83,12 +81,26 @@ def qwen2(b: Builder) -> None:
     """models/qwen2.py and mimo.py: a bias on Q, K and V; some checkpoints normalise the heads."""
     config = b.config
     norms = ("q_norm", "k_norm") if config.flag("qk_norm") else ()
-    b.embedding()
-    for layer in b.layers():
+
+    def block(layer: Scope) -> None:
         layer.attention(bias=True, head_norms=norms, window=b.layer_window(layer.stage))
         layer.gated_mlp()
         layer.norms("input_layernorm", "post_attention_layernorm")
+
+    b.embedding()
+    for layer in b.layers():
+        block(layer)
     b.finish()
+    if config.model_type == "mimo":
+        b.predict(
+            config.maybe_int("num_nextn_predict_layers"),
+            block,
+            "token_layernorm",
+            "hidden_layernorm",
+            "final_layernorm",
+            prefix="model.mtp_layers",
+            projection="input_proj",
+        )
 
 
 def qwen3(b: Builder) -> None:
@@ -226,9 +238,7 @@ def apertus(b: Builder) -> None:
     bias = config.flag("attention_bias") or config.flag("bias")
     b.embedding()
     for layer in b.layers():
-        layer.attention(
-            bias=bias, out_bias=bias, head_norms=("q_norm", "k_norm"), window=b.layer_window(layer.stage)
-        )
+        layer.attention(bias=bias, out_bias=bias, head_norms=("q_norm", "k_norm"), window=b.layer_window(layer.stage))
         layer.mlp("mlp", "up_proj", "down_proj", config.int("intermediate_size"), bias=config.flag("mlp_bias"))
         for name in ("alpha_p", "alpha_n"):
             layer.plain(f"mlp.act_fn.{name}", 1)
@@ -338,11 +348,11 @@ def chatglm(b: Builder) -> None:
         )
         feed = config.int("ffn_hidden_size")
         here = layer / "mlp"
-        here.column("dense_h_to_4h", b.hidden_size, (("dense_h_to_4h", feed), ("dense_h_to_4h", feed)), bias=linear_bias)
-        here.row("dense_4h_to_h", feed, b.hidden_size, bias=linear_bias)
-        layer.norms(
-            "input_layernorm", "post_attention_layernorm", bias=not config.flag("rmsnorm", True)
+        here.column(
+            "dense_h_to_4h", b.hidden_size, (("dense_h_to_4h", feed), ("dense_h_to_4h", feed)), bias=linear_bias
         )
+        here.row("dense_4h_to_h", feed, b.hidden_size, bias=linear_bias)
+        layer.norms("input_layernorm", "post_attention_layernorm", bias=not config.flag("rmsnorm", True))
     if config.flag("post_layer_norm", True):
         b.scope("", EVERY).norm("transformer.encoder.final_layernorm", bias=not config.flag("rmsnorm", True))
     b.head("transformer.output_layer", rows=vocabulary, tied_to="transformer.embedding", everywhere=True)
@@ -521,9 +531,7 @@ def exaone4(b: Builder) -> None:
     bias = config.flag("attention_bias") or config.flag("bias")
     b.embedding()
     for layer in b.layers():
-        layer.attention(
-            bias=bias, out_bias=bias, head_norms=("q_norm", "k_norm"), window=b.layer_window(layer.stage)
-        )
+        layer.attention(bias=bias, out_bias=bias, head_norms=("q_norm", "k_norm"), window=b.layer_window(layer.stage))
         layer.gated_mlp(bias=config.flag("mlp_bias"))
         layer.norms("post_attention_layernorm", "post_feedforward_layernorm")
     b.finish()

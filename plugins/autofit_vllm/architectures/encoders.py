@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from autofit_vllm.architectures.builder import Builder, Scope
 from autofit_vllm.model import EVERY, Attention
 
@@ -41,7 +43,7 @@ def _bert(b: Builder, prefix: str) -> None:
     _embeddings(root, b, positions=True)
     for layer in b.layers(f"{prefix}.encoder.layer"):
         attention = layer / "attention"
-        sizes = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
+        sizes: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
         names = ("query", "key", "value")
         (attention / "self").qkv("qkv_proj", hidden, bias=True, names=names, **sizes)
         _attends(attention, "self.attn", heads)
@@ -91,7 +93,7 @@ def with_rope(b: Builder) -> None:
     _embeddings(b.scope("", EVERY), b, positions=False)
     for layer in b.layers("encoder.layers", config.layers("num_hidden_layers", "n_layer")):
         attention = layer / "attn"
-        sizes = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
+        sizes: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
         attention.qkv("qkv_proj", hidden, bias=bias, names=("qkv_proj",), **sizes)
         attention.row("out_proj", hidden, hidden, bias=bias)
         attention.rope(hidden // heads)
@@ -117,7 +119,7 @@ def _modernbert(b: Builder, prefix: str) -> None:
     start = f"{prefix}." if prefix else ""
     for layer in b.layers(f"{start}encoder_layer.layers"):
         here = layer / "attn"
-        sizes = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
+        sizes: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
         here.qkv("Wqkv", hidden, bias=bias, names=("Wqkv",), **sizes)
         here.row("Wo", hidden, hidden, bias=bias)
         kind = "global" if layer.stage % every == 0 else "local"
@@ -148,6 +150,4 @@ def modernbert_classifier(b: Builder) -> None:
 
 def classifier(b: Builder) -> None:
     """What a causal model gets in place of its head (models/adapters.py:as_seq_cls_model)."""
-    b.scope("", EVERY).replicated(
-        "score", b.hidden_size, labels(b), quantisable=False, dtype=_HEAD_DTYPE
-    )
+    b.scope("", EVERY).replicated("score", b.hidden_size, labels(b), quantisable=False, dtype=_HEAD_DTYPE)

@@ -19,9 +19,18 @@ def router(
     bias: str | None = None,
     linear_bias: bool = False,
     quantisable: bool = False,
+    fp32_without_kernel: bool = False,
 ) -> None:
     """The gate, which few models let be quantised; `bias` names the correction that some add to its scores, in fp32."""
-    here.replicated(name, here.builder.hidden_size, count, quantisable=quantisable, dtype=dtype, bias=linear_bias)
+    here.replicated(
+        name,
+        here.builder.hidden_size,
+        count,
+        quantisable=quantisable,
+        dtype=dtype,
+        bias=linear_bias,
+        fp32_without_kernel=fp32_without_kernel,
+    )
     if bias is not None:
         here.plain(bias, count, dtype="float32")
 
@@ -75,9 +84,7 @@ def mixtral(b: Builder) -> None:
     b.embedding(everywhere=True)
     for layer in b.layers():
         layer.attention(window=b.layer_window(layer.stage))
-        mixture(
-            layer, "block_sparse_moe", width=b.config.int("intermediate_size"), names=("w1", "w3", "w2")
-        )
+        mixture(layer, "block_sparse_moe", width=b.config.int("intermediate_size"), names=("w1", "w3", "w2"))
         _norms(layer)
     b.finish(everywhere=True)
 
@@ -214,8 +221,8 @@ def glm4_moe(b: Builder) -> None:
     config = b.config
     norms = ("q_norm", "k_norm") if config.flag("use_qk_norm") else ()
     width = config.int("moe_intermediate_size")
-    b.embedding()
-    for layer in b.layers():
+
+    def block(layer: Scope) -> None:
         layer.attention(bias=config.flag("attention_bias"), head_norms=norms)
         if layer.stage >= config.int("first_k_dense_replace", default=0):
             mixture(
@@ -229,7 +236,12 @@ def glm4_moe(b: Builder) -> None:
         else:
             layer.gated_mlp()
         _norms(layer)
+
+    b.embedding()
+    for layer in b.layers():
+        block(layer)
     b.finish()
+    b.predict(config.maybe_int("num_nextn_predict_layers"), block, "enorm", "hnorm", "shared_head.norm")
 
 
 def afmoe(b: Builder) -> None:
@@ -242,13 +254,9 @@ def afmoe(b: Builder) -> None:
     b.embedding()
     for layer in b.layers():
         slides = (
-            types[layer.stage] == "sliding_attention"
-            if layer.stage < len(types)
-            else bool((layer.stage + 1) % period)
+            types[layer.stage] == "sliding_attention" if layer.stage < len(types) else bool((layer.stage + 1) % period)
         )
-        layer.attention(
-            head_norms=("q_norm", "k_norm"), window=b.sliding_window() if slides else None, rope=False
-        )
+        layer.attention(head_norms=("q_norm", "k_norm"), window=b.sliding_window() if slides else None, rope=False)
         if slides:
             layer.rope(size)
         layer.column("self_attn.gate_proj", b.hidden_size, heads * size)
@@ -263,9 +271,7 @@ def afmoe(b: Builder) -> None:
             )
         else:
             layer.gated_mlp()
-        layer.norms(
-            "input_layernorm", "post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm"
-        )
+        layer.norms("input_layernorm", "post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm")
     b.finish()
 
 
@@ -295,6 +301,19 @@ def ernie4_5_moe(b: Builder) -> None:
         _norms(layer)
     b.finish()
 
+    def dense(layer: Scope) -> None:
+        layer.attention()
+        layer.gated_mlp()
+        _norms(layer)
+
+    b.predict(
+        config.maybe_int("num_nextn_predict_layers"),
+        dense,
+        "mtp_emb_norm",
+        "mtp_hidden_norm",
+        projection="mtp_linear_proj",
+    )
+
 
 def granite_moe(b: Builder) -> None:
     """models/granitemoe.py and granitemoeshared.py."""
@@ -304,9 +323,7 @@ def granite_moe(b: Builder) -> None:
     b.embedding(everywhere=True)
     for layer in b.layers():
         layer.attention(bias=bias, out_bias=bias, window=b.layer_window(layer.stage))
-        mixture(
-            layer, "block_sparse_moe", width=config.int("intermediate_size"), names=("w1", "w3", "w2")
-        )
+        mixture(layer, "block_sparse_moe", width=config.int("intermediate_size"), names=("w1", "w3", "w2"))
         if shared:
             granite_shared(layer, shared)
         _norms(layer)
@@ -326,7 +343,11 @@ def phimoe(b: Builder) -> None:
     for layer in b.layers():
         layer.attention(bias=bias, out_bias=bias, window=b.model_window())
         mixture(
-            layer, "block_sparse_moe", width=config.int("intermediate_size"), names=("w1", "w3", "w2"), fused_routing=False
+            layer,
+            "block_sparse_moe",
+            width=config.int("intermediate_size"),
+            names=("w1", "w3", "w2"),
+            fused_routing=False,
         )
         layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
     b.final_norm(bias=True, everywhere=True)
@@ -358,7 +379,13 @@ def dbrx(b: Builder) -> None:
         ffn = layer / "ffn"
         count = feed.int("moe_num_experts")
         ffn.replicated("router.layer", hidden, count, quantisable=False)
-        ffn.experts("experts", count, feed.int("ffn_hidden_size"), top_k=feed.int("moe_top_k", default=1))
+        ffn.experts(
+            "experts",
+            count,
+            feed.int("ffn_hidden_size"),
+            top_k=feed.int("moe_top_k", default=1),
+            plain_class=False,
+        )
     b.final_norm("transformer.norm_f", size=hidden, everywhere=True)
     b.head(columns=hidden, tied_to="transformer.wte", everywhere=True)
 
@@ -372,6 +399,7 @@ def bailing_moe(b: Builder) -> None:
     width = config.int("moe_intermediate_size")
     correction = "gate.expert_bias" if config.flag("moe_router_enable_expert_bias") else None
     gate_dtype = "float32" if config.text("router_dtype") == "fp32" else None
+    b.quantised_caches = False
     b.embedding("model.word_embeddings")
     for layer in b.layers():
         layer.attention(
@@ -462,9 +490,7 @@ def step3p5(b: Builder) -> None:
         if layer.stage < len(shares):
             parameters["partial_rotary_factor"] = shares[layer.stage]
         nested = config.table("rope_parameters").get(kind)
-        here.rope(
-            size, parameters=nested if isinstance(nested, Mapping) else parameters, max_position=positions
-        )
+        here.rope(size, parameters=nested if isinstance(nested, Mapping) else parameters, max_position=positions)
         here.norm("q_norm", size)
         here.norm("k_norm", size)
         if config.flag("use_head_wise_attn_gate"):
@@ -493,7 +519,7 @@ def step3p5(b: Builder) -> None:
 def _step_is_sparse(config: Config, index: int) -> bool:
     kinds = config.items_of("mlp_layer_types")
     if kinds:
-        return _at(kinds, index) == "sparse"
+        return bool(_at(kinds, index) == "sparse")
     listed = config.text("moe_layers_enum")
     if listed:
         return str(index) in [number.strip() for number in listed.split(",")]
@@ -552,7 +578,10 @@ def mimo_v2(b: Builder) -> None:
         )
         if layer.stage < len(frequency) and frequency[layer.stage]:
             mixture(
-                layer, width=width, gate_dtype="float32", correction="gate.e_score_correction_bias",
+                layer,
+                width=width,
+                gate_dtype="float32",
+                correction="gate.e_score_correction_bias",
                 fused_routing=known_routing(config, scoring="sigmoid", corrected=True),
             )
         else:

@@ -94,9 +94,9 @@ def key_value_heads(text: Config) -> int:
     if text.model_type in ("mamba", "falcon_mamba", "mamba2"):
         return 0
     heads = attention_heads(text)
-    if text.model_type in ("falcon", "RefinedWeb", "RefinedWebModel"):
-        if not text.flag("new_decoder_architecture") and text.flag("multi_query"):
-            return 1
+    falcon = text.model_type in ("falcon", "RefinedWeb", "RefinedWebModel")
+    if falcon and not text.flag("new_decoder_architecture") and text.flag("multi_query"):
+        return 1
     if text.model_type == "dbrx":
         return text.section("attn_config").int("kv_n_heads", default=heads)
     found = text.maybe_int(

@@ -16,9 +16,7 @@ _NORMS = (
 )
 
 
-def _attention(
-    layer: Scope, *, head_size: int, kv_heads: int, window: int | None, shared: bool, rope_of: str
-) -> None:
+def _attention(layer: Scope, *, head_size: int, kv_heads: int, window: int | None, shared: bool, rope_of: str) -> None:
     """Attention with normalised heads; a layer that shares its cache projects queries only."""
     b = layer.builder
     config, hidden = b.config, b.hidden_size
@@ -35,9 +33,7 @@ def _attention(
     if parameters["rope_type"] == "proportional":  # The rest of the head turns by nothing, and is kept.
         parameters = {"rope_type": "proportional", "of": rope_of}
     here.rope(head_size, parameters=parameters)
-    here.cache(
-        "attn", heads=heads, kv_heads=kv_heads, head_size=head_size, window=window, shared=shared
-    )
+    here.cache("attn", heads=heads, kv_heads=kv_heads, head_size=head_size, window=window, shared=shared)
 
 
 def _per_layer_inputs(layer: Scope, width: int) -> None:
@@ -118,16 +114,14 @@ def _gemma4_experts(layer: Scope) -> None:
         top_k=experts_per_token(config),
         fused_routing=False,
     )
-    layer.norms(
-        "post_feedforward_layernorm_1", "post_feedforward_layernorm_2", "pre_feedforward_layernorm_2"
-    )
+    layer.norms("post_feedforward_layernorm_1", "post_feedforward_layernorm_2", "pre_feedforward_layernorm_2")
 
 
 def gemma3n(b: Builder) -> None:
     """models/gemma3n.py: four streams mixed by AltUp, and a low-rank shortcut beside attention."""
     config, hidden = b.config, b.hidden_size
     count = config.layers()
-    streams = config.int("altup_num_inputs")
+    streams = config.layers("altup_num_inputs")
     width, rank = config.int("hidden_size_per_layer_input"), config.int("laurel_rank")
     own = count - config.int("num_kv_shared_layers", default=0)
     widths = config.items_of("intermediate_size")

@@ -4,6 +4,7 @@ of that library, linear ones replaced by parallel ones and fused where they can 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from autofit_vllm.architectures.builder import Builder, Scope
 from autofit_vllm.architectures.facts import expert_count, experts_per_token
@@ -38,6 +39,7 @@ def _decoder(
     up_down: tuple[str, str] | None = None,
     mlp_bias: bool = False,
     experts: bool = False,
+    packed: bool = False,
 ) -> None:
     config = b.config
     heads, kv_heads, size = config.int("num_attention_heads"), b.kv_heads, b.head_size
@@ -59,6 +61,10 @@ def _decoder(
             _experts(layer)
         elif up_down is not None:
             layer.mlp("mlp", *up_down, config.int("intermediate_size"), bias=mlp_bias)
+        elif packed:
+            here, width = layer / "mlp", config.int("intermediate_size")
+            here.column("gate_up_proj", b.hidden_size, 2 * width)
+            here.row("down_proj", width, b.hidden_size)
         else:
             layer.gated_mlp(bias=mlp_bias)
         layer.norms(*norms, bias=norm_bias)
@@ -82,9 +88,7 @@ def _experts(layer: Scope) -> None:
         (here / "_shared_experts._layer").gated_mlp("shared_experts", width * shared)
     if config.model_type == "dots1":
         layer.buffer(f"{here.prefix}.gate.e_score_correction_bias", count, dtype="float32")
-    (layer / "mlp").experts(
-        "experts", count, width, top_k=experts_per_token(config), fused_routing=False
-    )
+    (layer / "mlp").experts("experts", count, width, top_k=experts_per_token(config), fused_routing=False)
 
 
 def _number(value: object, index: int) -> int:
@@ -102,7 +106,8 @@ def llama_like(b: Builder) -> None:
 
 
 def glm(b: Builder) -> None:
-    _decoder(b, bias=b.config.flag("attention_bias"))
+    """Gate and up are one weight in the checkpoint, and stay one."""
+    _decoder(b, bias=b.config.flag("attention_bias"), packed=True)
 
 
 def olmo(b: Builder) -> None:
@@ -180,15 +185,7 @@ def gpt_neox(b: Builder) -> None:
     b.embedding("model.embed_in")
     for layer in b.layers():
         here = layer / "attention"
-        here.qkv(
-            "query_key_value",
-            hidden,
-            heads=heads,
-            kv_heads=heads,
-            head_size=hidden // heads,
-            names=("query_key_value",),
-            bias=bias,
-        )
+        here.column("query_key_value", hidden, 3 * hidden, bias=bias)
         here.row("dense", hidden, hidden, bias=bias)
         here.cache("attn", heads=heads, kv_heads=heads, head_size=hidden // heads)
         layer.mlp("mlp", "dense_h_to_4h", "dense_4h_to_h", config.int("intermediate_size"))
@@ -210,7 +207,7 @@ def gpt_bigcode(b: Builder) -> None:
     b.scope("", EVERY).plain("model.wpe.weight", positions, hidden)
     for layer in b.layers("model.h"):
         here = layer / "attn"
-        sizes = {"heads": heads, "kv_heads": kv_heads, "head_size": size}
+        sizes: dict[str, Any] = {"heads": heads, "kv_heads": kv_heads, "head_size": size}
         here.qkv("c_attn", hidden, names=("c_attn",), bias=True, **sizes)
         here.row("c_proj", hidden, hidden, bias=True)
         here.cache("attn", heads=heads, kv_heads=kv_heads, head_size=size)

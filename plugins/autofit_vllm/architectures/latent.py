@@ -109,8 +109,7 @@ def deepseek_mlp(
 
 
 def _decoder(b: Builder, *, sparse: bool = False, gate_dtype: str | None = None, fp32_rope: bool = False) -> None:
-    b.embedding()
-    for layer in b.layers():
+    def block(layer: Scope) -> None:
         latent_attention(layer, sparse=sparse, rope_dtype="float32" if fp32_rope else None)
         deepseek_mlp(
             layer,
@@ -120,7 +119,12 @@ def _decoder(b: Builder, *, sparse: bool = False, gate_dtype: str | None = None,
             spreads_tokens=gate_dtype is None,
         )
         layer.norms("input_layernorm", "post_attention_layernorm")
+
+    b.embedding()
+    for layer in b.layers():
+        block(layer)
     b.finish()
+    b.predict(b.config.maybe_int("num_nextn_predict_layers"), block, "enorm", "hnorm", "shared_head.norm")
 
 
 def deepseek_v2(b: Builder) -> None:

@@ -13,8 +13,8 @@ from autofit_vllm.architectures.experts import (
     qwen_mixture,
     router,
 )
-from autofit_vllm.architectures.latent import latent_attention
 from autofit_vllm.architectures.facts import expert_count, experts_per_token
+from autofit_vllm.architectures.latent import latent_attention
 from autofit_vllm.model import Part
 
 
@@ -247,7 +247,7 @@ def _nemotron_layers(config: Config) -> list[str]:
         return [letters[letter] for letter in pattern[:4096] if letter in letters]
     words = {"linear_attention": "mamba", "full_attention": "attention"}
     types = config.items_of("layers_block_type") or config.items_of("layer_types")
-    return [words.get(str(kind), str(kind)) for kind in types]
+    return [words.get(str(kind), str(kind)) for kind in types[:4096]]
 
 
 def _nemotron_experts(here: Scope) -> None:
@@ -256,7 +256,7 @@ def _nemotron_experts(here: Scope) -> None:
     count, width = expert_count(config), config.int("moe_intermediate_size")
     hidden = here.builder.hidden_size
     latent = config.maybe_int("moe_latent_size")
-    router(here, count, bias="gate.e_score_correction_bias")
+    router(here, count, bias="gate.e_score_correction_bias", fp32_without_kernel=True)
     shared = config.int("n_shared_experts", default=0)
     if shared:
         size = config.int("moe_shared_expert_intermediate_size", default=width) * shared
@@ -325,6 +325,7 @@ def lfm2(b: Builder) -> None:
             width = int(multiplier * width)
         multiple = config.int("block_multiple_of", default=256)
         width = multiple * -(-width // multiple)
+    b.quantised_caches = False
     b.embedding(everywhere=True)
     for layer in b.layers():
         _lfm2_mixer(layer)
@@ -431,34 +432,56 @@ def qwen3_next(b: Builder) -> None:
     gated = config.flag("attn_output_gate", True)
     sparse_step = config.int("decoder_sparse_step", default=1)
     dense = config.items_of("mlp_only_layers")
+
+    def attend(layer: Scope) -> None:
+        here = layer / "self_attn"
+        here.qkv(
+            "qkv_proj",
+            b.hidden_size,
+            heads=heads * (2 if gated else 1),
+            kv_heads=b.kv_heads,
+            head_size=size,
+            bias=config.flag("attention_bias") or config.flag("qkv_bias"),
+        )
+        here.row("o_proj", heads * size, b.hidden_size)
+        here.norm("q_norm", size)
+        here.norm("k_norm", size)
+        here.rope(size)
+        here.cache("attn", heads=heads, kv_heads=b.kv_heads, head_size=size)
+
+    def feed(layer: Scope) -> None:
+        count, index = expert_count(config), layer.stage
+        if count and sparse_step and index not in dense and (index + 1) % sparse_step == 0:
+            qwen_mixture(layer, spreads_tokens=True)
+        else:
+            layer.gated_mlp()
+        layer.norms("input_layernorm", "post_attention_layernorm")
+
+    def predict(layer: Scope) -> None:
+        attend(layer)
+        feed(layer)
+
     b.embedding(everywhere=True)
     for layer in b.layers():
         if linear[layer.stage]:
             delta_net(layer)
         else:
-            here = layer / "self_attn"
-            here.qkv(
-                "qkv_proj",
-                b.hidden_size,
-                heads=heads * (2 if gated else 1),
-                kv_heads=b.kv_heads,
-                head_size=size,
-                bias=config.flag("attention_bias") or config.flag("qkv_bias"),
-            )
-            here.row("o_proj", heads * size, b.hidden_size)
-            here.norm("q_norm", size)
-            here.norm("k_norm", size)
-            here.rope(size)
-            here.cache("attn", heads=heads, kv_heads=b.kv_heads, head_size=size)
-        sparse = expert_count(config) > 0 and layer.stage not in dense and (layer.stage + 1) % sparse_step == 0
-        if sparse:
-            qwen_mixture(layer, spreads_tokens=True)
-        else:
-            layer.gated_mlp()
-        layer.norms("input_layernorm", "post_attention_layernorm")
+            attend(layer)
+        feed(layer)
     b.final_norm()
     first = config.model_type == "qwen3_next"
     b.head(everywhere=first, quantisable=not first)
+    b.predict(
+        config.int("num_nextn_predict_layers", default=1) if first else config.maybe_int("mtp_num_hidden_layers"),
+        predict,
+        "norm",
+        "pre_fc_norm_hidden",
+        "pre_fc_norm_embedding",
+        prefix="mtp.layers",
+        projection="fc",
+        divided=True,
+        first=0,
+    )
 
 
 def olmo_hybrid(b: Builder) -> None:
@@ -508,7 +531,7 @@ def kimi_linear(b: Builder) -> None:
     Raises:
         UnsupportedModelError: the layout of Kimi K3, which has gates and projections of its own.
     """
-    config, hidden = b.config, b.hidden_size
+    config = b.config
     linear = config.section("linear_attn_config")
     if linear.flag("use_full_rank_gate") or config.get("routed_expert_hidden_size") is not None:
         raise UnsupportedModelError("the layers of Kimi K3 are not known here")
@@ -582,6 +605,7 @@ def zamba2(b: Builder) -> None:
     size = config.int("attention_head_dim")
     wide = config.int("attention_hidden_size", default=2 * hidden)
     rank, feed = config.int("adapter_rank"), config.int("intermediate_size")
+    b.quantised_caches = False
     b.embedding(everywhere=True)
     for order, index in enumerate(hybrid):
         here = b.scope(f"model.layers.{index}.shared_transformer", index)

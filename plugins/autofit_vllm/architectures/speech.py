@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from autofit_vllm.architectures.builder import Builder, Scope
 from autofit_vllm.model import EVERY
 
@@ -25,7 +27,7 @@ def whisper(b: Builder) -> None:
     decoder.plain("embed_tokens.weight", config.int("vocab_size"), size)
     decoder.plain("embed_positions.weight", config.int("max_target_positions"), size)
     for layer in b.layers("model.decoder.layers", config.layers("decoder_layers")):
-        sizes = {"heads": heads, "kv_heads": heads, "head_size": size // heads}
+        sizes: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_size": size // heads}
         _projections(layer, size, heads)
         (layer / "self_attn").cache("attn", **sizes)
         cross = layer / "encoder_attn"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from autofit_vllm.architectures.builder import Builder, Scope
 from autofit_vllm.architectures.config import Config
@@ -60,7 +61,7 @@ def _siglip_layers(here: Scope, config: Config, count: int, *, aligned_only: boo
     hidden, heads = config.int("hidden_size"), config.int("num_attention_heads")
     for index in range(count):
         block = here / f"encoder.layers.{index}"
-        sizes = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
+        sizes: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
         block.qkv("self_attn.qkv_proj", hidden, bias=True, **sizes)
         block.row("self_attn.out_proj", hidden, hidden, bias=True)
         block.norm("layer_norm1", hidden, bias=True)
@@ -181,7 +182,7 @@ def idefics3(b: Builder) -> None:
     if tower is not None and connector is not None:
         siglip(tower, vision, position_ids=False)
         width = vision.int("hidden_size") * root.int("scale_factor", default=2) ** 2
-        connector.replicated("modality_projection.proj", width, text.int("hidden_size"), quantisable=False)
+        connector.replicated("modality_projection.proj", width, text.int("hidden_size"))
     from autofit_vllm.architectures.dense import llama_layers
 
     b.config = text.replace(tie_word_embeddings=root.flag("tie_word_embeddings"))
@@ -200,7 +201,8 @@ def qwen2_vl(b: Builder) -> None:
         _patches(tower, vision, hidden, bias=False)
         for index in range(vision.layers("depth")):
             block = tower / f"blocks.{index}"
-            _block_attention(block, hidden, heads, bias=True)
+            block.column("attn.qkv", hidden, 3 * hidden, bias=True)
+            block.row("attn.proj", hidden, hidden, bias=True)
             block.mlp("mlp", "fc1", "fc2", wide, hidden_size=hidden)
             for norm in ("norm1", "norm2"):
                 block.norm(norm, hidden, bias=True)
@@ -256,9 +258,9 @@ def qwen3_tower(b: Builder) -> None:
             block.norm(norm, hidden, bias=True)
     deep = vision.items_of("deepstack_visual_indexes")
     mergers = [("merger", hidden), *((f"deepstack_merger_list.{i}", merged) for i in range(len(deep)))]
-    for name, norm in mergers:
+    for name, width in mergers:
         here = tower / name
-        here.norm("norm", norm, bias=True)
+        here.norm("norm", width, bias=True)
         here.column("linear_fc1", merged, merged, bias=True)
         here.row("linear_fc2", merged, out, bias=True)
     _tower_rope(tower, hidden // heads)
@@ -356,7 +358,7 @@ def internvl_hf(b: Builder) -> None:
     vision, text = root.section("vision_config"), root.section("text_config")
     tower, projector = b.tower("vision_tower", *_VISION), b.tower("multi_modal_projector", *_VISION)
     if tower is not None and projector is not None:
-        hidden, heads = vision.int("hidden_size"), vision.int("num_attention_heads")
+        hidden = vision.int("hidden_size")
         sides = vision.items_of("image_size") or [vision.int("image_size")] * 2
         patches = vision.items_of("patch_size") or [vision.int("patch_size")] * 2
         positions = (int(sides[0]) // int(patches[0])) * (int(sides[1]) // int(patches[1]))
@@ -379,13 +381,13 @@ def internvl_hf(b: Builder) -> None:
                 block.norm("attention.k_norm", hidden)
             block.plain("attention.projection_layer.weight", hidden, hidden)
             block.plain("attention.projection_layer.bias", hidden)
-            block.mlp("mlp", "fc1", "fc2", vision.int("intermediate_size"), hidden_size=hidden)
+            feed = vision.int("intermediate_size")
+            block.mlp("mlp", "fc1", "fc2", feed, hidden_size=hidden, quantisable=False)
             layer_norm = vision.text("norm_type", "layer_norm") == "layer_norm"
             for norm in ("layernorm_before", "layernorm_after"):
                 block.norm(norm, hidden, bias=layer_norm)
         if not vision.flag("use_mean_pooling", True):
             tower.norm("layernorm", hidden, bias=True)
-        del heads
         wide = int(hidden / root.number("downsample_ratio", 0.5) ** 2)
         out = text.int("hidden_size")
         projector.norm("layer_norm", wide, bias=True)
@@ -451,12 +453,14 @@ def llama4(b: Builder) -> None:
         positions = (vision.int("image_size") // patch) ** 2 + 1
         tower.plain("class_embedding", hidden)
         tower.plain("positional_embedding_vlm", positions, hidden)
-        tower.column("patch_embedding.linear", vision.int("num_channels", default=3) * patch**2, hidden, quantisable=False)
+        tower.column(
+            "patch_embedding.linear", vision.int("num_channels", default=3) * patch**2, hidden, quantisable=False
+        )
         tower.norm("layernorm_pre", hidden, bias=True)
         tower.norm("layernorm_post", hidden, bias=True)
         for index in range(vision.layers()):
             block = tower / f"model.layers.{index}"
-            sizes = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
+            sizes: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
             block.qkv("self_attn.qkv_proj", hidden, bias=True, quantisable=False, **sizes)
             block.row("self_attn.o_proj", hidden, hidden, bias=True, quantisable=False)
             block.mlp("mlp", "fc1", "fc2", vision.int("intermediate_size"), hidden_size=hidden, quantisable=False)
@@ -477,7 +481,7 @@ def kimi_vl(b: Builder) -> None:
     """models/kimi_vl.py: a MoonViT before a DeepSeek decoder."""
     from autofit_vllm.architectures.latent import deepseek_v2
 
-    root = b.config
+    root, plain = b.config, {"quantisable": False}
     vision = root.section("vision_config", model_type="moonvit")
     tower, projector = b.tower("vision_tower", "image"), b.tower("multi_modal_projector", "image")
     if tower is not None and projector is not None:
@@ -490,16 +494,23 @@ def kimi_vl(b: Builder) -> None:
             block = tower / f"encoder.blocks.{index}"
             for norm in ("norm0", "norm1"):
                 block.norm(norm, hidden, bias=True)
-            block.mlp("mlp", "fc0", "fc1", vision.int("intermediate_size"), hidden_size=hidden)
+            block.mlp("mlp", "fc0", "fc1", vision.int("intermediate_size"), hidden_size=hidden, **plain)
             block.qkv(
-                "wqkv", hidden, heads=heads, kv_heads=heads, head_size=hidden // heads, names=("wqkv",), bias=True
+                "wqkv",
+                hidden,
+                heads=heads,
+                kv_heads=heads,
+                head_size=hidden // heads,
+                names=("wqkv",),
+                bias=True,
+                **plain,
             )
-            block.row("wo", hidden, hidden, bias=True)
+            block.row("wo", hidden, hidden, bias=True, **plain)
         tower.norm("encoder.final_layernorm", hidden, bias=True)
         merged = hidden * math.prod(vision.items_of("merge_kernel_size") or [2, 2])
         projector.norm("pre_norm", hidden, bias=True)
-        projector.replicated("linear_1", merged, merged, bias=True)
-        projector.replicated("linear_2", merged, root.section("text_config").int("hidden_size"), bias=True)
+        projector.replicated("linear_1", merged, merged, bias=True, **plain)
+        projector.replicated("linear_2", merged, root.section("text_config").int("hidden_size"), bias=True, **plain)
     # Its class of configuration is DeepSeek V2's, whose defaults differ.
     b.config = root.replace(text_config={"norm_topk_prob": False, **root.table("text_config")})
     _language(b, page=deepseek_v2)

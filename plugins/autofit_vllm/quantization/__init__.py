@@ -44,7 +44,6 @@ METHODS = (
     "awq_marlin",
     "humming",
     "compressed-tensors",
-    "experts_int8",
     "quark",
     "moe_wna16",
     "torchao",
@@ -131,9 +130,7 @@ def _unquantised_checkpoint(requested: str | None) -> Quantization:
             f"Unknown quantization method: {word}", hint=f"install the plug-in {_PLUGINS[word]} into vLLM"
         )
     if word not in METHODS:
-        raise EngineRefusalError(
-            f"Unknown quantization method: {word}. Must be one of {', '.join(METHODS)}."
-        )
+        raise EngineRefusalError(f"Unknown quantization method: {word}. Must be one of {', '.join(METHODS)}.")
     raise EngineRefusalError(
         f"--quantization {word}: the checkpoint is not quantised that way",
         hint=f"to quantise while loading: {', '.join(sorted(SHORTHANDS))}",

@@ -72,9 +72,7 @@ class AutoRound(Quantization):
         """(inc/config_parser.py:INCConfigParser._resolve_raw)"""
         found = {self._listed(shard) for shard in (name, *shards)} - {None}
         if len(found) > 1:
-            raise EngineRefusalError(
-                f"Fused module '{name}' requires consistent quant config for {', '.join(shards)}"
-            )
+            raise EngineRefusalError(f"Fused module '{name}' requires consistent quant config for {', '.join(shards)}")
         if found:
             return found.pop()
         if self.blocks:
@@ -102,9 +100,7 @@ def auto_round(config: Mapping[str, Any], capability: int) -> AutoRound:
     packing = config.get("packing_format") or "auto_round:auto_gptq"
     if packing not in ("auto_round:auto_gptq", "auto_round:auto_awq"):
         raise EngineRefusalError(f"INC int quantization does not support packing_format {packing!r}")
-    width = Width(
-        group_size_of(config, "bits"), group_size_of(config, "group_size"), bool(config.get("sym", True))
-    )
+    width = Width(group_size_of(config, "bits"), group_size_of(config, "group_size"), bool(config.get("sym", True)))
     extra = config.get("extra_config")
     blocks = config.get("block_name_to_quantize") or config.get("to_quant_block_names") or ()
     return AutoRound(

@@ -108,8 +108,7 @@ class IntegerScheme(Scheme):
             for size in (hidden, width):
                 if size % self.group:
                     raise EngineRefusalError(
-                        f"CompressedTensors WNA16 MoE: {size} per rank is not divisible by group_size "
-                        f"{self.group}",
+                        f"CompressedTensors WNA16 MoE: {size} per rank is not divisible by group_size {self.group}",
                         hint="use a smaller tensor parallel size or expert parallelism",
                     )
             groups13, groups2 = hidden // self.group, width // self.group
@@ -187,14 +186,14 @@ def scheme_of(
     ):
         return IntegerScheme(bits=4, group=group, symmetric=True, channel=False)
     integers = weights.kind == "int" and weights.strategy in ("channel", "group") and not weights.dynamic
-    if integers and layout == "pack-quantized":
-        if inputs is None or (inputs.kind == "int" and inputs.dynamic):
-            return IntegerScheme(
-                bits=weights.bits,
-                group=group,
-                symmetric=weights.symmetric,
-                channel=weights.strategy == "channel",
-            )
+    plain = inputs is None or (inputs.kind == "int" and inputs.dynamic)
+    if integers and plain and layout == "pack-quantized":
+        return IntegerScheme(
+            bits=weights.bits,
+            group=group,
+            symmetric=weights.symmetric,
+            channel=weights.strategy == "channel",
+        )
     if layout in _ACTIVATION_FORMATS:
         found = _eight_bits(weights, inputs, group)
         if found is not None:
@@ -255,6 +254,8 @@ class CompressedTensors(Quantization):
         if any(self._ignores(shard, (shard,)) for shard in shards):
             return UNQUANTISED
         # Experts are many linear layers fused: a group for `Linear` means them too.
+        if not module.plain_class:
+            return UNQUANTISED
         return self._of(shards[0], (shards[0],), "RoutedExpertsLinear")
 
     def attention(self, kv_heads: int, dtype: str, *, latent: bool) -> Iterable[Tensor]:

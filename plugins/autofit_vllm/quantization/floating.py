@@ -49,8 +49,7 @@ def check_block_shape(shape: LinearShape, block: Block, *, lenient: bool) -> Non
     for size in shape.outs_rank if split else shape.outs_rank[:-1]:
         if size % rows:
             raise EngineRefusalError(
-                f"Weight output_partition_size = {size} is not divisible by weight quantization "
-                f"block_n = {rows}.",
+                f"Weight output_partition_size = {size} is not divisible by weight quantization block_n = {rows}.",
                 hint="use a smaller tensor parallel size",
             )
 

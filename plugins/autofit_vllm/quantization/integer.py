@@ -207,9 +207,7 @@ def gptq(config: Mapping[str, Any], capability: int, quantised_layers: Iterable[
         raise EngineRefusalError(f"Marlin does not support group_size = {group}. Only -1, 32, 64, 128 are.")
     listed = config.get("modules_in_block_to_quantize")
     # Experts are judged by their block, not one by one.
-    names = tuple(
-        name for name in (_flat(listed) if listed else quantised_layers) if ".experts." not in name
-    )
+    names = tuple(name for name in (_flat(listed) if listed else quantised_layers) if ".experts." not in name)
     return Gptq(
         name="auto_gptq",
         min_capability=75,
@@ -287,4 +285,3 @@ def marlin_padding(out: int, inner: int, group: int) -> tuple[int, int]:
     wide = (round_up(out, 64), round_up(inner, math.lcm(128, step)))
     tall = (round_up(out, 128), round_up(inner, math.lcm(64, step)))
     return min(wide, tall, key=lambda nk: (nk[0] * nk[1], nk[0] + nk[1]))
-

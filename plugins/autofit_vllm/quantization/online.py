@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from autofit.errors import EngineRefusalError
+
 from autofit_vllm.model import Experts, Linear
 from autofit_vllm.quantization.floating import Fp8Scheme, MicroscaledScheme, Nvfp4Scheme
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor
@@ -67,6 +69,8 @@ class Online(Quantization):
         return self.linear_scheme
 
     def experts(self, module: Experts, shape: ExpertsShape) -> Scheme:
+        if self.name == "nvfp4_per_token" and self.capability // 10 != 10:
+            raise EngineRefusalError("nvfp4_per_token online quantization requires a Blackwell (SM100) GPU.")
         return self.experts_scheme
 
 
@@ -81,6 +85,7 @@ _SCHEMES: dict[str, tuple[Scheme, Scheme]] = {
         OnlineScheme(final=MicroscaledScheme(bits=4), rounding=(128, 256)),
     ),
     "int8_per_channel_weight_only": (UNQUANTISED, OnlineScheme(final=Int8ExpertsScheme())),
+    "experts_int8": (UNQUANTISED, OnlineScheme(final=Int8ExpertsScheme())),
     "nvfp4_per_token": (UNQUANTISED, OnlineScheme(final=Nvfp4Scheme())),
 }
 
@@ -92,7 +97,7 @@ def online(shorthand: str) -> Online:
     linear, experts = _SCHEMES[shorthand]
     return Online(
         name=shorthand,
-        min_capability=75,
+        min_capability=80 if shorthand == "experts_int8" else 75,
         dtypes=("bfloat16", "float16"),
         linear_scheme=linear,
         experts_scheme=experts,
