@@ -48,15 +48,15 @@ _MATRIX_TYPES = frozenset(
     """
     f32 f16 bf16 q1_0 q2_0 q4_0 q4_1 q5_0 q5_1 q8_0 mxfp4 nvfp4 q2_K q3_K q4_K q5_K q6_K q8_K iq1_m iq1_s
     iq2_s iq2_xs iq2_xxs iq3_s iq3_xxs iq4_nl iq4_xs
-    """.split()  # noqa: SIM905 - a table
+    """.split()
 )
 _ROW_TYPES = frozenset(
     """
     f16 f32 bf16 i32 q1_0 q2_0 q4_0 q4_1 q5_0 q5_1 q8_0 q2_K q3_K q4_K q5_K q6_K iq2_xxs iq2_xs iq2_s
     iq3_xxs iq3_s iq1_s iq1_m iq4_xs
-    """.split()  # noqa: SIM905 - a table
+    """.split()
 )
-_SET_TYPES = frozenset("f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 iq4_nl".split())  # noqa: SIM905 - a table
+_SET_TYPES = frozenset("f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 iq4_nl".split())
 _FLOATS = frozenset({"f32", "f16", "bf16"})
 _COPIES = frozenset(
     [("f32", q) for q in ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "i32")]
@@ -67,16 +67,16 @@ _UNARY = frozenset(
     """
     abs sgn neg step gelu silu relu sigmoid hardsigmoid hardswish gelu_erf gelu_quick tanh exp expm1
     softplus elu xielu floor ceil round trunc
-    """.split()  # noqa: SIM905 - a table
+    """.split()
 )
-_GLU = frozenset("reglu geglu swiglu swiglu_oai geglu_erf geglu_quick swiglu_clamp".split())  # noqa: SIM905 - a table
+_GLU = frozenset("reglu geglu swiglu swiglu_oai geglu_erf geglu_quick swiglu_clamp".split())
 _ALWAYS = frozenset(
     """
     NONE RESHAPE VIEW PERMUTE TRANSPOSE ADD_ID ADD1 SQR SQRT SIN COS CLAMP LOG DUP ARGMAX COUNT_EQUAL CONT
     DIAG_MASK_INF SOFT_MAX TOP_K ARGSORT PAD CONV_TRANSPOSE_2D POOL_1D POOL_2D UPSCALE PAD_REFLECT_1D ARANGE
     TIMESTEP_EMBEDDING LEAKY_RELU RWKV_WKV6 GATED_LINEAR_ATTN RWKV_WKV7 GATED_DELTA_NET FILL CUMSUM TRI DIAG
     SOLVE_TRI
-    """.split()  # noqa: SIM905 - a table
+    """.split()
 )
 
 
@@ -224,7 +224,7 @@ _CHECKS: dict[str, Callable[[Tensor, int], bool]] = {
 
 # flash attention on CUDA
 
-_FA_TYPES = frozenset("f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0".split())  # noqa: SIM905 - a table
+_FA_TYPES = frozenset("f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0".split())
 _FA_EQUAL_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256})
 #: pairs with a vector kernel in the default build (GGML_CUDA_FA_QUANTS)
 _FA_VECTOR = frozenset({("f16", "f16"), ("bf16", "bf16"), ("q4_0", "q4_0"), ("q8_0", "q8_0")})

@@ -103,7 +103,7 @@ def _batch(t: Tensor) -> int:
     return n_rows(t)
 
 
-_VULKAN_KV = frozenset("f32 f16 bf16 q8_0 q5_1 q5_0 q4_1 q4_0 iq4_nl".split())  # noqa: SIM905 - a table
+_VULKAN_KV = frozenset("f32 f16 bf16 q8_0 q5_1 q5_0 q4_1 q4_0 iq4_nl".split())
 
 
 def _vulkan_flash_attn(t: Tensor) -> bool:
