@@ -243,7 +243,10 @@ class _Search:
         """Seconds that no placement with this head can go below."""
         if head == self.n:
             return self.chain.head_s[head]
-        return self.chain.head_s[head] + self.floor.seconds(head, self.floor.lean_least(head))
+        least = self.floor.lean_least(head)
+        if least > max(head, self.lean_limit(head)):
+            return inf
+        return self.chain.head_s[head] + self.floor.seconds(head, least)
 
     def from_head(self, head: int) -> Placement | None:
         chain = self.chain

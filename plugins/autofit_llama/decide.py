@@ -25,6 +25,7 @@ from autofit_llama.decide_pins import (
     check_margins,
     check_pins,
     devices_of,
+    listed_devices,
     read_pins,
 )
 from autofit_llama.estimate import Estimate, Run, size
@@ -64,6 +65,7 @@ class Task:
             program=pins.reading.program,
             settings=self.base if base is None else base,
             devices=self.devices,
+            listed=listed_devices(pins, self.request, self.machine),
             bounds=bounds_of(pins, self.devices, self.sized.hparams.n_layer_all),
             margins={name: margin for name, (margin, _) in self.margins.items()},
             n_parallel=self.n_parallel,

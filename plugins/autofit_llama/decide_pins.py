@@ -205,8 +205,22 @@ def _slots(given: LlamaSettings, request: Request) -> int:
 
 
 def devices_of(pins: Pins, request: Request, machine: Machine) -> tuple[Device, ...]:
-    """The devices that the search may use: those of `-dev` in its order, those wished for, or the
-    engine's own choice.
+    """The devices that the search may use: the listed ones, or the one of `-sm none -mg N`.
+
+    Raises:
+        UsageError: a word that means none of them.
+    """
+    listed, given = listed_devices(pins, request, machine), pins.settings
+    if given.split_mode != "none" or not listed:
+        return listed
+    main = given.main_gpu or 0
+    if main >= len(listed):
+        raise UsageError(f"-mg {main}: there {'is' if len(listed) == 1 else 'are'} {_count(len(listed), 'device')}")
+    return (listed[main],) if main >= 0 else ()
+
+
+def listed_devices(pins: Pins, request: Request, machine: Machine) -> tuple[Device, ...]:
+    """Those of `-dev` in its order, those wished for, or the engine's own choice.
 
     Raises:
         UsageError: a word that means none of them.
@@ -219,17 +233,8 @@ def devices_of(pins: Pins, request: Request, machine: Machine) -> tuple[Device, 
         if unknown is not None:
             known = ", ".join(by_name) or "none"
             raise UsageError(f"-dev {unknown[:40]}: no such device here", hint=f"devices: {known}")
-        found = tuple(by_name[name] for name in given.devices)
-    elif request.devices:
-        found = _named(request.devices, every)
-    else:
-        found = tuple(device for _, device in every)
-    if given.split_mode == "none" and found:
-        main = given.main_gpu or 0
-        if main >= len(found):
-            raise UsageError(f"-mg {main}: there are {len(found)} devices, counted from 0")
-        return (found[main],) if main >= 0 else ()
-    return found
+        return tuple(by_name[name] for name in given.devices)
+    return _named(request.devices, every) if request.devices else tuple(device for _, device in every)
 
 
 def _named(words: Sequence[str], every: Sequence[tuple[str, Device]]) -> tuple[Device, ...]:

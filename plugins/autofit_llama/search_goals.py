@@ -14,6 +14,7 @@ from typing import Literal
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.memory import Memory
+from autofit.errors import EngineRefusalError
 from autofit.solve import largest
 
 from autofit_llama.context import CELL_PADDING
@@ -71,7 +72,12 @@ def reach(search: Search, goals: Goals) -> Found | None:
     """The best answer to the goals, or `None` when nothing fits."""
     best: Found | None = None
     for kv in goals.kv_types:
-        found = _with_types(search, goals, kv)
+        try:
+            found = _with_types(search, goals, kv)
+        except EngineRefusalError:
+            if kv == goals.kv_types[0]:
+                raise
+            continue  # a lossy cache that the engine does not take here was only worth a try
         if found is None:
             continue
         if best is None or _is_worth(goals, found, best):

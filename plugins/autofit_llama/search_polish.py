@@ -103,7 +103,7 @@ def _refilled(tables: Tables, split: Split, room_of: RoomOf) -> Iterator[Split]:
         here, room = tables.device_bytes(base)[last], room_of(last)
         fitting = [
             (here - parts.off_device, parts.spilled)
-            for parts in _sets(tables, last, range(start, start + NARROW))
+            for parts in _sets(tables, last, range(start, min(start + NARROW, len(tables.blocks))))
             if here - parts.off_device <= room
         ]
         for _, spilled in sorted(fitting, reverse=True)[:_KEPT]:

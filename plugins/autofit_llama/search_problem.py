@@ -43,7 +43,8 @@ ONE_BY_ONE = "no_such_tensor"
 class LaunchProblem:
     """The `Problem` of one launch.
 
-    `settings` hold what is fixed whatever the search finds; `devices` are those it may use. `margins` are by
+    `settings` hold what is fixed whatever the search finds; `devices` are those it may use, `listed` those that
+    flags count: more than one with `-sm none`. `margins` are by
     device id. `deep` compares rates with half of the context filled instead of `FILLED_TOKENS`.
     """
 
@@ -55,6 +56,7 @@ class LaunchProblem:
     devices: tuple[Device, ...]
     bounds: Bounds
     margins: Mapping[str, Margin] = field(default_factory=dict)
+    listed: tuple[Device, ...] = ()
     n_parallel: int = 1
     deep: bool = False
     run: Run = field(init=False)
@@ -74,7 +76,8 @@ class LaunchProblem:
         self.targets = tuple(
             Target(
                 id=device.id,
-                kind=_kind(device, self.margins.get(device.id), alone=device.id in special),
+                kind=(_make(device, alone=device.id in special), *self._memory(device)),
+                make=_make(device, alone=device.id in special),
                 rules=rules_for(device.api, device.compute_capability),
             )
             for device in self.devices
@@ -101,6 +104,9 @@ class LaunchProblem:
                 free = device.free_bytes
                 budgets[device.id] = None if free is None else max(0, free - self.reserve_bytes(device))
         return budgets
+
+    def _memory(self, device: Device) -> tuple[Hashable, ...]:
+        return device.total_bytes, device.free_bytes, self.margins.get(device.id)
 
     def reserve_bytes(self, device: Device) -> int:
         margin = self.margins.get(device.id)
@@ -163,7 +169,8 @@ class LaunchProblem:
 
     def solved(self, candidate: Candidate, split: Split) -> LlamaSettings:
         """The settings with a candidate and a split written in: a complete command."""
-        pinned, terms = self.settings, terms_of(split, self.tables(candidate).blocks, self.kind)
+        any_tables = next(iter(self._tables.values()), None) or self.tables(candidate)
+        pinned, terms = self.settings, terms_of(split, any_tables.blocks, self.kind)
         overrides = list(pinned.overrides)
         if terms.n_lean:
             lean = "n_cpu_moe" if self.kind == "experts" else "n_cpu_ffn"
@@ -191,6 +198,9 @@ class LaunchProblem:
     def _device_words(self, devices: tuple[str, ...]) -> tuple[str, ...] | None:
         """What `-dev` has to say: nothing where the engine takes these devices in this order anyway."""
         every = tuple(name for name, _ in engine_devices(self.machine))
+        if self.settings.split_mode == "none" or self.settings.tensor_split is not None:
+            # Their numbers count devices, so the list has to stay what the user took it to be.
+            devices = tuple(self.names[device.id] for device in self.listed or self.devices)
         return None if devices == every else devices
 
     def _split_numbers(self, devices: tuple[str, ...], rows: tuple[int, ...]) -> tuple[float, ...] | None:
@@ -238,10 +248,13 @@ class LaunchProblem:
         return max(self.roofline.step_seconds([(LayerWork(), Place(name))], Step()) for name in places)
 
 
-def _kind(device: Device, margin: Margin | None, *, alone: bool) -> Hashable:
-    """Equal for devices that are interchangeable in every respect."""
-    same = replace(device, id="", index=0, name="", pool="", uuid=None, profile=None, held_by=(), notes=())
-    return same, margin, device.pool == HOST_POOL, device.id if alone else ""
+def _make(device: Device, *, alone: bool) -> Hashable:
+    """Equal for devices that are interchangeable but for their memory; `alone` for one that is like no other."""
+    same = replace(
+        device, id="", index=0, name="", pool="", uuid=None, profile=None, held_by=(), notes=(),
+        total_bytes=None, free_bytes=None, reserved_bytes=None,
+    )  # fmt: skip
+    return same, device.pool == HOST_POOL, device.id if alone else ""
 
 
 def _with_bandwidths(machine: Machine) -> Machine:

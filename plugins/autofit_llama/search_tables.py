@@ -24,10 +24,14 @@ from autofit_llama.weights import Weight
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One device to fill. Devices of one `kind` are interchangeable in every respect."""
+    """One device to fill.
+
+    Devices of one `kind` are interchangeable in every respect, those of one `make` but for their memory.
+    """
 
     id: str
     kind: Hashable
+    make: Hashable
     rules: DeviceRules
 
 
@@ -85,6 +89,8 @@ class Tables:
         self.hidden_bytes = next((b.own.work.hidden_bytes for b in found), 0) * step.n_tokens
         self._sizes: dict[tuple[int, DeviceRules | None], int] = {}
         self._times: dict[tuple[int, Place], float] = {}
+        self._hop_s: dict[tuple[str, str], float] = {}
+        self._made: dict[bool, _Columns] = {}
 
     def chain(
         self,
@@ -106,22 +112,20 @@ class Tables:
         what is on the host count instead of time. Without `overflow` no part goes to the next device.
         `most_weights` bounds the weights on the host, instead of `head_room` for all that is there.
         """
-        units = self._units(fine)
+        made = self._made.get(fine)
+        if made is None:
+            made = self._made[fine] = _Columns(self, self._units(fine))
+        units, starts, bulk_bytes = made.units, made.starts, made.bulk_bytes
         least = next((i + 1 for i, unit in enumerate(units) if unit.bulk), len(units)) if spill else 0
-        starts = [i for i, unit in enumerate(units) if not unit.projection] + [len(units)]
         targets = {target.id: target for target in self.targets}
         names = [target.id for target in self.targets] if order is None else order
-        kinds: dict[Hashable, tuple[list[int], list[int], list[float], list[float]]] = {}
         sites = []
         for name in names:
-            target = targets[name]
-            if target.kind not in kinds:
-                kinds[target.kind] = self._columns(units, target)
-            whole_bytes, lean_bytes, whole_s, lean_s = kinds[target.kind]
+            whole_bytes, lean_bytes, whole_s, lean_s = made.of(targets[name])
             sites.append(
                 Site(
                     name=name,
-                    kind=target.kind,
+                    kind=targets[name].kind,
                     whole_bytes=whole_bytes,
                     lean_bytes=lean_bytes,
                     whole_s=whole_s,
@@ -129,17 +133,8 @@ class Tables:
                     room=rooms[name],
                 )
             )
-        counted = not self.cache_on_host and most_weights is None
-        head_bytes = _prefix(
-            [
-                sum(self._size(part, None) for part in (*unit.own, *unit.bulk))
-                + (self._cache(unit, None) if counted else 0)
-                for unit in units
-            ]
-        )
-        bulk_bytes = _prefix([sum(self._size(part, None) for part in unit.bulk) for unit in units])
-        head_s = _prefix([self._seconds(unit, HOST_POOL, HOST_POOL) for unit in units])
-        skip_to = [starts[bisect_left(starts, i)] for i in range(len(units) + 1)]
+        head_s, skip_to = made.head_s, made.skip_to
+        head_bytes = made.head_bytes if most_weights is None else made.head_weights
         chain = Chain(
             n=len(units),
             sites=tuple(sites),
@@ -172,7 +167,7 @@ class Tables:
         for name, count in ((HOST_POOL, split.head), *split.rows):
             if not count:
                 continue
-            total += self._hop(previous, name)
+            total += self.hop(previous, name)
             previous = name
             for block in self.blocks[slot : slot + count]:
                 away = {}
@@ -184,14 +179,14 @@ class Tables:
                     away[home] = home != name
                 cache = HOST_POOL if self.cache_on_host else None
                 total += self._time(block.own.work, Place(name, cache=cache))
-                total += sum(2 * self._hop(name, home) for home, is_away in away.items() if is_away)
+                total += sum(2 * self.hop(name, home) for home, is_away in away.items() if is_away)
             slot += count
         return total
 
     @property
     def all_on_host_seconds(self) -> float:
         """Seconds of a step that no device takes part in."""
-        return sum(self._seconds(unit, HOST_POOL, HOST_POOL) for unit in self._units(False))
+        return sum(self.unit_seconds(unit, HOST_POOL, HOST_POOL) for unit in self._units(False))
 
     def split(self, placement: Placement, *, fine: bool = False) -> Split:
         """The answer in the engine's terms."""
@@ -246,7 +241,7 @@ class Tables:
                     if part.kind == self.bulk_kind and (slot < split.lean or key in spilled):
                         continue
                     home = moved.get(key, name)
-                    used[home] += self._size(part, rules[home])
+                    used[home] += self.size(part, rules[home])
                 if not self.cache_on_host:
                     used[name] += cache_bytes(block.cache, rules[name])
                 slot += 1
@@ -266,7 +261,7 @@ class Tables:
             for part in block.parts:
                 away = block.slot < split.lean or (block.slot, part.projection) in spilled
                 if block.slot < split.head or (part.kind == self.bulk_kind and away):
-                    used += self._size(part, None)
+                    used += self.size(part, None)
         return used
 
     def movable(self, slot: int) -> tuple[Part, ...]:
@@ -277,11 +272,14 @@ class Tables:
         """What leaving a part to the host costs: seconds without hops, bytes off the device, bytes on the host."""
         rules = next(target.rules for target in self.targets if target.id == device)
         there, here = self._time(part.work, Place(HOST_POOL)), self._time(part.work, Place(device))
-        return there - here, self._size(part, rules), self._size(part, None)
+        return there - here, self.size(part, rules), self.size(part, None)
 
     def hop(self, a: str, b: str) -> float:
         """Seconds to hand a step's hidden state over."""
-        return self._hop(a, b)
+        seconds = self._hop_s.get((a, b))
+        if seconds is None:
+            seconds = self._hop_s[a, b] = self.roofline.hop_seconds(a, b, self.hidden_bytes)
+        return seconds
 
     def _spills(self, slots: range) -> bool:
         return any(part.kind == self.bulk_kind for slot in slots for part in self.blocks[slot].bulk)
@@ -298,37 +296,19 @@ class Tables:
                 units.append(_Unit(block.slot, "", own, bulk))
         return units
 
-    def _columns(self, units: Sequence[_Unit], target: Target) -> tuple[list[int], list[int], list[float], list[float]]:
-        own = [
-            sum(self._size(part, target.rules) for part in unit.own) + self._cache(unit, target.rules) for unit in units
-        ]
-        bulk = [sum(self._size(part, target.rules) for part in unit.bulk) for unit in units]
-        whole_s = [self._seconds(unit, target.id, target.id) for unit in units]
-        hops = 2 * self._hop(target.id, HOST_POOL)
-        first_of_slot: dict[int, int] = {}
-        for i, unit in enumerate(units):
-            if unit.bulk:
-                first_of_slot.setdefault(unit.slot, i)
-        lean_s = [
-            self._seconds(unit, target.id, HOST_POOL) + (hops if first_of_slot.get(unit.slot) == i else 0.0)
-            for i, unit in enumerate(units)
-        ]
-        whole = [a + b for a, b in zip(own, bulk, strict=True)]
-        return _prefix(whole), _prefix(own), _prefix(whole_s), _prefix(lean_s)
-
-    def _cache(self, unit: _Unit, rules: DeviceRules | None) -> int:
+    def cache(self, unit: _Unit, rules: DeviceRules | None) -> int:
         if unit.projection or self.cache_on_host:
             return 0
         return cache_bytes(self.blocks[unit.slot].cache, rules)
 
-    def _size(self, part: Part, rules: DeviceRules | None) -> int:
+    def size(self, part: Part, rules: DeviceRules | None) -> int:
         key = id(part), rules
         size = self._sizes.get(key)
         if size is None:
             size = self._sizes[key] = weights_bytes(part.weights, rules)
         return size
 
-    def _seconds(self, unit: _Unit, own_at: str, bulk_at: str) -> float:
+    def unit_seconds(self, unit: _Unit, own_at: str, bulk_at: str) -> float:
         cache = HOST_POOL if self.cache_on_host and not unit.projection else None
         own = sum(self._time(part.work, Place(own_at, cache=cache)) for part in unit.own)
         return own + sum(self._time(part.work, Place(bulk_at)) for part in unit.bulk)
@@ -340,33 +320,71 @@ class Tables:
             time = self._times[key] = self.roofline.layer_seconds(work, place, self.step)
         return time
 
-    def _hop(self, a: str, b: str) -> float:
-        return self.roofline.hop_seconds(a, b, self.hidden_bytes)
-
     def _hops(self, names: Sequence[str]) -> dict[tuple[Hashable, Hashable], float]:
         kind = {target.id: target.kind for target in self.targets}
         one = {kind[name]: name for name in names}
         other = {kind[name]: name for name in reversed(names)}
-        hops: dict[tuple[Hashable, Hashable], float] = {
-            (HEAD, k): self._hop(HOST_POOL, name) for k, name in one.items()
-        }
+        hops: dict[tuple[Hashable, Hashable], float] = {(HEAD, k): self.hop(HOST_POOL, name) for k, name in one.items()}
         for a in one:
             for b in one:
-                hops[a, b] = self._hop(one[a], other[b])
+                hops[a, b] = self.hop(one[a], other[b])
         return hops
 
     def _skips(self, units: Sequence[_Unit], skip_to: Sequence[int]) -> list[float]:
         """Seconds of what is left to the host from a position to the end of its block."""
-        there = [0.0, *accumulate(self._seconds(unit, HOST_POOL, HOST_POOL) for unit in units)]
-        hops = 2 * max((self._hop(target.id, HOST_POOL) for target in self.targets), default=0.0)
+        there = [0.0, *accumulate(self.unit_seconds(unit, HOST_POOL, HOST_POOL) for unit in units)]
+        hops = 2 * max((self.hop(target.id, HOST_POOL) for target in self.targets), default=0.0)
         return [there[start] - there[i] + (hops if start > i else 0.0) for i, start in enumerate(skip_to)]
 
     def _cuts(self, units: Sequence[_Unit], *, overflow: bool) -> list[float]:
         """Inside a block, what overflows is fetched from the next device and handed back."""
         if not overflow:
             return [inf if unit.projection else 0.0 for unit in units] + [inf]
-        back = 2 * max((self._hop(a.id, b.id) for a, b in pairwise(self.targets)), default=0.0)
+        back = 2 * max((self.hop(a.id, b.id) for a, b in pairwise(self.targets)), default=0.0)
         return [back if unit.projection else 0.0 for unit in units] + [inf]
+
+
+class _Columns:
+    """Prefix sums over units: of the host, and of every make of device as it is asked for."""
+
+    def __init__(self, tables: Tables, units: list[_Unit]) -> None:
+        self.tables, self.units = tables, units
+        self.starts = [i for i, unit in enumerate(units) if not unit.projection] + [len(units)]
+        self.skip_to = [self.starts[bisect_left(self.starts, i)] for i in range(len(units) + 1)]
+        weights = [sum(tables.size(part, None) for part in (*unit.own, *unit.bulk)) for unit in units]
+        cached = [0 if tables.cache_on_host else tables.cache(unit, None) for unit in units]
+        self.head_weights = _prefix(weights)
+        self.head_bytes = _prefix([a + b for a, b in zip(weights, cached, strict=True)])
+        self.bulk_bytes = _prefix([sum(tables.size(part, None) for part in unit.bulk) for unit in units])
+        self.head_s = _prefix([tables.unit_seconds(unit, HOST_POOL, HOST_POOL) for unit in units])
+        self._by_make: dict[Hashable, tuple[list[int], list[int], list[float], list[float]]] = {}
+
+    def of(self, target: Target) -> tuple[list[int], list[int], list[float], list[float]]:
+        """Bytes whole and lean, seconds whole and lean."""
+        found = self._by_make.get(target.make)
+        if found is None:
+            found = self._by_make[target.make] = self._columns(target)
+        return found
+
+    def _columns(self, target: Target) -> tuple[list[int], list[int], list[float], list[float]]:
+        tables, units = self.tables, self.units
+        own = [
+            sum(tables.size(part, target.rules) for part in unit.own) + tables.cache(unit, target.rules)
+            for unit in units
+        ]
+        bulk = [sum(tables.size(part, target.rules) for part in unit.bulk) for unit in units]
+        whole_s = [tables.unit_seconds(unit, target.id, target.id) for unit in units]
+        hops = 2 * tables.hop(target.id, HOST_POOL)
+        first_of_slot: dict[int, int] = {}
+        for i, unit in enumerate(units):
+            if unit.bulk:
+                first_of_slot.setdefault(unit.slot, i)
+        lean_s = [
+            tables.unit_seconds(unit, target.id, HOST_POOL) + (hops if first_of_slot.get(unit.slot) == i else 0.0)
+            for i, unit in enumerate(units)
+        ]
+        whole = [a + b for a, b in zip(own, bulk, strict=True)]
+        return _prefix(whole), _prefix(own), _prefix(whole_s), _prefix(lean_s)
 
 
 def _prefix(values: Sequence[float]) -> list:  # type: ignore[type-arg]
