@@ -178,17 +178,19 @@ def _stage_weights(
     with_draft: bool,
 ) -> StageWeights:
     first, last = stage_layers(model.n_layers, parallel, stage)
-    created, by_kind, towers, largest = 0, dict.fromkeys(get_args(Kind), 0), 0, 0
+    by_kind, towers, largest = dict.fromkeys(get_args(Kind), 0), 0, 0
     for tensor in rank_tensors(model, parallel, stage, dtype=dtype, quantization=quantization):
         size = tensor.n_bytes
-        created += size
         by_kind[tensor.kind] += size
         towers += size if tensor.tower else 0
         largest = max(largest, size)
-    loaded = sum(
-        tensor.n_bytes
-        for tensor in rank_tensors(model, parallel, stage, dtype=dtype, quantization=quantization, loaded=True)
-    )
+    created = sum(by_kind.values())
+    loaded = created - by_kind["scale"]
+    if quantization.while_loading:
+        tensors = rank_tensors(
+            model, parallel, stage, dtype=dtype, quantization=quantization, loaded=True
+        )
+        loaded = sum(tensor.n_bytes for tensor in tensors)
     draft = 0
     if with_draft and model.draft is not None and stage == parallel.pp - 1:
         for module in model.draft.modules:

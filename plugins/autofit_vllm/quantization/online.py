@@ -99,6 +99,7 @@ def online(shorthand: str) -> Online:
         name=shorthand,
         min_capability=80 if shorthand == "experts_int8" else 75,
         dtypes=("bfloat16", "float16"),
+        while_loading=True,
         linear_scheme=linear,
         experts_scheme=experts,
     )

@@ -60,6 +60,7 @@ class Quantization:
     capability: int = 0  #: of the GPU, times ten
     min_capability: int = 0
     dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32")  #: activations it accepts
+    while_loading: bool = False  #: weights are created unquantised, and replaced layer by layer
     kv_cache_dtype: str | None = None  #: what `--kv-cache-dtype auto` becomes
 
     def linear(self, module: Linear) -> Scheme:
