@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from autofit.domain.model import ModelSpec
     from autofit.domain.plan import Plan
     from autofit.domain.request import Request
+    from autofit.settings import Wishes
 
 ENGINE_VARIABLES = ("LLAMA_ARG_", "VLLM_", "GGML_", "CUDA_", "PYTORCH_")
 
@@ -68,6 +69,26 @@ def load_machine(*names: str, ram: str | int | None = None) -> Machine:
     return load(*names, ram=ram, profile_dirs=host().profile_dirs())
 
 
+def machine_of(wishes: Wishes) -> Machine:
+    """The machine that `on` describes, or this one.
+
+    Raises:
+        HardwareError: an unknown name. UsageError: more main memory than this machine has.
+    """
+    names, ram = wishes.get("on"), wishes.get("ram")
+    if names:
+        return load_machine(*names, ram=ram)
+    machine = detect_machine()
+    if ram is None:
+        return machine
+    if machine.host.available_bytes is not None and ram > machine.host.available_bytes:
+        raise UsageError(
+            "--ram above what this machine has needs --on",
+            hint="name the hardware: --on rtx-3090 --ram 64GiB, or --on cpu",
+        )
+    return replace(machine, host=replace(machine.host, available_bytes=ram))
+
+
 def plan(
     backend: str,
     model: ModelSpec | str | Path,
@@ -89,13 +110,18 @@ def plan(
     for name in wishes:
         if name not in BY_NAME:
             raise UsageError(f"plan() has no wish {name!r}", hint=suggest(name, list(BY_NAME)))
-    texts = {name: _as_text(value) for name, value in wishes.items() if value is not None}
+    if machine is not None and {"on", "ram"} & wishes.keys():
+        raise UsageError("plan() got a machine, and on or ram as well", hint="leave one of them out")
+    texts = {n: _as_text(value, many=BY_NAME[n].many) for n, value in wishes.items() if value is not None}
     layers = [("user", from_flags(texts)), ("environment", from_environment(os.environ))]
     if "preset" in wishes:
         layers.append(("preset", preset(str(wishes["preset"]), backend)))
     reference = None if _is_model(model) else os.fspath(model)  # type: ignore[arg-type]
-    request = to_request(merge(layers), engine_args=engine_args, model_reference=reference)  # type: ignore[arg-type]
-    return solve(backend, model if _is_model(model) else read_model(reference or ""), machine, request)  # type: ignore[arg-type]
+    merged = merge(layers)  # type: ignore[arg-type]
+    machine = machine_of(merged) if machine is None else machine
+    request = to_request(merged, engine_args=_words("engine_args", engine_args), model_reference=reference)
+    found = model if _is_model(model) else read_model(reference or "")
+    return solve(backend, _with_companions(found, backend, request), machine, request)  # type: ignore[arg-type]
 
 
 def solve(backend_name: str, model: ModelSpec, machine: Machine | None, request: Request) -> Plan:
@@ -106,8 +132,8 @@ def solve(backend_name: str, model: ModelSpec, machine: Machine | None, request:
             f"{model.name}: {backend_name} serves {', '.join(backend.formats)} models, not {model.format}",
             hint=_other_backend(model.format, backend_name),
         )
-    machine = host().adjust_machine(machine or detect_machine(), backend_name)
-    return host().review_plan(backend.plan(model, machine, request), model, machine)
+    machine = host().adjust_machine(_given_or_here(machine), backend_name)
+    return _reviewed(backend.plan(model, machine, request), model, machine)
 
 
 def check(
@@ -127,17 +153,23 @@ def check(
     Raises:
         UsageError: no backend understands the command. EngineRefusalError: the engine would refuse it.
     """
-    argv = tuple(argv)
+    from autofit.settings import parse_margins
+
+    argv = _words("check()", argv)
     backend = host().backend_of_program(argv)
     command = backend.parse(argv, environ, version=engine_version)
     if model is None:
         if command.model is None:
             raise UsageError(f"{argv[0]}: the command names no model")
         model = read_model(command.model, companions=command.companions)
-    machine = host().adjust_machine(machine or detect_machine(), backend.name)
+    machine = host().adjust_machine(_given_or_here(machine), backend.name)
+    if isinstance(facts.get("margin"), str):
+        facts["margin"] = parse_margins(facts["margin"])
+    if isinstance(facts.get("device"), str):
+        facts["device"] = (facts["device"],)
     if engine_version is not None:
         facts["engine_version"] = engine_version
-    return host().review_plan(backend.check(command, model, machine, **facts), model, machine)
+    return _reviewed(backend.check(command, model, machine, **facts), model, machine)
 
 
 def preset(name: str, backend: str) -> dict[str, Any]:
@@ -157,16 +189,69 @@ def engine_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith(ENGINE_VARIABLES)}
 
 
+def _with_companions(model: ModelSpec, backend_name: str, request: Request) -> ModelSpec:
+    """The model with the files that the engine's own flags name beside it."""
+    backend = host().backend(backend_name)
+    words = [backend.programs[0], *request.engine_args]
+    named = backend.parse(words, request.engine_env, version=request.engine_version).companions
+    missing = {role: path for role, path in named.items() if role not in model.companions}
+    if not missing:
+        return model
+    from autofit.readers import read_model as read
+    from autofit.sources import resolve
+
+    extra = {role: read(resolve(path)) for role, path in missing.items()}
+    return replace(model, companions={**model.companions, **extra})
+
+
+def _reviewed(plan: Plan, model: ModelSpec, machine: Machine) -> Plan:
+    """The plan with the plugins' findings, and one for each pool that nothing could be checked against."""
+    from autofit.domain.plan import Finding
+
+    unknown = tuple(
+        Finding(
+            severity="warning",
+            code="unknown-memory",
+            message=f"how much of {pool.name} ({pool.id}) is free is unknown: not checked; --ram SIZE states it",
+        )
+        for pool in plan.memory.pools
+        if pool.budget_bytes is None
+    )
+    return host().review_plan(replace(plan, findings=(*plan.findings, *unknown)), model, machine)
+
+
 def _is_model(value: object) -> bool:
     return hasattr(value, "tensors")
 
 
-def _as_text(value: object) -> object:
+def _as_text(value: object, *, many: bool) -> object:
     if isinstance(value, bool):
         return value
     if isinstance(value, (list, tuple)):
-        return [str(item) for item in value]
+        words = [str(item) for item in value]
+        return words if many else ",".join(words)
     return str(value)
+
+
+def _words(where: str, words: Sequence[object]) -> tuple[str, ...]:
+    """An argument list; numbers and paths are written out.
+
+    Raises:
+        UsageError: one text, which would have to be taken apart as a shell does.
+    """
+    if isinstance(words, (str, bytes)):
+        raise UsageError(f"{where} takes a list of words, not one text", hint="take it apart: shlex.split(text)")
+    return tuple(map(str, words))
+
+
+def _given_or_here(machine: Machine | None) -> Machine:
+    if machine is None:
+        return detect_machine()
+    if not hasattr(machine, "devices"):
+        raise UsageError(
+            f"a machine is needed, not {type(machine).__name__}", hint='such as autofit.load_machine("rtx-3090")'
+        )
+    return machine
 
 
 def _other_backend(model_format: str, not_this: str) -> str | None:

@@ -279,7 +279,8 @@ def _parse(wish: Wish, given: Any, where: str) -> Any:
         if given is True:
             return True
         if wish.many:
-            return tuple(wish.parse(item.strip()) for item in given)
+            items = [given] if isinstance(given, str) else given
+            return tuple(wish.parse(item.strip()) for item in items)
         return wish.parse(given)
     except UsageError as error:
         raise UsageError(f"{where}: {error.message}", hint=error.hint) from error

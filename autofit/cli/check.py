@@ -6,10 +6,10 @@ import argparse
 import os
 
 from autofit.cli.plan import show
-from autofit.cli.wishes import add_output, add_wishes, collect, machine_of
+from autofit.cli.wishes import add_output, add_wishes, collect
 from autofit.errors import UsageError
 from autofit.host import host
-from autofit.pipeline import check, engine_environment
+from autofit.pipeline import check, engine_environment, machine_of
 
 TAKES_COMMAND = True
 

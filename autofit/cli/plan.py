@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autofit.cli.wishes import add_output, add_wishes, collect, machine_of
+from autofit.cli.wishes import add_output, add_wishes, collect
 from autofit.errors import UsageError
 from autofit.host import host, resolve
-from autofit.pipeline import engine_environment, read_model, solve
+from autofit.pipeline import engine_environment, machine_of, read_model, solve
 from autofit.settings import to_request
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from autofit.settings import (
 )
 
 if TYPE_CHECKING:
-    from autofit.domain.machine import Machine
     from autofit.domain.plan import Origin
 
 
@@ -76,24 +75,3 @@ def settings_files() -> list[Path]:
     config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     places = [Path(SETTINGS_FILE), Path(config).expanduser() / "autofit" / SETTINGS_FILE]
     return [path for path in places if path.is_file()]
-
-
-def machine_of(wishes: Wishes) -> Machine:
-    """The machine that `--on` describes, or this one."""
-    from autofit.errors import UsageError
-    from autofit.pipeline import detect_machine, load_machine
-
-    names, ram = wishes.get("on"), wishes.get("ram")
-    if names:
-        return load_machine(*names, ram=ram)
-    machine = detect_machine()
-    if ram is None:
-        return machine
-    if machine.host.available_bytes is not None and ram > machine.host.available_bytes:
-        raise UsageError(
-            "--ram above what this machine has needs --on",
-            hint="name the hardware: --on rtx-3090 --ram 64GiB, or --on cpu",
-        )
-    from dataclasses import replace
-
-    return replace(machine, host=replace(machine.host, available_bytes=ram))
