@@ -126,6 +126,7 @@ class VllmBackend(Backend):
             request=request,
             machine=machine,
             devices=devices,
+            visible=() if cpu else select_devices(machine, settings),
             quantization=quantization,
             weigh=weigh_once,
             vision=_vision(model),
@@ -249,8 +250,13 @@ def select_devices(machine: Machine, settings: VllmSettings, wanted: Sequence[st
 
     Raises:
         HardwareError: none.
+        UsageError: a wanted one that is none of them.
     """
     devices = [device for device in machine.devices if device.api == "cuda"]
+    unknown = next((word for word in wanted if not any(_named(device, [word]) for device in devices)), None)
+    if unknown is not None:
+        known = ", ".join(device.id for device in devices) or "none"
+        raise UsageError(f"no device {unknown[:60]!r} here that vLLM runs on", hint=f"devices: {known}")
     if wanted:
         devices = [device for device in devices if _named(device, wanted)]
     visible = settings.env.get("CUDA_VISIBLE_DEVICES")

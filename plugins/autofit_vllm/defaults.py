@@ -6,7 +6,8 @@ The order and the wording of the refusals follow vLLM's: config/model.py (types,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -656,17 +657,28 @@ def resolve_speculation(settings: VllmSettings, model: VllmModel) -> tuple[str |
     if method == "mtp":
         if model.draft is None:
             raise EngineRefusalError(f"the model has no MTP layers: speculative method {method} cannot be used")
-        tokens = int(config.get("num_speculative_tokens") or model.draft.n_layers)
+        tokens = whole(config.get("num_speculative_tokens") or model.draft.n_layers, "num_speculative_tokens")
         if tokens > model.draft.n_layers and tokens % model.draft.n_layers:
             raise EngineRefusalError(
                 f"num_speculative_tokens:{tokens} must be divisible by n_predict={model.draft.n_layers}"
             )
         return method, tokens, model.draft
-    tokens = int(config.get("num_speculative_tokens") or 0)
+    tokens = whole(config.get("num_speculative_tokens") or 0, "num_speculative_tokens")
     if tokens <= 0:
         raise EngineRefusalError("num_speculative_tokens must be provided with speculative model")
     second = bool(config.get("model")) and method not in ("ngram", "ngram_gpu", "suffix", "custom_class")
     return str(method), tokens, model.draft if second else None
+
+
+def whole(value: object, name: str) -> int:
+    """A whole number within JSON given to a flag.
+
+    Raises:
+        EngineRefusalError: something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or not re.fullmatch(r"-?[0-9]{1,18}", str(value)):
+        raise EngineRefusalError(f"{name} must be a whole number, not {str(value)[:40]!r}")
+    return int(value)
 
 
 def graph_mode(settings: VllmSettings, model: VllmModel, *, pooling: bool) -> GraphMode:
@@ -710,8 +722,11 @@ def capture_sizes(
     given = settings.cudagraph_capture_sizes or settings.compilation_config.get("cudagraph_capture_sizes")
     limit = settings.max_cudagraph_capture_size or settings.compilation_config.get("max_cudagraph_capture_size")
     if given:
-        sizes = tuple(sorted({int(size) for size in given if int(size) <= tokens}))
-        if limit is not None and sizes and int(limit) != sizes[-1]:
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise EngineRefusalError("cudagraph_capture_sizes must be a list")
+        every = [whole(size, "cudagraph_capture_sizes") for size in given]
+        sizes = tuple(sorted({size for size in every if size <= tokens}))
+        if limit is not None and sizes and whole(limit, "max_cudagraph_capture_size") != sizes[-1]:
             raise EngineRefusalError(
                 f"customized max_cudagraph_capture_size(={limit}) should be consistent with the max value of "
                 f"cudagraph_capture_sizes(={sizes[-1]})"

@@ -13,6 +13,7 @@ from autofit_vllm.model import StageWeights
 from autofit_vllm.settings import VllmSettings
 
 STEP_BYTES = GIB // 10  #: `--cpu-offload-gb` is written with one decimal
+MOST_GIB = 1 << 30
 EXPERT_NAMES = ("experts", "routed_experts", "w13_weight", "w2_weight")
 
 
@@ -71,6 +72,10 @@ def given_offload(settings: VllmSettings, stages: tuple[StageWeights, ...]) -> O
     found = None
     if settings.offload_backend in ("auto", "prefetch") and group > 0:
         found = prefetch(stages, group, count, step, settings.offload_params)
+    elif not 0 <= settings.cpu_offload_gb <= MOST_GIB:
+        raise EngineRefusalError(
+            f"cpu_offload_gb must be at least 0, and a size that exists: {settings.cpu_offload_gb}"
+        )
     elif settings.offload_backend in ("auto", "uva") and settings.cpu_offload_gb > 0:
         found = offload(stages, settings.cpu_offload_gb, settings.cpu_offload_params)
     return None if found is None else replace(found, values={})

@@ -12,7 +12,7 @@ from autofit.domain.memory import Memory, MemoryItem, PoolUse
 from autofit.domain.plan import Alternative, Decision, Finding, Plan, Speed
 from autofit.domain.request import Margin
 from autofit.domain.units import GIB, MIB, format_bytes
-from autofit.errors import EngineRefusalError
+from autofit.errors import EngineRefusalError, HardwareError
 
 from autofit_vllm.budget import (
     SERVER_HOST_BYTES,
@@ -137,7 +137,9 @@ def ranks_of(devices: Sequence[Device], config: EngineConfig, margins: Sequence[
     for index, device in enumerate(devices[: parallel.world_size * parallel.dp]):
         stage = index % parallel.world_size // per_stage
         total = cuda_total_bytes(device)
-        free = min(total, device.free_bytes if device.free_bytes is not None else total)
+        if device.free_bytes is None:
+            raise HardwareError(f"the free memory of {device.id} is unknown", hint="state it: --on NAME:SIZE")
+        free = min(total, device.free_bytes)
         ranks.append(
             Rank(
                 device=device,
@@ -411,8 +413,10 @@ def build_plan(
     own = findings_of(evaluation, machine)
     length = evaluation.capacity.max_model_len if evaluation.capacity else evaluation.config.max_model_len
     host = memory.pool(HOST_POOL)
-    # A stated KV memory replaces the accounting: whether weights fit beside it is not asked.
-    fits = evaluation.fits and (evaluation.given_kv or host.shortfall_bytes <= 0)
+    # A stated KV memory replaces the accounting: whether weights fit beside it is not asked. On the CPU
+    # it is main memory, which holds everything else too.
+    asked = evaluation.config.gpu.cpu or not evaluation.given_kv
+    fits = evaluation.fits and not (asked and host.shortfall_bytes > 0)
     return Plan(
         backend="vllm",
         fits=fits,

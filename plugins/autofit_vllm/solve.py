@@ -57,6 +57,7 @@ class Problem:
     machine: Machine
     devices: tuple[Device, ...]
     weigh: Weigh
+    visible: tuple[Device, ...] = ()  #: those that `--device-ids` counts, where a wish leaves some out
     quantization: Quantization = NONE
     vision: Mapping[str, object] | None = None
 
@@ -254,9 +255,9 @@ def _layout(problem: Problem, *, tp: int, pp: int, dp: int, expert: bool, dcp: i
         values["decode_context_parallel_size"] = dcp
     world = tp * pp * dp
     devices = problem.devices
-    if not problem.settings.pins("device_ids") and world < len(devices):
+    if not problem.settings.pins("device_ids") and world <= len(devices):
         devices = _roomiest(devices, world)
-        ids = [problem.devices.index(device) for device in devices]
+        ids = [(problem.visible or problem.devices).index(device) for device in devices]
         if ids != list(range(world)):
             values["device_ids"] = ",".join(map(str, ids))
     return Layout(values=values, devices=devices, world_size=world)

@@ -340,3 +340,50 @@ def test_a_card_that_is_too_small_gets_weights_from_main_memory() -> None:
     both = titles + " ".join(found.argv)
     assert "--cpu-offload-gb" in both and "--offload-group-size" in both
     assert check(LLAMA, *found.argv[3:], machine=small).fits
+
+
+# -- values that no launch can have ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--cpu-offload-gb", "inf"], "cpu_offload_gb must be at least 0"),
+        (["--cpu-offload-gb", "1e300"], "cpu_offload_gb must be at least 0"),
+        (["--cpu-offload-gb", "nan"], "cpu_offload_gb must be at least 0"),
+        (["--cpu-offload-gb", "-1"], "cpu_offload_gb must be at least 0"),
+        (["--compilation-config", '{"cudagraph_capture_sizes": "x"}'], "must be a list"),
+        (["--compilation-config", '{"cudagraph_capture_sizes": ["x"]}'], "must be a whole number, not 'x'"),
+        (
+            ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": "x"}'],
+            "num_speculative_tokens must be a whole number",
+        ),
+    ],
+)
+def test_values_that_are_none(args: list[str], message: str) -> None:
+    with pytest.raises(EngineRefusalError, match=message):
+        check(SMALL, *args)
+
+
+def test_unknown_free_memory_is_never_taken_as_free() -> None:
+    unknown = dataclasses.replace(CARD, devices=(dataclasses.replace(CARD.devices[0], free_bytes=None),))
+    with pytest.raises(HardwareError, match="the free memory of GPU0 is unknown"):
+        plan(SMALL, machine=unknown)
+    with pytest.raises(HardwareError, match="the free memory of GPU0 is unknown"):
+        check(SMALL, machine=unknown)
+
+
+def test_a_wished_device_is_the_one_that_is_used() -> None:
+    two = autofit.load_machine("rtx-3090", "rtx-4090", ram="64GiB")
+    found = plan(SMALL, machine=two, device=["GPU1"])
+    assert found.argv[found.argv.index("--device-ids") + 1] == "1"
+    assert [pool.id for pool in autofit.check(found.argv, two).memory.pools] == ["GPU1", "host"]
+    with pytest.raises(UsageError, match="no device 'GPU9' here"):
+        plan(SMALL, machine=two, device=["GPU1", "GPU9"])
+
+
+def test_a_cache_larger_than_main_memory_does_not_fit_the_cpu_build() -> None:
+    box = autofit.load_machine("cpu", ram="16GiB")
+    command = ["vllm", "serve", str(SMALL), "--max-model-len", "4096"]
+    assert autofit.check(command, box, environ={"VLLM_CPU_KVCACHE_SPACE": "4"}).fits
+    assert not autofit.check(command, box, environ={"VLLM_CPU_KVCACHE_SPACE": "400"}).fits
