@@ -129,7 +129,7 @@ def _context_items(
     basis: Basis = "exact" if layout.is_exact else "derived"
     compute_source = (
         "llama-context.cpp:sched_reserve, replayed"
-        if layout.is_exact
+        if layout.has_graph
         else "an upper bound: no graph for this architecture"
     )
     known: Basis = "exact" if layout.hparams.known else "derived"

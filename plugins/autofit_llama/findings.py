@@ -50,7 +50,7 @@ def _known(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
     if not hparams.known:
         message = f"the architecture {hparams.arch!r} is not known here: its cache and compute are bounded"
         yield _finding("warning", "unknown-architecture", message)
-    elif not found.layout.is_exact:
+    elif not found.layout.has_graph:
         message = f"no graph for the architecture {hparams.arch!r}: the compute buffers are an upper bound"
         yield _finding("info", "bounded-compute", message)
     other = next((device for device in run.devices if device.api not in ("cuda", "rpc")), None)

@@ -62,7 +62,8 @@ class Layout:
     cache_host_bytes: int
     cache_layer_bytes: Mapping[int, int]
     compute: ComputeBuffers
-    is_exact: bool  #: the compute buffers come from a graph, not from a bound
+    has_graph: bool  #: the compute buffers come from a graph, not from a bound
+    is_exact: bool  #: and by rules that were held against the engine
 
 
 class Sized:
@@ -134,12 +135,12 @@ def lay_out(
             pipeline=pipeline,
             dry_run=dry_run,
         )
-        is_exact = all(rules.is_exact for rules in devices)
+        has_graph = True
     except UnsupportedModelError:
         compute = bound_buffers(
             hp, context, sized.tensors, plan.homes, devices, layer_bytes=per_layer, pipeline=pipeline
         )
-        is_exact = False
+        has_graph = False
     return Layout(
         hparams=hp,
         context=context,
@@ -151,7 +152,8 @@ def lay_out(
         cache_host_bytes=on_host,
         cache_layer_bytes=per_layer,
         compute=compute,
-        is_exact=is_exact,
+        has_graph=has_graph,
+        is_exact=has_graph and all(rules.is_exact for rules in devices),
     )
 
 
