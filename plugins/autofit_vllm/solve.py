@@ -308,21 +308,16 @@ def kv_dtypes(problem: Problem) -> list[str | None]:
 # -- One layout ------------------------------------------------------------------------------------
 
 
-def best_of_layout(
-    problem: Problem,
-    layout: Layout,
-    values: Mapping[str, Any],
-    *,
-    offload: Offload | None = None,
-    target: int | None = None,
-) -> Candidate:
+def best_of_layout(problem: Problem, layout: Layout, values: Mapping[str, Any]) -> Candidate:
     """The largest steps and the most sequences with which the target length fits, else the longest length.
 
     Raises:
         EngineRefusalError
     """
-    target = problem.target if target is None else target
-    base = _Base.of(problem, layout, values, offload=offload)
+    return _best(problem, _Base.of(problem, layout, values), problem.target)
+
+
+def _best(problem: Problem, base: _Base, target: int) -> Candidate:
     steps = list(_ladder(problem, base))
     best = base.candidate(*steps[-1])
     if not best.fits:
@@ -397,9 +392,7 @@ class _Base:
     offload: Offload | None
 
     @classmethod
-    def of(
-        cls, problem: Problem, layout: Layout, values: Mapping[str, Any], *, offload: Offload | None = None
-    ) -> _Base:
+    def of(cls, problem: Problem, layout: Layout, values: Mapping[str, Any]) -> _Base:
         devices = layout.devices
         settings = _with(problem, layout, values, max_model_len=problem.lengths[0])
         gpu = gpu_of(devices)
@@ -414,7 +407,7 @@ class _Base:
             ranks=ranks_of(devices, config, problem.request.margins),
             weights=weights,
             kv=plan_kv(problem.model, config),
-            offload=offload or given_offload(settings, weights),
+            offload=given_offload(settings, weights),
         )
 
     def candidate(self, tokens: int, seqs: int) -> Candidate:
@@ -546,7 +539,7 @@ def _offloaded(problem: Problem, found: Sequence[Candidate]) -> list[Candidate]:
             for moved in _ways(problem, base, length, params):
                 pinned = moved.host_bytes * candidate.parallel.tp * candidate.parallel.dp
                 if not available or pinned + candidate.evaluation.host_bytes <= available:
-                    result.append(best_of_layout(problem, layout, values, offload=moved, target=length))
+                    result.append(_best(problem, dataclasses.replace(base, offload=moved), length))
     return result
 
 
