@@ -31,7 +31,7 @@ def user_dir(env: Mapping[str, str] | None = None, platform: str = sys.platform)
     env = os.environ if env is None else env
     if stated := env.get("AUTOFIT_PROFILES"):
         return Path(stated)
-    home = Path(env.get("HOME") or env.get("USERPROFILE") or "~").expanduser()
+    home = Path(os.path.expanduser(env.get("HOME") or env.get("USERPROFILE") or "~"))  # noqa: PTH111 - never raises
     if platform == "win32":
         return Path(env.get("APPDATA") or home / "AppData" / "Roaming") / "autofit"
     if platform == "darwin" and not env.get("XDG_CONFIG_HOME"):

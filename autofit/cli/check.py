@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not args.engine_args:
         raise UsageError(
-            "autofit check: no command", hint="write it after --: autofit check -- llama-server -m model.gguf"
+            "check: no command", hint="write it after --: autofit check -- llama-server -m model.gguf"
         )
     wishes = collect(args, host().backend_of_program(tuple(args.engine_args)).name)
     facts = {name: wishes.get(name) for name in ("margin", "device") if wishes.get(name)}

@@ -25,8 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.disable()  # a run is short, and a model has tens of thousands of tensors to walk again and again
 
     arguments = list(sys.argv[1:] if argv is None else argv)
+    open_streams()
     try:
-        return run(arguments)
+        code = run(arguments)
+        sys.stdout.flush()
+        return code
     except AutofitError as error:
         from autofit.host import is_debug
 
@@ -40,8 +43,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        report(error)
+        return 1
     except KeyboardInterrupt:
         return 130
+
+
+def open_streams() -> None:
+    """Standard streams that take any text: bytes of a file's name as they are, what the locale lacks escaped."""
+    import codecs
+    import os
+
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - lives as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - the same
+    codecs.register_error("autofit.written", written)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="autofit.written")
+
+
+def written(error: UnicodeError) -> tuple[bytes, int]:
+    """How characters that an encoding lacks are written (a handler of `codecs`)."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    # U+DC80 to U+DCFF stand for the bytes of a name that is no text (PEP 383)
+    parts = [
+        bytes([ord(c) - 0xDC00]) if "\udc80" <= c <= "\udcff" else c.encode("ascii", "backslashreplace") for c in text
+    ]
+    return b"".join(parts), error.end
 
 
 def run(arguments: list[str]) -> int:
@@ -95,7 +127,7 @@ def new_parser(word: str, summary: str) -> argparse.ArgumentParser:
         def error(self, message: str) -> None:  # type: ignore[override]
             from autofit.errors import UsageError
 
-            raise UsageError(f"autofit {word}: {message}", hint=f"see `autofit {word} --help`")
+            raise UsageError(f"{word}: {message}", hint=f"see `autofit {word} --help`")
 
     return Parser(prog=f"autofit {word}", description=summary, allow_abbrev=False)
 

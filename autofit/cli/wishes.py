@@ -73,5 +73,6 @@ def collect(args: argparse.Namespace, backend: str) -> Wishes:
 def settings_files() -> list[Path]:
     """`autofit.toml` here, then the user's."""
     config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    places = [Path(SETTINGS_FILE), Path(config).expanduser() / "autofit" / SETTINGS_FILE]
+    # os.path leaves a `~` alone that it cannot look up, pathlib raises
+    places = [Path(SETTINGS_FILE), Path(os.path.expanduser(config)) / "autofit" / SETTINGS_FILE]  # noqa: PTH111
     return [path for path in places if path.is_file()]
