@@ -263,7 +263,7 @@ def bounds_of(pins: Pins, devices: Sequence[Device], n_blocks: int) -> Bounds:
         heads=heads,
         lean=(0, 0) if moves else (0, n),
         order=None if given.devices is None else tuple(device.id for device in devices),
-        split=given.tensor_split,
+        split=given.tensor_split if len(devices) > 1 else None,  # one device takes every row, whatever its number
         parts=not moves,
         # A buffer of a remote device is named by its address too, which only the user's own -ot can know.
         overflow=all(device.api != "rpc" for device in devices),

@@ -45,6 +45,10 @@ def test_a_split_that_leaves_devices_without_layers() -> None:
     assert [pool.id for pool in found.memory.pools] == ["GPU0", "GPU1", "GPU2", "host"]
 
 
+def test_a_number_for_the_only_device_says_nothing() -> None:
+    assert figures(plan("-ts", "3")) == figures(plan())
+
+
 def test_a_margin_belongs_to_its_device_in_any_order() -> None:
     two = machine("rtx-3060-12gb", "rtx-4090")
     found = plan(on=two, margin="3GiB,512MiB")
