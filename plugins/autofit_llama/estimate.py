@@ -314,9 +314,13 @@ def _pools(
     devices: Sequence[Device], machine: Machine, items: Mapping[str, list[MemoryItem]], host: Sequence[MemoryItem],
     margins: Sequence[Margin],
 ) -> Memory:  # fmt: skip
-    """One pool per device, the host last; devices that draw on the host's memory are part of its pool."""
+    """One pool per device, the host last; devices that draw on the host's memory are part of its pool.
+
+    Such a device may take less than the host has (Metal's working set, a GTT limit): what it lacks, the pool lacks.
+    """
     pools = []
     shared: list[MemoryItem] = []
+    lacking: list[int] = []
     for i, device in enumerate(devices):
         margin = (
             margins[min(i, len(margins) - 1)].of(device.total_bytes or device.free_bytes or 0)
@@ -326,6 +330,8 @@ def _pools(
         reserve = () if margin == 0 else (_reserve(margin),)
         if device.pool == HOST_POOL:
             shared += (*items[device.id], *reserve)
+            if device.free_bytes is not None:
+                lacking.append(sum(item.n_bytes for item in items[device.id]) + margin - device.free_bytes)
             continue
         pools.append(
             PoolUse(
@@ -340,13 +346,17 @@ def _pools(
     free = machine.host.available_bytes
     every = (*shared, *host)
     kept = sum(item.n_bytes for item in every if item.kind == "reserve")
+    budget = None if free is None else max(free - kept, 0)
+    if any(lack > 0 for lack in lacking):
+        used = sum(item.n_bytes for item in every) - kept
+        budget = max(0, used - max(lacking) if budget is None else min(budget, used - max(lacking)))
     pools.append(
         PoolUse(
             id=HOST_POOL,
             name="main memory" if not shared else "unified memory",
             total_bytes=machine.host.total_bytes,
             free_bytes=free,
-            budget_bytes=None if free is None else max(free - kept, 0),
+            budget_bytes=budget,
             items=every,
         )
     )

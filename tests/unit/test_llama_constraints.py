@@ -120,3 +120,21 @@ def test_a_model_of_another_format(tmp_path) -> None:
         autofit.check(["llama-server", "-m", str(tmp_path)], machine("rtx-3090"))
     assert isinstance(raised.value, ModelError)
     assert "llama.cpp reads GGUF files" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["m2-max-32gb", "strix-halo-32gb"])
+def test_a_shared_device_has_a_limit_of_its_own(name: str) -> None:
+    """Metal's working set, a GTT limit: main memory that the device may not take is not the device's."""
+    shared = autofit.load_machine(name)
+    limit = shared.devices[0].free_bytes
+    assert limit is not None
+    assert shared.host.available_bytes is not None
+    assert limit < shared.host.available_bytes
+    all_on_device = ["llama-server", "-m", MIXTRAL, "-ngl", "99", "-c", "4096", "-cram", "0"]
+    model = autofit.read_model(MIXTRAL)
+    assert not autofit.check(all_on_device, shared, model=model).fits
+    found = plan(on=shared)
+    assert found.fits
+    report = found.engine_report["devices"]
+    assert isinstance(report, list)
+    assert sum(report[0][f"{kind}_bytes"] for kind in ("model", "context", "compute")) <= limit
