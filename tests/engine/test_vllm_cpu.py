@@ -46,6 +46,7 @@ COMMON = {
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 64},
+    "qwen2": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_hidden_layers": 3},
     "mixtral": {
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",
@@ -157,6 +158,10 @@ def test_starts_as_predicted(directory: Path, tmp_path: Path, name: str) -> None
     assert logged, log.read_text()[-3000:]
     tokens, length, concurrency = logged.groups()
     report = plan["engine_report"]
+    print(
+        f"{name}: predicted {report['kv_cache_tokens']:,} tokens {report['max_concurrency']:.2f}x, "
+        f"logged {tokens} tokens {concurrency}x"
+    )
     assert int(length.replace(",", "")) == report["max_model_len"] == 1024
     assert int(tokens.replace(",", "")) == report["kv_cache_tokens"]
     assert float(concurrency) == report["max_concurrency"]
