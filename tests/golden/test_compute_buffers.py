@@ -5,12 +5,16 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 
+import autofit
 import pytest
 
 import recorded
+from autofit_llama.backend import LlamaBackend
 from autofit_llama.graph import compute_buffers
 from autofit_llama.graph.model import GraphModel
 from autofit_llama.layout import Layout, lay_out
+from commands import tiny_rows
+from descriptors import spec
 
 N_PER_ARCH = 8
 
@@ -35,6 +39,19 @@ def test_compute_buffers_are_those_of_the_engine(arch: str) -> None:
         found = [*layout.compute.device_bytes, layout.compute.host_bytes]
         expected = [*(device[2] for device in row["devices"]), row["host"][2]]
         assert found == expected, row
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_commands_for_tiny_models_of_every_architecture(part: int) -> None:
+    """As a user gives them: single tensors moved about, draft heads, odd numbers of tokens."""
+    backend = LlamaBackend()
+    for row in tiny_rows()[part::4]:
+        if "devices" in row:
+            machine = autofit.load_machine(*(f"generic-cuda:{mib}MiB" for mib in row["free_mib"]), ram="64GiB")
+            command = backend.parse([row["program"], *row["args"]])
+            report = backend.check(command, spec("tiny", row["model"]), machine).engine_report
+            found = [pool["compute_bytes"] for pool in (*report["devices"], report["host"])]
+            assert found == [pool[2] for pool in (*row["devices"], row["host"])], row
 
 
 def test_flash_attention_resolves_as_the_engine_says() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from autofit.errors import EngineRefusalError
+
 from autofit_llama.graph.archs import builder_for
 from autofit_llama.graph.builder import HYPER_OPS, Builder, Fused, Graph
 from autofit_llama.graph.devices import DeviceRules
@@ -43,6 +45,7 @@ def compute_buffers(
 
     Raises:
         UnsupportedModelError: no graph for this architecture.
+        EngineRefusalError: the engine's own graph cannot be built.
     """
     context = model.context
     builder = builder_for(model.hparams.arch, draft=context.mtp)
@@ -53,9 +56,15 @@ def compute_buffers(
 
     n_tokens, n_seqs, n_outputs = context.n_tokens, context.n_seq_max, context.n_outputs
     sizes, n_splits = _reserve(builder, model, scheduler, resolved, n_tokens, n_seqs, n_outputs, not dry_run, shorten)
+    one_sequence = model.hparams.arch in _ONE_SEQUENCE
+    if one_sequence and n_tokens % model.n_streams and not all(model.hparams.is_recr[:-1]):
+        raise EngineRefusalError(
+            f"llama.cpp aborts: {n_tokens} tokens do not divide into {model.n_streams} sequences",
+            hint="with this architecture, make -ub a multiple of -np, or unify the cache with -kvu",
+        )
     if not dry_run:
         reserves = [(n_seqs, n_seqs, n_seqs)]
-        if model.hparams.arch in _ONE_SEQUENCE:
+        if one_sequence:
             reserves.append((n_tokens, 1, n_outputs))
         for batch in reserves:
             more, _ = _reserve(builder, model, scheduler, resolved, *batch, True, shorten)
