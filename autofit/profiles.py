@@ -16,6 +16,7 @@ from autofit.errors import AutofitError, UsageError
 
 Kind = Literal["hardware", "presets"]
 MAX_FILE_BYTES = 1 << 20
+MAX_LINE_CHARACTERS = 1024
 ABOUT_PRESET = ("schema", "name", "summary")
 
 
@@ -83,9 +84,13 @@ def parse_toml(text: str, name: str, error: type[AutofitError] = UsageError) -> 
     """
     import tomllib
 
+    # the time that a key takes grows with the square of its dots, and a key is on one line
+    long = next((i for i, line in enumerate(text.split("\n"), 1) if len(line) > MAX_LINE_CHARACTERS), None)
+    if long is not None:
+        raise error(f"{name}: line {long} is longer than {MAX_LINE_CHARACTERS} characters")
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as cause:
+    except ValueError as cause:  # a number of too many digits is none of tomllib's own errors
         raise error(f"{name}: {cause}") from cause
     except RecursionError as cause:
         raise error(f"{name}: nested too deeply") from cause

@@ -6,7 +6,6 @@ remembers which that was.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,6 @@ from autofit.domain.units import parse_size, parse_tokens
 from autofit.errors import UsageError
 
 SETTINGS_FILE = "autofit.toml"
-MAX_SETTINGS_BYTES = 1 << 20
 
 
 def parse_context(text: str) -> int | None:
@@ -186,6 +184,9 @@ def from_table(table: Mapping[str, Any], where: str, backend: str) -> dict[str, 
     Raises:
         UsageError: an unknown key (with a suggestion) or a value that does not parse; `where` is named.
     """
+    wrong = next((key for key, value in table.items() if isinstance(value, Mapping) and _is_wish(key)), None)
+    if wrong is not None:
+        raise UsageError(f"{where}: {wrong} is a table, not a value")
     merged = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     section = table.get(backend, {})
     if isinstance(section, Mapping):
@@ -205,13 +206,13 @@ def from_table(table: Mapping[str, Any], where: str, backend: str) -> dict[str, 
             raise UsageError(f"{where}: unknown key {key!r}", hint=suggest(key, [*BY_NAME, "engine_args"]))
         if isinstance(value, bool):
             value = "true" if value else "false"
-        texts = [str(item) for item in value] if isinstance(value, list) else str(value)
-        parsed[name] = _parse(
-            wish,
-            texts if wish.many and isinstance(texts, list) else [texts] if wish.many else texts,
-            f"{where}: {key}",
-        )
+        texts = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+        parsed[name] = _parse(wish, texts if wish.many else ",".join(texts), f"{where}: {key}")
     return parsed
+
+
+def _is_wish(key: str) -> bool:
+    return key.replace("-", "_") in {*BY_NAME, "engine_args"}
 
 
 def read_settings_file(path: Path, backend: str) -> dict[str, Any]:
@@ -220,17 +221,9 @@ def read_settings_file(path: Path, backend: str) -> dict[str, Any]:
     Raises:
         UsageError: not TOML, too large, or a key or value that makes no sense.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_SETTINGS_BYTES + 1)
-        if len(data) > MAX_SETTINGS_BYTES:
-            raise UsageError(f"{path}: larger than 1 MiB")
-        table = tomllib.loads(data.decode())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from error
-    return from_table(table, str(path), backend)
+    from autofit.profiles import parse_toml, read_text
+
+    return from_table(parse_toml(read_text(path), str(path)), str(path), backend)
 
 
 def suggest(word: str, known: Sequence[str]) -> str | None:

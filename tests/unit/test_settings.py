@@ -15,9 +15,7 @@ def test_the_first_place_that_has_a_value_wins_and_is_remembered() -> None:
             ("environment", settings.from_environment({"AUTOFIT_CONTEXT": "16k", "AUTOFIT_PARALLEL": "2"})),
             (
                 "preset",
-                settings.from_table(
-                    {"context": "32k", "parallel": 8, "prefer": "context"}, "preset x", "llama"
-                ),
+                settings.from_table({"context": "32k", "parallel": 8, "prefer": "context"}, "preset x", "llama"),
             ),
         ]
     )
@@ -30,9 +28,7 @@ def test_the_first_place_that_has_a_value_wins_and_is_remembered() -> None:
 
 def test_a_backends_table_overrides_the_file_and_engine_args_come_before_the_users(tmp_path: Path) -> None:
     path = tmp_path / "autofit.toml"
-    path.write_text(
-        'margin = "1GiB"\n[llama]\nmargin = "8%"\nengine_args = ["-fa", "on"]\n[vllm]\nparallel = 9\n'
-    )
+    path.write_text('margin = "1GiB"\n[llama]\nmargin = "8%"\nengine_args = ["-fa", "on"]\n[vllm]\nparallel = 9\n')
     wishes = settings.merge([("settings file", settings.read_settings_file(path, "llama"))])
     request = settings.to_request(wishes, engine_args=["-ngl", "5"])
     assert request.margins == (Margin(fraction=0.08),)
@@ -50,9 +46,7 @@ def test_a_backends_table_overrides_the_file_and_engine_args_come_before_the_use
         ("prefer = 'cheap'", "not one of"),
     ],
 )
-def test_a_bad_settings_file_is_one_line_that_names_the_file(
-    tmp_path: Path, content: str, message: str
-) -> None:
+def test_a_bad_settings_file_is_one_line_that_names_the_file(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "autofit.toml"
     path.write_text(content)
     with pytest.raises(UsageError) as caught:
@@ -99,3 +93,36 @@ def test_every_wish_parses_an_example_or_refuses_nonsense() -> None:
             continue
         with pytest.raises(UsageError):
             wish.parse("\x00nonsense")
+
+
+def test_lists_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "autofit.toml"
+    path.write_text('margin = ["1GiB", "8%"]\non = ["rtx-3090", "t4"]\n', encoding="utf-8")
+    assert settings.read_settings_file(path, "llama") == {
+        "margin": (Margin(n_bytes=1 << 30), Margin(fraction=0.08)),
+        "on": ("rtx-3090", "t4"),
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "context = [1, 2]",
+        "context = {a = 1}",
+        "context = " + "9" * 900,
+        "context = " + "9" * 5000,
+        "a = " + "[" * 900,
+        "a = " + "[\n" * 100_000,
+        "a." * 60_000 + "b = 1",
+        "force = 3",
+        "x = 1\n" * 300_000,
+    ],
+)
+def test_hostile_files_are_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "autofit.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        settings.read_settings_file(path, "llama")
+    assert str(path) in caught.value.message
+    assert "\n" not in caught.value.message
+    assert len(caught.value.message) < len(str(path)) + 200
