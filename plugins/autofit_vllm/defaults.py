@@ -285,6 +285,8 @@ def resolve_kv_dtype(settings: VllmSettings, model: VllmModel, gpu: Gpu, quantiz
         )
     if wanted == "auto":
         wanted = quantization.kv_cache_dtype or "auto"
+        if wanted == "fp8" and (quantization.name or "").startswith("modelopt"):
+            wanted = "fp8_e4m3"
         if wanted == "auto" and model.architecture == "GlmMoeDsaForCausalLM" and gpu.cc[0] == 10:
             wanted = "fp8_e4m3"
     if model.architecture == "DeepseekV32ForCausalLM" and wanted == "bfloat16":
