@@ -463,6 +463,16 @@ def findings_of(evaluation: Evaluation, machine: Machine) -> list[Finding]:
                 f"({capacity.n_blocks}); use --max-num-seqs {capacity.n_blocks} or less",
             )
         )
+    towers = sum(stage.tower_bytes for stage in evaluation.weights)
+    if config.images and towers:
+        found.append(
+            Finding(
+                severity="info",
+                code="images-kept",
+                message=f"encoders of images and sound take {format_bytes(towers)} of weights, and memory in the "
+                "first step; --language-model-only leaves them out if only text is wanted",
+            )
+        )
     n_ranks = len(evaluation.ranks)
     shm = machine.host.shm_bytes
     if n_ranks > 1 and shm is not None and shm < SHM_BYTES:

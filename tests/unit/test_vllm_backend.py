@@ -312,6 +312,15 @@ def test_image_processes_share_the_gpu() -> None:
     assert shared["available_kv_cache_bytes"] == [plain - 2 * GIB]
 
 
+def test_encoders_are_named_where_they_could_be_left_out() -> None:
+    model = CONFIGS / "qwen3.5-27b-fp8"
+    machine = autofit.load_machine("h100-80gb", ram="64GiB")
+    seeing, blind = plan(model, machine=machine), plan(model, "--language-model-only", machine=machine)
+    assert "images-kept" in codes(seeing)
+    assert "images-kept" not in codes(blind)
+    assert blind.engine_report["available_kv_cache_bytes"] > seeing.engine_report["available_kv_cache_bytes"]  # type: ignore[operator]
+
+
 def test_graphs_may_stay_out_of_the_estimate() -> None:
     inside = check(LLAMA).engine_report["available_kv_cache_bytes"]
     variable = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
