@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from autofit.domain.model import ModelSpec, TensorInfo
+from autofit.domain.text import printable
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_vllm.architectures.config import Config
@@ -198,7 +199,8 @@ def bound_model(spec: ModelSpec) -> VllmModel:
     root = Config(spec.metadata)
     text = root.section("text_config")
     text = text if text.given else root
-    words = ", ".join(str(word)[:60] for word in root.items_of("architectures")) or root.model_type or "unnamed"
+    named = ", ".join(printable(str(word), 60) for word in root.items_of("architectures")[:4])
+    words = named or printable(root.model_type, 60) or "unnamed"
     if not spec.tensors:
         raise UnsupportedModelError(
             f"architecture {words} is not known here, and there are no tensors to bound it by",

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
+from autofit.domain.text import printable
+from autofit.errors import ModelError
+
 from autofit_vllm.dtypes import dtype_bytes
 from autofit_vllm.lora import LoraSpec, lora_bytes
 from autofit_vllm.model import (
@@ -162,10 +165,17 @@ def weights_per_rank(
 
     Raises:
         EngineRefusalError: heads, features, experts, blocks or layers that cannot be divided so.
+        ModelError: sizes that make no sense.
     """
-    return tuple(
-        _stage_weights(model, parallel, stage, dtype, quantization, lora, with_draft) for stage in range(parallel.pp)
-    )
+    try:
+        return tuple(
+            _stage_weights(model, parallel, stage, dtype, quantization, lora, with_draft)
+            for stage in range(parallel.pp)
+        )
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # What the configuration says per layer is read here for the first time: a group of nothing, say.
+        cause = f"{type(error).__name__}: {printable(str(error), 80)}"
+        raise ModelError(f"config.json: its weights cannot be laid out ({cause})") from error
 
 
 def _stage_weights(
@@ -187,9 +197,7 @@ def _stage_weights(
     created = sum(by_kind.values())
     loaded = created - by_kind["scale"]
     if quantization.while_loading:
-        tensors = rank_tensors(
-            model, parallel, stage, dtype=dtype, quantization=quantization, loaded=True
-        )
+        tensors = rank_tensors(model, parallel, stage, dtype=dtype, quantization=quantization, loaded=True)
         loaded = sum(tensor.n_bytes for tensor in tensors)
     draft = 0
     if with_draft and model.draft is not None and stage == parallel.pp - 1:

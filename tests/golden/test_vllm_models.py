@@ -3,11 +3,8 @@ quantisations, on several GPUs, split in several ways. Recorded byte for byte.""
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections import Counter, defaultdict
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,8 +22,8 @@ from autofit_vllm.model import (
 from autofit_vllm.quantization import quantization_for
 from autofit_vllm.weights import weights_per_rank
 from vllm_models import GPUS
+from vllm_recorded import recorded
 
-DATA = Path(__file__).parents[1] / "data" / "vllm" / "models.json.gz"
 #: how vLLM calls the kinds of cache
 SPECS = {
     "full": "FullAttention",
@@ -34,13 +31,6 @@ SPECS = {
     "chunked": "ChunkedLocalAttention",
     "cross": "CrossAttention",
 }
-
-
-@cache
-def recorded() -> dict[str, Any]:
-    with gzip.open(DATA, "rt", encoding="utf-8") as file:
-        data: dict[str, Any] = json.load(file)
-    return data
 
 
 def models() -> list[str]:

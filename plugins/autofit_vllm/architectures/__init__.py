@@ -167,12 +167,16 @@ def _page(architecture: str) -> Callable[[Builder], None]:
 
 def causal_page(text: Config) -> Callable[[Builder], None]:
     """The page of a language model inside another, by its own `architectures` or its model type."""
-    names = [name for name in text.items_of("architectures") if name in _BY_ARCHITECTURE]
+    names = [
+        name
+        for name in text.items_of("architectures")
+        if isinstance(name, str) and name in _BY_ARCHITECTURE and name not in MULTIMODAL
+    ]
     if names:
         return _page(names[0])
     if text.model_type in _CAUSAL:
         return _page(_CAUSAL[text.model_type])
-    raise UnsupportedModelError(f"text_config of model type {text.model_type} is not known here")
+    raise UnsupportedModelError(f"text_config of model type {printable(text.model_type, 60)} is not known here")
 
 
 #: the causal language model of a model type (transformers: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -270,8 +274,9 @@ def build_from_config(raw: Mapping[str, Any], options: Options | None = None) ->
     root = Config(raw)
     architecture = choose_architecture(root)
     if architecture is None:
-        words = ", ".join(str(name)[:60] for name in root.items_of("architectures")) or root.model_type
-        raise UnsupportedModelError(f"architecture {words or 'unnamed'} is not known")
+        named = ", ".join(printable(str(name), 60) for name in root.items_of("architectures")[:4])
+        words = named or printable(root.model_type, 60) or "unnamed"
+        raise UnsupportedModelError(f"architecture {words} is not known here")
     options = options or Options()
     builder = Builder(root, root, options)
     base, conversion = _base(architecture)

@@ -8,6 +8,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from autofit.domain.text import printable
 from autofit.errors import ModelError, UnsupportedModelError
 
 Whole = int  #: the type, where the method of that name hides it
@@ -87,7 +88,7 @@ class Config(Mapping[str, Any]):
             value = default
         if value is None:
             raise UnsupportedModelError(
-                f"config.json ({self.model_type or 'no model_type'}) does not say {keys[0]}",
+                f"config.json ({printable(self.model_type, 60) or 'no model_type'}) does not say {keys[0]}",
                 hint="use the config.json that the model was published with",
             )
         if value < 0:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from autofit.errors import EngineRefusalError, UnsupportedModelError
+from autofit.domain.text import printable
+from autofit.errors import EngineRefusalError, ModelError, UnsupportedModelError
 
 from autofit_vllm.quantization.autoround import auto_round
 from autofit_vllm.quantization.compressed import compressed_tensors
@@ -103,7 +104,12 @@ def quantization_for(
     if method is None:
         found = _unquantised_checkpoint(requested)
     else:
-        found = _read(method, raw or {}, generation, model_type, quantised_layers)
+        try:
+            found = _read(method, raw or {}, generation, model_type, quantised_layers)
+        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+            # The file is untrusted: a number where a list should be, a group of nothing.
+            cause = f"{type(error).__name__}: {printable(str(error), 80)}"
+            raise ModelError(f"config.json: quantization_config makes no sense ({cause})") from error
         _check_request(requested, method, found)
     if found.name in ("fbgemm_fp8", "fp_quant") and not allow_deprecated:
         raise EngineRefusalError(
@@ -176,7 +182,7 @@ def _read(
             f"Unknown quantization method: {method}", hint=f"install the plug-in {_PLUGINS[method]} into vLLM"
         )
     if method not in METHODS:
-        raise EngineRefusalError(f"Unknown quantization method: {method}.")
+        raise EngineRefusalError(f"Unknown quantization method: {printable(method, 60)}.")
     raise UnsupportedModelError(
         f"the layout of {method} checkpoints is not known here",
         hint="check the plan against `vllm serve`'s own log",

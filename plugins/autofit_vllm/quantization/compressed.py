@@ -57,7 +57,7 @@ class Arguments:
             block = [int(side) for side in block.split("x", 1) if side.isdigit()]
         sides = tuple(block) if isinstance(block, list | tuple) and len(block) == 2 else None
         try:
-            return cls(
+            read = cls(
                 bits=int(raw.get("num_bits", 8)),
                 kind=str(raw.get("type", "int")),
                 symmetric=bool(raw.get("symmetric", True)),
@@ -67,8 +67,11 @@ class Arguments:
                 block=None if sides is None else (int(sides[0]), int(sides[1])),
                 scale_dtype=None if raw.get("scale_dtype") is None else str(raw["scale_dtype"]),
             )
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise EngineRefusalError("quantization_config: a group's weights make no sense") from None
+        if not 0 < read.bits <= 32 or read.group == 0 or min(*(read.block or (1, 1)), 1) < 1:
+            raise EngineRefusalError("quantization_config: a group's weights make no sense")
+        return read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -172,6 +172,8 @@ def fp8(config: Mapping[str, Any], *, experts: Scheme | None = None) -> Fp8:
     block = config.get("weight_block_size")
     if block is not None and (not isinstance(block, list | tuple) or len(block) != 2):
         raise EngineRefusalError("The quantization block size of weight must have 2 dimensions")
+    if block is not None and any(type(side) is not int or side < 1 for side in block):
+        raise EngineRefusalError(f"quantization_config: blocks of {block}")
     if block is not None and activation != "dynamic":
         raise EngineRefusalError("The block-wise quantization only supports dynamic activation scheme")
     ignored = config.get("ignored_layers") or config.get("modules_to_not_convert") or ()

@@ -88,6 +88,8 @@ def group_size_of(config: Mapping[str, object], *keys: str, default: int | None 
         value = config.get(key)
         if isinstance(value, bool) or not isinstance(value, int):
             continue
+        if not -1 <= value < 1 << 32 or (value == 0):
+            raise EngineRefusalError(f"quantization_config: {key} is {value}")
         return value
     if default is None:
         raise EngineRefusalError(f"quantization_config does not say {keys[0]}")

@@ -1,0 +1,275 @@
+"""Which layers a checkpoint's configuration quantises, what they then keep, and what vLLM refuses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from autofit.errors import AutofitError, EngineRefusalError, UnsupportedModelError
+
+from autofit_vllm.dtypes import dtype_bytes
+from autofit_vllm.model import Experts, Linear, Parallel, Part, Vocabulary
+from autofit_vllm.quantization import NONE, UNQUANTISED, Quantization, quantization_for
+from autofit_vllm.quantization.names import bare, exact_or_regex, regex_matches, skipped
+from autofit_vllm.sharding import experts_shape, linear_shape
+
+HOPPER = (9, 0)
+
+
+def linear(name: str = "model.layers.0.mlp.gate_up_proj", in_size: int = 256, size: int = 512) -> Linear:
+    parts = (Part("gate_proj", size), Part("up_proj", size))
+    return Linear(name=name, stage=0, kind="column", in_size=in_size, parts=parts)
+
+
+def down(name: str = "model.layers.0.mlp.down_proj", in_size: int = 512) -> Linear:
+    return Linear(name=name, stage=0, kind="row", in_size=in_size, parts=(Part("down_proj", 256),))
+
+
+def experts(width: int = 384) -> Experts:
+    return Experts(
+        name="model.layers.0.mlp.experts",
+        stage=0,
+        count=4,
+        top_k=2,
+        hidden_size=256,
+        intermediate_size=width,
+    )
+
+
+def size_of(found: Quantization, module: Linear | Experts, layout: Parallel | None = None) -> int:
+    layout = layout or Parallel()
+    if isinstance(module, Experts):
+        local = experts_shape(module, layout, "bfloat16")
+        tensors = found.experts(module, local).experts(local)
+    else:
+        tensors = found.linear(module).linear(linear_shape(module, layout, "bfloat16"))
+    return sum(math.prod(shape) * dtype_bytes(dtype) for _, shape, dtype in tensors)
+
+
+def gptq(**more: Any) -> dict[str, Any]:
+    return {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, **more}
+
+
+def test_plain_checkpoints_quantise_nothing() -> None:
+    found = quantization_for(None, capability=HOPPER)
+    assert (found.name, found.linear(linear())) == (None, UNQUANTISED)
+    assert size_of(found, linear()) == 1024 * 256 * 2
+
+
+def test_four_bits_in_groups() -> None:
+    weights, groups = 1024 * 256, 2
+    scales_and_zeros = groups * 1024 * 2 + groups * 1024 // 2
+    assert size_of(quantization_for(gptq(), capability=HOPPER), linear()) == weights // 2 + scales_and_zeros
+
+
+def test_one_scale_per_channel_stays_on_every_rank() -> None:
+    found = quantization_for(gptq(group_size=-1), capability=HOPPER)
+    halved = size_of(found, down(), Parallel(tp=2))
+    assert halved == 256 * 256 // 2 + 256 * 2 + 256 // 2
+
+
+def test_eight_bit_floats_have_a_scale_per_part_channel_or_block() -> None:
+    weights = 1024 * 256
+    tensor = {"quant_method": "fp8", "activation_scheme": "static"}
+    assert size_of(quantization_for(tensor, capability=HOPPER), linear()) == weights + 2 * 4 + 2 * 4
+    block = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    assert size_of(quantization_for(block, capability=HOPPER), linear()) == weights + 8 * 2 * 4
+    channel = {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": 8, "type": "float", "strategy": "channel"},
+                "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
+            }
+        },
+    }
+    assert size_of(quantization_for(channel, capability=HOPPER), linear()) == weights + 1024 * 4
+
+
+def test_blocks_of_experts_get_finer_where_ranks_would_split_them() -> None:
+    block = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    found = quantization_for(block, capability=HOPPER)
+    whole, halved = size_of(found, experts()), size_of(found, experts(), Parallel(tp=2))
+    weights = 4 * 3 * 256 * 384
+    assert whole == weights + 4 * 4 * (2 * 3 * 2 + 2 * 3)
+    assert halved == weights // 2 + 4 * 4 * (2 * 3 * 4 + 4 * 3)
+    with pytest.raises(EngineRefusalError, match="not divisible by weight quantization block_n"):
+        size_of(found, experts(width=336), Parallel(tp=2))
+
+
+def test_a_block_may_not_straddle_two_ranks() -> None:
+    found = quantization_for({"quant_method": "fp8", "weight_block_size": [128, 128]}, capability=HOPPER)
+    with pytest.raises(EngineRefusalError, match="block_k = 128"):
+        size_of(found, down(), Parallel(tp=8))
+
+
+def test_groups_that_straddle_two_ranks_need_a_kernel_for_it() -> None:
+    layer, layout = down(in_size=384), Parallel(tp=2)
+    assert size_of(quantization_for(gptq(), capability=HOPPER), layer, layout) > 0, "Machete takes it"
+    with pytest.raises(EngineRefusalError, match="Failed to find a kernel"):
+        size_of(quantization_for(gptq(), capability=(8, 9)), layer, layout)
+    awq = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
+    with pytest.raises(EngineRefusalError, match="not aligned"):
+        size_of(quantization_for(awq, capability=HOPPER), layer, layout)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        gptq(desc_act=True),
+        gptq(bits=3),
+        gptq(sym=False),
+        gptq(group_size=48),
+        {"quant_method": "awq", "bits": 8, "group_size": 128},
+        {"quant_method": "fp8", "activation_scheme": "odd"},
+        {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": [128, 128]},
+        {"quant_method": "hqq"},
+        {"quant_method": "modelopt"},
+        {"quant_method": "modelopt", "quant_algo": "INT3"},
+        {"quant_method": "gptq"},
+    ],
+)
+def test_layouts_that_vllm_refuses(raw: dict[str, Any]) -> None:
+    with pytest.raises(EngineRefusalError):
+        quantization_for(raw, capability=HOPPER)
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gguf"])
+def test_plug_ins_are_named(method: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"Unknown quantization method: {method}") as raised:
+        quantization_for({"quant_method": method}, capability=HOPPER)
+    assert "plug-in" in (raised.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("requested", "fine"),
+    [
+        (None, True),
+        ("gptq", True),
+        ("gptq_marlin", True),
+        ("auto_gptq", True),
+        ("marlin", True),
+        ("awq", False),
+        ("fp8", False),
+        ("nonsense", False),
+    ],
+)
+def test_what_is_asked_for_must_be_what_the_checkpoint_is(requested: str | None, fine: bool) -> None:
+    if fine:
+        assert quantization_for(gptq(), capability=HOPPER, requested=requested).name == "auto_gptq"
+    else:
+        with pytest.raises(EngineRefusalError, match="does not match"):
+            quantization_for(gptq(), capability=HOPPER, requested=requested)
+
+
+def test_quantising_while_loading() -> None:
+    found = quantization_for(None, capability=HOPPER, requested="fp8")
+    assert (found.name, found.while_loading) == ("fp8_per_tensor", True)
+    shape = linear_shape(linear(), Parallel(), "bfloat16")
+    kinds = {tensor.dtype for tensor in found.linear(linear()).loaded_linear(shape)}
+    assert kinds == {"float8_e4m3fn", "float32"}
+    assert size_of(found, linear()) == 1024 * 256 * 2, "created as they are in the checkpoint"
+    with pytest.raises(EngineRefusalError, match="not quantised that way"):
+        quantization_for(None, capability=HOPPER, requested="gptq")
+    with pytest.raises(EngineRefusalError, match="Unknown quantization method: nonsense"):
+        quantization_for(None, capability=HOPPER, requested="nonsense")
+
+
+def test_old_gpus() -> None:
+    with pytest.raises(EngineRefusalError, match=r"Minimum capability: 75\. Current capability: 70"):
+        quantization_for(gptq(), capability=(7, 0))
+
+
+def test_deprecated_methods_must_be_asked_for() -> None:
+    raw = {"quant_method": "fbgemm_fp8"}
+    with pytest.raises(AutofitError):
+        quantization_for(raw, capability=HOPPER)
+
+
+# -- Names
+
+
+def test_wrappers_in_front_of_names_do_not_count() -> None:
+    assert bare("model.language_model.layers.0.mlp") == "layers.0.mlp"
+    assert bare("language_model.model.layers.0.mlp") == "layers.0.mlp"
+    assert bare("model") == "model"
+    assert exact_or_regex("language_model.model.layers.0.mlp.gate", "model.layers.0.mlp.gate")
+
+
+def test_parts_of_a_fused_layer_must_agree() -> None:
+    shards = ("l.q_proj", "l.k_proj", "l.v_proj")
+    assert skipped("l.qkv_proj", shards, list(shards))
+    assert not skipped("l.qkv_proj", shards, ["l.o_proj"])
+    with pytest.raises(EngineRefusalError, match="treats the parts"):
+        skipped("l.qkv_proj", shards, ["l.k_proj"])
+
+
+def test_patterns_leave_layers_out() -> None:
+    raw = gptq(dynamic={r"-:.*\.mlp\.down.*": {}, r".*gate.*": {"bits": 8, "group_size": 32}})
+    found = quantization_for(raw, capability=HOPPER)
+    assert found.linear(down()) is UNQUANTISED
+    assert size_of(found, linear()) == 1024 * 256 + 8 * 1024 * 2 + 8 * 1024
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"(a+)+$", r"(.*)*x", r"(?:a|a)+b", ".*a.*b.*c.*d.*e", "(", "a" * 600],
+)
+def test_patterns_that_might_not_end_are_refused(pattern: str) -> None:
+    with pytest.raises(EngineRefusalError, match="pattern"):
+        regex_matches(pattern, "model.layers.0")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r".*lm_head",
+        r".*mlp\.gate$",
+        r"model\.layers\.(?:[0-9]|1[0-9])\.self_attn\..*",
+        r"^(?!.*self_attn).*$",
+        r".*\.layers\.\d+\.mlp\.experts\.\d+\..*",
+    ],
+)
+def test_patterns_of_published_checkpoints_are_taken(pattern: str) -> None:
+    regex_matches(pattern, "model.layers.0.self_attn.q_proj")
+
+
+def test_ignored_layers_of_one_group() -> None:
+    raw = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "ignore": ["lm_head", "re:.*down_proj"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128},
+            }
+        },
+    }
+    found = quantization_for(raw, capability=HOPPER)
+    assert found.linear(down()) is UNQUANTISED
+    assert found.linear(linear()) is not UNQUANTISED
+    head = Vocabulary(name="lm_head", stage=-2, rows=512, columns=256, head=True)
+    assert found.vocabulary(head) is UNQUANTISED
+
+
+def test_auto_round_gives_layers_widths_of_their_own() -> None:
+    raw = {
+        "quant_method": "auto-round",
+        "bits": 4,
+        "group_size": 128,
+        "sym": True,
+        "packing_format": "auto_round:auto_gptq",
+        "extra_config": {"model.layers.0.mlp.down_proj": {"bits": 16}, ".*layers\\.1\\..*": {"bits": 8}},
+    }
+    found = quantization_for(raw, capability=HOPPER)
+    assert found.name == "inc"
+    assert found.linear(down()) is UNQUANTISED
+    assert size_of(found, linear()) < size_of(found, linear("model.layers.1.mlp.gate_up_proj"))
+
+
+def test_nothing_is_scaled_where_nothing_is_quantised() -> None:
+    assert list(NONE.attention(8, "bfloat16", latent=False)) == []

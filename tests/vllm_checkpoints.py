@@ -1,0 +1,75 @@
+"""The tensors that a checkpoint of a model holds, under the names that it was published with: unfused, one per
+expert, tied heads left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from autofit.domain.model import ModelSpec, TensorInfo
+
+from autofit_vllm.architectures import build_from_config
+from autofit_vllm.model import Experts, Linear, Module, Plain, VllmModel, Vocabulary
+
+TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "F8_E4M3": 1}
+
+
+def tensor(name: str, shape: tuple[int, ...], kind: str = "BF16") -> TensorInfo:
+    return TensorInfo(name, kind, shape, math.prod(shape) * SIZES[kind], 0, 0)
+
+
+def tensors_of(model: VllmModel, prefix: str = "") -> Iterator[TensorInfo]:
+    """Every tensor of an unquantised checkpoint of this model."""
+    seen: set[str] = set()
+    for module in model.modules:
+        if module.name not in seen:
+            seen.add(module.name)
+            for name, shape, dtype in _parts(module):
+                yield tensor(prefix + name, shape, TYPES[dtype or model.dtype])
+
+
+def _parts(module: Module) -> Iterator[tuple[str, tuple[int, ...], str | None]]:
+    if isinstance(module, Linear):
+        names = module.shards
+        sizes = [module.out_size] if len(names) == 1 else [part.size for part in module.parts]
+        for name, size in zip(names, sizes, strict=True):
+            yield f"{name}.weight", (size, module.in_size), module.dtype
+            if module.bias:
+                yield f"{name}.bias", (size,), module.dtype
+    elif isinstance(module, Vocabulary):
+        if module.tied_to is None:
+            yield f"{module.name}.weight", (module.rows, module.columns), module.dtype
+            if module.bias:
+                yield f"{module.name}.bias", (module.rows,), module.dtype
+    elif isinstance(module, Experts):
+        gate, up, down = module.names
+        hidden, width = module.hidden_size, module.intermediate_size
+        for index in range(module.count):
+            for name in (gate, up) if module.gated else (up,):
+                yield f"{module.name}.{index}.{name}.weight", (width, hidden), None
+                if module.bias:
+                    yield f"{module.name}.{index}.{name}.bias", (width,), None
+            yield f"{module.name}.{index}.{down}.weight", (hidden, width), None
+            if module.bias:
+                yield f"{module.name}.{index}.{down}.bias", (hidden,), None
+    elif isinstance(module, Plain):
+        yield module.name, module.shape, module.dtype
+
+
+def spec(config: Mapping[str, Any], tensors: Iterator[TensorInfo] | tuple[TensorInfo, ...] = ()) -> ModelSpec:
+    return ModelSpec(
+        name="model",
+        format="safetensors" if tensors else "config",
+        architecture=str((config.get("architectures") or [""])[0]),
+        files=(),
+        tensors=tuple(tensors),
+        layers=(),
+        metadata=config,
+    )
+
+
+def checkpoint(config: Mapping[str, Any], **options: Any) -> ModelSpec:
+    """A checkpoint just as its configuration describes it."""
+    return spec(config, tensors_of(build_from_config(config), **options))

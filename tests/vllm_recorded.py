@@ -1,0 +1,27 @@
+"""Configurations of published models, from the recorded rows of vLLM."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parent / "data" / "vllm"
+
+
+@cache
+def recorded() -> dict[str, Any]:
+    """`configs` by name, `quantisations` by name, and `rows`."""
+    with gzip.open(DATA / "models.json.gz", "rt", encoding="utf-8") as file:
+        data: dict[str, Any] = json.load(file)
+    return data
+
+
+def config(name: str) -> dict[str, Any]:
+    """A copy of a published `config.json`."""
+    found = recorded()["configs"].get(name)
+    if found is None:
+        found = json.loads((DATA / "configs" / name / "config.json").read_text("utf-8"))
+    return dict(found)
