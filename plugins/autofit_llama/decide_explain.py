@@ -121,7 +121,8 @@ def said(task: Task, found: Found, settings: LlamaSettings) -> Iterator[str]:
         yield "n_ctx"
     if given.devices is None and settings.devices is not None:
         yield "devices"
-    if given.n_gpu_layers is None and found.split.rows:
+    # devices that stay visible take layers unless they are told to take none
+    if given.n_gpu_layers is None and (found.split.rows or (task.devices and settings.devices != ())):
         yield "n_gpu_layers"
     if given.tensor_split is None and settings.tensor_split:
         yield "tensor_split"

@@ -45,6 +45,16 @@ def test_a_split_that_leaves_devices_without_layers() -> None:
     assert [pool.id for pool in found.memory.pools] == ["GPU0", "GPU1", "GPU2", "host"]
 
 
+@pytest.mark.parametrize("pins", [("-sm", "none"), ("-dev", "CUDA0"), ()])
+def test_a_plan_for_the_processor_alone_says_so(pins: tuple[str, ...]) -> None:
+    """A card too small for anything: what stays visible must be told to take no layers."""
+    small = machine("generic-cuda:64MiB")
+    found = plan(*pins, "-nkvo", "--no-op-offload", "-c", "4096", on=small)
+    assert found.fits
+    assert found.memory.pool("host").sum_bytes("weights") > 24 << 30
+    assert figures(autofit.check(found.argv, small, model=autofit.read_model(MIXTRAL))) == figures(found)
+
+
 def test_a_number_for_the_only_device_says_nothing() -> None:
     assert figures(plan("-ts", "3")) == figures(plan())
 
