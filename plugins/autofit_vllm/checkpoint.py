@@ -19,6 +19,7 @@ from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_vllm.architectures.config import Config
 from autofit_vllm.architectures.facts import attention_heads, config_dtype, head_size, key_value_heads
+from autofit_vllm.architectures.registry import KNOWN
 from autofit_vllm.dtypes import SAFETENSORS, dtype_bytes
 from autofit_vllm.model import EVERY, AttentionCache, Parallel, Plain, VllmModel
 from autofit_vllm.quantization import checkpoint_method, quantization_for
@@ -218,6 +219,7 @@ def bound_model(spec: ModelSpec) -> VllmModel:
             f"architecture {words} is not known here, and its configuration does not tell the size of its cache"
         )
     dtype = config_dtype(root, text) or "float32"
+    known = any(word in KNOWN for word in root.items_of("architectures") if isinstance(word, str))
     modules = _bound_modules(spec.tensors, n_layers)
     caches = tuple(
         AttentionCache(
@@ -255,6 +257,7 @@ def bound_model(spec: ModelSpec) -> VllmModel:
                 f"architecture {words} is not known here: weights are an upper bound from the tensors, as if "
                 "tensor parallelism divided none of them"
             ),
+            *(() if known else ("vLLM runs it only if its Transformers backend takes it",)),
         ),
         config=dict(text),
     )
