@@ -22,7 +22,7 @@ from math import inf, prod
 from typing import NamedTuple
 
 HEAD = "host"
-_MAX_STATES = 256  # with more subsets of unlike sites than this, only the given order is tried
+_MAX_STATES = 32  # with more subsets of unlike sites than this, they are tried in one order only
 _SAME_S = 1e-12  # seconds that rounding may make of equal sums
 
 
@@ -108,10 +108,13 @@ class Chain:
     ordered: bool = False
 
 
-def solve(chain: Chain) -> Placement | None:
-    """The fastest placement that fits, or `None`. Of equal ones: least on the host, fewest sites."""
+def solve(chain: Chain, *, below: float = inf) -> Placement | None:
+    """The fastest placement that fits, or `None`. Of equal ones: least on the host, fewest sites.
+
+    Only those that take less than `below` seconds are of interest, which may end the search sooner.
+    """
     if chain.sites:
-        return _Search(chain).best()
+        return _Search(chain).best(below)
     fits = chain.head_room is None or chain.head_bytes[chain.n] <= chain.head_room
     return Placement(chain.n, chain.n, (), chain.head_s[chain.n]) if chain.n in chain.heads and fits else None
 
@@ -195,11 +198,13 @@ _State = tuple[int, ...]
 
 
 class _Found(NamedTuple):
-    """Seconds from some block on, `lean`, and the spans as (class, start, stop)."""
+    """Seconds from some block on, `lean`, the spans up to the first whole block as (class, start, stop), and what
+    is left of the sites behind them."""
 
     seconds: float
     lean: int
     spans: tuple[tuple[int, int, int], ...]
+    rest: _State
 
     @property
     def key(self) -> tuple[float, int, int]:
@@ -217,19 +222,23 @@ class _Search:
         self.ordered = chain.ordered or prod(len(sites) + 1 for sites in kinds.values()) > _MAX_STATES
         # Largest first, so that equal answers do not depend on the order in which sites were given.
         unlike = sorted(kinds.values(), key=lambda sites: (-sum(sites[0].room), sites[0].whole_s[-1]))
-        self.classes = [[site] for site in chain.sites] if self.ordered else unlike
+        if self.ordered:
+            sites = chain.sites if chain.ordered else [site for members in unlike for site in members]
+            self.classes = [[site] for site in sites]
+        else:
+            self.classes = unlike
         self.cut = chain.cut_s or (0.0,) * (chain.n + 1)
         self.whole: dict[tuple[_State, int], list[float]] = {}
         self.after: dict[tuple[_State, int], list[float]] = {}
         self.led: dict[tuple[_State, int, int, int | None], _Found | None] = {}
         self.floor = _Floor(chain)
 
-    def best(self) -> Placement | None:
+    def best(self, below: float = inf) -> Placement | None:
         """The best over all heads, tried in the order of what they can give at least."""
         best: Placement | None = None
         best_key: tuple[float, int, int, int] | None = None
         for bound, head in sorted((self.bound(head), head) for head in self.chain.heads):
-            if bound == inf or (best is not None and bound > best.seconds + _SAME_S):
+            if bound >= below or (best is not None and bound > best.seconds + _SAME_S):
                 break
             found = self.from_head(head)
             if found is None:
@@ -259,7 +268,9 @@ class _Search:
         if found is None:
             return None
         names = [[site.name for site in members] for members in self.classes]
-        spans = tuple(Span(names[k].pop(0), start, stop) for k, start, stop in found.spans)
+        k, _, stop = found.spans[-1]
+        every = (*found.spans, *self.walk(k, found.rest, stop))
+        spans = tuple(Span(names[k].pop(0), start, stop) for k, start, stop in every)
         placement = Placement(head, found.lean, spans, 0.0)
         return placement._replace(seconds=seconds(chain, placement))
 
@@ -402,7 +413,7 @@ class _Search:
             return None
         site = self.classes[k][0]
         time = site.lean_s[j] - site.lean_s[i]
-        return _Found(found.seconds + time, found.lean, ((k, i, j), *found.spans))
+        return found._replace(seconds=found.seconds + time, spans=((k, i, j), *found.spans))
 
     def turn(self, k: int, rest: _State, i: int, head: int, previous: int | None) -> _Found | None:
         """Class `k` takes blocks from `i`, up to some `lean` lean and then whole; whole ones follow."""
@@ -435,7 +446,7 @@ class _Search:
                 best, best_lean, best_stop = time[n] + base, lean, n
         if best_lean < 0:
             return None
-        return _Found(best, best_lean, ((k, i, best_stop), *self.walk(k, rest, best_stop)))
+        return _Found(best, best_lean, ((k, i, best_stop),), rest)
 
 
 class _Floor:

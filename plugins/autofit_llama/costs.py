@@ -34,9 +34,7 @@ PROJECTIONS = (
 )  #: in the order in which they leave a device: small copies first
 _BULK = re.compile(r"\.ffn_(up|down|gate|gate_up)(?:_(?:ch|)exps|(?=\.))")
 _OUTPUT_KERNELS = 4
-_VECTOR_HEAD = (
-    256  #: fattn.cu: longer heads have no vector kernel, so that a quantised cache is unpacked first
-)
+_VECTOR_HEAD = 256  #: fattn.cu: longer heads have no vector kernel, so that a quantised cache is unpacked first
 _COMPRESSED = frozenset(("csa", "hca", "lid"))
 
 
@@ -52,21 +50,23 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block, or (the last) the output layer. `cache` tensors go with its own part."""
+    """One block, or (the last) the output layer. `cache` tensors go with its own part.
+
+    Blocks with the same `alike` cost the same wherever they go.
+    """
 
     slot: int
     own: Part
     bulk: tuple[Part, ...]
     cache: tuple[CacheTensor, ...]
+    alike: int
 
     @property
     def parts(self) -> tuple[Part, ...]:
         return (self.own, *self.bulk)
 
 
-def blocks(
-    hp: HParams, ctx: Context, weights: Iterable[Weight], caches: Iterable[Cache]
-) -> tuple[Block, ...]:
+def blocks(hp: HParams, ctx: Context, weights: Iterable[Weight], caches: Iterable[Cache]) -> tuple[Block, ...]:
     """The blocks of the model in the engine's numbering, then the output layer.
 
     Input embeddings and rope factors are left out: they are where they are whatever the blocks do.
@@ -87,26 +87,75 @@ def blocks(
     for cache in caches:
         for tensor in cache.tensors:
             cached[tensor.il].append((cache, tensor))
-    made: dict[LayerWork, LayerWork] = {}  # equal blocks share one value, which the speed model recognises
+    models: dict[object, Block] = {}
     found_blocks = []
     for slot in range(n):
-        rest = tuple(own[slot])
-        groups = bulk[slot]
-        has_experts = any(kind == "experts" for kind, _ in groups)
-        work = _own_work(hp, ctx, slot, rest, cached[slot], _feed_forward(groups))
-        parts = []
-        for (kind, projection), members in sorted(
-            groups.items(), key=lambda item: PROJECTIONS.index(item[0][1])
-        ):
-            if has_experts and kind == "dense":
-                rest += tuple(members)  # a dense feed-forward beside experts stays with the block
-                work = _own_work(hp, ctx, slot, rest, cached[slot], "experts")
-                continue
-            bulk_work = _bulk_work(hp, slot, kind, members)
-            parts.append(Part(kind, projection, tuple(members), made.setdefault(bulk_work, bulk_work)))
-        block = Part("own", "", rest, made.setdefault(work, work))
-        found_blocks.append(Block(slot, block, tuple(parts), tuple(tensor for _, tensor in cached[slot])))
+        weights_of = [(kind, name, tuple(bulk[slot][kind, name])) for kind, name in sorted(bulk[slot], key=_leaving)]
+        tensors = tuple(tensor for _, tensor in cached[slot])
+        key = (
+            slot == hp.n_layer_all or (hp.is_swa[slot], hp.n_head[slot], hp.n_expert_used[slot]),
+            _signature(own[slot]),
+            tuple((kind, name, _signature(weights)) for kind, name, weights in weights_of),
+            tuple((cache.name, tensor.type, tensor.n_elements, tensor.n_rows) for cache, tensor in cached[slot]),
+        )
+        model = models.get(key)
+        if model is None:
+            models[key] = model = _block(hp, ctx, slot, len(models), own[slot], weights_of, cached[slot])
+            found_blocks.append(model)
+        else:
+            found_blocks.append(_like(model, slot, own[slot], weights_of, tensors))
     return tuple(found_blocks)
+
+
+_Groups = Sequence[tuple[Kind, str, tuple[Weight, ...]]]
+
+
+def _leaving(key: tuple[Kind, str]) -> int:
+    return PROJECTIONS.index(key[1])
+
+
+def _signature(weights: Iterable[Weight]) -> tuple[object, ...]:
+    """Equal for weights of two blocks that differ in the block's number only."""
+    return tuple((weight.name.split(".", 2)[-1], weight.type, weight.ne) for weight in weights)
+
+
+def _block(
+    hp: HParams,
+    ctx: Context,
+    slot: int,
+    alike: int,
+    own: Sequence[Weight],
+    groups: _Groups,
+    cached: Sequence[tuple[Cache, CacheTensor]],
+) -> Block:
+    kinds = {kind for kind, _, _ in groups}
+    rest = _own_weights(own, groups)
+    feed_forward: FeedForwardKind = "experts" if "experts" in kinds else "dense" if kinds else "none"
+    work = _own_work(hp, ctx, slot, rest, cached, feed_forward)
+    parts = tuple(
+        Part(kind, name, weights, _bulk_work(hp, slot, kind, weights)) for kind, name, weights in _moving(groups)
+    )
+    return Block(slot, Part("own", "", rest, work), parts, tuple(tensor for _, tensor in cached), alike)
+
+
+def _like(model: Block, slot: int, own: Sequence[Weight], groups: _Groups, cache: tuple[CacheTensor, ...]) -> Block:
+    """A block that is `model` but for its number; works are shared, which the speed model recognises."""
+    parts = tuple(
+        Part(part.kind, part.projection, weights, part.work)
+        for part, (_, _, weights) in zip(model.bulk, _moving(groups), strict=True)
+    )
+    return Block(slot, Part("own", "", _own_weights(own, groups), model.own.work), parts, cache, model.alike)
+
+
+def _moving(groups: _Groups) -> list[tuple[Kind, str, tuple[Weight, ...]]]:
+    """What may leave the device; a dense feed-forward beside experts stays with the block."""
+    has_experts = any(kind == "experts" for kind, _, _ in groups)
+    return [group for group in groups if not (has_experts and group[0] == "dense")]
+
+
+def _own_weights(own: Sequence[Weight], groups: _Groups) -> tuple[Weight, ...]:
+    moving = _moving(groups)
+    return (*own, *(weight for group in groups if group not in moving for weight in group[2]))
 
 
 def reads(weights: Iterable[Weight]) -> tuple[Read, ...]:
@@ -202,11 +251,6 @@ def _merged(block: Block, here: Mapping[Kind, Sequence[Weight]]) -> LayerWork:
         hidden_bytes=own.hidden_bytes,
         last_token_only=own.last_token_only,
     )
-
-
-def _feed_forward(groups: Mapping[tuple[Kind, str], object]) -> FeedForwardKind:
-    kinds = {kind for kind, _ in groups}
-    return "experts" if "experts" in kinds else "dense" if "dense" in kinds else "none"
 
 
 def _bulk_work(hp: HParams, slot: int, kind: Kind, weights: Sequence[Weight]) -> LayerWork:

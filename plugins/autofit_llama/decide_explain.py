@@ -280,6 +280,8 @@ def _next_layers(search: Search, found: Found) -> NextRejected | None:
         return None
     (first, count), *rest = split_.rows
     more = split_._replace(head=split_.head - 1, rows=((first, count + 1), *rest))
+    if search.problem.bounds.split is not None:
+        more = more._replace(rows=search.rows_at(more.head))
     n = sum(rows for _, rows in more.rows)
     return _lacking(search, found._replace(split=more), str(n), "with one more block")
 

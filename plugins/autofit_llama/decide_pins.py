@@ -255,8 +255,8 @@ def _named(words: Sequence[str], every: Sequence[tuple[str, Device]]) -> tuple[D
 def bounds_of(pins: Pins, devices: Sequence[Device], n_blocks: int) -> Bounds:
     """What the pins leave to the search, for a model of `n_blocks` blocks and an output layer."""
     given, n = pins.settings, n_blocks + 1
-    heads: Sequence[int] = range(n + 1)
-    if given.n_gpu_layers is not None:
+    heads: Sequence[int] = range(n + 1) if devices else (n,)
+    if devices and given.n_gpu_layers is not None:
         heads = (0 if given.n_gpu_layers <= AUTO_LAYERS else max(0, n - given.n_gpu_layers),)
     moves = any(override.kind in _MOVES_BULK for override in given.overrides)
     return Bounds(

@@ -146,22 +146,23 @@ class Search:
                     break
                 self.known.cautious = True
                 continue
-            found = self._prove(candidate, tables, split)
+            found, is_news = self._prove(candidate, tables, split)
             plain = found.split._replace(seconds=0.0)
             tried.add(plain)
             if not found.fits:
                 failed.add(plain)
             elif best is None or found.seconds < best.seconds:
                 best = found
+            if found.fits and not is_news:
+                break  # the same would be proposed again
         self.known.cautious = False
         return best
 
-    def _prove(self, candidate: Candidate, tables: Tables, split: Split) -> Found:
-        """Estimate a split in full, and learn from it."""
+    def _prove(self, candidate: Candidate, tables: Tables, split: Split) -> tuple[Found, bool]:
+        """Estimate a split in full, and learn from it; whether there was anything to learn."""
         split = split._replace(seconds=tables.seconds(split))
         memory = self.measure(candidate, split)
-        self.known.learn(candidate, tables, split, memory)
-        return Found(candidate, split, memory)
+        return Found(candidate, split, memory), self.known.learn(candidate, tables, split, memory)
 
     def _at_pinned_split(self, candidate: Candidate) -> Iterator[Found]:
         """The splits that a pinned `-ts` allows and that look like fitting, the least on the host first.
@@ -169,22 +170,26 @@ class Search:
         The last is tried whatever it looks like, so that there is always one to say what is missing of.
         """
         bounds, tables = self.problem.bounds, self.tables(candidate)
-        names = bounds.order or tuple(target.id for target in tables.targets)
-        n = len(tables.blocks)
         splits = []
         for head in bounds.heads:
-            placement = place_layers(n - 1, n - head, bounds.split or (), len(names))
-            homes = [*placement.blocks, placement.output]
-            rows = tuple((name, homes.count(d)) for d, name in enumerate(names) if d in homes)
             most = bounds.lean[1] if tables.bulk_kind == "experts" and head == 0 else bounds.lean[0]
+            rows = self.rows_at(head)
             splits += [Split(head, rows, n_lean) for n_lean in range(bounds.lean[0], most + 1)]
         splits.sort(key=tables.host_bytes)
         for i, split in enumerate(splits):
             if i == len(splits) - 1 or self._looks_fitting(candidate, tables, split):
-                found = self._prove(candidate, tables, split)
+                found, _ = self._prove(candidate, tables, split)
                 yield found
                 if found.fits:
                     return
+
+    def rows_at(self, head: int) -> tuple[tuple[str, int], ...]:
+        """Rows per device that a pinned `-ts` gives when `head` blocks stay on the host."""
+        bounds, n = self.problem.bounds, self.problem.n_rows
+        names = bounds.order or tuple(self.problem.pool_of)
+        placement = place_layers(n - 1, n - head, bounds.split or (), len(names))
+        homes = [*placement.blocks, placement.output]
+        return tuple((name, homes.count(d)) for d, name in enumerate(names) if d in homes)
 
     def _looks_fitting(self, candidate: Candidate, tables: Tables, split: Split) -> bool:
         kinds, order = {target.id: target.kind for target in tables.targets}, split.order
@@ -199,7 +204,7 @@ class Search:
         """The placement that needs the smallest enlargement of all budgets, with the least on the host."""
         tables = self.tables(candidate)
         if not tables.targets:
-            return self._prove(candidate, tables, Split(len(tables.blocks), ())) if spill else None
+            return self._prove(candidate, tables, Split(len(tables.blocks), ()))[0] if spill else None
 
         def placed(share: float) -> Split | None:
             placement = solve(self.known.chain(candidate, tables, spill=spill, by_bytes=True, share=share))
@@ -219,7 +224,7 @@ class Search:
                     low = middle
                 else:
                     high, split = middle, closer
-            proven = self._prove(candidate, tables, split)
+            proven, _ = self._prove(candidate, tables, split)
             if found is not None and shortfall_bytes(proven.memory) >= shortfall_bytes(found.memory):
                 break
             found = proven

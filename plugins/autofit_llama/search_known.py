@@ -16,6 +16,7 @@ from autofit.solve import Chain, Room
 
 from autofit_llama.search_tables import Split, Tables
 
+GRAIN_BYTES = 32 << 20  #: less room than this is not worth another try, or another flag
 _ENDLESS = 1 << 62
 
 
@@ -52,6 +53,10 @@ class Problem(Protocol):
     def bounds(self) -> Bounds: ...
 
     @property
+    def n_rows(self) -> int:
+        """Blocks and the output layer."""
+
+    @property
     def pool_of(self) -> Mapping[str, str]:
         """Device -> pool; `host` on unified memory."""
 
@@ -86,7 +91,8 @@ class Known:
     _latest: dict[Candidate, dict[Role, int]] = field(default_factory=dict)
     _most: dict[Candidate, dict[Role, int]] = field(default_factory=dict)
 
-    def learn(self, candidate: Candidate, tables: Tables, split: Split, memory: Memory) -> None:
+    def learn(self, candidate: Candidate, tables: Tables, split: Split, memory: Memory) -> bool:
+        """Take note of an estimate; whether it showed room that was not thought to be there."""
         kinds = {target.id: target.kind for target in tables.targets}
         blocks, order = tables.device_bytes(split), split.order
         host = memory.pool(HOST_POOL).used_bytes - tables.host_bytes(split)
@@ -99,10 +105,12 @@ class Known:
                 role = Role(kinds[name], name == order[0], name == order[-1], split.on_host)
                 seen[role] = memory.pool(pool).used_bytes - blocks[name]
         seen[Role(HOST_POOL, False, False, split.on_host)] = host
+        is_news = any(self.beside(candidate, role) - n_bytes > GRAIN_BYTES for role, n_bytes in seen.items())
         most = self._most.setdefault(candidate, {})
         self._latest.setdefault(candidate, {}).update(seen)
         for role, n_bytes in seen.items():
             most[role] = max(n_bytes, most.get(role, 0))
+        return is_news
 
     def beside(self, candidate: Candidate, role: Role) -> int:
         """What stands beside the blocks, as learnt; or what it surely is not below, so that nothing is missed.

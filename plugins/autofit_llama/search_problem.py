@@ -91,6 +91,10 @@ class LaunchProblem:
         return run_of(launch, self.model, self.machine, sized=self.sized)
 
     @property
+    def n_rows(self) -> int:
+        return self.sized.hparams.n_layer_all + 1
+
+    @property
     def pool_of(self) -> Mapping[str, str]:
         return {device.id: device.pool for device in self.devices}
 
@@ -130,7 +134,9 @@ class LaunchProblem:
         return Step(self.n_parallel, self.n_parallel, filled)
 
     def tables(self, candidate: Candidate) -> Tables:
-        key = candidate._replace(n_batch=0, one_by_one=False)
+        # The micro-batch matters for the cells of sliding windows alone.
+        n_ubatch = 0 if self.sized.hparams.swa_type == "none" else candidate.n_ubatch
+        key = candidate._replace(n_batch=0, n_ubatch=n_ubatch, one_by_one=False)
         found = self._tables.get(key)
         if found is None:
             found = self._tables[key] = self._make_tables(candidate)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from math import inf
 
 from autofit.domain.machine import HOST_POOL
 from autofit.solve import Placement, solve
 
-from autofit_llama.search_known import Candidate, Known
+from autofit_llama.search_known import GRAIN_BYTES, Candidate, Known
 from autofit_llama.search_polish import choices, pieces, split_of
 from autofit_llama.search_tables import Split, Tables
 
 PLAIN_GAIN = 1.02  #: how much faster than the plainest flags others have to be
 CACHE_GAIN = 1.5  #: how much faster caches on devices have to make it, to push more weights off them
-GRAIN_BYTES = 32 << 20  #: of what could be moved off the host: less is not worth another pattern
+MOSTLY_BULK = 0.8  #: of a block: then the rest of it is never worth a place on the host
 WORTH_FRACTION = 0.0025  #: of what is on the host: less is not worth any
 
 
@@ -48,13 +49,17 @@ def _coarse(
     there, to have more of the cache on devices, but where it pays. Of one with experts it is all blocks on
     devices (`-ncmoe` alone).
     """
-    found = _solved(known, candidate, tables, most_weights=most_weights)
+    heads = known.problem.bounds.heads
+    found = None
+    if tables.bulk_kind == "experts" and 0 in heads:
+        found = _solved(known, candidate, tables, heads=(0,))
+        if found is not None and tables.bulk_share > MOSTLY_BULK:
+            return found, most_weights
+        heads = [head for head in heads if head > 0]
+    below = inf if found is None else found.seconds / PLAIN_GAIN
+    found = _solved(known, candidate, tables, heads=heads, most_weights=most_weights, below=below) or found
     if found is None:
         return None, None
-    if tables.bulk_kind == "experts" and found.head > 0 and 0 in known.problem.bounds.heads:
-        whole = _solved(known, candidate, tables, heads=(0,))
-        if whole is not None and whole.seconds <= found.seconds * PLAIN_GAIN:
-            return whole, most_weights
     if most_weights is not None:
         free = _solved(known, candidate, tables)
         if free is not None and free.seconds * CACHE_GAIN < found.seconds:
@@ -71,10 +76,13 @@ def _solved(
     plain: bool = False,
     coarse: Split | None = None,
     most_weights: int | None = None,
+    below: float = inf,
 ) -> Placement | None:
-    return solve(
-        known.chain(candidate, tables, spill=True, heads=heads, plain=plain, coarse=coarse, most_weights=most_weights)
+    chain = known.chain(
+        candidate, tables, spill=True, heads=heads, plain=plain, coarse=coarse, most_weights=most_weights
     )
+    found = solve(chain, below=below)
+    return found if found is None or found.seconds < below else None
 
 
 def _timed(tables: Tables, split: Split) -> Split:

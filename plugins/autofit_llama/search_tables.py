@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from math import inf
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from autofit.domain.machine import HOST_POOL
 from autofit.solve import HEAD, Chain, Placement, Room, Site
@@ -60,8 +60,12 @@ class Split(NamedTuple):
         return self.head > 0 or self.lean > 0 or bool(self.spilled)
 
 
+_Number = TypeVar("_Number", int, float)
+
+
 class _Unit(NamedTuple):
     slot: int
+    alike: int
     projection: str  #: empty: the block's own part, or all of it in a coarse table
     own: tuple[Part, ...]
     bulk: tuple[Part, ...]
@@ -188,6 +192,12 @@ class Tables:
         """Seconds of a step that no device takes part in."""
         return sum(self.unit_seconds(unit, HOST_POOL, HOST_POOL) for unit in self._units(False))
 
+    @property
+    def bulk_share(self) -> float:
+        """How much of all blocks may leave the devices, in bytes."""
+        made = self._made.get(False) or self._made.setdefault(False, _Columns(self, self._units(False)))
+        return float(made.bulk_bytes[-1] / max(made.head_bytes[-1], 1))
+
     def split(self, placement: Placement, *, fine: bool = False) -> Split:
         """The answer in the engine's terms."""
         units = self._units(fine)
@@ -290,10 +300,10 @@ class Tables:
             bulk = tuple(part for part in block.bulk if part.kind == self.bulk_kind)
             own = (block.own, *(part for part in block.bulk if part.kind != self.bulk_kind))
             if fine:
-                units.append(_Unit(block.slot, "", own, ()))
-                units += [_Unit(block.slot, part.projection, (), (part,)) for part in bulk]
+                units.append(_Unit(block.slot, block.alike, "", own, ()))
+                units += [_Unit(block.slot, block.alike, part.projection, (), (part,)) for part in bulk]
             else:
-                units.append(_Unit(block.slot, "", own, bulk))
+                units.append(_Unit(block.slot, block.alike, "", own, bulk))
         return units
 
     def cache(self, unit: _Unit, rules: DeviceRules | None) -> int:
@@ -351,12 +361,18 @@ class _Columns:
         self.tables, self.units = tables, units
         self.starts = [i for i, unit in enumerate(units) if not unit.projection] + [len(units)]
         self.skip_to = [self.starts[bisect_left(self.starts, i)] for i in range(len(units) + 1)]
-        weights = [sum(tables.size(part, None) for part in (*unit.own, *unit.bulk)) for unit in units]
-        cached = [0 if tables.cache_on_host else tables.cache(unit, None) for unit in units]
-        self.head_weights = _prefix(weights)
-        self.head_bytes = _prefix([a + b for a, b in zip(weights, cached, strict=True)])
-        self.bulk_bytes = _prefix([sum(tables.size(part, None) for part in unit.bulk) for unit in units])
-        self.head_s = _prefix([tables.unit_seconds(unit, HOST_POOL, HOST_POOL) for unit in units])
+        own, bulk = self._bytes(None)
+        cached = self._each(lambda unit: tables.cache(unit, None))
+        self.head_bytes = _prefix([a + b for a, b in zip(own, bulk, strict=True)])
+        self.head_weights = _prefix([a + b - c for a, b, c in zip(own, bulk, cached, strict=True)])
+        self.bulk_bytes = _prefix(bulk)
+        self.head_s = _prefix(self._each(lambda unit: tables.unit_seconds(unit, HOST_POOL, HOST_POOL)))
+        firsts: dict[int, int] = {}
+        for i, unit in enumerate(units):
+            if unit.bulk:
+                firsts.setdefault(unit.slot, i)
+        self.first_bulk = set(firsts.values())
+        self._by_rules: dict[DeviceRules | None, tuple[list[int], list[int]]] = {None: (own, bulk)}
         self._by_make: dict[Hashable, tuple[list[int], list[int], list[float], list[float]]] = {}
 
     def of(self, target: Target) -> tuple[list[int], list[int], list[float], list[float]]:
@@ -367,24 +383,34 @@ class _Columns:
         return found
 
     def _columns(self, target: Target) -> tuple[list[int], list[int], list[float], list[float]]:
-        tables, units = self.tables, self.units
-        own = [
-            sum(tables.size(part, target.rules) for part in unit.own) + tables.cache(unit, target.rules)
-            for unit in units
-        ]
-        bulk = [sum(tables.size(part, target.rules) for part in unit.bulk) for unit in units]
-        whole_s = [tables.unit_seconds(unit, target.id, target.id) for unit in units]
+        tables = self.tables
+        if target.rules not in self._by_rules:
+            self._by_rules[target.rules] = self._bytes(target.rules)
+        own, bulk = self._by_rules[target.rules]
+        whole_s = self._each(lambda unit: tables.unit_seconds(unit, target.id, target.id))
+        lean_s = self._each(lambda unit: tables.unit_seconds(unit, target.id, HOST_POOL))
         hops = 2 * tables.hop(target.id, HOST_POOL)
-        first_of_slot: dict[int, int] = {}
-        for i, unit in enumerate(units):
-            if unit.bulk:
-                first_of_slot.setdefault(unit.slot, i)
-        lean_s = [
-            tables.unit_seconds(unit, target.id, HOST_POOL) + (hops if first_of_slot.get(unit.slot) == i else 0.0)
-            for i, unit in enumerate(units)
-        ]
+        for i in self.first_bulk:
+            lean_s[i] += hops
         whole = [a + b for a, b in zip(own, bulk, strict=True)]
         return _prefix(whole), _prefix(own), _prefix(whole_s), _prefix(lean_s)
+
+    def _bytes(self, rules: DeviceRules | None) -> tuple[list[int], list[int]]:
+        """Bytes of own parts with caches, and of bulk."""
+        tables = self.tables
+        own = self._each(lambda unit: sum(tables.size(p, rules) for p in unit.own) + tables.cache(unit, rules))
+        return own, self._each(lambda unit: sum(tables.size(part, rules) for part in unit.bulk))
+
+    def _each(self, value: Callable[[_Unit], _Number]) -> list[_Number]:
+        """A value for every unit, found once for those of blocks that are alike."""
+        known: dict[tuple[int, str], _Number] = {}
+        values = []
+        for unit in self.units:
+            key = unit.alike, unit.projection
+            if key not in known:
+                known[key] = value(unit)
+            values.append(known[key])
+        return values
 
 
 def _prefix(values: Sequence[float]) -> list:  # type: ignore[type-arg]
@@ -402,4 +428,11 @@ def _without(block: Block, is_fixed: Callable[[Weight], bool]) -> Block:
             return replace(part, weights=weights, work=replace(part.work, experts=reads(weights)))
         return replace(part, weights=weights, work=replace(part.work, dense=reads(weights)))
 
-    return replace(block, own=rest(block.own), bulk=tuple(p for p in map(rest, block.bulk) if p.weights))
+    own, bulk = rest(block.own), tuple(part for part in map(rest, block.bulk) if part.weights)
+    if (
+        own is block.own
+        and all(a is b for a, b in zip(bulk, block.bulk, strict=False))
+        and len(bulk) == len(block.bulk)
+    ):
+        return block
+    return replace(block, own=own, bulk=bulk, alike=-1 - block.slot)
