@@ -16,9 +16,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise, repeat
 from math import inf, prod
+from types import MappingProxyType
 from typing import NamedTuple
 
 HEAD = "host"
@@ -44,8 +44,7 @@ class Room(NamedTuple):
         return self.last if is_last else self.middle
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
+class Site(NamedTuple):
     """One device: prefix sums over blocks (n + 1 entries each) of bytes and seconds, whole and lean.
 
     Sites of one `kind` are interchangeable.
@@ -79,8 +78,7 @@ class Placement(NamedTuple):
         return tuple(span.site for span in self.spans)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
+class Chain(NamedTuple):
     """The problem. `head_s`, `head_bytes` and `bulk_bytes` are prefix sums like those of the sites.
 
     A span may stop inside a block, at a position whose `skip_to` is the next block's: then the next span goes on
@@ -101,7 +99,7 @@ class Chain:
     heads: Sequence[int] = (0,)
     lean_min: int = 0
     lean_max: int | None = None
-    hop_s: Mapping[tuple[Hashable, Hashable], float] = field(default_factory=dict)
+    hop_s: Mapping[tuple[Hashable, Hashable], float] = MappingProxyType({})
     cut_s: Sequence[float] = ()
     skip_to: Sequence[int] = ()
     skip_s: Sequence[float] = ()
@@ -174,8 +172,7 @@ def balance(chain: Chain, placement: Placement) -> Placement:
         return placement
     sites = {site.name: site for site in chain.sites}
     order = tuple(sites[name] for name in placement.order)
-    fixed = replace(
-        chain,
+    fixed = chain._replace(
         ordered=True,
         heads=(placement.head,),
         lean_min=placement.lean,
@@ -185,8 +182,8 @@ def balance(chain: Chain, placement: Placement) -> Placement:
     low, high, best = 0.0, 1.0, placement
     for _ in range(9):
         share = (low + high) / 2
-        scaled = tuple(replace(site, room=Room(*(int(room * share) for room in site.room))) for site in order)
-        found = solve(replace(fixed, sites=scaled))
+        scaled = tuple(site._replace(room=Room(*(int(room * share) for room in site.room))) for site in order)
+        found = solve(fixed._replace(sites=scaled))
         if found is None or found.order != placement.order or found.seconds > placement.seconds + _SAME_S:
             low = share
         else:

@@ -60,11 +60,11 @@ def _options(task: Task, search: Search, goals: Goals, found: Found) -> Iterator
     if task.exact_context is None:
         for n_ctx in (COMFORTABLE_TOKENS, goals.most):
             if candidate.n_ctx_seq < n_ctx <= goals.most:
-                longer = reach(search, replace(goals, prefer="speed", least=n_ctx, most=n_ctx))
+                longer = reach(search, goals._replace(prefer="speed", least=n_ctx, most=n_ctx))
                 if longer is not None:
                     yield _Option(f"{n_ctx} tokens of context", _costs(found, longer, goals), longer)
     if given.type_k is None and given.type_v is None and task.request.kv is None and _may_be_lossy(task):
-        lossy = reach(search, replace(goals, kv_types=(("q8_0", "q8_0"),)))
+        lossy = reach(search, goals._replace(kv_types=(("q8_0", "q8_0"),)))
         if lossy is not None:
             yield _Option("a q8_0 cache", "loses some precision, which --kv did not allow", lossy)
     if found.split.on_host:

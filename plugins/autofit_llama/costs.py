@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from autofit.domain.dtypes import GGML_TYPES_BY_NAME
 from autofit.domain.machine import HOST_POOL
@@ -38,8 +37,7 @@ _VECTOR_HEAD = 256  #: fattn.cu: longer heads have no vector kernel, so that a q
 _COMPRESSED = frozenset(("csa", "hca", "lid"))
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """Weights that move together, and what a step does with them."""
 
     kind: Kind
@@ -48,8 +46,7 @@ class Part:
     work: LayerWork
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """One block, or (the last) the output layer. `cache` tensors go with its own part.
 
     Blocks with the same `alike` cost the same wherever they go.

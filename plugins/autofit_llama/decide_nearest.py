@@ -76,7 +76,7 @@ def _without(task: Task, name: str) -> str | None:
         search = free.search()
         goals = free.goals(search)
         if name == "n_ctx":
-            goals = replace(goals, least=LEAST_TOKENS)
+            goals = goals._replace(least=LEAST_TOKENS)
         answer = reach(search, goals)
     except EngineRefusalError:
         return None
@@ -93,7 +93,7 @@ def _without(task: Task, name: str) -> str | None:
 
 def _shorter(task: Task, goals: Goals) -> Found | None:
     search = task.search()
-    return reach(search, replace(goals, prefer="speed", least=LEAST_TOKENS, most=goals.least))
+    return reach(search, goals._replace(prefer="speed", least=LEAST_TOKENS, most=goals.least))
 
 
 def _said(settings: LlamaSettings) -> str:

@@ -8,7 +8,7 @@ fitting has been estimated in full.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from autofit.domain.memory import Memory
@@ -119,7 +119,7 @@ class Search:
             placement = solve(chain)
             if placement is None:
                 return None
-            as_given = None if chain.ordered or len(placement.spans) < 2 else solve(replace(chain, ordered=True))
+            as_given = None if chain.ordered or len(placement.spans) < 2 else solve(chain._replace(ordered=True))
             if as_given is not None and as_given.seconds <= placement.seconds * (1 + 1e-9):
                 placement = as_given  # without `-dev`, or with less of it
             return tables.split(balance(chain, placement))

@@ -9,8 +9,7 @@ context, then the rate.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.memory import Memory
@@ -30,8 +29,7 @@ SMALL_UBATCHES = (256, 128)
 LARGE_UBATCHES = (4096, 2048, 1024)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Goals:
+class Goals(NamedTuple):
     """The wish, with everything settled that does not depend on memory.
 
     `least` and `most` bound the context of one sequence; `exact` says that it is `least`, whatever else.
@@ -47,7 +45,7 @@ class Goals:
     n_ubatch: int = 512
     n_batch: int = 2048
     free_ubatch: bool = True  #: neither -ub nor -b is pinned
-    rate: Callable[[float], float] = field(default=lambda seconds: 1.0 / seconds)
+    rate: Callable[[float], float] = (1.0).__truediv__
 
     def candidate(self, n_ctx_seq: int, kv: tuple[str, str]) -> Candidate:
         return Candidate(n_ctx_seq, *kv, self.n_ubatch, self.n_batch)

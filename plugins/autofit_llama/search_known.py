@@ -31,8 +31,7 @@ class Candidate(NamedTuple):
     one_by_one: bool = False  #: micro-batches do not overlap on several devices, so no copies for that
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
+class Bounds(NamedTuple):
     """What pins leave open. `heads` in blocks; `order`: the devices as given, not as is best.
 
     `split` are the numbers of a pinned `-ts`; then only heads and lean blocks are left to find.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from math import inf
 from typing import NamedTuple, TypeVar
@@ -22,8 +22,7 @@ from autofit_llama.graph.devices import DeviceRules
 from autofit_llama.weights import Weight
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(NamedTuple):
     """One device to fill.
 
     Devices of one `kind` are interchangeable in every respect, those of one `make` but for their memory.
@@ -158,10 +157,10 @@ class Tables:
         if not by_bytes:
             return chain
         nothing = [0.0] * (len(units) + 1)
-        by_size = tuple(replace(site, whole_s=nothing, lean_s=bulk_bytes) for site in sites)
+        by_size = tuple(site._replace(whole_s=nothing, lean_s=bulk_bytes) for site in sites)
         cuts = [inf if cut == inf else 0.0 for cut in chain.cut_s]
         skips = [float(bulk_bytes[start] - bulk_bytes[i]) for i, start in enumerate(chain.skip_to)]
-        return replace(chain, sites=by_size, head_s=head_bytes, hop_s={}, cut_s=cuts, skip_s=skips)
+        return chain._replace(sites=by_size, head_s=head_bytes, hop_s={}, cut_s=cuts, skip_s=skips)
 
     def seconds(self, split: Split) -> float:
         """Seconds of a step through the blocks as the split places them, without what every step costs."""
@@ -425,8 +424,8 @@ def _without(block: Block, is_fixed: Callable[[Weight], bool]) -> Block:
         if len(weights) == len(part.weights):
             return part
         if part.kind == "experts":
-            return replace(part, weights=weights, work=replace(part.work, experts=reads(weights)))
-        return replace(part, weights=weights, work=replace(part.work, dense=reads(weights)))
+            return part._replace(weights=weights, work=replace(part.work, experts=reads(weights)))
+        return part._replace(weights=weights, work=replace(part.work, dense=reads(weights)))
 
     own, bulk = rest(block.own), tuple(part for part in map(rest, block.bulk) if part.weights)
     if (
@@ -435,4 +434,4 @@ def _without(block: Block, is_fixed: Callable[[Weight], bool]) -> Block:
         and len(bulk) == len(block.bulk)
     ):
         return block
-    return replace(block, own=own, bulk=bulk, alike=-1 - block.slot)
+    return block._replace(own=own, bulk=bulk, alike=-1 - block.slot)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
 from math import inf
 
 from autofit.solve.chain import (
@@ -132,17 +131,15 @@ def test_never_over_a_room_and_seconds_are_those_of_the_placement(chain: Chain) 
 @given(chains(max_blocks=20), st.integers(0, 2), st.integers(1, 20))
 def test_more_memory_is_never_slower(chain: Chain, which: int, more: int) -> None:
     # Without lean blocks, for sites full of them are filled by a rule and not by search.
-    before = solve(replace(chain, lean_max=0))
+    before = solve(chain._replace(lean_max=0))
     sites = list(chain.sites)
     i = which % len(sites)
-    sites[i] = replace(
-        sites[i], kind=(sites[i].kind, "larger"), room=Room(*(room + more for room in sites[i].room))
-    )
+    sites[i] = sites[i]._replace(kind=(sites[i].kind, "larger"), room=Room(*(room + more for room in sites[i].room)))
     hop = {**chain.hop_s}
     for (a, b), cost in chain.hop_s.items():
         for x, y in itertools.product((a, (a, "larger")), (b, (b, "larger"))):
             hop[x, y] = cost
-    after = solve(replace(chain, sites=tuple(sites), hop_s=hop, lean_max=0))
+    after = solve(chain._replace(sites=tuple(sites), hop_s=hop, lean_max=0))
     if before is not None:
         assert after is not None
         assert after.seconds <= before.seconds + 1e-9
@@ -151,10 +148,10 @@ def test_more_memory_is_never_slower(chain: Chain, which: int, more: int) -> Non
 @settings(max_examples=100, deadline=None)
 @given(chains(max_blocks=20, max_sites=4), st.randoms(use_true_random=False))
 def test_the_order_of_sites_changes_nothing(chain: Chain, random) -> None:
-    chain = replace(chain, ordered=False)
+    chain = chain._replace(ordered=False)
     shuffled = list(chain.sites)
     random.shuffle(shuffled)
-    here, there = solve(chain), solve(replace(chain, sites=tuple(shuffled)))
+    here, there = solve(chain), solve(chain._replace(sites=tuple(shuffled)))
     assert (here is None) == (there is None)
     if here is not None and there is not None:
         assert abs(here.seconds - there.seconds) < 1e-9
@@ -186,9 +183,7 @@ def test_equal_devices_share_evenly() -> None:
         )
         for name in ("a", "b")
     )
-    chain = Chain(
-        n=12, sites=sites, head_s=prefix([9.0] * 12), head_bytes=blocks, bulk_bytes=prefix([0] * 12)
-    )
+    chain = Chain(n=12, sites=sites, head_s=prefix([9.0] * 12), head_bytes=blocks, bulk_bytes=prefix([0] * 12))
     found = solve(chain)
     assert found is not None
     assert site_bytes(chain, balance(chain, found)) == {"a": 60, "b": 60}

@@ -219,17 +219,26 @@ class Builder:
             return None
         return self.config.maybe_int("sliding_window") or None
 
+    def layer_types(self) -> list[str]:
+        """What each layer attends to, as the file says, or as Qwen's classes derive it; empty: one kind."""
+        given = self.config.items_of("layer_types")
+        first = self.config.maybe_int("max_window_layers")
+        if given or first is None or self.sliding_window() is None:
+            return [str(kind) for kind in given]
+        count = self.config.layers()
+        return ["sliding_attention" if index >= first else "full_attention" for index in range(count)]
+
     def model_window(self) -> int | None:
         """The window of layers that do not name their own: set where no layer types are mixed
         (engine/arg_utils.py:create_engine_config)."""
-        types = self.config.items_of("layer_types")
+        types = self.layer_types()
         if types and any(kind != "sliding_attention" for kind in types):
             return None
         return self.sliding_window()
 
     def layer_window(self, index: int) -> int | None:
         """The window of a layer by `layer_types`, or the model's own."""
-        types = self.config.items_of("layer_types")
+        types = self.layer_types()
         if not types:
             return self.model_window()
         if index < len(types) and types[index] == "sliding_attention":

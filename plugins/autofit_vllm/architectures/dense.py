@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autofit.errors import UnsupportedModelError
+from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_vllm.architectures.builder import Builder, Scope
 from autofit_vllm.architectures.config import Config
@@ -77,10 +77,25 @@ def telechat2(b: Builder) -> None:
     b.finish()
 
 
+def _one_kind_of_window(b: Builder) -> None:
+    """(models/qwen2.py:Qwen2Model.__init__)
+
+    Raises:
+        EngineRefusalError: some layers slide and some do not.
+    """
+    last, count = b.config.maybe_int("max_window_layers"), b.config.layers()
+    if len(set(b.layer_types())) > 1 and last != count:
+        raise EngineRefusalError(
+            "Sliding window for some but all layers is not supported. This model uses sliding window but "
+            f"`max_window_layers` = {last} is less than `num_hidden_layers` = {count}."
+        )
+
+
 def qwen2(b: Builder) -> None:
     """models/qwen2.py and mimo.py: a bias on Q, K and V; some checkpoints normalise the heads."""
     config = b.config
     norms = ("q_norm", "k_norm") if config.flag("qk_norm") else ()
+    _one_kind_of_window(b)
 
     def block(layer: Scope) -> None:
         layer.attention(bias=True, head_norms=norms, window=b.layer_window(layer.stage))
@@ -106,6 +121,7 @@ def qwen2(b: Builder) -> None:
 def qwen3(b: Builder) -> None:
     """models/qwen3.py: normalised heads, no bias unless asked for."""
     bias = b.config.flag("attention_bias")
+    _one_kind_of_window(b)
     b.embedding()
     for layer in b.layers():
         layer.attention(bias=bias, head_norms=("q_norm", "k_norm"), window=b.layer_window(layer.stage))

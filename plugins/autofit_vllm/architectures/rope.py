@@ -75,8 +75,6 @@ def rope_cache_rows(parameters: Mapping[str, Any], max_position: int, mrope_fact
         return original + max_position
     if kind == "linear":
         return int(max_position * factor)
-    if kind in ("ntk", "dynamic") and "alpha" not in parameters:
-        return int(max_position * factor)
     if kind == "default" and "mrope_section" in parameters:
         return max_position * mrope_factor
     return max_position
