@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from autofit.backend import Backend, ParsedCommand
-from autofit.domain.machine import Device, Machine
+from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Finding, Plan
 from autofit.domain.request import Request
@@ -252,7 +252,7 @@ def select_devices(machine: Machine, settings: VllmSettings, wanted: Sequence[st
         HardwareError: none.
         UsageError: a wanted one that is none of them.
     """
-    devices = [device for device in machine.devices if device.api == "cuda"]
+    devices = [_within(device, machine) for device in machine.devices if device.api == "cuda"]
     unknown = next((word for word in wanted if not any(_named(device, [word]) for device in devices)), None)
     if unknown is not None:
         known = ", ".join(device.id for device in devices) or "none"
@@ -270,11 +270,20 @@ def select_devices(machine: Machine, settings: VllmSettings, wanted: Sequence[st
     if not devices:
         others = ", ".join(sorted({device.name for device in machine.devices}))
         raise HardwareError(
-            "vLLM needs an NVIDIA GPU, and there is none" + (f" among {others}" if others else ""),
+            "vLLM is planned for NVIDIA GPUs, and there is none" + (f" among {others}" if others else ""),
             hint="name hardware with --on rtx-4090; vLLM's CPU build is checked with VLLM_CPU_KVCACHE_SPACE set",
         )
     Gpu.of(devices[0])
     return tuple(devices)
+
+
+def _within(device: Device, machine: Machine) -> Device:
+    """A device that draws on main memory has no more than is available there
+    (utils/mem_utils.py:MemorySnapshot.measure)."""
+    available = machine.host.available_bytes
+    if device.pool != HOST_POOL or available is None:
+        return device
+    return dataclasses.replace(device, free_bytes=min(available, device.free_bytes or available))
 
 
 def _named(device: Device, wanted: Sequence[str]) -> bool:

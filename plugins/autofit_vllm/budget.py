@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from autofit.domain.memory import Basis, MemoryItem
-from autofit.domain.units import GIB, MIB
+from autofit.domain.units import MIB
+from autofit.domain.values import dataclass, replace
 
 from autofit_vllm.defaults import EngineConfig
 from autofit_vllm.dtypes import dtype_bytes
+from autofit_vllm.host_use import HostUse
 from autofit_vllm.kv import KvPlan
 from autofit_vllm.model import StageWeights, VllmModel
 
@@ -50,8 +51,6 @@ SAMPLER_BYTES_PER_LOGIT = 18
 #: envs.py:VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE, and trtllm's own zero-filled one of the same size
 FLASHINFER_BYTES = 394 * MIB
 CAPTURE_SLACK_BYTES = 150 * MIB  #: graph estimates miss by about this (gpu_worker.py adds it to its suggestion)
-WORKER_HOST_BYTES = 3 * GIB // 2  #: resident set of one worker process, without weights
-SERVER_HOST_BYTES = 2 * GIB  #: API server and engine core
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +88,16 @@ class RankBudget:
     @property
     def items(self) -> tuple[MemoryItem, ...]:
         return (*self.consumed, self.peak, self.graphs, *self.outside, *self.after)
+
+    def with_host(self, host: HostUse) -> RankBudget:
+        """The budget of a rank whose device draws on main memory: vLLM then measures that, processes and
+        pinned weights included (utils/mem_utils.py:MemorySnapshot.measure)."""
+        return replace(
+            self,
+            outside=(*self.outside, *host.processes),
+            consumed=(*self.consumed, *host.loaded),
+            after=(*self.after, *host.later),
+        )
 
     def available_kv_bytes(self, requested_bytes: int) -> int:
         """`Available KV cache memory` of the log."""

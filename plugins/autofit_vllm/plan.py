@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
@@ -12,11 +11,10 @@ from autofit.domain.memory import Memory, MemoryItem, PoolUse
 from autofit.domain.plan import Alternative, Decision, Finding, Plan, Speed
 from autofit.domain.request import Margin
 from autofit.domain.units import GIB, MIB, format_bytes
+from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError, HardwareError
 
 from autofit_vllm.budget import (
-    SERVER_HOST_BYTES,
-    WORKER_HOST_BYTES,
     RankBudget,
     highest_utilization,
     rank_budget,
@@ -24,6 +22,7 @@ from autofit_vllm.budget import (
 )
 from autofit_vllm.defaults import CPU, EngineConfig, Gpu
 from autofit_vllm.flags import flag_of, is_frontend
+from autofit_vllm.host_use import HostUse, host_use
 from autofit_vllm.kv import KvCapacity, KvPlan, fit
 from autofit_vllm.model import StageWeights, VllmModel
 from autofit_vllm.offload import Offload
@@ -48,13 +47,16 @@ def margin_bytes(device: Device, index: int, margins: Sequence[Margin]) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rank:
-    """One GPU of a replica: its stage, and what is free on it for vLLM's budget."""
+    """One GPU of a replica: its stage, and what is free on it for vLLM's budget.
+
+    `n_sharing` ranks draw on main memory, as this one does where it is not 0."""
 
     device: Device
     stage: int
     total_bytes: int
     free_bytes: int
     margin_bytes: int
+    n_sharing: int = 0
 
     def free_at_snapshot(self, budget: RankBudget) -> int:
         """Free memory when vLLM looks: the context and NCCL are there already."""
@@ -76,8 +78,19 @@ class Evaluation:
     available_bytes: tuple[int, ...]  #: KV memory per stage: the least of its ranks
     capacity: KvCapacity | None  #: `None`: not even one request fits
     refusal: EngineRefusalError | None
+    host: HostUse
     offload: Offload | None = None
     given_kv: bool = False  #: the KV memory was stated, not computed
+
+    def budget_of(self, rank: Rank) -> RankBudget:
+        """What a rank takes beside its cache; on unified memory the processes are part of it."""
+        return _budget_of(rank, self.budgets, self.host)
+
+    def used_bytes(self, rank: Rank) -> int:
+        """All that a rank takes, the cache included."""
+        n_blocks = self.capacity.n_blocks if self.capacity else 0
+        rest = sum(item.n_bytes for item in self.budget_of(rank).items)
+        return rest + n_blocks * self.kv.bytes_per_block[rank.stage]
 
     @property
     def shortfall_bytes(self) -> int:
@@ -85,7 +98,7 @@ class Evaluation:
         length = 1 if self.config.auto_length else self.config.max_model_len
         lacking = [self.kv.needed_bytes(length, stage) - have for stage, have in enumerate(self.available_bytes)]
         starts = [
-            requested_bytes(rank.total_bytes, self.utilization) - rank.free_at_snapshot(self.budgets[rank.stage])
+            requested_bytes(rank.total_bytes, self.utilization) - rank.free_at_snapshot(self.budget_of(rank))
             for rank in self.ranks
         ]
         return max([*lacking, *([] if self.given_kv else starts)])
@@ -95,14 +108,7 @@ class Evaluation:
         """How much more than is free the fullest GPU would hold, the cache and what follows it included."""
         if self.given_kv or self.capacity is None:
             return 0
-        n_blocks = self.capacity.n_blocks
-        used = [
-            sum(item.n_bytes for item in self.budgets[rank.stage].items)
-            + n_blocks * self.kv.bytes_per_block[rank.stage]
-            - rank.free_bytes
-            for rank in self.ranks
-        ]
-        return max([0, *used])
+        return max([0, *(self.used_bytes(rank) - rank.free_bytes for rank in self.ranks)])
 
     @property
     def fits(self) -> bool:
@@ -119,27 +125,29 @@ class Evaluation:
 
     @property
     def device_bytes(self) -> int:
-        n_blocks = self.capacity.n_blocks if self.capacity else 0
-        cache = [n_blocks * self.kv.bytes_per_block[rank.stage] for rank in self.ranks]
-        rest = [sum(item.n_bytes for item in self.budgets[rank.stage].items) for rank in self.ranks]
-        return sum(cache) + sum(rest)
+        return sum(self.used_bytes(rank) for rank in self.ranks if not rank.n_sharing)
 
     @property
     def host_bytes(self) -> int:
-        return sum(item.n_bytes for item in host_items(self) if not item.mapped)
+        """What is taken of main memory: by GPUs that share it, too."""
+        sharing = [self.used_bytes(rank) for rank in self.ranks if rank.n_sharing]
+        return sum(sharing) if sharing else sum(item.n_bytes for item in host_items(self))
 
 
 def ranks_of(devices: Sequence[Device], config: EngineConfig, margins: Sequence[Margin] = ()) -> tuple[Rank, ...]:
     """Devices in rank order (DP x PP x PCP x TP), as vLLM numbers them."""
     parallel = config.parallel
     per_stage = parallel.tp * parallel.pcp
+    devices = devices[: parallel.world_size * parallel.dp]
+    n_sharing = len({device.id for device in devices if device.pool == HOST_POOL})
     ranks = []
-    for index, device in enumerate(devices[: parallel.world_size * parallel.dp]):
+    for index, device in enumerate(devices):
         stage = index % parallel.world_size // per_stage
         total = cuda_total_bytes(device)
         if device.free_bytes is None:
             raise HardwareError(f"the free memory of {device.id} is unknown", hint="state it: --on NAME:SIZE")
-        free = min(total, device.free_bytes)
+        shares = n_sharing if device.pool == HOST_POOL else 0
+        free = min(total, device.free_bytes // max(1, shares))
         ranks.append(
             Rank(
                 device=device,
@@ -147,6 +155,7 @@ def ranks_of(devices: Sequence[Device], config: EngineConfig, margins: Sequence[
                 total_bytes=total,
                 free_bytes=free,
                 margin_bytes=margin_bytes(device, index, margins),
+                n_sharing=shares,
             )
         )
     return tuple(ranks)
@@ -185,13 +194,20 @@ def evaluate(
         )
         for stage in weights
     )
+    host = host_use(
+        settings,
+        n_ranks=len(ranks),
+        # one rank per stage is what an offload counts
+        pinned_bytes=offload.host_bytes * max(1, len(ranks)) // max(1, config.parallel.pp) if offload else 0,
+        images=config.images,
+    )
     if utilization is None:
         utilization = min(
             (
                 highest_utilization(
                     total_bytes=rank.total_bytes,
                     free_bytes=rank.free_bytes,
-                    budget=budgets[rank.stage],
+                    budget=_budget_of(rank, budgets, host),
                     margin_bytes=rank.margin_bytes,
                 )
                 for rank in ranks
@@ -199,7 +215,8 @@ def evaluate(
             default=0.0,
         )
     given = available_kv_bytes is not None
-    available = _available(config, ranks, budgets, utilization, available_kv_bytes, held_back_fraction)
+    by_rank = [(rank, _budget_of(rank, budgets, host)) for rank in ranks]
+    available = _available(config, by_rank, budgets, utilization, available_kv_bytes, held_back_fraction)
     capacity, refusal = None, None
     try:
         capacity = fit(kv, config, available)
@@ -217,9 +234,15 @@ def evaluate(
         available_bytes=available,
         capacity=capacity,
         refusal=refusal,
+        host=host,
         offload=offload,
         given_kv=given or config.gpu.cpu,
     )
+
+
+def _budget_of(rank: Rank, budgets: Sequence[RankBudget], host: HostUse) -> RankBudget:
+    budget = budgets[rank.stage]
+    return budget.with_host(host.share_of(rank.n_sharing)) if rank.n_sharing else budget
 
 
 def _graphs_deducted(settings: VllmSettings) -> bool:
@@ -230,7 +253,7 @@ def _graphs_deducted(settings: VllmSettings) -> bool:
 
 def _available(
     config: EngineConfig,
-    ranks: Sequence[Rank],
+    ranks: Sequence[tuple[Rank, RankBudget]],
     budgets: Sequence[RankBudget],
     utilization: float,
     stated: int | Sequence[int] | None,
@@ -247,8 +270,8 @@ def _available(
         budget = budgets[stage]
         held_back = int(held_back_fraction * (budget.peak.n_bytes + budget.graphs.n_bytes))
         here = [
-            budget.available_kv_bytes(requested_bytes(rank.total_bytes, utilization)) - held_back
-            for rank in ranks
+            own.available_kv_bytes(requested_bytes(rank.total_bytes, utilization)) - held_back
+            for rank, own in ranks
             if rank.stage == stage
         ]
         available.append(min(here, default=0))
@@ -264,11 +287,12 @@ def gpu_of(devices: Sequence[Device]) -> Gpu:
 
 
 def memory_of(evaluation: Evaluation, machine: Machine) -> Memory:
-    """Pools in the engine's device order, the host last."""
+    """Pools in the engine's device order, the host last; GPUs that draw on main memory are part of its pool."""
     pools = []
+    shared: list[MemoryItem] = []
+    lacking: list[int] = []
     n_blocks = evaluation.capacity.n_blocks if evaluation.capacity else 0
     for rank in evaluation.ranks:
-        budget = evaluation.budgets[rank.stage]
         cache = MemoryItem(
             kind="cache",
             n_bytes=n_blocks * evaluation.kv.bytes_per_block[rank.stage],
@@ -277,6 +301,11 @@ def memory_of(evaluation: Evaluation, machine: Machine) -> Memory:
             source="v1/core/kv_cache_planning.py",
         )
         reserve = MemoryItem(kind="reserve", n_bytes=rank.margin_bytes, basis="assumed", label="margin")
+        items = (*evaluation.budget_of(rank).items, cache, reserve)
+        if rank.n_sharing:
+            shared += items
+            lacking.append(evaluation.used_bytes(rank) + rank.margin_bytes - rank.free_bytes)
+            continue
         pools.append(
             PoolUse(
                 id=rank.device.id,
@@ -284,65 +313,34 @@ def memory_of(evaluation: Evaluation, machine: Machine) -> Memory:
                 total_bytes=rank.total_bytes,
                 free_bytes=rank.free_bytes,
                 budget_bytes=rank.free_bytes - rank.margin_bytes,
-                items=(*budget.items, cache, reserve),
+                items=items,
             )
         )
     host = machine.host
+    budget = host.available_bytes
+    if shared and budget is not None:
+        items = tuple(shared)
+        kept = sum(item.n_bytes for item in items if item.kind == "reserve")
+        used = sum(item.n_bytes for item in items) - kept
+        # a GPU may take less than the host has: what it lacks, the pool lacks
+        budget = max(0, min(budget - kept, used - max(lacking)) if max(lacking) > 0 else budget - kept)
     pools.append(
         PoolUse(
             id=HOST_POOL,
-            name=host.cpu_name or "host",
+            name="unified memory" if shared else host.cpu_name or "host",
             total_bytes=host.total_bytes,
             free_bytes=host.available_bytes,
-            budget_bytes=host.available_bytes,
-            items=host_items(evaluation),
+            budget_bytes=budget,
+            items=tuple(shared) or host_items(evaluation),
         )
     )
     return Memory(pools=tuple(pools))
 
 
 def host_items(evaluation: Evaluation) -> tuple[MemoryItem, ...]:
-    """Main memory: processes, offloaded weights, KV blocks on the host, the image processor's cache."""
-    settings, config = evaluation.settings, evaluation.config
-    n_ranks = max(1, len(evaluation.ranks))
-    items = [
-        MemoryItem(
-            kind="runtime",
-            n_bytes=SERVER_HOST_BYTES + n_ranks * WORKER_HOST_BYTES,
-            basis="assumed",
-            label=f"server and {n_ranks} worker{'s' if n_ranks > 1 else ''}",
-        ),
-    ]
-    if evaluation.offload:
-        items.append(
-            MemoryItem(
-                kind="weights",
-                n_bytes=evaluation.offload.host_bytes * n_ranks // max(1, config.parallel.pp),  # one rank per stage
-                basis="derived",
-                label="offloaded weights, pinned",
-                source="each pinned allocation is rounded up to a power of two",
-            )
-        )
-    if settings.kv_offloading_size:
-        items.append(
-            MemoryItem(
-                kind="cache",
-                n_bytes=int(settings.kv_offloading_size * GIB),
-                basis="exact",
-                label="offloaded KV blocks",
-            )
-        )
-    if config.images and settings.mm_processor_cache_gb:
-        items.append(
-            MemoryItem(
-                kind="transient",
-                n_bytes=int(2 * settings.mm_processor_cache_gb * GIB),
-                basis="derived",
-                label="image processor caches",
-                source="--mm-processor-cache-gb, per API process and engine",
-            )
-        )
-    if config.gpu.cpu:
+    """Main memory that no GPU shares: processes, offloaded weights, caches; all of vLLM's CPU build."""
+    items = list(evaluation.host.items)
+    if evaluation.config.gpu.cpu:
         n_blocks = evaluation.capacity.n_blocks if evaluation.capacity else 0
         items += evaluation.budgets[0].items
         items.append(
@@ -463,6 +461,15 @@ def findings_of(evaluation: Evaluation, machine: Machine) -> list[Finding]:
                 f"({capacity.n_blocks}); use --max-num-seqs {capacity.n_blocks} or less",
             )
         )
+    moves = bool(evaluation.offload or evaluation.settings.kv_offloading_size)
+    if moves and any(rank.n_sharing for rank in evaluation.ranks):
+        found.append(
+            Finding(
+                severity="warning",
+                code="one-memory",
+                message="GPU and processor share one memory: offloading frees none of it, and pins more than it moves",
+            )
+        )
     towers = sum(stage.tower_bytes for stage in evaluation.weights)
     if config.images and towers:
         found.append(
@@ -509,9 +516,8 @@ def _start_findings(evaluation: Evaluation) -> list[Finding]:
     """The check at start: so much must be free (v1/worker/utils.py:request_memory)."""
     found = []
     for rank in evaluation.ranks:
-        budget = evaluation.budgets[rank.stage]
         requested = requested_bytes(rank.total_bytes, evaluation.utilization)
-        free = rank.free_at_snapshot(budget)
+        free = rank.free_at_snapshot(evaluation.budget_of(rank))
         if free < requested:
             highest = max(0.0, free / rank.total_bytes - 0.005)
             found.append(

@@ -168,7 +168,7 @@ def _because_tokens(problem: Problem, best: Candidate) -> str:
 def _because_utilization(problem: Problem, best: Candidate) -> str:
     ranks = best.evaluation.ranks
     tightest = min(ranks, key=lambda rank: rank.free_bytes / max(rank.total_bytes, 1))
-    budget = best.evaluation.budgets[tightest.stage]
+    budget = best.evaluation.budget_of(tightest)
     outside = format_bytes(budget.outside_bytes + budget.after_bytes)
     default = (
         ""
@@ -178,7 +178,8 @@ def _because_utilization(problem: Problem, best: Candidate) -> str:
     return (
         f"{tightest.device.id} has {format_bytes(tightest.free_bytes)} free of "
         f"{format_bytes(tightest.total_bytes)}; "
-        f"context, NCCL and what is allocated after the cache take {outside} beside it, and a margin of "
+        f"{'processes, ' if tightest.n_sharing else ''}context, NCCL and what is allocated after the cache take "
+        f"{outside} beside it, and a margin of "
         f"{format_bytes(tightest.margin_bytes)}{default} is kept"
     )
 
@@ -232,7 +233,7 @@ def _next_length(problem: Problem, best: Candidate, others: Sequence[Candidate])
     rank = next((rank for rank in evaluation.ranks if rank.stage == stage), None)
     return NextRejected(
         value=str(longer),
-        pool=rank.device.id if rank else None,
+        pool=rank.device.pool if rank else None,
         shortfall_bytes=lacking,
         because=f"{n} sequence{'s' if n > 1 else ''} of {longer} tokens need "
         f"{format_bytes(_needed(kv, longer, n, stage))}",
@@ -341,7 +342,7 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
                 f"-tp {needed.tp} -pp {needed.pp}",
             )
         )
-    elif offloadable_bytes(best) < shortfall:
+    elif offloadable_bytes(best) < shortfall or all(rank.n_sharing for rank in evaluation.ranks):
         found.append(
             Finding(severity="info", code="gpus-needed", message="no number of these GPUs up to 64 would hold it")
         )

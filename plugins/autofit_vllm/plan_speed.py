@@ -142,8 +142,8 @@ def _offload_seconds(evaluation: Evaluation, n_tokens: int) -> float:
     """Seconds that a step reads offloaded weights over PCIe; of experts, those that its tokens choose (a
     prefetched layer comes whole)."""
     offload, model = evaluation.offload, evaluation.model
-    if offload is None:
-        return 0.0
+    if offload is None or all(rank.n_sharing for rank in evaluation.ranks):
+        return 0.0  # nothing, or no bus between a processor and a GPU of one memory
     share = 1.0
     if offload.experts_only and model.n_experts and not offload.prefetches:
         share = 1.0 - (1.0 - model.n_experts_per_token / model.n_experts) ** n_tokens

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from autofit.domain.machine import Device, Machine
+from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.plan import Speed
 from autofit.domain.request import Request
 from autofit.domain.units import GIB
+from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
 from autofit.speed import Roofline
 
@@ -523,6 +523,8 @@ def _offloaded(problem: Problem, found: Sequence[Candidate]) -> list[Candidate]:
     """Candidates that keep experts, or layers, in main memory: the least with which a moderate load fits."""
     if any(problem.settings.pins(name) for name in ("cpu_offload_gb", "offload_group_size")):
         return []
+    if any(device.pool == HOST_POOL for device in problem.devices):
+        return []  # what leaves such a GPU stays in the memory that it uses
     available = problem.machine.host.available_bytes or 0
     goal, least = problem.lengths
     lengths = {max(least, min(goal, 2 * ENOUGH_TOKENS)), max(least, problem.target)}

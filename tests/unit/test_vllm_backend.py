@@ -396,3 +396,57 @@ def test_a_cache_larger_than_main_memory_does_not_fit_the_cpu_build() -> None:
     command = ["vllm", "serve", str(SMALL), "--max-model-len", "4096"]
     assert autofit.check(command, box, environ={"VLLM_CPU_KVCACHE_SPACE": "4"}).fits
     assert not autofit.check(command, box, environ={"VLLM_CPU_KVCACHE_SPACE": "400"}).fits
+
+
+# -- one memory for processor and GPU -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gb10", "jetson-agx-orin-64gb", "jetson-thor"])
+def test_unified_memory_is_one_pool(name: str) -> None:
+    """Processes take what the GPU would: both are counted against the same bytes, once."""
+    machine = autofit.load_machine(name)
+    available = machine.host.available_bytes
+    found = plan(LLAMA, machine=machine)
+    assert found.fits
+    (pool,) = found.memory.pools
+    assert (pool.id, pool.name, pool.free_bytes) == ("host", "unified memory", available)
+    labels = [item.label for item in pool.items]
+    assert "server and 1 worker" in labels
+    assert any(label.startswith("KV cache") for label in labels)
+    assert pool.used_bytes + pool.sum_bytes("reserve") <= available  # type: ignore[operator]
+    assert [entry["id"] for entry in found.to_dict()["pools"]] == ["host"]
+    assert check(LLAMA, *found.argv[3:], machine=machine).fits
+
+
+def test_utilization_follows_what_is_free_of_the_shared_pool() -> None:
+    machine = autofit.load_machine("gb10")
+    busy = dataclasses.replace(machine, host=dataclasses.replace(machine.host, available_bytes=60 * GIB))
+    utilization = lambda found: found.kwargs["gpu_memory_utilization"]  # noqa: E731
+    idle, shared = plan(LLAMA, machine=machine), plan(LLAMA, machine=busy)
+    assert idle.fits and shared.fits
+    total, freed = machine.devices[0].total_bytes, machine.devices[0].total_bytes - 60 * GIB  # type: ignore[operator]
+    assert utilization(idle) - utilization(shared) == pytest.approx(freed / total, abs=1e-3)  # type: ignore[operator]
+    assert not check(LLAMA, "--gpu-memory-utilization", "0.9", machine=busy).fits
+    assert shared.memory.pools[0].used_bytes <= 60 * GIB
+
+
+def test_offloading_frees_nothing_of_one_memory() -> None:
+    machine = autofit.load_machine("gb10")
+    plain, moved = check(LLAMA, machine=machine), check(LLAMA, "--cpu-offload-gb", "4", machine=machine)
+    assert "one-memory" in codes(moved) - codes(plain)
+    (before,), (after,) = (found.engine_report["available_kv_cache_bytes"] for found in (plain, moved))  # type: ignore[misc]
+    assert after < before
+    assert plain.speed is not None and moved.speed is not None
+    assert moved.speed.decode_tokens_per_s == plain.speed.decode_tokens_per_s
+    large = plan(CONFIGS / "llama3-70b", machine=machine)
+    assert not large.fits
+    assert not {"--cpu-offload-gb", "--offload-group-size"} & set(large.argv)
+
+
+def test_a_card_beside_unified_memory_keeps_its_own_pool() -> None:
+    mixed = autofit.load_machine("gb10", "rtx-4090")
+    found = check(LLAMA, "-tp", "2", "--max-model-len", "8192", machine=mixed)
+    card, host = found.memory.pools
+    assert (card.id, host.id) == ("GPU1", "host")
+    assert host.sum_bytes("weights") == card.sum_bytes("weights")
+    assert host.sum_bytes("runtime") - card.sum_bytes("runtime") == 5 * GIB  # server and two workers
