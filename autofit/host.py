@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from autofit import hookspecs
+from autofit.domain.values import dataclass, replace
 from autofit.errors import AutofitError, PluginError, UsageError
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ remembers which that was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from autofit.domain.plan import Origin
 from autofit.domain.request import Margin, Request
 from autofit.domain.units import parse_size, parse_tokens
+from autofit.domain.values import dataclass, field
 from autofit.errors import UsageError
 
 SETTINGS_FILE = "autofit.toml"

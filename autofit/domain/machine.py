@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal
+
+from autofit.domain.values import dataclass, field
 
 Api = Literal["cuda", "rocm", "metal", "vulkan", "sycl", "cann", "rpc"]
 HOST_POOL = "host"

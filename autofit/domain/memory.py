@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from autofit.domain.values import dataclass
 
 Basis = Literal["exact", "derived", "measured", "assumed"]
 Kind = Literal["weights", "cache", "compute", "runtime", "transient", "reserve"]

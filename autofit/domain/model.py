@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
+
+from autofit.domain.values import dataclass, field
 
 Mixer = Literal["full", "sliding", "chunked", "latent", "recurrent", "shortconv", "none"]
 FeedForwardKind = Literal["dense", "experts", "none"]

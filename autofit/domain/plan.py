@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from autofit.domain.memory import KINDS, Memory
+from autofit.domain.values import dataclass, field
 
 SCHEMA = 1
 Origin = Literal[

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal
 
 from autofit.domain.plan import Origin
 from autofit.domain.units import round_up
+from autofit.domain.values import dataclass, field
 
 Prefer = Literal["speed", "context", "quality", "throughput"]
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 from autofit.domain.machine import HOST_POOL, Device, Host
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
+from autofit.domain.values import dataclass, replace
 from autofit.hardware import drm, visible
 from autofit.hardware.catalog import profile_of
 from autofit.hardware.facts import Facts, enrich, holder, number, unseen_holders

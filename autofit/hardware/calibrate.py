@@ -7,12 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from autofit.domain.machine import Machine
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
+from autofit.domain.values import dataclass, field
 from autofit.errors import EngineError, HardwareError
 from autofit.hardware.system import System, ToolError
 

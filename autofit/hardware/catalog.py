@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autofit.domain.units import format_bytes
+from autofit.domain.values import dataclass
 from autofit.errors import HardwareError
 from autofit.hardware import names, schema
 from autofit.profiles import files, parse_toml, read_text

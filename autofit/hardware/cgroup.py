@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from autofit.domain.values import dataclass
 from autofit.hardware.system import System
 
 UNLIMITED = 1 << 60  #: version 1 says "no limit" with a number close to 2**63

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from autofit.domain.values import dataclass
 from autofit.hardware.system import System
 
 REMOTE = frozenset(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from autofit.domain.values import dataclass
 from autofit.hardware.facts import number, pcie_bytes_per_s
 from autofit.hardware.system import System
 

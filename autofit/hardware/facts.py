@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 
 from autofit.domain.machine import Device, Holder, Link
 from autofit.domain.text import printable
 from autofit.domain.units import MIB, format_bytes
+from autofit.domain.values import dataclass, field, replace
 from autofit.hardware import catalog
 from autofit.hardware.system import System
 

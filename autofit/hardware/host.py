@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from math import floor
 
 from autofit.domain.machine import Host
 from autofit.domain.text import printable
 from autofit.domain.units import KIB, format_bytes
+from autofit.domain.values import dataclass, field
 from autofit.hardware import cgroup
 from autofit.hardware.system import System, ToolError
 

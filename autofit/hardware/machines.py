@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autofit.domain.machine import HOST_POOL, Device, Host, Link, Machine
 from autofit.domain.text import printable
 from autofit.domain.units import GIB, format_bytes, parse_size
+from autofit.domain.values import dataclass, replace
 from autofit.errors import HardwareError
 from autofit.hardware import names
 from autofit.hardware.catalog import FIGURES, Profile, listed, load_profile, read_profile

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 from autofit.domain.machine import HOST_POOL, Device, Holder, Host
+from autofit.domain.values import dataclass, replace
 from autofit.hardware import catalog
 from autofit.hardware.facts import enrich, holder, pcie_bytes_per_s, unseen_holders
 from autofit.hardware.nvml import UNUSABLE, Answer, Nvml, memory_of, why_not

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from autofit.domain.text import printable
+from autofit.domain.values import dataclass
 from autofit.hardware.system import MAX_NUMBER
 
 REASONS = {

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, get_args
 
 from autofit.domain.machine import Api
 from autofit.domain.memory import Basis
 from autofit.domain.text import printable
+from autofit.domain.values import dataclass
 from autofit.errors import HardwareError
 from autofit.profiles import suggest
 

@@ -8,10 +8,10 @@ of its layer, or on the host without KV offload.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from autofit.domain.units import round_up
+from autofit.domain.values import dataclass
 
 from autofit_llama.context import CELL_PADDING, Context, cache_row_bytes
 from autofit_llama.hparams import HParams

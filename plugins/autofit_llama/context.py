@@ -6,11 +6,11 @@ that llama_init_from_model refuses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 from autofit.domain.dtypes import GGML_TYPES_BY_NAME, row_bytes
 from autofit.domain.units import round_up
+from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
 from autofit_llama.hparams import POOLING_NONE, POOLING_UNSPECIFIED, HParams

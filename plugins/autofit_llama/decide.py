@@ -7,13 +7,13 @@ behind the user's own flags, with every decision explained.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Decision, Finding, Plan, Speed
 from autofit.domain.request import Margin, Request
 from autofit.domain.units import format_bytes
+from autofit.domain.values import dataclass, replace
 
 from autofit_llama.alternatives import alternatives_of
 from autofit_llama.decide_complete import SERVERS, complete, is_ample

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from shlex import join, split
 from typing import TYPE_CHECKING, Any
 
 from autofit.domain.plan import Decision, NextRejected, Origin
 from autofit.domain.units import format_bytes
+from autofit.domain.values import dataclass
 
 from autofit_llama.context import CELL_PADDING
 from autofit_llama.estimate import Estimate

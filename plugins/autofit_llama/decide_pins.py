@@ -7,7 +7,6 @@ and refused where two of them (or one and a wish) cannot both hold.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from shlex import join
 from typing import Any
 
@@ -16,6 +15,7 @@ from autofit.domain.plan import Decision, Finding, Origin
 from autofit.domain.request import Request
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
+from autofit.domain.values import dataclass, replace
 from autofit.errors import UsageError
 
 from autofit_llama.context import KV_TYPES, MAX_SEQUENCES

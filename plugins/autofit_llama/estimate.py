@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.memory import Basis, Kind, Memory, MemoryItem, PoolUse
 from autofit.domain.model import ModelSpec
 from autofit.domain.request import Margin
+from autofit.domain.values import dataclass, field
 
 from autofit_llama import runtime
 from autofit_llama.graph.devices import DeviceRules, rules_for
@@ -60,10 +60,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Memory per pool; `layout` is the main context's, `report` the figures as the engine logs them."""
+    """Memory per pool; `layout` is the main context's, `report` the figures as the engine logs them.
+
+    `device_bytes` is what each device takes, whatever pool it draws on, its margin apart.
+    """
 
     memory: Memory
     layout: Layout
+    device_bytes: Mapping[str, int] = field(default_factory=dict)
     report: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -110,13 +114,12 @@ def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = ()) -> Esti
         server=run.server is not None,
     )
     if run.server is not None:
-        host += runtime.prompt_cache(
-            run.server.prompt_cache_bytes, available_bytes=machine.host.available_bytes
-        )
+        host += runtime.prompt_cache(run.server.prompt_cache_bytes)
         host += _checkpoint_items(layout, run.server)
     return Estimate(
         memory=_pools(run.devices, machine, items, host, margins),
         layout=layout,
+        device_bytes={name: sum(item.n_bytes for item in its) for name, its in items.items()},
         report=_report(layout, run.devices),
     )
 

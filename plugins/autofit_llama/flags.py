@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePath, PureWindowsPath
 from typing import Literal
 
+from autofit.domain.values import dataclass
 from autofit.errors import UsageError
 
 from autofit_llama.flag_table import TABLE
@@ -134,12 +134,17 @@ class Flag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """A command line taken apart. `unknown` are tokens that no known option takes, in order."""
+    """A command line taken apart.
+
+    `unknown` are tokens that no known option takes, in order; `unread` the engine's variables that are set and that
+    this program and version never look at.
+    """
 
     program: Program
     words: tuple[str, ...]
     flags: tuple[Flag, ...]
     unknown: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     version: Version = LATEST
 
     def given(self, key: str) -> Flag | None:
@@ -200,13 +205,22 @@ def read(argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: 
             raise UsageError(f"{program} refuses {spelling}: a value is expected")
         at += option.n_values
         flags.append(_flag(program, option, positive, values, spelling, "argv"))
-    return Reading(program=program, words=words, flags=tuple(flags), unknown=tuple(unknown), version=version)
+    return Reading(
+        program=program,
+        words=words,
+        flags=tuple(flags),
+        unknown=tuple(unknown),
+        unread=unread_variables(env or {}, program, version=version),
+        version=version,
+    )
 
 
 def unread_variables(env: Mapping[str, str], program: Program, *, version: Version = LATEST) -> tuple[str, ...]:
     """Names that look like the engine's variables and that this program and version never read."""
+    if not any(name.startswith("LLAMA_ARG_") for name in env):
+        return ()
     read_ones: set[str] = set()
-    for option in _accepted(program, version):
+    for option in () if program == "llama-bench" else _accepted(program, version):
         if option.env is not None:
             read_ones.add(option.env)
             if option.negations:
@@ -249,7 +263,7 @@ def real(text: str) -> float:
             raise ValueError("not a number")
         return float(word[1])
     number = float(found[1])
-    if abs(number) > 3.4028235e38 or (number != 0 and abs(number) < 1.1754943508222875e-38):
+    if abs(number) > MAX_SINGLE or (number != 0 and abs(number) < 1.1754943508222875e-38):
         raise ValueError("outside the range of a single-precision number")
     return number
 
@@ -265,6 +279,7 @@ def _unsigned(text: str) -> int:
     return number
 
 
+MAX_SINGLE = 3.4028235e38  #: the greatest number of single precision
 TRUE_WORDS = frozenset(("on", "enabled", "true", "1"))
 FALSE_WORDS = frozenset(("off", "disabled", "false", "0"))
 AUTO_WORDS = frozenset(("auto", "-1"))

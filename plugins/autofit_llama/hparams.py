@@ -7,10 +7,10 @@ can be read beside its src/models/*.cpp. What each architecture reads, and what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from autofit.domain.model import ModelSpec
+from autofit.domain.values import dataclass
 
 from autofit_llama.architectures import resolve
 

@@ -9,10 +9,10 @@ tools/llama-bench/llama-bench.cpp:cmd_params_defaults.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from autofit.domain.model import ModelSpec
+from autofit.domain.values import dataclass, replace
 from autofit.errors import EngineRefusalError, UsageError
 
 from autofit_llama.context import MAX_SEQUENCES, Context, ContextParams
@@ -227,7 +227,7 @@ def check_launch(launch: Launch, hp: HParams, apis: tuple[str, ...]) -> None:
         if without is not None:
             raise EngineRefusalError(
                 f"llama.cpp refuses: device of {without} does not support split buffers",
-                hint="-sm row is left to SYCL; use -sm layer",
+                hint="use -sm layer: CUDA lost row splits in pull request 24216, and older builds are not modelled",
             )
     if mode == "tensor":
         if not apis:

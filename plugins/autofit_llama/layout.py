@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from autofit.domain.model import ModelSpec, TensorInfo
+from autofit.domain.values import dataclass
 from autofit.errors import UnsupportedModelError
 
 from autofit_llama.bound import bound_buffers

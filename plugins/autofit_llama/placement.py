@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from struct import pack, unpack
 from typing import Literal
 
+from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
 from autofit_llama.graph.devices import DeviceRules

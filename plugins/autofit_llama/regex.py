@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NoReturn
 
+from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError, UsageError
 
 MAX_PATTERN, MAX_REPEAT, MAX_STATES = 4096, 256, 8192

@@ -7,15 +7,17 @@ fitting has been estimated in full.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from autofit.domain.memory import Memory
-from autofit.solve import balance, solve
+from autofit.domain.values import dataclass, field
+from autofit.solve import Placement, Span, balance, excess_bytes, host_bytes, solve
 
 from autofit_llama.placement import place_layers
-from autofit_llama.search_known import Bounds, Candidate, Known, Problem, Role
+from autofit_llama.search_known import Bounds, Candidate, Known, Problem
 from autofit_llama.search_spill import propose
 from autofit_llama.search_tables import Split, Tables
 
@@ -54,7 +56,8 @@ class Search:
     def best(self, candidate: Candidate) -> Found | None:
         """The fastest placement that fits, or `None`."""
         if self.problem.bounds.split is not None:
-            return next((found for found in self._at_pinned_split(candidate) if found.fits), None)
+            found = self._at_pinned_split(candidate)
+            return found if found.fits else None
         resident = self.resident(candidate)
         # Only a device slower than the host could make leaving blocks there the better choice.
         if resident is not None and resident.seconds < self.tables(candidate).all_on_host_seconds:
@@ -93,8 +96,7 @@ class Search:
         """
         bounds = self.problem.bounds
         if bounds.split is not None:
-            every = self._at_pinned_split(candidate)
-            return min(every, key=lambda answer: shortfall_bytes(answer.memory), default=None)
+            return self._at_pinned_split(candidate)
         answers = []
         if len(bounds.heads) > 1 or bounds.lean[1] > 0 or 0 not in bounds.heads:
             answers.append(self._overfull(candidate, spill=True))
@@ -164,24 +166,36 @@ class Search:
         memory = self.measure(candidate, split)
         return Found(candidate, split, memory), self.known.learn(candidate, tables, split, memory)
 
-    def _at_pinned_split(self, candidate: Candidate) -> Iterator[Found]:
-        """The splits that a pinned `-ts` allows and that look like fitting, the least on the host first.
+    def _at_pinned_split(self, candidate: Candidate) -> Found:
+        """Of the splits that a pinned `-ts` allows, that which fits with the least on the host, or comes closest.
 
-        The last is tried whatever it looks like, so that there is always one to say what is missing of.
+        Which to estimate follows from what earlier estimates have shown, as long as that changes.
         """
         bounds, tables = self.problem.bounds, self.tables(candidate)
-        splits = []
+        placements = []
         for head in bounds.heads:
             most = bounds.lean[1] if tables.bulk_kind == "experts" and head == 0 else bounds.lean[0]
-            rows = self.rows_at(head)
-            splits += [Split(head, rows, n_lean) for n_lean in range(bounds.lean[0], most + 1)]
-        splits.sort(key=tables.host_bytes)
-        for i, split in enumerate(splits):
-            if i == len(splits) - 1 or self._looks_fitting(candidate, tables, split):
-                found, _ = self._prove(candidate, tables, split)
-                yield found
-                if found.fits:
-                    return
+            cuts = list(accumulate((count for _, count in self.rows_at(head)), initial=head))
+            spans = tuple(Span(name, *cut) for (name, _), cut in zip(self.rows_at(head), pairwise(cuts), strict=True))
+            placements += [Placement(head, lean, spans, 0.0) for lean in range(bounds.lean[0], most + 1)]
+        placements.sort(key=partial(host_bytes, self.known.chain(candidate, tables, spill=True)))
+        tried: dict[Placement, Found] = {}
+        while True:
+            chains = {spill: self.known.chain(candidate, tables, spill=spill) for spill in (False, True)}
+            missing = [
+                shortfall_bytes(tried[p].memory)
+                if p in tried
+                else sum(max(0, over) for over in excess_bytes(chains[p.head > 0 or p.lean > 0], p).values())
+                for p in placements
+            ]
+            placement = placements[missing.index(min(missing))]
+            if placement in tried:
+                return tried[placement]
+            split = Split(placement.head, tuple((s.site, s.stop - s.start) for s in placement.spans), placement.lean)
+            found, _ = self._prove(candidate, tables, split)
+            if found.fits:
+                return found
+            tried[placement] = found
 
     def rows_at(self, head: int) -> tuple[tuple[str, int], ...]:
         """Rows per device that a pinned `-ts` gives when `head` blocks stay on the host."""
@@ -190,15 +204,6 @@ class Search:
         placement = place_layers(n - 1, n - head, bounds.split or (), len(names))
         homes = [*placement.blocks, placement.output]
         return tuple((name, homes.count(d)) for d, name in enumerate(names) if d in homes)
-
-    def _looks_fitting(self, candidate: Candidate, tables: Tables, split: Split) -> bool:
-        kinds, order = {target.id: target.kind for target in tables.targets}, split.order
-        for name, n_bytes in tables.device_bytes(split).items():
-            budget = self.problem.budgets[self.problem.pool_of[name]]
-            role = Role(kinds[name], name == order[0], name == order[-1], split.on_host)
-            if budget is not None and n_bytes + self.known.beside(candidate, role) > budget:
-                return False
-        return True
 
     def _overfull(self, candidate: Candidate, *, spill: bool) -> Found | None:
         """The placement that needs the smallest enlargement of all budgets, with the least on the host."""

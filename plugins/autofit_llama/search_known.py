@@ -7,11 +7,11 @@ anything is left on the host, hardly on the exact cuts.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.memory import Memory
+from autofit.domain.values import dataclass, field
 from autofit.solve import Chain, Room
 
 from autofit_llama.search_tables import Split, Tables
@@ -60,8 +60,11 @@ class Problem(Protocol):
         """Device -> pool; `host` on unified memory."""
 
     @property
-    def budgets(self) -> Mapping[str, int | None]:
-        """Pool -> what may be taken of it, `None` if nobody knows."""
+    def limits(self) -> Mapping[str, int | None]:
+        """Device, or `host` -> what may be taken of it, `None` if nobody knows.
+
+        On unified memory that of the host is for the devices' share too.
+        """
 
     @property
     def can_overlap(self) -> bool:
@@ -70,6 +73,9 @@ class Problem(Protocol):
     def tables(self, candidate: Candidate) -> Tables: ...
 
     def measure(self, candidate: Candidate, split: Split) -> Memory: ...
+
+    def device_bytes(self, candidate: Candidate, split: Split) -> Mapping[str, int]:
+        """What every device in use takes by itself, whatever pool it draws on."""
 
 
 class Role(NamedTuple):
@@ -94,15 +100,14 @@ class Known:
         """Take note of an estimate; whether it showed room that was not thought to be there."""
         kinds = {target.id: target.kind for target in tables.targets}
         blocks, order = tables.device_bytes(split), split.order
+        in_all = self.problem.device_bytes(candidate, split)
         host = memory.pool(HOST_POOL).used_bytes - tables.host_bytes(split)
         seen = {}
         for name in order:
-            pool = self.problem.pool_of[name]
-            if pool == HOST_POOL:
-                host -= blocks[name]
-            else:
-                role = Role(kinds[name], name == order[0], name == order[-1], split.on_host)
-                seen[role] = memory.pool(pool).used_bytes - blocks[name]
+            role = Role(kinds[name], name == order[0], name == order[-1], split.on_host)
+            seen[role] = in_all[name] - blocks[name]
+            if self.problem.pool_of[name] == HOST_POOL:
+                host -= in_all[name]
         seen[Role(HOST_POOL, False, False, split.on_host)] = host
         is_news = any(self.beside(candidate, role) - n_bytes > GRAIN_BYTES for role, n_bytes in seen.items())
         most = self._most.setdefault(candidate, {})
@@ -132,20 +137,25 @@ class Known:
 
     def room(self, candidate: Candidate, name: str, kind: Hashable, *, spill: bool, share: float = 1.0) -> Room:
         """Bytes for blocks on a device, by its place; `share` enlarges its budget."""
-        pool = self.problem.pool_of[name]
-        budget = self.problem.budgets[pool]
-        if budget is None or pool == HOST_POOL:
+        limit = self.problem.limits[name]
+        if limit is None:
             return Room.same(_ENDLESS)
-        budget = int(budget * share)
+        budget = int(limit * share)
 
         def at(first: bool, last: bool) -> int:
             return budget - self.beside(candidate, Role(kind, first, last, spill))
 
         return Room(middle=at(False, False), first=at(True, False), last=at(False, True), only=at(True, True))
 
-    def host_room(self, candidate: Candidate, *, spill: bool) -> int | None:
-        budget = self.problem.budgets[HOST_POOL]
-        return None if budget is None else budget - self.beside(candidate, Role(HOST_POOL, False, False, spill))
+    def host_room(self, candidate: Candidate, tables: Tables, *, spill: bool) -> int | None:
+        """Bytes for blocks on the host; where all devices draw on it too, below 0 or as many as it likes."""
+        limit = self.problem.limits[HOST_POOL]
+        if limit is None:
+            return None
+        room = limit - self.beside(candidate, Role(HOST_POOL, False, False, spill))
+        if not tables.targets or any(self.problem.pool_of[target.id] != HOST_POOL for target in tables.targets):
+            return room
+        return None if room >= tables.least_bytes else -1
 
     def chain(
         self,
@@ -173,7 +183,7 @@ class Known:
         rooms = {t.id: self.room(candidate, t.id, t.kind, spill=spill, share=share) for t in tables.targets}
         return tables.chain(
             rooms,
-            head_room=None if by_bytes else self.host_room(candidate, spill=spill),
+            head_room=None if by_bytes else self.host_room(candidate, tables, spill=spill),
             heads=heads,
             lean=bounds.lean if spill and not plain else (0, 0),
             order=order,

@@ -7,12 +7,12 @@ through the program's defaults to a run and its estimate. What is planned is the
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.memory import Memory
 from autofit.domain.model import ModelSpec
 from autofit.domain.request import Margin
+from autofit.domain.values import dataclass, field, replace
 from autofit.speed import LayerWork, Place, Roofline, Step
 
 from autofit_llama.cache import caches
@@ -61,6 +61,8 @@ class LaunchProblem:
     deep: bool = False
     run: Run = field(init=False)
     names: Mapping[str, str] = field(init=False)  #: device id -> the engine's name
+    pool_of: Mapping[str, str] = field(init=False)
+    limits: Mapping[str, int | None] = field(init=False)
     targets: tuple[Target, ...] = field(init=False)
     roofline: Roofline = field(init=False)
     kind: Kind = field(init=False)
@@ -70,6 +72,8 @@ class LaunchProblem:
 
     def __post_init__(self) -> None:
         self.names = {device.id: name for name, device in engine_devices(self.machine)}
+        self.pool_of = {device.id: device.pool for device in self.devices}
+        self.limits = self._limits()
         self.run = self.run_of(self.settings)
         special = {self.run.projector_device} if self.run.projector is not None else set()
         special |= {device.id for draft in self.run.drafts for device in draft.devices}
@@ -94,20 +98,10 @@ class LaunchProblem:
     def n_rows(self) -> int:
         return self.sized.hparams.n_layer_all + 1
 
-    @property
-    def pool_of(self) -> Mapping[str, str]:
-        return {device.id: device.pool for device in self.devices}
-
-    @property
-    def budgets(self) -> Mapping[str, int | None]:
+    def _limits(self) -> dict[str, int | None]:
         shared = sum(self.reserve_bytes(device) for device in self.devices if device.pool == HOST_POOL)
-        free = self.machine.host.available_bytes
-        budgets: dict[str, int | None] = {HOST_POOL: None if free is None else max(0, free - shared)}
-        for device in self.devices:
-            if device.pool != HOST_POOL:
-                free = device.free_bytes
-                budgets[device.id] = None if free is None else max(0, free - self.reserve_bytes(device))
-        return budgets
+        limits = {device.id: _less(device.free_bytes, self.reserve_bytes(device)) for device in self.devices}
+        return {**limits, HOST_POOL: _less(self.machine.host.available_bytes, shared)}
 
     def _memory(self, device: Device) -> tuple[Hashable, ...]:
         return device.total_bytes, device.free_bytes, self.margins.get(device.id)
@@ -248,10 +242,17 @@ class LaunchProblem:
     def measure(self, candidate: Candidate, split: Split) -> Memory:
         return self.estimated(candidate, split).memory
 
+    def device_bytes(self, candidate: Candidate, split: Split) -> Mapping[str, int]:
+        return self.estimated(candidate, split).device_bytes
+
     def constant_seconds(self, device_ids: Sequence[str]) -> float:
         """What every step costs beside the blocks."""
         places = [*device_ids, HOST_POOL]
         return max(self.roofline.step_seconds([(LayerWork(), Place(name))], Step()) for name in places)
+
+
+def _less(free: int | None, reserve: int) -> int | None:
+    return None if free is None else max(0, free - reserve)
 
 
 def _make(device: Device, *, alone: bool) -> Hashable:

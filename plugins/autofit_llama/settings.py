@@ -6,10 +6,10 @@ Source: common/arg.cpp (the handler of each option), tools/llama-bench/llama-ben
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from autofit.domain.text import printable
+from autofit.domain.values import dataclass, fields, replace
 from autofit.errors import UsageError
 
 from autofit_llama.context import FlashAttention

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from autofit.domain.plan import Finding
+from autofit.domain.values import dataclass
 from autofit.errors import UsageError
 
 NEWEST = 11063  #: the build whose sources the memory model follows (version 0.5.0)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from autofit.domain.dtypes import GGML_TYPES_BY_NAME, row_bytes
 from autofit.domain.model import ModelSpec, TensorInfo
 from autofit.domain.units import GIB, round_up
+from autofit.domain.values import dataclass, field
 
 from autofit_llama.graph.devices import ROW_PADDING, DeviceRules
 from autofit_llama.graph.ggml import HOST, HOST_REPACKED

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from autofit.domain.model import ModelSpec, TensorInfo
 from autofit.domain.text import printable
+from autofit.domain.values import dataclass, field, replace
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_vllm.architectures.config import Config

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from autofit.domain.machine import Device
 from autofit.domain.units import GIB
+from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError, HardwareError
 
 from autofit_vllm.flags import AUTO_LENGTH

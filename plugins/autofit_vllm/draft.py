@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from autofit.domain.model import ModelSpec
+from autofit.domain.values import dataclass
 from autofit.errors import ModelError, UnsupportedModelError
 
 from autofit_vllm.defaults import EngineConfig, Gpu

@@ -6,9 +6,9 @@ picks by itself on CUDA, but for DeepSeek-V4)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from autofit.domain.units import GIB
+from autofit.domain.values import dataclass, replace
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.defaults import EngineConfig

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
+from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
 
 HALF = ("float16", "bfloat16")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Literal
 
+from autofit.domain.values import dataclass, replace
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.defaults import EngineConfig

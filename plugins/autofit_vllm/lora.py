@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from autofit.domain.values import dataclass
 
 from autofit_vllm.dtypes import dtype_bytes
 from autofit_vllm.model import Experts, Linear, Module, Parallel, Vocabulary

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
+
+from autofit.domain.values import dataclass, field
 
 from autofit_vllm.dtypes import dtype_bytes
 

@@ -5,8 +5,7 @@ Ranks of tensor parallelism differ by nothing but rounding; everything here is r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.model import FIRST, LAST, Experts, Linear, Parallel, Part, Stage, Vocabulary

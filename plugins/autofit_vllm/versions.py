@@ -3,8 +3,7 @@ them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from autofit.domain.values import dataclass
 from autofit.errors import UsageError
 
 DEFAULT_VERSION = "0.33.0"

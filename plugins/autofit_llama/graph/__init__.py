@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
+from autofit.domain.values import dataclass, replace
 from autofit.errors import EngineRefusalError
 
 from autofit_llama.graph.archs import builder_for

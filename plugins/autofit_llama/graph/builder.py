@@ -9,8 +9,8 @@ matters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
+from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
 
 from autofit_llama.context import Context

@@ -7,8 +7,9 @@ whose servers size tensors by the rules of their own CPU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Literal
+
+from autofit.domain.values import dataclass, replace
 
 from autofit_llama.graph import cuda, metal
 from autofit_llama.graph.allocator import ENDLESS

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from autofit.domain.dtypes import GGML_TYPES_BY_NAME
 from autofit.domain.model import TensorInfo
+from autofit.domain.values import dataclass
 
 from autofit_llama.cache import caches
 from autofit_llama.context import Context

@@ -9,8 +9,9 @@ itself (see `is_periodic`).
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+
+from autofit.domain.values import dataclass
 
 from autofit_llama.graph.allocator import Held
 from autofit_llama.graph.scheduler import Schedule

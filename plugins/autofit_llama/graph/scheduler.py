@@ -8,7 +8,8 @@ tensor, -1 while unknown.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from autofit.domain.values import dataclass, field
 
 from autofit_llama.graph.allocator import Arena, Held, allocate
 from autofit_llama.graph.cuda import fusion_dependencies

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
+
+from autofit.domain.values import dataclass, replace
 
 from autofit_vllm.architectures.config import Config
 from autofit_vllm.architectures.rope import rope_cache_rows, rope_parameters, rotary_size

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_vllm.model import Experts, Linear, Vocabulary

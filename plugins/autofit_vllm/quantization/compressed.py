@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.model import Experts, Linear, Vocabulary

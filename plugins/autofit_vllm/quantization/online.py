@@ -7,8 +7,8 @@ is the final size and one layer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
+from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.model import Experts, Linear

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.model import Experts, Linear, Vocabulary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from autofit.domain.values import dataclass
 
 from autofit_llama.cache import Cache, caches
 from autofit_llama.graph import ggml

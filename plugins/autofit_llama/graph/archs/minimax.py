@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from autofit.domain.units import round_up
+from autofit.domain.values import dataclass
 
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer, RecurrentInput, hadamard

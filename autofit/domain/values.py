@@ -1,0 +1,119 @@
+"""`dataclass` as the standard library has it, for a program that starts often and lives short.
+
+The standard library compiles six methods for every class at import, which was the larger half of a cold start here.
+These classes are dataclasses for `fields`, `replace`, `asdict` and type checkers alike, but share their methods, and
+their `__init__` is compiled when the first instance is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import MISSING, FrozenInstanceError, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+__all__ = ["dataclass", "field", "fields", "replace"]
+
+_T = TypeVar("_T")
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass
+else:
+
+    def dataclass(cls=None, /, *, frozen: bool = False, slots: bool = False, kw_only: bool = False):
+        """`dataclasses.dataclass` with the options that are used here."""
+
+        def make(cls: type[_T]) -> type[_T]:
+            own = frozenset(vars(cls))
+            made = dataclasses.dataclass(init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)(cls)
+            for name, method in (_FROZEN if frozen else _OPEN).items():
+                if name not in own:
+                    setattr(made, name, method)
+            made.__init__ = _first_init(made, frozen)
+            return made
+
+        return make if cls is None else make(cls)
+
+
+def _first_init(cls: type[Any], frozen: bool) -> Callable[..., None]:
+    def __init__(self: Any, *args: Any, **given: Any) -> None:
+        cls.__init__ = _init(cls, frozen)
+        cls.__init__(self, *args, **given)
+
+    return __init__
+
+
+def _init(cls: type[Any], frozen: bool) -> Callable[..., None]:
+    """The `__init__` of the fields of `cls`, compiled. Names of fields are identifiers, and so safe in source."""
+    scope: dict[str, Any] = {"_set": object.__setattr__, "_missing": MISSING}
+    ordered: list[str] = []
+    by_keyword: list[str] = []
+    body: list[str] = []
+    for f in fields(cls):
+        parameter, value = f.name, f.name
+        if f.default_factory is not MISSING:
+            scope[f"_new_{f.name}"] = f.default_factory
+            parameter = f"{f.name}=_missing"
+            value = f"_new_{f.name}() if {f.name} is _missing else {f.name}" if f.init else f"_new_{f.name}()"
+        elif f.default is not MISSING:
+            scope[f"_default_{f.name}"] = f.default
+            parameter = f"{f.name}=_default_{f.name}"
+            value = f.name if f.init else f"_default_{f.name}"
+        elif not f.init:
+            continue
+        if f.init:
+            (by_keyword if f.kw_only else ordered).append(parameter)
+        body.append(f"_set(self, {f.name!r}, {value})" if frozen else f"self.{f.name} = {value}")
+    if hasattr(cls, "__post_init__"):
+        body.append("self.__post_init__()")
+    parameters = ", ".join(["self", *ordered, *(["*", *by_keyword] if by_keyword else [])])
+    exec(f"def __init__({parameters}):\n " + "\n ".join(body or ["pass"]), scope)  # noqa: S102 - identifiers only
+    init: Callable[..., None] = scope["__init__"]
+    init.__qualname__ = f"{cls.__qualname__}.__init__"
+    return init
+
+
+def _values(self: Any) -> tuple[Any, ...]:
+    return tuple([getattr(self, f.name) for f in fields(self) if f.compare])
+
+
+def _eq(self: Any, other: object) -> bool:
+    return _values(self) == _values(other) if other.__class__ is self.__class__ else NotImplemented
+
+
+def _hash(self: Any) -> int:
+    return hash(_values(self))
+
+
+def _repr(self: Any) -> str:
+    shown = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.repr)
+    return f"{type(self).__qualname__}({shown})"
+
+
+def _refuse_set(self: Any, name: str, value: object) -> None:
+    raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+
+def _refuse_delete(self: Any, name: str) -> None:
+    raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+
+def _state(self: Any) -> list[Any]:
+    return [getattr(self, f.name) for f in fields(self)]
+
+
+def _restore(self: Any, state: list[Any]) -> None:
+    for f, value in zip(fields(self), state, strict=True):
+        object.__setattr__(self, f.name, value)
+
+
+_OPEN: dict[str, Any] = {"__eq__": _eq, "__repr__": _repr, "__hash__": None}
+_FROZEN: dict[str, Any] = {
+    "__eq__": _eq,
+    "__repr__": _repr,
+    "__hash__": _hash,
+    "__setattr__": _refuse_set,
+    "__delattr__": _refuse_delete,
+    "__getstate__": _state,
+    "__setstate__": _restore,
+}
