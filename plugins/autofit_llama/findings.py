@@ -8,15 +8,24 @@ from autofit.domain.machine import HOST_POOL
 from autofit.domain.memory import Memory
 from autofit.domain.plan import Finding, Severity
 from autofit.domain.text import printable
-from autofit.domain.units import format_bytes
+from autofit.domain.units import GIB, MIB, format_bytes
 
 from autofit_llama.estimate import Estimate, Run
 from autofit_llama.flags import Reading
+from autofit_llama.values import parse_split
+
+SPARE_BYTES = 1 * GIB  #: of main memory, kept free beside a prompt cache
 
 
 def findings_of(reading: Reading, run: Run, found: Estimate, *, fit: bool) -> list[Finding]:
     """`fit`: the engine's own `--fit` is on, and may change what is not pinned."""
-    return [*_fitting(found.memory, fit), *_known(reading, run, found), *_context(run, found)]
+    return [
+        *_fitting(reading, found.memory, fit),
+        *_known(reading, run, found),
+        *_ignored(reading, run),
+        *_context(run, found),
+        *_prompt_cache(run, found.memory),
+    ]
 
 
 def does_not_fit(memory: Memory) -> Finding:
@@ -26,7 +35,7 @@ def does_not_fit(memory: Memory) -> Finding:
     return _finding("error", "does-not-fit", f"does not fit: {worst.id} needs {lacks} more")
 
 
-def _fitting(memory: Memory, fit: bool) -> Iterator[Finding]:
+def _fitting(reading: Reading, memory: Memory, fit: bool) -> Iterator[Finding]:
     if memory.fits:
         return
     yield does_not_fit(memory)
@@ -38,7 +47,7 @@ def _fitting(memory: Memory, fit: bool) -> Iterator[Finding]:
         )
         yield _finding("warning", "reads-from-disk", f"{message} for every token")
     if fit:
-        message = "llama-server's own --fit may change what is not pinned; add -fit off to run exactly this"
+        message = f"{reading.program}'s own --fit may change what is not pinned; add -fit off to run exactly this"
         yield _finding("info", "engine-fit", message)
 
 
@@ -59,6 +68,34 @@ def _known(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
             f"{other.id}: the rules of {other.api} are read from the engine's source, not verified on one"
         )
         yield _finding("info", "unverified-device", message)
+
+
+def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
+    """What is written and that the engine passes over without a word."""
+    if reading.unread:
+        names, s = printable(", ".join(reading.unread), 200), "" if len(reading.unread) == 1 else "s"
+        message = f"{reading.program} {reading.version.name} does not read the variable{s} {names}"
+        yield _finding("warning", "unread-variables", message)
+    split = reading.given("tensor-split")
+    if split is None or reading.program == "llama-bench":
+        return
+    numbers, n = parse_split(str(split.value)), len(run.devices)
+    if n > 1 and any(numbers) and len(numbers) != n:
+        what = "the rest is ignored" if len(numbers) > n else "the other devices get no layers"
+        message = f"-ts has {len(numbers)} number{'' if len(numbers) == 1 else 's'} for {n} devices: {what}"
+        yield _finding("warning", "split-length", message)
+
+
+def _prompt_cache(run: Run, memory: Memory) -> Iterator[Finding]:
+    """`--cache-ram -1`: what the cache may grow to is what the host has left, and then too much."""
+    if run.server is None or run.server.prompt_cache_bytes is not None:
+        return
+    host = memory.pool(HOST_POOL)
+    left = None if host.budget_bytes is None else host.budget_bytes - host.used_bytes - SPARE_BYTES
+    message = "the cache of past prompts has no limit (--cache-ram -1) and is not counted: it may fill main memory"
+    if left is not None:
+        message += f"; --cache-ram {max(left, 0) // MIB} is what there is room for"
+    yield _finding("warning", "unlimited-prompt-cache", message)
 
 
 def _context(run: Run, found: Estimate) -> Iterator[Finding]:

@@ -175,8 +175,9 @@ def _arguments(launch: Launch, named: Sequence[tuple[str, Device]], machine: Mac
 
 def _splits(tensor_split: Sequence[float], named: Sequence[tuple[str, Device]], machine: Machine) -> tuple[float, ...]:
     """`-ts`, or what every device has free: a process that takes memory meanwhile moves the layers."""
-    if any(tensor_split) or len(named) < 2:
-        return tuple(tensor_split)[: len(named)] if any(tensor_split) else (1.0,) * len(named)
+    split = tuple(tensor_split)[: len(named)]
+    if any(split) or len(named) < 2:
+        return split if any(split) else (1.0,) * len(named)
     return tuple(float(_free_bytes(device, machine)) for _, device in named)
 
 

@@ -93,16 +93,17 @@ def host_runtime(*, n_vocab: int, n_output_rows: int, server: bool) -> tuple[Mem
     return tuple(items)
 
 
-def prompt_cache(limit_bytes: int | None, *, available_bytes: int | None) -> tuple[MemoryItem, ...]:
-    """llama-server's cache of past prompts: grows up to its limit (`--cache-ram`), `None` is no limit.
+def prompt_cache(limit_bytes: int | None) -> tuple[MemoryItem, ...]:
+    """llama-server's cache of past prompts: grows up to its limit (`--cache-ram`).
+
+    `None` is no limit: it begins with nothing, and nothing says where it ends.
 
     Source: tools/server/server-task.cpp:server_prompt_cache.
     """
-    if limit_bytes == 0:
+    if not limit_bytes:
         return ()
-    n_bytes = limit_bytes if limit_bytes is not None else (available_bytes or 0)
     return (
-        MemoryItem(kind="transient", n_bytes=n_bytes, basis="derived", label="prompt cache at its limit",
+        MemoryItem(kind="transient", n_bytes=limit_bytes, basis="derived", label="prompt cache at its limit",
                    source="server-task.cpp:server_prompt_cache"),
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from autofit.domain.text import printable
 
 from autofit_llama.context import KV_TYPES, FlashAttention
-from autofit_llama.flags import AUTO_WORDS, FALSE_WORDS, TRUE_WORDS, integer, real
+from autofit_llama.flags import AUTO_WORDS, FALSE_WORDS, MAX_SINGLE, TRUE_WORDS, integer, real
 from autofit_llama.hparams import POOLING_CLS, POOLING_LAST, POOLING_MEAN, POOLING_NONE, POOLING_RANK
 from autofit_llama.metadata import parse_override
 from autofit_llama.placement import MAX_DEVICES, Override
@@ -80,9 +80,14 @@ def parse_split(text: str) -> tuple[float, ...]:
 
 
 def shares(parts: Sequence[str]) -> tuple[float, ...]:
+    """Proportions; what llama.cpp takes and then deals layers out by at random, or not at all, is refused."""
     shares = tuple(map(real, parts))
     if not all(map(math.isfinite, shares)):
         raise ValueError("not a finite number")
+    if any(share < 0 for share in shares):
+        raise ValueError("a share of the layers cannot be negative")
+    if sum(shares) > MAX_SINGLE:
+        raise ValueError("the sum is outside the range of a single-precision number")
     return shares
 
 

@@ -1,0 +1,106 @@
+"""What a command or an environment fixes for llama.cpp: impossible values, what is passed over, what has no limit."""
+
+from __future__ import annotations
+
+import autofit
+import pytest
+from autofit.domain.machine import Machine
+from autofit.domain.plan import Plan
+from autofit.domain.units import GIB, MIB
+from autofit.errors import AutofitError, EngineRefusalError, UsageError
+
+LLAMA = "example:llama-3.1-8b-q4_k_m"
+
+
+def machine(*names: str, ram: str = "64GiB") -> Machine:
+    return autofit.load_machine(*names, ram=ram)
+
+
+def check(*argv: str, on: Machine | None = None, **facts: object) -> Plan:
+    return autofit.check(["llama-server", "-m", LLAMA, *argv], on or machine("rtx-3090"), **facts)
+
+
+def plan(*argv: str, on: Machine | None = None, **wishes: object) -> Plan:
+    return autofit.plan("llama", LLAMA, on or machine("rtx-3090"), engine_args=argv, **wishes)
+
+
+def finding(found: Plan, code: str) -> str:
+    messages = [one.message for one in found.findings if one.code == code]
+    assert len(messages) == 1, found.findings
+    return messages[0]
+
+
+def codes(found: Plan) -> set[str]:
+    return {one.code for one in found.findings}
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("-1,2", "cannot be negative"),
+        ("1,-1", "cannot be negative"),
+        ("-1,-2", "cannot be negative"),
+        ("nan,1", "not a finite number"),
+        ("inf,1", "not a finite number"),
+        ("3e38,3e38", "the sum is outside"),
+        ("1e39,1", "single-precision"),
+        (",1", "not a number"),
+    ],
+)
+def test_splits_that_the_engine_makes_nonsense_of(split: str, message: str) -> None:
+    """It takes the first six: layers then go to no device, to one, or loading ends in an exception."""
+    two = machine("rtx-3090", "rtx-3090")
+    for ask in (check, plan):
+        with pytest.raises(UsageError, match=f"refuses -ts '{split}': .*{message}"):
+            ask("-ts", split, on=two)
+
+
+@pytest.mark.parametrize("split", ["0,0", "0", "0,0,5"])
+def test_a_split_of_zeros_is_none(split: str) -> None:
+    """The engine looks at as many numbers as there are devices."""
+    two = machine("rtx-3090", "rtx-3060-12gb")
+    assert check("-ts", split, on=two).memory == check(on=two).memory
+
+
+@pytest.mark.parametrize(("split", "same_as", "says"), [("1,2,3", "1,2", "3 numbers"), ("1", "1,0", "1 number ")])
+def test_splits_of_another_length(split: str, same_as: str, says: str) -> None:
+    two = machine("rtx-3090", "rtx-3090")
+    found = check("-ts", split, on=two)
+    assert found.memory == check("-ts", same_as, on=two).memory
+    assert says in finding(found, "split-length")
+    assert "split-length" not in codes(check("-ts", same_as, on=two))
+    with pytest.raises(UsageError, match="for 2 devices"):
+        plan("-ts", split, on=two)
+
+
+@pytest.mark.parametrize("argv", [("-sm", "row"), ("-sm", "row", "-ngl", "0")])
+def test_rows_are_not_split_on_cuda(argv: tuple[str, ...]) -> None:
+    for ask in (check, plan):
+        with pytest.raises(EngineRefusalError, match="does not support split buffers"):
+            ask(*argv, on=machine("rtx-3090", "rtx-3090"))
+
+
+def test_variables_that_the_build_ignores_are_named() -> None:
+    variables = {"LLAMA_ARG_MLOCK": "1", "LLAMA_ARG_CTX_SIZE": "4096", "LLAMA_ARG_NGL": "3"}
+    found = check(environ=variables)
+    assert finding(found, "unread-variables").endswith("LLAMA_ARG_MLOCK, LLAMA_ARG_NGL")
+    assert found.context_tokens == 4096
+    assert finding(check(environ=variables, engine_version="b8000"), "unread-variables").endswith(" LLAMA_ARG_NGL")
+    assert "unread-variables" not in codes(check(environ={"LLAMA_ARG_CTX_SIZE": "4096"}))
+
+
+def test_a_prompt_cache_without_a_limit_takes_nothing_at_first() -> None:
+    small = machine("rtx-3090", ram="12GiB")
+    found = check("-c", "4096", "--cache-ram", "-1", on=small)
+    assert found.fits
+    assert found.memory.pool("host").sum_bytes("transient") == 0
+    limit = int(finding(found, "unlimited-prompt-cache").split("--cache-ram ")[-1].split()[0])
+    assert check("-c", "4096", "--cache-ram", str(limit), on=small).fits
+    assert not check("-c", "4096", "--cache-ram", str(limit + GIB // MIB + 1), on=small).fits
+    assert "unlimited-prompt-cache" in codes(plan("--cache-ram", "-1", on=small))
+    assert "unlimited-prompt-cache" not in codes(check("--cache-ram", str(limit), on=small))
+
+
+def test_notes_speak_of_the_program_that_runs() -> None:
+    found = autofit.check(["llama-cli", "-m", LLAMA, "-c", "131072"], machine("rtx-3060-12gb"))
+    assert finding(found, "engine-fit").startswith("llama-cli's own --fit")
