@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from autofit.domain.model import ModelSpec
     from autofit.domain.plan import Plan
     from autofit.domain.request import Request
-    from autofit.settings import Wishes
+    from autofit.settings import Wish, Wishes
 
 ENGINE_VARIABLES = ("LLAMA_ARG_", "VLLM_", "GGML_", "CUDA_", "PYTORCH_")
+DEVICE_VARIABLES = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"})
 
 
 def read_model(
@@ -37,7 +38,7 @@ def read_model(
     from autofit.readers import read_model as read
     from autofit.sources import resolve
 
-    model = read(resolve(os.fspath(reference)))
+    model = read(resolve(_reference("read_model()", reference)))
     if companions:
         extra = {role: read(resolve(other)) for role, other in companions.items()}
         model = replace(model, companions={**model.companions, **extra})
@@ -62,11 +63,14 @@ def load_machine(*names: str, ram: str | int | None = None) -> Machine:
     """The machine that these hardware profiles describe: `load_machine("rtx-3090", "rtx-4070-ti:12GiB", ram="64GiB")`.
 
     Raises:
-        HardwareError: an unknown name (with suggestions).
+        HardwareError: an unknown name (with suggestions). UsageError: something that is neither name nor size.
     """
     from autofit.hardware import load_machine as load
 
-    return load(*names, ram=ram, profile_dirs=host().profile_dirs())
+    words = [_reference("load_machine()", name, 'such as "rtx-3090" or "rtx-3090:12GiB"') for name in names]
+    if ram is not None and (isinstance(ram, bool) or not isinstance(ram, (str, int))):
+        raise UsageError(f"ram is text or bytes, not {ram!r:.40}", hint='such as ram="64GiB"')
+    return load(*words, ram=ram, profile_dirs=host().profile_dirs())
 
 
 def machine_of(wishes: Wishes) -> Machine:
@@ -107,16 +111,18 @@ def plan(
     """
     from autofit.settings import BY_NAME, from_environment, from_flags, merge, suggest, to_request
 
+    if not isinstance(backend, str):
+        raise UsageError(f"plan() takes a backend's name first, not {type(backend).__name__}", hint="llama or vllm")
     for name in wishes:
         if name not in BY_NAME:
             raise UsageError(f"plan() has no wish {name!r}", hint=suggest(name, list(BY_NAME)))
     if machine is not None and {"on", "ram"} & wishes.keys():
         raise UsageError("plan() got a machine, and on or ram as well", hint="leave one of them out")
-    texts = {n: _as_text(value, many=BY_NAME[n].many) for n, value in wishes.items() if value is not None}
+    texts = {n: _as_text(value, BY_NAME[n]) for n, value in wishes.items() if value is not None}
     layers = [("user", from_flags(texts)), ("environment", from_environment(os.environ))]
     if "preset" in wishes:
         layers.append(("preset", preset(str(wishes["preset"]), backend)))
-    reference = None if _is_model(model) else os.fspath(model)  # type: ignore[arg-type]
+    reference = None if _is_model(model) else _reference("plan()", model)
     merged = merge(layers)  # type: ignore[arg-type]
     machine = machine_of(merged) if machine is None else machine
     request = to_request(merged, engine_args=_words("engine_args", engine_args), model_reference=reference)
@@ -140,36 +146,34 @@ def check(
     argv: Sequence[str],
     machine: Machine | None = None,
     *,
-    model: ModelSpec | None = None,
+    model: ModelSpec | str | Path | None = None,
     engine_version: str | None = None,
     environ: Mapping[str, str] | None = None,
     **facts: Any,
 ) -> Plan:
     """What an engine's command takes as it stands: `check(["llama-server", "-m", "model.gguf", "-ngl", "99"])`.
 
-    `environ` holds the engine's own variables (none by default). `facts` are measurements that replace the
-    backend's own figures, such as vLLM's `available_kv_bytes`.
+    `environ` holds the engine's own variables (none by default). `facts` are `margin` and `device`, as for
+    `plan()`, and measurements that replace the backend's own figures, such as vLLM's `available_kv_bytes`.
 
     Raises:
         UsageError: no backend understands the command. EngineRefusalError: the engine would refuse it.
     """
-    from autofit.settings import parse_margins
-
     argv = _words("check()", argv)
+    if environ is not None and not isinstance(environ, Mapping):
+        raise UsageError(f"environ is a mapping of variables, not {type(environ).__name__}")
     backend = host().backend_of_program(argv)
     command = backend.parse(argv, environ, version=engine_version)
     if model is None:
         if command.model is None:
             raise UsageError(f"{argv[0]}: the command names no model")
-        model = read_model(command.model, companions=command.companions)
+        model = command.model
+    found = model if _is_model(model) else read_model(model, companions=command.companions)  # type: ignore[arg-type]
     machine = host().adjust_machine(_given_or_here(machine), backend.name)
-    if isinstance(facts.get("margin"), str):
-        facts["margin"] = parse_margins(facts["margin"])
-    if isinstance(facts.get("device"), str):
-        facts["device"] = (facts["device"],)
+    facts = {name: _fact(name, value) for name, value in facts.items() if value is not None}
     if engine_version is not None:
         facts["engine_version"] = engine_version
-    return _reviewed(backend.check(command, model, machine, **facts), model, machine)
+    return _reviewed(backend.check(command, found, machine, **facts), found, machine)  # type: ignore[arg-type]
 
 
 def preset(name: str, backend: str) -> dict[str, Any]:
@@ -185,8 +189,13 @@ def preset(name: str, backend: str) -> dict[str, Any]:
 
 
 def engine_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that engines read."""
-    return {name: value for name, value in environ.items() if name.startswith(ENGINE_VARIABLES)}
+    """The variables that engines read, but those that choose devices: detection has followed these, and
+    hardware that is only described is not behind them."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(ENGINE_VARIABLES) and name not in DEVICE_VARIABLES
+    }
 
 
 def _with_companions(model: ModelSpec, backend_name: str, request: Request) -> ModelSpec:
@@ -224,24 +233,49 @@ def _is_model(value: object) -> bool:
     return hasattr(value, "tensors")
 
 
-def _as_text(value: object, *, many: bool) -> object:
-    if isinstance(value, bool):
+def _reference(where: str, value: object, hint: str = "a path, or example:NAME") -> str:
+    """A name or a path as text.
+
+    Raises:
+        UsageError: something else.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise UsageError(f"{where} takes a name or a path, not {type(value).__name__}", hint=hint)
+    return str(os.fspath(value))
+
+
+def _as_text(value: object, wish: Wish) -> object:
+    """A value of a wish as the command line has it; `True` is one only of switches."""
+    if isinstance(value, bool) and wish.metavar is None:
         return value
     if isinstance(value, (list, tuple)):
         words = [str(item) for item in value]
-        return words if many else ",".join(words)
+        return words if wish.many else ",".join(words)
     return str(value)
+
+
+def _fact(name: str, value: object) -> object:
+    """A fact of `check()`: the wishes among them as they are parsed, the others as the backend takes them."""
+    from autofit.domain.request import Margin
+    from autofit.settings import BY_NAME, from_flags
+
+    if name not in BY_NAME or (isinstance(value, tuple) and all(isinstance(item, Margin) for item in value)):
+        return value
+    return from_flags({name: _as_text(value, BY_NAME[name])})[name]
 
 
 def _words(where: str, words: Sequence[object]) -> tuple[str, ...]:
     """An argument list; numbers and paths are written out.
 
     Raises:
-        UsageError: one text, which would have to be taken apart as a shell does.
+        UsageError: one text, which would have to be taken apart as a shell does, or no list.
     """
     if isinstance(words, (str, bytes)):
         raise UsageError(f"{where} takes a list of words, not one text", hint="take it apart: shlex.split(text)")
-    return tuple(map(str, words))
+    try:
+        return tuple(map(str, words))
+    except TypeError:
+        raise UsageError(f"{where} takes a list of words, not {type(words).__name__}") from None
 
 
 def _given_or_here(machine: Machine | None) -> Machine:

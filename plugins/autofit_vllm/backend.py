@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from autofit.backend import Backend, ParsedCommand
-from autofit.domain.machine import HOST_POOL, Device, Machine
+from autofit.domain.machine import Device, Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Finding, Plan
-from autofit.domain.request import Request
-from autofit.errors import EngineRefusalError, HardwareError, UnsupportedModelError, UsageError
+from autofit.domain.request import Margin, Request
+from autofit.errors import UsageError
 
 from autofit_vllm.defaults import EngineConfig, Gpu, resolve
+from autofit_vllm.devices import select_devices
 from autofit_vllm.draft import (
     DraftModel,
     add_weights,
@@ -38,7 +39,7 @@ class VllmBackend(Backend):
 
     name: ClassVar[str] = "vllm"
     programs: ClassVar[tuple[str, ...]] = ("vllm",)
-    formats: ClassVar[tuple[str, ...]] = ("safetensors", "config")
+    formats: ClassVar[tuple[str, ...]] = ("safetensors", "config", "gguf")
 
     def parse(
         self, argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: str | None = None
@@ -51,15 +52,19 @@ class VllmBackend(Backend):
     def check(self, command: ParsedCommand, model: ModelSpec, machine: Machine, **facts: Any) -> Plan:
         """What the command takes. `available_kv_bytes` replaces the KV memory of a rank (or of each
         stage)."""
-        stated = facts.pop("available_kv_bytes", None)
+        stated = _kv_bytes(facts.pop("available_kv_bytes", None))
         version = facts.pop("engine_version", None)
+        margins = facts.pop("margin", ()) or (Margin(),)
+        wanted = facts.pop("device", ())
         if facts:
-            raise UsageError(f"check() has no fact {min(facts)!r}", hint="known: available_kv_bytes")
+            known = "margin, device, engine_version, available_kv_bytes"
+            raise UsageError(f"check() has no fact {min(facts)!r}", hint=f"known: {known}")
         settings: VllmSettings = command.settings
         if version is not None:
             settings = dataclasses.replace(settings, version=_version(version))
         vllm_model = read_vllm_model(model, settings)
-        evaluation = self._evaluate(settings, vllm_model, model, machine, stated)
+        devices = () if is_cpu_build(settings, machine) else select_devices(machine, settings, wanted)
+        evaluation = self._evaluate(settings, vllm_model, model, devices, margins, stated)
         if stated is not None and evaluation.refusal is not None:
             raise evaluation.refusal
         argv = (*(command.program or SERVE), *settings.args)
@@ -74,24 +79,31 @@ class VllmBackend(Backend):
         )
 
     def _evaluate(
-        self, settings: VllmSettings, vllm_model: VllmModel, model: ModelSpec, machine: Machine, stated: Any
+        self,
+        settings: VllmSettings,
+        vllm_model: VllmModel,
+        model: ModelSpec,
+        devices: Sequence[Device],
+        margins: Sequence[Margin],
+        stated: int | Sequence[int] | None,
     ) -> Evaluation:
         from autofit_vllm.offload import given_offload
 
-        devices = () if is_cpu_build(settings, machine) else select_devices(machine, settings)
         gpu = gpu_of(devices)
         quantization = read_quantisation(vllm_model, model, settings, gpu)
         draft = _draft_of(model, settings, gpu)
         vllm_model = attach(vllm_model, draft)
         n_gpus = None if stated is not None else len(devices)
         config = resolve(settings, vllm_model, gpu, quantization=quantization, n_gpus=n_gpus)
+        if isinstance(stated, tuple) and len(stated) != config.parallel.pp:
+            raise UsageError(f"available_kv_bytes has {len(stated)} values for {config.parallel.pp} pipeline stages")
         weights = weigh(vllm_model, config, settings, quantization, draft)
         kv = plan_kv(vllm_model, config)
         return evaluate(
             settings=settings,
             config=config,
             model=vllm_model,
-            ranks=ranks_of(devices, config, ()),
+            ranks=ranks_of(devices, config, margins),
             weights=weights,
             kv=kv,
             vision=_vision(model),
@@ -142,6 +154,22 @@ class VllmBackend(Backend):
         )
 
 
+def _kv_bytes(stated: Any) -> int | tuple[int, ...] | None:
+    """`available_kv_bytes`: one figure, or one per pipeline stage.
+
+    Raises:
+        UsageError
+    """
+    each = tuple(stated) if isinstance(stated, (list, tuple)) else (stated,)
+    if stated is None:
+        return None
+    if not each or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in each):
+        raise UsageError(
+            f"available_kv_bytes is bytes, or a list of them with one per pipeline stage, not {stated!r:.60}"
+        )
+    return each if isinstance(stated, (list, tuple)) else each[0]
+
+
 def _version(version: str) -> Any:
     from autofit_vllm.versions import facts_of
 
@@ -157,10 +185,9 @@ def read_vllm_model(model: ModelSpec, settings: VllmSettings) -> VllmModel:
     from autofit_vllm.architectures import build_model
 
     if model.format == "gguf":
-        raise UnsupportedModelError(
-            f"{model.name}: vLLM reads GGUF files with a plug-in only",
-            hint="install vllm-gguf-plugin, or use `autofit llama`",
-        )
+        from autofit_vllm.checkpoint_gguf import as_checkpoint
+
+        model = as_checkpoint(model, settings)
     if isinstance(settings.hf_overrides, Mapping):
         metadata = _overridden(model.metadata, settings.hf_overrides)
         model = dataclasses.replace(model, metadata=metadata)
@@ -201,7 +228,9 @@ def read_quantisation(model: VllmModel, spec: ModelSpec, settings: VllmSettings,
         requested=settings.quantization.lower() if settings.quantization else None,
         model_type=model.model_type,
         quantised_layers=packed,
+        ggml_types={tensor.name: tensor.type for tensor in spec.tensors} if spec.format == "gguf" else None,
         allow_deprecated=settings.allow_deprecated_quantization,
+        env=settings.env,
     )
 
 
@@ -243,63 +272,6 @@ def is_cpu_build(settings: VllmSettings, machine: Machine) -> bool:
     """Whether the environment speaks of vLLM's CPU build: there is no GPU, and its own variable is set."""
     cuda = any(device.api == "cuda" for device in machine.devices)
     return not cuda and bool(settings.env.get(CPU_VARIABLE))
-
-
-def select_devices(machine: Machine, settings: VllmSettings, wanted: Sequence[str] = ()) -> tuple[Device, ...]:
-    """The CUDA devices that the engine will see, in its order.
-
-    Raises:
-        HardwareError: none.
-        UsageError: a wanted one that is none of them.
-    """
-    devices = [_within(device, machine) for device in machine.devices if device.api == "cuda"]
-    unknown = next((word for word in wanted if not any(_named(device, [word]) for device in devices)), None)
-    if unknown is not None:
-        known = ", ".join(device.id for device in devices) or "none"
-        raise UsageError(f"no device {unknown[:60]!r} here that vLLM runs on", hint=f"devices: {known}")
-    if wanted:
-        devices = [device for device in devices if _named(device, wanted)]
-    visible = settings.env.get("CUDA_VISIBLE_DEVICES")
-    if visible:
-        devices = _by_names(devices, visible.split(","))
-    if settings.device_ids:
-        by_position = [str(position) for position in settings.device_ids]
-        devices = [devices[int(at)] for at in by_position if at.isdigit() and int(at) < len(devices)]
-        if len(devices) != len(by_position):
-            raise EngineRefusalError(f"--device-ids {','.join(by_position)}: not all of these devices are visible")
-    if not devices:
-        others = ", ".join(sorted({device.name for device in machine.devices}))
-        raise HardwareError(
-            "vLLM is planned for NVIDIA GPUs, and there is none" + (f" among {others}" if others else ""),
-            hint="name hardware with --on rtx-4090; vLLM's CPU build is checked with VLLM_CPU_KVCACHE_SPACE set",
-        )
-    Gpu.of(devices[0])
-    return tuple(devices)
-
-
-def _within(device: Device, machine: Machine) -> Device:
-    """A device that draws on main memory has no more than is available there
-    (utils/mem_utils.py:MemorySnapshot.measure)."""
-    available = machine.host.available_bytes
-    if device.pool != HOST_POOL or available is None:
-        return device
-    return dataclasses.replace(device, free_bytes=min(available, device.free_bytes or available))
-
-
-def _named(device: Device, wanted: Sequence[str]) -> bool:
-    names = {device.id.lower(), str(device.index), device.name.lower(), (device.uuid or device.id).lower()}
-    return any(word.lower() in names for word in wanted)
-
-
-def _by_names(devices: Sequence[Device], names: Sequence[str]) -> list[Device]:
-    """In the order of CUDA_VISIBLE_DEVICES; it ends at the first name that is unknown, as CUDA's does."""
-    found = []
-    for name in (name.strip() for name in names):
-        match = next((d for d in devices if name == str(d.index) or (d.uuid or "").startswith(name)), None)
-        if match is None or not name:
-            break
-        found.append(match)
-    return found
 
 
 def _check_wishes(request: Request) -> None:

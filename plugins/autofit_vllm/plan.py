@@ -56,6 +56,7 @@ class Rank:
     total_bytes: int
     free_bytes: int
     margin_bytes: int
+    margin_asked: bool = False  #: it must stay free, whatever fixes the cache
     n_sharing: int = 0
 
     def free_at_snapshot(self, budget: RankBudget) -> int:
@@ -105,10 +106,12 @@ class Evaluation:
 
     @property
     def overrun_bytes(self) -> int:
-        """How much more than is free the fullest GPU would hold, the cache and what follows it included."""
+        """How much more than it may the fullest GPU would hold, the cache and what follows it included."""
         if self.given_kv or self.capacity is None:
             return 0
-        return max([0, *(self.used_bytes(rank) - rank.free_bytes for rank in self.ranks)])
+        kept = [rank.margin_bytes if rank.margin_asked else 0 for rank in self.ranks]
+        every = zip(self.ranks, kept, strict=True)
+        return max([0, *(self.used_bytes(rank) + keep - rank.free_bytes for rank, keep in every)])
 
     @property
     def fits(self) -> bool:
@@ -155,6 +158,7 @@ def ranks_of(devices: Sequence[Device], config: EngineConfig, margins: Sequence[
                 total_bytes=total,
                 free_bytes=free,
                 margin_bytes=margin_bytes(device, index, margins),
+                margin_asked=bool(margins),
                 n_sharing=shares,
             )
         )
@@ -536,11 +540,16 @@ def _start_findings(evaluation: Evaluation) -> list[Finding]:
             Finding(
                 severity="error",
                 code="out-of-memory",
-                message=f"{format_bytes(evaluation.overrun_bytes)} more than is free: graphs, tables and "
-                "workspaces come on top of the utilization; lower --gpu-memory-utilization",
+                message=f"{format_bytes(evaluation.overrun_bytes)} more than {_allowed(evaluation)}: graphs, tables "
+                "and workspaces come on top of the utilization; lower --gpu-memory-utilization",
             )
         )
     return found
+
+
+def _allowed(evaluation: Evaluation) -> str:
+    margins = [rank.margin_bytes for rank in evaluation.ranks if rank.margin_asked]
+    return f"is free beside a margin of {format_bytes(max(margins))}" if any(margins) else "is free"
 
 
 # -- Command lines ---------------------------------------------------------------------------------

@@ -99,3 +99,41 @@ def test_threads_do_not_disturb_each_other() -> None:
     for thread in threads:
         thread.join()
     assert sorted(found) == [(i, alone[i % 2]) for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: autofit.load_machine(5), "load_machine() takes a name or a path, not int"),
+        (lambda: autofit.load_machine("rtx-3090", ram=1.5), "ram is text or bytes, not 1.5"),
+        (lambda: autofit.load_machine("rtx-3090", ram=True), "ram is text or bytes, not True"),
+        (lambda: autofit.load_machine("rtx-3090", ram=["64GiB"]), "ram is text or bytes, not ['64GiB']"),
+        (lambda: autofit.read_model(None), "read_model() takes a name or a path, not NoneType"),
+        (lambda: autofit.plan(5, TINY, CARD), "plan() takes a backend's name first, not int"),
+        (lambda: autofit.plan("llama", 5, CARD), "plan() takes a name or a path, not int"),
+        (lambda: autofit.plan("llama", TINY, CARD, engine_args=5), "engine_args takes a list of words, not int"),
+        (lambda: autofit.plan("llama", TINY, CARD, context=True), "--context: "),
+        (lambda: autofit.plan("llama", TINY, CARD, context=1.5), "--context: "),
+        (lambda: autofit.plan("llama", TINY, CARD, parallel=0), "--parallel: not a count: '0'"),
+        (lambda: autofit.plan("llama", TINY, CARD, margin=-1), "--margin: "),
+        (lambda: autofit.plan("llama", TINY, CARD, device=7), "no device '7' here"),
+        (lambda: autofit.check(None, CARD), "check() takes a list of words, not NoneType"),
+        (lambda: autofit.check(["llama-server", "-m", TINY], CARD, margin="x"), "--margin: "),
+        (lambda: autofit.check(["llama-server", "-m", TINY], CARD, margin=True), "--margin: "),
+        (lambda: autofit.check(["llama-server", "-m", TINY], CARD, device=9), "no device '9' here"),
+        (lambda: autofit.check(["llama-server", "-m", TINY], CARD, environ="A=1"), "environ is a mapping"),
+        (lambda: autofit.check(["llama-server"], CARD, model=3), "read_model() takes a name or a path, not int"),
+    ],
+)
+def test_values_of_the_wrong_kind(call: Any, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        call()
+    assert message in caught.value.message
+
+
+def test_a_check_takes_values_as_a_plan_does() -> None:
+    command = ["llama-server", "-m", TINY, "-ngl", "99"]
+    one = autofit.check(command, CARD, margin="1GiB", device="GPU0")
+    assert autofit.check(command, CARD, margin=1 << 30, device=["GPU0"]) == one
+    assert autofit.check(command, CARD, margin=["1GiB"], device=0, model=TINY) == one
+    assert autofit.check(command, CARD, margin=None, device=None) == autofit.check(command, CARD)

@@ -20,6 +20,7 @@ from autofit.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from autofit.pipeline import engine_environment
 
 from vllm_models import GIB
 from vllm_truth import DATA
@@ -450,3 +451,79 @@ def test_a_card_beside_unified_memory_keeps_its_own_pool() -> None:
     assert (card.id, host.id) == ("GPU1", "host")
     assert host.sum_bytes("weights") == card.sum_bytes("weights")
     assert host.sum_bytes("runtime") - card.sum_bytes("runtime") == 5 * GIB  # server and two workers
+
+
+# -- what a check is told beside the command ------------------------------------------------------------
+
+
+def test_a_margin_is_memory_that_a_checked_command_must_leave() -> None:
+    args = ["--max-model-len", "8192", "--gpu-memory-utilization", "0.9"]
+    plain = check(LLAMA, *args)
+    (pool, _) = plain.memory.pools
+    assert plain.fits and pool.sum_bytes("reserve") == 0
+    left = pool.free_bytes - pool.used_bytes  # type: ignore[operator]
+    assert check(LLAMA, *args, margin=f"{left}B").fits
+    tight = check(LLAMA, *args, margin=f"{left + 1}B")
+    assert not tight.fits
+    assert not tight.memory.fits
+    (finding,) = [finding for finding in tight.findings if finding.code == "out-of-memory"]
+    assert "beside a margin of" in finding.message
+
+
+def test_a_checked_device() -> None:
+    cards = autofit.load_machine("rtx-4090", "rtx-3090", ram="64GiB")
+    ids = lambda found: [pool.id for pool in found.memory.pools]  # noqa: E731
+    assert ids(check(SMALL, machine=cards, device="GPU1")) == ["GPU1", "host"]
+    assert ids(check(SMALL, "--device-ids", "1", machine=cards, device=["1"])) == ["GPU1", "host"]
+    with pytest.raises(EngineRefusalError, match=r"World size \(2\) is larger than .* \(1\)"):
+        check(SMALL, "-tp", "2", machine=cards, device="GPU1")
+    with pytest.raises(UsageError, match="--device-ids 0 takes GPU0, which is not among the wished"):
+        check(SMALL, "--device-ids", "0", machine=cards, device="GPU1")
+    with pytest.raises(UsageError, match="CUDA_VISIBLE_DEVICES=0 hides GPU1"):
+        check(SMALL, machine=cards, device="GPU1", environ={"CUDA_VISIBLE_DEVICES": "0"})
+    with pytest.raises(HardwareError, match="NVIDIA"):
+        check(SMALL, machine=cards, environ={"CUDA_VISIBLE_DEVICES": ""})
+
+
+def test_a_detected_machine_has_followed_the_variable_already() -> None:
+    """Detection leaves the visible devices and numbers them anew: `2,3` would now name none."""
+    two = autofit.load_machine("rtx-4090", "rtx-4090", ram="64GiB")
+    found = dataclasses.replace(two, origin="detected")
+    environ = {"CUDA_VISIBLE_DEVICES": "2,3"}
+    assert check(SMALL, "-tp", "2", machine=found, environ=environ).fits
+    assert "CUDA_VISIBLE_DEVICES" not in engine_environment({"CUDA_VISIBLE_DEVICES": "2,3", "VLLM_CPU_KVCACHE_SPACE": "4"})
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ("0,0", "must not contain duplicates: 0,0"),
+        ("0,GPU-aa", "must not mix integer IDs and UUIDs: 0,GPU-aa"),
+        ("0,2", r"0,2: not all of these devices are visible \(2 are\)"),
+        ("GPU-aa", "GPU-aa: not all of these devices are visible"),
+    ],
+)
+def test_device_ids_that_the_engine_refuses(ids: str, message: str) -> None:
+    cards = autofit.load_machine("rtx-4090", "rtx-3090", ram="64GiB")
+    with pytest.raises(EngineRefusalError, match=message):
+        check(SMALL, "--device-ids", ids, machine=cards)
+
+
+def test_device_ids_may_be_uuids() -> None:
+    cards = autofit.load_machine("rtx-4090", "rtx-3090", ram="64GiB")
+    named = tuple(dataclasses.replace(card, uuid=f"GPU-{card.index}a") for card in cards.devices)
+    found = check(SMALL, "--device-ids", "GPU-1a", machine=dataclasses.replace(cards, devices=named))
+    assert [pool.id for pool in found.memory.pools] == ["GPU1", "host"]
+
+
+@pytest.mark.parametrize("stated", ["x", [], -1, True, 1.5, [GIB, "x"], {}])
+def test_kv_memory_that_is_none(stated: object) -> None:
+    with pytest.raises(UsageError, match="available_kv_bytes is bytes, or a list of them"):
+        check(SMALL, available_kv_bytes=stated)
+
+
+def test_kv_memory_of_each_stage() -> None:
+    two = autofit.load_machine("rtx-4090", "rtx-4090", ram="64GiB")
+    assert check(SMALL, "-pp", "2", machine=two, available_kv_bytes=[9 * GIB, 9 * GIB]).fits
+    with pytest.raises(UsageError, match="has 1 values for 2 pipeline stages"):
+        check(SMALL, "-pp", "2", machine=two, available_kv_bytes=[GIB])
