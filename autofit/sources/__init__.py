@@ -15,6 +15,7 @@ _NOT_YET = {
     "hf": "download it first (`hf download REPOSITORY`) and give the path",
     "http": "download the file first and give its path",
     "https": "download the file first and give its path",
+    "docker": "give the path of the model's file",
     "ollama": "give the path of the blob that `ollama show --modelfile NAME` prints after FROM",
     "lmstudio": "give the path of the file under LM Studio's models folder",
 }

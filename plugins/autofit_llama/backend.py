@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from autofit.backend import Backend, ParsedCommand
 from autofit.domain.machine import HOST_POOL, Machine
+from autofit.domain.memory import Memory
 from autofit.domain.model import ModelSpec
-from autofit.domain.plan import Plan
+from autofit.domain.plan import Finding, Plan
 from autofit.domain.request import Margin, Request
 from autofit.errors import ModelError, UsageError
 
-from autofit_llama.estimate import Run, allocated_compute, estimate, size
+from autofit_llama.estimate import Estimate, Run, allocated_compute, estimate, size
+from autofit_llama.files import companions_of, model_of
 from autofit_llama.findings import findings_of
 from autofit_llama.flags import Reading, read
-from autofit_llama.launch import launch_of
+from autofit_llama.launch import Launch, launch_of
 from autofit_llama.margins import margins_of
 from autofit_llama.metadata import overridden
 from autofit_llama.runs import run_of
@@ -40,15 +43,10 @@ class LlamaBackend(Backend):
     ) -> ParsedCommand:
         reading = read(argv, env, version=find_version(version)[0])
         settings = settings_of(reading)
-        companions = {f"lora{i or ''}": path for i, path in enumerate(settings.loras)}
-        if settings.mmproj is not None:
-            companions["mmproj"] = settings.mmproj
-        if settings.draft_model is not None:
-            companions["draft"] = settings.draft_model
         return ParsedCommand(
             program=reading.words or (reading.program,),
-            model=settings.model,
-            companions=companions,
+            model=model_of(settings),
+            companions=companions_of(settings),
             settings=Command(reading, settings, tuple(argv)),
         )
 
@@ -74,9 +72,17 @@ class LlamaBackend(Backend):
             )
         model = overridden(model, settings.kv_overrides)
         sized = size(model)
-        launch = launch_of(settings, reading.program, draft=model.companions.get("draft"))
-        run = run_of(launch, model, machine, sized=sized)
-        found = estimate(run, machine, [margins[device.id][0] for device in run.devices])
+
+        def measured(given: LlamaSettings) -> tuple[Launch, Run, Estimate]:
+            launch = launch_of(given, reading.program, draft=model.companions.get("draft"))
+            run = run_of(launch, model, machine, sized=sized)
+            return launch, run, estimate(run, machine, [margins[device.id][0] for device in run.devices])
+
+        runs = _runs(reading, settings)
+        tried = [measured(one) for one in runs]
+        shown = min(range(len(runs)), key=lambda i: _room(tried[i][2].memory))
+        launch, run, found = tried[shown]
+        findings += tuple(_several(runs, shown, [one.memory.fits for _, _, one in tried]))
         return Plan(
             backend=self.name,
             fits=found.memory.fits,
@@ -88,6 +94,30 @@ class LlamaBackend(Backend):
             engine_report={**found.report, "allocated_compute_bytes": _allocated(run)},
             engine_version=version.name,
         )
+
+
+def _runs(reading: Reading, settings: LlamaSettings) -> Sequence[LlamaSettings]:
+    """What the command runs one after another: llama-bench each combination of its lists, all others one."""
+    if reading.program != "llama-bench":
+        return (settings,)
+    from autofit_llama.bench_settings import bench_runs
+
+    return bench_runs(reading)
+
+
+def _room(memory: Memory) -> float:
+    """Bytes of the pool that has least left, negative where it lacks some."""
+    return min((p.budget_bytes - p.used_bytes for p in memory.pools if p.budget_bytes is not None), default=math.inf)
+
+
+def _several(runs: Sequence[LlamaSettings], shown: int, fits: Sequence[bool]) -> Iterator[Finding]:
+    if len(runs) == 1:
+        return
+    from autofit_llama.bench_settings import what_differs
+
+    which = what_differs(runs[shown], runs)
+    message = f"llama-bench runs {len(runs)} combinations of these lists, {sum(fits)} of them fit; shown is the one"
+    yield Finding(severity="info", code="bench-combinations", message=f"{message} with least room left: {which}")
 
 
 def _allocated(run: Run) -> dict[str, int]:

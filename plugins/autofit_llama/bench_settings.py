@@ -5,13 +5,19 @@ Source: tools/llama-bench/llama-bench.cpp:parse_cmd_params, get_cmd_params_insta
 
 from __future__ import annotations
 
+import math
+import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any, get_args
+
+from autofit.domain.values import fields
+from autofit.errors import UsageError
 
 from autofit_llama.flags import Reading, integer
 from autofit_llama.placement import Override
-from autofit_llama.settings import LlamaSettings, refusal
+from autofit_llama.settings import LlamaSettings, refusal, render
 from autofit_llama.values import (
     AUTO_LAYERS,
     LoadMode,
@@ -20,6 +26,7 @@ from autofit_llama.values import (
     parse_flash_attn,
     parse_kv_type,
     parse_overrides,
+    same,
     shares,
 )
 from autofit_llama.weights import LazyMode
@@ -114,8 +121,48 @@ _BENCH_PARSERS: Mapping[str, Callable[[str], tuple[Any, ...]]] = {
 }
 
 
-def bench_settings(reading: Reading) -> LlamaSettings:
-    """The most demanding combination of the lists that llama-bench runs, as one command."""
+#: what every test of a run shares: the largest one is counted
+_TESTS = frozenset(("n-prompt", "n-gen", "pg", "n-depth"))
+#: lists of which the whole belongs to every run
+_WHOLE = frozenset(("rpc", "fit-target"))
+_MAX_RUNS = 64
+
+#: option -> field and what it is there
+_FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "model": ("model", same),
+    "hf-repo": ("hf_repo", same),
+    "hf-file": ("hf_file", same),
+    "batch-size": ("n_batch", same),
+    "ubatch-size": ("n_ubatch", same),
+    "cache-type-k": ("type_k", same),
+    "cache-type-v": ("type_v", same),
+    "device": ("devices", same),
+    "threads": ("n_threads", same),
+    "n-gpu-layers": ("n_gpu_layers", lambda n: max(n, AUTO_LAYERS)),
+    "rpc": ("rpc", same),
+    "split-mode": ("split_mode", same),
+    "load-mode": ("load_mode", same),
+    "lazy-mode": ("lazy_mode", same),
+    "main-gpu": ("main_gpu", same),
+    "numa": ("numa", same),
+    "no-kv-offload": ("kv_offload", operator.not_),
+    "no-op-offload": ("op_offload", operator.not_),
+    "flash-attn": ("flash_attn", same),
+    "embeddings": ("embedding", same),
+    "no-host": ("no_host", same),
+    "repack": ("repack", same),
+    "tensor-split": ("tensor_split", same),
+    "fit-target": ("fit_target_mib", same),
+    "fit-ctx": ("fit_ctx", same),
+}
+
+
+def bench_runs(reading: Reading) -> tuple[LlamaSettings, ...]:
+    """Each combination of the lists that llama-bench runs, with the tokens of its largest test.
+
+    Raises:
+        UsageError: a value that llama-bench refuses, more than one model, or too many combinations.
+    """
     given: dict[str, tuple[Any, ...]] = {}
     for flag in reading.flags:
         key = flag.option.key
@@ -125,46 +172,31 @@ def bench_settings(reading: Reading) -> LlamaSettings:
             except ValueError as error:
                 raise refusal(reading.program, flag, error) from error
             given[key] = values if key == "main-gpu" else (*given.get(key, ()), *values)
-
-    def first(key: str) -> Any:
-        return given[key][0] if key in given else None
-
-    def most(key: str) -> int | None:
-        return max(given[key]) if key in given else None
-
-    def unless(key: str) -> bool | None:
-        return not all(given[key]) if key in given else None
-
+    if any(len(set(given.get(key, ()))) > 1 for key in ("model", "hf-repo")):
+        raise UsageError("llama-bench runs several models one after another", hint="check one -m at a time")
     tokens = max(*given.get("n-prompt", (512,)), *given.get("n-gen", (128,)), *given.get("pg", (0,)))
-    layers = given.get("n-gpu-layers")
-    experts = min(given["n-cpu-moe"]) if "n-cpu-moe" in given else 0
-    overrides = (first("override-tensor") or ()) + ((Override(kind="n_cpu_moe", n_blocks=experts),) if experts else ())
-    return LlamaSettings(
-        model=first("model"),
-        hf_repo=first("hf-repo"),
-        hf_file=first("hf-file"),
-        n_ctx=tokens + max(given.get("n-depth", (0,))),
-        n_batch=most("batch-size"),
-        n_ubatch=most("ubatch-size"),
-        type_k=first("cache-type-k"),
-        type_v=first("cache-type-v"),
-        devices=first("device"),
-        n_threads=most("threads"),
-        n_gpu_layers=None if layers is None else AUTO_LAYERS if min(layers) < 0 else max(layers),
-        rpc=given.get("rpc", ()),
-        split_mode=first("split-mode"),
-        load_mode=first("load-mode"),
-        lazy_mode=first("lazy-mode"),
-        main_gpu=first("main-gpu"),
-        numa=first("numa"),
-        kv_offload=unless("no-kv-offload"),
-        op_offload=unless("no-op-offload"),
-        flash_attn="off" if "off" in given.get("flash-attn", ()) else first("flash-attn"),
-        embedding=any(given["embeddings"]) if "embeddings" in given else None,
-        no_host=first("no-host"),
-        repack=first("repack"),
-        tensor_split=first("tensor-split"),
-        overrides=overrides,
-        fit_target_mib=given.get("fit-target"),
-        fit_ctx=first("fit-ctx"),
-    )
+    n_ctx = tokens + max(given.get("n-depth", (0,)))
+    lists = {key: tuple(dict.fromkeys(values)) for key, values in given.items() if key not in _TESTS}
+    lists |= {key: (given[key],) for key in _WHOLE & given.keys()}
+    n_runs = math.prod(map(len, lists.values()))
+    if n_runs > _MAX_RUNS:
+        raise UsageError(
+            f"llama-bench would run {n_runs} combinations of these lists, of which {_MAX_RUNS} are looked at",
+            hint="check fewer values at a time",
+        )
+    return tuple(_run(dict(zip(lists, values, strict=True)), n_ctx) for values in product(*lists.values()))
+
+
+def _run(given: Mapping[str, Any], n_ctx: int) -> LlamaSettings:
+    overrides = given.get("override-tensor", ())
+    if given.get("n-cpu-moe"):
+        overrides += (Override(kind="n_cpu_moe", n_blocks=given["n-cpu-moe"]),)
+    said = {_FIELDS[key][0]: _FIELDS[key][1](value) for key, value in given.items() if key in _FIELDS}
+    return LlamaSettings(n_ctx=n_ctx, overrides=overrides, **said)
+
+
+def what_differs(run: LlamaSettings, runs: Sequence[LlamaSettings]) -> str:
+    """The flags that tell one run from the others, as llama-server writes them."""
+    names = [field.name for field in fields(LlamaSettings) if len({getattr(one, field.name) for one in runs}) > 1]
+    said: dict[str, Any] = {name: getattr(run, name) for name in names}
+    return " ".join(render(LlamaSettings(**said)))

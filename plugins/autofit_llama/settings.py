@@ -132,9 +132,9 @@ def settings_of(reading: Reading) -> LlamaSettings:
         UsageError: a value that the engine refuses.
     """
     if reading.program == "llama-bench":
-        from autofit_llama.bench_settings import bench_settings
+        from autofit_llama.bench_settings import bench_runs
 
-        return bench_settings(reading)
+        return bench_runs(reading)[0]
     state: dict[str, Any] = {}
     legacy: dict[str, bool] = {}
     for flag in reading.flags:

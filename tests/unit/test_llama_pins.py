@@ -7,7 +7,7 @@ import pytest
 from autofit.domain.machine import Machine
 from autofit.domain.plan import Plan
 from autofit.domain.units import GIB, MIB
-from autofit.errors import AutofitError, EngineRefusalError, UsageError
+from autofit.errors import EngineRefusalError, ModelNotFoundError, UsageError
 
 LLAMA = "example:llama-3.1-8b-q4_k_m"
 
@@ -104,3 +104,32 @@ def test_a_prompt_cache_without_a_limit_takes_nothing_at_first() -> None:
 def test_notes_speak_of_the_program_that_runs() -> None:
     found = autofit.check(["llama-cli", "-m", LLAMA, "-c", "131072"], machine("rtx-3060-12gb"))
     assert finding(found, "engine-fit").startswith("llama-cli's own --fit")
+
+
+def test_llama_bench_shows_the_combination_with_least_room() -> None:
+    """Its runs follow one another: the devices of one and the host of another never add up."""
+    command = ["llama-bench", "-m", LLAMA, "-p", "512", "-d", "131072", "-ctk", "q8_0,f16", "-ngl", "0,99"]
+    found = autofit.check(command, machine("rtx-3060-12gb"))
+    assert not found.fits
+    assert "4 combinations of these lists, 2 of them fit" in finding(found, "bench-combinations")
+    assert finding(found, "bench-combinations").endswith("least room left: -ngl 99 -ctk f16")
+    one = autofit.check([*command[:-4], "-ctk", "f16", "-ngl", "99"], machine("rtx-3060-12gb"))
+    assert found.memory == one.memory
+    assert "bench-combinations" not in codes(one)
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (("-hf", "USER/REPO"), "hf:USER/REPO"),
+        (("-mu", "https://host/a.gguf"), "https://host/a.gguf"),
+        (("-dr", "ai/gemma3"), "docker:ai/gemma3"),
+        (("-m", LLAMA, "-hfd", "USER/DRAFT"), "hf:USER/DRAFT"),
+        (("-m", LLAMA, "-mmu", "https://host/mmproj.gguf"), "https://host/mmproj.gguf"),
+        (("--gpt-oss-20b-default",), "hf:ggml-org/gpt-oss-20b-GGUF"),
+    ],
+)
+def test_remote_files_are_not_read_yet(argv: tuple[str, ...], names: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=f"{names}: [a-z]+ references are not read yet") as raised:
+        autofit.check(["llama-server", *argv], machine("rtx-3090"))
+    assert "give" in (raised.value.hint or "")

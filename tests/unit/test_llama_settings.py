@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from autofit.errors import EngineRefusalError, UsageError
 
-from autofit_llama.bench_settings import parse_range
+from autofit_llama.bench_settings import bench_runs, parse_range, what_differs
 from autofit_llama.context import ContextParams, resolve_context
 from autofit_llama.flags import Program, read
 from autofit_llama.launch import Launch, check_launch, check_stands_alone, chosen, launch_of, python_arguments
@@ -210,39 +210,33 @@ def test_load_modes_of_older_builds(argv: str, mode: str) -> None:
     assert settings(*argv.split(), version=Version(build=8000)).load_mode == mode
 
 
-def test_llama_bench_runs_its_largest_test() -> None:
-    found = settings(
-        *[
-            "llama-bench",
-            "-m",
-            "a,b",
-            "-p",
-            "512,4096",
-            "-n",
-            "64",
-            "-d",
-            "0,1024",
-            "-ngl",
-            "10-30+10",
-            "-ts",
-            "1/1,3/1",
-            "-nkvo",
-            "0,1",
-        ]
-    )
-    assert found.n_ctx == 5120
-    assert found.n_gpu_layers == 30
-    assert found.tensor_split == (1.0, 1.0)
-    assert found.kv_offload is True
-    assert launch_of(found, "llama-bench").fit_target_mib == (0,)
+def test_llama_bench_runs_every_combination_with_the_tokens_of_its_largest_test() -> None:
+    argv = "-m a -p 512,4096 -n 64 -d 0,1024 -ngl 10-30+10 -ts 1/1,3/1 -nkvo 0,1 -ngl 10".split()
+    found = bench_runs(read(["llama-bench", *argv]))
+    assert [(one.n_gpu_layers, one.tensor_split, one.kv_offload) for one in found] == [
+        (layers, split, keeps) for layers in (10, 20, 30) for split in ((1, 1), (3, 1)) for keeps in (True, False)
+    ]
+    assert {one.n_ctx for one in found} == {5120}
+    assert what_differs(found[1], found) == "-ngl 10 -ts 1,1 -nkvo"
+    assert launch_of(found[0], "llama-bench").fit_target_mib == (0,)
     assert settings("llama-bench").n_ctx == 512
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [("-m a,b", "several models"), ("-m a -m b", "several models"), ("-ngl 0-99 -m a", "100 combinations")],
+)
+def test_llama_bench_runs_that_are_not_one(argv: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        settings("llama-bench", *argv.split())
+
+
 def test_llama_bench_overrides() -> None:
-    found = settings("llama-bench", "-ot", "a=CPU;b=CUDA0,c=CPU", "-ncmoe", "4,8", "-dev", "CUDA0/CUDA1")
-    assert [one.kind for one in found.overrides] == ["pattern", "pattern", "n_cpu_moe"]
-    assert found.overrides[-1].n_blocks == 4
-    assert found.devices == ("CUDA0", "CUDA1")
+    reading = read(["llama-bench", "-ot", "a=CPU;b=CUDA0,c=CPU", "-ncmoe", "4,0", "-dev", "CUDA0/CUDA1"])
+    found = [[(one.pattern, one.n_blocks) for one in run.overrides] for run in bench_runs(reading)]
+    both, other = [("a", 0), ("b", 0)], [("c", 0)]
+    assert found == [[*both, ("", 4)], both, [*other, ("", 4)], other]
+    assert bench_runs(reading)[0].devices == ("CUDA0", "CUDA1")
 
 
 @pytest.mark.parametrize(
