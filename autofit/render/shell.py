@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-
 from autofit.domain.plan import Plan
+from autofit.domain.text import shell_join, shell_word
 
 
 def render(plan: Plan) -> str:
     """`NAME=value ... program arguments`, on one line."""
-    assignments = [f"{name}={shlex.quote(value)}" for name, value in sorted(plan.env.items())]
-    return " ".join([*assignments, shlex.join(plan.argv)])
+    assignments = [f"{name}={shell_word(value)}" for name, value in sorted(plan.env.items())]
+    return " ".join([*assignments, shell_join(plan.argv)])

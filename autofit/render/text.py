@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 
 from autofit.domain.memory import KINDS, PoolUse
 from autofit.domain.plan import Finding, NextRejected, Plan, Speed
-from autofit.domain.text import printable
+from autofit.domain.text import printable, shell_join
 from autofit.domain.units import format_bytes
 
 
@@ -74,7 +73,7 @@ def explain(plan: Plan) -> Iterator[str]:
             devices, host = format_bytes(a.device_bytes), format_bytes(a.host_bytes)
             facts = [printable(a.title, 120), f"devices {devices}", f"host {host}"]
             yield "  " + " · ".join([*facts, speed(a.speed)] if a.speed else facts)
-            yield f"    {shlex.join(a.argv)}"
+            yield f"    {shell_join(a.argv)}"
             yield f"    {printable(a.because, 300)}"
 
 
