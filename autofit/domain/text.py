@@ -8,7 +8,7 @@ from shlex import quote
 
 #: what a terminal may act on, or show out of order: controls, format characters, separators of lines, and bytes
 #: that are no text (U+DC80 and on, PEP 383) where a terminal of 8 bits knows controls
-_ACTS = re.compile(
+_ACTS = (
     r"[\0-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
     r"\ufeff\ufff9-\ufffb\udc80-\udc9f\U000e0000-\U000e007f]"
 )
@@ -27,10 +27,10 @@ def shell_word(text: str) -> str:
 
     Bash, zsh, ksh and busybox know `$'...'`, and POSIX since 2024; dash does not yet.
     """
-    if not _ACTS.search(text):
+    if text.isprintable() or not re.search(_ACTS, text):
         return quote(text)
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"$'{_ACTS.sub(_bytes, escaped)}'"
+    return f"$'{re.sub(_ACTS, _bytes, escaped)}'"
 
 
 def shell_join(words: Iterable[str]) -> str:
