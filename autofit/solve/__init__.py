@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autofit.solve.chain import HEAD, Chain, Placement, Room, Site, Span, balance, excess_bytes, solve
+from autofit.solve.chain import HEAD, Chain, Placement, Room, Site, Span, balance, excess_bytes, host_bytes, solve
 from autofit.solve.front import dominates, largest, pareto_front
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "balance",
     "dominates",
     "excess_bytes",
+    "host_bytes",
     "largest",
     "pareto_front",
     "solve",

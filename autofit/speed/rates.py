@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal
 
 from autofit.domain.machine import HOST_POOL, Device, Host
@@ -75,8 +77,11 @@ def generation(device: Device) -> Generation:
     return "blackwell" if capability >= (10, 0) else "ada" if capability >= (8, 9) else "ampere"
 
 
-def host_rates(host: Host, table: Table) -> Rates:
-    """The processor's rates; what the machine does not state is assumed and said so."""
+def host_rates(host: Host, table: Table, sharing: Iterable[Rates] = ()) -> Rates:
+    """The processor's rates; what the machine does not state is assumed and said so.
+
+    Of memory that devices draw on too (`sharing`) it gets no larger part than they do.
+    """
     assumed = []
     cores = host.n_cores_performance or host.n_cores_physical
     if cores is None:
@@ -87,9 +92,13 @@ def host_rates(host: Host, table: Table) -> Rates:
         n_channels = next((n for most, n in CHANNELS if cores <= most), 12)
         bandwidth = n_channels * CHANNEL_BYTES_PER_S
         assumed.append(f"memory at {bandwidth / 1e9:.0f} GB/s ({n_channels} channels of DDR4-3200)")
+    row = table.rows["cpu"]
+    for other in sharing:
+        weights, experts = other.efficiency.weights, other.efficiency.experts
+        row = replace(row, weights=min(row.weights, weights), experts=min(row.experts, experts))
     return Rates(
         table,
-        table.rows["cpu"],
+        row,
         bandwidth=bandwidth,
         flops=cores * CORE_FLOPS_PER_S,
         link=math.inf,

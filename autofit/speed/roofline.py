@@ -59,9 +59,10 @@ class Roofline:
         `None` says that the engine is told not to (`--no-op-offload`).
         """
         self._table = table
-        self._rates: dict[str, Rates | None] = {HOST_POOL: host_rates(machine.host, table)}
-        for device in machine.devices:
-            self._rates[device.id] = device_rates(device, machine.host, engine, table)
+        devices = {device.id: device_rates(device, machine.host, engine, table) for device in machine.devices}
+        shared = [devices[device.id] for device in machine.devices if device.pool == HOST_POOL]
+        host = host_rates(machine.host, table, [rates for rates in shared if rates is not None])
+        self._rates: dict[str, Rates | None] = {**devices, HOST_POOL: host}
         self._links = {
             frozenset((link.a, link.b)): link.bytes_per_s * table.link
             for link in machine.links

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+from autofit.domain.machine import HOST_POOL
 from autofit.domain.memory import Memory
 from autofit.domain.values import dataclass, field
 from autofit.solve import Placement, Span, balance, excess_bytes, host_bytes, solve
@@ -70,6 +71,9 @@ class Search:
     def resident(self, candidate: Candidate) -> Found | None:
         """Everything on devices, or `None`."""
         bounds, tables = self.problem.bounds, self.tables(candidate)
+        if bounds.split is not None:
+            pinned = self._at_pinned_split(candidate)
+            return pinned if pinned.fits and not pinned.split.on_host else None
         if 0 not in bounds.heads or bounds.lean[0] > 0 or not tables.targets:
             return None
         found = self._resident(candidate, tables)
@@ -114,6 +118,13 @@ class Search:
         if memory is None:
             memory = self.measured[key] = self.problem.measure(candidate, split)
         return memory
+
+    def spare(self, found: Found) -> dict[str, int]:
+        """What every device in use, and the host, has left; less than nothing where it lacks."""
+        used = dict(self.problem.device_bytes(found.candidate, found.split))
+        used[HOST_POOL] = found.memory.pool(HOST_POOL).used_bytes
+        limits = self.problem.limits
+        return {name: limit - n_bytes for name, n_bytes in used.items() if (limit := limits[name]) is not None}
 
     def _resident(self, candidate: Candidate, tables: Tables) -> Found | None:
         def proposed(failed: set[Split]) -> Split | None:

@@ -8,11 +8,10 @@ context, then the rate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from autofit.domain.machine import HOST_POOL
-from autofit.domain.memory import Memory
 from autofit.errors import EngineRefusalError
 from autofit.solve import largest
 
@@ -162,43 +161,36 @@ def stretch(search: Search, found: Found, most: int) -> Found:
     What a pool takes grows with the context in straight pieces that only ever turn upwards, so the line
     between two known points is never below it: each guess on it fits, and the next one is closer.
     """
-    low, low_memory = found.candidate.n_ctx_seq, found.memory
-    if most <= low:
+    if most <= found.candidate.n_ctx_seq:
         return found
-    high = most
 
-    def at(n_ctx: int) -> Memory:
-        return search.measure(found.candidate._replace(n_ctx_seq=n_ctx), found.split)
+    def at(n_ctx: int) -> Found:
+        candidate = found.candidate._replace(n_ctx_seq=n_ctx)
+        return found._replace(candidate=candidate, memory=search.measure(candidate, found.split))
 
-    high_memory = at(high)
-    if high_memory.fits:
-        return found._replace(candidate=found.candidate._replace(n_ctx_seq=high), memory=high_memory)
+    low, high = found, at(most)
+    if high.fits:
+        return high
     for _ in range(6):
-        if high - low <= CELL_PADDING:
+        least, n_cells = low.candidate.n_ctx_seq, high.candidate.n_ctx_seq - low.candidate.n_ctx_seq
+        if n_cells <= CELL_PADDING:
             break
-        guess = low + int((high - low) * _share(low_memory, high_memory)) // CELL_PADDING * CELL_PADDING
-        guess = min(max(guess, low), high - 1) // CELL_PADDING * CELL_PADDING
-        if guess <= low:
-            guess = (low // CELL_PADDING + 1) * CELL_PADDING
-        if guess >= high:
+        guess = (least + int(n_cells * _share(search.spare(low), search.spare(high)))) // CELL_PADDING * CELL_PADDING
+        guess = max(guess, (least // CELL_PADDING + 1) * CELL_PADDING)
+        if guess >= high.candidate.n_ctx_seq:
+            guess = (high.candidate.n_ctx_seq - 1) // CELL_PADDING * CELL_PADDING
+        if guess <= least:
             break
-        memory = at(guess)
-        if memory.fits:
-            low, low_memory = guess, memory
-        else:
-            high, high_memory = guess, memory
-    return found._replace(candidate=found.candidate._replace(n_ctx_seq=low), memory=low_memory)
+        between = at(guess)
+        low, high = (between, high) if between.fits else (low, between)
+    return low
 
 
-def _share(low: Memory, high: Memory) -> float:
-    """How far from `low` (which fits) to `high` the first pool is full."""
-    shares = [1.0]
-    for pool in low.pools:
-        other = high.pool(pool.id)
-        growth = other.used_bytes - pool.used_bytes
-        if growth > 0 and pool.budget_bytes is not None:
-            shares.append((pool.budget_bytes - pool.used_bytes) / growth)
-    return min(shares)
+def _share(low: Mapping[str, int], high: Mapping[str, int]) -> float:
+    """How far from `low` (which fits) to `high` the first place is full, by what is spare at both."""
+    return min(
+        (spare / (spare - high[name]) for name, spare in low.items() if spare >= 0 and high[name] < 0), default=1.0
+    )
 
 
 def larger_ubatch(search: Search, goals: Goals, found: Found, sizes: Sequence[int] = LARGE_UBATCHES) -> Found:

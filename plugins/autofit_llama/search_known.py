@@ -168,22 +168,22 @@ class Known:
         coarse: Split | None = None,
         by_bytes: bool = False,
         most_weights: int | None = None,
-        share: float = 1.0,
+        share: float | None = None,
     ) -> Chain:
         """The problem as far as it is known; blocks are only taken apart about a `coarse` answer.
 
         `plain`: no lean blocks. `by_bytes`: the least on the host instead of the fastest. `most_weights`
-        bounds the weights on the host. `share` enlarges budgets.
+        bounds the weights on the host. `share` enlarges what devices have, and makes the host endless.
         """
         bounds = self.problem.bounds
         heads = (bounds.heads if heads is None else heads) if spill else (0,)
         order = bounds.order
         if coarse is not None:
             heads, order = [head for head in heads if abs(head - coarse.head) <= 1], coarse.order
-        rooms = {t.id: self.room(candidate, t.id, t.kind, spill=spill, share=share) for t in tables.targets}
+        rooms = {t.id: self.room(candidate, t.id, t.kind, spill=spill, share=share or 1.0) for t in tables.targets}
         return tables.chain(
             rooms,
-            head_room=None if by_bytes else self.host_room(candidate, tables, spill=spill),
+            head_room=None if share else self.host_room(candidate, tables, spill=spill),
             heads=heads,
             lean=bounds.lean if spill and not plain else (0, 0),
             order=order,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from math import inf
 
-from autofit.domain.machine import HOST_POOL
 from autofit.solve import Placement, solve
 
 from autofit_llama.search_known import GRAIN_BYTES, Candidate, Known
@@ -96,8 +95,8 @@ def _polished(
 
     Never slower, for a part more on a device can mean two hops more; and of choices within a grain the plainest.
     """
-    bounds, pool_of = known.problem.bounds, known.problem.pool_of
-    if bounds.lean[1] == 0 or any(pool_of[name] == HOST_POOL for name in split.order):
+    bounds = known.problem.bounds
+    if bounds.lean[1] == 0:
         return split
     kinds, order = {target.id: target.kind for target in tables.targets}, split.order
 
@@ -106,7 +105,7 @@ def _polished(
         return room.at(is_first=name == order[0], is_last=name == order[-1])
 
     heads = sorted({head for head in (split.head - 1, split.head) if head in bounds.heads})
-    host_room = known.host_room(candidate, spill=True)
+    host_room = known.host_room(candidate, tables, spill=True)
     on_host = tables.host_bytes(split)
     worth = max(GRAIN_BYTES, int(on_host * WORTH_FRACTION))
     best: list[Split] = []

@@ -115,9 +115,7 @@ class Tables:
         what is on the host count instead of time. Without `overflow` no part goes to the next device.
         `most_weights` bounds the weights on the host, instead of `head_room` for all that is there.
         """
-        made = self._made.get(fine)
-        if made is None:
-            made = self._made[fine] = _Columns(self, self._units(fine))
+        made = self._columns(fine)
         units, starts, bulk_bytes = made.units, made.starts, made.bulk_bytes
         least = next((i + 1 for i, unit in enumerate(units) if unit.bulk), len(units)) if spill else 0
         targets = {target.id: target for target in self.targets}
@@ -192,9 +190,16 @@ class Tables:
         return sum(self.unit_seconds(unit, HOST_POOL, HOST_POOL) for unit in self._units(False))
 
     @property
+    def least_bytes(self) -> int:
+        """What all blocks take at least, wherever they are."""
+        made = self._columns(False)
+        places = [made.head_bytes, *(made.of(target)[0] for target in self.targets)]
+        return sum(min(b - a for a, b in steps) for steps in zip(*map(pairwise, places), strict=True))
+
+    @property
     def bulk_share(self) -> float:
         """How much of all blocks may leave the devices, in bytes."""
-        made = self._made.get(False) or self._made.setdefault(False, _Columns(self, self._units(False)))
+        made = self._columns(False)
         return float(made.bulk_bytes[-1] / max(made.head_bytes[-1], 1))
 
     def split(self, placement: Placement, *, fine: bool = False) -> Split:
@@ -292,6 +297,12 @@ class Tables:
 
     def _spills(self, slots: range) -> bool:
         return any(part.kind == self.bulk_kind for slot in slots for part in self.blocks[slot].bulk)
+
+    def _columns(self, fine: bool) -> _Columns:
+        made = self._made.get(fine)
+        if made is None:
+            made = self._made[fine] = _Columns(self, self._units(fine))
+        return made
 
     def _units(self, fine: bool) -> list[_Unit]:
         units = []

@@ -11,7 +11,9 @@ from autofit.domain.request import Margin, Request
 from autofit.domain.units import GIB, MIB
 from autofit.errors import AutofitError, EngineRefusalError, UsageError
 
+from autofit_llama import search_problem
 from autofit_llama.backend import LlamaBackend
+from autofit_llama.estimate import Estimate
 from autofit_llama.margins import default_margin
 from descriptors import spec
 
@@ -111,6 +113,57 @@ def test_unified_memory_is_one_pool() -> None:
     assert [pool.id for pool in found.memory.pools] == ["host"]
     assert found.fits
     assert found.memory.pools[0].sum_bytes("cache") > 0
+
+
+def test_unified_memory_has_no_more_on_the_host_than_the_device_cannot_take() -> None:
+    """A device's own limit is filled first; beyond it, the pool's room counts for both."""
+    shared = replace(card(0, 16, pool="host", api="metal"), free_bytes=12 * GIB)
+    found = plan(machine(shared, ram_gib=64), model=EXPERTS)
+    assert found.fits
+    n_lean = int(value(found, "-ncmoe") or 0)
+    assert 0 < n_lean < 32
+    argv = list(found.argv)
+    argv[argv.index("-ncmoe") + 1] = str(n_lean - 1)
+    assert not BACKEND.check(BACKEND.parse(argv), spec("models", EXPERTS), machine(shared, ram_gib=64)).fits
+
+
+def test_unified_memory_gets_the_longest_context_that_the_device_can_take() -> None:
+    shared = replace(card(0, 16, pool="host", api="metal"), free_bytes=8 * GIB)
+    on = machine(shared, ram_gib=64)
+    found = plan(on)
+    longer = list(found.argv)
+    longer[longer.index("-c") + 1] = str((found.context_tokens or 0) + 256)
+    assert found.fits
+    assert 4096 < (found.context_tokens or 0) < 32_768
+    assert not BACKEND.check(BACKEND.parse(longer), spec("models", DENSE), on, margin=()).fits
+
+
+def estimates_of(monkeypatch: pytest.MonkeyPatch, on: Machine, *argv: str, **more: object) -> tuple[Plan, int]:
+    """A plan, and how many full estimates it took."""
+    made = []
+    real = search_problem.estimate
+
+    def counted(*args: object) -> Estimate:
+        made.append(real(*args))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(search_problem, "estimate", counted)
+    return plan(on, *argv, **more), len(made)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "argv"), [(DENSE, ("-ts", "1,1")), (EXPERTS, ("-ts", "1,3")), (EXPERTS, ("-ncmoe", "20", "-ts", "1,5"))]
+)
+def test_a_pinned_split_that_cannot_fit_is_refused_after_few_estimates(
+    monkeypatch: pytest.MonkeyPatch, model: str, argv: tuple[str, ...]
+) -> None:
+    on = machine(card(0, 4), card(1, 2), ram_gib=1)
+    found, n = estimates_of(monkeypatch, on, *argv, model=model, context_tokens=8192)
+    assert not found.fits
+    said = [finding.message for finding in found.findings if finding.code == "would-fit"]
+    assert said
+    assert not any("one device" in message for message in said)  # a split for two says nothing about one
+    assert n <= 20
 
 
 @pytest.mark.parametrize(
