@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import MISSING, FrozenInstanceError, field, fields, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 __all__ = ["dataclass", "field", "fields", "replace"]
@@ -73,8 +74,20 @@ def _init(cls: type[Any], frozen: bool) -> Callable[..., None]:
     return init
 
 
-def _values(self: Any) -> tuple[Any, ...]:
-    return tuple([getattr(self, f.name) for f in fields(self) if f.compare])
+_getters: dict[type[Any], Callable[[Any], Any]] = {}
+
+
+def _values(self: Any) -> Any:
+    """What is compared and hashed, by a getter that is made once for a class: values are keys in hot loops."""
+    get = _getters.get(self.__class__)
+    if get is None:
+        names = [f.name for f in fields(self) if f.compare]
+        get = _getters[self.__class__] = attrgetter(*names) if names else _nothing
+    return get(self)
+
+
+def _nothing(_: Any) -> tuple[Any, ...]:
+    return ()
 
 
 def _eq(self: Any, other: object) -> bool:
