@@ -184,10 +184,11 @@ def read_vllm_model(model: ModelSpec, settings: VllmSettings) -> VllmModel:
     """
     from autofit_vllm.architectures import build_model
 
+    notes: tuple[str, ...] = ()
     if model.format == "gguf":
         from autofit_vllm.checkpoint_gguf import as_checkpoint
 
-        model = as_checkpoint(model, settings)
+        model, notes = as_checkpoint(model, settings)
     if isinstance(settings.hf_overrides, Mapping):
         metadata = _overridden(model.metadata, settings.hf_overrides)
         model = dataclasses.replace(model, metadata=metadata)
@@ -197,7 +198,7 @@ def read_vllm_model(model: ModelSpec, settings: VllmSettings) -> VllmModel:
         disabled_modalities=settings.disabled_modalities,
         pooling=settings.pooling,
     )
-    built = with_own_layers(built, settings)
+    built = with_own_layers(dataclasses.replace(built, notes=(*built.notes, *notes)) if notes else built, settings)
     if not settings.pooling:
         return built
     # A generative model that is made to embed loses its head (model_executor/models/adapters.py).

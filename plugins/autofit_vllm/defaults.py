@@ -173,7 +173,7 @@ def resolve(
     is_async = _async_scheduling(settings, parallel, gpu, pooling=pooling, v2=v2)
     method, n_speculative, draft = resolve_speculation(settings, model)
     mode = graph_mode(settings, model, pooling=pooling)
-    if gpu.cpu:
+    if gpu.cpu or quantization.eager:
         mode = "NONE"
     skip = frozenset(settings.kv_cache_dtype_skip_layers) | _boundary_layers(kv_dtype, model)
     attention = dict(settings.attention_config)

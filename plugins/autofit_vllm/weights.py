@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
 from autofit.domain.text import printable
-from autofit.errors import ModelError
+from autofit.errors import EngineRefusalError, ModelError
 
 from autofit_vllm.dtypes import dtype_bytes
 from autofit_vllm.lora import LoraSpec, lora_bytes
@@ -167,6 +167,12 @@ def weights_per_rank(
         EngineRefusalError: heads, features, experts, blocks or layers that cannot be divided so.
         ModelError: sizes that make no sense.
     """
+    if quantization.one_rank and parallel.tp > 1:
+        raise EngineRefusalError(
+            "Prequant BitsAndBytes models with tensor parallelism is not supported. Please try with pipeline "
+            "parallelism.",
+            hint="use --pipeline-parallel-size, or the unquantised checkpoint with --quantization bitsandbytes",
+        )
     try:
         return tuple(
             _stage_weights(model, parallel, stage, dtype, quantization, lora, with_draft)

@@ -9,9 +9,12 @@ from typing import Any
 from autofit.domain.text import printable
 from autofit.errors import EngineRefusalError, ModelError, UnsupportedModelError
 
+from autofit_vllm.extensions import OUTSIDE, require
 from autofit_vllm.quantization.autoround import auto_round
+from autofit_vllm.quantization.bitsandbytes import bitsandbytes
 from autofit_vllm.quantization.compressed import compressed_tensors
 from autofit_vllm.quantization.floating import fp8, mxfp4
+from autofit_vllm.quantization.gguf import gguf
 from autofit_vllm.quantization.integer import awq, gptq
 from autofit_vllm.quantization.modelopt import modelopt
 from autofit_vllm.quantization.online import SHORTHANDS, online
@@ -56,7 +59,6 @@ METHODS = (
     *sorted(SHORTHANDS - {"mxfp4"}),
 )
 
-_PLUGINS = {"bitsandbytes": "vllm-bnb-plugin", "gguf": "vllm-gguf-plugin"}
 _ALIASES = {  #: requested word -> words of the checkpoint that it may stand for
     "gptq": {"gptq"},
     "gptq_marlin": {"gptq"},
@@ -89,11 +91,14 @@ def quantization_for(
     requested: str | None = None,
     model_type: str = "",
     quantised_layers: Iterable[str] = (),
+    ggml_types: Mapping[str, str] | None = None,
     allow_deprecated: bool = False,
+    env: Mapping[str, str] | None = None,
 ) -> Quantization:
     """The quantisation of a checkpoint on a GPU, or the one asked for while loading.
 
-    `raw` is its configuration's `quantization_config`, `requested` the word after `--quantization`.
+    `raw` is its configuration's `quantization_config`, `requested` the word after `--quantization`,
+    `ggml_types` the types of a GGUF file's tensors by name.
 
     Raises:
         EngineRefusalError: the two contradict each other, the GPU is too old, or vLLM does not know the word.
@@ -101,11 +106,16 @@ def quantization_for(
     """
     generation = min(capability[0] * 10 + capability[1], 999)
     method = checkpoint_method(raw)
+    if (word := method or requested or "") in OUTSIDE:
+        require(word, env or {})
     if method is None:
         found = _unquantised_checkpoint(requested)
     else:
         try:
-            found = _read(method, raw or {}, generation, model_type, quantised_layers)
+            if method == "gguf":
+                found = gguf(ggml_types or {})
+            else:
+                found = _read(method, raw or {}, generation, model_type, quantised_layers)
         except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             # The file is untrusted: a number where a list should be, a group of nothing.
             cause = f"{type(error).__name__}: {printable(str(error), 80)}"
@@ -131,11 +141,9 @@ def _unquantised_checkpoint(requested: str | None) -> Quantization:
     word = "fp8_per_tensor" if requested == "fp8" else requested
     if word in SHORTHANDS:
         return online(word)
-    if word in _PLUGINS:
-        raise UnsupportedModelError(
-            f"Unknown quantization method: {word}", hint=f"install the plug-in {_PLUGINS[word]} into vLLM"
-        )
-    if word not in METHODS:
+    if word == "bitsandbytes":
+        return bitsandbytes({}, stored=False)
+    if word not in METHODS and word not in OUTSIDE:
         raise EngineRefusalError(f"Unknown quantization method: {word}. Must be one of {', '.join(METHODS)}.")
     raise EngineRefusalError(
         f"--quantization {word}: the checkpoint is not quantised that way",
@@ -177,10 +185,8 @@ def _read(
         return modelopt(raw)
     if method in ("mxfp4", "gpt_oss_mxfp4"):
         return mxfp4(capability, gpt_oss=model_type == "gpt_oss")
-    if method in _PLUGINS:
-        raise UnsupportedModelError(
-            f"Unknown quantization method: {method}", hint=f"install the plug-in {_PLUGINS[method]} into vLLM"
-        )
+    if method == "bitsandbytes":
+        return bitsandbytes(raw, stored=True)
     if method not in METHODS:
         raise EngineRefusalError(f"Unknown quantization method: {printable(method, 60)}.")
     raise UnsupportedModelError(

@@ -33,7 +33,7 @@ class Scheme:
         yield from expert_biases(shape)
 
     def loaded_linear(self, shape: LinearShape) -> Iterable[Tensor]:
-        """What is left of `linear` once the weights are loaded; the same unless quantised on loading."""
+        """What `linear` has become once the weights are loaded: quantised on loading, or with scales beside it."""
         return self.linear(shape)
 
     def loaded_experts(self, shape: ExpertsShape) -> Iterable[Tensor]:
@@ -60,7 +60,9 @@ class Quantization:
     capability: int = 0  #: of the GPU, times ten
     min_capability: int = 0
     dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32")  #: activations it accepts
-    while_loading: bool = False  #: weights are created unquantised, and replaced layer by layer
+    while_loading: bool = False  #: what is kept is not what was created: see `Scheme.loaded_linear`
+    one_rank: bool = False  #: tensor parallelism cannot divide the blocks of its checkpoints
+    eager: bool = False  #: its kernels cannot be captured in CUDA graphs
     kv_cache_dtype: str | None = None  #: what `--kv-cache-dtype auto` becomes
 
     def linear(self, module: Linear) -> Scheme:
