@@ -17,7 +17,7 @@ from autofit.errors import ModelError, UsageError
 from autofit_llama.estimate import Estimate, Run, allocated_compute, estimate, size
 from autofit_llama.files import companions_of, model_of
 from autofit_llama.findings import findings_of
-from autofit_llama.flags import Reading, read
+from autofit_llama.flags import SECRET, Reading, read
 from autofit_llama.launch import Launch, launch_of
 from autofit_llama.margins import margins_of
 from autofit_llama.metadata import overridden
@@ -47,7 +47,7 @@ class LlamaBackend(Backend):
             program=reading.words or (reading.program,),
             model=model_of(settings),
             companions=companions_of(settings),
-            settings=Command(reading, settings, tuple(argv)),
+            settings=Command(reading, settings, tuple(argv), _counted(reading, env or {})),
         )
 
     def plan(self, model: ModelSpec, machine: Machine, request: Request) -> Plan:
@@ -87,6 +87,7 @@ class LlamaBackend(Backend):
             backend=self.name,
             fits=found.memory.fits,
             argv=command.settings.argv,
+            env=command.settings.env,
             memory=found.memory,
             speed=speed_of(run, found, machine),
             context_tokens=found.layout.context.n_ctx_seq,
@@ -120,20 +121,29 @@ def _several(runs: Sequence[LlamaSettings], shown: int, fits: Sequence[bool]) ->
     yield Finding(severity="info", code="bench-combinations", message=f"{message} with least room left: {which}")
 
 
+def _counted(reading: Reading, env: Mapping[str, str]) -> Mapping[str, str]:
+    """The variables that the command was read with, but for secrets."""
+    names = [flag.spelling for flag, replaced in reading.variables() if not replaced and flag.option.key not in SECRET]
+    return {name: env[name] for name in names}
+
+
 def _allocated(run: Run) -> dict[str, int]:
     on_devices, on_host = allocated_compute(run)
     return {**{device.id: n for device, n in zip(run.devices, on_devices, strict=True)}, HOST_POOL: on_host}
 
 
 class Command:
-    """What `parse` learnt: the flags as they were given, what they pin, and the command itself."""
+    """What `parse` learnt: the flags as they were given, what they pin, and the command with its variables."""
 
-    __slots__ = ("argv", "reading", "settings")
+    __slots__ = ("argv", "env", "reading", "settings")
 
-    def __init__(self, reading: Reading, settings: LlamaSettings, argv: tuple[str, ...]) -> None:
+    def __init__(
+        self, reading: Reading, settings: LlamaSettings, argv: tuple[str, ...], env: Mapping[str, str]
+    ) -> None:
         self.reading = reading
         self.settings = settings
         self.argv = argv
+        self.env = env
 
 
 def _only(machine: Machine, wanted: Sequence[str]) -> Machine:

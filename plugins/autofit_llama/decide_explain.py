@@ -30,7 +30,6 @@ _BECAUSE = {
     "n_checkpoints": "as many copies of the state as main memory has left for",
     "fit": "everything is decided here: there is nothing left for the engine to fit",
 }
-_SILENT: tuple[Origin, ...] = ("environment", "engine default")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +43,7 @@ def tokens_of(decisions: Iterable[Decision]) -> tuple[str, ...]:
     """The arguments that decisions stand for: replaying those of a plan gives its command."""
     tokens: list[str] = []
     for decision in decisions:
-        if decision.setting.startswith("-") and decision.origin not in _SILENT:
+        if decision.setting.startswith("-") and decision.origin != "engine default":
             tokens += [decision.setting, *split(decision.value)]
     return tuple(tokens)
 
@@ -87,7 +86,7 @@ def command_of(task: Task, found: Found, settings: LlamaSettings) -> tuple[str, 
     model = () if _names_model(pins.settings) else ("-m", _model_path(task))
     names = said(task, found, settings)
     solved = [render(_only(settings, pins.settings, name), version=pins.version) for name in names]
-    return (*program, *model, *pins.tokens, *(token for tokens in solved for token in tokens))
+    return (*program, *model, *tokens_of(pins.decisions()), *(token for tokens in solved for token in tokens))
 
 
 def _model_path(task: Task) -> str:

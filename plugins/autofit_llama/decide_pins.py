@@ -19,7 +19,7 @@ from autofit.domain.values import dataclass, replace
 from autofit.errors import UsageError
 
 from autofit_llama.context import KV_TYPES, MAX_SEQUENCES
-from autofit_llama.flags import Flag, Reading, is_flag, read
+from autofit_llama.flags import SECRET, Reading, is_flag, read
 from autofit_llama.hparams import HParams
 from autofit_llama.runs import engine_devices
 from autofit_llama.search import Bounds
@@ -51,9 +51,14 @@ class Pins:
     tokens: tuple[str, ...]  #: the flags as they were written, without the program
 
     def decisions(self) -> Iterator[Decision]:
-        """One for each flag, in order; replaying them gives the tokens again."""
-        for variable in (flag for flag in self.reading.flags if flag.origin == "env"):
-            yield _pinned(variable.spelling, _value(variable), "environment", "kept as it is set")
+        """One for each flag, in order, those of variables first: a command says all that it was planned with."""
+        for variable, replaced in self.reading.variables():
+            if replaced or variable.option.key in SECRET:
+                because = "an argument takes its place" if replaced else "kept as it is set"
+                yield _pinned(variable.spelling, "", "environment", because)
+            else:
+                setting, *values = variable.written()
+                yield _pinned(setting, join(values), "environment", f"{variable.spelling} is set")
         flags = iter([flag for flag in self.reading.flags if flag.origin == "argv"])
         flag, at = next(flags, None), 0
         while at < len(self.tokens):
@@ -93,12 +98,6 @@ def read_pins(request: Request) -> Pins:
 
 def _pinned(setting: str, value: str, origin: Origin, because: str) -> Decision:
     return Decision(setting=setting, value=value, origin=origin, because=because)
-
-
-def _value(flag: Flag) -> str:
-    if isinstance(flag.value, bool):
-        return "on" if flag.value else "off"
-    return join([str(flag.value)])
 
 
 def check_pins(pins: Pins, request: Request, machine: Machine, hp: HParams) -> None:

@@ -94,6 +94,16 @@ text b - -fitt,--fit-target
 text b - -fitc,--fit-ctx
 """
 
+#: options whose values add up
+GROWING = frozenset(
+    (
+        "override-tensor", "cpu-moe", "n-cpu-moe", "n-cpu-ffn", "rpc", "spec-type", "spec-draft-override-tensor",
+        "spec-draft-cpu-moe", "spec-draft-n-cpu-moe", "lora", "lora-scaled", "control-vector", "control-vector-scaled",
+        "override-kv",
+    )
+)  # fmt: skip
+SECRET = frozenset(("api-key", "hf-token"))
+
 #: of options that the parser still knows, to refuse them
 _SUCCESSORS = {
     "draft": "--spec-draft-n-max, or --spec-ngram-mod-n-max",
@@ -131,6 +141,11 @@ class Flag:
     spelling: str  #: as written, or the name of the variable
     origin: Origin = "argv"
 
+    def written(self) -> tuple[str, ...]:
+        """The arguments that say the same as this variable does."""
+        spellings = self.option.negations if self.value is False else self.option.spellings
+        return (spellings[0],) if self.option.n_values == 0 else (spellings[0], str(self.value))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
@@ -146,6 +161,13 @@ class Reading:
     unknown: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     version: Version = LATEST
+
+    def variables(self) -> Iterator[tuple[Flag, bool]]:
+        """The variables that count, and whether an argument takes the place of each."""
+        written = {flag.option.key for flag in self.flags if flag.origin == "argv"} - GROWING
+        for flag in self.flags:
+            if flag.origin == "env":
+                yield flag, flag.option.key in written
 
     def given(self, key: str) -> Flag | None:
         """The last flag of an option, which is the one that counts."""

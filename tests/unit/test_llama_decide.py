@@ -202,11 +202,11 @@ def test_an_unknown_flag_passes_through_and_is_told() -> None:
     assert any(finding.code == "unknown-flags" for finding in found.findings)
 
 
-def test_variables_are_pins_and_stay_out_of_the_command() -> None:
+def test_variables_are_pins_and_said_by_the_command() -> None:
     found = plan(machine(card(0, 24)), engine_env={"LLAMA_ARG_CTX_SIZE": "2048"})
-    assert "-c" not in found.argv
+    assert found.argv.count("-c") == 1
     assert found.context_tokens == 2048
-    pin = next(decision for decision in found.decisions if decision.setting == "LLAMA_ARG_CTX_SIZE")
+    pin = next(decision for decision in found.decisions if decision.setting == "-c")
     assert (pin.value, pin.origin) == ("2048", "environment")
 
 

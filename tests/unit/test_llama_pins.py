@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import autofit
 import pytest
 from autofit.domain.machine import Machine
 from autofit.domain.plan import Plan
+from autofit.domain.request import Request
 from autofit.domain.units import GIB, MIB
 from autofit.errors import EngineRefusalError, ModelNotFoundError, UsageError
+
+from autofit_llama.backend import LlamaBackend
 
 LLAMA = "example:llama-3.1-8b-q4_k_m"
 
@@ -133,3 +140,54 @@ def test_remote_files_are_not_read_yet(argv: tuple[str, ...], names: str) -> Non
     with pytest.raises(ModelNotFoundError, match=f"{names}: [a-z]+ references are not read yet") as raised:
         autofit.check(["llama-server", *argv], machine("rtx-3090"))
     assert "give" in (raised.value.hint or "")
+
+
+def autofit_llama(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("AUTOFIT_", "LLAMA_ARG_", "CUDA_"))}
+    clean |= {"XDG_CONFIG_HOME": "/nonexistent", "AUTOFIT_DISABLE_PLUGIN_AUTOLOAD": "1", **env}
+    command = [sys.executable, "-m", "autofit", *args]
+    return subprocess.run(command, capture_output=True, text=True, env=clean, timeout=60, check=True)
+
+
+VARIABLES = {
+    "LLAMA_ARG_CTX_SIZE": "8192", "LLAMA_ARG_NO_KV_OFFLOAD": "1", "LLAMA_ARG_SWA_FULL": "on", "LLAMA_ARG_HOST": "a b",
+    "LLAMA_ARG_OVERRIDE_TENSOR": "attn_q=CPU", "LLAMA_ARG_PORT": "9000", "LLAMA_ARG_NO_HOST": "0",
+    "LLAMA_ARG_MLOCK": "1",
+}  # fmt: skip
+
+
+def test_a_command_says_what_the_variables_said() -> None:
+    """It means the same in a shell without them, and in this one."""
+    request = Request(engine_args=("--port", "80", "-ot", "attn_k=CPU"), engine_env=VARIABLES, model_reference=LLAMA)
+    backend = LlamaBackend()
+    card = machine("rtx-3090")
+    found = backend.plan(autofit.read_model(LLAMA), card, request)
+    words = ["-c", "8192", "--swa-full", "-nkvo", "-ot", "attn_q=CPU", "--host", "a b", *request.engine_args]
+    assert sorted(found.argv[3 : 3 + len(words)]) == sorted(words)
+    assert found.argv.index("attn_q=CPU") < found.argv.index("attn_k=CPU")
+    without, within = autofit.check(found.argv, card), autofit.check(found.argv, card, environ=VARIABLES)
+    assert without.memory == within.memory
+    assert without.context_tokens == 8192
+    assert {one.setting: one.value for one in found.decisions if one.origin == "environment"} == {
+        "-c": "8192", "--swa-full": "", "-nkvo": "", "-ot": "attn_q=CPU", "--host": "'a b'", "LLAMA_ARG_PORT": "",
+    }  # fmt: skip
+
+
+def test_a_checked_command_is_printed_with_its_variables() -> None:
+    found = check("--port", "80", environ=VARIABLES | {"LLAMA_API_KEY": "secret"})
+    assert found.argv == ("llama-server", "-m", LLAMA, "--port", "80")
+    counted = set(VARIABLES) - {"LLAMA_ARG_PORT", "LLAMA_ARG_NO_HOST", "LLAMA_ARG_MLOCK"}
+    assert found.env == {name: VARIABLES[name] for name in counted}
+
+
+def test_a_secret_stays_where_it_is() -> None:
+    request = Request(engine_env={"LLAMA_API_KEY": "hunter2"}, model_reference=LLAMA)
+    found = LlamaBackend().plan(autofit.read_model(LLAMA), machine("rtx-3090"), request)
+    assert "hunter2" not in str(found.to_dict())
+
+
+def test_wishes_of_the_environment_are_in_the_command() -> None:
+    done = autofit_llama("llama", "example:tiny", "--on", "rtx-3090", "-q", AUTOFIT_CONTEXT="4096", AUTOFIT_KV="q8_0")
+    argv = done.stdout.split()
+    assert argv[argv.index("-c") + 1] == "4096"
+    assert argv[argv.index("-ctk") + 1] == "q8_0"
