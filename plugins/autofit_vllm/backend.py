@@ -24,6 +24,7 @@ from autofit_vllm.draft import (
     read_draft,
     with_own_layers,
 )
+from autofit_vllm.flags import AUTO_LENGTH
 from autofit_vllm.kv import plan_kv
 from autofit_vllm.model import StageWeights, VllmModel, Vocabulary
 from autofit_vllm.plan import Evaluation, build_plan, evaluate, gpu_of, keyword_arguments, ranks_of
@@ -116,9 +117,12 @@ class VllmBackend(Backend):
         from autofit_vllm.plan_explain import explain
         from autofit_vllm.solve import Problem, solve
 
-        _, settings = parse_command([*SERVE, *request.engine_args], request.engine_env, version=request.engine_version)
+        reference = request.model_reference or model.name
+        _, settings = parse_command(
+            [*SERVE, *request.engine_args], request.engine_env, version=request.engine_version, model=reference
+        )
         vllm_model = read_vllm_model(model, settings)
-        _check_wishes(request)
+        _check_wishes(request, settings)
         cpu = is_cpu_build(settings, machine)
         devices = () if cpu else select_devices(machine, settings, request.devices)
         quantization = read_quantisation(vllm_model, model, settings, gpu_of(devices))
@@ -149,7 +153,7 @@ class VllmBackend(Backend):
             best,
             others,
             program=request.program or SERVE,
-            reference=request.model_reference or model.name,
+            reference=reference,
             findings=_usage_findings(settings, vllm_model),
         )
 
@@ -275,10 +279,26 @@ def is_cpu_build(settings: VllmSettings, machine: Machine) -> bool:
     return not cuda and bool(settings.env.get(CPU_VARIABLE))
 
 
-def _check_wishes(request: Request) -> None:
+def _check_wishes(request: Request, settings: VllmSettings) -> None:
+    """Raises: UsageError, for what vLLM has not, or a flag of its own contradicts."""
     known = ("auto", "f16", "bf16", "fp8", "fp8_e4m3", "fp8_e5m2")
     if request.kv is not None and request.kv not in known:
         raise UsageError(f"vLLM has no KV cache type {request.kv}", hint=f"it has: {', '.join(known)}")
+    for flag, pinned, wishes in (
+        ("--max-num-seqs", settings.max_num_seqs, {"--parallel": (request.n_parallel, None)}),
+        (
+            "--max-model-len",
+            None if settings.max_model_len == AUTO_LENGTH else settings.max_model_len,
+            {
+                "--context": (request.context_tokens, request.context_tokens),
+                "--min-context": (request.min_context_tokens, None),
+                "--max-context": (None, request.max_context_tokens),
+            },
+        ),
+    ):
+        for wish, (least, most) in wishes.items():
+            if pinned is not None and ((least and pinned < least) or (most and pinned > most)):
+                raise UsageError(f"{wish} {least or most} and {flag} {pinned} contradict each other")
 
 
 def _vision(model: ModelSpec) -> Mapping[str, object] | None:

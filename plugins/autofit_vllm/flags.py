@@ -177,8 +177,8 @@ def is_frontend(dest: str, facts: VersionFacts) -> bool:
     return bool(_by_dest(facts.flags_file).get(dest, {}).get("frontend"))
 
 
-def parse_flags(args: Sequence[str], facts: VersionFacts) -> dict[str, Any]:
-    """Values by destination, of what is given only. `args` are those after `vllm serve`.
+def parse_flags(args: Sequence[str], facts: VersionFacts, model: str | None = None) -> dict[str, Any]:
+    """Values by destination, of what is given only. `args` are those after `vllm serve`, or after its `model`.
 
     Raises:
         UsageError: what vLLM's parser refuses; removed flags are named with their successor.
@@ -186,7 +186,8 @@ def parse_flags(args: Sequence[str], facts: VersionFacts) -> dict[str, Any]:
     if len(args) > MAX_ARGUMENTS or sum(map(len, args)) > MAX_ARGUMENT_CHARS:
         raise UsageError("vllm serve: the command line is too long")
     parser = _parser(facts.flags_file)
-    expanded = _expand(_insert_config(list(args), parser))
+    named = _model_first([*([] if model is None else [model]), *args])
+    expanded = _expand(_insert_config(named, parser))
     removed = [arg for arg in expanded if arg.partition("=")[0] in REMOVED_FLAGS]
     if removed:  # before argparse takes one for an abbreviation
         _refuse(removed, facts, parser)
@@ -197,7 +198,7 @@ def parse_flags(args: Sequence[str], facts: VersionFacts) -> dict[str, Any]:
     if unknown:
         _refuse(unknown, facts, parser)
     result = vars(values)
-    # A positional model wins over `--model` (entrypoints/cli/serve.py).
+    # A positional model wins over one from `--config` (entrypoints/cli/serve.py).
     if "model_tag" in result:
         result["model"] = result.pop("model_tag")
     return result
@@ -208,14 +209,22 @@ def _refuse(unknown: Sequence[str], facts: VersionFacts, parser: _Parser) -> NoR
     name = first.partition("=")[0]
     if name in REMOVED_FLAGS:
         raise UsageError(f"vLLM {facts.version} has no flag {name}", hint=REMOVED_FLAGS[name])
+    if first == unknown[0] and not name.startswith("-"):
+        raise UsageError(
+            f"vllm serve: unexpected argument {name[:60]!r}", hint="the model is named once, in front or by --model"
+        )
     close = difflib.get_close_matches(name, list(parser._option_string_actions), n=1, cutoff=0.7)
     hint = f"did you mean {close[0]}?" if close else "see `vllm serve --help=all`"
-    what = (
-        f"vLLM {facts.version} has no flag {name[:60]!r}"
-        if name.startswith("-")
-        else f"vllm serve: unexpected argument {name[:60]!r}"
-    )
-    raise UsageError(what, hint=hint)
+    raise UsageError(f"vLLM {facts.version} has no flag {name[:60]!r}", hint=hint)
+
+
+def _model_first(args: list[str]) -> list[str]:
+    """The first `--model` goes to the front, so that one which is there already is one too many (parse_args)."""
+    at = next((at for at, arg in enumerate(args) if arg == "--model" or arg.startswith("--model=")), None)
+    if at is None or args[at:] == ["--model"]:
+        return args
+    value = [args[at + 1]] if args[at] == "--model" else [args[at].removeprefix("--model=")]
+    return [*value, *args[:at], *args[at + 1 + (args[at] == "--model") :]]
 
 
 def _insert_config(args: list[str], parser: _Parser) -> list[str]:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from autofit.domain.plan import Alternative, Decision, Finding, NextRejected, Origin, Plan
 from autofit.domain.units import format_bytes
 
+from autofit_vllm.defaults import batch_defaults
 from autofit_vllm.kv import KvPlan
-from autofit_vllm.plan import DEFAULT_MARGIN, Evaluation, build_plan, command, keyword_arguments
+from autofit_vllm.plan import DEFAULT_MARGIN, Evaluation, Rank, build_plan, command, keyword_arguments
 from autofit_vllm.solve import ENOUGH_TOKENS, HELD_BACK, PARTITION, Candidate, Problem, gpus_needed, offloadable_bytes
 
 MAX_ALTERNATIVES = 5
@@ -36,7 +37,13 @@ def explain(
         findings=[*findings, *_findings(problem, best, others)],
         speed=best.speed,
     )
-    return plan if best.fits else replace(plan, fits=False)  # one sequence may start where the wish does not fit
+    if best.fits:
+        return plan
+    # One sequence may start where the wish does not fit. What the engine would say of a utilization that the user
+    # did not choose helps nobody.
+    own = problem.settings.pins("gpu_memory_utilization")
+    told = tuple(found for found in plan.findings if own or found.code != "kv-cache-too-small")
+    return replace(plan, fits=False, findings=told)
 
 
 def _env(candidate: Candidate) -> dict[str, str]:
@@ -161,8 +168,12 @@ def _because_sequences(problem: Problem, best: Candidate) -> str:
 
 
 def _because_tokens(problem: Problem, best: Candidate) -> str:
-    peak = best.evaluation.budgets[-1].peak
-    return f"vLLM's default depends on the GPU; a step this large peaks at about {format_bytes(peak.n_bytes)}"
+    peak = format_bytes(best.evaluation.budgets[-1].peak.n_bytes)
+    config = best.evaluation.config
+    tokens0, _ = batch_defaults(config.gpu, world_size=config.parallel.world_size)
+    if config.max_num_batched_tokens == config.max_num_seqs > tokens0:
+        return f"a step holds a token of each of {config.max_num_seqs} sequences, or vLLM refuses; it peaks at {peak}"
+    return f"vLLM's default depends on the GPU; a step this large peaks at about {peak}"
 
 
 def _because_utilization(problem: Problem, best: Candidate) -> str:
@@ -254,6 +265,13 @@ def _needed(kv: KvPlan, length: int, n_parallel: int, stage: int) -> int:
     return (kv.blocks_per_request(length) * n_parallel + 1) * kv.bytes_per_block[stage]
 
 
+def _room(evaluation: Evaluation, rank: Rank, n_parallel: int) -> int:
+    """What a rank has beside so many sequences of the shown length."""
+    beside = sum(item.n_bytes for item in evaluation.budget_of(rank).items)
+    needed = _needed(evaluation.kv, evaluation.config.max_model_len, n_parallel, rank.stage)
+    return rank.free_bytes - beside - needed
+
+
 # -- Alternatives ----------------------------------------------------------------------------------
 
 
@@ -322,15 +340,16 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
     shortfall = max(evaluation.shortfall_bytes, *_lacks(evaluation, length, n))
     fullest = min(evaluation.ranks, key=lambda rank: evaluation.available_bytes[rank.stage], default=None)
     where = fullest.device.id if fullest else "the GPU"
-    found = [
-        Finding(
-            severity="error",
-            code="does-not-fit",
-            message=f"{where} lacks {format_bytes(max(shortfall, 0))} for "
-            + (f"{n} sequences of {length} tokens" if n > 1 else f"{length} tokens"),
-        )
-    ]
-    needed = gpus_needed(problem)
+    load = f"{n} sequences of {length} tokens" if n > 1 else f"{length} tokens"
+    message = f"{where} lacks {format_bytes(max(shortfall, 0))} for {load}"
+    if fullest is not None and fullest.margin_asked and fullest.margin_bytes:
+        message += f" beside the margin of {format_bytes(fullest.margin_bytes)}"
+    found = [Finding(severity="error", code="does-not-fit", message=message)]
+    room = _room(evaluation, fullest, n) if fullest is not None and fullest.margin_asked else 0
+    if room > 0:
+        message = f"a --margin of at most {format_bytes(room)} leaves enough for {load}"
+        return [*found, Finding(severity="info", code="margin-too-large", message=message)]
+    needed = gpus_needed(problem, length)
     if needed is not None:
         world, per_node = needed.world_size, len(problem.devices)
         nodes = f" in {-(-world // per_node)} nodes like this one" if 1 < per_node < world else ""

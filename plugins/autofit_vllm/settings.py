@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal, Self
 
+from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError, UsageError
 
 from autofit_vllm.flags import parse_flags
@@ -164,9 +164,13 @@ _FIELDS = frozenset(f.name for f in dataclasses.fields(VllmSettings)) - {
 
 
 def parse_command(
-    argv: Sequence[str], env: Mapping[str, str] | None = None, version: str | None = None
+    argv: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    version: str | None = None,
+    model: str | None = None,
 ) -> tuple[tuple[str, ...], VllmSettings]:
-    """The program words and the settings of `vllm serve MODEL ...`, or of flags alone.
+    """The program words and the settings of `vllm serve MODEL ...`, or of flags alone. `model` will be written
+    before them.
 
     Raises:
         UsageError: not a command that serves, or flags that this version refuses.
@@ -174,7 +178,7 @@ def parse_command(
     n_program = _program_words(argv)
     facts = facts_of(version)
     args = tuple(argv[n_program:])
-    given = parse_flags(args, facts)
+    given = parse_flags(args, facts, model)
     return tuple(argv[:n_program]), from_given(given, args=args, env=env or {}, version=facts)
 
 
@@ -226,7 +230,7 @@ def _program_words(argv: Sequence[str]) -> int:
             return 1
         if argv[1] == "serve":
             return 2
-        raise UsageError(f"`vllm {argv[1][:40]}` is not planned", hint="only `vllm serve` is")
+        raise UsageError(f"`vllm {argv[1][:40]}` is not planned", hint="only `vllm serve` is; after -- come its flags")
     return 0
 
 

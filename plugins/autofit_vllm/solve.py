@@ -62,6 +62,14 @@ class Problem:
     vision: Mapping[str, object] | None = None
 
     def resolve(self, settings: VllmSettings, gpu: Gpu) -> EngineConfig:
+        """The engine's configuration; a step that nobody chose holds a token of every sequence, or vLLM refuses
+        (config/scheduler.py:verify_max_model_len)."""
+        seqs = settings.max_num_seqs
+        if seqs is not None and settings.max_num_batched_tokens is None:
+            whole = settings.max_model_len or 0 if settings.enable_chunked_prefill is False else 0
+            default, _ = batch_defaults(gpu)
+            if seqs > max(default, whole):
+                settings = dataclasses.replace(settings, max_num_batched_tokens=seqs)
         return resolve(settings, self.model, gpu, quantization=self.quantization, n_gpus=len(self.devices))
 
     def slices_experts(self, tp: int) -> bool:
@@ -368,7 +376,8 @@ def _ladder(problem: Problem, base: _Base) -> Iterator[tuple[int, int]]:
             tokens = max(tokens, seqs)
             if base.config.chunked_prefill is False:
                 tokens = max(tokens, goal)
-        yield tokens, min(seqs, tokens)
+        # with fewer sequences than were wished it would be another plan: vLLM's own refusal says why
+        yield tokens, seqs if wanted is not None else min(seqs, tokens)
         if at_tokens + 1 < len(all_tokens) and (at_tokens <= at_seqs or at_seqs + 1 == len(all_seqs)):
             at_tokens += 1
         elif at_seqs + 1 < len(all_seqs):
@@ -547,7 +556,8 @@ def _offloaded(problem: Problem, found: Sequence[Candidate]) -> list[Candidate]:
 
 def _ways(problem: Problem, base: _Base, length: int, params: tuple[str, ...]) -> Iterator[Offload]:
     """The least of each kind of offload with which a moderate load of this length fits."""
-    wanted = base.evaluate(OFFLOAD_STEP_TOKENS, max(OFFLOAD_SEQUENCES, problem.n_parallel), length)
+    sequences = max(OFFLOAD_SEQUENCES, problem.n_parallel)
+    wanted = base.evaluate(max(OFFLOAD_STEP_TOKENS, sequences), sequences, length)
     lacking = tuple(
         (wanted.kv.blocks_per_request(length) * problem.n_parallel + 1) * per_block - have
         for per_block, have in zip(wanted.kv.bytes_per_block, wanted.available_bytes, strict=True)
@@ -611,9 +621,10 @@ def _score(candidate: Candidate, problem: Problem, enough: int) -> tuple[float, 
 # -- What it would take ----------------------------------------------------------------------------
 
 
-def gpus_needed(problem: Problem, limit: int = 64) -> Parallel | None:
-    """How many GPUs like the first would hold the model with the least context, and how they would share it:
-    tensor parallel within a node like this one, stages across nodes."""
+def gpus_needed(problem: Problem, length: int, limit: int = 64) -> Parallel | None:
+    """How many GPUs like the first would hold the sequences that are wished, of this length, and how they would
+    share the model: tensor parallel within a node like this one, stages across nodes."""
+    sequences = max(OFFLOAD_SEQUENCES, problem.n_parallel)
     if not problem.devices:
         return None
     device, per_node = problem.devices[0], len(problem.devices)
@@ -632,7 +643,8 @@ def gpus_needed(problem: Problem, limit: int = 64) -> Parallel | None:
             layout = Layout(values=values, devices=many.devices, world_size=world)
             try:
                 base = _Base.of(many, layout, values)
-                if base.candidate(OFFLOAD_STEP_TOKENS, OFFLOAD_SEQUENCES).fits:
+                candidate = base.candidate(max(OFFLOAD_STEP_TOKENS, sequences), sequences)
+                if candidate.fits and candidate.length >= min(length, problem.lengths[0]):
                     return base.config.parallel
             except EngineRefusalError:
                 continue

@@ -491,7 +491,7 @@ def test_a_detected_machine_has_followed_the_variable_already() -> None:
     found = dataclasses.replace(two, origin="detected")
     environ = {"CUDA_VISIBLE_DEVICES": "2,3"}
     assert check(SMALL, "-tp", "2", machine=found, environ=environ).fits
-    assert "CUDA_VISIBLE_DEVICES" not in engine_environment({"CUDA_VISIBLE_DEVICES": "2,3", "VLLM_CPU_KVCACHE_SPACE": "4"})
+    assert engine_environment({**environ, "VLLM_CPU_KVCACHE_SPACE": "4"}) == {"VLLM_CPU_KVCACHE_SPACE": "4"}
 
 
 @pytest.mark.parametrize(
@@ -527,3 +527,66 @@ def test_kv_memory_of_each_stage() -> None:
     assert check(SMALL, "-pp", "2", machine=two, available_kv_bytes=[9 * GIB, 9 * GIB]).fits
     with pytest.raises(UsageError, match="has 1 values for 2 pipeline stages"):
         check(SMALL, "-pp", "2", machine=two, available_kv_bytes=[GIB])
+
+
+# -- wishes and flags that meet -------------------------------------------------------------------------
+
+
+def test_more_sequences_than_a_step_has_tokens() -> None:
+    """vLLM refuses steps of fewer tokens than sequences: a step that nobody pinned grows."""
+    large = autofit.load_machine("h200", ram="64GiB")
+    found = plan(SMALL, "--max-num-batched-tokens", "4096", parallel=4096, context=40, machine=large)
+    assert found.fits
+    grown = plan(SMALL, parallel=4096, context=40, machine=autofit.load_machine("a100-80gb", ram="64GiB"))
+    assert grown.fits
+    assert grown.engine_report["max_num_seqs"] == grown.engine_report["max_num_batched_tokens"] == 4096
+    (decision,) = [decision for decision in grown.decisions if decision.setting == "--max-num-batched-tokens"]
+    assert "a token of each of 4096 sequences" in decision.because
+    pinned = plan(SMALL, "--max-num-seqs", "3000")
+    assert pinned.fits and pinned.engine_report["max_num_batched_tokens"] == 3000
+    with pytest.raises(EngineRefusalError, match=r"\(256\) must be greater than or equal to max_num_seqs \(300\)"):
+        plan(SMALL, "--max-num-batched-tokens", "256", parallel=300, context=40)
+    with pytest.raises(EngineRefusalError, match=r"\(2048\) must be greater"):
+        check(SMALL, "--max-num-seqs", "3000")
+
+
+def test_sequences_that_are_never_together_anywhere() -> None:
+    found = plan(LLAMA, parallel=4096)
+    assert not found.fits
+    assert any("4096 sequences of 4096 tokens" in finding.message for finding in found.findings)
+    assert any("no number of these GPUs" in finding.message for finding in found.findings)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "args", "message"),
+    [
+        ({"parallel": 8}, ["--max-num-seqs", "4"], "--parallel 8 and --max-num-seqs 4"),
+        ({"context": "8k"}, ["--max-model-len", "4k"], "--context 8192 and --max-model-len 4000"),
+        ({"min_context": "8k"}, ["--max-model-len", "4k"], "--min-context 8192 and --max-model-len 4000"),
+        ({"max_context": "2k"}, ["--max-model-len", "4k"], "--max-context 2048 and --max-model-len 4000"),
+    ],
+)
+def test_wishes_that_a_flag_contradicts(wishes: dict[str, Any], args: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=f"{message} contradict each other"):
+        plan(SMALL, *args, **wishes)
+
+
+def test_a_margin_that_leaves_nothing() -> None:
+    found = plan(LLAMA, margin="99%")
+    assert not found.fits
+    assert codes(found) == {"does-not-fit", "margin-too-large"}
+    lacks, most = (finding.message for finding in found.findings)
+    assert "beside the margin of 23.28 GiB" in lacks
+    (room,) = re.findall(r"at most ([0-9.]+) GiB leaves enough for 4096 tokens", most)
+    assert plan(LLAMA, margin=f"{float(room) - 0.05}GiB").fits
+
+
+@pytest.mark.parametrize("args", [["--model", "M"], ["--model=M"], ["--seed", "1", "--model", "M"]])
+def test_a_model_that_is_named_twice(args: list[str]) -> None:
+    """`vllm serve` puts the model of `--model` in front, where there is place for one."""
+    with pytest.raises(UsageError, match="unexpected argument"):
+        plan(SMALL, *args)
+    with pytest.raises(UsageError, match="unexpected argument"):
+        check(SMALL, *args)
+    for spelling in (["--model", str(SMALL)], [f"--model={SMALL}"], ["--model", str(SMALL), "--model", "other"]):
+        assert autofit.check(["vllm", "serve", "--seed", "1", *spelling], CARD).fits

@@ -74,7 +74,8 @@ def test_automatic_length(word: str) -> None:
         (["--device-ids", "1,GPU-2"], {"device_ids": [1, "GPU-2"]}),
         (["--moe-backend", "Deep-GEMM"], {"moe_backend": "deep_gemm"}),
         (["M", "--port", "80"], {"model": "M", "port": 80}),
-        (["--model", "A", "B"], {"model": "B"}),
+        (["--seed", "1", "--model", "A"], {"model": "A", "seed": 1}),
+        (["--model", "A", "--model=B"], {"model": "A"}),
         (["--max-num-seqs", "4", "--max-num-seqs", "8"], {"max_num_seqs": 8}),
     ],
 )

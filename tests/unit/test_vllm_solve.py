@@ -161,7 +161,7 @@ def test_nothing_fits() -> None:
     codes = {finding.code: finding.message for finding in found.findings}  # type: ignore[attr-defined]
     assert "lacks" in codes["does-not-fit"]
     assert "GPUs like" in codes["gpus-needed"]
-    needed = gpus_needed(problem(llama_8b(), 200 * GIB, "rtx-4090", "rtx-4090"))
+    needed = gpus_needed(problem(llama_8b(), 200 * GIB, "rtx-4090", "rtx-4090"), 4096)
     assert needed is not None
     assert needed.world_size >= 10
 
