@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -129,7 +131,19 @@ def new_parser(word: str, summary: str) -> argparse.ArgumentParser:
 
             raise UsageError(f"{word}: {message}", hint=f"see `autofit {word} --help`")
 
-    return Parser(prog=f"autofit {word}", description=summary, allow_abbrev=False)
+    formatter = partial(argparse.HelpFormatter, width=_columns() - 2)  # which alone would load shutil to measure
+    return Parser(prog=f"autofit {word}", description=summary, allow_abbrev=False, formatter_class=formatter)
+
+
+def _columns() -> int:
+    """The width of the terminal, as `shutil.get_terminal_size` finds it."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    try:
+        return os.get_terminal_size().columns or 80
+    except OSError:
+        return 80
 
 
 def print_help(backends: Mapping[str, BackendRef], commands: Mapping[str, CommandRef]) -> None:

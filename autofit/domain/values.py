@@ -2,14 +2,14 @@
 
 The standard library compiles six methods for every class at import, which was the larger half of a cold start here.
 These classes are dataclasses for `fields`, `replace`, `asdict` and type checkers alike, but share their methods, and
-their `__init__` is compiled when the first instance is made.
+their `__init__` is compiled when several instances have been made.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import MISSING, FrozenInstanceError, field, fields, replace
+from dataclasses import MISSING, Field, FrozenInstanceError, field, fields, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,12 +36,44 @@ else:
         return make if cls is None else make(cls)
 
 
+_UNCOMPILED = 4  #: instances made without a compiled `__init__`: most classes never need more
+
+
 def _first_init(cls: type[Any], frozen: bool) -> Callable[..., None]:
+    """An `__init__` that looks the fields up, until compiling one pays."""
+    left = _UNCOMPILED
+
     def __init__(self: Any, *args: Any, **given: Any) -> None:
-        cls.__init__ = _init(cls, frozen)
-        cls.__init__(self, *args, **given)
+        nonlocal left
+        left -= 1
+        if left < 0 or args or not _set_plainly(self, fields(cls), given):
+            cls.__init__ = _init(cls, frozen)
+            cls.__init__(self, *args, **given)
 
     return __init__
+
+
+def _set_plainly(self: Any, known: tuple[Field[Any], ...], given: dict[str, Any]) -> bool:
+    """Whether `given` were fields and no field is left without a value; if so, all are set."""
+    n_given = 0
+    for f in known:
+        if not f.init:
+            return False
+        if f.name in given:
+            value = given[f.name]
+            n_given += 1
+        elif f.default is not MISSING:
+            value = f.default
+        elif f.default_factory is not MISSING:
+            value = f.default_factory()
+        else:
+            return False
+        object.__setattr__(self, f.name, value)
+    if n_given != len(given):
+        return False
+    if hasattr(self, "__post_init__"):
+        self.__post_init__()
+    return True
 
 
 def _init(cls: type[Any], frozen: bool) -> Callable[..., None]:

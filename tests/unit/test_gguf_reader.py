@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -54,6 +55,23 @@ def test_values_of_every_type(tmp_path: Path) -> None:
         assert model.metadata[f"a.{kind}"] == (value, value)
     assert model.metadata["s"] == "é \n"
     assert model.metadata["e"] == ()
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_strings_of_any_length_are_stepped_over(tmp_path: Path, big_endian: bool, seed: int) -> None:
+    random = Random(seed)
+    most = (3, 47, 60, 400)[seed]  # all short, just short, sometimes longer, mostly longer
+    words = [random.randbytes(random.randint(0, most)) for _ in range(random.randint(1500, 2600))]
+    words[::7] = [b"\0" * (len(word) // 2) for word in words[::7]]
+    keys = {**ARCH, "words": Strings(len(words), tuple(words)), "after": 12345}
+    model = read_gguf(write(tmp_path, metadata=keys, big_endian=big_endian))
+    assert model.metadata["words"] == StringArray(count=len(words), element_type="str")
+    assert model.metadata["after"] == 12345
+
+    header = Gguf(metadata={**ARCH, "words": Strings(len(words), tuple(words))}, big_endian=big_endian).header()
+    for cut in random.sample(range(100 + 8 * len(words), len(header)), 20):
+        corrupt(raw(tmp_path, header[:cut]), f" of {len(words)} of words needs ")
 
 
 def test_vocabularies_are_counted_not_kept(tmp_path: Path) -> None:
