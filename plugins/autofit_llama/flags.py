@@ -203,8 +203,8 @@ def read(argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: 
         UsageError: a flag or value that this version of the engine refuses.
     """
     program, words, rest = find_program(argv)
-    known = _spellings(program, version)
-    flags = [] if env is None or program == "llama-bench" else list(_from_env(program, env, version))
+    known = _spellings(program, version) if rest else {}
+    flags = list(_from_env(program, env, version)) if env and program != "llama-bench" else []
     unknown: list[str] = []
     at, in_unknown = 0, False
     while at < len(rest):
@@ -252,7 +252,8 @@ def unread_variables(env: Mapping[str, str], program: Program, *, version: Versi
 
 def option(key: str, program: Program = "llama-server") -> Option:
     """An option of the newest version by its key."""
-    return _by_key(program)[key]
+    found = (_option(key, line) for line in _lines().get(key, ()))
+    return next(option for option in found if program in option.programs)
 
 
 def integer(text: str) -> int:
@@ -377,29 +378,33 @@ def _check_unknown(program: Program, token: str, spelling: str, version: Version
 
 
 @cache
-def _options() -> tuple[Option, ...]:
-    options = []
+def _lines() -> Mapping[str, tuple[str, ...]]:
+    """The lines of the tables by the key of their option: a key may mean another thing to another program."""
+    found: dict[str, tuple[str, ...]] = {}
     for line in (*TABLE.strip().splitlines(), *_BENCH_TABLE.strip().splitlines()):
-        kind, letters, env, *names = line.split(" ")
-        spellings = tuple(names[0].split(","))
+        spellings = line.split(" ", 4)[3].split(",")
         key = next((name for name in spellings if name.startswith("--")), spellings[0]).lstrip("-")
-        options.append(
-            Option(
-                key=key,
-                kind=kind,  # type: ignore[arg-type]
-                programs=frozenset(_LETTERS[letter] for letter in letters if letter != "-"),
-                env=None if env == "-" else env,
-                spellings=spellings,
-                negations=tuple(names[1].split(",")) if len(names) > 1 else (),
-                successor=_SUCCESSORS.get(key),
-            )
-        )
-    return tuple(options)
+        found[key] = (*found.get(key, ()), line)
+    return found
 
 
 @cache
-def _by_key(program: Program) -> Mapping[str, Option]:
-    return {option.key: option for option in _options() if program in option.programs}
+def _option(key: str, line: str) -> Option:
+    kind, letters, env, *names = line.split(" ")
+    return Option(
+        key=key,
+        kind=kind,  # type: ignore[arg-type]
+        programs=frozenset(_LETTERS[letter] for letter in letters if letter != "-"),
+        env=None if env == "-" else env,
+        spellings=tuple(names[0].split(",")),
+        negations=tuple(names[1].split(",")) if len(names) > 1 else (),
+        successor=_SUCCESSORS.get(key),
+    )
+
+
+@cache
+def _options() -> tuple[Option, ...]:
+    return tuple(_option(key, line) for key, lines in _lines().items() for line in lines)
 
 
 @cache
@@ -426,8 +431,8 @@ def _accepted(program: Program, version: Version) -> tuple[Option, ...]:
     taken = {name for option in legacy for name in option.spellings}
     return legacy + tuple(
         option
-        for option in _by_key(program).values()
-        if not version.refuses(option.key) and option.spellings[0] not in taken
+        for option in _options()
+        if program in option.programs and not version.refuses(option.key) and option.spellings[0] not in taken
     )
 
 
