@@ -11,6 +11,7 @@ from autofit.domain.request import Margin
 from autofit.domain.values import dataclass, field
 
 from autofit_llama import runtime
+from autofit_llama.adapters import control_vector_bytes, lora_bytes
 from autofit_llama.graph.devices import DeviceRules, rules_for
 from autofit_llama.hparams import read_hparams
 from autofit_llama.layout import Arguments, Layout, Sized, lay_out
@@ -55,6 +56,7 @@ class Run:
     projector: ModelSpec | None = None
     projector_device: str = HOST_POOL
     adapters: tuple[ModelSpec, ...] = ()
+    has_control_vector: bool = False
     locked: bool = False
 
 
@@ -100,8 +102,7 @@ def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = ()) -> Esti
     for draft in run.drafts:
         _draft_items(draft, items, host)
     _projector_items(run, rules, items, host)
-    for adapter in run.adapters:
-        _adapter_items(adapter, layout, run.devices, items, host)
+    _adapter_items(run, layout, rules, items, host)
     for i, device in enumerate(run.devices):
         items[device.id] += runtime.device_runtime(device)
         dense, experts = _widest_rows(layout, i)
@@ -248,25 +249,19 @@ def _projector_items(
 
 
 def _adapter_items(
-    adapter: ModelSpec,
+    run: Run,
     layout: Layout,
-    devices: Sequence[Device],
+    rules: Sequence[DeviceRules],
     items: Mapping[str, list[MemoryItem]],
     host: list[MemoryItem],
 ) -> None:
-    """A LoRA adapter: each pair of matrices lies beside the weight it adapts (src/llama-adapter.cpp)."""
-    n_host = 0
-    on_device = [0] * len(devices)
-    for tensor in adapter.tensors:
-        base = tensor.name.removesuffix(".lora_a").removesuffix(".lora_b")
-        home = layout.weight_plan.homes.get(base, -1)
-        if home >= 0:
-            on_device[home] += tensor.n_bytes
-        else:
-            n_host += tensor.n_bytes
-    for device, n_bytes in zip(devices, on_device, strict=True):
-        _add(items[device.id], "weights", n_bytes, "derived", "LoRA adapter", "llama-adapter.cpp")
-    _add(host, "weights", n_host, "derived", "LoRA adapter", "llama-adapter.cpp")
+    counted = [("LoRA adapter", lora_bytes(one, layout.weight_plan.homes, rules)) for one in run.adapters]
+    if run.has_control_vector:
+        counted.append(("control vector", control_vector_bytes(layout.hparams, layout.placement, rules)))
+    for label, (on_devices, on_host) in counted:
+        for device, n_bytes in zip(run.devices, on_devices, strict=True):
+            _add(items[device.id], "weights", n_bytes, "exact", label, "llama-adapter.cpp")
+        _add(host, "weights", on_host, "exact", label, "llama-adapter.cpp")
 
 
 def allocated_compute(run: Run) -> tuple[tuple[int, ...], int]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
-from autofit.domain.model import ModelSpec
+from autofit.domain.model import ModelSpec, TensorInfo
 from autofit.domain.text import printable
 from autofit.domain.units import MIB
 from autofit.errors import EngineRefusalError, HardwareError, UsageError
 
+from autofit_llama.adapters import check_control_vectors, check_lora
 from autofit_llama.context import ContextParams, resolve_context
 from autofit_llama.estimate import Companion, Run, Server, size
 from autofit_llama.hparams import HParams
@@ -95,7 +96,7 @@ def run_of(launch: Launch, model: ModelSpec, machine: Machine, *, sized: Sized |
     named = _placed_on(launch, sized.hparams, choose_devices(launch, machine))
     devices = tuple(device for _, device in named)
     _check_known(launch, named, machine)
-    _check_companions(model, sized.hparams)
+    _check_companions(model, sized.hparams, sized.tensors)
     arguments = _arguments(launch, named, machine)
     mtp = None
     drafts: tuple[Companion, ...] = ()
@@ -116,7 +117,8 @@ def run_of(launch: Launch, model: ModelSpec, machine: Machine, *, sized: Sized |
         drafts=drafts,
         projector=projector,
         projector_device=_projector_device(launch, named) if projector is not None else HOST_POOL,
-        adapters=tuple(m for role, m in sorted(model.companions.items()) if role.startswith("lora")),
+        adapters=_by_role(model, "lora"),
+        has_control_vector=bool(_by_role(model, "control-vector")),
         locked=launch.locks_memory,
     )
 
@@ -135,7 +137,7 @@ def _check_known(launch: Launch, named: Sequence[tuple[str, Device]], machine: M
         )
 
 
-def _check_companions(model: ModelSpec, hp: HParams) -> None:
+def _check_companions(model: ModelSpec, hp: HParams, tensors: Mapping[str, TensorInfo]) -> None:
     """Refuse files that are not what they are given as (tools/mtmd/clip.cpp, src/llama-adapter.cpp)."""
     for role, other in model.companions.items():
         if role == "mmproj" and other.architecture != "clip":
@@ -143,17 +145,13 @@ def _check_companions(model: ModelSpec, hp: HParams) -> None:
                 f"llama.cpp refuses: {printable(other.name)} is no projector, but {printable(other.architecture)}",
                 hint="--mmproj takes the mmproj file that comes with a model",
             )
-        if not role.startswith("lora"):
-            continue
-        if other.metadata.get("general.type") != "adapter":
-            raise EngineRefusalError(
-                f"llama.cpp refuses: {printable(other.name)} is no LoRA adapter (general.type is not 'adapter')",
-                hint="--lora takes what convert_lora_to_gguf.py makes",
-            )
-        if other.architecture != hp.arch:
-            raise EngineRefusalError(
-                f"llama.cpp refuses: a LoRA adapter for {printable(other.architecture)} on a model of {hp.arch}"
-            )
+        if role.startswith("lora"):
+            check_lora(other, hp, tensors)
+    check_control_vectors(_by_role(model, "control-vector"), hp)
+
+
+def _by_role(model: ModelSpec, role: str) -> tuple[ModelSpec, ...]:
+    return tuple(other for name, other in sorted(model.companions.items()) if name.startswith(role))
 
 
 def _arguments(launch: Launch, named: Sequence[tuple[str, Device]], machine: Machine) -> Arguments:
