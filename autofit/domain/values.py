@@ -26,6 +26,7 @@ else:
 
         def make(cls: type[_T]) -> type[_T]:
             own = frozenset(vars(cls))
+            cls.__doc__ = cls.__doc__ or cls.__name__  # else the signature is rendered for it
             made = dataclasses.dataclass(init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)(cls)
             for name, method in (_FROZEN if frozen else _OPEN).items():
                 if name not in own:
