@@ -53,6 +53,8 @@ def arguments(words: list[str]) -> tuple[Parallel, Options, str | None]:
             options["pooling"] = next(rest) == "pooling"
         elif word == "--convert":
             next(rest)
+        elif word == "--allow-deprecated-quantization":
+            pass
         else:
             raise AssertionError(word)
     return Parallel(**parallel), Options(**options), requested
@@ -74,6 +76,7 @@ def predicted(row: dict[str, Any]) -> tuple[VllmModel, list[list[int]]]:
         capability=GPUS[row["gpu"]][1],
         requested=requested,
         model_type=model.model_type,
+        allow_deprecated="--allow-deprecated-quantization" in row["args"],
     )
     stages = weights_per_rank(model, parallel, dtype=row.get("dtype", "bfloat16"), quantization=quantization)
     return model, [[stage.parameter_bytes, stage.buffer_bytes] for stage in stages]

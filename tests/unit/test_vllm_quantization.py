@@ -273,3 +273,45 @@ def test_auto_round_gives_layers_widths_of_their_own() -> None:
 
 def test_nothing_is_scaled_where_nothing_is_quantised() -> None:
     assert list(NONE.attention(8, "bfloat16", latent=False)) == []
+
+
+def quark(weight: dict[str, Any], inputs: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    entry = {"weight": weight, "input_tensors": inputs, "output_tensors": None, "bias": None}
+    return {"quant_method": "quark", "export": {"kv_cache_group": []}, "global_quant_config": entry, **more}
+
+
+FOUR = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}
+
+
+def test_quark_names_layers_apart() -> None:
+    eight = {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}
+    own = {"weight": eight, "input_tensors": eight}
+    raw = quark(FOUR, layer_quant_config={"*down_proj": own}, exclude=["re:.*layers.1.mlp.(gate|up)_proj"])
+    found = quantization_for(raw, capability=HOPPER)
+    assert size_of(found, linear()) == 1024 * 256 // 2 + 1024 * 256 // 32
+    assert size_of(found, down()) == 256 * 512 + 4 + 4
+    assert found.linear(linear("model.layers.1.mlp.gate_up_proj")) is UNQUANTISED
+    with pytest.raises(EngineRefusalError, match="all to use the same scheme"):
+        quantization_for(quark(FOUR, layer_quant_config={"*up_proj": own}), capability=HOPPER).linear(linear())
+
+
+@pytest.mark.parametrize(
+    ("raw", "capability", "message"),
+    [
+        ({"quant_method": "quark"}, HOPPER, "export key"),
+        (quark({"dtype": "int2", "qscheme": "per_group"}), HOPPER, "No quark compatible scheme"),
+        (quark({**FOUR, "group_size": 16}), HOPPER, "No quark compatible scheme"),
+        (quark({"dtype": "fp8_e4m3", "qscheme": "per_tensor"}, {"dtype": "fp8_e4m3"}), (8, 6), "Min capability: 89"),
+    ],
+)
+def test_quark_refusals(raw: dict[str, Any], capability: tuple[int, int], message: str) -> None:
+    with pytest.raises(EngineRefusalError, match=message):
+        quantization_for(raw, capability=capability).linear(linear())
+
+
+def test_experts_in_bytes_when_asked_for() -> None:
+    plain = quantization_for(gptq(), capability=HOPPER)
+    asked = quantization_for(gptq(), capability=HOPPER, requested="moe_wna16")
+    layer = experts(width=512)
+    assert asked.name == "moe_wna16"
+    assert size_of(asked, layer) == size_of(plain, layer) - 4 * (1024 * 2 + 256 * 4) // 2 - 4 * (1024 + 256) * 2

@@ -13,11 +13,13 @@ from autofit_vllm.extensions import OUTSIDE, require
 from autofit_vllm.quantization.autoround import auto_round
 from autofit_vllm.quantization.bitsandbytes import bitsandbytes
 from autofit_vllm.quantization.compressed import compressed_tensors
+from autofit_vllm.quantization.deprecated import fbgemm, fp_quant
 from autofit_vllm.quantization.floating import fp8, mxfp4
 from autofit_vllm.quantization.gguf import gguf
-from autofit_vllm.quantization.integer import awq, gptq
+from autofit_vllm.quantization.integer import Awq, Gptq, awq, gptq
 from autofit_vllm.quantization.modelopt import modelopt
 from autofit_vllm.quantization.online import SHORTHANDS, online
+from autofit_vllm.quantization.quark import quark
 from autofit_vllm.quantization.scheme import NONE, UNQUANTISED, Quantization, Scheme, Tensor
 
 __all__ = [
@@ -59,6 +61,12 @@ METHODS = (
     *sorted(SHORTHANDS - {"mxfp4"}),
 )
 
+#: why some methods of METHODS are left out
+_NOT_PLANNED = {
+    "torchao": ": its tensors are of the torchao package, which vLLM needs beside it",
+    "humming": ": its kernels choose how weights are kept when they are loaded",
+    "deepseek_v4_fp8": ": only DeepSeek V4 has it, whose layers are not known either",
+}
 _ALIASES = {  #: requested word -> words of the checkpoint that it may stand for
     "gptq": {"gptq"},
     "gptq_marlin": {"gptq"},
@@ -120,7 +128,7 @@ def quantization_for(
             # The file is untrusted: a number where a list should be, a group of nothing.
             cause = f"{type(error).__name__}: {printable(str(error), 80)}"
             raise ModelError(f"config.json: quantization_config makes no sense ({cause})") from error
-        _check_request(requested, method, found)
+        found = _as_requested(requested, method, found)
     if found.name in ("fbgemm_fp8", "fp_quant") and not allow_deprecated:
         raise EngineRefusalError(
             f"The quantization method {found.name} is deprecated",
@@ -143,6 +151,11 @@ def _unquantised_checkpoint(requested: str | None) -> Quantization:
         return online(word)
     if word == "bitsandbytes":
         return bitsandbytes({}, stored=False)
+    if word == "online":
+        raise UnsupportedModelError(
+            "--quantization online takes its schemes from --quantization-config, which is not read here",
+            hint=f"name one scheme for all: {', '.join(sorted(SHORTHANDS))}",
+        )
     if word not in METHODS and word not in OUTSIDE:
         raise EngineRefusalError(f"Unknown quantization method: {word}. Must be one of {', '.join(METHODS)}.")
     raise EngineRefusalError(
@@ -151,12 +164,19 @@ def _unquantised_checkpoint(requested: str | None) -> Quantization:
     )
 
 
-def _check_request(requested: str | None, method: str, found: Quantization) -> None:
-    # Two methods claim their checkpoints whatever was asked for (override_quantization_method).
+def _as_requested(requested: str | None, method: str, found: Quantization) -> Quantization:
+    """The method after `--quantization` has had its say (override_quantization_method).
+
+    Raises:
+        EngineRefusalError: the checkpoint is quantised in another way.
+    """
+    # Two methods claim their checkpoints whatever was asked for.
     if requested is None or requested in (method, found.name) or found.name in ("gpt_oss_mxfp4", "inc"):
-        return
+        return found
+    if requested == "moe_wna16" and isinstance(found, Gptq | Awq):
+        return replace(found, name=requested, in_bytes=True, min_capability=75 if isinstance(found, Awq) else 70)
     if method in _ALIASES.get(requested, ()):
-        return
+        return found
     raise EngineRefusalError(
         f"Quantization method specified in the model config ({found.name}) does not match the quantization "
         f"method specified in the `quantization` argument ({requested}).",
@@ -183,13 +203,20 @@ def _read(
         return fp8(raw, experts=mxfp4(capability, gpt_oss=False).scheme)
     if method.startswith("modelopt"):
         return modelopt(raw)
+    if method == "quark":
+        return quark(raw, gpt_oss=model_type == "gpt_oss")
+    if method == "fbgemm_fp8":
+        return fbgemm(raw)
+    if method == "fp_quant":
+        return fp_quant(raw)
     if method in ("mxfp4", "gpt_oss_mxfp4"):
         return mxfp4(capability, gpt_oss=model_type == "gpt_oss")
     if method == "bitsandbytes":
         return bitsandbytes(raw, stored=True)
     if method not in METHODS:
         raise EngineRefusalError(f"Unknown quantization method: {printable(method, 60)}.")
+    reason = _NOT_PLANNED.get(method, "")
     raise UnsupportedModelError(
-        f"the layout of {method} checkpoints is not known here",
+        f"the layout of {method} checkpoints is not known here{reason}",
         hint="check the plan against `vllm serve`'s own log",
     )

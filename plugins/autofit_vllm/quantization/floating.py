@@ -243,12 +243,12 @@ class Nvfp4Scheme(Scheme):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroscaledScheme(Scheme):
-    """MXFP4 and MXFP8: a shared exponent per thirty-two weights.
+    """MXFP4, MXFP6 and MXFP8: a shared exponent per thirty-two weights.
 
     `rounding` are the multiples that an expert's width and the hidden size are filled up to.
     """
 
-    bits: Literal[4, 8]
+    bits: int
     weight: str = "weight"
     rounding: tuple[int, int] = (1, 1)
     linear_layers: bool = True  #: MXFP4 of gpt-oss is for experts only
@@ -273,9 +273,9 @@ class MicroscaledScheme(Scheme):
             yield Tensor("w2_bias", (count, hidden), "bfloat16")
 
     def _packed(self, name: str, rows: tuple[int, ...], columns: int) -> Tensor:
-        if self.bits == 4:
-            return Tensor(name, (*rows, columns // 2), "uint8")
-        return Tensor(name, (*rows, columns), "float8_e4m3fn")
+        if self.bits == 8:
+            return Tensor(name, (*rows, columns), "float8_e4m3fn")
+        return Tensor(name, (*rows, columns * self.bits // 8), "uint8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

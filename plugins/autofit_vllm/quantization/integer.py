@@ -143,6 +143,7 @@ class Gptq(Quantization):
     head: bool
     dynamic: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     listed: tuple[str, ...] = ()  #: layers that are quantised; empty: all
+    in_bytes: bool = False  #: experts by moe_wna16, as asked for
 
     def linear(self, module: Linear) -> Scheme:
         if not self._quantised(module.name, module.shards):
@@ -159,7 +160,7 @@ class Gptq(Quantization):
         if rule is None:
             return UNQUANTISED
         bits, group = int(rule.get("bits", self.bits)), int(rule.get("group_size", self.group))
-        if not marlin_takes_experts(shape, group):
+        if self.in_bytes or not marlin_takes_experts(shape, group):
             return Wna16ExpertsScheme(bits=bits, group=group, zero_points=not self.symmetric)
         return GptqScheme(bits=bits, group=group, capability=self.capability)
 
@@ -239,6 +240,7 @@ class Awq(Quantization):
     zero_points: bool
     head: bool
     ignored: tuple[str, ...] = ()
+    in_bytes: bool = False
 
     def linear(self, module: Linear) -> Scheme:
         if skipped(module.name, module.shards, list(self.ignored), part_of_name=True):
@@ -253,7 +255,7 @@ class Awq(Quantization):
     def experts(self, module: Experts, shape: ExpertsShape) -> Scheme:
         if substring(module.name, self.ignored):
             return UNQUANTISED
-        if not marlin_takes_experts(shape, self.group):
+        if self.in_bytes or not marlin_takes_experts(shape, self.group):
             return Wna16ExpertsScheme(bits=self.bits, group=self.group, zero_points=self.zero_points)
         return AwqScheme(bits=self.bits, group=self.group)
 
