@@ -234,11 +234,12 @@ def _speed(task: Task, run: Run, final: Estimate, settings: LlamaSettings) -> Sp
 
 
 def _advice(task: Task, found: Found, final: Estimate) -> list[Finding]:
-    host = final.memory.pool(HOST_POOL)
     findings = []
     if found.split.on_host and task.devices:
-        n_bytes = host.sum_bytes("weights")
-        message = f"{format_bytes(n_bytes)} of weights stay in main memory, which decides the speed"
+        shares = any(device.pool == HOST_POOL for device in task.devices)
+        where = "are the processor's" if shares else "stay in main memory"
+        n_bytes = final.layout.weight_plan.host_all_bytes
+        message = f"{format_bytes(n_bytes)} of weights {where}, which decides the speed"
         findings.append(Finding(severity="info", code="weights-in-ram", message=message))
     given, candidate = task.pins.settings, found.candidate
     lossy = next((t for t in (candidate.type_k, candidate.type_v) if t.startswith(("q", "iq"))), None)
