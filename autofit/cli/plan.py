@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from autofit.cli.wishes import add_output, add_wishes, collect
 from autofit.errors import UsageError
 from autofit.host import host, resolve
-from autofit.pipeline import engine_environment, machine_of, read_model, solve
+from autofit.pipeline import engine_surroundings, machine_of, read_model, solve
 from autofit.settings import to_request
 
 if TYPE_CHECKING:
@@ -30,14 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, backend_name: str, engine_args: list[str] | None) -> int:
     wishes = collect(args, backend_name)
     backend = host().backend(backend_name)
-    request = to_request(wishes, engine_args=engine_args or (), engine_env=engine_environment(os.environ))
+    request = to_request(wishes, engine_args=engine_args or (), engine_env=engine_surroundings(backend, os.environ))
     words = [backend.programs[0], *request.engine_args]
     command = backend.parse(words, request.engine_env, version=request.engine_version)
     model = read_model(args.model, companions=command.companions)
+    shows_all = args.explain or args.format != "shell"  # nobody would see them otherwise
     request = replace(
-        request,
-        model_reference=written_as(args.model, model),
-        alternatives=args.explain or args.format != "shell",  # nobody would see them
+        request, model_reference=written_as(args.model, model), alternatives=shows_all, explain=shows_all
     )
     plan = solve(backend_name, model, machine_of(wishes), request)
     return show(plan, args, force=request.force)

@@ -49,6 +49,7 @@ class Request:
         default_factory=dict
     )  #: the engine's own variables (LLAMA_ARG_..., VLLM_...)
     alternatives: bool = True  #: look for other plans worth knowing, which takes longer than the plan itself
+    explain: bool = True  #: say of settings what the next better value lacks, which takes an estimate of its own
     model_reference: str | None = None  #: what to write for the model in the command
     origins: Mapping[str, Origin] = field(default_factory=dict)
 

@@ -58,7 +58,8 @@ def explain(
         decisions.append(_decision("-m", join([_model_path(task)]), "user", "the model"))
     decisions += pins.decisions()
     for name in said(task, found, settings):
-        because, next_rejected = _reason(name, task, search, goals, found, settings)
+        because = _reason(name, task, search, goals, found, settings)
+        next_rejected = _next(name, task, search, goals, found) if task.request.explain else None
         for setting, value in _pairs(render(_only(settings, pins.settings, name), version=pins.version)):
             decisions.append(
                 Decision(
@@ -142,32 +143,39 @@ def said(task: Task, found: Found, settings: LlamaSettings) -> Iterator[str]:
             yield name
 
 
-def _reason(
-    name: str, task: Task, search: Search, goals: Goals, found: Found, settings: LlamaSettings
-) -> tuple[str, NextRejected | None]:
-    """Why a setting has its value, and the next better one with what it lacks."""
+def _reason(name: str, task: Task, search: Search, goals: Goals, found: Found, settings: LlamaSettings) -> str:
+    """Why a setting has its value."""
     candidate = found.candidate
     if name == "n_ctx":
-        return _why_context(task, goals, found), _next_context(task, search, goals, found)
+        return _why_context(task, goals, found)
     if name == "n_gpu_layers":
-        return _why_layers(task, found), _next_layers(search, found)
+        return _why_layers(task, found)
     if name == "overrides":
-        return _why_overrides(found, search), _next_lean(search, found)
+        return _why_overrides(found, search)
     if name == "devices":
-        return _why_devices(task, found), None
+        return _why_devices(task, found)
     if name == "tensor_split":
         counts = ", ".join(f"{device} {count}" for device, count in found.split.rows)
-        return f"rows per device ({counts}), the same whatever is free when it starts", None
+        return f"rows per device ({counts}), the same whatever is free when it starts"
     if name in ("type_k", "type_v"):
-        return _why_kv(task, candidate.type_k if name == "type_k" else candidate.type_v), None
+        return _why_kv(task, candidate.type_k if name == "type_k" else candidate.type_v)
     if name == "flash_attn":
         on = settings.flash_attn == "on"
-        return (_FLASH_ON if on else "a device in use does not support it for this model's heads"), None
+        return _FLASH_ON if on else "a device in use does not support it for this model's heads"
     if name == "n_ubatch" and candidate.n_ubatch < DEFAULT_UBATCH:
-        return "smaller compute buffers leave room for weights", None
+        return "smaller compute buffers leave room for weights"
     if name == "n_parallel":
-        return _why_parallel(task), None
-    return _BECAUSE[name], None
+        return _why_parallel(task)
+    return _BECAUSE[name]
+
+
+def _next(name: str, task: Task, search: Search, goals: Goals, found: Found) -> NextRejected | None:
+    """The next better value of a setting, with what it lacks."""
+    if name == "n_ctx":
+        return _next_context(task, search, goals, found)
+    if name == "n_gpu_layers":
+        return _next_layers(search, found)
+    return _next_lean(search, found) if name == "overrides" else None
 
 
 def _unsaid(task: Task, settings: LlamaSettings, found: Found) -> Iterator[Decision]:

@@ -7,7 +7,7 @@ fitting has been estimated in full.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from autofit_llama.search_tables import Split, Tables
 __all__ = ["Bounds", "Candidate", "Found", "Problem", "Search", "shortfall_bytes"]
 
 MAX_ROUNDS = 10
+_NOTHING = Memory(pools=())
 
 
 class Found(NamedTuple):
@@ -56,10 +57,9 @@ class Search:
 
     def best(self, candidate: Candidate) -> Found | None:
         """The fastest placement that fits, or `None`."""
-        if self.problem.bounds.split is not None:
-            found = self._at_pinned_split(candidate)
-            return found if found.fits else None
         resident = self.resident(candidate)
+        if self.problem.bounds.split is not None:
+            return resident or self._at_pinned_split(candidate, nearest=False)
         # Only a device slower than the host could make leaving blocks there the better choice.
         if resident is not None and resident.seconds < self.tables(candidate).all_on_host_seconds:
             return resident
@@ -70,16 +70,33 @@ class Search:
 
     def resident(self, candidate: Candidate) -> Found | None:
         """Everything on devices, or `None`."""
-        bounds, tables = self.problem.bounds, self.tables(candidate)
-        if bounds.split is not None:
-            pinned = self._at_pinned_split(candidate)
-            return pinned if pinned.fits and not pinned.split.on_host else None
-        if 0 not in bounds.heads or bounds.lean[0] > 0 or not tables.targets:
+        if not self._may_be_resident(candidate):
             return None
-        found = self._resident(candidate, tables)
-        if found is None and self.problem.can_overlap and len(tables.targets) > 1:
-            found = self._resident(candidate._replace(one_by_one=True), tables)
+        find = self._resident if self.problem.bounds.split is None else self._resident_at_pinned_split
+        found = find(candidate)
+        if found is None and self.problem.can_overlap and len(self.tables(candidate).targets) > 1:
+            found = find(candidate._replace(one_by_one=True))
         return found
+
+    def resident_up_to(self, candidate: Candidate, most_of: Callable[[Found], int]) -> Found | None:
+        """What `best` and then more context come to where all that is wished for fits, for a single estimate.
+
+        The first proposal, if it holds the most tokens that it may be given; `None` says nothing.
+        """
+        tables, bounds = self.tables(candidate), self.problem.bounds
+        if self.known.has_seen(candidate) or bounds.split is not None or not self._may_be_resident(candidate):
+            return None
+        split = self._propose_resident(candidate, tables)
+        if split is None:
+            return None
+        split = split._replace(seconds=tables.seconds(split))
+        most = candidate._replace(n_ctx_seq=most_of(Found(candidate, split, _NOTHING)))
+        limits = [self.problem.limits[name] for name in split.order]
+        more = self.problem.cache_bytes(most) - self.problem.cache_bytes(candidate)
+        if None not in limits and tables.least_bytes + more > sum(filter(None, limits)):
+            return None
+        found = Found(most, split, self.measure(most, split))
+        return found if found.fits and found.seconds < tables.all_on_host_seconds else None
 
     def spilled(self, candidate: Candidate) -> Found | None:
         """Some of it on the host; where the fastest is too much for the host, as little as can be."""
@@ -100,7 +117,7 @@ class Search:
         """
         bounds = self.problem.bounds
         if bounds.split is not None:
-            return self._at_pinned_split(candidate)
+            return self._at_pinned_split(candidate, nearest=True)
         answers = []
         if len(bounds.heads) > 1 or bounds.lean[1] > 0 or 0 not in bounds.heads:
             answers.append(self._overfull(candidate, spill=True))
@@ -126,18 +143,28 @@ class Search:
         limits = self.problem.limits
         return {name: limit - n_bytes for name, n_bytes in used.items() if (limit := limits[name]) is not None}
 
-    def _resident(self, candidate: Candidate, tables: Tables) -> Found | None:
-        def proposed(failed: set[Split]) -> Split | None:
-            chain = self.known.chain(candidate, tables, spill=False)
-            placement = solve(chain)
-            if placement is None:
-                return None
-            as_given = None if chain.ordered or len(placement.spans) < 2 else solve(chain._replace(ordered=True))
-            if as_given is not None and as_given.seconds <= placement.seconds * (1 + 1e-9):
-                placement = as_given  # without `-dev`, or with less of it
-            return tables.split(balance(chain, placement))
+    def _may_be_resident(self, candidate: Candidate) -> bool:
+        """Whether pins leave all blocks to devices, and these have room for them at all."""
+        bounds, tables = self.problem.bounds, self.tables(candidate)
+        if 0 not in bounds.heads or bounds.lean[0] > 0 or not tables.targets:
+            return False
+        rooms = [self.known.room(candidate, t.id, t.kind, spill=False) for t in tables.targets]
+        return sum(max(0, *room) for room in rooms) >= tables.least_bytes
 
-        return self._settle(candidate, tables, proposed)
+    def _resident(self, candidate: Candidate) -> Found | None:
+        tables = self.tables(candidate)
+
+        return self._settle(candidate, tables, lambda failed: self._propose_resident(candidate, tables))
+
+    def _propose_resident(self, candidate: Candidate, tables: Tables) -> Split | None:
+        chain = self.known.chain(candidate, tables, spill=False)
+        placement = solve(chain)
+        if placement is None:
+            return None
+        as_given = None if chain.ordered or len(placement.spans) < 2 else solve(chain._replace(ordered=True))
+        if as_given is not None and as_given.seconds <= placement.seconds * (1 + 1e-9):
+            placement = as_given  # without `-dev`, or with less of it
+        return tables.split(balance(chain, placement))
 
     def _settle(
         self, candidate: Candidate, tables: Tables, proposed: Callable[[set[Split]], Split | None]
@@ -177,21 +204,36 @@ class Search:
         memory = self.measure(candidate, split)
         return Found(candidate, split, memory), self.known.learn(candidate, tables, split, memory)
 
-    def _at_pinned_split(self, candidate: Candidate) -> Found:
-        """Of the splits that a pinned `-ts` allows, that which fits with the least on the host, or comes closest.
+    def _resident_at_pinned_split(self, candidate: Candidate) -> Found | None:
+        whole = [p for p in self._placements_at_pinned_split(candidate) if not (p.head or p.lean)]
+        return self._least_short(candidate, whole, nearest=False)
 
-        Which to estimate follows from what earlier estimates have shown, as long as that changes.
-        """
+    def _at_pinned_split(self, candidate: Candidate, *, nearest: bool) -> Found | None:
+        """Of the splits that a pinned `-ts` allows, that which fits with the least on the host, or comes `nearest`."""
+        tables = self.tables(candidate)
+        placements = self._placements_at_pinned_split(candidate)
+        placements.sort(key=partial(host_bytes, self.known.chain(candidate, tables, spill=True)))
+        return self._least_short(candidate, placements, nearest=nearest)
+
+    def _placements_at_pinned_split(self, candidate: Candidate) -> list[Placement]:
         bounds, tables = self.problem.bounds, self.tables(candidate)
         placements = []
         for head in bounds.heads:
             most = bounds.lean[1] if tables.bulk_kind == "experts" and head == 0 else bounds.lean[0]
-            cuts = list(accumulate((count for _, count in self.rows_at(head)), initial=head))
-            spans = tuple(Span(name, *cut) for (name, _), cut in zip(self.rows_at(head), pairwise(cuts), strict=True))
+            rows = self.rows_at(head)
+            cuts = pairwise(accumulate((count for _, count in rows), initial=head))
+            spans = tuple(Span(name, start, stop) for (name, _), (start, stop) in zip(rows, cuts, strict=True))
             placements += [Placement(head, lean, spans, 0.0) for lean in range(bounds.lean[0], most + 1)]
-        placements.sort(key=partial(host_bytes, self.known.chain(candidate, tables, spill=True)))
+        return placements
+
+    def _least_short(self, candidate: Candidate, placements: Sequence[Placement], *, nearest: bool) -> Found | None:
+        """The first that fits; or with `nearest` that which lacks least.
+
+        Which to estimate follows from what estimates have shown, as long as that changes.
+        """
+        tables = self.tables(candidate)
         tried: dict[Placement, Found] = {}
-        while True:
+        while placements:
             chains = {spill: self.known.chain(candidate, tables, spill=spill) for spill in (False, True)}
             missing = [
                 shortfall_bytes(tried[p].memory)
@@ -199,7 +241,10 @@ class Search:
                 else sum(max(0, over) for over in excess_bytes(chains[p.head > 0 or p.lean > 0], p).values())
                 for p in placements
             ]
-            placement = placements[missing.index(min(missing))]
+            least = min(missing)
+            placement = placements[missing.index(least)]
+            if least > 0 and not nearest:
+                break
             if placement in tried:
                 return tried[placement]
             split = Split(placement.head, tuple((s.site, s.stop - s.start) for s in placement.spans), placement.lean)
@@ -207,6 +252,7 @@ class Search:
             if found.fits:
                 return found
             tried[placement] = found
+        return None
 
     def rows_at(self, head: int) -> tuple[tuple[str, int], ...]:
         """Rows per device that a pinned `-ts` gives when `head` blocks stay on the host."""

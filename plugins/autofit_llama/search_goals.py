@@ -87,7 +87,12 @@ def reach(search: Search, goals: Goals) -> Found | None:
 def _with_types(search: Search, goals: Goals, kv: tuple[str, str]) -> Found | None:
     if goals.prefer == "context" and goals.most > goals.least:
         return _longest(search, goals, kv)
-    found = _fastest(search, goals, goals.candidate(goals.least, kv))
+    candidate = goals.candidate(goals.least, kv)
+    if goals.most > goals.least:
+        at_once = search.resident_up_to(candidate, lambda found: goals.most_of(search, found))
+        if at_once is not None:
+            return at_once
+    found = _fastest(search, goals, candidate)
     if found is None or goals.most == goals.least:
         return found
     return stretch(search, found, goals.most_of(search, found))

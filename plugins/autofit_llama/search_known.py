@@ -74,6 +74,9 @@ class Problem(Protocol):
 
     def measure(self, candidate: Candidate, split: Split) -> Memory: ...
 
+    def cache_bytes(self, candidate: Candidate) -> int:
+        """What all caches take at least, wherever they are."""
+
     def device_bytes(self, candidate: Candidate, split: Split) -> Mapping[str, int]:
         """What every device in use takes by itself, whatever pool it draws on."""
 
@@ -95,6 +98,10 @@ class Known:
     cautious: bool = False
     _latest: dict[Candidate, dict[Role, int]] = field(default_factory=dict)
     _most: dict[Candidate, dict[Role, int]] = field(default_factory=dict)
+
+    def has_seen(self, candidate: Candidate) -> bool:
+        """Whether anything is known that `beside` goes by."""
+        return any((other.type_k, other.type_v) == (candidate.type_k, candidate.type_v) for other in self._latest)
 
     def learn(self, candidate: Candidate, tables: Tables, split: Split, memory: Memory) -> bool:
         """Take note of an estimate; whether it showed room that was not thought to be there."""
@@ -119,21 +126,22 @@ class Known:
     def beside(self, candidate: Candidate, role: Role) -> int:
         """What stands beside the blocks, as learnt; or what it surely is not below, so that nothing is missed.
 
-        Compute buffers grow with the micro-batch and the context, at most in proportion.
+        Compute buffers grow with the micro-batch and the context, at most in proportion, and with copies for overlap.
         """
         known = (self._most if self.cautious else self._latest).get(candidate, {})
         if role in known:
             return known[role]
         least = 0
         for other, roles in self._latest.items():
-            if role in roles and (other.type_k, other.type_v) == (candidate.type_k, candidate.type_v):
+            alike = (other.type_k, other.type_v) == (candidate.type_k, candidate.type_v)
+            if role in roles and alike and other.one_by_one >= candidate.one_by_one:
                 scale = min(1.0, candidate.n_ubatch / other.n_ubatch)
                 scale *= min(1.0, candidate.n_ctx_seq / other.n_ctx_seq)
                 least = max(least, int(roles[role] * scale))
         if role.kind == HOST_POOL:
             return least
-        alike = [n for other, n in known.items() if other[1:] == role[1:] and other.kind != HOST_POOL]
-        return max(least, min(alike, default=0))
+        there = [n for other, n in known.items() if other[1:] == role[1:] and other.kind != HOST_POOL]
+        return max(least, min(there, default=0))
 
     def room(self, candidate: Candidate, name: str, kind: Hashable, *, spill: bool, share: float = 1.0) -> Room:
         """Bytes for blocks on a device, by its place; `share` enlarges its budget."""

@@ -16,7 +16,7 @@ from autofit.domain.values import dataclass, field, replace
 from autofit.speed import LayerWork, Place, Roofline, Step
 
 from autofit_llama.cache import caches
-from autofit_llama.context import FlashAttention, resolve_context
+from autofit_llama.context import Context, FlashAttention, resolve_context
 from autofit_llama.costs import Kind, blocks
 from autofit_llama.estimate import Estimate, Run, estimate
 from autofit_llama.flags import Program
@@ -136,10 +136,17 @@ class LaunchProblem:
             found = self._tables[key] = self._make_tables(candidate)
         return found
 
+    def cache_bytes(self, candidate: Candidate) -> int:
+        kept = caches(self.sized.hparams, self._context(candidate))
+        return sum(tensor.n_bytes for cache in kept for tensor in cache.tensors)
+
+    def _context(self, candidate: Candidate) -> Context:
+        launch = launch_of(self.chosen(candidate), self.program, draft=self.model.companions.get("draft"))
+        return resolve_context(self.sized.hparams, launch.context)
+
     def _make_tables(self, candidate: Candidate) -> Tables:
         hp, arguments = self.sized.hparams, self.run.arguments
-        launch = launch_of(self.chosen(candidate), self.program, draft=self.model.companions.get("draft"))
-        context = resolve_context(hp, launch.context)
+        context = self._context(candidate)
         weights = self.sized.weights(load_mtp=arguments.load_mtp, lazy_mode=arguments.lazy_mode)
         fixed = [matcher(override) for override in arguments.overrides]
 

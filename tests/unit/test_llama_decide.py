@@ -151,6 +151,33 @@ def estimates_of(monkeypatch: pytest.MonkeyPatch, on: Machine, *argv: str, **mor
     return plan(on, *argv, **more), len(made)  # type: ignore[arg-type]
 
 
+def test_where_everything_fits_one_estimate_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, n = estimates_of(monkeypatch, machine(card(0, 40)), context_tokens=None)
+    assert found.context_tokens == 131_072
+    assert n == 1
+
+
+def test_what_nobody_asked_to_see_is_not_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    on = machine(card(0, 12))
+    told, n_told = estimates_of(monkeypatch, on, model=EXPERTS, context_tokens=4096)
+    monkeypatch.undo()
+    brief, n_brief = estimates_of(monkeypatch, on, model=EXPERTS, context_tokens=4096, explain=False)
+    assert brief.argv == told.argv
+    assert any(decision.next_rejected for decision in told.decisions)
+    assert not any(decision.next_rejected for decision in brief.decisions)
+    assert n_brief == n_told - 1
+
+
+@pytest.mark.parametrize("seconds", [True, False])
+def test_a_split_that_is_pinned_may_do_without_overlapping_micro_batches(seconds: bool) -> None:
+    """Copies for overlap count only where micro-batches do overlap."""
+    on = machine(card(0, 3639 / 1024), card(1, 2867 / 1024, speed=360_000_000_000))
+    found = plan(on, "-ts", "2,2", *(("-ub", "256") if seconds else ()), margins=(Margin(n_bytes=256 * MIB),))
+    assert found.fits
+    assert value(found, "-ngl") == "33"
+    assert "no_such_tensor=CPU" in (value(found, "-ot") or "")
+
+
 @pytest.mark.parametrize(
     ("model", "argv"), [(DENSE, ("-ts", "1,1")), (EXPERTS, ("-ts", "1,3")), (EXPERTS, ("-ncmoe", "20", "-ts", "1,5"))]
 )

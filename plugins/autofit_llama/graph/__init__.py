@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import partial
 
 from autofit.domain.values import dataclass, replace
 from autofit.errors import EngineRefusalError
@@ -12,7 +13,7 @@ from autofit_llama.graph.builder import HYPER_OPS, Builder, Fused, Graph
 from autofit_llama.graph.devices import DeviceRules
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.graph.model import GraphModel
-from autofit_llama.graph.periods import EFFORTS, choose_layers, is_periodic, moments
+from autofit_llama.graph.periods import EFFORTS, Cut, Effort, choose_layers, is_periodic, moments
 from autofit_llama.graph.scheduler import PIPELINE_COPIES, Schedule, Scheduler
 
 #: architectures whose last reserve is a prompt of one sequence: decays grow with its square
@@ -30,6 +31,10 @@ class ComputeBuffers:
     n_splits: int
 
 
+Replays = dict[Hashable, tuple[list[int], int] | None]
+"""What replays of one model came to, by everything that they depend on; `None`: blocks could not be left out."""
+
+
 def compute_buffers(
     model: GraphModel,
     devices: Sequence[DeviceRules],
@@ -37,11 +42,14 @@ def compute_buffers(
     pipeline: bool = False,
     dry_run: bool = False,
     shorten: bool = True,
+    known: Replays | None = None,
 ) -> ComputeBuffers:
     """What llama-context.cpp:sched_reserve reserves.
 
     `pipeline`: several micro-batches in flight, if every device can. `dry_run`: the figure of the engine's
-    own dry run, which forgets where norms are pinned. `shorten=False` builds every block.
+    own dry run, which forgets where norms are pinned. `shorten=False` builds every block. `known` are replays of
+    this model, to which new ones are added: placements that differ in how many equal blocks follow each other alone
+    are one and the same when shortened.
 
     Raises:
         UnsupportedModelError: no graph for this architecture.
@@ -55,7 +63,10 @@ def compute_buffers(
     resolved = _resolve(builder, model, scheduler, context.flash_attn)
 
     n_tokens, n_seqs, n_outputs = context.n_tokens, context.n_seq_max, context.n_outputs
-    sizes, n_splits = _reserve(builder, model, scheduler, resolved, n_tokens, n_seqs, n_outputs, not dry_run, shorten)
+    signatures = _signatures(builder, model) if shorten else None
+    known = {} if known is None else known
+    reserve = partial(_reserve, builder, model, scheduler, resolved, signatures, known)
+    sizes, n_splits = reserve(n_tokens, n_seqs, n_outputs, pinned=not dry_run)
     one_sequence = model.hparams.arch in _ONE_SEQUENCE
     if one_sequence and n_tokens % model.n_streams and not all(model.hparams.is_recr[:-1]):
         raise EngineRefusalError(
@@ -67,7 +78,7 @@ def compute_buffers(
         if one_sequence:
             reserves.append((n_tokens, 1, n_outputs))
         for batch in reserves:
-            more, _ = _reserve(builder, model, scheduler, resolved, *batch, True, shorten)
+            more, _ = reserve(*batch, pinned=True)
             sizes = [max(a, b) for a, b in zip(sizes, more, strict=True)]
     return ComputeBuffers(
         device_bytes=tuple(sizes[:-1]),
@@ -143,14 +154,15 @@ def _reserve(
     model: GraphModel,
     scheduler: Scheduler,
     fusions: _Fusions,
+    signatures: Sequence[Hashable] | None,
+    known: Replays,
     n_tokens: int,
     n_seqs: int,
     n_outputs: int,
+    *,
     pinned: bool,
-    shorten: bool,
 ) -> tuple[list[int], int]:
-    every = tuple(range(model.hparams.n_layer))
-    signatures = _signatures(builder, model) if shorten else []
+    """Bytes of every backend's buffer, and how many splits; without `signatures` every block is built."""
 
     def scheduled(order: tuple[int, ...]) -> tuple[Graph, Schedule]:
         g = _graph(builder, model, fusions, n_tokens, n_seqs, n_outputs, order)
@@ -159,13 +171,10 @@ def _reserve(
         scheduler.assign(g.leafs, g.nodes)
         return g, scheduler.split(g.leafs, g.nodes)
 
-    for effort in EFFORTS if shorten else ():
-        order, cuts = choose_layers(signatures, effort)
-        if not cuts:
-            break
+    def shortened(order: tuple[int, ...], cuts: tuple[Cut, ...], effort: Effort) -> tuple[list[int], int] | None:
         g, schedule = scheduled(order)
         if len(g.starts) != len(order) + 1:
-            break
+            return None
         at = [schedule.position[g.starts[i]] for i in moments(cuts, effort)]
         sizes, states = scheduler.reserve(schedule, at)
         n = effort.cycle + 1
@@ -174,11 +183,47 @@ def _reserve(
             for i, cut in enumerate(cuts)
         ):
             return sizes, len(schedule.splits)
-    _, schedule = scheduled(every)
-    return scheduler.reserve(schedule)[0], len(schedule.splits)
+        return None
+
+    def whole() -> tuple[list[int], int]:
+        _, schedule = scheduled(tuple(range(model.hparams.n_layer)))
+        return scheduler.reserve(schedule)[0], len(schedule.splits)
+
+    if signatures is None:
+        return whole()
+    copies = _copies(model)
+    blocks = [(signature, copies.get(il)) for il, signature in enumerate(signatures)]
+    beside = (
+        (n_tokens, n_seqs, n_outputs, pinned, fusions, model.context, scheduler.devices, scheduler.n_copies),
+        tuple((name, home) for name, home in model.homes.items() if not name.startswith("blk.")),
+        (copies.get(model.hparams.n_layer_all), tuple(model.layer_dev[len(blocks) :]), model.full_offload),
+    )
+    for effort in EFFORTS:
+        order, cuts = choose_layers(signatures, effort)
+        if not cuts:
+            break
+        key: Hashable = beside, effort, cuts, tuple([blocks[il] for il in order])
+        if key not in known:
+            known[key] = shortened(order, cuts, effort)
+        found = known[key]
+        if found is not None:
+            return found
+    key = beside, None, (), tuple(blocks)
+    found = known.get(key)
+    if found is None:
+        found = known[key] = whole()
+    return found
 
 
-def _signatures(builder: Builder, model: GraphModel) -> list[object]:
+def _copies(model: GraphModel) -> dict[int, tuple[tuple[str, int], ...]]:
+    """By block, or the output layer: where the second copies lie that weights have for it (rope factors)."""
+    copies: dict[int, tuple[tuple[str, int], ...]] = {}
+    for (name, slot), home in model.copies.items():
+        copies[slot] = (*copies.get(slot, ()), (name, home))
+    return copies
+
+
+def _signatures(builder: Builder, model: GraphModel) -> list[Hashable]:
     """One value per block; equal for blocks that give the same nodes.
 
     The type of a weight counts only where the weight may be copied: on the host, for a device to work on.

@@ -1,0 +1,50 @@
+"""Replays that are remembered: what one placement has shown holds for every one that is the same when shortened."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from autofit_llama.context import ContextParams
+from autofit_llama.estimate import size
+from autofit_llama.graph.devices import CUDA, RPC
+from autofit_llama.layout import Arguments, Sized, lay_out
+from autofit_llama.placement import Override
+from descriptors import spec
+
+MODELS = (
+    "llama-3.1-8b-Q4_K_M", "qwen2.5-72b-IQ4_XS", "gpt-oss-120b-MXFP4_MOE", "gemma-3-4b-Q4_K_M", "falcon-h1-7b-Q8_0",
+    "qwen3-next-80b-a3b-Q4_K_M", "deepseek-v2-lite-Q4_K_M", "phi-3-mini-4k-F16",
+)  # fmt: skip
+
+
+def placements(n_blocks: int, seed: int) -> Iterator[Arguments]:
+    """Some that differ in where the cuts are alone, and some in what stays on the host."""
+    rng = random.Random(seed)
+    for _ in range(4):
+        first = rng.randint(n_blocks // 4, n_blocks // 2)
+        n_lean = rng.choice((None, 3))
+        for more in (0, 1, 6):
+            yield Arguments(
+                context=ContextParams(n_ctx=4096, n_seq_max=1, flash_attn="on"),
+                n_gpu_layers=n_blocks + 1 - rng.choice((0, 0, more)),
+                splits=(float(first + more), float(n_blocks + 1 - first - more)),
+                overrides=() if n_lean is None else (Override(kind="n_cpu_ffn", n_blocks=n_lean + more),),
+            )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_remembered_is_what_a_replay_gives(name: str) -> None:
+    model = spec("models", name)
+    remembering = size(model)
+    devices = random.Random(name).choice(((CUDA, CUDA), (CUDA, RPC)))
+    n_replays, n_asked = 0, 0
+    for arguments in placements(remembering.hparams.n_layer, 7):
+        fresh = Sized(model, remembering.hparams)
+        n_before = len(remembering.replays)
+        assert lay_out(remembering, devices, arguments).compute == lay_out(fresh, devices, arguments).compute
+        n_replays += len(remembering.replays) > n_before
+        n_asked += 1
+    assert 0 < n_replays < n_asked
