@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from autofit.domain.machine import Device
 from autofit.domain.units import GIB
@@ -21,6 +21,9 @@ from autofit_vllm.quantization import NONE, Quantization
 from autofit_vllm.settings import VllmSettings
 
 GraphMode = Literal["NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE"]
+GRAPH_MODES: tuple[GraphMode, ...] = get_args(GraphMode)
+#: What is left where the model is not compiled in pieces (CUDAGraphMode.without_piecewise)
+_WITHOUT_PIECEWISE: dict[GraphMode, GraphMode] = {"PIECEWISE": "NONE", "FULL_AND_PIECEWISE": "FULL_DECODE_ONLY"}
 
 #: config/model.py:_FLOAT16_NOT_SUPPORTED_MODELS
 NO_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
@@ -182,6 +185,8 @@ def resolve(
     if kv_dtype.startswith("turboquant_") and (flash is None or flash >= 3):
         flash = 2
     images = model.is_multimodal and settings.encodes(model.modalities)
+    if model.is_multimodal and min(settings.mm_processor_cache_gb, settings.mm_ipc_gpu_memory_gb) < 0:
+        raise EngineRefusalError("mm_processor_cache_gb and mm_ipc_gpu_memory_gb must be at least 0")
     utilization = settings.gpu_memory_utilization
     if utilization is None:
         utilization = settings.version.default_gpu_memory_utilization
@@ -689,19 +694,24 @@ def graph_mode(settings: VllmSettings, model: VllmModel, *, pooling: bool) -> Gr
         return "NONE"
     level = settings.optimization_level
     wish = settings.compilation_config.get("cudagraph_mode")
-    if isinstance(wish, str) and wish.upper() in (
-        "NONE",
-        "PIECEWISE",
-        "FULL",
-        "FULL_DECODE_ONLY",
-        "FULL_AND_PIECEWISE",
-    ):
-        return wish.upper()  # type: ignore[return-value]
-    if level == "0":
+    mode: GraphMode
+    if wish is not None:
+        named = GRAPH_MODES[wish] if wish in (0, 1, 2) else str(wish).upper()
+        known = next((mode for mode in GRAPH_MODES if mode == named), None)
+        if known is None:
+            raise EngineRefusalError(f"cudagraph_mode is one of {', '.join(GRAPH_MODES)}, not {str(wish)[:40]!r}")
+        mode = known
+    elif level == "0":
+        mode = "NONE"
+    elif level == "1" or pooling:
+        mode = "PIECEWISE"
+    else:
+        mode = "FULL_DECODE_ONLY" if model.is_encoder_decoder else "FULL_AND_PIECEWISE"
+    compiled = settings.compilation_config.get("mode")
+    compiled = str(("NONE" if level == "0" else "VLLM_COMPILE") if compiled is None else compiled).upper()
+    if compiled in ("1", "STOCK_TORCH_COMPILE"):
         return "NONE"
-    if level == "1" or pooling:
-        return "PIECEWISE"
-    return "FULL_DECODE_ONLY" if model.is_encoder_decoder else "FULL_AND_PIECEWISE"
+    return mode if compiled in ("3", "VLLM_COMPILE") else _WITHOUT_PIECEWISE.get(mode, mode)
 
 
 def capture_sizes(
@@ -721,6 +731,8 @@ def capture_sizes(
     """
     if mode == "NONE":
         return ()
+    if settings.max_cudagraph_capture_size is not None and settings.max_cudagraph_capture_size < 1:
+        raise EngineRefusalError("Maximum cudagraph size should be greater than or equal to 1 when using cuda graph.")
     given = settings.cudagraph_capture_sizes or settings.compilation_config.get("cudagraph_capture_sizes")
     limit = settings.max_cudagraph_capture_size or settings.compilation_config.get("max_cudagraph_capture_size")
     if given:

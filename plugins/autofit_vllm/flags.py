@@ -12,12 +12,13 @@ import argparse
 import difflib
 import functools
 import json
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from autofit.errors import UsageError
+from autofit.errors import EngineRefusalError, UsageError
 
 from autofit_vllm.versions import REMOVED_FLAGS, VersionFacts
 from autofit_vllm.yaml import read_yaml
@@ -66,6 +67,13 @@ def _parse_json(text: str) -> Any:
         raise FlagError(f"not JSON: {text[:60]!r}") from None
 
 
+def _parse_config(text: str) -> Any:
+    """JSON for a configuration class: its numbers may end in k, M and so on (_expand_json_human_readable_numbers)."""
+    parts = re.split(r'("(?:[^"\\]|\\.)*")', text)
+    parts[::2] = [re.sub(r"\b\d+(?:\.\d+)?[kKmMgGtT]\b", lambda m: str(parse_count(m[0])), part) for part in parts[::2]]
+    return _parse_json("".join(parts))
+
+
 def _parse_json_or_text(text: str) -> Any:
     return _parse_json(text) if re.fullmatch(r"(?s)\s*\{.*\}\s*", text) else text
 
@@ -81,6 +89,7 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {
     "int": int,
     "float": float,
     "json": _parse_json,
+    "config": _parse_config,
     "json or str": _parse_json_or_text,
     "count": parse_count,
     "length": parse_length,
@@ -198,10 +207,69 @@ def parse_flags(args: Sequence[str], facts: VersionFacts, model: str | None = No
     if unknown:
         _refuse(unknown, facts, parser)
     result = vars(values)
+    for dest, value in result.items():
+        _check_keys(flag_of(dest), _with_underscores(dest, value), _by_dest(facts.flags_file).get(dest, {}).get("keys"))
     # A positional model wins over one from `--config` (entrypoints/cli/serve.py).
     if "model_tag" in result:
         result["model"] = result.pop("model_tag")
     return result
+
+
+def _with_underscores(dest: str, value: Any) -> Any:
+    """Of this option alone, keys may have dashes (arg_utils.py:create_speculative_config)."""
+    if dest != "speculative_config" or not isinstance(value, dict):
+        return value
+    return {key.replace("-", "_"): inner for key, inner in value.items()}
+
+
+def _check_keys(where: str, value: Any, keys: Any) -> None:
+    """What a configuration class takes: its own keys, and of some only certain words.
+
+    Raises:
+        UsageError
+    """
+    if isinstance(keys, dict) and isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in keys:
+                close = difflib.get_close_matches(key, list(keys), n=1)
+                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(keys))}"
+                raise UsageError(f"vllm serve: {where} has no key {key[:60]!r}", hint=hint)
+            _check_keys(f"{where}.{key}", inner, keys[key])
+    elif isinstance(keys, list) and isinstance(value, (str, int)) and _word(str(value)) not in map(_word, keys):
+        raise UsageError(f"vllm serve: {where} is not {str(value)[:40]!r}", hint=f"it is one of {', '.join(keys)}")
+
+
+def _word(text: str) -> str:
+    return text.lower().replace("-", "_")
+
+
+_LIMITS: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "gt": ("above", operator.gt),
+    "ge": ("at least", operator.ge),
+    "lt": ("below", operator.lt),
+    "le": ("at most", operator.le),
+}
+
+
+def check_limits(given: Mapping[str, Any], facts: VersionFacts) -> None:
+    """Numbers and words that the parser takes and vLLM's configuration classes do not.
+
+    Raises:
+        EngineRefusalError
+    """
+    rows = _by_dest(facts.flags_file)
+    for dest, value in given.items():
+        row = rows.get(dest, {})
+        limits = row.get("limits")
+        if not limits or value is None or ("when" in row and not given.get(row["when"])):
+            continue
+        words = limits.get("one_of")
+        if words and str(value) not in words:
+            raise EngineRefusalError(f"{dest} is one of {', '.join(words)}, not {str(value)[:40]!r}")
+        bounds = [(*_LIMITS[name], limits[name]) for name in _LIMITS if name in limits]
+        if isinstance(value, (int, float)) and not all(holds(value, bound) for _, holds, bound in bounds):
+            allowed = " and ".join(f"{word} {bound:g}" for word, _, bound in bounds)
+            raise EngineRefusalError(f"{dest} must be {allowed}, not {value}")
 
 
 def _refuse(unknown: Sequence[str], facts: VersionFacts, parser: _Parser) -> NoReturn:

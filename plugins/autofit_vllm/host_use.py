@@ -65,5 +65,5 @@ def host_use(settings: VllmSettings, *, n_ranks: int, pinned_bytes: int, images:
     return HostUse(
         processes=(processes,),
         loaded=(pinned,) if pinned.n_bytes else (),
-        later=tuple(item for item in (blocks, processed) if item.n_bytes),
+        later=tuple(item for item in (blocks, processed) if item.n_bytes > 0),
     )

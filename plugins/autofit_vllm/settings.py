@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Literal, Self
@@ -10,10 +11,13 @@ from typing import Any, Literal, Self
 from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError, UsageError
 
-from autofit_vllm.flags import parse_flags
+from autofit_vllm.flags import check_limits, parse_flags
 from autofit_vllm.versions import VersionFacts, facts_of
 
 Usage = Literal["server", "llm"]
+#: config/vllm.py: what `--enable-dbo` and `--ubatch-size` need
+MICROBATCHING = ("deepep_low_latency", "deepep_high_throughput", "nixl_ep")
+EXECUTORS = ("ray", "mp", "uni", "external_launcher")  #: config/parallel.py; or the path of a class
 PYTHON_MODULES = ("vllm.entrypoints.openai.api_server", "vllm.entrypoints.cli.main")
 
 
@@ -192,6 +196,8 @@ def from_given(
 ) -> VllmSettings:
     """Settings from values by destination, as `parse_flags` returns them."""
     values = dict(given)
+    version = version or facts_of(None)
+    check_limits(values, version)
     speculative = _speculative(values)
     if speculative is not None:
         values["speculative_config"] = speculative
@@ -205,16 +211,45 @@ def from_given(
     ):
         if not isinstance(kwargs.get(name, {}), Mapping):
             raise UsageError(f"vllm serve: --{name.replace('_', '-')} takes a JSON object")
+    for name in ("hf_overrides", "additional_config"):
+        if not isinstance(kwargs.get(name, {}), Mapping):
+            raise EngineRefusalError(f"{name} must be a JSON object, not {str(kwargs[name])[:40]!r}")
+    _check(values)
     if "optimization_level" in kwargs:
         kwargs["optimization_level"] = str(kwargs["optimization_level"])
     return VllmSettings(
         args=tuple(args),
         given=values,
         env=dict(env or {}),
-        version=version or facts_of(None),
+        version=version,
         usage=usage,
         **kwargs,
     )
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    """What configuration classes check of several values, or of parts of one.
+
+    Raises:
+        EngineRefusalError
+    """
+    for modality, limit in (values.get("limit_mm_per_prompt") or {}).items():
+        count = limit.get("count", 1) if isinstance(limit, Mapping) else limit
+        if isinstance(count, bool) or not re.fullmatch(r"-?[0-9]{1,9}", str(count)):
+            raise EngineRefusalError(f"limit_mm_per_prompt.{modality[:40]} is a number, not {str(count)[:40]!r}")
+    loras, on_host = values.get("max_loras", 1), values.get("max_cpu_loras")
+    if values.get("enable_lora") and on_host and on_host < loras:
+        raise EngineRefusalError(f"max_cpu_loras ({on_host}) must be >= max_loras ({loras}).")
+    if values.get("enable_dbo") or (values.get("ubatch_size") or 0) > 1:
+        backend = values.get("all2all_backend", "allgather_reducescatter")
+        if backend not in MICROBATCHING:
+            raise EngineRefusalError(
+                f"Microbatching currently only supports the {', '.join(MICROBATCHING)} all2all backends, not {backend}"
+            )
+    executor = values.get("distributed_executor_backend")
+    if executor is not None and executor not in EXECUTORS and "." not in executor:
+        known = ", ".join(EXECUTORS)
+        raise EngineRefusalError(f"distributed_executor_backend is one of {known}, not {executor[:40]!r}")
 
 
 def _program_words(argv: Sequence[str]) -> int:
@@ -239,6 +274,8 @@ def _speculative(values: Mapping[str, Any]) -> dict[str, Any] | None:
     config = values.get("speculative_config")
     if config is not None and not isinstance(config, Mapping):
         raise UsageError("vllm serve: --speculative-config takes a JSON object")
+    if config == {} and values.get("spec_tokens") is None:
+        raise EngineRefusalError("num_speculative_tokens must be provided with speculative model")
     joined = {key.replace("-", "_"): value for key, value in (config or {}).items()}
     for flag, key, dest in (
         ("--spec-method", "method", "spec_method"),

@@ -160,6 +160,13 @@ def test_tokens_in_flight(args: list[str], env: dict[str, str], in_flight: int) 
         (["-O0"], "NONE", 0, 0),
         (["-O1"], "PIECEWISE", 51, 512),
         (["-cc.cudagraph_mode=FULL"], "FULL", 51, 512),
+        (["-cc.cudagraph_mode=1"], "PIECEWISE", 51, 512),
+        (["-cc.mode=0"], "FULL_DECODE_ONLY", 51, 512),
+        (["-cc.mode=none", "-cc.cudagraph_mode=FULL"], "FULL", 51, 512),
+        (["-cc.mode=1"], "NONE", 0, 0),
+        (["-cc.mode=2", "-cc.cudagraph_mode=PIECEWISE"], "NONE", 0, 0),
+        (["-O0", "-cc.cudagraph_mode=FULL_AND_PIECEWISE"], "FULL_DECODE_ONLY", 51, 512),
+        (["-O0", "-cc.mode=3"], "NONE", 0, 0),
         (["--max-num-seqs", "8"], "FULL_AND_PIECEWISE", 5, 16),
         (["--max-num-seqs", "3"], "FULL_AND_PIECEWISE", 4, 4),
         (["--cudagraph-capture-sizes", "4", "1", "9000"], "FULL_AND_PIECEWISE", 2, 4),
@@ -276,3 +283,15 @@ def test_blocks_of_two_backends() -> None:
     latent = LayerQuery(cc=(9, 0), head_size=576, dtype="bfloat16", latent=True, kv_dtype="fp8")
     dense = LayerQuery(cc=(9, 0), head_size=128, dtype="bfloat16")
     assert common_block_size([(select(latent), latent), (select(dense), dense)], 16) == 64
+
+
+@pytest.mark.parametrize("args", [["-cc.cudagraph_mode=foo"], ["-cc.cudagraph_mode=5"]])
+def test_graphs_that_do_not_exist(args: list[str]) -> None:
+    with pytest.raises(EngineRefusalError, match="cudagraph_mode is one of NONE"):
+        config(vllm_models.llama_8b(), "3090", *args)
+
+
+def test_graphs_of_no_size() -> None:
+    with pytest.raises(EngineRefusalError, match="greater than or equal to 1"):
+        config(vllm_models.llama_8b(), "3090", "--max-cudagraph-capture-size", "0")
+    config(vllm_models.llama_8b(), "3090", "--max-cudagraph-capture-size", "0", "--enforce-eager")

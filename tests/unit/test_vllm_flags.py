@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,9 @@ def test_automatic_length(word: str) -> None:
         (["--limit-mm-per-prompt", '{"image": 0}'], {"limit_mm_per_prompt": {"image": 0}}),
         (["--limit-mm-per-prompt.image", "0"], {"limit_mm_per_prompt": {"image": 0}}),
         (["-cc.cudagraph_mode=NONE"], {"compilation_config": {"cudagraph_mode": "NONE"}}),
-        (["-cc.a.b", "1k", "-cc.a.c", "[1]"], {"compilation_config": {"a": {"b": 1000, "c": [1]}}}),
-        (["-cc.x+", "1,2", "-cc.x+=3"], {"compilation_config": {"x": ["1", "2", "3"]}}),
+        (["--hf-overrides.a.b", "1k", "--hf-overrides.a.c", "[1]"], {"hf_overrides": {"a": {"b": 1000, "c": [1]}}}),
+        (["-cc.custom_ops+", "+a,-b", "-cc.custom_ops+=c"], {"compilation_config": {"custom_ops": ["+a", "-b", "c"]}}),
+        (["--aux-output-config", '{"max_bytes": 80M}'], {"aux_output_config": {"max_bytes": 80 << 20}}),
         (["-O3"], {"optimization_level": "3"}),
         (["-O", "1"], {"optimization_level": "1"}),
         (["-O=0"], {"optimization_level": "0"}),
@@ -136,7 +138,7 @@ def test_config_file(tmp_path: Path) -> None:
         "# settings\ntensor-parallel-size: 4\nmax-model-len: 32k\nenforce-eager: "
         "true\nenable-prefix-caching: no\n"
         "cudagraph-capture-sizes: [1, 2]\ncpu-offload-params:\n  - experts\n"
-        'compilation-config:\n  cudagraph_mode: "NONE"  # why not\n  pass_config:\n    fuse: true\n'
+        'compilation-config:\n  cudagraph_mode: "NONE"  # why not\n  pass_config:\n    fuse_norm_quant: true\n'
     )
     assert flags("M", "--config", str(file), "-tp", "2") == {
         "model": "M",
@@ -146,7 +148,7 @@ def test_config_file(tmp_path: Path) -> None:
         "enable_prefix_caching": False,
         "cudagraph_capture_sizes": [1, 2],
         "cpu_offload_params": ["experts"],
-        "compilation_config": {"cudagraph_mode": "NONE", "pass_config": {"fuse": True}},
+        "compilation_config": {"cudagraph_mode": "NONE", "pass_config": {"fuse_norm_quant": True}},
     }
 
 
@@ -246,3 +248,71 @@ def test_modalities() -> None:
     assert not encodes("--limit-mm-per-prompt", '{"image": 0, "video": {"count": 0}}')
     assert encodes("--limit-mm-per-prompt.image", "0")
     assert parse_command(["vllm", "--limit-mm-per-prompt.image=0"])[1].disabled_modalities == {"image"}
+
+
+# -- What configuration classes take ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "message", "hint"),
+    [
+        (["-cc.a.b.c", "5"], "--compilation-config has no key 'a'", "known: "),
+        (["-cc.cudagraf_mode", "NONE"], "has no key 'cudagraf_mode'", "did you mean cudagraph_mode?"),
+        (["-cc.cudagraph-mode", "NONE"], "has no key 'cudagraph-mode'", "did you mean cudagraph_mode?"),
+        (["-cc", '{"pass_config": {"foo": true}}'], "--compilation-config.pass_config has no key 'foo'", "known: "),
+        (["-cc.mode", "9"], "--compilation-config.mode is not '9'", "it is one of 0, 1, 2, 3"),
+        (["--structured-outputs-config.backend", "x"], "backend is not 'x'", "it is one of auto, guidance"),
+        (["--speculative-config", '{"metod": "ngram"}'], "--speculative-config has no key 'metod'", "method?"),
+        (["--kv-transfer-config", '{"foo": 1}'], "--kv-transfer-config has no key 'foo'", "known: "),
+    ],
+)
+def test_keys_that_a_configuration_has_not(args: list[str], message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        flags(*args)
+    assert message in caught.value.message
+    assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["-cc.mode", "vllm_compile"],
+        ["--kernel-config.moe_backend", "Deep-GEMM"],
+        ["--speculative-config", '{"method": "ngram", "num-speculative-tokens": 2}'],
+        ["-cc", '{"pass_config": {"fuse_norm_quant": true}, "cache_dir": null}'],
+    ],
+)
+def test_keys_and_words_that_it_has(args: list[str]) -> None:
+    assert flags(*args)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--block-size", "0"], "block_size must be above 0, not 0"),
+        (["--block-size", "-16"], "block_size must be above 0, not -16"),
+        (["-O9"], "optimization_level is one of 0, 1, 2, 3, not '9'"),
+        (["--gpu-memory-utilization", "nan"], "gpu_memory_utilization must be above 0 and at most 1, not nan"),
+        (["--watermark", "2"], "watermark must be at least 0 and below 1, not 2.0"),
+        (["--max-num-active-seqs", "0"], "max_num_active_seqs must be at least 1, not 0"),
+        (["--offload-group-size", "-1"], "offload_group_size must be at least 0"),
+        (["--enable-lora", "--max-loras", "0"], "max_loras must be at least 1"),
+        (["--enable-lora", "--max-loras", "2", "--max-cpu-loras", "1"], r"max_cpu_loras (1) must be >= max_loras (2)"),
+        (["--hf-overrides", "{a"], "hf_overrides must be a JSON object, not '{a'"),
+        (["--hf-overrides", "[1]"], "hf_overrides must be a JSON object"),
+        (["--additional-config", "5"], "additional_config must be a JSON object"),
+        (["--limit-mm-per-prompt", '{"image": "x"}'], "limit_mm_per_prompt.image is a number, not 'x'"),
+        (["--distributed-executor-backend", "foo"], "distributed_executor_backend is one of ray, mp, uni"),
+        (["--speculative-config", "{}"], "num_speculative_tokens must be provided"),
+        (["--enable-dbo"], "Microbatching currently only supports the deepep_low_latency"),
+    ],
+)
+def test_values_that_configuration_classes_refuse(args: list[str], message: str) -> None:
+    with pytest.raises(EngineRefusalError, match=re.escape(message)):
+        parse_command(["vllm", "serve", "M", *args])
+
+
+def test_limits_that_do_not_apply() -> None:
+    parse_command(["vllm", "serve", "M", "--max-loras", "0"])
+    parse_command(["vllm", "serve", "M", "--max-num-active-seqs", "None"])
+    parse_command(["vllm", "serve", "M", "--distributed-executor-backend", "my.executors.Own"])
