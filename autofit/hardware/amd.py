@@ -1,4 +1,4 @@
-"""AMD devices from sysfs and the KFD topology, in ROCm's order; `rocm-smi` where sysfs is hidden.
+"""AMD devices from sysfs and the KFD topology, in ROCm's order; AMD's own tools where sysfs is hidden.
 
 Memory is what the kernel driver counts, never what a name suggests. On an APU the driver serves an engine
 either from the carve-out or from main memory (GTT), whichever is larger (amdgpu_ttm.c:amdgpu_ttm_init,
@@ -14,17 +14,12 @@ from autofit.domain.machine import HOST_POOL, Device, Host
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 from autofit.domain.values import dataclass, replace
-from autofit.hardware import drm, visible
+from autofit.hardware import amd_tools, drm, visible
+from autofit.hardware.amd_tools import APU_GFX
 from autofit.hardware.catalog import profile_of
-from autofit.hardware.facts import Facts, enrich, holder, number, unseen_holders
-from autofit.hardware.system import System, ToolError
+from autofit.hardware.facts import Facts, enrich, holder, unseen_holders
+from autofit.hardware.system import System
 
-APU_GFX = frozenset(
-    {
-        *("gfx902", "gfx909", "gfx90c", "gfx1013", "gfx1033", "gfx1035", "gfx1036"),
-        *("gfx1103", "gfx1150", "gfx1151", "gfx1152", "gfx1153"),
-    }
-)  #: instruction sets that AMD builds into APUs alone
 IDS_FILES = ("/usr/share/libdrm/amdgpu.ids", "/opt/amdgpu/share/libdrm/amdgpu.ids")
 
 
@@ -54,7 +49,8 @@ def find(system: System, host: Host) -> Facts:
             continue
         found.append((node.order if node else 1000 + position, device, sources))
     if not found and system.exists("/dev/kfd"):
-        found = list(_rocm_smi(system, host, findings))
+        for position, (device, sources) in enumerate(amd_tools.find(system, host, findings)):
+            found.append((position, device, sources))
     found.sort(key=lambda item: item[0])
     chosen = _choose(system, [device for _, device, _ in found], findings)
     devices, sources = [], {}
@@ -211,51 +207,3 @@ def _choose(system: System, devices: list[Device], findings: list[str]) -> list[
             findings.append(picked.problem)
         chosen = [chosen[i] for i in picked.chosen]
     return chosen
-
-
-def _rocm_smi(system: System, host: Host, findings: list[str]) -> Iterator[tuple[int, Device, dict[str, str]]]:
-    """Where a container hides sysfs: `rocm-smi --json`, whose keys changed their spelling over the years."""
-    import json
-
-    try:
-        text = system.tool("rocm-smi", "--showmeminfo", "vram", "gtt", "--showproductname", "--showuniqueid", "--json")
-        # warnings may come before the object
-        table = json.loads(text[text.index("{") :])
-    except ToolError as cause:
-        findings.append(f"/dev/kfd is there, but no AMD device can be read: {cause}")
-        return
-    except (ValueError, RecursionError):
-        findings.append("rocm-smi: its answer is not JSON")
-        return
-    rows = table if isinstance(table, dict) else {}
-    for position, (card, row) in enumerate(sorted(rows.items())):
-        if not (re.fullmatch(r"card\d+", card) and isinstance(row, dict)):
-            continue
-        fields = {str(key).lower(): str(value) for key, value in row.items()}
-        total, used = (
-            number(fields.get("vram total memory (b)", "")),
-            number(fields.get("vram total used memory (b)", "")),
-        )
-        id = f"amd{position}"
-        name = fields.get("card series") or fields.get("card model") or "AMD device"
-        unique = number(fields.get("unique id", ""))
-        device, known = enrich(
-            Device(
-                id=id,
-                index=position,
-                name=printable(name, 80),
-                api="rocm",
-                total_bytes=total,
-                free_bytes=total - used if total is not None and used is not None else None,
-                vendor="amd",
-                uuid=f"GPU-{unique:016x}" if unique else None,
-            )
-        )
-        gtt = number(fields.get("gtt total memory (b)", ""))
-        if fields.get("gfx version", "") in APU_GFX and total is not None and gtt is not None and total < gtt:
-            device = replace(device, integrated=True, pool=HOST_POOL, total_bytes=gtt, free_bytes=host.available_bytes)
-        yield (
-            position,
-            device,
-            {**known, f"{id}.total_bytes": "measured: rocm-smi", f"{id}.free_bytes": "measured: rocm-smi"},
-        )

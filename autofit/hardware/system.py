@@ -30,6 +30,7 @@ class System:
     uid: int | None = None
     run: Callable[[Sequence[str], float], str]
     load_nvml: Callable[[], Any]
+    load_amdsmi: Callable[[], Any] = lambda: _no_library()
     space: Callable[[Path], int | None]
     n_cpus: Callable[[], int | None] = os.cpu_count
     seconds: float = DETECT_SECONDS
@@ -101,6 +102,7 @@ def this_system(env: Mapping[str, str] | None = None, root: Path = Path("/")) ->
         uid=os.getuid() if here and hasattr(os, "getuid") else None,
         run=run_tool if here else _not_here,
         load_nvml=load_nvml if here else _no_library,
+        load_amdsmi=load_amdsmi if here else _no_library,
         space=free_space if here else lambda path: None,
         seconds=_seconds(env),
     )
@@ -118,7 +120,7 @@ def _not_here(argv: Sequence[str], seconds: float) -> str:
 
 
 def _no_library() -> Any:
-    raise ToolError("no NVML in a recorded tree")
+    raise ToolError("no library in a recorded tree")
 
 
 def run_tool(argv: Sequence[str], seconds: float) -> str:
@@ -173,6 +175,19 @@ def load_nvml() -> Any:
     except ImportError as cause:
         raise ToolError("nvidia-ml-py is not installed") from cause
     return pynvml
+
+
+def load_amdsmi() -> Any:
+    """AMD's `amdsmi` package, which comes with ROCm.
+
+    Raises:
+        ToolError: not installed, or its library does not load.
+    """
+    try:
+        import amdsmi
+    except Exception as cause:  # it loads its library on import, and says in many ways that it cannot
+        raise ToolError(f"amdsmi: {'not installed' if isinstance(cause, ImportError) else cause}") from cause
+    return amdsmi
 
 
 def free_space(path: Path) -> int | None:

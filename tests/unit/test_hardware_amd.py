@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from autofit.domain.machine import Machine
@@ -131,6 +133,74 @@ def test_apu_without_rocm_is_told_by_its_metrics_table(tmp_path: Path) -> None:
 def test_rocm_smi_where_a_container_hides_sysfs(tmp_path: Path) -> None:
     (device,) = found("rocm-smi-in-container", tmp_path).devices
     assert (device.profile, device.free_bytes) == ("mi210", (65520 - 16) * MIB)
+
+
+class FakeAmdsmi:
+    """The part of AMD's package that is asked, with what it would answer on an MI210 (or not)."""
+
+    class AmdSmiMemoryType:
+        VRAM, VIS_VRAM, GTT = range(3)
+
+    def __init__(self, **broken: Exception) -> None:
+        self.broken = broken
+        self.closed = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.broken:
+            raise self.broken[name]
+        answers: dict[str, Any] = {
+            "amdsmi_init": lambda: None,
+            "amdsmi_get_processor_handles": lambda: ["handle"],
+            "amdsmi_get_gpu_memory_total": lambda handle, kind: (65520 * MIB, 0, 31 * GIB)[kind],
+            "amdsmi_get_gpu_memory_usage": lambda handle, kind: (2048 * MIB, 0, 0)[kind],
+            "amdsmi_get_gpu_asic_info": lambda handle: {
+                "market_name": "AMD Instinct MI210",
+                "asic_serial": "0x5A1B2C3D4E5F6071",
+                "target_graphics_version": "gfx90a",
+            },
+            "amdsmi_get_gpu_process_list": lambda handle: [
+                {"name": "N/A", "pid": 4242, "memory_usage": {"vram_mem": 2000 * MIB}},
+                {"name": "idle", "pid": 4243, "memory_usage": {"vram_mem": 0}},
+                {"pid": "N/A"},
+            ],
+            "amdsmi_shut_down": lambda: setattr(self, "closed", True),
+        }
+        return answers[name]
+
+
+def in_container(tmp_path: Path, library: FakeAmdsmi) -> Machine:
+    system = machine("rocm-smi-in-container", tmp_path, env={"ROCR_VISIBLE_DEVICES": "GPU-5a1b2c3d4e5f6071"})
+    return detect(dataclasses.replace(system, load_amdsmi=lambda: library))
+
+
+class TestAmdsmiWhereAContainerHidesSysfs:
+    def test_it_is_asked_before_rocm_smi(self, tmp_path: Path) -> None:
+        library = FakeAmdsmi()
+        result = in_container(tmp_path, library)
+        (device,) = result.devices
+        assert (device.profile, device.total_bytes, device.free_bytes) == ("mi210", 65520 * MIB, 63472 * MIB)
+        assert device.uuid == "GPU-5a1b2c3d4e5f6071"
+        assert [(h.pid, h.used_bytes) for h in device.held_by] == [(4242, 2000 * MIB)]
+        assert result.sources["GPU0.free_bytes"] == "measured: amdsmi"
+        assert library.closed
+
+    def test_a_figure_that_it_lacks_is_unknown(self, tmp_path: Path) -> None:
+        library = FakeAmdsmi(amdsmi_get_gpu_memory_usage=AttributeError(), amdsmi_get_gpu_process_list=OSError())
+        (device,) = in_container(tmp_path, library).devices
+        assert (device.total_bytes, device.free_bytes, device.held_by) == (65520 * MIB, None, ())
+
+    def test_rocm_smi_answers_where_it_cannot(self, tmp_path: Path) -> None:
+        system = machine("rocm-smi-in-container", tmp_path)
+        library = FakeAmdsmi(amdsmi_init=RuntimeError("AMDSMI_STATUS_INIT_ERROR"))
+        result = detect(dataclasses.replace(system, load_amdsmi=lambda: library))
+        assert result.sources["GPU0.free_bytes"] == "measured: rocm-smi"
+
+    def test_both_reasons_are_said_where_neither_can(self, tmp_path: Path) -> None:
+        system = machine("rocm-smi-broken", tmp_path)
+        library = FakeAmdsmi(amdsmi_init=RuntimeError("AMDSMI_STATUS_INIT_ERROR"))
+        result = detect(dataclasses.replace(system, load_amdsmi=lambda: library))
+        assert not result.devices
+        assert said(result, "amdsmi: AMDSMI_STATUS_INIT_ERROR", "rocm-smi", "not JSON")
 
 
 def test_rocm_smi_that_prints_no_json(tmp_path: Path) -> None:
