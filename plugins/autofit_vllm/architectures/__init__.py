@@ -43,7 +43,7 @@ __all__ = ["Options", "build_from_config", "build_model", "choose_architecture"]
 _PAGES = {
     "dense:llama": (
         "LlamaForCausalLM LLaMAForCausalLM InternLM3ForCausalLM IQuestCoderForCausalLM TeleChat3ForCausalLM "
-        "MistralForCausalLM Ministral3ForCausalLM MistralModel LlamaModel Phi3ForCausalLM"
+        "MistralForCausalLM Ministral3ForCausalLM MistralModel LlamaModel Phi3ForCausalLM TeleFLMForCausalLM"
     ),
     "dense:qwen2": "Qwen2ForCausalLM Qwen2Model MiMoForCausalLM",
     "dense:qwen3": "Qwen3ForCausalLM",
@@ -87,12 +87,19 @@ _PAGES = {
     "experts:bailing_moe": "BailingMoeForCausalLM BailingMoeV2ForCausalLM",
     "experts:llama4": "Llama4ForCausalLM",
     "experts:mimo_v2": "MiMoV2FlashForCausalLM MiMoV2ForCausalLM",
+    "dense:rnj1": "Rnj1ForCausalLM",
+    "dense:hyperclovax": "HyperCLOVAXForCausalLM",
     "dense:minicpm": "MiniCPMForCausalLM",
     "dense:nemotron_nas": "DeciLMForCausalLM",
     "experts:step3p5": "Step3p5ForCausalLM",
+    "mixtures:exaone_moe": "ExaoneMoeForCausalLM ExaoneMoEForCausalLM",
+    "mixtures:hy_v3": "HYV3ForCausalLM",
+    "mixtures:cohere2_moe": "Cohere2MoeForCausalLM",
+    "mixtures:step3": "Step3TextForCausalLM",
+    "mixtures:laguna": "LagunaForCausalLM",
     "recurrent:kimi_linear": "KimiLinearForCausalLM",
     "speech:whisper": "WhisperForConditionalGeneration",
-    "latent:deepseek_v2": "DeepseekV2ForCausalLM DeepseekV3ForCausalLM",
+    "latent:deepseek_v2": "DeepseekV2ForCausalLM DeepseekV3ForCausalLM MistralLarge3ForCausalLM",
     "latent:deepseek_v32": "DeepseekV32ForCausalLM GlmMoeDsaForCausalLM",
     "latent:deepseek": "DeepseekForCausalLM",
     "latent:glm4_moe_lite": "Glm4MoeLiteForCausalLM",

@@ -193,6 +193,43 @@ def gemma3(b: Builder) -> None:
     _finish_gemma(b)
 
 
+def rnj1(b: Builder) -> None:
+    """models/rnj1.py: Gemma 3's layers without its local ones, a head of its own."""
+    config = b.config
+    bias = config.flag("attention_bias")
+    b.embedding(everywhere=True)
+    for layer in b.layers():
+        types = config.items_of("layer_types")
+        kind = str(types[layer.stage]) if layer.stage < len(types) else "full_attention"
+        layer.attention(
+            bias=bias,
+            out_bias=bias,
+            head_norms=("q_norm", "k_norm"),
+            window=b.sliding_window() if kind == "chunked_attention" else None,
+            rope=False,
+        )
+        layer.rope(b.head_size, layer_type=kind)
+        layer.gated_mlp()
+        layer.norms(*_GEMMA_NORMS)
+    b.final_norm(everywhere=True)
+    b.scope("", EVERY).buffer("normalizer")
+    b.head(everywhere=True)
+
+
+def hyperclovax(b: Builder) -> None:
+    """models/hyperclovax.py: llama, with two more norms in some."""
+    config = b.config
+    bias = config.flag("attention_bias")
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(bias=bias, out_bias=bias)
+        layer.gated_mlp(bias=config.flag("mlp_bias"))
+        layer.norms("input_layernorm", "post_attention_layernorm")
+        if config.flag("use_post_norm"):
+            layer.norms("post_norm1", "post_norm2")
+    b.finish()
+
+
 def gemma3_encoder(b: Builder) -> None:
     """Embedding Gemma: Gemma 3 without a head; attention both ways caches nothing."""
     b.headless = True

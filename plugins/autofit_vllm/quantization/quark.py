@@ -116,7 +116,7 @@ class QuarkMicroscaledScheme(MicroscaledScheme):
     static: bool = False
 
     def linear(self, shape: LinearShape) -> Iterator[Tensor]:
-        if shape.in_rank % _MX_GROUP:
+        if not self.static and shape.in_rank % _MX_GROUP:
             raise EngineRefusalError(
                 f"OCP MX linear layer has an input size per partition of {shape.in_rank}, which must be divisible by "
                 f"the OCP MX group size {_MX_GROUP}.",
