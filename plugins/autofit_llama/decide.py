@@ -10,15 +10,13 @@ from collections.abc import Sequence
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.model import ModelSpec
-from autofit.domain.plan import Decision, Finding, Plan, Speed
+from autofit.domain.plan import Alternative, Decision, Finding, Plan, Speed
 from autofit.domain.request import Margin, Request
 from autofit.domain.units import format_bytes
 from autofit.domain.values import dataclass, replace
 
-from autofit_llama.alternatives import alternatives_of
 from autofit_llama.decide_complete import SERVERS, complete, is_ample
 from autofit_llama.decide_explain import Explained, explain, tokens_of
-from autofit_llama.decide_nearest import nearest_values
 from autofit_llama.decide_pins import (
     Pins,
     bounds_of,
@@ -143,6 +141,8 @@ def plan(model: ModelSpec, machine: Machine, request: Request) -> Plan:
         found = larger_ubatch(search, goals, found)
     nearest: tuple[Finding, ...] = ()
     if found is None:
+        from autofit_llama.decide_nearest import nearest_values  # an import that most plans do without
+
         found = search.nearest(goals.candidate(goals.least, goals.kv_types[-1]))
         assert found is not None  # the host alone is always one
         nearest = nearest_values(task, search, goals, found)
@@ -204,7 +204,11 @@ def _finish(task: Task, search: Search, goals: Goals, found: Found, nearest: Seq
         none = Decision(setting="kwargs", value="none", origin="engine default", because=why_not)
         decisions = (*decisions, none)
     n_ctx = final.layout.context.n_ctx_seq
-    wanted = task.request.alternatives
+    others: tuple[Alternative, ...] = ()
+    if task.request.alternatives and final.memory.fits:
+        from autofit_llama.alternatives import alternatives_of
+
+        others = alternatives_of(task, search, goals, found)
     return Plan(
         backend="llama",
         fits=final.memory.fits,
@@ -215,7 +219,7 @@ def _finish(task: Task, search: Search, goals: Goals, found: Found, nearest: Seq
         context_tokens=n_ctx,
         safe_fill_tokens=n_ctx if final.memory.fits else None,
         decisions=decisions,
-        alternatives=alternatives_of(task, search, goals, found) if wanted and final.memory.fits else (),
+        alternatives=others,
         findings=tuple(findings),
         engine_report=final.report,
         engine_version=task.pins.version.name,
