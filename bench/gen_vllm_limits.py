@@ -76,7 +76,7 @@ def words(hint: Any, *, by_name: bool = False) -> list[str] | None:
 def literals(arg: Any) -> list[str]:
     if typing.get_origin(arg) is typing.Literal:
         return [value for inner in typing.get_args(arg) for value in literals(inner)]
-    return [arg] if isinstance(arg, str) else []
+    return [str(arg)] if isinstance(arg, (str, int)) and not isinstance(arg, bool) else []
 
 
 def hints_of(cls: Any) -> dict[str, Any]:

@@ -194,7 +194,9 @@ def read_vllm_model(model: ModelSpec, settings: VllmSettings) -> VllmModel:
 
         model, notes = as_checkpoint(model, settings)
     if isinstance(settings.hf_overrides, Mapping):
-        metadata = _overridden(model.metadata, settings.hf_overrides)
+        # what `torch_dtype` was is in `dtype` when overrides come, and the old name changes nothing any more
+        overrides = {key: value for key, value in settings.hf_overrides.items() if key != "torch_dtype"}
+        metadata = _overridden(model.metadata, overrides)
         model = dataclasses.replace(model, metadata=metadata)
     built = build_model(
         model,

@@ -24,6 +24,8 @@ GraphMode = Literal["NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_P
 GRAPH_MODES: tuple[GraphMode, ...] = get_args(GraphMode)
 #: What is left where the model is not compiled in pieces (CUDAGraphMode.without_piecewise)
 _WITHOUT_PIECEWISE: dict[GraphMode, GraphMode] = {"PIECEWISE": "NONE", "FULL_AND_PIECEWISE": "FULL_DECODE_ONLY"}
+#: What becomes of it where nothing splits (CompilationConfig.set_splitting_ops_for_v1)
+_IN_ONE_PIECE: dict[GraphMode, GraphMode] = {"PIECEWISE": "NONE", "FULL_AND_PIECEWISE": "FULL"}
 
 #: config/model.py:_FLOAT16_NOT_SUPPORTED_MODELS
 NO_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
@@ -711,7 +713,10 @@ def graph_mode(settings: VllmSettings, model: VllmModel, *, pooling: bool) -> Gr
     compiled = str(("NONE" if level == "0" else "VLLM_COMPILE") if compiled is None else compiled).upper()
     if compiled in ("1", "STOCK_TORCH_COMPILE"):
         return "NONE"
-    return mode if compiled in ("3", "VLLM_COMPILE") else _WITHOUT_PIECEWISE.get(mode, mode)
+    if compiled not in ("3", "VLLM_COMPILE"):
+        return _WITHOUT_PIECEWISE.get(mode, mode)
+    in_one_piece = settings.compilation_config.get("splitting_ops") == []
+    return _IN_ONE_PIECE.get(mode, mode) if in_one_piece else mode
 
 
 def capture_sizes(
@@ -731,13 +736,17 @@ def capture_sizes(
     """
     if mode == "NONE":
         return ()
-    if settings.max_cudagraph_capture_size is not None and settings.max_cudagraph_capture_size < 1:
+    config = settings.compilation_config
+    given = settings.cudagraph_capture_sizes or config.get("cudagraph_capture_sizes")
+    limit = settings.max_cudagraph_capture_size
+    limit = config.get("max_cudagraph_capture_size") if limit is None else limit
+    if limit is not None and whole(limit, "max_cudagraph_capture_size") < 1:
         raise EngineRefusalError("Maximum cudagraph size should be greater than or equal to 1 when using cuda graph.")
-    given = settings.cudagraph_capture_sizes or settings.compilation_config.get("cudagraph_capture_sizes")
-    limit = settings.max_cudagraph_capture_size or settings.compilation_config.get("max_cudagraph_capture_size")
-    if given:
+    if given is not None:
         if not isinstance(given, Sequence) or isinstance(given, str):
             raise EngineRefusalError("cudagraph_capture_sizes must be a list")
+        if not given:
+            raise EngineRefusalError("cudagraph_capture_sizes should contain at least one element with graphs")
         every = [whole(size, "cudagraph_capture_sizes") for size in given]
         sizes = tuple(sorted({size for size in every if size <= tokens}))
         if limit is not None and sizes and whole(limit, "max_cudagraph_capture_size") != sizes[-1]:

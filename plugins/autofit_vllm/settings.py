@@ -143,7 +143,7 @@ class VllmSettings:
     @property
     def pooling(self) -> bool:
         """Whether the model is asked to embed or classify."""
-        return self.runner == "pooling" or self.convert in ("embed", "classify")
+        return self.runner == "pooling" or (self.runner == "auto" and self.convert in ("embed", "classify"))
 
     def encodes(self, modalities: Sequence[str]) -> bool:
         """Whether any of a model's encoders is used."""
