@@ -51,6 +51,13 @@ class Backend(ABC):
             UsageError: a flag or value that this version of the engine refuses.
         """
 
+    def settings_files(self, environ: Mapping[str, str]) -> tuple[str, ...]:
+        """Paths of files, whether they exist or not, that this engine takes settings from beside its command line.
+
+        Their texts come to `parse` and in `Request.engine_env` by path, beside the variables by name.
+        """
+        return ()
+
     @abstractmethod
     def plan(self, model: ModelSpec, machine: Machine, request: Request) -> Plan:
         """The best plan that keeps `request.engine_args` exactly and fits.

@@ -15,12 +15,14 @@ from autofit.host import resolve as resolve_ref
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from autofit.backend import Backend
     from autofit.domain.machine import Machine
     from autofit.domain.model import ModelSpec
     from autofit.domain.plan import Plan
     from autofit.domain.request import Request
     from autofit.settings import Wish, Wishes
 
+MAX_SETTINGS_BYTES = 1 << 20
 ENGINE_VARIABLES = ("LLAMA_ARG_", "VLLM_", "GGML_", "CUDA_", "PYTORCH_")
 DEVICE_VARIABLES = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"})
 
@@ -196,6 +198,25 @@ def engine_environment(environ: Mapping[str, str]) -> dict[str, str]:
         for name, value in environ.items()
         if name.startswith(ENGINE_VARIABLES) and name not in DEVICE_VARIABLES
     }
+
+
+def engine_surroundings(backend: Backend, environ: Mapping[str, str]) -> dict[str, str]:
+    """What an engine reads beside its command line: texts of settings files by path, and variables by name.
+
+    Raises:
+        UsageError: a settings file that cannot be read, or is no such thing.
+    """
+    files: dict[str, str] = {}
+    for path in filter(os.path.isfile, backend.settings_files(environ)):
+        try:
+            with open(path, "rb") as file:  # noqa: PTH123 - a path as the engine spells it
+                data = file.read(MAX_SETTINGS_BYTES + 1)
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror or error}", hint=f"{backend.name} reads it too") from error
+        if len(data) > MAX_SETTINGS_BYTES:
+            raise UsageError(f"{path}: more than {MAX_SETTINGS_BYTES} bytes of settings")
+        files[path] = data.decode("utf-8", "surrogateescape")
+    return {**files, **engine_environment(environ)}
 
 
 def _with_companions(model: ModelSpec, backend_name: str, request: Request) -> ModelSpec:

@@ -9,7 +9,7 @@ from autofit.cli.plan import show
 from autofit.cli.wishes import add_output, add_wishes, collect
 from autofit.errors import UsageError
 from autofit.host import host
-from autofit.pipeline import check, engine_environment, machine_of
+from autofit.pipeline import check, engine_surroundings, machine_of
 
 TAKES_COMMAND = True
 
@@ -25,13 +25,14 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             "check: no command", hint="write it after --: autofit check -- llama-server -m model.gguf"
         )
-    wishes = collect(args, host().backend_of_program(tuple(args.engine_args)).name)
+    backend = host().backend_of_program(tuple(args.engine_args))
+    wishes = collect(args, backend.name)
     facts = {name: wishes.get(name) for name in ("margin", "device") if wishes.get(name)}
     plan = check(
         args.engine_args,
         machine_of(wishes),
         engine_version=wishes.get("engine_version"),
-        environ=engine_environment(os.environ),
+        environ=engine_surroundings(backend, os.environ),
         **facts,
     )
     return show(plan, args, force=True)

@@ -50,6 +50,11 @@ class LlamaBackend(Backend):
             settings=Command(reading, settings, tuple(argv), _counted(reading, env or {})),
         )
 
+    def settings_files(self, environ: Mapping[str, str]) -> tuple[str, ...]:
+        from autofit_llama.config_file import paths
+
+        return paths(environ)
+
     def plan(self, model: ModelSpec, machine: Machine, request: Request) -> Plan:
         from autofit_llama.decide import plan
 
@@ -123,8 +128,8 @@ def _several(runs: Sequence[LlamaSettings], shown: int, fits: Sequence[bool]) ->
 
 def _counted(reading: Reading, env: Mapping[str, str]) -> Mapping[str, str]:
     """The variables that the command was read with, but for secrets."""
-    names = [flag.spelling for flag, replaced in reading.variables() if not replaced and flag.option.key not in SECRET]
-    return {name: env[name] for name in names}
+    flags = (flag for flag, replaced in reading.unwritten("env") if not replaced and flag.option.key not in SECRET)
+    return {flag.spelling: env[flag.spelling] for flag in flags}
 
 
 def _allocated(run: Run) -> dict[str, int]:

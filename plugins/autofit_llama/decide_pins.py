@@ -52,8 +52,12 @@ class Pins:
 
     def decisions(self) -> Iterator[Decision]:
         """One for each flag, in order, those of variables first: a command says all that it was planned with."""
-        for variable, replaced in self.reading.variables():
-            if replaced or variable.option.key in SECRET:
+        for key, replaced in self.reading.unwritten("file"):
+            value = "" if key.option.key in SECRET else join(key.written()[1:])
+            because = "something later takes its place" if replaced else f"{key.path} says so"
+            yield _pinned(key.spelling, value, "settings file", because)
+        for variable, replaced in self.reading.unwritten("env"):
+            if replaced or variable.option.key in (*SECRET, "model"):
                 because = "an argument takes its place" if replaced else "kept as it is set"
                 yield _pinned(variable.spelling, "", "environment", because)
             else:
@@ -86,9 +90,16 @@ def read_pins(request: Request) -> Pins:
     version, findings = find_version(request.engine_version)
     argv = (*request.program, *request.engine_args)
     reading = read(argv, request.engine_env or None, version=version)
+    # What is wished stands in the command, which the engine takes before its variables and files.
+    wished = {"ctx-size": request.context_tokens is not None, "parallel": request.n_parallel is not None}
+    kept = tuple(flag for flag in reading.flags if flag.origin == "argv" or not wished.get(flag.option.key))
+    reading = replace(reading, flags=kept)
+    settings, model = settings_of(reading), reading.given("model")
+    if model is not None and model.origin != "argv":
+        settings = replace(settings, model=None)  # the model that is planned for takes its place
     return Pins(
         reading=reading,
-        settings=settings_of(reading),
+        settings=settings,
         origin="wrapped command" if request.program else "user",
         version=version,
         findings=findings,
@@ -159,8 +170,18 @@ def _check_limits(given: LlamaSettings, request: Request) -> None:
 
 def _check_model(pins: Pins, request: Request) -> None:
     """A command that loads another model than the one that was measured would be a plan for neither."""
+    for key in ("hf-repo", "model-url", "docker-repo"):
+        elsewhere = pins.reading.given(key)
+        if elsewhere is not None and elsewhere.origin != "argv":
+            raise UsageError(
+                f"{elsewhere.spelling}{f' of {elsewhere.path}' if elsewhere.path else ''} makes llama.cpp load another "
+                f"model, whatever -m says: {printable(str(elsewhere.value), 80)}",
+                hint="unset it",
+            )
     flag = pins.reading.given("model")
-    if flag is not None and request.model_reference is not None and str(flag.value) != request.model_reference:
+    if flag is None or flag.origin != "argv" or request.model_reference is None:
+        return
+    if str(flag.value) != request.model_reference:
         raise UsageError(
             f"{flag.spelling} {printable(str(flag.value), 80)} contradicts the model that is planned for, "
             f"{printable(request.model_reference, 80)}",

@@ -74,8 +74,18 @@ def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
     """What is written and that the engine passes over without a word."""
     if reading.unread:
         names, s = printable(", ".join(reading.unread), 200), "" if len(reading.unread) == 1 else "s"
-        message = f"{reading.program} {reading.version.name} does not read the variable{s} {names}"
-        yield _finding("warning", "unread-variables", message)
+        message = f"{reading.program} {reading.version.name} does not read the setting{s} {names}"
+        yield _finding("warning", "unread-settings", message)
+    for path in reading.unsure:
+        message = f"it is not known whether llama.cpp {reading.version.name} reads {printable(path)}: it is not counted"
+        yield _finding("warning", "settings-file-unsure", message)
+    in_force: dict[str, list[str]] = {}
+    for flag, replaced in reading.unwritten("file"):
+        if not replaced:
+            in_force.setdefault(flag.path or "", []).append(flag.spelling)
+    for path, keys in in_force.items():
+        message = f"{reading.program} reads {path}, and so its {', '.join(keys)} count here"
+        yield _finding("info", "settings-file", printable(message, 300))
     split = reading.given("tensor-split")
     if split is None or reading.program == "llama-bench":
         return

@@ -21,7 +21,7 @@ from autofit_llama.versions import LATEST, LEGACY, Version
 
 Program = Literal["llama-server", "llama-cli", "llama-completion", "llama-fit-params", "llama-bench"]
 Kind = Literal["switch", "bool", "int", "unsigned", "real", "text", "pair", "removed"]
-Origin = Literal["argv", "env"]
+Origin = Literal["argv", "env", "file"]
 
 _LETTERS: Mapping[str, Program] = {
     "s": "llama-server",
@@ -138,11 +138,12 @@ class Flag:
     option: Option
     value: str | int | bool
     second: str | None = None
-    spelling: str  #: as written, or the name of the variable
+    spelling: str  #: as written, or the name of the variable or key
     origin: Origin = "argv"
+    path: str | None = None  #: of the settings file that it is from
 
     def written(self) -> tuple[str, ...]:
-        """The arguments that say the same as this variable does."""
+        """The arguments that say the same as this variable or key does."""
         spellings = self.option.negations if self.value is False else self.option.spellings
         return (spellings[0],) if self.option.n_values == 0 else (spellings[0], str(self.value))
 
@@ -151,8 +152,9 @@ class Flag:
 class Reading:
     """A command line taken apart.
 
-    `unknown` are tokens that no known option takes, in order; `unread` the engine's variables that are set and that
-    this program and version never look at.
+    `unknown` are tokens that no known option takes, in order; `unread` the engine's variables that are set, and keys
+    of its settings files, that this program and version never look at; `unsure` settings files of which that is not
+    known.
     """
 
     program: Program
@@ -160,14 +162,15 @@ class Reading:
     flags: tuple[Flag, ...]
     unknown: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    unsure: tuple[str, ...] = ()
     version: Version = LATEST
 
-    def variables(self) -> Iterator[tuple[Flag, bool]]:
-        """The variables that count, and whether an argument takes the place of each."""
-        written = {flag.option.key for flag in self.flags if flag.origin == "argv"} - GROWING
-        for flag in self.flags:
-            if flag.origin == "env":
-                yield flag, flag.option.key in written
+    def unwritten(self, origin: Origin) -> Iterator[tuple[Flag, bool]]:
+        """Flags of variables or files, and whether a later one takes the place of each."""
+        for i, flag in enumerate(self.flags):
+            if flag.origin == origin:
+                key = flag.option.key
+                yield flag, key not in GROWING and any(other.option.key == key for other in self.flags[i + 1 :])
 
     def given(self, key: str) -> Flag | None:
         """The last flag of an option, which is the one that counts."""
@@ -194,17 +197,17 @@ def find_program(argv: Sequence[str]) -> tuple[Program, tuple[str, ...], tuple[s
 
 
 def read(argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: Version = LATEST) -> Reading:
-    """Take a command apart: variables first, then the command line, each in the engine's order.
+    """Take a command apart: settings files, then variables, then the command line, each in the engine's order.
 
-    Flags unknown to every version known here are kept with what follows them, for a newer engine may take
-    them.
+    `env` holds variables by name, and the texts of settings files by path. Flags unknown to every version known here
+    are kept with what follows them, for a newer engine may take them.
 
     Raises:
         UsageError: a flag or value that this version of the engine refuses.
     """
     program, words, rest = find_program(argv)
     known = _spellings(program, version) if rest else {}
-    flags = list(_from_env(program, env, version)) if env and program != "llama-bench" else []
+    flags, unread = _surroundings(program, env, version) if env and program != "llama-bench" else ([], ())
     unknown: list[str] = []
     at, in_unknown = 0, False
     while at < len(rest):
@@ -232,7 +235,8 @@ def read(argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: 
         words=words,
         flags=tuple(flags),
         unknown=tuple(unknown),
-        unread=unread_variables(env or {}, program, version=version),
+        unread=(*unread_variables(env or {}, program, version=version), *unread),
+        unsure=() if version.reads_files or not version.may_read_files else tuple(filter(_is_path, env or ())),
         version=version,
     )
 
@@ -310,6 +314,31 @@ AUTO_WORDS = frozenset(("auto", "-1"))
 
 def is_flag(token: str) -> bool:
     return bool(re.match(r"--?[A-Za-z]", token))
+
+
+def make_flag(program: str, option: Option, text: str, spelling: str, origin: Origin) -> Flag:
+    """A flag with one value.
+
+    Raises:
+        UsageError: it refuses this value.
+    """
+    return _flag(program, option, True, (text,), spelling, origin)
+
+
+def _is_path(name: str) -> bool:
+    """Of a settings file, and not the name of a variable."""
+    return "/" in name or "\\" in name
+
+
+def _surroundings(program: Program, env: Mapping[str, str], version: Version) -> tuple[list[Flag], tuple[str, ...]]:
+    """Flags of settings files and variables, and the keys of the files that are passed over."""
+    files = {name: text for name, text in env.items() if _is_path(name)}
+    if not files or not version.reads_files:
+        return list(_from_env(program, env, version)), ()
+    from autofit_llama.config_file import flags_of
+
+    flags, unread = flags_of(files, program, _accepted(program, version))
+    return [*flags, *_from_env(program, env, version)], unread
 
 
 def _flag(program: str, option: Option, positive: bool, values: Sequence[str], spelling: str, origin: Origin) -> Flag:

@@ -47,6 +47,7 @@ _CHANGES = {
     "kv-unified-per-slot": Change(without=10434, has=10989, source="release notes of 0.4.0"),
     "no-mmap-flags": Change(without=10874, has=10875, source="pull request 28334"),
 }
+_SETTINGS_FILES = Change(without=9297, has=NEWEST, source="pull request 26118")
 
 #: option -> the change that brought it
 _OPTIONS = {
@@ -139,6 +140,15 @@ class Version:
     def refuses(self, option: str) -> bool:
         """Whether this build is too old for the option."""
         return option in _OPTIONS and self.lacks(_OPTIONS[option])
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether this build surely takes settings from llama.cpp/config.ini."""
+        return _SETTINGS_FILES.surely_in(self.build)
+
+    @property
+    def may_read_files(self) -> bool:
+        return not _SETTINGS_FILES.surely_not_in(self.build)
 
     @property
     def name(self) -> str:

@@ -90,10 +90,10 @@ def test_rows_are_not_split_on_cuda(argv: tuple[str, ...]) -> None:
 def test_variables_that_the_build_ignores_are_named() -> None:
     variables = {"LLAMA_ARG_MLOCK": "1", "LLAMA_ARG_CTX_SIZE": "4096", "LLAMA_ARG_NGL": "3"}
     found = check(environ=variables)
-    assert finding(found, "unread-variables").endswith("LLAMA_ARG_MLOCK, LLAMA_ARG_NGL")
+    assert finding(found, "unread-settings").endswith("LLAMA_ARG_MLOCK, LLAMA_ARG_NGL")
     assert found.context_tokens == 4096
-    assert finding(check(environ=variables, engine_version="b8000"), "unread-variables").endswith(" LLAMA_ARG_NGL")
-    assert "unread-variables" not in codes(check(environ={"LLAMA_ARG_CTX_SIZE": "4096"}))
+    assert finding(check(environ=variables, engine_version="b8000"), "unread-settings").endswith(" LLAMA_ARG_NGL")
+    assert "unread-settings" not in codes(check(environ={"LLAMA_ARG_CTX_SIZE": "4096"}))
 
 
 def test_a_prompt_cache_without_a_limit_takes_nothing_at_first() -> None:
