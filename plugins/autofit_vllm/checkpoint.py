@@ -17,11 +17,12 @@ from autofit.domain.text import printable
 from autofit.domain.values import dataclass, field, replace
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
+from autofit_vllm.architectures.builder import Builder, Options
 from autofit_vllm.architectures.config import Config
 from autofit_vllm.architectures.facts import attention_heads, config_dtype, head_size, key_value_heads
-from autofit_vllm.architectures.registry import KNOWN
+from autofit_vllm.architectures.registry import KNOWN, MULTIMODAL
 from autofit_vllm.dtypes import SAFETENSORS, dtype_bytes
-from autofit_vllm.model import EVERY, AttentionCache, Parallel, Plain, VllmModel
+from autofit_vllm.model import EVERY, FIRST, AttentionCache, Parallel, Plain, VllmModel
 from autofit_vllm.quantization import checkpoint_method, quantization_for
 from autofit_vllm.quantization.names import bare
 from autofit_vllm.weights import rank_tensors
@@ -39,6 +40,7 @@ _PREDICTION = re.compile(r"(?:^|\.)(?:mtp|mtp_layers|nextn_predict_layers)\.")
 _REFERENCE = (9, 0)  #: compute capability that the comparison assumes; only padding of kernels depends on it
 _SLACK_BYTES = 1 << 16
 _SLACK = 0.002  #: of a layer: scales and biases that only one of the two sides has
+_TEXT_KEYS = ("text_config", "llm_config", "language_config")  #: where a language model's own configuration is
 _RECURRENT_KEYS = ("mamba", "ssm", "linear_attn", "linear_num", "conv_kernel", "conv_L", "rwkv", "recurrent")
 
 
@@ -189,7 +191,53 @@ def _with_packed_layers(raw: Mapping[str, object] | None, tensors: Iterable[Tens
 # -- Architectures without a page of their own
 
 
-def bound_model(spec: ModelSpec) -> VllmModel:
+def model_behind_towers(spec: ModelSpec, options: Options) -> VllmModel | None:
+    """A known language model behind encoders that are not: its layers and caches as ever, and what else the files
+    hold on every rank of the first stage. `None`: not such a model.
+
+    Raises:
+        UnsupportedModelError: without files nothing tells the size of the encoders.
+    """
+    from autofit_vllm.architectures import assemble, causal_page
+    from autofit_vllm.architectures.vision import language_model
+
+    root = Config(spec.metadata)
+    word = next((name for name in root.items_of("architectures") if name in KNOWN & MULTIMODAL), None)
+    text = next((found for key in _TEXT_KEYS if (found := root.section(key)).given), None)
+    if word is None or text is None:
+        return None
+    try:
+        causal_page(text)
+    except UnsupportedModelError:
+        return None
+    if not spec.tensors and not options.language_model_only:
+        raise UnsupportedModelError(
+            f"the encoders of {word} are not known here, and there are no tensors to tell their size",
+            hint="give the directory of the checkpoint, or --language-model-only",
+        )
+    builder = Builder(root, root, options)
+    language_model(builder, *_TEXT_KEYS)
+    model = assemble(word, builder)
+    if options.language_model_only:
+        return model
+    model = check_against_tensors(model, spec)
+    shape = (_beside(model, spec.tensors),)
+    towers = Plain(name="towers", stage=FIRST, shape=shape, dtype="uint8", tower="image")
+    note = f"the encoders of {word} are not known here: as if tensor parallelism divided none of their weights"
+    return replace(model, modules=(*model.modules, towers), basis="bound", notes=(*model.notes, note))
+
+
+def _beside(model: VllmModel, tensors: Iterable[TensorInfo]) -> int:
+    """Bytes that the files hold beside what the model's own layers take."""
+    found = contents(model, tensors)
+    quantization = quantization_for(
+        model.quantization, capability=_REFERENCE, model_type=model.model_type, allow_deprecated=True
+    )
+    own = rank_tensors(model, Parallel(), dtype=model.dtype, quantization=quantization)
+    return max(0, found.layers.total() + found.outside_bytes - sum(t.n_bytes for t in own if t.kind != "scale"))
+
+
+def bound_model(spec: ModelSpec, options: Options) -> VllmModel:
     """An upper bound from the tensors of an architecture whose layers are not known: nothing is divided among
     the ranks of a stage, every layer caches keys and values in full.
 
@@ -197,6 +245,9 @@ def bound_model(spec: ModelSpec) -> VllmModel:
         UnsupportedModelError: there are no tensors, the layers may keep a state instead, or the sizes of the
             cache are not told.
     """
+    behind = model_behind_towers(spec, options)
+    if behind is not None:
+        return behind
     root = Config(spec.metadata)
     text = root.section("text_config")
     text = text if text.given else root

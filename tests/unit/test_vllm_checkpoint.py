@@ -203,3 +203,24 @@ def test_an_unknown_state_is_not_taken_for_attention(key: str) -> None:
 def test_code_beside_the_weights_is_never_run() -> None:
     raw = {**UNKNOWN, "auto_map": {"AutoModelForCausalLM": "modeling_novel.NovelForCausalLM"}}
     assert build_model(spec(raw, _novel())).basis == "bound"
+
+
+@pytest.mark.parametrize("name", ["mistral-small-3.1", "qwen3-vl-8b", "gemma3-4b"])
+def test_a_known_language_model_behind_unknown_encoders(name: str) -> None:
+    raw, unknown = config(name), "LlavaOnevision2ForConditionalGeneration"
+    known = build_model(checkpoint(raw))
+    found = build_model(replace(checkpoint(raw), metadata={**raw, "architectures": [unknown]}))
+    assert (found.basis, found.caches) == ("bound", known.caches)
+    for tp in (1, 2):
+        exact, bound = (
+            weights_per_rank(model, Parallel(tp=tp), dtype="bfloat16")[0].parameter_bytes for model in (known, found)
+        )
+        assert bound >= exact
+        assert bound == exact or tp > 1
+    bare = spec({**raw, "architectures": [unknown]})
+    with pytest.raises(UnsupportedModelError, match="and there are no tensors to tell their size"):
+        build_model(bare)
+    without = build_model(bare, language_model_only=True)
+    alone = build_model(spec(raw), language_model_only=True)
+    first, second = (weights_per_rank(model, Parallel(), dtype="bfloat16") for model in (without, alone))
+    assert first == second

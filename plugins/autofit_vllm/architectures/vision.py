@@ -14,7 +14,7 @@ Page = Callable[[Builder], None]
 _VISION = ("image", "video")
 
 
-def _language(b: Builder, *keys: str, prefix: str = "language_model", page: Page | None = None) -> None:
+def language_model(b: Builder, *keys: str, prefix: str = "language_model", page: Page | None = None) -> None:
     """The language model below `prefix`; whether its head is tied, the whole model's file says
     (config/vllm.py:with_hf_config)."""
     from autofit_vllm.architectures import causal_page
@@ -122,7 +122,7 @@ def _clip_family(b: Builder, *, newline: bool = False) -> None:
         projector.row("linear_2", hidden, hidden, bias=bias)
     if newline:
         b.scope("", -3).plain("image_newline", text.int("hidden_size"))
-    _language(b)
+    language_model(b)
 
 
 def llava(b: Builder) -> None:
@@ -147,7 +147,7 @@ def mistral3(b: Builder) -> None:
         projector.replicated("patch_merger.merging_layer", width * merge**2, width, quantisable=False)
         projector.column("linear_1", width, hidden, bias=bias)
         projector.row("linear_2", hidden, hidden, bias=bias)
-    _language(b)
+    language_model(b)
 
 
 def gemma3(b: Builder) -> None:
@@ -160,7 +160,7 @@ def gemma3(b: Builder) -> None:
         width = vision.int("hidden_size")
         projector.plain("mm_input_projection_weight", width, hidden)
         projector.norm("mm_soft_emb_norm", width)
-    _language(b)
+    language_model(b)
 
 
 def paligemma(b: Builder) -> None:
@@ -171,7 +171,7 @@ def paligemma(b: Builder) -> None:
         siglip(tower, vision)
         projector.plain("linear.weight", vision.int("projection_dim"), vision.int("hidden_size"))
         projector.plain("linear.bias", vision.int("projection_dim"))
-    _language(b)
+    language_model(b)
 
 
 def idefics3(b: Builder) -> None:
@@ -213,7 +213,7 @@ def qwen2_vl(b: Builder) -> None:
         _tower_rope(tower, hidden // heads)
     from autofit_vllm.architectures.dense import qwen2
 
-    _language(b, page=qwen2)
+    language_model(b, page=qwen2)
 
 
 def qwen2_5_vl(b: Builder) -> None:
@@ -236,7 +236,7 @@ def qwen2_5_vl(b: Builder) -> None:
         _tower_rope(tower, hidden // heads)
     from autofit_vllm.architectures.dense import qwen2
 
-    _language(b, page=qwen2)
+    language_model(b, page=qwen2)
 
 
 def qwen3_tower(b: Builder) -> None:
@@ -270,14 +270,14 @@ def qwen3_vl(b: Builder) -> None:
     from autofit_vllm.architectures.dense import qwen3
 
     qwen3_tower(b)
-    _language(b, page=qwen3)
+    language_model(b, page=qwen3)
 
 
 def qwen3_vl_moe(b: Builder) -> None:
     from autofit_vllm.architectures.experts import qwen3_moe
 
     qwen3_tower(b)
-    _language(b, page=qwen3_moe)
+    language_model(b, page=qwen3_moe)
 
 
 def qwen3_5(b: Builder) -> None:
@@ -285,7 +285,7 @@ def qwen3_5(b: Builder) -> None:
     from autofit_vllm.architectures.recurrent import qwen3_next
 
     qwen3_tower(b)
-    _language(b, page=qwen3_next)
+    language_model(b, page=qwen3_next)
 
 
 def _patches(tower: Scope, vision: Config, hidden: int, *, bias: bool) -> None:
@@ -349,7 +349,7 @@ def glm4v(b: Builder) -> None:
     from autofit_vllm.architectures.dense import glm4
     from autofit_vllm.architectures.experts import glm4_moe
 
-    _language(b, page=glm4_moe if b.config.model_type == "glm4v_moe" else glm4)
+    language_model(b, page=glm4_moe if b.config.model_type == "glm4v_moe" else glm4)
 
 
 def internvl_hf(b: Builder) -> None:
@@ -394,7 +394,7 @@ def internvl_hf(b: Builder) -> None:
         for name, inner in (("linear_1", wide), ("linear_2", out)):
             projector.plain(f"{name}.weight", out, inner)
             projector.plain(f"{name}.bias", out)
-    _language(b)
+    language_model(b)
 
 
 def internvl_chat(b: Builder) -> None:
@@ -437,7 +437,7 @@ def internvl_chat(b: Builder) -> None:
         for name, inner in (("1", wide), ("3", out)):
             projector.plain(f"{name}.weight", out, inner)
             projector.plain(f"{name}.bias", out)
-    _language(b, "llm_config", "text_config")
+    language_model(b, "llm_config", "text_config")
 
 
 def llama4(b: Builder) -> None:
@@ -474,7 +474,7 @@ def llama4(b: Builder) -> None:
         tower.buffer("vision_model.rope", positions, hidden // heads // 2, dtype="int64")
         out = root.section("text_config").int("hidden_size")
         projector.column("linear_1", vision.int("vision_output_dim"), out, quantisable=False)
-    _language(b, page=language)
+    language_model(b, page=language)
 
 
 def kimi_vl(b: Builder) -> None:
@@ -513,4 +513,4 @@ def kimi_vl(b: Builder) -> None:
         projector.replicated("linear_2", merged, root.section("text_config").int("hidden_size"), bias=True, **plain)
     # Its class of configuration is DeepSeek V2's, whose defaults differ.
     b.config = root.replace(text_config={"norm_topk_prob": False, **root.table("text_config")})
-    _language(b, page=deepseek_v2)
+    language_model(b, page=deepseek_v2)
