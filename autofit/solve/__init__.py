@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from autofit.solve.chain import HEAD, Chain, Placement, Room, Site, Span, balance, excess_bytes, host_bytes, solve
+from autofit.solve.chain import (
+    HEAD,
+    Chain,
+    Floor,
+    Placement,
+    Room,
+    Site,
+    Span,
+    balance,
+    excess_bytes,
+    host_bytes,
+    solve,
+)
 from autofit.solve.front import dominates, largest, pareto_front
 
 __all__ = [
     "HEAD",
     "Chain",
+    "Floor",
     "Placement",
     "Room",
     "Site",

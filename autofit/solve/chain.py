@@ -87,7 +87,8 @@ class Chain(NamedTuple):
 
     `heads` are the numbers of blocks that may stay on the host (`n`: all, no site is used); `lean_min` and
     `lean_max` bound `lean`. `hop_s` is what handing over costs from one kind (or `HEAD`) to the next, `cut_s`
-    what a cut at a position costs besides (infinite where none may be). `ordered` keeps the sites' order.
+    what a cut at a position costs besides (infinite where none may be). `ordered` keeps the sites' order. `floor` is
+    that of the sites, where it is known already.
     """
 
     n: int
@@ -104,6 +105,7 @@ class Chain(NamedTuple):
     skip_to: Sequence[int] = ()
     skip_s: Sequence[float] = ()
     ordered: bool = False
+    floor: Floor | None = None
 
 
 def solve(chain: Chain, *, below: float = inf) -> Placement | None:
@@ -228,7 +230,14 @@ class _Search:
         self.whole: dict[tuple[_State, int], list[float]] = {}
         self.after: dict[tuple[_State, int], list[float]] = {}
         self.led: dict[tuple[_State, int, int, int | None], _Found | None] = {}
-        self.floor = _Floor(chain)
+        kinds_of = [members[0].kind for members in self.classes]
+        self.hops = {
+            (a, b): chain.hop_s.get((HEAD if a is None else kinds_of[a], kinds_of[b]), 0.0)
+            for a in (None, *range(len(kinds_of)))
+            for b in range(len(kinds_of))
+        }
+        self.floor = chain.floor or Floor(chain.sites)
+        self.capacity = sum(max(0, *site.room) for site in chain.sites)
 
     def best(self, below: float = inf) -> Placement | None:
         """The best over all heads, tried in the order of what they can give at least."""
@@ -249,7 +258,7 @@ class _Search:
         """Seconds that no placement with this head can go below."""
         if head == self.n:
             return self.chain.head_s[head]
-        least = self.floor.lean_least(head)
+        least = self.lean_least(head)
         if least > max(head, self.lean_limit(head)):
             return inf
         return self.chain.head_s[head] + self.floor.seconds(head, least)
@@ -281,10 +290,6 @@ class _Search:
                 if count:
                     yield k, (*state[:k], count - 1, *state[k + 1 :])
 
-    def hop(self, a: int | None, b: int) -> float:
-        before: Hashable = HEAD if a is None else self.classes[a][0].kind
-        return self.chain.hop_s.get((before, self.classes[b][0].kind), 0.0)
-
     # Whole blocks
 
     def after_s(self, k: int, rest: _State) -> list[float]:
@@ -293,7 +298,7 @@ class _Search:
         if found is None:
             rows = [[inf] * self.n]
             for after, left in self.choices(rest):
-                hop = self.hop(k, after)
+                hop = self.hops[k, after]
                 rows.append([hop + value for value in self.whole_s(after, left)])
             best = rows[0] if len(rows) == 1 else rows[1] if len(rows) == 2 else list(map(min, *rows))
             found = self.after[rest, k] = [value + cut for value, cut in zip(best, self.cut, strict=False)]
@@ -339,7 +344,7 @@ class _Search:
 
         def best(i: int) -> float:
             return min(
-                (self.hop(k, nxt) + self.whole_s(nxt, left)[i] for nxt, left in self.choices(state)), default=inf
+                (self.hops[k, nxt] + self.whole_s(nxt, left)[i] for nxt, left in self.choices(state)), default=inf
             )
 
         return start if best(start) + self.chain.skip_s[stop] < best(stop) + self.cut[stop] else stop
@@ -349,7 +354,7 @@ class _Search:
         spans: list[tuple[int, int, int]] = []
         while i < self.n:
             i = self.resume(k, state, i)
-            options = [(self.hop(k, nxt) + self.whole_s(nxt, left)[i], nxt, left) for nxt, left in self.choices(state)]
+            options = [(self.hops[k, nxt] + self.whole_s(nxt, left)[i], nxt, left) for nxt, left in self.choices(state)]
             least = min(option[0] for option in options)
             _, k, state = next(option for option in options if option[0] <= least + _SAME_S)
             site = self.classes[k][0]
@@ -373,7 +378,7 @@ class _Search:
             return self.led[key]
         best: _Found | None = None
         choices = [
-            (k, rest, self.hop(previous, k) + (0.0 if previous is None else self.cut[i]))
+            (k, rest, self.hops[previous, k] + (0.0 if previous is None else self.cut[i]))
             for k, rest in self.choices(state)
         ]
         for k, rest, enter in choices:
@@ -384,6 +389,9 @@ class _Search:
                 best = _better(best, self.all_lean(k, rest, i, j, head), enter)
         self.led[key] = best
         return best
+
+    def lean_least(self, head: int) -> int:
+        return self.floor.lean_least(head, self.chain.lean_min, self.capacity)
 
     def lean_limit(self, head: int) -> int:
         """The largest `lean` that is allowed and that the host has room for."""
@@ -422,7 +430,7 @@ class _Search:
         best, best_lean, best_stop = inf, -1, -1
         window: deque[tuple[float, int]] = deque()  # cuts in reach, the least seconds at the left end
         nxt = i + 1
-        low = max(i, min(self.floor.lean_least(head), n))
+        low = max(i, min(self.lean_least(head), n))
         for lean in range(low, max(i, self.lean_limit(head)) + 1):
             if best < inf and self.floor.seconds(i, lean) > best + _SAME_S:
                 break
@@ -446,34 +454,40 @@ class _Search:
         return _Found(best, best_lean, ((k, i, best_stop),), rest)
 
 
-class _Floor:
-    """What no placement can go below: blocks on their fastest site, as many lean as the bytes demand."""
+class Floor:
+    """What no placement on some sites can go below: blocks on the fastest, in the form in which they are smallest.
 
-    def __init__(self, chain: Chain) -> None:
-        self.n, self.lean_min = chain.n, min(chain.lean_min, chain.n)
-        sites = {site.kind: site for site in chain.sites}.values()
+    Prefix sums, so the same for chains that differ in rooms, heads and bounds.
+    """
+
+    __slots__ = ("bulk", "least_loss", "loss", "n", "size", "whole")
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        sites = list({site.kind: site for site in sites}.values())
+        self.n = len(sites[0].whole_s) - 1
 
         def steps(table: Sequence[float]) -> list[float]:
             return [b - a for a, b in pairwise(table)]
 
         def least(tables: Sequence[Sequence[float]]) -> list[float]:
-            return [0.0, *accumulate(map(min, *map(steps, tables), repeat(inf)))]
+            unlike = list({id(table): table for table in tables}.values())
+            if len(unlike) == 1:
+                return list(unlike[0])
+            return [0.0, *accumulate(map(min, *map(steps, unlike)))]
 
         self.whole = least([site.whole_s for site in sites])
         lean = least([site.lean_s for site in sites])
         self.loss = [b - a for a, b in zip(self.whole, lean, strict=True)]
-        self.least_loss = list(self.loss)
-        for i in range(self.n - 1, -1, -1):
-            self.least_loss[i] = min(self.least_loss[i], self.least_loss[i + 1])
+        self.least_loss = list(accumulate(reversed(self.loss), min))[::-1]
         self.size = least([site.whole_bytes for site in sites])
-        bulks = [[w - t for w, t in zip(steps(s.whole_bytes), steps(s.lean_bytes), strict=True)] for s in sites]
+        pairs = {(id(site.whole_bytes), id(site.lean_bytes)): site for site in sites}.values()
+        bulks = [[w - t for w, t in zip(steps(s.whole_bytes), steps(s.lean_bytes), strict=True)] for s in pairs]
         self.bulk = [0, *accumulate(map(max, *bulks, repeat(0)))]
-        self.capacity = sum(max(0, *site.room) for site in chain.sites)
 
-    def lean_least(self, head: int) -> int:
+    def lean_least(self, head: int, lean_min: int, capacity: int) -> int:
         """The least `lean` with which the bytes of all sites together suffice; n + 1 if none does."""
-        least = max(head, self.lean_min)
-        need = self.size[self.n] - self.size[head] - self.capacity
+        least = max(head, min(lean_min, self.n))
+        need = self.size[self.n] - self.size[head] - capacity
         return max(least, bisect_left(self.bulk, self.bulk[head] + need, head)) if need > 0 else least
 
     def seconds(self, i: int, lean: int) -> float:

@@ -8,7 +8,7 @@ may lie elsewhere: routed experts, or a dense feed-forward. The bulk moves by pr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from autofit.domain.dtypes import GGML_TYPES_BY_NAME
@@ -195,35 +195,48 @@ def placed_work(
     """
     placed: list[tuple[LayerWork, Place]] = []
     made: dict[LayerWork, LayerWork] = {}
+    known: dict[tuple[object, ...], list[tuple[LayerWork, Place]]] = {}
     for block in found:
         device = layer_of(block.slot)
-        cache = HOST_POOL if cache_on_host and block.cache else None
-        elsewhere: dict[tuple[str, Kind], list[Weight]] = {}
-        here: dict[Kind, list[Weight]] = {"own": [], "experts": [], "dense": []}
-        for part in block.parts:
-            for weight in part.weights:
-                home = home_of(weight)
-                if home == device:
-                    here[part.kind].append(weight)
-                else:
-                    elsewhere.setdefault((home, part.kind), []).append(weight)
-        work = _merged(block, here)
-        placed.append((made.setdefault(work, work), Place(device, cache=cache)))
-        for (home, kind), weights in elsewhere.items():
-            if kind == "experts":
-                model = next(part.work for part in block.bulk if part.kind == "experts")
-                work = LayerWork(
-                    experts=reads(weights),
-                    n_experts=model.n_experts,
-                    n_experts_used=model.n_experts_used,
-                    hidden_bytes=model.hidden_bytes,
-                )
-                placed.append((made.setdefault(work, work), Place(device, experts=home)))
-            else:
-                work = LayerWork(dense=reads(weights), hidden_bytes=block.own.work.hidden_bytes)
-                placed.append((made.setdefault(work, work), Place(home)))
-                placed.append((made.setdefault(_back(work), _back(work)), Place(device)))
+        homes = [home_of(weight) for part in block.parts for weight in part.weights]
+        key = block.alike, device, *homes
+        entries = known.get(key)
+        if entries is None:
+            cache = HOST_POOL if cache_on_host and block.cache else None
+            entries = known[key] = [
+                (made.setdefault(work, work), place) for work, place in _placed_block(block, device, homes, cache)
+            ]
+        placed += entries
     return placed
+
+
+def _placed_block(
+    block: Block, device: str, homes: Sequence[str], cache: str | None
+) -> Iterator[tuple[LayerWork, Place]]:
+    """A block on `device`, then what of it lies elsewhere; `homes` has the place of every weight."""
+    elsewhere: dict[tuple[str, Kind], list[Weight]] = {}
+    here: dict[Kind, list[Weight]] = {"own": [], "experts": [], "dense": []}
+    weights_of = ((part.kind, weight) for part in block.parts for weight in part.weights)
+    for (kind, weight), home in zip(weights_of, homes, strict=True):
+        if home == device:
+            here[kind].append(weight)
+        else:
+            elsewhere.setdefault((home, kind), []).append(weight)
+    yield _merged(block, here), Place(device, cache=cache)
+    for (home, kind), weights in elsewhere.items():
+        if kind == "experts":
+            model = next(part.work for part in block.bulk if part.kind == "experts")
+            work = LayerWork(
+                experts=reads(weights),
+                n_experts=model.n_experts,
+                n_experts_used=model.n_experts_used,
+                hidden_bytes=model.hidden_bytes,
+            )
+            yield work, Place(device, experts=home)
+        else:
+            work = LayerWork(dense=reads(weights), hidden_bytes=block.own.work.hidden_bytes)
+            yield work, Place(home)
+            yield _back(work), Place(device)
 
 
 def _back(work: LayerWork) -> LayerWork:

@@ -60,8 +60,8 @@ def _coarse(
     if found is None:
         return None, None
     if most_weights is not None:
-        free = _solved(known, candidate, tables)
-        if free is not None and free.seconds * CACHE_GAIN < found.seconds:
+        free = _solved(known, candidate, tables, below=found.seconds / CACHE_GAIN)
+        if free is not None:
             return free, None
     return found, most_weights
 

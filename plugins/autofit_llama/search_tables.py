@@ -9,12 +9,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import accumulate, pairwise
 from math import inf
 from typing import NamedTuple, TypeVar
 
 from autofit.domain.machine import HOST_POOL
-from autofit.solve import HEAD, Chain, Placement, Room, Site
+from autofit.solve import HEAD, Chain, Floor, Placement, Room, Site
 from autofit.speed import LayerWork, Place, Roofline, Step
 
 from autofit_llama.costs import Block, Kind, Part, cache_bytes, reads, weights_bytes
@@ -92,7 +93,9 @@ class Tables:
         self.hidden_bytes = next((b.own.work.hidden_bytes for b in found), 0) * step.n_tokens
         self._sizes: dict[tuple[int, DeviceRules | None], int] = {}
         self._times: dict[tuple[int, Place], float] = {}
+        self._block_s: dict[tuple[int, str, str], float] = {}
         self._hop_s: dict[tuple[str, str], float] = {}
+        self._hops_of: dict[tuple[str, ...], dict[tuple[Hashable, Hashable], float]] = {}
         self._made: dict[bool, _Columns] = {}
 
     def chain(
@@ -117,7 +120,7 @@ class Tables:
         """
         made = self._columns(fine)
         units, starts, bulk_bytes = made.units, made.starts, made.bulk_bytes
-        least = next((i + 1 for i, unit in enumerate(units) if unit.bulk), len(units)) if spill else 0
+        least = min(made.first_bulk, default=len(units) - 1) + 1 if spill else 0
         targets = {target.id: target for target in self.targets}
         names = [target.id for target in self.targets] if order is None else order
         sites = []
@@ -146,14 +149,16 @@ class Tables:
             heads=tuple(starts[head] for head in heads),
             lean_min=max(starts[lean[0]], least),
             lean_max=starts[lean[1]],
-            hop_s=self._hops(names),
-            cut_s=self._cuts(units, overflow=overflow) if fine else (),
+            hop_s=self._hops(tuple(names)),
+            cut_s=made.cuts(overflow=overflow) if fine else (),
             skip_to=skip_to if fine and spill else (),
-            skip_s=self._skips(units, skip_to) if fine and spill else (),
+            skip_s=made.skip_s if fine and spill else (),
             ordered=order is not None,
         )
         if not by_bytes:
-            return chain
+            makes = frozenset(targets[name].make for name in names)
+            floor = made.floors.get(makes) or made.floors.setdefault(makes, Floor(sites)) if sites else None
+            return chain._replace(floor=floor)
         nothing = [0.0] * (len(units) + 1)
         by_size = tuple(site._replace(whole_s=nothing, lean_s=bulk_bytes) for site in sites)
         cuts = [inf if cut == inf else 0.0 for cut in chain.cut_s]
@@ -162,8 +167,7 @@ class Tables:
 
     def seconds(self, split: Split) -> float:
         """Seconds of a step through the blocks as the split places them, without what every step costs."""
-        moved = {(slot, projection): name for slot, projection, name in split.moved}
-        spilled = set(split.spilled)
+        elsewhere = _elsewhere(split)
         total, previous, slot = 0.0, HOST_POOL, 0
         for name, count in ((HOST_POOL, split.head), *split.rows):
             if not count:
@@ -171,17 +175,27 @@ class Tables:
             total += self.hop(previous, name)
             previous = name
             for block in self.blocks[slot : slot + count]:
-                away = {}
-                for part in block.bulk:
-                    key = block.slot, part.projection
-                    lean = part.kind == self.bulk_kind and (block.slot < split.lean or key in spilled)
-                    home = HOST_POOL if lean and name != HOST_POOL else moved.get(key, name)
-                    total += self._time(part.work, Place(home))
-                    away[home] = home != name
-                cache = HOST_POOL if self.cache_on_host else None
-                total += self._time(block.own.work, Place(name, cache=cache))
-                total += sum(2 * self.hop(name, home) for home, is_away in away.items() if is_away)
+                bulk_at = HOST_POOL if block.slot < split.lean else name
+                total += self._block_seconds(block, name, bulk_at, elsewhere.get(block.slot))
             slot += count
+        return total
+
+    def _block_seconds(self, block: Block, name: str, bulk_at: str, elsewhere: Mapping[str, str] | None) -> float:
+        """Seconds of a block on a device, with its bulk at `bulk_at` but for what is `elsewhere`."""
+        key = block.alike, name, bulk_at
+        if elsewhere is None and key in self._block_s:
+            return self._block_s[key]
+        total, away = 0.0, set()
+        for part in block.bulk:
+            home = bulk_at if part.kind == self.bulk_kind else name
+            if elsewhere is not None:
+                home = elsewhere.get(part.projection, home)
+            total += self._time(part.work, Place(home))
+            away.add(home)
+        total += self._time(block.own.work, Place(name, cache=HOST_POOL if self.cache_on_host else None))
+        total += sum(2 * self.hop(name, home) for home in sorted(away - {name}))
+        if elsewhere is None:
+            self._block_s[key] = total
         return total
 
     @property
@@ -242,41 +256,39 @@ class Tables:
 
     def device_bytes(self, split: Split) -> dict[str, int]:
         """Bytes of blocks (weights and caches) on every device that the split uses."""
-        rules = {target.id: target.rules for target in self.targets}
-        moved = {(slot, projection): name for slot, projection, name in split.moved}
-        spilled = set(split.spilled)
+        columns, targets = self._columns(False), {target.id: target for target in self.targets}
         used = dict.fromkeys(split.order, 0)
-        slot = split.head
+        start = split.head
         for name, count in split.rows:
-            for _ in range(count):
-                block = self.blocks[slot]
-                for part in block.parts:
-                    key = slot, part.projection
-                    if part.kind == self.bulk_kind and (slot < split.lean or key in spilled):
-                        continue
-                    home = moved.get(key, name)
-                    used[home] += self.size(part, rules[home])
-                if not self.cache_on_host:
-                    used[name] += cache_bytes(block.cache, rules[name])
-                slot += 1
+            whole, lean, _, _ = columns.of(targets[name])
+            stop = start + count
+            middle = min(max(split.lean, start), stop)
+            used[name] += lean[middle] - lean[start] + whole[stop] - whole[middle]
+            for slot, places in self._away(split, range(middle, stop)):
+                for part in self.movable(slot):
+                    home = places.get(part.projection, name)
+                    if home != name:
+                        used[name] -= self.size(part, targets[name].rules)
+                        if home != HOST_POOL:
+                            used[home] += self.size(part, targets[home].rules)
+            start = stop
         return used
+
+    def _away(self, split: Split, slots: range) -> list[tuple[int, Mapping[str, str]]]:
+        return [(slot, places) for slot, places in _elsewhere(split).items() if slot in slots]
 
     def host_bytes(self, split: Split) -> int:
         """Bytes of blocks, caches included, that the split leaves on the host."""
-        if self.cache_on_host:
-            return self.host_weights(split)
-        return self.host_weights(split) + sum(cache_bytes(block.cache, None) for block in self.blocks[: split.head])
+        made = self._columns(False)
+        return self.host_weights(split) + made.head_bytes[split.head] - made.head_weights[split.head]
 
     def host_weights(self, split: Split) -> int:
         """Bytes of the blocks' weights that the split leaves on the host."""
-        spilled = set(split.spilled)
-        used = 0
-        for block in self.blocks:
-            for part in block.parts:
-                away = block.slot < split.lean or (block.slot, part.projection) in spilled
-                if block.slot < split.head or (part.kind == self.bulk_kind and away):
-                    used += self.size(part, None)
-        return used
+        made, start = self._columns(False), max(split.head, split.lean)
+        used = made.head_weights[split.head] + made.bulk_bytes[start] - made.bulk_bytes[split.head]
+        spilled = {key for key in split.spilled if key[0] >= start}
+        parts = ((slot, part) for slot in {slot for slot, _ in spilled} for part in self.movable(slot))
+        return used + sum(self.size(part, None) for slot, part in parts if (slot, part.projection) in spilled)
 
     def movable(self, slot: int) -> tuple[Part, ...]:
         """The parts of a block that may leave its device."""
@@ -340,7 +352,12 @@ class Tables:
             time = self._times[key] = self.roofline.layer_seconds(work, place, self.step)
         return time
 
-    def _hops(self, names: Sequence[str]) -> dict[tuple[Hashable, Hashable], float]:
+    def _hops(self, names: tuple[str, ...]) -> dict[tuple[Hashable, Hashable], float]:
+        if names not in self._hops_of:
+            self._hops_of[names] = self._new_hops(names)
+        return self._hops_of[names]
+
+    def _new_hops(self, names: Sequence[str]) -> dict[tuple[Hashable, Hashable], float]:
         kind = {target.id: target.kind for target in self.targets}
         one = {kind[name]: name for name in names}
         other = {kind[name]: name for name in reversed(names)}
@@ -349,19 +366,6 @@ class Tables:
             for b in one:
                 hops[a, b] = self.hop(one[a], other[b])
         return hops
-
-    def _skips(self, units: Sequence[_Unit], skip_to: Sequence[int]) -> list[float]:
-        """Seconds of what is left to the host from a position to the end of its block."""
-        there = [0.0, *accumulate(self.unit_seconds(unit, HOST_POOL, HOST_POOL) for unit in units)]
-        hops = 2 * max((self.hop(target.id, HOST_POOL) for target in self.targets), default=0.0)
-        return [there[start] - there[i] + (hops if start > i else 0.0) for i, start in enumerate(skip_to)]
-
-    def _cuts(self, units: Sequence[_Unit], *, overflow: bool) -> list[float]:
-        """Inside a block, what overflows is fetched from the next device and handed back."""
-        if not overflow:
-            return [inf if unit.projection else 0.0 for unit in units] + [inf]
-        back = 2 * max((self.hop(a.id, b.id) for a, b in pairwise(self.targets)), default=0.0)
-        return [back if unit.projection else 0.0 for unit in units] + [inf]
 
 
 class _Columns:
@@ -373,17 +377,33 @@ class _Columns:
         self.skip_to = [self.starts[bisect_left(self.starts, i)] for i in range(len(units) + 1)]
         own, bulk = self._bytes(None)
         cached = self._each(lambda unit: tables.cache(unit, None))
-        self.head_bytes = _prefix([a + b for a, b in zip(own, bulk, strict=True)])
-        self.head_weights = _prefix([a + b - c for a, b, c in zip(own, bulk, cached, strict=True)])
-        self.bulk_bytes = _prefix(bulk)
-        self.head_s = _prefix(self._each(lambda unit: tables.unit_seconds(unit, HOST_POOL, HOST_POOL)))
+        self.head_bytes: list[int] = _prefix([a + b for a, b in zip(own, bulk, strict=True)])
+        self.head_weights: list[int] = _prefix([a + b - c for a, b, c in zip(own, bulk, cached, strict=True)])
+        self.bulk_bytes: list[int] = _prefix(bulk)
+        self.head_s: list[float] = _prefix(self._each(lambda unit: tables.unit_seconds(unit, HOST_POOL, HOST_POOL)))
         firsts: dict[int, int] = {}
         for i, unit in enumerate(units):
             if unit.bulk:
                 firsts.setdefault(unit.slot, i)
         self.first_bulk = set(firsts.values())
         self._by_rules: dict[DeviceRules | None, tuple[list[int], list[int]]] = {None: (own, bulk)}
+        self.floors: dict[frozenset[Hashable], Floor] = {}  #: by the makes of all sites
         self._by_make: dict[Hashable, tuple[list[int], list[int], list[float], list[float]]] = {}
+
+    @cached_property
+    def skip_s(self) -> list[float]:
+        """Seconds of what is left to the host from a position to the end of its block."""
+        tables, there = self.tables, self.head_s
+        hops = 2 * max((tables.hop(target.id, HOST_POOL) for target in tables.targets), default=0.0)
+        return [there[start] - there[i] + (hops if start > i else 0.0) for i, start in enumerate(self.skip_to)]
+
+    def cuts(self, *, overflow: bool) -> list[float]:
+        """Inside a block, what overflows is fetched from the next device and handed back."""
+        back = inf
+        if overflow:
+            pairs = pairwise(self.tables.targets)
+            back = 2 * max((self.tables.hop(a.id, b.id) for a, b in pairs), default=0.0)
+        return [back if unit.projection else 0.0 for unit in self.units] + [inf]
 
     def of(self, target: Target) -> tuple[list[int], list[int], list[float], list[float]]:
         """Bytes whole and lean, seconds whole and lean."""
@@ -425,6 +445,14 @@ class _Columns:
 
 def _prefix(values: Sequence[float]) -> list:  # type: ignore[type-arg]
     return [0, *accumulate(values)]
+
+
+def _elsewhere(split: Split) -> dict[int, dict[str, str]]:
+    """By block: where single parts of it lie, host or another device."""
+    places: dict[int, dict[str, str]] = {}
+    for slot, projection, name in (*((*key, HOST_POOL) for key in split.spilled), *split.moved):
+        places.setdefault(slot, {})[projection] = name
+    return places
 
 
 def _without(block: Block, is_fixed: Callable[[Weight], bool]) -> Block:

@@ -198,16 +198,19 @@ def _reserve(
         tuple((name, home) for name, home in model.homes.items() if not name.startswith("blk.")),
         (copies.get(model.hparams.n_layer_all), tuple(model.layer_dev[len(blocks) :]), model.full_offload),
     )
-    for effort in EFFORTS:
+    # An effort that was not enough on these devices is seldom enough for another placement on them.
+    vain: dict[Effort, Hashable] = {effort: (effort, scheduler.devices, scheduler.n_copies) for effort in EFFORTS}
+    for effort in sorted(EFFORTS, key=lambda effort: vain[effort] in known):
         order, cuts = choose_layers(signatures, effort)
         if not cuts:
-            break
+            continue
         key: Hashable = beside, effort, cuts, tuple([blocks[il] for il in order])
         if key not in known:
             known[key] = shortened(order, cuts, effort)
         found = known[key]
         if found is not None:
             return found
+        known[vain[effort]] = None
     key = beside, None, (), tuple(blocks)
     found = known.get(key)
     if found is None:
