@@ -72,25 +72,28 @@ def hf_layers(config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> tuple
     blocks: dict[tuple[str, int], dict[str, int]] = {}
     parts: dict[tuple[str, int], set[str]] = {}
     groups: dict[str, str] = {}
-    totals: dict[str, int] = {}
-    for tensor in tensors:
-        match = _BLOCK.fullmatch(tensor[0])
-        if match is None:
-            continue
-        stack, number, part = match.groups()
-        stack = stack or ""
+    weights: dict[str, int] = {}
+    mixing: set[str] = set()
+    head, n_head = "", 0  # most tensors are of the same block as the one before
+    for name, _, _, n_bytes, _, _ in tensors:
+        if not n_head or not name.startswith(head) or len(name) == n_head:
+            match = _BLOCK.fullmatch(name)
+            if match is None:
+                n_head = 0
+                continue
+            n_head = match.start(3)
+            head, block = name[:n_head], (match[1] or "", int(match[2]))
+            weights, mixing = blocks.setdefault(block, {}), parts.setdefault(block, set())
+        part = name[n_head:]
         group = groups.get(part)
         if group is None:
             group = groups[part] = _block_group(part)
-        block = stack, int(number)
-        weights = blocks.get(block)
-        if weights is None:
-            weights = blocks[block] = {}
-            parts[block] = set()
-        weights[group] = weights.get(group, 0) + tensor[3]
-        totals[stack] = totals.get(stack, 0) + tensor[3]
+        weights[group] = weights.get(group, 0) + n_bytes
         if group == "attention":
-            parts[block].add(part)
+            mixing.add(part)
+    totals: dict[str, int] = {}
+    for (stack, _), weights in blocks.items():
+        totals[stack] = totals.get(stack, 0) + sum(weights.values())
     main = max(totals, key=lambda stack: totals[stack], default="")
     rest = sorted(block for block in blocks if block[0] != main)
     own = sorted(block for block in blocks if block[0] == main)

@@ -7,6 +7,7 @@ confirm the rest: layer by layer they must hold what the modules do.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -31,9 +32,9 @@ _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _FLOAT_NAMES = frozenset({"float64", "float32", "float16", "bfloat16"})
 #: types that hold every value of the others, narrowest first (utils/torch_utils.py:common_broadcastable_dtype)
 _WIDENING = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
-_NEVER_LOADED = re.compile(
-    r"rotary_emb\.(?:inv_freq|cos_cached|sin_cached)$|\.(?:masked_bias|g_idx|position_ids)$|\.attn\.bias$"
-    r"|\.attention\.bias$"
+_NEVER_LOADED = (
+    *("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"),
+    *(".masked_bias", ".g_idx", ".position_ids", ".attn.bias", ".attention.bias"),
 )
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d{1,5})\.")
 _PREDICTION = re.compile(r"(?:^|\.)(?:mtp|mtp_layers|nextn_predict_layers)\.")
@@ -69,18 +70,20 @@ def contents(model: VllmModel, tensors: Iterable[TensorInfo]) -> Contents:
     """The tensors of a checkpoint sorted into decoder layers, the rest, and what vLLM leaves in the file."""
     found = Contents()
     stack, own, float_bytes = _stack(model), range(model.n_layers), dtype_bytes(model.dtype)
-    floats, layer_of, dropped = _FLOATS, _LAYER.search, _NEVER_LOADED.search
+    floats, layer_of, product = _FLOATS, _LAYER.search, math.prod
     layers = found.layers
+    head, index = "\0", None  # most tensors are of the same layer as the one before
     for name, kind, shape, n_bytes, _, _ in tensors:
         if kind in floats:
-            n_bytes = float_bytes
-            for size in shape:
-                n_bytes *= size
-        match = layer_of(name)
-        if dropped(name) is not None:
+            n_bytes = float_bytes * product(shape)
+        if not name.startswith(head):
+            match = layer_of(name)
+            head = "\0" if match is None else name[: match.end()]
+            in_stack = match is not None and _is_stack(bare(name[: match.start(1) - 1]), stack)
+            index = int(match[1]) if match is not None and in_stack else None
+        if name.endswith(_NEVER_LOADED):
             found.ignored_bytes += n_bytes
-        elif match is not None and _is_stack(bare(name[: match.start(1) - 1]), stack):
-            index = int(match[1])
+        elif index is not None:
             if index in own:
                 layers[index] += n_bytes
             else:

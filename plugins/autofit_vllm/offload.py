@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 
 from autofit.domain.units import GIB
+from autofit.domain.values import dataclass, field, replace
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.budget import pinned_bytes
