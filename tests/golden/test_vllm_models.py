@@ -53,6 +53,8 @@ def arguments(words: list[str]) -> tuple[Parallel, Options, str | None]:
             options["pooling"] = next(rest) == "pooling"
         elif word == "--convert":
             next(rest)
+        elif word == "--language-model-only":
+            options["language_model_only"] = True
         elif word == "--allow-deprecated-quantization":
             pass
         else:

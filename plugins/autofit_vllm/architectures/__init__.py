@@ -149,6 +149,8 @@ _PAGES = {
     "vision:internvl_chat": "InternVLChatModel",
     "vision:llama4": "Llama4ForConditionalGeneration",
     "vision:kimi_vl": "KimiVLForConditionalGeneration",
+    "vision:kimi_k25": "KimiK25ForConditionalGeneration",
+    "vision:gemma4": "Gemma4ForConditionalGeneration",
 }
 
 #: architectures that become another without its head (config/model.py:_SUFFIX_TO_DEFAULTS), with what replaces it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from autofit.domain.text import printable
@@ -19,7 +19,7 @@ _MAX_LAYERS = 4096
 @cache
 def _classes() -> Mapping[str, Any]:
     """Configuration classes by model type: `aliases` and `fields` with their defaults (data, see `defaults.json`)."""
-    text = files("autofit_vllm.architectures").joinpath("defaults.json").read_text("utf-8")
+    text = Path(__file__).with_name("defaults.json").read_text("utf-8")
     data: Mapping[str, Any] = json.loads(text)
     return data
 

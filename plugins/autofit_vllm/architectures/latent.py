@@ -108,6 +108,12 @@ def deepseek_mlp(
     )
 
 
+def _finish(b: Builder) -> None:
+    """The head is never tied, whatever the file says."""
+    b.final_norm()
+    b.head(tied=False)
+
+
 def _decoder(b: Builder, *, sparse: bool = False, gate_dtype: str | None = None, fp32_rope: bool = False) -> None:
     def block(layer: Scope) -> None:
         latent_attention(layer, sparse=sparse, rope_dtype="float32" if fp32_rope else None)
@@ -120,10 +126,10 @@ def _decoder(b: Builder, *, sparse: bool = False, gate_dtype: str | None = None,
         )
         layer.norms("input_layernorm", "post_attention_layernorm")
 
-    b.embedding()
+    b.embedding(tied=False)
     for layer in b.layers():
         block(layer)
-    b.finish()
+    _finish(b)
     b.predict(b.config.maybe_int("num_nextn_predict_layers"), block, "enorm", "hnorm", "shared_head.norm")
 
 
@@ -145,12 +151,12 @@ def glm4_moe_lite(b: Builder) -> None:
 
 def deepseek(b: Builder) -> None:
     """The first DeepSeek MoE: plain attention (models/deepseek_v2.py:DeepseekForCausalLM)."""
-    b.embedding()
+    b.embedding(tied=False)
     for layer in b.layers():
         layer.attention(bias=b.config.flag("attention_bias"))
         deepseek_mlp(layer)
         layer.norms("input_layernorm", "post_attention_layernorm")
-    b.finish()
+    _finish(b)
 
 
 def minicpm3(b: Builder) -> None:
@@ -184,7 +190,7 @@ def longcat_flash(b: Builder) -> None:
     count = expert_count(config)
     empty = config.int("zero_expert_num", default=0)
     feed = config.int("ffn_hidden_size", "intermediate_size")
-    b.embedding()
+    b.embedding(tied=False)
     for layer in b.layers(count=config.layers("num_layers")):
         for half in ("0", "1"):
             latent_attention(layer, f"self_attn.{half}")
@@ -195,4 +201,4 @@ def longcat_flash(b: Builder) -> None:
         here.plain("router.e_score_correction_bias", count + empty, dtype="float32")
         width = config.int("expert_ffn_hidden_size", "moe_intermediate_size")
         here.experts("experts", count, width, top_k=experts_per_token(config), fused_routing=False)
-    b.finish()
+    _finish(b)

@@ -477,40 +477,158 @@ def llama4(b: Builder) -> None:
     language_model(b, page=language)
 
 
+def moonvit(tower: Scope, vision: Config, **more: Any) -> None:
+    """models/moonvit.py, and kimi_k25_vit.py, which knows time too."""
+    hidden, heads, patch = (vision.int(k) for k in ("hidden_size", "num_attention_heads", "patch_size"))
+    tower.plain("patch_embed.proj.weight", hidden, 3, patch, patch)
+    tower.plain("patch_embed.proj.bias", hidden)
+    rows, columns = (
+        vision.int(f"init_pos_emb_{side}", f"pos_emb_{side}", default=64) for side in ("height", "width")
+    )
+    tower.plain("patch_embed.pos_emb.weight", rows, columns, hidden)
+    sizes: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
+    for index in range(vision.layers()):
+        block = tower / f"encoder.blocks.{index}"
+        for norm in ("norm0", "norm1"):
+            block.norm(norm, hidden, bias=True)
+        block.mlp("mlp", "fc0", "fc1", vision.int("intermediate_size"), hidden_size=hidden, **more)
+        block.qkv("wqkv", hidden, names=("wqkv",), bias=True, **sizes, **more)
+        block.row("wo", hidden, hidden, bias=True, **more)
+    tower.norm("encoder.final_layernorm", hidden, bias=True)
+
+
+def _merged_patches(projector: Scope, vision: Config, out: int, **more: Any) -> None:
+    hidden = vision.int("hidden_size")
+    merged = hidden * math.prod(vision.items_of("merge_kernel_size") or [2, 2])
+    projector.norm("pre_norm", hidden, bias=True)
+    projector.replicated("linear_1", merged, merged, bias=True, **more)
+    projector.replicated("linear_2", merged, out, bias=True, **more)
+
+
 def kimi_vl(b: Builder) -> None:
     """models/kimi_vl.py: a MoonViT before a DeepSeek decoder."""
     from autofit_vllm.architectures.latent import deepseek_v2
 
-    root, plain = b.config, {"quantisable": False}
+    root = b.config
     vision = root.section("vision_config", model_type="moonvit")
     tower, projector = b.tower("vision_tower", "image"), b.tower("multi_modal_projector", "image")
     if tower is not None and projector is not None:
-        hidden, heads, patch = (vision.int(k) for k in ("hidden_size", "num_attention_heads", "patch_size"))
-        tower.plain("patch_embed.proj.weight", hidden, 3, patch, patch)
-        tower.plain("patch_embed.proj.bias", hidden)
-        rows, columns = (vision.int(f"init_pos_emb_{side}", default=64) for side in ("height", "width"))
-        tower.plain("patch_embed.pos_emb.weight", rows, columns, hidden)
-        for index in range(vision.layers()):
-            block = tower / f"encoder.blocks.{index}"
-            for norm in ("norm0", "norm1"):
-                block.norm(norm, hidden, bias=True)
-            block.mlp("mlp", "fc0", "fc1", vision.int("intermediate_size"), hidden_size=hidden, **plain)
-            block.qkv(
-                "wqkv",
-                hidden,
-                heads=heads,
-                kv_heads=heads,
-                head_size=hidden // heads,
-                names=("wqkv",),
-                bias=True,
-                **plain,
-            )
-            block.row("wo", hidden, hidden, bias=True, **plain)
-        tower.norm("encoder.final_layernorm", hidden, bias=True)
-        merged = hidden * math.prod(vision.items_of("merge_kernel_size") or [2, 2])
-        projector.norm("pre_norm", hidden, bias=True)
-        projector.replicated("linear_1", merged, merged, bias=True, **plain)
-        projector.replicated("linear_2", merged, root.section("text_config").int("hidden_size"), bias=True, **plain)
+        moonvit(tower, vision, quantisable=False)
+        _merged_patches(projector, vision, root.section("text_config").int("hidden_size"), quantisable=False)
     # Its class of configuration is DeepSeek V2's, whose defaults differ.
     b.config = root.replace(text_config={"norm_topk_prob": False, **root.table("text_config")})
     language_model(b, page=deepseek_v2)
+
+
+def kimi_k25(b: Builder) -> None:
+    """models/kimi_k25.py: Kimi K2.5 and K2.6. compressed-tensors leaves its tower alone."""
+    from autofit_vllm.architectures.latent import deepseek_v2
+
+    root = b.config
+    vision, text = root.section("vision_config", model_type="kimi_k25_vision"), root.section("text_config")
+    quantised = root.table("quantization_config") or text.table("quantization_config")
+    method = quantised.get("quant_method")
+    told = method not in (None, "compressed-tensors")
+    tower, projector = b.tower("vision_tower", "vision_chunk"), b.tower("mm_projector", "vision_chunk")
+    if tower is not None and projector is not None:
+        moonvit(tower, vision, quantisable=told)
+        frames = vision.int("init_pos_emb_time", "pos_emb_time", default=4)
+        dtype = "float32" if told else None
+        tower.buffer(f"{tower.prefix}.time_weight", frames, 1, vision.int("hidden_size"), dtype=dtype)
+        # Whatever it was made of, the projector is cast to the model's type.
+        _merged_patches(projector, vision, text.int("hidden_size"), quantisable=False)
+    language_model(b, page=deepseek_v2)
+
+
+def gemma4(b: Builder) -> None:
+    """models/gemma4_mm.py: towers of Transformers, which no rank shares."""
+    root = b.config
+    hidden = root.section("text_config").int("hidden_size")
+    vision = root.section("vision_config", model_type="gemma4_vision")
+    tower, embedder = b.tower("vision_tower", *_VISION), b.tower("embed_vision", *_VISION)
+    if tower is not None and embedder is not None:
+        width = vision.int("hidden_size")
+        _gemma4_vision(tower, vision)
+        embedder.replicated("embedding_projection", width, hidden, quantisable=_in_64s(b, vision))
+    audio = root.section("audio_config", model_type="gemma4_audio")
+    tower, embedder = b.tower("audio_tower", "audio"), b.tower("embed_audio", "audio")
+    if audio.given and tower is not None and embedder is not None:
+        _gemma4_audio(tower, audio)
+        out = audio.int("output_proj_dims", default=1536)
+        embedder.replicated("embedding_projection", out, hidden, quantisable=_in_64s(b, audio))
+    language_model(b)
+
+
+def _in_64s(b: Builder, config: Config) -> bool:
+    """(gemma4_mm.py:_get_tower_quant_config) some methods take any size, the others multiples of 64."""
+    if b.root.table("quantization_config").get("quant_method") in ("bitsandbytes", "torchao", "compressed-tensors"):
+        return True
+    return not any(config.int(key, default=0) % 64 for key in ("hidden_size", "intermediate_size"))
+
+
+def _clipped(here: Scope, name: str, in_size: int, out_size: int, *, quantisable: bool, clips: bool) -> None:
+    """A linear layer whose input and output may be held between four learned numbers."""
+    here.replicated(f"{name}.linear", in_size, out_size, quantisable=quantisable)
+    for bound in ("input_min", "input_max", "output_min", "output_max") if clips else ():
+        here.buffer(f"{here.prefix}.{name}.{bound}")
+
+
+def _gemma4_vision(tower: Scope, vision: Config) -> None:
+    hidden, feed, size = vision.int("hidden_size"), vision.int("intermediate_size"), vision.int("head_dim")
+    heads, kv_heads = vision.int("num_attention_heads"), vision.int("num_key_value_heads")
+    more = {"quantisable": _in_64s(tower.builder, vision), "clips": vision.flag("use_clipped_linears")}
+    here = tower / "patch_embedder"
+    here.plain("position_embedding_table", 2, vision.int("position_embedding_size", default=10240), hidden)
+    here.replicated("input_proj", 3 * vision.int("patch_size") ** 2, hidden, quantisable=more["quantisable"])
+    for index in range(vision.layers()):
+        block = tower / f"encoder.layers.{index}"
+        _clipped(block, "self_attn.q_proj", hidden, heads * size, **more)
+        _clipped(block, "self_attn.k_proj", hidden, kv_heads * size, **more)
+        _clipped(block, "self_attn.v_proj", hidden, kv_heads * size, **more)
+        _clipped(block, "self_attn.o_proj", heads * size, hidden, **more)
+        block.norm("self_attn.q_norm", size)
+        block.norm("self_attn.k_norm", size)
+        _clipped(block, "mlp.gate_proj", hidden, feed, **more)
+        _clipped(block, "mlp.up_proj", hidden, feed, **more)
+        _clipped(block, "mlp.down_proj", feed, hidden, **more)
+        for norm in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
+            block.norm(f"{norm}_layernorm", hidden)
+    if vision.flag("standardize"):
+        for name in ("std_bias", "std_scale"):
+            tower.buffer(f"{tower.prefix}.{name}", hidden)
+    for name in ("inv_freq", "original_inv_freq"):
+        tower.buffer(f"{tower.prefix}.rotary_emb.{name}", size // 4, dtype="float32")
+
+
+def _gemma4_audio(tower: Scope, audio: Config) -> None:
+    hidden, heads = audio.int("hidden_size"), audio.int("num_attention_heads")
+    more = {"quantisable": _in_64s(tower.builder, audio), "clips": audio.flag("use_clipped_linears", True)}
+    first, second = (audio.items_of("subsampling_conv_channels") or [128, 32])[:2]
+    here = tower / "subsample_conv_projection"
+    here.plain("layer0.conv.weight", first, 1, 3, 3)
+    here.norm("layer0.norm", first)
+    here.plain("layer1.conv.weight", second, first, 3, 3)
+    here.norm("layer1.norm", second)
+    here.replicated("input_proj_linear", second * first // 4, hidden, quantisable=more["quantisable"])
+    tower.buffer(f"{tower.prefix}.inv_timescales", 1, 1, hidden // 2)
+    for index in range(audio.layers()):
+        block = tower / f"layers.{index}"
+        for name in ("feed_forward1", "feed_forward2"):
+            _clipped(block, f"{name}.ffw_layer_1", hidden, 4 * hidden, **more)
+            _clipped(block, f"{name}.ffw_layer_2", 4 * hidden, hidden, **more)
+            block.norm(f"{name}.pre_layer_norm", hidden)
+            block.norm(f"{name}.post_layer_norm", hidden)
+        block.plain("self_attn.per_dim_scale", hidden // heads)
+        for name in ("q_proj", "k_proj", "v_proj", "post"):
+            _clipped(block, f"self_attn.{name}", hidden, hidden, **more)
+        block.replicated("self_attn.relative_k_proj", hidden, hidden, quantisable=more["quantisable"])
+        block.buffer(f"{block.prefix}.self_attn.softcap")
+        _clipped(block, "lconv1d.linear_start", hidden, 2 * hidden, **more)
+        _clipped(block, "lconv1d.linear_end", hidden, hidden, **more)
+        block.plain("lconv1d.depthwise_conv1d.weight", hidden, 1, audio.int("conv_kernel_size", default=5))
+        block.norm("lconv1d.pre_layer_norm", hidden)
+        block.norm("lconv1d.conv_norm", hidden)
+        for name in ("norm_pre_attn", "norm_post_attn", "norm_out"):
+            block.norm(name, hidden)
+    out = audio.int("output_proj_dims", default=1536)
+    tower.replicated("output_proj", hidden, out, bias=True, quantisable=more["quantisable"])
