@@ -1,8 +1,10 @@
 """Cold starts: what autofit takes as a process, beside a bare interpreter and the engine's own dry run.
 
-    python bench/startup.py MODEL.gguf [--runs 15]
+    python bench/startup.py MODEL.gguf [--runs 15] [--checkpoints DIRECTORY]
 
-Prints medians and ratios of one interleaved run. `AUTOFIT_LLAMA_BIN` names the folder of the engine's programs.
+Prints medians and ratios of one interleaved run. `AUTOFIT_LLAMA_BIN` names the folder of the engine's programs. The
+checkpoints of the vLLM rows (8B, and DeepSeek-V3 with its 91 991 tensors) are headers alone, made in DIRECTORY or in a
+temporary one.
 """
 
 from __future__ import annotations
@@ -11,16 +13,27 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from statistics import median
+
+from checkpoints import write_checkpoint
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--checkpoints", type=Path)
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        place = options.checkpoints or Path(folder)
+        small, large = (write_checkpoint(name, place / name) for name in ("llama3-8b", "deepseek-v3"))
+        run(options, small, large)
+
+
+def run(options: argparse.Namespace, small: Path, large: Path) -> None:
     autofit = [sys.executable, "-m", "autofit"]
     hardware = ["--on", "rtx-3090", "--ram", "64GiB", "-q"]
     commands = {
@@ -30,9 +43,16 @@ def main() -> None:
         "autofit check -- llama-fit-params -m MODEL": [
             *autofit, "check", *hardware, "--", "llama-fit-params", "-m", options.model, "-c", "8192", "-ngl", "99",
         ],
+        "autofit vllm 8B --on rtx-4090": [
+            *autofit, "vllm", str(small), "--on", "rtx-4090", "--ram", "64GiB", "-q",
+        ],
+        "autofit vllm DeepSeek-V3 --on 8 x h200": [
+            *autofit, "vllm", str(large), *["--on", "h200"] * 8, "--ram", "2TiB", "-q",
+        ],
     }  # fmt: skip
     environ = dict(os.environ)
-    environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"):
+        environ.pop(name, None)
     folder = os.environ.get("AUTOFIT_LLAMA_BIN")
     if folder:
         fit = str(Path(folder) / "llama-fit-params")

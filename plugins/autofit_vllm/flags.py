@@ -9,19 +9,17 @@ dotted JSON, `-O3`, human integers, and a YAML file in `--config`. What vLLM ref
 from __future__ import annotations
 
 import argparse
-import difflib
 import functools
 import json
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from autofit.errors import EngineRefusalError, UsageError
 
 from autofit_vllm.versions import REMOVED_FLAGS, VersionFacts
-from autofit_vllm.yaml import read_yaml
 
 DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -231,12 +229,18 @@ def _check_keys(where: str, value: Any, keys: Any) -> None:
     if isinstance(keys, dict) and isinstance(value, dict):
         for key, inner in value.items():
             if key not in keys:
-                close = difflib.get_close_matches(key, list(keys), n=1)
-                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(keys))}"
+                hint = _close(key, keys) or f"known: {', '.join(sorted(keys))}"
                 raise UsageError(f"vllm serve: {where} has no key {key[:60]!r}", hint=hint)
             _check_keys(f"{where}.{key}", inner, keys[key])
     elif isinstance(keys, list) and isinstance(value, (str, int)) and _word(str(value)) not in map(_word, keys):
         raise UsageError(f"vllm serve: {where} is not {str(value)[:40]!r}", hint=f"it is one of {', '.join(keys)}")
+
+
+def _close(word: str, known: Iterable[str]) -> str | None:
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, list(known), n=1, cutoff=0.7)
+    return f"did you mean {close[0]}?" if close else None
 
 
 def _word(text: str) -> str:
@@ -281,8 +285,7 @@ def _refuse(unknown: Sequence[str], facts: VersionFacts, parser: _Parser) -> NoR
         raise UsageError(
             f"vllm serve: unexpected argument {name[:60]!r}", hint="the model is named once, in front or by --model"
         )
-    close = difflib.get_close_matches(name, list(parser._option_string_actions), n=1, cutoff=0.7)
-    hint = f"did you mean {close[0]}?" if close else "see `vllm serve --help=all`"
+    hint = _close(name, parser._option_string_actions) or "see `vllm serve --help=all`"
     raise UsageError(f"vLLM {facts.version} has no flag {name[:60]!r}", hint=hint)
 
 
@@ -314,6 +317,8 @@ def _insert_config(args: list[str], parser: _Parser) -> list[str]:
 def _config_arguments(path: str, parser: _Parser) -> list[str]:
     if not path.endswith((".yaml", ".yml")):
         raise UsageError(f"--config {path}: the file must end in .yaml or .yml")
+    from autofit_vllm.yaml import read_yaml
+
     args: list[str] = []
     for key, value in read_yaml(Path(path)).items():
         option = "--" + key
