@@ -168,7 +168,7 @@ def check(
     command = backend.parse(argv, environ, version=engine_version)
     if model is None:
         if command.model is None:
-            raise UsageError(f"{argv[0]}: the command names no model")
+            raise UsageError(f"{argv[0]}: the command names no model", hint="name its file as the engine is told it")
         model = command.model
     found = model if _is_model(model) else read_model(model, companions=command.companions)  # type: ignore[arg-type]
     machine = host().adjust_machine(_given_or_here(machine), backend.name)

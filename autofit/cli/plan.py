@@ -43,9 +43,16 @@ def run(args: argparse.Namespace, backend_name: str, engine_args: list[str] | No
 
 
 def written_as(reference: str, model: ModelSpec) -> str:
-    """What a command says for the model: the reference, or the file that an example or a GGUF directory stands for."""
-    is_file_of_directory = model.format == "gguf" and Path(reference).is_dir()
-    return model.files[0].path if reference.startswith("example:") or is_file_of_directory else reference
+    """What a command says for the model: the reference, or the file that it stands for.
+
+    An example is a file, and so is a directory with a GGUF; a split GGUF is loaded by its first part.
+    """
+    if model.format == "gguf":
+        is_part = Path(reference).name in {Path(file.path).name for file in model.files[1:]}
+        stands_for_file = is_part or Path(reference).is_dir()
+    else:
+        stands_for_file = False
+    return model.files[0].path if reference.startswith("example:") or stands_for_file else reference
 
 
 def show(plan: Plan, args: argparse.Namespace, *, force: bool) -> int:

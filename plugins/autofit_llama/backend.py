@@ -15,7 +15,7 @@ from autofit.domain.request import Margin, Request
 from autofit.errors import ModelError, UsageError
 
 from autofit_llama.estimate import Estimate, Run, allocated_compute, estimate, size
-from autofit_llama.files import companions_of, model_of
+from autofit_llama.files import check_first, companions_of, model_of
 from autofit_llama.findings import findings_of
 from autofit_llama.flags import SECRET, Reading, read
 from autofit_llama.launch import Launch, launch_of
@@ -35,6 +35,7 @@ class LlamaBackend(Backend):
         "llama-fit-params",
         "llama-bench",
         "llama-completion",
+        "llama",
     )
     formats: ClassVar[tuple[str, ...]] = ("gguf",)
 
@@ -75,6 +76,7 @@ class LlamaBackend(Backend):
             raise ModelError(
                 f"{model.name}: llama.cpp reads GGUF files, not {model.format}", hint="`autofit vllm` plans this model"
             )
+        check_first(command.model or "", model)
         model = overridden(model, settings.kv_overrides)
         sized = size(model)
 

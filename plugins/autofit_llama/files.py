@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
+
+from autofit.domain.model import ModelSpec
+from autofit.domain.text import printable
+from autofit.errors import EngineRefusalError
 
 from autofit_llama.settings import LlamaSettings
 
@@ -10,6 +15,20 @@ from autofit_llama.settings import LlamaSettings
 def model_of(settings: LlamaSettings) -> str | None:
     """The model: a path, or a remote name with its scheme."""
     return settings.model or _remote(settings.hf_repo, settings.model_url, settings.docker_repo)
+
+
+def check_first(reference: str, model: ModelSpec) -> None:
+    """Refuse a part of a split model that is not the first, though all parts were found from it.
+
+    Raises:
+        EngineRefusalError: the library loads a model by its first part alone (llama-model-loader.cpp).
+    """
+    names = [PurePath(file.path).name for file in model.files]
+    if PurePath(reference).name in names[1:]:
+        raise EngineRefusalError(
+            f"llama.cpp refuses {printable(PurePath(reference).name)}: a model must be loaded with its first part",
+            hint=f"give {printable(names[0])}",
+        )
 
 
 def companions_of(settings: LlamaSettings) -> Mapping[str, str]:

@@ -15,6 +15,8 @@ from autofit_llama.flags import Reading
 from autofit_llama.values import parse_split
 
 SPARE_BYTES = 1 * GIB  #: of main memory, kept free beside a prompt cache
+#: options with which a model may read more than it was trained for
+_STRETCHES = frozenset(("rope-scaling", "rope-scale", "rope-freq-base", "rope-freq-scale", "yarn-orig-ctx"))
 
 
 def findings_of(reading: Reading, run: Run, found: Estimate, *, fit: bool) -> list[Finding]:
@@ -23,7 +25,7 @@ def findings_of(reading: Reading, run: Run, found: Estimate, *, fit: bool) -> li
         *_fitting(reading, found.memory, fit),
         *_known(reading, run, found),
         *_ignored(reading, run),
-        *_context(run, found),
+        *_context(reading, run, found),
         *_prompt_cache(run, found.memory),
     ]
 
@@ -86,6 +88,10 @@ def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
     for path, keys in in_force.items():
         message = f"{reading.program} reads {path}, and so its {', '.join(keys)} count here"
         yield _finding("info", "settings-file", printable(message, 300))
+    for flag in reading.flags:
+        if flag.cut is not None:
+            message = f"{reading.program} reads {flag.spelling} {printable(flag.cut, 40)!r} as {flag.value}"
+            yield _finding("warning", "number-cut", message)
     split = reading.given("tensor-split")
     if split is None or reading.program == "llama-bench":
         return
@@ -97,18 +103,25 @@ def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
 
 
 def _prompt_cache(run: Run, memory: Memory) -> Iterator[Finding]:
-    """`--cache-ram -1`: what the cache may grow to is what the host has left, and then too much."""
-    if run.server is None or run.server.prompt_cache_bytes is not None:
+    """A cache that may grow to more than the host has left, and the limit that there is room for."""
+    if run.server is None:
         return
-    host = memory.pool(HOST_POOL)
-    left = None if host.budget_bytes is None else host.budget_bytes - host.used_bytes - SPARE_BYTES
-    message = "the cache of past prompts has no limit (--cache-ram -1) and is not counted: it may fill main memory"
-    if left is not None:
-        message += f"; --cache-ram {max(left, 0) // MIB} is what there is room for"
-    yield _finding("warning", "unlimited-prompt-cache", message)
+    host, limit = memory.pool(HOST_POOL), run.server.prompt_cache_bytes
+    left = None if host.budget_bytes is None else host.budget_bytes - host.used_bytes + (limit or 0)
+    if limit is None:
+        message = "the cache of past prompts has no limit (--cache-ram -1) and is not counted: it may fill main memory"
+        if left is not None:
+            message += f"; --cache-ram {max(left - SPARE_BYTES, 0) // MIB} is what there is room for"
+        yield _finding("warning", "unlimited-prompt-cache", message)
+    elif left is not None and 0 <= left < limit:
+        message = f"it would start: what lacks is the cache of past prompts, when it has grown to {format_bytes(limit)}"
+        room = left - SPARE_BYTES if left > SPARE_BYTES + 256 * MIB else 0
+        yield _finding("info", "large-prompt-cache", f"{message}; --cache-ram {room // MIB} fits")
 
 
-def _context(run: Run, found: Estimate) -> Iterator[Finding]:
+def _context(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
+    if any(flag.option.key in _STRETCHES for flag in reading.flags):
+        return
     trained, n_ctx = run.sized.hparams.n_ctx_train, found.layout.context.n_ctx_seq
     if trained and n_ctx > max(trained, 256):
         message = (

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import PurePath, PureWindowsPath
+from shlex import quote
 from typing import Literal
 
 from autofit.domain.values import dataclass
@@ -141,6 +142,7 @@ class Flag:
     spelling: str  #: as written, or the name of the variable or key
     origin: Origin = "argv"
     path: str | None = None  #: of the settings file that it is from
+    cut: str | None = None  #: the whole text, where only the number that it begins with counts
 
     def written(self) -> tuple[str, ...]:
         """The arguments that say the same as this variable or key does."""
@@ -343,6 +345,7 @@ def _surroundings(program: Program, env: Mapping[str, str], version: Version) ->
 
 def _flag(program: str, option: Option, positive: bool, values: Sequence[str], spelling: str, origin: Origin) -> Flag:
     value: str | int | bool = positive
+    cut: str | None = None
     if option.kind == "removed":
         raise UsageError(f"{program} refuses {spelling}: the argument has been removed", hint=f"use {option.successor}")
     if values:
@@ -350,6 +353,7 @@ def _flag(program: str, option: Option, positive: bool, values: Sequence[str], s
     try:
         if option.kind == "int":
             value = integer(values[0])
+            cut = None if re.fullmatch(r"\s*[+-]?[0-9]+\s*", values[0]) else values[0]
         elif option.kind == "real":
             real(values[0])
         elif option.kind == "unsigned":
@@ -359,7 +363,7 @@ def _flag(program: str, option: Option, positive: bool, values: Sequence[str], s
     except ValueError as error:
         raise UsageError(f"{program} refuses {spelling} {values[0][:40]!r}: {error}") from error
     second = values[1] if len(values) > 1 else None
-    return Flag(option=option, value=value, second=second, spelling=spelling, origin=origin)
+    return Flag(option=option, value=value, second=second, spelling=spelling, origin=origin, cut=cut)
 
 
 def _from_env(program: Program, env: Mapping[str, str], version: Version) -> Iterator[Flag]:
@@ -386,15 +390,16 @@ def _from_env(program: Program, env: Mapping[str, str], version: Version) -> Ite
 def _check_unknown(program: Program, token: str, spelling: str, version: Version) -> None:
     """Refuse bare words, `--flag=value`, and flags of other versions and programs."""
     if not is_flag(token):
-        raise UsageError(f"{program} refuses {token[:80]!r}: it takes no positional argument")
+        hint = "give its flags alone, without the program" if PurePath(token).name in _NAMES else None
+        raise UsageError(f"{program} refuses {token[:80]!r}: it takes no positional argument", hint=hint)
     for legacy in LEGACY:
         if spelling in (*legacy.spellings, *legacy.negations) and version.has(legacy.change):
             raise UsageError(f"{program} refuses {spelling}: removed from llama.cpp", hint=f"write {legacy.successor}")
     name, equals, _ = spelling.partition("=")
     if equals and name in _spellings(program, version):
         raise UsageError(
-            f"{program} refuses {spelling[:80]!r}: llama.cpp does not read --flag=value",
-            hint=f"write {name} VALUE",
+            f"{program} refuses {token[:80]!r}: llama.cpp does not read --flag=value",
+            hint=f"write {name} {quote(token.partition('=')[2][:200])}",
         )
     for other in _LETTERS.values():
         if spelling in _spellings(other, version):

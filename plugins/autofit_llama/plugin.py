@@ -14,6 +14,6 @@ def autofit_register_backends() -> Iterable[BackendRef]:
             "llama",
             "plan a llama-server command for a GGUF model",
             "autofit_llama.backend:LlamaBackend",
-            ("llama-server", "llama-cli", "llama-fit-params", "llama-bench", "llama-completion"),
+            ("llama-server", "llama-cli", "llama-fit-params", "llama-bench", "llama-completion", "llama"),
         ),
     )

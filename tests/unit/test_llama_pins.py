@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import autofit
 import pytest
@@ -14,6 +15,7 @@ from autofit.domain.request import Request
 from autofit.domain.units import GIB, MIB
 from autofit.errors import EngineRefusalError, ModelNotFoundError, UsageError
 
+import ggufs
 from autofit_llama.backend import LlamaBackend
 
 LLAMA = "example:llama-3.1-8b-q4_k_m"
@@ -191,3 +193,83 @@ def test_wishes_of_the_environment_are_in_the_command() -> None:
     argv = done.stdout.split()
     assert argv[argv.index("-c") + 1] == "4096"
     assert argv[argv.index("-ctk") + 1] == "q8_0"
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--ctx-size", "16k"), "reads --ctx-size '16k' as 16"),
+        (("-c", "4096", "-ub", "512 tokens"), "reads -ub '512 tokens' as 512"),
+    ],
+)
+def test_numbers_that_are_read_in_part(argv: tuple[str, ...], says: str) -> None:
+    assert says in finding(check(*argv), "number-cut")
+    assert "number-cut" not in codes(check("-c", " 4096"))
+    assert "reads LLAMA_ARG_CTX_SIZE '8k' as 8" in finding(check(environ={"LLAMA_ARG_CTX_SIZE": "8k"}), "number-cut")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message", "hint"),
+    [
+        (("--model=my_model.gguf",), "refuses '--model=my_model.gguf'", "write --model my_model.gguf"),
+        (("llama-server", "-c", "1"), "no positional argument", "flags alone, without the program"),
+        (("model.gguf",), "no positional argument", None),
+    ],
+)
+def test_words_that_are_no_flags(argv: tuple[str, ...], message: str, hint: str | None) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        plan(*argv)
+    assert (raised.value.hint is None) == (hint is None)
+    assert hint is None or hint in (raised.value.hint or "")
+
+
+def test_a_context_that_is_stretched() -> None:
+    assert "it needs RoPE scaling" in finding(check("-c", "262144"), "context-beyond-training")
+    assert "context-beyond-training" not in codes(check("-c", "262144", "--rope-scaling", "yarn", "--rope-scale", "2"))
+
+
+def test_a_prompt_cache_that_grows_too_large() -> None:
+    small = machine("cpu", ram="8GiB")
+    found = check("-c", "4096", on=small)
+    assert not found.fits
+    message = finding(found, "large-prompt-cache")
+    assert "when it has grown to 8.00 GiB" in message
+    limit = message.split("--cache-ram ")[1].split()[0]
+    assert int(limit) > 1024
+    assert check("-c", "4096", "--cache-ram", limit, on=small).fits
+    assert "large-prompt-cache" not in codes(check("-c", "131072", on=small))  # more is lacking than that
+
+
+def test_a_split_model_is_loaded_by_its_first_part(tmp_path: Path) -> None:
+    parts = ggufs.write_split(tmp_path, "model", ggufs.llama(), 3)
+    card = machine("rtx-3090")
+    assert autofit.check(["llama-server", "-m", str(parts[0])], card).fits
+    with pytest.raises(EngineRefusalError, match="must be loaded with its first part") as raised:
+        autofit.check(["llama-server", "-m", str(parts[1])], card)
+    assert parts[0].name in (raised.value.hint or "")
+    done = autofit_llama("llama", str(parts[2]), "--on", "rtx-3090", "-q")
+    assert str(parts[0]) in done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("CUDA_VISIBLE_DEVICES=0", "llama-server", "-m", "x.gguf"),
+        ("env", "A=1", "llama-server"),
+        ("nohup", "llama-server"),
+        ("llama-server -m x.gguf",),
+    ],
+)
+def test_words_that_a_shell_would_take_apart(words: tuple[str, ...]) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        autofit_llama("check", "--on", "rtx-3090", "--", *words)
+    assert raised.value.returncode == 2
+    assert "give the engine's command alone" in raised.value.stderr or "leave out the quotes" in raised.value.stderr
+
+
+def test_the_program_that_holds_all_others() -> None:
+    card = machine("rtx-3090")
+    found = autofit.check(["/opt/llama", "serve", "-m", LLAMA, "-c", "4096"], card)
+    assert found.memory == check("-c", "4096", on=card).memory
+    with pytest.raises(UsageError, match=r"not a program of llama\.cpp that can be planned for: '/opt/llama'"):
+        autofit.check(["/opt/llama", "quantize", LLAMA], card)
