@@ -197,10 +197,15 @@ class LaunchProblem:
         )
 
     def _named(self, devices: tuple[str, ...]) -> tuple[str, ...]:
-        """The devices that the engine is to see: with `-ts` pinned all that its numbers stand for, layers or none."""
-        if self.settings.tensor_split is None or not devices:
-            return devices
-        return tuple(self.names[device.id] for device in self.devices)
+        """The devices that the engine is to see, layers or none: with `-ts` pinned all that its numbers stand for.
+
+        What `-ot` names has to be there as well.
+        """
+        every = tuple(self.names[device.id] for device in self.devices)
+        if self.settings.tensor_split is not None and devices:
+            return every
+        meant = {override.buffer for override in self.settings.overrides}
+        return (*devices, *(name for name in every if name in meant and name not in devices))
 
     def _device_words(self, devices: tuple[str, ...]) -> tuple[str, ...] | None:
         """What `-dev` has to say: nothing where the engine takes these devices in this order anyway."""
@@ -215,7 +220,7 @@ class LaunchProblem:
         if self.settings.tensor_split is not None:
             return self.settings.tensor_split
         counts = dict(zip(devices, rows, strict=True))
-        listed = self.settings.devices or devices
+        listed = self.settings.devices or self._named(devices)
         if self.settings.split_mode == "none" or len(listed) < 2 or not rows:
             return None
         return tuple(float(counts.get(name, 0)) for name in listed)

@@ -120,7 +120,8 @@ class Tables:
         """
         made = self._columns(fine)
         units, starts, bulk_bytes = made.units, made.starts, made.bulk_bytes
-        least = min(made.first_bulk, default=len(units) - 1) + 1 if spill else 0
+        # Where pins have moved all bulk, only whole blocks are left, and those that are lean bring nothing.
+        least = min(made.first_bulk, default=len(units) - 1 if lean[1] else 0) + 1 if spill else 0
         targets = {target.id: target for target in self.targets}
         names = [target.id for target in self.targets] if order is None else order
         sites = []

@@ -273,3 +273,33 @@ def test_the_program_that_holds_all_others() -> None:
     assert found.memory == check("-c", "4096", on=card).memory
     with pytest.raises(UsageError, match=r"not a program of llama\.cpp that can be planned for: '/opt/llama'"):
         autofit.check(["/opt/llama", "quantize", LLAMA], card)
+
+
+def figures(found: Plan) -> dict[str, tuple[int, ...]]:
+    kinds = ("weights", "cache", "compute")
+    return {pool.id: tuple(pool.sum_bytes(kind) for kind in kinds) for pool in found.memory.pools}
+
+
+@pytest.mark.parametrize("argv", [("-ngl", "9", "-ncmoe", "32"), ("-ngl", "32", "-cmoe"), ("-ngl", "1", "-cmoe")])
+def test_experts_and_whole_blocks_on_the_host(argv: tuple[str, ...]) -> None:
+    card = machine("rtx-3090")
+    found = autofit.plan("llama", "example:mixtral-8x7b-q4_k_m", card, engine_args=argv)
+    assert found.fits
+    assert figures(autofit.check(found.argv, card)) == figures(found)
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        (r"blk\.1[0-9]\.ffn_.*_exps=CUDA1", r"exps=CPU"),
+        (r"blk\.1[0-9]\.ffn_.*_exps=CUDA1",),
+        (r"blk\.1\..*=CUDA0",),
+        (r"nothing=CUDA1",),
+    ],
+)
+def test_devices_that_a_pattern_names_stay_there(patterns: tuple[str, ...]) -> None:
+    two = machine("rtx-3060-12gb", "rtx-4090")
+    pins = [word for pattern in patterns for word in ("-ot", pattern)]
+    found = autofit.plan("llama", "example:mixtral-8x7b-q4_k_m", two, engine_args=pins)
+    assert found.fits
+    assert figures(autofit.check(found.argv, two)) == figures(found)
