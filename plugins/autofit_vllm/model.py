@@ -100,6 +100,7 @@ class Linear:
     spreads_tokens: bool = False  #: undivided where ranks share out tokens: `Parallel.spreads_tokens`
     fp32_without_kernel: bool = False  #: in fp32 on GPUs that have no kernel for routers
     undivided_with: frozenset[str] = frozenset()  #: methods of quantisation under which every rank has it all
+    divides: int = 0  #: when set, every rank has it all unless this divides among them
 
     @property
     def out_size(self) -> int:

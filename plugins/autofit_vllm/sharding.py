@@ -78,6 +78,7 @@ def linear_shape(module: Linear, parallel: Parallel, dtype: str, quantization: s
         (module.tower and parallel.vision_data_parallel)
         or (module.spreads_tokens and parallel.spreads_tokens)
         or quantization in module.undivided_with
+        or (module.divides and module.divides % parallel.tp)
     )
     tp = 1 if whole else parallel.tp
     in_rank, outs = module.in_size, tuple(part.size for part in module.parts)

@@ -279,6 +279,7 @@ class Scope:
         dtype: str | None = None,
         spreads_tokens: bool = False,
         undivided_with: frozenset[str] = frozenset(),
+        divides: int = 0,
         **heads: Any,
     ) -> None:
         if isinstance(parts, int):
@@ -296,6 +297,7 @@ class Scope:
                 tower=self.tower,
                 spreads_tokens=spreads_tokens,
                 undivided_with=undivided_with,
+                divides=divides,
                 **heads,
             )
         )

@@ -218,3 +218,28 @@ def gpt_bigcode(b: Builder) -> None:
     b.final_norm("model.ln_f", bias=True)
     b.scope("", EVERY).buffer("model.bias", positions, positions, dtype="bool")
     b.head(tied_to="model.wte")
+
+
+def jais2(b: Builder) -> None:
+    bias, feed = b.config.flag("attention_bias", True), b.config.flag("mlp_bias", True)
+    _decoder(b, bias=bias, out_bias=bias, norm_bias=True, up_down=("up_proj", "down_proj"), mlp_bias=feed)
+
+
+def vaultgemma(b: Builder) -> None:
+    """Gemma 2 without the norms after attention and feed-forward."""
+    bias = b.config.flag("attention_bias")
+    _decoder(b, bias=bias, out_bias=bias, norms=("input_layernorm", "pre_feedforward_layernorm"))
+    b.scope("", EVERY).buffer("embed_scale")
+
+
+def flex_olmo(b: Builder) -> None:
+    bias = b.config.flag("attention_bias")
+    _decoder(
+        b,
+        bias=bias,
+        out_bias=bias,
+        head_norms=("q_norm", "k_norm"),
+        whole_norms=True,
+        norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+        experts=True,
+    )

@@ -163,6 +163,79 @@ def gemma3(b: Builder) -> None:
     language_model(b)
 
 
+def cohere2_vision(b: Builder) -> None:
+    """models/cohere2_vision.py: SigLIP, four patches to one through a gated projector."""
+    root = b.config
+    vision, hidden = root.section("vision_config"), root.section("text_config").int("hidden_size")
+    tower, projector = b.tower("vision_tower", "image"), b.tower("multi_modal_projector", "image")
+    if tower is not None and projector is not None:
+        siglip(tower, vision)
+        width = root.int("alignment_intermediate_size") // 2
+        merged = vision.int("hidden_size") * root.int("downsample_factor", default=2) ** 2
+        parts = (("linear_1", width), ("linear_1", width))
+        projector.column("linear_1", merged, parts, bias=True, quantisable=False)
+        projector.row("linear_2", width, hidden, bias=True, quantisable=False)
+    language_model(b)
+
+
+def qwen3_omni(b: Builder) -> None:
+    """models/qwen3_omni_moe_thinker.py: what hears and sees; what speaks is not built."""
+    from autofit_vllm.architectures.experts import qwen3_moe
+
+    thinker = b.config.section("thinker_config")
+    b.config = thinker if thinker.given else b.config
+    tower = b.tower("audio_tower", "audio")
+    if tower is not None:
+        _qwen3_hearing(tower, b.config.section("audio_config", model_type="qwen3_omni_moe_audio_encoder"))
+    tower = b.tower("visual", *_VISION)
+    if tower is not None:
+        _qwen3_omni_sight(tower, b.config.section("vision_config", model_type="qwen3_omni_moe_vision_encoder"))
+    language_model(b, page=qwen3_moe)
+
+
+def _qwen3_hearing(tower: Scope, audio: Config) -> None:
+    hidden, heads, feed = (audio.int(k) for k in ("d_model", "encoder_attention_heads", "encoder_ffn_dim"))
+    narrow, mels = audio.int("downsample_hidden_size"), audio.int("num_mel_bins", default=128)
+    more: dict[str, Any] = {"quantisable": False, "divides": heads}
+    for index, channels in enumerate((1, narrow, narrow), start=1):
+        tower.plain(f"conv2d{index}.weight", narrow, channels, 3, 3)
+        tower.plain(f"conv2d{index}.bias", narrow)
+    tower.replicated("conv_out", narrow * -(-mels // 8), hidden, quantisable=False)
+    sizes: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
+    for index in range(audio.layers("encoder_layers")):
+        block = tower / f"layers.{index}"
+        block.qkv("self_attn.qkv_proj", hidden, bias=True, **sizes, **more)
+        block.row("self_attn.out_proj", hidden, hidden, bias=True, **more)
+        block.column("fc1", hidden, feed, bias=True, **more)
+        block.row("fc2", feed, hidden, bias=True, **more)
+        for norm in ("self_attn_layer_norm", "final_layer_norm"):
+            block.norm(norm, hidden, bias=True)
+    tower.norm("ln_post", hidden, bias=True)
+    tower.replicated("proj1", hidden, hidden, bias=True, quantisable=False)
+    tower.replicated("proj2", hidden, audio.int("output_dim"), bias=True, quantisable=False)
+    tower.buffer(f"{tower.prefix}.positional_embedding", audio.int("max_source_positions"), hidden, dtype="float32")
+
+
+def _qwen3_omni_sight(tower: Scope, vision: Config) -> None:
+    hidden, heads, out = (vision.int(k) for k in ("hidden_size", "num_heads", "out_hidden_size"))
+    merged = hidden * vision.int("spatial_merge_size", default=2) ** 2
+    _patches(tower, vision, hidden, bias=True)
+    tower.plain("pos_embed.weight", (vision.int("image_size") // vision.int("patch_size")) ** 2, hidden)
+    for index in range(vision.layers("depth")):
+        block = tower / f"blocks.{index}"
+        _block_attention(block, hidden, heads, bias=True)
+        block.mlp("mlp", "linear_fc1", "linear_fc2", vision.int("intermediate_size"), hidden_size=hidden)
+        for norm in ("norm1", "norm2"):
+            block.norm(norm, hidden, bias=True)
+    deep = len(vision.items_of("deepstack_visual_indexes"))
+    for name, width in (("merger", hidden), *((f"merger_list.{index}", merged) for index in range(deep))):
+        here = tower / name
+        here.norm("ln_q", width, bias=True)
+        here.column("mlp.0", merged, merged, bias=True)
+        here.row("mlp.2", merged, out, bias=True)
+    _tower_rope(tower, hidden // heads)
+
+
 def paligemma(b: Builder) -> None:
     """models/paligemma.py."""
     vision = b.config.section("vision_config")
