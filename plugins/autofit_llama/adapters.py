@@ -66,6 +66,27 @@ def lora_bytes(
     return tuple(on_device), on_host
 
 
+def lora_compute_bytes(
+    adapters: Iterable[ModelSpec], homes: Mapping[str, int], n_devices: int, *, n_tokens: int, n_expert_used: int
+) -> tuple[tuple[int, ...], int]:
+    """By how much compute buffers grow at most, per device and on the host.
+
+    Beside the product with a weight there are, for one adapter at a time, those with its halves
+    (src/llama-graph.cpp:build_lora_mm): rows of its rank, and rows as wide as the weight's, which the sum then takes.
+    """
+    on_device, on_host = [0] * n_devices, 0
+    for adapter in adapters:
+        for base, a, b in _pairs(adapter):
+            rows = n_tokens * (n_expert_used if base.removesuffix(".weight").endswith("exps") else 1)
+            n_bytes = 4 * rows * sum(_matrix(half)[1] for half in (a, b) if half is not None)
+            home = homes.get(base, -1)
+            if home >= 0:
+                on_device[home] = max(on_device[home], n_bytes)
+            else:
+                on_host = max(on_host, n_bytes)
+    return tuple(on_device), on_host
+
+
 def check_control_vectors(vectors: Iterable[ModelSpec], hp: HParams) -> None:
     """Refuse files that llama.cpp would only complain of, to start without any control vector.
 

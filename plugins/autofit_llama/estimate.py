@@ -11,7 +11,7 @@ from autofit.domain.request import Margin
 from autofit.domain.values import dataclass, field
 
 from autofit_llama import runtime
-from autofit_llama.adapters import control_vector_bytes, lora_bytes
+from autofit_llama.adapters import control_vector_bytes, lora_bytes, lora_compute_bytes
 from autofit_llama.graph.devices import DeviceRules, rules_for
 from autofit_llama.hparams import read_hparams
 from autofit_llama.layout import Arguments, Layout, Sized, lay_out
@@ -255,13 +255,20 @@ def _adapter_items(
     items: Mapping[str, list[MemoryItem]],
     host: list[MemoryItem],
 ) -> None:
-    counted = [("LoRA adapter", lora_bytes(one, layout.weight_plan.homes, rules)) for one in run.adapters]
+    homes, hp = layout.weight_plan.homes, layout.hparams
+    counted: list[tuple[Kind, Basis, str, tuple[tuple[int, ...], int]]] = [
+        ("weights", "exact", "LoRA adapter", lora_bytes(one, homes, rules)) for one in run.adapters
+    ]
+    if run.adapters:
+        n_tokens, n_used = layout.context.n_tokens, max(hp.n_expert_used, default=1)
+        more = lora_compute_bytes(run.adapters, homes, len(rules), n_tokens=n_tokens, n_expert_used=max(n_used, 1))
+        counted.append(("compute", "derived", "products with LoRA adapters, at most", more))
     if run.has_control_vector:
-        counted.append(("control vector", control_vector_bytes(layout.hparams, layout.placement, rules)))
-    for label, (on_devices, on_host) in counted:
+        counted.append(("weights", "exact", "control vector", control_vector_bytes(hp, layout.placement, rules)))
+    for kind, basis, label, (on_devices, on_host) in counted:
         for device, n_bytes in zip(run.devices, on_devices, strict=True):
-            _add(items[device.id], "weights", n_bytes, "exact", label, "llama-adapter.cpp")
-        _add(host, "weights", on_host, "exact", label, "llama-adapter.cpp")
+            _add(items[device.id], kind, n_bytes, basis, label, "llama-adapter.cpp")
+        _add(host, kind, on_host, basis, label, "llama-adapter.cpp")
 
 
 def allocated_compute(run: Run) -> tuple[tuple[int, ...], int]:

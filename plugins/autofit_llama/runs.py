@@ -189,7 +189,7 @@ def _free_bytes(device: Device, machine: Machine) -> int:
 def _server(launch: Launch) -> Server:
     return Server(
         prompt_cache_bytes=None if launch.cache_ram_mib < 0 else launch.cache_ram_mib * MIB,
-        n_checkpoints=launch.n_checkpoints,
+        n_checkpoints=max(0, launch.n_checkpoints),
         checkpoint_min_step=launch.checkpoint_min_step,
     )
 

@@ -109,4 +109,9 @@ def test_a_lora_adapter(tmp_path: Path, n: int, where: tuple[str, ...]) -> None:
         lora = sizes(plan, f"GPU{i}", "LoRA adapter")
         weights = sizes(plan, f"GPU{i}", "weights")
         assert found[: len(weights) + len(lora)] == weights + lora
+        if lora:
+            first, again = found[-2:]
+            more = sizes(plan, f"GPU{i}", "products with LoRA adapters, at most")
+            assert [first] == computed(plan, f"GPU{i}")
+            assert first <= again <= first + sum(more)
 

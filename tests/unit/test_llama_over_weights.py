@@ -114,6 +114,16 @@ def test_adapters_that_the_engine_refuses(tmp_path: Path, metadata: dict, tensor
         check("--lora", str(path))
 
 
+def test_products_with_an_adapter_take_compute_memory(tmp_path: Path) -> None:
+    """Rows of the rank and of the weight's width, for the tokens of a micro-batch; no more for a second adapter."""
+    names = ["blk.0.ffn_up.weight", "blk.31.attn_q.weight"]
+    path = adapters.write_lora(tmp_path / "lora.gguf", autofit.read_model(LLAMA), rank=8, names=names)
+    for flag, n_ubatch in ((f"{path}", 512), (f"{path},{path}", 64)):
+        found = check("--lora", flag, "-ub", str(n_ubatch), "-ts", "1,1", on=CARDS)
+        expected = {"GPU0": 4 * n_ubatch * (14336 + 8), "GPU1": 4 * n_ubatch * (4096 + 8)}
+        assert counted(found, "products with LoRA adapters, at most") == expected
+
+
 def test_norms_of_an_adapter_are_passed_over(tmp_path: Path) -> None:
     norm = Tensor("blk.0.attn_norm.weight", (4096,))
     path = Gguf(metadata=ADAPTER, tensors=[A, B, norm]).write(tmp_path / "lora.gguf")

@@ -15,6 +15,7 @@ from autofit.domain.request import Request
 from autofit.domain.units import GIB, MIB
 from autofit.errors import EngineRefusalError, ModelNotFoundError, UsageError
 
+import descriptors
 import ggufs
 from autofit_llama.backend import LlamaBackend
 
@@ -303,3 +304,12 @@ def test_devices_that_a_pattern_names_stay_there(patterns: tuple[str, ...]) -> N
     found = autofit.plan("llama", "example:mixtral-8x7b-q4_k_m", two, engine_args=pins)
     assert found.fits
     assert figures(autofit.check(found.argv, two)) == figures(found)
+
+
+def test_fewer_checkpoints_than_none_are_none() -> None:
+    """The engine's question is whether there are more than 0."""
+    command = ["llama-server", "-m", "example:gemma", "-ctxcp"]
+    model = descriptors.spec("models", "gemma-3-4b-Q4_K_M")
+    few, none, one = (autofit.check([*command, n], machine("t4"), model=model).memory for n in ("-5", "0", "1"))
+    assert few == none
+    assert one.pool("host").used_bytes > none.pool("host").used_bytes
