@@ -11,7 +11,7 @@ from autofit.errors import UnsupportedModelError
 from autofit_llama.bound import bound_buffers
 from autofit_llama.cache import Cache, caches
 from autofit_llama.context import Context, ContextParams, resolve_context
-from autofit_llama.graph import ComputeBuffers, Replays, compute_buffers
+from autofit_llama.graph import ComputeBuffers, Known, compute_buffers
 from autofit_llama.graph.devices import DeviceRules
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.graph.model import GraphModel
@@ -69,13 +69,13 @@ class Layout:
 class Sized:
     """A model whose header has been taken apart once, to be laid out many times."""
 
-    __slots__ = ("_loaded", "hparams", "model", "replays", "tensors")
+    __slots__ = ("_loaded", "hparams", "known", "model", "tensors")
 
     def __init__(self, model: ModelSpec, hparams: HParams) -> None:
         self.model = model
         self.hparams = hparams
         self.tensors: Mapping[str, TensorInfo] = {tensor.name: tensor for tensor in model.tensors}
-        self.replays: Replays = {}
+        self.known = Known()
         self._loaded: dict[tuple[bool, LazyMode], tuple[Weight, ...]] = {}
 
     def weights(self, *, load_mtp: bool = False, lazy_mode: LazyMode = "auto") -> tuple[Weight, ...]:
@@ -135,7 +135,7 @@ def lay_out(
             devices,
             pipeline=pipeline,
             dry_run=dry_run,
-            known=sized.replays,
+            known=sized.known,
         )
         has_graph = True
     except UnsupportedModelError:

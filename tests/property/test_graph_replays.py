@@ -43,8 +43,8 @@ def test_what_is_remembered_is_what_a_replay_gives(name: str) -> None:
     n_replays, n_asked = 0, 0
     for arguments in placements(remembering.hparams.n_layer, 7):
         fresh = Sized(model, remembering.hparams)
-        n_before = len(remembering.replays)
+        n_before = len(remembering.known.replays)
         assert lay_out(remembering, devices, arguments).compute == lay_out(fresh, devices, arguments).compute
-        n_replays += len(remembering.replays) > n_before
+        n_replays += len(remembering.known.replays) > n_before
         n_asked += 1
     assert 0 < n_replays < n_asked

@@ -6,41 +6,50 @@ import pytest
 
 from autofit_llama.graph.allocator import Held
 from autofit_llama.graph.ggml import Tensor
-from autofit_llama.graph.periods import EFFORTS, Cut, Effort, choose_layers, is_periodic, moments
+from autofit_llama.graph.periods import Cut, choose_layers, is_periodic, moments
 from autofit_llama.graph.scheduler import Schedule, Split
-
-QUICK = EFFORTS[0]
 
 
 def test_a_uniform_stretch_keeps_its_lead_and_its_end() -> None:
-    assert choose_layers("a" * 10, QUICK) == ((0, 1, 2, 9), (Cut(3, 1),))
+    assert choose_layers("a" * 10) == ((0, 1, 2, 9), (Cut(3, 1),))
 
 
 def test_a_pattern_keeps_its_phase() -> None:
-    order, cuts = choose_layers("aaab" * 10, QUICK)
+    order, cuts = choose_layers("aaab" * 10)
     assert cuts == (Cut(12, 4),)
     assert order == (*range(12), *range(36, 40))
 
 
 def test_what_does_not_repeat_is_built() -> None:
-    assert choose_layers("abcdefgh", QUICK) == (tuple(range(8)), ())
-    assert choose_layers("aaaa", QUICK) == ((0, 1, 2, 3), ()), "too short to gain anything"
+    assert choose_layers("abcdefgh") == (tuple(range(8)), ())
+    assert choose_layers("aaaa") == ((0, 1, 2, 3), ()), "too short to gain anything"
 
 
 def test_stretches_follow_each_other() -> None:
-    order, cuts = choose_layers("x" + "a" * 8 + "b" * 8 + "y", QUICK)
+    order, cuts = choose_layers("x" + "a" * 8 + "b" * 8 + "y")
     assert order == (0, 1, 2, 3, 8, 9, 10, 11, 16, 17)
     assert cuts == (Cut(4, 1), Cut(8, 1))
 
 
 @pytest.mark.parametrize("n", range(13, 40))
 def test_with_slow_cycles_a_multiple_is_left_out(n: int) -> None:
-    effort = Effort(6, 6, 3)
-    order, cuts = choose_layers("a" * n, effort)
+    order, cuts = choose_layers("a" * n, {(None, "a"): 1})
     assert (n - len(order)) % 6 == 0
     assert order[-1] == n - 1
     assert len(cuts) == 1
-    assert moments(cuts, effort) == [3, 4, 5, 6]
+    assert moments(cuts[0]) == [3, 4, 5, 6]
+
+
+def test_more_effort_is_for_the_stretch_that_takes_it() -> None:
+    order, cuts = choose_layers("a" * 20 + "b" * 20, {("a", "b"): 1})
+    assert order == (0, 1, 2, 19, *range(20, 26), 38, 39)
+    assert cuts == (Cut(3, 1), Cut(10, 1, level=1))
+    assert cuts[1].edge == ("a", "b")
+
+
+def test_where_no_effort_is_enough_the_stretch_is_built() -> None:
+    assert choose_layers("a" * 20 + "b" * 20, {("a", "b"): 2}) == ((0, 1, 2, *range(19, 40)), (Cut(3, 1),))
+    assert choose_layers("a" * 20 + "b" * 8, {("a", "b"): 1}) == ((0, 1, 2, *range(19, 28)), (Cut(3, 1),))
 
 
 def _graph(*, n_blocks: int = 4, odd: int | None = None) -> tuple[Schedule, list[int]]:

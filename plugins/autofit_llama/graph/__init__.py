@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from functools import partial
+from itertools import accumulate
+from typing import NamedTuple
 
 from autofit.domain.values import dataclass, replace
 from autofit.errors import EngineRefusalError
@@ -13,11 +15,12 @@ from autofit_llama.graph.builder import HYPER_OPS, Builder, Fused, Graph
 from autofit_llama.graph.devices import DeviceRules
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.graph.model import GraphModel
-from autofit_llama.graph.periods import EFFORTS, Cut, Effort, choose_layers, is_periodic, moments
+from autofit_llama.graph.periods import Cut, Edge, choose_layers, is_periodic, moments
 from autofit_llama.graph.scheduler import PIPELINE_COPIES, Schedule, Scheduler
 
 #: architectures whose last reserve is a prompt of one sequence: decays grow with its square
 _ONE_SEQUENCE = frozenset({"kimi-linear", "minimax-01"})
+_ATTEMPTS = 3  #: at leaving blocks out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +34,30 @@ class ComputeBuffers:
     n_splits: int
 
 
-Replays = dict[Hashable, tuple[list[int], int] | None]
-"""What replays of one model came to, by everything that they depend on; `None`: blocks could not be left out."""
+class Replay(NamedTuple):
+    """Bytes of every backend's buffer, and how many splits; not to be believed if blocks were left out in `vain`."""
+
+    sizes: list[int]
+    n_splits: int
+    vain: tuple[Cut, ...] = ()
+
+
+class Known:
+    """What replays of one model came to, by everything that they depend on.
+
+    Placements that differ in how many equal blocks follow each other alone are one and the same when shortened.
+    """
+
+    __slots__ = ("_numbers", "levels", "replays")
+
+    def __init__(self) -> None:
+        self.replays: dict[Hashable, Replay] = {}
+        self.levels: dict[Hashable, dict[Edge, int]] = {}  #: efforts of stretches, by backends
+        self._numbers: dict[Hashable, int] = {}
+
+    def number(self, value: Hashable) -> int:
+        """The same for equal values, and quick to compare."""
+        return self._numbers.setdefault(value, len(self._numbers))
 
 
 def compute_buffers(
@@ -42,14 +67,13 @@ def compute_buffers(
     pipeline: bool = False,
     dry_run: bool = False,
     shorten: bool = True,
-    known: Replays | None = None,
+    known: Known | None = None,
 ) -> ComputeBuffers:
     """What llama-context.cpp:sched_reserve reserves.
 
     `pipeline`: several micro-batches in flight, if every device can. `dry_run`: the figure of the engine's
-    own dry run, which forgets where norms are pinned. `shorten=False` builds every block. `known` are replays of
-    this model, to which new ones are added: placements that differ in how many equal blocks follow each other alone
-    are one and the same when shortened.
+    own dry run, which forgets where norms are pinned. `shorten=False` builds every block. `known` is of this model,
+    and learns.
 
     Raises:
         UnsupportedModelError: no graph for this architecture.
@@ -64,9 +88,8 @@ def compute_buffers(
 
     n_tokens, n_seqs, n_outputs = context.n_tokens, context.n_seq_max, context.n_outputs
     signatures = _signatures(builder, model) if shorten else None
-    known = {} if known is None else known
-    reserve = partial(_reserve, builder, model, scheduler, resolved, signatures, known)
-    sizes, n_splits = reserve(n_tokens, n_seqs, n_outputs, pinned=not dry_run)
+    reserve = partial(_reserve, builder, model, scheduler, resolved, signatures, known or Known())
+    sizes, n_splits, _ = reserve(n_tokens, n_seqs, n_outputs, pinned=not dry_run)
     one_sequence = model.hparams.arch in _ONE_SEQUENCE
     if one_sequence and n_tokens % model.n_streams and not all(model.hparams.is_recr[:-1]):
         raise EngineRefusalError(
@@ -78,7 +101,7 @@ def compute_buffers(
         if one_sequence:
             reserves.append((n_tokens, 1, n_outputs))
         for batch in reserves:
-            more, _ = reserve(*batch, pinned=True)
+            more = reserve(*batch, pinned=True).sizes
             sizes = [max(a, b) for a, b in zip(sizes, more, strict=True)]
     return ComputeBuffers(
         device_bytes=tuple(sizes[:-1]),
@@ -130,7 +153,7 @@ def _resolve(builder: Builder, model: GraphModel, scheduler: Scheduler, flash_at
 
 def _all_on_device(builder: Builder, model: GraphModel, scheduler: Scheduler, fusions: _Fusions, kind: str) -> bool:
     n_seqs = model.context.n_seq_max
-    order, _ = choose_layers(_signatures(builder, model), EFFORTS[0])
+    order, _ = choose_layers(_signatures(builder, model))
     g = _graph(builder, model, fusions, n_seqs, n_seqs, n_seqs, order)
     _pin(g, scheduler)
     scheduler.assign(g.leafs, g.nodes)
@@ -155,14 +178,14 @@ def _reserve(
     scheduler: Scheduler,
     fusions: _Fusions,
     signatures: Sequence[Hashable] | None,
-    known: Replays,
+    known: Known,
     n_tokens: int,
     n_seqs: int,
     n_outputs: int,
     *,
     pinned: bool,
-) -> tuple[list[int], int]:
-    """Bytes of every backend's buffer, and how many splits; without `signatures` every block is built."""
+) -> Replay:
+    """One reserve; without `signatures` every block is built."""
 
     def scheduled(order: tuple[int, ...]) -> tuple[Graph, Schedule]:
         g = _graph(builder, model, fusions, n_tokens, n_seqs, n_outputs, order)
@@ -171,50 +194,47 @@ def _reserve(
         scheduler.assign(g.leafs, g.nodes)
         return g, scheduler.split(g.leafs, g.nodes)
 
-    def shortened(order: tuple[int, ...], cuts: tuple[Cut, ...], effort: Effort) -> tuple[list[int], int] | None:
+    def replayed(order: tuple[int, ...], cuts: tuple[Cut, ...]) -> Replay:
         g, schedule = scheduled(order)
+        if not cuts:
+            return Replay(scheduler.reserve(schedule)[0], len(schedule.splits))
         if len(g.starts) != len(order) + 1:
-            return None
-        at = [schedule.position[g.starts[i]] for i in moments(cuts, effort)]
-        sizes, states = scheduler.reserve(schedule, at)
-        n = effort.cycle + 1
-        if all(
-            is_periodic(schedule, g.starts, cut, states[i * n : i * n + n], n_copies=scheduler.n_copies)
-            for i, cut in enumerate(cuts)
-        ):
-            return sizes, len(schedule.splits)
-        return None
+            return Replay([], 0, cuts)
+        at = [moments(cut) for cut in cuts]
+        sizes, states = scheduler.reserve(schedule, [schedule.position[g.starts[i]] for each in at for i in each])
+        ends = list(accumulate(map(len, at)))
+        vain = [
+            cut
+            for cut, each, end in zip(cuts, at, ends, strict=True)
+            if not is_periodic(schedule, g.starts, cut, states[end - len(each) : end], n_copies=scheduler.n_copies)
+        ]
+        return Replay(sizes, len(schedule.splits), tuple(vain))
 
-    def whole() -> tuple[list[int], int]:
-        _, schedule = scheduled(tuple(range(model.hparams.n_layer)))
-        return scheduler.reserve(schedule)[0], len(schedule.splits)
-
+    every = tuple(range(model.hparams.n_layer))
     if signatures is None:
-        return whole()
+        return replayed(every, ())
     copies = _copies(model)
-    blocks = [(signature, copies.get(il)) for il, signature in enumerate(signatures)]
+    blocks = [known.number((signature, copies.get(il))) for il, signature in enumerate(signatures)]
+    backends = scheduler.devices, scheduler.n_copies
     beside = (
-        (n_tokens, n_seqs, n_outputs, pinned, fusions, model.context, scheduler.devices, scheduler.n_copies),
+        (n_tokens, n_seqs, n_outputs, pinned, fusions, model.context, backends),
         tuple((name, home) for name, home in model.homes.items() if not name.startswith("blk.")),
         (copies.get(model.hparams.n_layer_all), tuple(model.layer_dev[len(blocks) :]), model.full_offload),
     )
-    # An effort that was not enough on these devices is seldom enough for another placement on them.
-    vain: dict[Effort, Hashable] = {effort: (effort, scheduler.devices, scheduler.n_copies) for effort in EFFORTS}
-    for effort in sorted(EFFORTS, key=lambda effort: vain[effort] in known):
-        order, cuts = choose_layers(signatures, effort)
-        if not cuts:
-            continue
-        key: Hashable = beside, effort, cuts, tuple([blocks[il] for il in order])
-        if key not in known:
-            known[key] = shortened(order, cuts, effort)
-        found = known[key]
-        if found is not None:
+    levels = known.levels.setdefault(backends, {})
+    for _ in range(_ATTEMPTS):
+        order, cuts = choose_layers(blocks, levels)
+        key = beside, cuts, tuple([blocks[il] for il in order])
+        found = known.replays.get(key)
+        if found is None:
+            found = known.replays[key] = replayed(order, cuts)
+        if not found.vain:
             return found
-        known[vain[effort]] = None
-    key = beside, None, (), tuple(blocks)
-    found = known.get(key)
+        levels.update((cut.edge, cut.level + 1) for cut in found.vain)
+    key = beside, (), tuple(blocks)
+    found = known.replays.get(key)
     if found is None:
-        found = known[key] = whole()
+        found = known.replays[key] = replayed(every, ())
     return found
 
 

@@ -8,10 +8,10 @@ itself (see `is_periodic`).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
 
-from autofit.domain.values import dataclass
+from autofit.domain.values import dataclass, field
 
 from autofit_llama.graph.allocator import Held
 from autofit_llama.graph.scheduler import Schedule
@@ -30,27 +30,49 @@ class Effort:
     skip: int
     cycle: int
 
+    @property
+    def fewest(self) -> int:
+        """Periods of a stretch of which any can be left out."""
+        return self.lead + 1 + self.skip
 
-#: tried in turn; where none is enough, everything is built
+
+#: tried in turn for every stretch; where none is enough, everything is built
 EFFORTS = (Effort(3, 1, 1), Effort(6, 6, 3))
+
+Edge = tuple[Hashable, Hashable]
+"""How a stretch begins: the block before it, and its first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Blocks are left out after the first `after` built ones; `period` blocks repeat there."""
+    """Blocks are left out after the first `after` built ones; `period` blocks repeat there.
+
+    `level` is the effort's, `edge` how the stretch begins.
+    """
 
     after: int
     period: int
+    level: int = 0
+    edge: Edge = field(default=(None, None), compare=False)
+
+    @property
+    def effort(self) -> Effort:
+        return EFFORTS[self.level]
 
 
-def choose_layers(signatures: Sequence[Hashable], effort: Effort) -> tuple[tuple[int, ...], tuple[Cut, ...]]:
+_EASY: Mapping[Edge, int] = {}
+
+
+def choose_layers(
+    signatures: Sequence[Hashable], levels: Mapping[Edge, int] = _EASY
+) -> tuple[tuple[int, ...], tuple[Cut, ...]]:
     """The blocks to build, in order, and where some were left out.
 
     `signatures[i]` is equal for two blocks if they give the same nodes. Of every stretch that repeats with a
-    period the first `effort.lead` periods and at least one more are kept, and what does not make a full
-    period.
+    period the first periods (as many as the effort says) and at least one more are kept, and what does not make a full
+    period. `levels` are the efforts of stretches for which the first is not enough.
     """
-    n, fewest = len(signatures), effort.lead + 1 + effort.skip
+    n, fewest = len(signatures), EFFORTS[0].fewest
     order: list[int] = []
     cuts: list[Cut] = []
     i = 0
@@ -66,21 +88,21 @@ def choose_layers(signatures: Sequence[Hashable], effort: Effort) -> tuple[tuple
             order.append(i)
             i += 1
             continue
-        n_periods = (best_end - i) // best_period
-        left_out = (n_periods - effort.lead - 1) // effort.skip * effort.skip
-        resume = i + (effort.lead + left_out) * best_period
-        order += range(i, i + effort.lead * best_period)
-        cuts.append(Cut(len(order), best_period))
-        order += range(resume, best_end)
+        edge = signatures[i - 1] if i else None, signatures[i]
+        level, n_periods = levels.get(edge, 0), (best_end - i) // best_period
+        if level < len(EFFORTS) and n_periods >= EFFORTS[level].fewest:
+            effort = EFFORTS[level]
+            order += range(i, i + effort.lead * best_period)
+            cuts.append(Cut(len(order), best_period, level, edge))
+            i += (effort.lead + (n_periods - effort.lead - 1) // effort.skip * effort.skip) * best_period
+        order += range(i, best_end)
         i = best_end
     return tuple(order), tuple(cuts)
 
 
-def moments(cuts: Sequence[Cut], effort: Effort) -> list[int]:
-    """At which built blocks the allocator's state is needed: for each cut, `cycle` periods before it and up
-    to it.
-    """
-    return [cut.after - k * cut.period for cut in cuts for k in range(effort.cycle, -1, -1)]
+def moments(cut: Cut) -> list[int]:
+    """At which built blocks the allocator's state is needed: up to `cycle` periods before the cut, and there."""
+    return [cut.after - k * cut.period for k in range(cut.effort.cycle, -1, -1)]
 
 
 def is_periodic(
