@@ -29,7 +29,7 @@ MAX_TENSORS = 1 << 18  #: of one file
 MAX_JSON_BYTES = 1 << 26
 BESIDE = ("generation_config", "quantize_config", "quant_config", "hf_quant_config", "adapter_config")
 INDEX_SUFFIX = ".safetensors.index.json"
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors", re.DOTALL | re.ASCII)
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5,6})\.safetensors", re.DOTALL | re.ASCII)
 
 
 class Header(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, ClassVar
 
 from autofit.backend import Backend, ParsedCommand
@@ -27,7 +28,7 @@ from autofit_vllm.draft import (
 from autofit_vllm.flags import AUTO_LENGTH
 from autofit_vllm.kv import plan_kv
 from autofit_vllm.model import StageWeights, VllmModel, Vocabulary
-from autofit_vllm.plan import Evaluation, build_plan, evaluate, gpu_of, keyword_arguments, ranks_of
+from autofit_vllm.plan import Evaluation, build_plan, check_dtype, evaluate, gpu_of, keyword_arguments, ranks_of
 from autofit_vllm.quantization import Quantization, quantization_for
 from autofit_vllm.settings import VllmSettings, parse_command
 
@@ -98,6 +99,7 @@ class VllmBackend(Backend):
         config = resolve(settings, vllm_model, gpu, quantization=quantization, n_gpus=n_gpus)
         if isinstance(stated, tuple) and len(stated) != config.parallel.pp:
             raise UsageError(f"available_kv_bytes has {len(stated)} values for {config.parallel.pp} pipeline stages")
+        check_dtype(config.dtype, devices[: config.parallel.world_size * config.parallel.dp])
         weights = weigh(vllm_model, config, settings, quantization, draft)
         kv = plan_kv(vllm_model, config)
         return evaluate(
@@ -117,7 +119,7 @@ class VllmBackend(Backend):
         from autofit_vllm.plan_explain import explain
         from autofit_vllm.solve import Problem, solve
 
-        reference = request.model_reference or model.name
+        reference = _directory_of(request.model_reference or model.name)
         _, settings = parse_command(
             [*SERVE, *request.engine_args], request.engine_env, version=request.engine_version, model=reference
         )
@@ -172,6 +174,12 @@ def _kv_bytes(stated: Any) -> int | tuple[int, ...] | None:
             f"available_kv_bytes is bytes, or a list of them with one per pipeline stage, not {stated!r:.60}"
         )
     return each if isinstance(stated, (list, tuple)) else each[0]
+
+
+def _directory_of(reference: str) -> str:
+    """vLLM is started with a directory, though a file of it was named."""
+    path = PurePath(reference)
+    return str(path.parent) if path.suffix in (".safetensors", ".json") else reference
 
 
 def _version(version: str) -> Any:

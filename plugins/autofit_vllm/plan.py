@@ -137,6 +137,21 @@ class Evaluation:
         return sum(sharing) if sharing else sum(item.n_bytes for item in host_items(self))
 
 
+def check_dtype(dtype: str, devices: Sequence[Device]) -> None:
+    """Every worker asks its own GPU, not only the first (v1/worker/gpu_worker.py:init_device).
+
+    Raises:
+        EngineRefusalError
+    """
+    old = next((d for d in devices if d.compute_capability and d.compute_capability < (8, 0)), None)
+    if dtype == "bfloat16" and old is not None and old.compute_capability is not None:
+        raise EngineRefusalError(
+            f"Bfloat16 is only supported on GPUs with compute capability of at least 8.0; {old.id} ({old.name}) has "
+            f"{old.compute_capability[0]}.{old.compute_capability[1]}",
+            hint="use --dtype half",
+        )
+
+
 def ranks_of(devices: Sequence[Device], config: EngineConfig, margins: Sequence[Margin] = ()) -> tuple[Rank, ...]:
     """Devices in rank order (DP x PP x PCP x TP), as vLLM numbers them."""
     parallel = config.parallel
@@ -418,6 +433,8 @@ def build_plan(
     # A stated KV memory replaces the accounting: whether weights fit beside it is not asked. On the CPU
     # it is main memory, which holds everything else too.
     asked = evaluation.config.gpu.cpu or not evaluation.given_kv
+    if asked and host.shortfall_bytes > 0 and (evaluation.fits or not any(r.n_sharing for r in evaluation.ranks)):
+        own.append(_host_finding(host))
     fits = evaluation.fits and not (asked and host.shortfall_bytes > 0)
     return Plan(
         backend="vllm",
@@ -434,6 +451,17 @@ def build_plan(
         findings=(*own, *findings),
         engine_report=report(evaluation),
         engine_version=evaluation.settings.version.version,
+    )
+
+
+def _host_finding(host: PoolUse) -> Finding:
+    """Main memory is short; what takes most of it is named."""
+    most = max(host.items, key=lambda item: item.n_bytes if item.kind != "reserve" else 0)
+    return Finding(
+        severity="error",
+        code="host-memory",
+        message=f"{host.name} lacks {format_bytes(host.shortfall_bytes)}: {most.label} alone take "
+        f"{format_bytes(most.n_bytes)} of the {format_bytes(host.free_bytes or 0)} that are free",
     )
 
 
@@ -465,6 +493,7 @@ def findings_of(evaluation: Evaluation, machine: Machine) -> list[Finding]:
                 f"({capacity.n_blocks}); use --max-num-seqs {capacity.n_blocks} or less",
             )
         )
+    found += _device_findings(evaluation)
     moves = bool(evaluation.offload or evaluation.settings.kv_offloading_size)
     if moves and any(rank.n_sharing for rank in evaluation.ranks):
         found.append(
@@ -516,6 +545,32 @@ def findings_of(evaluation: Evaluation, machine: Machine) -> list[Finding]:
     return found
 
 
+def _device_findings(evaluation: Evaluation) -> list[Finding]:
+    """What the kind of GPU, or weights that are not on it, mean for the run."""
+    config, found = evaluation.config, []
+    least = evaluation.settings.version.least_capability
+    old = next((r.device for r in evaluation.ranks if (r.device.compute_capability or least) < least), None)
+    if old is not None and old.compute_capability is not None:
+        have, need = (f"{cc[0]}.{cc[1]}" for cc in (old.compute_capability, least))
+        message = (
+            f"vLLM {evaluation.settings.version.version} is published for compute capability {need} and newer; "
+            f"{old.name} has {have}: it would have to be built from source, and may lack kernels"
+        )
+        found.append(Finding(severity="warning", code="old-gpu", message=message))
+    if config.dtype == "float32" and evaluation.model.dtype != "float32":
+        message = (
+            f"the model runs in float32 here: {config.gpu.name} has no bfloat16, and vLLM does not run "
+            f"{evaluation.model.model_type} in float16; weights and cache take twice the memory"
+        )
+        if evaluation.settings.dtype != "float32" or not evaluation.settings.pins("dtype"):
+            found.append(Finding(severity="warning", code="float32", message=message))
+    if evaluation.offload is not None and not any(rank.n_sharing for rank in evaluation.ranks):
+        moved = format_bytes(sum(evaluation.offload.moved) * config.parallel.tp * config.parallel.dp)
+        message = f"{moved} of weights stay in main memory, which decides the speed"
+        found.append(Finding(severity="info", code="weights-on-host", message=message))
+    return found
+
+
 def _start_findings(evaluation: Evaluation) -> list[Finding]:
     """The check at start: so much must be free (v1/worker/utils.py:request_memory)."""
     found = []
@@ -536,14 +591,15 @@ def _start_findings(evaluation: Evaluation) -> list[Finding]:
             )
             break
     if evaluation.overrun_bytes and not found:
-        found.append(
-            Finding(
-                severity="error",
-                code="out-of-memory",
-                message=f"{format_bytes(evaluation.overrun_bytes)} more than {_allowed(evaluation)}: graphs, tables "
-                "and workspaces come on top of the utilization; lower --gpu-memory-utilization",
-            )
+        pins = evaluation.settings.pins
+        pinned = next((flag_of(n) for n in ("num_gpu_blocks_override", "kv_cache_memory_bytes") if pins(n)), None)
+        why = (
+            f"{pinned} is taken as it is; lower it"
+            if pinned
+            else "graphs, tables and workspaces come on top of the utilization; lower --gpu-memory-utilization"
         )
+        message = f"{format_bytes(evaluation.overrun_bytes)} more than {_allowed(evaluation)}: {why}"
+        found.append(Finding(severity="error", code="out-of-memory", message=message))
     return found
 
 

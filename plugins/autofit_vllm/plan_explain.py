@@ -125,7 +125,8 @@ def decisions(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
 def _origin(problem: Problem, name: str) -> Origin:
     wishes = {"max_model_len": "context_tokens", "max_num_seqs": "n_parallel", "kv_cache_dtype": "kv"}
     wish = wishes.get(name)
-    if wish is not None and getattr(problem.request, wish):
+    slots = name == "max_num_seqs" and problem.n_slots is None
+    if wish is not None and getattr(problem.request, wish) and not slots:
         origin = problem.request.origin(wish)
         return origin if origin != "engine default" else "user"
     return "solved"
@@ -161,7 +162,7 @@ def _because_length(problem: Problem, best: Candidate) -> str:
 
 def _because_sequences(problem: Problem, best: Candidate) -> str:
     config = best.evaluation.config
-    if problem.request.n_parallel is not None:
+    if problem.n_slots is not None:
         return "as wished"
     own = config.max_num_seqs * best.evaluation.model.vocab_size * 4
     return f"vLLM's default depends on the GPU; {config.max_num_seqs} slots cost {format_bytes(own)} of counters"
@@ -337,7 +338,10 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
         return []
     evaluation = best.evaluation
     n, length = problem.n_parallel, evaluation.config.max_model_len
-    shortfall = max(evaluation.shortfall_bytes, *_lacks(evaluation, length, n))
+    lacks = _lacks(evaluation, length, n)
+    if max(lacks) <= 0 and (evaluation.shortfall_bytes > 0 or evaluation.overrun_bytes):
+        return []  # a pinned budget does not fit what is free, which is told already
+    shortfall = max(evaluation.shortfall_bytes, *lacks)
     fullest = min(evaluation.ranks, key=lambda rank: evaluation.available_bytes[rank.stage], default=None)
     where = fullest.device.id if fullest else "the GPU"
     load = f"{n} sequences of {length} tokens" if n > 1 else f"{length} tokens"

@@ -19,12 +19,12 @@ from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
 from autofit.speed import Roofline
 
-from autofit_vllm.defaults import EngineConfig, Gpu, batch_defaults, possible_tp, resolve
+from autofit_vllm.defaults import EngineConfig, Gpu, batch_defaults, possible_tp, resolve, supported_dtypes
 from autofit_vllm.flags import AUTO_LENGTH
 from autofit_vllm.kv import KvPlan, plan_kv
 from autofit_vllm.model import Parallel, StageWeights, VllmModel
 from autofit_vllm.offload import Offload, given_offload, movable_bytes, smallest_offload, smallest_prefetch
-from autofit_vllm.plan import Evaluation, Rank, evaluate, gpu_of, ranks_of, replace_settings
+from autofit_vllm.plan import Evaluation, Rank, check_dtype, evaluate, gpu_of, ranks_of, replace_settings
 from autofit_vllm.plan_speed import speed_of
 from autofit_vllm.quantization import NONE, Quantization
 from autofit_vllm.settings import VllmSettings
@@ -90,6 +90,12 @@ class Problem:
     @property
     def n_parallel(self) -> int:
         return self.request.n_parallel or 1
+
+    @property
+    def n_slots(self) -> int | None:
+        """`--max-num-seqs` as it was wished; what a preset asks for throughput is the least."""
+        least = self.request.prefer == "throughput" and self.request.origin("n_parallel") == "preset"
+        return None if least else self.request.n_parallel
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -310,7 +316,7 @@ def kv_dtypes(problem: Problem) -> list[str | None]:
         return [None]
     if wish == "auto":
         return [None] if problem.request.prefer == "quality" else [None, LOSSY_KV]
-    return [wish]
+    return [{"f16": "float16", "bf16": "bfloat16"}.get(wish, wish)]
 
 
 # -- One layout ------------------------------------------------------------------------------------
@@ -332,7 +338,7 @@ def _best(problem: Problem, base: _Base, target: int) -> Candidate:
         return best
     found: Candidate | None = None
     for tokens, seqs in steps[:-1]:
-        if seqs < FEW_SEQUENCES and problem.request.n_parallel is None and found is not None and found.fits:
+        if seqs < FEW_SEQUENCES and problem.n_slots is None and found is not None and found.fits:
             break
         candidate = base.candidate(tokens, seqs)
         if candidate.fits and candidate.length >= target:
@@ -357,13 +363,13 @@ def _ladder(problem: Problem, base: _Base) -> Iterator[tuple[int, int]]:
     tokens0, seqs0 = batch_defaults(base.config.gpu, world_size=base.config.parallel.world_size)
     if problem.request.prefer == "throughput":
         tokens0, seqs0 = max(tokens0, 8192), max(seqs0, 512)
-    wanted = problem.request.n_parallel
+    wanted = problem.n_slots
     if settings.max_num_seqs is not None:
         all_seqs: Sequence[int] = (settings.max_num_seqs,)
     elif wanted is not None:
         all_seqs = (wanted,)
     else:
-        all_seqs = [n for n in SEQUENCES if n <= seqs0]
+        all_seqs = [n for n in SEQUENCES if problem.n_parallel <= n <= seqs0] or [problem.n_parallel]
     if settings.max_num_batched_tokens is not None:
         all_tokens: Sequence[int] = (settings.max_num_batched_tokens,)
     else:
@@ -406,6 +412,13 @@ class _Base:
         settings = _with(problem, layout, values, max_model_len=problem.lengths[0])
         gpu = gpu_of(devices)
         config = problem.resolve(settings, gpu)
+        used = devices[: layout.world_size]
+        oldest = min(used, key=lambda device: device.compute_capability or (0, 0), default=None)
+        if oldest is not None and not settings.pins("dtype") and config.dtype not in supported_dtypes(gpu_of([oldest])):
+            values = {**values, "dtype": problem.resolve(settings, gpu_of([oldest])).dtype}
+            settings = _with(problem, layout, values, max_model_len=problem.lengths[0])
+            config = problem.resolve(settings, gpu)
+        check_dtype(config.dtype, used)
         weights = problem.weigh(config)
         return cls(
             problem=problem,
@@ -488,6 +501,7 @@ class _Base:
         """Settings in the order of the command line: layout, length, batch, memory, type."""
         config = evaluation.config
         values = dict(self.values)
+        values.pop("dtype", None)
         kv_dtype = values.pop("kv_cache_dtype", None)
         eager = values.pop("enforce_eager", None)
         values["max_model_len"] = evaluation.capacity.max_model_len if evaluation.capacity else config.max_model_len

@@ -17,6 +17,7 @@ class VersionFacts:
     flags_file: str
     default_gpu_memory_utilization: float  #: config/cache.py:CacheConfig.gpu_memory_utilization
     cudagraph_estimate_deducted: bool  #: envs.py:VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
+    least_capability: tuple[int, int]  #: the oldest GPUs that the published wheel holds kernels for
 
 
 VERSIONS: dict[str, VersionFacts] = {
@@ -25,6 +26,7 @@ VERSIONS: dict[str, VersionFacts] = {
         flags_file="flags-0.33.0.json",
         default_gpu_memory_utilization=0.92,
         cudagraph_estimate_deducted=True,
+        least_capability=(7, 5),
     ),
 }
 

@@ -45,6 +45,14 @@ def test_directory_index_and_any_shard_are_the_same_model(tmp_path: Path, refere
     assert (model.hidden_elements, model.n_vocab, model.context_train_tokens) == (64, 100, 2048)
 
 
+def test_the_number_of_shards_may_have_six_digits(tmp_path: Path) -> None:
+    """As DeepSeek-V3's files are called."""
+    for number in (1, 2):
+        tensors = {f"model.layers.{number}.a": ("F32", (2, 3))}
+        sf.write_tensors(tmp_path / f"model-0000{number}-of-000002.safetensors", tensors)
+    assert len(read_safetensors(tmp_path / "model-00002-of-000002.safetensors").tensors) == 2
+
+
 def test_a_configuration_alone(tmp_path: Path) -> None:
     path = sf.write_model(tmp_path) / "config.json"
     model = read_safetensors(path)

@@ -590,3 +590,85 @@ def test_a_model_that_is_named_twice(args: list[str]) -> None:
         check(SMALL, *args)
     for spelling in (["--model", str(SMALL)], [f"--model={SMALL}"], ["--model", str(SMALL), "--model", "other"]):
         assert autofit.check(["vllm", "serve", "--seed", "1", *spelling], CARD).fits
+
+
+# -- what a person who runs vLLM would call wrong -------------------------------------------------------
+
+
+def test_too_little_main_memory_is_said() -> None:
+    found = plan(LLAMA, machine=autofit.load_machine("rtx-4090", ram="2GiB"))
+    assert not found.fits
+    (finding,) = found.findings
+    assert finding.message.startswith("host lacks 1.50 GiB: server and 1 worker alone take 3.50 GiB")
+    box = autofit.load_machine("cpu", ram="16GiB")
+    found = autofit.check(["vllm", "serve", str(LLAMA)], box, environ={"VLLM_CPU_KVCACHE_SPACE": "8"})
+    assert any("parameters alone take" in finding.message for finding in found.findings)
+
+
+def test_every_gpu_must_run_the_type() -> None:
+    """vLLM decides by the first GPU, and the worker on a T4 then refuses bfloat16."""
+    mixed = autofit.load_machine("rtx-4090", "t4", ram="64GiB")
+    with pytest.raises(EngineRefusalError, match=r"GPU1 \(Tesla T4\) has 7\.5") as caught:
+        check(QWEN, "-tp", "2", "--max-model-len", "4096", machine=mixed)
+    assert caught.value.hint == "use --dtype half"
+    found = plan(CONFIGS / "qwen2.5-14b", machine=mixed)
+    assert found.fits
+    assert len(found.memory.pools) == 3
+    assert found.argv[found.argv.index("--dtype") + 1] == "float16"
+    assert check(CONFIGS / "qwen2.5-14b", *found.argv[3:], machine=mixed, environ=found.env).fits
+    with pytest.raises(EngineRefusalError, match="Bfloat16 is only supported"):
+        plan(QWEN, "-tp", "2", "--dtype", "bfloat16", machine=mixed)
+
+
+def test_cache_types_under_our_own_names() -> None:
+    assert plan(LLAMA, kv="bf16").kwargs["kv_cache_dtype"] == "bfloat16"
+    with pytest.raises(EngineRefusalError, match="Please set `--kv-cache-dtype` to `auto` or `bfloat16`"):
+        plan(LLAMA, kv="f16")
+
+
+def test_a_preset_for_many_users_leaves_the_engine_its_slots() -> None:
+    """What the preset says is guaranteed room; vLLM may run more of shorter ones."""
+    machine = autofit.load_machine("h100-80gb", ram="64GiB")
+    many = plan(QWEN, machine=machine, preset="throughput")
+    assert many.fits
+    assert many.engine_report["max_num_seqs"] == 1024
+    assert many.engine_report["kv_cache_tokens"] >= 8 * 8192  # type: ignore[operator]
+    wished = plan(QWEN, machine=machine, preset="throughput", parallel=8)
+    assert wished.engine_report["max_num_seqs"] == 8
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--kv-cache-memory-bytes", "40G"], "--kv-cache-memory-bytes is taken as it is; lower it"),
+        (["--num-gpu-blocks-override", "100000"], "--num-gpu-blocks-override is taken as it is; lower it"),
+        (["--gpu-memory-utilization", "0.99"], "at most 0.98 will start"),
+    ],
+)
+def test_a_pinned_budget_that_is_not_there(args: list[str], message: str) -> None:
+    found = plan(QWEN, *args)
+    assert not found.fits
+    (error,) = [finding for finding in found.findings if finding.severity == "error"]
+    assert message in error.message
+
+
+def test_gpus_older_than_the_wheel() -> None:
+    assert "old-gpu" in codes(plan(SMALL, machine=autofit.load_machine("p40", ram="64GiB")))
+    assert "old-gpu" not in codes(plan(SMALL, machine=autofit.load_machine("t4", ram="64GiB")))
+
+
+def test_single_precision_for_want_of_another_is_said() -> None:
+    eight = autofit.load_machine(*["t4"] * 8, ram="256GiB")
+    assert "float32" in codes(plan(CONFIGS / "gemma3-27b-text", machine=eight))
+    assert "float32" not in codes(plan(SMALL, "--dtype", "float32", machine=eight))
+
+
+def test_weights_in_main_memory_are_said() -> None:
+    found = plan(LLAMA, machine=autofit.load_machine("rtx-3060-12gb", ram="64GiB"))
+    (finding,) = [finding for finding in found.findings if finding.code == "weights-on-host"]
+    assert "which decides the speed" in finding.message
+
+
+def test_vllm_is_started_with_a_directory() -> None:
+    found = plan(LLAMA / "config.json")
+    assert found.argv[2] == found.kwargs["model"] == str(LLAMA)
