@@ -24,6 +24,7 @@ COMFORTABLE_TOKENS = 32_768
 """The context that `auto` takes of main memory at most, since other programs need it too."""
 FLOORS = (1.0, 2.0, 5.0, 10.0)  #: tokens/s: barely usable, slow, reading speed, comfortable
 KV_GAIN = 1.05  #: how much faster a lossy cache has to make decoding before it is chosen for that alone
+CONTEXT_STEPS = 128
 SMALL_UBATCHES = (256, 128)
 LARGE_UBATCHES = (4096, 2048, 1024)
 
@@ -150,14 +151,17 @@ def _longest(search: Search, goals: Goals, kv: tuple[str, str]) -> Found | None:
         found = at(n_ctx)
         return found is not None and goals.rate(found.seconds) >= floor
 
-    n_ctx = largest(passes, goals.least, goals.most, step=_step(goals.most))
-    found = at(goals.least if n_ctx is None else n_ctx)
+    steps = _steps(goals.least, goals.most)
+    last = largest(lambda k: passes(steps[k]), 0, len(steps) - 1)
+    found = at(steps[last or 0])
     return found if found is None else stretch(search, found, goals.most_of(search, found))
 
 
-def _step(most: int) -> int:
-    """How finely a context is looked for: to a 64th of the longest."""
-    return max(CELL_PADDING, most // 64 // CELL_PADDING * CELL_PADDING)
+def _steps(least: int, most: int) -> Sequence[int]:
+    """The contexts among which one is looked for, each longer than the one before by the same factor."""
+    lengths = (int(least * (most / least) ** (k / CONTEXT_STEPS)) for k in range(CONTEXT_STEPS))
+    padded = {n // CELL_PADDING * CELL_PADDING for n in lengths}
+    return [least, *sorted(n for n in padded if least < n < most), most]
 
 
 def stretch(search: Search, found: Found, most: int) -> Found:

@@ -74,6 +74,16 @@ def test_max_is_the_longest_at_a_decode_floor() -> None:
     assert long.fits
 
 
+@pytest.mark.parametrize("gib", [16, 24, 32])
+def test_the_longest_context_is_found_in_any_range(gib: int) -> None:
+    """A model trained for ten million tokens on a card that holds some ten thousand of them."""
+    on = machine(card(0, gib, speed=400_000_000_000))
+    found = plan(on, model="llama-4-scout-Q4_K_M", context_tokens=0, n_parallel=2)
+    assert found.fits
+    assert found.context_tokens is not None
+    assert 25_000 < found.context_tokens < 250_000
+
+
 def test_experts_stay_in_ram_by_the_shortest_flags() -> None:
     found = plan(machine(card(0, 12)), model=EXPERTS)
     assert value(found, "-ngl") == "33"
