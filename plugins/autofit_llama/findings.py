@@ -120,13 +120,22 @@ def _prompt_cache(run: Run, memory: Memory) -> Iterator[Finding]:
 
 
 def _context(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
-    if any(flag.option.key in _STRETCHES for flag in reading.flags):
+    """Contexts beyond the trained one; servers hold each slot to that, stretched or not (server-context.cpp)."""
+    context, trained = found.layout.context, run.sized.hparams.n_ctx_train
+    n_ctx, shared = context.n_ctx_seq, context.kv_unified and context.n_seq_max > 1
+    if not trained or n_ctx <= max(trained, 256):
         return
-    trained, n_ctx = run.sized.hparams.n_ctx_train, found.layout.context.n_ctx_seq
-    if trained and n_ctx > max(trained, 256):
-        message = (
-            f"{n_ctx} tokens per sequence, but the model was trained for {trained}: it needs RoPE scaling"
-        )
+    key = f"{run.sized.hparams.arch}.context_length=int:{n_ctx}"
+    if run.server is not None and shared and context.n_ctx <= trained * context.n_seq_max:
+        slots = f"{context.n_seq_max} slots, each held to the {trained} that the model was trained for"
+        message = f"{n_ctx} tokens are shared by {slots}"
+        yield _finding("info", "slots-share-context", message)
+    elif run.server is not None:
+        message = f"{n_ctx} tokens per sequence, but {reading.program} holds a slot to the {trained} that the model was"
+        message += f" trained for; more needs RoPE scaling (--rope-scaling yarn) and --override-kv {printable(key, 80)}"
+        yield _finding("warning", "context-beyond-training", message)
+    elif not any(flag.option.key in _STRETCHES for flag in reading.flags):
+        message = f"{n_ctx} tokens per sequence, but the model was trained for {trained}: it needs RoPE scaling"
         yield _finding("warning", "context-beyond-training", f"{message} (--rope-scaling yarn)")
 
 

@@ -224,9 +224,31 @@ def test_words_that_are_no_flags(argv: tuple[str, ...], message: str, hint: str 
     assert hint is None or hint in (raised.value.hint or "")
 
 
+YARN = ("--rope-scaling", "yarn", "--rope-scale", "2")
+
+
+@pytest.mark.parametrize("stretched", [(), YARN])
+def test_a_server_holds_its_slots_to_the_trained_context(stretched: tuple[str, ...]) -> None:
+    message = finding(check("-np", "1", "-c", "262144", *stretched), "context-beyond-training")
+    assert "holds a slot to the 131072" in message
+    key = message.split("--override-kv ")[1]
+    assert key == "llama.context_length=int:262144"
+    assert "context-beyond-training" not in codes(check("-np", "1", "-c", "262144", *stretched, "--override-kv", key))
+
+
+def test_slots_that_share_more_than_the_trained_context() -> None:
+    shared = check("-c", "262144", "-np", "2", "-kvu")
+    assert "262144 tokens are shared by 2 slots" in finding(shared, "slots-share-context")
+    assert "context-beyond-training" not in codes(shared)
+    assert "context-beyond-training" in codes(check("-c", "524288", "-np", "2", "-kvu"))
+    assert not {"slots-share-context", "context-beyond-training"} & codes(check("-c", "262144", "-np", "2"))
+
+
 def test_a_context_that_is_stretched() -> None:
-    assert "it needs RoPE scaling" in finding(check("-c", "262144"), "context-beyond-training")
-    assert "context-beyond-training" not in codes(check("-c", "262144", "--rope-scaling", "yarn", "--rope-scale", "2"))
+    command = ["llama-completion", "-m", LLAMA, "-c", "262144"]
+    bare, stretched = autofit.check(command, machine("t4")), autofit.check([*command, *YARN], machine("t4"))
+    assert "it needs RoPE scaling" in finding(bare, "context-beyond-training")
+    assert "context-beyond-training" not in codes(stretched)
 
 
 def test_a_prompt_cache_that_grows_too_large() -> None:
