@@ -257,7 +257,12 @@ def _experts_peak(model: VllmModel, config: EngineConfig) -> int:
     tokens = config.max_num_batched_tokens * parallel.dp  # all-gather dispatch brings every replica's tokens
     per_choice = max(intermediate, hidden) + max(2 * intermediate, hidden)
     # Chunks of VLLM_FUSED_MOE_CHUNK_SIZE bound the caches on large steps.
-    return min(tokens, 32 * 1024) * max(1, model.n_experts_per_token) * per_choice
+    caches = min(tokens, 32 * 1024) * max(1, model.n_experts_per_token) * per_choice
+    if config.quantization != "bitsandbytes":
+        return caches
+    # The plug-in unpacks all experts of a layer at once (vllm_bnb_plugin's quantization/fused_moe.py).
+    ranks = parallel.tp * parallel.dp * parallel.pcp
+    return caches + 3 * model.n_experts * hidden * model.moe_intermediate_size // ranks
 
 
 def _vision_peak(vision: Mapping[str, object], config: EngineConfig) -> int:

@@ -26,6 +26,10 @@ _TYPES = (
     ("fp4", "nvfp4"),
     ("fp8", "F8_E4M3"),
     ("int8", "I8"),
+    ("wna16", "q4_0"),
+    ("bitsandbytes", "q4_0"),
+    ("gguf", "q4_K"),
+    ("fp_quant", "mxfp4"),
 )
 
 

@@ -12,7 +12,8 @@ from autofit.domain.plan import Plan
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_vllm.backend import read_quantisation, read_vllm_model
-from autofit_vllm.defaults import Gpu
+from autofit_vllm.budget import peak_items
+from autofit_vllm.defaults import Gpu, resolve
 from autofit_vllm.dtypes import dtype_bytes
 from autofit_vllm.model import Linear, Parallel, Part, VllmModel
 from autofit_vllm.quantization import Quantization, quantization_for
@@ -269,3 +270,15 @@ def test_eight_bits_run_without_graphs(tmp_path: Path) -> None:
 def test_bitsandbytes_without_the_plug_in(raw: dict[str, Any] | None) -> None:
     with pytest.raises(UnsupportedModelError, match="vllm-bnb-plugin only, and it is not installed"):
         quantization_for(raw, capability=(9, 0), requested=None if raw else "bitsandbytes")
+
+
+@pytest.mark.usefixtures("installed")
+def test_all_experts_of_a_layer_are_unpacked_at_once() -> None:
+    def peak(*args: str) -> int:
+        path = DATA / "configs" / "qwen3-30b-a3b"
+        model, quantization = read(path, *args)
+        _, settings = parse_command(["vllm", "serve", str(path), *args])
+        config = resolve(settings, model, HOPPER, quantization=quantization)
+        return next(item.n_bytes for item in peak_items(model, config, is_last=False) if item.label == "experts")
+
+    assert peak("-q", "bitsandbytes") - peak() == 3 * 128 * 2048 * 768 * 2

@@ -14,11 +14,11 @@ from autofit_vllm.quantization.autoround import auto_round
 from autofit_vllm.quantization.bitsandbytes import bitsandbytes
 from autofit_vllm.quantization.compressed import compressed_tensors
 from autofit_vllm.quantization.deprecated import fbgemm, fp_quant
-from autofit_vllm.quantization.floating import fp8, mxfp4
+from autofit_vllm.quantization.floating import Mxfp4, fp8, mxfp4
 from autofit_vllm.quantization.gguf import gguf
 from autofit_vllm.quantization.integer import Awq, Gptq, awq, gptq
 from autofit_vllm.quantization.modelopt import modelopt
-from autofit_vllm.quantization.online import SHORTHANDS, online
+from autofit_vllm.quantization.online import COMPOSABLE, SHORTHANDS, composed, online
 from autofit_vllm.quantization.quark import quark
 from autofit_vllm.quantization.scheme import NONE, UNQUANTISED, Quantization, Scheme, Tensor
 
@@ -170,6 +170,8 @@ def _as_requested(requested: str | None, method: str, found: Quantization) -> Qu
     Raises:
         EngineRefusalError: the checkpoint is quantised in another way.
     """
+    if isinstance(found, Mxfp4) and found.name == "gpt_oss_mxfp4" and requested in COMPOSABLE:
+        return composed(found, requested)
     # Two methods claim their checkpoints whatever was asked for.
     if requested is None or requested in (method, found.name) or found.name in ("gpt_oss_mxfp4", "inc"):
         return found

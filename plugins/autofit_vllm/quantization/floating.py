@@ -94,7 +94,7 @@ class Fp8Scheme(Scheme):
         check_block_shape(shape, self.block, lenient=self.lenient)
         return (cdiv(shape.out_rank, self.block[0]), cdiv(shape.in_rank, self.block[1]))
 
-    def _experts_block(self, shape: ExpertsShape) -> Block:
+    def experts_block(self, shape: ExpertsShape) -> Block:
         """The checkpoint's blocks, or finer ones that divide both them and the shards
         (fused_moe/oracle/fp8.py:refine_fp8_moe_block_shape)."""
         if self.lenient:
@@ -122,7 +122,7 @@ class Fp8Scheme(Scheme):
         elif self.granularity == "channel":
             scales = ((count, rows, 1), (count, hidden, 1))
         else:
-            n, k = self._experts_block(shape)
+            n, k = self.experts_block(shape)
             scales = (
                 (count, shape.shards * cdiv(width, n), cdiv(hidden, k)),
                 (count, cdiv(hidden, n), cdiv(width, k)),
@@ -150,7 +150,16 @@ class Fp8(Quantization):
     def experts(self, module: Experts, shape: ExpertsShape) -> Scheme:
         if experts_skipped(module.name, list(self.ignored)):
             return UNQUANTISED
-        return self.mxfp4_experts or self.scheme
+        if self.mxfp4_experts is not None:
+            return self.mxfp4_experts
+        # Kernels that compute in half precision know the checkpoint's own blocks only (fused_moe/oracle/fp8.py).
+        block = self.scheme.granularity == "block"
+        if block and self.capability < 89 and self.scheme.experts_block(shape) != self.scheme.block:
+            raise EngineRefusalError(
+                "No FP8 MoE backend supports the deployment configuration.",
+                hint="use a smaller tensor parallel size or expert parallelism",
+            )
+        return self.scheme
 
     def attention(self, kv_heads: int, dtype: str, *, latent: bool) -> Iterable[Tensor]:
         return () if latent else cache_scales(dtype)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from autofit.domain.values import dataclass
+from autofit.domain.values import dataclass, replace
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.model import Experts, Linear
-from autofit_vllm.quantization.floating import Fp8Scheme, MicroscaledScheme, Nvfp4Scheme
+from autofit_vllm.quantization.floating import Fp8Scheme, MicroscaledScheme, Mxfp4, Nvfp4Scheme
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor
 from autofit_vllm.sharding import ExpertsShape, LinearShape, round_up
 
@@ -90,6 +90,8 @@ _SCHEMES: dict[str, tuple[Scheme, Scheme]] = {
 }
 
 SHORTHANDS = frozenset(_SCHEMES)
+#: those that a checkpoint of its own does not silence (config/quantization.py:_DEFERRED_ONLINE_SHORTHANDS)
+COMPOSABLE = SHORTHANDS - {"mxfp4", "mxfp8", "experts_int8"}
 
 
 def online(shorthand: str) -> Online:
@@ -102,4 +104,32 @@ def online(shorthand: str) -> Online:
         while_loading=True,
         linear_scheme=linear,
         experts_scheme=experts,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composed(Quantization):
+    """gpt-oss under a shorthand: what its checkpoint leaves alone is quantised while loading, and its experts are not
+    filled up for any kernel (config/quantization.py:resolve_quantization_config)."""
+
+    base: Mxfp4
+    rest: Online
+
+    def linear(self, module: Linear) -> Scheme:
+        return self.rest.linear(module)
+
+    def experts(self, module: Experts, shape: ExpertsShape) -> Scheme:
+        replace(self.rest, capability=self.capability).experts(module, shape)  # for what it refuses
+        return replace(self.base.scheme, rounding=(1, 1))
+
+
+def composed(base: Mxfp4, shorthand: str) -> Composed:
+    rest = online(shorthand)
+    return Composed(
+        name=base.name,
+        min_capability=base.min_capability,
+        dtypes=base.dtypes,
+        while_loading=True,
+        base=base,
+        rest=rest,
     )
