@@ -25,6 +25,7 @@ from autofit_vllm.quantization.scheme import NONE, UNQUANTISED, Quantization, Sc
 __all__ = [
     "METHODS",
     "NONE",
+    "NOT_PLANNED",
     "UNQUANTISED",
     "Quantization",
     "Scheme",
@@ -62,9 +63,10 @@ METHODS = (
 )
 
 #: why some methods of METHODS are left out
-_NOT_PLANNED = {
+NOT_PLANNED = {
     "torchao": ": its tensors are of the torchao package, which vLLM needs beside it",
     "humming": ": its kernels choose how weights are kept when they are loaded",
+    "online": ": its schemes come from --quantization-config, which is not read here",
     "deepseek_v4_fp8": ": only DeepSeek V4 has it, whose layers are not known either",
 }
 _ALIASES = {  #: requested word -> words of the checkpoint that it may stand for
@@ -153,7 +155,7 @@ def _unquantised_checkpoint(requested: str | None) -> Quantization:
         return bitsandbytes({}, stored=False)
     if word == "online":
         raise UnsupportedModelError(
-            "--quantization online takes its schemes from --quantization-config, which is not read here",
+            f"--quantization online{NOT_PLANNED[word]}",
             hint=f"name one scheme for all: {', '.join(sorted(SHORTHANDS))}",
         )
     if word not in METHODS and word not in OUTSIDE:
@@ -217,7 +219,7 @@ def _read(
         return bitsandbytes(raw, stored=True)
     if method not in METHODS:
         raise EngineRefusalError(f"Unknown quantization method: {printable(method, 60)}.")
-    reason = _NOT_PLANNED.get(method, "")
+    reason = NOT_PLANNED.get(method, "")
     raise UnsupportedModelError(
         f"the layout of {method} checkpoints is not known here{reason}",
         hint="check the plan against `vllm serve`'s own log",
