@@ -178,13 +178,15 @@ class Host:
         return resolve(refs[name].factory)()  # type: ignore[no-any-return]
 
     def backend_of_program(self, argv: tuple[str, ...]) -> Backend:
-        """The backend that understands this command, by its program's name.
+        """The backend that understands this command, by its program's name; of `python -m` by the package's.
 
         Raises:
             UsageError: no backend does.
         """
         program = os.path.basename(argv[0]) if argv else ""  # noqa: PTH119 - a word, not a path of this machine
         program = program.removesuffix(".exe")
+        if program.startswith("python") and argv[1:2] == ("-m",) and len(argv) > 2:
+            program = argv[2].partition(".")[0]
         for ref in self.backends().values():
             if program in ref.programs:
                 return self.backend(ref.name)

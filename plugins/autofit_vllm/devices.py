@@ -42,9 +42,11 @@ def select_devices(machine: Machine, settings: VllmSettings, wanted: Sequence[st
         devices = kept
     if not devices:
         others = ", ".join(sorted({device.name for device in machine.devices}))
+        found = (finding for finding in machine.findings if "NVIDIA" in finding or "CUDA" in finding)
+        hint = "name hardware with --on rtx-4090; vLLM's CPU build is checked with VLLM_CPU_KVCACHE_SPACE set"
         raise HardwareError(
             "vLLM is planned for NVIDIA GPUs, and there is none" + (f" among {others}" if others else ""),
-            hint="name hardware with --on rtx-4090; vLLM's CPU build is checked with VLLM_CPU_KVCACHE_SPACE set",
+            hint=next(found, hint),
         )
     Gpu.of(devices[0])
     return tuple(devices)

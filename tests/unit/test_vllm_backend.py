@@ -165,6 +165,14 @@ def test_no_gpu() -> None:
         plan(LLAMA, machine=bare)
 
 
+def test_why_there_is_no_gpu() -> None:
+    reason = "NVIDIA GeForce RTX 3090 cannot be used: driver mismatch"
+    broken = Machine(host=CARD.host, devices=(), findings=("disks were not looked at", reason))
+    with pytest.raises(HardwareError, match="there is none") as caught:
+        plan(LLAMA, machine=broken)
+    assert caught.value.hint == reason
+
+
 def test_types_that_a_gpu_is_too_old_for() -> None:
     turing = autofit.load_machine("t4", ram="64GiB")
     with pytest.raises(EngineRefusalError, match=r"compute capability of at least 8\.0"):
@@ -672,3 +680,24 @@ def test_weights_in_main_memory_are_said() -> None:
 def test_vllm_is_started_with_a_directory() -> None:
     found = plan(LLAMA / "config.json")
     assert found.argv[2] == found.kwargs["model"] == str(LLAMA)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"],
+        ["/opt/venv/bin/python3", "-m", "vllm.entrypoints.cli.main", "serve"],
+        ["/opt/venv/bin/vllm", "serve"],
+    ],
+)
+def test_ways_to_start_the_server(words: list[str]) -> None:
+    found = autofit.check([*words, str(SMALL), "--max-model-len", "4096"], CARD)
+    assert found.fits and found.context_tokens == 4096
+    assert found.argv[: len(words)] == tuple(words)
+
+
+def test_other_modules_are_no_servers() -> None:
+    with pytest.raises(UsageError, match="not a vLLM server"):
+        autofit.check(["python", "-m", "vllm.collect_env"], CARD)
+    with pytest.raises(UsageError, match="no backend understands the command 'http'"):
+        autofit.check(["python", "-m", "http.server"], CARD)
