@@ -11,15 +11,11 @@ from autofit.errors import EngineRefusalError, ModelError, UnsupportedModelError
 
 from autofit_vllm.extensions import OUTSIDE, require
 from autofit_vllm.quantization.autoround import auto_round
-from autofit_vllm.quantization.bitsandbytes import bitsandbytes
 from autofit_vllm.quantization.compressed import compressed_tensors
-from autofit_vllm.quantization.deprecated import fbgemm, fp_quant
 from autofit_vllm.quantization.floating import Mxfp4, fp8, mxfp4
-from autofit_vllm.quantization.gguf import gguf
 from autofit_vllm.quantization.integer import Awq, Gptq, awq, gptq
 from autofit_vllm.quantization.modelopt import modelopt
 from autofit_vllm.quantization.online import COMPOSABLE, SHORTHANDS, composed, online
-from autofit_vllm.quantization.quark import quark
 from autofit_vllm.quantization.scheme import NONE, UNQUANTISED, Quantization, Scheme, Tensor
 
 __all__ = [
@@ -123,6 +119,8 @@ def quantization_for(
     else:
         try:
             if method == "gguf":
+                from autofit_vllm.quantization.gguf import gguf
+
                 found = gguf(ggml_types or {})
             else:
                 found = _read(method, raw or {}, generation, model_type, quantised_layers)
@@ -152,6 +150,8 @@ def _unquantised_checkpoint(requested: str | None) -> Quantization:
     if word in SHORTHANDS:
         return online(word)
     if word == "bitsandbytes":
+        from autofit_vllm.quantization.bitsandbytes import bitsandbytes
+
         return bitsandbytes({}, stored=False)
     if word == "online":
         raise UnsupportedModelError(
@@ -207,15 +207,28 @@ def _read(
         return fp8(raw, experts=mxfp4(capability, gpt_oss=False).scheme)
     if method.startswith("modelopt"):
         return modelopt(raw)
-    if method == "quark":
-        return quark(raw, gpt_oss=model_type == "gpt_oss")
-    if method == "fbgemm_fp8":
-        return fbgemm(raw)
-    if method == "fp_quant":
-        return fp_quant(raw)
     if method in ("mxfp4", "gpt_oss_mxfp4"):
         return mxfp4(capability, gpt_oss=model_type == "gpt_oss")
+    return _read_seldom(method, raw, model_type)
+
+
+def _read_seldom(method: str, raw: Mapping[str, Any], model_type: str) -> Quantization:
+    """Methods of few checkpoints, whose modules are imported when one comes."""
+    if method == "quark":
+        from autofit_vllm.quantization.quark import quark
+
+        return quark(raw, gpt_oss=model_type == "gpt_oss")
+    if method == "fbgemm_fp8":
+        from autofit_vllm.quantization.deprecated import fbgemm
+
+        return fbgemm(raw)
+    if method == "fp_quant":
+        from autofit_vllm.quantization.deprecated import fp_quant
+
+        return fp_quant(raw)
     if method == "bitsandbytes":
+        from autofit_vllm.quantization.bitsandbytes import bitsandbytes
+
         return bitsandbytes(raw, stored=True)
     if method not in METHODS:
         raise EngineRefusalError(f"Unknown quantization method: {printable(method, 60)}.")
