@@ -11,7 +11,7 @@ from autofit.domain.text import printable
 from autofit.domain.units import GIB, MIB, format_bytes
 
 from autofit_llama.estimate import Estimate, Run
-from autofit_llama.flags import Reading
+from autofit_llama.flags import Reading, integer
 from autofit_llama.values import parse_split
 
 SPARE_BYTES = 1 * GIB  #: of main memory, kept free beside a prompt cache
@@ -90,7 +90,7 @@ def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
         yield _finding("info", "settings-file", printable(message, 300))
     for flag in reading.flags:
         if flag.cut is not None:
-            message = f"{reading.program} reads {flag.spelling} {printable(flag.cut, 40)!r} as {flag.value}"
+            message = f"{reading.program} reads {flag.spelling} {printable(flag.cut, 40)!r} as {integer(flag.cut)}"
             yield _finding("warning", "number-cut", message)
     split = reading.given("tensor-split")
     if split is None or reading.program == "llama-bench":

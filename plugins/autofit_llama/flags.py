@@ -103,6 +103,8 @@ GROWING = frozenset(
         "override-kv",
     )
 )  # fmt: skip
+#: numbers for which there are words as well
+_COUNTS = frozenset(("gpu-layers", "spec-draft-ngl"))
 SECRET = frozenset(("api-key", "hf-token"))
 
 #: of options that the parser still knows, to refuse them
@@ -221,6 +223,12 @@ def read(argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: 
             if in_unknown and not is_flag(token):
                 unknown.append(token)
                 continue
+            last = flags[-1] if flags else None
+            if last is not None and not is_flag(token) and last.option.n_values == 1 and str(last.value) in known:
+                raise UsageError(
+                    f"{program} refuses {token[:80]!r}: {last.spelling} takes a value, and took {last.value}",
+                    hint=_hint_of_value(last.option),
+                )
             _check_unknown(program, token, spelling, version)
             unknown.append(token)
             in_unknown = True
@@ -229,7 +237,7 @@ def read(argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: 
         option, positive = found
         values = rest[at : at + option.n_values]
         if len(values) < option.n_values:
-            raise UsageError(f"{program} refuses {spelling}: a value is expected")
+            raise UsageError(f"{program} refuses {spelling}: a value is expected", hint=_hint_of_value(option))
         at += option.n_values
         flags.append(_flag(program, option, positive, values, spelling, "argv"))
     return Reading(
@@ -343,6 +351,11 @@ def _surroundings(program: Program, env: Mapping[str, str], version: Version) ->
     return [*flags, *_from_env(program, env, version)], unread
 
 
+def _hint_of_value(option: Option) -> str | None:
+    """Flash attention was a switch for years."""
+    return f"write {option.spellings[0]} on" if option.key == "flash-attn" else None
+
+
 def _flag(program: str, option: Option, positive: bool, values: Sequence[str], spelling: str, origin: Origin) -> Flag:
     value: str | int | bool = positive
     cut: str | None = None
@@ -353,7 +366,8 @@ def _flag(program: str, option: Option, positive: bool, values: Sequence[str], s
     try:
         if option.kind == "int":
             value = integer(values[0])
-            cut = None if re.fullmatch(r"\s*[+-]?[0-9]+\s*", values[0]) else values[0]
+        elif option.key in _COUNTS and values[0] not in ("auto", "all"):
+            _ = integer(values[0])
         elif option.kind == "real":
             real(values[0])
         elif option.kind == "unsigned":
@@ -362,6 +376,8 @@ def _flag(program: str, option: Option, positive: bool, values: Sequence[str], s
             _ = integer(values[0]), integer(values[1])
     except ValueError as error:
         raise UsageError(f"{program} refuses {spelling} {values[0][:40]!r}: {error}") from error
+    if option.kind == "int" or option.key in _COUNTS:
+        cut = None if re.fullmatch(r"\s*(?:[+-]?[0-9]+|auto|all)\s*", values[0]) else values[0]
     second = values[1] if len(values) > 1 else None
     return Flag(option=option, value=value, second=second, spelling=spelling, origin=origin, cut=cut)
 

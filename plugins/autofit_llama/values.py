@@ -56,8 +56,9 @@ def parse_switch(text: str) -> bool:
     raise ValueError("unknown value (on or off)")
 
 
-def parse_flash_attn(text: str) -> FlashAttention:
-    if text in TRUE_WORDS:
+def parse_flash_attn(text: str | bool) -> FlashAttention:
+    """`True` is the switch of older builds."""
+    if text is True or text in TRUE_WORDS:
         return "on"
     if text in FALSE_WORDS:
         return "off"

@@ -80,6 +80,13 @@ class Legacy:
 
 LEGACY = (
     Legacy(
+        kind="switch",
+        spellings=("-fa", "--flash-attn"),
+        env="LLAMA_ARG_FLASH_ATTN",
+        change="flash-attn-value",
+        successor="-fa on",
+    ),
+    Legacy(
         kind="bool",
         spellings=("--mmap",),
         negations=("--no-mmap",),

@@ -335,3 +335,24 @@ def test_fewer_checkpoints_than_none_are_none() -> None:
     few, none, one = (autofit.check([*command, n], machine("t4"), model=model).memory for n in ("-5", "0", "1"))
     assert few == none
     assert one.pool("host").used_bytes > none.pool("host").used_bytes
+
+
+@pytest.mark.parametrize(
+    ("argv", "message", "hint"),
+    [
+        (("-fa", "-c", "4096"), "refuses '4096': -fa takes a value, and took -c", "write -fa on"),
+        (("-c", "4096", "-fa"), "refuses -fa: a value is expected", "write -fa on"),
+        (("-ctk", "-ctv", "q8_0"), "refuses 'q8_0': -ctk takes a value, and took -ctv", None),
+    ],
+)
+def test_flags_that_were_switches_or_lost_their_value(argv: tuple[str, ...], message: str, hint: str | None) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        check(*argv)
+    assert raised.value.hint == hint
+
+
+def test_flash_attention_was_a_switch() -> None:
+    old = check("-fa", "-c", "4096", "-ngl", "99", engine_version="b6000")
+    assert old.memory == check("-fa", "on", "-c", "4096", "-ngl", "99", engine_version="b8000").memory
+    assert "reads -ngl '33,33' as 33" in finding(check("-ngl", "33,33"), "number-cut")
+    assert "number-cut" not in codes(check("-ngl", "all"))

@@ -90,7 +90,7 @@ def test_what_counts(text: str, expected: list[tuple[str, object]]) -> None:
         ("c = x", "c of /etc/llama.cpp/config.ini 'x': not a number"),
         ("c =", "'': not a number"),
         ("control-vector-layer-range = 1 2", "an option with two values"),
-        ("ngl = many", "ngl 'many'"),
+        ("ngl = many", "ngl of /etc/llama.cpp/config.ini 'many'"),
         ("draft-max = 3", "has been removed"),
     ],
 )
