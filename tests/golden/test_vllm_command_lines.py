@@ -16,18 +16,18 @@ from vllm_truth import DATA
 ROWS: list[dict[str, Any]] = [
     json.loads(line) for line in gzip.decompress((DATA / "command_lines.jsonl.gz").read_bytes()).splitlines()
 ]
-MODEL = str(DATA / "configs" / "qwen3-0.6b")
-CARDS = autofit.load_machine("rtx-4090", "rtx-4090", ram="64GiB")
+CARDS = {name: autofit.load_machine(name, name, ram="64GiB") for name in {row["gpu"] for row in ROWS}}
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: " ".join(row["args"])[:80])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['model']} {' '.join(row['args'])[:80]}")
 def test_a_command_line(row: dict[str, Any]) -> None:
-    command = ["vllm", "serve", MODEL, *row["args"]]
+    command = ["vllm", "serve", str(DATA / "configs" / row["model"]), *row["args"]]
+    cards = CARDS[row["gpu"]]
     if "refused" in row:
         with pytest.raises((EngineRefusalError, UsageError)):
-            autofit.check(command, CARDS, available_kv_bytes=1024 * GIB)
+            autofit.check(command, cards, available_kv_bytes=1024 * GIB)
         return
-    found = autofit.check(command, CARDS, available_kv_bytes=1024 * GIB).engine_report
+    found = autofit.check(command, cards, available_kv_bytes=1024 * GIB).engine_report
     captured: Any = found["cudagraph_capture_sizes"]
     assert {**found, "n_captured": len(captured)}.items() >= row["config"].items()
 
