@@ -88,7 +88,7 @@ class Chain(NamedTuple):
     `heads` are the numbers of blocks that may stay on the host (`n`: all, no site is used); `lean_min` and
     `lean_max` bound `lean`. `hop_s` is what handing over costs from one kind (or `HEAD`) to the next, `cut_s`
     what a cut at a position costs besides (infinite where none may be). `ordered` keeps the sites' order. `floor` is
-    that of the sites, where it is known already.
+    that of the sites and `tails` those of chains that differ in rooms, heads and `lean` alone, where they are known.
     """
 
     n: int
@@ -106,6 +106,7 @@ class Chain(NamedTuple):
     skip_s: Sequence[float] = ()
     ordered: bool = False
     floor: Floor | None = None
+    tails: Tails | None = None
 
 
 def solve(chain: Chain, *, below: float = inf) -> Placement | None:
@@ -196,6 +197,22 @@ def balance(chain: Chain, placement: Placement) -> Placement:
 _State = tuple[int, ...]
 
 
+_Tail = dict[tuple[_State, int], list[float]]
+
+
+class Tails:
+    """The least seconds of whole blocks up to the end, by position, for what is left of the sites and a class."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[bool, tuple[Room, ...]], tuple[_Tail, _Tail]] = {}
+
+    def of(self, ordered: bool, sites: Sequence[Site]) -> tuple[_Tail, _Tail]:
+        """From a site of the class on, and from behind it; they differ by the rooms of the sites."""
+        return self._known.setdefault((ordered, tuple(site.room for site in sites)), ({}, {}))
+
+
 class _Found(NamedTuple):
     """Seconds from some block on, `lean`, the spans up to the first whole block as (class, start, stop), and what
     is left of the sites behind them."""
@@ -227,8 +244,7 @@ class _Search:
         else:
             self.classes = unlike
         self.cut = chain.cut_s or (0.0,) * (chain.n + 1)
-        self.whole: dict[tuple[_State, int], list[float]] = {}
-        self.after: dict[tuple[_State, int], list[float]] = {}
+        self.whole, self.after = (chain.tails or Tails()).of(self.ordered, chain.sites)
         self.led: dict[tuple[_State, int, int, int | None], _Found | None] = {}
         kinds_of = [members[0].kind for members in self.classes]
         self.hops = {

@@ -15,7 +15,7 @@ from math import inf
 from typing import NamedTuple, TypeVar
 
 from autofit.domain.machine import HOST_POOL
-from autofit.solve import HEAD, Chain, Floor, Placement, Room, Site
+from autofit.solve import HEAD, Chain, Floor, Placement, Room, Site, Tails
 from autofit.speed import LayerWork, Place, Roofline, Step
 
 from autofit_llama.costs import Block, Kind, Part, cache_bytes, reads, weights_bytes
@@ -159,7 +159,8 @@ class Tables:
         if not by_bytes:
             makes = frozenset(targets[name].make for name in names)
             floor = made.floors.get(makes) or made.floors.setdefault(makes, Floor(sites)) if sites else None
-            return chain._replace(floor=floor)
+            alike = tuple(names), spill, overflow
+            return chain._replace(floor=floor, tails=made.tails.setdefault(alike, Tails()))
         nothing = [0.0] * (len(units) + 1)
         by_size = tuple(site._replace(whole_s=nothing, lean_s=bulk_bytes) for site in sites)
         cuts = [inf if cut == inf else 0.0 for cut in chain.cut_s]
@@ -202,7 +203,7 @@ class Tables:
     @property
     def all_on_host_seconds(self) -> float:
         """Seconds of a step that no device takes part in."""
-        return sum(self.unit_seconds(unit, HOST_POOL, HOST_POOL) for unit in self._units(False))
+        return sum(self.unit_seconds(unit, HOST_POOL, HOST_POOL) for unit in self._columns(False).units)
 
     @property
     def least_bytes(self) -> int:
@@ -219,7 +220,7 @@ class Tables:
 
     def split(self, placement: Placement, *, fine: bool = False) -> Split:
         """The answer in the engine's terms."""
-        units = self._units(fine)
+        units = self._columns(fine).units
         home: list[str] = [HOST_POOL] * len(units)
         for name, start, stop in placement.spans:
             home[start:stop] = [name] * (stop - start)
@@ -389,6 +390,7 @@ class _Columns:
         self.first_bulk = set(firsts.values())
         self._by_rules: dict[DeviceRules | None, tuple[list[int], list[int]]] = {None: (own, bulk)}
         self.floors: dict[frozenset[Hashable], Floor] = {}  #: by the makes of all sites
+        self.tails: dict[Hashable, Tails] = {}
         self._by_make: dict[Hashable, tuple[list[int], list[int], list[float], list[float]]] = {}
 
     @cached_property
