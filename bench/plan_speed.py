@@ -3,7 +3,8 @@
     python bench/plan_speed.py [--repeat 5]
 
 Models are Llama 3.1 8B (dense) and Mixtral 8x7B (experts) with their blocks repeated; devices are all unlike, too
-small for the model together, so that nothing is trivial. Processor time, the best of the repeats.
+small for the model together, so that nothing is trivial. The context is given, or chosen (`auto`). Processor time, the
+best of the repeats: of the whole plan, and of the search without the estimates that it asks for.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from autofit_llama.estimate import Estimate, estimate
 
 LAYERS = (25, 50, 100, 200)
 DEVICES = (1, 2, 4, 8)
+CONTEXTS = (8192, None)
 LIMIT_S = 0.050  #: for 100 layers on 4 devices
 
 
@@ -82,10 +84,11 @@ class Clock:
         return found
 
 
-def measure(model: ModelSpec, machine: Machine, repeat: int) -> tuple[float, float, int]:
+def measure(model: ModelSpec, machine: Machine, context: int | None, repeat: int) -> tuple[float, float, int]:
     """Seconds of the whole plan, of the search without its estimates, and the number of estimates."""
     best = (1e9, 1e9, 0)
-    request = Request(margins=(Margin(n_bytes=256 * MIB),), context_tokens=8192, alternatives=False)
+    margins = (Margin(n_bytes=256 * MIB),)
+    request = Request(margins=margins, context_tokens=context, alternatives=False, explain=False)
     for _ in range(repeat):
         clock = Clock()
         search_problem.estimate = clock  # type: ignore[assignment]
@@ -96,33 +99,29 @@ def measure(model: ModelSpec, machine: Machine, repeat: int) -> tuple[float, flo
     return best
 
 
-def rows(repeat: int) -> Iterator[tuple[str, int, int, float, float, int]]:
+def rows(repeat: int) -> Iterator[tuple[str, int, int, int | None, float, float, int]]:
     for name in ("example:llama-3.1-8b-q4_k_m", "example:mixtral-8x7b-q4_k_m"):
         original = read_model(name)
         for n_layers in LAYERS:
             model = grown(original, n_layers)
             for n_devices in DEVICES:
-                yield (
-                    name.removeprefix("example:"),
-                    n_layers,
-                    n_devices,
-                    *measure(model, unlike_devices(model, n_devices), repeat),
-                )
+                machine = unlike_devices(model, n_devices)
+                for context in CONTEXTS:
+                    times = measure(model, machine, context, repeat)
+                    yield (name.removeprefix("example:"), n_layers, n_devices, context, *times)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
-    heads = ("layers", "devices", "search ms", "µs per layer and device", "plan ms", "estimates")
+    heads = ("layers", "devices", "context", "search ms", "µs per layer and device", "plan ms", "estimates")
     print(f"{'model':22} " + " ".join(f"{head:>{max(len(head), 8)}}" for head in heads))
     worst = 0.0
-    for name, n_layers, n_devices, whole, search, n_estimates in rows(args.repeat):
+    for name, n_layers, n_devices, context, whole, search, n_estimates in rows(args.repeat):
         per = search * 1e6 / n_layers / n_devices
-        line = (
-            f"{name:22} {n_layers:8} {n_devices:8} {search * 1e3:9.1f} {per:23.1f} {whole * 1e3:8.0f} {n_estimates:9}"
-        )
-        print(line, flush=True)
+        left = f"{name:22} {n_layers:8} {n_devices:8} {context or 'auto':>8} {search * 1e3:9.1f}"
+        print(f"{left} {per:23.1f} {whole * 1e3:8.0f} {n_estimates:9}", flush=True)
         if (n_layers, n_devices) == (100, 4):
             worst = max(worst, search)
     print(f"\n100 layers on 4 devices: {worst * 1e3:.1f} ms at most for the search (limit {LIMIT_S * 1e3:.0f} ms)")
