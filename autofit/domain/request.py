@@ -45,9 +45,9 @@ class Request:
     engine_version: str | None = None
     engine_args: tuple[str, ...] = ()
     program: tuple[str, ...] = ()  #: the wrapped command's program words, to be kept: ("vllm", "serve")
-    engine_env: Mapping[str, str] = field(
-        default_factory=dict
-    )  #: the engine's own variables (LLAMA_ARG_..., VLLM_...)
+    #: what the engine reads beside its command line: its own variables (LLAMA_ARG_..., VLLM_...) by name, and the
+    #: texts of its settings files by path (`Backend.settings_files`)
+    engine_env: Mapping[str, str] = field(default_factory=dict)
     alternatives: bool = True  #: look for other plans worth knowing, which takes longer than the plan itself
     explain: bool = True  #: say of settings what the next better value lacks, which takes an estimate of its own
     model_reference: str | None = None  #: what to write for the model in the command

@@ -10,6 +10,7 @@ from autofit.domain.model import ModelSpec
 from autofit.domain.units import GIB, MIB
 
 from autofit_llama.estimate import Estimate
+from autofit_llama.findings import SPARE_BYTES
 from autofit_llama.search import Found
 from autofit_llama.settings import LlamaSettings
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from autofit_llama.decide import Task
 
 SERVERS = ("llama-server", "llama-cli")
-SPARE_HOST_BYTES = 1 * GIB  #: kept free beside a prompt cache that is made to measure
 DEFAULT_CACHE_RAM_MIB = 8192
 AMPLE_HOST_BYTES = DEFAULT_CACHE_RAM_MIB * MIB + 8 * GIB
 """What the host has beyond the whole model where the server's caches never decide anything."""
@@ -48,7 +48,7 @@ def _server_caches(task: Task, final: Estimate) -> dict[str, Any]:
     pool = final.memory.pool(HOST_POOL)
     if pool.budget_bytes is None or is_ample(task.model, task.machine):
         return {}
-    spare = max(0, pool.budget_bytes - pool.used_bytes - SPARE_HOST_BYTES)
+    spare = max(0, pool.budget_bytes - pool.used_bytes - SPARE_BYTES)
     found: dict[str, Any] = {}
     if given.n_checkpoints is None:
         found["n_checkpoints"] = None
