@@ -98,6 +98,7 @@ class Known:
     cautious: bool = False
     _latest: dict[Candidate, dict[Role, int]] = field(default_factory=dict)
     _most: dict[Candidate, dict[Role, int]] = field(default_factory=dict)
+    _fixed_bytes: int = 0  #: weights of no block, or that the user has placed, on the host whatever else
 
     def has_seen(self, candidate: Candidate) -> bool:
         """Whether anything is known that `beside` goes by."""
@@ -116,6 +117,8 @@ class Known:
             if self.problem.pool_of[name] == HOST_POOL:
                 host -= in_all[name]
         seen[Role(HOST_POOL, False, False, split.on_host)] = host
+        if all(self.problem.pool_of[name] != HOST_POOL for name in order):
+            self._fixed_bytes = memory.pool(HOST_POOL).sum_bytes("weights") - tables.host_weights(split)
         is_news = any(self.beside(candidate, role) - n_bytes > GRAIN_BYTES for role, n_bytes in seen.items())
         most = self._most.setdefault(candidate, {})
         self._latest.setdefault(candidate, {}).update(seen)
@@ -139,7 +142,7 @@ class Known:
                 scale *= min(1.0, candidate.n_ctx_seq / other.n_ctx_seq)
                 least = max(least, int(roles[role] * scale))
         if role.kind == HOST_POOL:
-            return least
+            return max(least, self._fixed_bytes)
         there = [n for other, n in known.items() if other[1:] == role[1:] and other.kind != HOST_POOL]
         return max(least, min(there, default=0))
 
