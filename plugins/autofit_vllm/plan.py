@@ -346,7 +346,7 @@ def memory_of(evaluation: Evaluation, machine: Machine) -> Memory:
     pools.append(
         PoolUse(
             id=HOST_POOL,
-            name="unified memory" if shared else host.cpu_name or "host",
+            name="unified memory" if shared else "main memory",
             total_bytes=host.total_bytes,
             free_bytes=host.available_bytes,
             budget_bytes=budget,
