@@ -607,7 +607,7 @@ def test_too_little_main_memory_is_said() -> None:
     found = plan(LLAMA, machine=autofit.load_machine("rtx-4090", ram="2GiB"))
     assert not found.fits
     (finding,) = found.findings
-    assert finding.message.startswith("host lacks 1.50 GiB: server and 1 worker alone take 3.50 GiB")
+    assert finding.message.startswith("main memory lacks 1.50 GiB: server and 1 worker alone take 3.50 GiB")
     box = autofit.load_machine("cpu", ram="16GiB")
     found = autofit.check(["vllm", "serve", str(LLAMA)], box, environ={"VLLM_CPU_KVCACHE_SPACE": "8"})
     assert any("parameters alone take" in finding.message for finding in found.findings)
