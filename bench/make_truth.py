@@ -1,11 +1,11 @@
 """Truth for compute_accuracy.py out of a real llama.cpp: dry runs of models under random flags.
 
-    python bench/make_truth.py [--rows 12] [--seed 0] [--rpc] MODEL.gguf... > TRUTH.jsonl
+    python bench/make_truth.py [--rows 12] [--seed 0] [--rpc | --tensor] MODEL.gguf... > TRUTH.jsonl
 
 `AUTOFIT_LLAMA_BIN` names the folder of the engine's programs (tests/dryrun.py). Every model gets the same kinds of
 rows: flash attention, cache types, slots, batch sizes, one device or two, partial offload, experts on the host,
-embeddings; `--rpc` for RPC devices in place of CUDA ones. Files are named as they were given. Commands that the engine
-refuses go to standard error with its reason.
+embeddings; `--rpc` for RPC devices in place of CUDA ones; `--tensor` for `-sm tensor` on two to four of them. Files
+are named as they were given. Commands that the engine refuses go to standard error with its reason.
 """
 
 from __future__ import annotations
@@ -68,6 +68,27 @@ def random_case(rng: random.Random, model: ModelSpec) -> tuple[str, list[str], l
     return program, args, list(memory)
 
 
+def tensor_case(rng: random.Random, model: ModelSpec) -> tuple[str, list[str], list[int]]:
+    """The same for `-sm tensor`: every tensor cut for two to four devices, evenly or by `-ts`."""
+    memory = [24576] * rng.choice((2, 2, 3, 4))
+    program = rng.choice(PROGRAMS)
+    args = ["-sm", "tensor", "-c", str(rng.choice((512, 4096, 16384, 32768)))]
+    args += ["-ngl", str(rng.choice((99, 99, 99, n_blocks(model), rng.randint(1, n_blocks(model)))))]
+    for share, words in (
+        (0.3, ["-ub", rng.choice(("128", "1024"))]),
+        (0.3, ["-np", "3"]),
+        (0.2, ["-ctk", "bf16", "-ctv", "f32"]),
+        (0.1, ["-nkvo"]),
+        (0.5, ["-ts", ",".join(str(rng.choice((1, 1, 2, 3, 0.7))) for _ in memory)]),
+        (0.1, ["-ts", ",".join(str(i % 2) for i in range(len(memory)))]),
+    ):
+        if rng.random() < share:
+            args += words
+    if any("_exps." in tensor.name for tensor in model.tensors):
+        args += rng.choice(([], [], ["-cmoe"], ["-ncmoe", "1"]))
+    return program, args, memory
+
+
 def row(file: str, model: ModelSpec, program: str, args: Sequence[str], memory: list[int], api: str) -> dict[str, Any]:
     """One row of truth; with `error` where the engine refuses."""
     case = {
@@ -88,12 +109,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rpc", action="store_true")
+    parser.add_argument("--tensor", action="store_true")
     options = parser.parse_args()
+    case = tensor_case if options.tensor else random_case
     for path in options.models:
         model = read_gguf(path)
         rng = random.Random(f"{options.seed} {path.name}")
         for _ in range(options.rows):
-            made = row(str(path), model, *random_case(rng, model), "rpc" if options.rpc else "cuda")
+            made = row(str(path), model, *case(rng, model), "rpc" if options.rpc else "cuda")
             if "error" in made:
                 print(path.name, *made["args"], made["error"][:300], file=sys.stderr)
             else:

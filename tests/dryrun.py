@@ -30,7 +30,10 @@ def engine_folder() -> Path | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
-    """Bytes as the engine counts them: per device (model, context, compute), and all that is on no device."""
+    """Bytes as the engine counts them: per device (model, context, compute), and all that is on no device.
+
+    With `-sm tensor` each device's are what it holds of every tensor, as the engine really allocates it.
+    """
 
     devices: tuple[Mapping[str, int], ...]
     host: Mapping[str, int]
@@ -130,7 +133,7 @@ def _ask(folder: Path, args: Sequence[str], environ: Mapping[str, str]) -> Alloc
     if "error" in row:
         raise EngineRefusal(f"{row['error']}: {row.get('log', '')[-1500:]} {done.stderr[-500:]}")
     return Allocation(
-        devices=tuple(row["devices"]),
+        devices=tuple(row.get("sliced") or row["devices"]),
         host=row["host_all"],
         n_ctx=row["n_ctx"],
         n_ctx_seq=row["n_ctx_seq"],
