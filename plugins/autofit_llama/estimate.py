@@ -9,6 +9,7 @@ from autofit.domain.memory import Basis, Kind, Memory, MemoryItem, PoolUse
 from autofit.domain.model import ModelSpec
 from autofit.domain.request import Margin
 from autofit.domain.values import dataclass, field
+from autofit.errors import EngineRefusalError
 
 from autofit_llama import runtime
 from autofit_llama.adapters import control_vector_bytes, lora_bytes, lora_compute_bytes
@@ -105,7 +106,7 @@ def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = ()) -> Esti
     _adapter_items(run, layout, rules, items, host)
     for i, device in enumerate(run.devices):
         items[device.id] += runtime.device_runtime(device)
-        dense, experts = _widest_rows(layout, i)
+        dense, experts = _widest_rows(layout, 0 if run.arguments.sliced else i)
         items[device.id] += runtime.device_transient(
             device, n_tokens=layout.context.n_tokens, widest_dense_row=dense, widest_expert_rows=experts
         )
@@ -142,6 +143,8 @@ def _context_items(
         _add(to, "weights", plan.device_bytes[i], known, "weights", "llama-model.cpp:load_tensors")
         _add(to, "cache", layout.cache_device_bytes[i], known, _cache_label(layout), "llama-kv-cache.cpp")
         _add(to, "compute", compute.device_bytes[i], basis, "compute buffer", compute_source)
+        sums = "sums with the other devices, at most"
+        _add(to, "compute", layout.partial_bytes, "derived", sums, "ggml-backend-meta.cpp:graph_compute")
     mapped = arguments.mmap and not locked
     _add(
         host,
@@ -256,6 +259,11 @@ def _adapter_items(
     host: list[MemoryItem],
 ) -> None:
     homes, hp = layout.weight_plan.homes, layout.hparams
+    if run.arguments.sliced and run.adapters:
+        raise EngineRefusalError(
+            "llama.cpp aborts with -sm tensor: it cuts weights, but not the LoRA adapters on them",
+            hint="use -sm layer, or merge the adapters with llama-export-lora",
+        )
     counted: list[tuple[Kind, Basis, str, tuple[tuple[int, ...], int]]] = [
         ("weights", "exact", "LoRA adapter", lora_bytes(one, homes, rules)) for one in run.adapters
     ]
@@ -264,7 +272,11 @@ def _adapter_items(
         more = lora_compute_bytes(run.adapters, homes, len(rules), n_tokens=n_tokens, n_expert_used=max(n_used, 1))
         counted.append(("compute", "derived", "products with LoRA adapters, at most", more))
     if run.has_control_vector:
-        counted.append(("weights", "exact", "control vector", control_vector_bytes(hp, layout.placement, rules)))
+        found = control_vector_bytes(hp, layout.placement, rules)
+        if run.arguments.sliced:  # whole on each
+            each = tuple(control_vector_bytes(hp, layout.placement, (one,))[0][0] for one in rules)
+            found = each, found[1]
+        counted.append(("weights", "exact", "control vector", found))
     for kind, basis, label, (on_devices, on_host) in counted:
         for device, n_bytes in zip(run.devices, on_devices, strict=True):
             _add(items[device.id], kind, n_bytes, basis, label, "llama-adapter.cpp")

@@ -9,7 +9,7 @@ from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.model import ModelSpec, TensorInfo
 from autofit.domain.text import printable
 from autofit.domain.units import MIB
-from autofit.errors import EngineRefusalError, HardwareError, UsageError
+from autofit.errors import EngineRefusalError, HardwareError
 
 from autofit_llama.adapters import check_control_vectors, check_lora
 from autofit_llama.context import ContextParams, resolve_context
@@ -30,8 +30,10 @@ _NAMES = {
 }
 
 
-def engine_devices(machine: Machine) -> tuple[tuple[str, Device], ...]:
+def engine_devices(machine: Machine, *, merged: bool = False) -> tuple[tuple[str, Device], ...]:
     """The devices as llama.cpp lists them: RPC first, then GPUs; integrated ones only where there is no other.
+
+    `merged`, into one device by `-sm tensor`: all of them, RPC last, for that is registered last.
 
     Source: src/llama.cpp:llama_prepare_model_devices.
     """
@@ -44,6 +46,8 @@ def engine_devices(machine: Machine) -> tuple[tuple[str, Device], ...]:
     remote = [pair for pair in named if pair[1].api == "rpc"]
     discrete = [pair for pair in named if pair[1].api != "rpc" and not pair[1].integrated]
     integrated = [pair for pair in named if pair[1].api != "rpc" and pair[1].integrated]
+    if merged:
+        return (*(pair for pair in named if pair[1].api != "rpc"), *remote)
     return (*remote, *(discrete or integrated))
 
 
@@ -53,7 +57,7 @@ def choose_devices(launch: Launch, machine: Machine) -> tuple[tuple[str, Device]
     Raises:
         EngineRefusalError: a name that the engine does not know.
     """
-    every = engine_devices(machine)
+    every = engine_devices(machine, merged=launch.split_mode == "tensor")
     chosen = every
     if launch.devices is not None:
         by_name = {name: (name, device) for name, device in every}
@@ -71,8 +75,6 @@ def choose_devices(launch: Launch, machine: Machine) -> tuple[tuple[str, Device]
 def _placed_on(launch: Launch, hp: HParams, named: tuple[tuple[str, Device], ...]) -> tuple[tuple[str, Device], ...]:
     """The devices that get layers: one of them with `-sm none`, none with a negative `-mg`."""
     check_launch(launch, hp, tuple(device.api for _, device in named))
-    if launch.split_mode == "tensor" and len(named) > 1:
-        raise UsageError("-sm tensor is experimental in llama.cpp and is not modelled", hint="use -sm layer")
     if launch.split_mode != "none" or not named:
         return named
     return (named[launch.main_gpu],) if launch.main_gpu >= 0 else ()
@@ -156,19 +158,35 @@ def _by_role(model: ModelSpec, role: str) -> tuple[ModelSpec, ...]:
 
 def _arguments(launch: Launch, named: Sequence[tuple[str, Device]], machine: Machine) -> Arguments:
     devices = [device for _, device in named]
+    names = buffer_names([name for name, _ in named], launch.rpc)
+    context, sliced = launch.context, launch.split_mode == "tensor"
+    if sliced:
+        context = replace(context, flash_attn="on" if context.flash_attn == "auto" else context.flash_attn)
+        _check_buffers(launch, names)
     return Arguments(
-        context=launch.context,
+        context=context,
         n_gpu_layers=launch.n_gpu_layers,
-        splits=_splits(launch.tensor_split, named, machine),
+        splits=launch.tensor_split[: len(named)] if sliced else _splits(launch.tensor_split, named, machine),
         overrides=launch.overrides,
-        buffer_names=buffer_names([name for name, _ in named], launch.rpc),
+        buffer_names=() if sliced else names,
         by_layer=launch.split_mode == "layer",
+        sliced=sliced,
         repack=launch.repack and machine.host.has_repack is not False,
         no_host=launch.no_host,
         mmap=launch.maps_file(not any(device.api == "cuda" and device.pool == HOST_POOL for device in devices)),
         load_mtp=launch.load_mtp,
         lazy_mode=launch.lazy_mode,
     )
+
+
+def _check_buffers(launch: Launch, names: Sequence[str]) -> None:
+    """Refuse `-ot` to one device of those that `-sm tensor` hides: nothing then runs what lies there."""
+    for override in launch.overrides:
+        if override.kind == "pattern" and override.buffer in names:
+            raise EngineRefusalError(
+                f"llama.cpp aborts: with -sm tensor no operation finds what -ot puts on {override.buffer} alone",
+                hint="-ot may name CPU",
+            )
 
 
 def _splits(tensor_split: Sequence[float], named: Sequence[tuple[str, Device]], machine: Machine) -> tuple[float, ...]:

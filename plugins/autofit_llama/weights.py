@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from operator import add
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from autofit.domain.dtypes import GGML_TYPES_BY_NAME, row_bytes
 from autofit.domain.model import ModelSpec, TensorInfo
@@ -21,6 +22,9 @@ from autofit_llama.graph.devices import ROW_PADDING, DeviceRules
 from autofit_llama.graph.ggml import HOST, HOST_REPACKED
 from autofit_llama.hparams import HParams
 from autofit_llama.placement import HOST_PINNED, BufferRules, Operation, Placement
+
+if TYPE_CHECKING:
+    from autofit_llama.tensor_split import Slices
 
 INPUT = -1  #: the slot of what is always looked up on the host; blocks are 0..L-1, the output layer is L
 HOST_ALIGNMENT = 32  #: ggml/src/ggml-impl.h: TENSOR_ALIGNMENT
@@ -284,13 +288,17 @@ def device_bytes(rules: DeviceRules, type_name: str, ne0: int, n_bytes: int) -> 
     return round_up(n_bytes, rules.alignment)
 
 
-def place_weights(weights: Iterable[Weight], hp: HParams, placement: Placement, buffers: BufferRules) -> WeightPlan:
+def place_weights(
+    weights: Iterable[Weight], hp: HParams, placement: Placement, buffers: BufferRules, slices: Slices | None = None
+) -> WeightPlan:
     """Every weight in its buffer, and the sums.
+
+    With `slices` the one device of `buffers` stands for several, and each holds a part.
 
     Raises:
         UsageError: an override's pattern is too costly to match.
     """
-    on_device = [0] * len(buffers.devices)
+    on_device = [0] * len(buffers.devices if slices is None else slices.devices)
     on_host = {HOST: 0, HOST_PINNED: 0, HOST_REPACKED: 0}
     n_lazy = 0
     homes: dict[str, int] = {}
@@ -306,7 +314,9 @@ def place_weights(weights: Iterable[Weight], hp: HParams, placement: Placement, 
         else:
             homes[name] = home
         present.add((name, home))
-        if home >= 0:
+        if home >= 0 and slices is not None:
+            on_device = list(map(add, on_device, slices.weight_bytes(name, type_name, ne)))
+        elif home >= 0:
             on_device[home] += device_bytes(buffers.devices[home], type_name, ne[0], n_bytes)
         elif lazy:
             n_lazy += round_up(n_bytes, HOST_ALIGNMENT)

@@ -41,7 +41,7 @@ class DeviceRules:
     `compute_capability` is CUDA's, 890 for 8.9; 0 for a GPU without tensor cores. `offload_min_batch`: rows
     from which the device takes over operations on host weights; `None`: never. `pipeline`: asynchronous and
     with events, so that several micro-batches can be in flight. `pinned_host`: the host's side of the graph
-    is in pinned memory.
+    is in pinned memory. `members`: the device stands for all of these (`-sm tensor`).
     """
 
     kind: Kind = "cuda"
@@ -52,13 +52,18 @@ class DeviceRules:
     pipeline: bool = True
     fusion: bool = True
     pinned_host: bool = True
+    members: tuple[DeviceRules, ...] = ()
 
     @property
     def is_exact(self) -> bool:
         """Whether the replay is known to give the engine's own bytes."""
+        if self.members:
+            return all(rules.is_exact for rules in self.members)
         return self.kind in ("cuda", "rpc")
 
     def supports(self, t: Tensor) -> bool:
+        if self.members:
+            return all(rules.supports(t) for rules in self.members)
         if self.kind == "rpc":
             return True
         if self.kind == "metal" and t.op == "FLASH_ATTN_EXT":
@@ -69,6 +74,8 @@ class DeviceRules:
 
     def alloc_bytes(self, t: Tensor) -> int:
         """Bytes of `t` in the device's buffer, before alignment."""
+        if self.members:
+            return max(rules.alloc_bytes(t) for rules in self.members)
         if self.kind == "cuda":
             return cuda.alloc_bytes(t, self.compute_capability)
         return metal.alloc_bytes(t) if self.kind == "metal" else tensor_bytes(t)
