@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from autofit import hookspecs
+from autofit.domain.text import printable
 from autofit.domain.values import dataclass, replace
 from autofit.errors import AutofitError, PluginError, UsageError
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 BUILTINS = ("autofit.builtin", "autofit_llama.plugin", "autofit_vllm.plugin")
 AUTOLOAD_OFF = "AUTOFIT_DISABLE_PLUGIN_AUTOLOAD"
+_FAILURES = (Exception, SystemExit)  #: a module that finds no licence may well call sys.exit()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,8 @@ class Host:
         try:
             plugin = load()
             hash(plugin)  # pluggy keeps plugins in sets
+            if self._manager.has_plugin(name):
+                raise PluginError(f"another plugin is called {name!r}")
             self._manager.register(plugin, name=name)
             hooks = tuple(sorted(caller.name for caller in self._manager.get_hookcallers(plugin) or ()))
             unknown = [h for h in dir(plugin) if h.startswith("autofit_") and self._is_pending(plugin, h)]
@@ -84,8 +89,9 @@ class Host:
                 raise PluginError(f"no such hook: {', '.join(unknown)}")
             record = PluginRecord(name=name, distribution=distribution, version=version, hooks=hooks)
             self.records.append(record)
-        except Exception as error:  # any failure of a plugin is the plugin's: record it and go on
-            self._disable(name, error, distribution, version)
+        except _FAILURES as error:  # any failure of a plugin is the plugin's: record it and go on
+            taken = any(record.name == name for record in self.records)
+            self._disable(f"{distribution}: {name}" if taken else name, error, distribution, version)
 
     def _is_pending(self, plugin: object, hook: str) -> bool:
         return hasattr(getattr(plugin, hook), f"{hookspecs.PROJECT_NAME}_impl") and not hasattr(
@@ -93,7 +99,7 @@ class Host:
         )
 
     def _disable(
-        self, name: str, error: Exception, distribution: str | None = None, version: str | None = None
+        self, name: str, error: BaseException, distribution: str | None = None, version: str | None = None
     ) -> None:
         if self._manager.has_plugin(name):
             self._manager.unregister(name=name)
@@ -119,27 +125,27 @@ class Host:
         others = [other for other in self._manager.get_plugins() if other is not plugin]
         try:
             return list(self._manager.subset_hook_caller(hook, others)(**arguments))
-        except Exception as error:  # any failure of a plugin is the plugin's: it must not stop the host
+        except _FAILURES as error:  # it must not stop the host
             self._disable(name, error)
             return []
 
-    def _each(self, hook: str, **arguments: object) -> Iterable[tuple[str, Any]]:
+    def _each(self, hook: str, kind: type[Any], **arguments: object) -> Iterable[tuple[str, list[Any]]]:
+        """What each plugin offers, all of it of this kind: a plugin that offers anything else offers nothing."""
         for name, plugin in self._offering(hook):
-            for result in self._call(name, plugin, hook, **arguments):
-                yield name, result
+            for offered in self._call(name, plugin, hook, **arguments):
+                try:
+                    yield name, _all_of(kind, offered, hook)
+                except _FAILURES as error:  # the same
+                    self._disable(name, error)
 
     def _refs(self, hook: str, kind: type[Any]) -> dict[str, Any]:
         refs: dict[str, Any] = {}
-        for plugin, offered in self._each(hook):
-            try:
-                for ref in offered:
-                    if not isinstance(ref, kind):
-                        raise PluginError(f"{hook} must return {kind.__name__}, not {type(ref).__name__}")
-                    if ref.name in refs:
-                        raise PluginError(f"{ref.name!r} is already taken")
-                    refs[ref.name] = ref
-            except Exception as error:  # the same
-                self._disable(plugin, error)
+        for plugin, offered in self._each(hook, kind):
+            taken = next((ref.name for ref in offered if ref.name in refs), None)
+            if taken is not None:
+                self._disable(plugin, PluginError(f"{taken!r} is already taken"))
+                continue
+            refs |= {ref.name: ref for ref in offered}
         return refs
 
     def backends(self) -> dict[str, hookspecs.BackendRef]:
@@ -161,7 +167,7 @@ class Host:
         return self._refs("autofit_register_commands", hookspecs.CommandRef)
 
     def profile_dirs(self) -> tuple[str, ...]:
-        return tuple(path for _, offered in self._each("autofit_register_profile_dirs") for path in offered)
+        return tuple(path for _, offered in self._each("autofit_register_profile_dirs", str) for path in offered)
 
     def backend(self, name: str) -> Backend:
         """The backend of this name.
@@ -175,7 +181,14 @@ class Host:
             raise UsageError(
                 f"no backend {name!r}", hint=f"known: {', '.join(sorted(refs))}; see `autofit plugins`"
             )
-        return resolve(refs[name].factory)()  # type: ignore[no-any-return]
+        from autofit.backend import Backend
+
+        factory = resolve(refs[name].factory)
+        with blamed(refs[name].factory):
+            backend = factory()
+            if not isinstance(backend, Backend):
+                raise PluginError(f"{refs[name].factory} must make a Backend, not {type(backend).__name__}")
+            return backend
 
     def backend_of_program(self, argv: tuple[str, ...]) -> Backend:
         """The backend that understands this command, by its program's name; of `python -m` by the package's.
@@ -197,20 +210,21 @@ class Host:
 
     def adjust_machine(self, machine: Machine, backend_name: str) -> Machine:
         """Fold the plugins' corrections, each over the one before."""
-        hook = "autofit_adjust_machine"
+        hook, kind = "autofit_adjust_machine", type(machine)
         for name, plugin in self._offering(hook):
             for adjusted in self._call(name, plugin, hook, machine=machine, backend_name=backend_name):
-                machine = adjusted
+                if isinstance(adjusted, kind):
+                    machine = adjusted
+                else:
+                    self._disable(name, PluginError(_wrong_kind(hook, kind, adjusted)))
         return machine
 
     def review_plan(self, plan: Plan, model: ModelSpec, machine: Machine) -> Plan:
-        found = list(plan.findings)
-        for plugin, findings in self._each("autofit_review_plan", plan=plan, model=model, machine=machine):
-            try:
-                found.extend(findings)
-            except TypeError as error:
-                self._disable(plugin, error)
-        return replace(plan, findings=tuple(found))
+        from autofit.domain.plan import Finding
+
+        reviews = self._each("autofit_review_plan", Finding, plan=plan, model=model, machine=machine)
+        found = [finding for _, findings in reviews for finding in findings]
+        return replace(plan, findings=(*plan.findings, *found))
 
 
 @cache
@@ -226,11 +240,45 @@ def resolve(reference: str) -> Any:
         PluginError: it cannot be imported.
     """
     module, _, attribute = reference.partition(":")
-    try:
+    with blamed(reference):
         found: Any = import_module(module)
         return getattr(found, attribute) if attribute else found
-    except (ImportError, AttributeError) as error:
-        raise PluginError(f"{reference}: {error}") from error
+
+
+@contextmanager
+def blamed(reference: str) -> Iterator[None]:
+    """What goes wrong inside is the fault of what `reference` names.
+
+    Raises:
+        PluginError: anything that is no error of ours.
+    """
+    try:
+        yield
+    except AutofitError:
+        raise
+    except Exception as error:
+        raise PluginError(f"{reference}: {_one_line(error)}", hint="see `autofit plugins`") from error
+
+
+def _all_of(kind: type[Any], offered: Iterable[Any], hook: str) -> list[Any]:
+    """The items of a hook's result.
+
+    Raises:
+        PluginError: one is of another kind, or a reference without words.
+    """
+    if isinstance(offered, str):
+        raise PluginError(f"{hook} must return a list of {kind.__name__}, not one text")
+    items = list(offered)
+    for item in items:
+        if not isinstance(item, kind):
+            raise PluginError(_wrong_kind(hook, kind, item))
+        if hasattr(item, "factory") and not all(isinstance(word, str) and word for word in item[:3]):
+            raise PluginError(f"{hook}: name, summary and factory of {kind.__name__} are text")
+    return items
+
+
+def _wrong_kind(hook: str, kind: type[Any], given: object) -> str:
+    return f"{hook} must return {kind.__name__}, not {type(given).__name__}"
 
 
 def _offers_plugins(directory: str) -> bool:
@@ -253,9 +301,9 @@ def _offers_plugins(directory: str) -> bool:
     return False
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     text = error.message if isinstance(error, AutofitError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:300]
+    return printable(" ".join(text.split()), 300)
 
 
 def is_debug(word: str) -> bool:
@@ -267,4 +315,4 @@ def warn_broken(records: Iterable[PluginRecord]) -> None:
     """One line per broken third-party plugin on stderr."""
     for record in records:
         if record.error:
-            print(f"autofit: plugin {record.name} is not in use: {record.error}", file=sys.stderr)
+            print(f"autofit: plugin {printable(record.name)} is not in use: {record.error}", file=sys.stderr)

@@ -84,34 +84,48 @@ def run(arguments: list[str]) -> int:
 
         print(f"autofit {__version__}")
         return 0
-    from autofit.host import host, resolve, warn_broken
+    from autofit.host import host, warn_broken
 
     backends, commands = host().backends(), host().commands()
     word = arguments[0] if arguments else "--help"
     if word in {"-h", "--help", "help"}:
         print_help(backends, commands)
         return 0 if arguments else 2
-    own, engine_args = split_at_dashes(arguments[1:])
-    if word in backends:
-        from autofit.cli import plan as module
-
-        parser = new_parser(word, backends[word].summary)
-        module.add_arguments(parser)
-        warn_broken(host().records)
-        return module.run(parser.parse_args(own), word, engine_args)
-    if word in commands:
-        command = resolve(commands[word].factory)
-        parser = new_parser(word, commands[word].summary)
-        command.add_arguments(parser)
-        if not getattr(command, "TAKES_COMMAND", False) and engine_args is not None:
-            own = arguments[1:]
-        args = parser.parse_args(own)
-        args.engine_args = engine_args
-        return int(command.run(args))
+    try:
+        if word in backends:
+            return run_backend(backends[word], arguments[1:])
+        if word in commands:
+            return run_command(commands[word], arguments[1:])
+    finally:
+        if word != "plugins":  # which shows them in full
+            warn_broken(host().records)
     from autofit.errors import UsageError
     from autofit.settings import suggest
 
     raise UsageError(f"no command {word[:40]!r}", hint=suggest(word, [*backends, *commands]))
+
+
+def run_backend(ref: BackendRef, arguments: list[str]) -> int:
+    from autofit.cli import plan
+
+    own, engine_args = split_at_dashes(arguments)
+    parser = new_parser(ref.name, ref.summary)
+    plan.add_arguments(parser)
+    return plan.run(parser.parse_args(own), ref.name, engine_args)
+
+
+def run_command(ref: CommandRef, arguments: list[str]) -> int:
+    from autofit.host import resolve
+
+    command = resolve(ref.factory)
+    parser = new_parser(ref.name, ref.summary)
+    command.add_arguments(parser)
+    own, engine_args = split_at_dashes(arguments)
+    if not getattr(command, "TAKES_COMMAND", False):
+        own = arguments
+    args = parser.parse_args(own)
+    args.engine_args = engine_args
+    return int(command.run(args))
 
 
 def split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str] | None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from autofit.cli.wishes import add_output, add_wishes, collect
 from autofit.errors import UsageError
-from autofit.host import host, resolve
+from autofit.host import blamed, host, resolve
 from autofit.pipeline import engine_surroundings, machine_of, read_model, solve
 from autofit.settings import to_request
 
@@ -63,7 +63,11 @@ def show(plan: Plan, args: argparse.Namespace, *, force: bool) -> int:
     if args.format not in renderers:
         raise UsageError(f"no format {args.format!r}", hint=f"known: {', '.join(sorted(renderers))}")
     if plan.fits or force or args.format != "shell":
-        print(resolve(renderers[args.format].factory)(plan))
+        factory = renderers[args.format].factory
+        render = resolve(factory)
+        with blamed(factory):
+            product = render(plan)
+        print(product)
     if not args.quiet:
         for line in text.summary(plan):
             print(line, file=sys.stderr)

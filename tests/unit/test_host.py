@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from autofit.domain.machine import Host as HostFacts
 from autofit.domain.machine import Machine
+from autofit.domain.memory import Memory
+from autofit.domain.plan import Plan
 from autofit.errors import PluginError, UsageError
-from autofit.hookspecs import BackendRef, hookimpl
+from autofit.hookspecs import BackendRef, RendererRef, hookimpl
 from autofit.host import AUTOLOAD_OFF, Host, resolve
 
 
@@ -112,3 +114,61 @@ def test_an_installed_distribution_is_found_by_its_entry_point(
     found = record(host, "extra")
     assert (found.distribution, found.version, found.error) == ("autofit-extra", "1.2", None)
     assert "extra" not in Host({AUTOLOAD_OFF: "1"}).renderers()
+
+
+def test_a_plugin_that_ends_the_process_is_recorded_and_the_rest_works(quiet_host: Host) -> None:
+    def leave() -> Any:
+        raise SystemExit("no licence")
+
+    quiet_host._load("on load", leave)
+    add(quiet_host, "in a hook", autofit_register_backends=leave)
+    assert "llama" in quiet_host.backends()
+    assert record(quiet_host, "on load").error == record(quiet_host, "in a hook").error == "SystemExit: no licence"
+
+
+def test_of_a_plugin_that_breaks_halfway_nothing_is_taken(quiet_host: Host) -> None:
+    def half() -> Iterable[RendererRef]:
+        yield RendererRef("half", "x", "x:y")
+        raise RuntimeError("on the way")
+
+    add(quiet_host, "half", autofit_register_renderers=half)
+    assert "half" not in quiet_host.renderers()
+
+
+@pytest.mark.parametrize(
+    ("hook", "result"),
+    [
+        ("autofit_register_renderers", [RendererRef(5, None, "x:y")]),  # type: ignore[arg-type]
+        ("autofit_register_renderers", 7),
+        ("autofit_register_profile_dirs", [None]),
+        ("autofit_register_profile_dirs", "/usr/share/profiles"),
+        ("autofit_adjust_machine", "a machine"),
+        ("autofit_review_plan", ["a finding"]),
+    ],
+)
+def test_what_a_hook_returns_is_checked(quiet_host: Host, hook: str, result: object) -> None:
+    add(quiet_host, "wrong", **{hook: lambda: result})
+    machine = Machine(host=HostFacts(total_bytes=1, available_bytes=1))
+    plan = Plan(backend="x", fits=True, argv=(), memory=Memory(pools=()))
+    asked = (
+        quiet_host.renderers(),
+        quiet_host.profile_dirs(),
+        quiet_host.adjust_machine(machine, "llama"),
+        quiet_host.review_plan(plan, None, machine),  # type: ignore[arg-type]
+    )
+    assert asked == (Host({AUTOLOAD_OFF: "1"}).renderers(), (), machine, plan)
+    assert record(quiet_host, "wrong").error
+
+
+def test_a_plugin_does_not_take_another_of_its_name_down(quiet_host: Host) -> None:
+    quiet_host._load("autofit_llama.plugin", lambda: ModuleType("other"), distribution="other-dist")
+    assert "llama" in quiet_host.backends()
+    assert "another plugin" in record(quiet_host, "other-dist: autofit_llama.plugin").error
+    assert record(quiet_host, "autofit_llama.plugin").error is None
+
+
+@pytest.mark.parametrize("factory", ["autofit_absent:Backend", "fractions:Fraction", "json:loads"])
+def test_a_factory_that_makes_no_backend_is_a_plugin_error(quiet_host: Host, factory: str) -> None:
+    add(quiet_host, "odd", autofit_register_backends=lambda: [BackendRef("odd", "x", factory)])
+    with pytest.raises(PluginError, match=factory.partition(":")[0]):
+        quiet_host.backend("odd")
