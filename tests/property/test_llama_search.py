@@ -9,6 +9,7 @@ import pytest
 from autofit.domain.machine import HOST_POOL, Device, Host, Machine
 from autofit.domain.request import Margin
 from autofit.domain.units import GIB, MIB
+from autofit.solve import solve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -152,6 +153,15 @@ def test_a_preference_for_context_gets_one_at_a_decode_floor() -> None:
     assert long is not None
     assert fast.seconds <= long.seconds
     assert fast.candidate.n_ctx_seq < long.candidate.n_ctx_seq == 32_768
+
+
+def test_a_block_on_the_host_asks_for_no_expert_there_as_well() -> None:
+    """The first block of this model has no experts; those of all others are on the card."""
+    launch = problem("deepseek-v2-lite-Q4_K_M", [(24_000, 900_000_000_000)], None)
+    search, wanted = Search(launch), candidate(4096)
+    found = solve(search.known.chain(wanted, search.tables(wanted), spill=True, heads=(1,)))
+    assert found is not None
+    assert (found.head, found.lean) == (1, 1)
 
 
 def test_an_empty_machine_runs_on_its_processor() -> None:
