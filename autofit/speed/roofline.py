@@ -88,9 +88,16 @@ class Roofline:
         seconds = layer.n_kernels * (here.kernel_s if is_captured else here.launch_s)
         if not place.ranks:
             return seconds + self._part_of_step_seconds(layer, place, step)
-        ranks = [place._replace(device=rank, ranks=()) for rank in dict.fromkeys(place.ranks)]
-        slowest = max(self._part_of_step_seconds(layer, rank, step) for rank in ranks)
-        return seconds + slowest / len(place.ranks) + self._reduce_seconds(layer, place.ranks, step)
+        shares = place.shares or (1 / len(place.ranks),) * len(place.ranks)
+        largest: dict[str, float] = {}
+        for rank, share in zip(place.ranks, shares, strict=True):
+            largest[rank] = max(share, largest.get(rank, 0.0))
+        alone = place._replace(ranks=(), shares=())
+        slowest = max(
+            share * self._part_of_step_seconds(layer, alone._replace(device=rank), step)
+            for rank, share in largest.items()
+        )
+        return seconds + slowest + self._reduce_seconds(layer, place.ranks, step)
 
     def _part_of_step_seconds(self, layer: LayerWork, place: Place, step: Step) -> float:
         """Reading and computing of one block on one device."""

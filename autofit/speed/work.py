@@ -102,13 +102,15 @@ class Place(NamedTuple):
     """Where a block runs: a `Device.id`, or `host`.
 
     `experts` and `cache` name another place that holds (and, for experts, computes) that part; `None` is the
-    same. `ranks` are the devices that share the block by tensor parallelism; `device` is then the first.
+    same. `ranks` are the devices that share the block by tensor parallelism; `device` is then the first, and
+    `shares` the part of the block that each has, if not the same.
     """
 
     device: str
     experts: str | None = None
     cache: str | None = None
     ranks: tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from operator import add
 
 from autofit.domain.machine import HOST_POOL, Machine
 from autofit.domain.plan import Speed
@@ -71,7 +73,39 @@ def work_of(layout: Layout, run: Run) -> list[tuple[LayerWork, Place]]:
         home = plan.copies.get((weight.name, weight.slot)) if weight.duplicate else plan.homes.get(weight.name)
         return names[home] if home is not None and home >= 0 else HOST_POOL
 
-    return placed_work(_blocks(layout), layer_of, home_of, cache_on_host=not layout.context.offload_kqv)
+    work = placed_work(_blocks(layout), layer_of, home_of, cache_on_host=not layout.context.offload_kqv)
+    return _sliced(work, layout, run) if run.arguments.sliced and len(names) > 1 else work
+
+
+def _sliced(work: Sequence[tuple[LayerWork, Place]], layout: Layout, run: Run) -> list[tuple[LayerWork, Place]]:
+    """The same with each block shared by all devices, as far as the engine cuts it: norms are read by each."""
+    names = tuple(device.id for device in run.devices)
+    blocks, output = _shares(layout, run)
+    shared = []
+    for layer, place in work:
+        if place.device == names[0] and place.experts is None:
+            shares = output if layer.last_token_only else blocks
+            place = place._replace(ranks=names, shares=shares if place.cache is None else (1.0,) * len(names))
+        shared.append((layer, place))
+    return shared
+
+
+def _shares(layout: Layout, run: Run) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The part of the blocks, and of the output layer, that each device reads in a step."""
+    arguments, plan = run.arguments, layout.weight_plan
+    slices = run.sized.slices(device_rules(run.devices), arguments.splits, load_mtp=arguments.load_mtp)
+    n_output, n_devices = layout.hparams.n_layer_all, len(run.devices)
+    whole, parts = [0, 0], [[0] * n_devices, [0] * n_devices]
+    for weight in layout.weights:
+        home = plan.copies.get((weight.name, weight.slot)) if weight.duplicate else plan.homes.get(weight.name)
+        if home == 0:
+            kind = int(weight.slot == n_output)
+            whole[kind] += weight.n_bytes
+            parts[kind] = list(map(add, parts[kind], slices.weight_bytes(weight.name, weight.type, weight.ne)))
+    blocks, output = (
+        tuple(part / total if total else 1.0 for part in each) for total, each in zip(whole, parts, strict=True)
+    )
+    return blocks, output
 
 
 def _blocks(layout: Layout) -> tuple[Block, ...]:

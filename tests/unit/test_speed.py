@@ -142,6 +142,18 @@ def test_micro_batches_follow_each_other_through_devices() -> None:
     assert roofline.prefill_seconds(model, 512) > roofline.prefill_seconds([(DENSE, GPU)] * 32, 512)
 
 
+def test_unequal_shares_wait_for_the_rank_with_most_to_read() -> None:
+    roofline = Roofline(machine(device(0), device(1)))
+    layer = replace(DENSE, hidden_bytes=0)
+
+    def seconds(*shares: float) -> float:
+        return roofline.layer_seconds(layer, Place("GPU0", ranks=("GPU0", "GPU1"), shares=shares), Step())
+
+    assert seconds(0.5, 0.5) == seconds()
+    assert seconds(0.25, 0.75) == seconds(0.75, 0.25) > seconds()
+    assert seconds(1.0, 1.0) > roofline.layer_seconds(layer, GPU, Step())  # whole on both: there is nothing to gain
+
+
 def test_ranks_share_a_block_and_pay_for_reducing() -> None:
     roofline = Roofline(machine(device(0), device(1)), engine="vllm")
     shared = Place("GPU0", ranks=("GPU0", "GPU1"))
