@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from autofit.domain.machine import HOST_POOL, Device, Host, Machine
+from autofit.domain.memory import Memory
 from autofit.domain.request import Margin
 from autofit.domain.units import GIB, MIB
 from autofit.solve import solve
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from autofit_llama.estimate import size
 from autofit_llama.regex import searcher
-from autofit_llama.search import Bounds, Candidate, Search, shortfall_bytes
+from autofit_llama.search import Bounds, Candidate, Found, Search, shortfall_bytes
 from autofit_llama.search_goals import Goals, reach, stretch
 from autofit_llama.search_problem import LaunchProblem
 from autofit_llama.search_tables import Split
@@ -153,6 +154,20 @@ def test_a_preference_for_context_gets_one_at_a_decode_floor() -> None:
     assert long is not None
     assert fast.seconds <= long.seconds
     assert fast.candidate.n_ctx_seq < long.candidate.n_ctx_seq == 32_768
+
+
+def test_where_only_small_micro_batches_fit_the_faster_placement_is_taken() -> None:
+    class Only(Search):
+        def best(self, candidate: Candidate) -> Found | None:
+            seconds = {256: 2.0, 128: 1.0}.get(candidate.n_ubatch)
+            return None if seconds is None else Found(candidate, Split(1, (), seconds=seconds), Memory(pools=()))
+
+        def resident(self, candidate: Candidate) -> Found | None:
+            return None
+
+    found = reach(Only(problem(MODELS[0], [(600, 900_000_000_000)], None)), Goals(prefer="speed", least=4096, most=4096))
+    assert found is not None
+    assert found.candidate.n_ubatch == 128
 
 
 def test_a_block_on_the_host_asks_for_no_expert_there_as_well() -> None:
