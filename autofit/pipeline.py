@@ -6,18 +6,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autofit.errors import ModelError, UsageError
-from autofit.host import host
+from autofit.errors import ModelError, PluginError, UsageError
+from autofit.host import blamed, host
 from autofit.host import resolve as resolve_ref
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from autofit.backend import Backend
     from autofit.domain.machine import Machine
-    from autofit.domain.model import ModelSpec
+    from autofit.domain.model import ModelFiles, ModelSpec
     from autofit.domain.plan import Plan
     from autofit.domain.request import Request
     from autofit.settings import Wish, Wishes
@@ -30,21 +29,71 @@ DEVICE_VARIABLES = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"})
 def read_model(
     reference: str | os.PathLike[str], *, companions: Mapping[str, str] | None = None
 ) -> ModelSpec:
-    """The model that `reference` names: a path, a directory, or `example:NAME`.
+    """The model that `reference` names: a path, a directory, `example:NAME`, or what a plugin's source knows.
 
     `companions` maps a role (`mmproj`, `draft`, `lora`) to another reference.
 
     Raises:
         ModelNotFoundError, CorruptModelError, UnsupportedModelError
     """
-    from autofit.readers import read_model as read
-    from autofit.sources import resolve
-
-    model = read(resolve(_reference("read_model()", reference)))
+    model = _read(_locate(_reference("read_model()", reference)))
     if companions:
-        extra = {role: read(resolve(other)) for role, other in companions.items()}
+        extra = {role: _read(_locate(other)) for role, other in companions.items()}
         model = replace(model, companions={**model.companions, **extra})
     return model
+
+
+def _locate(reference: str) -> ModelFiles:
+    """The local files of a reference, from the first source that knows its scheme; a path needs none."""
+    from autofit.domain.model import ModelFiles
+    from autofit.sources import resolve, scheme_of
+
+    scheme = scheme_of(reference)
+    for ref in host().model_sources().values() if scheme else ():
+        if scheme not in ref.schemes:
+            continue
+        source = resolve_ref(ref.factory)
+        with blamed(ref.factory):
+            found = source(reference)
+            if isinstance(found, ModelFiles):
+                return found
+            if found is not None:
+                paths = [found] if isinstance(found, (str, os.PathLike)) else found
+                return ModelFiles(reference=reference, paths=tuple(map(os.fspath, paths)))
+    return resolve(reference)
+
+
+def _read(files: ModelFiles) -> ModelSpec:
+    """The model in these files, through the reader of their suffix, or else of their first bytes."""
+    from autofit.domain.model import ModelSpec
+    from autofit.readers import read_model as read
+    from autofit.readers.files import first_bytes
+
+    path = files.paths[0] if files.paths else ""
+    # os.path answers for any text, pathlib raises for some; which file of a directory counts is the formats' business
+    refs = () if os.path.isdir(path) else tuple(host().model_readers().values())  # noqa: PTH112
+    chosen = next((ref for ref in refs if path.endswith(ref.suffixes)), None)
+    if chosen is None and (magics := tuple(ref for ref in refs if ref.magic)):
+        start = first_bytes(path, max(len(ref.magic) for ref in magics))
+        chosen = next((ref for ref in magics if start.startswith(ref.magic)), None)
+    if chosen is None:
+        return read(files)
+    reader = resolve_ref(chosen.factory)
+    with blamed(chosen.factory):
+        model = reader(files.paths)
+        if not isinstance(model, ModelSpec):
+            raise PluginError(f"{chosen.factory} must return a ModelSpec, not {type(model).__name__}")
+        return model
+
+
+def written_as(reference: str, model: ModelSpec) -> str:
+    """What a command says for the model that `reference` led to: its first file, or the checkpoint's directory."""
+    from autofit.sources import scheme_of
+
+    if model.format == "gguf":
+        return model.files[0].path
+    # os.path leaves a `~` alone that it cannot look up, pathlib raises
+    return str(Path(model.files[0].path).parent) if scheme_of(reference) else os.path.expanduser(reference)  # noqa: PTH111
 
 
 def detect_machine() -> Machine:
@@ -122,14 +171,17 @@ def plan(
         raise UsageError("plan() got a machine, and on or ram as well", hint="leave one of them out")
     texts = {n: _as_text(value, BY_NAME[n]) for n, value in wishes.items() if value is not None}
     layers = [("user", from_flags(texts)), ("environment", from_environment(os.environ))]
-    if "preset" in wishes:
-        layers.append(("preset", preset(str(wishes["preset"]), backend)))
+    named = next((layer["preset"] for _, layer in layers if "preset" in layer), None)
+    if named is not None:
+        layers.append(("preset", preset(named, backend)))
     reference = None if _is_model(model) else _reference("plan()", model)
     merged = merge(layers)  # type: ignore[arg-type]
     machine = machine_of(merged) if machine is None else machine
-    request = to_request(merged, engine_args=_words("engine_args", engine_args), model_reference=reference)
-    found = model if _is_model(model) else read_model(reference or "")
-    return solve(backend, _with_companions(found, backend, request), machine, request)  # type: ignore[arg-type]
+    request = to_request(merged, engine_args=_words("engine_args", engine_args))
+    found: ModelSpec = model if reference is None else read_model(reference)  # type: ignore[assignment]
+    if reference is not None:
+        request = replace(request, model_reference=written_as(reference, found))
+    return solve(backend, _with_companions(found, backend, request), machine, request)
 
 
 def solve(backend_name: str, model: ModelSpec, machine: Machine | None, request: Request) -> Plan:
@@ -227,10 +279,7 @@ def _with_companions(model: ModelSpec, backend_name: str, request: Request) -> M
     missing = {role: path for role, path in named.items() if role not in model.companions}
     if not missing:
         return model
-    from autofit.readers import read_model as read
-    from autofit.sources import resolve
-
-    extra = {role: read(resolve(path)) for role, path in missing.items()}
+    extra = {role: _read(_locate(path)) for role, path in missing.items()}
     return replace(model, companions={**model.companions, **extra})
 
 

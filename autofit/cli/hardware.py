@@ -142,9 +142,11 @@ VARIABLES = (
 def _list(args: argparse.Namespace) -> int:
     from autofit.hardware.catalog import list_profiles
     from autofit.hardware.names import key_of
+    from autofit.host import host
 
     wanted = key_of(args.name) if args.name else ""
-    rows = [p for p in list_profiles() if wanted in key_of(p.id) or wanted in key_of(p.table["name"])]
+    known = list_profiles(host().profile_dirs())
+    rows = [p for p in known if wanted in key_of(p.id) or wanted in key_of(p.table["name"])]
     if args.format == "json":
         import json
 

@@ -6,17 +6,15 @@ import argparse
 import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autofit.cli.wishes import add_output, add_wishes, collect
 from autofit.errors import UsageError
 from autofit.host import blamed, host, resolve
-from autofit.pipeline import engine_surroundings, machine_of, read_model, solve
+from autofit.pipeline import engine_surroundings, machine_of, read_model, solve, written_as
 from autofit.settings import to_request
 
 if TYPE_CHECKING:
-    from autofit.domain.model import ModelSpec
     from autofit.domain.plan import Plan
 
 
@@ -40,19 +38,6 @@ def run(args: argparse.Namespace, backend_name: str, engine_args: list[str] | No
     )
     plan = solve(backend_name, model, machine_of(wishes), request)
     return show(plan, args, force=request.force)
-
-
-def written_as(reference: str, model: ModelSpec) -> str:
-    """What a command says for the model: the reference, or the file that it stands for.
-
-    An example is a file, and so is a directory with a GGUF; a split GGUF is loaded by its first part.
-    """
-    if model.format == "gguf":
-        is_part = Path(reference).name in {Path(file.path).name for file in model.files[1:]}
-        stands_for_file = is_part or Path(reference).is_dir()
-    else:
-        stands_for_file = False
-    return model.files[0].path if reference.startswith("example:") or stands_for_file else reference
 
 
 def show(plan: Plan, args: argparse.Namespace, *, force: bool) -> int:

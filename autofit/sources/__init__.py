@@ -21,6 +21,12 @@ _NOT_YET = {
 }
 
 
+def scheme_of(reference: str) -> str | None:
+    """The scheme of `SCHEME:NAME` in small letters; `None` of a path, also of one spelled like that."""
+    match = None if "\0" in reference or os.path.lexists(reference) else _SCHEME.fullmatch(reference)
+    return match[1].lower() if match else None
+
+
 def resolve(reference: str) -> ModelFiles:
     """The local files of a reference: a path, a directory, `file://PATH` or `example:NAME`.
 
@@ -34,8 +40,8 @@ def resolve(reference: str) -> ModelFiles:
         raise UsageError(
             "an empty model reference" if not reference else "a model reference with a zero byte"
         )
-    match = None if os.path.lexists(reference) else _SCHEME.fullmatch(reference)
-    if match is None:
+    scheme = scheme_of(reference)
+    if scheme is None:
         # Path().expanduser() raises for an unknown user, and would make a flag of `./-m.gguf`
         path = os.path.expanduser(reference)  # noqa: PTH111
         if _REPOSITORY.fullmatch(reference) and not os.path.lexists(path):
@@ -43,13 +49,12 @@ def resolve(reference: str) -> ModelFiles:
                 f"{reference}: no such file or directory", hint=f"if it is a repository, {_NOT_YET['hf']}"
             )
         return ModelFiles(reference=reference, paths=(path,))
-    scheme, rest = match[1].lower(), match[2]
     if scheme == "file":
         return ModelFiles(reference=reference, paths=(_file_path(reference),))
     if scheme == "example":
         from autofit.sources.examples import find_example
 
-        return ModelFiles(reference=reference, paths=(find_example(rest),))
+        return ModelFiles(reference=reference, paths=(find_example(reference.partition(":")[2]),))
     if scheme in _NOT_YET:
         raise ModelNotFoundError(
             f"{printable(reference)}: {scheme} references are not read yet", hint=_NOT_YET[scheme]
