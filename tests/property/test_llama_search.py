@@ -165,7 +165,8 @@ def test_where_only_small_micro_batches_fit_the_faster_placement_is_taken() -> N
         def resident(self, candidate: Candidate) -> Found | None:
             return None
 
-    found = reach(Only(problem(MODELS[0], [(600, 900_000_000_000)], None)), Goals(prefer="speed", least=4096, most=4096))
+    search = Only(problem(MODELS[0], [(600, 900_000_000_000)], None))
+    found = reach(search, Goals(prefer="speed", least=4096, most=4096))
     assert found is not None
     assert found.candidate.n_ubatch == 128
 
