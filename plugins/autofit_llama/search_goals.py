@@ -125,8 +125,8 @@ def _fastest(search: Search, goals: Goals, candidate: Candidate) -> Found | None
         if resident is not None and (found is None or resident.seconds < found.seconds):
             return resident
     if found is None:
-        smaller = [search.best(candidate._replace(n_ubatch=n_ubatch)) for n_ubatch in SMALL_UBATCHES]
-        found = min(filter(None, smaller), key=lambda answer: answer.seconds, default=None)
+        answers = [search.best(candidate._replace(n_ubatch=n_ubatch)) for n_ubatch in SMALL_UBATCHES]
+        found = min(filter(None, answers), key=lambda answer: answer.seconds, default=None)
     return found
 
 
