@@ -2,7 +2,8 @@
 
 The standard library compiles six methods for every class at import, which was the larger half of a cold start here.
 These classes are dataclasses for `fields`, `replace`, `asdict` and type checkers alike, but share their methods, and
-their `__init__` is compiled when several instances have been made.
+their `__init__` is compiled when several instances have been made. `InitVar` and the options that nobody uses here
+are left out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import MISSING, Field, FrozenInstanceError, field, fields, replace
 from operator import attrgetter
+from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, TypeVar
 
 __all__ = ["dataclass", "field", "fields", "replace"]
@@ -27,11 +29,14 @@ else:
         def make(cls: type[_T]) -> type[_T]:
             own = frozenset(vars(cls))
             cls.__doc__ = cls.__doc__ or cls.__name__  # else the signature is rendered for it
+            if "__eq__" in own and vars(cls)["__hash__"] is None:  # Python's own doing, not the author's
+                own -= {"__hash__"}
             made = dataclasses.dataclass(init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)(cls)
             for name, method in (_FROZEN if frozen else _OPEN).items():
                 if name not in own:
                     setattr(made, name, method)
-            made.__init__ = _first_init(made, frozen)
+            if "__init__" not in own:
+                made.__init__ = _first_init(made, frozen)
             return made
 
         return make if cls is None else make(cls)
@@ -115,12 +120,14 @@ def _values(self: Any) -> Any:
     get = _getters.get(self.__class__)
     if get is None:
         names = [f.name for f in fields(self) if f.compare]
-        get = _getters[self.__class__] = attrgetter(*names) if names else _nothing
+        get = attrgetter(*names) if len(names) > 1 else _few(names)
+        _getters[self.__class__] = get
     return get(self)
 
 
-def _nothing(_: Any) -> tuple[Any, ...]:
-    return ()
+def _few(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """A getter that gives a tuple of one value or none as well."""
+    return lambda self: tuple(getattr(self, name) for name in names)
 
 
 def _eq(self: Any, other: object) -> bool:
@@ -131,17 +138,27 @@ def _hash(self: Any) -> int:
     return hash(_values(self))
 
 
+@recursive_repr()
 def _repr(self: Any) -> str:
     shown = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.repr)
     return f"{type(self).__qualname__}({shown})"
 
 
 def _refuse_set(self: Any, name: str, value: object) -> None:
-    raise FrozenInstanceError(f"cannot assign to field {name!r}")
+    if _is_frozen(self, name):
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+    object.__setattr__(self, name, value)
 
 
 def _refuse_delete(self: Any, name: str) -> None:
-    raise FrozenInstanceError(f"cannot delete field {name!r}")
+    if _is_frozen(self, name):
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
+    object.__delattr__(self, name)
+
+
+def _is_frozen(self: Any, name: str) -> bool:
+    """Whether `name` is fixed: all is, but what a plain subclass has beside the fields."""
+    return name in self.__dataclass_fields__ or "__dataclass_fields__" in vars(type(self))
 
 
 def _state(self: Any) -> list[Any]:

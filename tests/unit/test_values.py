@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
-from typing import Any
+import threading
+from typing import Any, Generic, TypeVar
 
 import pytest
 from autofit.domain import values
 from autofit.domain.machine import Device, Host
 
+T = TypeVar("T")
 OPTIONS = [
     {"frozen": frozen, "slots": slots, "kw_only": kw_only}
     for frozen in (False, True)
@@ -106,3 +108,100 @@ def test_values_of_the_domain_can_be_pickled_and_copied() -> None:
     assert pickle.loads(pickle.dumps(device)) == copy.deepcopy(device) == device
     assert {device: 1}[dataclasses.replace(device)] == 1
     assert dataclasses.is_dataclass(Host)
+
+
+@pytest.mark.parametrize("decorate", [values.dataclass, dataclasses.dataclass])
+def test_a_class_keeps_its_own_init_and_compares_as_it_says(decorate: Any) -> None:
+    @decorate(frozen=True)
+    class Word:
+        text: str
+
+        def __init__(self, *parts: str) -> None:
+            object.__setattr__(self, "text", "".join(parts))
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Word) and self.text.lower() == other.text.lower()
+
+    assert Word("a", "b") == Word("AB")
+    assert hash(Word("a", "b")) == hash(Word("ab"))
+
+
+@pytest.mark.parametrize(  # with slots, the standard library's `super(cls, self)` fails before Python 3.14
+    ("decorate", "slots"),
+    [(values.dataclass, False), (values.dataclass, True), (dataclasses.dataclass, False)],
+)
+def test_a_plain_subclass_of_a_frozen_class_has_attributes_of_its_own(decorate: Any, slots: bool) -> None:
+    @decorate(frozen=True, slots=slots)
+    class Base:
+        a: int
+
+    class Sub(Base):
+        pass
+
+    sub = Sub(1)
+    sub.note = "mine"  # type: ignore[attr-defined]
+    assert sub.note == "mine"  # type: ignore[attr-defined]
+    del sub.note  # type: ignore[attr-defined]
+    for action in (lambda: setattr(sub, "a", 2), lambda: delattr(sub, "a"), lambda: setattr(Base(1), "b", 2)):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            action()
+
+
+@pytest.mark.parametrize("decorate", [values.dataclass, dataclasses.dataclass])
+def test_one_field_is_compared_as_a_tuple_is(decorate: Any) -> None:
+    @decorate(frozen=True)
+    class Rate:
+        value: float
+
+    nan = float("nan")
+    assert Rate(nan) == Rate(nan)
+    assert Rate(nan) != Rate(-nan)
+
+
+@pytest.mark.parametrize("decorate", [values.dataclass, dataclasses.dataclass])
+def test_what_holds_itself_is_shown(decorate: Any) -> None:
+    @decorate()
+    class Node:
+        next: Any = None
+
+    node = Node()
+    node.next = node
+    assert repr(node).endswith(".Node(next=...)")
+
+
+@pytest.mark.parametrize("decorate", [values.dataclass, dataclasses.dataclass])
+def test_generic_inherited_and_matched(decorate: Any) -> None:
+    @decorate(frozen=True)
+    class Pair(Generic[T]):
+        a: T
+        b: list[T] = dataclasses.field(default_factory=list)
+
+    @decorate(frozen=True)
+    class Triple(Pair[int]):
+        c: int = 3
+
+    assert Pair[int](1) == Pair(1)
+    assert Pair(1) != Triple(1)
+    match Triple(1, [2]):
+        case Triple(a, [b], c):
+            assert (a, b, c) == (1, 2, 3)
+        case _:
+            pytest.fail("not matched")
+    assert copy.copy(Triple(1, c=5)) == dataclasses.replace(Triple(1), c=5)
+
+
+def test_first_instances_may_be_made_by_many_threads_at_once() -> None:
+    for _ in range(20):
+        cls = make(values.dataclass, frozen=True, slots=True, kw_only=True)
+        start, made = threading.Barrier(8), []
+
+        def work(cls: Any = cls, start: Any = start, made: list[Any] = made) -> None:
+            start.wait()
+            made.extend(cls(a=a, b=(a,)) for a in range(6))
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted((one.a, one.b, one.d) for one in made) == [(a, (a,), 2 * a) for a in range(6) for _ in range(8)]
