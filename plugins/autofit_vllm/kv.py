@@ -1,10 +1,11 @@
 """The KV cache as vLLM plans it: groups of layers, bytes per block, blocks, and how long a request may be.
 
-The functions follow v1/core/kv_cache_planning.py for the layouts that keep layers apart (all that vLLM
-picks by itself on CUDA, but for DeepSeek-V4)."""
+The functions follow v1/core/kv_cache_planning.py, for layouts that keep layers apart and for those that pack the
+layers of a block."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from autofit.domain.units import GIB
@@ -14,12 +15,13 @@ from autofit.errors import EngineRefusalError
 from autofit_vllm.defaults import EngineConfig
 from autofit_vllm.kv_layers import Kind, LayerCache, Layout, lay_out, stage_of, uniform
 from autofit_vllm.model import VllmModel
+from autofit_vllm.sharding import round_up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """Layers that share a block table. `layers` may hold pages of different sizes only if it is the only
-    group."""
+    group, or if blocks are packed."""
 
     layers: tuple[LayerCache, ...]
     kinds: tuple[LayerCache, ...]  #: one layer of each type
@@ -97,12 +99,14 @@ def plan_kv(model: VllmModel, config: EngineConfig) -> KvPlan:
         EngineRefusalError: vLLM cannot lay this cache out.
     """
     layout = lay_out(model, config)
-    groups = group_layers(layout.layers, hybrid_manager=config.hybrid_manager)
+    groups = group_layers(layout.layers, hybrid_manager=config.hybrid_manager, packed=layout.packed)
     bounds = stage_bounds(model.n_layers, config.parallel.pp, config.parallel.layer_partition)
     return KvPlan(
         layout=layout,
         groups=groups,
-        bytes_per_block=tuple(_stage_block_bytes(groups, stage, bounds) for stage in range(config.parallel.pp)),
+        bytes_per_block=tuple(
+            _stage_block_bytes(groups, stage, bounds, packed=layout.packed) for stage in range(config.parallel.pp)
+        ),
         max_len=config.max_model_len,
         in_flight_tokens=config.max_in_flight_tokens,
         dcp=config.parallel.dcp,
@@ -178,7 +182,9 @@ def _gib(n_bytes: int) -> str:
 # -- Groups ----------------------------------------------------------------------------------------
 
 
-def group_layers(layers: Sequence[LayerCache], *, hybrid_manager: bool = True) -> tuple[Group, ...]:
+def group_layers(
+    layers: Sequence[LayerCache], *, hybrid_manager: bool = True, packed: bool = False
+) -> tuple[Group, ...]:
     """Layers by block table (kv_cache_planning.py:get_kv_cache_groups).
 
     Raises:
@@ -190,6 +196,8 @@ def group_layers(layers: Sequence[LayerCache], *, hybrid_manager: bool = True) -
         layers = promote(layers)
     if len({layer.type for layer in layers}) == 1 or uniform(layers):
         return (Group.of(layers),)
+    if packed and len({layer.page_bytes for layer in layers}) > 1:
+        return tuple(Group.of(part) for part in _pack(layers))
     try:
         equal = equal_pages(layers)
     except EngineRefusalError:
@@ -285,6 +293,66 @@ def _split(layers: Sequence[LayerCache]) -> list[tuple[LayerCache, ...]]:
     return groups
 
 
+def _pack(layers: Sequence[LayerCache]) -> list[list[LayerCache]]:
+    """Groups of layers of one kind whose pages may differ (_get_packed_kv_cache_groups).
+
+    A kind with equally many layers of each page size repeats a pattern; such kinds are cut so that their groups hold
+    about as many repeats. States are cut until their groups fit the block that the others need.
+    """
+    kinds: list[list[LayerCache]] = []
+    for layer in layers:
+        kind = next((kind for kind in kinds if uniform((kind[0], layer))), None)
+        if kind is None:
+            kinds.append([layer])
+        else:
+            kind.append(layer)
+    pages = [_by_page(kind) for kind in kinds]
+    repeats = [max(map(len, by_page.values())) for by_page in pages]
+    balanced = [len(set(map(len, by_page.values()))) == 1 for by_page in pages]
+    mixed = [n for n, even, by_page in zip(repeats, balanced, pages, strict=True) if even and len(by_page) > 1]
+    per_group = None
+    if mixed:
+        per_group = _least_waste([n for n, even in zip(repeats, balanced, strict=True) if even], max(mixed))
+    counts = [-(-n // per_group) if even and per_group else 1 for n, even in zip(repeats, balanced, strict=True)]
+    states = [_is_state(kind[0], whole=per_group is None) for kind in kinds]
+    block = max(
+        sum(-(-len(found) // cut) * page for page, found in by_page.items())
+        for by_page, cut in zip(
+            pages,
+            (len(kind) if state else n for kind, state, n in zip(kinds, states, counts, strict=True)),
+            strict=True,
+        )
+    )
+    groups: list[list[LayerCache]] = []
+    for kind, by_page, n, state in zip(kinds, pages, counts, states, strict=True):
+        if state:
+            n = max(n, -(-len(kind) // max(1, block // kind[0].page_bytes)))
+        if n == 1:
+            groups.append(kind)
+            continue
+        pattern = list(zip(*by_page.values(), strict=False))
+        groups += [[layer for repeat in pattern[at::n] for layer in repeat] for at in range(n)]
+    return groups
+
+
+def _by_page(layers: Sequence[LayerCache]) -> dict[int, list[LayerCache]]:
+    found: dict[int, list[LayerCache]] = {}
+    for layer in layers:
+        found.setdefault(layer.page_bytes, []).append(layer)
+    return found
+
+
+def _is_state(layer: LayerCache, *, whole: bool) -> bool:
+    """Whether a kind may be cut down to one layer a group."""
+    return layer.kind in ("state", "ring") or (whole and layer.kind in ("sliding", "sliding latent"))
+
+
+def _least_waste(counts: Sequence[int], least: int) -> int:
+    """The size whose multiples all counts are closest below; of equals the largest (_approximate_gcd)."""
+    sizes = range(least, max(counts) + 1)
+    return min(sizes, key=lambda size: (sum(-count % size for count in counts), -size))
+
+
 def stage_bounds(n_layers: int, pp: int, partition: Sequence[int] | None = None) -> tuple[int, ...]:
     """First layer of each pipeline stage, and the end (distributed/utils.py:get_pp_indices)."""
     sizes = list(partition) if partition else [n_layers // pp] * pp
@@ -297,8 +365,12 @@ def stage_bounds(n_layers: int, pp: int, partition: Sequence[int] | None = None)
     return tuple(bounds)
 
 
-def _stage_block_bytes(groups: Sequence[Group], stage: int, bounds: Sequence[int]) -> int:
+def _stage_block_bytes(groups: Sequence[Group], stage: int, bounds: Sequence[int], *, packed: bool) -> int:
     """Bytes that one block takes on a stage (_get_kv_cache_bytes_per_block)."""
+    if packed:
+        here = [[layer for layer in group.layers if stage_of(layer, bounds) == stage] for group in groups]
+        unit = math.lcm(*(layer.stride_unit for layers in here for layer in layers))
+        return round_up(max(sum(layer.page_bytes for layer in layers) for layers in here), unit)
     return max(
         (sum(layer.stride_bytes for layer in group.layers if stage_of(layer, bounds) == stage) for group in groups),
         default=0,

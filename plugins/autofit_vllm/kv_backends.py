@@ -76,6 +76,7 @@ class AttentionBackend:
     sinks: bool = False
     sliding: bool = True
     dcp: bool = False
+    packs: bool = False  #: it wants the layers of a block behind each other (supported_kv_cache_layouts)
     rule: Rule = field(default=_always)
 
     def sizes(self, query: LayerQuery) -> tuple[tuple[int, bool], ...]:
@@ -492,6 +493,17 @@ _BACKENDS = {
     )
 }
 INDEXER = AttentionBackend(name="DEEPSEEK_V32_INDEXER", kv_dtypes=(), fixed=(64,))
+#: those of classes that lay their caches out themselves
+OWN = {
+    backend.name: backend
+    for backend in (
+        AttentionBackend(name="FLASHMLA_SPARSE_DSV4", kv_dtypes=(), fixed=(256,)),
+        AttentionBackend(name="FLASHINFER_MLA_SPARSE_DSV4", kv_dtypes=(), fixed=(256,)),
+        AttentionBackend(name="DEEPSEEK_V4_INDEXER", kv_dtypes=(), fixed=(256,), packs=True),
+        AttentionBackend(name="DEEPSEEK_SPARSE_SWA", kv_dtypes=(), multiple=32),
+        AttentionBackend(name="CompressorBackend", kv_dtypes=(), multiple=1),
+    )
+}
 
 
 def priorities(query: LayerQuery) -> tuple[str, ...]:

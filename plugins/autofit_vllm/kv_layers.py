@@ -17,15 +17,26 @@ from autofit_vllm.defaults import EngineConfig
 from autofit_vllm.dtypes import dtype_bytes
 from autofit_vllm.kv_backends import (
     INDEXER,
+    OWN,
     AttentionBackend,
     LayerQuery,
     common_block_size,
     is_quantised,
     select,
 )
-from autofit_vllm.model import LAST, AttentionCache, Cache, IndexerCache, LatentCache, StateCache, VllmModel
+from autofit_vllm.model import (
+    LAST,
+    AttentionCache,
+    Cache,
+    IndexerCache,
+    LatentCache,
+    PackedCache,
+    StateCache,
+    VllmModel,
+)
+from autofit_vllm.sharding import round_up
 
-Kind = Literal["full", "latent", "sliding", "sliding latent", "chunked", "cross", "state"]
+Kind = Literal["full", "latent", "sliding", "sliding latent", "chunked", "cross", "state", "ring"]
 DEFAULT_BLOCK_TOKENS = 16
 CPU_BLOCK_TOKENS = 128
 LATENT_ALIGNMENT = 128  #: hybrid models with latent attention (platforms/interface.py:_align_hybrid_block_size)
@@ -44,6 +55,9 @@ _TURBOQUANT_BITS = {
 }
 _LATENT_BYTES = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}  # mla_attention.py:get_kv_cache_spec
 _FULL_KINDS = ("full", "latent")
+#: of DeepSeek V4: the format that FlashMLA reads, and the multiples that its pages and those of FlashInfer have
+_PACKED_FORMAT = "fp8_ds_mla"
+_PACKED_ALIGNMENT, _PLAIN_ALIGNMENT = 576, 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +88,13 @@ class LayerCache:
     @property
     def stride_bytes(self) -> int:
         """Distance between two blocks of this layer (kv_cache_planning.py:_get_layer_block_stride)."""
-        if self.stride_kernel is None or self.kind == "state":
-            return self.page_bytes
-        kernel = math.gcd(self.stride_kernel, self.block_tokens)
-        if kernel == self.block_tokens:
-            return self.page_bytes
-        unit = self.token_bytes * kernel
-        return -(-self.page_bytes // unit) * unit
+        return round_up(self.page_bytes, self.stride_unit)
+
+    @property
+    def stride_unit(self) -> int:
+        """What the distance between two blocks is a multiple of, however layers are laid out."""
+        kernel = math.gcd(self.stride_kernel or self.block_tokens, self.block_tokens)
+        return 1 if self.kind == "state" or kernel == self.block_tokens else self.token_bytes * kernel
 
     @property
     def type(self) -> tuple[object, ...]:
@@ -103,6 +117,8 @@ class LayerCache:
         block = self.block_tokens
         if self.kind == "state":
             return self.state_pages
+        if self.kind == "ring":
+            return 1
         if self.kind == "cross":
             return -(-self.encoder_tokens // block)
         if self.kind in _FULL_KINDS:
@@ -161,7 +177,7 @@ def element_bytes(kv_dtype: str, dtype: str) -> int:
 class AttentionLayer:
     """A cached attention layer with the backend that vLLM takes for it."""
 
-    cache: AttentionCache | LatentCache | IndexerCache
+    cache: AttentionCache | LatentCache | IndexerCache | PackedCache
     backend: AttentionBackend
     query: LayerQuery
     kv_dtype: str
@@ -176,6 +192,7 @@ class Layout:
     backends: tuple[str, ...]
     kv_dtype: str
     state_padding_bytes: int = 0  #: what aligning the state to a page wastes, per page
+    packed: bool = False  #: the layers of a block stand behind each other; else the blocks of a layer
 
 
 def lay_out(model: VllmModel, config: EngineConfig) -> Layout:
@@ -207,6 +224,7 @@ def lay_out(model: VllmModel, config: EngineConfig) -> Layout:
         backends=tuple(sorted({part.backend.name for part in attention})),
         kv_dtype=kv_dtype,
         state_padding_bytes=(state_page - own) if state_page else 0,
+        packed=any(part.backend.packs for part in attention),
     )
 
 
@@ -220,14 +238,14 @@ def _skipped(cache: Cache, config: EngineConfig) -> bool:
 
 
 def _attention(
-    cache: AttentionCache | LatentCache | IndexerCache, model: VllmModel, config: EngineConfig
+    cache: AttentionCache | LatentCache | IndexerCache | PackedCache, model: VllmModel, config: EngineConfig
 ) -> AttentionLayer:
     kv_dtype = "auto" if _skipped(cache, config) else config.kv_cache_dtype
     tp = config.parallel.tp
     query = LayerQuery(
         cc=config.gpu.cc,
         cpu=config.gpu.cpu,
-        head_size=cache.head_size if not isinstance(cache, IndexerCache) else 128,
+        head_size=128 if isinstance(cache, IndexerCache | PackedCache) else cache.head_size,
         head_size_v=cache.head_size_v if isinstance(cache, AttentionCache) else None,
         dtype=config.dtype,
         kv_dtype=kv_dtype,
@@ -238,6 +256,8 @@ def _attention(
         softcap=bool(model.config.get("attn_logit_softcapping")),
         flash_version=config.flash_version,
     )
+    if isinstance(cache, PackedCache):
+        return AttentionLayer(cache=cache, backend=OWN[_own_backend(cache, config)], query=query, kv_dtype=kv_dtype)
     if isinstance(cache, IndexerCache):
         return AttentionLayer(cache=cache, backend=INDEXER, query=query, kv_dtype=kv_dtype)
     if isinstance(cache, LatentCache):
@@ -276,11 +296,63 @@ def _attention(
     return AttentionLayer(cache=cache, backend=backend, query=query, kv_dtype=kv_dtype)
 
 
+def _own_backend(cache: PackedCache, config: EngineConfig) -> str:
+    """FlashInfer's kernels replace FlashMLA's where they are asked for, and on newer GPUs
+    (models/deepseek_v4/nvidia/model.py:_select_dsv4_attn_cls)."""
+    name, wanted = cache.backend, config.attention_backend
+    if name != "FLASHMLA_SPARSE_DSV4":
+        return name
+    if wanted in ("FLASHINFER_MLA_SPARSE", "FLASHINFER_MLA_SPARSE_SM120"):
+        raise EngineRefusalError(
+            f"{wanted} is not a DeepSeek V4 attention backend. Use FLASHINFER_MLA_SPARSE_DSV4 for DeepSeek V4 "
+            "FlashInfer sparse MLA."
+        )
+    flashinfer = wanted == "FLASHINFER_MLA_SPARSE_DSV4" or (wanted is None and config.gpu.cc[0] == 12)
+    return "FLASHINFER_MLA_SPARSE_DSV4" if flashinfer else name
+
+
+def _packs_rows(backend: str, config: EngineConfig) -> bool:
+    """Whether rows are in DeepSeek's format (models/deepseek_v4/attention.py:_resolve_dsv4_kv_cache_dtype).
+
+    Raises:
+        EngineRefusalError: a type that this format has no room for.
+    """
+    if backend == "FLASHINFER_MLA_SPARSE_DSV4" and config.gpu.cc[0] != 12:
+        return False
+    if config.kv_cache_dtype != "auto" and not config.kv_cache_dtype.startswith("fp8"):
+        raise EngineRefusalError(
+            f"DeepseekV4 fp8_ds_mla layout only supports fp8 kv-cache, got {config.kv_cache_dtype}. Please set "
+            "`--kv-cache-dtype fp8` or select a backend that supports bfloat16 KV cache.",
+            hint="use --kv-cache-dtype fp8, or --attention-backend FLASHINFER_MLA_SPARSE_DSV4",
+        )
+    return True
+
+
+def _packed_layer(cache: PackedCache, config: EngineConfig, block: int, kv_dtype: str) -> LayerCache:
+    packed, tokens = kv_dtype == _PACKED_FORMAT, cache.block_tokens or block
+    row = cache.row_bytes
+    if cache.plain_elements and not packed:
+        row = cache.plain_elements * element_bytes(kv_dtype, "bfloat16")
+    page = round_up(tokens // cache.tokens_per_row * row, _PACKED_ALIGNMENT if packed else _PLAIN_ALIGNMENT)
+    return LayerCache(
+        name=cache.name,
+        stage=cache.stage,
+        kind="latent" if cache.window_tokens is None else "sliding latent",
+        block_tokens=tokens,
+        token_bytes=row,
+        identity=("packed", cache.backend, cache.tokens_per_row),
+        window_tokens=cache.window_tokens,
+        padded_bytes=page,
+    )
+
+
 def _canonical_kv_dtype(attention: Iterable[AttentionLayer], config: EngineConfig) -> str:
     """The format that sparse latent attention reads
     (mla_attention.py:_canonicalize_sparse_mla_kv_cache_dtype)."""
     for part in attention:
         name, kv_dtype = part.backend.name, config.kv_cache_dtype
+        if name.endswith("_DSV4") and _packs_rows(name, config):
+            return _PACKED_FORMAT
         if name == "FLASHMLA_SPARSE" and is_quantised(kv_dtype) and kv_dtype != "nvfp4_ds_mla":
             return "fp8_ds_mla"
         if name == "FLASHINFER_MLA_SPARSE_SM120" and kv_dtype in ("auto", "fp8", "fp8_e4m3"):
@@ -292,6 +364,8 @@ def _attention_layer(
     part: AttentionLayer, config: EngineConfig, block: int, skip_page: int | None, kv_dtype: str
 ) -> LayerCache | None:
     cache, query = part.cache, part.query
+    if isinstance(cache, PackedCache):
+        return _packed_layer(cache, config, block, kv_dtype)
     if isinstance(cache, IndexerCache):
         return LayerCache(
             name=cache.name,

@@ -159,6 +159,7 @@ class Plain:
     stage: Stage
     shape: tuple[int, ...]
     axis: int | None = None  #: the dimension tensor parallelism divides; `None`: replicated
+    multiple: int = 1  #: that a rank's part of it is filled up to
     dtype: str | None = None  #: `None`: the model's
     tower: str | None = None
 
@@ -242,6 +243,22 @@ class IndexerCache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PackedCache:
+    """Rows that a model's own attention classes lay out, one for every `tokens_per_row` tokens; blocks of all
+    such layers are packed behind each other (models/deepseek_v4)."""
+
+    name: str
+    stage: Stage
+    backend: str  #: that of the classes, which decides the blocks
+    row_bytes: int
+    plain_elements: int = 0  #: of a row where its backend keeps rows in the cache's type; 0: always `row_bytes`
+    tokens_per_row: int = 1
+    block_tokens: int | None = None  #: `None`: the model's block
+    window_tokens: int | None = None
+    once: bool = False  #: one block per request, however long it is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StateCache:
     """The state of a recurrent layer, of fixed size per sequence (layers/mamba/mamba_utils.py).
 
@@ -305,7 +322,7 @@ class StateCache:
         return sum(math.prod(shape) * dtype_bytes(dtype) for shape, dtype in zip(shapes, types, strict=True))
 
 
-Cache = AttentionCache | LatentCache | IndexerCache | StateCache
+Cache = AttentionCache | LatentCache | IndexerCache | PackedCache | StateCache
 
 
 # -- The model

@@ -12,7 +12,7 @@ from autofit.speed import Draft, LayerWork, Place, Read, Roofline, n_kernels
 
 from autofit_vllm.dtypes import dtype_bytes
 from autofit_vllm.kv import stage_bounds
-from autofit_vllm.model import AttentionCache, LatentCache, StateCache
+from autofit_vllm.model import AttentionCache, LatentCache, PackedCache, StateCache
 from autofit_vllm.plan import Evaluation
 
 DEFAULT_LINK = 25_000_000_000  #: bytes/s, PCIe 4.0 x16 in practice
@@ -124,6 +124,9 @@ def _cache_bytes(evaluation: Evaluation) -> dict[int, CacheCost]:
         elif isinstance(cache, LatentCache):
             flops = 2 * cache.heads * (2 * cache.kv_lora_rank + cache.rope_size)
             result[cache.stage] = (layer.token_bytes * tp, None, 0, flops, "latent")
+        elif isinstance(cache, PackedCache) and layer.window_tokens:
+            flops = 4 * evaluation.model.n_heads * cache.plain_elements
+            result[cache.stage] = (layer.token_bytes * tp, layer.window_tokens, 0, flops, "sliding")
     return result
 
 

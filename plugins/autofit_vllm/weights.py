@@ -120,7 +120,8 @@ def _tensors(
     else:
         sides = list(module.shape)
         if module.axis is not None and not (module.tower and parallel.vision_data_parallel):
-            sides[module.axis] = divide(sides[module.axis], parallel.tp, module.name)
+            part = divide(sides[module.axis], parallel.tp, module.name)
+            sides[module.axis] = round_up(part, module.multiple)
         yield RankTensor(module.name, tuple(sides), module.dtype or dtype, "plain", module.tower is not None)
 
 

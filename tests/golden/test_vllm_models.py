@@ -15,6 +15,7 @@ from autofit_vllm.model import (
     AttentionCache,
     IndexerCache,
     LatentCache,
+    PackedCache,
     Parallel,
     StateCache,
     VllmModel,
@@ -95,6 +96,8 @@ def caches(model: VllmModel, row: dict[str, Any]) -> Counter[str]:
                 found[json.dumps(["state", cache_.shapes(tp), types])] += 1
             case LatentCache():
                 found[json.dumps(["mla", cache_.head_size, cache_.window_tokens])] += 1
+            case PackedCache():
+                found[json.dumps(["packed", cache_.tokens_per_row, cache_.window_tokens])] += 1
             case IndexerCache():
                 found[json.dumps(["mla", cache_.bytes_per_token, None])] += 1
             case AttentionCache():

@@ -101,6 +101,7 @@ _PAGES = {
     "speech:whisper": "WhisperForConditionalGeneration",
     "latent:deepseek_v2": "DeepseekV2ForCausalLM DeepseekV3ForCausalLM MistralLarge3ForCausalLM",
     "latent:deepseek_v32": "DeepseekV32ForCausalLM GlmMoeDsaForCausalLM",
+    "compressed:deepseek_v4": "DeepseekV4ForCausalLM",
     "latent:deepseek": "DeepseekForCausalLM",
     "latent:glm4_moe_lite": "Glm4MoeLiteForCausalLM",
     "latent:minicpm3": "MiniCPM3ForCausalLM",
@@ -393,9 +394,13 @@ def assemble(architecture: str, builder: Builder) -> VllmModel:
         supports_pipeline=architecture not in NO_PIPELINE,
         supports_lora=architecture not in NO_LORA,
         modalities=("image", "video") if architecture in MULTIMODAL else (),
-        quantization=quantization or nested or None,
+        quantization=_with(quantization or nested, builder.quantization) or None,
         ssm_dtype=ssm_dtype(root, text),
         draft=builder.draft,
         notes=tuple(builder.notes),
         config=dict(text),
     )
+
+
+def _with(quantization: Mapping[str, object], more: Mapping[str, object]) -> Mapping[str, object]:
+    return {**quantization, **more} if quantization and more else quantization

@@ -25,6 +25,7 @@ from autofit_vllm.model import (
     Linear,
     LinearKind,
     Module,
+    PackedCache,
     Part,
     Plain,
     Stage,
@@ -61,6 +62,7 @@ class Builder:
         "options",
         "prefix",
         "quantised_caches",
+        "quantization",
         "root",
         "scale_dtype",
     )
@@ -76,6 +78,7 @@ class Builder:
         self.buffers: list[Buffer] = []
         self.caches: list[Cache] = []
         self.notes: list[str] = []
+        self.quantization: Mapping[str, object] = {}  #: what the model's class adds to the file's
         self.quantised_caches = True  #: whether attention is told of the quantisation
         self.scale_dtype: str | None = None  #: of attention's scales; `model` in the models of Transformers
 
@@ -104,12 +107,12 @@ class Builder:
         layer: Callable[[Scope], None],
         *extras: str,
         prefix: str = "model.layers",
-        projection: str = "eh_proj",
+        projection: str | None = "eh_proj",
         divided: bool = False,
         first: int | None = None,
     ) -> None:
-        """Layers that predict further tokens: a decoder layer each behind a projection of two vectors to one,
-        with the norms `extras`. Embedding and head are the model's own
+        """Layers that predict further tokens: a decoder layer each behind a projection of two vectors to one
+        (`None`: `layer` builds its own), with the norms `extras`. Embedding and head are the model's own
         (v1/spec_decode/llm_base_proposer.py:_maybe_share_lm_head).
         """
         if not count:
@@ -119,9 +122,9 @@ class Builder:
         start = self.config.layers() if first is None else first
         for index in range(start, start + min(count, _MAX_DRAFT_LAYERS)):
             here = Scope(aside, self.named(f"{prefix}.{index}"), index, None)
-            if divided:
+            if projection and divided:
                 here.column(projection, 2 * self.hidden_size, self.hidden_size)
-            else:
+            elif projection:
                 here.plain(f"{projection}.weight", self.hidden_size, 2 * self.hidden_size)
             here.norms(*extras)
             layer(here)
@@ -342,9 +345,19 @@ class Scope:
             **more,
         )
 
-    def plain(self, name: str, *shape: int, axis: int | None = None, dtype: str | None = None) -> None:
+    def plain(
+        self, name: str, *shape: int, axis: int | None = None, dtype: str | None = None, multiple: int = 1
+    ) -> None:
         self.builder.modules.append(
-            Plain(name=self._name(name), stage=self.stage, shape=shape, axis=axis, dtype=dtype, tower=self.tower)
+            Plain(
+                name=self._name(name),
+                stage=self.stage,
+                shape=shape,
+                axis=axis,
+                multiple=multiple,
+                dtype=dtype,
+                tower=self.tower,
+            )
         )
 
     def norm(self, name: str, size: int | None = None, *, bias: bool = False, dtype: str | None = None) -> None:
@@ -457,6 +470,11 @@ class Scope:
     def indexer_cache(self, name: str, bytes_per_token: int) -> None:
         self.builder.caches.append(
             IndexerCache(name=self._name(name), stage=self.stage, bytes_per_token=bytes_per_token)
+        )
+
+    def packed_cache(self, name: str, backend: str, row_bytes: int, **more: Any) -> None:
+        self.builder.caches.append(
+            PackedCache(name=self._name(name), stage=self.stage, backend=backend, row_bytes=row_bytes, **more)
         )
 
     def state(self, name: str = "", **sizes: Any) -> None:

@@ -63,7 +63,6 @@ NOT_PLANNED = {
     "torchao": ": its tensors are of the torchao package, which vLLM needs beside it",
     "humming": ": its kernels choose how weights are kept when they are loaded",
     "online": ": its schemes come from --quantization-config, which is not read here",
-    "deepseek_v4_fp8": ": only DeepSeek V4 has it, whose layers are not known either",
 }
 _ALIASES = {  #: requested word -> words of the checkpoint that it may stand for
     "gptq": {"gptq"},
@@ -203,7 +202,7 @@ def _read(
         return auto_round(raw, capability)
     if method == "compressed-tensors":
         return compressed_tensors(raw, capability)
-    if method == "fp8":
+    if method in ("fp8", "deepseek_v4_fp8"):
         return fp8(raw, experts=mxfp4(capability, gpt_oss=False).scheme)
     if method.startswith("modelopt"):
         return modelopt(raw)

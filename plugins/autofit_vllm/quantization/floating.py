@@ -185,6 +185,8 @@ def fp8(config: Mapping[str, Any], *, experts: Scheme | None = None) -> Fp8:
         raise EngineRefusalError(f"quantization_config: blocks of {block}")
     if block is not None and activation != "dynamic":
         raise EngineRefusalError("The block-wise quantization only supports dynamic activation scheme")
+    of_v4 = config.get("quant_method") == "deepseek_v4_fp8"
+    four = of_v4 and config.get("expert_dtype") == "fp4"
     ignored = config.get("ignored_layers") or config.get("modules_to_not_convert") or ()
     if block is None:
         scheme = Fp8Scheme(granularity="tensor", static=activation == "static")
@@ -193,15 +195,16 @@ def fp8(config: Mapping[str, Any], *, experts: Scheme | None = None) -> Fp8:
             granularity="block",
             block=(int(block[0]), int(block[1])),
             suffix="weight_scale_inv",
+            scale_dtype="float8_e8m0fnu" if four else "float32",
             lenient=True,
         )
     return Fp8(
-        name="fp8",
+        name="deepseek_v4_fp8" if of_v4 else "fp8",
         min_capability=75,
         dtypes=("bfloat16", "float16"),
         scheme=scheme,
         ignored=tuple(entry for entry in ignored if isinstance(entry, str)),
-        mxfp4_experts=experts if config.get("store_dtype") == "mxfp4" else None,
+        mxfp4_experts=experts if four or config.get("store_dtype") == "mxfp4" else None,
     )
 
 

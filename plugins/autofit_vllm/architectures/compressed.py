@@ -1,0 +1,180 @@
+"""DeepSeek V4: each layer sees a window of tokens and, beside it, others compressed by 4 or 128; several residual
+streams are mixed before and after each sublayer (models/deepseek_v4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from autofit.errors import EngineRefusalError
+
+from autofit_vllm.architectures.builder import Builder, Scope
+from autofit_vllm.architectures.config import Config
+from autofit_vllm.architectures.experts import router
+from autofit_vllm.architectures.facts import expert_count, experts_per_token
+from autofit_vllm.architectures.rope import rope_parameters
+from autofit_vllm.model import EVERY
+
+_RATES = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
+_INDEXED = 4  #: layers compressed by this pick what they attend to
+_STATE_BLOCK = {4: 4, 128: 8}  #: tokens of a block of a compressor's state (compressor.py:CompressorStateCache)
+_WINDOW_BLOCK = 64
+_ROTARY = 64
+_HASHED_LAYERS = 3
+_HEADS = 64  #: that FlashMLA's kernel fills a rank's heads up to
+
+
+def deepseek_v4(b: Builder) -> None:
+    config = b.config
+    rates = _rates(config)
+    b.quantization = {"quant_method": "deepseek_v4_fp8", "expert_dtype": config.text("expert_dtype", "fp4")}
+
+    def predictor(layer: Scope) -> None:
+        layer.replicated("e_proj", b.hidden_size, b.hidden_size)
+        layer.replicated("h_proj", b.hidden_size, b.hidden_size)
+        streams(layer, "hc_head", config.int("hc_mult"))
+        _block(layer / "mtp_block", 1)
+
+    b.embedding(tied=False)
+    for layer in b.layers():
+        _block(layer, rates[layer.stage])
+    b.final_norm()
+    b.head(tied=False)
+    streams(b.scope("model", EVERY), "hc_head", config.int("hc_mult"), scales=1)
+    count = config.maybe_int("num_nextn_predict_layers")
+    b.predict(count, predictor, "enorm", "hnorm", "norm", projection=None)
+
+
+def _rates(config: Config) -> list[int]:
+    """How many tokens a layer's rows stand for; 1: it sees nothing but its window
+    (transformers: DeepseekV4Config.__post_init__)."""
+    count = config.layers()
+    given = {kind: rate for kind, rate in config.table("compress_rates").items() if isinstance(rate, int)}
+    rates: Mapping[str, int] = {
+        **_RATES,
+        **given,
+        **{
+            kind: config.int(key)
+            for kind, key in zip(_RATES, ("compress_rate_csa", "compress_rate_hca"), strict=True)
+            if key in config
+        },
+    }
+    kinds = [str(kind) for kind in config.items_of("layer_types")]
+    if not kinds and config.items_of("compress_ratios"):
+        found = config.items_of("compress_ratios")[:count]
+    elif not kinds:
+        heavy, indexed = rates["heavily_compressed_attention"], rates["compressed_sparse_attention"]
+        found = [heavy] * min(count, 2) + [indexed if index % 2 else heavy for index in range(max(0, count - 2))]
+    else:
+        found = [rates.get(kind, 1) for kind in kinds]
+    if any(rate not in (0, 1, *_STATE_BLOCK) for rate in found):
+        raise EngineRefusalError(f"Invalid compress ratio: {min(set(found) - {0, 1, *_STATE_BLOCK})}")
+    return [max(1, rate) for rate in found]
+
+
+def streams(here: Scope, name: str, count: int, *, scales: int = 1, rows: int | None = None) -> None:
+    """The weights that mix the residual streams into `rows` numbers."""
+    rows = count if rows is None else rows
+    here.plain(f"{name}_fn", rows, count * here.builder.hidden_size, dtype="float32")
+    here.plain(f"{name}_base", rows, dtype="float32")
+    here.plain(f"{name}_scale", scales, dtype="float32")
+
+
+def _block(layer: Scope, rate: int) -> None:
+    config = layer.builder.config
+    count = config.int("hc_mult")
+    for name in ("hc_attn", "hc_ffn"):
+        streams(layer, name, count, scales=3, rows=(2 + count) * count)
+    _attention(layer / "attn", rate)
+    _experts(layer / "ffn", layer.stage)
+    layer.norms("attn_norm", "ffn_norm")
+
+
+def rotary_size(config: Config) -> int:
+    """What of a head is rotated: the class knows it as a share."""
+    given = config.maybe_int("qk_rope_head_dim")
+    if given is not None:
+        return given
+    share = config.number("partial_rotary_factor", 0.0)
+    return int(config.int("head_dim") * share) if share else _ROTARY
+
+
+def _attention(here: Scope, rate: int) -> None:
+    """(attention.py:DeepseekV4Attention) one KV head that is key and value, projections by way of small vectors."""
+    config, hidden = here.builder.config, here.builder.hidden_size
+    heads, size = config.int("num_attention_heads"), config.int("head_dim")
+    query, groups, out = config.int("q_lora_rank"), config.int("o_groups"), config.int("o_lora_rank")
+    rotary = rotary_size(config)
+    here.plain("attn_sink", heads, axis=0, multiple=_HEADS, dtype="float32")
+    here.replicated("fused_wqa_wkv", hidden, (("wq_a", query), ("wkv", size)))
+    here.norm("q_norm", query)
+    here.column("wq_b", query, heads * size)
+    here.norm("kv_norm", size)
+    here.column("wo_a", heads * size // groups, groups * out)
+    here.row("wo_b", groups * out, hidden)
+    here.buffer(f"rope:{rate > 1}", _rows(config, rate > 1), rotary, dtype="float32")
+    row = size + rotary + 8  # What is not rotated in fp8, what is in half precision, and scales.
+    here.packed_cache(
+        "swa_cache",
+        "DEEPSEEK_SPARSE_SWA",
+        row,
+        plain_elements=size,
+        block_tokens=_WINDOW_BLOCK,
+        window_tokens=config.int("sliding_window"),
+    )
+    if rate == _INDEXED:
+        indexer, index = here / "indexer", config.int("index_head_dim")
+        index_heads = config.int("index_n_heads")
+        indexer.replicated("wq_b", query, index_heads * index)
+        indexer.replicated("weights_proj", hidden, index_heads, quantisable=False)
+        _compressor(indexer / "compressor", rate, index)
+        bytes_per_row = index + index // 128 * 4
+        indexer.packed_cache("k_cache", "DEEPSEEK_V4_INDEXER", bytes_per_row, tokens_per_row=rate)
+    if rate > 1:
+        _compressor(here / "compressor", rate, size)
+        here.packed_cache("", "FLASHMLA_SPARSE_DSV4", row, plain_elements=size, tokens_per_row=rate)
+
+
+def _rows(config: Config, compressed: bool) -> int:
+    """Positions of a rotary table (common/rope.py)."""
+    positions = config.int("max_position_embeddings")
+    parameters = rope_parameters(config)
+    nested = parameters.get("compress")
+    parameters = nested if isinstance(nested, Mapping) else parameters
+    factor, original = parameters.get("factor"), parameters.get("original_max_position_embeddings")
+    if compressed and isinstance(factor, int | float) and isinstance(original, int):
+        return int(original * factor)
+    return positions
+
+
+def _compressor(here: Scope, rate: int, size: int) -> None:
+    """Keys and scores of tokens become one row; those of an unfinished group are kept in fp32
+    (compressor.py:DeepseekCompressor)."""
+    width = (2 if rate == _INDEXED else 1) * size  # These groups overlap.
+    here.plain("ape", rate, width, dtype="float32")
+    parts = (("wkv", width), ("wgate", width))
+    here.replicated("fused_wkv_wgate", here.builder.hidden_size, parts, quantisable=False)
+    here.norm("norm", size)
+    here.packed_cache(
+        "state_cache",
+        "CompressorBackend",
+        2 * width * 4,
+        block_tokens=_STATE_BLOCK[rate],
+        window_tokens=width // size * rate,
+    )
+
+
+def _experts(here: Scope, index: int) -> None:
+    """The first layers look up a token's experts by its number (nvidia/model.py:DeepseekV4MoE)."""
+    config = here.builder.config
+    count, top_k = expert_count(config), experts_per_token(config)
+    kinds = config.items_of("mlp_layer_types")
+    hashed = index < (kinds.count("hash_moe") if kinds else config.int("num_hash_layers", default=_HASHED_LAYERS))
+    corrected = not hashed and config.text("topk_method") == "noaux_tc"
+    router(here, count, bias="gate.e_score_correction_bias" if corrected else None)
+    if hashed:
+        here.plain("gate.tid2eid", config.int("vocab_size"), top_k, dtype="int32")
+    width = config.int("moe_intermediate_size")
+    shared = config.maybe_int("n_shared_experts")
+    if shared:
+        here.gated_mlp("shared_experts", width * shared, names=("w1", "w3"), down="down_proj", spreads_tokens=True)
+    here.experts("experts", count, width, top_k=top_k, names=("w1", "w3", "w2"), fused_routing=False)
