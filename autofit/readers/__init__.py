@@ -19,6 +19,7 @@ Role = Literal["model", "mmproj", "lora", "draft"]
 
 _DRAFTS = {"eagle3", "dflash", "gemma4-assistant"}  # architectures that only ever serve another model
 _MAX_CANDIDATES = 32
+_SUFFIXES = (".gguf", ".safetensors")
 
 
 def read_model(model: ModelFiles | str | os.PathLike[str] | Sequence[str]) -> ModelSpec:
@@ -95,6 +96,7 @@ def _read_directory(directory: Path) -> ModelSpec:
         names = {entry.name for entry in os.scandir(directory)}
     except OSError as error:
         raise explain(str(directory), error) from error
+    names = {name for name in names if not (name.endswith(_SUFFIXES) and (directory / name).is_dir())}
     ggufs = _first_shards(directory, names)
     has_safetensors = any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
     if ggufs and has_safetensors:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from autofit.domain.text import printable
 from autofit.errors import ModelError, ModelNotFoundError
 
+MAX_MAPPED_BYTES = 1 << 27  #: more than any header may have; a limit on address space must not refuse a large model
 MAX_JSON_BYTES = 1 << 26
 MAX_JSON_ITEMS = (
     1 << 21
@@ -28,7 +29,7 @@ _KINDS = {
 
 @contextmanager
 def open_file(path: str) -> Iterator[tuple[Buffer, int]]:
-    """The bytes of the file at `path` through a memory map, and its size.
+    """The bytes of the file at `path` through a memory map, `MAX_MAPPED_BYTES` at most, and its size.
 
     Raises:
         ModelNotFoundError: there is none. ModelError: it is not an ordinary file, or cannot be read.
@@ -51,7 +52,7 @@ def open_file(path: str) -> Iterator[tuple[Buffer, int]]:
             yield b"", 0
             return
         try:
-            data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+            data = mmap.mmap(descriptor, min(status.st_size, MAX_MAPPED_BYTES), access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise explain(path, error) from error
         with data:
@@ -73,6 +74,8 @@ def explain(path: str, error: Exception) -> ModelError:
     if isinstance(error, OSError):
         if error.errno == errno.ELOOP:
             return ModelError(f"{printable(path)}: its symbolic links go round in a circle")
+        if error.errno == errno.ENXIO:
+            return ModelError(f"{printable(path)}: a socket or a device, not a model file")
         return ModelError(f"{printable(path)}: {error.strerror or type(error).__name__}")
     return ModelError(f"{printable(path)}: not a path")
 

@@ -435,9 +435,10 @@ def _find_shards(path: str) -> list[str]:
 def _check_whole(path: str, metadata: Mapping[str, object]) -> None:
     count, number = metadata.get("split.count"), metadata.get("split.no")
     if type(count) is int and count > 1:
+        which = f"shard {number + 1}" if type(number) is int else "a shard"
         raise CorruptModelError(
             printable(path),
-            f"shard {number} of {count} (from 0), which its name does not say",
+            f"{which} of a model in {count} files, which its name does not say",
             hint=f"engines find shards by their names: NAME-00001-of-{count:05d}.gguf and so on",
         )
 
@@ -449,10 +450,11 @@ def _join(shards: Sequence[str], headers: Sequence[Header]) -> list[TensorInfo]:
     for index, (shard, header) in enumerate(zip(shards, headers, strict=True)):
         number, count = header.metadata.get("split.no"), header.metadata.get("split.count", len(shards))
         if number != index or count != len(shards):
+            said = "no split.no" if number is None else f"split.no {number} (from 0) of {count}"
             raise CorruptModelError(
                 printable(shard),
-                f"its name says shard {index} of {len(shards)} (from 0), "
-                f"its metadata {printable(f'{number} of {count}', 60)}",
+                f"its name says shard {index + 1} of {len(shards)}, its metadata has {printable(said, 80)}",
+                hint="split files keep the names that they were made with",
             )
         for tensor in header.tensors:
             if tensor.name in seen:

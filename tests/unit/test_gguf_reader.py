@@ -170,14 +170,20 @@ def test_shards_under_wrong_names(tmp_path: Path) -> None:
     paths[1].rename(paths[0])
     swap.rename(paths[1])
     with pytest.raises(
-        CorruptModelError, match=r"00001-of-00002.*shard 0 of 2 \(from 0\), its metadata 1 of 2"
+        CorruptModelError, match=r"00001-of-00002.*shard 1 of 2, its metadata has split.no 1 \(from 0\) of 2"
     ):
         read_gguf(paths[0])
 
 
+def test_whole_models_named_as_shards(tmp_path: Path) -> None:
+    paths = [ggufs.write_llama(tmp_path / f"m-0000{i}-of-00002.gguf") for i in (1, 2)]
+    with pytest.raises(CorruptModelError, match=r"says shard 1 of 2, its metadata has no split\.no"):
+        read_gguf(paths[1])
+
+
 def test_a_shard_that_lost_its_name(tmp_path: Path) -> None:
     path = ggufs.write_split(tmp_path, "m", ggufs.llama(), 2)[0].rename(tmp_path / "x.gguf")
-    with pytest.raises(CorruptModelError, match="shard 0 of 2") as caught:
+    with pytest.raises(CorruptModelError, match="shard 1 of a model in 2 files") as caught:
         read_gguf(path)
     assert "00001-of-00002" in (caught.value.hint or "")
 

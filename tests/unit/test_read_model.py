@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,7 +174,35 @@ def test_a_socket(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)  # a socket's path must be short
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(name)
-        assert isinstance(refused(name, name), ModelError)
+        assert isinstance(refused(name, f"{name}: a socket"), ModelError)
+
+
+def test_a_directory_that_is_called_like_a_model(tmp_path: Path) -> None:
+    (tmp_path / "d.gguf").mkdir()
+    path = ggufs.write_llama(tmp_path / "m.gguf")
+    assert read_model(tmp_path) == read_model(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to its address space")
+def test_a_model_larger_than_the_address_space_allowed(tmp_path: Path) -> None:
+    paths = [ggufs.write_llama(tmp_path / "m.gguf"), tmp_path / "m.safetensors"]
+    sf.write_tensors(paths[1], sf.llama(n_layer=1))
+    for path in paths:
+        os.truncate(path, 1 << 42)
+    code = """if True:
+        import resource, sys
+        from autofit.errors import AutofitError
+        from autofit.readers import read_model
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+        for path in sys.argv[1:]:
+            try:
+                read_model(path)
+            except AutofitError as error:
+                print(error)"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, paths)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "allocate" not in done.stdout + done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no such device here")
