@@ -17,6 +17,7 @@ from autofit.solve import largest
 
 from autofit_llama.context import CELL_PADDING
 from autofit_llama.search import Candidate, Found, Search
+from autofit_llama.search_tables import Split
 
 USEFUL_TOKENS = 4096
 """The context that `auto` gives up no decode rate for going beyond; the engine's own `--fit-ctx`."""
@@ -80,7 +81,7 @@ def reach(search: Search, goals: Goals) -> Found | None:
             continue
         if best is None or _is_worth(goals, found, best):
             best = found
-        if best is found and _wants_no_more(goals, found):
+        if best is found and _wants_no_more(search, goals, found):
             break
     return best
 
@@ -106,12 +107,15 @@ def _is_worth(goals: Goals, lossy: Found, found: Found) -> bool:
     return goals.rate(lossy.seconds) > KV_GAIN * goals.rate(found.seconds)
 
 
-def _wants_no_more(goals: Goals, found: Found) -> bool:
-    """Whether a smaller cache could not make it any better."""
-    at_most = found.candidate.n_ctx_seq >= goals.most
+def _wants_no_more(search: Search, goals: Goals, found: Found) -> bool:
+    """Whether the room that a smaller cache leaves could not make it any better."""
     if goals.prefer == "context":
-        return at_most and goals.rate(found.seconds) >= FLOORS[-1]
-    return not found.split.on_host
+        return found.candidate.n_ctx_seq >= goals.most and goals.rate(found.seconds) >= FLOORS[-1]
+    if found.split.on_host:
+        return False
+    tables = search.tables(found.candidate)
+    alone = (tables.seconds(Split(0, ((target.id, len(tables.blocks)),))) for target in tables.targets)
+    return goals.rate(min(alone)) <= KV_GAIN * goals.rate(found.seconds)
 
 
 def _fastest(search: Search, goals: Goals, candidate: Candidate) -> Found | None:

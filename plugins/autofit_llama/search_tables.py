@@ -236,8 +236,9 @@ class Tables:
         if not fine:
             lean = placement.lean if self._spills(range(placement.head, placement.lean)) else head
             return Split(head, tuple(rows.items()), lean if lean > head else 0, seconds=placement.seconds)
+        # A device that would hold parts alone is not among those that the engine is given.
         away = {
-            (unit.slot, unit.projection): HOST_POOL if i < placement.lean else name
+            (unit.slot, unit.projection): HOST_POOL if i < placement.lean or name not in rows else name
             for i, (unit, name) in enumerate(zip(units, home, strict=True))
             if unit.projection and owner[unit.slot] != HOST_POOL and (i < placement.lean or name != owner[unit.slot])
         }

@@ -10,7 +10,7 @@ from autofit.domain.machine import HOST_POOL, Device, Host, Machine
 from autofit.domain.memory import Memory
 from autofit.domain.request import Margin
 from autofit.domain.units import GIB, MIB
-from autofit.solve import solve
+from autofit.solve import Placement, Span, solve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -178,6 +178,18 @@ def test_a_block_on_the_host_asks_for_no_expert_there_as_well() -> None:
     found = solve(search.known.chain(wanted, search.tables(wanted), spill=True, heads=(1,)))
     assert found is not None
     assert (found.head, found.lean) == (1, 1)
+
+
+def test_a_device_that_would_hold_parts_alone_is_left_out() -> None:
+    """The parts of block 10 for the second of three devices, and no block: they stay on the host."""
+    launch = problem("llama-3.1-8b-Q4_K_M", [(4_000, 900_000_000_000)] * 3, None)
+    tables, n_units = launch.tables(candidate(4096)), 4 * 32 + 1
+    spans = (Span("GPU0", 0, 41), Span("GPU1", 41, 44), Span("GPU2", 44, n_units))
+    split = tables.split(Placement(0, 0, spans, 0.0), fine=True)
+    assert split.rows == (("GPU0", 11), ("GPU2", 22))
+    assert split.moved == ()
+    assert {slot for slot, _ in split.spilled} == {10}
+    assert set(tables.device_bytes(split)) == {"GPU0", "GPU2"}
 
 
 def test_an_empty_machine_runs_on_its_processor() -> None:

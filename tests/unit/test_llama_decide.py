@@ -218,7 +218,7 @@ def test_a_pinned_split_that_cannot_fit_is_refused_after_few_estimates(
         (("-c", "99999999999"), {}, "-c"),
         (("-np", "1000"), {}, "-np 1000"),
         (("-ncmoe", "4"), {}, "has no experts"),
-        (("-sm", "tensor"), {}, "-sm tensor"),
+        (("-sm", "tensor", "-fa", "off"), {}, "requires flash_attn"),
         (("-sm", "none", "-mg", "5"), {}, "-mg 5"),
         (("-ot", "blk.(=CPU"), {}, "blk.("),
         (("-ot", "blk.1=CUDA9"), {}, "CUDA9"),
@@ -289,6 +289,14 @@ def test_a_lossy_cache_is_only_chosen_where_it_is_allowed_and_helps() -> None:
     assert value(allowed, "-ctk") == "q8_0"
     assert any(finding.code == "lossy-cache" for finding in allowed.findings)
     assert "-ctk" not in plan(machine(card(0, 40)), context_tokens=16_384, kv="auto").argv
+
+
+def test_a_lossy_cache_is_tried_where_a_slower_card_holds_the_rest() -> None:
+    on = machine(card(0, 8), card(1, 8, speed=100_000_000_000))
+    assert value(plan(on, context_tokens=32_768), "-ts") is not None
+    found = plan(on, context_tokens=32_768, kv="auto")
+    assert value(found, "-ctk") == "q8_0"
+    assert "-ts" not in found.argv
 
 
 def test_the_prompt_cache_is_cut_to_what_main_memory_has_left() -> None:
