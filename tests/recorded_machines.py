@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from autofit.hardware.system import System, ToolError
+from autofit.hardware.system import System, ToolError, ToolTimeoutError
 
 DATA = Path(__file__).parent / "data" / "hardware"
 
@@ -102,7 +102,7 @@ def runner(tools: Sequence[Any]) -> Any:
             raise ToolError(f"{argv[0]}: not installed")
         answer = best[1]
         if answer.get("seconds", 0) > seconds:
-            raise ToolError(f"{argv[0]}: no answer within {seconds:.1f} s")
+            raise ToolTimeoutError(f"{argv[0]}: no answer within {seconds:.1f} s")
         if answer.get("exit", 0):
             raise ToolError(f"{argv[0]}: exit code {answer['exit']}: {answer.get('stderr', '')}")
         stdout = answer["stdout"]

@@ -5,7 +5,6 @@ Where the library does not answer, `nvidia-smi` and then `/proc/driver/nvidia` a
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from autofit.hardware import nvidia_smi, visible
 from autofit.hardware.facts import Facts, enrich
 from autofit.hardware.nvidia_card import Card, read_card
 from autofit.hardware.nvml import REMEDIES, Nvml, pci_address, pci_of, why_not
-from autofit.hardware.system import System, ToolError
+from autofit.hardware.system import System, ToolError, ToolTimeoutError
 
 NVLINK_BYTES_PER_S = {1: 20_000_000_000, 5: 14_062_500_000, 7: 50_000_000_000}
 #: one link, one direction, by NVML's number of the version (5 is GA102's); all others: 25 GB/s
@@ -170,22 +169,34 @@ def _without_nvml(system: System, host: Host, why: str, reason: str | None = Non
     if tegra is not None:
         return tegra
     findings: list[str] = []
-    with contextlib.suppress(ToolError):
+    late = None
+    try:
         found = nvidia_smi.read(system, host)
         if found:
             enriched = [enrich(device) for device in found]
             listed = [
-                Card(device=device, pci="", speed=0, sources={**known, **_smi_sources(device)})
+                Card(
+                    device=device,
+                    pci="",
+                    speed=device.fp16_flops_per_s or 0,
+                    sources={**known, **_smi_sources(device)},
+                )
                 for device, known in enriched
             ]
             devices, sources = _number(_choose(system, _cuda_order(system, listed, findings), findings))
             unknown = [device.name for device in devices if device.free_bytes is None]
             findings += [f"{name}: free memory is unknown; --on states it" for name in unknown]
             return Facts(devices=devices, findings=tuple(findings), sources=sources, seen=seen)
+    except ToolTimeoutError as cause:
+        late = f"{cause}, AUTOFIT_DETECT_SECONDS=5 waits longer"
+    except ToolError:
+        pass
+    if not cards and late:
+        return Facts(findings=(f"NVIDIA: {late}",))
     if not cards:
         known = reason in REMEDIES and reason != "library not found"
         return Facts(findings=(f"{why}; {REMEDIES[reason or '']}",) if known else ())
-    return unanswered(system, why)
+    return unanswered(system, late or why)
 
 
 def unanswered(system: System, why: str) -> Facts:

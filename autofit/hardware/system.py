@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autofit.domain.values import dataclass, field
 
+if TYPE_CHECKING:
+    import subprocess
+
 DETECT_SECONDS = 0.3  #: all of detection, hanging tools included; `AUTOFIT_DETECT_SECONDS` states another
+KILL_SECONDS = 0.05  #: what is kept of the time for killing a tool that hangs, and for what is known without it
 MAX_TEXT_BYTES = 1 << 20
 MAX_NUMBER = 1 << 60  #: what exceeds this is no size: "unlimited", or nonsense
 
 
 class ToolError(Exception):
     """A program or library that gave no answer; the text says why."""
+
+
+class ToolTimeoutError(ToolError):
+    """A program that had not answered when the time was over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +95,10 @@ class System:
         Raises:
             ToolError: not installed, failed, or too slow.
         """
-        if self.seconds_left <= 0:
-            raise ToolError(f"{argv[0]}: no time left")
-        return self.run(argv, self.seconds_left)
+        seconds = self.seconds_left - KILL_SECONDS
+        if seconds <= 0:
+            raise ToolTimeoutError(f"{argv[0]}: no time left")
+        return self.run(argv, seconds)
 
 
 def this_system(env: Mapping[str, str] | None = None, root: Path = Path("/")) -> System:
@@ -136,23 +146,39 @@ def run_tool(argv: Sequence[str], seconds: float) -> str:
     if program is None:
         raise ToolError(f"{argv[0]}: not installed")
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [program, *argv[1:]],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=seconds,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env={**os.environ, "LC_ALL": "C"},
+            start_new_session=True,  # so that what it starts can be killed with it
         )
-    except subprocess.TimeoutExpired:
-        raise ToolError(f"{argv[0]}: no answer within {seconds:.1f} s") from None
     except OSError as cause:
         raise ToolError(f"{argv[0]}: {cause.strerror or cause}") from cause
-    output = done.stdout[:MAX_TEXT_BYTES].decode("utf-8", "replace")
-    if done.returncode:
-        said = (done.stderr[:400].decode("utf-8", "replace").strip() or output.strip()[:200]).splitlines()
-        raise ToolError(f"{argv[0]}: exit code {done.returncode}{': ' + said[0] if said else ''}")
+    with process:
+        try:
+            stdout, stderr = process.communicate(timeout=seconds)
+        except BaseException as cause:
+            _kill(process)
+            if isinstance(cause, subprocess.TimeoutExpired):
+                raise ToolTimeoutError(f"{argv[0]}: no answer within {seconds:.2g} s") from None
+            raise
+    output = stdout[:MAX_TEXT_BYTES].decode("utf-8", "replace")
+    if process.returncode:
+        said = (stderr[:400].decode("utf-8", "replace").strip() or output.strip()[:200]).splitlines()
+        raise ToolError(f"{argv[0]}: exit code {process.returncode}{': ' + said[0] if said else ''}")
     return output
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process, and with it all of its session where there is such a thing."""
+    if hasattr(os, "killpg"):
+        import signal
+
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
 
 
 def load_nvml() -> Any:

@@ -54,8 +54,8 @@ def _prefix(entry: str) -> str | None:
 
 def _ended(variable: str, entries: Sequence[str], position: int) -> str | None:
     entry, n_after = entries[position], len(entries) - position - 1
-    if entry == "-1":
-        return None  # the usual way to say "no more"
+    if entry == "-1":  # the usual way to say "no more"
+        return None if position else f"{variable} is -1: every device is hidden"
     tail = f" and hides the {n_after} after it" if n_after else ""
     return f"{variable}: entry {entry[:60]!r} names no device{tail}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -275,3 +276,20 @@ def test_the_recorder_s_programs_hang_as_told() -> None:
 
     with pytest.raises(ToolError, match="no answer"):
         runner([[["slow"], {"stdout": "", "seconds": 9}]])(["slow"], 0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_what_a_hanging_tool_has_started_ends_with_it(tmp_path: Path) -> None:
+    from autofit.hardware.system import ToolTimeoutError, run_tool
+
+    tool, child = tmp_path / "tool", tmp_path / "child"
+    tool.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {child}\nwait\n")
+    tool.chmod(0o755)
+    with pytest.raises(ToolTimeoutError, match="no answer within 1 s"):
+        run_tool([str(tool)], 1)
+    command = Path(f"/proc/{child.read_text().strip()}/cmdline")
+    for _ in range(100):  # of a process that has ended nothing is left, or an empty line
+        if not command.exists() or not command.read_bytes():
+            return
+        time.sleep(0.02)
+    pytest.fail("still running")

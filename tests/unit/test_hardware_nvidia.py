@@ -303,6 +303,19 @@ class TestNvidiaSmi:
         assert {d.profile for d in result.devices} == {"a10g"}
         assert result.sources["GPU1.free_bytes"] == "measured: nvidia-smi"
 
+    def test_one_that_hangs_is_told(self, tmp_path: Path) -> None:
+        result = found("cpu-only", tmp_path, tools=[[["nvidia-smi"], {"seconds": 60, "stdout": ""}]])
+        assert not result.devices
+        assert said(result, "NVIDIA: nvidia-smi: no answer", "AUTOFIT_DETECT_SECONDS")
+
+    def test_unlike_cards_are_numbered_by_what_is_known_of_their_speed(self, tmp_path: Path) -> None:
+        lines = [f"{i}, NVIDIA GeForce RTX {n}, GPU-{i}, 24576, 24000, 300, 8.6" for i, n in enumerate((3090, 4090))]
+        tools = [[["nvidia-smi"], {"stdout": lines}]]
+        fast, slow = found("cpu-only", tmp_path, tools=tools).devices
+        assert (fast.profile, slow.profile) == ("rtx-4090", "rtx-3090")
+        by_bus = found("cpu-only", tmp_path, tools=tools, env={"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}).devices
+        assert [card.profile for card in by_bus] == ["rtx-3090", "rtx-4090"]
+
     def test_visible_devices_apply_here_too(self, tmp_path: Path) -> None:
         (card,) = found("nvidia-smi-only", tmp_path, env={"CUDA_VISIBLE_DEVICES": "1"}).devices
         assert card.free_bytes == 22579 * MIB

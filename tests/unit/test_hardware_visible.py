@@ -71,3 +71,7 @@ def test_minus_one_is_no_mistake() -> None:
 
 def test_an_empty_variable_says_that_all_is_hidden() -> None:
     assert "every device is hidden" in (select(CUDA, "", CARDS).problem or "")
+
+
+def test_minus_one_alone_says_that_all_is_hidden() -> None:
+    assert select(CUDA, "-1", CARDS).problem == f"{CUDA} is -1: every device is hidden"
