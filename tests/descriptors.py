@@ -43,6 +43,13 @@ def names(part: str) -> list[str]:
     return [stem for stem in stems if not re.search(r"-000(?!01)\d\d-of-\d{5}$", stem)]
 
 
+def description(part: str, name: str) -> dict[str, Any]:
+    """The description itself: of `tiny`, or of a model of one file."""
+    if part == "tiny":
+        return _tiny()[name]
+    return dict(json.loads(gzip.decompress((DATA / part / f"{name}.json.gz").read_bytes())))
+
+
 @cache
 def spec(part: str, name: str) -> ModelSpec:
     """The model that `name` describes; its other shards are found."""

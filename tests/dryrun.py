@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 VARIABLE = "AUTOFIT_LLAMA_BIN"
 PROGRAMS = ("llama-server", "llama-fit-params")
@@ -76,6 +77,25 @@ def dry_run(
     return _ask(folder, args, environ)
 
 
+def allocated_bytes(argv: Sequence[str], devices_mib: Sequence[int], *, folder: Path | None = None) -> tuple[int, ...]:
+    """What lies on each device of a `-sm tensor` command that has really read a prompt; nothing is computed.
+
+    Raises:
+        EngineRefusal: it does not start with these arguments, or fails on the way.
+    """
+    folder = folder or engine_folder()
+    assert folder is not None, f"{VARIABLE} is not set"
+    environ = {**os.environ, "ORACLE_RUN": "1", "GGML_NO_BACKTRACE": "1"}
+    environ["FAKECUDA_MEM"] = ",".join(map(str, devices_mib))
+    environ["LD_PRELOAD"] = str(folder / "libfakecuda.so")
+    if Path(argv[0]).name != "llama-fit-params":
+        environ["ORACLE_AS"] = "server"
+    row = _row(folder, argv[1:], environ)
+    if row["decoded"] != 0:
+        raise EngineRefusal(f"decode: {row['decoded']}")
+    return tuple(row["allocated"])
+
+
 @contextmanager
 def rpc_servers(folder: Path, devices_mib: Sequence[int]) -> Iterator[list[str]]:
     """Servers that claim this much memory each; their addresses."""
@@ -115,7 +135,7 @@ def _wait_for(address: str, seconds: float = 10.0) -> None:
             time.sleep(0.02)
 
 
-def _ask(folder: Path, args: Sequence[str], environ: Mapping[str, str]) -> Allocation:
+def _row(folder: Path, args: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
     done = subprocess.run(
         [str(folder / "oracle"), *args],
         env=dict(environ),
@@ -132,6 +152,11 @@ def _ask(folder: Path, args: Sequence[str], environ: Mapping[str, str]) -> Alloc
     )
     if "error" in row:
         raise EngineRefusal(f"{row['error']}: {row.get('log', '')[-1500:]} {done.stderr[-500:]}")
+    return dict(row)
+
+
+def _ask(folder: Path, args: Sequence[str], environ: Mapping[str, str]) -> Allocation:
+    row = _row(folder, args, environ)
     return Allocation(
         devices=tuple(row.get("sliced") or row["devices"]),
         host=row["host_all"],

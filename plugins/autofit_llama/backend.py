@@ -98,10 +98,15 @@ class LlamaBackend(Backend):
             memory=found.memory,
             speed=speed_of(run, found, machine),
             context_tokens=found.layout.context.n_ctx_seq,
-            findings=(*findings, *findings_of(reading, run, found, fit=launch.fit and launch.is_server)),
+            findings=(*findings, *findings_of(reading, run, found, fit=_may_fit(launch))),
             engine_report={**found.report, "allocated_compute_bytes": _allocated(run)},
             engine_version=version.name,
         )
+
+
+def _may_fit(launch: Launch) -> bool:
+    """Whether the engine may change what is not pinned (common/fit.cpp, which gives up with -sm tensor)."""
+    return launch.fit and launch.is_server and launch.split_mode != "tensor"
 
 
 def _runs(reading: Reading, settings: LlamaSettings) -> Sequence[LlamaSettings]:

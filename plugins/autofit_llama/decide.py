@@ -69,7 +69,16 @@ class Task:
             n_parallel=self.n_parallel,
             deep=self.request.prefer == "context" or self.exact_context is not None,
         )
+        if self.shares_blocks:
+            from autofit_llama.search_tensor import TensorSearch  # few commands need it
+
+            return TensorSearch(problem)
         return Search(problem)
+
+    @property
+    def shares_blocks(self) -> bool:
+        """Whether every device gets a part of every block (`-sm tensor`)."""
+        return self.pins.settings.split_mode == "tensor"
 
     @property
     def trained(self) -> int:
@@ -117,7 +126,9 @@ class Task:
     def kv_types(self) -> tuple[tuple[str, str], ...]:
         """Pairs for K and V that may be chosen, lossless first."""
         given, wish = self.pins.settings, self.request.kv
-        words = ("f16", "q8_0", "q4_0") if wish == "auto" else ((wish or "f16"),)
+        # Cut caches of quantised types came later to the engine than -sm tensor: they are only taken if asked for.
+        auto = ("f16",) if self.shares_blocks else ("f16", "q8_0", "q4_0")
+        words = auto if wish == "auto" else ((wish or "f16"),)
         pairs = [(given.type_k or word, given.type_v or word) for word in words]
         hp = self.sized.hparams
         heads = {head(il) for head in (hp.n_embd_head_k, hp.n_embd_head_v) for il in range(hp.n_layer)}

@@ -154,6 +154,8 @@ def _reason(name: str, task: Task, search: Search, goals: Goals, found: Found, s
         return _why_overrides(found, search)
     if name == "devices":
         return _why_devices(task, found)
+    if name == "tensor_split" and task.shares_blocks:
+        return "of every tensor, for each device: what it reads or holds differs, and the slowest is waited for"
     if name == "tensor_split":
         counts = ", ".join(f"{device} {count}" for device, count in found.split.rows)
         return f"rows per device ({counts}), the same whatever is free when it starts"
@@ -174,7 +176,7 @@ def _next(name: str, task: Task, search: Search, goals: Goals, found: Found) -> 
     if name == "n_ctx":
         return _next_context(task, search, goals, found)
     if name == "n_gpu_layers":
-        return _next_layers(search, found)
+        return _next_layers(task, search, found)
     return _next_lean(search, found) if name == "overrides" else None
 
 
@@ -278,7 +280,7 @@ def _next_context(task: Task, search: Search, goals: Goals, found: Found) -> Nex
     return _lacking(search, found._replace(candidate=longer), str(n_ctx * task.n_parallel), "for the same placement")
 
 
-def _next_layers(search: Search, found: Found) -> NextRejected | None:
+def _next_layers(task: Task, search: Search, found: Found) -> NextRejected | None:
     """One more block on the first device in use, its bulk with it unless those before leave theirs behind."""
     split_ = found.split
     if split_.head == 0 or not split_.rows or not found.memory.fits:
@@ -287,9 +289,11 @@ def _next_layers(search: Search, found: Found) -> NextRejected | None:
         return None
     (first, count), *rest = split_.rows
     more = split_._replace(head=split_.head - 1, rows=((first, count + 1), *rest))
-    if search.problem.bounds.split is not None:
+    if task.shares_blocks:
+        more = split_._replace(head=split_.head - 1)
+    elif search.problem.bounds.split is not None:
         more = more._replace(rows=search.rows_at(more.head))
-    n = sum(rows for _, rows in more.rows)
+    n = search.problem.n_rows - more.head
     return _lacking(search, found._replace(split=more), str(n), "with one more block")
 
 

@@ -56,6 +56,8 @@ def _memory(task: Task, search: Search, nearest: Found) -> Iterator[str]:
         lacks = [f"{format_bytes(pool.shortfall_bytes)} more on {pool.id}" for pool in short]
         yield f"{' and '.join(lacks)} would do"
     tables, bounds = search.tables(nearest.candidate), search.problem.bounds
+    if task.shares_blocks:
+        return
     if nearest.split.on_host and task.devices and 0 in bounds.heads and bounds.split is None:
         first = tables.targets[0].id
         alone = Split(0, ((first, len(tables.blocks)),))

@@ -146,8 +146,6 @@ def check_pins(pins: Pins, request: Request, machine: Machine, hp: HParams) -> N
             f"-ts has {_count(len(given.tensor_split), 'number')} for {_count(n_devices, 'device')}",
             hint="give one for each device, in the engine's order",
         )
-    if given.split_mode == "tensor":
-        raise UsageError("-sm tensor: autofit does not plan it, llama.cpp calls it experimental", hint="use -sm layer")
     if given.kv_unified_per_slot is not None and given.n_ctx is not None:
         raise UsageError("--kv-unified-per-slot contradicts -c", hint="leave one of them out")
     if hp.n_expert == 0:
@@ -245,8 +243,8 @@ def listed_devices(pins: Pins, request: Request, machine: Machine) -> tuple[Devi
     Raises:
         UsageError: a word that means none of them.
     """
-    every = engine_devices(machine)
     given = pins.settings
+    every = engine_devices(machine, merged=given.split_mode == "tensor")
     if given.devices is not None:
         by_name = dict(every)
         unknown = next((name for name in given.devices if name not in by_name), None)

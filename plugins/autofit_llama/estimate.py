@@ -60,6 +60,11 @@ class Run:
     has_control_vector: bool = False
     locked: bool = False
 
+    @property
+    def offloads(self) -> bool:
+        """Whether prompts have weights of the host copied to a device; what `-sm tensor` makes of devices does not."""
+        return bool(self.devices) and self.arguments.context.op_offload and not self.arguments.sliced
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
@@ -106,6 +111,9 @@ def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = ()) -> Esti
     _adapter_items(run, layout, rules, items, host)
     for i, device in enumerate(run.devices):
         items[device.id] += runtime.device_runtime(device)
+        if run.arguments.sliced:
+            hidden = layout.hparams.n_embd
+            items[device.id] += runtime.collectives(run.devices, n_tokens=layout.context.n_tokens, n_embd=hidden)
         dense, experts = _widest_rows(layout, 0 if run.arguments.sliced else i)
         items[device.id] += runtime.device_transient(
             device, n_tokens=layout.context.n_tokens, widest_dense_row=dense, widest_expert_rows=experts

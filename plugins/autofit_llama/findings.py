@@ -22,6 +22,7 @@ _STRETCHES = frozenset(("rope-scaling", "rope-scale", "rope-freq-base", "rope-fr
 def findings_of(reading: Reading, run: Run, found: Estimate, *, fit: bool) -> list[Finding]:
     """`fit`: the engine's own `--fit` is on, and may change what is not pinned."""
     return [
+        *_sliced(run),
         *_fitting(reading, found.memory, fit),
         *_known(reading, run, found),
         *_ignored(reading, run),
@@ -51,6 +52,12 @@ def _fitting(reading: Reading, memory: Memory, fit: bool) -> Iterator[Finding]:
     if fit:
         message = f"{reading.program}'s own --fit may change what is not pinned; add -fit off to run exactly this"
         yield _finding("info", "engine-fit", message)
+
+
+def _sliced(run: Run) -> Iterator[Finding]:
+    if run.arguments.sliced:
+        message = "-sm tensor is experimental in llama.cpp: memory is checked, that it runs well here is not"
+        yield _finding("info", "experimental-split", message)
 
 
 def _known(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:

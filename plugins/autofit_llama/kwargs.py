@@ -40,8 +40,11 @@ def python_kwargs(
     """The keyword arguments, or none and the reason why the class cannot say this."""
     if found.layout.context.n_seq_max > 1:
         return {}, "llama_cpp.Llama serves one sequence, so there are no keyword arguments for this plan"
-    names = [device.id for _, device in engine_devices(machine)]
+    sliced = run.arguments.sliced
+    names = [device.id for _, device in engine_devices(machine, merged=sliced)]
     used = [device.id for device in run.devices]
+    if sliced and used != names:
+        return {}, "llama_cpp.Llama cannot leave out devices with -sm tensor"
     batch = _batch(run, found, found.layout.context.n_ubatch)
     if batch < LEAST_BATCH:
         return {}, "llama_cpp.Llama keeps logits of a whole batch, for which this plan leaves no room"

@@ -21,6 +21,8 @@ PROCESS_BYTES = 40 * MIB
 """Resident set of llama-fit-params on header-only models: 29 to 42 MB."""
 MMQ_FIXUP_BYTES = 10 * MIB
 GRAPHS_BYTES = 8 * MIB
+NCCL_FIRST_BYTES, NCCL_MORE_BYTES = 640 * MIB, 205 * MIB
+"""Buffers and peer mappings of two ranks, and of each more: two RTX 5090 and eight B200, as vLLM reports them."""
 
 
 def device_runtime(device: Device) -> tuple[MemoryItem, ...]:
@@ -76,6 +78,23 @@ def device_transient(
     return (
         MemoryItem(kind="transient", n_bytes=scratch, basis="derived", label="matrix multiplication scratch",
                    source="ggml-cuda/mmq.cu:ggml_cuda_mul_mat_q"),
+    )  # fmt: skip
+
+
+def collectives(devices: Sequence[Device], *, n_tokens: int, n_embd: int) -> tuple[MemoryItem, ...]:
+    """What `-sm tensor` takes on each of `devices` to sum over them: NCCL, where all are CUDA's.
+
+    Builds without NCCL take 32 MiB in its place (ggml-cuda/allreduce.cu, two devices), or nothing.
+
+    Source: ggml-cuda.cu:ggml_backend_cuda_comm_init, ggml_backend_cuda_comm_allreduce_nccl (large sums in bf16).
+    """
+    if len(devices) < 2 or any(device.api != "cuda" or device.runtime_bytes == 0 for device in devices):
+        return ()
+    nccl = NCCL_FIRST_BYTES + NCCL_MORE_BYTES * (len(devices) - 2)
+    return (
+        _runtime(nccl, "assumed", "NCCL", "what it was seen to take with vLLM; less in a build without it"),
+        MemoryItem(kind="transient", n_bytes=round_up(2 * n_tokens * n_embd, 2 * MIB), basis="derived",
+                   label="sums in half precision", source="ggml-cuda.cu:ggml_backend_cuda_comm_allreduce_nccl"),
     )  # fmt: skip
 
 

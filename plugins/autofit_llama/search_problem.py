@@ -71,7 +71,7 @@ class LaunchProblem:
     _tables: dict[Candidate, Tables] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.names = {device.id: name for name, device in engine_devices(self.machine)}
+        self.names = {device.id: name for name, device in self._engine_devices()}
         self.pool_of = {device.id: device.pool for device in self.devices}
         self.limits = self._limits()
         self.run = self.run_of(self.settings)
@@ -86,13 +86,15 @@ class LaunchProblem:
             )
             for device in self.devices
         )
-        offloads = self.run.arguments.context.op_offload
-        self.roofline = Roofline(_with_bandwidths(self.machine), op_offload="" if offloads else None)
+        self.roofline = Roofline(_with_bandwidths(self.machine), op_offload="" if self.run.offloads else None)
         self.kind = "experts" if self.sized.hparams.n_expert > 0 else "dense"
 
     def run_of(self, settings: LlamaSettings) -> Run:
         launch = launch_of(settings, self.program, draft=self.model.companions.get("draft"))
         return run_of(launch, self.model, self.machine, sized=self.sized)
+
+    def _engine_devices(self) -> tuple[tuple[str, Device], ...]:
+        return engine_devices(self.machine, merged=self.settings.split_mode == "tensor")
 
     @property
     def n_rows(self) -> int:
@@ -209,7 +211,7 @@ class LaunchProblem:
 
     def _device_words(self, devices: tuple[str, ...]) -> tuple[str, ...] | None:
         """What `-dev` has to say: nothing where the engine takes these devices in this order anyway."""
-        every = tuple(name for name, _ in engine_devices(self.machine))
+        every = tuple(name for name, _ in self._engine_devices())
         if self.settings.split_mode == "none" or self.settings.tensor_split is not None:
             # Their numbers count devices, so the list has to stay what the user took it to be.
             devices = tuple(self.names[device.id] for device in self.listed or self.devices)
@@ -219,6 +221,8 @@ class LaunchProblem:
         """What `-ts` has to say: rows per device; with `-dev` pinned, 0 for the devices that get none."""
         if self.settings.tensor_split is not None:
             return self.settings.tensor_split
+        if self.settings.split_mode == "tensor":
+            return tuple(map(float, rows)) if len(set(rows)) > 1 else None
         counts = dict(zip(devices, rows, strict=True))
         listed = self.settings.devices or self._named(devices)
         if self.settings.split_mode == "none" or len(listed) < 2 or not rows:

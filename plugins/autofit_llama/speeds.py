@@ -37,7 +37,7 @@ def speed_of(
     context = layout.context
     full = context.n_ctx_seq if n_filled is None else min(n_filled, context.n_ctx_seq)
     work = work_of(layout, run)
-    roofline = Roofline(machine, op_offload="" if context.op_offload and run.devices else None)
+    roofline = Roofline(machine, op_offload="" if run.offloads else None)
 
     def at(filled: int) -> Speed | None:
         return roofline.estimate(
@@ -52,6 +52,8 @@ def speed_of(
     if speed is None:
         return None
     filled = f"with {full} tokens in the context"
+    if run.arguments.sliced:
+        filled += "; no runs with -sm tensor to compare with"
     start = at(0)
     return replace(
         speed,

@@ -242,6 +242,8 @@ class Slices:
                 low = high
         if sum(lengths) != ne[cut.axis]:
             _abort(f"{name} is not what it takes it for")
+        if cut.axis == 0 and ne[0] == block > 1 and len(ne) > 1 and 0 in lengths:
+            _abort(f"{name} has rows of a single block, and a device without any")
         return tuple(lengths)
 
     def _like(self, name: str, il: int, cut: Cut, type_name: str) -> str:
@@ -324,6 +326,8 @@ class Slices:
             return None
         if self._is_dsv4 and part in ("sinks", "dsv4_q_b", "dsv4_out_a", "dsv4_out_b"):
             per_group = hp.n_head[il] // hp.dsv4_o_group_count
+            if part == "dsv4_out_b" and hp.dsv4_o_lora_rank % block:
+                _abort(f"the output projection of block {il} cannot be cut between its groups")
             by_part = {"sinks": per_group, "dsv4_q_b": per_group * hp.n_embd_head_k(il), "dsv4_out_a": 1}
             return (by_part.get(part, hp.dsv4_o_lora_rank),)
         n_gqa, head_k, head_v = hp.n_gqa(il), hp.n_embd_head_k(il), hp.n_embd_head_v(il)
