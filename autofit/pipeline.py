@@ -180,7 +180,9 @@ def plan(
     request = to_request(merged, engine_args=_words("engine_args", engine_args))
     found: ModelSpec = model if reference is None else read_model(reference)  # type: ignore[assignment]
     if reference is not None:
-        request = replace(request, model_reference=written_as(reference, found))
+        written = written_as(reference, found)
+        # an example without a file keeps its reference, which `check()` reads again
+        request = replace(request, model_reference=written if Path(written).exists() else reference)
     return solve(backend, _with_companions(found, backend, request), machine, request)
 
 
@@ -284,9 +286,10 @@ def _with_companions(model: ModelSpec, backend_name: str, request: Request) -> M
 
 
 def _reviewed(plan: Plan, model: ModelSpec, machine: Machine) -> Plan:
-    """The plan with the plugins' findings, and one for each pool that nothing could be checked against."""
+    """The plan with what the machine's sources said, what could not be checked, and the plugins' findings."""
     from autofit.domain.plan import Finding
 
+    said = tuple(Finding(severity="info", code="machine", message=text) for text in machine.findings)
     unknown = tuple(
         Finding(
             severity="warning",
@@ -296,7 +299,7 @@ def _reviewed(plan: Plan, model: ModelSpec, machine: Machine) -> Plan:
         for pool in plan.memory.pools
         if pool.budget_bytes is None
     )
-    return host().review_plan(replace(plan, findings=(*plan.findings, *unknown)), model, machine)
+    return host().review_plan(replace(plan, findings=(*plan.findings, *said, *unknown)), model, machine)
 
 
 def _is_model(value: object) -> bool:

@@ -137,3 +137,9 @@ def test_a_check_takes_values_as_a_plan_does() -> None:
     assert autofit.check(command, CARD, margin=1 << 30, device=["GPU0"]) == one
     assert autofit.check(command, CARD, margin=["1GiB"], device=0, model=TINY) == one
     assert autofit.check(command, CARD, margin=None, device=None) == autofit.check(command, CARD)
+
+
+def test_what_the_machine_s_sources_said_stands_beside_the_plan() -> None:
+    machine = replace(CARD, findings=("NVIDIA: no answer within 0.3 s",))
+    for found in (autofit.plan("llama", TINY, machine), autofit.check(["llama-server", "-m", TINY], machine)):
+        assert [f.message for f in found.findings if f.code == "machine"] == list(machine.findings)
