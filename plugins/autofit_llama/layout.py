@@ -137,9 +137,10 @@ def lay_out(
         mmap=arguments.mmap,
     )
     plan = place_weights(weights, hp, placement, buffers, slices)
-    if slices is not None:
-        slices.check(placement, plan.homes, offload_kqv=context.offload_kqv)
     kept = caches(hp, context)
+    if slices is not None:
+        n_streams = 0 if context.offload_kqv or not kept else context.n_streams
+        slices.check(placement, plan.homes, n_streams_on_host=n_streams)
     on_device, on_host, per_layer = _cache_bytes(kept, context, placement, devices, slices)
     full_offload = arguments.n_gpu_layers < 0 or arguments.n_gpu_layers > hp.n_layer_all
     pipeline = (

@@ -1,14 +1,14 @@
 """The last tensor: which parts of the few blocks at the edge stay on the host, so that devices are full.
 
 A search in one order of parts leaves up to one part's room on every device. Here sets of parts of the blocks
-about the edge of the first device are weighed, and where parts cannot overflow from one device to the next,
-sets of the first blocks of the last one too. Parts come in few sizes, so that is quickly done.
+about the last lean one are weighed, and where parts cannot overflow from one device to the next,
+sets of the first blocks of the last device too. Parts come in few sizes, so that is quickly done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from itertools import accumulate, product
 from math import prod
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ from autofit.domain.machine import HOST_POOL
 
 from autofit_llama.search_tables import Split, Tables
 
-WINDOW = 6  #: blocks about the edge of the first device
-NARROW = 3  #: blocks at the start of the others
+WINDOW = 6  #: blocks about the last lean one
+NARROW = 3  #: blocks at the start of the last device
 _KEPT = 3  #: of the sets for another device, those that fill it best
 _MORE = 2  #: blocks more on the last device
 _MOST_SETS = 5000
@@ -40,7 +40,7 @@ def choices(tables: Tables, split: Split, heads: Sequence[int], room_of: RoomOf,
     found: list[Choice] = []
     bases = [split] if overflow else [split, *_refilled(tables, split, room_of)]
     for base in bases:
-        found += _at_first_edge(tables, base, heads, room_of)
+        found += _at_edge(tables, base, heads, room_of)
     return sorted(found, key=lambda choice: choice[:3])
 
 
@@ -67,28 +67,38 @@ def pieces(split: Split) -> tuple[int, int]:
     return len(set(map(tuple, by_slot.values()))) + len(split.moved), len(split.spilled)
 
 
-def _at_first_edge(tables: Tables, split: Split, heads: Sequence[int], room_of: RoomOf) -> Iterator[Choice]:
-    (first, count), *rest = split.rows
-    end = split.head + count
-    edge = max([slot + 1 for slot, _ in split.spilled if slot < end] + [split.lean, split.head])
-    for head in heads:
+def _at_edge(tables: Tables, split: Split, heads: Sequence[int], room_of: RoomOf) -> Iterator[Choice]:
+    """About the last of the lean blocks, on its device; with none, at the start of the first."""
+    at = _device_of(split, max(split.lean - 1, split.head))
+    device, count = split.rows[at]
+    first = split.head + sum(n for _, n in split.rows[:at])
+    end = first + count
+    edge = max([slot + 1 for slot, _ in split.spilled if first <= slot < end] + [split.lean, split.head])
+    for head in heads if at == 0 else (split.head,):
         if head >= end:
             continue
-        start = max(head, edge - WINDOW + 1)
+        start = max(head if at == 0 else first, edge - WINDOW + 1)
+        rows = ((device, end - head), *split.rows[1:]) if at == 0 else split.rows
         base = split._replace(
             head=head,
-            rows=((first, end - head), *rest),
+            rows=rows,
             lean=start if any(tables.movable(slot) for slot in range(head, start)) else 0,
             spilled=tuple(key for key in split.spilled if key[0] >= end),
         )
         window = range(start, min(start + WINDOW, end))
-        room = room_of(first)
-        here = tables.device_bytes(base)[first]
+        room = room_of(device)
+        here = tables.device_bytes(base)[device]
         seconds, on_host = tables.seconds(base), tables.host_bytes(base)
-        for parts in _sets(tables, first, window):
+        for parts in _sets(tables, device, window):
             if here - parts.off_device <= room:
                 n, more_s = len(parts.spilled), parts.seconds
                 yield Choice(on_host + parts.to_host, n, seconds + more_s, base, parts.spilled)
+
+
+def _device_of(split: Split, slot: int) -> int:
+    """Which device, counted in the order of the split, a block is on."""
+    ends = accumulate((count for _, count in split.rows), initial=split.head)
+    return min(sum(end <= slot for end in ends), len(split.rows)) - 1
 
 
 def _refilled(tables: Tables, split: Split, room_of: RoomOf) -> Iterator[Split]:
@@ -99,6 +109,8 @@ def _refilled(tables: Tables, split: Split, room_of: RoomOf) -> Iterator[Split]:
     for more in range(min(_MORE, n_previous - 1) + 1):
         rows = (*before, (previous, n_previous - more), (last, n_last + more))
         start = len(tables.blocks) - n_last - more
+        if start < split.lean:
+            return
         base = split._replace(rows=rows, spilled=tuple(key for key in split.spilled if key[0] < start))
         here, room = tables.device_bytes(base)[last], room_of(last)
         fitting = [

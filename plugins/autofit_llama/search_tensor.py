@@ -8,9 +8,11 @@ estimates finds the first that fits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.values import dataclass, field
+from autofit.errors import EngineRefusalError
 from autofit.solve import largest
 
 from autofit_llama.search import Found, Search, shortfall_bytes
@@ -20,6 +22,7 @@ from autofit_llama.search_tables import Split
 from autofit_llama.speeds import work_of
 
 Shares = tuple[int, ...]
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -35,30 +38,23 @@ class TensorSearch(Search):
         """Everything on the devices: the fastest cut that fits."""
         if 0 not in self.problem.bounds.heads or self.problem.bounds.lean[0] > 0:
             return None
-        found = [self._measured(candidate, 0, 0, shares) for shares in self.shares()]
-        return min((one for one in found if one.fits), key=lambda one: one.seconds, default=None)
+        return self._fastest(lambda shares: self._measured(candidate, 0, 0, shares))
 
     def resident_up_to(self, candidate: Candidate, most_of: Callable[[Found], int]) -> Found | None:
         return None
 
     def spilled(self, candidate: Candidate) -> Found | None:
         """The least on the host that lets the rest fit."""
-        answers = [self._first_that_fits(candidate, shares) for shares in self.shares()]
-        return min((one for one in answers if one is not None and one.fits), key=lambda one: one.seconds, default=None)
+        return self._fastest(lambda shares: self._first_that_fits(candidate, shares))
 
     def nearest(self, candidate: Candidate) -> Found | None:
         levels = self._levels()
-        tried = [
-            found
-            for shares in self.shares()
-            for found in (
-                self._first_that_fits(candidate, shares),
-                self._measured(candidate, *levels[0], shares),
-                self._measured(candidate, *levels[-1], shares),
-            )
-            if found is not None
-        ]
-        return min(tried, key=lambda found: shortfall_bytes(found.memory))
+
+        def closest(shares: Shares) -> Found:
+            ends = (self._measured(candidate, *level, shares) for level in (levels[0], levels[-1]))
+            return min(filter(None, (self._first_that_fits(candidate, shares), *ends)), key=_shortfall)
+
+        return min(self._each(closest), key=_shortfall)
 
     def shares(self) -> Sequence[Shares]:
         """The cuts worth trying: even; as fast as devices read; as much as they have. A pinned `-ts` is kept."""
@@ -70,6 +66,26 @@ class TensorSearch(Search):
         limits = [problem.limits[device.id] for device in problem.devices]
         speeds = [device.bandwidth_bytes_per_s for device in problem.devices]
         return tuple(dict.fromkeys(((1,) * n, _percent(speeds), _percent(limits))))
+
+    def _fastest(self, answer: Callable[[Shares], Found | None]) -> Found | None:
+        found = [one for one in self._each(answer) if one is not None and one.fits]
+        return min(found, key=lambda one: one.seconds, default=None)
+
+    def _each(self, answer: Callable[[Shares], _T]) -> list[_T]:
+        """The answer for every cut that the engine takes.
+
+        Raises:
+            EngineRefusalError: it takes none.
+        """
+        answers, refusals = [], []
+        for shares in self.shares():
+            try:
+                answers.append(answer(shares))
+            except EngineRefusalError as refusal:
+                refusals.append(refusal)
+        if not answers:
+            raise refusals[0]
+        return answers
 
     def _first_that_fits(self, candidate: Candidate, shares: Shares) -> Found | None:
         """With the least on the host so that devices hold the rest; what the host then has is another question."""
@@ -108,6 +124,10 @@ class TensorSearch(Search):
             constant = problem.constant_seconds([device.id for device in problem.devices])
             self.seconds[key] = problem.roofline.step_seconds(work, problem.step(candidate)) - constant
         return Found(candidate, split._replace(seconds=self.seconds[key]), memory)
+
+
+def _shortfall(found: Found) -> int:
+    return shortfall_bytes(found.memory)
 
 
 def _percent(parts: Sequence[int | None]) -> Shares:

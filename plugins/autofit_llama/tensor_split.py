@@ -138,8 +138,10 @@ class Slices:
             pinned_host=len(kinds) == 1 and first.pinned_host,
         )
 
-    def check(self, placement: Placement, homes: Mapping[str, int], *, offload_kqv: bool) -> None:
+    def check(self, placement: Placement, homes: Mapping[str, int], *, n_streams_on_host: int) -> None:
         """Refuse what loads, and fails an assertion of the engine at the first prompt.
+
+        `n_streams_on_host` are those of caches that stay there (`-nkvo`), 0 if none do.
 
         Raises:
             EngineRefusalError: parts of one tensor would have to be put together on the host, or caches shared with it.
@@ -147,9 +149,12 @@ class Slices:
         hp = self.hparams
         here = [il for il, home in enumerate(placement.blocks) if home == 0]
         fused = any(homes.get(f"blk.{il}.attn_qkv.weight") == 0 for il in here)
-        if not offload_kqv and here and (fused or any(hp.is_recr[il] for il in here)):
-            what = "the fused attention" if fused else "the recurrent state"
-            _abort(f"it cannot put together {what} of this model on the host", "leave out -nkvo, or use -sm layer")
+        if n_streams_on_host and here:
+            if fused or any(hp.is_recr[il] for il in here):
+                what = "the fused attention" if fused else "the recurrent state"
+                _abort(f"it cannot put together {what} of this model on the host", "leave out -nkvo, or use -sm layer")
+            if n_streams_on_host > 1:
+                _abort("caches of several sequences cannot stay on the host", "leave out -nkvo, or add -kvu")
         if hp.arch == "hrm_text" and 0 < len(here) < hp.n_layer_all:
             _abort("hrm_text shares its caches between blocks", "use -ngl all, or -sm layer")
 
