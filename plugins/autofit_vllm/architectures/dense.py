@@ -621,3 +621,79 @@ def solar(b: Builder) -> None:
         layer.gated_mlp(bias=config.flag("mlp_bias"))
         layer.norms("input_layernorm", "post_attention_layernorm")
     b.finish()
+
+
+def pangu_embedded(b: Builder) -> None:
+    """models/openpangu.py: llama whose projections have biases where the file says so."""
+    config = b.config
+    bias = config.flag("attention_bias") or config.flag("bias")
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(bias=config.flag("qkv_bias", bias), out_bias=bias)
+        layer.gated_mlp(bias=config.flag("mlp_bias"))
+        layer.norms("input_layernorm", "post_attention_layernorm")
+        if config.flag("sandwich_norm"):
+            layer.norms("pre_mlp_layernorm", "post_mlp_layernorm")
+    b.finish()
+
+
+def plamo3(b: Builder) -> None:
+    """models/plamo3.py: windows by layer, a rope for each kind of layer, norms before and after."""
+    config = b.config
+    windows = config.items_of("interleaved_sliding_window") or config.items_of("sliding_window")
+    kinds = config.items_of("layer_types")
+    local = {"rope_type": "default", "rope_theta": config.get("rope_local_theta"), "of": "sliding"}
+    b.embedding(everywhere=True)
+    for layer in b.layers("model.layers.layers"):
+        index = layer.stage
+        slides = index < len(kinds) and kinds[index] == "sliding_attention"
+        window = windows[index] if index < len(windows) else b.sliding_window() if slides else None
+        layer.attention("mixer", head_norms=("q_norm", "k_norm"), window=window, rope=False)
+        nested = config.table("rope_parameters").get(str(kinds[index]) if index < len(kinds) else "")
+        (layer / "mixer").rope(b.head_size, parameters=nested or (local if slides else None))
+        layer.gated_mlp()
+        layer.norms("pre_mixer_norm", "post_mixer_norm", "pre_mlp_norm", "post_mlp_norm")
+    b.final_norm(everywhere=True)
+    b.head(everywhere=True)
+
+
+def step1(b: Builder) -> None:
+    """models/step1.py: ALiBi by square roots, which one backend knows."""
+    config = b.config
+    heads = config.int("num_attention_heads")
+    bias = config.flag("attention_bias")
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(
+            kv_heads=config.int("num_attention_groups", "num_key_value_heads", default=1),
+            head_size=b.hidden_size // heads,
+            bias=bias,
+            out_bias=bias,
+            rope=False,
+        )
+        layer.gated_mlp(bias=config.flag("mlp_bias"))
+        layer.norms("input_layernorm", "post_attention_layernorm")
+    b.finish()
+
+
+def iquest_loop(b: Builder) -> None:
+    """models/iquest_loopcoder.py: llama's layers, passed several times; later passes have a window of their own."""
+    config = b.config
+    heads, passes = config.int("num_attention_heads"), config.int("loop_num", default=2)
+    size = b.hidden_size // heads
+    b.embedding(everywhere=True)
+    for layer in b.layers():
+        here = layer / "self_attn"
+        here.qkv("qkv_proj", b.hidden_size, heads=heads, kv_heads=b.kv_heads, head_size=size)
+        here.row("o_proj", heads * size, b.hidden_size)
+        here.rope(size)
+        window = config.int("loop_window_size", default=64)
+        for turn in range(passes):
+            here.cache(
+                f"attn.{turn}", heads=heads, kv_heads=b.kv_heads, head_size=size, window=window if turn else None
+            )
+        layer.gated_mlp()
+        layer.norms("input_layernorm", "post_attention_layernorm")
+    for gate in b.layers("model.gate_projections"):
+        gate.column("gate_proj", size, heads, bias=True)
+    b.finish(everywhere=True)

@@ -588,3 +588,30 @@ def mimo_v2(b: Builder) -> None:
             layer.gated_mlp()
         _norms(layer)
     b.finish()
+
+
+def param2moe(b: Builder) -> None:
+    """models/param2moe.py: the router in fp32, the shared experts' width whole where the file names it."""
+    config = b.config
+    width = config.int("moe_intermediate_size")
+    norms = ("q_layernorm", "k_layernorm") if config.flag("use_qk_norm") else ()
+    shared = config.maybe_int("moe_shared_expert_intermediate_size")
+    count = config.int("num_shared_experts", default=1)
+    b.embedding()
+    for layer in b.layers():
+        layer.attention(bias=config.flag("use_qkv_bias"), out_bias=config.flag("use_bias"), head_norms=norms)
+        if layer.stage >= config.int("first_k_dense_replace", default=1):
+            mixture(
+                layer,
+                width=width,
+                gate_dtype="float32",
+                correction="gate.e_score_correction_bias"
+                if config.flag("moe_router_enable_expert_bias", True)
+                else None,
+                shared=(shared or width * count) if count else 0,
+                fused_routing=known_routing(config, scoring="sigmoid", corrected=True, default=True),
+            )
+        else:
+            layer.gated_mlp()
+        _norms(layer)
+    b.finish()

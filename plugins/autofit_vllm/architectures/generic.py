@@ -12,10 +12,12 @@ from autofit_vllm.model import EVERY
 
 
 def _rotary(b: Builder, size: int) -> None:
-    """Inverse frequencies, twice, where vLLM's own models keep whole tables (Olmo 3: for each kind of
-    layer)."""
+    """Inverse frequencies, twice, where vLLM's own models keep whole tables (some: for each kind
+    of layer)."""
     root = b.scope("model.rotary_emb", EVERY)
-    kinds = len(set(map(str, b.config.items_of("layer_types")))) if b.config.model_type == "olmo3" else 1
+    kinds = 1
+    if b.config.model_type in ("olmo3", "mellum"):
+        kinds = len(set(map(str, b.config.items_of("layer_types")))) or 1
     for index in range(kinds):
         for name in ("inv_freq", "original_inv_freq"):
             root.buffer(f"model.rotary_emb.{name}.{index}", size // 2, dtype="float32")
@@ -243,3 +245,10 @@ def flex_olmo(b: Builder) -> None:
         norms=("post_attention_layernorm", "post_feedforward_layernorm"),
         experts=True,
     )
+
+
+def mellum(b: Builder) -> None:
+    """Qwen 3's experts, windows by layer type."""
+    if not b.config.items_of("layer_types"):
+        b.config = b.config.replace(sliding_window=None)
+    _decoder(b, bias=b.config.flag("attention_bias"), head_norms=("q_norm", "k_norm"), experts=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from autofit_vllm.architectures.builder import Builder, Scope
-from autofit_vllm.architectures.experts import known_routing, router
+from autofit_vllm.architectures.experts import known_routing, mixture, router
 from autofit_vllm.architectures.facts import expert_count, experts_per_token
 from autofit_vllm.architectures.rope import rope_parameters
 
@@ -202,3 +204,58 @@ def longcat_flash(b: Builder) -> None:
         width = config.int("expert_ffn_hidden_size", "moe_intermediate_size")
         here.experts("experts", count, width, top_k=experts_per_token(config), fused_routing=False)
     _finish(b)
+
+
+def axk1(b: Builder) -> None:
+    """models/AXK1.py: DeepSeek's layers with one more norm."""
+
+    def block(layer: Scope) -> None:
+        latent_attention(layer)
+        deepseek_mlp(layer, correction=b.config.text("topk_method", "noaux_tc") == "noaux_tc")
+        layer.norms("input_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
+
+    _plain_decoder(b, block)
+
+
+def pangu_ultra(b: Builder) -> None:
+    """models/openpangu.py: DeepSeek's layers, two more norms in most."""
+    norms = ("pre_mlp_layernorm", "post_mlp_layernorm") if b.config.flag("sandwich_norm") else ()
+
+    def block(layer: Scope) -> None:
+        latent_attention(layer)
+        deepseek_mlp(layer, correction=b.config.flag("router_enable_expert_bias"))
+        layer.norms("input_layernorm", "post_attention_layernorm", *norms)
+
+    _plain_decoder(b, block)
+
+
+def _plain_decoder(b: Builder, block: Callable[[Scope], None]) -> None:
+    b.embedding()
+    for layer in b.layers():
+        block(layer)
+    b.finish()
+
+
+def sarvam_mla(b: Builder) -> None:
+    """models/sarvam.py."""
+    config = b.config
+    width = config.int("moe_intermediate_size")
+    shared = config.int("moe_shared_expert_intermediate_size", default=width)
+    b.embedding()
+    for layer in b.layers():
+        latent_attention(layer)
+        past = layer.stage - config.int("first_k_dense_replace", default=1)
+        if expert_count(config) and past >= 0 and past % config.int("moe_layer_freq", default=1) == 0:
+            mixture(
+                layer,
+                width=width,
+                correction="gate.e_score_correction_bias"
+                if config.flag("moe_router_enable_expert_bias", True)
+                else None,
+                shared=shared * config.int("num_shared_experts", default=1),
+                fused_routing=known_routing(config, scoring="sigmoid", corrected=True, default=True),
+            )
+        else:
+            layer.gated_mlp()
+        layer.norms("input_layernorm", "post_attention_layernorm")
+    b.finish()

@@ -641,3 +641,50 @@ def zamba2(b: Builder) -> None:
         here.norm("input_layernorm")
     b.final_norm("model.final_layernorm", everywhere=True)
     b.head(everywhere=True, quantisable=False)
+
+
+def bailing_linear(b: Builder) -> None:
+    """models/bailing_moe_linear.py: Ling 2.5, latent attention in the last layer of each group, linear in the rest."""
+    config = b.config
+    group, width = config.int("layer_group_size", default=1), config.int("moe_intermediate_size")
+    shared = config.int("moe_shared_expert_intermediate_size", default=width)
+    b.embedding("model.word_embeddings")
+    for layer in b.layers():
+        if group and (layer.stage + 1) % group:
+            _bailing_linear_attention(layer / "self_attn")
+        else:
+            latent_attention(layer)
+        if expert_count(config) > 1 and layer.stage >= config.int("first_k_dense_replace", default=0):
+            mixture(
+                layer,
+                width=width,
+                gate_dtype="float32" if config.text("router_dtype", "fp32") == "fp32" else None,
+                correction="gate.expert_bias" if config.flag("moe_router_enable_expert_bias") else None,
+                shared=shared * config.int("num_shared_experts", default=0),
+                fused_routing=known_routing(
+                    config, scoring=config.text("score_function", "softmax"), corrected=True, default=True
+                ),
+            )
+        else:
+            layer.gated_mlp()
+        layer.norms("input_layernorm", "post_attention_layernorm")
+    b.final_norm()
+    b.head(tied=False)
+
+
+def _bailing_linear_attention(here: Scope) -> None:
+    """layers/mamba/linear/bailing_linear_attn.py."""
+    config, hidden = here.builder.config, here.builder.hidden_size
+    heads, size = config.int("num_attention_heads"), here.builder.head_size
+    inner = heads * size
+    parts = ("query_key_value",) * 3
+    bias = config.flag("use_bias") or config.flag("use_qkv_bias")
+    here.column("query_key_value", hidden, [(name, inner) for name in parts], bias=bias)
+    if config.flag("use_qk_norm"):
+        here.norm("query_layernorm", size)
+        here.norm("key_layernorm", size)
+    here.column("g_proj", hidden, inner)
+    here.row("dense", inner, hidden, bias=config.flag("use_bias"))
+    here.plain("g_norm.weight", inner, axis=0)
+    here.rope(size)
+    here.state(kind="linear_attention", heads=heads, head_size=size)
