@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_SETTINGS_BYTES = 1 << 20
 ENGINE_VARIABLES = ("LLAMA_ARG_", "VLLM_", "GGML_", "CUDA_", "PYTORCH_")
+_ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 DEVICE_VARIABLES = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"})
 
 
@@ -96,13 +98,16 @@ def written_as(reference: str, model: ModelSpec) -> str:
     return str(Path(model.files[0].path).parent) if scheme_of(reference) else os.path.expanduser(reference)  # noqa: PTH111
 
 
-def detect_machine() -> Machine:
-    """This machine: devices, free memory, host. Never fails; what is unknown is `None` with a finding."""
+def detect_machine(environ: Mapping[str, str] | None = None) -> Machine:
+    """This machine: devices, free memory, host. Never fails; what is unknown is `None` with a finding.
+
+    `environ` stands in for the variables of this process, of which some hide devices.
+    """
     from autofit.hardware import detect_machine as detect
 
     # a source is looked up when it is asked, so that one that cannot be imported is a finding of its own
     refs = (ref for ref in host().hardware_sources().values() if ref.name != "detect")
-    return detect(sources=[(ref.name, partial(_ask_source, ref.factory)) for ref in refs])
+    return detect(environ, sources=[(ref.name, partial(_ask_source, ref.factory)) for ref in refs])
 
 
 def _ask_source(factory: str) -> Machine:
@@ -124,8 +129,8 @@ def load_machine(*names: str, ram: str | int | None = None) -> Machine:
     return load(*words, ram=ram, profile_dirs=host().profile_dirs())
 
 
-def machine_of(wishes: Wishes) -> Machine:
-    """The machine that `on` describes, or this one.
+def machine_of(wishes: Wishes, environ: Mapping[str, str] | None = None) -> Machine:
+    """The machine that `on` describes, or this one, as a process with these variables sees it.
 
     Raises:
         HardwareError: an unknown name. UsageError: more main memory than this machine has.
@@ -133,7 +138,7 @@ def machine_of(wishes: Wishes) -> Machine:
     names, ram = wishes.get("on"), wishes.get("ram")
     if names:
         return load_machine(*names, ram=ram)
-    machine = detect_machine()
+    machine = detect_machine(environ)
     if ram is None:
         return machine
     if machine.host.available_bytes is not None and ram > machine.host.available_bytes:
@@ -209,15 +214,18 @@ def check(
 ) -> Plan:
     """What an engine's command takes as it stands: `check(["llama-server", "-m", "model.gguf", "-ngl", "99"])`.
 
-    `environ` holds the engine's own variables (none by default). `facts` are `margin` and `device`, as for
+    The command may start with assignments, `NAME=value ...`, with `env` before them or not. `environ` holds the
+    engine's own variables (none by default), which yield to them. `facts` are `margin` and `device`, as for
     `plan()`, and measurements that replace the backend's own figures, such as vLLM's `available_kv_bytes`.
 
     Raises:
         UsageError: no backend understands the command. EngineRefusalError: the engine would refuse it.
     """
-    argv = _words("check()", argv)
+    assigned, argv = split_assignments(_words("check()", argv))
     if environ is not None and not isinstance(environ, Mapping):
         raise UsageError(f"environ is a mapping of variables, not {type(environ).__name__}")
+    environ = {**(environ or {}), **engine_environment(assigned)}
+    machine = detect_machine({**os.environ, **assigned}) if machine is None else machine
     backend = host().backend_of_program(argv)
     command = backend.parse(argv, environ, version=engine_version)
     if model is None:
@@ -229,7 +237,17 @@ def check(
     facts = {name: _fact(name, value) for name, value in facts.items() if value is not None}
     if engine_version is not None:
         facts["engine_version"] = engine_version
-    return _reviewed(backend.check(command, found, machine, **facts), found, machine)  # type: ignore[arg-type]
+    plan = backend.check(command, found, machine, **facts)  # type: ignore[arg-type]
+    return _reviewed(replace(plan, env={**assigned, **plan.env}), found, machine)  # type: ignore[arg-type]
+
+
+def split_assignments(words: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The variables that a command sets before its program, as a shell or `env` does, and the command itself."""
+    rest = tuple(words[1:] if words[:1] in (["env"], ("env",)) else words)
+    assigned: dict[str, str] = {}
+    while rest and (match := _ASSIGNMENT.fullmatch(rest[0])):
+        assigned[match[1]], rest = match[2], rest[1:]
+    return assigned, rest
 
 
 def preset(name: str, backend: str) -> dict[str, Any]:
