@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from autofit.errors import EngineRefusalError
 
 from autofit_llama.backend import LlamaBackend
-from dryrun import VARIABLE, dry_run, engine_folder
+from dryrun import VARIABLE, EngineRefusal, allocated_bytes, dry_run, engine_folder
 from plan_cases import Case, cases, write
 
 pytestmark = [
@@ -38,3 +40,36 @@ def test_the_engine_takes_what_was_planned_to_the_byte(case: Case, folder: Path)
         margin = case.request.margins[0].n_bytes
         for i, device in enumerate(real.devices):
             assert real.device_bytes(i) + margin <= device["free"]
+
+
+def tensor_cases() -> Iterator[Case]:
+    """Of the same jobs those with several CUDA devices, which then share every tensor."""
+    for case in cases(120, seed=5):
+        pins = case.request.engine_args
+        if case.api == "cuda" and len(case.free_mib) > 1 and not {"-sm", "-fa"} & set(pins):
+            yield replace(case, request=replace(case.request, engine_args=(*pins, "-sm", "tensor")))
+
+
+@pytest.mark.parametrize("case", list(tensor_cases()), ids=lambda case: case.label)
+def test_devices_that_share_tensors_hold_what_was_planned(case: Case, folder: Path) -> None:
+    path = write(case, folder)
+    try:
+        plan = LlamaBackend().plan(case.model, case.machine, replace(case.request, model_reference=str(path)))
+    except EngineRefusalError as refusal:
+        with pytest.raises(EngineRefusal, match=r"not implemented for architecture"):
+            dry_run(["llama-server", "-m", str(path), "-sm", "tensor"], case.free_mib)
+        assert "not implemented for architecture" in refusal.message
+        return
+    real = dry_run(plan.argv, case.free_mib)
+    told = plan.engine_report
+    devices = [tuple(device[f"{kind}_bytes"] for kind in KINDS) for device in told["devices"]]
+    assert devices == [tuple(device[kind] for kind in KINDS) for device in real.devices]
+    assert tuple(told["host"][f"{kind}_bytes"] for kind in KINDS) == tuple(real.host[kind] for kind in KINDS)
+    if plan.fits:
+        margin = case.request.margins[0].n_bytes
+        assert all(sum(d) + margin <= mib << 20 for d, mib in zip(devices, case.free_mib, strict=False))
+    if case.part == "archs" and plan.fits:
+        try:
+            allocated_bytes(plan.argv, case.free_mib)  # and a prompt goes through
+        except EngineRefusal as error:
+            assert "n_outputs_max" in str(error)  # a model that reads whole texts
