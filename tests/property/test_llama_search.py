@@ -18,6 +18,7 @@ from autofit_llama.estimate import size
 from autofit_llama.regex import searcher
 from autofit_llama.search import Bounds, Candidate, Found, Search, shortfall_bytes
 from autofit_llama.search_goals import Goals, reach, stretch
+from autofit_llama.search_polish import choices, split_of
 from autofit_llama.search_problem import LaunchProblem
 from autofit_llama.search_tables import Split
 from autofit_llama.search_terms import pattern, placed_as_planned, terms_of
@@ -190,6 +191,24 @@ def test_a_device_that_would_hold_parts_alone_is_left_out() -> None:
     assert split.moved == ()
     assert {slot for slot, _ in split.spilled} == {10}
     assert set(tables.device_bytes(split)) == {"GPU0", "GPU2"}
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+@pytest.mark.parametrize("lean", [0, 3, 8, 9, 17, 20, 31])
+def test_what_is_polished_stays_inside_every_device(lean: int, overflow: bool) -> None:
+    """Whichever device the last lean block is on."""
+    launch = problem("mixtral-8x7b-Q4_K_M", [(24_000, 900_000_000_000)] * 3, None)
+    tables = launch.tables(candidate(4096))
+    split = Split(0, (("GPU0", 8), ("GPU1", 9), ("GPU2", 16)), lean)
+    rooms = {name: n_bytes + 500 * MIB for name, n_bytes in tables.device_bytes(split).items()}
+    found = choices(tables, split, [0], rooms.__getitem__, overflow=overflow)
+    assert found
+    for choice in found:
+        polished = split_of(tables, choice)
+        used = tables.device_bytes(polished)
+        assert all(used[name] <= rooms[name] for name in used)
+        assert tables.host_bytes(polished) == choice.host_bytes
+    assert tables.host_bytes(split) - found[0].host_bytes > (300 * MIB if lean else -1)
 
 
 def test_an_empty_machine_runs_on_its_processor() -> None:
