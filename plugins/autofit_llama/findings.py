@@ -58,6 +58,9 @@ def _sliced(run: Run) -> Iterator[Finding]:
     if run.arguments.sliced:
         message = "-sm tensor is experimental in llama.cpp: memory is checked, that it runs well here is not"
         yield _finding("info", "experimental-split", message)
+        if any(override.kind == "pattern" for override in run.arguments.overrides):
+            message = "llama.cpp aborts at some of what -ot can say with -sm tensor, and not all of that is known here"
+            yield _finding("warning", "unverified-overrides", message)
 
 
 def _known(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:

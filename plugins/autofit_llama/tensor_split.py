@@ -101,6 +101,13 @@ _CACHE_CUTS: Mapping[str, Cut] = {
     "r": Cut("r", 0, _SSM),
     "s": Cut("s", 0, _SSM),
 }
+_MADE = frozenset(("q", "kv", "qkv", "attn_gate", "conv", "ssm_heads", "ssm_ba"))
+#: what makes cut values in a block, and what takes them; the first part keeps some in caches
+_PARTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (tuple(rest for rest, cut in _CUTS.items() if cut.part in _MADE), _MIXER),
+    (("ffn_up.weight", "ffn_gate.weight", "ffn_gate_up.weight"), _DOWN[:1]),
+    (("ffn_up_exps.weight", "ffn_gate_exps.weight", "ffn_gate_up_exps.weight"), _DOWN[1:]),
+)
 _ATTENTION_CACHES = frozenset(("base", "swa"))
 _GATED_Q = frozenset(("qwen3next", "qwen35", "qwen35moe", "qwen4exp"))  #: a gate beside each query head
 _WHOLE_STATES = frozenset(("lfm2", "lfm2moe"))
@@ -138,25 +145,42 @@ class Slices:
             pinned_host=len(kinds) == 1 and first.pinned_host,
         )
 
-    def check(self, placement: Placement, homes: Mapping[str, int], *, n_streams_on_host: int) -> None:
+    def check(self, placement: Placement, homes: Mapping[str, int], *, n_streams: int, offload_kqv: bool) -> None:
         """Refuse what loads, and fails an assertion of the engine at the first prompt.
 
-        `n_streams_on_host` are those of caches that stay there (`-nkvo`), 0 if none do.
+        `n_streams` are those of the caches, 0 if there are none.
 
         Raises:
-            EngineRefusalError: parts of one tensor would have to be put together on the host, or caches shared with it.
+            EngineRefusalError: cut values would meet whole ones, be put together on the host, or lie in shared caches.
         """
         hp = self.hparams
         here = [il for il, home in enumerate(placement.blocks) if home == 0]
         fused = any(homes.get(f"blk.{il}.attn_qkv.weight") == 0 for il in here)
-        if n_streams_on_host and here:
+        if here and n_streams and not offload_kqv:
             if fused or any(hp.is_recr[il] for il in here):
                 what = "the fused attention" if fused else "the recurrent state"
                 _abort(f"it cannot put together {what} of this model on the host", "leave out -nkvo, or use -sm layer")
-            if n_streams_on_host > 1:
+            if n_streams > 1:
                 _abort("caches of several sequences cannot stay on the host", "leave out -nkvo, or add -kvu")
-        if hp.arch == "hrm_text" and 0 < len(here) < hp.n_layer_all:
-            _abort("hrm_text shares its caches between blocks", "use -ngl all, or -sm layer")
+        if hp.arch == "hrm_text":
+            if 0 < len(here) < hp.n_layer_all:
+                _abort("hrm_text shares its caches between blocks", "use -ngl all, or -sm layer")
+            return
+        for il in here:
+            self._check_block(il, homes, cached=n_streams > 0 and offload_kqv)
+
+    def _check_block(self, il: int, homes: Mapping[str, int], *, cached: bool) -> None:
+        """Refuse a block of which the host makes what a device then needs cut.
+
+        What comes from the host is whole on each device. The last product of a part may be the host's: it is given
+        the cut values put together.
+        """
+        for i, (makers, takers) in enumerate(_PARTS):
+            made = {rest: home for rest in makers if (home := homes.get(f"blk.{il}.{rest}")) is not None}
+            taken = [homes.get(f"blk.{il}.{rest}") for rest in takers]
+            off = next((rest for rest, home in made.items() if home != 0), None)
+            if off is not None and (0 in made.values() or 0 in taken or (cached and i == 0)):
+                _abort(f"blk.{il}.{off} is on the host, and what goes with it is cut", "change -ot, or use -sm layer")
 
     def weight_bytes(self, name: str, type_name: str, ne: tuple[int, ...]) -> tuple[int, ...]:
         """What one weight takes on each device.

@@ -170,6 +170,12 @@ def test_all_devices_take_part_remote_ones_last() -> None:
         ("deepseek-v2-lite-Q4_K_M", (), "not implemented for architecture 'deepseek2'"),
         (DENSE, ("-fa", "off"), "requires flash_attn"),
         (DENSE, ("-ot", "ffn_down=CUDA1"), "CUDA1 alone"),
+        (DENSE, ("-ot", "attn_q=CPU"), "blk.0.attn_q.weight is on the host"),
+        (DENSE, ("-ot", "blk.7.attn=CPU"), "blk.7.attn_q.weight is on the host"),
+        (DENSE, ("-ot", "ffn_(up|gate)=CPU"), "blk.0.ffn_up.weight is on the host"),
+        (EXPERTS, ("-ot", "blk.3.ffn_up_exps=CPU"), "blk.3.ffn_up_exps.weight is on the host"),
+        (HYBRID, ("-ot", "ssm_conv=CPU"), "ssm_conv1d.weight is on the host"),
+        (DENSE, ("-nkvo", "-np", "2"), "several sequences"),
         (FUSED, ("-nkvo",), "fused attention"),
         (HYBRID, ("-nkvo",), "on the host"),
     ],
@@ -179,6 +185,18 @@ def test_what_the_engine_does_not_do(model: str, argv: tuple[str, ...], message:
         with pytest.raises(EngineRefusalError) as error:
             ask(machine(24, 24), *argv, model=model)  # type: ignore[operator]
         assert message in error.value.message
+
+
+@pytest.mark.parametrize("pattern", ["attn_output", "ffn_down", "ffn_", "token_embd", r"^output\.weight"])
+def test_what_takes_cut_values_may_be_the_hosts(pattern: str) -> None:
+    found = check(machine(24, 24), "-c", "4096", "-ot", f"{pattern}=CPU")
+    assert found.fits
+    assert any(finding.code == "unverified-overrides" for finding in found.findings)
+
+
+def test_caches_of_one_sequence_may_stay_on_the_host() -> None:
+    found = check(machine(24, 24), "-c", "4096", "-np", "1", "-nkvo", "-ot", "attn_=CPU")
+    assert found.memory.pool(HOST_POOL).sum_bytes("cache") == 4096 * 32 * 2 * 1024 * 2
 
 
 def test_a_split_for_other_devices_is_refused() -> None:
