@@ -14,6 +14,7 @@ from autofit.solve.chain import (
     balance,
     excess_bytes,
     host_bytes,
+    seconds,
     solve,
 )
 from autofit.solve.front import dominates, largest, pareto_front
@@ -33,5 +34,6 @@ __all__ = [
     "host_bytes",
     "largest",
     "pareto_front",
+    "seconds",
     "solve",
 ]

@@ -8,14 +8,13 @@ fitting has been estimated in full.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.memory import Memory
 from autofit.domain.values import dataclass, field
-from autofit.solve import Placement, Span, balance, excess_bytes, host_bytes, solve
+from autofit.solve import Placement, Span, balance, excess_bytes, host_bytes, seconds, solve
 
 from autofit_llama.placement import place_layers
 from autofit_llama.search_known import Bounds, Candidate, Known, Problem
@@ -209,10 +208,10 @@ class Search:
         return self._least_short(candidate, whole, nearest=False)
 
     def _at_pinned_split(self, candidate: Candidate, *, nearest: bool) -> Found | None:
-        """Of the splits that a pinned `-ts` allows, that which fits with the least on the host, or comes `nearest`."""
-        tables = self.tables(candidate)
+        """Of the splits that a pinned `-ts` allows, the fastest that fits, or the one that comes `nearest`."""
+        chain = self.known.chain(candidate, self.tables(candidate), spill=True)
         placements = self._placements_at_pinned_split(candidate)
-        placements.sort(key=partial(host_bytes, self.known.chain(candidate, tables, spill=True)))
+        placements.sort(key=lambda placement: (seconds(chain, placement), host_bytes(chain, placement)))
         return self._least_short(candidate, placements, nearest=nearest)
 
     def _placements_at_pinned_split(self, candidate: Candidate) -> list[Placement]:

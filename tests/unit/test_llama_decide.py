@@ -94,6 +94,13 @@ def test_experts_stay_in_ram_by_the_shortest_flags() -> None:
     assert lean.next_rejected.pool == "GPU0"
 
 
+def test_at_a_pinned_split_the_faster_command_is_taken_not_the_smaller() -> None:
+    """Experts in main memory, all else on the cards, and not whole blocks there."""
+    found = plan(machine(card(0, 4), card(1, 5)), "-ts", "1,2", model="qwen3-30b-a3b-Q4_K_M", context_tokens=4096)
+    assert value(found, "-ngl") == "49"
+    assert int(value(found, "-ncmoe") or 0) > 30
+
+
 def test_the_faster_of_two_cards_is_used_alone_when_it_holds_everything() -> None:
     found = plan(machine(card(0, 12, speed=300_000_000_000), card(1, 24)), context_tokens=8192)
     assert value(found, "-dev") == "CUDA1"
