@@ -141,10 +141,13 @@ def machine_of(wishes: Wishes, environ: Mapping[str, str] | None = None) -> Mach
     machine = detect_machine(environ)
     if ram is None:
         return machine
-    if machine.host.available_bytes is not None and ram > machine.host.available_bytes:
+    available = machine.host.available_bytes
+    if available is not None and ram > available:
+        from autofit.domain.units import format_bytes
+
         raise UsageError(
-            "--ram above what this machine has needs --on",
-            hint="name the hardware: --on rtx-3090 --ram 64GiB, or --on cpu",
+            f"--ram {format_bytes(ram)} is more than the {format_bytes(available)} available here",
+            hint="describe the whole machine: --on rtx-3090 --ram 64GiB, or --on cpu",
         )
     return replace(machine, host=replace(machine.host, available_bytes=ram))
 
@@ -230,7 +233,9 @@ def check(
     command = backend.parse(argv, environ, version=engine_version)
     if model is None:
         if command.model is None:
-            raise UsageError(f"{argv[0]}: the command names no model", hint="name its file as the engine is told it")
+            raise UsageError(
+                f"{argv[0]}: the command names no model", hint="write it as the engine takes it, such as -m model.gguf"
+            )
         model = command.model
     found = model if _is_model(model) else read_model(model, companions=command.companions)  # type: ignore[arg-type]
     machine = host().adjust_machine(_given_or_here(machine), backend.name)
@@ -312,7 +317,7 @@ def _reviewed(plan: Plan, model: ModelSpec, machine: Machine) -> Plan:
         Finding(
             severity="warning",
             code="unknown-memory",
-            message=f"how much of {pool.name} ({pool.id}) is free is unknown: not checked; --ram SIZE states it",
+            message=f"free memory of {pool.name} ({pool.id}) is unknown: not checked; --ram SIZE states it",
         )
         for pool in plan.memory.pools
         if pool.budget_bytes is None

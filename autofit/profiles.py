@@ -101,7 +101,7 @@ def suggest(name: str, known: Iterable[str]) -> str | None:
     import difflib
 
     close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else None
+    return f"did you mean {' or '.join(filter(None, [', '.join(close[:-1]), *close[-1:]]))}?" if close else None
 
 
 def list_presets(extra_dirs: Iterable[str | Path] = ()) -> dict[str, str]:

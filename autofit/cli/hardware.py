@@ -31,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", default="detect", choices=tuple(ACTIONS), metavar="ACTION")
     parser.add_argument("name", nargs="?", help="of a profile (show, save, calibrate) or a part of it (list)")
     parser.add_argument(
-        "--on", action="append", metavar="NAME[:SIZE]", help="instead of this machine; repeat it"
+        "--on",
+        action="append",
+        metavar="NAME[:SIZE]",
+        help="describe this hardware, not this machine; repeat for several devices",
     )
     parser.add_argument("--ram", metavar="SIZE", help="main memory of the hardware given by --on")
     parser.add_argument("--model", metavar="FILE", help="calibrate: let llama-bench measure this model")
@@ -50,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.ram is not None and not args.on and args.action != "show":
         raise UsageError(
-            "--ram goes with --on: this machine's memory is measured", hint="--on cpu --ram 64GiB"
+            "--ram goes with --on: this machine's memory is measured",
+            hint="a machine without a GPU: --on cpu --ram 64GiB",
         )
     actions = {"detect": _detect, "list": _list, "show": _show, "save": _save, "calibrate": _calibrate}
     return actions[args.action](args)
@@ -122,8 +126,8 @@ def _disk() -> str | None:
     if disk is None:
         return None
     kind = f"{printable(disk.kind)}{', over the network' if disk.remote else ''}"
-    kind += ", a turning disk" if disk.rotational else ", in memory" if disk.in_memory else ""
-    free = "an unknown amount" if disk.free_bytes is None else format_bytes(disk.free_bytes)
+    kind += ", rotational" if disk.rotational else ", in memory" if disk.in_memory else ""
+    free = "unknown space" if disk.free_bytes is None else format_bytes(disk.free_bytes)
     return f"disk    {free} free here on {printable(disk.mount)} ({kind})"
 
 
@@ -186,7 +190,7 @@ def _path(name: str) -> Path:
 
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}", name):
         raise UsageError(
-            f"not a name for a profile: {printable(name, 60)!r}", hint="small letters, digits and dashes"
+            f"not a name for a profile: {printable(name, 60)!r}", hint="use small letters, digits, dots and dashes"
         )
     return user_dir() / "hardware" / f"{name}.toml"
 
@@ -203,7 +207,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     from autofit.profiles import save
 
     if args.on:
-        raise UsageError("hardware calibrate measures this machine: --on makes no sense here")
+        raise UsageError("hardware calibrate measures this machine and takes no --on")
     name = args.name or THIS_MACHINE
     path = _path(name)
     machine = detect_machine()

@@ -143,7 +143,7 @@ def _window(model: ModelSpec) -> str | None:
         return None
     if model.metadata.get("use_sliding_window") is False:
         return None
-    return f"{window:,} tokens; which layers have it, the engine decides"
+    return f"{window:,} tokens; the engine decides which layers use it"
 
 
 def _group_rows(model: ModelSpec) -> Iterator[Sequence[str]]:

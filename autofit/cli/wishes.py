@@ -46,8 +46,8 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     words = ", ".join(host().renderers())
     group.add_argument("--format", default="shell", metavar="NAME", help=f"{words} (default shell)")
-    group.add_argument("--explain", action="store_true", help="say on stderr why each setting has its value")
-    group.add_argument("-q", "--quiet", action="store_true", help="print nothing but the product")
+    group.add_argument("--explain", action="store_true", help="explain each setting on stderr")
+    group.add_argument("-q", "--quiet", action="store_true", help="print the result alone, without a summary")
 
 
 def collect(args: argparse.Namespace, backend: str) -> Wishes:

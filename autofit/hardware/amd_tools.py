@@ -34,7 +34,7 @@ def find(system: System, host: Host, findings: list[str]) -> list[Found]:
             return list(ask(system, host))
         except ToolError as cause:
             causes.append(str(cause))
-    findings.append(f"/dev/kfd is there, but no AMD device can be read: {'; '.join(causes)}")
+    findings.append(f"/dev/kfd exists, but no AMD device can be read: {'; '.join(causes)}")
     return []
 
 

@@ -31,7 +31,7 @@ def find(system: System, host: Host) -> Facts:
         device, known = _discrete(system, card, id, len(devices), total)
         sources |= known
         if device.free_bytes is None:
-            findings.append(f"{device.name}: free memory is unknown; --on states it")
+            findings.append(f"{device.name}: free memory is unknown; --on NAME:SIZE states it")
         devices.append(device)
     return Facts(devices=tuple(devices), findings=tuple(findings), sources=sources, seen=frozenset(seen))
 

@@ -53,7 +53,7 @@ def load_machine(
     """
     ram_bytes = parse_size(ram) if isinstance(ram, str) else ram
     if ram_bytes is not None and ram_bytes <= 0:
-        raise HardwareError(f"main memory of {ram_bytes} bytes makes no sense", hint="say --ram 64GiB")
+        raise HardwareError(f"main memory of {ram_bytes} bytes makes no sense", hint="write --ram 64GiB")
     if len(wanted) == 1 and _is_path(wanted[0]) and wanted[0].lower().endswith(".json"):
         recorded = machine_from_json(read_text(Path(wanted[0]), HardwareError), wanted[0])
         return replace(_with_ram(recorded, ram_bytes), origin="file")
@@ -77,7 +77,8 @@ def load_machine(
         main = host if host is not None else _this_host()
         sources["host.available_bytes"] = "measured: this machine"
         if main.available_bytes is not None:
-            findings.append(f"main memory as here: {format_bytes(main.available_bytes)} free; --ram states another")
+            here = format_bytes(main.available_bytes)
+            findings.append(f"main memory is taken from this machine, {here} free; --ram SIZE states another")
     assert main is not None
     devices: list[Device] = []
     links: list[Link] = []
@@ -153,13 +154,13 @@ def _part(wanted: str, ram_bytes: int | None, dirs: tuple[str | Path, ...]) -> _
 def _split_size(wanted: str) -> tuple[str, int | None]:
     """`rtx-4070-ti:11GiB` -> the name and the free bytes; the colon of a Windows drive is no separator."""
     name, colon, size = wanted.rpartition(":")
-    if not colon or not re.match(r"\s*[0-9.]", size):
+    if not colon or _is_path(wanted):
         return wanted.strip(), None
     free_bytes = parse_size(size)
     if free_bytes <= 0:
         raise HardwareError(
             f"{printable(wanted)}: no memory is left",
-            hint="write the free memory behind the colon, such as :11GiB",
+            hint="write the free memory after the colon, such as :11GiB",
         )
     return name.strip(), free_bytes
 
@@ -245,7 +246,7 @@ def working_set_bytes(total_bytes: int) -> int:
 def _shared_bytes(table: Mapping[str, Any], host: Host | None) -> int:
     """What a device of a unified machine may take of main memory."""
     if host is None or host.total_bytes is None:
-        raise HardwareError(f"{table['name']} shares main memory, whose size is unknown", hint="say --ram 64GiB")
+        raise HardwareError(f"{table['name']} shares main memory, whose size is unknown", hint="write --ram 64GiB")
     if table.get("memory_total_bytes") is not None:
         return int(min(table["memory_total_bytes"], host.total_bytes))
     if table["api"] == "metal":
@@ -299,9 +300,9 @@ def _sold_with(profile: Profile, free_bytes: int | None) -> int:
     for size in sorted(sizes):
         if free_bytes is not None and size * GIB >= free_bytes:
             return int(size) * GIB
-    hint = (
-        f"it is sold with {listed(sizes)}: say {profile.id}-{sizes[0]}gb, or --ram SIZE" if sizes else "say --ram 64GiB"
-    )
+    hint = "write --ram 64GiB"
+    if sizes:
+        hint = f"it is sold with {listed(sizes)}: write {profile.id}-{sizes[0]}gb, or --ram SIZE"
     raise HardwareError(f"{profile.id}: the size of main memory is unknown", hint=hint)
 
 

@@ -95,7 +95,7 @@ def resolve(name: str, extra_dirs: Iterable[str | Path] = ()) -> Path:
         return next(iter(found.values()))
     shown = printable(name, 80)
     if found:
-        raise HardwareError(f"{shown!r} is more than one thing", hint=f"say which: {', '.join(sorted(found))}")
+        raise HardwareError(f"{shown!r} is ambiguous", hint=f"write one of: {', '.join(sorted(found))}")
     raise HardwareError(f"no hardware profile {shown!r}", hint=_hint(name, files("hardware", extra_dirs)))
 
 

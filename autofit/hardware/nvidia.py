@@ -74,7 +74,8 @@ def _cuda_order(system: System, cards: list[Card], findings: list[str]) -> list[
     ordered = sorted(by_bus, key=lambda card: -card.speed)
     listed = ", ".join(card.device.name for card in ordered)
     findings.append(
-        f"CUDA numbers unlike cards fastest first: {listed}, we think; CUDA_DEVICE_ORDER=PCI_BUS_ID is sure"
+        f"CUDA numbers unlike cards fastest first, assumed to be {listed}; "
+        "CUDA_DEVICE_ORDER=PCI_BUS_ID makes it certain"
     )
     return ordered
 
@@ -185,7 +186,7 @@ def _without_nvml(system: System, host: Host, why: str, reason: str | None = Non
             ]
             devices, sources = _number(_choose(system, _cuda_order(system, listed, findings), findings))
             unknown = [device.name for device in devices if device.free_bytes is None]
-            findings += [f"{name}: free memory is unknown; --on states it" for name in unknown]
+            findings += [f"{name}: free memory is unknown; --on NAME:SIZE states it" for name in unknown]
             return Facts(devices=devices, findings=tuple(findings), sources=sources, seen=seen)
     except ToolTimeoutError as cause:
         late = f"{cause}, AUTOFIT_DETECT_SECONDS=5 waits longer"

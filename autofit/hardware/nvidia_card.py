@@ -90,7 +90,8 @@ def read_card(
             f"{id}.free_bytes": "derived: main memory available",
         }
     elif not is_mig:
-        findings.append(f"{name}: free memory is unknown ({why_not(memory.reason or 'unknown error')}); --on states it")
+        why = why_not(memory.reason or "unknown error")
+        findings.append(f"{name}: free memory is unknown ({why}); --on NAME:SIZE states it")
     notes += _notes(system, nvml, handle)
     device, known = enrich(replace(device, notes=tuple(notes)))
     sources |= known
@@ -150,7 +151,7 @@ def _bandwidth(nvml: Nvml, handle: Any) -> int | None:
 
 def _notes(system: System, nvml: Nvml, handle: Any) -> Iterator[str]:
     if nvml.number("nvmlDeviceGetVirtualizationMode", handle) == VGPU:
-        yield "vGPU: a slice of a card that others share; its speed is theirs too"
+        yield "vGPU: a slice of a shared card; its speed is shared too"
     model = nvml.ask("nvmlDeviceGetDriverModel", handle).value
     current = model[0] if isinstance(model, (list, tuple)) and model else model
     if is_wsl(system) or (system.platform == "win32" and current == WDDM):
@@ -219,7 +220,7 @@ def _mig_instances(
             device, sources = _with_memory(device, memory.value)
         else:
             why = why_not(memory.reason or "unknown error")
-            findings.append(f"{device.name}: free memory is unknown ({why}); --on states it")
+            findings.append(f"{device.name}: free memory is unknown ({why}); --on NAME:SIZE states it")
         slices = getattr(attributes, "memorySizeMB", None)
         whole = card.total_bytes or _total_of(card)
         part = device.total_bytes or (slices << 20 if isinstance(slices, int) else None)

@@ -35,12 +35,12 @@ def _host(host: Host) -> Iterator[str]:
     fast = host.n_cores_performance
     cores = _joined(
         _count(host.n_cores_physical, "core"),
-        f"{fast} of them fast" if fast not in (None, host.n_cores_physical) else None,
+        f"{fast} of them performance cores" if fast not in (None, host.n_cores_physical) else None,
         _count(host.n_cores_logical, "thread"),
         _count(host.n_numa_nodes, "NUMA node"),
     )
     name = printable(host.cpu_name) if host.cpu_name else None
-    yield f"host    {_joined(name, cores, sep=' · ') or 'processor not stated'}"
+    yield f"host    {_joined(name, cores, sep=' · ') or 'processor unknown'}"
     memory = "unknown" if host.available_bytes is None else format_bytes(host.available_bytes)
     total = "" if host.total_bytes is None else f" of {format_bytes(host.total_bytes)}"
     yield f"memory  {memory} available{total}"
@@ -48,7 +48,7 @@ def _host(host: Host) -> Iterator[str]:
         None if host.limit_bytes is None else f"limited to {format_bytes(host.limit_bytes)} by a cgroup",
         None if host.bandwidth_bytes_per_s is None else _rate(host.bandwidth_bytes_per_s),
         None if host.shm_bytes is None else f"/dev/shm {format_bytes(host.shm_bytes)}",  # noqa: S108 - a name
-        None if host.memlock_bytes is None else f"locked at most {format_bytes(host.memlock_bytes)}",
+        None if host.memlock_bytes is None else f"mlock up to {format_bytes(host.memlock_bytes)}",
         None if host.hugepages_bytes is None else f"huge pages {format_bytes(host.hugepages_bytes)}",
         {None: None, True: "weights can be repacked (AVX2 or NEON)", False: "no AVX2 or NEON"}[host.has_repack],
         sep=" · ",
@@ -68,7 +68,7 @@ def _device(device: Device) -> Iterator[str]:
     details = _joined(
         device.api
         if device.compute_capability is None
-        else f"{device.api} {'.'.join(map(str, device.compute_capability))}",
+        else f"{device.api}, compute capability {'.'.join(map(str, device.compute_capability))}",
         _count(device.n_sm, "SM" if device.vendor == "nvidia" else "compute unit"),
         None if device.bandwidth_bytes_per_s is None else _rate(device.bandwidth_bytes_per_s),
         None if device.fp16_flops_per_s is None else f"{device.fp16_flops_per_s / 1e12:.4g} TFLOP/s FP16",

@@ -28,7 +28,7 @@ def find_example(name: str) -> str:
     path = paths.get(name.lower())
     if path is None:
         raise ModelNotFoundError(
-            f"example:{printable(name, 60)}: no such example", hint=f"there are: {', '.join(sorted(paths))}"
+            f"example:{printable(name, 60)}: no such example", hint=f"examples: {', '.join(sorted(paths))}"
         )
     return str(path)
 

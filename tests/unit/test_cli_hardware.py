@@ -54,7 +54,7 @@ class TestReport:
         )
         assert "held by llama-server (pid 4242, an engine of yours): 5.08 GiB" in text
         assert "held by Xorg (pid 1203): 350.0 MiB" in text
-        assert "cuda 8.6 · 82 SMs · 936 GB/s" in text
+        assert "cuda, compute capability 8.6 · 82 SMs · 936 GB/s" in text
         assert text.startswith("autofit ")
 
     def test_what_is_unknown_and_how_to_state_it(self, here: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -325,3 +325,8 @@ def test_planning_for_other_hardware_loads_no_driver() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_stands_after_the_colon_is_a_size() -> None:
+    with pytest.raises(UsageError, match="not a size: 'lots'"):
+        load_machine("rtx-3090:lots")

@@ -62,7 +62,7 @@ def test_a_window_whose_layers_the_file_does_not_say(
 ) -> None:
     keys = {"llama.attention.sliding_window": 1024}
     main(["inspect", str(ggufs.write_llama(tmp_path / "m.gguf", metadata=keys))])
-    note = "window        1,024 tokens; which layers have it, the engine decides"
+    note = "window        1,024 tokens; the engine decides which layers use it"
     assert note in capsys.readouterr().out
     for config, is_said in (
         ({"sliding_window": 1024}, True),

@@ -143,3 +143,9 @@ def test_what_the_machine_s_sources_said_stands_beside_the_plan() -> None:
     machine = replace(CARD, findings=("NVIDIA: no answer within 0.3 s",))
     for found in (autofit.plan("llama", TINY, machine), autofit.check(["llama-server", "-m", TINY], machine)):
         assert [f.message for f in found.findings if f.code == "machine"] == list(machine.findings)
+
+
+def test_more_main_memory_than_there_is_is_told_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autofit.pipeline.detect_machine", lambda environ: CARD)
+    with pytest.raises(UsageError, match=r"--ram 65\.00 GiB is more than the 64\.00 GiB available here"):
+        autofit.plan("llama", TINY, ram="65GiB")
