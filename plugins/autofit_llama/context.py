@@ -13,7 +13,7 @@ from autofit.domain.units import round_up
 from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
-from autofit_llama.hparams import POOLING_NONE, POOLING_UNSPECIFIED, HParams
+from autofit_llama.hparams import POOLING_LAST, POOLING_NONE, POOLING_RANK, POOLING_UNSPECIFIED, HParams
 
 FlashAttention = Literal["on", "off", "auto"]
 
@@ -109,6 +109,11 @@ class Context:
     def v_transposed(self) -> bool:
         """Without flash attention V is stored transposed, all layers as wide as the widest."""
         return self.flash_attn == "off"
+
+    def splits_inputs(self, has_cache: bool) -> bool:
+        """Whether a server reads one input in several micro-batches (server-context.cpp:server_slot::can_split)."""
+        reads_last = self.pooling_type == POOLING_LAST or (self.pooling_type == POOLING_RANK and self.causal)
+        return not self.embeddings or (has_cache and reads_last)
 
     def window_cells(self, n_swa: int, *, unified: bool) -> int:
         """Cells of one stream of a sliding-window cache (src/llama-kv-cache-iswa.cpp)."""

@@ -15,6 +15,8 @@ from autofit.domain.request import Margin, Request
 from autofit.domain.units import format_bytes
 from autofit.domain.values import dataclass, replace
 
+from autofit_llama.cache import caches
+from autofit_llama.context import ContextParams, resolve_context
 from autofit_llama.decide_complete import SERVERS, complete, is_ample
 from autofit_llama.decide_explain import Explained, explain, tokens_of
 from autofit_llama.decide_pins import (
@@ -101,17 +103,29 @@ class Task:
         constant = search.problem.constant_seconds(ids) if isinstance(search.problem, LaunchProblem) else 0.0
         least, most = self.contexts()
         longest = request.context_tokens == 0 and self.exact_context is None
+        n_ubatch, n_batch = launch.context.n_ubatch, launch.context.n_batch
+        if self.reads_whole_inputs(launch.context, least):
+            n_ubatch = n_batch = least
+            most = most if longest else least
         return Goals(
             prefer="context" if longest else request.prefer,
             least=least,
             most=most,
             kv_types=self.kv_types(),
             most_on_host=COMFORTABLE_TOKENS if request.context_tokens is None and request.prefer != "context" else None,
-            n_ubatch=launch.context.n_ubatch,
-            n_batch=launch.context.n_batch,
+            n_ubatch=n_ubatch,
+            n_batch=n_batch,
             free_ubatch=given.n_ubatch is None and given.n_batch is None and not given.embedding,
             rate=lambda seconds: 1.0 / (seconds + constant),
         )
+
+    def reads_whole_inputs(self, params: ContextParams, n_ctx: int) -> bool:
+        """Whether the server takes no input longer than a micro-batch, and nobody has said how long that is."""
+        given, hp = self.pins.settings, self.sized.hparams
+        if not given.embedding or given.n_ubatch is not None or given.n_batch is not None:
+            return False
+        context = resolve_context(hp, replace(params, n_ctx=n_ctx * self.n_parallel))
+        return self.pins.reading.program in SERVERS and not context.splits_inputs(bool(caches(hp, context)))
 
     def contexts(self) -> tuple[int, int]:
         """The least and the most tokens of one sequence."""

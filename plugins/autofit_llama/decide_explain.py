@@ -134,7 +134,9 @@ def said(task: Task, found: Found, settings: LlamaSettings) -> Iterator[str]:
         yield "type_v"
     if given.flash_attn is None and settings.flash_attn in ("on", "off"):
         yield "flash_attn"
-    if given.n_batch is None and candidate.n_batch != DEFAULT_BATCH and not given.embedding:
+    # a server for embeddings cuts a larger one to the micro-batch by itself
+    least = DEFAULT_BATCH if given.embedding else 0
+    if given.n_batch is None and candidate.n_batch != DEFAULT_BATCH and candidate.n_batch > least:
         yield "n_batch"
     if given.n_ubatch is None and candidate.n_ubatch != DEFAULT_UBATCH:
         yield "n_ubatch"
@@ -166,6 +168,8 @@ def _reason(name: str, task: Task, search: Search, goals: Goals, found: Found, s
         return _FLASH_ON if on else "a device in use does not support it for this model's heads"
     if name == "n_ubatch" and candidate.n_ubatch < DEFAULT_UBATCH:
         return "smaller compute buffers leave room for weights"
+    if name in ("n_batch", "n_ubatch") and task.pins.settings.embedding:
+        return "the whole input: without it the server refuses inputs that are longer than this"
     if name == "n_parallel":
         return _why_parallel(task)
     return _BECAUSE[name]

@@ -10,8 +10,10 @@ from autofit.domain.plan import Finding, Severity
 from autofit.domain.text import printable
 from autofit.domain.units import GIB, MIB, format_bytes
 
+from autofit_llama.context import CELL_PADDING
 from autofit_llama.estimate import Estimate, Run
 from autofit_llama.flags import Reading, integer
+from autofit_llama.hparams import POOLING_NONE, POOLING_RANK
 from autofit_llama.values import parse_split
 
 SPARE_BYTES = 1 * GIB  #: of main memory, kept free beside a prompt cache
@@ -27,6 +29,7 @@ def findings_of(reading: Reading, run: Run, found: Estimate, *, fit: bool) -> li
         *_known(reading, run, found),
         *_ignored(reading, run),
         *_context(reading, run, found),
+        *_embeddings(reading, run, found),
         *_prompt_cache(run, found.memory),
     ]
 
@@ -147,6 +150,21 @@ def _context(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
     elif not any(flag.option.key in _STRETCHES for flag in reading.flags):
         message = f"{n_ctx} tokens per sequence, but the model was trained for {trained}: it needs RoPE scaling"
         yield _finding("warning", "context-beyond-training", f"{message} (--rope-scaling yarn)")
+
+
+def _embeddings(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
+    """Servers of models that pool: what they refuse at the first request."""
+    context, layout = found.layout.context, found.layout
+    if run.server is None:
+        return
+    if not context.embeddings and run.sized.hparams.pooling_type > POOLING_NONE:
+        flag = "--reranking" if run.sized.hparams.pooling_type == POOLING_RANK else "--embedding"
+        message = f"the model is one for embeddings: {reading.program} answers no request for any without {flag}"
+        yield _finding("warning", "no-embeddings", message)
+    longest = min(context.n_ctx_seq, run.sized.hparams.n_ctx_train or context.n_ctx_seq)
+    if not context.splits_inputs(bool(layout.caches)) and context.n_ubatch + CELL_PADDING <= longest:
+        message = f"inputs of more than {context.n_ubatch} tokens are refused: an embedding takes one micro-batch"
+        yield _finding("warning", "inputs-one-micro-batch", f"{message}; -b {longest} -ub {longest} takes all")
 
 
 def _finding(severity: Severity, code: str, message: str) -> Finding:

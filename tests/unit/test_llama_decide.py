@@ -101,6 +101,31 @@ def test_at_a_pinned_split_the_faster_command_is_taken_not_the_smaller() -> None
     assert int(value(found, "-ncmoe") or 0) > 30
 
 
+@pytest.mark.parametrize(
+    ("argv", "model", "n_ubatch", "n_batch"),
+    [
+        (("--embedding",), "nomic-embed-text-v1.5-Q8_0", "2048", None),
+        (("--embedding",), "bge-large-en-v1.5-F16", None, None),
+        (("--embedding", "--pooling", "mean"), DENSE, "4096", "4096"),
+        (("--embedding", "--pooling", "last"), DENSE, None, None),
+    ],
+)
+def test_an_embedding_is_read_in_one_micro_batch(
+    argv: tuple[str, ...], model: str, n_ubatch: str | None, n_batch: str | None
+) -> None:
+    found = plan(machine(card(0, 24)), *argv, model=model)
+    assert (value(found, "-ub"), value(found, "-b")) == (n_ubatch, n_batch)
+    assert not {"inputs-one-micro-batch", "no-embeddings"} & {finding.code for finding in found.findings}
+    if "last" not in argv:
+        assert int(value(found, "-c") or 0) == int(n_ubatch or 512)
+
+
+def test_what_an_embedding_server_would_refuse_is_told() -> None:
+    on, model = machine(card(0, 24)), "nomic-embed-text-v1.5-Q8_0"
+    assert "inputs-one-micro-batch" in {f.code for f in plan(on, "--embedding", "-ub", "512", model=model).findings}
+    assert "no-embeddings" in {finding.code for finding in plan(on, model=model).findings}
+
+
 def test_the_faster_of_two_cards_is_used_alone_when_it_holds_everything() -> None:
     found = plan(machine(card(0, 12, speed=300_000_000_000), card(1, 24)), context_tokens=8192)
     assert value(found, "-dev") == "CUDA1"
