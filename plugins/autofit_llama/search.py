@@ -286,7 +286,7 @@ class Search:
                 else:
                     high, split = middle, closer
             proven, _ = self._prove(candidate, tables, split)
-            if found is not None and shortfall_bytes(proven.memory) >= shortfall_bytes(found.memory):
+            if found is not None and _lacks(proven) >= _lacks(found):
                 break
             found = proven
         return found
@@ -295,3 +295,9 @@ class Search:
 def shortfall_bytes(memory: Memory) -> int:
     """What is missing in all pools together."""
     return sum(max(0, pool.shortfall_bytes) for pool in memory.pools)
+
+
+def _lacks(found: Found) -> tuple[int, int]:
+    """What is missing on devices, then what is in all: main memory takes what devices have no room for."""
+    missing = shortfall_bytes(found.memory)
+    return missing - max(0, found.memory.pool(HOST_POOL).shortfall_bytes), missing

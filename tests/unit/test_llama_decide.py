@@ -314,6 +314,11 @@ def test_nothing_fits_and_what_would_is_said() -> None:
     assert any("would hold all of it" in finding.message for finding in found.findings)
 
 
+def test_what_lacks_is_main_memory_where_the_card_can_be_filled_to_its_limit() -> None:
+    found = plan(machine(card(0, 23.5), ram_gib=128), model="llama-3.1-405b-Q3_K_M")
+    assert [pool.id for pool in found.memory.pools if pool.shortfall_bytes > 0] == ["host"]
+
+
 def test_a_lossy_cache_is_only_chosen_where_it_is_allowed_and_helps() -> None:
     tight = machine(card(0, 6))
     assert "-ctk" not in plan(tight, context_tokens=16_384).argv
