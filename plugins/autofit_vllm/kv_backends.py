@@ -492,11 +492,13 @@ _BACKENDS = {
         ),
     )
 }
-INDEXER = AttentionBackend(name="DEEPSEEK_V32_INDEXER", kv_dtypes=(), fixed=(64,))
-#: those of classes that lay their caches out themselves
+#: those that the models' own classes bring
 OWN = {
     backend.name: backend
     for backend in (
+        AttentionBackend(name="DEEPSEEK_V32_INDEXER", kv_dtypes=(), fixed=(64,)),
+        AttentionBackend(name="MINIMAX_M3_SPARSE", kv_dtypes=(), fixed=(128,)),
+        AttentionBackend(name="MINIMAX_M3_SPARSE_INDEXER", kv_dtypes=(), fixed=(128,)),
         AttentionBackend(name="FLASHMLA_SPARSE_DSV4", kv_dtypes=(), fixed=(256,)),
         AttentionBackend(name="FLASHINFER_MLA_SPARSE_DSV4", kv_dtypes=(), fixed=(256,)),
         AttentionBackend(name="DEEPSEEK_V4_INDEXER", kv_dtypes=(), fixed=(256,), packs=True),

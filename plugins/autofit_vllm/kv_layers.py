@@ -16,7 +16,6 @@ from autofit.errors import EngineRefusalError
 from autofit_vllm.defaults import EngineConfig
 from autofit_vllm.dtypes import dtype_bytes
 from autofit_vllm.kv_backends import (
-    INDEXER,
     OWN,
     AttentionBackend,
     LayerQuery,
@@ -259,7 +258,7 @@ def _attention(
     if isinstance(cache, PackedCache):
         return AttentionLayer(cache=cache, backend=OWN[_own_backend(cache, config)], query=query, kv_dtype=kv_dtype)
     if isinstance(cache, IndexerCache):
-        return AttentionLayer(cache=cache, backend=INDEXER, query=query, kv_dtype=kv_dtype)
+        return AttentionLayer(cache=cache, backend=OWN[cache.backend], query=query, kv_dtype=kv_dtype)
     if isinstance(cache, LatentCache):
         topk = model.config.get("index_topk")
         nope = model.config.get("qk_nope_head_dim")
@@ -285,7 +284,8 @@ def _attention(
         )
         if cache.kind == "chunked":
             query = replace(query, mm_prefix=False)
-    backend = select(query, config.attention_backend)
+    own = cache.backend if isinstance(cache, AttentionCache) else None
+    backend = OWN[own] if own else select(query, config.attention_backend)
     if (
         isinstance(cache, AttentionCache)
         and cache.kind == "sliding"

@@ -73,6 +73,7 @@ class Part(NamedTuple):
     name: str
     size: int  #: output features, of all ranks together
     unit: int = 0  #: when set, every rank has at least this much: the groups of Mamba 2
+    heads: int = 0  #: when set, so many heads, of which every rank has at least one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +212,7 @@ class AttentionCache:
     window_tokens: int | None = None  #: of `sliding`, or the chunk of `chunked`
     sinks: bool = False  #: attention sinks restrict the backend
     key_only: bool = False
+    backend: str | None = None  #: where the model's own class brings one
 
     def kv_heads_per_rank(self, tp: int) -> int:
         return max(1, self.kv_heads // tp)
@@ -235,11 +237,13 @@ class LatentCache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexerCache:
-    """The fp8 keys of a sparse-attention indexer with their fp32 scales, as `bytes_per_token` bytes."""
+    """The keys of a sparse-attention indexer: in fp8 with their fp32 scales, or in half precision."""
 
     name: str
     stage: Stage
     bytes_per_token: int
+    element_bytes: int = 1
+    backend: str = "DEEPSEEK_V32_INDEXER"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

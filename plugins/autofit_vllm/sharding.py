@@ -109,6 +109,9 @@ def linear_shape(module: Linear, parallel: Parallel, dtype: str, quantization: s
 
 def column_part(part: Part, tp: int, name: str) -> int:
     """Features of one part of a column layer on a rank; groups are copied rather than split."""
+    if part.heads and tp >= part.heads:
+        divide(tp, part.heads, f"{name}: tensor parallel size over heads")
+        return part.size // part.heads
     if part.unit and part.size // part.unit % tp:
         if part.size != part.unit:
             raise EngineRefusalError(

@@ -99,7 +99,7 @@ def caches(model: VllmModel, row: dict[str, Any]) -> Counter[str]:
             case PackedCache():
                 found[json.dumps(["packed", cache_.tokens_per_row, cache_.window_tokens])] += 1
             case IndexerCache():
-                found[json.dumps(["mla", cache_.bytes_per_token, None])] += 1
+                found[json.dumps(["mla", cache_.bytes_per_token // cache_.element_bytes, None])] += 1
             case AttentionCache():
                 sizes = [cache_.kv_heads_per_rank(tp), cache_.head_size, cache_.head_size_v]
                 found[json.dumps([SPECS[cache_.kind], *sizes, cache_.window_tokens or 0])] += 1

@@ -109,6 +109,8 @@ _PAGES = {
     "latent:axk1": "AXK1ForCausalLM",
     "latent:pangu_ultra": "PanguUltraMoEForCausalLM",
     "latent:sarvam_mla": "SarvamMLAForCausalLM",
+    "compressed:hy_v4": "HYV4ForCausalLM",
+    "mixtures:minimax_m3": "MiniMaxM3SparseForCausalLM",
     "compressed:deepseek_v4": "DeepseekV4ForCausalLM",
     "latent:deepseek": "DeepseekForCausalLM",
     "latent:glm4_moe_lite": "Glm4MoeLiteForCausalLM",
@@ -166,6 +168,7 @@ _PAGES = {
     "vision:llama4": "Llama4ForConditionalGeneration",
     "vision:kimi_vl": "KimiVLForConditionalGeneration",
     "vision:kimi_k25": "KimiK25ForConditionalGeneration",
+    "vision:minimax_m3": "MiniMaxM3SparseForConditionalGeneration",
     "vision:gemma4": "Gemma4ForConditionalGeneration",
 }
 
@@ -237,6 +240,7 @@ _CAUSAL = {
     "llama": "LlamaForCausalLM",
     "minicpm": "MiniCPMForCausalLM",
     "minimax_m2": "MiniMaxM2ForCausalLM",
+    "minimax_m3_text": "MiniMaxM3SparseForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
     "mistral": "MistralForCausalLM",
     "mixtral": "MixtralForCausalLM",

@@ -35,7 +35,7 @@ from autofit_vllm.model import (
 
 _MAX_DRAFT_LAYERS = 64
 
-Parts = int | Sequence[tuple[str, int] | tuple[str, int, int] | Part]  #: the output of a layer, or what is fused in it
+Parts = int | Sequence[tuple[str, int] | tuple[str, int, int] | tuple[str, int, int, int] | Part]  #: the output of a layer, or what is fused in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -425,6 +425,7 @@ class Scope:
         window: int | None = None,
         kind: AttentionKind | None = None,
         sinks: bool = False,
+        backend: str | None = None,
         shared: bool = False,
         quantisable: bool = True,
     ) -> None:
@@ -451,6 +452,7 @@ class Scope:
                 head_size_v=head_size if head_size_v is None else head_size_v,
                 window_tokens=window,
                 sinks=sinks,
+                backend=backend,
             )
         )
 
@@ -467,9 +469,9 @@ class Scope:
             )
         )
 
-    def indexer_cache(self, name: str, bytes_per_token: int) -> None:
+    def indexer_cache(self, name: str, bytes_per_token: int, **more: Any) -> None:
         self.builder.caches.append(
-            IndexerCache(name=self._name(name), stage=self.stage, bytes_per_token=bytes_per_token)
+            IndexerCache(name=self._name(name), stage=self.stage, bytes_per_token=bytes_per_token, **more)
         )
 
     def packed_cache(self, name: str, backend: str, row_bytes: int, **more: Any) -> None:
@@ -578,6 +580,7 @@ class Scope:
         intermediate_size: int,
         *,
         hidden_size: int | None = None,
+        out_size: int | None = None,
         bias: bool = True,
         quantisable: bool = True,
         spreads_tokens: bool = False,
@@ -587,4 +590,4 @@ class Scope:
         here = self / name
         more: dict[str, Any] = {"bias": bias, "quantisable": quantisable, "spreads_tokens": spreads_tokens}
         here.column(up, hidden, intermediate_size, **more)
-        here.row(down, intermediate_size, hidden, **more)
+        here.row(down, intermediate_size, hidden if out_size is None else out_size, **more)

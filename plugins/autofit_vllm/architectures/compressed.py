@@ -1,5 +1,5 @@
-"""DeepSeek V4: each layer sees a window of tokens and, beside it, others compressed by 4 or 128; several residual
-streams are mixed before and after each sublayer (models/deepseek_v4)."""
+"""Models with several residual streams that are mixed before and after each sublayer: DeepSeek V4, each layer of which
+sees a window of tokens and, beside it, others compressed by 4 or 128; and Hunyuan 4."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from autofit.errors import EngineRefusalError
 
 from autofit_vllm.architectures.builder import Builder, Scope
 from autofit_vllm.architectures.config import Config
-from autofit_vllm.architectures.experts import router
+from autofit_vllm.architectures.experts import known_routing, mixture, router
 from autofit_vllm.architectures.facts import expert_count, experts_per_token
+from autofit_vllm.architectures.latent import latent_attention
 from autofit_vllm.architectures.rope import rope_parameters
-from autofit_vllm.model import EVERY
+from autofit_vllm.model import EVERY, LAST
 
 _RATES = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
 _INDEXED = 4  #: layers compressed by this pick what they attend to
@@ -24,6 +25,7 @@ _HEADS = 64  #: that FlashMLA's kernel fills a rank's heads up to
 
 
 def deepseek_v4(b: Builder) -> None:
+    """models/deepseek_v4."""
     config = b.config
     rates = _rates(config)
     b.quantization = {"quant_method": "deepseek_v4_fp8", "expert_dtype": config.text("expert_dtype", "fp4")}
@@ -178,3 +180,44 @@ def _experts(here: Scope, index: int) -> None:
     if shared:
         here.gated_mlp("shared_experts", width * shared, names=("w1", "w3"), down="down_proj", spreads_tokens=True)
     here.experts("experts", count, width, top_k=top_k, names=("w1", "w3", "w2"), fused_routing=False)
+
+
+_SPARSE_KINDS = ("deepseek_sparse_attention", "indexed_attention", "sparse_attention", "sparse")
+
+
+def hy_v4(b: Builder) -> None:
+    """models/hy_v4: gated latent attention with sinks, in most layers over what an indexer picks."""
+    config, hidden = b.config, b.hidden_size
+    heads, value = config.int("num_attention_heads"), config.int("v_head_dim")
+    mixed, count = config.flag("enable_ihc"), config.int("hc_mult", default=4)
+    attended, indexers = config.items_of("layer_types"), config.items_of("indexer_types")
+    feeds, width = config.items_of("mlp_layer_types"), config.int("moe_intermediate_size")
+    b.embedding()
+    for layer in b.layers():
+        index = layer.stage
+        sparse = index < len(attended) and attended[index] in _SPARSE_KINDS
+        indexed = indexers[index] == "full" if index < len(indexers) else index == 0 or index % 4 == 1
+        latent_attention(layer, sparse=sparse, indexed=indexed, own_rope=False)
+        here = layer / "self_attn"
+        if config.flag("gated_mla"):
+            per_head = 1 if config.text("gating_type") == "headwise" else value
+            here.column("linear_gate", hidden, heads * per_head)
+        if config.flag("learnable_sink"):
+            here.plain("learnable_sink_param", heads, axis=0, dtype="float32" if sparse else None)
+        layer.norms("input_layernorm", "post_attention_layernorm")
+        for name in ("hc_attn_layer", "hc_mlp_layer") if mixed else ():
+            streams(layer / name / "hc_pre", "hc", count, scales=2, rows=2 * count)
+        if feeds[index] == "dense" if index < len(feeds) else index == 0:
+            layer.gated_mlp()
+        else:
+            mixture(
+                layer,
+                width=width,
+                gate_dtype="float32",
+                correction="expert_bias",
+                shared=width * config.int("n_shared_experts", default=0),
+                fused_routing=known_routing(config, scoring="sigmoid", corrected=True),
+            )
+    b.finish()
+    if mixed:
+        streams(b.scope("model.hc_head", LAST), "hc_head", count)

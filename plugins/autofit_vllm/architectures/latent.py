@@ -18,11 +18,14 @@ def latent_attention(
     *,
     cache: str = "attn",
     sparse: bool = False,
+    indexed: bool = True,
+    own_rope: bool = True,
     rope_dtype: str | None = None,
     rope: bool = True,
 ) -> None:
     """(models/deepseek_v2.py:DeepseekV2MLAAttention) the down-projections are on every rank, the rest divides by
-    heads."""
+    heads; a `sparse` one that is not `indexed` attends to what another layer picked; `own_rope`: the indexer has a table
+    of its own."""
     b = layer.builder
     config, hidden = b.config, b.hidden_size
     heads = config.int("num_attention_heads")
@@ -41,8 +44,8 @@ def latent_attention(
     here.norm("kv_a_layernorm", rank)
     here.column("kv_b_proj", rank, heads * (nope + value))
     here.row("o_proj", heads * value, hidden)
-    if sparse:
-        _indexer(here, query_rank or hidden, rope_dtype)
+    if sparse and indexed:
+        _indexer(here, query_rank or hidden, rope_dtype, rope=own_rope)
     if rope:
         _rope(here, rotary, rope_dtype)
     here.latent_cache(cache, heads=heads, rank=rank, rope_size=rotary, sparse=sparse)
@@ -57,7 +60,7 @@ def _rope(here: Scope, rotary: int, dtype: str | None) -> None:
     here.rope(rotary, parameters=parameters, dtype=dtype)
 
 
-def _indexer(here: Scope, query_rank: int, rope_dtype: str | None) -> None:
+def _indexer(here: Scope, query_rank: int, rope_dtype: str | None, *, rope: bool) -> None:
     """What picks the tokens to attend to (models/deepseek_v32): not divided over ranks, its keys cached in fp8."""
     config = here.builder.config
     heads, size = config.int("index_n_heads"), config.int("index_head_dim")
@@ -67,6 +70,8 @@ def _indexer(here: Scope, query_rank: int, rope_dtype: str | None) -> None:
     index.replicated("wk_weights_proj", here.builder.hidden_size, parts, quantisable=False)
     index.norm("k_norm", size, bias=True, dtype="float32")
     index.indexer_cache("k_cache", size + size // _INDEX_BLOCK * 4)
+    if not rope:
+        return
     parameters = dict(rope_parameters(config))
     if parameters["rope_type"] != "default":
         parameters["rope_type"] = "deepseek_yarn"

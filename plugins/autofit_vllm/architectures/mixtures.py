@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autofit_vllm.architectures.builder import Builder, Scope
+from autofit_vllm.architectures.config import Config
 from autofit_vllm.architectures.experts import known_routing, mixture, router
 from autofit_vllm.architectures.facts import expert_count, experts_per_token
 from autofit_vllm.architectures.rope import rope_parameters
@@ -198,3 +199,54 @@ def _unfused(layer: Scope, name: str, width: int) -> None:
     here.column("gate_proj", hidden, width)
     here.column("up_proj", hidden, width)
     here.row("down_proj", width, hidden)
+
+
+def minimax_m3(b: Builder) -> None:
+    """models/minimax_m3: most layers attend to blocks that an indexer of half precision picks."""
+    config, hidden = b.config, b.hidden_size
+    heads, kv_heads, size = config.int("num_attention_heads"), b.kv_heads, b.head_size
+    sparse = config.section("sparse_attention_config")
+    width = config.int("intermediate_size")
+    parameters = {"rope_type": "default", "partial_rotary_factor": config.int("rotary_dim", default=size) / size}
+
+    def marked(key: str, where: Config, index: int) -> bool:
+        marks = where.items_of(key)
+        return bool(marks[index]) if index < len(marks) else not marks
+
+    b.embedding()
+    for layer in b.layers():
+        here = layer / "self_attn"
+        if marked("sparse_attention_freq", sparse, layer.stage) and sparse.flag("use_sparse_attention", True):
+            index_heads, index = sparse.int("sparse_num_index_heads"), sparse.int("sparse_index_dim")
+            parts = (
+                ("q_proj", heads * size),
+                ("k_proj", kv_heads * size, 0, kv_heads),
+                ("v_proj", kv_heads * size, 0, kv_heads),
+                ("index_q_proj", index_heads * index, 0, index_heads),
+                ("index_k_proj", index, 0, 1),
+            )
+            here.column("qkv_proj", hidden, parts)
+            here.row("o_proj", heads * size, hidden)
+            for name in ("q_norm", "k_norm"):
+                here.norm(name, size)
+                here.norm(f"index_{name}", index)
+            here.cache("", heads=heads, kv_heads=kv_heads, head_size=size, backend="MINIMAX_M3_SPARSE")
+            here.indexer_cache("indexer", 2 * index, element_bytes=2, backend="MINIMAX_M3_SPARSE_INDEXER")
+        else:
+            layer.attention(head_norms=("q_norm", "k_norm"), rope=False)
+        here.rope(size, parameters=parameters)
+        if marked("moe_layer_freq", config, layer.stage):
+            mixture(
+                layer,
+                "block_sparse_moe",
+                width=width,
+                gate_dtype="float32",
+                correction="e_score_correction_bias" if config.flag("use_routing_bias") else None,
+                shared=config.int("shared_intermediate_size", default=width) * config.int("n_shared_experts", default=0),
+                names=("w1", "w3", "w2"),
+                fused_routing=config.text("scoring_func", "sigmoid") == "sigmoid",
+            )
+        else:
+            layer.gated_mlp(intermediate_size=config.int("dense_intermediate_size"))
+        layer.norms("input_layernorm", "post_attention_layernorm")
+    b.finish()

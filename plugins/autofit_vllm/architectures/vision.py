@@ -57,7 +57,9 @@ def siglip(tower: Scope, config: Config, *, layers: int | None = None, position_
     here.norm("post_layernorm", hidden, bias=True)
 
 
-def _siglip_layers(here: Scope, config: Config, count: int, *, aligned_only: bool = False) -> None:
+def _siglip_layers(
+    here: Scope, config: Config, count: int, *, aligned_only: bool = False, feeds: str = "mlp"
+) -> None:
     hidden, heads = config.int("hidden_size"), config.int("num_attention_heads")
     for index in range(count):
         block = here / f"encoder.layers.{index}"
@@ -67,7 +69,7 @@ def _siglip_layers(here: Scope, config: Config, count: int, *, aligned_only: boo
         block.norm("layer_norm1", hidden, bias=True)
         feed = config.int("intermediate_size")
         aligned = (hidden % 64 == 0 and feed % 64 == 0) or not aligned_only
-        block.mlp("mlp", "fc1", "fc2", feed, hidden_size=hidden, quantisable=aligned)
+        block.mlp(feeds, "fc1", "fc2", feed, hidden_size=hidden, quantisable=aligned)
         block.norm("layer_norm2", hidden, bias=True)
 
 
@@ -705,3 +707,26 @@ def _gemma4_audio(tower: Scope, audio: Config) -> None:
             block.norm(name, hidden)
     out = audio.int("output_proj_dims", default=1536)
     tower.replicated("output_proj", hidden, out, bias=True, quantisable=more["quantisable"])
+
+
+def minimax_m3(b: Builder) -> None:
+    """models/minimax_m3: a CLIP tower over pairs of frames, two projections after it."""
+    root = b.config
+    vision, text = root.section("vision_config"), root.section("text_config")
+    out = root.int("projector_hidden_size", default=text.int("hidden_size"))
+    tower = b.tower("vision_tower", *_VISION)
+    if tower is not None:
+        here, hidden, patch = tower / "vision_model", vision.int("hidden_size"), vision.int("patch_size")
+        merged = vision.section("img_token_compression_config")
+        frames, side = merged.int("temporal_patch_size", default=2), merged.int("spatial_merge_size", default=2)
+        channels, wide = vision.int("num_channels", default=3), side * side * out
+        here.plain("embeddings.patch_embedding.weight", hidden, channels, frames, patch, patch)
+        here.norm("pre_layrnorm", hidden, bias=True)
+        _siglip_layers(here, vision, vision.layers(), feeds="")
+        third = 2 * (hidden // vision.int("num_attention_heads") // 2 // 3)
+        for axis in "thw":
+            here.buffer(f"inv_freq_{axis}", third // 2, dtype="float32")
+        last = text.int("hidden_size")
+        for name, size, inner in (("multi_modal_projector", hidden, out), ("patch_merge_mlp", wide, out)):
+            (tower / name).mlp("", "linear_1", "linear_2", inner, hidden_size=size, out_size=last)
+    language_model(b)
