@@ -164,6 +164,8 @@ def _reason(name: str, task: Task, search: Search, goals: Goals, found: Found, s
     if name in ("type_k", "type_v"):
         return _why_kv(task, candidate.type_k if name == "type_k" else candidate.type_v)
     if name == "flash_attn":
+        if task.shares_blocks:
+            return "-sm tensor needs it"
         on = settings.flash_attn == "on"
         return _FLASH_ON if on else "a device in use does not support it for this model's heads"
     if name == "n_ubatch" and candidate.n_ubatch < DEFAULT_UBATCH:

@@ -38,14 +38,14 @@ class TensorSearch(Search):
         """Everything on the devices: the fastest cut that fits."""
         if 0 not in self.problem.bounds.heads or self.problem.bounds.lean[0] > 0:
             return None
-        return self._fastest(lambda shares: self._measured(candidate, 0, 0, shares))
+        return self._fastest(candidate, lambda shares: self._measured(candidate, 0, 0, shares))
 
     def resident_up_to(self, candidate: Candidate, most_of: Callable[[Found], int]) -> Found | None:
         return None
 
     def spilled(self, candidate: Candidate) -> Found | None:
         """The least on the host that lets the rest fit."""
-        return self._fastest(lambda shares: self._first_that_fits(candidate, shares))
+        return self._fastest(candidate, lambda shares: self._first_that_fits(candidate, shares))
 
     def nearest(self, candidate: Candidate) -> Found | None:
         levels = self._levels()
@@ -54,31 +54,44 @@ class TensorSearch(Search):
             ends = (self._measured(candidate, *level, shares) for level in (levels[0], levels[-1]))
             return min(filter(None, (self._first_that_fits(candidate, shares), *ends)), key=_shortfall)
 
-        return min(self._each(closest), key=_shortfall)
+        return min(self._each(candidate, closest), key=_shortfall)
 
-    def shares(self) -> Sequence[Shares]:
-        """The cuts worth trying: even; as fast as devices read; as much as they have. A pinned `-ts` is kept."""
+    def shares(self, candidate: Candidate) -> Sequence[Shares]:
+        """The cuts worth trying: even; as devices read; as they have memory, or room. A pinned `-ts` is kept."""
         problem = self.problem
         assert isinstance(problem, LaunchProblem)
         n = len(problem.devices)
         if problem.bounds.split is not None:
             return ((1,) * n,)
-        limits = [problem.limits[device.id] for device in problem.devices]
         speeds = [device.bandwidth_bytes_per_s for device in problem.devices]
-        return tuple(dict.fromkeys(((1,) * n, _percent(speeds), _percent(limits))))
+        limits = [problem.limits[device.id] for device in problem.devices]
+        parts = (speeds, limits, self._rooms(candidate, limits))
+        return tuple(dict.fromkeys(((1,) * n, *map(_percent, parts))))
 
-    def _fastest(self, answer: Callable[[Shares], Found | None]) -> Found | None:
-        found = [one for one in self._each(answer) if one is not None and one.fits]
+    def _rooms(self, candidate: Candidate, limits: Sequence[int | None]) -> Sequence[int | None]:
+        """Bytes that each device has for its part, beside what is whole on every one: seen on one without a part."""
+        problem = self.problem
+        assert isinstance(problem, LaunchProblem)
+        *_, last = problem.devices
+        nothing = Split(0, tuple((device.id, int(device is not last)) for device in problem.devices))
+        try:
+            whole = problem.device_bytes(candidate, nothing)[last.id]
+        except EngineRefusalError:  # some tensors cannot be cut so
+            return limits
+        return [limit and max(1, limit - whole) for limit in limits]
+
+    def _fastest(self, candidate: Candidate, answer: Callable[[Shares], Found | None]) -> Found | None:
+        found = [one for one in self._each(candidate, answer) if one is not None and one.fits]
         return min(found, key=lambda one: one.seconds, default=None)
 
-    def _each(self, answer: Callable[[Shares], _T]) -> list[_T]:
+    def _each(self, candidate: Candidate, answer: Callable[[Shares], _T]) -> list[_T]:
         """The answer for every cut that the engine takes.
 
         Raises:
             EngineRefusalError: it takes none.
         """
         answers, refusals = [], []
-        for shares in self.shares():
+        for shares in self.shares(candidate):
             try:
                 answers.append(answer(shares))
             except EngineRefusalError as refusal:
