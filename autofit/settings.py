@@ -20,7 +20,7 @@ SETTINGS_FILE = "autofit.toml"
 
 
 def parse_context(text: str) -> int | None:
-    """Tokens; `auto` is None (as much as is useful and fits), `max` is 0 (the longest that fits)."""
+    """Tokens; `auto` is None (as much as is useful and fits), `max` is 0 (the longest that fits at a decode floor)."""
     word = text.strip().lower()
     return None if word == "auto" else 0 if word == "max" else parse_tokens(text)
 
@@ -107,7 +107,7 @@ KV_TYPES = (
 
 WISHES: tuple[Wish, ...] = (
     Wish(name="context", flags=("-c",), metavar="TOKENS", parse=parse_context,
-         help="tokens one sequence may hold: a number, 64k, max (the longest that fits) or auto"),
+         help="tokens one sequence may hold: a number, 64k, max (the longest that fits and is not slow) or auto"),
     Wish(name="min_context", metavar="TOKENS", parse=parse_tokens, help="never go below this context"),
     Wish(name="max_context", metavar="TOKENS", parse=parse_tokens, help="never go above this context"),
     Wish(name="parallel", metavar="N", parse=parse_count, help="sequences served at the same time"),

@@ -95,7 +95,7 @@ def _without(task: Task, name: str) -> str | None:
 
 def _shorter(task: Task, goals: Goals) -> Found | None:
     search = task.search()
-    return reach(search, goals._replace(prefer="speed", least=LEAST_TOKENS, most=goals.least))
+    return reach(search, goals._replace(prefer="context", floors=(), least=LEAST_TOKENS, most=goals.least))
 
 
 def _said(settings: LlamaSettings) -> str:

@@ -42,6 +42,7 @@ class Goals(NamedTuple):
     least: int
     most: int
     kv_types: tuple[tuple[str, str], ...] = (("f16", "f16"),)
+    floors: tuple[float, ...] = FLOORS  #: tokens/s that are not given up for a longer context
     most_on_host: int | None = None  #: where caches are in main memory, which others need too
     n_ubatch: int = 512
     n_batch: int = 2048
@@ -63,7 +64,7 @@ class Goals(NamedTuple):
         rate = self.rate(found.seconds)
         n_ctx = found.candidate.n_ctx_seq
         if self.prefer == "context":
-            return (sum(rate >= floor for floor in FLOORS), n_ctx, rate)
+            return (sum(rate >= floor for floor in self.floors), n_ctx, rate)
         return (rate, n_ctx)
 
 
@@ -110,7 +111,7 @@ def _is_worth(goals: Goals, lossy: Found, found: Found) -> bool:
 def _wants_no_more(search: Search, goals: Goals, found: Found) -> bool:
     """Whether the room that a smaller cache leaves could not make it any better."""
     if goals.prefer == "context":
-        return found.candidate.n_ctx_seq >= goals.most and goals.rate(found.seconds) >= FLOORS[-1]
+        return found.candidate.n_ctx_seq >= goals.most and goals.rate(found.seconds) >= max(goals.floors, default=0.0)
     if found.split.on_host:
         return False
     tables = search.tables(found.candidate)
@@ -146,8 +147,7 @@ def _longest(search: Search, goals: Goals, kv: tuple[str, str]) -> Found | None:
     first = at(goals.least)
     if first is None:
         return None
-    floors = [floor for floor in FLOORS if goals.rate(first.seconds) >= floor]
-    floor = floors[-1] if floors else 0.0
+    floor = max((floor for floor in goals.floors if goals.rate(first.seconds) >= floor), default=0.0)
 
     def passes(n_ctx: int) -> bool:
         found = at(n_ctx)

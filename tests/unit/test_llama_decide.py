@@ -414,3 +414,13 @@ def test_wishes_keep_their_origin() -> None:
     found = BACKEND.plan(spec("models", DENSE), machine(card(0, 24)), request)
     assert next(d.origin for d in found.decisions if d.setting == "-c") == "preset"
     assert replace(request).origin("context_tokens") == "preset"
+
+
+def test_the_nearest_context_is_the_longest_and_not_the_fastest() -> None:
+    on = machine(card(0, 8), ram_gib=32)
+    found = plan(on, model=EXPERTS, context_tokens=1 << 20)
+    (said,) = (f.message for f in found.findings if "would fit" in f.message)
+    longest = int(said.split()[3])
+    assert plan(on, model=EXPERTS, context_tokens=65_536).fits
+    assert longest > 65_536
+    assert plan(on, model=EXPERTS, context_tokens=longest).fits

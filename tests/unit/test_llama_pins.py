@@ -277,8 +277,7 @@ def test_a_split_model_is_loaded_by_its_first_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("CUDA_VISIBLE_DEVICES=0", "llama-server", "-m", "x.gguf"),
-        ("env", "A=1", "llama-server"),
+        ("A=1", "nohup", "llama-server"),
         ("nohup", "llama-server"),
         ("llama-server -m x.gguf",),
     ],
