@@ -64,4 +64,12 @@ class Memory:
         return all(pool.shortfall_bytes <= 0 for pool in self.pools)
 
     def pool(self, pool_id: str) -> PoolUse:
-        return next(pool for pool in self.pools if pool.id == pool_id)
+        """The pool of this id.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for pool in self.pools:
+            if pool.id == pool_id:
+                return pool
+        raise KeyError(pool_id)

@@ -27,7 +27,8 @@ class Margin:
 class Request:
     """The wishes, and the engine's own flags as constraints.
 
-    `context_tokens` `None` is "auto": as much as is useful and fits; 0 is "max": the longest that fits at a decode floor.
+    `context_tokens` `None` is "auto": as much as is useful and fits; 0 is "max": the longest that fits at a
+    decode floor.
     `margins` is empty for the default (see the backend), else one per device, the last repeated.
     `origins` says where each field comes from; a field not named there is a default.
     `engine_args` are the flags after `--`: kept exactly.

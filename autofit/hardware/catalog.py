@@ -49,9 +49,11 @@ class Profile:
         """One line for a list: memory and bandwidth, devices, name."""
         table = self.table
         if self.is_machine:
-            rows = [
-                f"{row.get('count', 1)} x {row.get('profile', row.get('name', '?'))}" for row in table.get("device", ())
-            ]
+            counts: dict[str, int] = {}
+            for row in table.get("device", ()):
+                name = row.get("profile", row.get("name", "?"))
+                counts[name] = counts.get(name, 0) + row.get("count", 1)
+            rows = [f"{count} x {name}" for name, count in counts.items()]
             host = table.get("host", {})
             ram = host.get("total_bytes")
             memory = format_bytes(ram) if ram else f"{listed(host['sizes_gib'])}" if "sizes_gib" in host else "? RAM"

@@ -101,4 +101,4 @@ def _room(pool: PoolUse) -> str:
 
 
 def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 20 else f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 20 else f"{value:.1f}" if value >= 0.1 else f"{value:.1g}"

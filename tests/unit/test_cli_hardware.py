@@ -293,3 +293,13 @@ def test_what_a_hanging_tool_has_started_ends_with_it(tmp_path: Path) -> None:
             return
         time.sleep(0.02)
     pytest.fail("still running")
+
+
+def test_equal_devices_of_a_machine_are_listed_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AUTOFIT_PROFILES", str(tmp_path))
+    assert main(["hardware", "save", "box", "--on", "rtx-3090", "--on", "t4", "--on", "rtx-3090", "--ram", "8GiB"]) == 0
+    capsys.readouterr()
+    assert main(["hardware", "list", "box"]) == 0
+    assert capsys.readouterr().out == "box  box: 2 x rtx-3090, 1 x t4, 8.00 GiB of main memory\n"

@@ -149,3 +149,8 @@ def test_more_main_memory_than_there_is_is_told_with_both_numbers(monkeypatch: p
     monkeypatch.setattr("autofit.pipeline.detect_machine", lambda environ: CARD)
     with pytest.raises(UsageError, match=r"--ram 65\.00 GiB is more than the 64\.00 GiB available here"):
         autofit.plan("llama", TINY, ram="65GiB")
+
+
+def test_a_pool_that_is_not_there_is_a_key_error() -> None:
+    with pytest.raises(KeyError, match="GPU7"):
+        autofit.plan("llama", TINY, CARD).memory.pool("GPU7")
