@@ -139,8 +139,7 @@ def lay_out(
     plan = place_weights(weights, hp, placement, buffers, slices)
     kept = caches(hp, context)
     if slices is not None:
-        n_streams = context.n_streams if kept else 0
-        slices.check(placement, plan.homes, n_streams=n_streams, offload_kqv=context.offload_kqv)
+        slices.check(placement, plan.homes, context, has_cache=bool(kept))
     on_device, on_host, per_layer = _cache_bytes(kept, context, placement, devices, slices)
     full_offload = arguments.n_gpu_layers < 0 or arguments.n_gpu_layers > hp.n_layer_all
     pipeline = (

@@ -18,7 +18,9 @@ from autofit.domain.values import dataclass, field, replace
 from autofit.errors import EngineRefusalError
 
 from autofit_llama.cache import CacheTensor
+from autofit_llama.context import Context
 from autofit_llama.graph.devices import DeviceRules
+from autofit_llama.graph.model import rotation_side
 from autofit_llama.hparams import HParams
 from autofit_llama.placement import Placement, f32
 from autofit_llama.weights import device_bytes
@@ -145,10 +147,8 @@ class Slices:
             pinned_host=len(kinds) == 1 and first.pinned_host,
         )
 
-    def check(self, placement: Placement, homes: Mapping[str, int], *, n_streams: int, offload_kqv: bool) -> None:
-        """Refuse what loads, and fails an assertion of the engine at the first prompt.
-
-        `n_streams` are those of the caches, 0 if there are none.
+    def check(self, placement: Placement, homes: Mapping[str, int], context: Context, *, has_cache: bool) -> None:
+        """Refuse what loads, and fails an assertion of the engine at the first prompt or token.
 
         Raises:
             EngineRefusalError: cut values would meet whole ones, be put together on the host, or lie in shared caches.
@@ -156,18 +156,20 @@ class Slices:
         hp = self.hparams
         here = [il for il, home in enumerate(placement.blocks) if home == 0]
         fused = any(homes.get(f"blk.{il}.attn_qkv.weight") == 0 for il in here)
-        if here and n_streams and not offload_kqv:
+        if here and has_cache and not context.offload_kqv:
             if fused or any(hp.is_recr[il] for il in here):
                 what = "the fused attention" if fused else "the recurrent state"
                 _abort(f"it cannot put together {what} of this model on the host", "leave out -nkvo, or use -sm layer")
-            if n_streams > 1:
+            if context.n_streams > 1:
                 _abort("caches of several sequences cannot stay on the host", "leave out -nkvo, or add -kvu")
         if hp.arch == "hrm_text":
             if 0 < len(here) < hp.n_layer_all:
                 _abort("hrm_text shares its caches between blocks", "use -ngl all, or -sm layer")
             return
         for il in here:
-            self._check_block(il, homes, cached=n_streams > 0 and offload_kqv)
+            self._check_block(il, homes, cached=has_cache and context.offload_kqv)
+            if hp.n_head_kv[il] == 1 and homes.get(f"blk.{il}.attn_k.weight") == 0:
+                self._check_single_head(il, homes, context)
 
     def _check_block(self, il: int, homes: Mapping[str, int], *, cached: bool) -> None:
         """Refuse a block of which the host makes what a device then needs cut.
@@ -181,6 +183,15 @@ class Slices:
             off = next((rest for rest, home in made.items() if home != 0), None)
             if off is not None and (0 in made.values() or 0 in taken or (cached and i == 0)):
                 _abort(f"blk.{il}.{off} is on the host, and what goes with it is cut", "change -ot, or use -sm layer")
+
+    def _check_single_head(self, il: int, homes: Mapping[str, int], context: Context) -> None:
+        """Refuse what works on rows as long as a single head of K or V: of one token, those are taken to be cut."""
+        if f"blk.{il}.attn_k_norm.weight" in homes:
+            _abort(f"block {il} has a single head of K, and norms it")
+        k, v = self.hparams.n_embd_head_k(il), self.hparams.n_embd_head_v(il)
+        rotates_k = _is_quantised(context.type_k) and k % 64 == 0 and rotation_side(k) == k
+        if rotates_k or (_is_quantised(context.type_v) and v == 64):
+            _abort(f"block {il} has a single head of K, and a quantised cache rotates it", "use an f16 cache")
 
     def weight_bytes(self, name: str, type_name: str, ne: tuple[int, ...]) -> tuple[int, ...]:
         """What one weight takes on each device.
@@ -383,6 +394,10 @@ class Slices:
                 return (v if is_v else k,)
             case _:
                 return (gated_q, k) if n_runs == 2 else (q, k, v)
+
+
+def _is_quantised(type_name: str) -> bool:
+    return GGML_TYPES_BY_NAME[type_name].block_elements > 1
 
 
 def _is_v(name: str) -> bool:

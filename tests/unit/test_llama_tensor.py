@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from autofit.domain.machine import HOST_POOL, Device, Host, Machine
 from autofit.domain.plan import Plan
 from autofit.domain.request import Request
 from autofit.domain.units import GIB, MIB
 from autofit.errors import AutofitError, EngineRefusalError
+from autofit.readers.gguf import read_gguf
 
+import ggufs
 from autofit_llama.backend import LlamaBackend
 from autofit_llama.estimate import size
 from autofit_llama.graph.devices import CUDA, RPC
@@ -185,6 +189,37 @@ def test_what_the_engine_does_not_do(model: str, argv: tuple[str, ...], message:
         with pytest.raises(EngineRefusalError) as error:
             ask(machine(24, 24), *argv, model=model)  # type: ignore[operator]
         assert message in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("heads", "argv", "refused"),
+    [
+        ((4, 1), (), False),
+        ((4, 1), ("-ctk", "q8_0"), True),
+        ((4, 1), ("-ctv", "q8_0"), False),  # rotated by halves of a head of 128
+        ((8, 1), ("-ctv", "q8_0"), True),
+        ((4, 2), ("-ctk", "q8_0", "-ctv", "q8_0"), False),
+    ],
+)
+def test_a_single_head_is_not_rotated(
+    tmp_path: Path, heads: tuple[int, int], argv: tuple[str, ...], refused: bool
+) -> None:
+    path = ggufs.write_llama(tmp_path / "m.gguf", n_layer=3, n_embd=512, n_head=heads[0], n_head_kv=heads[1])
+    command = BACKEND.parse(("llama-server", "-m", str(path), "-sm", "tensor", "-c", "4096", *argv))
+    if refused:
+        with pytest.raises(EngineRefusalError, match="a single head of K"):
+            BACKEND.check(command, read_gguf(path), machine(24, 24))
+    else:
+        assert BACKEND.check(command, read_gguf(path), machine(24, 24)).fits
+
+
+def test_a_single_head_with_a_norm_is_refused() -> None:
+    with pytest.raises(EngineRefusalError, match="a single head of K, and norms it"):
+        BACKEND.check(
+            BACKEND.parse(("llama-server", "-m", "m.gguf", "-sm", "tensor", "-c", "512")),
+            spec("tiny", "qwen3-dense"),
+            machine(24),
+        )
 
 
 @pytest.mark.parametrize("pattern", ["attn_output", "ffn_down", "ffn_", "token_embd", r"^output\.weight"])
