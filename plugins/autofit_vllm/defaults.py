@@ -296,6 +296,8 @@ def resolve_kv_dtype(settings: VllmSettings, model: VllmModel, gpu: Gpu, quantiz
             wanted = "fp8_e4m3"
         if wanted == "auto" and model.architecture == "GlmMoeDsaForCausalLM" and gpu.cc[0] == 10:
             wanted = "fp8_e4m3"
+        if wanted == "auto" and model.architecture.startswith("Glm5Next") and gpu.cc[0] == 10:
+            wanted = "fp8"
     if model.architecture == "DeepseekV32ForCausalLM" and wanted == "bfloat16":
         wanted = "auto"
     if wanted in ("float16", "bfloat16") and wanted != dtype:

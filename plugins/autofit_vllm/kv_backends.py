@@ -76,6 +76,7 @@ class AttentionBackend:
     sinks: bool = False
     sliding: bool = True
     dcp: bool = False
+    stride_rows: int = 0  #: blocks are so many rows apart, or a multiple (customize_spec)
     packs: bool = False  #: it wants the layers of a block behind each other (supported_kv_cache_layouts)
     rule: Rule = field(default=_always)
 
@@ -441,6 +442,7 @@ _BACKENDS = {
             multiple=64,
             latent=True,
             sparse=True,
+            stride_rows=1,
             rule=_flash_attn_mla_sparse,
         ),
         AttentionBackend(
@@ -450,6 +452,7 @@ _BACKENDS = {
             multiple=64,
             latent=True,
             sparse=True,
+            stride_rows=1,
             dcp=True,
             rule=_flash_mla_sparse,
         ),
@@ -459,6 +462,7 @@ _BACKENDS = {
             multiple=32,
             latent=True,
             sparse=True,
+            stride_rows=32,
             dcp=True,
             rule=_flashinfer_mla_sparse,
         ),
@@ -469,6 +473,7 @@ _BACKENDS = {
             multiple=64,
             latent=True,
             sparse=True,
+            stride_rows=1,
             dcp=True,
             rule=_fa4_mla_sparse,
         ),
@@ -479,6 +484,7 @@ _BACKENDS = {
             multiple=64,
             latent=True,
             sparse=True,
+            stride_rows=1,
             rule=_flashinfer_mla_sparse_9,
         ),
         AttentionBackend(
@@ -488,6 +494,7 @@ _BACKENDS = {
             multiple=64,
             latent=True,
             sparse=True,
+            stride_rows=64,
             rule=_flashinfer_mla_sparse_12,
         ),
     )
@@ -499,6 +506,8 @@ OWN = {
         AttentionBackend(name="DEEPSEEK_V32_INDEXER", kv_dtypes=(), fixed=(64,)),
         AttentionBackend(name="MINIMAX_M3_SPARSE", kv_dtypes=(), fixed=(128,)),
         AttentionBackend(name="MINIMAX_M3_SPARSE_INDEXER", kv_dtypes=(), fixed=(128,)),
+        AttentionBackend(name="GLM5_NEXT_INDEXER", kv_dtypes=(), fixed=(512, 1024)),
+        AttentionBackend(name="KPOOL_TAIL", kv_dtypes=(), multiple=1, packs=True),
         AttentionBackend(name="FLASHMLA_SPARSE_DSV4", kv_dtypes=(), fixed=(256,)),
         AttentionBackend(name="FLASHINFER_MLA_SPARSE_DSV4", kv_dtypes=(), fixed=(256,)),
         AttentionBackend(name="DEEPSEEK_V4_INDEXER", kv_dtypes=(), fixed=(256,), packs=True),

@@ -6,6 +6,7 @@ as in platforms/interface.py:update_block_size_for_backend; pages as the backend
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -42,6 +43,7 @@ LATENT_ALIGNMENT = 128  #: hybrid models with latent attention (platforms/interf
 #: Gated delta nets of a class of their own, which exports no states
 #: (layers/mamba/gdn/olmo_gdn_linear_attn.py)
 OTHER_DELTA_NETS = frozenset({"OlmoHybridForCausalLM"})
+KDA_CHECKPOINT_TOKENS = 16  #: mamba/kda_checkpoint.py
 GDN_CHECKPOINT_TOKENS = 64  #: qwen_gdn_linear_attn.py:FLASHINFER_GDN_CHECKPOINT_ALIGNMENT
 
 _KV_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -71,14 +73,16 @@ class LayerCache:
     identity: tuple[object, ...]  #: layers are of one type when this and all sizes are equal
     window_tokens: int | None = None
     extra_tokens: int = 0  #: kept below the window for speculation with several modules
+    row_tokens: int = 1  #: tokens that one stored row stands for; `token_bytes` are then those of a row
     padded_bytes: int | None = None
     stride_kernel: int | None = None
+    stride_bytes_multiple: int = 1
     state_pages: int = 0  #: `state`: pages of one request
     encoder_tokens: int = 0  #: `cross`
 
     @property
     def own_bytes(self) -> int:
-        return self.token_bytes if self.kind == "state" else self.token_bytes * self.block_tokens
+        return self.token_bytes if self.kind == "state" else self.token_bytes * (self.block_tokens // self.row_tokens)
 
     @property
     def page_bytes(self) -> int:
@@ -93,7 +97,9 @@ class LayerCache:
     def stride_unit(self) -> int:
         """What the distance between two blocks is a multiple of, however layers are laid out."""
         kernel = math.gcd(self.stride_kernel or self.block_tokens, self.block_tokens)
-        return 1 if self.kind == "state" or kernel == self.block_tokens else self.token_bytes * kernel
+        if self.kind == "state" or kernel == self.block_tokens:
+            return self.stride_bytes_multiple
+        return self.token_bytes * (kernel // self.row_tokens)
 
     @property
     def type(self) -> tuple[object, ...]:
@@ -108,6 +114,8 @@ class LayerCache:
             self.padded_bytes,
             self.state_pages,
             self.stride_kernel,
+            self.row_tokens,
+            self.stride_bytes_multiple,
         )
 
     def pages(self, max_len: int, *, in_flight_tokens: int, dcp: int = 1) -> int:
@@ -256,7 +264,10 @@ def _attention(
         flash_version=config.flash_version,
     )
     if isinstance(cache, PackedCache):
-        return AttentionLayer(cache=cache, backend=OWN[_own_backend(cache, config)], query=query, kv_dtype=kv_dtype)
+        kernel = OWN[_own_backend(cache, config)]
+        if cache.backend == "GLM5_NEXT_INDEXER" and config.gpu.cc[0] == 12:
+            kernel = dataclasses.replace(kernel, fixed=kernel.fixed[1:])  # (deep_gemm.py:get_paged_mqa_page_sizes)
+        return AttentionLayer(cache=cache, backend=kernel, query=query, kv_dtype=kv_dtype)
     if isinstance(cache, IndexerCache):
         return AttentionLayer(cache=cache, backend=OWN[cache.backend], query=query, kv_dtype=kv_dtype)
     if isinstance(cache, LatentCache):
@@ -328,21 +339,30 @@ def _packs_rows(backend: str, config: EngineConfig) -> bool:
     return True
 
 
-def _packed_layer(cache: PackedCache, config: EngineConfig, block: int, kv_dtype: str) -> LayerCache:
+def _packed_layer(
+    part: AttentionLayer, cache: PackedCache, config: EngineConfig, block: int, kv_dtype: str
+) -> LayerCache:
     packed, tokens = kv_dtype == _PACKED_FORMAT, cache.block_tokens or block
-    row = cache.row_bytes
+    row, page = cache.row_bytes, None
     if cache.plain_elements and not packed:
         row = cache.plain_elements * element_bytes(kv_dtype, "bfloat16")
-    page = round_up(tokens // cache.tokens_per_row * row, _PACKED_ALIGNMENT if packed else _PLAIN_ALIGNMENT)
+    if cache.aligned:
+        page = round_up(tokens // cache.tokens_per_row * row, _PACKED_ALIGNMENT if packed else _PLAIN_ALIGNMENT)
+    kind: Kind = "latent" if cache.window_tokens is None else "sliding latent"
+    if cache.ring:
+        pools = -(-(tokens + config.speculative_tokens) // tokens)
+        kind, tokens = "ring", tokens << (pools - 1).bit_length()
     return LayerCache(
         name=cache.name,
         stage=cache.stage,
-        kind="latent" if cache.window_tokens is None else "sliding latent",
+        kind=kind,
         block_tokens=tokens,
         token_bytes=row,
         identity=("packed", cache.backend, cache.tokens_per_row),
         window_tokens=cache.window_tokens,
+        row_tokens=cache.tokens_per_row,
         padded_bytes=page,
+        stride_kernel=part.backend.stride_kernel(part.query),
     )
 
 
@@ -365,7 +385,7 @@ def _attention_layer(
 ) -> LayerCache | None:
     cache, query = part.cache, part.query
     if isinstance(cache, PackedCache):
-        return _packed_layer(cache, config, block, kv_dtype)
+        return _packed_layer(part, cache, config, block, kv_dtype)
     if isinstance(cache, IndexerCache):
         return LayerCache(
             name=cache.name,
@@ -388,6 +408,7 @@ def _attention_layer(
             identity=("latent", cache.head_size, kv_dtype),
             window_tokens=cache.window_tokens if windowed else None,
             stride_kernel=part.backend.stride_kernel(query),
+            stride_bytes_multiple=max(1, part.backend.stride_rows * size),
         )
     if cache.kind == "encoder_only":
         return None
@@ -440,7 +461,7 @@ def _state_layer(
     speculative = 0 if config.replay_ssm else config.speculative_tokens
     n_pages = 1 + speculative
     if aligned:
-        exports = cache.kind == "mamba2" or (cache.kind == "gdn" and checkpoints)
+        exports = cache.kind == "mamba2" or (cache.kind in ("gdn", "kda") and checkpoints)
         n_pages = 2 + speculative + exports
     tokens = block if aligned else config.mamba_block_size or config.max_model_len
     return LayerCache(
@@ -460,7 +481,15 @@ def _checkpoint_tokens(states: Sequence[StateCache], model: VllmModel, config: E
     (mamba/abstract.py:get_mamba_prefill_checkpoint_alignment)."""
     if not states or not config.prefix_caching or model.architecture in OTHER_DELTA_NETS:
         return None
-    return GDN_CHECKPOINT_TOKENS if all(_flashinfer_gdn(cache, config) for cache in states) else None
+    if all(_flashinfer_gdn(cache, config) for cache in states):
+        return GDN_CHECKPOINT_TOKENS
+    return KDA_CHECKPOINT_TOKENS if all(_flash_kda(cache, config) for cache in states) else None
+
+
+def _flash_kda(cache: StateCache, config: EngineConfig) -> bool:
+    """Whether FlashKDA does the prefill (models/glm5next/common/kda.py:_resolve_kda_prefill_backend)."""
+    fits = cache.kind == "kda" and cache.bounded and cache.head_size == 128
+    return fits and config.dtype == "bfloat16" and config.gpu.cc[0] in (9, 10, 12)
 
 
 def _flashinfer_gdn(cache: StateCache, config: EngineConfig) -> bool:
@@ -493,7 +522,7 @@ def _block_size(
     block = config.block_size or common_block_size(((part.backend, part.query) for part in parts), default)
     before, state_page, skip_page = block, None, None
     if states and model.is_hybrid:
-        block, state_page = _align_states(parts, model, config, states, block)
+        block, state_page = _align_states(parts, model, config, states, block, kv_dtype)
     if config.kv_skip_layers:
         block, skip_page = _align_skipped(parts[0], model, config, block, state_page)
         if skip_page is not None and state_page is not None:
@@ -513,9 +542,10 @@ def _align_states(
     config: EngineConfig,
     states: Sequence[StateCache],
     block: int,
+    kv_dtype: str,
 ) -> tuple[int, int | None]:
     """Blocks of attention grow until their page holds a state (_align_hybrid_block_size)."""
-    token = _token_page_bytes(model, config, config.kv_cache_dtype)
+    token = _token_page_bytes(model, config, kv_dtype)
     if config.kv_cache_dtype.startswith("turboquant_") and config.kv_skip_layers:
         token = math.lcm(token, _token_page_bytes(model, config, "auto"))
     state = max(_state_bytes(cache, config) for cache in states)

@@ -259,7 +259,8 @@ class PackedCache:
     tokens_per_row: int = 1
     block_tokens: int | None = None  #: `None`: the model's block
     window_tokens: int | None = None
-    once: bool = False  #: one block per request, however long it is
+    aligned: bool = False  #: pages are filled up to the multiples of its backend
+    ring: bool = False  #: one block per request, of the tokens of an unfinished row and those speculated beyond
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +281,7 @@ class StateCache:
     state_size: int = 0  #: mamba1, mamba2
     key_heads: int = 0  #: gdn
     key_head_size: int = 0  #: gdn
+    bounded: bool = False  #: kda: its gate has a lower bound, which the faster kernel needs
 
     def shapes(self, tp: int, speculative_tokens: int = 0) -> tuple[tuple[int, ...], ...]:
         """The tensors of one state on a rank: the convolution's first, then the recurrent one."""

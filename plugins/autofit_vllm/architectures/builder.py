@@ -35,7 +35,8 @@ from autofit_vllm.model import (
 
 _MAX_DRAFT_LAYERS = 64
 
-Parts = int | Sequence[tuple[str, int] | tuple[str, int, int] | tuple[str, int, int, int] | Part]  #: the output of a layer, or what is fused in it
+#: the output of a layer, or what is fused in it
+Parts = int | Sequence[tuple[str, int] | tuple[str, int, int] | tuple[str, int, int, int] | Part]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

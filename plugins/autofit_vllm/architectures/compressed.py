@@ -81,11 +81,14 @@ def streams(here: Scope, name: str, count: int, *, scales: int = 1, rows: int | 
     here.plain(f"{name}_scale", scales, dtype="float32")
 
 
-def _block(layer: Scope, rate: int) -> None:
-    config = layer.builder.config
-    count = config.int("hc_mult")
+def _mixers(layer: Scope) -> None:
+    count = layer.builder.config.int("hc_mult")
     for name in ("hc_attn", "hc_ffn"):
         streams(layer, name, count, scales=3, rows=(2 + count) * count)
+
+
+def _block(layer: Scope, rate: int) -> None:
+    _mixers(layer)
     _attention(layer / "attn", rate)
     _experts(layer / "ffn", layer.stage)
     layer.norms("attn_norm", "ffn_norm")
@@ -120,6 +123,7 @@ def _attention(here: Scope, rate: int) -> None:
         "DEEPSEEK_SPARSE_SWA",
         row,
         plain_elements=size,
+        aligned=True,
         block_tokens=_WINDOW_BLOCK,
         window_tokens=config.int("sliding_window"),
     )
@@ -130,10 +134,10 @@ def _attention(here: Scope, rate: int) -> None:
         indexer.replicated("weights_proj", hidden, index_heads, quantisable=False)
         _compressor(indexer / "compressor", rate, index)
         bytes_per_row = index + index // 128 * 4
-        indexer.packed_cache("k_cache", "DEEPSEEK_V4_INDEXER", bytes_per_row, tokens_per_row=rate)
+        indexer.packed_cache("k_cache", "DEEPSEEK_V4_INDEXER", bytes_per_row, tokens_per_row=rate, aligned=True)
     if rate > 1:
         _compressor(here / "compressor", rate, size)
-        here.packed_cache("", "FLASHMLA_SPARSE_DSV4", row, plain_elements=size, tokens_per_row=rate)
+        here.packed_cache("", "FLASHMLA_SPARSE_DSV4", row, plain_elements=size, tokens_per_row=rate, aligned=True)
 
 
 def _rows(config: Config, compressed: bool) -> int:
@@ -160,6 +164,7 @@ def _compressor(here: Scope, rate: int, size: int) -> None:
         "state_cache",
         "CompressorBackend",
         2 * width * 4,
+        aligned=True,
         block_tokens=_STATE_BLOCK[rate],
         window_tokens=width // size * rate,
     )
@@ -221,3 +226,60 @@ def hy_v4(b: Builder) -> None:
     b.finish()
     if mixed:
         streams(b.scope("model.hc_head", LAST), "hc_head", count)
+
+
+def glm5_next(b: Builder) -> None:
+    """models/glm5next: Kimi delta attention, every fourth layer latent attention over pools of tokens."""
+    config = b.config
+    kinds, feeds = config.items_of("layer_types"), config.items_of("mlp_layer_types")
+    indexers, width = config.items_of("indexer_types"), config.int("moe_intermediate_size")
+    b.embedding()
+    for layer in b.layers():
+        index = layer.stage
+        if config.flag("mhc"):
+            _mixers(layer)
+        if kinds[index] == "linear_attention" if index < len(kinds) else index % 4 != 3:
+            _delta_attention(layer / "self_attn")
+        else:
+            indexed = index >= len(indexers) or indexers[index] == "full"
+            pool = config.int("index_kpool", default=1)
+            rotates = config.int("qk_rope_head_dim") > 0 and not config.flag("mla_use_nope")
+            latent_attention(layer, sparse=True, indexed=indexed, own_rope=False, rope=rotates, pool=pool)
+        if feeds[index] == "dense" if index < len(feeds) else index < _HASHED_LAYERS:
+            layer.gated_mlp()
+        else:
+            mixture(
+                layer,
+                width=width,
+                correction="gate.e_score_correction_bias" if config.text("topk_method") == "noaux_tc" else None,
+                shared=width * config.int("n_shared_experts", default=0),
+                fused_routing=known_routing(config, scoring=config.text("scoring_func", "softmax"), corrected=True),
+            )
+        layer.norms("input_layernorm", "post_attention_layernorm")
+    b.finish()
+
+
+def _delta_attention(here: Scope) -> None:
+    """(common/kda.py:Glm5NextLinearAttention) its projections keep the model's type."""
+    config, hidden = here.builder.config, here.builder.hidden_size
+    heads, size = config.int("linear_num_heads"), config.int("linear_head_dim")
+    kernel, inner = config.int("linear_conv_kernel_dim"), heads * size
+    parts = (
+        ("q_proj", inner),
+        ("k_proj", inner),
+        ("v_proj", inner),
+        ("b_proj", heads),
+        ("f_a_proj", size, 0, 1),
+        ("g_a_proj", size, 0, 1),
+    )
+    here.column("in_proj_qkvbfg_a", hidden, parts)
+    for name in ("f_b_proj", "g_b_proj"):
+        here.column(name, size, inner)
+    here.plain("dt_bias", inner, axis=0, dtype="float32")
+    for name in ("q_conv1d", "k_conv1d", "v_conv1d"):
+        here.column(name, kernel, inner, quantisable=False, dtype="float32")
+    here.plain("A_log", 1, 1, heads, 1, axis=2, dtype="float32")
+    here.norm("o_norm", size)
+    here.row("o_proj", inner, hidden)
+    bounded = config.get("linear_lower_bound") is not None
+    here.state(kind="kda", conv_kernel=kernel, heads=heads, head_size=size, bounded=bounded)

@@ -20,12 +20,13 @@ def latent_attention(
     sparse: bool = False,
     indexed: bool = True,
     own_rope: bool = True,
+    pool: int = 1,
     rope_dtype: str | None = None,
     rope: bool = True,
 ) -> None:
     """(models/deepseek_v2.py:DeepseekV2MLAAttention) the down-projections are on every rank, the rest divides by
-    heads; a `sparse` one that is not `indexed` attends to what another layer picked; `own_rope`: the indexer has a table
-    of its own."""
+    heads; a `sparse` one that is not `indexed` attends to what another layer picked. An indexer has a table of its own
+    (`own_rope`); it may keep one key for a pool of tokens."""
     b = layer.builder
     config, hidden = b.config, b.hidden_size
     heads = config.int("num_attention_heads")
@@ -45,7 +46,7 @@ def latent_attention(
     here.column("kv_b_proj", rank, heads * (nope + value))
     here.row("o_proj", heads * value, hidden)
     if sparse and indexed:
-        _indexer(here, query_rank or hidden, rope_dtype, rope=own_rope)
+        _indexer(here, query_rank or hidden, rope_dtype, rope=own_rope, pool=pool)
     if rope:
         _rope(here, rotary, rope_dtype)
     here.latent_cache(cache, heads=heads, rank=rank, rope_size=rotary, sparse=sparse)
@@ -60,7 +61,7 @@ def _rope(here: Scope, rotary: int, dtype: str | None) -> None:
     here.rope(rotary, parameters=parameters, dtype=dtype)
 
 
-def _indexer(here: Scope, query_rank: int, rope_dtype: str | None, *, rope: bool) -> None:
+def _indexer(here: Scope, query_rank: int, rope_dtype: str | None, *, rope: bool, pool: int) -> None:
     """What picks the tokens to attend to (models/deepseek_v32): not divided over ranks, its keys cached in fp8."""
     config = here.builder.config
     heads, size = config.int("index_n_heads"), config.int("index_head_dim")
@@ -69,7 +70,15 @@ def _indexer(here: Scope, query_rank: int, rope_dtype: str | None, *, rope: bool
     parts = (("wk", size), ("weights_proj", heads))
     index.replicated("wk_weights_proj", here.builder.hidden_size, parts, quantisable=False)
     index.norm("k_norm", size, bias=True, dtype="float32")
-    index.indexer_cache("k_cache", size + size // _INDEX_BLOCK * 4)
+    row = size + size // _INDEX_BLOCK * 4
+    if pool > 1:
+        # The keys and scores of an unfinished pool are kept in half precision.
+        index.plain("index_kpool_compress_ape", pool, size, dtype="float32")
+        index.plain("index_kpool_compress_gate", size, here.builder.hidden_size)
+        index.packed_cache("k_cache", "GLM5_NEXT_INDEXER", row, tokens_per_row=pool)
+        index.packed_cache("tail_cache", "KPOOL_TAIL", 2 * size * 2, block_tokens=pool, ring=True)
+    else:
+        index.indexer_cache("k_cache", row)
     if not rope:
         return
     parameters = dict(rope_parameters(config))

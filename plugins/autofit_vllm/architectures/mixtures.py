@@ -207,6 +207,7 @@ def minimax_m3(b: Builder) -> None:
     heads, kv_heads, size = config.int("num_attention_heads"), b.kv_heads, b.head_size
     sparse = config.section("sparse_attention_config")
     width = config.int("intermediate_size")
+    shared = config.int("shared_intermediate_size", default=width)
     parameters = {"rope_type": "default", "partial_rotary_factor": config.int("rotary_dim", default=size) / size}
 
     def marked(key: str, where: Config, index: int) -> bool:
@@ -242,7 +243,7 @@ def minimax_m3(b: Builder) -> None:
                 width=width,
                 gate_dtype="float32",
                 correction="e_score_correction_bias" if config.flag("use_routing_bias") else None,
-                shared=config.int("shared_intermediate_size", default=width) * config.int("n_shared_experts", default=0),
+                shared=shared * config.int("n_shared_experts", default=0),
                 names=("w1", "w3", "w2"),
                 fused_routing=config.text("scoring_func", "sigmoid") == "sigmoid",
             )
