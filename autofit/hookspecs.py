@@ -46,7 +46,7 @@ class ModelSourceRef(NamedTuple):
 
 
 class HardwareSourceRef(NamedTuple):
-    """Something that knows devices. `factory` is `module:function() -> hardware facts`."""
+    """Something that knows devices. `factory` is `module:function() -> Machine`, of which the devices are added."""
 
     name: str
     summary: str
@@ -76,12 +76,12 @@ def autofit_register_backends() -> Iterable[BackendRef]:  # type: ignore[empty-b
 
 @hookspec
 def autofit_register_model_readers() -> Iterable[ModelReaderRef]:  # type: ignore[empty-body]
-    """Offer file formats."""
+    """Offer file formats. The first that has a file's suffix reads it, else the first that has its first bytes."""
 
 
 @hookspec
 def autofit_register_model_sources() -> Iterable[ModelSourceRef]:  # type: ignore[empty-body]
-    """Offer ways to name a model."""
+    """Offer ways to name a model, `SCHEME:NAME`. The first that knows a name of its scheme finds the files."""
 
 
 @hookspec

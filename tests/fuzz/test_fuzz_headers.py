@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from autofit.cli.inspect import lines, to_dict
 from autofit.errors import AutofitError
-from autofit.readers import read_model
+from autofit.readers import gguf, read_model
 
 import ggufs
 import safetensor_files as sf
@@ -45,8 +45,14 @@ def safetensors_file() -> tuple[bytes, int]:
     return len(raw).to_bytes(8, "little") + raw, 8 + len(raw) + end
 
 
+def big_endian_file() -> tuple[bytes, int]:
+    model = ggufs.llama(n_layer=1, n_embd=256, n_ff=256, n_vocab=8, metadata={"k.words": ["a", "bc"] * 600})
+    model.big_endian = True
+    return model.header(), model.size_bytes()
+
+
 FILES = pytest.mark.parametrize(
-    ("name", "make"), [("m.gguf", gguf_file), ("m.safetensors", safetensors_file)]
+    ("name", "make"), [("m.gguf", gguf_file), ("big.gguf", big_endian_file), ("m.safetensors", safetensors_file)]
 )
 
 
@@ -119,6 +125,47 @@ def test_every_number_of_a_gguf_header_made_extreme(tmp_path: Path) -> None:
 def test_every_truncation(tmp_path: Path, name: str, make: Callable[[], tuple[bytes, int]]) -> None:
     header, _ = make()
     assert not any(survives(tmp_path / name, header[:n], 0) for n in range(0, len(header), 11))
+
+
+def strings(source: random.Random, count: int) -> bytes:
+    """Strings as an array of a header has them, nearly all of them short, and then something else."""
+    lengths = [source.choice((47, 48, 300)) if source.random() < 0.002 else source.randrange(12) for _ in range(count)]
+    data = bytearray(b"".join(struct.pack("<Q", n) + source.randbytes(n) for n in lengths))
+    for _ in range(source.choice((0, 1, 3))):
+        at = source.randrange(len(data))
+        match source.randrange(4):
+            case 0:
+                data[at] ^= 1 << source.randrange(8)
+            case 1:
+                del data[at : at + source.choice((1, 7, 8, 9))]
+            case 2:
+                at = sum(8 + n for n in lengths[: source.randrange(count)])
+                number = source.choice((*EXTREMES, len(data) - at - 8, (1 << 64) - 8, (1 << 64) - at))
+                data[at : at + 8] = struct.pack("<Q", number % (1 << 64))
+            case _:
+                del data[at:]
+    return bytes(data + source.randbytes(source.choice((0, 1, 8, 600))))
+
+
+def test_vocabularies_are_stepped_over_as_one_string_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = random.Random(5)
+
+    def outcome(data: bytes, count: int) -> object:
+        parser = gguf._Parser(data, "m.gguf", len(data))
+        try:
+            parser.skip_strings(count, "k")
+        except AutofitError as error:
+            return str(error), error.hint
+        return parser.pos
+
+    for _ in range(150):
+        count = source.choice((511, 512, 513, 1024, 1300))
+        data = strings(source, count)
+        count += source.choice((0, 0, 0, -1, 1))
+        fast = outcome(data, count)
+        with monkeypatch.context() as patch:
+            patch.setattr(gguf, "_leap", lambda header, pos: None)
+            assert fast == outcome(data, count)
 
 
 def test_configurations_of_random_json(tmp_path: Path) -> None:
