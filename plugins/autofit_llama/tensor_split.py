@@ -168,7 +168,7 @@ class Slices:
             return
         for il in here:
             self._check_block(il, homes, cached=has_cache and context.offload_kqv)
-            if hp.n_head_kv[il] == 1 and homes.get(f"blk.{il}.attn_k.weight") == 0:
+            if len(self.devices) > 1 and hp.n_head_kv[il] == 1 and homes.get(f"blk.{il}.attn_k.weight") == 0:
                 self._check_single_head(il, homes, context)
 
     def _check_block(self, il: int, homes: Mapping[str, int], *, cached: bool) -> None:

@@ -17,7 +17,7 @@ from autofit_llama.backend import LlamaBackend
 from autofit_llama.estimate import size
 from autofit_llama.graph.devices import CUDA, RPC
 from autofit_llama.tensor_split import Slices
-from descriptors import spec
+from descriptors import build, description, spec
 
 BACKEND = LlamaBackend()
 DENSE, EXPERTS, FUSED, HYBRID = (
@@ -213,13 +213,14 @@ def test_a_single_head_is_not_rotated(
         assert BACKEND.check(command, read_gguf(path), machine(24, 24)).fits
 
 
-def test_a_single_head_with_a_norm_is_refused() -> None:
+def test_a_single_head_with_a_norm_is_for_one_device() -> None:
+    described = description("tiny", "qwen3-dense")
+    tensors = [[name, ne, 0, offset] for name, ne, _, offset in described["tensors"]]  # all f32
+    model = build([{"header_bytes": 0, "file_bytes": 0, **described, "tensors": tensors}], ["m.gguf"])
+    command = BACKEND.parse(("llama-server", "-m", "m.gguf", "-sm", "tensor", "-c", "512"))
+    assert BACKEND.check(command, model, machine(24)).fits
     with pytest.raises(EngineRefusalError, match="a single head of K, and norms it"):
-        BACKEND.check(
-            BACKEND.parse(("llama-server", "-m", "m.gguf", "-sm", "tensor", "-c", "512")),
-            spec("tiny", "qwen3-dense"),
-            machine(24),
-        )
+        BACKEND.check(command, model, machine(24, 24))
 
 
 @pytest.mark.parametrize("pattern", ["attn_output", "ffn_down", "ffn_", "token_embd", r"^output\.weight"])
