@@ -172,9 +172,10 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     parsed = {}
     for wish in WISHES:
         text = environ.get(wish.variable)
-        if text is None or not text.strip():
+        if text is None or not text.strip(" ,"):
             continue
-        parsed[wish.name] = _parse(wish, text.split(",") if wish.many else text, wish.variable)
+        items = [item for item in text.split(",") if item.strip()]
+        parsed[wish.name] = _parse(wish, items if wish.many else text, wish.variable)
     return parsed
 
 

@@ -95,10 +95,7 @@ class System:
         Raises:
             ToolError: not installed, failed, or too slow.
         """
-        seconds = self.seconds_left - KILL_SECONDS
-        if seconds <= 0:
-            raise ToolTimeoutError(f"{argv[0]}: no time left")
-        return self.run(argv, seconds)
+        return self.run(argv, max(0.0, self.seconds_left - KILL_SECONDS))
 
 
 def this_system(env: Mapping[str, str] | None = None, root: Path = Path("/")) -> System:
@@ -120,9 +117,10 @@ def this_system(env: Mapping[str, str] | None = None, root: Path = Path("/")) ->
 
 def _seconds(env: Mapping[str, str]) -> float:
     try:
-        return min(max(float(env.get("AUTOFIT_DETECT_SECONDS", "")), 0.0), 60.0)
+        seconds = float(env.get("AUTOFIT_DETECT_SECONDS", ""))
     except ValueError:
         return DETECT_SECONDS
+    return min(max(seconds, 0.0), 60.0) if seconds == seconds else DETECT_SECONDS  # a NaN is no time
 
 
 def _not_here(argv: Sequence[str], seconds: float) -> str:
@@ -145,6 +143,8 @@ def run_tool(argv: Sequence[str], seconds: float) -> str:
     program = shutil.which(argv[0])
     if program is None:
         raise ToolError(f"{argv[0]}: not installed")
+    if seconds <= 0:
+        raise ToolTimeoutError(f"{argv[0]}: no time left")
     try:
         process = subprocess.Popen(
             [program, *argv[1:]],

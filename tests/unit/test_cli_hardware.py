@@ -303,3 +303,17 @@ def test_equal_devices_of_a_machine_are_listed_as_one(
     capsys.readouterr()
     assert main(["hardware", "list", "box"]) == 0
     assert capsys.readouterr().out == "box  box: 2 x rtx-3090, 1 x t4, 8.00 GiB of main memory\n"
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
+def test_without_time_only_installed_tools_are_missed(seconds: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from autofit.hardware.system import ToolError, ToolTimeoutError, this_system
+
+    system = this_system({"AUTOFIT_DETECT_SECONDS": seconds})
+    with pytest.raises(ToolError, match="no-such-program-here: not installed"):
+        system.tool("no-such-program-here")
+    if seconds != "nan":
+        with pytest.raises(ToolTimeoutError, match="no time left"):
+            system.tool("sh", "-c", "true")
+    else:
+        assert system.seconds == this_system({}).seconds

@@ -126,3 +126,8 @@ def test_hostile_files_are_refused_in_one_line(tmp_path: Path, text: str) -> Non
     assert str(path) in caught.value.message
     assert "\n" not in caught.value.message
     assert len(caught.value.message) < len(str(path)) + 200
+
+
+def test_empty_items_of_a_variable_are_no_items() -> None:
+    found = settings.from_environment({"AUTOFIT_ON": " rtx-3090, ,t4,", "AUTOFIT_DEVICE": ","})
+    assert found == {"on": ("rtx-3090", "t4")}
