@@ -186,6 +186,8 @@ class Slices:
 
     def _check_single_head(self, il: int, homes: Mapping[str, int], context: Context) -> None:
         """Refuse what works on rows as long as a single head of K or V: of one token, those are taken to be cut."""
+        if self.hparams.n_head[il] == 1:
+            _abort(f"block {il} has a single head")
         if f"blk.{il}.attn_k_norm.weight" in homes:
             _abort(f"block {il} has a single head of K, and norms it")
         k, v = self.hparams.n_embd_head_k(il), self.hparams.n_embd_head_v(il)
