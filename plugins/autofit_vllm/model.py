@@ -102,6 +102,7 @@ class Linear:
     fp32_without_kernel: bool = False  #: in fp32 on GPUs that have no kernel for routers
     undivided_with: frozenset[str] = frozenset()  #: methods of quantisation under which every rank has it all
     divides: int = 0  #: when set, every rank has it all unless this divides among them
+    multiple: int = 1  #: that a rank's output is filled up to
 
     @property
     def out_size(self) -> int:

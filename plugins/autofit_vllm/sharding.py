@@ -94,6 +94,8 @@ def linear_shape(module: Linear, parallel: Parallel, dtype: str, quantization: s
         out_size = sum(outs) * tp
     elif module.kind == "column":
         outs = tuple(column_part(part, tp, module.name) for part in module.parts)
+        if filling := -sum(outs) % module.multiple:
+            outs = (*outs, filling)
         out_size = sum(outs) * tp
     elif module.kind == "row":
         in_rank = divide(module.in_size, tp, module.name)

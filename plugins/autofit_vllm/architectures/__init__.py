@@ -169,6 +169,7 @@ _PAGES = {
     "vision:llama4": "Llama4ForConditionalGeneration",
     "vision:kimi_vl": "KimiVLForConditionalGeneration",
     "vision:kimi_k25": "KimiK25ForConditionalGeneration",
+    "vision:kimi_k3": "KimiK3ForConditionalGeneration",
     "vision:minimax_m3": "MiniMaxM3SparseForConditionalGeneration",
     "vision:gemma4": "Gemma4ForConditionalGeneration",
 }
@@ -237,6 +238,7 @@ _CAUSAL = {
     "hyperclovax": "HyperCLOVAXForCausalLM",
     "internlm2": "InternLM2ForCausalLM",
     "kimi_k2": "DeepseekV3ForCausalLM",
+    "kimi_linear": "KimiLinearForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "lfm2_moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",

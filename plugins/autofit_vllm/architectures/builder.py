@@ -284,6 +284,7 @@ class Scope:
         spreads_tokens: bool = False,
         undivided_with: frozenset[str] = frozenset(),
         divides: int = 0,
+        multiple: int = 1,
         **heads: Any,
     ) -> None:
         if isinstance(parts, int):
@@ -302,6 +303,7 @@ class Scope:
                 spreads_tokens=spreads_tokens,
                 undivided_with=undivided_with,
                 divides=divides,
+                multiple=multiple,
                 **heads,
             )
         )
@@ -585,10 +587,16 @@ class Scope:
         bias: bool = True,
         quantisable: bool = True,
         spreads_tokens: bool = False,
+        divides: int = 0,
     ) -> None:
         """Up and down with an activation between."""
         hidden = self.builder.hidden_size if hidden_size is None else hidden_size
         here = self / name
-        more: dict[str, Any] = {"bias": bias, "quantisable": quantisable, "spreads_tokens": spreads_tokens}
+        more: dict[str, Any] = {
+            "bias": bias,
+            "quantisable": quantisable,
+            "spreads_tokens": spreads_tokens,
+            "divides": divides,
+        }
         here.column(up, hidden, intermediate_size, **more)
         here.row(down, intermediate_size, hidden if out_size is None else out_size, **more)

@@ -21,6 +21,7 @@ def latent_attention(
     indexed: bool = True,
     own_rope: bool = True,
     pool: int = 1,
+    gated: bool = False,
     rope_dtype: str | None = None,
     rope: bool = True,
 ) -> None:
@@ -36,12 +37,18 @@ def latent_attention(
     here = layer / name
     if query_rank:
         parts = (("q_a_proj", query_rank), ("kv_a_proj_with_mqa", rank + rotary))
-        here.replicated("fused_qkv_a_proj", hidden, parts)
+        if gated:
+            copies = [(part, size, 0, 1) for part, size in parts]
+            here.column("fused_qkv_a_g_proj", hidden, [*copies, ("g_proj", heads * value)])
+        else:
+            here.replicated("fused_qkv_a_proj", hidden, parts)
         here.norm("q_a_layernorm", query_rank)
         here.column("q_b_proj", query_rank, heads * (nope + rotary))
     else:
         here.replicated("kv_a_proj_with_mqa", hidden, rank + rotary)
         here.column("q_proj", hidden, heads * (nope + rotary))
+        if gated:
+            here.column("g_proj", hidden, heads * value)
     here.norm("kv_a_layernorm", rank)
     here.column("kv_b_proj", rank, heads * (nope + value))
     here.row("o_proj", heads * value, hidden)

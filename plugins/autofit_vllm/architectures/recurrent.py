@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from autofit.errors import UnsupportedModelError
-
 from autofit_vllm.architectures.builder import Builder, Scope
 from autofit_vllm.architectures.config import Config
 from autofit_vllm.architectures.experts import (
@@ -15,7 +13,7 @@ from autofit_vllm.architectures.experts import (
 )
 from autofit_vllm.architectures.facts import expert_count, experts_per_token
 from autofit_vllm.architectures.latent import latent_attention
-from autofit_vllm.model import Part
+from autofit_vllm.model import LAST, Part
 
 
 def mamba1_mixer(
@@ -526,15 +524,12 @@ def olmo_hybrid(b: Builder) -> None:
 
 
 def kimi_linear(b: Builder) -> None:
-    """models/kimi_k3: Kimi delta attention, every fourth layer latent attention without positions.
-
-    Raises:
-        UnsupportedModelError: the layout of Kimi K3, which has gates and projections of its own.
-    """
+    """models/kimi_k3: Kimi delta attention, every fourth layer latent attention without positions. In Kimi K3 experts
+    work on a smaller vector, attention is gated, and layers read the outputs of earlier blocks."""
     config = b.config
     linear = config.section("linear_attn_config")
-    if linear.flag("use_full_rank_gate") or config.get("routed_expert_hidden_size") is not None:
-        raise UnsupportedModelError("the layers of Kimi K3 are not known here")
+    smaller = config.maybe_int("routed_expert_hidden_size")
+    rereads = config.get("attn_res_block_size") is not None
     recurrent = set(linear.items_of("kda_layers"))  # Counted from one.
     count, width = expert_count(config), config.int("moe_intermediate_size")
     step = config.int("moe_layer_freq", default=1)
@@ -543,7 +538,7 @@ def kimi_linear(b: Builder) -> None:
         if layer.stage + 1 in recurrent:
             _kimi_delta(layer, linear)
         else:
-            latent_attention(layer, cache="", rope=False)
+            latent_attention(layer, cache="", rope=False, gated=config.flag("mla_use_output_gate"))
             layer.buffer(f"{layer.prefix}.self_attn._one_scale", 1, dtype="float32")
         sparse = layer.stage >= config.int("first_k_dense_replace", default=0) and layer.stage % step == 0
         if count and sparse:
@@ -552,11 +547,17 @@ def kimi_linear(b: Builder) -> None:
             shared = width * config.int("num_shared_experts", default=0)
             if shared:
                 here.gated_mlp("shared_experts", shared, spreads_tokens=True)
+            if smaller:
+                here.replicated("routed_expert_down_proj", b.hidden_size, smaller)
+                here.replicated("routed_expert_up_proj", smaller, b.hidden_size)
+                if config.flag("latent_moe_use_norm"):
+                    here.norm("routed_expert_norm", smaller)
             here.experts(
                 "experts",
                 count,
                 width,
                 top_k=experts_per_token(config),
+                hidden_size=smaller,
                 names=("w1", "w3", "w2"),
                 least_width=config.int("min_moe_intermediate_per_partition", default=256),
                 fused_routing=config.text("moe_router_activation_func", "sigmoid") == "sigmoid"
@@ -565,34 +566,42 @@ def kimi_linear(b: Builder) -> None:
         else:
             layer.gated_mlp(spreads_tokens=True)
         layer.norms("input_layernorm", "post_attention_layernorm")
+        for name in ("self_attention_res", "mlp_res") if rereads else ():
+            _reading(layer, name)
     b.final_norm()
+    if rereads:
+        _reading(b.scope("model", LAST), "output_attn_res")
     b.head(tied=False)
 
 
+def _reading(here: Scope, name: str) -> None:
+    """What weighs the outputs of earlier blocks."""
+    here.norm(f"{name}_norm")
+    here.plain(f"{name}_proj.weight", 1, here.builder.hidden_size)
+
+
 def _kimi_delta(layer: Scope, linear: Config) -> None:
-    """layers/mamba/gdn/kimi_gdn_linear_attn.py."""
+    """layers/mamba/gdn/kimi_gdn_linear_attn.py, and nvidia/kda.py where the gate has its full rank."""
     hidden = layer.builder.hidden_size
     heads, size = linear.int("num_heads"), linear.int("head_dim")
     kernel, inner = linear.int("short_conv_kernel_size"), heads * size
+    full = linear.flag("use_full_rank_gate")
     here = layer / "self_attn"
-    parts = (
-        ("q_proj", inner, 0),
-        ("k_proj", inner, 0),
-        ("v_proj", inner, 0),
-        ("b_proj", heads, 0),
-        ("f_a_proj", size, size),
-    )
-    here.column("in_proj_qkvgfab", hidden, parts)
+    narrow = (("b_proj", heads), ("f_a_proj", size, 0, 1))
+    wide = [(name, inner) for name in ("q_proj", "k_proj", "v_proj", *(("g_proj",) if full else ()))]
+    here.column("in_proj_qkvgfab", hidden, (*wide, *narrow), multiple=16 if full else 1)
     here.column("f_b_proj", size, inner)
     here.plain("dt_bias", inner, axis=0, dtype="float32")
     conv = (("q_conv1d", inner), ("k_conv1d", inner), ("v_conv1d", inner))
     here.column("conv1d", kernel, conv, quantisable=False, dtype="float32")
     here.plain("A_log", heads, axis=0, dtype="float32")
-    here.replicated("g_a_proj", hidden, size)
-    here.column("g_b_proj", size, inner)
+    if not full:
+        here.replicated("g_a_proj", hidden, size)
+        here.column("g_b_proj", size, inner)
     here.norm("o_norm", size)
     here.row("o_proj", inner, hidden)
-    here.state(kind="kda", conv_kernel=kernel, heads=heads, head_size=size)
+    bounded = full and linear.number("gate_lower_bound", 0.0) < 0
+    here.state(kind="kda", conv_kernel=kernel, heads=heads, head_size=size, bounded=bounded)
 
 
 def zamba2(b: Builder) -> None:

@@ -552,24 +552,26 @@ def llama4(b: Builder) -> None:
     language_model(b, page=language)
 
 
-def moonvit(tower: Scope, vision: Config, **more: Any) -> None:
+def moonvit(tower: Scope, vision: Config, *, bias: bool = True, **more: Any) -> None:
     """models/moonvit.py, and kimi_k25_vit.py, which knows time too."""
     hidden, heads, patch = (vision.int(k) for k in ("hidden_size", "num_attention_heads", "patch_size"))
+    inner = vision.int("qkv_hidden_size", default=hidden)
     tower.plain("patch_embed.proj.weight", hidden, 3, patch, patch)
-    tower.plain("patch_embed.proj.bias", hidden)
+    if bias:
+        tower.plain("patch_embed.proj.bias", hidden)
     rows, columns = (
         vision.int(f"init_pos_emb_{side}", f"pos_emb_{side}", default=64) for side in ("height", "width")
     )
     tower.plain("patch_embed.pos_emb.weight", rows, columns, hidden)
-    sizes: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
+    sizes: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_size": inner // heads}
     for index in range(vision.layers()):
         block = tower / f"encoder.blocks.{index}"
         for norm in ("norm0", "norm1"):
-            block.norm(norm, hidden, bias=True)
-        block.mlp("mlp", "fc0", "fc1", vision.int("intermediate_size"), hidden_size=hidden, **more)
-        block.qkv("wqkv", hidden, names=("wqkv",), bias=True, **sizes, **more)
-        block.row("wo", hidden, hidden, bias=True, **more)
-    tower.norm("encoder.final_layernorm", hidden, bias=True)
+            block.norm(norm, hidden, bias=bias)
+        block.mlp("mlp", "fc0", "fc1", vision.int("intermediate_size"), hidden_size=hidden, bias=bias, **more)
+        block.qkv("wqkv", hidden, names=("wqkv",), bias=bias, **sizes, **more)
+        block.row("wo", inner, hidden, bias=bias, **more)
+    tower.norm("encoder.final_layernorm", hidden, bias=bias)
 
 
 def _merged_patches(projector: Scope, vision: Config, out: int, **more: Any) -> None:
@@ -730,3 +732,31 @@ def minimax_m3(b: Builder) -> None:
         for name, size, inner in (("multi_modal_projector", hidden, out), ("patch_merge_mlp", wide, out)):
             (tower / name).mlp("", "linear_1", "linear_2", inner, hidden_size=size, out_size=last)
     language_model(b)
+
+
+def kimi_k3(b: Builder) -> None:
+    """models/kimi_k3: a MoonViT without biases, its norms RMS."""
+    from autofit_vllm.architectures.recurrent import kimi_linear
+
+    root = b.config
+    vision, text = root.section("vision_config", model_type="kimi_k3_vision"), root.section("text_config")
+    tower, projector = b.tower("vision_tower", "vision_chunk"), b.tower("mm_projector", "vision_chunk")
+    if tower is not None and projector is not None:
+        # (transformers_utils/configs/kimi_k3.py:KimiK3VisionConfig)
+        vision = vision.replace(
+            patch_size=vision.int("patch_size", default=14),
+            hidden_size=vision.int("vt_hidden_size", default=1024),
+            intermediate_size=vision.int("vt_intermediate_size", default=4096),
+            num_hidden_layers=vision.int("vt_num_hidden_layers", default=27),
+            num_attention_heads=vision.int("vt_num_attention_heads", default=12),
+            qkv_hidden_size=vision.int("qkv_hidden_size", default=1536),
+        )
+        hidden, out = vision.int("hidden_size"), text.int("hidden_size")
+        merged = hidden * math.prod(vision.items_of("merge_kernel_size") or [2, 2])
+        moonvit(tower, vision, bias=False, divides=vision.int("num_attention_heads"))
+        frames = vision.int("init_pos_emb_time", default=4)
+        tower.buffer(f"{tower.prefix}.time_weight", frames, 1, hidden, dtype="float32")
+        projector.replicated("linear_1", merged, merged, quantisable=False)
+        projector.replicated("linear_2", merged, out, quantisable=False)
+        projector.norm("post_norm", out)
+    language_model(b, page=kimi_linear)
