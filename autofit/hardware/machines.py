@@ -144,6 +144,10 @@ def _part(wanted: str, ram_bytes: int | None, dirs: tuple[str | Path, ...]) -> _
         profile = read_profile(Path(name))
     else:
         profile, sold_ram = _named(name, dirs)
+        if free_bytes is not None and ram_bytes is None and profile.table.get("host", {}).get("sizes_gib"):
+            sold = _sizes_sold(name, dirs).get(free_bytes // GIB)
+            if sold is not None and free_bytes % GIB == 0:  # m4-max:64GiB is a machine, as m4-max-64gb is
+                profile, sold_ram, free_bytes = sold, free_bytes, None
         ram_bytes = ram_bytes if ram_bytes is not None else sold_ram
     if profile.is_machine:
         return _machine(profile, ram_bytes, free_bytes, dirs)
@@ -169,25 +173,27 @@ def _named(name: str, dirs: tuple[str | Path, ...]) -> tuple[Profile, int | None
     """A profile, and the main memory that a name such as `m2-max-64gb` states."""
     sized = _SIZED_NAME.fullmatch(name)
     if sized and not names.find(name, dirs):
-        known = files("hardware", dirs)
-        bases = names.find(sized[1], dirs)
-        # one chip may come with two GPUs, each sold with memory of its own sizes: m4-max, m4-max-32core
-        family = {
-            **bases,
-            **{s: path for s, path in known.items() if any(s.startswith(f"{base}-") for base in bases)},
-        }
-        sizes: dict[int, Profile] = {}
-        for profile in map(read_profile, family.values()):
-            for size in profile.table.get("host", {}).get("sizes_gib", ()) if profile.is_machine else ():
-                sizes.setdefault(size, profile)
+        sizes = _sizes_sold(sized[1], dirs)
         if int(sized[2]) in sizes:
             return sizes[int(sized[2])], int(sized[2]) * GIB
         if sizes:
             raise HardwareError(
-                f"{next(iter(bases))} was not sold with {sized[2]} GB",
+                f"{next(iter(names.find(sized[1], dirs)))} was not sold with {sized[2]} GB",
                 hint=f"sizes: {listed(sorted(sizes))}; --ram SIZE states another",
             )
     return load_profile(name, dirs), None
+
+
+def _sizes_sold(name: str, dirs: tuple[str | Path, ...]) -> dict[int, Profile]:
+    """The machines of one chip by their main memory in GiB; a chip may come with two GPUs: m4-max, m4-max-32core."""
+    bases = names.find(name, dirs)
+    known = files("hardware", dirs)
+    variants = {s: path for s, path in known.items() if any(s.startswith(f"{base}-") for base in bases)}
+    sizes: dict[int, Profile] = {}
+    for profile in map(read_profile, {**bases, **variants}.values()):
+        for size in profile.table.get("host", {}).get("sizes_gib", ()) if profile.is_machine else ():
+            sizes.setdefault(size, profile)
+    return sizes
 
 
 def _device(

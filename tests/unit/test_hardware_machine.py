@@ -109,6 +109,14 @@ class TestUnified:
     def test_the_chip_with_the_narrow_bus_is_chosen_by_its_memory(self) -> None:
         assert load_machine("m4-max-36gb").devices[0].bandwidth_bytes_per_s == 409_584_000_000
 
+    @pytest.mark.parametrize("size", [36, 64, 128])
+    def test_a_size_that_was_sold_is_that_machine(self, size: int) -> None:
+        assert load_machine(f"m4-max:{size}GiB") == load_machine(f"m4-max-{size}gb")
+
+    def test_a_size_that_was_not_sold_is_what_is_free(self) -> None:
+        found = load_machine("m4-max:40GiB")
+        assert (found.devices[0].free_bytes, found.host.total_bytes) == (40 * GIB, 48 * GIB)
+
     def test_no_size_at_all(self) -> None:
         with pytest.raises(HardwareError, match="size of main memory is unknown"):
             load_machine("m4-max")
