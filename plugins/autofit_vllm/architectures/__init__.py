@@ -170,6 +170,7 @@ _PAGES = {
     "vision:kimi_vl": "KimiVLForConditionalGeneration",
     "vision:kimi_k25": "KimiK25ForConditionalGeneration",
     "vision:kimi_k3": "KimiK3ForConditionalGeneration",
+    "vision:glm_ocr": "GlmOcrForConditionalGeneration Glm5NextForConditionalGeneration",
     "vision:minimax_m3": "MiniMaxM3SparseForConditionalGeneration",
     "vision:gemma4": "Gemma4ForConditionalGeneration",
 }

@@ -272,6 +272,8 @@ def granite(b: Builder) -> None:
 
 def glm4(b: Builder) -> None:
     """models/glm4.py: two more norms, after attention and after the feed-forward."""
+    if b.config.get("partial_rotary_factor") is None:
+        b.config = b.config.replace(partial_rotary_factor=0.5)
     b.embedding()
     for layer in b.layers():
         layer.attention(bias=b.config.flag("attention_bias"))

@@ -427,6 +427,42 @@ def glm4v(b: Builder) -> None:
     language_model(b, page=glm4_moe if b.config.model_type == "glm4v_moe" else glm4)
 
 
+def glm_ocr(b: Builder) -> None:
+    """models/glm_ocr.py and glm5next: a tower whose heads are normalised."""
+    from autofit_vllm.architectures.compressed import glm5_next
+    from autofit_vllm.architectures.dense import glm4
+
+    root = b.config
+    later = root.model_type.startswith("glm5")
+    vision = root.section("vision_config", model_type="glm5_next_vision" if later else "glm_ocr_vision")
+    text = root.section("text_config", model_type="glm5_next_text" if later else "glm_ocr_text")
+    tower = b.tower("visual", *_VISION)
+    if tower is not None:
+        hidden, heads, out = (vision.int(key) for key in ("hidden_size", "num_heads", "out_hidden_size"))
+        merge, width = vision.int("spatial_merge_size", default=2), vision.int("intermediate_size")
+        bias = vision.flag("attention_bias")
+        _patches(tower, vision, hidden, bias=True)
+        for index in range(vision.layers("depth")):
+            block = tower / f"blocks.{index}"
+            _block_attention(block, hidden, heads, bias=bias)
+            for norm in ("attn.q_norm", "attn.k_norm"):
+                block.norm(norm, hidden // heads)
+            block.gated_mlp("mlp", width, hidden_size=hidden, bias=bias)
+            for norm in ("norm1", "norm2"):
+                block.norm(norm, hidden)
+        merger = tower / "merger"
+        merger.column("proj", out, out)
+        merger.norm("post_projection_norm", out, bias=True)
+        inner = vision.int("projection_intermediate_size") if later else text.int("intermediate_size")
+        merger.gated_mlp("", inner, hidden_size=out)
+        tower.plain("downsample.weight", out, hidden, merge, merge)
+        tower.plain("downsample.bias", out)
+        tower.norm("post_layernorm", hidden)
+        positions = text.int("max_position_embeddings") if later else 8192
+        tower.buffer(f"{tower.prefix}.rotary_pos_emb", positions, hidden // heads // 2)
+    language_model(b, page=glm5_next if later else glm4)
+
+
 def internvl_hf(b: Builder) -> None:
     """models/internvl.py through Transformers' layout (interns1_vit.py)."""
     root = b.config
