@@ -171,6 +171,9 @@ _PAGES = {
     "vision:kimi_k25": "KimiK25ForConditionalGeneration",
     "vision:kimi_k3": "KimiK3ForConditionalGeneration",
     "vision:glm_ocr": "GlmOcrForConditionalGeneration Glm5NextForConditionalGeneration",
+    "vision:llava_onevision": "LlavaOnevisionForConditionalGeneration",
+    "vision:paddleocr": "PaddleOCRVLForConditionalGeneration",
+    "speech:qwen2_audio": "Qwen2AudioForConditionalGeneration",
     "vision:minimax_m3": "MiniMaxM3SparseForConditionalGeneration",
     "vision:gemma4": "Gemma4ForConditionalGeneration",
 }

@@ -50,3 +50,31 @@ def _projections(layer: Scope, size: int, heads: int) -> None:
 def _feed_forward(layer: Scope, size: int, width: int) -> None:
     layer.mlp("mlp", "fc1", "fc2", width, hidden_size=size)
     layer.norm("final_layer_norm", size, bias=True)
+
+
+def qwen2_audio(b: Builder) -> None:
+    """models/qwen2_audio.py: Whisper's encoder as Transformers has it, which no rank shares."""
+    from autofit_vllm.architectures.vision import language_model
+
+    root = b.config
+    audio = root.section("audio_config", model_type="qwen2_audio_encoder")
+    tower, projector = b.tower("audio_tower", "audio"), b.tower("multi_modal_projector", "audio")
+    if tower is not None and projector is not None:
+        size, width = audio.int("d_model"), audio.int("encoder_ffn_dim")
+        for name, channels in (("conv1", audio.int("num_mel_bins")), ("conv2", size)):
+            tower.plain(f"{name}.weight", size, channels, 3)
+            tower.plain(f"{name}.bias", size)
+        tower.plain("embed_positions.weight", audio.int("max_source_positions"), size)
+        more: dict[str, Any] = {"quantisable": False}
+        for index in range(audio.layers("encoder_layers")):
+            layer = tower / f"layers.{index}"
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                layer.replicated(f"self_attn.{name}", size, size, bias=name != "k_proj", **more)
+            layer.replicated("fc1", size, width, bias=True, **more)
+            layer.replicated("fc2", width, size, bias=True, **more)
+            for name in ("self_attn_layer_norm", "final_layer_norm"):
+                layer.norm(name, size, bias=True)
+        tower.norm("layer_norm", size, bias=True)
+        out = root.section("text_config").int("hidden_size")
+        projector.replicated("linear", size, out, bias=True, **more)
+    language_model(b)

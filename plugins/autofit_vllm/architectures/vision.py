@@ -43,7 +43,14 @@ def clip(tower: Scope, config: Config, *, layers: int, post_norm: bool) -> None:
         here.norm("post_layernorm", hidden, bias=True)
 
 
-def siglip(tower: Scope, config: Config, *, layers: int | None = None, position_ids: bool = True) -> None:
+def siglip(
+    tower: Scope,
+    config: Config,
+    *,
+    layers: int | None = None,
+    position_ids: bool = True,
+    post_norm: bool = True,
+) -> None:
     """models/siglip.py:SiglipVisionModel."""
     here = tower / "vision_model"
     hidden, patch = config.int("hidden_size"), config.int("patch_size")
@@ -54,7 +61,8 @@ def siglip(tower: Scope, config: Config, *, layers: int | None = None, position_
     if position_ids:
         here.buffer("embeddings.position_ids", 1, positions, dtype="int64")
     _siglip_layers(here, config, config.layers() if layers is None else layers, aligned_only=position_ids)
-    here.norm("post_layernorm", hidden, bias=True)
+    if post_norm:
+        here.norm("post_layernorm", hidden, bias=True)
 
 
 def _siglip_layers(
@@ -796,3 +804,37 @@ def kimi_k3(b: Builder) -> None:
         projector.replicated("linear_2", merged, out, quantisable=False)
         projector.norm("post_norm", out)
     language_model(b, page=kimi_linear)
+
+
+def llava_onevision(b: Builder) -> None:
+    """models/llava_onevision.py: the tower ends with its layers, the projector is on every rank."""
+    root = b.config
+    vision, hidden = root.section("vision_config"), root.section("text_config").int("hidden_size")
+    tower, projector = b.tower("vision_tower", *_VISION), b.tower("multi_modal_projector", *_VISION)
+    if tower is not None and projector is not None:
+        layers, _ = _vision_layers(vision, root.get("vision_feature_layer", -1))
+        if vision.model_type == "siglip_vision_model":
+            siglip(tower, vision, layers=layers, post_norm=False)
+        else:
+            clip(tower, vision, layers=layers, post_norm=False)
+        bias = root.flag("multimodal_projector_bias", True)
+        projector.replicated("linear_1", vision.int("hidden_size"), hidden, bias=bias, quantisable=False)
+        projector.replicated("linear_2", hidden, hidden, bias=bias, quantisable=False)
+    b.scope("", -3).plain("image_newline", hidden)
+    language_model(b)
+
+
+def paddleocr(b: Builder) -> None:
+    """models/paddleocr_vl.py: SigLIP with a rope, patches merged before they are projected, an Ernie decoder."""
+    from autofit_vllm.architectures.dense import ernie4_5
+
+    root = b.config
+    vision = root.section("vision_config", model_type="paddleocr_vl_vision")
+    text = root.section("text_config", model_type="paddleocr_vl_text")
+    tower, projector = b.tower("visual", "image"), b.tower("mlp_AR", "image")
+    if tower is not None and projector is not None:
+        siglip(tower, vision)
+        size = vision.int("hidden_size") // vision.int("num_attention_heads")
+        tower.buffer(f"{tower.prefix}.inv_freq", size // 4, dtype="float32")
+        _merged_patches(projector, vision, (text if text.given else root).int("hidden_size"), quantisable=False)
+    language_model(b, page=ernie4_5)
