@@ -174,6 +174,8 @@ _PAGES = {
     "vision:llava_onevision": "LlavaOnevisionForConditionalGeneration",
     "vision:paddleocr": "PaddleOCRVLForConditionalGeneration",
     "speech:qwen2_audio": "Qwen2AudioForConditionalGeneration",
+    "vision:lfm2_vl": "Lfm2VlForConditionalGeneration",
+    "vision:minicpmv4_6": "MiniCPMV4_6ForConditionalGeneration",
     "vision:minimax_m3": "MiniMaxM3SparseForConditionalGeneration",
     "vision:gemma4": "Gemma4ForConditionalGeneration",
 }
@@ -417,7 +419,7 @@ def assemble(architecture: str, builder: Builder) -> VllmModel:
         supports_lora=architecture not in NO_LORA,
         modalities=("image", "video") if architecture in MULTIMODAL else (),
         quantization=_with(quantization or nested, builder.quantization) or None,
-        ssm_dtype=ssm_dtype(root, text),
+        ssm_dtype=ssm_dtype(root, text, architecture),
         draft=builder.draft,
         notes=tuple(builder.notes),
         config=dict(text),

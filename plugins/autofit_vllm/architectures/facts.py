@@ -167,10 +167,11 @@ def config_dtype(root: Config, text: Config) -> str | None:
     return None
 
 
-def ssm_dtype(root: Config, text: Config) -> str | None:
-    """The type of a recurrent state where vLLM follows the file (model_executor/models/config.py)."""
+def ssm_dtype(root: Config, text: Config, architecture: str) -> str | None:
+    """The type of a recurrent state where vLLM follows the file (model_executor/models/config.py: for these classes,
+    not for others around the same text model)."""
     kind = text.model_type
-    if kind.startswith(("qwen3_5", "qwen4_exp")):
+    if kind.startswith(("qwen3_5", "qwen4_exp")) and architecture.startswith(("Qwen", "ColQwen")):
         return text.text("mamba_ssm_dtype") or None
     if kind.startswith("nemotron_h"):
         return text.text("mamba_ssm_cache_dtype") or root.text("mamba_ssm_cache_dtype") or "float32"

@@ -838,3 +838,54 @@ def paddleocr(b: Builder) -> None:
         tower.buffer(f"{tower.prefix}.inv_freq", size // 4, dtype="float32")
         _merged_patches(projector, vision, (text if text.given else root).int("hidden_size"), quantisable=False)
     language_model(b, page=ernie4_5)
+
+
+def lfm2_vl(b: Builder) -> None:
+    """models/lfm2_vl.py: SigLIP 2 over flattened patches, neighbours folded before they are projected."""
+    root = b.config
+    vision, out = root.section("vision_config"), root.section("text_config").int("hidden_size")
+    tower, projector = b.tower("vision_tower", "image"), b.tower("multi_modal_projector", "image")
+    if tower is not None and projector is not None:
+        here, hidden, patch = tower / "vision_model", vision.int("hidden_size"), vision.int("patch_size")
+        here.plain("embeddings.patch_embedding.weight", hidden, vision.int("num_channels", default=3) * patch * patch)
+        here.plain("embeddings.patch_embedding.bias", hidden)
+        here.plain("embeddings.position_embedding.weight", vision.int("num_patches"), hidden)
+        _siglip_layers(here, vision, vision.layers())
+        here.norm("post_layernorm", hidden, bias=True)
+        folded, inner = hidden * root.int("downsample_factor", default=2) ** 2, root.int("projector_hidden_size")
+        if root.flag("projector_use_layernorm", True):
+            projector.norm("layer_norm", folded, bias=True)
+        bias = root.flag("projector_bias", True)
+        projector.replicated("linear_1", folded, inner, bias=bias, quantisable=False)
+        projector.replicated("linear_2", inner, out, bias=bias, quantisable=False)
+    language_model(b)
+
+
+def minicpmv4_6(b: Builder) -> None:
+    """models/minicpmv4_6.py: SigLIP, windows of patches merged within the tower and again after it."""
+    root = b.config
+    vision = root.section("vision_config", model_type="minicpmv4_6_vision")
+    out = root.section("text_config").int("hidden_size")
+    tower, within, after = (b.tower(name, *_VISION) for name in ("vpm", "vit_merger", "merger"))
+    if tower is not None and within is not None and after is not None:
+        hidden, heads, patch = (vision.int(k) for k in ("hidden_size", "num_attention_heads", "patch_size"))
+        tower.plain("embeddings.patch_embedding.weight", hidden, vision.int("num_channels", default=3), patch, patch)
+        tower.plain("embeddings.patch_embedding.bias", hidden)
+        tower.plain("embeddings.position_embedding.weight", (vision.int("image_size") // patch) ** 2, hidden)
+        _siglip_layers(tower, vision, vision.layers())
+        tower.norm("post_layernorm", hidden, bias=True)
+        sizes: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
+        within.qkv("self_attn.qkv_proj", hidden, bias=True, **sizes)
+        within.row("self_attn.out_proj", hidden, hidden, bias=True)
+        within.norm("layer_norm1", hidden, bias=True)
+        folded, width = 4 * hidden, 4 * vision.int("intermediate_size")
+        within.norm("pre_norm", folded, bias=True)
+        within.replicated("linear_1", folded, width, bias=True, quantisable=False)
+        within.replicated("linear_2", width, hidden, bias=True, quantisable=False)
+        last = after / "mlp.0"
+        last.norm("pre_norm", folded, bias=True)
+        last.replicated("linear_1", folded, folded, bias=True, quantisable=False)
+        last.replicated("linear_2", folded, out, bias=True, quantisable=False)
+    # Whether the head is tied, the text's own configuration says here.
+    b.config = root.replace(tie_word_embeddings=root.section("text_config").flag("tie_word_embeddings"))
+    language_model(b)
