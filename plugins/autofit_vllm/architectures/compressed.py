@@ -212,7 +212,8 @@ def hy_v4(b: Builder) -> None:
         layer.norms("input_layernorm", "post_attention_layernorm")
         for name in ("hc_attn_layer", "hc_mlp_layer") if mixed else ():
             streams(layer / name / "hc_pre", "hc", count, scales=2, rows=2 * count)
-        if feeds[index] == "dense" if index < len(feeds) else index == 0:
+        is_dense = feeds[index] == "dense" if index < len(feeds) else index == 0
+        if is_dense:
             layer.gated_mlp()
         else:
             mixture(
