@@ -3,7 +3,7 @@ sees a window of tokens and, beside it, others compressed by 4 or 128; and Hunyu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from autofit.errors import EngineRefusalError
 
@@ -212,8 +212,7 @@ def hy_v4(b: Builder) -> None:
         layer.norms("input_layernorm", "post_attention_layernorm")
         for name in ("hc_attn_layer", "hc_mlp_layer") if mixed else ():
             streams(layer / name / "hc_pre", "hc", count, scales=2, rows=2 * count)
-        is_dense = feeds[index] == "dense" if index < len(feeds) else index == 0
-        if is_dense:
+        if _is_dense(feeds, index, 1):
             layer.gated_mlp()
         else:
             mixture(
@@ -227,6 +226,11 @@ def hy_v4(b: Builder) -> None:
     b.finish()
     if mixed:
         streams(b.scope("model.hc_head", LAST), "hc_head", count)
+
+
+def _is_dense(feeds: Sequence[object], index: int, n_first: int) -> bool:
+    """By `mlp_layer_types`; without them the configuration's class makes the first `n_first` dense."""
+    return feeds[index] == "dense" if index < len(feeds) else index < n_first
 
 
 def glm5_next(b: Builder) -> None:
@@ -246,7 +250,7 @@ def glm5_next(b: Builder) -> None:
             pool = config.int("index_kpool", default=1)
             rotates = config.int("qk_rope_head_dim") > 0 and not config.flag("mla_use_nope")
             latent_attention(layer, sparse=True, indexed=indexed, own_rope=False, rope=rotates, pool=pool)
-        if feeds[index] == "dense" if index < len(feeds) else index < _HASHED_LAYERS:
+        if _is_dense(feeds, index, 3):
             layer.gated_mlp()
         else:
             mixture(
