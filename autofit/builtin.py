@@ -18,9 +18,7 @@ from autofit.hookspecs import (
 def autofit_register_commands() -> Iterable[CommandRef]:
     return (
         CommandRef("check", "will this engine command fit? where does each byte go?", "autofit.cli.check"),
-        CommandRef(
-            "inspect", "what is in a model file: tensors by group and type, layers", "autofit.cli.inspect"
-        ),
+        CommandRef("inspect", "what is in a model file: tensors by group and type, layers", "autofit.cli.inspect"),
         CommandRef(
             "hardware",
             "what this machine has, or a profile of one that you do not have",
@@ -41,9 +39,7 @@ def autofit_register_renderers() -> Iterable[RendererRef]:
 @hookimpl
 def autofit_register_model_readers() -> Iterable[ModelReaderRef]:
     return (
-        ModelReaderRef(
-            "gguf", "GGUF v2 and v3, split files", "autofit.readers:read_model", (".gguf",), b"GGUF"
-        ),
+        ModelReaderRef("gguf", "GGUF v2 and v3, split files", "autofit.readers:read_model", (".gguf",), b"GGUF"),
         ModelReaderRef(
             "safetensors",
             "safetensors files and directories",
@@ -57,9 +53,7 @@ def autofit_register_model_readers() -> Iterable[ModelReaderRef]:
 def autofit_register_model_sources() -> Iterable[ModelSourceRef]:
     return (
         ModelSourceRef("path", "a file or a directory", "autofit.sources:resolve", ("file",)),
-        ModelSourceRef(
-            "example", "the models described inside autofit", "autofit.sources:resolve", ("example",)
-        ),
+        ModelSourceRef("example", "the models described inside autofit", "autofit.sources:resolve", ("example",)),
     )
 
 

@@ -34,9 +34,7 @@ class ModelNotFoundError(ModelError):
 class CorruptModelError(ModelError):
     """The file contradicts itself; `offset_bytes` is where."""
 
-    def __init__(
-        self, path: str, cause: str, *, offset_bytes: int | None = None, hint: str | None = None
-    ) -> None:
+    def __init__(self, path: str, cause: str, *, offset_bytes: int | None = None, hint: str | None = None) -> None:
         where = f"{path}: byte {offset_bytes}: " if offset_bytes is not None else f"{path}: "
         super().__init__(where + cause, hint=hint)
         self.path = path

@@ -94,9 +94,7 @@ class Host:
             self._disable(f"{distribution}: {name}" if taken else name, error, distribution, version)
 
     def _is_pending(self, plugin: object, hook: str) -> bool:
-        return hasattr(getattr(plugin, hook), f"{hookspecs.PROJECT_NAME}_impl") and not hasattr(
-            hookspecs, hook
-        )
+        return hasattr(getattr(plugin, hook), f"{hookspecs.PROJECT_NAME}_impl") and not hasattr(hookspecs, hook)
 
     def _disable(
         self, name: str, error: BaseException, distribution: str | None = None, version: str | None = None
@@ -178,9 +176,7 @@ class Host:
         """
         refs = self.backends()
         if name not in refs:
-            raise UsageError(
-                f"no backend {name!r}", hint=f"known: {', '.join(sorted(refs))}; see `autofit plugins`"
-            )
+            raise UsageError(f"no backend {name!r}", hint=f"known: {', '.join(sorted(refs))}; see `autofit plugins`")
         from autofit.backend import Backend
 
         factory = resolve(refs[name].factory)
@@ -204,9 +200,7 @@ class Host:
             if program in ref.programs:
                 return self.backend(ref.name)
         known = sorted(word for ref in self.backends().values() for word in ref.programs)
-        raise UsageError(
-            f"no backend understands the command {program!r}", hint=f"known programs: {', '.join(known)}"
-        )
+        raise UsageError(f"no backend understands the command {program!r}", hint=f"known programs: {', '.join(known)}")
 
     def adjust_machine(self, machine: Machine, backend_name: str) -> Machine:
         """Fold the plugins' corrections, each over the one before."""

@@ -28,9 +28,7 @@ _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 DEVICE_VARIABLES = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"})
 
 
-def read_model(
-    reference: str | os.PathLike[str], *, companions: Mapping[str, str] | None = None
-) -> ModelSpec:
+def read_model(reference: str | os.PathLike[str], *, companions: Mapping[str, str] | None = None) -> ModelSpec:
     """The model that `reference` names: a path, a directory, `example:NAME`, or what a plugin's source knows.
 
     `companions` maps a role (`mmproj`, `draft`, `lora`) to another reference.

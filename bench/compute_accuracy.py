@@ -132,9 +132,7 @@ class Tally:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("truth", type=Path)
     parser.add_argument("models", type=Path)
     parser.add_argument("--arch", default="")
@@ -176,9 +174,7 @@ def main() -> None:
         tally.slowest_s = max(tally.slowest_s, elapsed)
         if options.verbose and got != expected:
             print(row["id"], row["file"], " ".join(row["args"]), f"got {got} expected {expected}")
-    print(
-        f"{'architecture':18} {'rows':>5} {'exact':>5} {'<=1%':>5} {'failed':>6} {'worst':>9} {'slowest':>9}"
-    )
+    print(f"{'architecture':18} {'rows':>5} {'exact':>5} {'<=1%':>5} {'failed':>6} {'worst':>9} {'slowest':>9}")
     for arch, t in sorted(tallies.items()):
         times = f"{t.slowest_s * 1000:6.1f} ms"
         print(f"{arch:18} {t.n_rows:5} {t.n_exact:5} {t.n_near:5} {t.n_failed:6} {t.worst:9.3%} {times:>9}")

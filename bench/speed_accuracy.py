@@ -28,9 +28,7 @@ def line(name: str, items: Sequence[Residual]) -> str:
     bias = math.exp(statistics.median(item.value for item in items))
     n_groups = len({item.run.group for item in items})
     median = math.exp(statistics.median(sizes)) - 1
-    return (
-        f"{name:34} {len(items):4} {n_groups:4} {median:7.1%} {within[0]:7.1%} {within[1]:7.1%} {bias:6.2f}"
-    )
+    return f"{name:34} {len(items):4} {n_groups:4} {median:7.1%} {within[0]:7.1%} {within[1]:7.1%} {bias:6.2f}"
 
 
 def table(title: str, items: Sequence[Residual], key: Callable[[Residual], str]) -> None:

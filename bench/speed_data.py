@@ -335,21 +335,15 @@ SHAPES: Sequence[tuple[str, Callable[[], Shape]]] = (
     (r"gemma-4-e4b", lambda: _gemma4(42, 2560, 10240, 8, 2, window=512, per_layer=256, n_shared_kv=18)),
     (
         r"gemma-4-e2b",
-        lambda: _gemma4(
-            35, 1536, 6144, 8, 1, every=5, window=512, per_layer=256, n_shared_kv=20, wide_shared=True
-        ),
+        lambda: _gemma4(35, 1536, 6144, 8, 1, every=5, window=512, per_layer=256, n_shared_kv=20, wide_shared=True),
     ),
     (
         r"gemma-3-1b",
-        lambda: _transformer(
-            26, 1152, 6912, 4, 1, 262144, dim=256, tied=True, window=_every(6, 512), n_norms=6
-        ),
+        lambda: _transformer(26, 1152, 6912, 4, 1, 262144, dim=256, tied=True, window=_every(6, 512), n_norms=6),
     ),
     (
         r"gemma-3-4b",
-        lambda: _transformer(
-            34, 2560, 10240, 8, 4, 262144, dim=256, tied=True, window=_every(6, 1024), n_norms=6
-        ),
+        lambda: _transformer(34, 2560, 10240, 8, 4, 262144, dim=256, tied=True, window=_every(6, 1024), n_norms=6),
     ),
     (r"nemotron-3-nano-30b", _nemotron3_nano),
     (

@@ -145,11 +145,7 @@ def _row(folder: Path, args: Sequence[str], environ: Mapping[str, str]) -> dict[
         check=False,
     )
     line = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
-    row = (
-        json.loads(line)
-        if line.startswith("{")
-        else {"error": f"exit {done.returncode}", "log": done.stderr[-2000:]}
-    )
+    row = json.loads(line) if line.startswith("{") else {"error": f"exit {done.returncode}", "log": done.stderr[-2000:]}
     if "error" in row:
         raise EngineRefusal(f"{row['error']}: {row.get('log', '')[-1500:]} {done.stderr[-500:]}")
     return dict(row)

@@ -301,8 +301,7 @@ def split(model: Gguf, n_shards: int, *, first_has_tensors: bool = True) -> list
 def write_split(directory: Path, stem: str, model: Gguf, n_shards: int, **options: Any) -> list[Path]:
     shards = split(model, n_shards, **options)
     return [
-        shard.write(directory / f"{stem}-{number:05d}-of-{n_shards:05d}.gguf")
-        for number, shard in enumerate(shards, 1)
+        shard.write(directory / f"{stem}-{number:05d}-of-{n_shards:05d}.gguf") for number, shard in enumerate(shards, 1)
     ]
 
 

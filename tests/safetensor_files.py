@@ -13,9 +13,7 @@ Tensors = Mapping[str, tuple[str, Sequence[int]]]  #: name -> type and shape
 BITS = {"F32": 32, "BF16": 16, "F16": 16, "F8_E4M3": 8, "F4": 4, "U8": 8, "I32": 32, "I64": 64}
 
 
-def header(
-    tensors: Mapping[str, tuple[str, Sequence[int]]], notes: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+def header(tensors: Mapping[str, tuple[str, Sequence[int]]], notes: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The entries of a header, laid out one after the other."""
     entries: dict[str, Any] = {"__metadata__": dict(notes)} if notes else {}
     end = 0
@@ -89,9 +87,7 @@ CONFIG = {
 }
 
 
-def write_model(
-    directory: Path, *, n_shards: int = 0, config: Mapping[str, Any] = CONFIG, **dims: Any
-) -> Path:
+def write_model(directory: Path, *, n_shards: int = 0, config: Mapping[str, Any] = CONFIG, **dims: Any) -> Path:
     """A model directory: config.json and one file, or `n_shards` with their index."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))

@@ -43,9 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.action in ("show", "save") and args.name is None:
-        raise UsageError(
-            f"hardware {args.action} needs a name", hint=f"autofit hardware {args.action} rtx-3090"
-        )
+        raise UsageError(f"hardware {args.action} needs a name", hint=f"autofit hardware {args.action} rtx-3090")
     if args.action == "detect" and args.name is not None:
         raise UsageError(
             f"hardware detect takes no name: {args.name[:40]!r}",
@@ -109,9 +107,7 @@ def _about() -> str:
 
     shown = [f"{name}={printable(os.environ[name])}" for name in VARIABLES if name in os.environ]
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
-    return "\n".join(
-        [f"autofit {__version__} · {printable(system)} · Python {platform.python_version()}", *shown, ""]
-    )
+    return "\n".join([f"autofit {__version__} · {printable(system)} · Python {platform.python_version()}", *shown, ""])
 
 
 def _disk() -> str | None:
@@ -157,9 +153,7 @@ def _list(args: argparse.Namespace) -> int:
         print(json.dumps([{"id": p.id, "path": str(p.path), **p.table} for p in rows], indent=2))
         return 0
     if not rows:
-        raise UsageError(
-            f"no hardware profile has {args.name[:40]!r} in its name", hint="autofit hardware list"
-        )
+        raise UsageError(f"no hardware profile has {args.name[:40]!r} in its name", hint="autofit hardware list")
     width = max(len(p.id) for p in rows)
     for profile in rows:
         print(f"{profile.id:<{width}}  {printable(profile.summary_line())}")

@@ -127,9 +127,7 @@ def _facts(model: ModelSpec) -> dict[str, str | None]:
         "architecture": f"{printable(model.architecture, 80)} ({kind})",
         "parameters": f"{model.n_parameters:,}" if model.tensors else "no tensors, a configuration alone",
         "weights": f"{model.weights_bytes:,} bytes ({size}, {bits:.2f} bits each)" if model.tensors else None,
-        "context": f"{model.context_train_tokens:,} tokens in training"
-        if model.context_train_tokens
-        else None,
+        "context": f"{model.context_train_tokens:,} tokens in training" if model.context_train_tokens else None,
         "window": _window(model),
         "vocabulary": f"{model.n_vocab:,} tokens" if model.n_vocab else None,
     }

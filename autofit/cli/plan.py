@@ -33,9 +33,7 @@ def run(args: argparse.Namespace, backend_name: str, engine_args: list[str] | No
     command = backend.parse(words, request.engine_env, version=request.engine_version)
     model = read_model(args.model, companions=command.companions)
     shows_all = args.explain or args.format != "shell"  # nobody would see them otherwise
-    request = replace(
-        request, model_reference=written_as(args.model, model), alternatives=shows_all, explain=shows_all
-    )
+    request = replace(request, model_reference=written_as(args.model, model), alternatives=shows_all, explain=shows_all)
     plan = solve(backend_name, model, machine_of(wishes), request)
     return show(plan, args, force=request.force)
 

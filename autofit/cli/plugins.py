@@ -36,9 +36,7 @@ def run(args: argparse.Namespace) -> int:
     for record in records:
         origin = f" ({record.distribution} {record.version})" if record.distribution else ""
         state = (
-            f"BROKEN: {record.error}"
-            if record.error
-            else ", ".join(h.removeprefix("autofit_") for h in record.hooks)
+            f"BROKEN: {record.error}" if record.error else ", ".join(h.removeprefix("autofit_") for h in record.hooks)
         )
         print(f"{printable(record.name)}{printable(origin)}  {printable(state, 400)}")
     for kind, refs in offers.items():

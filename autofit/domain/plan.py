@@ -156,9 +156,7 @@ class Plan:
                 }
                 for a in self.alternatives
             ],
-            "findings": [
-                {"severity": f.severity, "code": f.code, "message": f.message} for f in self.findings
-            ],
+            "findings": [{"severity": f.severity, "code": f.code, "message": f.message} for f in self.findings],
             "engine_report": dict(self.engine_report),
         }
 
@@ -168,12 +166,8 @@ def _speed(speed: Speed) -> dict[str, object]:
         "decode_tokens_per_s": round(speed.decode_tokens_per_s, 2),
         "low": round(speed.low, 2),
         "high": round(speed.high, 2),
-        "start_tokens_per_s": None
-        if speed.start_tokens_per_s is None
-        else round(speed.start_tokens_per_s, 2),
-        "prefill_tokens_per_s": None
-        if speed.prefill_tokens_per_s is None
-        else round(speed.prefill_tokens_per_s, 1),
+        "start_tokens_per_s": None if speed.start_tokens_per_s is None else round(speed.start_tokens_per_s, 2),
+        "prefill_tokens_per_s": None if speed.prefill_tokens_per_s is None else round(speed.prefill_tokens_per_s, 1),
         "prefill_low": None if speed.prefill_low is None else round(speed.prefill_low, 1),
         "prefill_high": None if speed.prefill_high is None else round(speed.prefill_high, 1),
         "basis": speed.basis,

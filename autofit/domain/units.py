@@ -31,9 +31,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text) if len(text) <= 40 else None
     unit = _UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None:
-        raise UsageError(
-            f"not a size: {text[:40]!r}", hint="write a number and a unit, such as 24GiB or 24576MiB"
-        )
+        raise UsageError(f"not a size: {text[:40]!r}", hint="write a number and a unit, such as 24GiB or 24576MiB")
     whole, _, part = match[1].partition(".")
     n_bytes = int(whole or "0") * unit + (int(part) * unit // 10 ** len(part) if part else 0)
     if n_bytes > MAX_BYTES:
@@ -50,9 +48,7 @@ def parse_tokens(text: str) -> int:
     match = re.fullmatch(r"\s*([0-9]{1,12})\s*([kKmM]?)\s*", text, re.ASCII)
     n_tokens = int(match[1]) * {"": 1, "k": 1024, "m": 1 << 20}[match[2].lower()] if match else 0
     if not 0 < n_tokens < 1 << 31:
-        raise UsageError(
-            f"not a token count: {text[:40]!r}", hint="write a positive number, such as 32768 or 32k"
-        )
+        raise UsageError(f"not a token count: {text[:40]!r}", hint="write a positive number, such as 32768 or 32k")
     return n_tokens
 
 

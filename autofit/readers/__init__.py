@@ -86,9 +86,7 @@ def _read_file(path: str) -> ModelSpec:
         from autofit.readers.safetensors import read_safetensors
 
         return read_safetensors(path)
-    raise CorruptModelError(
-        printable(path), "neither GGUF nor safetensors", offset_bytes=0, hint=foreign(start)
-    )
+    raise CorruptModelError(printable(path), "neither GGUF nor safetensors", offset_bytes=0, hint=foreign(start))
 
 
 def _read_directory(directory: Path) -> ModelSpec:
@@ -132,9 +130,7 @@ def _first_shards(directory: Path, names: set[str]) -> list[Path]:
     from autofit.readers.gguf import shard_names
 
     firsts = {
-        next((shard for shard in shard_names(name) if shard in names), name)
-        for name in names
-        if name.endswith(".gguf")
+        next((shard for shard in shard_names(name) if shard in names), name) for name in names if name.endswith(".gguf")
     }
     return [directory / name for name in sorted(firsts)]
 

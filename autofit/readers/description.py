@@ -72,10 +72,6 @@ def _unpack(packed: bytes, path: str) -> bytes:
     except zlib.error as error:
         raise CorruptModelError(printable(path), "not gzip", offset_bytes=0) from error
     if not unpacker.eof:
-        cause = (
-            "the gzip data ends too early"
-            if len(data) < MAX_BYTES
-            else f"more than {MAX_BYTES} bytes unpacked"
-        )
+        cause = "the gzip data ends too early" if len(data) < MAX_BYTES else f"more than {MAX_BYTES} bytes unpacked"
         raise CorruptModelError(printable(path), cause)
     return data

@@ -15,9 +15,7 @@ from autofit.errors import ModelError, ModelNotFoundError
 
 MAX_MAPPED_BYTES = 1 << 27  #: more than any header may have; a limit on address space must not refuse a large model
 MAX_JSON_BYTES = 1 << 26
-MAX_JSON_ITEMS = (
-    1 << 21
-)  #: commas: what a parsed document takes in memory grows with them, not with its bytes
+MAX_JSON_ITEMS = 1 << 21  #: commas: what a parsed document takes in memory grows with them, not with its bytes
 
 Buffer: TypeAlias = mmap.mmap | bytes
 
@@ -35,9 +33,7 @@ def open_file(path: str) -> Iterator[tuple[Buffer, int]]:
         ModelNotFoundError: there is none. ModelError: it is not an ordinary file, or cannot be read.
     """
     # O_NONBLOCK: a pipe without a writer must not keep us waiting
-    flags = (
-        os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    )
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(path, flags)
     except (OSError, ValueError) as error:
@@ -68,9 +64,7 @@ def explain(path: str, error: Exception) -> ModelError:
     if isinstance(error, NotADirectoryError):
         return ModelNotFoundError(f"{printable(path)}: a part of this path is not a directory")
     if isinstance(error, PermissionError):
-        return ModelError(
-            f"{printable(path)}: no permission to read it", hint="check its owner and mode: ls -l"
-        )
+        return ModelError(f"{printable(path)}: no permission to read it", hint="check its owner and mode: ls -l")
     if isinstance(error, OSError):
         if error.errno == errno.ELOOP:
             return ModelError(f"{printable(path)}: its symbolic links go round in a circle")
@@ -88,9 +82,7 @@ def read_small(path: str, limit: int) -> bytes:
     """
     with open_file(path) as (data, size_bytes):
         if size_bytes > limit:
-            raise ModelError(
-                f"{printable(path)}: {size_bytes} bytes are absurd for this file (limit {limit})"
-            )
+            raise ModelError(f"{printable(path)}: {size_bytes} bytes are absurd for this file (limit {limit})")
         return bytes(data[:])
 
 

@@ -106,9 +106,7 @@ def read_gguf(path: str | Path) -> ModelSpec:
     return to_spec(metadata, tensors, files)
 
 
-def to_spec(
-    metadata: Mapping[str, object], tensors: Sequence[TensorInfo], files: Sequence[ModelFile]
-) -> ModelSpec:
+def to_spec(metadata: Mapping[str, object], tensors: Sequence[TensorInfo], files: Sequence[ModelFile]) -> ModelSpec:
     """The model that these keys and tensors describe.
 
     Raises:
@@ -233,9 +231,7 @@ class _Parser:
             raise self.fail("the file is empty", 0)
         magic = self.data[:4]
         if magic in _OLD_MAGICS:
-            raise self.fail(
-                "a GGML file, older than GGUF", 0, "download the model as GGUF, or convert it again"
-            )
+            raise self.fail("a GGML file, older than GGUF", 0, "download the model as GGUF, or convert it again")
         if magic != MAGIC:
             cause = f"not GGUF: the file starts with {printable(repr(magic)[1:], 40)}"
             raise self.fail(cause, 0, foreign(self.data[:64]))
@@ -245,9 +241,7 @@ class _Parser:
             self.layout, self.pos = _BIG, 4
             (version,) = self.take(self.layout.u32, "the version")
         if version == 1:
-            raise self.fail(
-                "GGUF version 1, which engines no longer read", 4, "convert the original model again"
-            )
+            raise self.fail("GGUF version 1, which engines no longer read", 4, "convert the original model again")
         if version not in {2, 3}:
             raise self.fail(f"GGUF version {version}; versions 2 and 3 are known", 4)
         at = self.pos
@@ -256,9 +250,7 @@ class _Parser:
         if n_tensors > min(MAX_TENSORS, left // MIN_TENSOR_BYTES):
             raise self.fail(f"{n_tensors} tensors are absurd: the header has at most {left} more bytes", at)
         if n_keys > min(MAX_KEYS, left // MIN_KEY_BYTES):
-            raise self.fail(
-                f"{n_keys} metadata keys are absurd: the header has at most {left} more bytes", at + 8
-            )
+            raise self.fail(f"{n_keys} metadata keys are absurd: the header has at most {left} more bytes", at + 8)
         return n_tensors, n_keys
 
     def metadata(self, n_keys: int) -> dict[str, object]:
@@ -341,9 +333,7 @@ class _Parser:
     def alignment(self, metadata: Mapping[str, object]) -> int:
         value = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
         if type(value) is not int or value <= 0 or value & (value - 1) or value >> 32:
-            raise self.fail(
-                f"{ALIGNMENT_KEY} is {printable(str(value), 40)}, which is no power of two", self.pos
-            )
+            raise self.fail(f"{ALIGNMENT_KEY} is {printable(str(value), 40)}, which is no power of two", self.pos)
         return value
 
     def tensor_table(self, n_tensors: int) -> list[_Entry]:
@@ -361,9 +351,7 @@ class _Parser:
     def tensor(self, at: int, name: str) -> _Entry:
         (n_dims,) = self.take(self.layout.u32, "the number of dimensions of a tensor")
         if n_dims > MAX_DIMS:
-            raise self.fail(
-                f"tensor {printable(name)} has {n_dims} dimensions (at most {MAX_DIMS})", self.pos - 4
-            )
+            raise self.fail(f"tensor {printable(name)} has {n_dims} dimensions (at most {MAX_DIMS})", self.pos - 4)
         *ne, type_id, offset = self.take(self.layout.tensors[n_dims], "a line of the tensor table")
         if type_id not in GGML_TYPES:
             raise self.unknown_type(name, type_id, self.pos - 12)
@@ -372,9 +360,7 @@ class _Parser:
         for dim in ne:
             n_elements *= dim
         if not 0 < n_elements <= MAX_ELEMENTS:
-            cause = (
-                "a dimension of 0" if not n_elements else f"{n_elements} elements: its dimensions overflow"
-            )
+            cause = "a dimension of 0" if not n_elements else f"{n_elements} elements: its dimensions overflow"
             raise self.fail(f"tensor {printable(name)} has {cause}", at)
         row = ne[0] if ne else 1
         if row % block_elements:
@@ -382,9 +368,7 @@ class _Parser:
                 f"tensor {printable(name)}: rows of {row}, not whole {type_name} blocks of {block_elements}",
                 at,
             )
-        return _Entry(
-            at, name, type_name, tuple(ne[::-1]), n_elements // block_elements * block_bytes, offset
-        )
+        return _Entry(at, name, type_name, tuple(ne[::-1]), n_elements // block_elements * block_bytes, offset)
 
     def unknown_type(self, name: str, type_id: int, at: int) -> CorruptModelError:
         removed = REMOVED_GGML_TYPES.get(type_id)
@@ -404,9 +388,7 @@ class _Parser:
         expected = 0
         for at, name, type_name, shape, n_bytes, offset in entries:
             if offset != expected:
-                raise self.fail(
-                    f"the data of tensor {printable(name)} is at offset {offset}, not {expected}", at
-                )
+                raise self.fail(f"the data of tensor {printable(name)} is at offset {offset}, not {expected}", at)
             end = start + offset + n_bytes
             if end > self.file_bytes:
                 raise self.fail(
@@ -458,9 +440,7 @@ def _join(shards: Sequence[str], headers: Sequence[Header]) -> list[TensorInfo]:
             )
         for tensor in header.tensors:
             if tensor.name in seen:
-                raise CorruptModelError(
-                    printable(shard), f"tensor {printable(tensor.name)} is in another shard too"
-                )
+                raise CorruptModelError(printable(shard), f"tensor {printable(tensor.name)} is in another shard too")
             seen.add(tensor.name)
         tensors += header.tensors
     expected = headers[0].metadata.get("split.tensors.count", len(tensors))

@@ -103,9 +103,7 @@ def hf_layers(config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> tuple
     )
 
 
-def _layer(
-    config: Mapping[str, Any], stack: str, index: int, weights: Mapping[str, int], parts: set[str]
-) -> LayerSpec:
+def _layer(config: Mapping[str, Any], stack: str, index: int, weights: Mapping[str, int], parts: set[str]) -> LayerSpec:
     mixer = _mixer(config, index, parts, bool(weights))
     attends = mixer in {"full", "sliding", "chunked", "latent"}
     n_heads = figure(config, "num_attention_heads", "n_head", "num_heads")
@@ -126,20 +124,14 @@ def _layer(
         also_recurrent=attends and any(_RECURRENT.search(part) for part in parts),
         feed_forward=feed_forward,
         n_heads=n_heads if attends else None,
-        n_kv_heads=(
-            1 if latent else figure(config, "num_key_value_heads", "num_kv_heads", "n_head_kv") or n_heads
-        )
+        n_kv_heads=(1 if latent else figure(config, "num_key_value_heads", "num_kv_heads", "n_head_kv") or n_heads)
         if attends
         else None,
-        key_dim=((figure(config, "kv_lora_rank") or 0) + (rope or 0) if latent else head_dim)
-        if attends
-        else None,
+        key_dim=((figure(config, "kv_lora_rank") or 0) + (rope or 0) if latent else head_dim) if attends else None,
         value_dim=(figure(config, "kv_lora_rank") if latent else head_dim) if attends else None,
         window_tokens=window if type(window) is int else None,
         n_experts=n_experts if routed else 0,
-        n_experts_used=(
-            figure(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k") or 0
-        )
+        n_experts_used=(figure(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k") or 0)
         if routed
         else 0,
         attention_bytes=weights.get("attention", 0),

@@ -80,8 +80,7 @@ def gguf_layers(
         parts.setdefault((stack, number), set()).add(stem)
     keys = _Keys(architecture, metadata)
     return tuple(
-        _layer(keys, stack, index, blocks[stack, index], parts[stack, index])
-        for stack, index in sorted(blocks)
+        _layer(keys, stack, index, blocks[stack, index], parts[stack, index]) for stack, index in sorted(blocks)
     )
 
 
@@ -104,11 +103,7 @@ class _Keys:
     def sliding(self, index: int) -> bool | None:
         """Whether layer `index` sees a window only, or `None` if the file does not say (llama_hparams)."""
         pattern = self.metadata.get(f"{self.architecture}.attention.sliding_window_pattern")
-        if (
-            isinstance(pattern, StringArray)
-            or pattern is None
-            or not self.at("attention.sliding_window", index)
-        ):
+        if isinstance(pattern, StringArray) or pattern is None or not self.at("attention.sliding_window", index):
             return None
         if isinstance(pattern, tuple):
             return bool(pattern[index]) if index < len(pattern) else None
@@ -123,9 +118,7 @@ def _layer(keys: _Keys, stack: str, index: int, weights: Mapping[str, int], part
     head_dim = width // n_heads if width and n_heads else None
     has_experts = weights.get("experts", 0) > 0
     mixer, beside = _mixer(keys, index, parts, n_kv_heads)
-    feed_forward: FeedForwardKind = (
-        "experts" if has_experts else "dense" if weights.get("feed-forward") else "none"
-    )
+    feed_forward: FeedForwardKind = "experts" if has_experts else "dense" if weights.get("feed-forward") else "none"
     attends = mixer in {"full", "sliding", "chunked", "latent"}
     return LayerSpec(
         index=index,
@@ -154,9 +147,7 @@ def _mixer(keys: _Keys, index: int, parts: set[str], n_kv_heads: int | None) -> 
     if "attn_kv_a_mqa" in parts:
         return ("latent" if keys.has("attention.key_length_mla") else "full"), recurrent
     # a linear-attention block has a joint projection too: only separate keys say that it attends
-    attends = (
-        "attn_k" in parts or "attn_q" in parts or (bool({"attn_qkv", "attn_kv"} & parts) and not recurrent)
-    )
+    attends = "attn_k" in parts or "attn_q" in parts or (bool({"attn_qkv", "attn_kv"} & parts) and not recurrent)
     if recurrent and (not attends or is_said or n_kv_heads == 0):
         return "recurrent", False
     if "shortconv.conv" in parts:

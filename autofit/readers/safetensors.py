@@ -60,12 +60,8 @@ def no_weights(directory: Path) -> ModelError:
     """The error for a directory that holds no model, with what it holds instead."""
     where = printable(str(directory))
     if any(directory.glob("*.bin")) or any(directory.glob("*.pt")):
-        return ModelNotFoundError(
-            f"{where}: only pickled weights (.bin, .pt)", hint="convert them to safetensors"
-        )
-    return ModelNotFoundError(
-        f"{where}: no model in this directory", hint="it should hold .gguf or .safetensors files"
-    )
+        return ModelNotFoundError(f"{where}: only pickled weights (.bin, .pt)", hint="convert them to safetensors")
+    return ModelNotFoundError(f"{where}: no model in this directory", hint="it should hold .gguf or .safetensors files")
 
 
 # -- one file --------------------------------------------------------------------------------------
@@ -143,11 +139,7 @@ def _refusal(entry: Any) -> str:
         return f"has the unknown type {_shown(dtype)}"
     if not isinstance(shape, list) or any(type(dim) is not int or dim < 0 for dim in shape):
         return f"has no valid shape: {_shown(shape)}"
-    if (
-        not isinstance(offsets, list)
-        or [type(at) for at in offsets] != [int, int]
-        or not 0 <= offsets[0] <= offsets[1]
-    ):
+    if not isinstance(offsets, list) or [type(at) for at in offsets] != [int, int] or not 0 <= offsets[0] <= offsets[1]:
         return f"has no valid data_offsets: {_shown(offsets)}"
     need, rest = divmod(prod(shape) * SAFETENSORS_BITS[dtype], 8)
     takes = "no whole number of bytes" if rest else f"{_shown(need)} bytes"
@@ -167,11 +159,7 @@ def _check_tiling(tensors: Sequence[TensorInfo], path: str, start: int, file_byt
     for name, _, _, n_bytes, _, offset in tensors:
         cause = hint = None
         if offset != end:
-            cause = (
-                "overlaps the one before it"
-                if offset < end
-                else f"leaves a gap of {offset - end} bytes before it"
-            )
+            cause = "overlaps the one before it" if offset < end else f"leaves a gap of {offset - end} bytes before it"
         elif offset + n_bytes > file_bytes:
             cause = f"ends at byte {offset + n_bytes}, the file at {file_bytes}"
             hint = "the file is incomplete: download it again"
@@ -180,9 +168,7 @@ def _check_tiling(tensors: Sequence[TensorInfo], path: str, start: int, file_byt
             raise CorruptModelError(printable(path), cause, offset_bytes=offset, hint=hint)
         end = offset + n_bytes
     if end != file_bytes:
-        raise CorruptModelError(
-            printable(path), f"{file_bytes - end} bytes after the last tensor", offset_bytes=end
-        )
+        raise CorruptModelError(printable(path), f"{file_bytes - end} bytes after the last tensor", offset_bytes=end)
 
 
 def _refuse_duplicates(raw: bytes, path: str) -> None:
@@ -190,9 +176,7 @@ def _refuse_duplicates(raw: bytes, path: str) -> None:
         seen: dict[str, Any] = {}
         for key, value in pairs:
             if key in seen:
-                raise CorruptModelError(
-                    printable(path), f"{printable(key, 80)} is there twice", offset_bytes=8
-                )
+                raise CorruptModelError(printable(path), f"{printable(key, 80)} is there twice", offset_bytes=8)
             seen[key] = value
         return seen
 
@@ -263,9 +247,7 @@ def _read_files(paths: Sequence[Path], weight_map: Mapping[str, str] | None) -> 
     return _to_spec(paths[0].with_name("config.json"), files, _unique(tensors, paths, weight_map), notes)
 
 
-def _unique(
-    tensors: list[TensorInfo], paths: Sequence[Path], weight_map: Mapping[str, str] | None
-) -> list[TensorInfo]:
+def _unique(tensors: list[TensorInfo], paths: Sequence[Path], weight_map: Mapping[str, str] | None) -> list[TensorInfo]:
     """Every tensor once: where two shards have it, the index decides."""
     names = [path.name for path in paths]
     if weight_map is not None:
@@ -312,9 +294,7 @@ def _to_spec(
         metadata=metadata,
         hidden_elements=figure(text, "hidden_size", "d_model", "n_embd"),
         n_vocab=figure(text, "vocab_size"),
-        context_train_tokens=figure(
-            text, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"
-        ),
+        context_train_tokens=figure(text, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
     )
 
 

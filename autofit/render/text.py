@@ -33,11 +33,7 @@ def speed(estimate: Speed) -> str:
     full = f"~{_rate(estimate.decode_tokens_per_s)} tokens/s ({_rate(estimate.low)}-{_rate(estimate.high)})"
     start = estimate.start_tokens_per_s
     falls = start is not None and start > 1.1 * estimate.decode_tokens_per_s
-    text = (
-        f"decode ~{_rate(start)}, with a full context {full}"
-        if falls and start is not None
-        else f"decode {full}"
-    )
+    text = f"decode ~{_rate(start)}, with a full context {full}" if falls and start is not None else f"decode {full}"
     if estimate.prefill_tokens_per_s:
         text += f" · prefill ~{_rate(estimate.prefill_tokens_per_s)} tokens/s"
         if estimate.prefill_low and estimate.prefill_high:

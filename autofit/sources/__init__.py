@@ -37,9 +37,7 @@ def resolve(reference: str) -> ModelFiles:
         UsageError: not a reference at all.
     """
     if not reference or "\0" in reference:
-        raise UsageError(
-            "an empty model reference" if not reference else "a model reference with a zero byte"
-        )
+        raise UsageError("an empty model reference" if not reference else "a model reference with a zero byte")
     scheme = scheme_of(reference)
     if scheme is None:
         # Path().expanduser() raises for an unknown user, and would make a flag of `./-m.gguf`
@@ -56,9 +54,7 @@ def resolve(reference: str) -> ModelFiles:
 
         return ModelFiles(reference=reference, paths=(find_example(reference.partition(":")[2]),))
     if scheme in _NOT_YET:
-        raise ModelNotFoundError(
-            f"{printable(reference)}: {scheme} references are not read yet", hint=_NOT_YET[scheme]
-        )
+        raise ModelNotFoundError(f"{printable(reference)}: {scheme} references are not read yet", hint=_NOT_YET[scheme])
     raise ModelNotFoundError(f"{printable(reference)}: no such file, and no source for {scheme!r}")
 
 
@@ -67,7 +63,5 @@ def _file_path(reference: str) -> str:
 
     parts = urlsplit(reference)
     if parts.netloc not in {"", "localhost"} or not parts.path:
-        raise UsageError(
-            f"{printable(reference)}: a file URL of another machine", hint="write file:///absolute/path"
-        )
+        raise UsageError(f"{printable(reference)}: a file URL of another machine", hint="write file:///absolute/path")
     return unquote(parts.path)

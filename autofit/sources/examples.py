@@ -13,9 +13,7 @@ _SUFFIXES = (".gguf", ".json.gz")
 
 def example_names() -> tuple[str, ...]:
     """Every NAME of `example:NAME`."""
-    return tuple(
-        sorted(path.name.removesuffix(suffix) for suffix in _SUFFIXES for path in _MODELS.glob(f"*{suffix}"))
-    )
+    return tuple(sorted(path.name.removesuffix(suffix) for suffix in _SUFFIXES for path in _MODELS.glob(f"*{suffix}")))
 
 
 def find_example(name: str) -> str:
@@ -34,6 +32,4 @@ def find_example(name: str) -> str:
 
 
 def _paths() -> dict[str, Path]:
-    return {
-        path.name.removesuffix(suffix): path for suffix in _SUFFIXES for path in _MODELS.glob(f"*{suffix}")
-    }
+    return {path.name.removesuffix(suffix): path for suffix in _SUFFIXES for path in _MODELS.glob(f"*{suffix}")}

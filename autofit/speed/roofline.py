@@ -127,9 +127,7 @@ class Roofline:
         stages = self._stages(layers, step)
         return math.fsum(seconds for _, seconds in stages) + self._constant_seconds(layers)
 
-    def prefill_seconds(
-        self, layers: Placed, n_prompt: int, *, n_ubatch: int = 512, n_before: int = 0
-    ) -> float:
+    def prefill_seconds(self, layers: Placed, n_prompt: int, *, n_ubatch: int = 512, n_before: int = 0) -> float:
         """Seconds to read a prompt of `n_prompt` tokens behind `n_before` cached ones, in micro-batches.
 
         With whole layers on several devices micro-batches follow each other through them, so only the first

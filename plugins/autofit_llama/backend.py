@@ -66,9 +66,7 @@ class LlamaBackend(Backend):
         version, findings = find_version(facts.pop("engine_version", None))
         only = facts.pop("device", ())
         if facts:
-            raise UsageError(
-                f"check() has no fact {min(facts)!r}", hint="known: margin, device, engine_version"
-            )
+            raise UsageError(f"check() has no fact {min(facts)!r}", hint="known: margin, device, engine_version")
         if only:
             machine = _only(machine, only)
         reading, settings = command.settings.reading, command.settings.settings
@@ -168,9 +166,7 @@ def _only(machine: Machine, wanted: Sequence[str]) -> Machine:
 
     kept = set()
     for word in wanted:
-        match = [
-            d for d in machine.devices if word in (d.id, str(d.index)) or (d.uuid or "").startswith(word)
-        ]
+        match = [d for d in machine.devices if word in (d.id, str(d.index)) or (d.uuid or "").startswith(word)]
         if not match or not word:
             raise UsageError(
                 f"no device {word[:60]!r} here",

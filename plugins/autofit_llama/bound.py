@@ -17,9 +17,7 @@ from autofit_llama.hparams import HParams
 
 _F32 = 4
 _COPIES = 4  #: GGML_SCHED_MAX_COPIES
-_UNWEIGHTED = (
-    3  #: results per weighted operation that have no weight of their own: activation, product, residual
-)
+_UNWEIGHTED = 3  #: results per weighted operation that have no weight of their own: activation, product, residual
 
 
 def bound_buffers(

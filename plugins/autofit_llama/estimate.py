@@ -347,11 +347,7 @@ def _pools(
     shared: list[MemoryItem] = []
     lacking: list[int] = []
     for i, device in enumerate(devices):
-        margin = (
-            margins[min(i, len(margins) - 1)].of(device.total_bytes or device.free_bytes or 0)
-            if margins
-            else 0
-        )
+        margin = margins[min(i, len(margins) - 1)].of(device.total_bytes or device.free_bytes or 0) if margins else 0
         reserve = () if margin == 0 else (_reserve(margin),)
         if device.pool == HOST_POOL:
             shared += (*items[device.id], *reserve)
@@ -437,6 +433,4 @@ def _add(
     mapped: bool = False,
 ) -> None:
     if n_bytes:
-        to.append(
-            MemoryItem(kind=kind, n_bytes=n_bytes, basis=basis, label=label, source=source, mapped=mapped)
-        )
+        to.append(MemoryItem(kind=kind, n_bytes=n_bytes, basis=basis, label=label, source=source, mapped=mapped))

@@ -48,9 +48,7 @@ def _fitting(reading: Reading, memory: Memory, fit: bool) -> Iterator[Finding]:
     host = memory.pool(HOST_POOL)
     mapped = sum(item.n_bytes for item in host.items if item.mapped)
     if 0 < host.shortfall_bytes <= mapped:
-        message = (
-            f"{format_bytes(mapped)} on the host are pages of the file: it would start, and read the disk"
-        )
+        message = f"{format_bytes(mapped)} on the host are pages of the file: it would start, and read the disk"
         yield _finding("warning", "reads-from-disk", f"{message} for every token")
     if fit:
         message = f"{reading.program}'s own --fit may change what is not pinned; add -fit off to run exactly this"
@@ -79,9 +77,7 @@ def _known(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
         yield _finding("info", "bounded-compute", message)
     other = next((device for device in run.devices if device.api not in ("cuda", "rpc")), None)
     if other is not None:
-        message = (
-            f"{other.id}: the rules of {other.api} are read from the engine's source, not verified on one"
-        )
+        message = f"{other.id}: the rules of {other.api} are read from the engine's source, not verified on one"
         yield _finding("info", "unverified-device", message)
 
 

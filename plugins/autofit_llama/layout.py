@@ -93,9 +93,7 @@ class Sized:
     def weights(self, *, load_mtp: bool = False, lazy_mode: LazyMode = "auto") -> tuple[Weight, ...]:
         key = (load_mtp, lazy_mode)
         if key not in self._loaded:
-            self._loaded[key] = loaded_weights(
-                self.model, self.hparams, load_mtp=load_mtp, lazy_mode=lazy_mode
-            )
+            self._loaded[key] = loaded_weights(self.model, self.hparams, load_mtp=load_mtp, lazy_mode=lazy_mode)
         return self._loaded[key]
 
     def slices(self, devices: tuple[DeviceRules, ...], splits: tuple[float, ...], *, load_mtp: bool) -> Slices:
@@ -109,9 +107,7 @@ class Sized:
         return self._slices[key]
 
 
-def lay_out(
-    sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, *, dry_run: bool = True
-) -> Layout:
+def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, *, dry_run: bool = True) -> Layout:
     """Where everything of `sized` goes on `devices`.
 
     `dry_run` gives the compute buffers of the engine's own dry run, which are never below what is then allocated but
@@ -198,7 +194,10 @@ def _overrides_any(arguments: Arguments) -> bool:
 
 
 def _cache_bytes(
-    kept: Sequence[Cache], context: Context, placement: Placement, devices: Sequence[DeviceRules],
+    kept: Sequence[Cache],
+    context: Context,
+    placement: Placement,
+    devices: Sequence[DeviceRules],
     slices: Slices | None,
 ) -> tuple[tuple[int, ...], int, Mapping[int, int]]:
     on_device, on_host = [0] * len(devices if slices is None else slices.devices), 0

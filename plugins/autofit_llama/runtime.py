@@ -34,9 +34,7 @@ def device_runtime(device: Device) -> tuple[MemoryItem, ...]:
     if device.runtime_bytes is not None:
         if device.runtime_bytes == 0:
             return ()
-        return (
-            _runtime(device.runtime_bytes, "measured", "context and libraries", "stated for this device"),
-        )
+        return (_runtime(device.runtime_bytes, "measured", "context and libraries", "stated for this device"),)
     if device.api == "cuda":
         context = CONTEXT_BYTES_PER_SM * device.n_sm if device.n_sm else UNKNOWN_CUDA_CONTEXT_BYTES
         blas = 32 * MIB if (device.compute_capability or (0, 0)) >= (9, 0) else 4 * MIB
@@ -104,9 +102,7 @@ def host_runtime(*, n_vocab: int, n_output_rows: int, server: bool) -> tuple[Mem
     Source: src/llama-context.cpp:output_reserve (f32 logits, as many rows as sequences at start).
     """
     items = [_runtime(PROCESS_BYTES, "assumed", "process", "resident set of a header-only load")]
-    items.append(
-        _runtime(4 * n_vocab * n_output_rows, "derived", "output buffer", "llama-context.cpp:output_reserve")
-    )
+    items.append(_runtime(4 * n_vocab * n_output_rows, "derived", "output buffer", "llama-context.cpp:output_reserve"))
     if server:
         items.append(_runtime(64 * MIB, "assumed", "HTTP server and tokenizer", "an allowance"))
     return tuple(items)

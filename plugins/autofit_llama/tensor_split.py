@@ -215,9 +215,7 @@ class Slices:
         cut = self._cut_of(name, ne)
         return ne[1] if cut is not None and cut.axis == 0 and len(ne) > 1 and name.endswith(".weight") else 0
 
-    def _bytes(
-        self, name: str, il: int, cut: Cut | None, type_name: str, ne: tuple[int, ...]
-    ) -> tuple[int, ...]:
+    def _bytes(self, name: str, il: int, cut: Cut | None, type_name: str, ne: tuple[int, ...]) -> tuple[int, ...]:
         if cut is None:
             whole = row_bytes(type_name, ne[0]) * prod(ne[1:])
             return tuple(device_bytes(rules, type_name, ne[0], whole) for rules in self.devices)

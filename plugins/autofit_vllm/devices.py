@@ -81,9 +81,7 @@ def _by_id(devices: Sequence[Device], ids: Sequence[int | str]) -> list[Device]:
         raise EngineRefusalError(f"--device-ids must not contain duplicates: {shown}")
     if len({type(id) for id in ids}) > 1:
         raise EngineRefusalError(f"--device-ids must not mix integer IDs and UUIDs: {shown}")
-    found = [
-        next((d for at, d in enumerate(devices) if at == id or (d.uuid and d.uuid == id)), None) for id in ids
-    ]
+    found = [next((d for at, d in enumerate(devices) if at == id or (d.uuid and d.uuid == id)), None) for id in ids]
     known = [device for device in found if device is not None]
     if len(known) != len(ids):
         raise EngineRefusalError(f"--device-ids {shown}: not all of these devices are visible ({len(devices)} are)")

@@ -114,4 +114,3 @@ def test_a_lora_adapter(tmp_path: Path, n: int, where: tuple[str, ...]) -> None:
             more = sizes(plan, f"GPU{i}", "products with LoRA adapters, at most")
             assert [first] == computed(plan, f"GPU{i}")
             assert first <= again <= first + sum(more)
-

@@ -33,9 +33,7 @@ def free_port() -> int:
 
 def print_command(*args: str) -> list[str]:
     """What `autofit` prints, read back as a shell would."""
-    done = subprocess.run(
-        [sys.executable, "-m", "autofit", *args], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-m", "autofit", *args], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return shlex.split(done.stdout)
 
@@ -90,9 +88,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_on_this_machine(dense: Path, tmp_path: Path) -> None:
-    argv = print_command(
-        "llama", str(dense), "-c", "1k", "--", "--host", "127.0.0.1", "--port", str(free_port())
-    )
+    argv = print_command("llama", str(dense), "-c", "1k", "--", "--host", "127.0.0.1", "--port", str(free_port()))
     log = tmp_path / "log"
     with running(argv, log) as address:
         assert complete(address, log) == 4
@@ -117,9 +113,7 @@ def test_on_several_devices_and_with_experts_on_the_host(
     on = [word for mib in devices_mib for word in ("--on", f"generic-rpc:{mib}MiB")]
     with rpc_servers(folder, devices_mib) as addresses:
         own = ["--host", "127.0.0.1", "--port", str(free_port()), "--rpc", ",".join(addresses), *flags]
-        argv = print_command(
-            "llama", str(experts), *on, "--ram", "8GiB", "-c", "1k", "--margin", "0", "--", *own
-        )
+        argv = print_command("llama", str(experts), *on, "--ram", "8GiB", "-c", "1k", "--margin", "0", "--", *own)
         assert argv[argv.index("--rpc") + 1] == ",".join(addresses)
         log = tmp_path / "log"
         with running(argv, log) as address:
@@ -131,9 +125,7 @@ def test_on_several_devices_and_with_experts_on_the_host(
 def test_a_model_under_a_hostile_name(dense: Path, tmp_path: Path) -> None:
     path = tmp_path / "a b'c$(id)\".gguf"
     os.link(dense, path)
-    argv = print_command(
-        "llama", str(path), "-c", "1k", "--", "--host", "127.0.0.1", "--port", str(free_port())
-    )
+    argv = print_command("llama", str(path), "-c", "1k", "--", "--host", "127.0.0.1", "--port", str(free_port()))
     log = tmp_path / "log"
     with running(argv, log) as address:
         assert complete(address, log) == 4

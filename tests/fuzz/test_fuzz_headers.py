@@ -69,9 +69,7 @@ def survives(path: Path, data: bytes, size: int) -> bool:
         return False
     assert all("\x1b" not in line for line in lines(model, with_tensors=True))
     json.dumps(to_dict(model, with_tensors=True))
-    assert all(
-        0 <= t.offset_bytes <= t.offset_bytes + t.n_bytes <= path.stat().st_size for t in model.tensors
-    )
+    assert all(0 <= t.offset_bytes <= t.offset_bytes + t.n_bytes <= path.stat().st_size for t in model.tensors)
     return True
 
 

@@ -28,9 +28,7 @@ LIMITS = {
 }
 TYPES = sorted(kind for kind in GGML_QUANT_SIZES if kind.value not in ENGINE_TYPES)
 
-names = st.text(
-    st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=15
-)  # at most 60 bytes
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=15)  # at most 60 bytes
 numbers = st.sampled_from(sorted(LIMITS)).flatmap(lambda t: st.tuples(st.just(t), st.integers(*LIMITS[t])))
 scalars = st.one_of(
     numbers,

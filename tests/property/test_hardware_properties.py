@@ -37,9 +37,7 @@ def test_a_selection_of_all_is_in_the_order_of_the_list(order: list[int], by_uui
 
 
 @given(text=LISTS, tail=LISTS)
-def test_what_follows_the_end_of_a_list_changes_nothing_but_a_device_named_twice(
-    text: str, tail: str
-) -> None:
+def test_what_follows_the_end_of_a_list_changes_nothing_but_a_device_named_twice(text: str, tail: str) -> None:
     assert select("V", f"{text},-1,{tail}", UUIDS).chosen == select("V", text, UUIDS).chosen
 
 
@@ -59,9 +57,7 @@ def tree_of(files: dict[str, str], root: Path) -> System:
     cache=st.integers(0, 64 * GIB),
     available=st.integers(1, 64 * GIB).map(lambda n: n // 1024 * 1024),
 )
-def test_no_ancestor_s_limit_is_exceeded(
-    limits: list[int | None], used: int, cache: int, available: int
-) -> None:
+def test_no_ancestor_s_limit_is_exceeded(limits: list[int | None], used: int, cache: int, available: int) -> None:
     total = 64 * GIB
     files = {
         "/proc/meminfo": f"MemTotal: {total // 1024} kB\nMemAvailable: {available // 1024} kB",

@@ -23,9 +23,7 @@ def test_the_front_is_what_nothing_dominates(items: list[tuple[int, int, int]]) 
     st.integers(-10, 500),
     st.one_of(st.none(), st.integers(-5, 600)),
 )
-def test_largest_is_the_last_that_passes(
-    low: int, more: int, step: int, limit: int, hint: int | None
-) -> None:
+def test_largest_is_the_last_that_passes(low: int, more: int, step: int, limit: int, hint: int | None) -> None:
     high = low + more
     asked = []
 
@@ -41,8 +39,6 @@ def test_largest_is_the_last_that_passes(
 
 def test_a_good_guess_needs_few_questions() -> None:
     asked = []
-    found = largest(
-        lambda value: asked.append(value) is None and value <= 70_000, 0, 1 << 20, step=256, hint=70_000
-    )
+    found = largest(lambda value: asked.append(value) is None and value <= 70_000, 0, 1 << 20, step=256, hint=70_000)
     assert found == 69_888
     assert len(asked) <= 4

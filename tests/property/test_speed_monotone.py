@@ -141,9 +141,7 @@ def test_more_to_read_is_never_faster(
 
 @given(machines(), placed(), steps)
 @settings(max_examples=80, deadline=None)
-def test_equal_devices_may_be_exchanged(
-    machine: Machine, model: list[tuple[LayerWork, Place]], step: Step
-) -> None:
+def test_equal_devices_may_be_exchanged(machine: Machine, model: list[tuple[LayerWork, Place]], step: Step) -> None:
     first = machine.devices[0]
     twins = replace(machine, devices=(first, replace(first, id="GPU1", index=1, pool="GPU1")))
     other = {"GPU0": "GPU1", "GPU1": "GPU0"}

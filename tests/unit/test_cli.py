@@ -16,12 +16,8 @@ HEAVY = {"numpy", "torch", "gguf", "vllm", "llama_cpp", "pydantic", "rich", "tom
 MODEL = "example:mixtral-8x7b-q4_k_m"
 
 
-def autofit(
-    *args: str, env: dict[str, str] | None = None, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    clean = {
-        k: v for k, v in os.environ.items() if not k.startswith(("AUTOFIT_", "LLAMA_ARG_", "VLLM_", "CUDA_"))
-    }
+def autofit(*args: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("AUTOFIT_", "LLAMA_ARG_", "VLLM_", "CUDA_"))}
     clean |= {"XDG_CONFIG_HOME": "/nonexistent", "AUTOFIT_DISABLE_PLUGIN_AUTOLOAD": "1", **(env or {})}
     return subprocess.run(
         [sys.executable, "-m", "autofit", *args],
@@ -62,9 +58,7 @@ def test_json_is_the_documented_schema() -> None:
     assert done.stderr == ""
     plan = json.loads(done.stdout)
     documented = {
-        line.split("`")[1]
-        for line in (ROOT / "docs/json.md").read_text().splitlines()
-        if line.startswith("| `")
+        line.split("`")[1] for line in (ROOT / "docs/json.md").read_text().splitlines() if line.startswith("| `")
     }
     assert documented <= plan.keys()
     assert plan["schema"] == 1

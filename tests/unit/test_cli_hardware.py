@@ -48,10 +48,7 @@ class TestReport:
     ) -> None:
         here("rtx-3090-desktop")
         text = out(capsys)
-        assert (
-            "GPU0    NVIDIA GeForce RTX 3090 · 18.00 GiB free of 24.00 GiB, the driver keeps 441.0 MiB"
-            in text
-        )
+        assert "GPU0    NVIDIA GeForce RTX 3090 · 18.00 GiB free of 24.00 GiB, the driver keeps 441.0 MiB" in text
         assert "held by llama-server (pid 4242, an engine of yours): 5.08 GiB" in text
         assert "held by Xorg (pid 1203): 350.0 MiB" in text
         assert "cuda, compute capability 8.6 · 82 SMs · 936 GB/s" in text
@@ -92,9 +89,7 @@ class TestReport:
     def test_nothing_from_outside_reaches_the_terminal_raw(self, tmp_path: Path, name: str) -> None:
         assert describe(detect_on(machine(name, tmp_path))).replace("\n", "").isprintable()
 
-    def test_json_is_a_machine_for_on(
-        self, here: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
+    def test_json_is_a_machine_for_on(self, here: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         here("rtx-3090-desktop")
         text = out(capsys, "detect", "--format", "json")
         path = tmp_path / "box.json"
@@ -139,9 +134,7 @@ class TestProfiles:
         assert captured.out == ""
         assert captured.err
 
-    def test_save_edit_by_hand_save_again_load(
-        self, here: Any, capsys: pytest.CaptureFixture[str], user: Path
-    ) -> None:
+    def test_save_edit_by_hand_save_again_load(self, here: Any, capsys: pytest.CaptureFixture[str], user: Path) -> None:
         here("rtx-3090-desktop")
         path = Path(out(capsys, "save", "lab").strip())
         assert path == user / "hardware" / "lab.toml"
@@ -196,9 +189,7 @@ class TestCalibrate:
 
     def test_too_little_memory(self) -> None:
         with pytest.raises(HardwareError, match="too little memory"):
-            calibrate.measure_ram(
-                Machine(host=Host(total_bytes=GIB, available_bytes=GIB // 8, n_cores_physical=4))
-            )
+            calibrate.measure_ram(Machine(host=Host(total_bytes=GIB, available_bytes=GIB // 8, n_cores_physical=4)))
 
     def test_llama_bench_rows(self, tmp_path: Path) -> None:
         rows = [
@@ -218,9 +209,10 @@ class TestCalibrate:
             },
         ]
         system = machine("cpu-only", tmp_path, tools=[[["llama-bench"], {"stdout": json.dumps(rows)}]])
-        assert [
-            (row["test"], row["tokens_per_s"]) for row in calibrate.run_llama_bench(system, "m.gguf")
-        ] == [("pp512", 4123.46), ("tg64", 101.5)]
+        assert [(row["test"], row["tokens_per_s"]) for row in calibrate.run_llama_bench(system, "m.gguf")] == [
+            ("pp512", 4123.46),
+            ("tg64", 101.5),
+        ]
 
     @pytest.mark.parametrize(
         "stdout",
@@ -239,9 +231,9 @@ class TestCalibrate:
         from autofit.hardware import schema
 
         rows = ({"model": "x", "test": "tg64", "tokens_per_s": 1.5, "n_gpu_layers": 99},)
-        table = calibrate.Calibration(
-            ram_bandwidth_bytes_per_s=10**10, n_threads=4, llama_bench=rows
-        ).to_table("2026-01-01")
+        table = calibrate.Calibration(ram_bandwidth_bytes_per_s=10**10, n_threads=4, llama_bench=rows).to_table(
+            "2026-01-01"
+        )
         schema.check({"schema": 1, "kind": "machine", "name": "x", "calibration": table}, "x")
 
 

@@ -39,16 +39,8 @@ def test_a_description_is_what_the_real_header_says(name: str, tmp_path: Path) -
 def test_their_sizes() -> None:
     """Against the published models: parameters, and bytes as llama.cpp's dry run reports them."""
     models = {name: read_model(resolve(f"example:{name}")) for name in DESCRIBED}
-    assert (
-        models["mixtral-8x7b-q4_k_m"].n_parameters
-        == models["mixtral-8x7b-f16"].n_parameters
-        == 46_702_792_704
-    )
-    assert (
-        models["mixtral-8x22b-q3_k_m"].n_parameters
-        == models["mixtral-8x22b-q4_k_m"].n_parameters
-        == 140_620_634_112
-    )
+    assert models["mixtral-8x7b-q4_k_m"].n_parameters == models["mixtral-8x7b-f16"].n_parameters == 46_702_792_704
+    assert models["mixtral-8x22b-q3_k_m"].n_parameters == models["mixtral-8x22b-q4_k_m"].n_parameters == 140_620_634_112
     assert models["llama-3.1-8b-q4_k_m"].n_parameters == 8_030_261_312
     assert round(models["mixtral-8x22b-q3_k_m"].weights_bytes / 2**20) == 64_654
     assert models["mixtral-8x7b-f16"].layers[0].n_experts == 8
@@ -74,9 +66,7 @@ def test_the_tiny_model_is_what_its_script_makes(tmp_path: Path) -> None:
 
 def write(tmp_path: Path, document: object) -> Path:
     path = tmp_path / "m.json.gz"
-    path.write_bytes(
-        gzip.compress(document if isinstance(document, bytes) else json.dumps(document).encode())
-    )
+    path.write_bytes(gzip.compress(document if isinstance(document, bytes) else json.dumps(document).encode()))
     return path
 
 

@@ -46,9 +46,7 @@ def test_values_of_every_type(tmp_path: Path) -> None:
     }  # fmt: skip
     scalars = {f"k.{kind}": Typed(kind, value) for kind, value in limits.items()}
     arrays = {f"a.{kind}": Typed(kind, [value, value]) for kind, value in limits.items()}
-    model = read_gguf(
-        write(tmp_path, metadata={**ARCH, **scalars, **arrays, "s": "é \n", "e": Typed("i32", [])})
-    )
+    model = read_gguf(write(tmp_path, metadata={**ARCH, **scalars, **arrays, "s": "é \n", "e": Typed("i32", [])}))
     for kind, value in limits.items():
         assert model.metadata[f"k.{kind}"] == value
         assert type(model.metadata[f"k.{kind}"]) is type(value)
@@ -82,9 +80,7 @@ def test_vocabularies_are_counted_not_kept(tmp_path: Path) -> None:
 
 
 def test_the_summary_of_a_model(tmp_path: Path) -> None:
-    model = read_gguf(
-        ggufs.write_llama(tmp_path / "m.gguf", n_layer=2, n_embd=512, n_vocab=1000, n_ctx_train=8192)
-    )
+    model = read_gguf(ggufs.write_llama(tmp_path / "m.gguf", n_layer=2, n_embd=512, n_vocab=1000, n_ctx_train=8192))
     assert (model.name, model.format, model.architecture) == ("tiny", "gguf", "llama")
     assert (model.hidden_elements, model.n_vocab, model.context_train_tokens) == (512, 1000, 8192)
     assert model.files[0].size_bytes == (tmp_path / "m.gguf").stat().st_size
@@ -141,11 +137,7 @@ def test_any_shard_finds_all(tmp_path: Path, given: int, first_has_tensors: bool
     assert (model.layers, model.name) == (whole.layers, "tiny")
     for path in paths:
         end = max(
-            (
-                t.offset_bytes + t.n_bytes
-                for t in model.tensors
-                if model.files[t.file_index].path == str(path)
-            ),
+            (t.offset_bytes + t.n_bytes for t in model.tensors if model.files[t.file_index].path == str(path)),
             default=0,
         )
         assert end <= path.stat().st_size
@@ -383,9 +375,7 @@ def test_lies_in_the_tensor_table(
 def test_a_tensor_twice_and_a_name_too_long(tmp_path: Path) -> None:
     corrupt(write(tmp_path, tensors=[Tensor("t", (4,)), Tensor("t", (4,))]), "tensor t is there twice")
     assert read_gguf(write(tmp_path, tensors=[Tensor("n" * 63, (4,))])).tensors
-    corrupt(
-        write(tmp_path, tensors=[Tensor("n" * 64, (4,))]), "a tensor name of 64 bytes is absurd (limit 63)"
-    )
+    corrupt(write(tmp_path, tensors=[Tensor("n" * 64, (4,))]), "a tensor name of 64 bytes is absurd (limit 63)")
 
 
 def test_overlapping_tensors(tmp_path: Path) -> None:

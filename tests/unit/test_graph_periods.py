@@ -54,9 +54,7 @@ def test_where_no_effort_is_enough_the_stretch_is_built() -> None:
 
 def _graph(*, n_blocks: int = 4, odd: int | None = None) -> tuple[Schedule, list[int]]:
     """Blocks of two nodes each; block `odd` differs."""
-    nodes = [
-        Tensor("ADD" if i // 2 == odd and i % 2 else "MUL", "f32", (8, 1, 1, 1)) for i in range(2 * n_blocks)
-    ]
+    nodes = [Tensor("ADD" if i // 2 == odd and i % 2 else "MUL", "f32", (8, 1, 1, 1)) for i in range(2 * n_blocks)]
     schedule = Schedule([Split(0, 0)], [], [(t, 0) for t in nodes], list(range(len(nodes) + 1)))
     return schedule, list(range(0, 2 * n_blocks + 1, 2))
 

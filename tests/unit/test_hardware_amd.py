@@ -83,9 +83,7 @@ class TestStrixHalo:
         assert device.bandwidth_bytes_per_s == 256_000_000_000
         assert device.n_sm == 40
 
-    def test_a_carve_out_of_96_gib_is_not_bounded_by_what_is_left_of_main_memory(
-        self, tmp_path: Path
-    ) -> None:
+    def test_a_carve_out_of_96_gib_is_not_bounded_by_what_is_left_of_main_memory(self, tmp_path: Path) -> None:
         result = found("strix-halo-carve-out-96gib", tmp_path)
         (device,) = result.devices
         assert (device.pool, device.total_bytes) == ("GPU0", 96 * GIB)

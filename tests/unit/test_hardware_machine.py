@@ -43,9 +43,7 @@ class TestNamesAndSizes:
         ) == (12 * GIB, 12 * GIB, 0)
         assert "as stated" in found.findings[0]
 
-    @pytest.mark.parametrize(
-        ("name", "api"), [("generic-cuda:24GiB", "cuda"), ("generic-rpc:24576MiB", "rpc")]
-    )
+    @pytest.mark.parametrize(("name", "api"), [("generic-cuda:24GiB", "cuda"), ("generic-rpc:24576MiB", "rpc")])
     def test_generic_devices_are_all_free_without_overhead(self, name: str, api: str) -> None:
         (device,) = load_machine(name, ram="1GiB").devices
         assert (device.api, device.total_bytes, device.free_bytes, device.runtime_bytes) == (

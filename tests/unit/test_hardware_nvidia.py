@@ -228,9 +228,7 @@ class TestDeclines:
 
     def test_a_module_older_than_a_function(self) -> None:
         assert (
-            Nvml(FakeNvml({"devices": [], "missing": ["nvmlDeviceGetMigMode"]}))
-            .ask("nvmlDeviceGetMigMode", {})
-            .reason
+            Nvml(FakeNvml({"devices": [], "missing": ["nvmlDeviceGetMigMode"]})).ask("nvmlDeviceGetMigMode", {}).reason
             == "missing symbol"
         )
 

@@ -26,11 +26,7 @@ def shipped() -> tuple[Profile, ...]:
 def devices() -> list[tuple[str, Any]]:
     found = [(p.id, p.table) for p in shipped() if not p.is_machine]
     found += [
-        (p.id, row)
-        for p in shipped()
-        if p.is_machine
-        for row in p.table.get("device", [])
-        if "profile" not in row
+        (p.id, row) for p in shipped() if p.is_machine for row in p.table.get("device", []) if "profile" not in row
     ]
     return [(id, table) for id, table in found if id not in GENERIC]
 
@@ -48,11 +44,7 @@ def test_bandwidth_is_bus_width_times_rate() -> None:
         host = profile.table.get("host", {})
         if "bus_width_bits" in host:
             assert (
-                abs(
-                    host["bus_width_bits"] * host["memory_rate_bits_per_s"] / 8
-                    - host["bandwidth_bytes_per_s"]
-                )
-                <= 1
+                abs(host["bus_width_bits"] * host["memory_rate_bits_per_s"] / 8 - host["bandwidth_bytes_per_s"]) <= 1
             ), profile.id
 
 
@@ -88,12 +80,8 @@ def test_every_figure_names_its_source_once() -> None:
     }
     for profile in shipped():
         figures = [figure for source in profile.table["source"] for figure in source["figures"]]
-        stated = {
-            key for key in profile.table if key not in about or (key == "link" and not profile.is_machine)
-        }
-        stated |= {
-            f"host.{key}" for key in profile.table.get("host", {}) if key not in ("cpu_name", "has_repack")
-        }
+        stated = {key for key in profile.table if key not in about or (key == "link" and not profile.is_machine)}
+        stated |= {f"host.{key}" for key in profile.table.get("host", {}) if key not in ("cpu_name", "has_repack")}
         for row in profile.table.get("device", ()):
             stated |= {key for key in row if key not in about and key not in ("profile", "count")}
         assert sorted(figures) == sorted(stated), profile.id

@@ -70,9 +70,7 @@ class TestUnifiedMemoryAndVendors:
     def test_windows_auto_carve_out_shows_no_memory(self, found: Any) -> None:
         result = found("windows-radeon-auto-carve-out", platform="win32")
         assert not result.devices
-        assert any(
-            "shows no memory" in finding and "--on NAME:SIZE" in finding for finding in result.findings
-        )
+        assert any("shows no memory" in finding and "--on NAME:SIZE" in finding for finding in result.findings)
 
     def test_a_radeon_on_windows_is_found_through_the_engine(self, found: Any) -> None:
         (device,) = found("windows-radeon", platform="win32").devices
@@ -156,9 +154,7 @@ def test_weights_are_paged_from_the_disk_they_lie_on(
 class TestFurtherSources:
     """Plugins add devices; one that fails is a finding and takes nothing with it."""
 
-    CARD = Device(
-        id="X0", index=0, name="Card X", api="cuda", total_bytes=8 * GIB, free_bytes=8 * GIB, uuid="GPU-x"
-    )
+    CARD = Device(id="X0", index=0, name="Card X", api="cuda", total_bytes=8 * GIB, free_bytes=8 * GIB, uuid="GPU-x")
 
     def answer(self, tmp_path: Path, name: str, *devices: Device) -> Machine:
         def source() -> Machine:

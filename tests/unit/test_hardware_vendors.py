@@ -128,9 +128,7 @@ class TestEngineList:
         assert not asked
 
     def test_sycl_that_says_all_is_free_is_not_believed_blindly(self) -> None:
-        (device,) = engines.parse(
-            "  SYCL0: Intel(R) Arc(TM) A770 Graphics (15473 MiB, 15473 MiB free)\n", HOST
-        ).devices
+        (device,) = engines.parse("  SYCL0: Intel(R) Arc(TM) A770 Graphics (15473 MiB, 15473 MiB free)\n", HOST).devices
         assert any("ZES_ENABLE_SYSMAN" in note for note in device.notes)
 
     @pytest.mark.parametrize(

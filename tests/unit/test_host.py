@@ -97,9 +97,7 @@ def test_a_factory_that_cannot_be_imported_is_a_plugin_error() -> None:
         resolve("autofit.nothing:here")
 
 
-def test_an_installed_distribution_is_found_by_its_entry_point(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_installed_distribution_is_found_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "autofit_extra-1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: autofit-extra\nVersion: 1.2\n")

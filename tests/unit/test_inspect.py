@@ -57,9 +57,7 @@ def test_a_configuration_has_layers_but_no_bytes(tmp_path: Path, capsys: pytest.
     assert "bytes" not in out
 
 
-def test_a_window_whose_layers_the_file_does_not_say(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_window_whose_layers_the_file_does_not_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = {"llama.attention.sliding_window": 1024}
     main(["inspect", str(ggufs.write_llama(tmp_path / "m.gguf", metadata=keys))])
     note = "window        1,024 tokens; the engine decides which layers use it"

@@ -16,9 +16,7 @@ import safetensor_files as sf
 from ggufs import Gguf, Tensor
 
 RECORDED = Path(__file__).parents[1] / "data" / "llama"
-ALL = sorted(
-    path for path in RECORDED.glob("*/*.json.gz") if "-of-" not in path.name or "00001-of" in path.name
-)
+ALL = sorted(path for path in RECORDED.glob("*/*.json.gz") if "-of-" not in path.name or "00001-of" in path.name)
 
 
 def recorded(name: str) -> ModelSpec:
@@ -91,9 +89,7 @@ def test_split_block(name: str, expected: tuple[str, int | None, str]) -> None:
 
 def test_one_tensor_per_expert_as_old_files_have_them(tmp_path: Path) -> None:
     tensors = [Tensor(f"blk.0.ffn_{part}.{i}.weight", (32, 32)) for part in ("gate", "up") for i in range(4)]
-    model = read_model(
-        Gguf(metadata={"general.architecture": "llama"}, tensors=tensors).write(tmp_path / "m.gguf")
-    )
+    model = read_model(Gguf(metadata={"general.architecture": "llama"}, tensors=tensors).write(tmp_path / "m.gguf"))
     assert model.layers[0].expert_bytes == 8 * 32 * 32 * 4
     assert model.layers[0].feed_forward == "experts"
 

@@ -245,9 +245,7 @@ def test_no_permission(tmp_path: Path, name: str) -> None:
     refused(path, f"{name}: no permission to read it")
 
 
-@pytest.mark.parametrize(
-    "error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")]
-)
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
 def test_what_the_system_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
     path = ggufs.write_llama(tmp_path / "m.gguf")
 
@@ -280,9 +278,7 @@ def test_other_files(tmp_path: Path, data: bytes, hint: str | None) -> None:
             path = path.with_suffix(suffix)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda p: p / "a\x1b[31m.gguf", lambda p: p / "a\nb", lambda p: p / "\u202egguf"]
-)
+@pytest.mark.parametrize("make", [lambda p: p / "a\x1b[31m.gguf", lambda p: p / "a\nb", lambda p: p / "\u202egguf"])
 def test_names_with_control_characters_are_escaped(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     path = make(tmp_path)
     refused(path, "no such file")

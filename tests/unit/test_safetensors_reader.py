@@ -17,9 +17,7 @@ import safetensor_files as sf
 
 
 def test_one_file(tmp_path: Path) -> None:
-    path = sf.write_tensors(
-        tmp_path / "m.safetensors", {"b": ("F32", (2, 3)), "a": ("F4", (4,)), "e": ("I64", (0, 7))}
-    )
+    path = sf.write_tensors(tmp_path / "m.safetensors", {"b": ("F32", (2, 3)), "a": ("F4", (4,)), "e": ("I64", (0, 7))})
     model = read_safetensors(path)
     start = path.stat().st_size - 26
     assert [tuple(tensor) for tensor in model.tensors] == [
@@ -30,9 +28,7 @@ def test_one_file(tmp_path: Path) -> None:
     assert (model.format, model.architecture, model.metadata) == ("safetensors", "unknown", {})
 
 
-@pytest.mark.parametrize(
-    "reference", ["", "model.safetensors.index.json", "model-00002-of-00003.safetensors"]
-)
+@pytest.mark.parametrize("reference", ["", "model.safetensors.index.json", "model-00002-of-00003.safetensors"])
 def test_directory_index_and_any_shard_are_the_same_model(tmp_path: Path, reference: str) -> None:
     whole = read_safetensors(sf.write_model(tmp_path / "whole"))
     directory = sf.write_model(tmp_path / "split", n_shards=3)
@@ -211,9 +207,7 @@ def test_overlapping_and_out_of_range_offsets(tmp_path: Path) -> None:
 
 def test_a_name_twice(tmp_path: Path) -> None:
     entry = json.dumps(GOOD)
-    corrupt(
-        sf.write(tmp_path / "m.safetensors", f'{{"a":{entry},"a":{entry}}}'.encode(), 16), "a is there twice"
-    )
+    corrupt(sf.write(tmp_path / "m.safetensors", f'{{"a":{entry},"a":{entry}}}'.encode(), 16), "a is there twice")
     # a tensor may be called so: the quick test must not take it for a second one
     odd = {"data_offsets": GOOD}
     assert read_safetensors(sf.write(tmp_path / "n.safetensors", odd)).tensors[0].name == "data_offsets"
@@ -251,9 +245,7 @@ def test_an_index_without_a_map(tmp_path: Path, document: object) -> None:
     corrupt(index, "no weight_map")
 
 
-@pytest.mark.parametrize(
-    "name", ["../x.safetensors", "/etc/passwd", "a/b.safetensors", "..", "a\0.safetensors", ""]
-)
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/b.safetensors", "..", "a\0.safetensors", ""])
 def test_an_index_must_not_lead_elsewhere(tmp_path: Path, name: str) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": name}}))

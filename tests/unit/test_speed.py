@@ -211,9 +211,7 @@ def test_what_is_assumed_is_said_and_widens_the_band() -> None:
     assumed = Roofline(machine(device(), bandwidth=None, n_cores=None)).estimate(model)
     assert known is not None and assumed is not None
     assert known.basis == "roofline, experts in RAM"
-    assert assumed.basis == (
-        "roofline, experts in RAM; assumed: 8 cores, memory at 51 GB/s (2 channels of DDR4-3200)"
-    )
+    assert assumed.basis == ("roofline, experts in RAM; assumed: 8 cores, memory at 51 GB/s (2 channels of DDR4-3200)")
     assert assumed.high / assumed.low > known.high / known.low
     linked = Roofline(machine(device(link_bytes_per_s=None))).estimate([(DENSE, GPU)])
     assert linked is not None

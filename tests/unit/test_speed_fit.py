@@ -86,8 +86,7 @@ def test_a_fit_finds_a_card_that_is_slower_than_its_prior(fit_speed: ModuleType,
     centre = [math.log(prior.value) for prior in fit_speed.PRIORS.values()]
     prior = fit_speed.table(centre)
     halved = [
-        fit_speed.dataclasses.replace(run, decode=fit_speed.predict(run, prior)[0] / 2, prefill=None)
-        for run in runs
+        fit_speed.dataclasses.replace(run, decode=fit_speed.predict(run, prior)[0] / 2, prefill=None) for run in runs
     ]
     fitted = fit_speed.table(fit_speed.fit(halved))
     before, after = (some.rows["llama/cuda"].weights for some in (prior, fitted))

@@ -38,9 +38,7 @@ def test_printed_sizes_read_back_within_their_rounding(n_bytes: int) -> None:
     assert abs(back - n_bytes) <= max(1, n_bytes * 0.006)
 
 
-@pytest.mark.parametrize(
-    ("text", "n_tokens"), [("8192", 8192), ("64k", 65536), ("64K", 65536), ("1M", 1 << 20)]
-)
+@pytest.mark.parametrize(("text", "n_tokens"), [("8192", 8192), ("64k", 65536), ("64K", 65536), ("1M", 1 << 20)])
 def test_tokens(text: str, n_tokens: int) -> None:
     assert parse_tokens(text) == n_tokens
 

@@ -36,9 +36,7 @@ class Arena:
     def __init__(self, alignment: int, max_chunk_bytes: int = ENDLESS) -> None:
         self.alignment = alignment
         self.max_chunk_bytes = min(max_chunk_bytes, ENDLESS)
-        self.chunks: list[
-            tuple[list[list[int]], list[int]]
-        ] = []  # (free [offset, size] by offset, [highest end])
+        self.chunks: list[tuple[list[list[int]], list[int]]] = []  # (free [offset, size] by offset, [highest end])
 
     @property
     def size_bytes(self) -> int:
@@ -109,9 +107,7 @@ class Arena:
         return tuple(tuple((o, s) for o, s in free) for free, _ in self.chunks)
 
 
-Held = dict[
-    int, tuple[int, int, int, int, int]
-]  #: id of a tensor -> node index, address, bytes, readers, views
+Held = dict[int, tuple[int, int, int, int, int]]  #: id of a tensor -> node index, address, bytes, readers, views
 
 
 def allocate(

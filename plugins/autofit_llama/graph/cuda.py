@@ -148,11 +148,7 @@ def _concat(t: Tensor, _: int) -> bool:
         return True
     per_block = BLOCKS[a.type][0]
     last = 4 if t.param == 3 else 3
-    return (
-        is_contiguous(a, 0, last)
-        and is_contiguous(b, 0, last)
-        and not (a.ne[0] % per_block or b.ne[0] % per_block)
-    )
+    return is_contiguous(a, 0, last) and is_contiguous(b, 0, last) and not (a.ne[0] % per_block or b.ne[0] % per_block)
 
 
 def _binary(t: Tensor, _: int) -> bool:
@@ -252,12 +248,7 @@ def flash_attn_kernel(t: Tensor, cc: int) -> str:
         fits = dv == 512 and gqa
     else:
         fits = False
-    if (
-        not fits
-        or k.type not in _FA_TYPES
-        or v.type not in _FA_TYPES
-        or (mask is not None and mask.ne[2] != 1)
-    ):
+    if not fits or k.type not in _FA_TYPES or v.type not in _FA_TYPES or (mask is not None and mask.ne[2] != 1):
         return "none"
 
     n_q = q.ne[1]
@@ -361,18 +352,12 @@ def _fusable(nodes: Sequence[Tensor], start: int, count: int, outputs: tuple[int
             return False
         if sum(src is t for other in inside[offset + 1 :] for src in other.src) != t.uses:
             return False
-        if (
-            t.root is not None
-            and id(t.root) not in ids
-            and not (t.root.home is not None and t.root.is_weight)
-        ):
+        if t.root is not None and id(t.root) not in ids and not (t.root.home is not None and t.root.is_weight):
             return False
     return True
 
 
-def _weighted_reduction(
-    nodes: Sequence[Tensor], i: int, end: int
-) -> tuple[tuple[Tensor, ...], Tensor, int] | None:
+def _weighted_reduction(nodes: Sequence[Tensor], i: int, end: int) -> tuple[tuple[Tensor, ...], Tensor, int] | None:
     """experts * weights, one view per expert, and their sum (ggml_cuda_match_moe_weighted_reduction)."""
     first = nodes[i]
     if first.type != "f32" or not is_contiguous(first):
@@ -442,12 +427,7 @@ def _topk_moe(nodes: Sequence[Tensor], i: int, end: int) -> int:
     gate = nodes[i]
     at = i
     if gate.op == "UNARY":
-        if (
-            gate.param == "softplus"
-            and i + 1 < end
-            and nodes[i + 1].op == "SQRT"
-            and nodes[i + 1].src[0] is gate
-        ):
+        if gate.param == "softplus" and i + 1 < end and nodes[i + 1].op == "SQRT" and nodes[i + 1].src[0] is gate:
             at += 1
         elif gate.param != "sigmoid":
             return 0

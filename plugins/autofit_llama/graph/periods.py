@@ -105,9 +105,7 @@ def moments(cut: Cut) -> list[int]:
     return [cut.after - k * cut.period for k in range(cut.effort.cycle, -1, -1)]
 
 
-def is_periodic(
-    schedule: Schedule, starts: Sequence[int], cut: Cut, states: Sequence[State], *, n_copies: int
-) -> bool:
+def is_periodic(schedule: Schedule, starts: Sequence[int], cut: Cut, states: Sequence[State], *, n_copies: int) -> bool:
     """Whether the blocks left out at `cut` cannot change any buffer.
 
     `starts[i]` is the first node of the i-th built block; `states` are those that `moments` asks for. True if

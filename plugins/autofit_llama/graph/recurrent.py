@@ -50,9 +50,7 @@ def mamba(g: Graph, inp: RecurrentInput, w: Layer, x: Tensor, il: int) -> Tensor
 
     y_ssm = g.rs(inp, state_cache, h.n_embd_s, scan)
     n_state = d_state * d_inner * n_seqs
-    g.expand(
-        ggml.cpy(ggml.view(y_ssm, (n_state,), (), x.nb[3] * x.ne[3]), ggml.view(state_cache, (n_state,)))
-    )
+    g.expand(ggml.cpy(ggml.view(y_ssm, (n_state,), (), x.nb[3] * x.ne[3]), ggml.view(state_cache, (n_state,))))
     y = ggml.view(y_ssm, (d_inner, n_t, n_seqs), x.nb[2:4])
     y = ggml.add(y, ggml.mul(cur, w.need("ssm_d")))
     y = ggml.glu(ggml.cont(z), y)
@@ -99,9 +97,7 @@ def mamba2(g: Graph, inp: RecurrentInput, w: Layer, x: Tensor, il: int) -> Tenso
     d, written = d_state * d_inner, min(n_t, kept)
     new = ggml.view(y_ssm, (d, n_seqs, written), (4 * d, 4 * d * n_seqs), ggml.n_elements(x) * 4)
     g.expand(
-        ggml.cpy(
-            new, ggml.view(state_cache, (d, n_seqs, written), (state_cache.nb[1], g.model.state_rows * 4 * d))
-        )
+        ggml.cpy(new, ggml.view(state_cache, (d, n_seqs, written), (state_cache.nb[1], g.model.state_rows * 4 * d)))
     )
     stride = x.nb[1]
     y = ggml.view(y_ssm, (head, n_head, n_t, n_seqs), (stride, n_head * stride, n_t * n_head * stride))
@@ -147,9 +143,7 @@ def delta_net(
     out = ggml.view(y, (head, n_head, n_t, n_seqs), strides)
     scores = 4 * head * n_head * n_t * n_seqs
     if kept == 1:
-        new = ggml.view(
-            y, (head, head, n_head, n_seqs), (4 * head, 4 * head**2, 4 * head**2 * n_head), scores
-        )
+        new = ggml.view(y, (head, head, n_head, n_seqs), (4 * head, 4 * head**2, 4 * head**2 * n_head), scores)
         g.expand(ggml.cpy(new, ggml.view(cache, (h.n_embd_s, n_seqs), (cache.nb[1],))))
         return out
     d, written = head * head * n_head, min(n_t, kept)

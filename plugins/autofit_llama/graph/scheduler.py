@@ -155,8 +155,7 @@ class Scheduler:
                 split = Split(dev, 0)
                 splits.append(split)
             elif dev != split.dev or (
-                split.inputs
-                and any(s.is_weight and s.dev != dev and not self._reaches(s, dev) for s in t.src)
+                split.inputs and any(s.is_weight and s.dev != dev and not self._reaches(s, dev) for s in t.src)
             ):
                 split.end = i
                 split = Split(dev, i)

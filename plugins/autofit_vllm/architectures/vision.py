@@ -65,9 +65,7 @@ def siglip(
         here.norm("post_layernorm", hidden, bias=True)
 
 
-def _siglip_layers(
-    here: Scope, config: Config, count: int, *, aligned_only: bool = False, feeds: str = "mlp"
-) -> None:
+def _siglip_layers(here: Scope, config: Config, count: int, *, aligned_only: bool = False, feeds: str = "mlp") -> None:
     hidden, heads = config.int("hidden_size"), config.int("num_attention_heads")
     for index in range(count):
         block = here / f"encoder.layers.{index}"
@@ -603,9 +601,7 @@ def moonvit(tower: Scope, vision: Config, *, bias: bool = True, **more: Any) -> 
     tower.plain("patch_embed.proj.weight", hidden, 3, patch, patch)
     if bias:
         tower.plain("patch_embed.proj.bias", hidden)
-    rows, columns = (
-        vision.int(f"init_pos_emb_{side}", f"pos_emb_{side}", default=64) for side in ("height", "width")
-    )
+    rows, columns = (vision.int(f"init_pos_emb_{side}", f"pos_emb_{side}", default=64) for side in ("height", "width"))
     tower.plain("patch_embed.pos_emb.weight", rows, columns, hidden)
     sizes: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_size": inner // heads}
     for index in range(vision.layers()):

@@ -82,9 +82,7 @@ class GgufScheme(Scheme):
         gate, up, down = self.kinds
         if gate != up:
             raise EngineRefusalError(f"{self.name}: gate is {gate} and up is {up}, which cannot be fused")
-        yield Tensor(
-            "w13_qweight", (shape.count, shape.w13_rows, _bytes(gate, shape.hidden_size, self.name)), "uint8"
-        )
+        yield Tensor("w13_qweight", (shape.count, shape.w13_rows, _bytes(gate, shape.hidden_size, self.name)), "uint8")
         yield Tensor(
             "w2_qweight", (shape.count, shape.hidden_size, _bytes(down, shape.intermediate_rank, self.name)), "uint8"
         )

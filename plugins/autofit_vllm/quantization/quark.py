@@ -276,9 +276,7 @@ def quark(config: Mapping[str, Any], *, gpt_oss: bool = False) -> Quark:
     """
     export = config.get("export")
     if not isinstance(export, Mapping):
-        raise EngineRefusalError(
-            "The export key should be included in the configurations of Quark quantized model"
-        )
+        raise EngineRefusalError("The export key should be included in the configurations of Quark quantized model")
     overall = config.get("global_quant_config")
     layers = config.get("layer_quant_config")
     named = {

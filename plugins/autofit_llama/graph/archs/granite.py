@@ -46,9 +46,7 @@ def granite_switch(g: Graph) -> None:
     g.finish(x, scale=True)
 
 
-def _attention(
-    g: Graph, inp: AttentionInput, w: Layer, x: Tensor, pos: Tensor | None, ids: Tensor, il: int
-) -> Tensor:
+def _attention(g: Graph, inp: AttentionInput, w: Layer, x: Tensor, pos: Tensor | None, ids: Tensor, il: int) -> Tensor:
     h, n = g.h, g.n_tokens
     head = h.n_embd_head_v(0)
     qkv = ggml.mul_mat(w.need("attn_qkv"), x)
