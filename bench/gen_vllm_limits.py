@@ -1,6 +1,6 @@
 """Writes what vLLM's configuration classes allow into its table of flags: limits of numbers, keys of JSON values.
 
-    python bench/gen_vllm_limits.py plugins/autofit_vllm/flags-0.33.0.json
+    python bench/gen_vllm_limits.py plugins/autofit_vllm/command/flags-0.33.0.json
 
 Run where this version of `vllm` can be imported. An option gets `limits` (`ge`, `gt`, `le`, `lt`, `one_of`) of the
 field that it fills, and `keys` where its value becomes a configuration class, which knows no other: the allowed

@@ -22,8 +22,8 @@ from autofit_llama.graph.archs import BUILDERS
 from autofit_vllm.architectures import choose_architecture
 from autofit_vllm.architectures.config import Config
 from autofit_vllm.architectures.registry import KNOWN, MULTIMODAL
-from autofit_vllm.extensions import OUTSIDE
 from autofit_vllm.quantization import METHODS, NOT_PLANNED
+from autofit_vllm.quantization.plugins import OUTSIDE
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

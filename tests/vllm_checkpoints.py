@@ -10,7 +10,7 @@ from typing import Any
 from autofit.domain.model import ModelSpec, TensorInfo
 
 from autofit_vllm.architectures import build_from_config
-from autofit_vllm.model import Experts, Linear, Module, Plain, VllmModel, Vocabulary
+from autofit_vllm.modules.model import Experts, Linear, Module, Plain, VllmModel, Vocabulary
 
 TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "F8_E4M3": 1}

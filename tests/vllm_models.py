@@ -6,9 +6,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from autofit_vllm.defaults import EngineConfig, Gpu, resolve
-from autofit_vllm.model import AttentionCache, Cache, LatentCache, StageWeights, StateCache, VllmModel
-from autofit_vllm.settings import parse_command
+from autofit_vllm.command.settings import parse_command
+from autofit_vllm.config.defaults import EngineConfig, Gpu, resolve
+from autofit_vllm.modules.model import AttentionCache, Cache, LatentCache, StageWeights, StateCache, VllmModel
 
 GIB = 1 << 30
 
@@ -146,7 +146,7 @@ def qwen3_6_27b() -> VllmModel:
         is_hybrid=True,
         ssm_dtype="float32",
     )
-    from autofit_vllm.model import LAST, Draft
+    from autofit_vllm.modules.model import LAST, Draft
 
     draft = dataclasses.replace(full(0, heads=24, kv_heads=4, head_size=256), name="mtp.layers.0", stage=LAST)
     return dataclasses.replace(base, draft=Draft(n_layers=1, modules=(), caches=(draft,)))
@@ -183,7 +183,7 @@ def config(of: VllmModel, on: str, *args: str, env: dict[str, str] | None = None
 def weights(of: VllmModel, total_bytes: int, *, tp: int = 1, pp: int = 1) -> tuple[StageWeights, ...]:
     """Weights shared evenly, a tenth of them embeddings, and nine tenths of the rest experts if it has
     any."""
-    from autofit_vllm.kv import stage_bounds
+    from autofit_vllm.memory.kv import stage_bounds
 
     bounds = stage_bounds(of.n_layers, pp)
     share = total_bytes // (tp * pp)

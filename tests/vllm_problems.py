@@ -8,10 +8,10 @@ from autofit.domain.request import Request
 from autofit.hardware import load_machine
 
 import vllm_models
-from autofit_vllm.defaults import EngineConfig
-from autofit_vllm.model import StageWeights, VllmModel
-from autofit_vllm.settings import parse_command
-from autofit_vllm.solve import Candidate, Problem, solve
+from autofit_vllm.command.settings import parse_command
+from autofit_vllm.config.defaults import EngineConfig
+from autofit_vllm.modules.model import StageWeights, VllmModel
+from autofit_vllm.planning.search import Candidate, Problem, solve
 
 
 def problem(

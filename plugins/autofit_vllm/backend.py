@@ -14,9 +14,7 @@ from autofit.domain.plan import Finding, Plan
 from autofit.domain.request import Margin, Request
 from autofit.errors import UsageError
 
-from autofit_vllm.defaults import EngineConfig, Gpu, resolve
-from autofit_vllm.devices import select_devices
-from autofit_vllm.draft import (
+from autofit_vllm.checkpoint.draft import (
     DraftModel,
     add_weights,
     attach,
@@ -25,12 +23,22 @@ from autofit_vllm.draft import (
     read_draft,
     with_own_layers,
 )
-from autofit_vllm.flags import AUTO_LENGTH
-from autofit_vllm.kv import plan_kv
-from autofit_vllm.model import StageWeights, VllmModel, Vocabulary
-from autofit_vllm.plan import Evaluation, build_plan, check_dtype, evaluate, gpu_of, keyword_arguments, ranks_of
+from autofit_vllm.command.flags import AUTO_LENGTH
+from autofit_vllm.command.settings import VllmSettings, parse_command
+from autofit_vllm.config.defaults import EngineConfig, Gpu, resolve
+from autofit_vllm.config.devices import select_devices
+from autofit_vllm.memory.kv import plan_kv
+from autofit_vllm.modules.model import StageWeights, VllmModel, Vocabulary
+from autofit_vllm.planning.plan import (
+    Evaluation,
+    build_plan,
+    check_dtype,
+    evaluate,
+    gpu_of,
+    keyword_arguments,
+    ranks_of,
+)
 from autofit_vllm.quantization import Quantization, quantization_for
-from autofit_vllm.settings import VllmSettings, parse_command
 
 CPU_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"  #: GiB of KV cache in main memory
 SERVE = ("vllm", "serve")
@@ -89,7 +97,7 @@ class VllmBackend(Backend):
         margins: Sequence[Margin],
         stated: int | Sequence[int] | None,
     ) -> Evaluation:
-        from autofit_vllm.offload import given_offload
+        from autofit_vllm.memory.offload import given_offload
 
         gpu = gpu_of(devices)
         quantization = read_quantisation(vllm_model, model, settings, gpu)
@@ -116,8 +124,8 @@ class VllmBackend(Backend):
         )
 
     def plan(self, model: ModelSpec, machine: Machine, request: Request) -> Plan:
-        from autofit_vllm.plan_explain import explain
-        from autofit_vllm.solve import Problem, solve
+        from autofit_vllm.planning.explain import explain
+        from autofit_vllm.planning.search import Problem, solve
 
         reference = _directory_of(request.model_reference or model.name)
         _, settings = parse_command(
@@ -183,7 +191,7 @@ def _directory_of(reference: str) -> str:
 
 
 def _version(version: str) -> Any:
-    from autofit_vllm.versions import facts_of
+    from autofit_vllm.command.versions import facts_of
 
     return facts_of(version)
 
@@ -194,11 +202,11 @@ def read_vllm_model(model: ModelSpec, settings: VllmSettings) -> VllmModel:
     Raises:
         UnsupportedModelError, EngineRefusalError
     """
-    from autofit_vllm.architectures import build_model
+    from autofit_vllm.checkpoint.build import build_model
 
     notes: tuple[str, ...] = ()
     if model.format == "gguf":
-        from autofit_vllm.checkpoint_gguf import as_checkpoint
+        from autofit_vllm.checkpoint.gguf import as_checkpoint
 
         model, notes = as_checkpoint(model, settings)
     if isinstance(settings.hf_overrides, Mapping):
@@ -262,7 +270,7 @@ def weigh(
     draft: DraftModel | None = None,
 ) -> tuple[StageWeights, ...]:
     """The weights of each pipeline stage on one rank."""
-    from autofit_vllm.weights import LoraSpec, weights_per_rank
+    from autofit_vllm.memory.weights import LoraSpec, weights_per_rank
 
     lora = None
     if settings.enable_lora:
@@ -322,7 +330,7 @@ def _vision(model: ModelSpec) -> Mapping[str, object] | None:
 def _speed(evaluation: Evaluation, machine: Machine) -> Any:
     from autofit.speed import Roofline
 
-    from autofit_vllm.plan_speed import speed_of
+    from autofit_vllm.planning.speed import speed_of
 
     if not evaluation.ranks or not evaluation.fits:
         return None

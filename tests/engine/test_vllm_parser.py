@@ -15,10 +15,10 @@ import pytest
 from autofit.errors import AutofitError
 
 import vllm_models
-from autofit_vllm.flags import parse_flags
-from autofit_vllm.plan_explain import explain
-from autofit_vllm.solve import solve
-from autofit_vllm.versions import REMOVED_FLAGS, facts_of
+from autofit_vllm.command.flags import parse_flags
+from autofit_vllm.command.versions import REMOVED_FLAGS, facts_of
+from autofit_vllm.planning.explain import explain
+from autofit_vllm.planning.search import solve
 from vllm_models import GIB
 from vllm_problems import problem
 

@@ -10,9 +10,9 @@ import pytest
 from autofit.errors import AutofitError
 
 from autofit_vllm.architectures import build_from_config
-from autofit_vllm.model import Parallel
+from autofit_vllm.memory.weights import weights_per_rank
+from autofit_vllm.modules.model import Parallel
 from autofit_vllm.quantization import quantization_for
-from autofit_vllm.weights import weights_per_rank
 from vllm_recorded import recorded
 
 ODD: list[Any] = [

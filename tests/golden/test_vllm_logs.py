@@ -12,7 +12,7 @@ import pytest
 
 import vllm_models
 import vllm_truth
-from autofit_vllm.kv import capacity, plan_kv
+from autofit_vllm.memory.kv import capacity, plan_kv
 
 LOGS = json.loads((Path(__file__).parents[1] / "data" / "vllm" / "boot_logs.json").read_text(encoding="utf-8"))
 MODELS = {"qwen3.6-27b": vllm_models.qwen3_6_27b, "qwen3-8b": vllm_models.qwen3_8b}

@@ -11,7 +11,8 @@ import pytest
 from autofit.errors import AutofitError
 
 from autofit_vllm.architectures import Options, build_from_config
-from autofit_vllm.model import (
+from autofit_vllm.memory.weights import weights_per_rank
+from autofit_vllm.modules.model import (
     AttentionCache,
     IndexerCache,
     LatentCache,
@@ -21,7 +22,6 @@ from autofit_vllm.model import (
     VllmModel,
 )
 from autofit_vllm.quantization import quantization_for
-from autofit_vllm.weights import weights_per_rank
 from vllm_models import GPUS
 from vllm_recorded import recorded
 

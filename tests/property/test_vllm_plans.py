@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import vllm_models
-from autofit_vllm.plan import memory_of
-from autofit_vllm.plan_explain import explain
-from autofit_vllm.settings import parse_command
-from autofit_vllm.solve import Problem, solve
+from autofit_vllm.command.settings import parse_command
+from autofit_vllm.planning.explain import explain
+from autofit_vllm.planning.plan import memory_of
+from autofit_vllm.planning.search import Problem, solve
 from vllm_models import GIB, VllmModel
 from vllm_problems import problem
 

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from autofit.errors import EngineRefusalError, ModelError, UnsupportedModelError
 
-from autofit_vllm.architectures import Options, build_from_config, build_model
+from autofit_vllm.architectures import Options, build_from_config
 from autofit_vllm.architectures.config import Config
 from autofit_vllm.architectures.facts import model_length
 from autofit_vllm.architectures.rope import rope_cache_rows, rope_parameters
-from autofit_vllm.lora import LoraSpec, lora_bytes
-from autofit_vllm.model import AttentionCache, LatentCache, Parallel, StateCache, VllmModel, Vocabulary
-from autofit_vllm.weights import weights_per_rank
+from autofit_vllm.checkpoint.build import build_model
+from autofit_vllm.memory.lora import LoraSpec, lora_bytes
+from autofit_vllm.memory.weights import weights_per_rank
+from autofit_vllm.modules.model import AttentionCache, LatentCache, Parallel, StateCache, VllmModel, Vocabulary
 from vllm_checkpoints import spec
 from vllm_recorded import config
 
@@ -226,8 +227,8 @@ def test_building_a_model_imports_nothing_heavy() -> None:
     script = (
         "import json, sys\n"
         "from autofit_vllm.architectures import build_from_config\n"
-        "from autofit_vllm.model import Parallel\n"
-        "from autofit_vllm.weights import weights_per_rank\n"
+        "from autofit_vllm.modules.model import Parallel\n"
+        "from autofit_vllm.memory.weights import weights_per_rank\n"
         "weights_per_rank(build_from_config(json.load(sys.stdin)), Parallel(tp=2), dtype='bfloat16')\n"
         "heavy = {'torch', 'numpy', 'vllm', 'transformers', 'safetensors', 'pydantic'} & set(sys.modules)\n"
         "print(sorted(heavy))\n"

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 import vllm_models
-from autofit_vllm.budget import (
+from autofit_vllm.config.defaults import EngineConfig
+from autofit_vllm.memory.budget import (
     FLASHINFER_BYTES,
     RankBudget,
     graphs_item,
@@ -17,10 +18,9 @@ from autofit_vllm.budget import (
     rank_budget,
     requested_bytes,
 )
-from autofit_vllm.defaults import EngineConfig
-from autofit_vllm.kv import plan_kv
-from autofit_vllm.model import VllmModel
-from autofit_vllm.offload import offload, prefetch, smallest_offload, smallest_prefetch
+from autofit_vllm.memory.kv import plan_kv
+from autofit_vllm.memory.offload import offload, prefetch, smallest_offload, smallest_prefetch
+from autofit_vllm.modules.model import VllmModel
 from vllm_models import GIB, config
 
 MIB = 1 << 20

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from autofit.errors import UnsupportedModelError
 
-from autofit_vllm.architectures import build_from_config, build_model
-from autofit_vllm.checkpoint import contents, expected_layers
-from autofit_vllm.model import Parallel
+from autofit_vllm.architectures import build_from_config
+from autofit_vllm.checkpoint.build import build_model
+from autofit_vllm.checkpoint.tensors import contents, expected_layers
+from autofit_vllm.memory.weights import weights_per_rank
+from autofit_vllm.modules.model import Parallel
 from autofit_vllm.quantization import quantization_for
-from autofit_vllm.weights import weights_per_rank
 from vllm_checkpoints import checkpoint, spec, tensor, tensors_of
 from vllm_recorded import config
 

@@ -7,10 +7,10 @@ from autofit.domain.machine import Device
 from autofit.errors import EngineRefusalError, HardwareError
 
 import vllm_models
-from autofit_vllm.defaults import Gpu, batch_defaults, check_quantisation, possible_tp, resolve, resolve_dtype
-from autofit_vllm.kv_backends import LayerQuery, common_block_size, flash_attention_version, select
+from autofit_vllm.command.settings import from_given, parse_command
+from autofit_vllm.config.defaults import Gpu, batch_defaults, check_quantisation, possible_tp, resolve, resolve_dtype
+from autofit_vllm.memory.attention_backends import LayerQuery, common_block_size, flash_attention_version, select
 from autofit_vllm.quantization import Quantization
-from autofit_vllm.settings import from_given, parse_command
 from vllm_models import config, gpu
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from autofit.errors import EngineRefusalError, UsageError
 
-from autofit_vllm.flags import known_options, negatives_of, parse_count, parse_flags
-from autofit_vllm.settings import parse_command
-from autofit_vllm.versions import REMOVED_FLAGS, VERSIONS, facts_of
-from autofit_vllm.yaml import parse_yaml
+from autofit_vllm.command.flags import known_options, negatives_of, parse_count, parse_flags
+from autofit_vllm.command.settings import parse_command
+from autofit_vllm.command.versions import REMOVED_FLAGS, VERSIONS, facts_of
+from autofit_vllm.command.yaml import parse_yaml
 
 FACTS = facts_of(None)
 

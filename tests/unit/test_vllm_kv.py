@@ -10,9 +10,9 @@ import pytest
 from autofit.errors import EngineRefusalError
 
 import vllm_models
-from autofit_vllm.kv import Group, capacity, fit, group_layers, plan_kv, stage_bounds
-from autofit_vllm.kv_layers import LayerCache, packed_bytes
-from autofit_vllm.model import IndexerCache, StateCache, VllmModel
+from autofit_vllm.memory.kv import Group, capacity, fit, group_layers, plan_kv, stage_bounds
+from autofit_vllm.memory.kv_layers import LayerCache, packed_bytes
+from autofit_vllm.modules.model import IndexerCache, StateCache, VllmModel
 from vllm_models import GIB, config
 
 

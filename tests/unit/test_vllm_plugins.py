@@ -12,15 +12,15 @@ from autofit.domain.plan import Plan
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_vllm.backend import read_quantisation, read_vllm_model
-from autofit_vllm.budget import peak_items
-from autofit_vllm.defaults import Gpu, resolve
-from autofit_vllm.dtypes import dtype_bytes
-from autofit_vllm.model import Linear, Parallel, Part, VllmModel
+from autofit_vllm.command.settings import parse_command
+from autofit_vllm.config.defaults import Gpu, resolve
+from autofit_vllm.memory.budget import peak_items
+from autofit_vllm.memory.weights import rank_tensors, weights_per_rank
+from autofit_vllm.modules.dtypes import dtype_bytes
+from autofit_vllm.modules.model import Linear, Parallel, Part, VllmModel
+from autofit_vllm.modules.sharding import linear_shape
 from autofit_vllm.quantization import Quantization, quantization_for
 from autofit_vllm.quantization.gguf import gguf, gguf_name
-from autofit_vllm.settings import parse_command
-from autofit_vllm.sharding import linear_shape
-from autofit_vllm.weights import rank_tensors, weights_per_rank
 from ggufs import Gguf, Strings, Tensor
 from vllm_models import GIB
 from vllm_truth import DATA

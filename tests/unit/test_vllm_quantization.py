@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from autofit.errors import AutofitError, EngineRefusalError, UnsupportedModelError
 
-from autofit_vllm.dtypes import dtype_bytes
-from autofit_vllm.model import Experts, Linear, Parallel, Part, Vocabulary
+from autofit_vllm.modules.dtypes import dtype_bytes
+from autofit_vllm.modules.model import Experts, Linear, Parallel, Part, Vocabulary
+from autofit_vllm.modules.sharding import experts_shape, linear_shape
 from autofit_vllm.quantization import NONE, UNQUANTISED, Quantization, quantization_for
 from autofit_vllm.quantization.names import bare, exact_or_regex, regex_matches, skipped
-from autofit_vllm.sharding import experts_shape, linear_shape
 
 HOPPER = (9, 0)
 

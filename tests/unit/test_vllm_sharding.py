@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from autofit.errors import EngineRefusalError
 
-from autofit_vllm.model import EVERY, FIRST, LAST, Experts, Linear, Parallel, Part, Vocabulary
-from autofit_vllm.sharding import (
+from autofit_vllm.modules.model import EVERY, FIRST, LAST, Experts, Linear, Parallel, Part, Vocabulary
+from autofit_vllm.modules.sharding import (
     column_part,
     experts_shape,
     layer_partition,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-from autofit.domain.model import ModelSpec
 from autofit.domain.text import printable
 from autofit.errors import ModelError, UnsupportedModelError
 
 from autofit_vllm.architectures.builder import Builder, Options
 from autofit_vllm.architectures.config import Config
-from autofit_vllm.architectures.encoders import classifier
 from autofit_vllm.architectures.facts import (
     attention_heads,
     config_dtype,
@@ -24,6 +22,7 @@ from autofit_vllm.architectures.facts import (
     ssm_dtype,
     uses_mla,
 )
+from autofit_vllm.architectures.families.encoders import classifier
 from autofit_vllm.architectures.registry import (
     ATTENTION_FREE,
     DROPPED,
@@ -35,9 +34,9 @@ from autofit_vllm.architectures.registry import (
     NO_PIPELINE,
     POOLING,
 )
-from autofit_vllm.model import Experts, StateCache, VllmModel
+from autofit_vllm.modules.model import Experts, StateCache, VllmModel
 
-__all__ = ["Options", "build_from_config", "build_model", "choose_architecture"]
+__all__ = ["Options", "build_from_config", "choose_architecture"]
 
 #: vLLM's architecture words by page: `module:function` below this package
 _PAGES = {
@@ -197,7 +196,7 @@ _BY_ARCHITECTURE = {word: page for page, words in _PAGES.items() for word in wor
 
 def _page(architecture: str) -> Callable[[Builder], None]:
     module, _, function = _BY_ARCHITECTURE[architecture].partition(":")
-    page: Callable[[Builder], None] = getattr(import_module(f"autofit_vllm.architectures.{module}"), function)
+    page: Callable[[Builder], None] = getattr(import_module(f"autofit_vllm.architectures.families.{module}"), function)
     return page
 
 
@@ -272,41 +271,6 @@ _CAUSAL = {
     "step3_text": "Step3TextForCausalLM",
     "step3p5": "Step3p5ForCausalLM",
 }
-
-
-def build_model(
-    spec: ModelSpec,
-    *,
-    language_model_only: bool = False,
-    disabled_modalities: Iterable[str] = (),
-    disable_sliding_window: bool = False,
-    pooling: bool = False,
-) -> VllmModel:
-    """What vLLM builds for a model, from its configuration and, where the files are there, its tensors.
-
-    An architecture whose layers are not known gives an upper bound from the tensors, and says so.
-
-    Raises:
-        UnsupportedModelError: vLLM does not run it, or neither configuration nor tensors tell its layers.
-        ModelError: the configuration contradicts itself.
-    """
-    options = Options(
-        language_model_only=language_model_only,
-        disabled_modalities=frozenset(disabled_modalities),
-        disable_sliding_window=disable_sliding_window,
-        pooling=pooling,
-    )
-    architecture = choose_architecture(Config(spec.metadata))
-    if architecture is None:
-        from autofit_vllm.checkpoint import bound_model
-
-        return bound_model(spec, options)
-    model = build_from_config(spec.metadata, options)
-    if not spec.tensors:
-        return model
-    from autofit_vllm.checkpoint import check_against_tensors
-
-    return check_against_tensors(model, spec)
 
 
 def choose_architecture(root: Config) -> str | None:

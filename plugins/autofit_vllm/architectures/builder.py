@@ -9,7 +9,7 @@ from autofit.domain.values import dataclass, replace
 
 from autofit_vllm.architectures.config import Config
 from autofit_vllm.architectures.rope import rope_cache_rows, rope_parameters, rotary_size
-from autofit_vllm.model import (
+from autofit_vllm.modules.model import (
     EVERY,
     FIRST,
     LAST,

@@ -9,13 +9,13 @@ from typing import Any
 from autofit.domain.text import printable
 from autofit.errors import EngineRefusalError, ModelError, UnsupportedModelError
 
-from autofit_vllm.extensions import OUTSIDE, require
 from autofit_vllm.quantization.autoround import auto_round
 from autofit_vllm.quantization.compressed import compressed_tensors
 from autofit_vllm.quantization.floating import Mxfp4, fp8, mxfp4
 from autofit_vllm.quantization.integer import Awq, Gptq, awq, gptq
 from autofit_vllm.quantization.modelopt import modelopt
 from autofit_vllm.quantization.online import COMPOSABLE, SHORTHANDS, composed, online
+from autofit_vllm.quantization.plugins import OUTSIDE, require
 from autofit_vllm.quantization.scheme import NONE, UNQUANTISED, Quantization, Scheme, Tensor
 
 __all__ = [

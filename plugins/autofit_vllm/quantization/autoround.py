@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
-from autofit_vllm.model import Experts, Linear, Vocabulary
+from autofit_vllm.modules.model import Experts, Linear, Vocabulary
+from autofit_vllm.modules.sharding import ExpertsShape
 from autofit_vllm.quantization.integer import (
     AwqScheme,
     GptqScheme,
@@ -17,7 +18,6 @@ from autofit_vllm.quantization.integer import (
 )
 from autofit_vllm.quantization.names import bare, regex_searches
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, group_size_of
-from autofit_vllm.sharding import ExpertsShape
 
 _SPECIAL = frozenset(r"*+?^$()[]{}|\\")
 

@@ -9,9 +9,9 @@ from typing import Any
 from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
-from autofit_vllm.model import Experts, Linear
+from autofit_vllm.modules.model import Experts, Linear
+from autofit_vllm.modules.sharding import ExpertsShape, LinearShape
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor, cdiv
-from autofit_vllm.sharding import ExpertsShape, LinearShape
 
 _BLOCK = 64  #: weights under one scale (bitsandbytes' functional.py:quantize_4bit)
 _CODE = 16  #: values of four bits, listed beside each weight

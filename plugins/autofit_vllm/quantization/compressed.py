@@ -9,7 +9,8 @@ from typing import Any
 from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
-from autofit_vllm.model import Experts, Linear, Vocabulary
+from autofit_vllm.modules.model import Experts, Linear, Vocabulary
+from autofit_vllm.modules.sharding import ExpertsShape, LinearShape
 from autofit_vllm.quantization.floating import (
     Fp8Scheme,
     Granularity,
@@ -18,7 +19,6 @@ from autofit_vllm.quantization.floating import (
 )
 from autofit_vllm.quantization.names import all_or_none, exact_or_regex
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor, expert_biases
-from autofit_vllm.sharding import ExpertsShape, LinearShape
 
 _WORD = 32
 _ACTIVATION_FORMATS = frozenset({"naive-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized"})

@@ -8,11 +8,11 @@ from typing import Any
 from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
-from autofit_vllm.model import Linear
+from autofit_vllm.modules.model import Linear
+from autofit_vllm.modules.sharding import LinearShape
 from autofit_vllm.quantization.floating import Fp8Scheme
 from autofit_vllm.quantization.names import skipped
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor, group_size_of
-from autofit_vllm.sharding import LinearShape
 
 _FP_QUANT_GROUPS = {"mxfp4": 32, "nvfp4": 16}
 

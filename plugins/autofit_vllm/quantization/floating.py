@@ -9,7 +9,8 @@ from typing import Any, Literal
 from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
-from autofit_vllm.model import Experts, Linear
+from autofit_vllm.modules.model import Experts, Linear
+from autofit_vllm.modules.sharding import ExpertsShape, LinearShape, round_up
 from autofit_vllm.quantization.names import experts_skipped, skipped
 from autofit_vllm.quantization.scheme import (
     UNQUANTISED,
@@ -19,7 +20,6 @@ from autofit_vllm.quantization.scheme import (
     cdiv,
     expert_biases,
 )
-from autofit_vllm.sharding import ExpertsShape, LinearShape, round_up
 
 Granularity = Literal["tensor", "channel", "block"]
 Block = tuple[int, int]

@@ -8,10 +8,10 @@ from autofit.domain.dtypes import GGML_TYPES_BY_NAME
 from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
-from autofit_vllm.model import Experts, Linear, Vocabulary
+from autofit_vllm.modules.model import Experts, Linear, Vocabulary
+from autofit_vllm.modules.sharding import ExpertsShape, LinearShape
 from autofit_vllm.quantization.names import bare
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor
-from autofit_vllm.sharding import ExpertsShape, LinearShape
 
 _PLAIN = frozenset({"f32", "f16", "bf16"})  #: loaded in the model's type
 #: what the plug-in has kernels for (quantization/utils.py:DEQUANT_TYPES)

@@ -9,10 +9,10 @@ from typing import Any
 from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
 
-from autofit_vllm.model import Experts, Linear, Vocabulary
+from autofit_vllm.modules.model import Experts, Linear, Vocabulary
+from autofit_vllm.modules.sharding import ExpertsShape, LinearShape, round_up
 from autofit_vllm.quantization.names import all_or_none, regex_matches, skipped, substring
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor, group_size_of
-from autofit_vllm.sharding import ExpertsShape, LinearShape, round_up
 
 _WORD = 32  #: bits of the integers that weights are packed into
 

@@ -8,7 +8,8 @@ from typing import Any
 from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
-from autofit_vllm.model import Experts, Linear, Vocabulary
+from autofit_vllm.modules.model import Experts, Linear, Vocabulary
+from autofit_vllm.modules.sharding import ExpertsShape, LinearShape
 from autofit_vllm.quantization.floating import (
     Fp8Scheme,
     MicroscaledScheme,
@@ -17,7 +18,6 @@ from autofit_vllm.quantization.floating import (
 )
 from autofit_vllm.quantization.names import bare, glob_matches, skipped
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor, cdiv
-from autofit_vllm.sharding import ExpertsShape, LinearShape
 
 _ENCODERS = ("vision_tower", "vision_model", "vit_large_projector")
 

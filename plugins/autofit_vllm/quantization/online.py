@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from autofit.domain.values import dataclass, replace
 from autofit.errors import EngineRefusalError
 
-from autofit_vllm.model import Experts, Linear
+from autofit_vllm.modules.model import Experts, Linear
+from autofit_vllm.modules.sharding import ExpertsShape, LinearShape, round_up
 from autofit_vllm.quantization.floating import Fp8Scheme, MicroscaledScheme, Mxfp4, Nvfp4Scheme
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor
-from autofit_vllm.sharding import ExpertsShape, LinearShape, round_up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

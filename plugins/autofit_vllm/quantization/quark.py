@@ -9,11 +9,11 @@ from typing import Any
 from autofit.domain.values import dataclass, replace
 from autofit.errors import EngineRefusalError
 
-from autofit_vllm.model import Experts, Linear
+from autofit_vllm.modules.model import Experts, Linear
+from autofit_vllm.modules.sharding import ExpertsShape, LinearShape, round_up
 from autofit_vllm.quantization.floating import Fp8Scheme, MicroscaledScheme, Nvfp4Scheme, cache_scales, gpt_oss_rounding
 from autofit_vllm.quantization.names import all_or_none, bare, exact_or_regex
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor, cdiv, expert_biases
-from autofit_vllm.sharding import ExpertsShape, LinearShape, round_up
 
 _MX_GROUP = 32  #: weights that share an exponent
 _MX_BITS = {"fp4": 4, "fp6_e3m2": 6, "fp6_e2m3": 6, "fp8_e4m3": 8}

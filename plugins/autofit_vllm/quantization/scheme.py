@@ -8,8 +8,8 @@ from typing import NamedTuple
 from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
-from autofit_vllm.model import Experts, Linear, Vocabulary
-from autofit_vllm.sharding import ExpertsShape, LinearShape
+from autofit_vllm.modules.model import Experts, Linear, Vocabulary
+from autofit_vllm.modules.sharding import ExpertsShape, LinearShape
 
 
 class Tensor(NamedTuple):

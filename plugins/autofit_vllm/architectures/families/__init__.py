@@ -1,0 +1,1 @@
+"""Builders of model families: what vLLM's class of each architecture creates."""

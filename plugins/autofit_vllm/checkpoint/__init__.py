@@ -1,0 +1,1 @@
+"""The files of a model against the modules that its configuration describes."""

@@ -1,0 +1,1 @@
+"""The command line of `vllm serve`, and its parser."""

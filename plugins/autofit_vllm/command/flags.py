@@ -1,0 +1,408 @@
+"""The command line of `vllm serve`, taken apart by vLLM's own rules.
+
+The options are data (`flags-VERSION.json`, written from vLLM's parser), the rules are those of
+utils/argparse_utils.py:FlexibleArgumentParser: underscores for dashes, prefixes, `--no-x`,
+`--enable-x`/`--disable-x`,
+dotted JSON, `-O3`, human integers, and a YAML file in `--config`. What vLLM refuses is refused here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from autofit.errors import EngineRefusalError, UsageError
+
+from autofit_vllm.command.versions import REMOVED_FLAGS, VersionFacts
+
+DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+MAX_ARGUMENT_CHARS = 1 << 20
+MAX_ARGUMENTS = 10_000
+AUTO_LENGTH = -1
+
+_COUNT = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT])", re.ASCII)
+
+
+class FlagError(argparse.ArgumentTypeError):
+    """A value that its flag does not take; argparse names the flag."""
+
+
+def parse_count(text: str) -> int:
+    """`32k` is 32000, `32K` is 32768, `1.5k` is 1500 and `1.5K` an error (human_readable_int)."""
+    text = text.strip()
+    match = _COUNT.fullmatch(text)
+    try:
+        if match is None:
+            return int(text)
+        number, unit = match.groups()
+        if unit in DECIMAL:
+            return int(float(number) * DECIMAL[unit])
+        return int(number) * BINARY[unit]
+    except ValueError:
+        if match is not None:
+            raise FlagError(
+                f"decimals are not allowed with {match[2]}; did you mean {match[1]}{match[2].lower()}?"
+            ) from None
+        raise FlagError(f"not an integer: {text[:40]!r} (32k is 32000, 32K is 32768)") from None
+
+
+def parse_length(text: str) -> int:
+    """A count, or `auto` and `-1`: the longest that fits (human_readable_int_or_auto)."""
+    return AUTO_LENGTH if text.strip().lower() in ("-1", "auto") else parse_count(text)
+
+
+def _parse_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise FlagError(f"not JSON: {text[:60]!r}") from None
+
+
+def _parse_config(text: str) -> Any:
+    """JSON for a configuration class: its numbers may end in k, M and so on (_expand_json_human_readable_numbers)."""
+    parts = re.split(r'("(?:[^"\\]|\\.)*")', text)
+    parts[::2] = [re.sub(r"\b\d+(?:\.\d+)?[kKmMgGtT]\b", lambda m: str(parse_count(m[0])), part) for part in parts[::2]]
+    return _parse_json("".join(parts))
+
+
+def _parse_json_or_text(text: str) -> Any:
+    return _parse_json(text) if re.fullmatch(r"(?s)\s*\{.*\}\s*", text) else text
+
+
+def _parse_ids(text: str) -> list[int | str]:
+    parts = [part.strip() for part in text.split(",")]
+    return [int(part) if part.isdigit() else part for part in parts]
+
+
+PARSERS: Mapping[str, Callable[[str], Any]] = {
+    "str": str,
+    "append": str,
+    "int": int,
+    "float": float,
+    "json": _parse_json,
+    "config": _parse_config,
+    "json or str": _parse_json_or_text,
+    "count": parse_count,
+    "length": parse_length,
+    "ids": _parse_ids,
+    "word": lambda text: text.lower().replace("-", "_"),
+}
+
+
+def _optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse_optional(text: str) -> Any:
+        return None if text in ("", "None") else parse(text)
+
+    parse_optional.__name__ = getattr(parse, "__name__", "value")
+    return parse_optional
+
+
+def negatives_of(option: str) -> tuple[str, ...]:
+    """The spellings that switch `option` off (argparse_utils.py:EnableDisableAction)."""
+    if not option.startswith("--"):
+        return ()
+    opposite = {"--enable-": "--disable-", "--disable-": "--enable-"}
+    swapped = tuple(new + option.removeprefix(old) for old, new in opposite.items() if option.startswith(old))
+    return ("--no-" + option[2:], *swapped)
+
+
+class _Switch(argparse.Action):
+    """A flag with opposites: the last one given counts."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
+        self.off = {name for option in option_strings for name in negatives_of(option)}
+        super().__init__([*option_strings, *sorted(self.off)], dest, nargs=0, default=argparse.SUPPRESS)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, option_string not in self.off)
+
+
+class _Parser(argparse.ArgumentParser):
+    _formatter: argparse.HelpFormatter | None = None
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        # argparse asks for one per option, and each one asks the terminal for its size.
+        if self._formatter is None:
+            self._formatter = argparse.HelpFormatter(prog=self.prog, width=100)
+        return self._formatter
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"vllm serve: {message}", hint="the flags are vLLM's own: see `vllm serve --help=all`")
+
+
+@functools.cache
+def _table(file: str) -> tuple[dict[str, Any], ...]:
+    text = (Path(__file__).parent / file).read_text(encoding="utf-8")
+    return tuple(json.loads(text)["options"])
+
+
+@functools.cache
+def _parser(file: str) -> _Parser:
+    parser = _Parser(prog="vllm serve", add_help=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("model_tag", nargs="?", default=argparse.SUPPRESS)
+    for row in _table(file):
+        kind = row["kind"]
+        if kind == "switch":
+            parser.add_argument(*row["options"], dest=row["dest"], action=_Switch)
+        elif kind == "true":
+            parser.add_argument(*row["options"], dest=row["dest"], action="store_true", default=argparse.SUPPRESS)
+        elif kind == "append":
+            parser.add_argument(*row["options"], dest=row["dest"], action="append")
+        else:
+            parse = _optional(PARSERS[kind]) if row.get("optional") else PARSERS[kind]
+            choices = row.get("choices")
+            if choices is not None and row.get("optional"):
+                choices = [*choices, None]
+            parser.add_argument(*row["options"], dest=row["dest"], type=parse, nargs=row.get("nargs"), choices=choices)
+    return parser
+
+
+def known_options(facts: VersionFacts) -> frozenset[str]:
+    """Every spelling that this version's parser has, without prefixes."""
+    return frozenset(_parser(facts.flags_file)._option_string_actions)
+
+
+@functools.cache
+def _by_dest(file: str) -> dict[str, dict[str, Any]]:
+    return {row["dest"]: row for row in _table(file)}
+
+
+def flag_of(dest: str) -> str:
+    """The long spelling of a setting."""
+    return "--" + dest.replace("_", "-")
+
+
+def is_frontend(dest: str, facts: VersionFacts) -> bool:
+    """Whether a setting is the HTTP server's, and so no argument of `vllm.LLM`."""
+    return bool(_by_dest(facts.flags_file).get(dest, {}).get("frontend"))
+
+
+def parse_flags(args: Sequence[str], facts: VersionFacts, model: str | None = None) -> dict[str, Any]:
+    """Values by destination, of what is given only. `args` are those after `vllm serve`, or after its `model`.
+
+    Raises:
+        UsageError: what vLLM's parser refuses; removed flags are named with their successor.
+    """
+    if len(args) > MAX_ARGUMENTS or sum(map(len, args)) > MAX_ARGUMENT_CHARS:
+        raise UsageError("vllm serve: the command line is too long")
+    parser = _parser(facts.flags_file)
+    named = _model_first([*([] if model is None else [model]), *args])
+    expanded = _expand(_insert_config(named, parser))
+    removed = [arg for arg in expanded if arg.partition("=")[0] in REMOVED_FLAGS]
+    if removed:  # before argparse takes one for an abbreviation
+        _refuse(removed, facts, parser)
+    try:
+        values, unknown = parser.parse_known_args(expanded)
+    except RecursionError:
+        raise UsageError("vllm serve: a value is nested too deeply") from None
+    if unknown:
+        _refuse(unknown, facts, parser)
+    result = vars(values)
+    for dest, value in result.items():
+        _check_keys(flag_of(dest), _with_underscores(dest, value), _by_dest(facts.flags_file).get(dest, {}).get("keys"))
+    # A positional model wins over one from `--config` (entrypoints/cli/serve.py).
+    if "model_tag" in result:
+        result["model"] = result.pop("model_tag")
+    return result
+
+
+def _with_underscores(dest: str, value: Any) -> Any:
+    """Of this option alone, keys may have dashes (arg_utils.py:create_speculative_config)."""
+    if dest != "speculative_config" or not isinstance(value, dict):
+        return value
+    return {key.replace("-", "_"): inner for key, inner in value.items()}
+
+
+def _check_keys(where: str, value: Any, keys: Any) -> None:
+    """What a configuration class takes: its own keys, and of some only certain words.
+
+    Raises:
+        UsageError
+    """
+    if isinstance(keys, dict) and isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in keys:
+                hint = _close(key, keys) or f"known: {', '.join(sorted(keys))}"
+                raise UsageError(f"vllm serve: {where} has no key {key[:60]!r}", hint=hint)
+            _check_keys(f"{where}.{key}", inner, keys[key])
+    elif isinstance(keys, list) and isinstance(value, (str, int)) and _word(str(value)) not in map(_word, keys):
+        raise UsageError(f"vllm serve: {where} is not {str(value)[:40]!r}", hint=f"it is one of {', '.join(keys)}")
+
+
+def _close(word: str, known: Iterable[str]) -> str | None:
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, list(known), n=1, cutoff=0.7)
+    return f"did you mean {close[0]}?" if close else None
+
+
+def _word(text: str) -> str:
+    return text.lower().replace("-", "_")
+
+
+_LIMITS: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "gt": ("above", operator.gt),
+    "ge": ("at least", operator.ge),
+    "lt": ("below", operator.lt),
+    "le": ("at most", operator.le),
+}
+
+
+def check_limits(given: Mapping[str, Any], facts: VersionFacts) -> None:
+    """Numbers and words that the parser takes and vLLM's configuration classes do not.
+
+    Raises:
+        EngineRefusalError
+    """
+    rows = _by_dest(facts.flags_file)
+    for dest, value in given.items():
+        row = rows.get(dest, {})
+        limits = row.get("limits")
+        if not limits or value is None or ("when" in row and not given.get(row["when"])):
+            continue
+        words = limits.get("one_of")
+        if words and str(value) not in words:
+            raise EngineRefusalError(f"{dest} is one of {', '.join(words)}, not {str(value)[:40]!r}")
+        bounds = [(*_LIMITS[name], limits[name]) for name in _LIMITS if name in limits]
+        if isinstance(value, (int, float)) and not all(holds(value, bound) for _, holds, bound in bounds):
+            allowed = " and ".join(f"{word} {bound:g}" for word, _, bound in bounds)
+            raise EngineRefusalError(f"{dest} must be {allowed}, not {value}")
+
+
+def _refuse(unknown: Sequence[str], facts: VersionFacts, parser: _Parser) -> NoReturn:
+    first = next((arg for arg in unknown if arg.startswith("-")), unknown[0])
+    name = first.partition("=")[0]
+    if name in REMOVED_FLAGS:
+        raise UsageError(f"vLLM {facts.version} has no flag {name}", hint=REMOVED_FLAGS[name])
+    if first == unknown[0] and not name.startswith("-"):
+        raise UsageError(
+            f"vllm serve: unexpected argument {name[:60]!r}", hint="the model is named once, in front or by --model"
+        )
+    hint = _close(name, parser._option_string_actions) or "see `vllm serve --help=all`"
+    raise UsageError(f"vLLM {facts.version} has no flag {name[:60]!r}", hint=hint)
+
+
+def _model_first(args: list[str]) -> list[str]:
+    """The first `--model` goes to the front, so that one which is there already is one too many (parse_args)."""
+    at = next((at for at, arg in enumerate(args) if arg == "--model" or arg.startswith("--model=")), None)
+    if at is None or args[at:] == ["--model"]:
+        return args
+    value = [args[at + 1]] if args[at] == "--model" else [args[at].removeprefix("--model=")]
+    return [*value, *args[:at], *args[at + 1 + (args[at] == "--model") :]]
+
+
+def _insert_config(args: list[str], parser: _Parser) -> list[str]:
+    """`--config FILE`: its settings go where the command line can still override them
+    (_pull_args_from_config)."""
+    if args.count("--config") > 1:
+        raise UsageError("vllm serve: more than one --config file")
+    if "--config" not in args:
+        return args
+    at = args.index("--config")
+    if at + 1 == len(args):
+        raise UsageError("vllm serve: --config needs a file")
+    given = _config_arguments(args[at + 1], parser)
+    rest = args[:at] + args[at + 2 :]
+    n_model = 1 if rest and not rest[0].startswith("-") else 0
+    return rest[:n_model] + given + rest[n_model:]
+
+
+def _config_arguments(path: str, parser: _Parser) -> list[str]:
+    if not path.endswith((".yaml", ".yml")):
+        raise UsageError(f"--config {path}: the file must end in .yaml or .yml")
+    from autofit_vllm.command.yaml import read_yaml
+
+    args: list[str] = []
+    for key, value in read_yaml(Path(path)).items():
+        option = "--" + key
+        if isinstance(value, bool):
+            if value:
+                args.append(option)
+            elif f"--no-{key}" in parser._option_string_actions:
+                args.append(f"--no-{key}")
+        elif isinstance(value, list):
+            args += [option, *map(str, value)] if value else []
+        elif isinstance(value, dict):
+            args += [option, json.dumps(value)]
+        else:
+            args += [option, str(value)]
+    return args
+
+
+def _expand(args: Sequence[str]) -> list[str]:
+    """Spellings that argparse does not know: underscores, `-O3`, and `--a.b value` for `--a '{"b":
+    value}'`."""
+    plain: list[str] = []
+    nested: dict[str, dict[str, Any]] = {}
+    pending = [_normalise(arg) for arg in args]
+    queue = [part for index, arg in enumerate(pending) for part in _optimisation(arg, pending[index + 1 : index + 2])]
+    position = 0
+    while position < len(queue):
+        arg = queue[position]
+        position += 1
+        name, equals, value = arg.partition("=")
+        if not arg.startswith("-") or "." not in name:
+            plain.append(arg)
+            continue
+        if not equals:
+            if position == len(queue):
+                raise UsageError(f"vllm serve: {arg[:60]} needs a value")
+            value = queue[position]
+            position += 1
+        if name.endswith("+"):
+            name, value = name[:-1], json.dumps(value.split(","))
+        option, *keys = name.split(".")
+        _merge(nested.setdefault(option, {}), keys, _dotted_value(value))
+    for option, mapping in nested.items():
+        plain += [option, json.dumps(mapping)]
+    return plain
+
+
+def _normalise(arg: str) -> str:
+    if not arg.startswith("--"):
+        return arg
+    name, equals, value = arg.partition("=")
+    head, dot, tail = name.partition(".")
+    return head.replace("_", "-") + dot + tail + equals + value
+
+
+def _optimisation(arg: str, following: Sequence[str]) -> list[str]:
+    if arg.startswith("-O") and arg != "-O":
+        return ["--optimization-level", arg[3:] if arg[2] == "=" else arg[2:]]
+    if arg == "-O" and following and following[0] in ("0", "1", "2", "3"):
+        return ["--optimization-level"]
+    return [arg]
+
+
+def _dotted_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return parse_count(text)
+    except FlagError:
+        return text
+
+
+def _merge(mapping: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    *path, last = keys
+    for key in path:
+        inner = mapping.get(key)
+        if not isinstance(inner, dict):
+            inner = mapping[key] = {}
+        mapping = inner
+    if isinstance(value, list) and isinstance(mapping.get(last), list):
+        mapping[last] += value
+    elif isinstance(value, dict) and isinstance(mapping.get(last), dict):
+        for key, inner in value.items():
+            _merge(mapping[last], [key], inner)
+    else:
+        mapping[last] = value

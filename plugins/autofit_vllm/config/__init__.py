@@ -1,0 +1,1 @@
+"""What every setting resolves to, as `EngineArgs.create_engine_config` has it."""

@@ -1,0 +1,88 @@
+"""Which of a machine's GPUs vLLM will use."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from autofit.domain.machine import HOST_POOL, Device, Machine
+from autofit.errors import EngineRefusalError, HardwareError, UsageError
+
+from autofit_vllm.command.settings import VllmSettings
+from autofit_vllm.config.defaults import Gpu
+
+
+def select_devices(machine: Machine, settings: VllmSettings, wanted: Sequence[str] = ()) -> tuple[Device, ...]:
+    """The CUDA devices that the engine will use, in its order: those it sees, `--device-ids` of them. `wanted`
+    names the only ones that may be.
+
+    Raises:
+        HardwareError: none.
+        UsageError: a wanted one that is none of them, or not among `--device-ids`.
+        EngineRefusalError: device ids that vLLM refuses.
+    """
+    devices = [_within(device, machine) for device in machine.devices if device.api == "cuda"]
+    unknown = next((word for word in wanted if not any(_named(device, [word]) for device in devices)), None)
+    if unknown is not None:
+        known = ", ".join(device.id for device in devices) or "none"
+        raise UsageError(f"no device {unknown[:60]!r} here that vLLM runs on", hint=f"devices: {known}")
+    visible = settings.env.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and machine.origin != "detected":  # detection has followed it
+        devices = _visible(devices, visible)
+    if settings.device_ids:
+        devices = _by_id(devices, settings.device_ids)
+        outside = next((device for device in devices if wanted and not _named(device, wanted)), None)
+        if outside is not None:
+            given = ",".join(map(str, settings.device_ids))
+            raise UsageError(f"--device-ids {given} takes {outside.id}, which is not among the wished devices")
+    elif wanted:
+        kept = [device for device in devices if _named(device, wanted)]
+        if devices and not kept:
+            raise UsageError(f"CUDA_VISIBLE_DEVICES={visible} hides {', '.join(wanted)[:60]}")
+        devices = kept
+    if not devices:
+        others = ", ".join(sorted({device.name for device in machine.devices}))
+        found = (finding for finding in machine.findings if "NVIDIA" in finding or "CUDA" in finding)
+        hint = "name hardware with --on rtx-4090; vLLM's CPU build is checked with VLLM_CPU_KVCACHE_SPACE set"
+        raise HardwareError(
+            "vLLM is planned for NVIDIA GPUs, and there is none" + (f" among {others}" if others else ""),
+            hint=next(found, hint),
+        )
+    Gpu.of(devices[0])
+    return tuple(devices)
+
+
+def _within(device: Device, machine: Machine) -> Device:
+    """A device that draws on main memory has no more than is available there
+    (utils/mem_utils.py:MemorySnapshot.measure)."""
+    available = machine.host.available_bytes
+    if device.pool != HOST_POOL or available is None:
+        return device
+    return dataclasses.replace(device, free_bytes=min(available, device.free_bytes or available))
+
+
+def _named(device: Device, wanted: Sequence[str]) -> bool:
+    names = {device.id.lower(), str(device.index), device.name.lower(), (device.uuid or device.id).lower()}
+    return any(word.lower() in names for word in wanted)
+
+
+def _visible(devices: Sequence[Device], variable: str) -> list[Device]:
+    """In the order of CUDA_VISIBLE_DEVICES."""
+    from autofit.hardware.visible import select
+
+    chosen = select("CUDA_VISIBLE_DEVICES", variable, [device.uuid for device in devices]).chosen
+    return [devices[at] for at in chosen]
+
+
+def _by_id(devices: Sequence[Device], ids: Sequence[int | str]) -> list[Device]:
+    """Those of `--device-ids`: positions, or UUIDs (engine/arg_utils.py:_resolve_device_ids)."""
+    shown = ",".join(map(str, ids))[:60]
+    if len(set(ids)) != len(ids):
+        raise EngineRefusalError(f"--device-ids must not contain duplicates: {shown}")
+    if len({type(id) for id in ids}) > 1:
+        raise EngineRefusalError(f"--device-ids must not mix integer IDs and UUIDs: {shown}")
+    found = [next((d for at, d in enumerate(devices) if at == id or (d.uuid and d.uuid == id)), None) for id in ids]
+    known = [device for device in found if device is not None]
+    if len(known) != len(ids):
+        raise EngineRefusalError(f"--device-ids {shown}: not all of these devices are visible ({len(devices)} are)")
+    return known

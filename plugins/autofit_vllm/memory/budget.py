@@ -1,0 +1,360 @@
+"""Where a GPU's memory goes when vLLM starts, in the order in which vLLM accounts for it.
+
+v1/worker/gpu_worker.py:determine_available_memory measures; here the same terms are computed beforehand:
+
+    before the snapshot    CUDA context, cuBLAS, NCCL: outside vLLM's budget
+    requested              ceil(total * utilisation): refused when less than that is free
+    - consumed             weights, buffers, input and sampler state, memory of libraries
+    - transient peak       of one step of `max_num_batched_tokens` dummy tokens
+    - graph estimate       CUDA graphs to be captured
+    = KV cache
+    after                  block tables, workspaces: outside the budget again
+
+Weights and the cache are exact; the rest are bounds and cited measurements, each with its source.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from autofit.domain.memory import Basis, MemoryItem
+from autofit.domain.units import MIB
+from autofit.domain.values import dataclass, replace
+
+from autofit_vllm.config.defaults import EngineConfig
+from autofit_vllm.memory.host import HostUse
+from autofit_vllm.memory.kv import KvPlan
+from autofit_vllm.modules.dtypes import dtype_bytes
+from autofit_vllm.modules.model import StageWeights, VllmModel
+
+#: Context, cuBLAS and kernels of one process by compute capability: free memory of idle cards in public boot
+#: logs (B200 alone: 177.66 of 178.36 GiB).
+CONTEXT_BYTES: tuple[tuple[tuple[int, int], int], ...] = (
+    ((12, 0), 500 * MIB),
+    ((10, 0), 700 * MIB),
+    ((9, 0), 550 * MIB),
+    ((8, 0), 450 * MIB),
+    ((0, 0), 350 * MIB),
+)
+#: NCCL's buffers and peer mappings: 1.13 GiB below total on two RTX 5090, 2.54 on eight B200, context
+#: included.
+NCCL_FIRST_BYTES = 640 * MIB
+NCCL_MORE_BYTES = 205 * MIB
+#: Memory that CUDA libraries take after the snapshot: 0.07 to 0.39 GiB in eleven logs ("non_torch").
+LIBRARY_BYTES = 300 * MIB
+#: 51 piecewise and 35 full graphs were estimated at 0.52 GiB (Qwen3-8B on 24 GB), 3 and 2 at 0.09.
+GRAPHS_BASE_BYTES = 70 * MIB
+GRAPH_BYTES = 11 * MIB // 2
+#: Bytes per sampled row and vocabulary entry: logits, fp32 copy, fp32 probabilities, sort and top-k.
+SAMPLER_BYTES_PER_LOGIT = 18
+#: envs.py:VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE, and trtllm's own zero-filled one of the same size
+FLASHINFER_BYTES = 394 * MIB
+CAPTURE_SLACK_BYTES = 150 * MIB  #: graph estimates miss by about this (gpu_worker.py adds it to its suggestion)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankBudget:
+    """What one rank of a pipeline stage takes beside its KV cache."""
+
+    stage: int
+    outside: tuple[MemoryItem, ...]  #: before the snapshot: context, NCCL
+    consumed: tuple[MemoryItem, ...]
+    peak: MemoryItem
+    graphs: MemoryItem
+    after: tuple[MemoryItem, ...]
+    ipc_bytes: int = 0  #: `--mm-ipc-gpu-memory-gb`, taken from the cache
+    graphs_deducted: bool = True  #: else they come on top of the utilisation
+
+    @property
+    def outside_bytes(self) -> int:
+        return sum(item.n_bytes for item in self.outside)
+
+    @property
+    def consumed_bytes(self) -> int:
+        return sum(item.n_bytes for item in self.consumed)
+
+    @property
+    def after_bytes(self) -> int:
+        graphs = 0 if self.graphs_deducted else self.graphs.n_bytes
+        return graphs + sum(item.n_bytes for item in self.after)
+
+    @property
+    def planned_bytes(self) -> int:
+        """What the utilisation must cover without a KV cache."""
+        graphs = self.graphs.n_bytes if self.graphs_deducted else 0
+        return self.consumed_bytes + self.peak.n_bytes + graphs + self.ipc_bytes
+
+    @property
+    def items(self) -> tuple[MemoryItem, ...]:
+        return (*self.consumed, self.peak, self.graphs, *self.outside, *self.after)
+
+    def with_host(self, host: HostUse) -> RankBudget:
+        """The budget of a rank whose device draws on main memory: vLLM then measures that, processes and
+        pinned weights included (utils/mem_utils.py:MemorySnapshot.measure)."""
+        return replace(
+            self,
+            outside=(*self.outside, *host.processes),
+            consumed=(*self.consumed, *host.loaded),
+            after=(*self.after, *host.later),
+        )
+
+    def available_kv_bytes(self, requested_bytes: int) -> int:
+        """`Available KV cache memory` of the log."""
+        return requested_bytes - self.planned_bytes
+
+
+def requested_bytes(total_bytes: int, utilization: float) -> int:
+    """What vLLM may plan with (v1/worker/utils.py:request_memory)."""
+    return math.ceil(total_bytes * utilization)
+
+
+def rank_budget(
+    model: VllmModel,
+    config: EngineConfig,
+    weights: StageWeights,
+    kv: KvPlan,
+    *,
+    runtime_bytes: int | None = None,
+    vision: Mapping[str, object] | None = None,
+    offloaded_bytes: int = 0,
+    flashinfer_bytes: int = FLASHINFER_BYTES,
+    ipc_bytes: int = 0,
+    graphs_deducted: bool = True,
+) -> RankBudget:
+    """The budget of the ranks of one stage. `runtime_bytes` is the device's own context size if it is
+    known."""
+    is_last = weights.stage == config.parallel.pp - 1
+    peak = peak_items(model, config, is_last=is_last, vision=vision if weights.stage == 0 else None)
+    largest = max(peak, key=lambda item: item.n_bytes)
+    return RankBudget(
+        stage=weights.stage,
+        outside=_outside(config, runtime_bytes),
+        consumed=_consumed(model, config, weights, is_last=is_last, offloaded_bytes=offloaded_bytes),
+        peak=MemoryItem(
+            kind="compute",
+            n_bytes=largest.n_bytes,
+            basis="derived",
+            label=f"activation peak ({largest.label})",
+            source=largest.source,
+        ),
+        graphs=graphs_item(model, config),
+        after=_after(config, kv, flashinfer_bytes),
+        ipc_bytes=ipc_bytes,
+        graphs_deducted=graphs_deducted,
+    )
+
+
+def _outside(config: EngineConfig, runtime_bytes: int | None) -> tuple[MemoryItem, ...]:
+    if config.gpu.cpu:
+        return ()
+    if runtime_bytes is None:
+        size = next(size for cc, size in CONTEXT_BYTES if config.gpu.cc >= cc)
+        context = MemoryItem(
+            kind="runtime",
+            n_bytes=size,
+            basis="assumed",
+            label="CUDA context",
+            source="idle cards in public boot logs",
+        )
+    else:
+        context = MemoryItem(kind="runtime", n_bytes=runtime_bytes, basis="measured", label="CUDA context")
+    ranks = config.parallel.world_size * config.parallel.dp
+    if ranks <= 1:
+        return (context,)
+    n_bytes = NCCL_FIRST_BYTES + NCCL_MORE_BYTES * (min(ranks, 16) - 2)
+    return context, MemoryItem(
+        kind="runtime",
+        n_bytes=n_bytes,
+        basis="assumed",
+        label="NCCL",
+        source="two RTX 5090 and eight B200 at start",
+    )
+
+
+def _consumed(
+    model: VllmModel, config: EngineConfig, weights: StageWeights, *, is_last: bool, offloaded_bytes: int
+) -> tuple[MemoryItem, ...]:
+    basis: Basis = "exact" if model.basis == "derived" else "derived"
+    items = [
+        MemoryItem(kind="weights", n_bytes=weights.parameter_bytes - offloaded_bytes, basis=basis, label="parameters"),
+        MemoryItem(kind="weights", n_bytes=weights.buffer_bytes, basis="derived", label="rope caches and buffers"),
+        MemoryItem(kind="weights", n_bytes=weights.extra_bytes, basis="derived", label="post-processing of weights"),
+        MemoryItem(kind="weights", n_bytes=weights.lora_bytes, basis="derived", label="LoRA slots"),
+        MemoryItem(kind="weights", n_bytes=weights.draft_bytes, basis="derived", label="draft layers"),
+    ]
+    if not config.gpu.cpu:
+        items.append(_input_state(model, config, is_last=is_last))
+        items.append(
+            MemoryItem(
+                kind="runtime",
+                n_bytes=LIBRARY_BYTES,
+                basis="assumed",
+                label="CUDA libraries",
+                source="eleven boot logs",
+            )
+        )
+    return tuple(item for item in items if item.n_bytes)
+
+
+def _input_state(model: VllmModel, config: EngineConfig, *, is_last: bool) -> MemoryItem:
+    """Buffers that stay: token counters of the penalties (v1/worker/gpu/sample/penalties.py) and step
+    inputs."""
+    seqs, vocab = config.max_num_seqs, model.vocab_size
+    counters = seqs * vocab * 4 + seqs * -(-vocab // 32) * 4 if is_last else 0
+    inputs = config.max_num_batched_tokens * 64
+    embeds = config.max_num_batched_tokens * model.hidden_size * dtype_bytes(config.dtype) if config.images else 0
+    return MemoryItem(
+        kind="compute",
+        n_bytes=counters + inputs + embeds,
+        basis="derived",
+        label="sampler and input state",
+        source="v1/worker/gpu/sample/penalties.py",
+    )
+
+
+def peak_items(
+    model: VllmModel, config: EngineConfig, *, is_last: bool, vision: Mapping[str, object] | None = None
+) -> list[MemoryItem]:
+    """The candidates for the activation peak of a step; they do not add up, the largest counts."""
+    tp, size = config.parallel.tp, dtype_bytes(config.dtype)
+    tokens = config.max_num_batched_tokens
+    kv_width = 2 * max(model.n_kv_heads, tp) * model.head_size if not model.uses_mla else 2 * model.head_size
+    attention = 2 * (model.n_heads * model.head_size + kv_width) // tp
+    # 110,592 bytes per token on Llama-3.1-8B, by two logs of steps of 20,000 and 29,000 tokens.
+    width = 3 * model.hidden_size + max(attention, 3 * model.intermediate_size // tp)
+    items = [_peak("layers", tokens * width * size, "a step's hidden states, attention or feed-forward")]
+    if model.is_moe:
+        items.append(
+            _peak("experts", _experts_peak(model, config) * size, "fused_moe/fused_moe.py: intermediate caches")
+        )
+    if is_last:
+        rows = min(tokens, config.max_num_seqs)
+        items.append(
+            _peak(
+                "sampler",
+                rows * model.vocab_size * SAMPLER_BYTES_PER_LOGIT,
+                "v1/worker/gpu/sample: logits in fp32, sorted",
+            )
+        )
+    if vision and config.images:
+        items.append(
+            _peak("image encoder", _vision_peak(vision, config), "vision tower on a full batch of image tokens")
+        )
+    return items
+
+
+def _peak(label: str, n_bytes: int, source: str) -> MemoryItem:
+    return MemoryItem(kind="compute", n_bytes=int(n_bytes), basis="derived", label=label, source=source)
+
+
+def _experts_peak(model: VllmModel, config: EngineConfig) -> int:
+    """Elements of the two intermediate caches of the fused experts."""
+    parallel = config.parallel
+    shards = 1 if parallel.expert_parallel else parallel.tp * parallel.dp * parallel.pcp
+    intermediate = max(1, model.moe_intermediate_size // shards)
+    hidden = model.hidden_size
+    tokens = config.max_num_batched_tokens * parallel.dp  # all-gather dispatch brings every replica's tokens
+    per_choice = max(intermediate, hidden) + max(2 * intermediate, hidden)
+    # Chunks of VLLM_FUSED_MOE_CHUNK_SIZE bound the caches on large steps.
+    caches = min(tokens, 32 * 1024) * max(1, model.n_experts_per_token) * per_choice
+    if config.quantization != "bitsandbytes":
+        return caches
+    # The plug-in unpacks all experts of a layer at once (vllm_bnb_plugin's quantization/fused_moe.py).
+    ranks = parallel.tp * parallel.dp * parallel.pcp
+    return caches + 3 * model.n_experts * hidden * model.moe_intermediate_size // ranks
+
+
+def _vision_peak(vision: Mapping[str, object], config: EngineConfig) -> int:
+    """Bytes of the tower on the profiled items: as many as fill a batch, at least the largest one."""
+    hidden = _number(vision, "hidden_size", _number(vision, "embed_dim", 1152))
+    intermediate = _number(vision, "intermediate_size", 4 * hidden)
+    patch = max(1, _number(vision, "patch_size", 14))
+    image = _number(vision, "image_size", 0)
+    merge = max(1, _number(vision, "spatial_merge_size", 1))
+    if image:
+        patches = (image // patch) ** 2
+        tokens = max(1, _number(vision, "mm_tokens_per_image", patches // merge**2))
+    else:
+        tokens = 16384  # dynamic resolution: Qwen-VL's largest image
+        patches = tokens * merge**2
+    n_items = max(1, config.max_num_batched_tokens // tokens)
+    shards = 1 if config.parallel.vision_data_parallel else config.parallel.tp
+    return n_items * patches * (8 * hidden + 2 * intermediate // shards) * 2
+
+
+def _number(mapping: Mapping[str, object], key: str, default: int) -> int:
+    value = mapping.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else default
+
+
+def graphs_item(model: VllmModel, config: EngineConfig) -> MemoryItem:
+    """What capturing the CUDA graphs takes, and vLLM deducts beforehand."""
+    mode = config.graph_mode
+    decode = sum(1 for size in config.capture_sizes if size <= config.max_num_seqs * (1 + config.speculative_tokens))
+    n_graphs = 0
+    if mode in ("PIECEWISE", "FULL_AND_PIECEWISE", "FULL"):
+        n_graphs += len(config.capture_sizes)
+    if mode in ("FULL_AND_PIECEWISE", "FULL_DECODE_ONLY"):
+        n_graphs += decode
+    n_bytes = (GRAPHS_BASE_BYTES + n_graphs * GRAPH_BYTES) * (2 if model.is_moe else 1) if n_graphs else 0
+    return MemoryItem(
+        kind="runtime",
+        n_bytes=n_bytes,
+        basis="assumed",
+        label=f"{n_graphs} CUDA graphs",
+        source="estimates in boot logs",
+    )
+
+
+def _after(config: EngineConfig, kv: KvPlan, flashinfer_bytes: int) -> tuple[MemoryItem, ...]:
+    """Allocated once the cache is, and so outside the utilisation."""
+    if config.gpu.cpu:
+        return ()
+    tables = sum(2 * config.max_num_seqs * -(-kv.max_len // group.first.block_tokens) * 4 for group in kv.groups)
+    items = [
+        MemoryItem(
+            kind="compute",
+            n_bytes=tables,
+            basis="derived",
+            label="block tables",
+            source="v1/worker/gpu/block_table.py",
+        )
+    ]
+    if any("FLASHINFER" in name for name in kv.layout.backends):
+        items.append(
+            MemoryItem(
+                kind="compute",
+                n_bytes=flashinfer_bytes,
+                basis="exact",
+                label="FlashInfer workspace",
+                source="VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE",
+            )
+        )
+    if config.graph_mode != "NONE":
+        items.append(
+            MemoryItem(
+                kind="runtime",
+                n_bytes=CAPTURE_SLACK_BYTES,
+                basis="assumed",
+                label="slack of graph capture",
+                source="v1/worker/gpu_worker.py",
+            )
+        )
+    return tuple(item for item in items if item.n_bytes)
+
+
+def highest_utilization(
+    *, total_bytes: int, free_bytes: int, budget: RankBudget, margin_bytes: int, limit: float = 0.98
+) -> float:
+    """The largest legal `--gpu-memory-utilization`: four decimals, rounded down.
+
+    `free_bytes` is what other processes leave. What vLLM takes outside its budget must fit beside it.
+    """
+    usable = free_bytes - budget.outside_bytes - budget.after_bytes - margin_bytes
+    return max(0.0, min(limit, math.floor(1e4 * usable / total_bytes) / 1e4))
+
+
+def pinned_bytes(sizes: Sequence[int]) -> int:
+    """Host memory of offloaded parameters: PyTorch rounds each pinned allocation up to a power of two."""
+    return sum(1 << (size - 1).bit_length() for size in sizes if size > 0)

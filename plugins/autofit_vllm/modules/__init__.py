@@ -1,0 +1,1 @@
+"""What vLLM builds, and the part of it that one rank holds."""

@@ -1,0 +1,1 @@
+"""Which layout, length and batch are proposed, and why."""

@@ -1,0 +1,209 @@
+"""Expected rates of a vLLM plan, from what a step reads and computes (autofit.speed)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from autofit.domain.machine import HOST_POOL
+from autofit.domain.model import Mixer
+from autofit.domain.plan import Speed
+from autofit.speed import Draft, LayerWork, Place, Read, Roofline, n_kernels
+
+from autofit_vllm.memory.kv import stage_bounds
+from autofit_vllm.modules.dtypes import dtype_bytes
+from autofit_vllm.modules.model import AttentionCache, LatentCache, PackedCache, StateCache
+from autofit_vllm.planning.plan import Evaluation
+
+DEFAULT_LINK = 25_000_000_000  #: bytes/s, PCIe 4.0 x16 in practice
+LINK_EFFICIENCY = 0.8
+TYPICAL_FILL_TOKENS = 4096  #: at which rates are told, if the context is not shorter
+#: Storage type that stands for a quantisation method's kernels: how bits unpack is what matters.
+_TYPES = (
+    ("gptq", "q4_0"),
+    ("awq", "q4_0"),
+    ("mxfp4", "mxfp4"),
+    ("fp4", "nvfp4"),
+    ("fp8", "F8_E4M3"),
+    ("int8", "I8"),
+    ("wna16", "q4_0"),
+    ("bitsandbytes", "q4_0"),
+    ("gguf", "q4_K"),
+    ("fp_quant", "mxfp4"),
+)
+
+
+def storage_type(quantization: str | None, dtype: str) -> str:
+    """The type of the weights for the speed model."""
+    for word, name in _TYPES:
+        if quantization and word in quantization:
+            return name
+    if quantization in ("compressed-tensors", "quark", "torchao", "inc", "humming"):
+        return "F8_E4M3"
+    return {"bfloat16": "BF16", "float16": "F16"}.get(dtype, "F32")
+
+
+def layer_works(evaluation: Evaluation) -> list[LayerWork]:
+    """One entry per decoder layer, and the output stage."""
+    model, config = evaluation.model, evaluation.config
+    ranks = config.parallel.tp
+    stages = evaluation.weights
+    # A rank's shard times the ranks: what one token reads on all of them together.
+    expert_shards = ranks * config.parallel.dp
+    total = sum(
+        stage.parameter_bytes - stage.expert_bytes - stage.embedding_bytes - stage.tower_bytes for stage in stages
+    )
+    dense = ranks * max(0, total)
+    experts = expert_shards * sum(stage.expert_bytes for stage in stages)
+    n = max(1, model.n_layers)
+    kind = storage_type(config.quantization, config.dtype)
+    token = _cache_bytes(evaluation)
+    works: list[LayerWork] = []
+    same: dict[tuple[object, ...], LayerWork] = {}  # the speed model knows equal layers by identity
+    for index in range(n):
+        parts = token.get(index, _NO_CACHE)
+        if parts not in same:
+            cache, window, state, flops, mixer = parts
+            same[parts] = LayerWork(
+                dense=(Read(kind, dense // n, _elements(kind, dense // n)),),
+                experts=(Read(kind, experts // n, _elements(kind, experts // n)),) if experts else (),
+                n_experts=model.n_experts,
+                n_experts_used=model.n_experts_per_token,
+                cache_token_bytes=cache,
+                cache_is_quantised=config.kv_cache_dtype not in ("auto", "float16", "bfloat16"),
+                window_tokens=window,
+                state_bytes=state,
+                attention_flops=flops,
+                n_kernels=n_kernels(mixer, "experts" if experts else "dense"),
+                hidden_bytes=2 * model.hidden_size,
+            )
+        works.append(same[parts])
+    head = model.vocab_size * model.hidden_size * dtype_bytes(config.dtype)
+    works.append(
+        LayerWork(
+            dense=(
+                Read(
+                    kind if kind in ("BF16", "F16", "F32") else "BF16",
+                    head,
+                    model.vocab_size * model.hidden_size,
+                ),
+            ),
+            n_kernels=2,
+            hidden_bytes=2 * model.hidden_size,
+            last_token_only=True,
+        )
+    )
+    return works
+
+
+def _elements(kind: str, n_bytes: int) -> int:
+    bits = {"q4_0": 4.5, "mxfp4": 4.25, "nvfp4": 4.5, "F8_E4M3": 8, "I8": 8, "F32": 32}.get(kind, 16)
+    return int(n_bytes * 8 / bits)
+
+
+CacheCost = tuple[int, int | None, int, int, Mixer]
+_NO_CACHE: CacheCost = (0, None, 0, 0, "full")
+
+
+def _cache_bytes(evaluation: Evaluation) -> dict[int, CacheCost]:
+    """(cache bytes per token, window, state bytes, operations, mixer) by layer, over all ranks."""
+    tp = evaluation.config.parallel.tp
+    pages = {layer.name: layer for layer in evaluation.kv.layout.layers}
+    result: dict[int, CacheCost] = {}
+    for cache in evaluation.model.caches:
+        layer = pages.get(cache.name)
+        if layer is None or cache.stage < 0 or cache.stage in result:
+            continue
+        if isinstance(cache, StateCache):
+            result[cache.stage] = (0, None, layer.token_bytes * tp, 0, "recurrent")
+        elif isinstance(cache, AttentionCache):
+            flops = 2 * cache.heads * (cache.head_size + cache.head_size_v)
+            copies = max(1, cache.kv_heads // cache.kv_heads_per_rank(tp))
+            mixer: Mixer = "sliding" if layer.window_tokens else "full"
+            result[cache.stage] = (layer.token_bytes * copies, layer.window_tokens, 0, flops, mixer)
+        elif isinstance(cache, LatentCache):
+            flops = 2 * cache.heads * (2 * cache.kv_lora_rank + cache.rope_size)
+            result[cache.stage] = (layer.token_bytes * tp, None, 0, flops, "latent")
+        elif isinstance(cache, PackedCache) and layer.window_tokens:
+            flops = 4 * evaluation.model.n_heads * cache.plain_elements
+            result[cache.stage] = (layer.token_bytes * tp, layer.window_tokens, 0, flops, "sliding")
+    return result
+
+
+def places(evaluation: Evaluation) -> list[Place]:
+    """Where each entry of `layer_works` runs, in the first replica."""
+    model, parallel = evaluation.model, evaluation.config.parallel
+    bounds = stage_bounds(model.n_layers, parallel.pp, parallel.layer_partition)
+    stages = [_place(evaluation, stage) for stage in range(parallel.pp)]
+    placed = [stages[at] for at in range(parallel.pp) for _ in range(bounds[at], bounds[at + 1])]
+    return [*(placed or stages[:1]), stages[-1]]
+
+
+def _place(evaluation: Evaluation, stage: int) -> Place:
+    ids = [rank.device.id for rank in evaluation.ranks if rank.stage == stage]
+    ids = ids[: evaluation.config.parallel.tp] or [HOST_POOL]
+    return Place(device=ids[0], ranks=tuple(ids) if len(ids) > 1 else ())
+
+
+def _offload_seconds(evaluation: Evaluation, n_tokens: int) -> float:
+    """Seconds that a step reads offloaded weights over PCIe; of experts, those that its tokens choose (a
+    prefetched layer comes whole)."""
+    offload, model = evaluation.offload, evaluation.model
+    if offload is None or all(rank.n_sharing for rank in evaluation.ranks):
+        return 0.0  # nothing, or no bus between a processor and a GPU of one memory
+    share = 1.0
+    if offload.experts_only and model.n_experts and not offload.prefetches:
+        share = 1.0 - (1.0 - model.n_experts_per_token / model.n_experts) ** n_tokens
+    links = [rank.device.link_bytes_per_s for rank in evaluation.ranks]
+    known = [link for link in links if link]
+    slowest = (min(known) if known else DEFAULT_LINK) * LINK_EFFICIENCY
+    return share * sum(offload.moved) / slowest
+
+
+def _slower(rate: float, seconds: float, *, overlaps: bool) -> float:
+    """`rate` with transfers that wait for the computation, or go on beside it."""
+    if rate <= 0:
+        return rate
+    return 1.0 / max(1.0 / rate, seconds) if overlaps else 1.0 / (1.0 / rate + seconds)
+
+
+def speed_of(
+    evaluation: Evaluation, roofline: Roofline, *, n_sequences: int = 1, n_filled: int | None = None
+) -> Speed | None:
+    """Rates per sequence; `None` where the machine's bandwidth is unknown."""
+    if evaluation.config.gpu.cpu or not evaluation.ranks:
+        return None
+    placed = list(zip(layer_works(evaluation), places(evaluation), strict=True))
+    length = evaluation.capacity.max_model_len if evaluation.capacity else evaluation.config.max_model_len
+    speed = roofline.estimate(
+        placed,
+        n_filled=min(length, TYPICAL_FILL_TOKENS) if n_filled is None else n_filled,
+        n_sequences=n_sequences,
+        n_ubatch=evaluation.config.max_num_batched_tokens,
+        draft=_draft(evaluation, placed),
+    )
+    waiting = _offload_seconds(evaluation, n_sequences)
+    if speed is None or not waiting:
+        return speed
+    overlaps = evaluation.offload is not None and evaluation.offload.prefetches
+    return replace(
+        speed,
+        decode_tokens_per_s=_slower(speed.decode_tokens_per_s, waiting, overlaps=overlaps),
+        low=_slower(speed.low, 1.3 * waiting, overlaps=overlaps),
+        high=_slower(speed.high, waiting / 1.3, overlaps=overlaps),
+        prefill_tokens_per_s=None,
+        prefill_low=None,
+        prefill_high=None,
+        basis=f"{speed.basis}; offloaded weights over PCIe",
+    )
+
+
+def _draft(evaluation: Evaluation, placed: Sequence[tuple[LayerWork, Place]]) -> Draft | None:
+    n_tokens = evaluation.config.speculative_tokens
+    if not n_tokens or evaluation.config.draft is None:
+        return None
+    last = placed[-2][0]
+    n_bytes = evaluation.config.parallel.tp * evaluation.weights[-1].draft_bytes
+    kind = storage_type(None, evaluation.config.dtype)
+    work = replace(last, dense=(Read(kind, n_bytes, _elements(kind, n_bytes)),), experts=())
+    return Draft(layers=((work, placed[-2][1]),), n_tokens=n_tokens)
