@@ -32,9 +32,9 @@ from autofit.readers.gguf import read_gguf  # noqa: E402
 
 import recorded  # noqa: E402
 from autofit_llama.backend import LlamaBackend  # noqa: E402
-from autofit_llama.cache import caches  # noqa: E402
-from autofit_llama.context import ContextParams, resolve_context  # noqa: E402
-from autofit_llama.hparams import HParams, read_hparams  # noqa: E402
+from autofit_llama.model.caches import caches  # noqa: E402
+from autofit_llama.model.context import ContextParams, resolve_context  # noqa: E402
+from autofit_llama.model.hparams import HParams, read_hparams  # noqa: E402
 from commands import tiny_rows  # noqa: E402
 
 KINDS = ("model", "context", "compute")

@@ -29,12 +29,12 @@ from autofit.domain.units import GIB, MIB
 from autofit.readers import read_model
 
 from autofit_llama.backend import LlamaBackend
-from autofit_llama.estimate import estimate, size
-from autofit_llama.flags import read
-from autofit_llama.launch import launch_of
-from autofit_llama.runs import run_of
-from autofit_llama.settings import settings_of
-from autofit_llama.speeds import FILLED_TOKENS, speed_of
+from autofit_llama.command.flags import read
+from autofit_llama.command.settings import settings_of
+from autofit_llama.launch.defaults import launch_of
+from autofit_llama.launch.process import run_of
+from autofit_llama.memory.estimate import estimate, size
+from autofit_llama.speed.rates import FILLED_TOKENS, speed_of
 from dryrun import EngineRefusal, dry_run, engine_folder
 
 _REMOTE = re.compile(r"(RPC\d+)\[[^\]]*\]")  #: a remote device's buffer type; its address was another one then

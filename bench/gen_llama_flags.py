@@ -1,6 +1,6 @@
-"""Writes plugins/autofit_llama/flag_table.py from llama.cpp's common/arg.cpp.
+"""Writes plugins/autofit_llama/command/flag_table.py from llama.cpp's common/arg.cpp.
 
-    python bench/gen_llama_flags.py PATH/common/arg.cpp > plugins/autofit_llama/flag_table.py
+    python bench/gen_llama_flags.py PATH/common/arg.cpp > plugins/autofit_llama/command/flag_table.py
 
 Each `add_opt(common_arg(...))` is read for its spellings, negations, the type of its handler, its variable
 and the programs that accept it.

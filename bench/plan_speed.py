@@ -21,9 +21,9 @@ from autofit.domain.request import Margin, Request
 from autofit.domain.units import GIB, MIB
 from autofit.pipeline import read_model
 
-from autofit_llama import search_problem
-from autofit_llama.decide import plan
-from autofit_llama.estimate import Estimate, estimate
+from autofit_llama.memory.estimate import Estimate, estimate
+from autofit_llama.planning import problem as search_problem
+from autofit_llama.planning.decide import plan
 
 LAYERS = (25, 50, 100, 200)
 DEVICES = (1, 2, 4, 8)

@@ -17,8 +17,8 @@ from autofit.cli.main import EPILOG
 from autofit.host import Host, resolve
 from autofit.settings import WISHES
 
-from autofit_llama.architectures import ARCHITECTURES
-from autofit_llama.graph.archs import BUILDERS
+from autofit_llama.graph.registry import BUILDERS
+from autofit_llama.model.architectures import ARCHITECTURES
 from autofit_vllm.architectures import choose_architecture
 from autofit_vllm.architectures.config import Config
 from autofit_vllm.architectures.registry import KNOWN, MULTIMODAL

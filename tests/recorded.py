@@ -15,11 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from autofit_llama.context import ContextParams, resolve_context
-from autofit_llama.estimate import size
 from autofit_llama.graph.devices import CUDA, RPC
-from autofit_llama.layout import Arguments, Sized
-from autofit_llama.placement import Override
+from autofit_llama.memory.estimate import size
+from autofit_llama.memory.layout import Arguments, Sized
+from autofit_llama.memory.placement import Override
+from autofit_llama.model.context import ContextParams, resolve_context
 from descriptors import spec
 
 ROWS = Path(__file__).parent / "data" / "llama" / "dry_runs.jsonl.gz"

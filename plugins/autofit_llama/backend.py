@@ -14,17 +14,17 @@ from autofit.domain.plan import Finding, Plan
 from autofit.domain.request import Margin, Request
 from autofit.errors import ModelError, UsageError
 
-from autofit_llama.estimate import Estimate, Run, allocated_compute, estimate, size
-from autofit_llama.files import check_first, companions_of, model_of
-from autofit_llama.findings import findings_of
-from autofit_llama.flags import SECRET, Reading, read
-from autofit_llama.launch import Launch, launch_of
-from autofit_llama.margins import margins_of
-from autofit_llama.metadata import overridden
-from autofit_llama.runs import run_of
-from autofit_llama.settings import LlamaSettings, settings_of
-from autofit_llama.speeds import speed_of
-from autofit_llama.versions import find_version
+from autofit_llama.command.flags import SECRET, Reading, read
+from autofit_llama.command.model_files import check_first, companions_of, model_of
+from autofit_llama.command.settings import LlamaSettings, settings_of
+from autofit_llama.engine.versions import find_version
+from autofit_llama.launch.defaults import Launch, launch_of
+from autofit_llama.launch.findings import findings_of
+from autofit_llama.launch.margins import margins_of
+from autofit_llama.launch.process import run_of
+from autofit_llama.memory.estimate import Estimate, Run, allocated_compute, estimate, size
+from autofit_llama.model.metadata import overridden
+from autofit_llama.speed.rates import speed_of
 
 
 class LlamaBackend(Backend):
@@ -52,12 +52,12 @@ class LlamaBackend(Backend):
         )
 
     def settings_files(self, environ: Mapping[str, str]) -> tuple[str, ...]:
-        from autofit_llama.config_file import paths
+        from autofit_llama.command.config_file import paths
 
         return paths(environ)
 
     def plan(self, model: ModelSpec, machine: Machine, request: Request) -> Plan:
-        from autofit_llama.decide import plan
+        from autofit_llama.planning.decide import plan
 
         return plan(model, machine, request)
 
@@ -111,7 +111,7 @@ def _runs(reading: Reading, settings: LlamaSettings) -> Sequence[LlamaSettings]:
     """What the command runs one after another: llama-bench each combination of its lists, all others one."""
     if reading.program != "llama-bench":
         return (settings,)
-    from autofit_llama.bench_settings import bench_runs
+    from autofit_llama.command.llama_bench import bench_runs
 
     return bench_runs(reading)
 
@@ -124,7 +124,7 @@ def _room(memory: Memory) -> float:
 def _several(runs: Sequence[LlamaSettings], shown: int, fits: Sequence[bool]) -> Iterator[Finding]:
     if len(runs) == 1:
         return
-    from autofit_llama.bench_settings import what_differs
+    from autofit_llama.command.llama_bench import what_differs
 
     which = what_differs(runs[shown], runs)
     message = f"llama-bench runs {len(runs)} combinations of these lists, {sum(fits)} of them fit; shown is the one"

@@ -11,11 +11,11 @@ import autofit
 import pytest
 from autofit.errors import UsageError
 
-from autofit_llama.context import resolve_context
-from autofit_llama.estimate import size
-from autofit_llama.flags import read
-from autofit_llama.launch import launch_of
-from autofit_llama.settings import settings_of
+from autofit_llama.command.flags import read
+from autofit_llama.command.settings import settings_of
+from autofit_llama.launch.defaults import launch_of
+from autofit_llama.memory.estimate import size
+from autofit_llama.model.context import resolve_context
 
 BIN = Path(os.environ.get("AUTOFIT_LLAMA_BIN", "/nonexistent"))
 TINY = Path(autofit.__file__).parent / "_models/tiny.gguf"

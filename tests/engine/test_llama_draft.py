@@ -15,12 +15,12 @@ import pytest
 from autofit.domain.units import MIB, round_up
 
 import ggufs
-from autofit_llama.cache import caches
-from autofit_llama.context import Context, resolve_context
-from autofit_llama.flags import read
-from autofit_llama.hparams import HParams
-from autofit_llama.launch import launch_of
-from autofit_llama.settings import settings_of
+from autofit_llama.command.flags import read
+from autofit_llama.command.settings import settings_of
+from autofit_llama.launch.defaults import launch_of
+from autofit_llama.model.caches import caches
+from autofit_llama.model.context import Context, resolve_context
+from autofit_llama.model.hparams import HParams
 from commands import model_of
 from descriptors import DATA
 

@@ -10,9 +10,9 @@ import pytest
 
 import recorded
 from autofit_llama.backend import LlamaBackend
-from autofit_llama.graph import compute_buffers
+from autofit_llama.graph.buffers import compute_buffers
 from autofit_llama.graph.model import GraphModel
-from autofit_llama.layout import Layout, lay_out
+from autofit_llama.memory.layout import Layout, lay_out
 from commands import tiny_rows
 from descriptors import spec
 

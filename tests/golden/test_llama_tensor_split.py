@@ -13,12 +13,12 @@ from autofit.domain.machine import Device, Host, Machine
 from autofit.domain.units import GIB, MIB
 from autofit.errors import EngineRefusalError
 
-from autofit_llama.estimate import device_rules, size
-from autofit_llama.flags import read
-from autofit_llama.launch import launch_of
-from autofit_llama.layout import Layout, Sized, lay_out
-from autofit_llama.runs import run_of
-from autofit_llama.settings import settings_of
+from autofit_llama.command.flags import read
+from autofit_llama.command.settings import settings_of
+from autofit_llama.launch.defaults import launch_of
+from autofit_llama.launch.process import run_of
+from autofit_llama.memory.estimate import device_rules, size
+from autofit_llama.memory.layout import Layout, Sized, lay_out
 from descriptors import DATA, spec
 
 Row = Mapping[str, Any]

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, assume, given, note, settings
 from hypothesis import strategies as st
 
 from autofit_llama.backend import LlamaBackend
-from autofit_llama.decide_explain import tokens_of
+from autofit_llama.planning.explain import tokens_of
 from plan_cases import Case, cases
 
 BACKEND = LlamaBackend()

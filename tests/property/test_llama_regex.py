@@ -9,7 +9,7 @@ from autofit.errors import AutofitError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autofit_llama.regex import searcher
+from autofit_llama.engine.regex import searcher
 
 ATOMS = st.sampled_from(["a", "b", "blk", r"\.", ".", r"\d", "[0-3]", "[^a]", "1", "attn", r"\w", r"\b"])
 

@@ -14,15 +14,15 @@ from autofit.solve import Placement, Span, solve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autofit_llama.estimate import size
-from autofit_llama.regex import searcher
-from autofit_llama.search import Bounds, Candidate, Found, Search, shortfall_bytes
-from autofit_llama.search_goals import Goals, reach, stretch
-from autofit_llama.search_polish import choices, split_of
-from autofit_llama.search_problem import LaunchProblem
-from autofit_llama.search_tables import Split
-from autofit_llama.search_terms import pattern, placed_as_planned, terms_of
-from autofit_llama.settings import LlamaSettings
+from autofit_llama.command.settings import LlamaSettings
+from autofit_llama.engine.regex import searcher
+from autofit_llama.memory.estimate import size
+from autofit_llama.planning.boundary import choices, split_of
+from autofit_llama.planning.goals import Goals, reach, stretch
+from autofit_llama.planning.problem import LaunchProblem
+from autofit_llama.planning.search import Bounds, Candidate, Found, Search, shortfall_bytes
+from autofit_llama.planning.tables import Split
+from autofit_llama.planning.terms import pattern, placed_as_planned, terms_of
 from descriptors import spec
 
 MODELS = ("llama-3.1-8b-Q4_K_M", "mixtral-8x7b-Q4_K_M", "deepseek-v2-lite-Q4_K_M", "gemma-3-4b-Q4_K_M")

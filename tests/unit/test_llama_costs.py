@@ -6,14 +6,14 @@ import pytest
 from autofit.domain.machine import HOST_POOL, Device, Host, Machine
 from autofit.speed import LayerWork, Place, Roofline, Step
 
-from autofit_llama.cache import caches
-from autofit_llama.context import ContextParams, resolve_context
-from autofit_llama.costs import Block, blocks, cache_bytes, placed_work, weights_bytes
-from autofit_llama.estimate import Run, estimate, size
 from autofit_llama.graph.devices import CUDA
-from autofit_llama.layout import Arguments, Sized
-from autofit_llama.search_tables import Split, Tables, Target
-from autofit_llama.speeds import speed_of, work_of
+from autofit_llama.memory.estimate import Run, estimate, size
+from autofit_llama.memory.layout import Arguments, Sized
+from autofit_llama.model.caches import caches
+from autofit_llama.model.context import ContextParams, resolve_context
+from autofit_llama.planning.tables import Split, Tables, Target
+from autofit_llama.speed.costs import Block, blocks, cache_bytes, placed_work, weights_bytes
+from autofit_llama.speed.rates import speed_of, work_of
 from descriptors import names, spec
 
 CARDS = tuple(

@@ -11,10 +11,10 @@ from autofit.domain.request import Margin, Request
 from autofit.domain.units import GIB, MIB
 from autofit.errors import AutofitError, EngineRefusalError, UsageError
 
-from autofit_llama import search_problem
 from autofit_llama.backend import LlamaBackend
-from autofit_llama.estimate import Estimate
-from autofit_llama.margins import default_margin
+from autofit_llama.launch.margins import default_margin
+from autofit_llama.memory.estimate import Estimate
+from autofit_llama.planning import problem as search_problem
 from descriptors import spec
 
 BACKEND = LlamaBackend()

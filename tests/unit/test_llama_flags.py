@@ -7,9 +7,9 @@ import re
 import pytest
 from autofit.errors import UsageError
 
-from autofit_llama.flag_table import TABLE
-from autofit_llama.flags import Reading, find_program, integer, option, read, real, unread_variables
-from autofit_llama.versions import Version
+from autofit_llama.command.flag_table import TABLE
+from autofit_llama.command.flags import Reading, find_program, integer, option, read, real, unread_variables
+from autofit_llama.engine.versions import Version
 
 
 def values(reading: Reading) -> list[tuple[str, object]]:

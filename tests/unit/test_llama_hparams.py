@@ -10,8 +10,8 @@ import pytest
 from autofit.domain.model import ModelSpec
 from autofit.errors import CorruptModelError, ModelError, UnsupportedModelError
 
-from autofit_llama.architectures import ARCHITECTURES
-from autofit_llama.hparams import HParams, read_hparams
+from autofit_llama.model.architectures import ARCHITECTURES
+from autofit_llama.model.hparams import HParams, read_hparams
 from descriptors import names, spec
 
 LLAMA = ("models", "llama-3.1-8b-Q4_K_M")

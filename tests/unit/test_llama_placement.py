@@ -7,8 +7,8 @@ from autofit.errors import AutofitError, EngineRefusalError
 
 from autofit_llama.graph.devices import CUDA, RPC
 from autofit_llama.graph.ggml import HOST, HOST_REPACKED
-from autofit_llama.launch import buffer_names
-from autofit_llama.placement import (
+from autofit_llama.launch.defaults import buffer_names
+from autofit_llama.memory.placement import (
     HOST_PINNED,
     Override,
     buffer_rules,

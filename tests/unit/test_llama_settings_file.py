@@ -11,10 +11,10 @@ from autofit.errors import UsageError
 from autofit.pipeline import engine_surroundings
 
 from autofit_llama.backend import LlamaBackend
-from autofit_llama.config_file import parse, paths
-from autofit_llama.flags import Reading, read
-from autofit_llama.settings import settings_of
-from autofit_llama.versions import Version
+from autofit_llama.command.config_file import parse, paths
+from autofit_llama.command.flags import Reading, read
+from autofit_llama.command.settings import settings_of
+from autofit_llama.engine.versions import Version
 
 PATH = "/etc/llama.cpp/config.ini"
 USER = "/home/u/.config/llama.cpp/config.ini"

@@ -14,9 +14,9 @@ from autofit.readers.gguf import read_gguf
 
 import ggufs
 from autofit_llama.backend import LlamaBackend
-from autofit_llama.estimate import size
 from autofit_llama.graph.devices import CUDA, RPC
-from autofit_llama.tensor_split import Slices
+from autofit_llama.memory.estimate import size
+from autofit_llama.memory.tensor_split import Slices
 from descriptors import build, description, spec
 
 BACKEND = LlamaBackend()

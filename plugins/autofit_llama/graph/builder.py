@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
 
-from autofit_llama.context import Context
 from autofit_llama.graph import ggml
 from autofit_llama.graph.ggml import HOST, HOST_PINNED, NONE, Tensor
 from autofit_llama.graph.model import GraphModel
-from autofit_llama.hparams import (
+from autofit_llama.model.context import Context
+from autofit_llama.model.hparams import (
     GATING_SIGMOID,
     GATING_SOFTMAX,
     GATING_SOFTMAX_WEIGHT,

@@ -8,10 +8,10 @@ from autofit.domain.dtypes import GGML_TYPES_BY_NAME
 from autofit.domain.model import TensorInfo
 from autofit.domain.values import dataclass
 
-from autofit_llama.cache import caches
-from autofit_llama.context import Context
 from autofit_llama.graph.ggml import HOST
-from autofit_llama.hparams import HParams
+from autofit_llama.model.caches import caches
+from autofit_llama.model.context import Context
+from autofit_llama.model.hparams import HParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

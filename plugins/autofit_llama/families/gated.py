@@ -1,0 +1,166 @@
+"""Decoders whose attention is gated: a sigmoid of another projection of the same input scales its result."""
+
+from __future__ import annotations
+
+from autofit_llama.families.decoder import LayerAgain
+from autofit_llama.families.moe import experts, windowed
+from autofit_llama.graph import ggml
+from autofit_llama.graph.builder import AttentionInput, Graph, Layer, every
+from autofit_llama.graph.ggml import Tensor
+
+
+def muse_glimmer(g: Graph) -> None:
+    """src/models/muse-glimmer.cpp: positions in the sliding-window layers only, norms after both halves."""
+    h = g.h
+    x = g.norm(g.inp_embd(), None, -1)
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv_iswa()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        normed = g.rms(x, w, "attn_norm", il)
+        q, k, v = g.qkv(w, normed, il)
+        gate = g.linear(w, "attn_gate", normed, scale=False)
+        q, k = g.rms(q, w, "attn_q_norm", il), g.rms(k, w, "attn_k_norm", il)
+        if h.is_swa[il]:
+            q, k = ggml.rope(q, pos), ggml.rope(k, pos)
+        cur = g.attn(inp, w, q, k, v, il, out=None)
+        cur = g.linear(w, "attn_output", ggml.mul(cur, ggml.sigmoid(gate)))
+        cur = ggml.mul(ggml.rms_norm(cur), w.need("post_attention_norm"))
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(cur, x)
+        cur = g.ffn(w, g.rms(ffn_inp, w, "ffn_norm", il), il)
+        x = ggml.add(ggml.mul(ggml.rms_norm(cur), w.need("post_ffw_norm")), ffn_inp)
+    g.finish(x, scale=True, soft_cap=h.f_final_logit_softcapping != 0.0)
+
+
+def spark2_5(g: Graph) -> None:
+    """src/models/spark2-5.cpp: one gate per head."""
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv_iswa()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        normed = g.rms(x, w, "attn_norm", il)
+        q, k, v = g.qkv(w, normed, il)
+        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, out=None)
+        cur = _gated(g, w, cur, ggml.sigmoid(g.linear(w, "attn_gate", normed, scale=False)), il)
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(cur, x)
+        x = ggml.add(g.ffn(w, g.rms(ffn_inp, w, "ffn_norm", il), il, act="gelu"), ffn_inp)
+    g.finish(x)
+
+
+def _gated(g: Graph, w: Layer, cur: Tensor, gate: Tensor, il: int) -> Tensor:
+    """The attention's result times its gate, one per element or one per head, and the output matrix."""
+    head, n_head, n = g.h.n_embd_head_v(il), g.h.n_head[il], cur.ne[1]
+    if gate.ne[0] == n_head:
+        cur = ggml.mul(ggml.reshape(cur, head, n_head, n), ggml.reshape(gate, 1, n_head, n))
+        cur = ggml.reshape(cur, head * n_head, n)
+    else:
+        cur = ggml.mul(cur, gate)
+    return g.linear(w, "attn_output", cur)
+
+
+@every(lambda h: h.n_no_rope_layer_step)
+def afmoe(g: Graph) -> None:
+    """src/models/afmoe.cpp: norms before and after each half, every n-th block without positions, experts."""
+    h = g.h
+    x = ggml.scale(g.inp_embd())
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv_iswa()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        normed = g.rms(x, w, "attn_norm", il)
+        q, k, v = g.qkv(w, normed, il)
+        q, k = g.rms(q, w, "attn_q_norm", il), g.rms(k, w, "attn_k_norm", il)
+        if (il + 1) % h.n_no_rope_layer_step:
+            q, k = ggml.rope(q, pos), ggml.rope(k, pos)
+        cur = g.attn(inp, w, q, k, v, il, out=None)
+        gate = ggml.sigmoid(g.linear(w, "attn_gate", normed, scale=False))
+        cur = g.linear(w, "attn_output", ggml.mul(cur, gate))
+        cur = g.rms(cur, w, "post_attention_norm", il)
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(cur, x)
+        cur = g.rms(ffn_inp, w, "ffn_norm", il)
+        cur = experts(g, w, cur, il, gating=h.expert_gating_func, norm_weights=h.expert_weights_norm)
+        x = ggml.add(g.rms(cur, w, "post_ffw_norm", il), ffn_inp)
+    g.finish(x)
+
+
+def laguna(g: Graph) -> None:
+    """src/models/laguna.cpp: a softplus gate per element or per head, experts."""
+    _gated_experts(g, inp=windowed(g), act="softplus")
+
+
+def step35(g: Graph) -> None:
+    """src/models/step35.cpp: a gate per head, experts; all rows go through to the end."""
+    _gated_experts(g, inp=g.inp_attn_kv_iswa(), act="sigmoid", factors=True, all_rows=True)
+
+
+def _gated_experts(g: Graph, *, inp: AttentionInput, act: str, factors: bool = False, all_rows: bool = False) -> None:
+    h = g.h
+    x = g.inp_embd()
+    pos = g.inp_pos()
+    out_ids = g.inp_out_ids()
+    for il in g.layers():
+        w = g.layer(il)
+        normed = g.rms(x, w, "attn_norm", il)
+        q, k, v = g.qkv(w, normed, il)
+        q = g.rms(q, w, "attn_q_norm", il) if w["attn_q_norm"] is not None else q
+        k = g.rms(k, w, "attn_k_norm", il) if w["attn_k_norm"] is not None else k
+        f = g.rope_factors(il) if factors and not h.is_swa[il] else None
+        cur = g.attn(inp, w, ggml.rope(q, pos, f), ggml.rope(k, pos, f), v, il, out=None)
+        if w["attn_gate"] is None:
+            cur = g.linear(w, "attn_output", cur)
+        else:
+            cur = _gated(g, w, cur, ggml.unary(g.linear(w, "attn_gate", normed, scale=False), act), il)
+        if g.is_last(il) and not all_rows:
+            cur, x = g.select_outputs(out_ids, cur, x)
+        ffn_inp = ggml.add(cur, x)
+        cur = g.rms(ffn_inp, w, "ffn_norm", il)
+        cur = experts(g, w, cur, il, gating=h.expert_gating_func, norm_weights=h.expert_weights_norm)
+        x = ggml.add(cur, ffn_inp)
+    if all_rows:
+        g.h_nextn = x
+        x = ggml.get_rows(x, out_ids)
+    g.finish(x)
+
+
+def hrm_text(g: Graph) -> None:
+    """src/models/hrm-text.cpp: two stacks of blocks, run in turn; a slow cycle holds several fast ones."""
+    h = g.h
+    per_stack = h.n_hrm_layers_per_stack
+    slow = g.inp_embd()
+    pos = g.inp_pos()
+    inp = g.inp_attn_kv()
+    out_ids = g.inp_out_ids()
+    fast = g.need("hrm.z_l_init", 0)
+    slot = 0
+    for _ in range(h.n_hrm_h_cycles):
+        for _ in range(h.n_hrm_l_cycles):
+            fast = _hrm_stack(g, inp, pos, ggml.add(slow, fast), slot, 0)
+            slot += per_stack
+        slow = _hrm_stack(g, inp, pos, ggml.add(slow, fast), slot, per_stack)
+        slot += per_stack
+    g.output(ggml.get_rows(slow, out_ids))
+
+
+def _hrm_stack(g: Graph, inp: AttentionInput, pos: Tensor, x: Tensor, first: int, block: int) -> Tensor:
+    """One pass through a stack: cells of the cache slots from `first`, weights of the blocks from `block`."""
+    for i in range(g.h.n_hrm_layers_per_stack):
+        il = first + i
+        w = LayerAgain(g, block + i, il)
+        normed = g.norm(x, None, il)
+        gate = g.linear(w, "attn_gate", normed, scale=False)
+        q, k, v = g.qkv(w, normed, il)
+        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, out=None)
+        cur = g.linear(w, "attn_output", ggml.mul(cur, ggml.sigmoid(gate)))
+        ffn_inp = ggml.add(cur, x)
+        x = ggml.add(g.ffn(w, g.norm(ffn_inp, None, il), il), ffn_inp)
+    return g.norm(x, None, first)

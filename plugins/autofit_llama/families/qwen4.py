@@ -1,0 +1,240 @@
+"""Qwen's experimental fourth generation: hyper-connections in place of norms around Qwen3.5's blocks."""
+
+from __future__ import annotations
+
+from autofit.domain.values import dataclass
+
+from autofit_llama.families.qwen import gated_shared_moe, qwen35_linear
+from autofit_llama.graph import ggml
+from autofit_llama.graph.builder import AttentionInput, Fused, Graph, Layer, RecurrentInput, hadamard
+from autofit_llama.graph.ggml import Tensor
+from autofit_llama.graph.hyper import selected_streams, streams
+from autofit_llama.graph.recurrent import snapshots
+from autofit_llama.graph.sparse import store_index_keys, top_k_mask
+
+
+@dataclass(slots=True)
+class _Blocks:
+    """Inputs of an indexer that scores blocks of `ratio` tokens (llm_graph_input_qsa)."""
+
+    k_idxs: Tensor
+    block_of: Tensor
+    members: Tensor
+    pos: Tensor
+    bias: Tensor
+
+
+def qwen4exp(g: Graph) -> None:
+    """src/models/qwen4exp.cpp."""
+    h = g.h
+    x = g.expand(g.inp_embd())
+    rs, inp = g.inp_rs(), g.inp_attn_kv()
+    pos = g.inp_pos()
+    out_ids = g.inp_out_ids()
+    n_grams = _inp_n_grams(g) if h.ple_n_heads > 0 else None
+    blocks: dict[int, _Blocks] = {}
+    x = streams(g, x)
+    for il in g.layers():
+        w = g.layer(il)
+        if n_grams is not None and h.is_ple[il]:
+            x = _n_gram_memory(g, rs, w, n_grams, x, il)
+        cur, normed = _narrow(g, w, x, "hc_attn", il)
+        inject = g.linear(w, "hc_attn_inject", normed, scale=False)
+        g.expand(cur)
+        if h.is_recr[il]:
+            cur = qwen35_linear(g, rs, w, cur, il, conv=_conv_state, output_gate="sigmoid")
+        else:
+            ratio = h.dsv4_compress_ratios[il] if h.indexer_head_size else 0
+            if ratio and ratio not in blocks:
+                blocks[ratio] = _inp_blocks(g, ratio)
+            cur = _attention(g, inp, w, cur, pos, blocks.get(ratio), il)
+        if g.is_last(il):
+            cur, inject = g.select_outputs(out_ids, cur, inject)
+            x = selected_streams(g, x, out_ids)
+        x = _widen(g, cur, x, inject, il)
+        cur, normed = _narrow(g, w, x, "hc_ffn", il)
+        inject = g.linear(w, "hc_ffn_inject", normed, scale=False)
+        cur = gated_shared_moe(g, w, cur, il)
+        x = g.pin(_widen(g, cur, x, inject, il), il)
+    g.output(_narrow(g, None, x, "output_hc", -1)[0])
+
+
+def _narrow(g: Graph, w: Layer | None, x: Tensor, name: str, il: int) -> tuple[Tensor, Tensor]:
+    """build_hc_mix: the gated mean of the streams, and the streams normalised, [streams * n_embd, tokens]."""
+    need = w.need if w is not None else g.need
+    n_embd, n_streams, n = x.ne[:3]
+    normed = ggml.reshape(ggml.mul(ggml.rms_norm(x), need(name + "_norm")), n_embd * n_streams, n)
+    low = ggml.silu(ggml.scale(ggml.mul_mat(need(name + "_down"), normed)))
+    gate = ggml.mul_mat(need(name + "_up"), low)
+    if "hc_pre" in g.fused_hyper and il >= 0:
+        y = ggml.dsv4_hc_pre(ggml.reshape(normed, n_embd, n_streams, n), ggml.reshape(gate, n_embd, n_streams, n))
+        g.fused.append(Fused("hc_pre", y, il))
+        return y, normed
+    gated = ggml.reshape(ggml.mul(normed, ggml.sigmoid(gate)), n_embd, n_streams, n)
+    views = [ggml.view(gated, (n_embd, n), (gated.nb[2],), i * gated.nb[1]) for i in range(n_streams)]
+    total = ggml.cont(views[0])
+    for t in views[1:]:
+        total = ggml.add(total, t)
+    return ggml.scale(total), normed
+
+
+def _widen(g: Graph, x: Tensor, residual: Tensor, inject: Tensor, il: int) -> Tensor:
+    """build_hc_combine: the result, weighed, added to every stream."""
+    n_embd, n_streams, n = residual.ne[:3]
+    weights = ggml.scale(ggml.sigmoid(ggml.scale(inject)))
+    if "hc_post" in g.fused_hyper:
+        y = ggml.dsv4_hc_post(x, residual, weights, None)
+        g.fused.append(Fused("hc_post", y, il))
+        return y
+    weights = ggml.reshape(weights, 1, n_streams, n)
+    wide = ggml.repeat_4d(ggml.reshape(x, n_embd, 1, n), n_embd, n_streams, n, 1)
+    return ggml.add(residual, ggml.mul(wide, weights))
+
+
+def _attention(
+    g: Graph, inp: AttentionInput, w: Layer, x: Tensor, pos: Tensor, blocks: _Blocks | None, il: int
+) -> Tensor:
+    """Gated attention, to the blocks that the indexer selects if there is one."""
+    h, n = g.h, g.n_tokens
+    head, n_head, n_kv = h.n_embd_head_v(il), h.n_head[il], h.n_head_kv[il]
+    top_k = None if blocks is None else _top_k(g, blocks, inp.full.mask, w, x, pos, il)
+    both = g.linear(w, "attn_q", x)
+    strides = (8 * head, 8 * head * n_head)
+    q = g.rms(ggml.view(both, (head, n_head, n), strides), w, "attn_q_norm", il)
+    k = g.rms(ggml.reshape(g.linear(w, "attn_k", x), head, n_kv, n), w, "attn_k_norm", il)
+    v = ggml.reshape(g.linear(w, "attn_v", x), head, n_kv, n)
+    gate = ggml.cont(ggml.view(both, (head, n_head, n), strides, 4 * head), head * n_head, n)
+    q, k = ggml.rope(q, pos), ggml.rope(k, pos)
+    if top_k is None:
+        cur = g.attn(inp, w, q, k, v, il, out=None)
+    else:
+        cur = _attn_selected(g, inp, q, k, v, top_k, il)
+    return g.linear(w, "attn_output", ggml.mul(cur, ggml.sigmoid(gate)))
+
+
+def _attn_selected(g: Graph, inp: AttentionInput, q: Tensor, k: Tensor, v: Tensor, top_k: Tensor, il: int) -> Tensor:
+    """build_attn_qsa."""
+    side = inp.full
+    if side.k_rot is not None:
+        q, k = hadamard(q, side.k_rot), hadamard(k, side.k_rot)
+    if side.v_rot is not None:
+        v = hadamard(v, side.v_rot)
+    for t in (q, v, k):
+        g.expand(t)
+    assert side.k_idxs is not None and side.v_idxs is not None
+    g.store_k(k, side.k_idxs, il)
+    g.store_v(v, side.v_idxs, il)
+    mask = top_k_mask(side.mask, top_k)
+    cur = g.mha(q, g.get_k(il), g.get_v(il), il, mask=mask, n_kv_max=top_k.ne[0])
+    return cur if side.v_rot is None else hadamard(cur, side.v_rot)
+
+
+def _inp_blocks(g: Graph, ratio: int) -> _Blocks:
+    cells, n_streams = g.context.n_ctx_seq, g.model.n_streams
+    n_blocks = -(-cells // ratio)
+    return _Blocks(
+        g.input("i64", g.n_tokens),
+        g.input("i32", cells, n_streams),
+        g.input("i32", ratio * n_blocks, n_streams),
+        g.input("i32", 4 * n_blocks * n_streams),
+        g.input("f32", cells if g.h.use_alibi else n_blocks, g.n_tokens // n_streams, n_streams),
+    )
+
+
+def _top_k(g: Graph, inp: _Blocks, mask: Tensor, w: Layer, x: Tensor, pos: Tensor, il: int) -> Tensor:
+    """build_qsa_top_k: the cells of the best blocks; a block's key is the mean of its tokens' keys."""
+    h, n, n_streams = g.h, g.n_tokens, g.model.n_streams
+    size, n_head, cells, n_t = h.indexer_head_size, h.indexer_n_head, g.context.n_ctx_seq, n // n_streams
+    ratio = h.dsv4_compress_ratios[il]
+    n_blocks = -(-cells // ratio)
+    k = ggml.reshape(ggml.mul_mat(w.need("indexer.k_proj"), x), size, 1, n)
+    keys = store_index_keys(g, k, inp.k_idxs, il)
+    keys = ggml.view(keys, (size, cells, n_streams), keys.nb[2:4])
+    members = ggml.reshape(ggml.get_rows(keys, inp.members), size, ratio, n_blocks, n_streams)
+    parts = [
+        ggml.cont(ggml.view(members, (size, n_blocks, n_streams), members.nb[2:4], i * members.nb[1]))
+        for i in range(ratio)
+    ]
+    pooled = parts[0]
+    for t in parts[1:]:
+        pooled = ggml.add(pooled, t)
+    pooled = ggml.reshape(ggml.scale(pooled), size, n_blocks * n_streams, 1)
+    pooled = ggml.reshape(g.rms(pooled, w, "indexer.k_norm", il), size, 1, n_blocks * n_streams)
+    pooled = ggml.reshape(ggml.rope(pooled, inp.pos), size, n_blocks, n_streams)
+    q = ggml.reshape(ggml.mul_mat(w.need("indexer.q_proj"), x), size, n_head, n)
+    q = ggml.rope(g.rms(q, w, "indexer.q_norm", il), pos)
+    scores = ggml.mul_mat(pooled, ggml.reshape(q, size, n_head * n_t, n_streams))
+    scores = ggml.relu(ggml.reshape(scores, n_blocks, n_head, n_t, n_streams))
+    heads = [ggml.view(scores, (n_blocks, n_t, n_streams), scores.nb[2:4], i * scores.nb[1]) for i in range(n_head)]
+    total = ggml.cont(heads[0])
+    for t in heads[1:]:
+        total = ggml.add(total, t)
+    if not h.use_alibi:
+        total = ggml.add(total, inp.bias)
+    by_cell = ggml.get_rows(ggml.cont(ggml.permute(total, 1, 0, 2, 3)), inp.block_of)
+    by_cell = ggml.cont(ggml.permute(by_cell, 1, 0, 2, 3))
+    if h.use_alibi:
+        by_cell = ggml.add(by_cell, inp.bias)
+    else:
+        wide = mask if mask.type == "f32" else ggml.cast(mask, "f32")
+        by_cell = ggml.add(by_cell, ggml.reshape(wide, cells, n_t, n_streams))
+    n_top = min(cells, h.indexer_top_k + ratio - 1)
+    return ggml.reshape(ggml.cont(ggml.top_k(by_cell, n_top)), n_top, n_t, 1, n_streams)
+
+
+def _conv_state(g: Graph, rs: RecurrentInput, cache: Tensor, x: Tensor, kernel: int, channels: int) -> Tensor:
+    """build_conv_state_at: the kept columns before those of this batch; its last ones are kept in turn."""
+    n_seqs, kept = g.n_seqs, kernel - 1
+    state = ggml.reshape(g.rs(rs, cache, kept * channels), kept, channels, n_seqs)
+    y = ggml.concat(state, ggml.transpose(x), 0)
+    for slot in range(snapshots(g)):
+        first = max(0, y.ne[0] - kept - slot)
+        last = ggml.cont(ggml.view(y, (kept, channels, n_seqs), y.nb[1:3], first * 4))
+        offset = slot * g.model.state_rows * kept * channels * 4
+        g.expand(ggml.cpy(last, ggml.view(cache, (kept * channels, n_seqs), (cache.nb[1],), offset)))
+    return y
+
+
+def _inp_n_grams(g: Graph) -> Tensor:
+    """Rows of a table that hashes of the last tokens name."""
+    h = g.h
+    rows = g.input("i32", h.ple_n_heads * g.n_tokens)
+    x = ggml.get_rows(g.need("per_layer_token_embd"), rows)
+    return g.expand(ggml.reshape(x, h.ple_head_dim * h.ple_n_heads, g.n_tokens))
+
+
+def _n_gram_memory(g: Graph, rs: RecurrentInput, w: Layer, table: Tensor, x: Tensor, il: int) -> Tensor:
+    """build_ple: what the table holds for these tokens, gated per stream and convolved, joins the streams."""
+    h, n, n_seqs = g.h, g.n_tokens, g.n_seqs
+    n_embd, n_streams, n_t = h.n_embd, h.dsv4_hc_mult, n // n_seqs
+    width = n_embd * n_streams
+
+    def normed(t: Tensor, name: str) -> Tensor:
+        return ggml.mul(ggml.rms_norm(ggml.reshape(t, n_embd, n_streams, n)), w.need(name))
+
+    key = normed(ggml.mul_mat(w.need("ple_key"), table), "ple_norm_key")
+    value = ggml.mul_mat(w.need("ple_value"), table)
+    score = ggml.scale(ggml.sum_rows(ggml.mul(key, normed(x, "ple_norm_query"))))
+    size = ggml.sqrt(ggml.clamp(ggml.unary(score, "abs")))
+    gate = ggml.sigmoid(ggml.mul(ggml.unary(score, "sgn"), size))
+    value = ggml.repeat_4d(ggml.reshape(value, n_embd, 1, n), n_embd, n_streams, n, 1)
+    gated = ggml.mul(value, gate)
+    y = ggml.reshape(normed(ggml.reshape(gated, width, n), "ple_norm_conv"), width, n)
+
+    kernel, step = h.ple_conv_kernel, h.ple_ngram_size
+    history = (kernel - 1) * step
+    cache = g.state("ple", il, h.ple_conv_state)
+    y = _conv_state(g, rs, cache, ggml.reshape(y, width, n_t, n_seqs), history + 1, width)
+    weights = w.need("ple_conv1d")
+    total: Tensor | None = None
+    for i in range(kernel):
+        first = history - (kernel - 1 - i) * step
+        part = ggml.view(y, (n_t, width, n_seqs), y.nb[1:3], first * 4)
+        part = ggml.cont(ggml.transpose(part))
+        tap = ggml.cont(ggml.view(weights, (1, width), (weights.nb[1],), i * weights.nb[0]))
+        tap = ggml.reshape(tap, width)
+        part = ggml.mul(part, tap if tap.type == "f32" else ggml.cast(tap, "f32"))
+        total = part if total is None else ggml.add(total, part)
+    assert total is not None
+    y = ggml.reshape(ggml.cont(ggml.silu(total)), n_embd, n_streams, n)
+    return ggml.add(x, ggml.add(gated, y))

@@ -1,0 +1,286 @@
+"""The compute buffers of llama.cpp, to the byte: a replay of its graph, scheduler and allocator."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import NamedTuple
+
+from autofit.domain.values import dataclass, replace
+from autofit.errors import EngineRefusalError
+
+from autofit_llama.graph.builder import HYPER_OPS, Builder, Fused, Graph
+from autofit_llama.graph.devices import DeviceRules
+from autofit_llama.graph.ggml import HOST
+from autofit_llama.graph.model import GraphModel
+from autofit_llama.graph.periods import Cut, Edge, choose_layers, is_periodic, moments
+from autofit_llama.graph.registry import builder_for
+from autofit_llama.graph.scheduler import PIPELINE_COPIES, Schedule, Scheduler
+
+#: architectures whose last reserve is a prompt of one sequence: decays grow with its square
+_ONE_SEQUENCE = frozenset({"kimi-linear", "minimax-01"})
+_ATTEMPTS = 3  #: at leaving blocks out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputeBuffers:
+    """Bytes of the compute buffer on every device and on the host; `flash_attn` is what `auto` came to."""
+
+    device_bytes: tuple[int, ...]
+    host_bytes: int
+    flash_attn: bool
+    n_copies: int
+    n_splits: int
+
+
+class Replay(NamedTuple):
+    """Bytes of every backend's buffer, and how many splits; not to be believed if blocks were left out in `vain`."""
+
+    sizes: list[int]
+    n_splits: int
+    vain: tuple[Cut, ...] = ()
+
+
+class Known:
+    """What replays of one model came to, by everything that they depend on.
+
+    Placements that differ in how many equal blocks follow each other alone are one and the same when shortened.
+    """
+
+    __slots__ = ("_numbers", "levels", "replays")
+
+    def __init__(self) -> None:
+        self.replays: dict[Hashable, Replay] = {}
+        self.levels: dict[Hashable, dict[Edge, int]] = {}  #: efforts of stretches, by backends
+        self._numbers: dict[Hashable, int] = {}
+
+    def number(self, value: Hashable) -> int:
+        """The same for equal values, and quick to compare."""
+        return self._numbers.setdefault(value, len(self._numbers))
+
+
+def compute_buffers(
+    model: GraphModel,
+    devices: Sequence[DeviceRules],
+    *,
+    pipeline: bool = False,
+    dry_run: bool = False,
+    shorten: bool = True,
+    known: Known | None = None,
+) -> ComputeBuffers:
+    """What llama-context.cpp:sched_reserve reserves.
+
+    `pipeline`: several micro-batches in flight, if every device can. `dry_run`: the figure of the engine's
+    own dry run, which forgets where norms are pinned. `shorten=False` builds every block. `known` is of this model,
+    and learns.
+
+    Raises:
+        UnsupportedModelError: no graph for this architecture.
+        EngineRefusalError: the engine's own graph cannot be built.
+    """
+    context = model.context
+    builder = builder_for(model.hparams.arch, draft=context.mtp)
+    shorten = shorten and not context.mtp
+    n_copies = PIPELINE_COPIES if pipeline and all(d.pipeline for d in devices) else 1
+    scheduler = Scheduler(devices, op_offload=context.op_offload, n_copies=n_copies)
+    resolved = _resolve(builder, model, scheduler, context.flash_attn)
+
+    n_tokens, n_seqs, n_outputs = context.n_tokens, context.n_seq_max, context.n_outputs
+    signatures = _signatures(builder, model) if shorten else None
+    reserve = partial(_reserve, builder, model, scheduler, resolved, signatures, known or Known())
+    sizes, n_splits, _ = reserve(n_tokens, n_seqs, n_outputs, pinned=not dry_run)
+    one_sequence = model.hparams.arch in _ONE_SEQUENCE
+    if one_sequence and n_tokens % model.n_streams and not all(model.hparams.is_recr[:-1]):
+        raise EngineRefusalError(
+            f"llama.cpp aborts: {n_tokens} tokens do not divide into {model.n_streams} sequences",
+            hint="with this architecture, make -ub a multiple of -np, or unify the cache with -kvu",
+        )
+    if not dry_run:
+        reserves = [(n_seqs, n_seqs, n_seqs)]
+        if one_sequence:
+            reserves.append((n_tokens, 1, n_outputs))
+        for batch in reserves:
+            more = reserve(*batch, pinned=True).sizes
+            sizes = [max(a, b) for a, b in zip(sizes, more, strict=True)]
+    return ComputeBuffers(
+        device_bytes=tuple(sizes[:-1]),
+        host_bytes=sizes[-1],
+        flash_attn=resolved.flash_attn,
+        n_copies=n_copies,
+        n_splits=n_splits,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fusions:
+    flash_attn: bool
+    hyper: frozenset[str] = HYPER_OPS
+
+
+def _graph(
+    builder: Builder,
+    model: GraphModel,
+    fusions: _Fusions,
+    n_tokens: int,
+    n_seqs: int,
+    n_outputs: int,
+    order: tuple[int, ...],
+) -> Graph:
+    n_tokens = -(-n_tokens // n_seqs) * n_seqs
+    g = Graph(model, n_tokens, n_seqs, n_outputs, fusions.flash_attn, order, fusions.hyper)
+    builder(g)
+    g.pooling()
+    g.set_outputs()
+    return g
+
+
+def _resolve(builder: Builder, model: GraphModel, scheduler: Scheduler, flash_attn: str) -> _Fusions:
+    """Which fused operations the engine uses: each is tried on a one-token graph (resolve_fused_ops)."""
+    fusions = _Fusions(flash_attn != "off")
+    if (
+        flash_attn == "auto"
+        and fusions.flash_attn
+        and not _all_on_device(builder, model, scheduler, fusions, "flash_attn")
+    ):
+        fusions = replace(fusions, flash_attn=False)
+    if model.hparams.arch in ("deepseek4", "dflash", "glm5-next", "qwen4exp"):
+        for kind in ("hc_pre", "hc_comb", "hc_post"):
+            if not _all_on_device(builder, model, scheduler, fusions, kind):
+                fusions = replace(fusions, hyper=fusions.hyper - {kind})
+    return fusions
+
+
+def _all_on_device(builder: Builder, model: GraphModel, scheduler: Scheduler, fusions: _Fusions, kind: str) -> bool:
+    n_seqs = model.context.n_seq_max
+    order, _ = choose_layers(_signatures(builder, model))
+    g = _graph(builder, model, fusions, n_seqs, n_seqs, n_seqs, order)
+    _pin(g, scheduler)
+    scheduler.assign(g.leafs, g.nodes)
+
+    def fits(f: Fused) -> bool:
+        home = model.layer_dev[f.il]
+        return f.node.dev == (scheduler.cpu if home == HOST else home)
+
+    return all(fits(f) for f in g.fused if f.kind == kind)
+
+
+def _pin(g: Graph, scheduler: Scheduler) -> None:
+    for t, home in g.pins:
+        dev = scheduler.cpu if home == HOST else home
+        if scheduler.supports(dev, t):
+            t.dev = dev
+
+
+def _reserve(
+    builder: Builder,
+    model: GraphModel,
+    scheduler: Scheduler,
+    fusions: _Fusions,
+    signatures: Sequence[Hashable] | None,
+    known: Known,
+    n_tokens: int,
+    n_seqs: int,
+    n_outputs: int,
+    *,
+    pinned: bool,
+) -> Replay:
+    """One reserve; without `signatures` every block is built."""
+
+    def scheduled(order: tuple[int, ...]) -> tuple[Graph, Schedule]:
+        g = _graph(builder, model, fusions, n_tokens, n_seqs, n_outputs, order)
+        if pinned:
+            _pin(g, scheduler)
+        scheduler.assign(g.leafs, g.nodes)
+        return g, scheduler.split(g.leafs, g.nodes)
+
+    def replayed(order: tuple[int, ...], cuts: tuple[Cut, ...]) -> Replay:
+        g, schedule = scheduled(order)
+        if not cuts:
+            return Replay(scheduler.reserve(schedule)[0], len(schedule.splits))
+        if len(g.starts) != len(order) + 1:
+            return Replay([], 0, cuts)
+        at = [moments(cut) for cut in cuts]
+        sizes, states = scheduler.reserve(schedule, [schedule.position[g.starts[i]] for each in at for i in each])
+        ends = list(accumulate(map(len, at)))
+        vain = [
+            cut
+            for cut, each, end in zip(cuts, at, ends, strict=True)
+            if not is_periodic(schedule, g.starts, cut, states[end - len(each) : end], n_copies=scheduler.n_copies)
+        ]
+        return Replay(sizes, len(schedule.splits), tuple(vain))
+
+    every = tuple(range(model.hparams.n_layer))
+    if signatures is None:
+        return replayed(every, ())
+    copies = _copies(model)
+    blocks = [known.number((signature, copies.get(il))) for il, signature in enumerate(signatures)]
+    backends = scheduler.devices, scheduler.n_copies
+    beside = (
+        (n_tokens, n_seqs, n_outputs, pinned, fusions, model.context, backends),
+        tuple((name, home) for name, home in model.homes.items() if not name.startswith("blk.")),
+        (copies.get(model.hparams.n_layer_all), tuple(model.layer_dev[len(blocks) :]), model.full_offload),
+    )
+    levels = known.levels.setdefault(backends, {})
+    for _ in range(_ATTEMPTS):
+        order, cuts = choose_layers(blocks, levels)
+        key = beside, cuts, tuple([blocks[il] for il in order])
+        found = known.replays.get(key)
+        if found is None:
+            found = known.replays[key] = replayed(order, cuts)
+        if not found.vain:
+            return found
+        levels.update((cut.edge, cut.level + 1) for cut in found.vain)
+    key = beside, (), tuple(blocks)
+    found = known.replays.get(key)
+    if found is None:
+        found = known.replays[key] = replayed(every, ())
+    return found
+
+
+def _copies(model: GraphModel) -> dict[int, tuple[tuple[str, int], ...]]:
+    """By block, or the output layer: where the second copies lie that weights have for it (rope factors)."""
+    copies: dict[int, tuple[tuple[str, int], ...]] = {}
+    for (name, slot), home in model.copies.items():
+        copies[slot] = (*copies.get(slot, ()), (name, home))
+    return copies
+
+
+def _signatures(builder: Builder, model: GraphModel) -> list[Hashable]:
+    """One value per block; equal for blocks that give the same nodes.
+
+    The type of a weight counts only where the weight may be copied: on the host, for a device to work on.
+    """
+    h = model.hparams
+    parts: list[list[object]] = [[] for _ in range(h.n_layer_all)]
+    tensors = model.tensors
+    for name, home in model.homes.items():
+        if name.startswith("blk."):
+            number, _, rest = name[4:].partition(".")
+            il = int(number)
+            if il < h.n_layer_all:
+                info = tensors[name]
+                parts[il].append((rest, info.shape, home, "" if home >= 0 else info.type))
+    per_layer = [
+        value
+        for field in h.__slots__
+        if isinstance(value := getattr(h, field), tuple) and len(value) >= h.n_layer_all and len(set(value)) > 1
+    ]
+    every = getattr(builder, "every", None)
+    step = max(1, every(h)) if every is not None else 1
+    first = getattr(builder, "first", None)
+    n_first = first(h) if first is not None else 0
+    return [
+        (
+            tuple(parts[il]),
+            tuple(value[il] for value in per_layer),
+            model.layer_dev[il],
+            il < n_first,
+            il < h.n_layer_dense_lead,
+            il < h.n_deepstack_layers,
+            h.has_kv(il),
+            il % step,
+            il == h.n_layer - 1,
+        )
+        for il in range(h.n_layer)
+    ]

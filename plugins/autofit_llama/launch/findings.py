@@ -1,0 +1,167 @@
+"""What the user should know about a run, whether it was planned or only checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autofit.domain.machine import HOST_POOL
+from autofit.domain.memory import Memory
+from autofit.domain.plan import Finding, Severity
+from autofit.domain.text import printable
+from autofit.domain.units import GIB, MIB, format_bytes
+
+from autofit_llama.command.flags import Reading, integer
+from autofit_llama.command.values import parse_split
+from autofit_llama.memory.estimate import Estimate, Run
+from autofit_llama.model.context import CELL_PADDING
+from autofit_llama.model.hparams import POOLING_NONE, POOLING_RANK
+
+SPARE_BYTES = 1 * GIB  #: of main memory, kept free beside a prompt cache
+#: options with which a model may read more than it was trained for
+_STRETCHES = frozenset(("rope-scaling", "rope-scale", "rope-freq-base", "rope-freq-scale", "yarn-orig-ctx"))
+
+
+def findings_of(reading: Reading, run: Run, found: Estimate, *, fit: bool) -> list[Finding]:
+    """`fit`: the engine's own `--fit` is on, and may change what is not pinned."""
+    return [
+        *_sliced(run),
+        *_fitting(reading, found.memory, fit),
+        *_known(reading, run, found),
+        *_ignored(reading, run),
+        *_context(reading, run, found),
+        *_embeddings(reading, run, found),
+        *_prompt_cache(run, found.memory),
+    ]
+
+
+def does_not_fit(memory: Memory) -> Finding:
+    """The pool that lacks most, and how much to the byte."""
+    worst = max(memory.pools, key=lambda pool: pool.shortfall_bytes)
+    lacks = f"{format_bytes(worst.shortfall_bytes)} ({worst.shortfall_bytes} bytes)"
+    return _finding("error", "does-not-fit", f"does not fit: {worst.id} needs {lacks} more")
+
+
+def _fitting(reading: Reading, memory: Memory, fit: bool) -> Iterator[Finding]:
+    if memory.fits:
+        return
+    yield does_not_fit(memory)
+    host = memory.pool(HOST_POOL)
+    mapped = sum(item.n_bytes for item in host.items if item.mapped)
+    if 0 < host.shortfall_bytes <= mapped:
+        message = f"{format_bytes(mapped)} on the host are pages of the file: it would start, and read the disk"
+        yield _finding("warning", "reads-from-disk", f"{message} for every token")
+    if fit:
+        message = f"{reading.program}'s own --fit may change what is not pinned; add -fit off to run exactly this"
+        yield _finding("info", "engine-fit", message)
+
+
+def _sliced(run: Run) -> Iterator[Finding]:
+    if run.arguments.sliced:
+        message = "-sm tensor is experimental in llama.cpp: memory is checked, that it runs well here is not"
+        yield _finding("info", "experimental-split", message)
+        if any(override.kind == "pattern" for override in run.arguments.overrides):
+            message = "llama.cpp aborts at some of what -ot can say with -sm tensor, and not all of that is known here"
+            yield _finding("warning", "unverified-overrides", message)
+
+
+def _known(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
+    if reading.unknown:
+        words = printable(" ".join(reading.unknown), 200)
+        yield _finding("warning", "unknown-flags", f"not known to autofit, passed and not counted: {words}")
+    hparams = run.sized.hparams
+    if not hparams.known:
+        message = f"the architecture {hparams.arch!r} is not known here: its cache and compute are bounded"
+        yield _finding("warning", "unknown-architecture", message)
+    elif not found.layout.has_graph:
+        message = f"no graph for the architecture {hparams.arch!r}: the compute buffers are an upper bound"
+        yield _finding("info", "bounded-compute", message)
+    other = next((device for device in run.devices if device.api not in ("cuda", "rpc")), None)
+    if other is not None:
+        message = f"{other.id}: the rules of {other.api} are read from the engine's source, not verified on one"
+        yield _finding("info", "unverified-device", message)
+
+
+def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
+    """What is written and that the engine passes over without a word."""
+    if reading.unread:
+        names, s = printable(", ".join(reading.unread), 200), "" if len(reading.unread) == 1 else "s"
+        message = f"{reading.program} {reading.version.name} does not read the setting{s} {names}"
+        yield _finding("warning", "unread-settings", message)
+    for path in reading.unsure:
+        message = f"it is not known whether llama.cpp {reading.version.name} reads {printable(path)}: it is not counted"
+        yield _finding("warning", "settings-file-unsure", message)
+    in_force: dict[str, list[str]] = {}
+    for flag, replaced in reading.unwritten("file"):
+        if not replaced:
+            in_force.setdefault(flag.path or "", []).append(flag.spelling)
+    for path, keys in in_force.items():
+        message = f"{reading.program} reads {path}, and so its {', '.join(keys)} count here"
+        yield _finding("info", "settings-file", printable(message, 300))
+    for flag in reading.flags:
+        if flag.cut is not None:
+            message = f"{reading.program} reads {flag.spelling} {printable(flag.cut, 40)!r} as {integer(flag.cut)}"
+            yield _finding("warning", "number-cut", message)
+    split = reading.given("tensor-split")
+    if split is None or reading.program == "llama-bench":
+        return
+    numbers, n = parse_split(str(split.value)), len(run.devices)
+    if n > 1 and any(numbers) and len(numbers) != n:
+        what = "the rest is ignored" if len(numbers) > n else "the other devices get no layers"
+        message = f"-ts has {len(numbers)} number{'' if len(numbers) == 1 else 's'} for {n} devices: {what}"
+        yield _finding("warning", "split-length", message)
+
+
+def _prompt_cache(run: Run, memory: Memory) -> Iterator[Finding]:
+    """A cache that may grow to more than the host has left, and the limit that there is room for."""
+    if run.server is None:
+        return
+    host, limit = memory.pool(HOST_POOL), run.server.prompt_cache_bytes
+    left = None if host.budget_bytes is None else host.budget_bytes - host.used_bytes + (limit or 0)
+    if limit is None:
+        message = "the cache of past prompts has no limit (--cache-ram -1) and is not counted: it may fill main memory"
+        if left is not None:
+            message += f"; --cache-ram {max(left - SPARE_BYTES, 0) // MIB} is what there is room for"
+        yield _finding("warning", "unlimited-prompt-cache", message)
+    elif left is not None and 0 <= left < limit:
+        message = f"it would start: what lacks is the cache of past prompts, when it has grown to {format_bytes(limit)}"
+        room = left - SPARE_BYTES if left > SPARE_BYTES + 256 * MIB else 0
+        yield _finding("info", "large-prompt-cache", f"{message}; --cache-ram {room // MIB} fits")
+
+
+def _context(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
+    """Contexts beyond the trained one; servers hold each slot to that, stretched or not (server-context.cpp)."""
+    context, trained = found.layout.context, run.sized.hparams.n_ctx_train
+    n_ctx, shared = context.n_ctx_seq, context.kv_unified and context.n_seq_max > 1
+    if not trained or n_ctx <= max(trained, 256):
+        return
+    key = f"{run.sized.hparams.arch}.context_length=int:{n_ctx}"
+    if run.server is not None and shared and context.n_ctx <= trained * context.n_seq_max:
+        slots = f"{context.n_seq_max} slots, each held to the {trained} that the model was trained for"
+        message = f"{n_ctx} tokens are shared by {slots}"
+        yield _finding("info", "slots-share-context", message)
+    elif run.server is not None:
+        message = f"{n_ctx} tokens per sequence, but {reading.program} holds a slot to the {trained} that the model was"
+        message += f" trained for; more needs RoPE scaling (--rope-scaling yarn) and --override-kv {printable(key, 80)}"
+        yield _finding("warning", "context-beyond-training", message)
+    elif not any(flag.option.key in _STRETCHES for flag in reading.flags):
+        message = f"{n_ctx} tokens per sequence, but the model was trained for {trained}: it needs RoPE scaling"
+        yield _finding("warning", "context-beyond-training", f"{message} (--rope-scaling yarn)")
+
+
+def _embeddings(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
+    """Servers of models that pool: what they refuse at the first request."""
+    context, layout = found.layout.context, found.layout
+    if run.server is None:
+        return
+    if not context.embeddings and run.sized.hparams.pooling_type > POOLING_NONE:
+        flag = "--reranking" if run.sized.hparams.pooling_type == POOLING_RANK else "--embedding"
+        message = f"the model is one for embeddings: {reading.program} answers no request for any without {flag}"
+        yield _finding("warning", "no-embeddings", message)
+    longest = min(context.n_ctx_seq, run.sized.hparams.n_ctx_train or context.n_ctx_seq)
+    if not context.splits_inputs(bool(layout.caches)) and context.n_ubatch + CELL_PADDING <= longest:
+        message = f"inputs of more than {context.n_ubatch} tokens are refused: an embedding takes one micro-batch"
+        yield _finding("warning", "inputs-one-micro-batch", f"{message}; -b {longest} -ub {longest} takes all")
+
+
+def _finding(severity: Severity, code: str, message: str) -> Finding:
+    return Finding(severity=severity, code=code, message=message)

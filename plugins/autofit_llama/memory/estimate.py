@@ -1,0 +1,436 @@
+"""Every byte of one launch, per pool: what the engine allocates, and what it takes beside that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from autofit.domain.machine import HOST_POOL, Device, Machine
+from autofit.domain.memory import Basis, Kind, Memory, MemoryItem, PoolUse
+from autofit.domain.model import ModelSpec
+from autofit.domain.request import Margin
+from autofit.domain.values import dataclass, field
+from autofit.errors import EngineRefusalError
+
+from autofit_llama.graph.devices import DeviceRules, rules_for
+from autofit_llama.memory import runtime
+from autofit_llama.memory.adapters import control_vector_bytes, lora_bytes, lora_compute_bytes
+from autofit_llama.memory.layout import Arguments, Layout, Sized, lay_out
+from autofit_llama.memory.weights import device_bytes
+from autofit_llama.model.hparams import read_hparams
+
+_RECURRENT_SIDES = frozenset(("r", "s", "ple"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """What llama-server adds to a context. `prompt_cache_bytes` `None` is no limit."""
+
+    prompt_cache_bytes: int | None = 8192 << 20
+    n_checkpoints: int = 32
+    checkpoint_min_step: int = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Companion:
+    """Another model in the same process: a draft model with a context of its own."""
+
+    sized: Sized
+    devices: tuple[Device, ...]
+    arguments: Arguments
+    label: str = "draft model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One process of llama.cpp: a model's arguments on `devices`, and what comes with it.
+
+    `load_anonymous`: host weights are read into memory (no mmap), `locked` pins them. `mtp` is the second context of
+    a draft head. `projector_device` is a device's id, or `host`.
+    """
+
+    sized: Sized
+    devices: tuple[Device, ...]
+    arguments: Arguments
+    server: Server | None = None
+    mtp: Arguments | None = None
+    drafts: tuple[Companion, ...] = ()
+    projector: ModelSpec | None = None
+    projector_device: str = HOST_POOL
+    adapters: tuple[ModelSpec, ...] = ()
+    has_control_vector: bool = False
+    locked: bool = False
+
+    @property
+    def offloads(self) -> bool:
+        """Whether prompts have weights of the host copied to a device; what `-sm tensor` makes of devices does not."""
+        return bool(self.devices) and self.arguments.context.op_offload and not self.arguments.sliced
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Memory per pool; `layout` is the main context's, `report` the figures as the engine logs them.
+
+    `device_bytes` is what each device takes, whatever pool it draws on, its margin apart.
+    """
+
+    memory: Memory
+    layout: Layout
+    device_bytes: Mapping[str, int] = field(default_factory=dict)
+    report: Mapping[str, object] = field(default_factory=dict)
+
+
+def size(model: ModelSpec) -> Sized:
+    """Take a model's header apart.
+
+    Raises:
+        CorruptModelError, UnsupportedModelError: metadata that the engine would refuse.
+    """
+    return Sized(model, read_hparams(model))
+
+
+def device_rules(devices: Sequence[Device]) -> tuple[DeviceRules, ...]:
+    return tuple(rules_for(device.api, device.compute_capability) for device in devices)
+
+
+def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = ()) -> Estimate:
+    """What `run` takes on `machine`; `margins` are subtracted from the free memory of the devices.
+
+    Raises:
+        EngineRefusalError: llama.cpp would refuse these arguments.
+    """
+    rules = device_rules(run.devices)
+    layout = lay_out(run.sized, rules, run.arguments)
+    items: dict[str, list[MemoryItem]] = {device.id: [] for device in run.devices}
+    host: list[MemoryItem] = []
+    _context_items(layout, run.devices, run.arguments, items, host, locked=run.locked)
+    if run.mtp is not None:
+        _extra_context(lay_out(run.sized, rules, run.mtp), run.devices, items, host, "draft head")
+    for draft in run.drafts:
+        _draft_items(draft, items, host)
+    _projector_items(run, rules, items, host)
+    _adapter_items(run, layout, rules, items, host)
+    for i, device in enumerate(run.devices):
+        items[device.id] += runtime.device_runtime(device)
+        if run.arguments.sliced:
+            hidden = layout.hparams.n_embd
+            items[device.id] += runtime.collectives(run.devices, n_tokens=layout.context.n_tokens, n_embd=hidden)
+        dense, experts = _widest_rows(layout, 0 if run.arguments.sliced else i)
+        items[device.id] += runtime.device_transient(
+            device, n_tokens=layout.context.n_tokens, widest_dense_row=dense, widest_expert_rows=experts
+        )
+    host += runtime.host_runtime(
+        n_vocab=layout.hparams.n_vocab,
+        n_output_rows=layout.context.n_outputs_max,
+        server=run.server is not None,
+    )
+    if run.server is not None:
+        host += runtime.prompt_cache(run.server.prompt_cache_bytes)
+        host += _checkpoint_items(layout, run.server)
+    return Estimate(
+        memory=_pools(run.devices, machine, items, host, margins),
+        layout=layout,
+        device_bytes={name: sum(item.n_bytes for item in its) for name, its in items.items()},
+        report=_report(layout, run.devices),
+    )
+
+
+def _context_items(
+    layout: Layout, devices: Sequence[Device], arguments: Arguments, items: Mapping[str, list[MemoryItem]],
+    host: list[MemoryItem], *, locked: bool,
+) -> None:  # fmt: skip
+    plan, compute = layout.weight_plan, layout.compute
+    basis: Basis = "exact" if layout.is_exact else "derived"
+    compute_source = (
+        "llama-context.cpp:sched_reserve, replayed"
+        if layout.has_graph
+        else "an upper bound: no graph for this architecture"
+    )
+    known: Basis = "exact" if layout.hparams.known else "derived"
+    for i, device in enumerate(devices):
+        to = items[device.id]
+        _add(to, "weights", plan.device_bytes[i], known, "weights", "llama-model.cpp:load_tensors")
+        _add(to, "cache", layout.cache_device_bytes[i], known, _cache_label(layout), "llama-kv-cache.cpp")
+        _add(to, "compute", compute.device_bytes[i], basis, "compute buffer", compute_source)
+        sums = "sums with the other devices, at most"
+        _add(to, "compute", layout.partial_bytes, "derived", sums, "ggml-backend-meta.cpp:graph_compute")
+    mapped = arguments.mmap and not locked
+    _add(
+        host,
+        "weights",
+        plan.host_bytes,
+        known,
+        "weights read from the mapped file" if mapped else "weights",
+        "llama-mmap.cpp",
+        mapped=mapped,
+    )
+    _add(
+        host,
+        "weights",
+        plan.pinned_bytes,
+        known,
+        "weights in pinned memory",
+        "llama-model.cpp:make_cpu_buft_list",
+    )
+    _add(host, "weights", plan.repacked_bytes, known, "weights re-laid for the CPU", "ggml-cpu/repack.cpp")
+    _add(
+        host,
+        "weights",
+        plan.lazy_bytes,
+        known,
+        "table read row by row",
+        "llama-model-loader.cpp:lazy_read",
+        mapped=True,
+    )
+    _add(host, "cache", layout.cache_host_bytes, known, _cache_label(layout), "llama-kv-cache.cpp")
+    _add(host, "compute", compute.host_bytes, basis, "compute buffer and graph inputs", compute_source)
+
+
+def _extra_context(
+    layout: Layout,
+    devices: Sequence[Device],
+    items: Mapping[str, list[MemoryItem]],
+    host: list[MemoryItem],
+    label: str,
+) -> None:
+    """A second context over the same weights: its caches and compute buffers."""
+    basis: Basis = "exact" if layout.is_exact else "derived"
+    for i, device in enumerate(devices):
+        _add(
+            items[device.id],
+            "cache",
+            layout.cache_device_bytes[i],
+            "exact",
+            f"cache of the {label}",
+            "llama-kv-cache.cpp",
+        )
+        _add(
+            items[device.id],
+            "compute",
+            layout.compute.device_bytes[i],
+            basis,
+            f"compute buffer of the {label}",
+            "llama-context.cpp:sched_reserve",
+        )
+    _add(host, "cache", layout.cache_host_bytes, "exact", f"cache of the {label}", "llama-kv-cache.cpp")
+    _add(
+        host,
+        "compute",
+        layout.compute.host_bytes,
+        basis,
+        f"compute buffer of the {label}",
+        "llama-context.cpp:sched_reserve",
+    )
+
+
+def _draft_items(draft: Companion, items: Mapping[str, list[MemoryItem]], host: list[MemoryItem]) -> None:
+    layout = lay_out(draft.sized, device_rules(draft.devices), draft.arguments)
+    plan = layout.weight_plan
+    for i, device in enumerate(draft.devices):
+        _add(
+            items[device.id],
+            "weights",
+            plan.device_bytes[i],
+            "exact",
+            draft.label,
+            "llama-model.cpp:load_tensors",
+        )
+    _add(
+        host,
+        "weights",
+        plan.host_all_bytes,
+        "exact",
+        draft.label,
+        "llama-model.cpp:load_tensors",
+        mapped=draft.arguments.mmap,
+    )
+    _extra_context(layout, draft.devices, items, host, draft.label)
+
+
+def _projector_items(
+    run: Run, rules: Sequence[DeviceRules], items: Mapping[str, list[MemoryItem]], host: list[MemoryItem]
+) -> None:
+    if run.projector is None:
+        return
+    at = next((i for i, device in enumerate(run.devices) if device.id == run.projector_device), None)
+    sizes = [
+        tensor.n_bytes if at is None else device_bytes(rules[at], tensor.type, tensor.ne[0], tensor.n_bytes)
+        for tensor in run.projector.tensors
+    ]
+    (host if at is None else items[run.projector_device]).extend(runtime.projector(sizes))
+
+
+def _adapter_items(
+    run: Run,
+    layout: Layout,
+    rules: Sequence[DeviceRules],
+    items: Mapping[str, list[MemoryItem]],
+    host: list[MemoryItem],
+) -> None:
+    homes, hp = layout.weight_plan.homes, layout.hparams
+    if run.arguments.sliced and run.adapters:
+        raise EngineRefusalError(
+            "llama.cpp aborts with -sm tensor: it cuts weights, but not the LoRA adapters on them",
+            hint="use -sm layer, or merge the adapters with llama-export-lora",
+        )
+    counted: list[tuple[Kind, Basis, str, tuple[tuple[int, ...], int]]] = [
+        ("weights", "exact", "LoRA adapter", lora_bytes(one, homes, rules)) for one in run.adapters
+    ]
+    if run.adapters:
+        n_tokens, n_used = layout.context.n_tokens, max(hp.n_expert_used, default=1)
+        more = lora_compute_bytes(run.adapters, homes, len(rules), n_tokens=n_tokens, n_expert_used=max(n_used, 1))
+        counted.append(("compute", "derived", "products with LoRA adapters, at most", more))
+    if run.has_control_vector:
+        found = control_vector_bytes(hp, layout.placement, rules)
+        if run.arguments.sliced:  # whole on each
+            each = tuple(control_vector_bytes(hp, layout.placement, (one,))[0][0] for one in rules)
+            found = each, found[1]
+        counted.append(("weights", "exact", "control vector", found))
+    for kind, basis, label, (on_devices, on_host) in counted:
+        for device, n_bytes in zip(run.devices, on_devices, strict=True):
+            _add(items[device.id], kind, n_bytes, basis, label, "llama-adapter.cpp")
+        _add(host, kind, on_host, basis, label, "llama-adapter.cpp")
+
+
+def allocated_compute(run: Run) -> tuple[tuple[int, ...], int]:
+    """Compute buffers of the main context as they are really allocated: per device, and on the host.
+
+    The engine's own dry run, which `estimate` follows, forgets where norms are pinned and never builds the graph of
+    generation; it is seldom lower, and on several devices often higher.
+    """
+    compute = lay_out(run.sized, device_rules(run.devices), run.arguments, dry_run=False).compute
+    return compute.device_bytes, compute.host_bytes
+
+
+def _checkpoint_items(layout: Layout, server: Server) -> tuple[MemoryItem, ...]:
+    """What cannot be rolled back is copied: window cells (unless they are whole) and recurrent state."""
+    context = layout.context
+    state = 0
+    for cache in layout.caches:
+        if cache.name == "swa" and not context.swa_full:
+            cells = sum(tensor.n_bytes for tensor in cache.tensors)
+            state += cells // max(cache.n_streams, 1) // (context.n_seq_max if context.kv_unified else 1)
+        else:
+            state += sum(t.n_bytes for t in cache.tensors if t.side in _RECURRENT_SIDES) // context.n_seq_max
+    return runtime.checkpoints(
+        state_bytes_per_slot=state,
+        n_slots=context.n_seq_max,
+        n_checkpoints=server.n_checkpoints,
+        n_ctx_seq=context.n_ctx_seq,
+        min_step=server.checkpoint_min_step,
+    )
+
+
+def _widest_rows(layout: Layout, device: int) -> tuple[int, int]:
+    """Input elements of the widest quantised matrix on a device, and of the widest expert input of a token."""
+    dense = experts = 0
+    homes = layout.weight_plan.homes
+    n_used = max(layout.hparams.n_expert_used, default=1)
+    for weight in layout.weights:
+        if homes.get(weight.name) != device or weight.type in ("f32", "f16", "bf16"):
+            continue
+        if weight.op == "MUL_MAT":
+            dense = max(dense, weight.ne[0])
+        elif weight.op == "MUL_MAT_ID":
+            experts = max(experts, weight.ne[0] * n_used)
+    return dense, experts
+
+
+def _pools(
+    devices: Sequence[Device], machine: Machine, items: Mapping[str, list[MemoryItem]], host: Sequence[MemoryItem],
+    margins: Sequence[Margin],
+) -> Memory:  # fmt: skip
+    """One pool per device, the host last; devices that draw on the host's memory are part of its pool.
+
+    Such a device may take less than the host has (Metal's working set, a GTT limit): what it lacks, the pool lacks.
+    """
+    pools = []
+    shared: list[MemoryItem] = []
+    lacking: list[int] = []
+    for i, device in enumerate(devices):
+        margin = margins[min(i, len(margins) - 1)].of(device.total_bytes or device.free_bytes or 0) if margins else 0
+        reserve = () if margin == 0 else (_reserve(margin),)
+        if device.pool == HOST_POOL:
+            shared += (*items[device.id], *reserve)
+            if device.free_bytes is not None:
+                lacking.append(sum(item.n_bytes for item in items[device.id]) + margin - device.free_bytes)
+            continue
+        pools.append(
+            PoolUse(
+                id=device.id,
+                name=device.name,
+                total_bytes=device.total_bytes,
+                free_bytes=device.free_bytes,
+                budget_bytes=None if device.free_bytes is None else max(device.free_bytes - margin, 0),
+                items=(*items[device.id], *reserve),
+            )
+        )
+    free = machine.host.available_bytes
+    every = (*shared, *host)
+    kept = sum(item.n_bytes for item in every if item.kind == "reserve")
+    budget = None if free is None else max(free - kept, 0)
+    if any(lack > 0 for lack in lacking):
+        used = sum(item.n_bytes for item in every) - kept
+        budget = max(0, used - max(lacking) if budget is None else min(budget, used - max(lacking)))
+    pools.append(
+        PoolUse(
+            id=HOST_POOL,
+            name="main memory" if not shared else "unified memory",
+            total_bytes=machine.host.total_bytes,
+            free_bytes=free,
+            budget_bytes=budget,
+            items=every,
+        )
+    )
+    return Memory(pools=tuple(pools))
+
+
+def _report(layout: Layout, devices: Sequence[Device]) -> dict[str, object]:
+    """The engine's memory breakdown (common/fit.cpp prints it as model, context, compute)."""
+    plan, context = layout.weight_plan, layout.context
+    return {
+        "devices": [
+            {
+                "id": device.id,
+                "model_bytes": plan.device_bytes[i],
+                "context_bytes": layout.cache_device_bytes[i],
+                "compute_bytes": layout.compute.device_bytes[i],
+            }
+            for i, device in enumerate(devices)
+        ],
+        "host": {
+            "model_bytes": plan.host_all_bytes,
+            "context_bytes": layout.cache_host_bytes,
+            "compute_bytes": layout.compute.host_bytes,
+        },
+        "n_ctx": context.n_ctx,
+        "n_ctx_seq": context.n_ctx_seq,
+        "n_batch": context.n_batch,
+        "n_ubatch": context.n_ubatch,
+        "n_seq_max": context.n_seq_max,
+        "flash_attn": layout.compute.flash_attn,
+        "sched_copies": layout.compute.n_copies,
+    }
+
+
+def _cache_label(layout: Layout) -> str:
+    context = layout.context
+    types = context.type_k if context.type_k == context.type_v else f"{context.type_k}/{context.type_v}"
+    return f"cache, {context.n_ctx_seq} cells, {types}"
+
+
+def _reserve(n_bytes: int) -> MemoryItem:
+    return MemoryItem(kind="reserve", n_bytes=n_bytes, basis="assumed", label="margin")
+
+
+def _add(
+    to: list[MemoryItem],
+    kind: Kind,
+    n_bytes: int,
+    basis: Basis,
+    label: str,
+    source: str,
+    *,
+    mapped: bool = False,
+) -> None:
+    if n_bytes:
+        to.append(MemoryItem(kind=kind, n_bytes=n_bytes, basis=basis, label=label, source=source, mapped=mapped))

@@ -1,0 +1,234 @@
+"""One model laid out on devices: every weight, cache and compute buffer of one llama.cpp context, to the byte."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import add
+from typing import TYPE_CHECKING
+
+from autofit.domain.model import ModelSpec, TensorInfo
+from autofit.domain.values import dataclass, replace
+from autofit.errors import UnsupportedModelError
+
+from autofit_llama.graph.buffers import ComputeBuffers, Known, compute_buffers
+from autofit_llama.graph.devices import DeviceRules
+from autofit_llama.graph.ggml import HOST
+from autofit_llama.graph.model import GraphModel
+from autofit_llama.memory.bound import bound_buffers
+from autofit_llama.memory.placement import Override, Placement, buffer_rules, place_layers
+from autofit_llama.memory.weights import (
+    HOST_ALIGNMENT,
+    LazyMode,
+    Weight,
+    WeightPlan,
+    device_bytes,
+    loaded_weights,
+    place_weights,
+)
+from autofit_llama.model.caches import Cache, caches
+from autofit_llama.model.context import Context, ContextParams, resolve_context
+from autofit_llama.model.hparams import HParams
+
+if TYPE_CHECKING:
+    from autofit_llama.memory.tensor_split import Slices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """What a program asks the library for: the model's parameters and the context's.
+
+    `splits` are `-ts`, or free bytes per device; `n_gpu_layers` below 0 is all; `mmap` keeps host weights in the file.
+    `sliced`: each device holds a part of every tensor; then `splits` are `-ts` or nothing.
+    """
+
+    context: ContextParams
+    n_gpu_layers: int = -1
+    splits: tuple[float, ...] = ()
+    overrides: tuple[Override, ...] = ()
+    buffer_names: tuple[str, ...] = ()
+    by_layer: bool = True  #: -sm layer; otherwise no pipeline
+    sliced: bool = False  #: -sm tensor
+    repack: bool = True
+    no_host: bool = False
+    mmap: bool = False
+    load_mtp: bool = False
+    lazy_mode: LazyMode = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Bytes per device (in the order given) and on the host, with what they were made from.
+
+    With `-sm tensor` there is one device, number 0, in `placement` and in the plan's homes.
+    """
+
+    hparams: HParams
+    context: Context
+    placement: Placement
+    weights: tuple[Weight, ...]
+    weight_plan: WeightPlan
+    caches: tuple[Cache, ...]
+    cache_device_bytes: tuple[int, ...]
+    cache_host_bytes: int
+    cache_layer_bytes: Mapping[int, int]
+    compute: ComputeBuffers
+    partial_bytes: int  #: -sm tensor: what each device keeps to sum up with the others
+    has_graph: bool  #: the compute buffers come from a graph, not from a bound
+    is_exact: bool  #: and by rules that were held against the engine
+
+
+class Sized:
+    """A model whose header has been taken apart once, to be laid out many times."""
+
+    __slots__ = ("_loaded", "_slices", "hparams", "known", "model", "tensors")
+
+    def __init__(self, model: ModelSpec, hparams: HParams) -> None:
+        self.model = model
+        self.hparams = hparams
+        self.tensors: Mapping[str, TensorInfo] = {tensor.name: tensor for tensor in model.tensors}
+        self.known = Known()
+        self._loaded: dict[tuple[bool, LazyMode], tuple[Weight, ...]] = {}
+        self._slices: dict[tuple[tuple[DeviceRules, ...], tuple[float, ...], bool], Slices] = {}
+
+    def weights(self, *, load_mtp: bool = False, lazy_mode: LazyMode = "auto") -> tuple[Weight, ...]:
+        key = (load_mtp, lazy_mode)
+        if key not in self._loaded:
+            self._loaded[key] = loaded_weights(self.model, self.hparams, load_mtp=load_mtp, lazy_mode=lazy_mode)
+        return self._loaded[key]
+
+    def slices(self, devices: tuple[DeviceRules, ...], splits: tuple[float, ...], *, load_mtp: bool) -> Slices:
+        """How `-sm tensor` cuts the model for these devices."""
+        from autofit_llama.memory.tensor_split import Slices  # few commands need it
+
+        key = (devices, splits, load_mtp)
+        if key not in self._slices:
+            types = {weight.name: weight.type for weight in self.weights(load_mtp=load_mtp)}
+            self._slices[key] = Slices(hparams=self.hparams, devices=devices, splits=splits, types=types)
+        return self._slices[key]
+
+
+def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, *, dry_run: bool = True) -> Layout:
+    """Where everything of `sized` goes on `devices`.
+
+    `dry_run` gives the compute buffers of the engine's own dry run, which are never below what is then allocated but
+    for what its generation graph adds.
+
+    Raises:
+        EngineRefusalError: the engine would refuse these arguments.
+    """
+    hp = sized.hparams
+    context = resolve_context(hp, arguments.context)
+    weights = sized.weights(load_mtp=arguments.load_mtp, lazy_mode=arguments.lazy_mode)
+    slices, splits = None, arguments.splits
+    if arguments.sliced:
+        slices = sized.slices(tuple(devices), splits, load_mtp=arguments.load_mtp)
+        devices, splits = (slices.whole,), (1.0,)
+    placement = place_layers(hp.n_layer_all, arguments.n_gpu_layers, splits, len(devices))
+    buffers = buffer_rules(
+        devices,
+        names=arguments.buffer_names,
+        overrides=arguments.overrides,
+        no_host=arguments.no_host,
+        repack=arguments.repack,
+        mmap=arguments.mmap,
+    )
+    plan = place_weights(weights, hp, placement, buffers, slices)
+    kept = caches(hp, context)
+    if slices is not None:
+        slices.check(placement, plan.homes, context, has_cache=bool(kept))
+    on_device, on_host, per_layer = _cache_bytes(kept, context, placement, devices, slices)
+    full_offload = arguments.n_gpu_layers < 0 or arguments.n_gpu_layers > hp.n_layer_all
+    pipeline = (
+        len(devices) > 1
+        and full_offload
+        and arguments.by_layer
+        and context.offload_kqv
+        and not _overrides_any(arguments)
+    )
+    try:
+        compute = compute_buffers(
+            GraphModel(
+                hparams=hp,
+                context=context,
+                tensors=sized.tensors,
+                layer_dev=(*placement.blocks, placement.output),
+                homes=plan.homes,
+                copies=plan.copies,
+                full_offload=full_offload,
+            ),
+            devices,
+            pipeline=pipeline,
+            dry_run=dry_run,
+            known=sized.known,
+        )
+        has_graph = True
+    except UnsupportedModelError:
+        compute = bound_buffers(
+            hp, context, sized.tensors, plan.homes, devices, layer_bytes=per_layer, pipeline=pipeline
+        )
+        has_graph = False
+    partial_bytes = 0
+    if slices is not None:
+        compute = replace(compute, device_bytes=compute.device_bytes * len(slices.devices))
+        partial_bytes = _partial_bytes(slices, weights, plan, context)
+    return Layout(
+        hparams=hp,
+        context=context,
+        placement=placement,
+        weights=weights,
+        weight_plan=plan,
+        caches=kept,
+        cache_device_bytes=on_device,
+        cache_host_bytes=on_host,
+        cache_layer_bytes=per_layer,
+        compute=compute,
+        partial_bytes=partial_bytes,
+        has_graph=has_graph,
+        is_exact=has_graph and all(rules.is_exact for rules in devices),
+    )
+
+
+def _overrides_any(arguments: Arguments) -> bool:
+    """Whether the engine is given a pattern at all, matching or not; `-ncmoe 0` gives none."""
+    return any(o.kind in ("pattern", "cpu_moe") or o.n_blocks > 0 for o in arguments.overrides)
+
+
+def _cache_bytes(
+    kept: Sequence[Cache],
+    context: Context,
+    placement: Placement,
+    devices: Sequence[DeviceRules],
+    slices: Slices | None,
+) -> tuple[tuple[int, ...], int, Mapping[int, int]]:
+    on_device, on_host = [0] * len(devices if slices is None else slices.devices), 0
+    per_layer: dict[int, int] = {}
+    for cache in kept:
+        for tensor in cache.tensors:
+            home = placement.of(tensor.il) if context.offload_kqv else HOST
+            if home >= 0 and slices is not None:
+                parts = slices.cache_bytes(tensor)
+                on_device = list(map(add, on_device, parts))
+                n_bytes = sum(parts)
+            elif home >= 0:
+                n_bytes = device_bytes(devices[home], tensor.type, tensor.n_elements, tensor.n_bytes)
+                on_device[home] += n_bytes
+            else:
+                n_bytes = -(-tensor.n_bytes // HOST_ALIGNMENT) * HOST_ALIGNMENT
+                on_host += n_bytes
+            per_layer[tensor.il] = per_layer.get(tensor.il, 0) + n_bytes
+    return tuple(on_device), on_host, per_layer
+
+
+def _partial_bytes(slices: Slices, weights: Sequence[Weight], plan: WeightPlan, context: Context) -> int:
+    """Buffers for the sums over devices, kept from the first full prompt on: one for each step of adding up.
+
+    Source: ggml-backend-meta.cpp:ggml_backend_meta_graph_compute (max_tmp_size, n_reduce_steps). An upper bound where
+    the last block is alone with its kind: it may work on nothing but the rows whose logits are wanted.
+    """
+    hp, largest = slices.hparams, 0
+    for weight in weights:
+        if plan.homes.get(weight.name) != 0 or (rows := slices.partial_rows(weight.name, weight.ne)) == 0:
+            continue
+        n_used = hp.n_expert_used[weight.slot] if weight.op == "MUL_MAT_ID" else 1
+        largest = max(largest, 4 * rows * n_used * context.n_tokens)
+    return largest * (len(slices.devices) - 1).bit_length()

@@ -1,0 +1,380 @@
+"""Which tensors of a file llama.cpp loads, where each goes, and what it takes there.
+
+Loading: load_arch_tensors of src/models/*.cpp, llama_model_loader::create_tensor
+(src/llama-model-loader.cpp); the layer and operation of a tensor name: LLM_TENSOR_INFOS
+(src/llama-arch.cpp). Sizes: ggml_row_size, rounded up to the buffer type's alignment
+(ggml/src/ggml-alloc.c:ggml_backend_alloc_ctx_tensors_from_buft).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import add
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from autofit.domain.dtypes import GGML_TYPES_BY_NAME, row_bytes
+from autofit.domain.model import ModelSpec, TensorInfo
+from autofit.domain.units import GIB, round_up
+from autofit.domain.values import dataclass, field
+
+from autofit_llama.graph.devices import ROW_PADDING, DeviceRules
+from autofit_llama.graph.ggml import HOST, HOST_REPACKED
+from autofit_llama.memory.placement import HOST_PINNED, BufferRules, Operation, Placement
+from autofit_llama.model.hparams import HParams
+
+if TYPE_CHECKING:
+    from autofit_llama.memory.tensor_split import Slices
+
+INPUT = -1  #: the slot of what is always looked up on the host; blocks are 0..L-1, the output layer is L
+HOST_ALIGNMENT = 32  #: ggml/src/ggml-impl.h: TENSOR_ALIGNMENT
+LAZY_MIN_BYTES = 4 * GIB  #: llama-model-loader.cpp:lazy_read::add
+
+Group = Literal["embedding", "output", "attention", "dense", "shared", "experts", "other"]
+LazyMode = Literal["on", "auto", "off"]
+
+
+class Weight(NamedTuple):
+    """One tensor as the engine creates it.
+
+    `duplicate`: created again under the same name for another layer; nothing is added where the buffer has
+    it already.
+    """
+
+    name: str
+    slot: int
+    op: Operation
+    group: Group
+    type: str
+    ne: tuple[int, ...]
+    n_bytes: int
+    duplicate: bool = False
+    lazy: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightPlan:
+    """Where every weight is, and what each buffer takes.
+
+    `device_bytes` has one entry per device. `homes` maps a tensor's name to its buffer, `copies` the name
+    and slot of a second copy to the copy's. Host bytes are apart: plain (mapped, if the file is), pinned,
+    repacked, and read lazily.
+    """
+
+    device_bytes: tuple[int, ...]
+    host_bytes: int
+    pinned_bytes: int
+    repacked_bytes: int
+    lazy_bytes: int
+    homes: Mapping[str, int]
+    copies: Mapping[tuple[str, int], int] = field(default_factory=dict)
+
+    @property
+    def host_all_bytes(self) -> int:
+        """Everything that is on no device."""
+        return self.host_bytes + self.pinned_bytes + self.repacked_bytes + self.lazy_bytes
+
+
+_INPUTS = frozenset(("token_embd", "position_embd", "token_types", "per_layer_token_embd"))
+#: outside the blocks, but on the first block's device
+_FIRST_BLOCK = frozenset(
+    (
+        "token_embd_norm",
+        "per_layer_model_proj",
+        "per_layer_proj_norm",
+        "hrm.z_l_init",
+        "conv1d",
+        "nextn.pre_projection",
+    )
+)
+_SHARED_BY_BLOCKS = frozenset(("rope_freqs", "rope_factors_long", "rope_factors_short"))
+_UNUSED = frozenset(("masked_embd_centroids", "masked_embd_ordering", "cross_attn_rel_b"))
+_LAZY = frozenset(("gemma4", "qwen4exp"))  #: per_layer_token_embd is made with TENSOR_READ_LAZY
+
+
+def _by_name(table: Mapping[Operation, str]) -> Mapping[str, Operation]:
+    return {name: op for op, names in table.items() for name in names.split()}
+
+
+# LLM_TENSOR_INFOS: the operation of a tensor by the name of its module; every other one is a matrix.
+_OPS = _by_name(
+    {
+        "GET_ROWS": """
+            token_embd position_embd token_types per_layer_token_embd attn_compressor_ape attn_rel_b
+            ffn_gate_tid2eid nextn.embed_tokens d2t markov_w1 selector_predecessor selector_successor
+        """,
+        "ADD": """
+            hrm.z_l_init hc_attn_base hc_ffn_base time_mix_lerp_w time_mix_lerp_k time_mix_lerp_v
+            time_mix_lerp_r time_mix_lerp_g time_mix_lerp_fused time_mix_decay time_mix_w0 time_mix_a0
+            time_mix_v0 exp_probs_b exp_probs_b_vl output_hc_base
+        """,
+        "MUL": """
+            token_embd_norm attn_kv_a_norm hc_attn_scale hc_ffn_scale hc_attn_norm hc_ffn_norm ple_norm_key
+            ple_norm_query ple_norm_conv attn_compressor_norm ssm_dt_norm ssm_b_norm ssm_c_norm ssm_d
+            ssm_norm ssm_conv1d_q ssm_conv1d_k ssm_conv1d_v attn_res_score ffn_res_score ffn_routed_norm
+            time_mix_lerp_x time_mix_ln channel_mix_lerp_k channel_mix_lerp_r time_mix_k_k time_mix_k_a
+            time_mix_r_k attn_norm attn_norm_2 attn_output_norm post_attention_norm ffn_norm pre_ffw_norm_2
+            post_ffw_norm_1 post_ffw_norm_2 post_ffw_norm ffn_norm_exps attn_q_norm attn_k_norm
+            layer_output_norm layer_output_scale attn_q_a_norm attn_sub_norm ffn_sub_norm cross_attn_norm
+            per_layer_proj_norm post_norm altup_correct_scale altup_router_norm laurel_post_norm norm norm1
+            norm2 gamma indexer.k_norm indexer.q_norm indexer_compressor_norm nextn.enorm nextn.hnorm
+            nextn.shared_head_norm attn_conv_base ffn_conv_base cls.norm output_norm output_hc_scale
+            output_hc_norm output_res_score
+        """,
+        "SCALE": "attn_sinks",
+        "DIV": "ffn.act",
+        "ROPE": "rope_freqs rope_factors_long rope_factors_short",
+        "SSM_CONV": "ple_conv1d ssm_conv1d shortconv.conv",
+        "RWKV_WKV6": "time_mix_first",
+        "IM2COL": "conv1d conv1 conv2 dw",
+        "MUL_MAT_ID": """
+            ffn_down_exps ffn_gate_exps ffn_up_exps ffn_gate_up_exps ffn_down_chexps ffn_gate_chexps
+            ffn_up_chexps
+        """,
+    }
+)
+#: architectures whose ssm_a goes through the scan; with the others it is a factor
+_SCANS = frozenset(("falcon-h1", "granitehybrid", "jamba", "mamba", "mamba2", "nemotron_h", "nemotron_h_moe", "plamo2"))
+
+# Without output.weight these load token_embd a second time, as the output (TENSOR_DUPLICATED).
+_TIED = frozenset(
+    """
+    afmoe arcee arctic bailingmoe3 bloom chameleon chatglm cogvlm cohere2 cohere2moe command-r deci deepseek
+    deepseek2 deepseek2-ocr deepseek32 dflash dots3note dream ernie4_5 ernie4_5-moe exaone exaone4
+    falcon falcon-h1 gemma gemma-embedding gemma2 gemma3 gemma3n gemma4 gemma4-assistant glm-dsa glm4 glm4moe
+    gpt2 granite granite_swa granitehybrid granitemoe graniteswitch grok grovemoe hrm_text hunyuan-dense
+    hunyuan-moe hunyuan_vl hy_v3 jais2 jamba laguna lfm2 lfm2moe llada llama llama-embed llama4 maincoder
+    mamba mamba2 minicpm minicpm3 minimax-01 mistral3 mistral4 mpt nanbeige nemotron_h nemotron_h_moe olmo
+    openelm paddleocr pangu-embedded phi3 plamo2 plamo3 plm pockettts qwen2 qwen2vl qwen3 qwen35 qwen35moe
+    qwen3moe qwen3next qwen3tts qwen3vl qwen3vlmoe qwen4exp refact rnd1 seed_oss smallthinker smollm3 spark2_5
+    starcoder starcoder2 t5 t5encoder
+    """.split()
+)
+_OUTPUT_FIRST = frozenset(("gemma3n", "gemma4"))  #: made before token_embd, so nothing can be shared with it
+
+# Nextn blocks without a draft head asked for: what is loaded all the same, since it is made without
+# TENSOR_SKIP.
+_NEVER_MTP = frozenset(("exaone4", "exaone-moe", "glm4", "bailingmoe2", "dots3note"))
+_SKIPPED_ONLY: Mapping[str, frozenset[str]] = {
+    arch: frozenset(
+        (*names, "attn_norm", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_norm",
+         "nextn.eh_proj", "nextn.enorm", "nextn.hnorm")
+    )
+    for arch, names in {"step35": (), "hy_v3": ("attn_q_norm", "attn_k_norm")}.items()
+}  # fmt: skip
+_LOADED_ANYWAY: Mapping[str, frozenset[str]] = {
+    "cohere2moe": frozenset(("nextn.embed_tokens", "nextn.shared_head_head", "nextn.shared_head_norm")),
+    "deepseek32": frozenset(("exp_probs_b",)),
+    "glm-dsa": frozenset(("exp_probs_b",)),
+}
+
+_BLOCK = re.compile(r"(?:enc\.|dec\.)?(?:blk|posnet|convnext)\.([0-9]{1,4})\.(.+)")
+_SUFFIX = re.compile(r"\.(weight|bias|scales?|input_scale|lora_a|lora_b)$")
+
+
+def loaded_weights(
+    model: ModelSpec, hp: HParams, *, load_mtp: bool = False, lazy_mode: LazyMode = "auto"
+) -> tuple[Weight, ...]:
+    """Every tensor that the engine creates for `model`, second copies included."""
+    weights = list(_weights(model.tensors, hp, load_mtp, lazy_mode))
+    names = {tensor.name for tensor in model.tensors}
+    if hp.arch in _TIED and "output.weight" not in names:
+        weights = list(_tie(weights, hp))
+    elif hp.arch == "codeshell" and "token_embd.weight" not in names:
+        output = next((w for w in weights if w.name == "output.weight"), None)
+        weights += [output._replace(duplicate=True)] if output is not None else []
+    return tuple(weights)
+
+
+def _weights(tensors: Iterable[TensorInfo], hp: HParams, load_mtp: bool, lazy_mode: LazyMode) -> Iterator[Weight]:
+    for tensor in tensors:
+        match = _BLOCK.match(tensor.name)
+        path = tensor.name if match is None else match[2]
+        suffix = _SUFFIX.search(path)
+        module = path if suffix is None else path[: suffix.start()]
+        if module in _UNUSED or (match is not None and _skipped(int(match[1]), module, hp, load_mtp)):
+            continue
+        op = _operation(module, suffix[1] if suffix else "", hp)
+        if match is not None:
+            yield _weight(tensor, int(match[1]), op, _group(module))
+        elif module in _SHARED_BY_BLOCKS:
+            for i, il in enumerate(_rope_blocks(hp)):
+                yield _weight(tensor, il, op, "attention")._replace(duplicate=i > 0)
+        elif module == "token_embd_norm" and hp.arch in ("lfm2", "lfm2moe"):
+            yield _weight(tensor, hp.n_layer_all, op, "output")  # the output norm under this name
+        elif module in _INPUTS:
+            lazy = module == "per_layer_token_embd" and hp.arch in _LAZY and _is_lazy(tensor, lazy_mode)
+            yield _weight(tensor, INPUT, op, "embedding")._replace(lazy=lazy)
+        elif module in _FIRST_BLOCK:
+            yield _weight(tensor, 0, op, "embedding")
+        else:
+            yield _weight(tensor, hp.n_layer_all, op, "output")
+
+
+def _weight(tensor: TensorInfo, slot: int, op: Operation, group: Group) -> Weight:
+    return Weight(tensor.name, slot, op, group, tensor.type, tensor.ne, tensor.n_bytes)
+
+
+def _tie(weights: Iterable[Weight], hp: HParams) -> Iterator[Weight]:
+    for weight in weights:
+        if weight.name != "token_embd.weight":
+            yield weight
+            continue
+        first = hp.arch in _OUTPUT_FIRST
+        tied = weight._replace(slot=hp.n_layer_all, op="MUL_MAT", group="output", duplicate=True)
+        yield from (tied, weight) if first else (weight, tied)
+
+
+def _is_lazy(tensor: TensorInfo, mode: LazyMode) -> bool:
+    return mode == "on" or (mode == "auto" and tensor.n_bytes > LAZY_MIN_BYTES)
+
+
+def _skipped(il: int, module: str, hp: HParams, load_mtp: bool) -> bool:
+    """Whether a tensor of block `il` belongs to a draft head that is not loaded."""
+    if il < hp.n_layer or hp.n_layer_nextn == 0 or hp.n_layer == 0 or hp.router_layer >= 0:
+        return False
+    if load_mtp and hp.arch not in _NEVER_MTP:
+        return False
+    if hp.arch in _SKIPPED_ONLY:
+        return module in _SKIPPED_ONLY[hp.arch]
+    return module not in _LOADED_ANYWAY.get(hp.arch, ())
+
+
+def _rope_blocks(hp: HParams) -> Sequence[int]:
+    """The blocks that ask for the rope factors, each with a copy where its device has none yet."""
+    if hp.arch == "gemma4":
+        return [il for il in range(hp.n_layer) if not hp.is_swa[il]]
+    if hp.arch == "gemma4-assistant":
+        return [il for il in range(hp.n_layer_nextn) if not hp.is_swa[il]]
+    if hp.arch == "nanbeige":
+        return range(hp.n_layer_all // hp.n_loops)
+    if hp.arch == "step35":
+        return range(hp.n_layer_all)
+    return range(hp.n_layer or hp.n_layer_all)
+
+
+def _operation(module: str, suffix: str, hp: HParams) -> Operation:
+    op: Operation = _OPS.get(module, "MUL_MAT")
+    if suffix == "bias":
+        return "ADD_ID" if op == "MUL_MAT_ID" else "ADD"
+    if suffix in ("lora_a", "lora_b") and hp.router_layer >= 0:
+        return "MUL_MAT_ID"
+    if module == "ssm_a":
+        return "SSM_SCAN" if hp.arch in _SCANS else "MUL"
+    if module == "indexer_compressor_ape":
+        return "ADD" if hp.arch == "glm5-next" else "GET_ROWS"
+    return op
+
+
+_SHARED = re.compile(r"ffn_(?:gate|up|down|gate_inp)_shexp")
+_DENSE = re.compile(r"ffn_(?:gate|up|down)$|channel_mix_")
+_ATTENTION = re.compile(r"attn|ssm_|time_mix_|shortconv|indexer|post_attention|cross_")
+
+
+def _group(module: str) -> Group:
+    if module.endswith("exps"):
+        return "experts"
+    if _SHARED.match(module):
+        return "shared"
+    if _DENSE.match(module):
+        return "dense"
+    return "attention" if _ATTENTION.search(module) else "other"
+
+
+def device_bytes(rules: DeviceRules, type_name: str, ne0: int, n_bytes: int) -> int:
+    """Bytes of a weight or cache in a device's buffer: rows padded where the device does, then aligned."""
+    if rules.kind != "rpc" and ne0 % ROW_PADDING and GGML_TYPES_BY_NAME[type_name].block_elements > 1:
+        n_bytes += row_bytes(type_name, ROW_PADDING - ne0 % ROW_PADDING)
+    return round_up(n_bytes, rules.alignment)
+
+
+def place_weights(
+    weights: Iterable[Weight], hp: HParams, placement: Placement, buffers: BufferRules, slices: Slices | None = None
+) -> WeightPlan:
+    """Every weight in its buffer, and the sums.
+
+    With `slices` the one device of `buffers` stands for several, and each holds a part.
+
+    Raises:
+        UsageError: an override's pattern is too costly to match.
+    """
+    on_device = [0] * len(buffers.devices if slices is None else slices.devices)
+    on_host = {HOST: 0, HOST_PINNED: 0, HOST_REPACKED: 0}
+    n_lazy = 0
+    homes: dict[str, int] = {}
+    copies: dict[tuple[str, int], int] = {}
+    present: set[tuple[str, int]] = set()
+    for weight in weights:
+        name, slot, op, _, type_name, ne, n_bytes, duplicate, lazy = weight
+        home = HOST if lazy else buffers.choose(name, op, type_name, ne, placement.of(slot), hp)
+        if duplicate:
+            copies[name, slot] = home
+            if (name, home) in present:
+                continue
+        else:
+            homes[name] = home
+        present.add((name, home))
+        if home >= 0 and slices is not None:
+            on_device = list(map(add, on_device, slices.weight_bytes(name, type_name, ne)))
+        elif home >= 0:
+            on_device[home] += device_bytes(buffers.devices[home], type_name, ne[0], n_bytes)
+        elif lazy:
+            n_lazy += round_up(n_bytes, HOST_ALIGNMENT)
+        else:
+            on_host[home] += round_up(n_bytes, HOST_ALIGNMENT)
+    return WeightPlan(
+        device_bytes=tuple(on_device),
+        host_bytes=on_host[HOST],
+        pinned_bytes=on_host[HOST_PINNED],
+        repacked_bytes=on_host[HOST_REPACKED],
+        lazy_bytes=n_lazy,
+        homes=homes,
+        copies=copies,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotCost:
+    """What the weights of one slot (a block, or the output layer) take on a device of one kind, by group."""
+
+    slot: int
+    attention_bytes: int = 0  #: with norms and recurrent mixers
+    dense_bytes: int = 0
+    shared_bytes: int = 0
+    expert_bytes: int = 0
+    output_bytes: int = 0
+    largest_expert_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        return self.attention_bytes + self.dense_bytes + self.shared_bytes + self.expert_bytes + self.output_bytes
+
+
+def slot_costs(weights: Iterable[Weight], hp: HParams, rules: DeviceRules) -> tuple[SlotCost, ...]:
+    """The cost of each block and of the output layer (the last entry) on a device with `rules`.
+
+    Rope factors, which every device holds once, and what the device cannot hold are left out; so the sums
+    are those of `place_weights` but for the rope factors.
+    """
+    fields = {"attention": 0, "other": 0, "dense": 1, "shared": 2, "experts": 3, "output": 4, "embedding": 4}
+    sums = [[0] * 6 for _ in range(hp.n_layer_all + 1)]
+    for weight in weights:
+        if weight.slot == INPUT or weight.op == "ROPE" or not 0 <= weight.slot <= hp.n_layer_all:
+            continue
+        n_bytes = device_bytes(rules, weight.type, weight.ne[0], weight.n_bytes)
+        row = sums[weight.slot]
+        row[fields[weight.group]] += n_bytes
+        if weight.group == "experts":
+            row[5] = max(row[5], n_bytes)
+    return tuple(
+        SlotCost(
+            slot=slot,
+            attention_bytes=row[0],
+            dense_bytes=row[1],
+            shared_bytes=row[2],
+            expert_bytes=row[3],
+            output_bytes=row[4],
+            largest_expert_bytes=row[5],
+        )
+        for slot, row in enumerate(sums)
+    )

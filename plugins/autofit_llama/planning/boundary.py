@@ -1,0 +1,151 @@
+"""The last tensor: which parts of the few blocks at the edge stay on the host, so that devices are full.
+
+A search in one order of parts leaves up to one part's room on every device. Here sets of parts of the blocks
+about the last lean one are weighed, and where parts cannot overflow from one device to the next,
+sets of the first blocks of the last device too. Parts come in few sizes, so that is quickly done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, product
+from math import prod
+from typing import NamedTuple
+
+from autofit.domain.machine import HOST_POOL
+
+from autofit_llama.planning.tables import Split, Tables
+
+WINDOW = 6  #: blocks about the last lean one
+NARROW = 3  #: blocks at the start of the last device
+_KEPT = 3  #: of the sets for another device, those that fill it best
+_MORE = 2  #: blocks more on the last device
+_MOST_SETS = 5000
+
+RoomOf = Callable[[str], int]
+
+
+class Choice(NamedTuple):
+    """A set of parts to leave on the host: bytes of blocks there, how many parts, and seconds."""
+
+    host_bytes: int
+    n_spilled: int
+    seconds: float
+    base: Split
+    spilled: tuple[tuple[int, str], ...]
+
+
+def choices(tables: Tables, split: Split, heads: Sequence[int], room_of: RoomOf, *, overflow: bool) -> list[Choice]:
+    """What fits the devices, the least on the host first. `room_of` is what a device has for blocks."""
+    found: list[Choice] = []
+    bases = [split] if overflow else [split, *_refilled(tables, split, room_of)]
+    for base in bases:
+        found += _at_edge(tables, base, heads, room_of)
+    return sorted(found, key=lambda choice: choice[:3])
+
+
+def split_of(tables: Tables, choice: Choice) -> Split:
+    """The split of a choice; blocks that are wholly spilled in front are counted, not listed."""
+    base, left = choice.base, set(choice.spilled)
+    lean = base.lean
+    slot = max(lean, base.head)
+    while slot < len(tables.blocks):
+        whole = {(slot, part.projection) for part in tables.movable(slot)}
+        if not whole <= left or (not whole and not left):
+            break
+        left -= whole
+        lean = slot + 1 if whole else lean
+        slot += 1
+    return base._replace(lean=lean, spilled=tuple(sorted({*left, *base.spilled})))
+
+
+def pieces(split: Split) -> tuple[int, int]:
+    """How much there is to say: patterns, and parts in them."""
+    by_slot: dict[int, list[str]] = {}
+    for slot, projection in split.spilled:
+        by_slot.setdefault(slot, []).append(projection)
+    return len(set(map(tuple, by_slot.values()))) + len(split.moved), len(split.spilled)
+
+
+def _at_edge(tables: Tables, split: Split, heads: Sequence[int], room_of: RoomOf) -> Iterator[Choice]:
+    """About the last of the lean blocks, on its device; with none, at the start of the first."""
+    at = _device_of(split, max(split.lean - 1, split.head))
+    device, count = split.rows[at]
+    first = split.head + sum(n for _, n in split.rows[:at])
+    end = first + count
+    edge = max([slot + 1 for slot, _ in split.spilled if first <= slot < end] + [split.lean, split.head])
+    for head in heads if at == 0 else (split.head,):
+        if head >= end:
+            continue
+        start = max(head if at == 0 else first, edge - WINDOW + 1)
+        rows = ((device, end - head), *split.rows[1:]) if at == 0 else split.rows
+        base = split._replace(
+            head=head,
+            rows=rows,
+            lean=start if any(tables.movable(slot) for slot in range(head, start)) else 0,
+            spilled=tuple(key for key in split.spilled if key[0] >= end),
+        )
+        window = range(start, min(start + WINDOW, end))
+        room = room_of(device)
+        here = tables.device_bytes(base)[device]
+        seconds, on_host = tables.seconds(base), tables.host_bytes(base)
+        for parts in _sets(tables, device, window):
+            if here - parts.off_device <= room:
+                n, more_s = len(parts.spilled), parts.seconds
+                yield Choice(on_host + parts.to_host, n, seconds + more_s, base, parts.spilled)
+
+
+def _device_of(split: Split, slot: int) -> int:
+    """Which device, counted in the order of the split, a block is on."""
+    ends = accumulate((count for _, count in split.rows), initial=split.head)
+    return min(sum(end <= slot for end in ends), len(split.rows)) - 1
+
+
+def _refilled(tables: Tables, split: Split, room_of: RoomOf) -> Iterator[Split]:
+    """The same devices with some blocks more on the last, and some of their parts on the host instead."""
+    if len(split.rows) < 2:
+        return
+    *before, (previous, n_previous), (last, n_last) = split.rows
+    for more in range(min(_MORE, n_previous - 1) + 1):
+        rows = (*before, (previous, n_previous - more), (last, n_last + more))
+        start = len(tables.blocks) - n_last - more
+        if start < split.lean:
+            return
+        base = split._replace(rows=rows, spilled=tuple(key for key in split.spilled if key[0] < start))
+        here, room = tables.device_bytes(base)[last], room_of(last)
+        fitting = [
+            (here - parts.off_device, parts.spilled)
+            for parts in _sets(tables, last, range(start, min(start + NARROW, len(tables.blocks))))
+            if here - parts.off_device <= room
+        ]
+        for _, spilled in sorted(fitting, reverse=True)[:_KEPT]:
+            yield base._replace(spilled=tuple(sorted({*base.spilled, *spilled})))
+
+
+class _Set(NamedTuple):
+    """Parts that stay on the host, and what comes of it."""
+
+    spilled: tuple[tuple[int, str], ...]
+    seconds: float
+    off_device: int
+    to_host: int
+
+
+def _sets(tables: Tables, device: str, window: Sequence[int]) -> Iterator[_Set]:
+    """Sets of parts of these blocks, one for each number of parts of every size: the first of each size."""
+    sizes: dict[tuple[float, int, int], list[tuple[int, str]]] = {}
+    for slot in window:
+        for part in tables.movable(slot):
+            sizes.setdefault(tables.spilling(device, part), []).append((slot, part.projection))
+    hops = 2 * tables.hop(device, HOST_POOL)
+    if prod(len(parts) + 1 for parts in sizes.values()) > _MOST_SETS:
+        return
+    for counts in product(*(range(len(parts) + 1) for parts in sizes.values())):
+        spilled = [key for n, parts in zip(counts, sizes.values(), strict=True) for key in parts[:n]]
+        costs = list(zip(counts, sizes, strict=True))
+        yield _Set(
+            tuple(sorted(spilled)),
+            sum(n * size[0] for n, size in costs) + hops * len({slot for slot, _ in spilled}),
+            sum(n * size[1] for n, size in costs),
+            sum(n * size[2] for n, size in costs),
+        )

@@ -1,0 +1,75 @@
+"""What is settled once the placement is known: the server's caches in main memory, threads, and no fitting."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from autofit.domain.machine import HOST_POOL, Machine
+from autofit.domain.model import ModelSpec
+from autofit.domain.units import GIB, MIB
+
+from autofit_llama.command.settings import LlamaSettings
+from autofit_llama.launch.findings import SPARE_BYTES
+from autofit_llama.memory.estimate import Estimate
+from autofit_llama.planning.search import Found
+
+if TYPE_CHECKING:
+    from autofit_llama.planning.decide import Task
+
+SERVERS = ("llama-server", "llama-cli")
+DEFAULT_CACHE_RAM_MIB = 8192
+AMPLE_HOST_BYTES = DEFAULT_CACHE_RAM_MIB * MIB + 8 * GIB
+"""What the host has beyond the whole model where the server's caches never decide anything."""
+
+
+def is_ample(model: ModelSpec, machine: Machine) -> bool:
+    """Whether the host is so large that the server's own caches cannot be what does not fit."""
+    free = machine.host.available_bytes
+    return free is None or free > model.weights_bytes + AMPLE_HOST_BYTES
+
+
+def complete(task: Task, solved: LlamaSettings, found: Found, final: Estimate) -> LlamaSettings:
+    """What is left when the placement is known: the server's caches, threads, and no fitting."""
+    given, host = task.pins.settings, task.machine.host
+    more: dict[str, Any] = {}
+    if task.pins.reading.program in SERVERS:
+        more |= _server_caches(task, final)
+    if given.n_threads is None and (found.split.on_host or not found.split.rows):
+        more["n_threads"] = host.n_cores_performance or host.n_cores_physical
+    if given.fit is None and task.pins.version.offers("fit") and task.pins.reading.program != "llama-bench":
+        more["fit"] = False
+    return replace(solved, **more)
+
+
+def _server_caches(task: Task, final: Estimate) -> dict[str, Any]:
+    """`--cache-ram` and `--ctx-checkpoints`, where their defaults are more than the host has left."""
+    given = task.pins.settings
+    pool = final.memory.pool(HOST_POOL)
+    if pool.budget_bytes is None or is_ample(task.model, task.machine):
+        return {}
+    spare = max(0, pool.budget_bytes - pool.used_bytes - SPARE_BYTES)
+    found: dict[str, Any] = {}
+    if given.n_checkpoints is None:
+        found["n_checkpoints"] = None
+        one = _checkpoint_bytes(final)
+        if one:
+            most = min(32, spare // 2 // one)
+            found["n_checkpoints"] = None if most >= 32 else int(most)
+            spare -= most * one
+    if given.cache_ram_mib is None:
+        fits = spare // MIB
+        found["cache_ram_mib"] = None if fits >= DEFAULT_CACHE_RAM_MIB else int(fits if fits >= 256 else 0)
+    return found
+
+
+def _checkpoint_bytes(final: Estimate) -> int:
+    """Of one checkpoint of every slot: what cannot be rolled back."""
+    context, total = final.layout.context, 0
+    for cache in final.layout.caches:
+        n_bytes = sum(tensor.n_bytes for tensor in cache.tensors)
+        if cache.name == "swa" and not context.swa_full:
+            total += n_bytes
+        elif cache.name == "recurrent":
+            total += n_bytes // (1 + context.n_rs_seq)
+    return total

@@ -1,0 +1,332 @@
+"""Why each setting has its value, what the next better one lacks, and the way from decisions to a command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from shlex import join, split
+from typing import TYPE_CHECKING, Any
+
+from autofit.domain.plan import Decision, NextRejected, Origin
+from autofit.domain.units import format_bytes
+from autofit.domain.values import dataclass
+
+from autofit_llama.command.settings import LlamaSettings, render
+from autofit_llama.memory.estimate import Estimate
+from autofit_llama.model.context import CELL_PADDING
+from autofit_llama.planning.goals import Goals
+from autofit_llama.planning.problem import ONE_BY_ONE
+from autofit_llama.planning.search import Found, Search
+
+if TYPE_CHECKING:
+    from autofit_llama.planning.decide import Task
+
+DEFAULT_BATCH, DEFAULT_UBATCH = 2048, 512
+_FLASH_ON = "every device in use supports it for this model: attention scores need no buffer"
+_BECAUSE = {
+    "n_batch": "holds at least one micro-batch",
+    "n_ubatch": "prompts are read in fewer passes",
+    "n_threads": "the cores worth using: decoding waits for memory, not for more threads",
+    "cache_ram_mib": "what main memory has left for past prompts, in MiB; the default is 8192",
+    "n_checkpoints": "as many copies of the state as main memory has left for",
+    "fit": "everything is decided here: there is nothing left for the engine to fit",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """The decisions in the order of the command line; those that are not on it come last."""
+
+    decisions: tuple[Decision, ...]
+
+
+def tokens_of(decisions: Iterable[Decision]) -> tuple[str, ...]:
+    """The arguments that decisions stand for: replaying those of a plan gives its command."""
+    tokens: list[str] = []
+    for decision in decisions:
+        if decision.setting.startswith("-") and decision.origin != "engine default":
+            tokens += [decision.setting, *split(decision.value)]
+    return tuple(tokens)
+
+
+def explain(
+    task: Task, search: Search, goals: Goals, found: Found, settings: LlamaSettings, final: Estimate
+) -> Explained:
+    """Every setting of the command with its origin and reason."""
+    pins = task.pins
+    decisions: list[Decision] = []
+    if not _names_model(pins.settings):
+        decisions.append(_decision("-m", join([_model_path(task)]), "user", "the model"))
+    decisions += pins.decisions()
+    for name in said(task, found, settings):
+        because = _reason(name, task, search, goals, found, settings)
+        next_rejected = _next(name, task, search, goals, found) if task.request.explain else None
+        for setting, value in _pairs(render(_only(settings, pins.settings, name), version=pins.version)):
+            decisions.append(
+                Decision(
+                    setting=setting,
+                    value=value,
+                    origin=_origin(task, name),
+                    because=because,
+                    next_rejected=next_rejected,
+                )
+            )
+            next_rejected = None
+    decisions += _unsaid(task, settings, found)
+    for device in task.devices:
+        margin, because = task.margins[device.id]
+        n_bytes = margin.of(device.total_bytes or device.free_bytes or 0)
+        origin = task.request.origin("margins") if task.request.margins else "engine default"
+        decisions.append(_decision(f"margin {device.id}", format_bytes(n_bytes), origin, f"left free: {because}"))
+    return Explained(decisions=tuple(decisions))
+
+
+def command_of(task: Task, found: Found, settings: LlamaSettings) -> tuple[str, ...]:
+    """The whole command for an answer, without reasons."""
+    pins = task.pins
+    program = pins.reading.words or (pins.reading.program,)
+    model = () if _names_model(pins.settings) else ("-m", _model_path(task))
+    names = said(task, found, settings)
+    solved = [render(_only(settings, pins.settings, name), version=pins.version) for name in names]
+    return (*program, *model, *tokens_of(pins.decisions()), *(token for tokens in solved for token in tokens))
+
+
+def _model_path(task: Task) -> str:
+    return task.request.model_reference or task.model.files[0].path
+
+
+def _only(settings: LlamaSettings, pinned: LlamaSettings, name: str) -> LlamaSettings:
+    """One setting by itself, as far as it is not the user's own."""
+    value = getattr(settings, name)
+    if name == "overrides":
+        value = value[len(pinned.overrides) :]
+    only: dict[str, Any] = {name: value}
+    return LlamaSettings(**only)
+
+
+def _pairs(argv: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """(flag, its values) of rendered flags, none of whose values begins with a letter behind a dash."""
+    at = 0
+    while at < len(argv):
+        end = at + 1
+        while end < len(argv) and not (argv[end].startswith("-") and argv[end][1:2].isalpha()):
+            end += 1
+        yield argv[at], join(argv[at + 1 : end])
+        at = end
+
+
+def said(task: Task, found: Found, settings: LlamaSettings) -> Iterator[str]:
+    """The settings that were solved and are not what the program does anyway, in the order of the command."""
+    given, candidate = task.pins.settings, found.candidate
+    if given.n_ctx is None and given.kv_unified_per_slot is None:
+        yield "n_ctx"
+    if given.devices is None and settings.devices is not None:
+        yield "devices"
+    # devices that stay visible take layers unless they are told to take none
+    if given.n_gpu_layers is None and (found.split.rows or (task.devices and settings.devices != ())):
+        yield "n_gpu_layers"
+    if given.tensor_split is None and settings.tensor_split:
+        yield "tensor_split"
+    if len(settings.overrides) > len(given.overrides):
+        yield "overrides"
+    if given.type_k is None and candidate.type_k != "f16":
+        yield "type_k"
+    if given.type_v is None and candidate.type_v != "f16":
+        yield "type_v"
+    if given.flash_attn is None and settings.flash_attn in ("on", "off"):
+        yield "flash_attn"
+    # a server for embeddings cuts a larger one to the micro-batch by itself
+    least = DEFAULT_BATCH if given.embedding else 0
+    if given.n_batch is None and candidate.n_batch != DEFAULT_BATCH and candidate.n_batch > least:
+        yield "n_batch"
+    if given.n_ubatch is None and candidate.n_ubatch != DEFAULT_UBATCH:
+        yield "n_ubatch"
+    for name in ("n_parallel", "n_threads", "cache_ram_mib", "n_checkpoints", "fit"):
+        if getattr(given, name) is None and getattr(settings, name) is not None:
+            yield name
+
+
+def _reason(name: str, task: Task, search: Search, goals: Goals, found: Found, settings: LlamaSettings) -> str:
+    """Why a setting has its value."""
+    candidate = found.candidate
+    if name == "n_ctx":
+        return _why_context(task, goals, found)
+    if name == "n_gpu_layers":
+        return _why_layers(task, found)
+    if name == "overrides":
+        return _why_overrides(found, search)
+    if name == "devices":
+        return _why_devices(task, found)
+    if name == "tensor_split" and task.shares_blocks:
+        return "of every tensor, for each device: what it reads or holds differs, and the slowest is waited for"
+    if name == "tensor_split":
+        counts = ", ".join(f"{device} {count}" for device, count in found.split.rows)
+        return f"rows per device ({counts}), the same whatever is free when it starts"
+    if name in ("type_k", "type_v"):
+        return _why_kv(task, candidate.type_k if name == "type_k" else candidate.type_v)
+    if name == "flash_attn":
+        if task.shares_blocks:
+            return "-sm tensor needs it"
+        on = settings.flash_attn == "on"
+        return _FLASH_ON if on else "a device in use does not support it for this model's heads"
+    if name == "n_ubatch" and candidate.n_ubatch < DEFAULT_UBATCH:
+        return "smaller compute buffers leave room for weights"
+    if name in ("n_batch", "n_ubatch") and task.pins.settings.embedding:
+        return "the whole input: without it the server refuses inputs that are longer than this"
+    if name == "n_parallel":
+        return _why_parallel(task)
+    return _BECAUSE[name]
+
+
+def _next(name: str, task: Task, search: Search, goals: Goals, found: Found) -> NextRejected | None:
+    """The next better value of a setting, with what it lacks."""
+    if name == "n_ctx":
+        return _next_context(task, search, goals, found)
+    if name == "n_gpu_layers":
+        return _next_layers(task, search, found)
+    return _next_lean(search, found) if name == "overrides" else None
+
+
+def _unsaid(task: Task, settings: LlamaSettings, found: Found) -> Iterator[Decision]:
+    """Defaults that were left as they are, for a reason."""
+    given = task.pins.settings
+    if given.n_ubatch is None and found.candidate.n_ubatch == DEFAULT_UBATCH:
+        yield _decision("-ub", "512", "engine default", "larger ones speed up prompts only, and cost buffers")
+    if given.type_k is None and found.candidate.type_k == "f16":
+        yield _decision("-ctk", "f16", "engine default", "lossless; --kv auto may choose less")
+    if task.pins.reading.program == "llama-server" and settings.cache_ram_mib is None and given.cache_ram_mib is None:
+        yield _decision("-cram", "8192", "engine default", "main memory has room for it")
+
+
+def _decision(setting: str, value: str, origin: Origin, because: str) -> Decision:
+    return Decision(setting=setting, value=value, origin=origin, because=because)
+
+
+def _origin(task: Task, name: str) -> Origin:
+    """Where a setting comes from that is not pinned: a wish, or the search."""
+    request = task.request
+    stated = {
+        "n_ctx": ("context_tokens", bool(request.context_tokens)),
+        "n_parallel": ("n_parallel", request.n_parallel is not None),
+        "type_k": ("kv", request.kv not in (None, "auto")),
+        "type_v": ("kv", request.kv not in (None, "auto")),
+    }
+    wish, is_stated = stated.get(name, ("", False))
+    if not is_stated:
+        return "solved"
+    origin = request.origin(wish)
+    return "user" if origin == "engine default" else origin
+
+
+def _why_context(task: Task, goals: Goals, found: Found) -> str:
+    n, n_ctx = task.n_parallel, found.candidate.n_ctx_seq
+    each = f"{n_ctx} tokens" + (f" for each of {n} sequences" if n > 1 else "")
+    if task.exact_context is not None:
+        return f"{each}, as asked"
+    if n_ctx >= goals.most:
+        capped = goals.most < task.trained
+        return f"{each}: " + ("the most that was asked for" if capped else "all the model was trained for")
+    if not found.memory.fits:
+        return f"{each}: the least that is useful"
+    if goals.prefer == "context":
+        return f"{each}: the longest at this decode rate"
+    return f"{each}: the longest that costs no decode rate"
+
+
+def _why_devices(task: Task, found: Found) -> str:
+    used = _and(found.split.order)
+    left = [device.id for device in task.devices if device.id not in found.split.order]
+    if not found.split.order:
+        return "no device is used: nothing fits on one, or the processor is faster"
+    if left:
+        return f"{used}: {_and(left)} would add nothing but a hop"
+    return f"{used} in this order, the fastest that fits"
+
+
+def _why_layers(task: Task, found: Found) -> str:
+    n_blocks = task.sized.hparams.n_layer_all
+    head = found.split.head
+    if head == 0:
+        return f"all {n_blocks} blocks and the output layer on {_and(found.split.order)}"
+    return f"{head} of {n_blocks} blocks stay in main memory: the rest fills {_and(found.split.order)}"
+
+
+def _why_overrides(found: Found, search: Search) -> str:
+    parts, split_ = [], found.split
+    what = "experts" if search.tables(found.candidate).bulk_kind == "experts" else "feed-forwards"
+    if split_.lean:
+        parts.append(f"the {what} of {split_.lean} blocks stay in main memory, no more than has to")
+    if split_.spilled:
+        blocks = _and([str(slot) for slot in dict.fromkeys(slot for slot, _ in split_.spilled)])
+        plural = "s" if " and " in blocks else ""
+        parts.append(f"parts of block{plural} {blocks}{' too' if parts else ''}, so that devices are full")
+    for slot, projection, device in split_.moved:
+        parts.append(f"{projection} of block {slot} fills {device}")
+    if not parts and found.candidate.one_by_one:
+        return f"matches no tensor ({ONE_BY_ONE}): micro-batches do not overlap, which would cost four copies"
+    return "; ".join(parts)
+
+
+def _why_kv(task: Task, value: str) -> str:
+    if task.request.kv not in (None, "auto"):
+        return "as asked"
+    return f"{value} fits where f16 would cost context or speed"
+
+
+def _why_parallel(task: Task) -> str:
+    if task.request.n_parallel is not None:
+        return "as asked"
+    return "one sequence has the whole context; left out, llama-server makes 4 slots"
+
+
+def _next_context(task: Task, search: Search, goals: Goals, found: Found) -> NextRejected | None:
+    if task.exact_context is not None or found.candidate.n_ctx_seq >= goals.most or not found.memory.fits:
+        return None
+    n_ctx = min(goals.most, (found.candidate.n_ctx_seq // CELL_PADDING + 1) * CELL_PADDING)
+    longer = found.candidate._replace(n_ctx_seq=n_ctx)
+    return _lacking(search, found._replace(candidate=longer), str(n_ctx * task.n_parallel), "for the same placement")
+
+
+def _next_layers(task: Task, search: Search, found: Found) -> NextRejected | None:
+    """One more block on the first device in use, its bulk with it unless those before leave theirs behind."""
+    split_ = found.split
+    if split_.head == 0 or not split_.rows or not found.memory.fits:
+        return None
+    if split_.head - 1 not in search.problem.bounds.heads:
+        return None
+    (first, count), *rest = split_.rows
+    more = split_._replace(head=split_.head - 1, rows=((first, count + 1), *rest))
+    if task.shares_blocks:
+        more = split_._replace(head=split_.head - 1)
+    elif search.problem.bounds.split is not None:
+        more = more._replace(rows=search.rows_at(more.head))
+    n = search.problem.n_rows - more.head
+    return _lacking(search, found._replace(split=more), str(n), "with one more block")
+
+
+def _next_lean(search: Search, found: Found) -> NextRejected | None:
+    """The bulk of one more block on its device."""
+    split_ = found.split
+    if not (split_.lean or split_.spilled) or not found.memory.fits:
+        return None
+    lean = split_.lean if split_.spilled else split_.lean - 1
+    less = split_._replace(lean=lean if lean > split_.head else 0, spilled=())
+    word = "-ncmoe" if search.tables(found.candidate).bulk_kind == "experts" else "-ncffn"
+    return _lacking(search, found._replace(split=less), f"{word} {lean}", "with one more block whole")
+
+
+def _lacking(search: Search, other: Found, value: str, because: str) -> NextRejected | None:
+    """What `other` lacks; `None` if it lacks nothing: only what does not fit is called rejected."""
+    memory = search.measure(other.candidate, other.split)
+    if memory.fits:
+        return None
+    worst = max(memory.pools, key=lambda pool: pool.shortfall_bytes)
+    return NextRejected(value=value, pool=worst.id, shortfall_bytes=worst.shortfall_bytes, because=because)
+
+
+def _names_model(settings: LlamaSettings) -> bool:
+    return any((settings.model, settings.hf_repo, settings.model_url, settings.docker_repo))
+
+
+def _and(words: Iterable[str]) -> str:
+    *first, last = list(words) or ["none"]
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,206 @@
+"""What stands beside the blocks on a device, as far as estimates have shown: and so how much room blocks have.
+
+Compute buffers, runtime and what the user fixed depend on the place of a device in the chain and on whether
+anything is left on the host, hardly on the exact cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from autofit.domain.machine import HOST_POOL
+from autofit.domain.memory import Memory
+from autofit.domain.values import dataclass, field
+from autofit.solve import Chain, Room
+
+from autofit_llama.planning.tables import Split, Tables
+
+GRAIN_BYTES = 32 << 20  #: less room than this is not worth another try, or another flag
+_ENDLESS = 1 << 62
+
+
+class Candidate(NamedTuple):
+    """What is decided before the placement."""
+
+    n_ctx_seq: int  #: tokens that each sequence may hold
+    type_k: str
+    type_v: str
+    n_ubatch: int
+    n_batch: int
+    one_by_one: bool = False  #: micro-batches do not overlap on several devices, so no copies for that
+
+
+class Bounds(NamedTuple):
+    """What pins leave open. `heads` in blocks; `order`: the devices as given, not as is best.
+
+    `split` are the numbers of a pinned `-ts`; then only heads and lean blocks are left to find.
+    """
+
+    heads: Sequence[int]
+    lean: tuple[int, int]
+    order: tuple[str, ...] | None = None
+    split: tuple[float, ...] | None = None
+    parts: bool = True  #: blocks may be taken apart
+    overflow: bool = True  #: parts may lie on another device than their block
+
+
+class Problem(Protocol):
+    """What the search asks for."""
+
+    @property
+    def bounds(self) -> Bounds: ...
+
+    @property
+    def n_rows(self) -> int:
+        """Blocks and the output layer."""
+
+    @property
+    def pool_of(self) -> Mapping[str, str]:
+        """Device -> pool; `host` on unified memory."""
+
+    @property
+    def limits(self) -> Mapping[str, int | None]:
+        """Device, or `host` -> what may be taken of it, `None` if nobody knows.
+
+        On unified memory that of the host is for the devices' share too.
+        """
+
+    @property
+    def can_overlap(self) -> bool:
+        """Whether several devices work on micro-batches at the same time unless told not to."""
+
+    def tables(self, candidate: Candidate) -> Tables: ...
+
+    def measure(self, candidate: Candidate, split: Split) -> Memory: ...
+
+    def cache_bytes(self, candidate: Candidate) -> int:
+        """What all caches take at least, wherever they are."""
+
+    def device_bytes(self, candidate: Candidate, split: Split) -> Mapping[str, int]:
+        """What every device in use takes by itself, whatever pool it draws on."""
+
+
+class Role(NamedTuple):
+    """A device of some kind, or the host, in its place."""
+
+    kind: Hashable
+    is_first: bool
+    is_last: bool
+    spill: bool  #: something is left on the host
+
+
+@dataclass(slots=True)
+class Known:
+    """What estimates have shown so far. `cautious`: the most that was ever seen counts, not the latest."""
+
+    problem: Problem
+    cautious: bool = False
+    _latest: dict[Candidate, dict[Role, int]] = field(default_factory=dict)
+    _most: dict[Candidate, dict[Role, int]] = field(default_factory=dict)
+    _fixed_bytes: int = 0  #: weights of no block, or that the user has placed, on the host whatever else
+
+    def has_seen(self, candidate: Candidate) -> bool:
+        """Whether anything is known that `beside` goes by."""
+        return any((other.type_k, other.type_v) == (candidate.type_k, candidate.type_v) for other in self._latest)
+
+    def learn(self, candidate: Candidate, tables: Tables, split: Split, memory: Memory) -> bool:
+        """Take note of an estimate; whether it showed room that was not thought to be there."""
+        kinds = {target.id: target.kind for target in tables.targets}
+        blocks, order = tables.device_bytes(split), split.order
+        in_all = self.problem.device_bytes(candidate, split)
+        host = memory.pool(HOST_POOL).used_bytes - tables.host_bytes(split)
+        seen = {}
+        for name in order:
+            role = Role(kinds[name], name == order[0], name == order[-1], split.on_host)
+            seen[role] = in_all[name] - blocks[name]
+            if self.problem.pool_of[name] == HOST_POOL:
+                host -= in_all[name]
+        seen[Role(HOST_POOL, False, False, split.on_host)] = host
+        if all(self.problem.pool_of[name] != HOST_POOL for name in order):
+            self._fixed_bytes = memory.pool(HOST_POOL).sum_bytes("weights") - tables.host_weights(split)
+        is_news = any(self.beside(candidate, role) - n_bytes > GRAIN_BYTES for role, n_bytes in seen.items())
+        most = self._most.setdefault(candidate, {})
+        self._latest.setdefault(candidate, {}).update(seen)
+        for role, n_bytes in seen.items():
+            most[role] = max(n_bytes, most.get(role, 0))
+        return is_news
+
+    def beside(self, candidate: Candidate, role: Role) -> int:
+        """What stands beside the blocks, as learnt; or what it surely is not below, so that nothing is missed.
+
+        Compute buffers grow with the micro-batch and the context, at most in proportion, and with copies for overlap.
+        """
+        known = (self._most if self.cautious else self._latest).get(candidate, {})
+        if role in known:
+            return known[role]
+        least = 0
+        for other, roles in self._latest.items():
+            alike = (other.type_k, other.type_v) == (candidate.type_k, candidate.type_v)
+            if role in roles and alike and other.one_by_one >= candidate.one_by_one:
+                scale = min(1.0, candidate.n_ubatch / other.n_ubatch)
+                scale *= min(1.0, candidate.n_ctx_seq / other.n_ctx_seq)
+                least = max(least, int(roles[role] * scale))
+        if role.kind == HOST_POOL:
+            return max(least, self._fixed_bytes)
+        there = [n for other, n in known.items() if other[1:] == role[1:] and other.kind != HOST_POOL]
+        return max(least, min(there, default=0))
+
+    def room(self, candidate: Candidate, name: str, kind: Hashable, *, spill: bool, share: float = 1.0) -> Room:
+        """Bytes for blocks on a device, by its place; `share` enlarges its budget."""
+        limit = self.problem.limits[name]
+        if limit is None:
+            return Room.same(_ENDLESS)
+        budget = int(limit * share)
+
+        def at(first: bool, last: bool) -> int:
+            return budget - self.beside(candidate, Role(kind, first, last, spill))
+
+        return Room(middle=at(False, False), first=at(True, False), last=at(False, True), only=at(True, True))
+
+    def host_room(self, candidate: Candidate, tables: Tables, *, spill: bool) -> int | None:
+        """Bytes for blocks on the host; where all devices draw on it too, below 0 or as many as it likes."""
+        limit = self.problem.limits[HOST_POOL]
+        if limit is None:
+            return None
+        room = limit - self.beside(candidate, Role(HOST_POOL, False, False, spill))
+        if not tables.targets or any(self.problem.pool_of[target.id] != HOST_POOL for target in tables.targets):
+            return room
+        return None if room >= tables.least_bytes else -1
+
+    def chain(
+        self,
+        candidate: Candidate,
+        tables: Tables,
+        *,
+        spill: bool,
+        heads: Sequence[int] | None = None,
+        plain: bool = False,
+        coarse: Split | None = None,
+        by_bytes: bool = False,
+        most_weights: int | None = None,
+        share: float | None = None,
+    ) -> Chain:
+        """The problem as far as it is known; blocks are only taken apart about a `coarse` answer.
+
+        `plain`: no lean blocks. `by_bytes`: the least on the host instead of the fastest. `most_weights`
+        bounds the weights on the host. `share` enlarges what devices have, and makes the host endless.
+        """
+        bounds = self.problem.bounds
+        heads = (bounds.heads if heads is None else heads) if spill else (0,)
+        order = bounds.order
+        if coarse is not None:
+            heads, order = [head for head in heads if abs(head - coarse.head) <= 1], coarse.order
+        rooms = {t.id: self.room(candidate, t.id, t.kind, spill=spill, share=share or 1.0) for t in tables.targets}
+        return tables.chain(
+            rooms,
+            head_room=None if share else self.host_room(candidate, tables, spill=spill),
+            heads=heads,
+            lean=bounds.lean if spill and not plain else (0, 0),
+            order=order,
+            fine=coarse is not None,
+            spill=spill,
+            by_bytes=by_bytes,
+            overflow=bounds.overflow,
+            most_weights=most_weights,
+        )

@@ -1,0 +1,294 @@
+"""What the user has fixed, and what that leaves open.
+
+Everything after `--`, in a wrapped command or in `LLAMA_ARG_*` is a constraint: kept as it was written,
+and refused where two of them (or one and a wish) cannot both hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from shlex import join
+from typing import Any
+
+from autofit.domain.machine import Device, Machine
+from autofit.domain.plan import Decision, Finding, Origin
+from autofit.domain.request import Request
+from autofit.domain.text import printable
+from autofit.domain.units import format_bytes
+from autofit.domain.values import dataclass, replace
+from autofit.errors import UsageError
+
+from autofit_llama.command.flags import SECRET, Reading, is_flag, read
+from autofit_llama.command.settings import LlamaSettings, settings_of
+from autofit_llama.command.values import AUTO_LAYERS
+from autofit_llama.engine.versions import Version, find_version
+from autofit_llama.launch.process import engine_devices
+from autofit_llama.model.context import KV_TYPES, MAX_SEQUENCES
+from autofit_llama.model.hparams import HParams
+from autofit_llama.planning.search import Bounds
+
+_WORDS = {
+    "n_ctx": "-c", "n_gpu_layers": "-ngl", "tensor_split": "-ts", "overrides": "-ot", "n_parallel": "-np",
+    "n_ubatch": "-ub", "n_batch": "-b", "type_k": "-ctk", "type_v": "-ctv", "devices": "-dev",
+}  # fmt: skip
+_MOVES_BULK = frozenset(("cpu_moe", "n_cpu_moe", "n_cpu_ffn"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pins:
+    """The user's own flags: what they say, and how they were written."""
+
+    reading: Reading
+    settings: LlamaSettings
+    origin: Origin  #: of flags on a command line; variables have their own
+    version: Version
+    findings: tuple[Finding, ...]
+
+    def origin_of(self, key: str) -> Origin:
+        flag = self.reading.given(key)
+        return "environment" if flag is not None and flag.origin == "env" else self.origin
+
+    tokens: tuple[str, ...]  #: the flags as they were written, without the program
+
+    def decisions(self) -> Iterator[Decision]:
+        """One for each flag, in order, those of variables first: a command says all that it was planned with."""
+        for key, replaced in self.reading.unwritten("file"):
+            value = "" if key.option.key in SECRET else join(key.written()[1:])
+            because = "something later takes its place" if replaced else f"{key.path} says so"
+            yield _pinned(key.spelling, value, "settings file", because)
+        for variable, replaced in self.reading.unwritten("env"):
+            if replaced or variable.option.key in (*SECRET, "model"):
+                because = "an argument takes its place" if replaced else "kept as it is set"
+                yield _pinned(variable.spelling, "", "environment", because)
+            else:
+                setting, *values = variable.written()
+                yield _pinned(setting, join(values), "environment", f"{variable.spelling} is set")
+        flags = iter([flag for flag in self.reading.flags if flag.origin == "argv"])
+        flag, at = next(flags, None), 0
+        while at < len(self.tokens):
+            token = self.tokens[at]
+            spelled = token.replace("_", "-") if token.startswith("--") else token
+            if flag is not None and spelled == flag.spelling:
+                n = 1 + flag.option.n_values
+                yield _pinned(token, join(self.tokens[at + 1 : at + n]), self.origin, "kept as given")
+                flag, at = next(flags, None), at + n
+            else:
+                end = at + 1
+                while end < len(self.tokens) and not is_flag(self.tokens[end]):
+                    end += 1
+                value = join(self.tokens[at + 1 : end])
+                yield _pinned(token, value, self.origin, "not known to autofit, passed through")
+                at = end
+
+
+def read_pins(request: Request) -> Pins:
+    """The user's flags and variables, taken apart as the engine does.
+
+    Raises:
+        UsageError: a flag, a value or a version that makes no sense.
+    """
+    version, findings = find_version(request.engine_version)
+    argv = (*request.program, *request.engine_args)
+    reading = read(argv, request.engine_env or None, version=version)
+    # What is wished stands in the command, which the engine takes before its variables and files.
+    wished = {"ctx-size": request.context_tokens is not None, "parallel": request.n_parallel is not None}
+    kept = tuple(flag for flag in reading.flags if flag.origin == "argv" or not wished.get(flag.option.key))
+    reading = replace(reading, flags=kept)
+    settings, model = settings_of(reading), reading.given("model")
+    if model is not None and model.origin != "argv":
+        settings = replace(settings, model=None)  # the model that is planned for takes its place
+    return Pins(
+        reading=reading,
+        settings=settings,
+        origin="wrapped command" if request.program else "user",
+        version=version,
+        findings=findings,
+        tokens=tuple(argv[len(reading.words) :]),
+    )
+
+
+def _pinned(setting: str, value: str, origin: Origin, because: str) -> Decision:
+    return Decision(setting=setting, value=value, origin=origin, because=because)
+
+
+def check_pins(pins: Pins, request: Request, machine: Machine, hp: HParams) -> None:
+    """Refuse pins that contradict each other, a wish, or the machine.
+
+    Raises:
+        UsageError: which two, in one line.
+    """
+    given = pins.settings
+    for name, wish, word in (
+        ("n_parallel", request.n_parallel, "--parallel"),
+        ("n_ctx", request.context_tokens or None, "--context"),
+    ):
+        value = getattr(given, name)
+        if value is None or wish is None:
+            continue
+        wanted = wish * _slots(given, request) if name == "n_ctx" else wish
+        if value != wanted:
+            raise UsageError(
+                f"{_WORDS[name]} {value} contradicts {word} {wish}",
+                hint="leave one of them out; -c counts all sequences",
+            )
+    if given.n_parallel is not None and not -1 <= given.n_parallel <= MAX_SEQUENCES:
+        raise UsageError(f"-np {given.n_parallel}: llama.cpp takes 1 to {MAX_SEQUENCES} sequences")
+    if given.n_ctx is not None and given.n_ctx < 0:
+        raise UsageError(f"-c {given.n_ctx}: a context is a number of tokens, or 0 for the trained one")
+    _check_limits(given, request)
+    _check_model(pins, request)
+    _check_cache_types(given, request)
+    if given.devices is not None and request.devices:
+        raise UsageError("-dev contradicts --device", hint="leave one of them out")
+    n_devices = len(devices_of(pins, request, machine))
+    if given.tensor_split is not None and len(given.tensor_split) != n_devices:
+        raise UsageError(
+            f"-ts has {_count(len(given.tensor_split), 'number')} for {_count(n_devices, 'device')}",
+            hint="give one for each device, in the engine's order",
+        )
+    if given.kv_unified_per_slot is not None and given.n_ctx is not None:
+        raise UsageError("--kv-unified-per-slot contradicts -c", hint="leave one of them out")
+    if hp.n_expert == 0:
+        wrong = next((o for o in given.overrides if o.kind in ("cpu_moe", "n_cpu_moe")), None)
+        if wrong is not None and (wrong.kind == "cpu_moe" or wrong.n_blocks):
+            word = "-cmoe" if wrong.kind == "cpu_moe" else f"-ncmoe {wrong.n_blocks}"
+            raise UsageError(f"{word}: this model has no experts", hint="-ncffn N is for dense feed-forwards")
+
+
+def _check_limits(given: LlamaSettings, request: Request) -> None:
+    if not given.n_ctx:
+        return
+    each = given.n_ctx if given.kv_unified else given.n_ctx // _slots(given, request)
+    low, high = request.min_context_tokens, request.max_context_tokens
+    if low is not None and each < low:
+        raise UsageError(f"-c {given.n_ctx} leaves a sequence {each} tokens, less than --min-context {low}")
+    if high is not None and each > high:
+        raise UsageError(f"-c {given.n_ctx} gives a sequence {each} tokens, more than --max-context {high}")
+
+
+def _check_model(pins: Pins, request: Request) -> None:
+    """A command that loads another model than the one that was measured would be a plan for neither."""
+    for key in ("hf-repo", "model-url", "docker-repo"):
+        elsewhere = pins.reading.given(key)
+        if elsewhere is not None and elsewhere.origin != "argv":
+            raise UsageError(
+                f"{elsewhere.spelling}{f' of {elsewhere.path}' if elsewhere.path else ''} makes llama.cpp load another "
+                f"model, whatever -m says: {printable(str(elsewhere.value), 80)}",
+                hint="unset it",
+            )
+    flag = pins.reading.given("model")
+    if flag is None or flag.origin != "argv" or request.model_reference is None:
+        return
+    if str(flag.value) != request.model_reference:
+        raise UsageError(
+            f"{flag.spelling} {printable(str(flag.value), 80)} contradicts the model that is planned for, "
+            f"{printable(request.model_reference, 80)}",
+            hint="name the model once",
+        )
+
+
+def _check_cache_types(given: LlamaSettings, request: Request) -> None:
+    if request.kv is None or request.kv == "auto":
+        return
+    if request.kv not in KV_TYPES:
+        known = ", ".join(KV_TYPES)
+        raise UsageError(f"--kv {request.kv}: not a cache type of llama.cpp", hint=f"known: {known}")
+    for value, word in ((given.type_k, "-ctk"), (given.type_v, "-ctv")):
+        if value not in (None, request.kv):
+            raise UsageError(f"{word} {value} contradicts --kv {request.kv}")
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def check_margins(margins: Mapping[str, int], machine: Machine) -> None:
+    """Refuse a margin that leaves nothing.
+
+    Raises:
+        UsageError: it is as large as what the device has.
+    """
+    for device in machine.devices:
+        room = device.total_bytes if device.total_bytes is not None else device.free_bytes
+        margin = margins.get(device.id, 0)
+        if room is not None and margin >= room > 0:
+            has = f"{device.id} has {format_bytes(room)} in all"
+            raise UsageError(f"--margin {format_bytes(margin)} leaves nothing: {has}")
+
+
+def _slots(given: LlamaSettings, request: Request) -> int:
+    if given.n_parallel is not None and given.n_parallel > 0:
+        return given.n_parallel
+    return request.n_parallel or 1
+
+
+def devices_of(pins: Pins, request: Request, machine: Machine) -> tuple[Device, ...]:
+    """The devices that the search may use: the listed ones, or the one of `-sm none -mg N`.
+
+    Raises:
+        UsageError: a word that means none of them.
+    """
+    listed, given = listed_devices(pins, request, machine), pins.settings
+    if given.split_mode != "none" or not listed:
+        return listed
+    main = given.main_gpu or 0
+    if main >= len(listed):
+        raise UsageError(f"-mg {main}: there {'is' if len(listed) == 1 else 'are'} {_count(len(listed), 'device')}")
+    return (listed[main],) if main >= 0 else ()
+
+
+def listed_devices(pins: Pins, request: Request, machine: Machine) -> tuple[Device, ...]:
+    """Those of `-dev` in its order, those wished for, or the engine's own choice.
+
+    Raises:
+        UsageError: a word that means none of them.
+    """
+    given = pins.settings
+    every = engine_devices(machine, merged=given.split_mode == "tensor")
+    if given.devices is not None:
+        by_name = dict(every)
+        unknown = next((name for name in given.devices if name not in by_name), None)
+        if unknown is not None:
+            known = ", ".join(by_name) or "none"
+            raise UsageError(f"-dev {unknown[:40]}: no such device here", hint=f"devices: {known}")
+        return tuple(by_name[name] for name in given.devices)
+    return _named(request.devices, every) if request.devices else tuple(device for _, device in every)
+
+
+def _named(words: Sequence[str], every: Sequence[tuple[str, Device]]) -> tuple[Device, ...]:
+    wanted = set()
+    for word in words:
+        meant = [
+            device
+            for name, device in every
+            if word in (device.id, str(device.index), name) or (device.uuid or "").startswith(word)
+        ]
+        if not meant or not word:
+            known = ", ".join(device.id for _, device in every) or "none"
+            raise UsageError(f"no device {word[:60]!r} here", hint=f"devices: {known}")
+        wanted.add(meant[0].id)
+    return tuple(device for _, device in every if device.id in wanted)
+
+
+def bounds_of(pins: Pins, devices: Sequence[Device], n_blocks: int) -> Bounds:
+    """What the pins leave to the search, for a model of `n_blocks` blocks and an output layer."""
+    given, n = pins.settings, n_blocks + 1
+    heads: Sequence[int] = range(n + 1) if devices else (n,)
+    if devices and given.n_gpu_layers is not None:
+        heads = (0 if given.n_gpu_layers <= AUTO_LAYERS else max(0, n - given.n_gpu_layers),)
+    moves = any(override.kind in _MOVES_BULK for override in given.overrides)
+    return Bounds(
+        heads=heads,
+        lean=(0, 0) if moves else (0, n),
+        order=None if given.devices is None else tuple(device.id for device in devices),
+        split=given.tensor_split if len(devices) > 1 else None,  # one device takes every row, whatever its number
+        parts=not moves,
+        # A buffer of a remote device is named by its address too, which only the user's own -ot can know.
+        overflow=all(device.api != "rpc" for device in devices),
+    )
+
+
+def relaxed(pins: Pins, name: str) -> Pins:
+    """The same pins without one of them, to find the nearest value that can hold."""
+    changes: dict[str, Any] = {name: () if name == "overrides" else None}
+    return replace(pins, settings=replace(pins.settings, **changes))

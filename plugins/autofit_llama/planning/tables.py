@@ -1,0 +1,481 @@
+"""From blocks to a chain for the exact search, and from its answer to what the engine is told.
+
+A unit is a whole block, or (finer) a block's own part and each projection of its bulk: cut there, a device is
+filled to the last tensor, and the rest of the block's bulk overflows to the next device or to RAM.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import accumulate, pairwise
+from math import inf
+from typing import NamedTuple, TypeVar
+
+from autofit.domain.machine import HOST_POOL
+from autofit.solve import HEAD, Chain, Floor, Placement, Room, Site, Tails
+from autofit.speed import LayerWork, Place, Roofline, Step
+
+from autofit_llama.graph.devices import DeviceRules
+from autofit_llama.memory.weights import Weight
+from autofit_llama.speed.costs import Block, Kind, Part, cache_bytes, reads, weights_bytes
+
+
+class Target(NamedTuple):
+    """One device to fill.
+
+    Devices of one `kind` are interchangeable in every respect, those of one `make` but for their memory.
+    """
+
+    id: str
+    kind: Hashable
+    make: Hashable
+    rules: DeviceRules
+
+
+class Split(NamedTuple):
+    """Where blocks run, in the engine's terms.
+
+    The first `head` blocks are on the host; `rows` counts those that each device gets, in order, the
+    output layer included. `lean` blocks, and the parts in `spilled`, leave their bulk in RAM; `moved`
+    parts lie on another device.
+    """
+
+    head: int
+    rows: tuple[tuple[str, int], ...]
+    lean: int = 0
+    spilled: tuple[tuple[int, str], ...] = ()
+    moved: tuple[tuple[int, str, str], ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.rows)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether any block, or any part of one, is on the host."""
+        return self.head > 0 or self.lean > 0 or bool(self.spilled)
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+class _Unit(NamedTuple):
+    slot: int
+    alike: int
+    projection: str  #: empty: the block's own part, or all of it in a coarse table
+    own: tuple[Part, ...]
+    bulk: tuple[Part, ...]
+
+
+class Tables:
+    """Bytes and seconds of blocks on every kind of device and on the host, in one context."""
+
+    def __init__(
+        self,
+        found: Sequence[Block],
+        targets: Sequence[Target],
+        roofline: Roofline,
+        step: Step,
+        *,
+        bulk_kind: Kind,
+        cache_on_host: bool = False,
+        is_fixed: Callable[[Weight], bool] | None = None,
+    ) -> None:
+        """`bulk_kind` may leave the device; weights for which `is_fixed` holds are placed by the user."""
+        self.blocks = [_without(block, is_fixed) for block in found] if is_fixed else list(found)
+        self.targets = tuple(targets)
+        self.roofline, self.step = roofline, step
+        self.bulk_kind, self.cache_on_host = bulk_kind, cache_on_host
+        self.hidden_bytes = next((b.own.work.hidden_bytes for b in found), 0) * step.n_tokens
+        self._sizes: dict[tuple[int, DeviceRules | None], int] = {}
+        self._times: dict[tuple[int, Place], float] = {}
+        self._block_s: dict[tuple[int, str, str], float] = {}
+        self._hop_s: dict[tuple[str, str], float] = {}
+        self._hops_of: dict[tuple[str, ...], dict[tuple[Hashable, Hashable], float]] = {}
+        self._made: dict[bool, _Columns] = {}
+
+    def chain(
+        self,
+        rooms: Mapping[str, Room],
+        *,
+        head_room: int | None = None,
+        heads: Sequence[int] = (0,),
+        lean: tuple[int, int] = (0, 0),
+        order: Sequence[str] | None = None,
+        fine: bool = False,
+        spill: bool = False,
+        by_bytes: bool = False,
+        overflow: bool = True,
+        most_weights: int | None = None,
+    ) -> Chain:
+        """The problem for the search: `rooms` by device, `heads` and `lean` (least, most) in blocks.
+
+        `spill` asks for something on the host: at least one unit of bulk, or a whole block. `by_bytes` makes
+        what is on the host count instead of time. Without `overflow` no part goes to the next device.
+        `most_weights` bounds the weights on the host, instead of `head_room` for all that is there.
+        """
+        made = self._columns(fine)
+        units, starts, bulk_bytes = made.units, made.starts, made.bulk_bytes
+        # Where pins have moved all bulk, only whole blocks are left, and those that are lean bring nothing.
+        least = min(made.first_bulk, default=len(units) - 1 if lean[1] else 0) + 1 if spill else 0
+        targets = {target.id: target for target in self.targets}
+        names = [target.id for target in self.targets] if order is None else order
+        sites = []
+        for name in names:
+            whole_bytes, lean_bytes, whole_s, lean_s = made.of(targets[name])
+            sites.append(
+                Site(
+                    name=name,
+                    kind=targets[name].kind,
+                    whole_bytes=whole_bytes,
+                    lean_bytes=lean_bytes,
+                    whole_s=whole_s,
+                    lean_s=lean_s,
+                    room=rooms[name],
+                )
+            )
+        head_s, skip_to = made.head_s, made.skip_to
+        head_bytes = made.head_bytes if most_weights is None else made.head_weights
+        chain = Chain(
+            n=len(units),
+            sites=tuple(sites),
+            head_s=head_s,
+            head_bytes=head_bytes,
+            bulk_bytes=bulk_bytes,
+            head_room=head_room if most_weights is None else most_weights,
+            heads=tuple(starts[head] for head in heads),
+            lean_min=starts[lean[0]],
+            lean_max=starts[lean[1]],
+            spill_min=least,
+            hop_s=self._hops(tuple(names)),
+            cut_s=made.cuts(overflow=overflow) if fine else (),
+            skip_to=skip_to if fine and spill else (),
+            skip_s=made.skip_s if fine and spill else (),
+            ordered=order is not None,
+        )
+        if not by_bytes:
+            makes = frozenset(targets[name].make for name in names)
+            floor = made.floors.get(makes) or made.floors.setdefault(makes, Floor(sites)) if sites else None
+            alike = tuple(names), spill, overflow
+            return chain._replace(floor=floor, tails=made.tails.setdefault(alike, Tails()))
+        nothing = [0.0] * (len(units) + 1)
+        by_size = tuple(site._replace(whole_s=nothing, lean_s=bulk_bytes) for site in sites)
+        cuts = [inf if cut == inf else 0.0 for cut in chain.cut_s]
+        skips = [float(bulk_bytes[start] - bulk_bytes[i]) for i, start in enumerate(chain.skip_to)]
+        return chain._replace(sites=by_size, head_s=head_bytes, hop_s={}, cut_s=cuts, skip_s=skips)
+
+    def seconds(self, split: Split) -> float:
+        """Seconds of a step through the blocks as the split places them, without what every step costs."""
+        elsewhere = _elsewhere(split)
+        total, previous, slot = 0.0, HOST_POOL, 0
+        for name, count in ((HOST_POOL, split.head), *split.rows):
+            if not count:
+                continue
+            total += self.hop(previous, name)
+            previous = name
+            for block in self.blocks[slot : slot + count]:
+                bulk_at = HOST_POOL if block.slot < split.lean else name
+                total += self._block_seconds(block, name, bulk_at, elsewhere.get(block.slot))
+            slot += count
+        return total
+
+    def _block_seconds(self, block: Block, name: str, bulk_at: str, elsewhere: Mapping[str, str] | None) -> float:
+        """Seconds of a block on a device, with its bulk at `bulk_at` but for what is `elsewhere`."""
+        key = block.alike, name, bulk_at
+        if elsewhere is None and key in self._block_s:
+            return self._block_s[key]
+        total, away = 0.0, set()
+        for part in block.bulk:
+            home = bulk_at if part.kind == self.bulk_kind else name
+            if elsewhere is not None:
+                home = elsewhere.get(part.projection, home)
+            total += self._time(part.work, Place(home))
+            away.add(home)
+        total += self._time(block.own.work, Place(name, cache=HOST_POOL if self.cache_on_host else None))
+        total += sum(2 * self.hop(name, home) for home in sorted(away - {name}))
+        if elsewhere is None:
+            self._block_s[key] = total
+        return total
+
+    @property
+    def all_on_host_seconds(self) -> float:
+        """Seconds of a step that no device takes part in."""
+        return sum(self.unit_seconds(unit, HOST_POOL, HOST_POOL) for unit in self._columns(False).units)
+
+    @property
+    def least_bytes(self) -> int:
+        """What all blocks take at least, wherever they are."""
+        made = self._columns(False)
+        places = [made.head_bytes, *(made.of(target)[0] for target in self.targets)]
+        return sum(min(b - a for a, b in steps) for steps in zip(*map(pairwise, places), strict=True))
+
+    @property
+    def bulk_share(self) -> float:
+        """How much of all blocks may leave the devices, in bytes."""
+        made = self._columns(False)
+        return float(made.bulk_bytes[-1] / max(made.head_bytes[-1], 1))
+
+    def split(self, placement: Placement, *, fine: bool = False) -> Split:
+        """The answer in the engine's terms."""
+        units = self._columns(fine).units
+        home: list[str] = [HOST_POOL] * len(units)
+        for name, start, stop in placement.spans:
+            home[start:stop] = [name] * (stop - start)
+        owner: dict[int, str] = {}
+        rows: dict[str, int] = {}
+        for unit, name in zip(units, home, strict=True):
+            if not unit.projection:
+                owner[unit.slot] = name
+                if name != HOST_POOL:
+                    rows[name] = rows.get(name, 0) + 1
+        head = sum(name == HOST_POOL for name in owner.values())
+        if not fine:
+            lean = placement.lean if self._spills(range(placement.head, placement.lean)) else head
+            return Split(head, tuple(rows.items()), lean if lean > head else 0, seconds=placement.seconds)
+        # A device that would hold parts alone is not among those that the engine is given.
+        away = {
+            (unit.slot, unit.projection): HOST_POOL if i < placement.lean or name not in rows else name
+            for i, (unit, name) in enumerate(zip(units, home, strict=True))
+            if unit.projection and owner[unit.slot] != HOST_POOL and (i < placement.lean or name != owner[unit.slot])
+        }
+        spilled = {key for key, name in away.items() if name == HOST_POOL}
+        lean = head
+        while lean < len(self.blocks) and all(
+            (lean, part.projection) in spilled for part in self.blocks[lean].bulk if part.kind == self.bulk_kind
+        ):
+            lean += 1
+        lean = max((slot + 1 for slot, _ in spilled if slot < lean), default=0)
+        return Split(
+            head,
+            tuple(rows.items()),
+            lean,
+            tuple(sorted(key for key in spilled if key[0] >= lean)),
+            tuple(sorted((*key, name) for key, name in away.items() if name != HOST_POOL)),
+            placement.seconds,
+        )
+
+    def device_bytes(self, split: Split) -> dict[str, int]:
+        """Bytes of blocks (weights and caches) on every device that the split uses."""
+        columns, targets = self._columns(False), {target.id: target for target in self.targets}
+        used = dict.fromkeys(split.order, 0)
+        start = split.head
+        for name, count in split.rows:
+            whole, lean, _, _ = columns.of(targets[name])
+            stop = start + count
+            middle = min(max(split.lean, start), stop)
+            used[name] += lean[middle] - lean[start] + whole[stop] - whole[middle]
+            for slot, places in self._away(split, range(middle, stop)):
+                for part in self.movable(slot):
+                    home = places.get(part.projection, name)
+                    if home != name:
+                        used[name] -= self.size(part, targets[name].rules)
+                        if home != HOST_POOL:
+                            used[home] += self.size(part, targets[home].rules)
+            start = stop
+        return used
+
+    def _away(self, split: Split, slots: range) -> list[tuple[int, Mapping[str, str]]]:
+        return [(slot, places) for slot, places in _elsewhere(split).items() if slot in slots]
+
+    def host_bytes(self, split: Split) -> int:
+        """Bytes of blocks, caches included, that the split leaves on the host."""
+        made = self._columns(False)
+        return self.host_weights(split) + made.head_bytes[split.head] - made.head_weights[split.head]
+
+    def host_weights(self, split: Split) -> int:
+        """Bytes of the blocks' weights that the split leaves on the host."""
+        made, start = self._columns(False), max(split.head, split.lean)
+        used = made.head_weights[split.head] + made.bulk_bytes[start] - made.bulk_bytes[split.head]
+        spilled = {key for key in split.spilled if key[0] >= start}
+        parts = ((slot, part) for slot in {slot for slot, _ in spilled} for part in self.movable(slot))
+        return used + sum(self.size(part, None) for slot, part in parts if (slot, part.projection) in spilled)
+
+    def movable(self, slot: int) -> tuple[Part, ...]:
+        """The parts of a block that may leave its device."""
+        return tuple(part for part in self.blocks[slot].bulk if part.kind == self.bulk_kind)
+
+    def spilling(self, device: str, part: Part) -> tuple[float, int, int]:
+        """What leaving a part to the host costs: seconds without hops, bytes off the device, bytes on the host."""
+        rules = next(target.rules for target in self.targets if target.id == device)
+        there, here = self._time(part.work, Place(HOST_POOL)), self._time(part.work, Place(device))
+        return there - here, self.size(part, rules), self.size(part, None)
+
+    def hop(self, a: str, b: str) -> float:
+        """Seconds to hand a step's hidden state over."""
+        seconds = self._hop_s.get((a, b))
+        if seconds is None:
+            seconds = self._hop_s[a, b] = self.roofline.hop_seconds(a, b, self.hidden_bytes)
+        return seconds
+
+    def _spills(self, slots: range) -> bool:
+        return any(part.kind == self.bulk_kind for slot in slots for part in self.blocks[slot].bulk)
+
+    def _columns(self, fine: bool) -> _Columns:
+        made = self._made.get(fine)
+        if made is None:
+            made = self._made[fine] = _Columns(self, self._units(fine))
+        return made
+
+    def _units(self, fine: bool) -> list[_Unit]:
+        units = []
+        for block in self.blocks:
+            bulk = tuple(part for part in block.bulk if part.kind == self.bulk_kind)
+            own = (block.own, *(part for part in block.bulk if part.kind != self.bulk_kind))
+            if fine:
+                units.append(_Unit(block.slot, block.alike, "", own, ()))
+                units += [_Unit(block.slot, block.alike, part.projection, (), (part,)) for part in bulk]
+            else:
+                units.append(_Unit(block.slot, block.alike, "", own, bulk))
+        return units
+
+    def cache(self, unit: _Unit, rules: DeviceRules | None) -> int:
+        if unit.projection or self.cache_on_host:
+            return 0
+        return cache_bytes(self.blocks[unit.slot].cache, rules)
+
+    def size(self, part: Part, rules: DeviceRules | None) -> int:
+        key = id(part), rules
+        size = self._sizes.get(key)
+        if size is None:
+            size = self._sizes[key] = weights_bytes(part.weights, rules)
+        return size
+
+    def unit_seconds(self, unit: _Unit, own_at: str, bulk_at: str) -> float:
+        cache = HOST_POOL if self.cache_on_host and not unit.projection else None
+        own = sum(self._time(part.work, Place(own_at, cache=cache)) for part in unit.own)
+        return own + sum(self._time(part.work, Place(bulk_at)) for part in unit.bulk)
+
+    def _time(self, work: LayerWork, place: Place) -> float:
+        key = id(work), place
+        time = self._times.get(key)
+        if time is None:
+            time = self._times[key] = self.roofline.layer_seconds(work, place, self.step)
+        return time
+
+    def _hops(self, names: tuple[str, ...]) -> dict[tuple[Hashable, Hashable], float]:
+        if names not in self._hops_of:
+            self._hops_of[names] = self._new_hops(names)
+        return self._hops_of[names]
+
+    def _new_hops(self, names: Sequence[str]) -> dict[tuple[Hashable, Hashable], float]:
+        kind = {target.id: target.kind for target in self.targets}
+        one = {kind[name]: name for name in names}
+        other = {kind[name]: name for name in reversed(names)}
+        hops: dict[tuple[Hashable, Hashable], float] = {(HEAD, k): self.hop(HOST_POOL, name) for k, name in one.items()}
+        for a in one:
+            for b in one:
+                hops[a, b] = self.hop(one[a], other[b])
+        return hops
+
+
+class _Columns:
+    """Prefix sums over units: of the host, and of every make of device as it is asked for."""
+
+    def __init__(self, tables: Tables, units: list[_Unit]) -> None:
+        self.tables, self.units = tables, units
+        self.starts = [i for i, unit in enumerate(units) if not unit.projection] + [len(units)]
+        self.skip_to = [self.starts[bisect_left(self.starts, i)] for i in range(len(units) + 1)]
+        own, bulk = self._bytes(None)
+        cached = self._each(lambda unit: tables.cache(unit, None))
+        self.head_bytes: list[int] = _prefix([a + b for a, b in zip(own, bulk, strict=True)])
+        self.head_weights: list[int] = _prefix([a + b - c for a, b, c in zip(own, bulk, cached, strict=True)])
+        self.bulk_bytes: list[int] = _prefix(bulk)
+        self.head_s: list[float] = _prefix(self._each(lambda unit: tables.unit_seconds(unit, HOST_POOL, HOST_POOL)))
+        firsts: dict[int, int] = {}
+        for i, unit in enumerate(units):
+            if unit.bulk:
+                firsts.setdefault(unit.slot, i)
+        self.first_bulk = set(firsts.values())
+        self._by_rules: dict[DeviceRules | None, tuple[list[int], list[int]]] = {None: (own, bulk)}
+        self.floors: dict[frozenset[Hashable], Floor] = {}  #: by the makes of all sites
+        self.tails: dict[Hashable, Tails] = {}
+        self._by_make: dict[Hashable, tuple[list[int], list[int], list[float], list[float]]] = {}
+
+    @cached_property
+    def skip_s(self) -> list[float]:
+        """Seconds of what is left to the host from a position to the end of its block."""
+        tables, there = self.tables, self.head_s
+        hops = 2 * max((tables.hop(target.id, HOST_POOL) for target in tables.targets), default=0.0)
+        return [there[start] - there[i] + (hops if start > i else 0.0) for i, start in enumerate(self.skip_to)]
+
+    def cuts(self, *, overflow: bool) -> list[float]:
+        """Inside a block, what overflows is fetched from the next device and handed back."""
+        back = inf
+        if overflow:
+            pairs = pairwise(self.tables.targets)
+            back = 2 * max((self.tables.hop(a.id, b.id) for a, b in pairs), default=0.0)
+        return [back if unit.projection else 0.0 for unit in self.units] + [inf]
+
+    def of(self, target: Target) -> tuple[list[int], list[int], list[float], list[float]]:
+        """Bytes whole and lean, seconds whole and lean."""
+        found = self._by_make.get(target.make)
+        if found is None:
+            found = self._by_make[target.make] = self._columns(target)
+        return found
+
+    def _columns(self, target: Target) -> tuple[list[int], list[int], list[float], list[float]]:
+        tables = self.tables
+        if target.rules not in self._by_rules:
+            self._by_rules[target.rules] = self._bytes(target.rules)
+        own, bulk = self._by_rules[target.rules]
+        whole_s = self._each(lambda unit: tables.unit_seconds(unit, target.id, target.id))
+        lean_s = self._each(lambda unit: tables.unit_seconds(unit, target.id, HOST_POOL))
+        hops = 2 * tables.hop(target.id, HOST_POOL)
+        for i in self.first_bulk:
+            lean_s[i] += hops
+        whole = [a + b for a, b in zip(own, bulk, strict=True)]
+        return _prefix(whole), _prefix(own), _prefix(whole_s), _prefix(lean_s)
+
+    def _bytes(self, rules: DeviceRules | None) -> tuple[list[int], list[int]]:
+        """Bytes of own parts with caches, and of bulk."""
+        tables = self.tables
+        own = self._each(lambda unit: sum(tables.size(p, rules) for p in unit.own) + tables.cache(unit, rules))
+        return own, self._each(lambda unit: sum(tables.size(part, rules) for part in unit.bulk))
+
+    def _each(self, value: Callable[[_Unit], _Number]) -> list[_Number]:
+        """A value for every unit, found once for those of blocks that are alike."""
+        known: dict[tuple[int, str], _Number] = {}
+        values = []
+        for unit in self.units:
+            key = unit.alike, unit.projection
+            if key not in known:
+                known[key] = value(unit)
+            values.append(known[key])
+        return values
+
+
+def _prefix(values: Sequence[float]) -> list:  # type: ignore[type-arg]
+    return [0, *accumulate(values)]
+
+
+def _elsewhere(split: Split) -> dict[int, dict[str, str]]:
+    """By block: where single parts of it lie, host or another device."""
+    places: dict[int, dict[str, str]] = {}
+    for slot, projection, name in (*((*key, HOST_POOL) for key in split.spilled), *split.moved):
+        places.setdefault(slot, {})[projection] = name
+    return places
+
+
+def _without(block: Block, is_fixed: Callable[[Weight], bool]) -> Block:
+    """The block without the weights that the user has placed."""
+
+    def rest(part: Part) -> Part:
+        weights = tuple(weight for weight in part.weights if not is_fixed(weight))
+        if len(weights) == len(part.weights):
+            return part
+        if part.kind == "experts":
+            return part._replace(weights=weights, work=replace(part.work, experts=reads(weights)))
+        return part._replace(weights=weights, work=replace(part.work, dense=reads(weights)))
+
+    own, bulk = rest(block.own), tuple(part for part in map(rest, block.bulk) if part.weights)
+    if (
+        own is block.own
+        and all(a is b for a, b in zip(bulk, block.bulk, strict=False))
+        and len(bulk) == len(block.bulk)
+    ):
+        return block
+    return block._replace(own=own, bulk=bulk, alike=-1 - block.slot)
