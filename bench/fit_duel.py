@@ -35,7 +35,7 @@ from autofit_llama.launch.defaults import launch_of
 from autofit_llama.launch.process import run_of
 from autofit_llama.memory.estimate import estimate, size
 from autofit_llama.speed.rates import FILLED_TOKENS, speed_of
-from dryrun import EngineRefusal, dry_run, engine_folder
+from support.dryrun import EngineRefusal, dry_run, engine_folder
 
 _REMOTE = re.compile(r"(RPC\d+)\[[^\]]*\]")  #: a remote device's buffer type; its address was another one then
 

@@ -23,11 +23,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from autofit.readers import read_model  # noqa: E402
-from gguf import GGUFReader  # noqa: E402
+from autofit.readers import read_model
+from gguf import GGUFReader
 
-import ggufs  # noqa: E402
-import safetensor_files as sf  # noqa: E402
+from support import ggufs
+from support import safetensor_files as sf
 
 RECORDED = ROOT / "tests" / "data" / "llama" / "models"
 MODELS = ("mixtral-8x7b-Q4_K_M", "llama-3.1-8b-Q4_K_M", "gemma-3-4b-Q4_K_M", "gpt-oss-120b-MXFP4_MOE")

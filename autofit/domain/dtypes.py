@@ -13,7 +13,7 @@ class GgmlType(NamedTuple):
     block_bytes: int
 
 
-# Generated from gguf.constants by bench/gen_dtypes.py: do not edit between the two lines.
+# Generated from gguf.constants by tools/gen/dtypes.py: do not edit between the two lines.
 # --- generated
 PACKAGE_TYPES: dict[int, GgmlType] = {
     0: GgmlType("f32", 1, 4),

@@ -20,10 +20,9 @@ from autofit.domain.machine import Device, Host, Machine
 from autofit.domain.plan import Plan
 from autofit.domain.units import GIB
 
-import adapters
+from support import TINY, adapters
 
 BIN = Path(os.environ.get("AUTOFIT_LLAMA_BIN", "/nonexistent"))
-TINY = Path(autofit.__file__).parent / "_models/tiny.gguf"
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.skipif(not (BIN / "ggml-rpc-server").exists(), reason="AUTOFIT_LLAMA_BIN names no llama.cpp"),

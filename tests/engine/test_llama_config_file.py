@@ -16,9 +16,9 @@ from autofit_llama.command.settings import settings_of
 from autofit_llama.launch.defaults import launch_of
 from autofit_llama.memory.estimate import size
 from autofit_llama.model.context import resolve_context
+from support import TINY
 
 BIN = Path(os.environ.get("AUTOFIT_LLAMA_BIN", "/nonexistent"))
-TINY = Path(autofit.__file__).parent / "_models/tiny.gguf"
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.skipif(not (BIN / "llama-completion").exists(), reason="AUTOFIT_LLAMA_BIN names no llama.cpp"),

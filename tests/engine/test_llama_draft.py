@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 from autofit.domain.units import MIB, round_up
 
-import ggufs
 from autofit_llama.command.flags import read
 from autofit_llama.command.settings import settings_of
 from autofit_llama.launch.defaults import launch_of
 from autofit_llama.model.caches import caches
 from autofit_llama.model.context import Context, resolve_context
 from autofit_llama.model.hparams import HParams
-from commands import model_of
-from descriptors import DATA
+from support import ggufs
+from support.commands import model_of
+from support.descriptors import DATA
 
 BIN = Path(os.environ.get("AUTOFIT_LLAMA_BIN", "/nonexistent"))
 pytestmark = [

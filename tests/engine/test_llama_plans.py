@@ -10,8 +10,8 @@ import pytest
 from autofit.errors import EngineRefusalError
 
 from autofit_llama.backend import LlamaBackend
-from dryrun import VARIABLE, EngineRefusal, allocated_bytes, dry_run, engine_folder
-from plan_cases import Case, cases, write
+from support.dryrun import VARIABLE, EngineRefusal, allocated_bytes, dry_run, engine_folder
+from support.plan_cases import Case, cases, write
 
 pytestmark = [
     pytest.mark.engine,

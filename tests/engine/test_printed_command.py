@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-import ggufs
-from dryrun import VARIABLE, engine_folder, rpc_servers
+from support import ggufs
+from support.dryrun import VARIABLE, engine_folder, rpc_servers
 
 pytestmark = [
     pytest.mark.engine,

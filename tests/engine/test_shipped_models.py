@@ -16,9 +16,8 @@ import pytest
 from autofit.readers import read_model
 from autofit.sources import resolve
 
-import ggufs
+from support import ROOT, ggufs
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(os.environ.get("AUTOFIT_LLAMA_BIN", "/nonexistent"))
 pytestmark = [
     pytest.mark.engine,

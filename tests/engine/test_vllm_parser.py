@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from autofit.errors import AutofitError
 
-import vllm_models
 from autofit_vllm.command.flags import parse_flags
 from autofit_vllm.command.versions import REMOVED_FLAGS, facts_of
 from autofit_vllm.planning.explain import explain
 from autofit_vllm.planning.search import solve
-from vllm_models import GIB
-from vllm_problems import problem
+from support import vllm_models
+from support.vllm_models import GIB
+from support.vllm_problems import problem
 
 pytestmark = pytest.mark.engine
 

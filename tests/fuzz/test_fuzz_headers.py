@@ -19,9 +19,9 @@ from autofit.cli.inspect import lines, to_dict
 from autofit.errors import AutofitError
 from autofit.readers import gguf, read_model
 
-import ggufs
-import safetensor_files as sf
-from ggufs import Typed
+from support import ggufs
+from support import safetensor_files as sf
+from support.ggufs import Typed
 
 N_MUTANTS = 800
 MAX_PEAK_BYTES = 32 << 20

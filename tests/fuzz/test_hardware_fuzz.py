@@ -16,7 +16,7 @@ from autofit.hardware.detect import detect
 from autofit.hardware.report import describe, profile_table
 from autofit.profiles import data_dir
 
-from recorded_machines import DATA, FakeNvml, machine
+from support.recorded_machines import DATA, FakeNvml, machine
 
 NAMES = sorted(path.name for path in DATA.iterdir() if path.name != "nvml-hangs")
 NONSENSE = [

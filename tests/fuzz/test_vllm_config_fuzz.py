@@ -13,7 +13,7 @@ from autofit_vllm.architectures import build_from_config
 from autofit_vllm.memory.weights import weights_per_rank
 from autofit_vllm.modules.model import Parallel
 from autofit_vllm.quantization import quantization_for
-from vllm_recorded import recorded
+from support.vllm_recorded import recorded
 
 ODD: list[Any] = [
     None,

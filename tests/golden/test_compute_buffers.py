@@ -8,13 +8,13 @@ from collections import defaultdict
 import autofit
 import pytest
 
-import recorded
 from autofit_llama.backend import LlamaBackend
 from autofit_llama.graph.buffers import compute_buffers
 from autofit_llama.graph.model import GraphModel
 from autofit_llama.memory.layout import Layout, lay_out
-from commands import tiny_rows
-from descriptors import spec
+from support import recorded
+from support.commands import tiny_rows
+from support.descriptors import spec
 
 N_PER_ARCH = 8
 

@@ -19,7 +19,7 @@ from autofit_llama.launch.defaults import launch_of
 from autofit_llama.launch.process import run_of
 from autofit_llama.memory.estimate import device_rules, size
 from autofit_llama.memory.layout import Layout, Sized, lay_out
-from descriptors import DATA, spec
+from support.descriptors import DATA, spec
 
 Row = Mapping[str, Any]
 ROWS: list[Row] = [

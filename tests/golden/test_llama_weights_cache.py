@@ -8,8 +8,8 @@ from collections import defaultdict
 import pytest
 from autofit.errors import AutofitError
 
-import recorded
-from commands import Row, model_of, place, tiny_rows
+from support import recorded
+from support.commands import Row, model_of, place, tiny_rows
 
 N_PER_MODEL = 3
 

@@ -11,7 +11,7 @@ import pytest
 from autofit.domain.units import GIB
 from autofit.errors import EngineRefusalError, UsageError
 
-from vllm_truth import DATA
+from support.vllm_truth import DATA
 
 ROWS: list[dict[str, Any]] = [
     json.loads(line) for line in gzip.decompress((DATA / "command_lines.jsonl.gz").read_bytes()).splitlines()

@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import vllm_models
-import vllm_truth
 from autofit_vllm.memory.kv import capacity, plan_kv
+from support import DATA, vllm_models, vllm_truth
 
-LOGS = json.loads((Path(__file__).parents[1] / "data" / "vllm" / "boot_logs.json").read_text(encoding="utf-8"))
+LOGS = json.loads((DATA / "vllm" / "boot_logs.json").read_text(encoding="utf-8"))
 MODELS = {"qwen3.6-27b": vllm_models.qwen3_6_27b, "qwen3-8b": vllm_models.qwen3_8b}
 
 

@@ -22,8 +22,8 @@ from autofit_vllm.modules.model import (
     VllmModel,
 )
 from autofit_vllm.quantization import quantization_for
-from vllm_models import GPUS
-from vllm_recorded import recorded
+from support.vllm_models import GPUS
+from support.vllm_recorded import recorded
 
 #: how vLLM calls the kinds of cache
 SPECS = {

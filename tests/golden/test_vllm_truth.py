@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
-import vllm_truth
+from support import vllm_truth
 
 ROWS = [(row, "truth") for row in vllm_truth.rows("truth")] + [(row, "flags") for row in vllm_truth.rows("flags")]
 WEIGHTS_TOLERANCE = 0.005

@@ -12,7 +12,7 @@ from autofit_llama.memory.estimate import size
 from autofit_llama.memory.layout import Arguments, Sized, lay_out
 from autofit_llama.memory.placement import Override
 from autofit_llama.model.context import ContextParams
-from descriptors import spec
+from support.descriptors import spec
 
 MODELS = (
     "llama-3.1-8b-Q4_K_M", "qwen2.5-72b-IQ4_XS", "gpt-oss-120b-MXFP4_MOE", "gemma-3-4b-Q4_K_M", "falcon-h1-7b-Q8_0",

@@ -14,7 +14,7 @@ from autofit.hardware.visible import select
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recorded_machines import runner, unpack
+from support.recorded_machines import runner, unpack
 
 UUIDS = [f"GPU-{digit * 8}-0000-1111-2222-333344445555" for digit in "abcd"]
 ENTRIES = st.one_of(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from autofit_llama.backend import LlamaBackend
 from autofit_llama.planning.explain import tokens_of
-from plan_cases import Case, cases
+from support.plan_cases import Case, cases
 
 BACKEND = LlamaBackend()
 #: more of them, as many as time allows: AUTOFIT_EXAMPLES=1000 pytest tests/property/test_llama_plans.py

@@ -23,7 +23,7 @@ from autofit_llama.planning.problem import LaunchProblem
 from autofit_llama.planning.search import Bounds, Candidate, Found, Search, shortfall_bytes
 from autofit_llama.planning.tables import Split
 from autofit_llama.planning.terms import pattern, placed_as_planned, terms_of
-from descriptors import spec
+from support.descriptors import spec
 
 MODELS = ("llama-3.1-8b-Q4_K_M", "mixtral-8x7b-Q4_K_M", "deepseek-v2-lite-Q4_K_M", "gemma-3-4b-Q4_K_M")
 SIZED = {name: size(spec("models", name)) for name in MODELS}

@@ -9,13 +9,13 @@ from autofit.errors import EngineRefusalError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import vllm_models
 from autofit_vllm.command.settings import parse_command
 from autofit_vllm.planning.explain import explain
 from autofit_vllm.planning.plan import memory_of
 from autofit_vllm.planning.search import Problem, solve
-from vllm_models import GIB, VllmModel
-from vllm_problems import problem
+from support import vllm_models
+from support.vllm_models import GIB, VllmModel
+from support.vllm_problems import problem
 
 CARDS = ("t4", "rtx-3060-12gb", "rtx-3090", "rtx-4090", "l40s", "a100-40gb", "h100-80gb")
 LAWS = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -22,7 +22,7 @@ How to translate one
        build_rs, mamba, delta net                  g.rs, recurrent.py
        ggml_build_forward_expand(gf, t)            g.expand(t)
 
-3. Check: `python bench/compute_accuracy.py TRUTH MODELS --arch x --verbose`, and again with `--full`; every
+3. Check: `python tools/accuracy/llama_compute.py TRUTH MODELS --arch x --verbose`, and again with `--full`; every
    row has to be exact. With the engine's own tools, GGML_SCHED_DEBUG=2 prints its nodes, backends and copies.
 
 What decides the bytes

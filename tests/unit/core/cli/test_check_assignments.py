@@ -1,0 +1,56 @@
+"""`autofit check` on commands as shells and autofit itself write them: variables first, and what is no command."""
+
+from __future__ import annotations
+
+import shlex
+
+import autofit
+import pytest
+from autofit.cli.main import main
+from autofit.pipeline import split_assignments
+
+import support
+
+CARD = autofit.load_machine("rtx-3090", ram="64GiB")
+TINY = str(support.TINY)
+ON = ("--on", "rtx-3090", "--ram", "64GiB")
+
+
+def test_assignments_end_where_the_program_begins() -> None:
+    assert split_assignments(["A=1", "B_2=x=y", "serve", "C=3"]) == ({"A": "1", "B_2": "x=y"}, ("serve", "C=3"))
+    assert split_assignments(["env", "A="]) == ({"A": ""}, ())
+    assert split_assignments(["./a=b/serve"]) == ({}, ("./a=b/serve",))
+
+
+@pytest.mark.parametrize("first", [[], ["env"]])
+def test_variables_before_the_program_count_and_stay(first: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*first, "LLAMA_ARG_CTX_SIZE=512", "NOTE=a b", "llama-server", "-m", TINY]
+    found = autofit.check(command, CARD, environ={"LLAMA_ARG_CTX_SIZE": "1024"})
+    assert found.context_tokens == 512
+    assert dict(found.env) == {"LLAMA_ARG_CTX_SIZE": "512", "NOTE": "a b"}
+    assert main(["check", *ON, "-q", "--", *command]) == 0
+    printed = shlex.split(capsys.readouterr().out)
+    assert autofit.check(printed, CARD) == found
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["A=1"], "no command"),
+        (["env", "-i", "llama-server"], "-i is no engine's program"),
+        (["nice", "llama-server"], "nice is no engine's program"),
+        ([f"llama-server -m {TINY}"], "whole command in one word"),
+        (["CUDA_VISIBLE_DEVICES=0", "llama-server", "-m", TINY], "not among those of --on"),
+    ],
+)
+def test_what_is_no_command(command: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", *ON, "--", *command]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_devices_are_hidden_as_the_command_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("autofit.hardware.detect_machine", lambda env, sources: asked.append(env) or CARD)
+    autofit.check(["CUDA_VISIBLE_DEVICES=1", "llama-server", "-m", TINY])
+    assert main(["check", "-q", "--", "CUDA_VISIBLE_DEVICES=1", "llama-server", "-m", TINY]) == 0
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in asked] == ["1", "1"]

@@ -1,0 +1,426 @@
+"""What a plan decides, and how it says so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from autofit.domain.machine import Device, Host, Machine
+from autofit.domain.plan import Plan
+from autofit.domain.request import Margin, Request
+from autofit.domain.units import GIB, MIB
+from autofit.errors import AutofitError, EngineRefusalError, UsageError
+
+from autofit_llama.backend import LlamaBackend
+from autofit_llama.launch.margins import default_margin
+from autofit_llama.memory.estimate import Estimate
+from autofit_llama.planning import problem as search_problem
+from support.descriptors import spec
+
+BACKEND = LlamaBackend()
+DENSE, EXPERTS = "llama-3.1-8b-Q4_K_M", "mixtral-8x7b-Q4_K_M"
+
+
+def card(i: int, gib: float, *, speed: int = 900_000_000_000, **facts: object) -> Device:
+    free = int(gib * GIB)
+    stated: dict = {"runtime_bytes": 0, "api": "cuda", "compute_capability": (8, 9), **facts}
+    return Device(
+        id=f"GPU{i}", index=i, name="a card", total_bytes=free, free_bytes=free, bandwidth_bytes_per_s=speed, **stated
+    )
+
+
+def machine(*cards: Device, ram_gib: float | None = 256) -> Machine:
+    ram = None if ram_gib is None else int(ram_gib * GIB)
+    host = Host(total_bytes=ram, available_bytes=ram, n_cores_physical=8, bandwidth_bytes_per_s=60_000_000_000)
+    return Machine(host=host, devices=cards)
+
+
+def plan(on: Machine, *argv: str, model: str = DENSE, **wishes: object) -> Plan:
+    request = Request(engine_args=argv, alternatives=False, **wishes)  # type: ignore[arg-type]
+    return BACKEND.plan(spec("models", model), on, request)
+
+
+def value(found: Plan, flag: str) -> str | None:
+    return found.argv[found.argv.index(flag) + 1] if flag in found.argv else None
+
+
+def test_everything_fits_so_little_is_said() -> None:
+    found = plan(machine(card(0, 40)))
+    assert found.fits
+    assert found.argv == (
+        "llama-server", "-m", "llama-3.1-8b-Q4_K_M.gguf", "-c", "131072", "-ngl", "33", "-fa", "on", "-np", "1",
+        "-fit", "off",
+    )  # fmt: skip
+    assert found.context_tokens == found.safe_fill_tokens == 131_072
+
+
+def test_auto_gives_up_no_decode_rate_for_context() -> None:
+    found = plan(machine(card(0, 6)))
+    assert value(found, "-ngl") == "33"
+    assert 4096 < int(value(found, "-c") or 0) < 32_768
+
+
+def test_a_context_that_is_asked_for_is_held_exactly_for_every_sequence() -> None:
+    found = plan(machine(card(0, 24)), context_tokens=10_000, n_parallel=3)
+    assert (value(found, "-c"), value(found, "-np")) == ("30000", "3")
+    assert found.context_tokens == 10_240  # the engine rounds cells up
+    origins = {decision.setting: decision.origin for decision in found.decisions}
+    assert origins["-c"] == origins["-np"] == "user"
+
+
+def test_max_is_the_longest_at_a_decode_floor() -> None:
+    fast, long = plan(machine(card(0, 6))), plan(machine(card(0, 6)), context_tokens=0)
+    assert (long.context_tokens or 0) > (fast.context_tokens or 0)
+    assert long.fits
+
+
+@pytest.mark.parametrize("gib", [16, 24, 32])
+def test_the_longest_context_is_found_in_any_range(gib: int) -> None:
+    """A model trained for ten million tokens on a card that holds some ten thousand of them."""
+    on = machine(card(0, gib, speed=400_000_000_000))
+    found = plan(on, model="llama-4-scout-Q4_K_M", context_tokens=0, n_parallel=2)
+    assert found.fits
+    assert found.context_tokens is not None
+    assert 25_000 < found.context_tokens < 250_000
+
+
+def test_experts_stay_in_ram_by_the_shortest_flags() -> None:
+    found = plan(machine(card(0, 12)), model=EXPERTS)
+    assert value(found, "-ngl") == "33"
+    assert int(value(found, "-ncmoe") or 0) > 0
+    assert value(found, "-t") == "8"
+    lean = next(decision for decision in found.decisions if decision.setting == "-ncmoe")
+    assert lean.next_rejected is not None
+    assert lean.next_rejected.pool == "GPU0"
+
+
+def test_at_a_pinned_split_the_faster_command_is_taken_not_the_smaller() -> None:
+    """Experts in main memory, all else on the cards, and not whole blocks there."""
+    found = plan(machine(card(0, 4), card(1, 5)), "-ts", "1,2", model="qwen3-30b-a3b-Q4_K_M", context_tokens=4096)
+    assert value(found, "-ngl") == "49"
+    assert int(value(found, "-ncmoe") or 0) > 30
+
+
+@pytest.mark.parametrize(
+    ("argv", "model", "n_ubatch", "n_batch"),
+    [
+        (("--embedding",), "nomic-embed-text-v1.5-Q8_0", "2048", None),
+        (("--embedding",), "bge-large-en-v1.5-F16", None, None),
+        (("--embedding", "--pooling", "mean"), DENSE, "4096", "4096"),
+        (("--embedding", "--pooling", "last"), DENSE, None, None),
+    ],
+)
+def test_an_embedding_is_read_in_one_micro_batch(
+    argv: tuple[str, ...], model: str, n_ubatch: str | None, n_batch: str | None
+) -> None:
+    found = plan(machine(card(0, 24)), *argv, model=model)
+    assert (value(found, "-ub"), value(found, "-b")) == (n_ubatch, n_batch)
+    assert not {"inputs-one-micro-batch", "no-embeddings"} & {finding.code for finding in found.findings}
+    if "last" not in argv:
+        assert int(value(found, "-c") or 0) == int(n_ubatch or 512)
+
+
+def test_what_an_embedding_server_would_refuse_is_told() -> None:
+    on, model = machine(card(0, 24)), "nomic-embed-text-v1.5-Q8_0"
+    assert "inputs-one-micro-batch" in {f.code for f in plan(on, "--embedding", "-ub", "512", model=model).findings}
+    assert "no-embeddings" in {finding.code for finding in plan(on, model=model).findings}
+
+
+def test_the_faster_of_two_cards_is_used_alone_when_it_holds_everything() -> None:
+    found = plan(machine(card(0, 12, speed=300_000_000_000), card(1, 24)), context_tokens=8192)
+    assert value(found, "-dev") == "CUDA1"
+    assert "-ts" not in found.argv
+
+
+def test_two_cards_share_rows_as_the_engine_will() -> None:
+    found = plan(machine(card(0, 4), card(1, 4)), context_tokens=8192)
+    assert found.fits
+    rows = [int(n) for n in (value(found, "-ts") or "").split(",")]
+    assert sum(rows) == 33
+    assert abs(rows[0] - rows[1]) <= 2
+
+
+def test_no_card_is_a_normal_case() -> None:
+    found = plan(machine(ram_gib=48))
+    assert found.fits
+    assert not {"-ngl", "-dev", "-ts"} & set(found.argv)
+    assert value(found, "-t") == "8"
+    # Main memory is not filled with a cache that nobody asked for.
+    assert value(found, "-c") == "32768"
+
+
+def test_unified_memory_is_one_pool() -> None:
+    shared = card(0, 32, pool="host", api="metal")
+    found = plan(machine(shared, ram_gib=32), context_tokens=8192)
+    assert [pool.id for pool in found.memory.pools] == ["host"]
+    assert found.fits
+    assert found.memory.pools[0].sum_bytes("cache") > 0
+
+
+def test_unified_memory_has_no_more_on_the_host_than_the_device_cannot_take() -> None:
+    """A device's own limit is filled first; beyond it, the pool's room counts for both."""
+    shared = replace(card(0, 16, pool="host", api="metal"), free_bytes=12 * GIB)
+    found = plan(machine(shared, ram_gib=64), model=EXPERTS)
+    assert found.fits
+    n_lean = int(value(found, "-ncmoe") or 0)
+    assert 0 < n_lean < 32
+    argv = list(found.argv)
+    argv[argv.index("-ncmoe") + 1] = str(n_lean - 1)
+    assert not BACKEND.check(BACKEND.parse(argv), spec("models", EXPERTS), machine(shared, ram_gib=64)).fits
+
+
+def test_unified_memory_gets_the_longest_context_that_the_device_can_take() -> None:
+    shared = replace(card(0, 16, pool="host", api="metal"), free_bytes=8 * GIB)
+    on = machine(shared, ram_gib=64)
+    found = plan(on)
+    longer = list(found.argv)
+    longer[longer.index("-c") + 1] = str((found.context_tokens or 0) + 256)
+    assert found.fits
+    assert 4096 < (found.context_tokens or 0) < 32_768
+    assert not BACKEND.check(BACKEND.parse(longer), spec("models", DENSE), on, margin=()).fits
+
+
+def estimates_of(monkeypatch: pytest.MonkeyPatch, on: Machine, *argv: str, **more: object) -> tuple[Plan, int]:
+    """A plan, and how many full estimates it took."""
+    made = []
+    real = search_problem.estimate
+
+    def counted(*args: object) -> Estimate:
+        made.append(real(*args))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(search_problem, "estimate", counted)
+    return plan(on, *argv, **more), len(made)  # type: ignore[arg-type]
+
+
+def test_where_everything_fits_one_estimate_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, n = estimates_of(monkeypatch, machine(card(0, 40)), context_tokens=None)
+    assert found.context_tokens == 131_072
+    assert n == 1
+
+
+def test_what_nobody_asked_to_see_is_not_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    on = machine(card(0, 12))
+    told, n_told = estimates_of(monkeypatch, on, model=EXPERTS, context_tokens=4096)
+    monkeypatch.undo()
+    brief, n_brief = estimates_of(monkeypatch, on, model=EXPERTS, context_tokens=4096, explain=False)
+    assert brief.argv == told.argv
+    assert any(decision.next_rejected for decision in told.decisions)
+    assert not any(decision.next_rejected for decision in brief.decisions)
+    assert n_brief == n_told - 1
+
+
+@pytest.mark.parametrize("seconds", [True, False])
+def test_a_split_that_is_pinned_may_do_without_overlapping_micro_batches(seconds: bool) -> None:
+    """Copies for overlap count only where micro-batches do overlap."""
+    on = machine(card(0, 3639 / 1024), card(1, 2867 / 1024, speed=360_000_000_000))
+    found = plan(on, "-ts", "2,2", *(("-ub", "256") if seconds else ()), margins=(Margin(n_bytes=256 * MIB),))
+    assert found.fits
+    assert value(found, "-ngl") == "33"
+    assert "no_such_tensor=CPU" in (value(found, "-ot") or "")
+
+
+@pytest.mark.parametrize(
+    ("model", "argv"), [(DENSE, ("-ts", "1,1")), (EXPERTS, ("-ts", "1,3")), (EXPERTS, ("-ncmoe", "20", "-ts", "1,5"))]
+)
+def test_a_pinned_split_that_cannot_fit_is_refused_after_few_estimates(
+    monkeypatch: pytest.MonkeyPatch, model: str, argv: tuple[str, ...]
+) -> None:
+    on = machine(card(0, 4), card(1, 2), ram_gib=1)
+    found, n = estimates_of(monkeypatch, on, *argv, model=model, context_tokens=8192)
+    assert not found.fits
+    said = [finding.message for finding in found.findings if finding.code == "would-fit"]
+    assert said
+    assert not any("one device" in message for message in said)  # a split for two says nothing about one
+    assert n <= 20
+
+
+@pytest.mark.parametrize(
+    ("argv", "wishes", "message"),
+    [
+        (("-c", "4096"), {"context_tokens": 8192}, "-c 4096 contradicts --context 8192"),
+        (("-np", "2"), {"n_parallel": 4}, "-np 2 contradicts --parallel 4"),
+        (("-ctk", "q8_0"), {"kv": "f16"}, "-ctk q8_0 contradicts --kv f16"),
+        ((), {"kv": "fp8"}, "not a cache type of llama.cpp"),
+        (("-dev", "CUDA0"), {"devices": ("GPU0",)}, "-dev contradicts --device"),
+        (("-dev", "CUDA7"), {}, "CUDA7"),
+        ((), {"devices": ("GPU7",)}, "no device 'GPU7' here"),
+        (("-ts", "1,2,3"), {}, "-ts has 3 numbers for 2 devices"),
+        (("-c", "-5"), {}, "-c -5"),
+        (("-c", "99999999999"), {}, "-c"),
+        (("-np", "1000"), {}, "-np 1000"),
+        (("-ncmoe", "4"), {}, "has no experts"),
+        (("-sm", "tensor", "-fa", "off"), {}, "requires flash_attn"),
+        (("-sm", "none", "-mg", "5"), {}, "-mg 5"),
+        (("-ot", "blk.(=CPU"), {}, "blk.("),
+        (("-ot", "blk.1=CUDA9"), {}, "CUDA9"),
+        ((), {"margins": (Margin(n_bytes=80 * GIB),)}, "leaves nothing"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(argv: tuple[str, ...], wishes: dict, message: str) -> None:
+    with pytest.raises(AutofitError) as error:
+        plan(machine(card(0, 24), card(1, 24)), *argv, **wishes)
+    assert message in error.value.message
+    assert "\n" not in error.value.message
+    assert len(error.value.message) < 300
+
+
+def test_an_unknown_flag_passes_through_and_is_told() -> None:
+    found = plan(machine(card(0, 24)), "--shiny-new", "7", "--temp", "-0.5")
+    assert found.argv[3:7] == ("--shiny-new", "7", "--temp", "-0.5")
+    assert any(finding.code == "unknown-flags" for finding in found.findings)
+
+
+def test_variables_are_pins_and_said_by_the_command() -> None:
+    found = plan(machine(card(0, 24)), engine_env={"LLAMA_ARG_CTX_SIZE": "2048"})
+    assert found.argv.count("-c") == 1
+    assert found.context_tokens == 2048
+    pin = next(decision for decision in found.decisions if decision.setting == "-c")
+    assert (pin.value, pin.origin) == ("2048", "environment")
+
+
+def test_a_wrapped_command_keeps_its_program_and_its_model() -> None:
+    found = plan(machine(card(0, 24)), "-m", "other.gguf", "--port", "8081", program=("/opt/llama-server",))
+    assert found.argv[:5] == ("/opt/llama-server", "-m", "other.gguf", "--port", "8081")
+    assert found.argv.count("-m") == 1
+    assert {d.origin for d in found.decisions if d.setting == "--port"} == {"wrapped command"}
+
+
+def test_a_pin_that_cannot_hold_is_told_with_the_nearest_value() -> None:
+    small, long = machine(card(0, 4)), ("-c", "131072", "-ctk", "f16")
+    found = plan(small, "-ngl", "99", *long)
+    assert not found.fits
+    assert value(found, "-ngl") == "99"
+    messages = [finding.message for finding in found.findings]
+    assert any("GPU0 needs" in message for message in messages)
+    nearest = next(message for message in messages if message.startswith("-ngl 99 cannot hold"))
+    layers = nearest.split("-ngl ")[2].split()[0]
+    assert plan(small, "-ngl", layers, *long).fits
+
+
+def test_a_context_that_is_too_long_is_told_with_one_that_fits() -> None:
+    found = plan(machine(card(0, 6), ram_gib=4), "-ngl", "33", context_tokens=131_072)
+    assert not found.fits
+    fits = next(f.message for f in found.findings if "would fit" in f.message and "context" in f.message)
+    tokens = int(fits.split(" tokens")[0].split()[-1])
+    assert plan(machine(card(0, 6), ram_gib=4), "-ngl", "33", context_tokens=tokens).fits
+
+
+def test_nothing_fits_and_what_would_is_said() -> None:
+    found = plan(machine(card(0, 8), ram_gib=8), model=EXPERTS)
+    assert not found.fits
+    codes = [finding.code for finding in found.findings]
+    assert "does-not-fit" in codes
+    assert any("would hold all of it" in finding.message for finding in found.findings)
+
+
+def test_what_lacks_is_main_memory_where_the_card_can_be_filled_to_its_limit() -> None:
+    found = plan(machine(card(0, 23.5), ram_gib=128), model="llama-3.1-405b-Q3_K_M")
+    assert [pool.id for pool in found.memory.pools if pool.shortfall_bytes > 0] == ["host"]
+
+
+def test_a_lossy_cache_is_only_chosen_where_it_is_allowed_and_helps() -> None:
+    tight = machine(card(0, 6))
+    assert "-ctk" not in plan(tight, context_tokens=16_384).argv
+    allowed = plan(tight, context_tokens=16_384, kv="auto")
+    assert value(allowed, "-ctk") == "q8_0"
+    assert any(finding.code == "lossy-cache" for finding in allowed.findings)
+    assert "-ctk" not in plan(machine(card(0, 40)), context_tokens=16_384, kv="auto").argv
+
+
+def test_a_lossy_cache_is_tried_where_a_slower_card_holds_the_rest() -> None:
+    on = machine(card(0, 8), card(1, 8, speed=100_000_000_000))
+    assert value(plan(on, context_tokens=32_768), "-ts") is not None
+    found = plan(on, context_tokens=32_768, kv="auto")
+    assert value(found, "-ctk") == "q8_0"
+    assert "-ts" not in found.argv
+
+
+def test_the_prompt_cache_is_cut_to_what_main_memory_has_left() -> None:
+    found = plan(machine(card(0, 12), ram_gib=21), model=EXPERTS)
+    assert found.fits
+    assert 0 <= int(value(found, "-cram") or -1) < 8192
+    assert "-cram" not in plan(machine(card(0, 12), ram_gib=128), model=EXPERTS).argv
+
+
+def test_pinned_numbers_stay_those_of_the_devices_they_count() -> None:
+    found = plan(machine(card(0, 24), card(1, 24)), "-sm", "none", "-mg", "1")
+    assert "-dev" not in found.argv
+    assert [pool.id for pool in found.memory.pools] == ["GPU1", "host"]
+
+
+def test_a_longer_context_than_trained_is_allowed_and_warned_of() -> None:
+    found = plan(machine(card(0, 80)), context_tokens=200_000)
+    assert found.fits
+    assert any("RoPE scaling" in finding.message for finding in found.findings)
+
+
+def test_keyword_arguments_say_what_the_class_would_otherwise_not_do() -> None:
+    found = plan(machine(card(0, 24)), context_tokens=8192)
+    expected = {
+        "n_gpu_layers": 33,
+        "n_ctx": 8192,
+        "flash_attn": True,
+        "swa_full": False,
+        "n_batch": 512,
+        "n_ubatch": 512,
+    }
+    assert {name: found.kwargs[name] for name in expected} == expected
+    experts = plan(machine(card(0, 12)), model=EXPERTS)
+    assert experts.kwargs == {}
+    assert any(decision.setting == "kwargs" and "overrides" in decision.because for decision in experts.decisions)
+
+
+def test_alternatives_are_better_in_something() -> None:
+    request = Request(engine_args=(), alternatives=True)
+    found = BACKEND.plan(spec("models", EXPERTS), machine(card(0, 12)), request)
+    assert 2 <= len(found.alternatives) <= 5
+    for other in found.alternatives:
+        assert other.title
+        assert other.because
+        assert other.argv[:3] == found.argv[:3]
+
+
+def test_older_builds_get_flags_they_have() -> None:
+    found = plan(machine(card(0, 24)), engine_version="b5000")
+    assert "-fit" not in found.argv
+    assert "-fa" in found.argv
+    assert value(found, "-fa") != "on"
+
+
+@pytest.mark.parametrize(
+    ("device", "n_bytes"),
+    [
+        (card(0, 10), 0),
+        (card(0, 10, runtime_bytes=300 * MIB), 64 * MIB + GIB // 10),
+        (card(0, 10, runtime_bytes=None, n_sm=82), 64 * MIB + GIB // 10),
+        (card(0, 10, runtime_bytes=None, api="vulkan"), 256 * MIB + GIB // 5),
+    ],
+)
+def test_the_default_margin_follows_from_the_basis(device: Device, n_bytes: int) -> None:
+    margin, because = default_margin(device)
+    assert margin.of(device.total_bytes or 0) == pytest.approx(n_bytes, abs=2)
+    assert because
+
+
+def test_the_engines_own_refusal_is_passed_on() -> None:
+    with pytest.raises((EngineRefusalError, UsageError)) as error:
+        plan(machine(card(0, 24)), "-fa", "off", "-ctk", "q8_0", "-ctv", "q8_0")
+    assert "flash attention" in error.value.message
+
+
+def test_wishes_keep_their_origin() -> None:
+    request = Request(context_tokens=8192, origins={"context_tokens": "preset"}, alternatives=False)
+    found = BACKEND.plan(spec("models", DENSE), machine(card(0, 24)), request)
+    assert next(d.origin for d in found.decisions if d.setting == "-c") == "preset"
+    assert replace(request).origin("context_tokens") == "preset"
+
+
+def test_the_nearest_context_is_the_longest_and_not_the_fastest() -> None:
+    on = machine(card(0, 8), ram_gib=32)
+    found = plan(on, model=EXPERTS, context_tokens=1 << 20)
+    (said,) = (f.message for f in found.findings if "would fit" in f.message)
+    longest = int(said.split()[3])
+    assert plan(on, model=EXPERTS, context_tokens=65_536).fits
+    assert longest > 65_536
+    assert plan(on, model=EXPERTS, context_tokens=longest).fits

@@ -1,0 +1,192 @@
+"""What vLLM takes beside weights and cache, and how much of a GPU it may be given."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from autofit_vllm.config.defaults import EngineConfig
+from autofit_vllm.memory.budget import (
+    FLASHINFER_BYTES,
+    RankBudget,
+    graphs_item,
+    highest_utilization,
+    peak_items,
+    pinned_bytes,
+    rank_budget,
+    requested_bytes,
+)
+from autofit_vllm.memory.kv import plan_kv
+from autofit_vllm.memory.offload import offload, prefetch, smallest_offload, smallest_prefetch
+from autofit_vllm.modules.model import VllmModel
+from support import vllm_models
+from support.vllm_models import GIB, config
+
+MIB = 1 << 20
+
+
+def budget(model: VllmModel, resolved: EngineConfig, *, stage: int = 0, **more: object) -> RankBudget:
+    stages = vllm_models.weights(model, 15 * GIB, tp=resolved.parallel.tp, pp=resolved.parallel.pp)
+    return rank_budget(model, resolved, stages[stage], plan_kv(model, resolved), **more)  # type: ignore[arg-type]
+
+
+def labels(found: RankBudget) -> dict[str, int]:
+    return {item.label: item.n_bytes for item in found.items}
+
+
+def test_the_identity_of_the_log() -> None:
+    """available KV = requested - consumed - peak - graphs."""
+    model = vllm_models.llama_8b()
+    found = budget(model, config(model, "4090"))
+    requested = requested_bytes(int(23.52 * GIB), 0.92)
+    kv = found.available_kv_bytes(requested)
+    assert kv == requested - found.consumed_bytes - found.peak.n_bytes - found.graphs.n_bytes
+    outside = sum(item.n_bytes for item in (*found.outside, *found.after))
+    assert sum(item.n_bytes for item in found.items) == requested - kv + outside
+
+
+def test_requested_is_rounded_up() -> None:
+    assert requested_bytes(1000, 0.9205) == 921
+
+
+def test_the_sampler_grows_with_sequences_and_vocabulary() -> None:
+    """1024 slots of 128,256 entries: 501 MiB of counters that stay."""
+    model = vllm_models.llama_8b()
+    few = labels(budget(model, config(model, "h100", "--max-num-seqs", "16")))
+    many = labels(budget(model, config(model, "h100")))
+    counters = 1024 * 128_256 * 4 + 1024 * 4008 * 4
+    assert many["sampler and input state"] == counters + 8192 * 64
+    assert few["sampler and input state"] < many["sampler and input state"]
+    assert many["activation peak (sampler)"] == 1024 * 128_256 * 18
+
+
+def test_only_the_last_stage_samples() -> None:
+    model = vllm_models.llama_8b()
+    resolved = config(model, "h100", "-pp", "2")
+    assert budget(model, resolved, stage=0).peak.label == "activation peak (layers)"
+    assert budget(model, resolved, stage=1).peak.label == "activation peak (sampler)"
+
+
+def test_experts_need_room_for_every_choice() -> None:
+    model = vllm_models.deepseek_v3()
+    sizes = {item.label: item.n_bytes for item in peak_items(model, config(model, "h200", "-tp", "8"), is_last=False)}
+    assert sizes["experts"] == 8192 * 8 * (4096 + 4096) * 2
+
+
+def test_images_are_profiled_unless_they_are_off() -> None:
+    model = vllm_models.llama_8b(is_multimodal=True, modalities=("image",))
+    vision = {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "image_size": 896,
+        "patch_size": 14,
+        "mm_tokens_per_image": 256,
+    }
+    shown = {item.label for item in peak_items(model, config(model, "4090"), is_last=True, vision=vision)}
+    blind = config(model, "4090", "--language-model-only")
+    hidden = {item.label for item in peak_items(model, blind, is_last=True, vision=vision)}
+    assert shown - hidden == {"image encoder"}
+
+
+def test_graphs() -> None:
+    model = vllm_models.llama_8b()
+    logged = graphs_item(model, config(model, "4090")).n_bytes  # 0.52 GiB for 51 + 35 graphs
+    assert logged == pytest.approx(0.52 * GIB, rel=0.05)
+    few = config(model, "4090", "--cudagraph-capture-sizes", "1", "2", "4", "--max-num-seqs", "2")
+    assert graphs_item(model, few).n_bytes == pytest.approx(0.09 * GIB, rel=0.15)  # 3 + 2 graphs
+    assert graphs_item(model, config(model, "4090", "--enforce-eager")).n_bytes == 0
+
+
+def test_more_ranks_need_nccl() -> None:
+    model = vllm_models.llama_8b()
+    assert "NCCL" not in labels(budget(model, config(model, "5090")))
+    two = budget(model, config(model, "5090", "-tp", "2"))
+    assert two.outside_bytes == pytest.approx(1.13 * GIB, rel=0.1)  # 30.27 free of 31.4 GiB
+    eight = budget(model, config(model, "b200", "-tp", "8"))
+    assert eight.outside_bytes == pytest.approx(2.54 * GIB, rel=0.1)  # 175.81 free of 178.35 GiB
+
+
+def test_flashinfer_brings_its_workspace() -> None:
+    model = vllm_models.llama_8b()
+    assert labels(budget(model, config(model, "b200")))["FlashInfer workspace"] == FLASHINFER_BYTES
+    assert "FlashInfer workspace" not in labels(budget(model, config(model, "h100")))
+
+
+def test_a_known_context_is_taken_as_it_is() -> None:
+    model = vllm_models.llama_8b()
+    assert labels(budget(model, config(model, "4090"), runtime_bytes=123 * MIB))["CUDA context"] == 123 * MIB
+
+
+def test_utilization_leaves_what_others_hold() -> None:
+    model = vllm_models.llama_8b()
+    found = budget(model, config(model, "4090"))
+    total = int(23.52 * GIB)
+    idle = highest_utilization(total_bytes=total, free_bytes=total, budget=found, margin_bytes=0)
+    shared = highest_utilization(total_bytes=total, free_bytes=total - 4 * GIB, budget=found, margin_bytes=0)
+    assert idle - shared == pytest.approx(4 / 23.52, abs=2e-4)
+    assert requested_bytes(total, shared) <= total - 4 * GIB - found.outside_bytes
+    assert highest_utilization(total_bytes=total, free_bytes=0, budget=found, margin_bytes=0) == 0.0
+
+
+# -- Main memory -----------------------------------------------------------------------------------
+
+
+def test_pinned_allocations_are_powers_of_two() -> None:
+    assert pinned_bytes([1, 3, 4, 5, 0]) == 1 + 4 + 4 + 8
+
+
+def test_experts_move_tensor_by_tensor() -> None:
+    model = vllm_models.deepseek_v3()
+    (stage,) = vllm_models.weights(model, 61 * GIB)
+    moved = offload((stage,), 1.0, ("experts",))
+    per_layer = stage.expert_bytes // 61
+    assert moved.moved == (per_layer + 2 * per_layer // 3,), "two tensors pass one GiB, then a third would be too many"
+    assert moved.host_bytes >= moved.moved[0]
+    assert moved.host_bytes <= 2 * moved.moved[0]
+
+
+def test_the_least_that_is_enough() -> None:
+    model = vllm_models.llama_8b()
+    stages = vllm_models.weights(model, 15 * GIB)
+    found = smallest_offload(stages, (int(1.23 * GIB),), ())
+    assert found is not None
+    assert found.values == {"cpu_offload_gb": 1.3}
+    assert found.saved_bytes(0) >= 1.23 * GIB
+    assert smallest_offload(stages, (15 * GIB,), ()) is None, "embeddings stay"
+    assert smallest_offload(stages, (0,), ()) is None
+
+
+def test_prefetched_layers_need_a_pool() -> None:
+    """The last of every four layers moves: eight of 32, and one layer's worth of pool stays."""
+    stages = vllm_models.weights(vllm_models.llama_8b(), 15 * GIB)
+    found = prefetch(stages, 4, 1, 1, ())
+    per_layer = found.pool[0]
+    assert found.moved[0] == 8 * per_layer
+    assert found.saved_bytes(0) == 7 * per_layer
+    assert found.host_bytes >= found.moved[0]
+
+
+def test_the_fewest_prefetched_layers_that_are_enough() -> None:
+    stages = vllm_models.weights(vllm_models.llama_8b(), 15 * GIB)
+    found = smallest_prefetch(stages, (int(1.23 * GIB),), ())
+    assert found is not None
+    assert found.saved_bytes(0) >= 1.23 * GIB
+    assert found.moved[0] < 2 * GIB
+    assert smallest_prefetch(stages, (15 * GIB,), ()) is None
+    most = smallest_prefetch(stages, (int(10 * GIB),), ())
+    assert most is not None
+    assert most.values["offload_num_in_group"] != 1
+
+
+def test_offloaded_weights_leave_the_gpu() -> None:
+    model = vllm_models.llama_8b()
+    plain = budget(model, config(model, "4090"))
+    relieved = budget(model, config(model, "4090"), offloaded_bytes=2 * GIB)
+    assert plain.consumed_bytes - relieved.consumed_bytes == 2 * GIB
+
+
+def test_settings_are_kept_when_replaced() -> None:
+    model = vllm_models.llama_8b()
+    resolved = config(model, "4090")
+    assert dataclasses.replace(resolved, max_num_seqs=1).max_in_flight_tokens == resolved.max_in_flight_tokens

@@ -1,0 +1,218 @@
+"""The decision: layouts, lengths, batches, the cache's type, and what happens when nothing fits."""
+
+from __future__ import annotations
+
+import pytest
+from autofit.domain.request import Margin
+from autofit.errors import EngineRefusalError
+
+from autofit_vllm.planning.explain import explain
+from autofit_vllm.planning.plan import margin_bytes
+from autofit_vllm.planning.search import gpus_needed, layouts, solve
+from support.vllm_models import GIB, deepseek_v3, gemma3_27b, llama_8b, qwen3_6_27b, qwen3_8b
+from support.vllm_problems import best, problem
+
+WEIGHTS = 15 * GIB
+
+
+def plan(*args: object, **more: object) -> object:
+    asked = problem(*args, **more)  # type: ignore[arg-type]
+    chosen, others = solve(asked)
+    return explain(asked, chosen, others, program=("vllm", "serve"), reference="M")
+
+
+def test_a_model_that_fits_one_card() -> None:
+    chosen = best(llama_8b(), WEIGHTS, "rtx-4090")
+    assert chosen.fits
+    assert chosen.length >= 32_768
+    assert (chosen.values["max_num_seqs"], chosen.values["max_num_batched_tokens"]) == (256, 2048)
+    assert list(chosen.values) == [
+        "max_model_len",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "gpu_memory_utilization",
+        "dtype",
+    ]
+
+
+def test_every_device_dependent_default_is_written_out() -> None:
+    found = plan(llama_8b(), WEIGHTS, "h100-80gb")
+    argv = " ".join(found.argv)  # type: ignore[attr-defined]
+    for flag in (
+        "--max-model-len",
+        "--max-num-seqs",
+        "--max-num-batched-tokens",
+        "--gpu-memory-utilization",
+        "--dtype",
+    ):
+        assert flag in argv
+
+
+def test_a_wished_length_is_kept() -> None:
+    assert best(llama_8b(), WEIGHTS, "rtx-4090", context_tokens=8192).length == 8192
+    short = best(llama_8b(), WEIGHTS, "rtx-4090", context_tokens=120_000, ram="8GiB")
+    assert not short.fits
+    assert short.evaluation.shortfall_bytes > 0
+
+
+def test_the_longest_takes_smaller_steps() -> None:
+    usual = best(llama_8b(), WEIGHTS, "rtx-4090")
+    longest = best(llama_8b(), WEIGHTS, "rtx-4090", context_tokens=0)
+    assert longest.length > usual.length
+    assert longest.values["max_num_batched_tokens"] < usual.values["max_num_batched_tokens"]
+
+
+def test_bounds_on_the_length() -> None:
+    assert best(llama_8b(), WEIGHTS, "rtx-4090", max_context_tokens=4096).length == 4096
+    assert not best(llama_8b(), WEIGHTS, "rtx-4090", min_context_tokens=120_000, ram="8GiB").fits
+
+
+def test_parallel_sequences_share_the_cache() -> None:
+    one = best(llama_8b(), WEIGHTS, "rtx-4090", context_tokens=0, n_parallel=1)
+    four = best(llama_8b(), WEIGHTS, "rtx-4090", context_tokens=0, n_parallel=4)
+    assert four.values["max_num_seqs"] == 4
+    assert four.length * 4 <= one.length * 1.05
+    kv, capacity = four.evaluation.kv, four.evaluation.capacity
+    assert capacity is not None
+    assert 4 * kv.blocks_per_request(four.length) < capacity.n_blocks
+
+
+def test_two_cards_share_what_one_cannot_hold() -> None:
+    chosen = best(llama_8b(), 40 * GIB, "rtx-4090", "rtx-4090")
+    assert (chosen.values["tensor_parallel_size"], chosen.fits) == (2, True)
+
+
+def test_stages_where_heads_do_not_divide() -> None:
+    model = llama_8b(n_heads=25, n_kv_heads=5)
+    chosen = best(model, 40 * GIB, "rtx-4090", "rtx-4090")
+    assert chosen.values["pipeline_parallel_size"] == 2
+
+
+def test_the_roomiest_cards_are_taken() -> None:
+    chosen = best(llama_8b(), WEIGHTS, "rtx-3090:12GiB", "rtx-3090", args=("-tp", "1"))
+    assert chosen.values["device_ids"] == "1"
+    assert [rank.device.id for rank in chosen.evaluation.ranks] == ["GPU1"]
+
+
+def test_pins_are_never_altered() -> None:
+    args = ("-tp", "2", "--max-num-seqs", "7", "--gpu-memory-utilization", "0.7", "--max-model-len", "4k")
+    found = plan(llama_8b(), WEIGHTS, "rtx-4090", "rtx-4090", "rtx-4090", "rtx-4090", args=args)
+    assert found.argv[-len(args) :] == args  # type: ignore[attr-defined]
+    report = found.engine_report  # type: ignore[attr-defined]
+    assert (report["tensor_parallel_size"], report["max_num_seqs"], report["max_model_len"]) == (2, 7, 4000)
+    assert report["gpu_memory_utilization"] == 0.7
+    ours = found.argv[: -len(args)]  # type: ignore[attr-defined]
+    assert not {"--max-num-seqs", "--tensor-parallel-size", "--max-model-len"} & set(ours)
+
+
+def test_pins_that_cannot_hold() -> None:
+    with pytest.raises(EngineRefusalError, match="tensor parallel size"):
+        solve(problem(llama_8b(), WEIGHTS, "rtx-4090", "rtx-4090", "rtx-4090", args=("-tp", "3")))
+
+
+def test_an_8_bit_cache_only_where_it_is_allowed() -> None:
+    assert "kv_cache_dtype" not in best(llama_8b(), WEIGHTS, "rtx-4090", context_tokens=70_000).values
+    chosen = best(llama_8b(), WEIGHTS, "rtx-4090", context_tokens=70_000, kv="auto")
+    assert (chosen.fits, chosen.values["kv_cache_dtype"]) == (True, "fp8")
+    relaxed = best(llama_8b(), WEIGHTS, "rtx-4090", context_tokens=16_384, kv="auto")
+    assert "kv_cache_dtype" not in relaxed.values, "not where it is not needed"
+    assert best(llama_8b(), WEIGHTS, "rtx-4090", kv="fp8_e5m2").values["kv_cache_dtype"] == "fp8_e5m2"
+
+
+def test_graphs_go_last() -> None:
+    chosen = best(llama_8b(), 22 * GIB, "rtx-4090", context_tokens=1024)
+    assert chosen.fits
+    assert chosen.values["enforce_eager"] is True
+    assert not any(key.startswith("cpu_offload") for key in chosen.values)
+
+
+def test_experts_move_to_main_memory() -> None:
+    model = llama_8b(n_experts=64, n_experts_per_token=4, moe_intermediate_size=1024)
+    chosen = best(model, 40 * GIB, "rtx-4090", ram="128GiB")
+    assert chosen.fits
+    assert chosen.values["cpu_offload_params"] == ("experts",)
+    moved = chosen.evaluation.offload
+    assert moved is not None
+    assert moved.moved[0] >= 17 * GIB
+    assert not best(model, 40 * GIB, "rtx-4090", ram="16GiB").fits, "there is no room for them"
+
+
+def test_recurrent_models_have_a_block_per_sequence() -> None:
+    chosen = best(qwen3_6_27b(), 29 * GIB, "l40s")
+    capacity = chosen.evaluation.capacity
+    assert capacity is not None
+    assert chosen.values["max_num_seqs"] <= capacity.n_blocks
+
+
+def test_replicas_for_throughput() -> None:
+    chosen = best(llama_8b(), WEIGHTS, *["h100-80gb"] * 4, prefer="throughput")
+    assert chosen.values.get("data_parallel_size", 1) * chosen.values.get("tensor_parallel_size", 1) >= 2
+    assert chosen.total_speed >= best(llama_8b(), WEIGHTS, "h100-80gb", prefer="throughput").total_speed
+
+
+def test_context_parallel_where_the_cache_repeats() -> None:
+    chosen = best(deepseek_v3(), 600 * GIB, *["h200"] * 8, prefer="context", n_parallel=16)
+    assert chosen.values.get("decode_context_parallel_size") == 8
+
+
+def test_nothing_fits() -> None:
+    found = plan(llama_8b(), 200 * GIB, "rtx-4090", "rtx-4090", ram="32GiB")
+    assert not found.fits  # type: ignore[attr-defined]
+    codes = {finding.code: finding.message for finding in found.findings}  # type: ignore[attr-defined]
+    assert "lacks" in codes["does-not-fit"]
+    assert "GPUs like" in codes["gpus-needed"]
+    needed = gpus_needed(problem(llama_8b(), 200 * GIB, "rtx-4090", "rtx-4090"), 4096)
+    assert needed is not None
+    assert needed.world_size >= 10
+
+
+def test_margins_are_kept() -> None:
+    usual = best(llama_8b(), WEIGHTS, "rtx-4090")
+    wide = best(llama_8b(), WEIGHTS, "rtx-4090", margins=(Margin(n_bytes=2 * GIB),))
+    assert wide.evaluation.utilization < usual.evaluation.utilization
+    device = wide.evaluation.ranks[0].device
+    assert margin_bytes(device, 3, (Margin(n_bytes=1), Margin(n_bytes=2))) == 2, "the last is repeated"
+
+
+def test_decisions_say_why() -> None:
+    found = plan(llama_8b(), WEIGHTS, "rtx-4090", args=("--seed", "7"), context_tokens=0)
+    decisions = {decision.setting: decision for decision in found.decisions}  # type: ignore[attr-defined]
+    assert all(decision.because for decision in decisions.values())
+    length = decisions["--max-model-len"]
+    assert length.next_rejected is not None
+    assert (length.next_rejected.shortfall_bytes or 0) > 0
+    assert decisions["--seed"].origin == "user"
+    assert "margin" in decisions["--gpu-memory-utilization"].because
+
+
+def test_keyword_arguments_mean_the_same() -> None:
+    found = plan(llama_8b(), WEIGHTS, "rtx-4090", args=("--port", "80", "--seed", "7", "--max-model-len", "1k"))
+    kwargs = found.kwargs  # type: ignore[attr-defined]
+    assert kwargs["model"] == "M"
+    assert (kwargs["max_model_len"], kwargs["seed"]) == (1000, 7)
+    assert kwargs["max_num_seqs"] == found.engine_report["max_num_seqs"]  # type: ignore[attr-defined]
+    assert "port" not in kwargs
+
+
+def test_windows_fit_more_with_smaller_steps() -> None:
+    chosen = best(gemma3_27b(), 51 * GIB, *["rtx-4090"] * 4, context_tokens=0)
+    assert chosen.fits
+    assert chosen.length > 32_768
+
+
+def test_layouts_cover_the_machine() -> None:
+    asked = problem(llama_8b(), WEIGHTS, *["rtx-4090"] * 4)
+    shapes = {
+        (layout.values.get("tensor_parallel_size", 1), layout.values.get("pipeline_parallel_size", 1))
+        for family in layouts(asked)
+        for layout in family
+    }
+    assert shapes == {(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (4, 1)}
+
+
+def test_a_handful_of_tokens_is_not_enough() -> None:
+    """Where little more than the weights fits, main memory is asked as well."""
+    asked = problem(qwen3_8b(), int(20.9 * GIB), "rtx-4090", ram="64GiB")
+    chosen, _ = solve(asked)
+    assert chosen.fits
+    assert chosen.length >= 4096
