@@ -29,8 +29,8 @@ from autofit.domain.units import GIB, MIB
 from autofit.readers import read_model
 
 from autofit_llama.backend import LlamaBackend
-from autofit_llama.command.flags import read
-from autofit_llama.command.settings import settings_of
+from autofit_llama.command.parse import settings_of
+from autofit_llama.command.reading import read
 from autofit_llama.launch.defaults import launch_of
 from autofit_llama.launch.process import run_of
 from autofit_llama.memory.estimate import estimate, size

@@ -14,9 +14,11 @@ from autofit.domain.plan import Finding, Plan
 from autofit.domain.request import Margin, Request
 from autofit.errors import ModelError, UsageError
 
-from autofit_llama.command.flags import SECRET, Reading, read
 from autofit_llama.command.model_files import check_first, companions_of, model_of
-from autofit_llama.command.settings import LlamaSettings, settings_of
+from autofit_llama.command.options import SECRET
+from autofit_llama.command.parse import runs_of
+from autofit_llama.command.reading import Reading, read
+from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.versions import find_version
 from autofit_llama.launch.defaults import Launch, launch_of
 from autofit_llama.launch.findings import findings_of
@@ -43,7 +45,7 @@ class LlamaBackend(Backend):
         self, argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: str | None = None
     ) -> ParsedCommand:
         reading = read(argv, env, version=find_version(version)[0])
-        settings = settings_of(reading)
+        settings = runs_of(reading)[0]
         return ParsedCommand(
             program=reading.words or (reading.program,),
             model=model_of(settings),
@@ -83,7 +85,7 @@ class LlamaBackend(Backend):
             run = run_of(launch, model, machine, sized=sized)
             return launch, run, estimate(run, machine, [margins[device.id][0] for device in run.devices])
 
-        runs = _runs(reading, settings)
+        runs = runs_of(reading)
         tried = [measured(one) for one in runs]
         shown = min(range(len(runs)), key=lambda i: _room(tried[i][2].memory))
         launch, run, found = tried[shown]
@@ -105,15 +107,6 @@ class LlamaBackend(Backend):
 def _may_fit(launch: Launch) -> bool:
     """Whether the engine may change what is not pinned (common/fit.cpp, which gives up with -sm tensor)."""
     return launch.fit and launch.is_server and launch.split_mode != "tensor"
-
-
-def _runs(reading: Reading, settings: LlamaSettings) -> Sequence[LlamaSettings]:
-    """What the command runs one after another: llama-bench each combination of its lists, all others one."""
-    if reading.program != "llama-bench":
-        return (settings,)
-    from autofit_llama.command.llama_bench import bench_runs
-
-    return bench_runs(reading)
 
 
 def _room(memory: Memory) -> float:

@@ -11,8 +11,8 @@ import autofit
 import pytest
 from autofit.errors import UsageError
 
-from autofit_llama.command.flags import read
-from autofit_llama.command.settings import settings_of
+from autofit_llama.command.parse import settings_of
+from autofit_llama.command.reading import read
 from autofit_llama.launch.defaults import launch_of
 from autofit_llama.memory.estimate import size
 from autofit_llama.model.context import resolve_context

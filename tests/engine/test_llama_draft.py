@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from autofit.domain.units import MIB, round_up
 
-from autofit_llama.command.flags import read
-from autofit_llama.command.settings import settings_of
+from autofit_llama.command.parse import settings_of
+from autofit_llama.command.reading import read
 from autofit_llama.launch.defaults import launch_of
 from autofit_llama.model.caches import caches
 from autofit_llama.model.context import Context, resolve_context

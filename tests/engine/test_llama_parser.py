@@ -13,8 +13,8 @@ from autofit.errors import AutofitError
 from autofit.sources import resolve
 
 from autofit_llama.command.flag_table import TABLE
-from autofit_llama.command.flags import read
-from autofit_llama.command.settings import settings_of
+from autofit_llama.command.parse import settings_of
+from autofit_llama.command.reading import read
 from autofit_llama.launch.defaults import launch_of
 
 BIN = Path(os.environ.get("AUTOFIT_LLAMA_BIN", "/nonexistent"))

@@ -13,8 +13,8 @@ from autofit.domain.machine import Device, Host, Machine
 from autofit.domain.units import GIB, MIB
 from autofit.errors import EngineRefusalError
 
-from autofit_llama.command.flags import read
-from autofit_llama.command.settings import settings_of
+from autofit_llama.command.parse import settings_of
+from autofit_llama.command.reading import read
 from autofit_llama.launch.defaults import launch_of
 from autofit_llama.launch.process import run_of
 from autofit_llama.memory.estimate import device_rules, size

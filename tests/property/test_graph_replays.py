@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from autofit_llama.engine.vocabulary import Override
 from autofit_llama.graph.devices import CUDA, RPC
 from autofit_llama.memory.estimate import size
 from autofit_llama.memory.layout import Arguments, Sized, lay_out
-from autofit_llama.memory.placement import Override
 from autofit_llama.model.context import ContextParams
 from support.descriptors import spec
 

@@ -6,12 +6,14 @@ from autofit.errors import AutofitError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autofit_llama.command.flags import read
-from autofit_llama.command.settings import LlamaSettings, render, settings_of
+from autofit_llama.command.parse import settings_of
+from autofit_llama.command.reading import read
+from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.values import POOLING, SPEC_TYPES
+from autofit_llama.command.write import render
 from autofit_llama.engine.versions import LATEST, Version
+from autofit_llama.engine.vocabulary import KV_TYPES
 from autofit_llama.launch.defaults import launch_of
-from autofit_llama.model.context import KV_TYPES
 
 WORD = st.from_regex(r"[A-Za-z0-9_.*+()-]{1,12}", fullmatch=True).filter(lambda word: not word.startswith("-"))
 COUNT = st.integers(0, 4096).map(str)

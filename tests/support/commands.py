@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 from autofit.domain.model import ModelSpec
 from autofit.domain.units import round_up
 
-from autofit_llama.command.flags import read
-from autofit_llama.command.settings import settings_of
-from autofit_llama.graph.devices import CUDA, RPC, DeviceRules
+from autofit_llama.command.parse import settings_of
+from autofit_llama.command.reading import read
+from autofit_llama.graph.devices import CUDA, RPC, DeviceRules, device_bytes
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.launch.defaults import buffer_names, check_launch, check_stands_alone, chosen, launch_of
 from autofit_llama.memory.placement import buffer_rules, place_layers
-from autofit_llama.memory.weights import HOST_ALIGNMENT, WeightPlan, device_bytes, loaded_weights, place_weights
+from autofit_llama.memory.weights import HOST_ALIGNMENT, WeightPlan, loaded_weights, place_weights
 from autofit_llama.model.caches import caches
 from autofit_llama.model.context import Context, resolve_context
 from autofit_llama.model.hparams import HParams, read_hparams

@@ -15,10 +15,10 @@ from functools import cache
 from typing import Any
 
 import support
+from autofit_llama.engine.vocabulary import Override
 from autofit_llama.graph.devices import CUDA, RPC
 from autofit_llama.memory.estimate import size
 from autofit_llama.memory.layout import Arguments, Sized
-from autofit_llama.memory.placement import Override
 from autofit_llama.model.context import ContextParams, resolve_context
 from support.descriptors import spec
 

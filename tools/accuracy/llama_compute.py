@@ -23,10 +23,11 @@ from typing import Any
 from autofit.domain.model import ModelSpec
 from autofit.readers.gguf import read_gguf
 
+from autofit_llama.engine.vocabulary import Override
 from autofit_llama.graph.buffers import compute_buffers
 from autofit_llama.graph.devices import CUDA, RPC, DeviceRules
 from autofit_llama.graph.model import GraphModel
-from autofit_llama.memory.placement import Override, buffer_rules, place_layers
+from autofit_llama.memory.placement import buffer_rules, place_layers
 from autofit_llama.memory.weights import loaded_weights, place_weights
 from autofit_llama.model.context import ContextParams, resolve_context
 from autofit_llama.model.hparams import HParams, read_hparams

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from autofit.domain.text import printable
 from autofit.errors import UsageError
 
-from autofit_llama.command.flags import TRUE_WORDS, Flag, Option, make_flag
+from autofit_llama.command.options import TRUE_WORDS, Flag, Option, make_flag
 
 _KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*")
 _VALUE_END = re.compile(r"[;#\r\n]|\Z")

@@ -15,12 +15,11 @@ from typing import Any, get_args
 from autofit.domain.values import fields
 from autofit.errors import UsageError
 
-from autofit_llama.command.flags import Reading, integer
-from autofit_llama.command.settings import LlamaSettings, refusal, render
+from autofit_llama.command.options import refusal
+from autofit_llama.command.reading import Reading
+from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.values import (
     AUTO_LAYERS,
-    LoadMode,
-    SplitMode,
     one_of,
     parse_flash_attn,
     parse_kv_type,
@@ -28,8 +27,9 @@ from autofit_llama.command.values import (
     same,
     shares,
 )
-from autofit_llama.memory.placement import Override
-from autofit_llama.memory.weights import LazyMode
+from autofit_llama.command.write import render
+from autofit_llama.engine.numbers import integer
+from autofit_llama.engine.vocabulary import LazyMode, LoadMode, Override, SplitMode
 
 _RANGE = r"(-?[0-9]{1,10})(?:-([0-9]{1,10})(?:([+*])([0-9]{1,10}))?)?(?:,|$)"
 _MAX_VALUES = 4096

@@ -8,18 +8,23 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from autofit.domain.text import printable
 
-from autofit_llama.command.flags import AUTO_WORDS, FALSE_WORDS, MAX_SINGLE, TRUE_WORDS, integer, real
-from autofit_llama.memory.placement import MAX_DEVICES, Override
-from autofit_llama.model.context import KV_TYPES, FlashAttention
-from autofit_llama.model.hparams import POOLING_CLS, POOLING_LAST, POOLING_MEAN, POOLING_NONE, POOLING_RANK
-from autofit_llama.model.metadata import parse_override
-
-SplitMode = Literal["none", "layer", "row", "tensor"]
-LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
+from autofit_llama.command.options import AUTO_WORDS, FALSE_WORDS, TRUE_WORDS
+from autofit_llama.engine.numbers import MAX_SINGLE, integer, real
+from autofit_llama.engine.vocabulary import (
+    KV_TYPES,
+    MAX_DEVICES,
+    POOLING_CLS,
+    POOLING_LAST,
+    POOLING_MEAN,
+    POOLING_NONE,
+    POOLING_RANK,
+    FlashAttention,
+    Override,
+)
 
 ALL_LAYERS = -2  #: -ngl all
 AUTO_LAYERS = -1  #: -ngl auto
@@ -192,3 +197,29 @@ def parse_spec_types(text: str) -> tuple[str, ...]:
         if name not in SPEC_TYPES:
             raise ValueError(f"unknown speculative type: {printable(name, 40)}")
     return names
+
+
+MAX_OVERRIDE_BYTES = 127  #: bytes of llama_model_kv_override.key and .val_str
+
+
+def parse_override(text: str) -> tuple[str, bool | int | float | str]:
+    """`KEY=TYPE:VALUE` (common/common.cpp:string_parse_kv_override; numbers count as far as they go).
+
+    Raises:
+        ValueError: another form.
+    """
+    key, equals, typed = text.partition("=")
+    kind, colon, value = typed.partition(":")
+    if not equals or not colon or len(key.encode()) > MAX_OVERRIDE_BYTES:
+        raise ValueError("malformed KV override (KEY=TYPE:VALUE)")
+    if kind == "int":
+        whole = re.match(r"\s*([+-]?[0-9]{1,40})", value)
+        return key, int(whole[1]) if whole else 0
+    if kind == "float":
+        number = re.match(r"\s*([+-]?(?:[0-9]{1,60}\.?[0-9]{0,60}|\.[0-9]{1,60})(?:[eE][+-]?[0-9]{1,3})?)", value)
+        return key, float(number[1]) if number else 0.0
+    if kind == "bool" and value in ("true", "false"):
+        return key, value == "true"
+    if kind == "str" and len(value.encode()) <= MAX_OVERRIDE_BYTES:
+        return key, value
+    raise ValueError("Invalid type for KV override (int, float, bool or str)")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
 
+from autofit_llama.engine.vocabulary import POOLING_CLS, POOLING_LAST, POOLING_MEAN, POOLING_NONE, POOLING_RANK
 from autofit_llama.graph import ggml
 from autofit_llama.graph.ggml import HOST, HOST_PINNED, NONE, Tensor
 from autofit_llama.graph.model import GraphModel
@@ -22,11 +23,6 @@ from autofit_llama.model.hparams import (
     GATING_SOFTMAX,
     GATING_SOFTMAX_WEIGHT,
     GATING_SQRT_SOFTPLUS,
-    POOLING_CLS,
-    POOLING_LAST,
-    POOLING_MEAN,
-    POOLING_NONE,
-    POOLING_RANK,
     HParams,
 )
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from autofit.domain.dtypes import GGML_TYPES_BY_NAME, row_bytes
+from autofit.domain.units import GIB, round_up
 from autofit.domain.values import dataclass, replace
 
 from autofit_llama.graph import cuda, metal
@@ -31,7 +33,6 @@ __all__ = [
 Kind = Literal["cuda", "rpc", "metal", "vulkan"]
 
 OFFLOAD_MIN_BATCH = 32  #: GGML_OP_OFFLOAD_MIN_BATCH
-GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,3 +138,10 @@ def cpu_supports(t: Tensor) -> bool:
 
 #: ggml-cpu.c:type_traits_cpu, vec_dot_type; a quantised matrix never meets its own as second source
 _DOT_TYPES = {"f32": "f32", "f16": "f16", "bf16": "bf16"}
+
+
+def device_bytes(rules: DeviceRules, type_name: str, ne0: int, n_bytes: int) -> int:
+    """Bytes of a weight or cache in a device's buffer: rows padded where the device does, then aligned."""
+    if rules.kind != "rpc" and ne0 % ROW_PADDING and GGML_TYPES_BY_NAME[type_name].block_elements > 1:
+        n_bytes += row_bytes(type_name, ROW_PADDING - ne0 % ROW_PADDING)
+    return round_up(n_bytes, rules.alignment)

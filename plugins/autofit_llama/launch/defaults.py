@@ -15,15 +15,15 @@ from autofit.domain.model import ModelSpec
 from autofit.domain.values import dataclass, replace
 from autofit.errors import EngineRefusalError, UsageError
 
-from autofit_llama.command.flags import Program
+from autofit_llama.command.options import Program
 from autofit_llama.command.settings import LlamaSettings
-from autofit_llama.command.values import AUTO_LAYERS, POOLING, LoadMode, SplitMode
-from autofit_llama.memory.placement import Override
-from autofit_llama.memory.weights import LazyMode
+from autofit_llama.command.values import AUTO_LAYERS, POOLING
+from autofit_llama.engine.vocabulary import POOLING_NONE, POOLING_UNSPECIFIED, LazyMode, LoadMode, Override, SplitMode
 from autofit_llama.model.context import MAX_SEQUENCES, Context, ContextParams
-from autofit_llama.model.hparams import POOLING_NONE, POOLING_UNSPECIFIED, HParams
+from autofit_llama.model.hparams import HParams
 
 _T = TypeVar("_T")
+SERVERS = ("llama-server", "llama-cli")
 SERVER_SLOTS = 4  #: what `-np -1` means to llama-server
 _ROLLS_BACK = frozenset(("draft-mtp", "draft-eagle3", "draft-dflash", "draft-dspark"))
 _DRAFTS_BLOCKS = frozenset(("draft-dflash", "draft-dspark"))
@@ -117,7 +117,7 @@ def launch_of(
     if program == "llama-cpp-python":
         settings = settings.or_else(_PYTHON_DEFAULTS)
     types = settings.spec_types or (() if draft is None else spec_types_of(draft))
-    serves = program in ("llama-server", "llama-cli")
+    serves = program in SERVERS
     has_draft = settings.draft_model is not None or settings.draft_hf_repo is not None
     embedding = settings.embedding or False
     n_ubatch = _or(settings.n_ubatch, 512)

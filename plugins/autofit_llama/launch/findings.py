@@ -10,11 +10,12 @@ from autofit.domain.plan import Finding, Severity
 from autofit.domain.text import printable
 from autofit.domain.units import GIB, MIB, format_bytes
 
-from autofit_llama.command.flags import Reading, integer
+from autofit_llama.command.reading import Reading
 from autofit_llama.command.values import parse_split
+from autofit_llama.engine.numbers import integer
+from autofit_llama.engine.vocabulary import POOLING_NONE, POOLING_RANK
 from autofit_llama.memory.estimate import Estimate, Run
 from autofit_llama.model.context import CELL_PADDING
-from autofit_llama.model.hparams import POOLING_NONE, POOLING_RANK
 
 SPARE_BYTES = 1 * GIB  #: of main memory, kept free beside a prompt cache
 #: options with which a model may read more than it was trained for

@@ -13,10 +13,10 @@ from autofit.domain.text import printable
 from autofit.domain.units import round_up
 from autofit.errors import EngineRefusalError
 
-from autofit_llama.command.flags import integer
-from autofit_llama.graph.devices import DeviceRules
+from autofit_llama.engine.numbers import integer
+from autofit_llama.graph.devices import DeviceRules, device_bytes
 from autofit_llama.memory.placement import Placement
-from autofit_llama.memory.weights import HOST_ALIGNMENT, device_bytes
+from autofit_llama.memory.weights import HOST_ALIGNMENT
 from autofit_llama.model.hparams import HParams
 
 _A, _B = ".lora_a", ".lora_b"

@@ -11,11 +11,10 @@ from autofit.domain.request import Margin
 from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
 
-from autofit_llama.graph.devices import DeviceRules, rules_for
+from autofit_llama.graph.devices import DeviceRules, device_bytes, rules_for
 from autofit_llama.memory import runtime
 from autofit_llama.memory.adapters import control_vector_bytes, lora_bytes, lora_compute_bytes
 from autofit_llama.memory.layout import Arguments, Layout, Sized, lay_out
-from autofit_llama.memory.weights import device_bytes
 from autofit_llama.model.hparams import read_hparams
 
 _RECURRENT_SIDES = frozenset(("r", "s", "ple"))

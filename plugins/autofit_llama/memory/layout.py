@@ -10,21 +10,14 @@ from autofit.domain.model import ModelSpec, TensorInfo
 from autofit.domain.values import dataclass, replace
 from autofit.errors import UnsupportedModelError
 
+from autofit_llama.engine.vocabulary import LazyMode, Override
 from autofit_llama.graph.buffers import ComputeBuffers, Known, compute_buffers
-from autofit_llama.graph.devices import DeviceRules
+from autofit_llama.graph.devices import DeviceRules, device_bytes
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.graph.model import GraphModel
 from autofit_llama.memory.bound import bound_buffers
-from autofit_llama.memory.placement import Override, Placement, buffer_rules, place_layers
-from autofit_llama.memory.weights import (
-    HOST_ALIGNMENT,
-    LazyMode,
-    Weight,
-    WeightPlan,
-    device_bytes,
-    loaded_weights,
-    place_weights,
-)
+from autofit_llama.memory.placement import Placement, buffer_rules, place_layers
+from autofit_llama.memory.weights import HOST_ALIGNMENT, Weight, WeightPlan, loaded_weights, place_weights
 from autofit_llama.model.caches import Cache, caches
 from autofit_llama.model.context import Context, ContextParams, resolve_context
 from autofit_llama.model.hparams import HParams

@@ -16,12 +16,12 @@ from typing import Literal
 from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
+from autofit_llama.engine.vocabulary import Override
 from autofit_llama.graph.devices import DeviceRules
 from autofit_llama.graph.ggml import HOST, HOST_REPACKED, Tensor
 from autofit_llama.model.hparams import HParams
 
 HOST_PINNED = -3  #: the first device's pinned host buffer; plain host memory for a graph
-MAX_DEVICES = 16  #: llama_max_devices
 
 Operation = Literal[
     "NONE", "GET_ROWS", "MUL_MAT", "MUL_MAT_ID", "ADD", "ADD_ID", "MUL", "DIV", "SCALE", "ROPE", "SSM_CONV",
@@ -72,16 +72,6 @@ def place_layers(
         return next((d for d, point in enumerate(points) if x < point), n_devices - 1)
 
     return Placement(blocks=tuple(map(device, range(n_layer_all))), output=device(n_layer_all))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Override:
-    """One of `-ot PATTERN=BUFFER`, `-cmoe`, `-ncmoe N`, `-ncffn N`: they are tried in command-line order."""
-
-    kind: Literal["pattern", "cpu_moe", "n_cpu_moe", "n_cpu_ffn"]
-    pattern: str = ""
-    buffer: str = "CPU"
-    n_blocks: int = 0
 
 
 #: common/common.h: LLM_FFN_EXPS_REGEX, LLM_FFN_DENSE_REGEX; the block number is compared as text, as a

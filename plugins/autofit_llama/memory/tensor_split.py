@@ -17,10 +17,9 @@ from autofit.domain.dtypes import GGML_TYPES_BY_NAME, row_bytes
 from autofit.domain.values import dataclass, field, replace
 from autofit.errors import EngineRefusalError
 
-from autofit_llama.graph.devices import DeviceRules
+from autofit_llama.graph.devices import DeviceRules, device_bytes
 from autofit_llama.graph.model import rotation_side
 from autofit_llama.memory.placement import Placement, f32
-from autofit_llama.memory.weights import device_bytes
 from autofit_llama.model.caches import CacheTensor
 from autofit_llama.model.context import Context
 from autofit_llama.model.hparams import HParams

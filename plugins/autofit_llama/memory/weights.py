@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import add
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from autofit.domain.dtypes import GGML_TYPES_BY_NAME, row_bytes
 from autofit.domain.model import ModelSpec, TensorInfo
 from autofit.domain.units import GIB, round_up
 from autofit.domain.values import dataclass, field
 
-from autofit_llama.graph.devices import ROW_PADDING, DeviceRules
+from autofit_llama.engine.vocabulary import LazyMode
+from autofit_llama.graph.devices import DeviceRules, device_bytes
 from autofit_llama.graph.ggml import HOST, HOST_REPACKED
 from autofit_llama.memory.placement import HOST_PINNED, BufferRules, Operation, Placement
 from autofit_llama.model.hparams import HParams
@@ -31,7 +31,6 @@ HOST_ALIGNMENT = 32  #: ggml/src/ggml-impl.h: TENSOR_ALIGNMENT
 LAZY_MIN_BYTES = 4 * GIB  #: llama-model-loader.cpp:lazy_read::add
 
 Group = Literal["embedding", "output", "attention", "dense", "shared", "experts", "other"]
-LazyMode = Literal["on", "auto", "off"]
 
 
 class Weight(NamedTuple):
@@ -279,13 +278,6 @@ def _group(module: str) -> Group:
     if _DENSE.match(module):
         return "dense"
     return "attention" if _ATTENTION.search(module) else "other"
-
-
-def device_bytes(rules: DeviceRules, type_name: str, ne0: int, n_bytes: int) -> int:
-    """Bytes of a weight or cache in a device's buffer: rows padded where the device does, then aligned."""
-    if rules.kind != "rpc" and ne0 % ROW_PADDING and GGML_TYPES_BY_NAME[type_name].block_elements > 1:
-        n_bytes += row_bytes(type_name, ROW_PADDING - ne0 % ROW_PADDING)
-    return round_up(n_bytes, rules.alignment)
 
 
 def place_weights(

@@ -6,30 +6,24 @@ that llama_init_from_model refuses.
 
 from __future__ import annotations
 
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 from autofit.domain.dtypes import GGML_TYPES_BY_NAME, row_bytes
 from autofit.domain.units import round_up
 from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
-from autofit_llama.model.hparams import POOLING_LAST, POOLING_NONE, POOLING_RANK, POOLING_UNSPECIFIED, HParams
-
-FlashAttention = Literal["on", "off", "auto"]
+from autofit_llama.engine.vocabulary import (
+    POOLING_LAST,
+    POOLING_NONE,
+    POOLING_RANK,
+    POOLING_UNSPECIFIED,
+    FlashAttention,
+)
+from autofit_llama.model.hparams import HParams
 
 MAX_SEQUENCES = 256  #: LLAMA_MAX_SEQ (src/llama-cparams.h)
 CELL_PADDING = 256  #: GGML_PAD of the context and of sliding-window caches
-KV_TYPES = (
-    "f32",
-    "f16",
-    "bf16",
-    "q8_0",
-    "q4_0",
-    "q4_1",
-    "iq4_nl",
-    "q5_0",
-    "q5_1",
-)  #: common/arg.cpp:kv_cache_types
 
 #: llm_arch_supports_rs_rollback: others keep one row of recurrent state per sequence
 _ROLLBACK = frozenset(

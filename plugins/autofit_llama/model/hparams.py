@@ -17,7 +17,6 @@ from autofit_llama.model.architectures import resolve
 RopeType = Literal["none", "norm", "neox", "mrope", "imrope"]
 SwaType = Literal["none", "standard", "chunked", "symmetric"]
 
-POOLING_UNSPECIFIED, POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST, POOLING_RANK = -1, 0, 1, 2, 3, 4
 GATING_NONE, GATING_SOFTMAX, GATING_SIGMOID, GATING_SOFTMAX_WEIGHT, GATING_SQRT_SOFTPLUS = 0, 1, 2, 3, 4
 
 

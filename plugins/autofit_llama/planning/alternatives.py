@@ -22,7 +22,7 @@ from autofit_llama.planning.search import Found, Search
 from autofit_llama.speed.rates import FILLED_TOKENS, speed_of
 
 if TYPE_CHECKING:
-    from autofit_llama.planning.decide import Task
+    from autofit_llama.planning.task import Task
 
 MOST = 5
 PROMPT_GAIN = 1.1  #: how much faster prompts have to be read, to be worth a plan

@@ -5,28 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from autofit.domain.machine import HOST_POOL, Machine
-from autofit.domain.model import ModelSpec
-from autofit.domain.units import GIB, MIB
+from autofit.domain.machine import HOST_POOL
+from autofit.domain.units import MIB
 
 from autofit_llama.command.settings import LlamaSettings
+from autofit_llama.launch.defaults import SERVERS
 from autofit_llama.launch.findings import SPARE_BYTES
 from autofit_llama.memory.estimate import Estimate
 from autofit_llama.planning.search import Found
+from autofit_llama.planning.task import DEFAULT_CACHE_RAM_MIB, is_ample
 
 if TYPE_CHECKING:
-    from autofit_llama.planning.decide import Task
-
-SERVERS = ("llama-server", "llama-cli")
-DEFAULT_CACHE_RAM_MIB = 8192
-AMPLE_HOST_BYTES = DEFAULT_CACHE_RAM_MIB * MIB + 8 * GIB
-"""What the host has beyond the whole model where the server's caches never decide anything."""
-
-
-def is_ample(model: ModelSpec, machine: Machine) -> bool:
-    """Whether the host is so large that the server's own caches cannot be what does not fit."""
-    free = machine.host.available_bytes
-    return free is None or free > model.weights_bytes + AMPLE_HOST_BYTES
+    from autofit_llama.planning.task import Task
 
 
 def complete(task: Task, solved: LlamaSettings, found: Found, final: Estimate) -> LlamaSettings:

@@ -10,7 +10,8 @@ from autofit.domain.plan import Decision, NextRejected, Origin
 from autofit.domain.units import format_bytes
 from autofit.domain.values import dataclass
 
-from autofit_llama.command.settings import LlamaSettings, render
+from autofit_llama.command.settings import LlamaSettings
+from autofit_llama.command.write import render
 from autofit_llama.memory.estimate import Estimate
 from autofit_llama.model.context import CELL_PADDING
 from autofit_llama.planning.goals import Goals
@@ -18,7 +19,7 @@ from autofit_llama.planning.problem import ONE_BY_ONE
 from autofit_llama.planning.search import Found, Search
 
 if TYPE_CHECKING:
-    from autofit_llama.planning.decide import Task
+    from autofit_llama.planning.task import Task
 
 DEFAULT_BATCH, DEFAULT_UBATCH = 2048, 512
 _FLASH_ON = "every device in use supports it for this model: attention scores need no buffer"

@@ -10,7 +10,8 @@ from autofit.domain.plan import Finding
 from autofit.domain.units import format_bytes
 from autofit.errors import EngineRefusalError
 
-from autofit_llama.command.settings import LlamaSettings, render
+from autofit_llama.command.settings import LlamaSettings
+from autofit_llama.command.write import render
 from autofit_llama.planning.goals import Goals, reach
 from autofit_llama.planning.pins import relaxed
 from autofit_llama.planning.problem import LaunchProblem
@@ -18,7 +19,7 @@ from autofit_llama.planning.search import Found, Search
 from autofit_llama.planning.tables import Split
 
 if TYPE_CHECKING:
-    from autofit_llama.planning.decide import Task
+    from autofit_llama.planning.task import Task
 
 #: pins in the order in which giving one up hurts least
 _PINS = ("overrides", "n_gpu_layers", "tensor_split", "n_ubatch", "devices", "n_ctx", "type_k", "type_v")

@@ -18,12 +18,15 @@ from autofit.domain.units import format_bytes
 from autofit.domain.values import dataclass, replace
 from autofit.errors import UsageError
 
-from autofit_llama.command.flags import SECRET, Reading, is_flag, read
-from autofit_llama.command.settings import LlamaSettings, settings_of
+from autofit_llama.command.options import SECRET, is_flag
+from autofit_llama.command.parse import settings_of
+from autofit_llama.command.reading import Reading, read
+from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.values import AUTO_LAYERS
 from autofit_llama.engine.versions import Version, find_version
+from autofit_llama.engine.vocabulary import KV_TYPES
 from autofit_llama.launch.process import engine_devices
-from autofit_llama.model.context import KV_TYPES, MAX_SEQUENCES
+from autofit_llama.model.context import MAX_SEQUENCES
 from autofit_llama.model.hparams import HParams
 from autofit_llama.planning.search import Bounds
 

@@ -15,17 +15,18 @@ from autofit.domain.request import Margin
 from autofit.domain.values import dataclass, field, replace
 from autofit.speed import LayerWork, Place, Roofline, Step
 
-from autofit_llama.command.flags import Program
+from autofit_llama.command.options import Program
 from autofit_llama.command.settings import LlamaSettings
+from autofit_llama.engine.vocabulary import FlashAttention, Override
 from autofit_llama.graph.devices import DeviceRules, rules_for
 from autofit_llama.launch.defaults import launch_of
 from autofit_llama.launch.process import engine_devices, run_of
 from autofit_llama.memory.estimate import Estimate, Run, estimate
 from autofit_llama.memory.layout import Sized
-from autofit_llama.memory.placement import Override, matcher
+from autofit_llama.memory.placement import matcher
 from autofit_llama.memory.weights import Weight
 from autofit_llama.model.caches import caches
-from autofit_llama.model.context import Context, FlashAttention, resolve_context
+from autofit_llama.model.context import Context, resolve_context
 from autofit_llama.planning.search import Bounds, Candidate
 from autofit_llama.planning.tables import Split, Tables, Target
 from autofit_llama.planning.terms import HOST_BUFFER, terms_of

@@ -17,8 +17,8 @@ from autofit.domain.model import FeedForwardKind, Mixer
 from autofit.domain.units import round_up
 from autofit.speed import LayerWork, Place, Read, n_kernels
 
-from autofit_llama.graph.devices import DeviceRules
-from autofit_llama.memory.weights import HOST_ALIGNMENT, INPUT, Weight, device_bytes
+from autofit_llama.graph.devices import DeviceRules, device_bytes
+from autofit_llama.memory.weights import HOST_ALIGNMENT, INPUT, Weight
 from autofit_llama.model.caches import Cache, CacheTensor
 from autofit_llama.model.context import Context, cache_row_bytes
 from autofit_llama.model.hparams import HParams

@@ -12,8 +12,8 @@ from autofit.pipeline import engine_surroundings
 
 from autofit_llama.backend import LlamaBackend
 from autofit_llama.command.config_file import parse, paths
-from autofit_llama.command.flags import Reading, read
-from autofit_llama.command.settings import settings_of
+from autofit_llama.command.parse import settings_of
+from autofit_llama.command.reading import Reading, read
 from autofit_llama.engine.versions import Version
 
 PATH = "/etc/llama.cpp/config.ini"

@@ -8,7 +8,9 @@ import pytest
 from autofit.errors import UsageError
 
 from autofit_llama.command.flag_table import TABLE
-from autofit_llama.command.flags import Reading, find_program, integer, option, read, real, unread_variables
+from autofit_llama.command.options import option
+from autofit_llama.command.reading import Reading, find_program, read, unread_variables
+from autofit_llama.engine.numbers import integer, real
 from autofit_llama.engine.versions import Version
 
 

@@ -7,14 +7,18 @@ from typing import Any
 import pytest
 from autofit.errors import EngineRefusalError, UsageError
 
-from autofit_llama.command.flags import Program, read
 from autofit_llama.command.llama_bench import bench_runs, parse_range, what_differs
-from autofit_llama.command.settings import LlamaSettings, render, settings_of
+from autofit_llama.command.options import Program
+from autofit_llama.command.parse import settings_of
+from autofit_llama.command.reading import read
+from autofit_llama.command.settings import LlamaSettings
+from autofit_llama.command.values import parse_override
+from autofit_llama.command.write import render
 from autofit_llama.engine.versions import LATEST, Version, find_version
+from autofit_llama.engine.vocabulary import Override
 from autofit_llama.launch.defaults import Launch, check_launch, check_stands_alone, chosen, launch_of, python_arguments
-from autofit_llama.memory.placement import Override
 from autofit_llama.model.context import ContextParams, resolve_context
-from autofit_llama.model.metadata import overridden, parse_override
+from autofit_llama.model.metadata import overridden
 from support.commands import model_of
 
 

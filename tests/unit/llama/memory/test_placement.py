@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from autofit.errors import AutofitError, EngineRefusalError
 
+from autofit_llama.engine.vocabulary import Override
 from autofit_llama.graph.devices import CUDA, RPC
 from autofit_llama.graph.ggml import HOST, HOST_REPACKED
 from autofit_llama.launch.defaults import buffer_names
 from autofit_llama.memory.placement import (
     HOST_PINNED,
-    Override,
     buffer_rules,
     f32,
     matcher,

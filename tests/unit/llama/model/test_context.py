@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from autofit.errors import EngineRefusalError
 
-from autofit_llama.graph.devices import CUDA, RPC
+from autofit_llama.graph.devices import CUDA, RPC, device_bytes
 from autofit_llama.memory.placement import buffer_rules, place_layers
-from autofit_llama.memory.weights import device_bytes, loaded_weights, place_weights, slot_costs
+from autofit_llama.memory.weights import loaded_weights, place_weights, slot_costs
 from autofit_llama.model.caches import CacheTensor, cache_bytes, caches
 from autofit_llama.model.context import Context, ContextParams, cache_row_bytes, resolve_context
 from autofit_llama.model.hparams import HParams
