@@ -190,7 +190,6 @@ def weights(of: VllmModel, total_bytes: int, *, tp: int = 1, pp: int = 1) -> tup
     return tuple(
         StageWeights(
             stage=stage,
-            first_layer=bounds[stage],
             n_layers=bounds[stage + 1] - bounds[stage],
             parameter_bytes=share,
             expert_bytes=share * 8 // 10 if of.is_moe else 0,
@@ -200,7 +199,6 @@ def weights(of: VllmModel, total_bytes: int, *, tp: int = 1, pp: int = 1) -> tup
             extra_bytes=0,
             lora_bytes=0,
             draft_bytes=0,
-            load_peak_bytes=0,
         )
         for stage in range(pp)
     )

@@ -50,7 +50,7 @@ class Options:
 
 
 class Builder:
-    """Collects what the pages of this package describe; `Scope` is the handle that they use."""
+    """Collects what a model builder describes; `Scope` is the handle that they use."""
 
     __slots__ = (
         "buffers",
@@ -202,7 +202,7 @@ class Builder:
         self.final_norm(bias=bias, everywhere=everywhere)
         self.head(everywhere=everywhere)
 
-    # -- Facts of the language model that most pages ask for
+    # -- Facts of the language model that most builders ask for
 
     @property
     def hidden_size(self) -> int:

@@ -141,6 +141,11 @@ def uses_mla(text: Config) -> bool:
     return text.model_type in _MLA_TYPES and text.maybe_int("kv_lora_rank") is not None
 
 
+def is_encoder_decoder(root: Config, text: Config) -> bool:
+    """(transformers_utils/config.py:is_encoder_decoder) Whisper's configuration class says so by itself."""
+    return any(config.flag("is_encoder_decoder", config.model_type == "whisper") for config in (root, text))
+
+
 def head_size(text: Config) -> int:
     if uses_mla(text):
         return text.int("kv_lora_rank") + text.int("qk_rope_head_dim", default=0)

@@ -21,7 +21,8 @@ from autofit.errors import EngineRefusalError, UnsupportedModelError
 from autofit_vllm.architectures.builder import Builder, Options
 from autofit_vllm.architectures.config import Config
 from autofit_vllm.architectures.facts import attention_heads, config_dtype, head_size, key_value_heads
-from autofit_vllm.architectures.registry import KNOWN, MULTIMODAL
+from autofit_vllm.architectures.record import architecture_of
+from autofit_vllm.architectures.registry import CLASSES
 from autofit_vllm.memory.weights import rank_tensors
 from autofit_vllm.modules.dtypes import SAFETENSORS, dtype_bytes
 from autofit_vllm.modules.model import EVERY, FIRST, AttentionCache, Parallel, Plain, VllmModel
@@ -191,7 +192,7 @@ def _with_packed_layers(raw: Mapping[str, object] | None, tensors: Iterable[Tens
     return {**raw, key: sorted(packed if method == "gptq" else others - packed)}
 
 
-# -- Architectures without a page of their own
+# -- Architectures without a model builder
 
 
 def model_behind_towers(spec: ModelSpec, options: Options) -> VllmModel | None:
@@ -201,16 +202,18 @@ def model_behind_towers(spec: ModelSpec, options: Options) -> VllmModel | None:
     Raises:
         UnsupportedModelError: without files nothing tells the size of the encoders.
     """
-    from autofit_vllm.architectures import assemble, causal_page
+    from autofit_vllm.architectures import assemble
+    from autofit_vllm.architectures.builders import causal_lm_builder
     from autofit_vllm.architectures.families.vision import language_model
 
     root = Config(spec.metadata)
-    word = next((name for name in root.items_of("architectures") if name in KNOWN & MULTIMODAL), None)
+    named = [name for name in root.items_of("architectures") if isinstance(name, str) and name in CLASSES]
+    word = next((name for name in named if architecture_of(name).multimodal), None)
     text = next((found for key in _TEXT_KEYS if (found := root.section(key)).given), None)
     if word is None or text is None:
         return None
     try:
-        causal_page(text)
+        causal_lm_builder(text)
     except UnsupportedModelError:
         return None
     if not spec.tensors and not options.language_model_only:
@@ -220,7 +223,7 @@ def model_behind_towers(spec: ModelSpec, options: Options) -> VllmModel | None:
         )
     builder = Builder(root, root, options)
     language_model(builder, *_TEXT_KEYS)
-    model = assemble(word, builder)
+    model = assemble(word, architecture_of(word), builder)
     if options.language_model_only:
         return model
     model = check_against_tensors(model, spec)
@@ -273,7 +276,7 @@ def bound_model(spec: ModelSpec, options: Options) -> VllmModel:
             f"architecture {words} is not known here, and its configuration does not tell the size of its cache"
         )
     dtype = config_dtype(root, text) or "float32"
-    known = any(word in KNOWN for word in root.items_of("architectures") if isinstance(word, str))
+    known = any(word in CLASSES for word in root.items_of("architectures") if isinstance(word, str))
     modules = _bound_modules(spec.tensors, n_layers)
     caches = tuple(
         AttentionCache(
@@ -304,7 +307,6 @@ def bound_model(spec: ModelSpec, options: Options) -> VllmModel:
         max_len_tokens=text.maybe_int("max_position_embeddings"),
         max_len_key="max_position_embeddings",
         default_len_tokens=text.maybe_int("max_position_embeddings"),
-        supports_lora=False,
         basis="bound",
         notes=(
             (

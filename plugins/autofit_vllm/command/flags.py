@@ -164,11 +164,6 @@ def _parser(file: str) -> _Parser:
     return parser
 
 
-def known_options(facts: VersionFacts) -> frozenset[str]:
-    """Every spelling that this version's parser has, without prefixes."""
-    return frozenset(_parser(facts.flags_file)._option_string_actions)
-
-
 @functools.cache
 def _by_dest(file: str) -> dict[str, dict[str, Any]]:
     return {row["dest"]: row for row in _table(file)}

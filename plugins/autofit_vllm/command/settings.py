@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError, UsageError
@@ -23,7 +23,7 @@ PYTHON_MODULES = ("vllm.entrypoints.openai.api_server", "vllm.entrypoints.cli.ma
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmSettings:
-    """Settings by the engine's own names (engine/arg_utils.py:EngineArgs); `None` lets vLLM decide.
+    """What a plan depends on, by the engine's own names (engine/arg_utils.py:EngineArgs); `None` lets vLLM decide.
 
     `args` are the flags exactly as given, `given` what they set, `env` the variables that vLLM reads.
     """
@@ -39,18 +39,14 @@ class VllmSettings:
     convert: str = "auto"
     dtype: str = "auto"
     quantization: str | None = None
-    quantization_config: Any = None
     allow_deprecated_quantization: bool = False
-    trust_remote_code: bool = False
     hf_overrides: Any = None
-    load_format: str = "auto"
     max_model_len: int | None = None
     disable_sliding_window: bool = False
 
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     max_num_active_seqs: int | None = None
-    max_num_scheduled_tokens: int | None = None
     long_prefill_token_threshold: int = 0
     enable_chunked_prefill: bool | None = None
     async_scheduling: bool | None = None
@@ -65,7 +61,6 @@ class VllmSettings:
     block_size: int | None = None
     enable_prefix_caching: bool | None = None
     kv_offloading_size: float | None = None
-    kv_transfer_config: Any = None
     mamba_cache_dtype: str = "auto"
     mamba_ssm_cache_dtype: str = "auto"
     mamba_block_size: int | None = None
@@ -76,7 +71,6 @@ class VllmSettings:
     data_parallel_size: int = 1
     data_parallel_size_local: int | None = None
     data_parallel_rank: int | None = None
-    data_parallel_start_rank: int | None = None
     data_parallel_backend: str = "mp"
     data_parallel_external_lb: bool = False
     data_parallel_hybrid_lb: bool = False
@@ -110,11 +104,9 @@ class VllmSettings:
     offload_num_in_group: int = 1
     offload_prefetch_step: int = 1
     offload_params: tuple[str, ...] = ()
-    enable_sleep_mode: bool = False
 
     language_model_only: bool = False
     limit_mm_per_prompt: Mapping[str, Any] = field(default_factory=dict)
-    skip_mm_profiling: bool = False
     mm_encoder_tp_mode: str = "weights"
     mm_ipc_gpu_memory_gb: float = 0.0
     mm_processor_cache_gb: float = 4.0
@@ -122,7 +114,6 @@ class VllmSettings:
     enable_lora: bool = False
     max_loras: int = 1
     max_lora_rank: int = 16
-    max_cpu_loras: int | None = None
     fully_sharded_loras: bool = False
     lora_dtype: str = "auto"
 
@@ -152,10 +143,6 @@ class VllmSettings:
     def pins(self, name: str) -> bool:
         """Whether the user set this."""
         return name in self.given
-
-    def with_defaults(self, **values: Any) -> Self:
-        """These settings with other values where the user pinned none."""
-        return dataclasses.replace(self, **{name: value for name, value in values.items() if name not in self.given})
 
 
 _FIELDS = frozenset(f.name for f in dataclasses.fields(VllmSettings)) - {

@@ -127,7 +127,6 @@ class EngineConfig:
     mm_prefix: bool
     images: bool  #: encoders are built and profiled
     speculative_tokens: int
-    speculative_method: str | None
     draft: Draft | None
     graph_mode: GraphMode
     capture_sizes: tuple[int, ...]
@@ -159,6 +158,8 @@ def resolve(
     Raises:
         EngineRefusalError: vLLM would refuse these arguments.
     """
+    if settings.enable_lora and not model.supports_lora:
+        raise EngineRefusalError(f"{model.architecture} does not support LoRA yet.")
     dtype = resolve_dtype(settings, model, gpu)
     check_quantisation(quantization, dtype)
     pooling = model.is_pooling or settings.pooling
@@ -217,7 +218,6 @@ def resolve(
         mm_prefix=images and model.model_type in MM_PREFIX_MODELS,
         images=images,
         speculative_tokens=n_speculative,
-        speculative_method=method,
         draft=draft,
         graph_mode=mode,
         capture_sizes=capture_sizes(

@@ -51,7 +51,6 @@ class LayerQuery:
     latent_size: int = 512
     index_topk: int | None = None
     cpu: bool = False
-    attn_type: str = "decoder"
 
 
 Rule = Callable[[LayerQuery], str | None]

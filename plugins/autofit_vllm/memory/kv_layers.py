@@ -198,7 +198,6 @@ class Layout:
     block_tokens: int
     backends: tuple[str, ...]
     kv_dtype: str
-    state_padding_bytes: int = 0  #: what aligning the state to a page wastes, per page
     packed: bool = False  #: the layers of a block stand behind each other; else the blocks of a layer
 
 
@@ -224,13 +223,11 @@ def lay_out(model: VllmModel, config: EngineConfig) -> Layout:
         layer = _attention_layer(by_name[cache.name], config, block, skip_page, kv_dtype)
         if layer is not None:
             layers.append(layer)
-    own = max((_state_bytes(cache, config) for cache in states), default=0)
     return Layout(
         layers=tuple(layers),
         block_tokens=block,
         backends=tuple(sorted({part.backend.name for part in attention})),
         kv_dtype=kv_dtype,
-        state_padding_bytes=(state_page - own) if state_page else 0,
         packed=any(part.backend.packs for part in attention),
     )
 
@@ -291,7 +288,6 @@ def _attention(
             sinks=cache.sinks,
             sliding=cache.kind == "sliding" and config.sliding_window,
             n_heads=max(1, cache.heads // tp),
-            attn_type={"cross": "encoder_decoder", "encoder_only": "encoder_only"}.get(cache.kind, "decoder"),
         )
         if cache.kind == "chunked":
             query = replace(query, mm_prefix=False)

@@ -195,12 +195,10 @@ def _stage_weights(
     with_draft: bool,
 ) -> StageWeights:
     first, last = stage_layers(model.n_layers, parallel, stage)
-    by_kind, towers, largest = dict.fromkeys(get_args(Kind), 0), 0, 0
+    by_kind, towers = dict.fromkeys(get_args(Kind), 0), 0
     for tensor in rank_tensors(model, parallel, stage, dtype=dtype, quantization=quantization):
-        size = tensor.n_bytes
-        by_kind[tensor.kind] += size
-        towers += size if tensor.tower else 0
-        largest = max(largest, size)
+        by_kind[tensor.kind] += tensor.n_bytes
+        towers += tensor.n_bytes if tensor.tower else 0
     created = sum(by_kind.values())
     loaded = created - by_kind["scale"]
     if quantization.while_loading:
@@ -213,7 +211,6 @@ def _stage_weights(
     extra = loaded - created + _absorbed_bytes(model, parallel, stage, dtype, quantization)
     return StageWeights(
         stage=stage,
-        first_layer=first,
         n_layers=last - first,
         parameter_bytes=created,
         expert_bytes=by_kind["experts"],
@@ -225,7 +222,6 @@ def _stage_weights(
         if lora is None
         else sum(lora_bytes(module, parallel, lora) for module in _modules_of(model, parallel, stage)),
         draft_bytes=draft,
-        load_peak_bytes=largest,
     )
 
 

@@ -376,7 +376,7 @@ class VllmModel:
     is_encoder_decoder: bool = False
     is_encoder_only: bool = False  #: attention both ways: no chunked prefill, no prefix cache, no KV
     supports_pipeline: bool = True
-    supports_lora: bool = True
+    supports_lora: bool = True  #: else vLLM stops at `--enable-lora` (lora_model_runner_mixin.py:load_lora_model)
     modalities: tuple[str, ...] = ()
     quantization: Mapping[str, object] | None = None  #: the checkpoint's quantisation configuration
     ssm_dtype: str | None = None  #: the checkpoint's recurrent state type, where vLLM takes it
@@ -398,7 +398,6 @@ class StageWeights:
     """What the first tensor-parallel rank of one pipeline stage holds once the model is loaded."""
 
     stage: int
-    first_layer: int
     n_layers: int
     parameter_bytes: int  #: as created, before any post-processing
     expert_bytes: int  #: the routed experts among them
@@ -408,7 +407,6 @@ class StageWeights:
     extra_bytes: int  #: what post-processing adds for good: W_UK and W_UV, padding of kernels
     lora_bytes: int
     draft_bytes: int
-    load_peak_bytes: int  #: above the final size while loading
 
     @property
     def total_bytes(self) -> int:

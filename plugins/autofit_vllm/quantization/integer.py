@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.modules.model import Experts, Linear, Vocabulary
-from autofit_vllm.modules.sharding import ExpertsShape, LinearShape, round_up
+from autofit_vllm.modules.sharding import ExpertsShape, LinearShape
 from autofit_vllm.quantization.names import all_or_none, regex_matches, skipped, substring
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor, group_size_of
 
@@ -278,12 +277,3 @@ def awq(config: Mapping[str, Any]) -> Awq:
         head=bool(config.get("lm_head", False)),
         ignored=tuple(entry for entry in ignored if isinstance(entry, str)),
     )
-
-
-def marlin_padding(out: int, inner: int, group: int) -> tuple[int, int]:
-    """Output and input of a weight once Marlin's tiles are filled up
-    (layers/quantization/utils/marlin_utils.py:marlin_padded_nk)."""
-    step = group if group > 0 else 1
-    wide = (round_up(out, 64), round_up(inner, math.lcm(128, step)))
-    tall = (round_up(out, 128), round_up(inner, math.lcm(64, step)))
-    return min(wide, tall, key=lambda nk: (nk[0] * nk[1], nk[0] + nk[1]))

@@ -76,7 +76,6 @@ class ModelOpt(Quantization):
     excluded: tuple[str, ...]
     layers: Mapping[str, str] | None = None  #: bare layer names to algorithms, of a mixed checkpoint
     group: int = 16
-    always_scales: bool = True
 
     def linear(self, module: Linear) -> Scheme:
         return self._of(module.name, module.shards)

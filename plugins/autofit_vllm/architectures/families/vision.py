@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from autofit_vllm.architectures.builder import Builder, Scope
+from autofit_vllm.architectures.builders import ModelBuilder, causal_lm_builder
 from autofit_vllm.architectures.config import Config
-
-Page = Callable[[Builder], None]
 
 _VISION = ("image", "video")
 
 
-def language_model(b: Builder, *keys: str, prefix: str = "language_model", page: Page | None = None) -> None:
+def language_model(b: Builder, *keys: str, prefix: str = "language_model", build: ModelBuilder | None = None) -> None:
     """The language model below `prefix`; whether its head is tied, the whole model's file says
     (config/vllm.py:with_hf_config)."""
-    from autofit_vllm.architectures import causal_page
-
     text = b.config.section(*(keys or ("text_config",)))
     if not text.given:
         text = b.config
     if "tie_word_embeddings" in b.config:
         text = text.replace(tie_word_embeddings=b.config.flag("tie_word_embeddings"))
     b.config, b.prefix = text, prefix
-    (page or causal_page(text))(b)
+    (build or causal_lm_builder(text))(b)
 
 
 def clip(tower: Scope, config: Config, *, layers: int, post_norm: bool) -> None:
@@ -198,7 +194,7 @@ def qwen3_omni(b: Builder) -> None:
     tower = b.tower("visual", *_VISION)
     if tower is not None:
         _qwen3_omni_sight(tower, b.config.section("vision_config", model_type="qwen3_omni_moe_vision_encoder"))
-    language_model(b, page=qwen3_moe)
+    language_model(b, build=qwen3_moe)
 
 
 def _qwen3_hearing(tower: Scope, audio: Config) -> None:
@@ -294,7 +290,7 @@ def qwen2_vl(b: Builder) -> None:
         _tower_rope(tower, hidden // heads)
     from autofit_vllm.architectures.families.dense import qwen2
 
-    language_model(b, page=qwen2)
+    language_model(b, build=qwen2)
 
 
 def qwen2_5_vl(b: Builder) -> None:
@@ -317,7 +313,7 @@ def qwen2_5_vl(b: Builder) -> None:
         _tower_rope(tower, hidden // heads)
     from autofit_vllm.architectures.families.dense import qwen2
 
-    language_model(b, page=qwen2)
+    language_model(b, build=qwen2)
 
 
 def qwen3_tower(b: Builder) -> None:
@@ -351,14 +347,14 @@ def qwen3_vl(b: Builder) -> None:
     from autofit_vllm.architectures.families.dense import qwen3
 
     qwen3_tower(b)
-    language_model(b, page=qwen3)
+    language_model(b, build=qwen3)
 
 
 def qwen3_vl_moe(b: Builder) -> None:
     from autofit_vllm.architectures.families.experts import qwen3_moe
 
     qwen3_tower(b)
-    language_model(b, page=qwen3_moe)
+    language_model(b, build=qwen3_moe)
 
 
 def qwen3_5(b: Builder) -> None:
@@ -366,7 +362,7 @@ def qwen3_5(b: Builder) -> None:
     from autofit_vllm.architectures.families.recurrent import qwen3_next
 
     qwen3_tower(b)
-    language_model(b, page=qwen3_next)
+    language_model(b, build=qwen3_next)
 
 
 def _patches(tower: Scope, vision: Config, hidden: int, *, bias: bool) -> None:
@@ -430,7 +426,7 @@ def glm4v(b: Builder) -> None:
     from autofit_vllm.architectures.families.dense import glm4
     from autofit_vllm.architectures.families.experts import glm4_moe
 
-    language_model(b, page=glm4_moe if b.config.model_type == "glm4v_moe" else glm4)
+    language_model(b, build=glm4_moe if b.config.model_type == "glm4v_moe" else glm4)
 
 
 def glm_ocr(b: Builder) -> None:
@@ -466,7 +462,7 @@ def glm_ocr(b: Builder) -> None:
         tower.norm("post_layernorm", hidden)
         positions = text.int("max_position_embeddings") if later else 8192
         tower.buffer(f"{tower.prefix}.rotary_pos_emb", positions, hidden // heads // 2)
-    language_model(b, page=glm5_next if later else glm4)
+    language_model(b, build=glm5_next if later else glm4)
 
 
 def internvl_hf(b: Builder) -> None:
@@ -591,7 +587,7 @@ def llama4(b: Builder) -> None:
         tower.buffer("vision_model.rope", positions, hidden // heads // 2, dtype="int64")
         out = root.section("text_config").int("hidden_size")
         projector.column("linear_1", vision.int("vision_output_dim"), out, quantisable=False)
-    language_model(b, page=language)
+    language_model(b, build=language)
 
 
 def moonvit(tower: Scope, vision: Config, *, bias: bool = True, **more: Any) -> None:
@@ -634,7 +630,7 @@ def kimi_vl(b: Builder) -> None:
         _merged_patches(projector, vision, root.section("text_config").int("hidden_size"), quantisable=False)
     # Its class of configuration is DeepSeek V2's, whose defaults differ.
     b.config = root.replace(text_config={"norm_topk_prob": False, **root.table("text_config")})
-    language_model(b, page=deepseek_v2)
+    language_model(b, build=deepseek_v2)
 
 
 def kimi_k25(b: Builder) -> None:
@@ -654,7 +650,7 @@ def kimi_k25(b: Builder) -> None:
         tower.buffer(f"{tower.prefix}.time_weight", frames, 1, vision.int("hidden_size"), dtype=dtype)
         # Whatever it was made of, the projector is cast to the model's type.
         _merged_patches(projector, vision, text.int("hidden_size"), quantisable=False)
-    language_model(b, page=deepseek_v2)
+    language_model(b, build=deepseek_v2)
 
 
 def gemma4(b: Builder) -> None:
@@ -799,7 +795,7 @@ def kimi_k3(b: Builder) -> None:
         projector.replicated("linear_1", merged, merged, quantisable=False)
         projector.replicated("linear_2", merged, out, quantisable=False)
         projector.norm("post_norm", out)
-    language_model(b, page=kimi_linear)
+    language_model(b, build=kimi_linear)
 
 
 def llava_onevision(b: Builder) -> None:
@@ -833,7 +829,7 @@ def paddleocr(b: Builder) -> None:
         size = vision.int("hidden_size") // vision.int("num_attention_heads")
         tower.buffer(f"{tower.prefix}.inv_freq", size // 4, dtype="float32")
         _merged_patches(projector, vision, (text if text.given else root).int("hidden_size"), quantisable=False)
-    language_model(b, page=ernie4_5)
+    language_model(b, build=ernie4_5)
 
 
 def lfm2_vl(b: Builder) -> None:
