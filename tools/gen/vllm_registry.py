@@ -129,8 +129,8 @@ def abilities(package: Package, found: Class, *, pooling: bool) -> Iterator[str]
         yield "encoder_only"
 
 
-def main() -> None:
-    package = Package(Path(sys.argv[1]))
+def registry(package: Package) -> str:
+    """The text of `registry.py`."""
     generative, pooling, rest = ({}, {}, {})  # type: tuple[Table, Table, Table]
     for tables, group in ((GENERATIVE, generative), (POOLING, pooling), (REST, rest)):
         for name in tables:
@@ -146,7 +146,11 @@ def main() -> None:
     dropped = ast.literal_eval(_value(package, "_PREVIOUSLY_SUPPORTED_MODELS"))
     lines += ["}", "", "#: dropped architectures and the last version that had them", "DROPPED = {"]
     lines += [f'    "{name}": "{version}",' for name, version in sorted(dropped.items())]
-    print(HEAD.format(version=package.version) + "\n".join([*lines, "}"]))
+    return HEAD.format(version=package.version) + "\n".join([*lines, "}"])
+
+
+def main() -> None:
+    print(registry(Package(Path(sys.argv[1]))))
 
 
 if __name__ == "__main__":
