@@ -30,6 +30,14 @@ class ModelError(AutofitError):
 class ModelNotFoundError(ModelError):
     """No file, directory or repository answers to this name."""
 
+    exit_code = 2
+
+
+class IncompleteModelError(ModelNotFoundError):
+    """A file of the model is missing."""
+
+    exit_code = 1
+
 
 class CorruptModelError(ModelError):
     """The file contradicts itself; `offset_bytes` is where."""
@@ -47,6 +55,12 @@ class UnsupportedModelError(ModelError):
 
 class HardwareError(AutofitError):
     """A fact about the machine is missing or contradicts itself; the hint says how to state it."""
+
+
+class UnknownHardwareError(HardwareError):
+    """A name, count or size that was given describes no hardware."""
+
+    exit_code = 2
 
 
 class EngineError(AutofitError):

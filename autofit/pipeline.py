@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from autofit.domain.machine import Machine
     from autofit.domain.model import ModelFiles, ModelSpec
     from autofit.domain.plan import Plan
+    from autofit.domain.ram import Ram
     from autofit.domain.request import Request
     from autofit.settings import Wish, Wishes
 
@@ -113,7 +114,7 @@ def _ask_source(factory: str) -> Machine:
     return machine
 
 
-def load_machine(*names: str, ram: str | int | None = None) -> Machine:
+def load_machine(*names: str, ram: Ram | str | int | None = None) -> Machine:
     """The machine that these hardware profiles describe: `load_machine("rtx-3090", "rtx-4070-ti:12GiB", ram="64GiB")`.
 
     Raises:
@@ -122,7 +123,9 @@ def load_machine(*names: str, ram: str | int | None = None) -> Machine:
     from autofit.hardware import load_machine as load
 
     words = [_reference("load_machine()", name, 'such as "rtx-3090" or "rtx-3090:12GiB"') for name in names]
-    if ram is not None and (isinstance(ram, bool) or not isinstance(ram, (str, int))):
+    from autofit.domain.ram import Ram
+
+    if ram is not None and (isinstance(ram, bool) or not isinstance(ram, (str, int, Ram))):
         raise UsageError(f"ram is text or bytes, not {ram!r:.40}", hint='such as ram="64GiB"')
     return load(*words, ram=ram, profile_dirs=host().profile_dirs())
 
@@ -139,15 +142,15 @@ def machine_of(wishes: Wishes, environ: Mapping[str, str] | None = None) -> Mach
     machine = detect_machine(environ)
     if ram is None:
         return machine
-    available = machine.host.available_bytes
-    if available is not None and ram > available:
+    available, wanted = machine.host.available_bytes, ram.stated_bytes
+    if available is not None and wanted > available:
         from autofit.domain.units import format_bytes
 
         raise UsageError(
-            f"--ram {format_bytes(ram)} is more than the {format_bytes(available)} available here",
+            f"--ram {format_bytes(wanted)} is more than the {format_bytes(available)} available here",
             hint="describe the whole machine: --on rtx-3090 --ram 64GiB, or --on cpu",
         )
-    return replace(machine, host=replace(machine.host, available_bytes=ram))
+    return replace(machine, host=replace(machine.host, available_bytes=wanted))
 
 
 def plan(

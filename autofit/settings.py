@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autofit.domain.plan import Origin
+from autofit.domain.ram import parse_ram
 from autofit.domain.request import Margin, Request
 from autofit.domain.units import parse_size, parse_tokens
 from autofit.domain.values import dataclass, field
@@ -114,8 +115,11 @@ WISHES: tuple[Wish, ...] = (
     Wish(name="margin", metavar="SIZE|%[,...]", parse=parse_margins,
          help="memory to leave free on each device: 1GiB, 8%%, or one for each: 1GiB,2GiB"),
     Wish(name="on", metavar="NAME[:SIZE]", parse=str, many=True,
-         help="plan for this hardware, not this machine; repeat for several devices"),
-    Wish(name="ram", metavar="SIZE", parse=parse_size, help="main memory of the hardware given by --on"),
+         help="plan for this hardware, not this machine: rtx-3090, 2x3060, m3-max-36gb; repeat for several devices"),
+    Wish(name="ram", metavar="SIZE[:FREE]", parse=parse_ram,
+         help="main memory of the hardware given by --on, as it is sold: 64GiB; the operating system's share is taken "
+              "off, unless what is free follows (64GiB:60GiB), or the kind of system (server, desktop, windows, macos, "
+              "none)"),
     Wish(name="device", metavar="ID", parse=str, many=True, help="use only these devices (GPU0, an index or a UUID)"),
     Wish(name="prefer", metavar="GOAL", parse=one_of("speed", "context", "quality", "throughput"),
          choices=("speed", "context", "quality", "throughput"),

@@ -1,6 +1,7 @@
 """Sizes and token counts, as people write them and as we print them.
 
-`GiB` is 2**30 and `GB` is 10**9, on input and on output; a bare number is bytes.
+`GiB` is 2**30 and `GB` is 10**9, on input and on output. A bare number is bytes, and refused where nobody can have
+meant so few.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ _UNITS = {
 }  # fmt: skip
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*", re.ASCII)
 MAX_BYTES = 1 << 60
+LEAST_BARE_BYTES = MIB
 
 
 def parse_size(text: str) -> int:
     """Bytes of a size such as `12GiB`, `8.5 GB` or `1073741824`.
 
     Raises:
-        UsageError: not a number, an unknown unit, or beyond 2**60 bytes.
+        UsageError: not a number, an unknown unit, beyond 2**60 bytes, or a bare number below `LEAST_BARE_BYTES`.
     """
     match = _SIZE.fullmatch(text) if len(text) <= 40 else None
     unit = _UNITS.get(match[2].lower()) if match else None
@@ -34,6 +36,9 @@ def parse_size(text: str) -> int:
         raise UsageError(f"not a size: {text[:40]!r}", hint="write a number and a unit, such as 24GiB or 24576MiB")
     whole, _, part = match[1].partition(".")
     n_bytes = int(whole or "0") * unit + (int(part) * unit // 10 ** len(part) if part else 0)
+    if not match[2] and (0 < n_bytes < LEAST_BARE_BYTES or part.strip("0")):
+        meant = "GiB" if n_bytes < 4096 else "MiB"
+        raise UsageError(f"{match[1]} what? A size needs a unit", hint=f"write {match[1]}{meant}")
     if n_bytes > MAX_BYTES:
         raise UsageError(f"size out of range: {text!r}")
     return n_bytes

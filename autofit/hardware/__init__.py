@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autofit.domain.machine import Machine
+    from autofit.domain.ram import Ram
 
 
 def detect_machine(
@@ -27,11 +28,12 @@ def detect_machine(
     return detect(this_system(env, root), [(name, from_machine(source)) for name, source in sources])
 
 
-def load_machine(*names: str, ram: str | int | None = None, profile_dirs: Iterable[str | Path] = ()) -> Machine:
+def load_machine(*names: str, ram: Ram | str | int | None = None, profile_dirs: Iterable[str | Path] = ()) -> Machine:
     """The machine that profiles, sizes and files describe: `load_machine("rtx-3090", "rtx-4070-ti:11GiB")`.
 
     Raises:
-        HardwareError: an unknown name (with suggestions), a generic device without a size, a wrong profile.
+        UnknownHardwareError: an unknown name (with suggestions), a generic device without a size.
+        HardwareError: a wrong profile.
         UsageError: a size that is none.
     """
     from autofit.hardware.machines import load_machine as load

@@ -7,8 +7,11 @@ import re
 from autofit.domain.machine import HOST_POOL, Device, Host
 from autofit.domain.units import MIB, format_bytes
 from autofit.hardware.facts import Facts, enrich
-from autofit.hardware.machines import working_set_bytes
 from autofit.hardware.system import System, ToolError
+from autofit.hardware.working_set import working_set_bytes
+
+LAST_BEFORE_26 = 15
+"""The version taken where it is unknown: older systems hand out less."""
 
 
 def find(system: System, host: Host) -> Facts:
@@ -49,7 +52,16 @@ def _limit(system: System, ram_bytes: int) -> tuple[int, str]:
         n = int(match[1]) if match else 0
         if n:
             return min(n * MIB if key.endswith("_mb") else n, ram_bytes), f"measured: sysctl {key}"
-    return working_set_bytes(ram_bytes), "assumed: Metal's usual share of main memory"
+    return working_set_bytes(ram_bytes, _macos(system) or LAST_BEFORE_26), "assumed: Metal's usual share of main memory"
+
+
+def _macos(system: System) -> int | None:
+    """The major version of macOS."""
+    try:
+        match = re.match(r"\s*(\d{1,3})\.", system.tool("sysctl", "-n", "kern.osproductversion"))
+    except ToolError:
+        return None
+    return int(match[1]) if match else None
 
 
 def _cores(system: System) -> int | None:

@@ -1,7 +1,8 @@
 """Machines that one does not have, put together from profiles, sizes and files.
 
 A name is `rtx-3090` (idle), `rtx-4070-ti:11GiB` (that much is free), `m2-max-64gb` (a machine with that much main
-memory), `generic-cuda:24GiB`, `cpu`, a TOML profile or a JSON file of `autofit hardware detect --format json`.
+memory), `a100-3g.20gb` (a MIG instance), `nvidia:8GiB` (a card that is not listed), `generic-cuda:24GiB`, `cpu`, a TOML
+profile or a JSON file of `autofit hardware detect --format json`. `2x3060`, `3060*2` and `3060,3060` are two cards.
 """
 
 from __future__ import annotations
@@ -12,15 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from autofit.domain.machine import HOST_POOL, Device, Host, Link, Machine
+from autofit.domain.ram import Ram, parse_ram
 from autofit.domain.text import printable
 from autofit.domain.units import GIB, format_bytes, parse_size
 from autofit.domain.values import dataclass, replace
-from autofit.errors import HardwareError
-from autofit.hardware import names
+from autofit.errors import HardwareError, UnknownHardwareError
+from autofit.hardware import mig, names
 from autofit.hardware.catalog import FIGURES, Profile, listed, load_profile, read_profile
 from autofit.hardware.record import machine_from_json
+from autofit.hardware.working_set import working_set_bytes
 from autofit.profiles import files, read_text
 
+MAX_DEVICES = 256
+_COUNT_FIRST = re.compile(r"(\d{1,3})\s*[x×*]\s*(.+)", re.IGNORECASE)
+_COUNT_LAST = re.compile(r"(.+?)\s*(?:\*|×|\bx|(?<=\d)x)\s*(\d{1,3})", re.IGNORECASE)
 _SIZED_NAME = re.compile(r"(.+?)[\s_-]+(\d{1,4})\s*gi?b", re.IGNORECASE)
 
 
@@ -38,29 +44,36 @@ class _Part:
 
 def load_machine(
     *wanted: str,
-    ram: str | int | None = None,
+    ram: Ram | str | int | None = None,
     host: Host | None = None,
     profile_dirs: Iterable[str | Path] = (),
 ) -> Machine:
-    """The machine that these names describe. A repeated name is one more device; `ram` is all free.
+    """The machine that these names describe. A repeated name is one more device.
 
-    Without `ram`, and without a machine among the names, `host` stands in (else what this machine has), and a
-    finding says so.
+    Of `ram`, and of the main memory of a machine among the names, the operating system keeps its share, which a
+    finding states; not beside generic devices alone, which stand for what is free. Without either, `host` stands in
+    (else what this machine has), and a finding says so.
 
     Raises:
-        HardwareError: an unknown name, a generic device without a size, two machines at once.
-        UsageError: a size that is none.
+        UnknownHardwareError: an unknown name, a generic device without a size, two machines at once.
+        HardwareError: a file that is wrong. UsageError: a size that is none.
     """
-    ram_bytes = parse_size(ram) if isinstance(ram, str) else ram
-    if ram_bytes is not None and ram_bytes <= 0:
-        raise HardwareError(f"main memory of {ram_bytes} bytes makes no sense", hint="write --ram 64GiB")
-    if len(wanted) == 1 and _is_path(wanted[0]) and wanted[0].lower().endswith(".json"):
-        recorded = machine_from_json(read_text(Path(wanted[0]), HardwareError), wanted[0])
-        return replace(_with_ram(recorded, ram_bytes), origin="file")
-    parts = [_part(name, ram_bytes, tuple(profile_dirs)) for name in wanted]
+    memory = Ram(total_bytes=ram) if isinstance(ram, int) else parse_ram(ram) if isinstance(ram, str) else ram
+    if memory is not None and memory.total_bytes <= 0:
+        raise UnknownHardwareError(
+            f"main memory of {memory.total_bytes} bytes makes no sense", hint="write --ram 64GiB"
+        )
+    dirs = tuple(profile_dirs)
+    each = [name for text in wanted for name in _each(text, dirs)]
+    if len(each) > MAX_DEVICES:
+        raise UnknownHardwareError(f"{len(each)} devices; at most {MAX_DEVICES} are planned for")
+    if len(each) == 1 and _is_path(each[0]) and each[0].lower().endswith(".json"):
+        recorded = machine_from_json(read_text(Path(each[0]), HardwareError), each[0])
+        return replace(_with_ram(recorded, memory), origin="file")
+    parts = [_part(name, memory, dirs) for name in each]
     hosts = [part for part in parts if part.host is not None]
     if len(hosts) > 1:
-        raise HardwareError(
+        raise UnknownHardwareError(
             f"{hosts[0].name} and {hosts[1].name} are two machines",
             hint="plan for one of them; add single cards with --on",
         )
@@ -68,11 +81,11 @@ def load_machine(
     sources: dict[str, str] = {}
     if hosts:
         main = hosts[0].host
-    elif ram_bytes is not None:
-        main, sources["host.available_bytes"] = (
-            Host(total_bytes=ram_bytes, available_bytes=ram_bytes),
-            "stated: --ram",
-        )
+    elif memory is not None:
+        free_only = bool(parts) and all(device.runtime_bytes == 0 for part in parts for device in part.devices)
+        share = memory.share_bytes("none" if free_only and any(part.devices for part in parts) else "desktop")
+        main, sources["host.available_bytes"] = _host_of(memory, share), "stated: --ram"
+        findings += _share_finding(memory, share)
     else:
         main = host if host is not None else _this_host()
         sources["host.available_bytes"] = "measured: this machine"
@@ -98,9 +111,45 @@ def load_machine(
         links=tuple(links),
         name=" + ".join(part.name for part in parts) or None,
         origin="profile",
-        findings=tuple(findings),
+        findings=tuple(dict.fromkeys(findings)),
         sources=sources,
     )
+
+
+def _each(text: str, dirs: tuple[str | Path, ...]) -> list[str]:
+    """The names in one text: `2x3060`, `3060*2` and `3060,3060` are two; a path is one, whatever is in it.
+
+    Raises:
+        UnknownHardwareError: a count of none.
+    """
+    if _is_path(text):
+        return [text]
+    found: list[str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))) if "," in text else [text]:
+        first, last = _COUNT_FIRST.fullmatch(part), _COUNT_LAST.fullmatch(part)
+        name = part.partition(":")[0]
+        if names.is_named(name, dirs) or not (first or last):
+            found.append(part)
+            continue
+        count, name = (int(first[1]), first[2]) if first else (int(last[2]), last[1])  # type: ignore[index]
+        if not 0 < count <= MAX_DEVICES:
+            raise UnknownHardwareError(f"{printable(part, 60)}: {count} devices", hint=f"write 2x{name.strip()[:40]}")
+        found += [name.strip()] * count
+    return found
+
+
+def _host_of(memory: Ram, share_bytes: int) -> Host:
+    return Host(total_bytes=memory.total_bytes, available_bytes=memory.total_bytes - share_bytes)
+
+
+def _share_finding(memory: Ram, share_bytes: int, system: str = "the operating system and desktop") -> list[str]:
+    """What is said of the share, unless someone stated what is free."""
+    if memory.free_bytes is not None or not share_bytes:
+        return []
+    total = f"{memory.total_bytes / GIB:.4g}GiB"
+    free = f"{(memory.total_bytes - share_bytes) / GIB:.4g}GiB"
+    kept = f"{format_bytes(share_bytes)} of main memory are left to {system}"
+    return [f"{kept}; --ram {total}:{free} states what is free"]
 
 
 def _of(sources: Mapping[str, str], owner: str) -> list[tuple[str, str]]:
@@ -114,10 +163,11 @@ def _this_host() -> Host:
     return read_host(this_system()).host
 
 
-def _with_ram(machine: Machine, ram_bytes: int | None) -> Machine:
-    if ram_bytes is None:
+def _with_ram(machine: Machine, memory: Ram | None) -> Machine:
+    """A recorded machine with other main memory: all that is stated is free, as in the record."""
+    if memory is None:
         return machine
-    host = replace(machine.host, total_bytes=ram_bytes, available_bytes=ram_bytes, limit_bytes=None)
+    host = replace(machine.host, total_bytes=memory.total_bytes, available_bytes=memory.stated_bytes, limit_bytes=None)
     return replace(machine, host=host, sources={**machine.sources, "host.available_bytes": "stated: --ram"})
 
 
@@ -125,7 +175,7 @@ def _is_path(name: str) -> bool:
     return name.lower().endswith((".toml", ".json"))
 
 
-def _part(wanted: str, ram_bytes: int | None, dirs: tuple[str | Path, ...]) -> _Part:
+def _part(wanted: str, memory: Ram | None, dirs: tuple[str | Path, ...]) -> _Part:
     """What one name, with the size behind it, adds."""
     name, free_bytes = _split_size(wanted)
     if names.key_of(name) == "cpu" and free_bytes is None:
@@ -143,14 +193,18 @@ def _part(wanted: str, ram_bytes: int | None, dirs: tuple[str | Path, ...]) -> _
             )
         profile = read_profile(Path(name))
     else:
-        profile, sold_ram = _named(name, dirs)
-        if free_bytes is not None and ram_bytes is None and profile.table.get("host", {}).get("sizes_gib"):
-            sold = _sizes_sold(name, dirs).get(free_bytes // GIB)
-            if sold is not None and free_bytes % GIB == 0:  # m4-max:64GiB is a machine, as m4-max-64gb is
-                profile, sold_ram, free_bytes = sold, free_bytes, None
-        ram_bytes = ram_bytes if ram_bytes is not None else sold_ram
+        profile, sold_ram = _named(name, free_bytes, dirs)
+        if profile.table.get("host", {}).get("sizes_gib"):
+            # m4-max:64GiB and m4-max with --ram 64GiB are a machine that is sold, as m4-max-64gb is
+            size = sold_ram or (memory.total_bytes if memory else free_bytes or 0)
+            sold = _sizes_sold(name, dirs).get(size // GIB) if size % GIB == 0 and sold_ram is None else None
+            if sold is not None:
+                profile, sold_ram = sold, size
+                free_bytes = free_bytes if memory is not None else None
+        if memory is None and sold_ram is not None:
+            memory = Ram(total_bytes=sold_ram)
     if profile.is_machine:
-        return _machine(profile, ram_bytes, free_bytes, dirs)
+        return _machine(profile, memory, free_bytes, dirs)
     device, findings = _device("0", profile.table, profile, free_bytes, None)
     return _Part(devices=(device,), name=device.name, findings=findings, sources=_sources("0", profile))
 
@@ -162,26 +216,42 @@ def _split_size(wanted: str) -> tuple[str, int | None]:
         return wanted.strip(), None
     free_bytes = parse_size(size)
     if free_bytes <= 0:
-        raise HardwareError(
+        raise UnknownHardwareError(
             f"{printable(wanted)}: no memory is left",
             hint="write the free memory after the colon, such as :11GiB",
         )
     return name.strip(), free_bytes
 
 
-def _named(name: str, dirs: tuple[str | Path, ...]) -> tuple[Profile, int | None]:
-    """A profile, and the main memory that a name such as `m2-max-64gb` states."""
+def _named(name: str, size_bytes: int | None, dirs: tuple[str | Path, ...]) -> tuple[Profile, int | None]:
+    """A profile, and the main memory that a name such as `m2-max-64gb` states.
+
+    Of cards that differ in memory alone, `size_bytes` chooses: `rtx-3080:10GiB`.
+    """
+    if (instance := mig.find(name, dirs)) is not None:
+        return instance, None
     sized = _SIZED_NAME.fullmatch(name)
     if sized and not names.find(name, dirs):
         sizes = _sizes_sold(sized[1], dirs)
         if int(sized[2]) in sizes:
             return sizes[int(sized[2])], int(sized[2]) * GIB
         if sizes:
-            raise HardwareError(
+            raise UnknownHardwareError(
                 f"{next(iter(names.find(sized[1], dirs)))} was not sold with {sized[2]} GB",
                 hint=f"sizes: {listed(sorted(sizes))}; --ram SIZE states another",
             )
+    found = names.find(name, dirs)
+    if len(found) > 1 and size_bytes is not None:
+        fitting = [p for p in map(read_profile, found.values()) if _holds(p, size_bytes)]
+        if len(fitting) == 1:
+            return fitting[0], None
     return load_profile(name, dirs), None
+
+
+def _holds(card: Profile, free_bytes: int) -> bool:
+    """Whether a card is sold with about this size (GB or GiB alike)."""
+    total = card.table.get("memory_total_bytes")
+    return total is not None and 0.9 * total <= free_bytes <= 1.05 * total
 
 
 def _sizes_sold(name: str, dirs: tuple[str | Path, ...]) -> dict[int, Profile]:
@@ -208,7 +278,11 @@ def _device(
         total = _shared_bytes(table, host)
     elif total is None and free_bytes is None:
         shown = profile.id if profile else table["name"]
-        raise HardwareError(f"{shown} needs a size", hint=f"write {shown}:24GiB; that much is taken as free")
+        meaning = "the size it is sold with" if "memory_reserved_fraction" in table else "that much is taken as free"
+        raise UnknownHardwareError(f"{shown} needs a size", hint=f"write {shown}:24GiB; {meaning}")
+    if total is None and free_bytes is not None and "memory_reserved_fraction" in table:
+        total, free_bytes = free_bytes, None
+        reserved = round(total * table["memory_reserved_fraction"])
     usable = free_bytes if total is None else total - (reserved or 0)
     assert usable is not None
     free = usable if free_bytes is None else free_bytes
@@ -241,18 +315,12 @@ def _device(
     ), tuple(findings)
 
 
-def working_set_bytes(total_bytes: int) -> int:
-    """What Metal recommends as working set (`recommendedMaxWorkingSetSize`) while no limit is set.
-
-    Two thirds of main memory up to 36 GB, three quarters above, as llama.cpp's Metal back end logs it.
-    """
-    return total_bytes * 3 // 4 if total_bytes > 36 * GIB else total_bytes * 2 // 3
-
-
 def _shared_bytes(table: Mapping[str, Any], host: Host | None) -> int:
     """What a device of a unified machine may take of main memory."""
     if host is None or host.total_bytes is None:
-        raise HardwareError(f"{table['name']} shares main memory, whose size is unknown", hint="write --ram 64GiB")
+        raise UnknownHardwareError(
+            f"{table['name']} shares main memory, whose size is unknown", hint="write --ram 64GiB"
+        )
     if table.get("memory_total_bytes") is not None:
         return int(min(table["memory_total_bytes"], host.total_bytes))
     if table["api"] == "metal":
@@ -260,13 +328,19 @@ def _shared_bytes(table: Mapping[str, Any], host: Host | None) -> int:
     return int(host.total_bytes * table.get("memory_host_fraction", 1.0))
 
 
-def _machine(profile: Profile, ram_bytes: int | None, free_bytes: int | None, dirs: tuple[str | Path, ...]) -> _Part:
+def _machine(profile: Profile, memory: Ram | None, free_bytes: int | None, dirs: tuple[str | Path, ...]) -> _Part:
     """A profile of kind `machine`: its host and all its devices."""
     table = profile.table.get("host", {})
-    total = ram_bytes or table.get("total_bytes") or _sold_with(profile, free_bytes)
+    rows = profile.table.get("device", ())
+    if memory is None:
+        memory = Ram(total_bytes=table.get("total_bytes") or _sold_with(profile, free_bytes))
+    system, of_whom = _system_of(rows)
+    share = memory.share_bytes(system)
+    if any(row.get("pool") == HOST_POOL for row in rows) and free_bytes is not None:
+        share = min(share, max(memory.total_bytes - free_bytes, 0))  # what was stated as free is
     host = Host(
-        total_bytes=total,
-        available_bytes=total,
+        total_bytes=memory.total_bytes,
+        available_bytes=memory.total_bytes - share,
         n_cores_physical=table.get("n_cores_physical"),
         n_cores_logical=table.get("n_cores_logical"),
         n_cores_performance=table.get("n_cores_performance"),
@@ -277,9 +351,9 @@ def _machine(profile: Profile, ram_bytes: int | None, free_bytes: int | None, di
         has_repack=table.get("has_repack"),
     )
     devices: list[Device] = []
-    findings: list[str] = []
+    findings = _share_finding(memory, share, of_whom) if free_bytes is None else []
     sources = _sources(HOST_POOL, profile, "host.")
-    for row in profile.table.get("device", ()):
+    for row in rows:
         card = load_profile(row["profile"], dirs) if "profile" in row else None
         full = {**(card.table if card else {}), **row}
         for _ in range(row.get("count", 1)):
@@ -298,6 +372,19 @@ def _machine(profile: Profile, ram_bytes: int | None, free_bytes: int | None, di
     )
 
 
+def _system_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
+    """The kind of operating system that a machine with these devices runs, and its name for people.
+
+    Machines of whole cards by their profiles are those that clouds rent: servers.
+    """
+    rows = tuple(rows)
+    if any(row.get("api") == "metal" for row in rows):
+        return "macos", "macOS and its desktop"
+    if rows and all("profile" in row for row in rows):
+        return "server", "the operating system"
+    return "desktop", "the operating system and desktop"
+
+
 def _sold_with(profile: Profile, free_bytes: int | None) -> int:
     """Main memory of a machine that is sold with several sizes: the smallest that can have so much free."""
     sizes = profile.table.get("host", {}).get("sizes_gib", [])
@@ -309,7 +396,7 @@ def _sold_with(profile: Profile, free_bytes: int | None) -> int:
     hint = "write --ram 64GiB"
     if sizes:
         hint = f"it is sold with {listed(sizes)}: write {profile.id}-{sizes[0]}gb, or --ram SIZE"
-    raise HardwareError(f"{profile.id}: the size of main memory is unknown", hint=hint)
+    raise UnknownHardwareError(f"{profile.id}: the size of main memory is unknown", hint=hint)
 
 
 def _links(row: Mapping[str, Any], devices: list[Device], profile: Profile) -> Iterable[Link]:

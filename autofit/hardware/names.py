@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from autofit.domain.text import printable
-from autofit.errors import HardwareError
-from autofit.profiles import files, read_text, suggest
+from autofit.errors import HardwareError, UnknownHardwareError
+from autofit.profiles import files, read_text
 
 _NOISE = re.compile(
     r"\((?:r|tm|c)\)|[®™]|\b(?:nvidia|geforce|amd|radeon|intel|apple|tesla|graphics|accelerator|corporation|gpu|inc)\b"
@@ -45,6 +45,12 @@ def find(name: str, extra_dirs: Iterable[str | Path] = ()) -> dict[str, Path]:
         or {stem: path for stem, path in known.items() if key in alias_keys(path)}
         or _sizes(key, known)
     )
+
+
+def is_named(name: str, extra_dirs: Iterable[str | Path] = ()) -> bool:
+    """Whether a file is called so; no file is read."""
+    known, key = files("hardware", extra_dirs), key_of(name)
+    return name in known or any(key in _keys(stem) for stem in known)
 
 
 def find_driver(name: str, extra_dirs: Iterable[str | Path] = ()) -> dict[str, Path]:
@@ -88,18 +94,71 @@ def resolve(name: str, extra_dirs: Iterable[str | Path] = ()) -> Path:
     """The one profile a name means.
 
     Raises:
-        HardwareError: no profile, or several; the hint names them.
+        UnknownHardwareError: no profile, or several; the hint names them.
     """
+    extra_dirs = tuple(extra_dirs)
     found = find(name, extra_dirs)
     if len(found) == 1:
         return next(iter(found.values()))
     shown = printable(name, 80)
     if found:
-        raise HardwareError(f"{shown!r} is ambiguous", hint=f"write one of: {', '.join(sorted(found))}")
-    raise HardwareError(f"no hardware profile {shown!r}", hint=_hint(name, files("hardware", extra_dirs)))
+        raise UnknownHardwareError(f"{shown!r} is ambiguous", hint=f"write one of: {', '.join(sorted(found))}")
+    raise UnknownHardwareError(f"no hardware profile {shown!r}", hint=_hint(name, files("hardware", extra_dirs)))
 
 
 def _hint(name: str, known: Mapping[str, Path]) -> str:
-    tail = "`autofit hardware list` shows all; a card without one: generic-cuda:24GiB"
-    close = suggest(re.sub(r"[\s_]+", "-", name.lower().strip()), known) or suggest(key_of(name), known)
-    return f"{close} ({tail})" if close else tail
+    tail = f"`autofit hardware list` shows all; a card that is not listed: {maker_of(name)}:12GiB, its size"
+    close = closest(name, known)
+    listed = " or ".join(filter(None, [", ".join(close[:-1]), *close[-1:]]))
+    return f"did you mean {listed}? ({tail})" if close else tail
+
+
+def maker_of(name: str) -> str:
+    """The maker that a name speaks of, as the profile of its unlisted cards is called; NVIDIA where it does not say."""
+    key = re.sub(r"[^a-z0-9]+", " ", name.lower())
+    if re.search(r"\b(?:amd|radeon|rx|instinct|firepro|mi\d+x?|w[5-9]\d00)\b", key):
+        return "amd"
+    return "intel" if re.search(r"\b(?:intel|arc|iris|[ab]\d{3})\b", key) else "nvidia"
+
+
+def closest(name: str, known: Mapping[str, Path]) -> list[str]:
+    """The profiles whose names differ from `name` by the fewest edits, then by the smallest step of their number."""
+    key = key_of(name[:80])
+    ranked = sorted(
+        (min((edits(key, other), _step(key, other)) for other in _spellings(stem, path)), stem)
+        for stem, path in known.items()
+    )
+    most = max(1, len(key) // 4)
+    near = [(rank, stem) for rank, stem in ranked if rank[0] <= most]
+    return [stem for rank, stem in near if rank[0] == near[0][0][0]][:3]
+
+
+def _spellings(stem: str, path: Path) -> set[str]:
+    """Keys that a file answers to: its own, without family and size, and its aliases."""
+    sized = _SIZED_STEM.fullmatch(stem)
+    try:
+        aliases = alias_keys(path)
+    except HardwareError:  # a broken file of the user's must not hide the hint
+        aliases = frozenset()
+    return {*_keys(stem), *(_keys(sized[1]) if sized else ()), *aliases}
+
+
+def _step(a: str, b: str) -> int:
+    """How far apart the numbers in two names are."""
+    first, second = re.search(r"\d+", a), re.search(r"\d+", b)
+    return abs(int(first[0]) - int(second[0])) if first and second else 1 << 30
+
+
+def edits(a: str, b: str) -> int:
+    """Insertions, deletions, replacements and swaps of neighbors that make `b` of `a`."""
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a):
+        new = [i + 1]
+        for j, y in enumerate(b):
+            cost = min(row[j] + (x != y), row[j + 1] + 1, new[j] + 1)
+            if i and j and x == b[j - 1] and a[i - 1] == y:
+                cost = min(cost, before[j - 1] + 1)
+            new.append(cost)
+        before, row = row, new
+    return row[-1]

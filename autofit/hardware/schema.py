@@ -48,6 +48,7 @@ DEVICE: dict[str, Key] = {
     "pool": Key(str, "the memory it draws on: `host` on a unified machine"),
     "memory_total_bytes": _bytes("as the driver reports it (NVML, sysfs)"),
     "memory_reserved_bytes": _bytes("kept by the driver, out of the total", 0, 1 << 34),
+    "memory_reserved_fraction": Key(float, "kept by the driver, of the size that is stated for the card", 0.0, 0.5),
     "memory_host_fraction": Key(float, "what the device may take of main memory, on a unified machine", 0.1, 1.0),
     "runtime_bytes": _bytes("what driver context and libraries take in the engine's process", 0, 1 << 34),
     "memory_type": Key(str, "GDDR6X, HBM3, LPDDR5X"),
@@ -117,7 +118,6 @@ MACHINE = {
     "link": Key(list, "links between the devices"),
     "calibration": Key(dict, "what `hardware calibrate` measured"),
 }
-SIZED = ("memory_total_bytes", "profile", "memory_host_fraction")
 
 
 def check(table: Mapping[str, Any], name: str, text: str = "") -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from autofit.domain.dtypes import GGML_TYPES, REMOVED_GGML_TYPES
 from autofit.domain.model import ModelFile, ModelSpec, StringArray, TensorInfo
 from autofit.domain.text import printable
-from autofit.errors import CorruptModelError, ModelNotFoundError
+from autofit.errors import CorruptModelError, IncompleteModelError
 from autofit.readers.files import Buffer, foreign, open_file
 from autofit.readers.layers import gguf_layers
 
@@ -407,7 +407,7 @@ def _find_shards(path: str) -> list[str]:
     missing = [shard for shard in shards if not Path(shard).exists()] if len(shards) > 1 else []
     if missing and len(missing) < len(shards):
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise ModelNotFoundError(
+        raise IncompleteModelError(
             f"{printable(missing[0])}: missing, shard {shards.index(missing[0]) + 1} of {len(shards)}{more}",
             hint="put all shards into one directory",
         )

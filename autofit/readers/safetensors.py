@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from autofit.domain.dtypes import SAFETENSORS_BITS
 from autofit.domain.model import ModelFile, ModelSpec, TensorInfo
 from autofit.domain.text import printable
-from autofit.errors import CorruptModelError, ModelError, ModelNotFoundError
+from autofit.errors import CorruptModelError, IncompleteModelError, ModelError, ModelNotFoundError
 from autofit.readers.documents import parse_json
 from autofit.readers.files import Buffer, foreign, open_file, read_small
 from autofit.readers.hf_layers import figure, hf_layers, text_config
@@ -231,7 +231,7 @@ def _read_files(paths: Sequence[Path], weight_map: Mapping[str, str] | None) -> 
     missing = [path for path in paths if not path.exists()] if len(paths) > 1 or weight_map else []
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise ModelNotFoundError(
+        raise IncompleteModelError(
             f"{printable(str(missing[0]))}: missing, one of {len(paths)} shards{more}",
             hint="download the model again",
         )

@@ -7,13 +7,17 @@ its source; nothing here is ever added to an exact figure.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from autofit.domain.machine import Device
 from autofit.domain.memory import MemoryItem
 from autofit.domain.units import MIB, round_up
 
-CONTEXT_BYTES_PER_SM = 3 * MIB
-"""CUDA context and modules: 107 MiB with 34 multiprocessors, 555 MiB with 188 (ggml-org/llama.cpp#23604)."""
+CONTEXT_MIB = ((0, 0), (34, 107), (84, 285), (128, 421), (188, 650))
+"""Multiprocessors -> CUDA context and modules, which grow with them: RTX 4060 Ti (ggml-org/llama.cpp#23604), A40, RTX
+4090, RTX PRO 6000; what nvidia-smi shows for a llama-server beyond its buffers, cuBLAS and graphs."""
+CONTEXT_MIB_PER_WIDE_SM = 3.8
+"""The same of a GA100, 265 MiB with 70 multiprocessors, which hold more threads; assumed for those after it."""
 UNKNOWN_CUDA_CONTEXT_BYTES = 450 * MIB
 HIP_CONTEXT_BYTES = 410 * MIB
 OTHER_CONTEXT_BYTES = 200 * MIB
@@ -36,15 +40,10 @@ def device_runtime(device: Device) -> tuple[MemoryItem, ...]:
             return ()
         return (_runtime(device.runtime_bytes, "measured", "context and libraries", "stated for this device"),)
     if device.api == "cuda":
-        context = CONTEXT_BYTES_PER_SM * device.n_sm if device.n_sm else UNKNOWN_CUDA_CONTEXT_BYTES
+        context, basis, source = _cuda_context(device)
         blas = 32 * MIB if (device.compute_capability or (0, 0)) >= (9, 0) else 4 * MIB
         return (
-            _runtime(
-                context,
-                "assumed",
-                "CUDA context and modules",
-                "3 MiB per multiprocessor, ggml-org/llama.cpp#23604",
-            ),
+            _runtime(context, basis, "CUDA context and modules", source),
             _runtime(blas, "derived", "cuBLAS workspace", "ggml-cuda/common.cuh:cublas_handle"),
             _runtime(GRAPHS_BYTES, "assumed", "CUDA graphs", "a few MiB per distinct graph"),
         )
@@ -52,6 +51,23 @@ def device_runtime(device: Device) -> tuple[MemoryItem, ...]:
         return ()
     context = HIP_CONTEXT_BYTES if device.api == "rocm" else OTHER_CONTEXT_BYTES
     return (_runtime(context, "assumed", f"{device.api} context", "not verified on this kind of device"),)
+
+
+def _cuda_context(device: Device) -> tuple[int, str, str]:
+    """Bytes of context and modules, their basis and where they come from."""
+    if not device.n_sm:
+        return UNKNOWN_CUDA_CONTEXT_BYTES, "assumed", "the number of multiprocessors is unknown"
+    if (device.compute_capability or (0, 0)) in {(8, 0), (9, 0), (10, 0), (10, 3)}:
+        context = round(CONTEXT_MIB_PER_WIDE_SM * device.n_sm) * MIB
+        return context, "assumed", f"{CONTEXT_MIB_PER_WIDE_SM} MiB per multiprocessor, measured on a GA100"
+    points = list(pairwise(CONTEXT_MIB))
+    (low, small), (high, large) = next((pair for pair in points if device.n_sm <= pair[1][0]), points[-1])
+    context = round(small + (large - small) * (device.n_sm - low) / (high - low)) * MIB
+    measured = device.n_sm in dict(CONTEXT_MIB)
+    where = (
+        "a card with as many multiprocessors" if measured else "by multiprocessors, between cards that were measured"
+    )
+    return context, "measured" if measured else "assumed", where
 
 
 def device_transient(

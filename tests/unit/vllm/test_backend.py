@@ -433,7 +433,7 @@ def test_utilization_follows_what_is_free_of_the_shared_pool() -> None:
     utilization = lambda found: found.kwargs["gpu_memory_utilization"]  # noqa: E731
     idle, shared = plan(LLAMA, machine=machine), plan(LLAMA, machine=busy)
     assert idle.fits and shared.fits
-    total, freed = machine.devices[0].total_bytes, machine.devices[0].total_bytes - 60 * GIB  # type: ignore[operator]
+    total, freed = machine.devices[0].total_bytes, machine.host.available_bytes - 60 * GIB  # type: ignore[operator]
     assert utilization(idle) - utilization(shared) == pytest.approx(freed / total, abs=1e-3)  # type: ignore[operator]
     assert not check(LLAMA, "--gpu-memory-utilization", "0.9", machine=busy).fits
     assert shared.memory.pools[0].used_bytes <= 60 * GIB
@@ -582,8 +582,8 @@ def test_wishes_that_a_flag_contradicts(wishes: dict[str, Any], args: list[str],
 def test_a_margin_that_leaves_nothing() -> None:
     found = plan(LLAMA, margin="99%")
     assert not found.fits
-    assert codes(found) == {"does-not-fit", "margin-too-large"}
-    lacks, most = (finding.message for finding in found.findings)
+    assert codes(found) == {"does-not-fit", "margin-too-large", "machine"}
+    lacks, most = (finding.message for finding in found.findings if finding.code != "machine")
     assert "beside the margin of 23.28 GiB" in lacks
     (room,) = re.findall(r"at most ([0-9.]+) GiB leaves enough for 4096 tokens", most)
     assert plan(LLAMA, margin=f"{float(room) - 0.05}GiB").fits
@@ -604,7 +604,7 @@ def test_a_model_that_is_named_twice(args: list[str]) -> None:
 
 
 def test_too_little_main_memory_is_said() -> None:
-    found = plan(LLAMA, machine=autofit.load_machine("rtx-4090", ram="2GiB"))
+    found = plan(LLAMA, machine=autofit.load_machine("rtx-4090", ram="2GiB:none"))
     assert not found.fits
     (finding,) = found.findings
     assert finding.message.startswith("main memory lacks 1.50 GiB: server and 1 worker alone take 3.50 GiB")

@@ -124,9 +124,9 @@ def test_usage_errors_are_one_line_and_exit_2(args: list[str], message: str) -> 
     assert len(done.stderr.splitlines()) <= 2
 
 
-def test_a_missing_model_is_one_line_and_exit_1(tmp_path: Path) -> None:
+def test_a_missing_model_is_one_line_and_exit_2(tmp_path: Path) -> None:
     done = autofit("llama", str(tmp_path / "no such.gguf"))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "no such.gguf" in done.stderr
     assert len(done.stderr.splitlines()) <= 2
 

@@ -123,7 +123,7 @@ class TestProfiles:
             (["detect", "x"], 2),
             (["list", "zzz"], 2),
             (["save", "../evil"], 2),
-            (["show", "rtx-9999"], 1),
+            (["show", "rtx-9999"], 2),
             (["calibrate", "--on", "t4"], 2),
             (["--ram", "64GiB"], 2),
         ],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from autofit.domain.ram import parse_ram
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, parse_size, parse_tokens, round_up
 from autofit.errors import UsageError
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
         ("24 gib", 24 << 30),
         ("24GB", 24 * 10**9),
         ("1.5MiB", 3 << 19),
-        ("7", 7),
+        ("1048576", 1 << 20),
         ("0", 0),
         (".5GiB", 1 << 29),
     ],
@@ -30,6 +31,43 @@ def test_size(text: str, n_bytes: int) -> None:
 def test_not_a_size(text: str) -> None:
     with pytest.raises(UsageError):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("32", "32GiB"), ("2", "2GiB"), (" 7 ", "7GiB"), ("1.5", "1.5GiB"), ("24139", "24139MiB"), ("4", "4GiB")],
+)
+def test_a_number_without_a_unit_is_asked_about(text: str, meant: str) -> None:
+    with pytest.raises(UsageError, match="what") as caught:
+        parse_size(text)
+    assert caught.value.hint == f"write {meant}"
+
+
+@pytest.mark.parametrize(
+    ("text", "total", "share"),
+    [
+        ("64GiB", 64 << 30, 2 << 30),
+        ("128GB", 128 << 30, 2 << 30),  # as it is sold
+        ("8GB", 8 << 30, 1 << 30),
+        ("1.5TB", 1536 << 30, 2 << 30),
+        ("31GB", 31 * 10**9, 2 << 30),  # never sold
+        ("31GiB", 31 << 30, 2 << 30),
+        ("64GiB:60GiB", 64 << 30, 4 << 30),
+        ("64GB:64GiB", 64 << 30, 0),
+        ("64GB:server", 64 << 30, 1 << 30),
+        ("64GB:Windows", 64 << 30, 4 << 30),
+        ("64GB:none", 64 << 30, 0),
+    ],
+)
+def test_main_memory_as_it_is_sold_and_what_the_system_keeps(text: str, total: int, share: int) -> None:
+    found = parse_ram(text)
+    assert (found.total_bytes, found.share_bytes("desktop")) == (total, share)
+
+
+@pytest.mark.parametrize("text", ["0", "32", "64GiB:65GiB", "64GiB:0GiB", "64GiB:", "64GiB:beos", "64GiB:12", "lots"])
+def test_main_memory_that_is_none(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_ram(text)
 
 
 @given(st.integers(min_value=0, max_value=1 << 59))

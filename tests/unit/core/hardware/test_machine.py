@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from autofit.domain.machine import Device, Holder, Host, Link, Machine
 from autofit.domain.units import GIB, MIB
-from autofit.errors import HardwareError, UsageError
+from autofit.errors import HardwareError, UnknownHardwareError, UsageError
 from autofit.hardware import load_machine, machine_from_dict, machine_to_dict
 from autofit.hardware.detect import detect
 from autofit.hardware.report import profile_table
+from autofit.hardware.working_set import working_set_bytes
 from autofit.profiles import save
 
 from support.recorded_machines import machine
@@ -27,7 +28,7 @@ class TestNamesAndSizes:
             ("GPU1", 1, "GPU1", "rtx-3090"),
             ("GPU2", 2, "GPU2", "rtx-4070-ti"),
         ]
-        assert found.host == Host(total_bytes=64 * GIB, available_bytes=64 * GIB)
+        assert found.host == Host(total_bytes=64 * GIB, available_bytes=62 * GIB)
         assert found.origin == "profile"
 
     def test_a_size_is_free_memory(self) -> None:
@@ -76,7 +77,7 @@ class TestNamesAndSizes:
 
     def test_cpu_is_a_machine_without_devices(self) -> None:
         found = load_machine("cpu", ram="32GiB")
-        assert (found.devices, found.host.available_bytes) == ((), 32 * GIB)
+        assert (found.devices, found.host.available_bytes) == ((), 30 * GIB)
 
     def test_without_ram_this_machine_s_stands_in_and_that_is_said(self) -> None:
         found = load_machine("rtx-3090")
@@ -90,11 +91,153 @@ class TestNamesAndSizes:
         assert found.sources["GPU0.runtime_bytes"].startswith("assumed:")
 
 
+    @pytest.mark.parametrize(
+        ("text", "profiles"),
+        [
+            ("2x3060", ["rtx-3060-12gb"] * 2),
+            ("3060*2", ["rtx-3060-12gb"] * 2),
+            ("3060x2", ["rtx-3060-12gb"] * 2),
+            ("2 x RTX 3060", ["rtx-3060-12gb"] * 2),
+            ("4xh100", ["h100-80gb"] * 4),
+            ("3090, t4", ["rtx-3090", "t4"]),
+            ("2x3090,4070-ti:11GiB", ["rtx-3090", "rtx-3090", "rtx-4070-ti"]),
+            ("2*rtx-4070-ti:11GiB", ["rtx-4070-ti"] * 2),
+            ("mi300x", ["mi300x"]),
+            ("8xmi300x", ["mi300x"] * 8),
+        ],
+    )
+    def test_counts_and_lists(self, text: str, profiles: list[str]) -> None:
+        found = load_machine(text, ram="64GiB")
+        assert [device.profile for device in found.devices] == profiles
+        assert [device.id for device in found.devices] == [f"GPU{i}" for i in range(len(profiles))]
+
+    @pytest.mark.parametrize("text", ["0x3060", "999x3060", "3060*0", "200x3060,200x3090"])
+    def test_a_count_that_is_none(self, text: str) -> None:
+        with pytest.raises(UnknownHardwareError, match="devices"):
+            load_machine(text, ram="64GiB")
+
+    def test_a_size_tells_cards_of_one_name_apart(self) -> None:
+        assert load_machine("rtx-3080:10GiB", ram="64GiB").devices[0].profile == "rtx-3080-10gb"
+        with pytest.raises(HardwareError, match="ambiguous"):
+            load_machine("rtx-3080:6GiB", ram="64GiB")
+
+    @pytest.mark.parametrize(("maker", "api"), [("nvidia", "cuda"), ("amd", "rocm"), ("intel", "sycl")])
+    def test_a_card_that_is_not_listed_keeps_a_reserve_and_a_context(self, maker: str, api: str) -> None:
+        (card,) = load_machine(f"{maker}:8GiB", ram="64GiB").devices
+        assert (card.api, card.total_bytes, card.runtime_bytes) == (api, 8 * GIB, None)
+        assert card.free_bytes is not None
+        assert card.free_bytes == card.usable_bytes < 8 * GIB
+        assert card.bandwidth_bytes_per_s is None
+
+    @pytest.mark.parametrize("text", ["a100-80gb:4", "rtx-3090:24"])
+    def test_a_size_without_a_unit_is_asked_about(self, text: str) -> None:
+        with pytest.raises(UsageError, match="what"):
+            load_machine(text, ram="64GiB")
+
+    @pytest.mark.parametrize(
+        ("name", "card", "n_sm", "gib", "eighths"),
+        [
+            ("a100-mig-1g.5gb", "a100-40gb", 14, 4.75, 1),
+            ("a100-mig-3g.20gb", "a100-40gb", 42, 19.62, 4),
+            ("a100-2g.20gb", "a100-80gb", 28, 19.5, 2),
+            ("NVIDIA A100-SXM4-80GB MIG 7g.80gb", "a100-80gb", 108, 79, 8),
+            ("h100-mig-2g.20gb", "h100-80gb", 32, 19.6, 2),
+            ("H100-1g.10gb", "h100-80gb", 16, 9.6, 1),
+            ("h200-mig-3g.71gb", "h200", 48, 69.6, 4),
+            ("a30-mig-2g.12gb", "a30", 28, 11.6, 4),
+        ],
+    )
+    def test_an_instance_has_its_part_of_the_card(
+        self, name: str, card: str, n_sm: int, gib: float, eighths: int
+    ) -> None:
+        whole, part = (load_machine(each, ram="64GiB").devices[0] for each in (card, name))
+        assert (part.profile, part.n_sm) == (card, n_sm)
+        assert (part.total_bytes or 0) / GIB == pytest.approx(gib, abs=0.35)
+        assert (whole.bandwidth_bytes_per_s or 0) * eighths // 8 == part.bandwidth_bytes_per_s
+
+    @pytest.mark.parametrize(
+        ("name", "hint"), [("a100-mig-5g.20gb", "3g.20gb"), ("h100-mig-1g.5gb", "1g.10gb"), ("a10-9g.99gb", None)]
+    )
+    def test_an_instance_that_there_is_not(self, name: str, hint: str | None) -> None:
+        with pytest.raises(UnknownHardwareError, match="cut") as caught:
+            load_machine(name, ram="64GiB")
+        assert hint is None or hint in (caught.value.hint or "")
+
+
+class TestSystemShare:
+    """What the operating system of a machine that is described keeps of main memory."""
+
+    @pytest.mark.parametrize(
+        ("names", "ram", "gib"),
+        [
+            (("m3-max",), "36GB", 32),
+            (("rtx-3090",), "32GB", 30),
+            (("cpu",), "64GB:server", 63),
+            (("rtx-3090", "t4"), "64GB:windows", 60),
+            (("apple-m4",), "16GB", 14),
+            (("strix-halo",), "64GiB:62.5GiB", 62.5),
+            (("rtx-3090",), "64GiB:none", 64),
+            (("generic-cuda:24GiB",), "64GiB", 64),
+        ],
+    )
+    def test_it_is_taken_off(self, names: tuple[str, ...], ram: str, gib: float) -> None:
+        found = load_machine(*names, ram=ram)
+        assert found.host.available_bytes == gib * GIB
+        stated = ":" in ram or names[0].startswith("generic")
+        said = [finding for finding in found.findings if "left to" in finding]
+        assert bool(said) == (found.host.available_bytes != found.host.total_bytes and not stated) or ":w" in ram or ":s" in ram
+
+    def test_a_rented_machine_has_no_desktop(self) -> None:
+        found = load_machine("g5.xlarge")
+        assert found.host.available_bytes == 15 * GIB
+
+    def test_what_is_said_to_be_free_is(self) -> None:
+        found = load_machine("strix-halo-128gb:127GiB")
+        assert (found.host.available_bytes, found.devices[0].free_bytes) == (127 * GIB, 127 * GIB)
+
+
 class TestUnified:
+    @pytest.mark.parametrize("chip", ["strix-halo", "m4-max", "m3-ultra", "gb10"])
+    def test_a_machine_of_a_size_is_one_machine_however_it_is_named(self, chip: str) -> None:
+        size = {"strix-halo": 128, "m4-max": 128, "m3-ultra": 96, "gb10": 128}[chip]
+        if chip == "gb10":  # sold with one size
+            assert load_machine(chip, ram="128GB").host.total_bytes == 128 * GIB
+            return
+        by_ram = [load_machine(chip, ram=f"{size}{unit}") for unit in ("GB", "GiB", " gb")]
+        assert all(found == load_machine(f"{chip}-{size}gb") for found in by_ram)
+
+    def test_the_chip_of_a_size_is_the_one_that_was_sold_with_it(self) -> None:
+        found = load_machine("m3-max", ram="36GB")
+        assert found == load_machine("m3-max-36gb")
+        assert found.devices[0].n_sm == 30
+
+    @pytest.mark.parametrize(
+        ("gib", "macos", "mib"),
+        [
+            (8, 26, 5461),
+            (16, 26, 12124),
+            (18, 26, 13639),
+            (24, 26, 18186),
+            (32, 26, 25559),
+            (36, 26, 28753),
+            (48, 26, 38338),
+            (64, 26, 53084),
+            (96, 26, 79626),
+            (128, 26, 110100),
+            (512, 26, 475136),
+            (16, 15, 10922),
+            (24, 15, 16384),
+            (36, 15, 27648),
+            (64, 15, 49152),
+        ],
+    )
+    def test_the_working_set_is_as_logs_say(self, gib: int, macos: int, mib: int) -> None:
+        assert working_set_bytes(gib * GIB, macos) // MIB == mib
+
     def test_one_pool_is_counted_once(self) -> None:
         found = load_machine("m2-max-64gb")
         (device,) = found.devices
-        assert (device.pool, device.total_bytes, found.host.total_bytes) == ("host", 48 * GIB, 64 * GIB)
+        assert (device.pool, (device.total_bytes or 0) // MIB, found.host.total_bytes) == ("host", 53084, 64 * GIB)
 
     def test_size_in_the_name_or_by_ram(self) -> None:
         assert load_machine("apple-m2-max-96gb") == load_machine("m2 max", ram="96GiB")

@@ -15,7 +15,7 @@ from autofit.hardware.catalog import Profile, load_profile, profile_of, read_pro
 from autofit.profiles import data_dir, parse_toml
 
 PROFILES = sorted((data_dir() / "hardware").glob("*.toml"))
-GENERIC = {"generic-cuda", "generic-rpc"}
+GENERIC = {"generic-cuda", "generic-rpc", "nvidia", "amd", "intel"}
 
 
 @cache
@@ -107,7 +107,15 @@ def test_no_two_profiles_share_a_name() -> None:
     for ids in shared.values():
         totals = [load_profile(id).table["memory_total_bytes"] for id in ids]
         assert len(set(totals)) == len(ids)
-    assert set(shared) == {"arca770", "rtx3080", "rtx4060ti", "rtx5060ti", "rx9060xt"}
+    assert set(shared) == {
+        "arca770",
+        "rtx3080",
+        "rtx3080laptop",
+        "rtx3080mobile",
+        "rtx4060ti",
+        "rtx5060ti",
+        "rx9060xt",
+    }
 
 
 def test_file_names_are_kebab_case() -> None:
@@ -188,6 +196,9 @@ class TestNames:
         [
             ("rtx-3900", "rtx-3090"),
             ("h10", "h20"),
+            ("rtx-3600", "rtx-3060-12gb"),
+            ("4060 lapto", "rtx-4060-laptop"),
+            ("strix-hallo", "strix-halo"),
             ("RX 7900 XXT", "rx-7900-xt"),
             ("stryx halo", "strix-halo"),
         ],
@@ -210,6 +221,42 @@ class TestNames:
         with pytest.raises(HardwareError, match="is ambiguous") as caught:
             load_machine(name)
         assert choices in (caught.value.hint or "")
+
+    @pytest.mark.parametrize(("name", "far"), [("rtx-3600", "rtx-3090"), ("rtx-3600", "h200"), ("a111", "a40")])
+    def test_a_suggestion_is_the_nearest_name(self, name: str, far: str) -> None:
+        with pytest.raises(HardwareError) as caught:
+            load_machine(name)
+        assert far not in (caught.value.hint or "")
+        assert caught.value.exit_code == 2
+
+    @pytest.mark.parametrize(
+        ("name", "maker"), [("rtx-7090", "nvidia"), ("rx-480", "amd"), ("mi60", "amd"), ("arc-x999", "intel"), ("q", "nvidia")]
+    )
+    def test_an_unknown_card_can_be_given_by_maker_and_size(self, name: str, maker: str) -> None:
+        with pytest.raises(HardwareError) as caught:
+            load_machine(f"{name}:12GiB")
+        assert f"{maker}:12GiB" in (caught.value.hint or "")
+
+    @pytest.mark.parametrize(
+        ("spellings", "profile", "gib", "rate"),
+        [
+            (("rtx-4060-laptop", "NVIDIA GeForce RTX 4060 Laptop GPU", "RTX 4060 mobile"), "rtx-4060-laptop", 8, 256),
+            (("rtx 3070 ti laptop",), "rtx-3070-ti-laptop", 8, 448),
+            (("rtx-3080-laptop-16gb",), "rtx-3080-laptop-16gb", 16, 448),
+            (("5070 ti laptop",), "rtx-5070-ti-laptop", 12, 672),
+            (("GeForce RTX 2070 with Max-Q Design",), "rtx-2070-laptop", 8, 448),
+        ],
+    )
+    def test_a_laptop_s_card_is_not_the_desktop_s(
+        self, spellings: tuple[str, ...], profile: str, gib: int, rate: int
+    ) -> None:
+        for spelling in spellings:
+            found = load_profile(spelling)
+            assert found.id == profile
+            assert round(found.table["memory_total_bytes"] / GIB) == gib
+            assert found.table["bandwidth_bytes_per_s"] == rate * 10**9
+            desktop = load_profile(profile.partition("-laptop")[0] + ("-10gb" if "3080-laptop" in profile else ""))
+            assert found.table["fp16_flops_per_s"] < desktop.table["fp16_flops_per_s"]
 
     def test_a_hostile_name_is_escaped(self) -> None:
         with pytest.raises(HardwareError) as caught:

@@ -251,7 +251,7 @@ def test_a_context_that_is_stretched() -> None:
 
 
 def test_a_prompt_cache_that_grows_too_large() -> None:
-    small = machine("cpu", ram="8GiB")
+    small = machine("cpu", ram="8GiB:none")
     found = check("-c", "4096", on=small)
     assert not found.fits
     message = finding(found, "large-prompt-cache")
