@@ -64,9 +64,7 @@ def _cuda_context(device: Device) -> tuple[int, str, str]:
     (low, small), (high, large) = next((pair for pair in points if device.n_sm <= pair[1][0]), points[-1])
     context = round(small + (large - small) * (device.n_sm - low) / (high - low)) * MIB
     measured = device.n_sm in dict(CONTEXT_MIB)
-    where = (
-        "a card with as many multiprocessors" if measured else "by multiprocessors, between cards that were measured"
-    )
+    where = "a card with as many multiprocessors" if measured else "between cards of fewer and more multiprocessors"
     return context, "measured" if measured else "assumed", where
 
 

@@ -90,7 +90,6 @@ class TestNamesAndSizes:
         assert found.sources["GPU1.bandwidth_bytes_per_s"].startswith("exact:")
         assert found.sources["GPU0.runtime_bytes"].startswith("assumed:")
 
-
     @pytest.mark.parametrize(
         ("text", "profiles"),
         [
@@ -183,9 +182,21 @@ class TestSystemShare:
     def test_it_is_taken_off(self, names: tuple[str, ...], ram: str, gib: float) -> None:
         found = load_machine(*names, ram=ram)
         assert found.host.available_bytes == gib * GIB
-        stated = ":" in ram or names[0].startswith("generic")
-        said = [finding for finding in found.findings if "left to" in finding]
-        assert bool(said) == (found.host.available_bytes != found.host.total_bytes and not stated) or ":w" in ram or ":s" in ram
+
+    @pytest.mark.parametrize(
+        ("name", "ram", "said"),
+        [
+            ("m3-max", "36GB", "4.00 GiB of main memory are left to macOS and its desktop; --ram 36GiB:32GiB"),
+            ("rtx-3090", "32GB", "2.00 GiB of main memory are left to the operating system and desktop"),
+            ("rtx-3090", "32GB:server", "1.00 GiB of main memory are left"),
+            ("rtx-3090", "32GiB:31GiB", ""),
+            ("generic-cuda:24GiB", "32GiB", ""),
+        ],
+    )
+    def test_it_is_said_unless_someone_stated_what_is_free(self, name: str, ram: str, said: str) -> None:
+        findings = " ".join(load_machine(name, ram=ram).findings)
+        assert said in findings
+        assert bool(said) == ("left to" in findings)
 
     def test_a_rented_machine_has_no_desktop(self) -> None:
         found = load_machine("g5.xlarge")

@@ -230,7 +230,8 @@ class TestNames:
         assert caught.value.exit_code == 2
 
     @pytest.mark.parametrize(
-        ("name", "maker"), [("rtx-7090", "nvidia"), ("rx-480", "amd"), ("mi60", "amd"), ("arc-x999", "intel"), ("q", "nvidia")]
+        ("name", "maker"),
+        [("rtx-7090", "nvidia"), ("rx-480", "amd"), ("mi60", "amd"), ("arc-x999", "intel"), ("q", "nvidia")],
     )
     def test_an_unknown_card_can_be_given_by_maker_and_size(self, name: str, maker: str) -> None:
         with pytest.raises(HardwareError) as caught:
