@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 from autofit.domain.machine import Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Plan
-from autofit.domain.request import Request
+from autofit.domain.request import NOTHING_ASKED, Request
 from autofit.domain.values import dataclass
-from autofit.errors import EngineError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,36 +30,46 @@ class ParsedCommand:
 class Backend(ABC):
     """One serving engine: what it accepts, what it costs, how it is started.
 
-    A backend is pure but for `find_engine` and `dry_run`: it reads no file, no clock and no environment.
+    A backend is pure: it reads no clock and no environment, and no file but what its own command line names.
     """
 
     name: ClassVar[str]  #: the word on autofit's command line
-    programs: ClassVar[tuple[str, ...]]  #: programs whose commands `check` and `run` give to this backend
+    engine: ClassVar[str]  #: the engine's name as its authors write it, for messages
+    programs: ClassVar[tuple[str, ...]]  #: programs whose commands `check` gives to this backend
     formats: ClassVar[tuple[str, ...]]  #: model formats it serves
+    #: names of environment variables that the engine reads; a name that ends in `_` stands for all that begin so
+    variables: ClassVar[tuple[str, ...]] = ()
+    #: which of autofit's options `plan` honors; any other that is set is refused before `plan` is called
+    supports: ClassVar[frozenset[str]] = frozenset({"context", "min_context", "max_context", "margin", "device"})
+    kv_types: ClassVar[tuple[str, ...]] = ()  #: values of `kv`, but for `auto`
+    measurements: ClassVar[frozenset[str]] = frozenset()  #: figures that `check` takes instead of its own
 
     @abstractmethod
     def parse(
-        self, argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: str | None = None
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        *,
+        version: str | None = None,
+        model: str | None = None,
     ) -> ParsedCommand:
         """Take a command of this engine apart, with its own spellings, aliases and defaults.
 
-        `argv` starts with the program word(s), or with a flag. `env` holds the engine's own variables; `version`
-        is the engine's, the newest known if not given.
+        `argv` starts with the program word(s), or with a flag. `env` holds the engine's own variables by name and
+        texts of its settings files by path; `version` is the engine's, the newest known if not given. `model` is
+        the reference that will be written into the command, which names none.
 
         Raises:
             UsageError: a flag or value that this version of the engine refuses.
         """
 
     def settings_files(self, environ: Mapping[str, str]) -> tuple[str, ...]:
-        """Paths of files, whether they exist or not, that this engine takes settings from beside its command line.
-
-        Their texts come to `parse` and in `Request.engine_env` by path, beside the variables by name.
-        """
+        """Paths of files, whether they exist or not, that this engine takes settings from beside its command line."""
         return ()
 
     @abstractmethod
-    def plan(self, model: ModelSpec, machine: Machine, request: Request) -> Plan:
-        """The best plan that keeps `request.engine_args` exactly and fits.
+    def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
+        """The best plan that keeps every flag of `command` exactly and fits.
 
         Nothing that fits is an answer too: a plan with `fits` false, the nearest one, and an error finding with
         the shortfall.
@@ -70,21 +79,18 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def check(self, command: ParsedCommand, model: ModelSpec, machine: Machine, **facts: Any) -> Plan:
+    def check(
+        self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request = NOTHING_ASKED
+    ) -> Plan:
         """What this command takes as it stands; nothing is changed.
+
+        Of `request`, `margin`, `device`, `engine_version` and `measured` count.
 
         Raises:
             EngineRefusalError: the engine would refuse to start with these arguments.
         """
 
-    def find_engine(self) -> str | None:
-        """The version of the installed engine, or `None`. Never imports it."""
-        return None
-
-    def dry_run(self, plan: Plan) -> Mapping[str, object]:
-        """Ask an installed engine what it would allocate.
-
-        Raises:
-            EngineError: the engine is not installed or has no dry run.
-        """
-        raise EngineError(f"{self.name}: no dry run is available")
+    def command(self, request: Request, *, model: str | None = None) -> ParsedCommand:
+        """The engine's own flags of a request, taken apart once: what `plan` keeps."""
+        argv = (self.programs[0], *request.engine_args)
+        return self.parse(argv, request.engine_env, version=request.engine_version, model=model)

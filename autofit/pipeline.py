@@ -1,10 +1,10 @@
-"""The only place that joins the stages: reference -> model, machine, wishes -> plan."""
+"""The only place that joins the stages: reference -> model, machine, options -> plan."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,20 +13,22 @@ from typing import TYPE_CHECKING, Any
 from autofit.errors import ModelError, PluginError, UsageError
 from autofit.host import blamed, host
 from autofit.host import resolve as resolve_ref
+from autofit.settings.layers import HERE, Options, Surroundings
+from autofit.settings.options import BY_NAME, CHECKED, OWN
+from autofit.text.suggest import suggest
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from autofit.backend import Backend
     from autofit.domain.machine import Machine
     from autofit.domain.model import ModelFiles, ModelSpec
     from autofit.domain.plan import Plan
-    from autofit.domain.ram import Ram
-    from autofit.domain.request import Request
-    from autofit.settings import Wish, Wishes
+    from autofit.settings.options import CheckOptions, PlanOptions
 
 MAX_SETTINGS_BYTES = 1 << 20
-ENGINE_VARIABLES = ("LLAMA_ARG_", "VLLM_", "GGML_", "CUDA_", "PYTORCH_")
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
-DEVICE_VARIABLES = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"})
+_HIDES = ("_VISIBLE_DEVICES", "_DEVICE_ORDER")  #: ends of variables that choose devices, or number them
 
 
 def read_model(reference: str | os.PathLike[str], *, companions: Mapping[str, str] | None = None) -> ModelSpec:
@@ -130,13 +132,13 @@ def load_machine(*names: str, ram: Ram | str | int | None = None) -> Machine:
     return load(*words, ram=ram, profile_dirs=host().profile_dirs())
 
 
-def machine_of(wishes: Wishes, environ: Mapping[str, str] | None = None) -> Machine:
+def machine_of(options: Options, environ: Mapping[str, str] | None = None) -> Machine:
     """The machine that `on` describes, or this one, as a process with these variables sees it.
 
     Raises:
         HardwareError: an unknown name. UsageError: more main memory than this machine has.
     """
-    names, ram = wishes.get("on"), wishes.get("ram")
+    names, ram = options.get("on"), options.get("ram")
     if names:
         return load_machine(*names, ram=ram)
     machine = detect_machine(environ)
@@ -155,96 +157,145 @@ def machine_of(wishes: Wishes, environ: Mapping[str, str] | None = None) -> Mach
 
 def plan(
     backend: str,
-    model: ModelSpec | str | Path,
+    model: ModelSpec | str | os.PathLike[str],
     machine: Machine | None = None,
     *,
-    engine_args: Sequence[str] = (),
-    **wishes: Any,
+    engine_args: Sequence[object] = (),
+    settings: Surroundings | None = HERE,
+    **options: Unpack[PlanOptions],
 ) -> Plan:
     """The best plan for `model` on `machine` (this one, if not given).
 
-    `wishes` are those of the command line, as text or as values: `context="32k"`, `margin="1GiB"`, `parallel=4`.
-    `engine_args` are the engine's own flags: kept exactly, the rest is solved around them.
+    `options` are those of the command line, as text or as values: `context="32k"`, `margin="1GiB"`, `parallel=4`.
+    `engine_args` are the engine's own flags: kept exactly, the rest is solved around them. `settings` are the
+    variables and settings files that count beside them, as for the command line; `None`: none do.
 
     Raises:
-        UsageError, ModelError, EngineRefusalError. A plan that does not fit is returned, with `fits` false.
+        UsageError, ModelError, HardwareError, EngineRefusalError, PluginError. A plan that does not fit is returned,
+        with `fits` false.
     """
-    from autofit.settings import BY_NAME, from_environment, from_flags, merge, suggest, to_request
-
     if not isinstance(backend, str):
-        raise UsageError(f"plan() takes a backend's name first, not {type(backend).__name__}", hint="llama or vllm")
-    for name in wishes:
-        if name not in BY_NAME:
-            raise UsageError(f"plan() has no wish {name!r}", hint=suggest(name, list(BY_NAME)))
-    if machine is not None and {"on", "ram"} & wishes.keys():
+        raise UsageError(
+            f"plan() takes a backend's name first, not {type(backend).__name__}",
+            hint=f"known: {', '.join(sorted(host().backends()))}",
+        )
+    _check_names("plan()", options, BY_NAME)
+    if machine is not None and {"on", "ram"} & options.keys():
         raise UsageError("plan() got a machine, and on or ram as well", hint="leave one of them out")
-    texts = {n: _as_text(value, BY_NAME[n]) for n, value in wishes.items() if value is not None}
-    layers = [("user", from_flags(texts)), ("environment", from_environment(os.environ))]
-    named = next((layer["preset"] for _, layer in layers if "preset" in layer), None)
-    if named is not None:
-        layers.append(("preset", preset(named, backend)))
+    stated = stated_options(backend, options, settings)
+    return plan_of(backend, model, machine, stated, settings, engine_args=engine_args)
+
+
+def stated_options(backend: str, given: Mapping[str, Any], settings: Surroundings | None) -> Options:
+    """Options of a backend: flags or keywords first, then variables, settings files and a preset.
+
+    Raises:
+        UsageError: a value that makes no sense, or no such preset.
+    """
+    from autofit.settings.layers import collect
+
+    def preset(name: str) -> Mapping[str, object]:
+        from autofit.profiles import load_preset
+
+        return load_preset(name, host().profile_dirs())
+
+    return collect(given, settings, backend, preset)
+
+
+def plan_of(
+    backend_name: str,
+    model: ModelSpec | str | os.PathLike[str],
+    machine: Machine | None,
+    options: Options,
+    settings: Surroundings | None,
+    *,
+    engine_args: Sequence[object] = (),
+    details: bool = True,
+) -> Plan:
+    """The plan for stated options: what the command line and `plan()` both come to.
+
+    `details`: other plans, and what the next better value of a setting lacks, are looked for too.
+    """
+    from autofit.settings.request import to_request
+
+    backend = host().backend(backend_name)
+    _check_supported(backend, options)
+    request = to_request(
+        options,
+        engine_args=_arguments("engine_args", engine_args),
+        engine_env=engine_inputs(backend, settings),
+        alternatives=details,
+        explain=details,
+    )
     reference = None if _is_model(model) else _reference("plan()", model)
-    merged = merge(layers)  # type: ignore[arg-type]
-    machine = machine_of(merged) if machine is None else machine
-    request = to_request(merged, engine_args=_words("engine_args", engine_args))
+    with blamed(backend_name):
+        command = backend.command(request, model=reference or model.name)  # type: ignore[union-attr]
     found: ModelSpec = model if reference is None else read_model(reference)  # type: ignore[assignment]
     if reference is not None:
         written = written_as(reference, found)
-        # an example without a file keeps its reference, which `check()` reads again
-        request = replace(request, model_reference=written if Path(written).exists() else reference)
-    return solve(backend, _with_companions(found, backend, request), machine, request)
-
-
-def solve(backend_name: str, model: ModelSpec, machine: Machine | None, request: Request) -> Plan:
-    """Join the stages for one request; the plan has been reviewed by the plugins."""
-    backend = host().backend(backend_name)
-    if model.format not in backend.formats:
-        raise ModelError(
-            f"{model.name}: {backend_name} serves {', '.join(backend.formats)} models, not {model.format}",
-            hint=_other_backend(model.format, backend_name),
-        )
-    machine = host().adjust_machine(_given_or_here(machine), backend_name)
-    return _reviewed(backend.plan(model, machine, request), model, machine)
+        # an example without a file keeps its reference, which a check reads again
+        request = replace(request, model_reference=written if os.path.exists(written) else reference)  # noqa: PTH110
+    found = _with_companions(found, command.companions)
+    _check_format(backend, found)
+    machine = machine_of(options, _variables(settings)) if machine is None else machine
+    machine = host().adjust_machine(_checked(machine), backend_name)
+    with blamed(backend_name):
+        return _reviewed(_is_plan(backend.plan(command, found, machine, request), backend_name), found, machine)
 
 
 def check(
-    argv: Sequence[str],
+    argv: Sequence[object],
     machine: Machine | None = None,
     *,
-    model: ModelSpec | str | Path | None = None,
-    engine_version: str | None = None,
+    model: ModelSpec | str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] | None = None,
-    **facts: Any,
+    settings: Surroundings | None = HERE,
+    **options: Unpack[CheckOptions],
 ) -> Plan:
     """What an engine's command takes as it stands: `check(["llama-server", "-m", "model.gguf", "-ngl", "99"])`.
 
-    The command may start with assignments, `NAME=value ...`, with `env` before them or not. `environ` holds the
-    engine's own variables (none by default), which yield to them. `facts` are `margin` and `device`, as for
-    `plan()`, and measurements that replace the backend's own figures, such as vLLM's `available_kv_bytes`.
+    The command may start with assignments, `NAME=value ...`, with `env` before them or not. `environ` holds more
+    variables of the engine, which yield to them; those of `settings` yield to both. `options` are `on`, `ram`,
+    `device`, `margin` and `engine_version` as for `plan()`, and measurements that replace the backend's own figures.
 
     Raises:
         UsageError: no backend understands the command. EngineRefusalError: the engine would refuse it.
     """
-    assigned, argv = split_assignments(_words("check()", argv))
+    from autofit.settings.request import to_request
+
+    assigned, argv = split_assignments(_arguments("check()", argv))
     if environ is not None and not isinstance(environ, Mapping):
         raise UsageError(f"environ is a mapping of variables, not {type(environ).__name__}")
-    environ = {**(environ or {}), **engine_environment(assigned)}
-    machine = detect_machine({**os.environ, **assigned}) if machine is None else machine
     backend = host().backend_of_program(argv)
-    command = backend.parse(argv, environ, version=engine_version)
+    _check_names("check()", options, [*CHECKED, *backend.measurements])
+    if machine is not None and {"on", "ram"} & options.keys():
+        raise UsageError("check() got a machine, and on or ram as well", hint="leave one of them out")
+    stated = stated_options(backend.name, options, settings)
+    hiding = next((name for name in assigned if name.endswith(_HIDES)), None)
+    if machine is None and hiding and stated.get("on"):
+        raise UsageError(
+            f"check: {hiding} chooses among this machine's devices, not among those of --on",
+            hint="--device GPU0 chooses among them",
+        )
+    if machine is None:
+        machine = machine_of(stated, {**_variables(settings), **(environ or {}), **assigned})
+    inputs = {**engine_inputs(backend, settings), **_read_by(backend, {**(environ or {}), **_shown(assigned)})}
+    measured = {name: value for name, value in options.items() if name in backend.measurements}
+    request = to_request(stated, engine_env=inputs, measured=measured)
+    with blamed(backend.name):
+        command = backend.parse(argv, inputs, version=request.engine_version)
     if model is None:
         if command.model is None:
             raise UsageError(
                 f"{argv[0]}: the command names no model", hint="write it as the engine takes it, such as -m model.gguf"
             )
         model = command.model
-    found = model if _is_model(model) else read_model(model, companions=command.companions)  # type: ignore[arg-type]
-    machine = host().adjust_machine(_given_or_here(machine), backend.name)
-    facts = {name: _fact(name, value) for name, value in facts.items() if value is not None}
-    if engine_version is not None:
-        facts["engine_version"] = engine_version
-    plan = backend.check(command, found, machine, **facts)  # type: ignore[arg-type]
-    return _reviewed(replace(plan, env={**assigned, **plan.env}), found, machine)  # type: ignore[arg-type]
+    found: ModelSpec = model if _is_model(model) else read_model(model)  # type: ignore[assignment, arg-type]
+    found = _with_companions(found, command.companions)
+    machine = host().adjust_machine(_checked(machine), backend.name)
+    with blamed(backend.name):
+        plan = _is_plan(backend.check(command, found, machine, request), backend.name)
+    return _reviewed(replace(plan, env={**assigned, **plan.env}), found, machine)
 
 
 def split_assignments(words: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -256,35 +307,18 @@ def split_assignments(words: Sequence[str]) -> tuple[dict[str, str], tuple[str, 
     return assigned, rest
 
 
-def preset(name: str, backend: str) -> dict[str, Any]:
-    """The parsed wishes of a preset.
-
-    Raises:
-        UsageError: no such preset, or a key or value in it that makes no sense.
-    """
-    from autofit.profiles import load_preset
-    from autofit.settings import from_table
-
-    return from_table(load_preset(name, host().profile_dirs()), f"preset {name}", backend)
-
-
-def engine_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that engines read, but those that choose devices: detection has followed these, and
-    hardware that is only described is not behind them."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if name.startswith(ENGINE_VARIABLES) and name not in DEVICE_VARIABLES
-    }
-
-
-def engine_surroundings(backend: Backend, environ: Mapping[str, str]) -> dict[str, str]:
+def engine_inputs(backend: Backend, settings: Surroundings | None) -> dict[str, str]:
     """What an engine reads beside its command line: texts of settings files by path, and variables by name.
+
+    Variables that choose devices are left out: detection has followed them, and hardware that is only described is
+    not behind them.
 
     Raises:
         UsageError: a settings file that cannot be read, or is no such thing.
     """
-    files: dict[str, str] = {}
+    if settings is None:
+        return {}
+    environ, files = settings.variables, {}
     for path in filter(os.path.isfile, backend.settings_files(environ)):
         try:
             with open(path, "rb") as file:  # noqa: PTH123 - a path as the engine spells it
@@ -294,14 +328,67 @@ def engine_surroundings(backend: Backend, environ: Mapping[str, str]) -> dict[st
         if len(data) > MAX_SETTINGS_BYTES:
             raise UsageError(f"{path}: more than {MAX_SETTINGS_BYTES} bytes of settings")
         files[path] = data.decode("utf-8", "surrogateescape")
-    return {**files, **engine_environment(environ)}
+    return {**files, **_read_by(backend, _shown(environ))}
 
 
-def _with_companions(model: ModelSpec, backend_name: str, request: Request) -> ModelSpec:
+def _read_by(backend: Backend, environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that the engine reads."""
+    prefixes = tuple(name for name in backend.variables if name.endswith("_"))
+    return {name: value for name, value in environ.items() if name in backend.variables or name.startswith(prefixes)}
+
+
+def _shown(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables but those that choose devices."""
+    return {name: value for name, value in environ.items() if not name.endswith(_HIDES)}
+
+
+def _variables(settings: Surroundings | None) -> Mapping[str, str]:
+    return os.environ if settings is None else settings.variables
+
+
+def _check_names(where: str, given: Iterable[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise UsageError(f"{where} got an unknown option {name!r}", hint=suggest(name, known))
+
+
+def _check_supported(backend: Backend, options: Options) -> None:
+    """Refuse what the backend would pass over.
+
+    Raises:
+        UsageError: an option that the backend does not support, or a KV type that its engine has not.
+    """
+    for name, origin in options.origins.items():
+        if name not in OWN and name not in backend.supports:
+            known = ", ".join(BY_NAME[other].flag for other in sorted(backend.supports)) or "none"
+            by = "" if origin == "user" else f" (set in the {origin})"
+            raise UsageError(f"{backend.name} does not support {BY_NAME[name].flag}{by}", hint=f"it supports: {known}")
+    kv = options.get("kv")
+    if kv not in (None, "auto", *backend.kv_types):
+        raise UsageError(
+            f"--kv {kv}: not a KV cache type of {backend.engine}", hint=f"known: auto, {', '.join(backend.kv_types)}"
+        )
+
+
+def _check_format(backend: Backend, model: ModelSpec) -> None:
+    if model.format not in backend.formats:
+        raise ModelError(
+            f"{model.name}: {backend.name} serves {', '.join(backend.formats)} models, not {model.format}",
+            hint=_other_backend(model.format, backend.name),
+        )
+
+
+def _is_plan(found: object, backend: str) -> Plan:
+    from autofit.domain.plan import Plan
+
+    if not isinstance(found, Plan):
+        raise PluginError(f"{backend} must return a Plan, not {type(found).__name__}")
+    return found
+
+
+def _with_companions(model: ModelSpec, named: Mapping[str, str]) -> ModelSpec:
     """The model with the files that the engine's own flags name beside it."""
-    backend = host().backend(backend_name)
-    words = [backend.programs[0], *request.engine_args]
-    named = backend.parse(words, request.engine_env, version=request.engine_version).companions
     missing = {role: path for role, path in named.items() if role not in model.companions}
     if not missing:
         return model
@@ -341,43 +428,21 @@ def _reference(where: str, value: object, hint: str = "a path, or example:NAME")
     return str(os.fspath(value))
 
 
-def _as_text(value: object, wish: Wish) -> object:
-    """A value of a wish as the command line has it; `True` is one only of switches."""
-    if isinstance(value, bool) and wish.metavar is None:
-        return value
-    if isinstance(value, (list, tuple)):
-        words = [str(item) for item in value]
-        return words if wish.many else ",".join(words)
-    return str(value)
-
-
-def _fact(name: str, value: object) -> object:
-    """A fact of `check()`: the wishes among them as they are parsed, the others as the backend takes them."""
-    from autofit.domain.request import Margin
-    from autofit.settings import BY_NAME, from_flags
-
-    if name not in BY_NAME or (isinstance(value, tuple) and all(isinstance(item, Margin) for item in value)):
-        return value
-    return from_flags({name: _as_text(value, BY_NAME[name])})[name]
-
-
-def _words(where: str, words: Sequence[object]) -> tuple[str, ...]:
+def _arguments(where: str, words: Sequence[object]) -> tuple[str, ...]:
     """An argument list; numbers and paths are written out.
 
     Raises:
         UsageError: one text, which would have to be taken apart as a shell does, or no list.
     """
     if isinstance(words, (str, bytes)):
-        raise UsageError(f"{where} takes a list of words, not one text", hint="take it apart: shlex.split(text)")
+        raise UsageError(f"{where} takes a list of arguments, not a single string", hint="split it: shlex.split(text)")
     try:
         return tuple(map(str, words))
     except TypeError:
-        raise UsageError(f"{where} takes a list of words, not {type(words).__name__}") from None
+        raise UsageError(f"{where} takes a list of arguments, not {type(words).__name__}") from None
 
 
-def _given_or_here(machine: Machine | None) -> Machine:
-    if machine is None:
-        return detect_machine()
+def _checked(machine: Machine) -> Machine:
     if not hasattr(machine, "devices"):
         raise UsageError(
             f"a machine is needed, not {type(machine).__name__}", hint='such as autofit.load_machine("rtx-3090")'

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autofit.errors import AutofitError, UsageError
+from autofit.text.suggest import close_names
 
 Kind = Literal["hardware", "presets"]
 MAX_FILE_BYTES = 1 << 20
@@ -96,14 +97,6 @@ def parse_toml(text: str, name: str, error: type[AutofitError] = UsageError) -> 
         raise error(f"{name}: nested too deeply") from cause
 
 
-def suggest(name: str, known: Iterable[str]) -> str | None:
-    """A hint that names what was probably meant."""
-    import difflib
-
-    close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(filter(None, [', '.join(close[:-1]), *close[-1:]]))}?" if close else None
-
-
 def list_presets(extra_dirs: Iterable[str | Path] = ()) -> dict[str, str]:
     """Name -> one line about each preset."""
     return {
@@ -113,7 +106,7 @@ def list_presets(extra_dirs: Iterable[str | Path] = ()) -> dict[str, str]:
 
 
 def load_preset(name: str, extra_dirs: Iterable[str | Path] = ()) -> Mapping[str, object]:
-    """The wishes of a preset, as written; what they mean is the settings' business.
+    """The options of a preset, as written; what they mean is the settings' business.
 
     Raises:
         UsageError: no such preset, or not TOML.
@@ -122,7 +115,7 @@ def load_preset(name: str, extra_dirs: Iterable[str | Path] = ()) -> Mapping[str
     path = known.get(name)
     if path is None:
         raise UsageError(
-            f"no preset {name[:60]!r}", hint=suggest(name, known) or f"presets: {', '.join(sorted(known))}"
+            f"no preset {name[:60]!r}", hint=close_names(name, known) or f"presets: {', '.join(sorted(known))}"
         )
     table = parse_toml(read_text(path), str(path))
     return {key: value for key, value in table.items() if key not in ABOUT_PRESET}

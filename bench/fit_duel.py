@@ -114,9 +114,9 @@ def duel(case: dict[str, Any], models: Path, folder: Path) -> Row:
         n_ctx=case["n_ctx"],
         rate=rate_of(model, machine, ["llama-server", "-m", str(path), "-np", "1", *case["args"], *case["chosen"]]),
     )
-    request = Request(margins=(Margin(n_bytes=margin),), engine_args=tuple(case["args"]), model_reference=str(path))
+    request = Request(margin=(Margin(n_bytes=margin),), engine_args=tuple(case["args"]), model_reference=str(path))
     start = time.perf_counter()
-    plan = LlamaBackend().plan(model, machine, request)
+    plan = LlamaBackend().plan(LlamaBackend().command(request), model, machine, request)
     seconds = time.perf_counter() - start
     return _measure(label, case, model, machine, plan, fit, margin, seconds, folder)
 

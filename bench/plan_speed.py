@@ -88,7 +88,7 @@ def measure(model: ModelSpec, machine: Machine, context: int | None, repeat: int
     """Seconds of the whole plan, of the search without its estimates, and the number of estimates."""
     best = (1e9, 1e9, 0)
     margins = (Margin(n_bytes=256 * MIB),)
-    request = Request(margins=margins, context_tokens=context, alternatives=False, explain=False)
+    request = Request(margin=margins, context=context, alternatives=False, explain=False)
     for _ in range(repeat):
         clock = Clock()
         search_problem.estimate = clock  # type: ignore[assignment]

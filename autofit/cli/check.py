@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import Any
 
+from autofit.cli.options import add_options, add_output, given
 from autofit.cli.plan import show
-from autofit.cli.wishes import add_output, add_wishes, collect
 from autofit.domain.text import printable
 from autofit.errors import UsageError
-from autofit.host import host
-from autofit.pipeline import check, engine_surroundings, machine_of, split_assignments
+from autofit.pipeline import check, split_assignments
+from autofit.settings.options import CHECKED
 
 TAKES_COMMAND = True
 _LAUNCHERS = ("env", "exec", "nice", "nohup", "numactl", "setsid", "sudo", "taskset", "time", "timeout")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = f"{parser.prog} [wishes] -- ENGINE COMMAND"
-    add_wishes(parser, only=("on", "ram", "device", "margin", "engine_version"))
+    parser.usage = f"{parser.prog} [options] -- ENGINE COMMAND"
+    add_options(parser, only=CHECKED)
     add_output(parser)
 
 
@@ -41,23 +42,7 @@ def _check_words(words: tuple[str, ...]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    assigned, words = split_assignments(args.engine_args or ())
+    _, words = split_assignments(args.engine_args or ())
     _check_words(words)
-    backend = host().backend_of_program(words)
-    wishes = collect(args, backend.name)
-    environ = {**os.environ, **assigned}
-    hiding = next((name for name in assigned if name.endswith("_VISIBLE_DEVICES")), None)
-    if hiding and wishes.get("on"):
-        raise UsageError(
-            f"check: {hiding} chooses among this machine's devices, not among those of --on",
-            hint="--device GPU0 chooses among them",
-        )
-    facts = {name: wishes.get(name) for name in ("margin", "device") if wishes.get(name)}
-    plan = check(
-        args.engine_args,
-        machine_of(wishes, environ),
-        engine_version=wishes.get("engine_version"),
-        environ=engine_surroundings(backend, environ),
-        **facts,
-    )
-    return show(plan, args, force=True)
+    options: Any = {name: value for name, value in given(args).items() if name in CHECKED and value is not None}
+    return show(check(args.engine_args, **options), args, force=True)

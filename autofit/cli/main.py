@@ -100,7 +100,7 @@ def run(arguments: list[str]) -> int:
         if word != "plugins":  # which shows them in full
             warn_broken(host().records)
     from autofit.errors import UsageError
-    from autofit.settings import suggest
+    from autofit.text.suggest import suggest
 
     raise UsageError(f"no command {word[:40]!r}", hint=suggest(word, [*backends, *commands]))
 

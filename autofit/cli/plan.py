@@ -1,41 +1,33 @@
-"""`autofit llama MODEL`, `autofit vllm MODEL`: one ready command on stdout."""
+"""`autofit BACKEND MODEL`: one ready command on stdout."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from autofit.cli.wishes import add_output, add_wishes, collect
+from autofit.cli.options import add_options, add_output, given
 from autofit.errors import UsageError
 from autofit.host import blamed, host, resolve
-from autofit.pipeline import engine_surroundings, machine_of, read_model, solve, written_as
-from autofit.settings import to_request
+from autofit.pipeline import plan_of, stated_options
+from autofit.settings.layers import HERE
 
 if TYPE_CHECKING:
     from autofit.domain.plan import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = f"{parser.prog} MODEL [wishes] [-- engine flags, kept exactly]"
+    parser.usage = f"{parser.prog} MODEL [options] [-- engine flags, kept exactly]"
     parser.add_argument("model", metavar="MODEL", help="a file, a directory, or example:NAME")
-    add_wishes(parser)
+    add_options(parser)
     add_output(parser)
 
 
 def run(args: argparse.Namespace, backend_name: str, engine_args: list[str] | None) -> int:
-    wishes = collect(args, backend_name)
-    backend = host().backend(backend_name)
-    request = to_request(wishes, engine_args=engine_args or (), engine_env=engine_surroundings(backend, os.environ))
-    words = [backend.programs[0], *request.engine_args]
-    command = backend.parse(words, request.engine_env, version=request.engine_version)
-    model = read_model(args.model, companions=command.companions)
-    shows_all = args.explain or args.format != "shell"  # nobody would see them otherwise
-    request = replace(request, model_reference=written_as(args.model, model), alternatives=shows_all, explain=shows_all)
-    plan = solve(backend_name, model, machine_of(wishes), request)
-    return show(plan, args, force=request.force)
+    options = stated_options(backend_name, given(args), HERE)
+    details = args.explain or args.format != "shell"  # nobody would see them otherwise
+    plan = plan_of(backend_name, args.model, None, options, HERE, engine_args=engine_args or (), details=details)
+    return show(plan, args, force=options.get("force", False))
 
 
 def show(plan: Plan, args: argparse.Namespace, *, force: bool) -> int:

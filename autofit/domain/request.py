@@ -1,9 +1,9 @@
-"""What the user wishes, the same words for every engine."""
+"""What is asked of a backend: autofit's options, the same for every engine."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from autofit.domain.plan import Origin
 from autofit.domain.units import round_up
@@ -25,34 +25,37 @@ class Margin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The wishes, and the engine's own flags as constraints.
+    """What is asked of a backend: autofit's options by their names, and the engine's own flags as constraints.
 
-    `context_tokens` `None` is "auto": as much as is useful and fits; 0 is "max": the longest that fits at a
-    decode floor.
-    `margins` is empty for the default (see the backend), else one per device, the last repeated.
-    `origins` says where each field comes from; a field not named there is a default.
+    `context`, `min_context` and `max_context` are tokens of one sequence. `context` `None` is "auto": as much as is
+    useful and fits; 0 is "max": the longest that fits at a decode floor.
+    `margin` is empty for the default (see the backend), else one per device, the last repeated.
+    `origins` says where each option comes from; one not named there is a default.
     `engine_args` are the flags after `--`: kept exactly.
     """
 
-    context_tokens: int | None = None
-    min_context_tokens: int | None = None
-    max_context_tokens: int | None = None
-    n_parallel: int | None = None
-    margins: tuple[Margin, ...] = ()
+    context: int | None = None
+    min_context: int | None = None
+    max_context: int | None = None
+    parallel: int | None = None
+    margin: tuple[Margin, ...] = ()
     prefer: Prefer = "speed"
     kv: str | None = None
-    force: bool = False
-    devices: tuple[str, ...] = ()
+    device: tuple[str, ...] = ()
     engine_version: str | None = None
     engine_args: tuple[str, ...] = ()
-    program: tuple[str, ...] = ()  #: the wrapped command's program words, to be kept: ("vllm", "serve")
-    #: what the engine reads beside its command line: its own variables (LLAMA_ARG_..., VLLM_...) by name, and the
-    #: texts of its settings files by path (`Backend.settings_files`)
+    #: what the engine reads beside its command line: its own variables by name (`Backend.variables`), and the texts
+    #: of its settings files by path (`Backend.settings_files`)
     engine_env: Mapping[str, str] = field(default_factory=dict)
     alternatives: bool = True  #: look for other plans worth knowing, which takes longer than the plan itself
     explain: bool = True  #: say of settings what the next better value lacks, which takes an estimate of its own
+    #: figures of the engine's own log that replace the backend's, by name (`Backend.measurements`)
+    measured: Mapping[str, Any] = field(default_factory=dict)
     model_reference: str | None = None  #: what to write for the model in the command
     origins: Mapping[str, Origin] = field(default_factory=dict)
 
     def origin(self, name: str) -> Origin:
         return self.origins.get(name, "engine default")
+
+
+NOTHING_ASKED = Request()

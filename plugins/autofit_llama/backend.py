@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from autofit.backend import Backend, ParsedCommand
 from autofit.domain.machine import HOST_POOL, Machine
 from autofit.domain.memory import Memory
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Finding, Plan
-from autofit.domain.request import Margin, Request
+from autofit.domain.request import NOTHING_ASKED, Margin, Request
 from autofit.errors import ModelError, UsageError
 
 from autofit_llama.command.model_files import check_first, companions_of, model_of
 from autofit_llama.command.options import SECRET
-from autofit_llama.command.parse import runs_of
+from autofit_llama.command.parse import Command, runs_of
 from autofit_llama.command.reading import Reading, read
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.versions import find_version
+from autofit_llama.engine.vocabulary import KV_TYPES
 from autofit_llama.launch.defaults import Launch, launch_of
 from autofit_llama.launch.findings import findings_of
 from autofit_llama.launch.margins import margins_of
@@ -39,10 +40,21 @@ class LlamaBackend(Backend):
         "llama-completion",
         "llama",
     )
+    engine: ClassVar[str] = "llama.cpp"
     formats: ClassVar[tuple[str, ...]] = ("gguf",)
+    variables: ClassVar[tuple[str, ...]] = ("LLAMA_ARG_",)
+    supports: ClassVar[frozenset[str]] = frozenset(
+        {"context", "min_context", "max_context", "parallel", "margin", "device", "prefer", "kv", "engine_version"}
+    )
+    kv_types: ClassVar[tuple[str, ...]] = KV_TYPES
 
     def parse(
-        self, argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: str | None = None
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        *,
+        version: str | None = None,
+        model: str | None = None,
     ) -> ParsedCommand:
         reading = read(argv, env, version=find_version(version)[0])
         settings = runs_of(reading)[0]
@@ -50,7 +62,7 @@ class LlamaBackend(Backend):
             program=reading.words or (reading.program,),
             model=model_of(settings),
             companions=companions_of(settings),
-            settings=Command(reading, settings, tuple(argv), _counted(reading, env or {})),
+            settings=Command(reading=reading, settings=settings, argv=tuple(argv), env=_counted(reading, env or {})),
         )
 
     def settings_files(self, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -58,19 +70,18 @@ class LlamaBackend(Backend):
 
         return paths(environ)
 
-    def plan(self, model: ModelSpec, machine: Machine, request: Request) -> Plan:
+    def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
         from autofit_llama.planning.decide import plan
 
-        return plan(model, machine, request)
+        return plan(command.settings, model, machine, request)
 
-    def check(self, command: ParsedCommand, model: ModelSpec, machine: Machine, **facts: Any) -> Plan:
-        margins = dict(margins_of(facts.pop("margin", ()) or (Margin(),), machine.devices))
-        version, findings = find_version(facts.pop("engine_version", None))
-        only = facts.pop("device", ())
-        if facts:
-            raise UsageError(f"check() has no fact {min(facts)!r}", hint="known: margin, device, engine_version")
-        if only:
-            machine = _only(machine, only)
+    def check(
+        self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request = NOTHING_ASKED
+    ) -> Plan:
+        margins = dict(margins_of(request.margin or (Margin(),), machine.devices))
+        version, findings = find_version(request.engine_version)
+        if request.device:
+            machine = _only(machine, request.device)
         reading, settings = command.settings.reading, command.settings.settings
         if model.format not in self.formats:
             raise ModelError(
@@ -133,20 +144,6 @@ def _counted(reading: Reading, env: Mapping[str, str]) -> Mapping[str, str]:
 def _allocated(run: Run) -> dict[str, int]:
     on_devices, on_host = allocated_compute(run)
     return {**{device.id: n for device, n in zip(run.devices, on_devices, strict=True)}, HOST_POOL: on_host}
-
-
-class Command:
-    """What `parse` learnt: the flags as they were given, what they pin, and the command with its variables."""
-
-    __slots__ = ("argv", "env", "reading", "settings")
-
-    def __init__(
-        self, reading: Reading, settings: LlamaSettings, argv: tuple[str, ...], env: Mapping[str, str]
-    ) -> None:
-        self.reading = reading
-        self.settings = settings
-        self.argv = argv
-        self.env = env
 
 
 def _only(machine: Machine, wanted: Sequence[str]) -> Machine:

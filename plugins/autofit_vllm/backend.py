@@ -11,7 +11,7 @@ from autofit.backend import Backend, ParsedCommand
 from autofit.domain.machine import Device, Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Finding, Plan
-from autofit.domain.request import Margin, Request
+from autofit.domain.request import NOTHING_ASKED, Margin, Request
 from autofit.errors import UsageError
 
 from autofit_vllm.checkpoint.draft import (
@@ -49,31 +49,40 @@ class VllmBackend(Backend):
 
     name: ClassVar[str] = "vllm"
     programs: ClassVar[tuple[str, ...]] = ("vllm",)
+    engine: ClassVar[str] = "vLLM"
     formats: ClassVar[tuple[str, ...]] = ("safetensors", "config", "gguf")
+    variables: ClassVar[tuple[str, ...]] = ("VLLM_", "CUDA_VISIBLE_DEVICES")
+    supports: ClassVar[frozenset[str]] = frozenset(
+        {"context", "min_context", "max_context", "parallel", "margin", "device", "prefer", "kv", "engine_version"}
+    )
+    kv_types: ClassVar[tuple[str, ...]] = ("f16", "bf16", "fp8", "fp8_e4m3", "fp8_e5m2")
+    measurements: ClassVar[frozenset[str]] = frozenset({"available_kv_bytes"})
 
     def parse(
-        self, argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: str | None = None
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        *,
+        version: str | None = None,
+        model: str | None = None,
     ) -> ParsedCommand:
-        program, settings = parse_command(argv, env, version=version)
+        program, settings = parse_command(argv, env, version=version, model=model)
         draft = draft_reference(settings)
         companions = {} if draft is None else {"draft": draft}
         return ParsedCommand(program=program, model=settings.model, companions=companions, settings=settings)
 
-    def check(self, command: ParsedCommand, model: ModelSpec, machine: Machine, **facts: Any) -> Plan:
-        """What the command takes. `available_kv_bytes` replaces the KV memory of a rank (or of each
+    def check(
+        self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request = NOTHING_ASKED
+    ) -> Plan:
+        """What the command takes. The measured `available_kv_bytes` replaces the KV memory of a rank (or of each
         stage)."""
-        stated = _kv_bytes(facts.pop("available_kv_bytes", None))
-        version = facts.pop("engine_version", None)
-        margins = facts.pop("margin", ()) or (Margin(),)
-        wanted = facts.pop("device", ())
-        if facts:
-            known = "margin, device, engine_version, available_kv_bytes"
-            raise UsageError(f"check() has no fact {min(facts)!r}", hint=f"known: {known}")
+        stated = _kv_bytes(request.measured.get("available_kv_bytes"))
+        margins = request.margin or (Margin(),)
         settings: VllmSettings = command.settings
-        if version is not None:
-            settings = dataclasses.replace(settings, version=_version(version))
+        if request.engine_version is not None:
+            settings = dataclasses.replace(settings, version=_version(request.engine_version))
         vllm_model = read_vllm_model(model, settings)
-        devices = () if is_cpu_build(settings, machine) else select_devices(machine, settings, wanted)
+        devices = () if is_cpu_build(settings, machine) else select_devices(machine, settings, request.device)
         evaluation = self._evaluate(settings, vllm_model, model, devices, margins, stated)
         if stated is not None and evaluation.refusal is not None:
             raise evaluation.refusal
@@ -123,18 +132,23 @@ class VllmBackend(Backend):
             available_kv_bytes=stated,
         )
 
-    def plan(self, model: ModelSpec, machine: Machine, request: Request) -> Plan:
+    def command(self, request: Request, *, model: str | None = None) -> ParsedCommand:
+        return self.parse(
+            (*SERVE, *request.engine_args), request.engine_env, version=request.engine_version, model=model
+        )
+
+    def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
         from autofit_vllm.planning.explain import explain
         from autofit_vllm.planning.search import Problem, solve
 
         reference = _directory_of(request.model_reference or model.name)
-        _, settings = parse_command(
-            [*SERVE, *request.engine_args], request.engine_env, version=request.engine_version, model=reference
+        settings = dataclasses.replace(
+            command.settings, model=reference, given={**command.settings.given, "model": reference}
         )
         vllm_model = read_vllm_model(model, settings)
-        _check_wishes(request, settings)
+        _check_options(request, settings)
         cpu = is_cpu_build(settings, machine)
-        devices = () if cpu else select_devices(machine, settings, request.devices)
+        devices = () if cpu else select_devices(machine, settings, request.device)
         quantization = read_quantisation(vllm_model, model, settings, gpu_of(devices))
         draft = _draft_of(model, settings, gpu_of(devices))
         vllm_model = attach(vllm_model, draft)
@@ -162,7 +176,7 @@ class VllmBackend(Backend):
             problem,
             best,
             others,
-            program=request.program or SERVE,
+            program=command.program,
             reference=reference,
             findings=_usage_findings(settings, vllm_model),
         )
@@ -297,20 +311,17 @@ def is_cpu_build(settings: VllmSettings, machine: Machine) -> bool:
     return not cuda and bool(settings.env.get(CPU_VARIABLE))
 
 
-def _check_wishes(request: Request, settings: VllmSettings) -> None:
+def _check_options(request: Request, settings: VllmSettings) -> None:
     """Raises: UsageError, for what vLLM has not, or a flag of its own contradicts."""
-    known = ("auto", "f16", "bf16", "fp8", "fp8_e4m3", "fp8_e5m2")
-    if request.kv is not None and request.kv not in known:
-        raise UsageError(f"vLLM has no KV cache type {request.kv}", hint=f"it has: {', '.join(known)}")
     for flag, pinned, wishes in (
-        ("--max-num-seqs", settings.max_num_seqs, {"--parallel": (request.n_parallel, None)}),
+        ("--max-num-seqs", settings.max_num_seqs, {"--parallel": (request.parallel, None)}),
         (
             "--max-model-len",
             None if settings.max_model_len == AUTO_LENGTH else settings.max_model_len,
             {
-                "--context": (request.context_tokens, request.context_tokens),
-                "--min-context": (request.min_context_tokens, None),
-                "--max-context": (None, request.max_context_tokens),
+                "--context": (request.context, request.context),
+                "--min-context": (request.min_context, None),
+                "--max-context": (None, request.max_context),
             },
         ),
     ):

@@ -28,7 +28,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("case", list(cases(32, seed=11)), ids=lambda case: case.label)
 def test_the_engine_takes_what_was_planned_to_the_byte(case: Case, folder: Path) -> None:
     path = write(case, folder)
-    plan = LlamaBackend().plan(case.model, case.machine, replace(case.request, model_reference=str(path)))
+    plan = LlamaBackend().plan(
+        LlamaBackend().command(replace(case.request, model_reference=str(path))),
+        case.model,
+        case.machine,
+        replace(case.request, model_reference=str(path)),
+    )
     real = dry_run(plan.argv, case.free_mib, api=case.api)
     told = plan.engine_report
     devices = [tuple(device[f"{kind}_bytes"] for kind in KINDS) for device in told["devices"]]
@@ -37,7 +42,7 @@ def test_the_engine_takes_what_was_planned_to_the_byte(case: Case, folder: Path)
         assert tuple(told["host"][f"{kind}_bytes"] for kind in KINDS) == tuple(real.host[kind] for kind in KINDS)
     assert real.n_ctx == told["n_ctx"]
     if plan.fits:
-        margin = case.request.margins[0].n_bytes
+        margin = case.request.margin[0].n_bytes
         for i, device in enumerate(real.devices):
             assert real.device_bytes(i) + margin <= device["free"]
 
@@ -54,7 +59,12 @@ def tensor_cases() -> Iterator[Case]:
 def test_devices_that_share_tensors_hold_what_was_planned(case: Case, folder: Path) -> None:
     path = write(case, folder)
     try:
-        plan = LlamaBackend().plan(case.model, case.machine, replace(case.request, model_reference=str(path)))
+        plan = LlamaBackend().plan(
+            LlamaBackend().command(replace(case.request, model_reference=str(path))),
+            case.model,
+            case.machine,
+            replace(case.request, model_reference=str(path)),
+        )
     except EngineRefusalError as refusal:
         command = ["llama-server", "-m", str(path), *case.request.engine_args]
         if "aborts" not in refusal.message:
@@ -70,7 +80,7 @@ def test_devices_that_share_tensors_hold_what_was_planned(case: Case, folder: Pa
     assert devices == [tuple(device[kind] for kind in KINDS) for device in real.devices]
     assert tuple(told["host"][f"{kind}_bytes"] for kind in KINDS) == tuple(real.host[kind] for kind in KINDS)
     if plan.fits:
-        margin = case.request.margins[0].n_bytes
+        margin = case.request.margin[0].n_bytes
         free = [case.free_mib[int(str(device["name"]).removeprefix("CUDA"))] << 20 for device in real.devices]
         assert all(sum(device) + margin <= room for device, room in zip(devices, free, strict=True))
     if case.part == "archs" and plan.fits:

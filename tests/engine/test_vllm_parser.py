@@ -123,7 +123,7 @@ def test_everything_that_is_printed_is_accepted(ask: Any) -> None:
             ram="256GiB",
             prefer=draw.choice(["speed", "context", "throughput"]),
             kv=draw.choice([None, "auto"]),
-            context_tokens=draw.choice([None, 0, 8192]),
+            context=draw.choice([None, 0, 8192]),
         )
         try:
             best, others = solve(asked)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.plan import Decision, Plan
+from autofit.domain.request import Request
 from autofit.errors import AutofitError
 from hypothesis import HealthCheck, Phase, assume, given, note, settings
 from hypothesis import strategies as st
@@ -38,7 +39,7 @@ def case_of(seed: int) -> Case:
 
 def plan_of(case: Case) -> Plan:
     try:
-        return BACKEND.plan(case.model, case.machine, case.request)
+        return BACKEND.plan(BACKEND.command(case.request), case.model, case.machine, case.request)
     except AutofitError as error:
         assert "\n" not in error.message
         assume(False)
@@ -47,7 +48,7 @@ def plan_of(case: Case) -> Plan:
 
 def check(plan: Plan, case: Case, argv: list[str] | None = None) -> Plan:
     command = BACKEND.parse(argv or plan.argv)
-    return BACKEND.check(command, case.model, case.machine, margin=case.request.margins)
+    return BACKEND.check(command, case.model, case.machine, Request(margin=case.request.margin))
 
 
 @RANDOM
@@ -152,8 +153,8 @@ def test_equal_devices_are_interchangeable(seed: int) -> None:
     devices = tuple(replace(d, bandwidth_bytes_per_s=500_000_000_000) for d in machine.devices)
     renamed = tuple(replace(d, uuid=f"GPU-{i}", name=d.name) for i, d in enumerate(reversed(devices)))
     try:
-        here = BACKEND.plan(case.model, replace(machine, devices=devices), same.request)
-        there = BACKEND.plan(case.model, replace(machine, devices=renamed), same.request)
+        here = BACKEND.plan(BACKEND.command(same.request), case.model, replace(machine, devices=devices), same.request)
+        there = BACKEND.plan(BACKEND.command(same.request), case.model, replace(machine, devices=renamed), same.request)
     except AutofitError:
         assume(False)
         raise
@@ -182,7 +183,7 @@ def test_the_shortfall_of_a_plan_is_exact(seed: int) -> None:
         if host.available_bytes is not None:
             host = replace(host, available_bytes=host.available_bytes + extra.get(HOST_POOL, 0))
         machine = replace(case.machine, devices=devices, host=host)
-        return BACKEND.check(BACKEND.parse(plan.argv), case.model, machine, margin=case.request.margins).fits
+        return BACKEND.check(BACKEND.parse(plan.argv), case.model, machine, Request(margin=case.request.margin)).fits
 
     assert with_more(0)
     assert not with_more(1)
@@ -193,12 +194,12 @@ def test_every_alternative_is_a_command_that_fits(seed: int) -> None:
     for drawn in [case for case in cases(40, seed) if case.part == "models" and case.free_mib][:2]:
         case = replace(drawn, request=replace(drawn.request, alternatives=True))
         try:
-            plan = BACKEND.plan(case.model, case.machine, case.request)
+            plan = BACKEND.plan(BACKEND.command(case.request), case.model, case.machine, case.request)
         except AutofitError:
             continue
         assert len(plan.alternatives) <= 5
         for other in plan.alternatives:
             assert other.argv != plan.argv
             assert other.because
-            margins = case.request.margins
-            assert BACKEND.check(BACKEND.parse(other.argv), case.model, case.machine, margin=margins).fits
+            margins = case.request.margin
+            assert BACKEND.check(BACKEND.parse(other.argv), case.model, case.machine, Request(margin=margins)).fits

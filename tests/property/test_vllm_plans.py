@@ -96,8 +96,8 @@ def test_never_over_budget_and_never_altered(asked: Problem) -> None:
         assert pool.shortfall_bytes <= 0 or over, (pool.id, plan.argv)
     capacity = best.evaluation.capacity
     assert capacity is not None
-    if asked.request.n_parallel and not asked.settings.pins("max_model_len"):
-        held = best.evaluation.kv.blocks_per_request(best.length) * asked.request.n_parallel
+    if asked.request.parallel and not asked.settings.pins("max_model_len"):
+        held = best.evaluation.kv.blocks_per_request(best.length) * asked.request.parallel
         assert held < capacity.n_blocks
     report = plan.engine_report
     assert again.max_num_seqs == report["max_num_seqs"]
@@ -110,7 +110,7 @@ def test_more_memory_is_never_worse(model: VllmModel, size: float, extra: int) -
     def length(gib: int) -> int:
         # Main memory would make room of its own, and is left out.
         sized = f"generic-cuda:{gib}GiB"
-        asked = problem(model, int(size * GIB), sized, context_tokens=0, args=("--dtype", "half"), ram="4GiB")
+        asked = problem(model, int(size * GIB), sized, context=0, args=("--dtype", "half"), ram="4GiB")
         try:
             best, _ = solve(asked)
         except EngineRefusalError:
@@ -136,6 +136,6 @@ def test_alternatives_are_plans_of_their_own() -> None:
 
 @pytest.mark.parametrize("context", [1, 17, 4096, 131_072])
 def test_any_wish_is_answered(context: int) -> None:
-    asked = problem(vllm_models.llama_8b(), 15 * GIB, "rtx-4090", context_tokens=context, ram="8GiB")
+    asked = problem(vllm_models.llama_8b(), 15 * GIB, "rtx-4090", context=context, ram="8GiB")
     best, _ = solve(asked)
     assert best.length in (0, context)

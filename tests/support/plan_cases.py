@@ -35,8 +35,8 @@ class Case:
     @property
     def label(self) -> str:
         wishes = {
-            "context": self.request.context_tokens, "parallel": self.request.n_parallel, "kv": self.request.kv,
-            "prefer": self.request.prefer, "margin": self.request.margins[0].n_bytes // MIB,
+            "context": self.request.context, "parallel": self.request.parallel, "kv": self.request.kv,
+            "prefer": self.request.prefer, "margin": self.request.margin[0].n_bytes // MIB,
         }  # fmt: skip
         said = " ".join(f"{name}={value}" for name, value in wishes.items() if value is not None)
         devices = "+".join(map(str, self.free_mib)) or "none"
@@ -94,9 +94,9 @@ def _case(rng: random.Random, part: str, name: str) -> Case:
     if "-c" in pins or "--ctx-size" in pins:
         context = None
     request = Request(
-        context_tokens=context,
-        n_parallel=None if "-np" in pins else rng.choice((None, None, 1, 2, 4)),
-        margins=(Margin(n_bytes=min([rng.choice((0, 16, 256)), *(mib // 8 for mib in free)]) * MIB),),
+        context=context,
+        parallel=None if "-np" in pins else rng.choice((None, None, 1, 2, 4)),
+        margin=(Margin(n_bytes=min([rng.choice((0, 16, 256)), *(mib // 8 for mib in free)]) * MIB),),
         prefer=rng.choice(("speed", "speed", "context", "throughput")),
         kv=None if "-ctk" in pins else rng.choice((None, None, None, "auto")),
         engine_args=tuple(pins),

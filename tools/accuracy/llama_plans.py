@@ -31,7 +31,12 @@ def judge(case: Case, folder: Path) -> tuple[str, str]:
     """One word for the outcome, and the command."""
     path = write(case, folder)
     try:
-        plan = LlamaBackend().plan(case.model, case.machine, replace(case.request, model_reference=str(path)))
+        plan = LlamaBackend().plan(
+            LlamaBackend().command(replace(case.request, model_reference=str(path))),
+            case.model,
+            case.machine,
+            replace(case.request, model_reference=str(path)),
+        )
     except AutofitError as error:
         return "refused", error.message
     command = " ".join(plan.argv[3:])
@@ -39,7 +44,7 @@ def judge(case: Case, folder: Path) -> tuple[str, str]:
         real = dry_run(plan.argv, case.free_mib, api=case.api)
     except EngineRefusal as refusal:
         return "not taken", f"{command}: {str(refusal)[:200]}"
-    margin = case.request.margins[0].n_bytes
+    margin = case.request.margin[0].n_bytes
     if plan.fits and any(real.device_bytes(i) + margin > device["free"] for i, device in enumerate(real.devices)):
         return "OVER BUDGET", command
     told = [tuple(device[f"{kind}_bytes"] for kind in KINDS) for device in plan.engine_report["devices"]]

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
+from autofit.domain.values import dataclass
+
 from autofit_llama.command.options import Flag, refusal
 from autofit_llama.command.reading import Reading
 from autofit_llama.command.settings import LlamaSettings
@@ -31,6 +33,16 @@ from autofit_llama.command.values import (
     same,
 )
 from autofit_llama.engine.vocabulary import LazyMode, LoadMode, Override, SplitMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command taken apart: its flags as they were given, what they pin, and the variables that count."""
+
+    reading: Reading
+    settings: LlamaSettings
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
 
 
 def runs_of(reading: Reading) -> tuple[LlamaSettings, ...]:

@@ -14,6 +14,7 @@ from autofit.domain.plan import Alternative, Decision, Finding, Plan, Speed
 from autofit.domain.request import Request
 from autofit.domain.units import format_bytes
 
+from autofit_llama.command.parse import Command
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.launch.defaults import n_drafted
 from autofit_llama.launch.findings import findings_of
@@ -28,7 +29,7 @@ from autofit_llama.planning.task import Task, task_of
 from autofit_llama.speed.rates import speed_of
 
 
-def plan(model: ModelSpec, machine: Machine, request: Request) -> Plan:
+def plan(command: Command, model: ModelSpec, machine: Machine, request: Request) -> Plan:
     """The best plan that keeps the pins and fits; if there is none, the nearest, with what it lacks.
 
     Raises:
@@ -36,7 +37,7 @@ def plan(model: ModelSpec, machine: Machine, request: Request) -> Plan:
         EngineRefusalError: llama.cpp would refuse what is pinned.
         UnsupportedModelError: llama.cpp does not run this model.
     """
-    task = task_of(model, machine, request)
+    task = task_of(command, model, machine, request)
     search = task.search()
     goals = task.goals(search)
     found = reach(search, goals)

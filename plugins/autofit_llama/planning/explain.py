@@ -76,7 +76,7 @@ def explain(
     for device in task.devices:
         margin, because = task.margins[device.id]
         n_bytes = margin.of(device.total_bytes or device.free_bytes or 0)
-        origin = task.request.origin("margins") if task.request.margins else "engine default"
+        origin = task.request.origin("margin") if task.request.margin else "engine default"
         decisions.append(_decision(f"margin {device.id}", format_bytes(n_bytes), origin, f"left free: {because}"))
     return Explained(decisions=tuple(decisions))
 
@@ -206,8 +206,8 @@ def _origin(task: Task, name: str) -> Origin:
     """Where a setting comes from that is not pinned: a wish, or the search."""
     request = task.request
     stated = {
-        "n_ctx": ("context_tokens", bool(request.context_tokens)),
-        "n_parallel": ("n_parallel", request.n_parallel is not None),
+        "n_ctx": ("context", bool(request.context)),
+        "n_parallel": ("parallel", request.parallel is not None),
         "type_k": ("kv", request.kv not in (None, "auto")),
         "type_v": ("kv", request.kv not in (None, "auto")),
     }
@@ -274,7 +274,7 @@ def _why_kv(task: Task, value: str) -> str:
 
 
 def _why_parallel(task: Task) -> str:
-    if task.request.n_parallel is not None:
+    if task.request.parallel is not None:
         return "as asked"
     return "one sequence has the whole context; left out, llama-server makes 4 slots"
 

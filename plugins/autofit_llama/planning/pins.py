@@ -19,12 +19,11 @@ from autofit.domain.values import dataclass, replace
 from autofit.errors import UsageError
 
 from autofit_llama.command.options import SECRET, is_flag
-from autofit_llama.command.parse import settings_of
-from autofit_llama.command.reading import Reading, read
+from autofit_llama.command.parse import Command, settings_of
+from autofit_llama.command.reading import Reading
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.values import AUTO_LAYERS
 from autofit_llama.engine.versions import Version, find_version
-from autofit_llama.engine.vocabulary import KV_TYPES
 from autofit_llama.launch.process import engine_devices
 from autofit_llama.model.context import MAX_SEQUENCES
 from autofit_llama.model.hparams import HParams
@@ -43,13 +42,8 @@ class Pins:
 
     reading: Reading
     settings: LlamaSettings
-    origin: Origin  #: of flags on a command line; variables have their own
     version: Version
     findings: tuple[Finding, ...]
-
-    def origin_of(self, key: str) -> Origin:
-        flag = self.reading.given(key)
-        return "environment" if flag is not None and flag.origin == "env" else self.origin
 
     tokens: tuple[str, ...]  #: the flags as they were written, without the program
 
@@ -73,40 +67,41 @@ class Pins:
             spelled = token.replace("_", "-") if token.startswith("--") else token
             if flag is not None and spelled == flag.spelling:
                 n = 1 + flag.option.n_values
-                yield _pinned(token, join(self.tokens[at + 1 : at + n]), self.origin, "kept as given")
+                yield _pinned(token, join(self.tokens[at + 1 : at + n]), "user", "kept as given")
                 flag, at = next(flags, None), at + n
             else:
                 end = at + 1
                 while end < len(self.tokens) and not is_flag(self.tokens[end]):
                     end += 1
                 value = join(self.tokens[at + 1 : end])
-                yield _pinned(token, value, self.origin, "not known to autofit, passed through")
+                yield _pinned(token, value, "user", "not known to autofit, passed through")
                 at = end
 
 
-def read_pins(request: Request) -> Pins:
-    """The user's flags and variables, taken apart as the engine does.
+def read_pins(command: Command, request: Request) -> Pins:
+    """What a parsed command pins, but for what an option of autofit's replaces.
 
     Raises:
-        UsageError: a flag, a value or a version that makes no sense.
+        UsageError: a version that autofit does not know.
     """
     version, findings = find_version(request.engine_version)
-    argv = (*request.program, *request.engine_args)
-    reading = read(argv, request.engine_env or None, version=version)
+    reading = command.reading
     # What is wished stands in the command, which the engine takes before its variables and files.
-    wished = {"ctx-size": request.context_tokens is not None, "parallel": request.n_parallel is not None}
+    wished = {"ctx-size": request.context is not None, "parallel": request.parallel is not None}
     kept = tuple(flag for flag in reading.flags if flag.origin == "argv" or not wished.get(flag.option.key))
-    reading = replace(reading, flags=kept)
-    settings, model = settings_of(reading), reading.given("model")
+    settings = command.settings
+    if len(kept) < len(reading.flags):
+        reading = replace(reading, flags=kept)
+        settings = settings_of(reading)
+    model = reading.given("model")
     if model is not None and model.origin != "argv":
         settings = replace(settings, model=None)  # the model that is planned for takes its place
     return Pins(
         reading=reading,
         settings=settings,
-        origin="wrapped command" if request.program else "user",
         version=version,
         findings=findings,
-        tokens=tuple(argv[len(reading.words) :]),
+        tokens=tuple(command.argv[len(reading.words) :]),
     )
 
 
@@ -122,8 +117,8 @@ def check_pins(pins: Pins, request: Request, machine: Machine, hp: HParams) -> N
     """
     given = pins.settings
     for name, wish, word in (
-        ("n_parallel", request.n_parallel, "--parallel"),
-        ("n_ctx", request.context_tokens or None, "--context"),
+        ("n_parallel", request.parallel, "--parallel"),
+        ("n_ctx", request.context or None, "--context"),
     ):
         value = getattr(given, name)
         if value is None or wish is None:
@@ -141,7 +136,7 @@ def check_pins(pins: Pins, request: Request, machine: Machine, hp: HParams) -> N
     _check_limits(given, request)
     _check_model(pins, request)
     _check_cache_types(given, request)
-    if given.devices is not None and request.devices:
+    if given.devices is not None and request.device:
         raise UsageError("-dev contradicts --device", hint="leave one of them out")
     n_devices = len(devices_of(pins, request, machine))
     if given.tensor_split is not None and len(given.tensor_split) != n_devices:
@@ -162,7 +157,7 @@ def _check_limits(given: LlamaSettings, request: Request) -> None:
     if not given.n_ctx:
         return
     each = given.n_ctx if given.kv_unified else given.n_ctx // _slots(given, request)
-    low, high = request.min_context_tokens, request.max_context_tokens
+    low, high = request.min_context, request.max_context
     if low is not None and each < low:
         raise UsageError(f"-c {given.n_ctx} leaves a sequence {each} tokens, less than --min-context {low}")
     if high is not None and each > high:
@@ -193,9 +188,6 @@ def _check_model(pins: Pins, request: Request) -> None:
 def _check_cache_types(given: LlamaSettings, request: Request) -> None:
     if request.kv is None or request.kv == "auto":
         return
-    if request.kv not in KV_TYPES:
-        known = ", ".join(KV_TYPES)
-        raise UsageError(f"--kv {request.kv}: not a cache type of llama.cpp", hint=f"known: {known}")
     for value, word in ((given.type_k, "-ctk"), (given.type_v, "-ctv")):
         if value not in (None, request.kv):
             raise UsageError(f"{word} {value} contradicts --kv {request.kv}")
@@ -222,7 +214,7 @@ def check_margins(margins: Mapping[str, int], machine: Machine) -> None:
 def _slots(given: LlamaSettings, request: Request) -> int:
     if given.n_parallel is not None and given.n_parallel > 0:
         return given.n_parallel
-    return request.n_parallel or 1
+    return request.parallel or 1
 
 
 def devices_of(pins: Pins, request: Request, machine: Machine) -> tuple[Device, ...]:
@@ -255,7 +247,7 @@ def listed_devices(pins: Pins, request: Request, machine: Machine) -> tuple[Devi
             known = ", ".join(by_name) or "none"
             raise UsageError(f"-dev {unknown[:40]}: no such device here", hint=f"devices: {known}")
         return tuple(by_name[name] for name in given.devices)
-    return _named(request.devices, every) if request.devices else tuple(device for _, device in every)
+    return _named(request.device, every) if request.device else tuple(device for _, device in every)
 
 
 def _named(words: Sequence[str], every: Sequence[tuple[str, Device]]) -> tuple[Device, ...]:

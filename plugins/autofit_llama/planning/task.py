@@ -8,6 +8,7 @@ from autofit.domain.request import Margin, Request
 from autofit.domain.units import GIB, MIB
 from autofit.domain.values import dataclass, replace
 
+from autofit_llama.command.parse import Command
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.launch.defaults import SERVERS, launch_of
 from autofit_llama.launch.margins import margins_of
@@ -92,7 +93,7 @@ class Task:
             return max(1, (given.n_ctx or self.trained) // self.n_parallel)
         if given.kv_unified_per_slot is not None:
             return given.kv_unified_per_slot
-        return self.request.context_tokens or None
+        return self.request.context or None
 
     def goals(self, search: Search) -> Goals:
         request, given = self.request, self.pins.settings
@@ -100,7 +101,7 @@ class Task:
         ids = [device.id for device in self.devices]
         constant = search.problem.constant_seconds(ids) if isinstance(search.problem, LaunchProblem) else 0.0
         least, most = self.contexts()
-        longest = request.context_tokens == 0 and self.exact_context is None
+        longest = request.context == 0 and self.exact_context is None
         n_ubatch, n_batch = launch.context.n_ubatch, launch.context.n_batch
         if self.reads_whole_inputs(launch.context, least):
             n_ubatch = n_batch = least
@@ -110,7 +111,7 @@ class Task:
             least=least,
             most=most,
             kv_types=self.kv_types(),
-            most_on_host=COMFORTABLE_TOKENS if request.context_tokens is None and request.prefer != "context" else None,
+            most_on_host=COMFORTABLE_TOKENS if request.context is None and request.prefer != "context" else None,
             n_ubatch=n_ubatch,
             n_batch=n_batch,
             free_ubatch=given.n_ubatch is None and given.n_batch is None and not given.embedding,
@@ -131,8 +132,8 @@ class Task:
         if exact is not None:
             return exact, exact
         request = self.request
-        most = min(self.trained, request.max_context_tokens or self.trained)
-        least = request.min_context_tokens or min(most, USEFUL_TOKENS)
+        most = min(self.trained, request.max_context or self.trained)
+        least = request.min_context or min(most, USEFUL_TOKENS)
         return least, max(least, most)
 
     def kv_types(self) -> tuple[tuple[str, str], ...]:
@@ -148,19 +149,19 @@ class Task:
         return tuple(dict.fromkeys(pair for i, pair in enumerate(pairs) if i == 0 or whole))
 
 
-def task_of(model: ModelSpec, machine: Machine, request: Request) -> Task:
-    pins = read_pins(request)
+def task_of(command: Command, model: ModelSpec, machine: Machine, request: Request) -> Task:
+    pins = read_pins(command, request)
     given = pins.settings
     model = overridden(model, given.kv_overrides)
     sized = size(model)
     check_pins(pins, request, machine, sized.hparams)
     devices = devices_of(pins, request, machine)
-    margins = dict(margins_of(request.margins, machine.devices))
+    margins = dict(margins_of(request.margin, machine.devices))
     check_margins({d.id: margins[d.id][0].of(d.total_bytes or d.free_bytes or 0) for d in devices}, machine)
     program = pins.reading.program
     n_parallel = given.n_parallel
     if n_parallel is None:
-        n_parallel = request.n_parallel or (1 if program in SERVERS else None)
+        n_parallel = request.parallel or (1 if program in SERVERS else None)
     base = replace(given, n_parallel=n_parallel)
     ample = is_ample(model, machine)
     if program in SERVERS and not ample:

@@ -114,7 +114,7 @@ def decisions(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
     if partition is not None:
         given = PARTITION in problem.settings.env
         because = "given; kept as it is" if given else "stages on smaller GPUs take fewer layers"
-        origin: Origin = "user" if given else "solved"
+        origin: Origin = "environment" if given else "solved"
         found.append(Decision(setting=PARTITION, value=partition, origin=origin, because=because))
     for name, value in problem.settings.given.items():
         if name in ("model", "spec_method", "spec_model", "spec_tokens"):
@@ -131,7 +131,7 @@ def decisions(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
 
 
 def _origin(problem: Problem, name: str) -> Origin:
-    wishes = {"max_model_len": "context_tokens", "max_num_seqs": "n_parallel", "kv_cache_dtype": "kv"}
+    wishes = {"max_model_len": "context", "max_num_seqs": "parallel", "kv_cache_dtype": "kv"}
     wish = wishes.get(name)
     slots = name == "max_num_seqs" and problem.n_slots is None
     if wish is not None and getattr(problem.request, wish) and not slots:
@@ -163,7 +163,7 @@ def _because_length(problem: Problem, best: Candidate) -> str:
     if not best.fits:
         return "nothing longer would be any nearer"
     if best.length >= goal:
-        return "as wished" if problem.request.context_tokens else "the model's own length fits"
+        return "as wished" if problem.request.context else "the model's own length fits"
     n = problem.n_parallel
     return f"the longest that {n} sequence{'s' if n > 1 else ''} can hold in the cache that is left"
 
@@ -192,7 +192,7 @@ def _because_utilization(problem: Problem, best: Candidate) -> str:
     outside = format_bytes(budget.outside_bytes + budget.after_bytes)
     default = (
         ""
-        if problem.request.margins
+        if problem.request.margin
         else (f" (default: {format_bytes(DEFAULT_MARGIN.n_bytes)} and {DEFAULT_MARGIN.fraction:.0%})")
     )
     return (

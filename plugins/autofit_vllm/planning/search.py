@@ -84,18 +84,18 @@ class Problem:
     def target(self) -> int:
         """The length at which batch and layout are no longer sacrificed for more."""
         goal, _ = self.lengths
-        wanted = self.request.context_tokens is not None or self.request.prefer == "context"
+        wanted = self.request.context is not None or self.request.prefer == "context"
         return goal if wanted else min(goal, USEFUL_TOKENS)
 
     @property
     def n_parallel(self) -> int:
-        return self.request.n_parallel or 1
+        return self.request.parallel or 1
 
     @property
     def n_slots(self) -> int | None:
         """`--max-num-seqs` as it was wished; what a preset asks for throughput is the least."""
-        least = self.request.prefer == "throughput" and self.request.origin("n_parallel") == "preset"
-        return None if least else self.request.n_parallel
+        least = self.request.prefer == "throughput" and self.request.origin("parallel") == "preset"
+        return None if least else self.request.parallel
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -105,11 +105,11 @@ class Problem:
         usual = model.default_len_tokens or longest
         if settings.disable_sliding_window and model.sliding_window:
             longest = usual = min(longest, model.sliding_window)
-        cap = request.max_context_tokens or longest
-        least = request.min_context_tokens or 1
-        if request.context_tokens:
-            return request.context_tokens, request.context_tokens
-        goal = longest if request.context_tokens == 0 else usual
+        cap = request.max_context or longest
+        least = request.min_context or 1
+        if request.context:
+            return request.context, request.context
+        goal = longest if request.context == 0 else usual
         return max(1, min(goal, cap)), min(least, max(1, min(goal, cap)))
 
 
@@ -426,7 +426,7 @@ class _Base:
             values=values,
             settings=settings,
             config=config,
-            ranks=ranks_of(devices, config, problem.request.margins),
+            ranks=ranks_of(devices, config, problem.request.margin),
             weights=weights,
             kv=plan_kv(problem.model, config),
             offload=given_offload(settings, weights),

@@ -52,7 +52,7 @@ def test_arguments_may_be_numbers_and_paths(tmp_path: Path) -> None:
     lambda: autofit.check("llama-server -m x.gguf", CARD),
 ])  # fmt: skip
 def test_one_text_is_no_list(call: Any) -> None:
-    with pytest.raises(UsageError, match="a list of words"):
+    with pytest.raises(UsageError, match="a list of arguments"):
         call()
 
 
@@ -111,13 +111,13 @@ def test_threads_do_not_disturb_each_other() -> None:
         (lambda: autofit.read_model(None), "read_model() takes a name or a path, not NoneType"),
         (lambda: autofit.plan(5, TINY, CARD), "plan() takes a backend's name first, not int"),
         (lambda: autofit.plan("llama", 5, CARD), "plan() takes a name or a path, not int"),
-        (lambda: autofit.plan("llama", TINY, CARD, engine_args=5), "engine_args takes a list of words, not int"),
+        (lambda: autofit.plan("llama", TINY, CARD, engine_args=5), "engine_args takes a list of arguments, not int"),
         (lambda: autofit.plan("llama", TINY, CARD, context=True), "--context: "),
         (lambda: autofit.plan("llama", TINY, CARD, context=1.5), "--context: "),
         (lambda: autofit.plan("llama", TINY, CARD, parallel=0), "--parallel: not a count: '0'"),
         (lambda: autofit.plan("llama", TINY, CARD, margin=-1), "--margin: "),
         (lambda: autofit.plan("llama", TINY, CARD, device=7), "no device '7' here"),
-        (lambda: autofit.check(None, CARD), "check() takes a list of words, not NoneType"),
+        (lambda: autofit.check(None, CARD), "check() takes a list of arguments, not NoneType"),
         (lambda: autofit.check(["llama-server", "-m", TINY], CARD, margin="x"), "--margin: "),
         (lambda: autofit.check(["llama-server", "-m", TINY], CARD, margin=True), "--margin: "),
         (lambda: autofit.check(["llama-server", "-m", TINY], CARD, device=9), "no device '9' here"),

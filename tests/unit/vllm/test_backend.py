@@ -20,8 +20,10 @@ from autofit.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from autofit.pipeline import engine_environment
+from autofit.pipeline import engine_inputs
+from autofit.settings.layers import Surroundings
 
+from autofit_vllm.backend import VllmBackend
 from support.vllm_models import GIB
 from support.vllm_truth import DATA
 
@@ -499,7 +501,8 @@ def test_a_detected_machine_has_followed_the_variable_already() -> None:
     found = dataclasses.replace(two, origin="detected")
     environ = {"CUDA_VISIBLE_DEVICES": "2,3"}
     assert check(SMALL, "-tp", "2", machine=found, environ=environ).fits
-    assert engine_environment({**environ, "VLLM_CPU_KVCACHE_SPACE": "4"}) == {"VLLM_CPU_KVCACHE_SPACE": "4"}
+    surroundings = Surroundings(environ={**environ, "VLLM_CPU_KVCACHE_SPACE": "4", "OTHER": "1"})
+    assert engine_inputs(VllmBackend(), surroundings) == {"VLLM_CPU_KVCACHE_SPACE": "4"}
 
 
 @pytest.mark.parametrize(

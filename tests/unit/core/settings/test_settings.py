@@ -3,25 +3,26 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from autofit import settings
 from autofit.domain.request import Margin
 from autofit.errors import UsageError
+from autofit.settings import layers, options
+from autofit.settings.request import to_request
 
 
 def test_the_first_place_that_has_a_value_wins_and_is_remembered() -> None:
-    wishes = settings.merge(
+    stated = layers.merge(
         [
-            ("user", settings.from_flags({"context": "8k"})),
-            ("environment", settings.from_environment({"AUTOFIT_CONTEXT": "16k", "AUTOFIT_PARALLEL": "2"})),
+            ("user", layers.from_given({"context": "8k"})),
+            ("environment", layers.from_environment({"AUTOFIT_CONTEXT": "16k", "AUTOFIT_PARALLEL": "2"})),
             (
                 "preset",
-                settings.from_table({"context": "32k", "parallel": 8, "prefer": "context"}, "preset x", "llama"),
+                layers.from_table({"context": "32k", "parallel": 8, "prefer": "context"}, "preset x", "llama"),
             ),
         ]
     )
-    request = settings.to_request(wishes)
-    assert (request.context_tokens, request.n_parallel, request.prefer) == (8192, 2, "context")
-    assert [request.origin(name) for name in ("context_tokens", "n_parallel", "prefer", "kv")] == [
+    request = to_request(stated)
+    assert (request.context, request.parallel, request.prefer) == (8192, 2, "context")
+    assert [request.origin(name) for name in ("context", "parallel", "prefer", "kv")] == [
         "user", "environment", "preset", "engine default",
     ]  # fmt: skip
 
@@ -29,11 +30,11 @@ def test_the_first_place_that_has_a_value_wins_and_is_remembered() -> None:
 def test_a_backends_table_overrides_the_file_and_engine_args_come_before_the_users(tmp_path: Path) -> None:
     path = tmp_path / "autofit.toml"
     path.write_text('margin = "1GiB"\n[llama]\nmargin = "8%"\nengine_args = ["-fa", "on"]\n[vllm]\nparallel = 9\n')
-    wishes = settings.merge([("settings file", settings.read_settings_file(path, "llama"))])
-    request = settings.to_request(wishes, engine_args=["-ngl", "5"])
-    assert request.margins == (Margin(fraction=0.08),)
+    stated = layers.merge([("settings file", layers.read_settings_file(path, "llama"))])
+    request = to_request(stated, engine_args=["-ngl", "5"])
+    assert request.margin == (Margin(fraction=0.08),)
     assert request.engine_args == ("-fa", "on", "-ngl", "5")
-    assert request.n_parallel is None
+    assert request.parallel is None
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_a_bad_settings_file_is_one_line_that_names_the_file(tmp_path: Path, con
     path = tmp_path / "autofit.toml"
     path.write_text(content)
     with pytest.raises(UsageError) as caught:
-        settings.read_settings_file(path, "llama")
+        layers.read_settings_file(path, "llama")
     assert message in caught.value.message
     assert "autofit.toml" in caught.value.message
     assert "\n" not in caught.value.message
@@ -65,13 +66,13 @@ def test_a_bad_settings_file_is_one_line_that_names_the_file(tmp_path: Path, con
     ],
 )
 def test_margins(text: str, margins: tuple[Margin, ...]) -> None:
-    assert settings.parse_margins(text) == margins
+    assert options.parse_margins(text) == margins
 
 
 @pytest.mark.parametrize("text", ["", "100%", "-1%", "x%", "5%5", "1GiB,,2GiB"])
 def test_not_margins(text: str) -> None:
     with pytest.raises(UsageError):
-        settings.parse_margins(text)
+        options.parse_margins(text)
 
 
 @pytest.mark.parametrize(
@@ -82,23 +83,23 @@ def test_not_margins(text: str) -> None:
         {"context": "64k", "max_context": "16k"},
     ],
 )
-def test_wishes_that_contradict_each_other_are_refused(values: dict[str, str]) -> None:
+def test_options_that_contradict_each_other_are_refused(values: dict[str, str]) -> None:
     with pytest.raises(UsageError):
-        settings.to_request(settings.merge([("user", settings.from_flags(values))]))
+        to_request(layers.merge([("user", layers.from_given(values))]))
 
 
-def test_every_wish_parses_an_example_or_refuses_nonsense() -> None:
-    for wish in settings.WISHES:
-        if wish.parse is str:
+def test_every_option_parses_an_example_or_refuses_nonsense() -> None:
+    for option in options.OPTIONS:
+        if option.parse is str:
             continue
         with pytest.raises(UsageError):
-            wish.parse("\x00nonsense")
+            option.parse("\x00nonsense")
 
 
 def test_lists_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "autofit.toml"
     path.write_text('margin = ["1GiB", "8%"]\non = ["rtx-3090", "t4"]\n', encoding="utf-8")
-    assert settings.read_settings_file(path, "llama") == {
+    assert layers.read_settings_file(path, "llama") == {
         "margin": (Margin(n_bytes=1 << 30), Margin(fraction=0.08)),
         "on": ("rtx-3090", "t4"),
     }
@@ -122,12 +123,12 @@ def test_hostile_files_are_refused_in_one_line(tmp_path: Path, text: str) -> Non
     path = tmp_path / "autofit.toml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UsageError) as caught:
-        settings.read_settings_file(path, "llama")
+        layers.read_settings_file(path, "llama")
     assert str(path) in caught.value.message
     assert "\n" not in caught.value.message
     assert len(caught.value.message) < len(str(path)) + 200
 
 
 def test_empty_items_of_a_variable_are_no_items() -> None:
-    found = settings.from_environment({"AUTOFIT_ON": " rtx-3090, ,t4,", "AUTOFIT_DEVICE": ","})
+    found = layers.from_environment({"AUTOFIT_ON": " rtx-3090, ,t4,", "AUTOFIT_DEVICE": ","})
     assert found == {"on": ("rtx-3090", "t4")}

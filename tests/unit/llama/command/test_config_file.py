@@ -8,7 +8,8 @@ import autofit
 import pytest
 from autofit.domain.request import Request
 from autofit.errors import UsageError
-from autofit.pipeline import engine_surroundings
+from autofit.pipeline import engine_inputs
+from autofit.settings.layers import Surroundings
 
 from autofit_llama.backend import LlamaBackend
 from autofit_llama.command.config_file import parse, paths
@@ -130,19 +131,20 @@ def test_where_files_are(tmp_path: Path) -> None:
     (tmp_path / "llama.cpp").mkdir()
     file = tmp_path / "llama.cpp/config.ini"
     environ = {"XDG_CONFIG_HOME": str(tmp_path), "LLAMA_ARG_CTX_SIZE": "1", "HOME": "/h"}
-    assert str(file) not in engine_surroundings(LlamaBackend(), environ)
+    here = Surroundings(environ=environ)
+    assert str(file) not in engine_inputs(LlamaBackend(), here)
     file.write_bytes(b"alias = \xff\n")
-    found = engine_surroundings(LlamaBackend(), environ)
+    found = engine_inputs(LlamaBackend(), here)
     assert found[str(file)] == "alias = \udcff\n"
     assert found["LLAMA_ARG_CTX_SIZE"] == "1"
     file.write_bytes(b"#" * (1 << 20) + b"##")
     with pytest.raises(UsageError, match="bytes of settings"):
-        engine_surroundings(LlamaBackend(), environ)
+        engine_inputs(LlamaBackend(), here)
 
 
 def plan(text: str, *argv: str, **wishes: object) -> autofit.Plan:
     request = Request(engine_args=argv, engine_env={PATH: text}, model_reference=TINY, **wishes)
-    return LlamaBackend().plan(autofit.read_model(TINY), CARD, request)
+    return LlamaBackend().plan(LlamaBackend().command(request), autofit.read_model(TINY), CARD, request)
 
 
 def test_a_plan_keeps_what_a_file_says_and_does_not_repeat_it() -> None:
@@ -159,10 +161,10 @@ def test_a_plan_keeps_what_a_file_says_and_does_not_repeat_it() -> None:
 
 
 def test_a_wish_and_an_argument_take_the_place_of_a_file() -> None:
-    assert plan("c = 2048\n", context_tokens=1024).argv.count("-c") == 1
-    assert plan("c = 2048\n", context_tokens=1024).context_tokens == 1024
+    assert plan("c = 2048\n", context=1024).argv.count("-c") == 1
+    assert plan("c = 2048\n", context=1024).context_tokens == 1024
     assert plan("c = 2048\nnp = 2\n", "-np", "1", "-c", "512").context_tokens == 512
-    assert plan("np = 2\n", n_parallel=3).argv.count("-np") == 1
+    assert plan("np = 2\n", parallel=3).argv.count("-np") == 1
 
 
 def test_a_file_that_names_another_model_for_good() -> None:

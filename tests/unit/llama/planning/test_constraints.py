@@ -9,7 +9,7 @@ import pytest
 from autofit.domain.machine import Machine
 from autofit.domain.plan import Plan
 from autofit.errors import AutofitError, EngineRefusalError, HardwareError, ModelError, UsageError
-from autofit.settings import parse_margins
+from autofit.settings.options import parse_margins
 
 MIXTRAL = "example:mixtral-8x7b-q4_k_m"
 TINY = "example:tiny"

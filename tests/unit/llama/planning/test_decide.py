@@ -37,7 +37,7 @@ def machine(*cards: Device, ram_gib: float | None = 256) -> Machine:
 
 def plan(on: Machine, *argv: str, model: str = DENSE, **wishes: object) -> Plan:
     request = Request(engine_args=argv, alternatives=False, **wishes)  # type: ignore[arg-type]
-    return BACKEND.plan(spec("models", model), on, request)
+    return BACKEND.plan(BACKEND.command(request), spec("models", model), on, request)
 
 
 def value(found: Plan, flag: str) -> str | None:
@@ -61,7 +61,7 @@ def test_auto_gives_up_no_decode_rate_for_context() -> None:
 
 
 def test_a_context_that_is_asked_for_is_held_exactly_for_every_sequence() -> None:
-    found = plan(machine(card(0, 24)), context_tokens=10_000, n_parallel=3)
+    found = plan(machine(card(0, 24)), context=10_000, parallel=3)
     assert (value(found, "-c"), value(found, "-np")) == ("30000", "3")
     assert found.context_tokens == 10_240  # the engine rounds cells up
     origins = {decision.setting: decision.origin for decision in found.decisions}
@@ -69,7 +69,7 @@ def test_a_context_that_is_asked_for_is_held_exactly_for_every_sequence() -> Non
 
 
 def test_max_is_the_longest_at_a_decode_floor() -> None:
-    fast, long = plan(machine(card(0, 6))), plan(machine(card(0, 6)), context_tokens=0)
+    fast, long = plan(machine(card(0, 6))), plan(machine(card(0, 6)), context=0)
     assert (long.context_tokens or 0) > (fast.context_tokens or 0)
     assert long.fits
 
@@ -78,7 +78,7 @@ def test_max_is_the_longest_at_a_decode_floor() -> None:
 def test_the_longest_context_is_found_in_any_range(gib: int) -> None:
     """A model trained for ten million tokens on a card that holds some ten thousand of them."""
     on = machine(card(0, gib, speed=400_000_000_000))
-    found = plan(on, model="llama-4-scout-Q4_K_M", context_tokens=0, n_parallel=2)
+    found = plan(on, model="llama-4-scout-Q4_K_M", context=0, parallel=2)
     assert found.fits
     assert found.context_tokens is not None
     assert 25_000 < found.context_tokens < 250_000
@@ -96,7 +96,7 @@ def test_experts_stay_in_ram_by_the_shortest_flags() -> None:
 
 def test_at_a_pinned_split_the_faster_command_is_taken_not_the_smaller() -> None:
     """Experts in main memory, all else on the cards, and not whole blocks there."""
-    found = plan(machine(card(0, 4), card(1, 5)), "-ts", "1,2", model="qwen3-30b-a3b-Q4_K_M", context_tokens=4096)
+    found = plan(machine(card(0, 4), card(1, 5)), "-ts", "1,2", model="qwen3-30b-a3b-Q4_K_M", context=4096)
     assert value(found, "-ngl") == "49"
     assert int(value(found, "-ncmoe") or 0) > 30
 
@@ -127,13 +127,13 @@ def test_what_an_embedding_server_would_refuse_is_told() -> None:
 
 
 def test_the_faster_of_two_cards_is_used_alone_when_it_holds_everything() -> None:
-    found = plan(machine(card(0, 12, speed=300_000_000_000), card(1, 24)), context_tokens=8192)
+    found = plan(machine(card(0, 12, speed=300_000_000_000), card(1, 24)), context=8192)
     assert value(found, "-dev") == "CUDA1"
     assert "-ts" not in found.argv
 
 
 def test_two_cards_share_rows_as_the_engine_will() -> None:
-    found = plan(machine(card(0, 4), card(1, 4)), context_tokens=8192)
+    found = plan(machine(card(0, 4), card(1, 4)), context=8192)
     assert found.fits
     rows = [int(n) for n in (value(found, "-ts") or "").split(",")]
     assert sum(rows) == 33
@@ -151,7 +151,7 @@ def test_no_card_is_a_normal_case() -> None:
 
 def test_unified_memory_is_one_pool() -> None:
     shared = card(0, 32, pool="host", api="metal")
-    found = plan(machine(shared, ram_gib=32), context_tokens=8192)
+    found = plan(machine(shared, ram_gib=32), context=8192)
     assert [pool.id for pool in found.memory.pools] == ["host"]
     assert found.fits
     assert found.memory.pools[0].sum_bytes("cache") > 0
@@ -177,7 +177,7 @@ def test_unified_memory_gets_the_longest_context_that_the_device_can_take() -> N
     longer[longer.index("-c") + 1] = str((found.context_tokens or 0) + 256)
     assert found.fits
     assert 4096 < (found.context_tokens or 0) < 32_768
-    assert not BACKEND.check(BACKEND.parse(longer), spec("models", DENSE), on, margin=()).fits
+    assert not BACKEND.check(BACKEND.parse(longer), spec("models", DENSE), on).fits
 
 
 def estimates_of(monkeypatch: pytest.MonkeyPatch, on: Machine, *argv: str, **more: object) -> tuple[Plan, int]:
@@ -194,16 +194,16 @@ def estimates_of(monkeypatch: pytest.MonkeyPatch, on: Machine, *argv: str, **mor
 
 
 def test_where_everything_fits_one_estimate_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, n = estimates_of(monkeypatch, machine(card(0, 40)), context_tokens=None)
+    found, n = estimates_of(monkeypatch, machine(card(0, 40)), context=None)
     assert found.context_tokens == 131_072
     assert n == 1
 
 
 def test_what_nobody_asked_to_see_is_not_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     on = machine(card(0, 12))
-    told, n_told = estimates_of(monkeypatch, on, model=EXPERTS, context_tokens=4096)
+    told, n_told = estimates_of(monkeypatch, on, model=EXPERTS, context=4096)
     monkeypatch.undo()
-    brief, n_brief = estimates_of(monkeypatch, on, model=EXPERTS, context_tokens=4096, explain=False)
+    brief, n_brief = estimates_of(monkeypatch, on, model=EXPERTS, context=4096, explain=False)
     assert brief.argv == told.argv
     assert any(decision.next_rejected for decision in told.decisions)
     assert not any(decision.next_rejected for decision in brief.decisions)
@@ -214,7 +214,7 @@ def test_what_nobody_asked_to_see_is_not_estimated(monkeypatch: pytest.MonkeyPat
 def test_a_split_that_is_pinned_may_do_without_overlapping_micro_batches(seconds: bool) -> None:
     """Copies for overlap count only where micro-batches do overlap."""
     on = machine(card(0, 3639 / 1024), card(1, 2867 / 1024, speed=360_000_000_000))
-    found = plan(on, "-ts", "2,2", *(("-ub", "256") if seconds else ()), margins=(Margin(n_bytes=256 * MIB),))
+    found = plan(on, "-ts", "2,2", *(("-ub", "256") if seconds else ()), margin=(Margin(n_bytes=256 * MIB),))
     assert found.fits
     assert value(found, "-ngl") == "33"
     assert "no_such_tensor=CPU" in (value(found, "-ot") or "")
@@ -227,7 +227,7 @@ def test_a_pinned_split_that_cannot_fit_is_refused_after_few_estimates(
     monkeypatch: pytest.MonkeyPatch, model: str, argv: tuple[str, ...]
 ) -> None:
     on = machine(card(0, 4), card(1, 2), ram_gib=1)
-    found, n = estimates_of(monkeypatch, on, *argv, model=model, context_tokens=8192)
+    found, n = estimates_of(monkeypatch, on, *argv, model=model, context=8192)
     assert not found.fits
     said = [finding.message for finding in found.findings if finding.code == "would-fit"]
     assert said
@@ -238,13 +238,12 @@ def test_a_pinned_split_that_cannot_fit_is_refused_after_few_estimates(
 @pytest.mark.parametrize(
     ("argv", "wishes", "message"),
     [
-        (("-c", "4096"), {"context_tokens": 8192}, "-c 4096 contradicts --context 8192"),
-        (("-np", "2"), {"n_parallel": 4}, "-np 2 contradicts --parallel 4"),
+        (("-c", "4096"), {"context": 8192}, "-c 4096 contradicts --context 8192"),
+        (("-np", "2"), {"parallel": 4}, "-np 2 contradicts --parallel 4"),
         (("-ctk", "q8_0"), {"kv": "f16"}, "-ctk q8_0 contradicts --kv f16"),
-        ((), {"kv": "fp8"}, "not a cache type of llama.cpp"),
-        (("-dev", "CUDA0"), {"devices": ("GPU0",)}, "-dev contradicts --device"),
+        (("-dev", "CUDA0"), {"device": ("GPU0",)}, "-dev contradicts --device"),
         (("-dev", "CUDA7"), {}, "CUDA7"),
-        ((), {"devices": ("GPU7",)}, "no device 'GPU7' here"),
+        ((), {"device": ("GPU7",)}, "no device 'GPU7' here"),
         (("-ts", "1,2,3"), {}, "-ts has 3 numbers for 2 devices"),
         (("-c", "-5"), {}, "-c -5"),
         (("-c", "99999999999"), {}, "-c"),
@@ -254,7 +253,7 @@ def test_a_pinned_split_that_cannot_fit_is_refused_after_few_estimates(
         (("-sm", "none", "-mg", "5"), {}, "-mg 5"),
         (("-ot", "blk.(=CPU"), {}, "blk.("),
         (("-ot", "blk.1=CUDA9"), {}, "CUDA9"),
-        ((), {"margins": (Margin(n_bytes=80 * GIB),)}, "leaves nothing"),
+        ((), {"margin": (Margin(n_bytes=80 * GIB),)}, "leaves nothing"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(argv: tuple[str, ...], wishes: dict, message: str) -> None:
@@ -280,10 +279,10 @@ def test_variables_are_pins_and_said_by_the_command() -> None:
 
 
 def test_a_wrapped_command_keeps_its_program_and_its_model() -> None:
-    found = plan(machine(card(0, 24)), "-m", "other.gguf", "--port", "8081", program=("/opt/llama-server",))
+    command = BACKEND.parse(("/opt/llama-server", "-m", "other.gguf", "--port", "8081"))
+    found = BACKEND.plan(command, spec("models", DENSE), machine(card(0, 24)), Request(alternatives=False))
     assert found.argv[:5] == ("/opt/llama-server", "-m", "other.gguf", "--port", "8081")
     assert found.argv.count("-m") == 1
-    assert {d.origin for d in found.decisions if d.setting == "--port"} == {"wrapped command"}
 
 
 def test_a_pin_that_cannot_hold_is_told_with_the_nearest_value() -> None:
@@ -299,11 +298,11 @@ def test_a_pin_that_cannot_hold_is_told_with_the_nearest_value() -> None:
 
 
 def test_a_context_that_is_too_long_is_told_with_one_that_fits() -> None:
-    found = plan(machine(card(0, 6), ram_gib=4), "-ngl", "33", context_tokens=131_072)
+    found = plan(machine(card(0, 6), ram_gib=4), "-ngl", "33", context=131_072)
     assert not found.fits
     fits = next(f.message for f in found.findings if "would fit" in f.message and "context" in f.message)
     tokens = int(fits.split(" tokens")[0].split()[-1])
-    assert plan(machine(card(0, 6), ram_gib=4), "-ngl", "33", context_tokens=tokens).fits
+    assert plan(machine(card(0, 6), ram_gib=4), "-ngl", "33", context=tokens).fits
 
 
 def test_nothing_fits_and_what_would_is_said() -> None:
@@ -321,17 +320,17 @@ def test_what_lacks_is_main_memory_where_the_card_can_be_filled_to_its_limit() -
 
 def test_a_lossy_cache_is_only_chosen_where_it_is_allowed_and_helps() -> None:
     tight = machine(card(0, 6))
-    assert "-ctk" not in plan(tight, context_tokens=16_384).argv
-    allowed = plan(tight, context_tokens=16_384, kv="auto")
+    assert "-ctk" not in plan(tight, context=16_384).argv
+    allowed = plan(tight, context=16_384, kv="auto")
     assert value(allowed, "-ctk") == "q8_0"
     assert any(finding.code == "lossy-cache" for finding in allowed.findings)
-    assert "-ctk" not in plan(machine(card(0, 40)), context_tokens=16_384, kv="auto").argv
+    assert "-ctk" not in plan(machine(card(0, 40)), context=16_384, kv="auto").argv
 
 
 def test_a_lossy_cache_is_tried_where_a_slower_card_holds_the_rest() -> None:
     on = machine(card(0, 8), card(1, 8, speed=100_000_000_000))
-    assert value(plan(on, context_tokens=32_768), "-ts") is not None
-    found = plan(on, context_tokens=32_768, kv="auto")
+    assert value(plan(on, context=32_768), "-ts") is not None
+    found = plan(on, context=32_768, kv="auto")
     assert value(found, "-ctk") == "q8_0"
     assert "-ts" not in found.argv
 
@@ -350,13 +349,13 @@ def test_pinned_numbers_stay_those_of_the_devices_they_count() -> None:
 
 
 def test_a_longer_context_than_trained_is_allowed_and_warned_of() -> None:
-    found = plan(machine(card(0, 80)), context_tokens=200_000)
+    found = plan(machine(card(0, 80)), context=200_000)
     assert found.fits
     assert any("RoPE scaling" in finding.message for finding in found.findings)
 
 
 def test_keyword_arguments_say_what_the_class_would_otherwise_not_do() -> None:
-    found = plan(machine(card(0, 24)), context_tokens=8192)
+    found = plan(machine(card(0, 24)), context=8192)
     expected = {
         "n_gpu_layers": 33,
         "n_ctx": 8192,
@@ -373,7 +372,7 @@ def test_keyword_arguments_say_what_the_class_would_otherwise_not_do() -> None:
 
 def test_alternatives_are_better_in_something() -> None:
     request = Request(engine_args=(), alternatives=True)
-    found = BACKEND.plan(spec("models", EXPERTS), machine(card(0, 12)), request)
+    found = BACKEND.plan(BACKEND.command(request), spec("models", EXPERTS), machine(card(0, 12)), request)
     assert 2 <= len(found.alternatives) <= 5
     for other in found.alternatives:
         assert other.title
@@ -410,17 +409,17 @@ def test_the_engines_own_refusal_is_passed_on() -> None:
 
 
 def test_wishes_keep_their_origin() -> None:
-    request = Request(context_tokens=8192, origins={"context_tokens": "preset"}, alternatives=False)
-    found = BACKEND.plan(spec("models", DENSE), machine(card(0, 24)), request)
+    request = Request(context=8192, origins={"context": "preset"}, alternatives=False)
+    found = BACKEND.plan(BACKEND.command(request), spec("models", DENSE), machine(card(0, 24)), request)
     assert next(d.origin for d in found.decisions if d.setting == "-c") == "preset"
-    assert replace(request).origin("context_tokens") == "preset"
+    assert replace(request).origin("context") == "preset"
 
 
 def test_the_nearest_context_is_the_longest_and_not_the_fastest() -> None:
     on = machine(card(0, 8), ram_gib=32)
-    found = plan(on, model=EXPERTS, context_tokens=1 << 20)
+    found = plan(on, model=EXPERTS, context=1 << 20)
     (said,) = (f.message for f in found.findings if "would fit" in f.message)
     longest = int(said.split()[3])
-    assert plan(on, model=EXPERTS, context_tokens=65_536).fits
+    assert plan(on, model=EXPERTS, context=65_536).fits
     assert longest > 65_536
-    assert plan(on, model=EXPERTS, context_tokens=longest).fits
+    assert plan(on, model=EXPERTS, context=longest).fits

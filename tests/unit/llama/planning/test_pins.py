@@ -163,7 +163,7 @@ def test_a_command_says_what_the_variables_said() -> None:
     request = Request(engine_args=("--port", "80", "-ot", "attn_k=CPU"), engine_env=VARIABLES, model_reference=LLAMA)
     backend = LlamaBackend()
     card = machine("rtx-3090")
-    found = backend.plan(autofit.read_model(LLAMA), card, request)
+    found = backend.plan(backend.command(request), autofit.read_model(LLAMA), card, request)
     words = ["-c", "8192", "--swa-full", "-nkvo", "-ot", "attn_q=CPU", "--host", "a b", *request.engine_args]
     assert sorted(found.argv[3 : 3 + len(words)]) == sorted(words)
     assert found.argv.index("attn_q=CPU") < found.argv.index("attn_k=CPU")
@@ -184,7 +184,9 @@ def test_a_checked_command_is_printed_with_its_variables() -> None:
 
 def test_a_secret_stays_where_it_is() -> None:
     request = Request(engine_env={"LLAMA_API_KEY": "hunter2"}, model_reference=LLAMA)
-    found = LlamaBackend().plan(autofit.read_model(LLAMA), machine("rtx-3090"), request)
+    found = LlamaBackend().plan(
+        LlamaBackend().command(request), autofit.read_model(LLAMA), machine("rtx-3090"), request
+    )
     assert "hunter2" not in str(found.to_dict())
 
 

@@ -39,7 +39,7 @@ def machine(*gib: float, ram_gib: float = 256, **facts: object) -> Machine:
 
 def plan(on: Machine, *argv: str, model: str = DENSE, **wishes: object) -> Plan:
     request = Request(engine_args=("-sm", "tensor", *argv), alternatives=False, **wishes)  # type: ignore[arg-type]
-    return BACKEND.plan(spec("models", model), on, request)
+    return BACKEND.plan(BACKEND.command(request), spec("models", model), on, request)
 
 
 def check(on: Machine, *argv: str, model: str = DENSE) -> Plan:
@@ -114,7 +114,7 @@ def test_what_is_planned_is_what_is_checked() -> None:
 
 
 def test_unequal_devices_get_unequal_parts() -> None:
-    found = plan(machine(24, 6), context_tokens=131_072)
+    found = plan(machine(24, 6), context=131_072)
     assert found.fits
     assert not found.memory.pool(HOST_POOL).sum_bytes("cache")
     shares = [float(share) for share in (value(found, "-ts") or "").split(",")]
@@ -123,7 +123,7 @@ def test_unequal_devices_get_unequal_parts() -> None:
 
 
 def test_experts_stay_in_main_memory_before_whole_blocks_do() -> None:
-    found = plan(machine(8, 8), model=EXPERTS, context_tokens=8192)
+    found = plan(machine(8, 8), model=EXPERTS, context=8192)
     assert found.fits
     n = int(value(found, "-ncmoe") or 0)
     assert 0 < n < 32
@@ -133,7 +133,7 @@ def test_experts_stay_in_main_memory_before_whole_blocks_do() -> None:
 
 
 def test_blocks_stay_in_main_memory_where_devices_are_small() -> None:
-    found = plan(machine(2, 2), context_tokens=8192)
+    found = plan(machine(2, 2), context=8192)
     assert found.fits
     n = int(value(found, "-ngl") or 0)
     assert 0 < n < 33
@@ -156,7 +156,7 @@ def test_what_cannot_fit_says_by_how_much() -> None:
 
 
 def test_a_lossy_cache_is_taken_when_asked_for_alone() -> None:
-    assert "-ctk" not in plan(machine(8, 8), kv="auto", context_tokens=131_072).argv
+    assert "-ctk" not in plan(machine(8, 8), kv="auto", context=131_072).argv
     assert value(plan(machine(8, 8), kv="q8_0"), "-ctk") == "q8_0"
 
 

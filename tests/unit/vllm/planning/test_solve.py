@@ -49,27 +49,27 @@ def test_every_device_dependent_default_is_written_out() -> None:
 
 
 def test_a_wished_length_is_kept() -> None:
-    assert best(llama_8b(), WEIGHTS, "rtx-4090", context_tokens=8192).length == 8192
-    short = best(llama_8b(), WEIGHTS, "rtx-4090", context_tokens=120_000, ram="8GiB")
+    assert best(llama_8b(), WEIGHTS, "rtx-4090", context=8192).length == 8192
+    short = best(llama_8b(), WEIGHTS, "rtx-4090", context=120_000, ram="8GiB")
     assert not short.fits
     assert short.evaluation.shortfall_bytes > 0
 
 
 def test_the_longest_takes_smaller_steps() -> None:
     usual = best(llama_8b(), WEIGHTS, "rtx-4090")
-    longest = best(llama_8b(), WEIGHTS, "rtx-4090", context_tokens=0)
+    longest = best(llama_8b(), WEIGHTS, "rtx-4090", context=0)
     assert longest.length > usual.length
     assert longest.values["max_num_batched_tokens"] < usual.values["max_num_batched_tokens"]
 
 
 def test_bounds_on_the_length() -> None:
-    assert best(llama_8b(), WEIGHTS, "rtx-4090", max_context_tokens=4096).length == 4096
-    assert not best(llama_8b(), WEIGHTS, "rtx-4090", min_context_tokens=120_000, ram="8GiB").fits
+    assert best(llama_8b(), WEIGHTS, "rtx-4090", max_context=4096).length == 4096
+    assert not best(llama_8b(), WEIGHTS, "rtx-4090", min_context=120_000, ram="8GiB").fits
 
 
 def test_parallel_sequences_share_the_cache() -> None:
-    one = best(llama_8b(), WEIGHTS, "rtx-4090", context_tokens=0, n_parallel=1)
-    four = best(llama_8b(), WEIGHTS, "rtx-4090", context_tokens=0, n_parallel=4)
+    one = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=1)
+    four = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=4)
     assert four.values["max_num_seqs"] == 4
     assert four.length * 4 <= one.length * 1.05
     kv, capacity = four.evaluation.kv, four.evaluation.capacity
@@ -111,16 +111,16 @@ def test_pins_that_cannot_hold() -> None:
 
 
 def test_an_8_bit_cache_only_where_it_is_allowed() -> None:
-    assert "kv_cache_dtype" not in best(llama_8b(), WEIGHTS, "rtx-4090", context_tokens=70_000).values
-    chosen = best(llama_8b(), WEIGHTS, "rtx-4090", context_tokens=70_000, kv="auto")
+    assert "kv_cache_dtype" not in best(llama_8b(), WEIGHTS, "rtx-4090", context=70_000).values
+    chosen = best(llama_8b(), WEIGHTS, "rtx-4090", context=70_000, kv="auto")
     assert (chosen.fits, chosen.values["kv_cache_dtype"]) == (True, "fp8")
-    relaxed = best(llama_8b(), WEIGHTS, "rtx-4090", context_tokens=16_384, kv="auto")
+    relaxed = best(llama_8b(), WEIGHTS, "rtx-4090", context=16_384, kv="auto")
     assert "kv_cache_dtype" not in relaxed.values, "not where it is not needed"
     assert best(llama_8b(), WEIGHTS, "rtx-4090", kv="fp8_e5m2").values["kv_cache_dtype"] == "fp8_e5m2"
 
 
 def test_graphs_go_last() -> None:
-    chosen = best(llama_8b(), 22 * GIB, "rtx-4090", context_tokens=1024)
+    chosen = best(llama_8b(), 22 * GIB, "rtx-4090", context=1024)
     assert chosen.fits
     assert chosen.values["enforce_eager"] is True
     assert not any(key.startswith("cpu_offload") for key in chosen.values)
@@ -151,7 +151,7 @@ def test_replicas_for_throughput() -> None:
 
 
 def test_context_parallel_where_the_cache_repeats() -> None:
-    chosen = best(deepseek_v3(), 600 * GIB, *["h200"] * 8, prefer="context", n_parallel=16)
+    chosen = best(deepseek_v3(), 600 * GIB, *["h200"] * 8, prefer="context", parallel=16)
     assert chosen.values.get("decode_context_parallel_size") == 8
 
 
@@ -168,14 +168,14 @@ def test_nothing_fits() -> None:
 
 def test_margins_are_kept() -> None:
     usual = best(llama_8b(), WEIGHTS, "rtx-4090")
-    wide = best(llama_8b(), WEIGHTS, "rtx-4090", margins=(Margin(n_bytes=2 * GIB),))
+    wide = best(llama_8b(), WEIGHTS, "rtx-4090", margin=(Margin(n_bytes=2 * GIB),))
     assert wide.evaluation.utilization < usual.evaluation.utilization
     device = wide.evaluation.ranks[0].device
     assert margin_bytes(device, 3, (Margin(n_bytes=1), Margin(n_bytes=2))) == 2, "the last is repeated"
 
 
 def test_decisions_say_why() -> None:
-    found = plan(llama_8b(), WEIGHTS, "rtx-4090", args=("--seed", "7"), context_tokens=0)
+    found = plan(llama_8b(), WEIGHTS, "rtx-4090", args=("--seed", "7"), context=0)
     decisions = {decision.setting: decision for decision in found.decisions}  # type: ignore[attr-defined]
     assert all(decision.because for decision in decisions.values())
     length = decisions["--max-model-len"]
@@ -195,7 +195,7 @@ def test_keyword_arguments_mean_the_same() -> None:
 
 
 def test_windows_fit_more_with_smaller_steps() -> None:
-    chosen = best(gemma3_27b(), 51 * GIB, *["rtx-4090"] * 4, context_tokens=0)
+    chosen = best(gemma3_27b(), 51 * GIB, *["rtx-4090"] * 4, context=0)
     assert chosen.fits
     assert chosen.length > 32_768
 

@@ -1,0 +1,175 @@
+"""autofit's options: one definition each, from which flags, variables, TOML keys, keywords and docs are made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypedDict
+
+from autofit.domain.ram import parse_ram
+from autofit.domain.request import Margin
+from autofit.domain.units import parse_size, parse_tokens
+from autofit.domain.values import dataclass
+from autofit.errors import UsageError
+
+PREFERENCES = ("speed", "context", "quality", "throughput")
+
+
+def parse_context(text: str) -> int | None:
+    """Tokens; `auto` is None (as much as is useful and fits), `max` is 0 (the longest that fits at a decode floor)."""
+    word = text.strip().lower()
+    return None if word == "auto" else 0 if word == "max" else parse_tokens(text)
+
+
+def parse_count(text: str) -> int:
+    if not (text.strip().isascii() and text.strip().isdigit() and 0 < int(text) <= 4096):
+        raise UsageError(f"not a count: {text[:40]!r}", hint="write a number from 1 to 4096")
+    return int(text)
+
+
+def parse_margins(text: str) -> tuple[Margin, ...]:
+    """`1GiB`, `8%` or a list of them, one per device; the last is repeated."""
+    margins = []
+    for part in text.split(","):
+        number, percent, rest = part.strip().partition("%")
+        if not percent:
+            margins.append(Margin(n_bytes=parse_size(part)))
+            continue
+        try:
+            fraction = float(number) / 100
+        except ValueError:
+            fraction = -1.0
+        if rest or not 0 <= fraction < 1:
+            raise UsageError(
+                f"not a margin: {part[:40]!r}",
+                hint="write bytes such as 1GiB, or a percentage below 100 such as 8%",
+            )
+        margins.append(Margin(fraction=fraction))
+    return tuple(margins)
+
+
+def parse_kv_type(text: str) -> str:
+    """`auto` or a name; which names there are is the engine's business."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", text.strip()):
+        raise UsageError(f"not a KV cache type: {text[:40]!r}", hint="write auto, or a name such as f16")
+    return text.strip()
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise UsageError(f"{text[:40]!r} is not one of {', '.join(words)}")
+        return text
+
+    return parse
+
+
+def parse_flag(text: str) -> bool:
+    word = text.strip().lower()
+    if word not in {"1", "true", "yes", "on", "0", "false", "no", "off"}:
+        raise UsageError(f"{text[:40]!r} is neither true nor false")
+    return word in {"1", "true", "yes", "on"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option of autofit's own, the same for every engine."""
+
+    name: str
+    help: str
+    parse: Callable[[str], Any]
+    metavar: str | None = None  #: None: a switch
+    flags: tuple[str, ...] = ()
+    many: bool = False
+    choices: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "AUTOFIT_" + self.name.upper()
+
+    def value_of(self, given: Any, where: str) -> Any:
+        """The value of a text, or of a list of texts.
+
+        Raises:
+            UsageError: it makes no sense; `where` is named.
+        """
+        try:
+            if given is True:
+                return True
+            if self.many:
+                items = [given] if isinstance(given, str) else given
+                return tuple(self.parse(item.strip()) for item in items)
+            return self.parse(given)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error.message}", hint=error.hint) from error
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(name="context", flags=("-c",), metavar="TOKENS", parse=parse_context,
+           help="context length in tokens per sequence: a number, 64k, max (the longest that is not slow) or auto"),
+    Option(name="min_context", metavar="TOKENS", parse=parse_tokens, help="never go below this context"),
+    Option(name="max_context", metavar="TOKENS", parse=parse_tokens, help="never go above this context"),
+    Option(name="parallel", metavar="N", parse=parse_count, help="sequences served at the same time"),
+    Option(name="margin", metavar="SIZE|%[,...]", parse=parse_margins,
+           help="memory to leave free on each device: 1GiB, 8%%, or one for each: 1GiB,2GiB"),
+    Option(name="on", metavar="NAME[:SIZE]", parse=str, many=True,
+           help="plan for this hardware, not this machine: rtx-3090, 2x3060, m3-max-36gb; repeat for several devices"),
+    Option(name="ram", metavar="SIZE[:FREE]", parse=parse_ram,
+           help="main memory of the hardware given by --on, as it is sold: 64GiB; the operating system's share is taken "
+                "off, unless what is free follows (64GiB:60GiB), or the kind of system (server, desktop, windows, "
+                "macos, none)"),
+    Option(name="device", metavar="ID", parse=str, many=True,
+           help="use only these devices (GPU0, an index or a UUID)"),
+    Option(name="prefer", metavar="GOAL", parse=one_of(*PREFERENCES), choices=PREFERENCES,
+           help="what to optimize for when not everything can be had"),
+    Option(name="kv", metavar="TYPE", parse=parse_kv_type,
+           help="type of the KV cache: auto (a lossy one where it helps) or a name of the engine's"),
+    Option(name="preset", metavar="NAME", parse=str, help="start from a named set of options (see profiles/presets)"),
+    Option(name="engine_version", metavar="VERSION", parse=str, help="plan for this version of the engine"),
+    Option(name="force", parse=parse_flag, help="print the command even when it does not fit"),
+)  # fmt: skip
+BY_NAME = {option.name: option for option in OPTIONS}
+
+#: the options that `check` takes: a command says everything else itself
+CHECKED = ("on", "ram", "device", "margin", "engine_version")
+#: the options that the core itself answers; all others are for the backend, which says which it supports
+OWN = frozenset({"on", "ram", "preset", "force"})
+
+Names: TypeAlias = str | int | Sequence[str | int]
+
+
+class CheckOptions(TypedDict, total=False):
+    """Keywords of `autofit.check`, as text or as values; `None` is not given.
+
+    `available_kv_bytes` replaces the backend's own figure: the KV memory that the engine has logged, for all
+    pipeline stages or one for each.
+    """
+
+    on: str | Sequence[str] | None
+    ram: str | int | None
+    device: Names | None
+    margin: str | int | Sequence[str | int] | tuple[Margin, ...] | None
+    engine_version: str | None
+    available_kv_bytes: int | Sequence[int] | None
+
+
+class PlanOptions(TypedDict, total=False):
+    """Keywords of `autofit.plan`, as text or as values; `None` is not given."""
+
+    context: str | int | None
+    min_context: str | int | None
+    max_context: str | int | None
+    parallel: str | int | None
+    margin: str | int | Sequence[str | int] | tuple[Margin, ...] | None
+    on: str | Sequence[str] | None
+    ram: str | int | None
+    device: Names | None
+    prefer: str | None
+    kv: str | None
+    preset: str | None
+    engine_version: str | None
+    force: bool | None

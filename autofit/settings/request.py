@@ -1,0 +1,50 @@
+"""What the options ask of a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autofit.domain.request import Request
+from autofit.errors import UsageError
+from autofit.settings.layers import Options
+
+
+def to_request(
+    options: Options,
+    *,
+    engine_args: Sequence[str] = (),
+    engine_env: Mapping[str, str] | None = None,
+    alternatives: bool = True,
+    explain: bool = True,
+    measured: Mapping[str, Any] | None = None,
+) -> Request:
+    """The request of these options.
+
+    Raises:
+        UsageError: options that contradict each other.
+    """
+    context, low, high = (options.get(name) for name in ("context", "min_context", "max_context"))
+    if low and high and low > high:
+        raise UsageError(f"--min-context {low} is above --max-context {high}")
+    if context and low and context < low:
+        raise UsageError(f"--context {context} is below --min-context {low}")
+    if context and high and context > high:
+        raise UsageError(f"--context {context} is above --max-context {high}")
+    return Request(
+        context=context,
+        min_context=low,
+        max_context=high,
+        parallel=options.get("parallel"),
+        margin=options.get("margin", ()),
+        prefer=options.get("prefer", "speed"),
+        kv=options.get("kv"),
+        device=tuple(options.get("device", ())),
+        engine_version=options.get("engine_version"),
+        engine_args=(*options.engine_args, *engine_args),
+        engine_env=dict(engine_env or {}),
+        alternatives=alternatives,
+        explain=explain,
+        measured=dict(measured or {}),
+        origins=dict(options.origins),
+    )
