@@ -62,14 +62,14 @@ def pins(draw: st.DrawFn) -> tuple[str, ...]:
 def problems(draw: st.DrawFn, *, with_pins: bool = True) -> Problem:
     cards = draw(st.lists(st.sampled_from(CARDS), min_size=1, max_size=1)) * draw(st.integers(1, 4))
     wishes: dict[str, Any] = {
-        "context_tokens": draw(st.sampled_from([None, 0, 4096, 32768])),
-        "n_parallel": draw(st.sampled_from([None, 1, 5])),
+        "context": draw(st.sampled_from([None, 0, 4096, 32768])),
+        "parallel": draw(st.sampled_from([None, 1, 5])),
         "prefer": draw(st.sampled_from(["speed", "context", "throughput", "quality"])),
         "kv": draw(st.sampled_from([None, "auto"])),
     }
     args = draw(pins()) if with_pins else ()
     if "--max-model-len" in args:
-        wishes["context_tokens"] = None
+        wishes["context"] = None
     size = draw(st.floats(0.5, 160.0))
     return problem(draw(models()), int(size * GIB), *cards, args=args, ram="128GiB", **wishes)
 
