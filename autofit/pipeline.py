@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from autofit.domain.machine import Machine
     from autofit.domain.model import ModelFiles, ModelSpec
     from autofit.domain.plan import Plan
+    from autofit.domain.ram import Ram
     from autofit.settings.options import CheckOptions, PlanOptions
 
 MAX_SETTINGS_BYTES = 1 << 20
