@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from autofit.domain.model import FeedForwardKind, LayerSpec, Mixer, TensorInfo
 
@@ -26,7 +26,12 @@ _KINDS: dict[str, Mixer] = {
     "full_attention": "full", "attention": "full", "global": "full", "hybrid": "full",
     "sliding_attention": "sliding", "local": "sliding", "chunked_attention": "chunked",
     "linear_attention": "recurrent", "mamba": "recurrent", "recurrent": "recurrent", "conv": "shortconv",
+    "moe": "none", "mlp": "none",
 }  # fmt: skip
+#: layers that are a feed-forward and nothing else: beside them, the others have none
+_FEEDS: dict[str, FeedForwardKind] = {"moe": "experts", "mlp": "dense"}
+#: transformers: NemotronHConfig._pattern_to_list
+_LETTERS = {"M": "mamba", "*": "attention", "E": "moe", "-": "mlp"}
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -66,9 +71,10 @@ def hf_layers(config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> tuple
 
     `config` is the language model's. The stack with most bytes is the model's own; others keep their prefix.
     """
+    kinds = _kinds(config)
     if not tensors:
-        count = figure(config, "num_hidden_layers", "n_layer", "num_layers", "n_layers") or 0
-        return tuple(_layer(config, "", index, {}, set()) for index in range(min(count, MAX_LAYERS)))
+        count = figure(config, "num_hidden_layers", "n_layer", "num_layers", "n_layers") or len(kinds.layers)
+        return tuple(_layer(config, kinds, "", index, {}, set()) for index in range(min(count, MAX_LAYERS)))
     blocks: dict[tuple[str, int], dict[str, int]] = {}
     parts: dict[tuple[str, int], set[str]] = {}
     groups: dict[str, str] = {}
@@ -98,13 +104,39 @@ def hf_layers(config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> tuple
     rest = sorted(block for block in blocks if block[0] != main)
     own = sorted(block for block in blocks if block[0] == main)
     return (
-        *(_layer(config, "", block[1], blocks[block], parts[block]) for block in own),
-        *(_layer({}, block[0], block[1], blocks[block], parts[block]) for block in rest),
+        *(_layer(config, kinds, "", block[1], blocks[block], parts[block]) for block in own),
+        *(_layer({}, _Kinds(), block[0], block[1], blocks[block], parts[block]) for block in rest),
     )
 
 
-def _layer(config: Mapping[str, Any], stack: str, index: int, weights: Mapping[str, int], parts: set[str]) -> LayerSpec:
-    mixer = _mixer(config, index, parts, bool(weights))
+class _Kinds(NamedTuple):
+    """What each layer is, where the configuration lists it; `apart`: mixing tokens, or feeding forward, never both."""
+
+    layers: Sequence[str | None] = ()
+    apart: bool = False
+
+
+def _kinds(config: Mapping[str, Any]) -> _Kinds:
+    kinds = config.get("layer_types") or config.get("layers_block_type")
+    pattern = config.get("hybrid_override_pattern")
+    if not isinstance(kinds, list) and isinstance(pattern, str):
+        kinds = [_LETTERS.get(letter) for letter in pattern[:MAX_LAYERS]]
+    if not isinstance(kinds, list):
+        return _Kinds()
+    layers = [kind if isinstance(kind, str) else None for kind in kinds[:MAX_LAYERS]]
+    return _Kinds(layers, any(kind in _FEEDS for kind in layers))
+
+
+def _layer(
+    config: Mapping[str, Any],
+    kinds: _Kinds,
+    stack: str,
+    index: int,
+    weights: Mapping[str, int],
+    parts: set[str],
+) -> LayerSpec:
+    kind = kinds.layers[index] if index < len(kinds.layers) else None
+    mixer = _mixer(config, kind, index, parts, bool(weights))
     attends = mixer in {"full", "sliding", "chunked", "latent"}
     n_heads = figure(config, "num_attention_heads", "n_head", "num_heads")
     hidden = figure(config, "hidden_size", "d_model", "n_embd")
@@ -115,6 +147,9 @@ def _layer(config: Mapping[str, Any], stack: str, index: int, weights: Mapping[s
     feed_forward: FeedForwardKind = (
         "experts" if routed else "dense" if weights.get("feed-forward") or not weights else "none"
     )
+    if kinds.apart:
+        feed_forward = _FEEDS.get(kind or "", "none")
+        routed = feed_forward == "experts"
     latent = mixer == "latent"
     window = config.get({"sliding": "sliding_window", "chunked": "attention_chunk_size"}.get(mixer, ""))
     return LayerSpec(
@@ -141,16 +176,14 @@ def _layer(config: Mapping[str, Any], stack: str, index: int, weights: Mapping[s
     )
 
 
-def _mixer(config: Mapping[str, Any], index: int, parts: set[str], has_weights: bool) -> Mixer:
-    kinds = config.get("layer_types") or config.get("layers_block_type")
-    kind = kinds[index] if isinstance(kinds, list) and index < len(kinds) else None
+def _mixer(config: Mapping[str, Any], kind: str | None, index: int, parts: set[str], has_weights: bool) -> Mixer:
     interval = figure(config, "full_attention_interval")
     if kind is None and interval and "linear_num_value_heads" in config:
         kind = "linear_attention" if (index + 1) % interval else "full_attention"
     period = figure(config, "sliding_window_pattern")
     if kind is None and period and figure(config, "sliding_window"):
         kind = "sliding_attention" if (index + 1) % period else "full_attention"
-    if isinstance(kind, str) and kind in _KINDS:
+    if kind in _KINDS:
         found = _KINDS[kind]
         return "latent" if found == "full" and figure(config, "kv_lora_rank") else found
     if has_weights and not parts:

@@ -79,6 +79,7 @@ def predicted(row: dict[str, Any]) -> tuple[VllmModel, list[list[int]]]:
         capability=GPUS[row["gpu"]][1],
         requested=requested,
         model_type=model.model_type,
+        architecture=model.architecture,
         allow_deprecated="--allow-deprecated-quantization" in row["args"],
     )
     stages = weights_per_rank(model, parallel, dtype=row.get("dtype", "bfloat16"), quantization=quantization)

@@ -14,6 +14,8 @@ from autofit.errors import ModelError, UnsupportedModelError
 Whole = int  #: the type, where the method of that name hides it
 _LIMIT = 1 << 40  #: no size of any model comes near; keeps arithmetic on hostile files short
 _MAX_LAYERS = 4096
+#: classes whose count of layers is the length of `layers_block_type`, whatever else the file says
+_COUNTED = frozenset({"nemotron_h"})
 
 
 @cache
@@ -41,6 +43,9 @@ class Config(Mapping[str, Any]):
         values: dict[str, Any] = dict(known.get("fields", {}))
         values.update((aliases.get(key, key), value) for key, value in raw.items())
         values.update((alias, values[key]) for alias, key in aliases.items() if key in values)
+        kinds = values.get("layers_block_type")
+        if isinstance(kinds, list | tuple) and (self.model_type in _COUNTED or "num_hidden_layers" not in values):
+            values["num_hidden_layers"] = len(kinds)
         self.given = frozenset(raw)  #: keys that the file itself has
         self._values = values
 

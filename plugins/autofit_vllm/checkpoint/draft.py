@@ -103,7 +103,10 @@ def build_draft(spec: ModelSpec, gpu: Gpu) -> DraftModel:
     if not model.caches and not model.modules:
         raise ModelError(f"{spec.name}: not a draft model that can be counted")
     quantization = quantization_for(
-        model.quantization, capability=(10, 0) if gpu.cpu else gpu.cc, requested=None, model_type=model.model_type
+        model.quantization,
+        capability=(10, 0) if gpu.cpu else gpu.cc,
+        model_type=model.model_type,
+        architecture=model.architecture,
     )
     return DraftModel(
         model=model,

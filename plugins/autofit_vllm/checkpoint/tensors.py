@@ -118,7 +118,11 @@ def expected_layers(model: VllmModel) -> Counter[int]:
         AutofitError: the layers cannot be built at all.
     """
     quantization = quantization_for(
-        model.quantization, capability=_REFERENCE, model_type=model.model_type, allow_deprecated=True
+        model.quantization,
+        capability=_REFERENCE,
+        model_type=model.model_type,
+        architecture=model.architecture,
+        allow_deprecated=True,
     )
     float_bytes = dtype_bytes(model.dtype)
     expected: Counter[int] = Counter()
@@ -237,7 +241,11 @@ def _beside(model: VllmModel, tensors: Iterable[TensorInfo]) -> int:
     """Bytes that the files hold beside what the model's own layers take."""
     found = contents(model, tensors)
     quantization = quantization_for(
-        model.quantization, capability=_REFERENCE, model_type=model.model_type, allow_deprecated=True
+        model.quantization,
+        capability=_REFERENCE,
+        model_type=model.model_type,
+        architecture=model.architecture,
+        allow_deprecated=True,
     )
     own = rank_tensors(model, Parallel(), dtype=model.dtype, quantization=quantization)
     return max(0, found.layers.total() + found.outside_bytes - sum(t.n_bytes for t in own if t.kind != "scale"))

@@ -13,7 +13,9 @@ from autofit_vllm.quantization.autoround import auto_round
 from autofit_vllm.quantization.compressed import compressed_tensors
 from autofit_vllm.quantization.floating import Mxfp4, fp8, mxfp4
 from autofit_vllm.quantization.integer import Awq, Gptq, awq, gptq
-from autofit_vllm.quantization.modelopt import modelopt
+from autofit_vllm.quantization.modelopt import ModelOpt, modelopt
+from autofit_vllm.quantization.modelopt import scheme_of as algorithm_scheme
+from autofit_vllm.quantization.name_maps import renamed
 from autofit_vllm.quantization.online import COMPOSABLE, SHORTHANDS, composed, online
 from autofit_vllm.quantization.plugins import OUTSIDE, require
 from autofit_vllm.quantization.scheme import NONE, UNQUANTISED, Quantization, Scheme, Tensor
@@ -77,12 +79,11 @@ _ALIASES = {  #: requested word -> words of the checkpoint that it may stand for
 
 def checkpoint_method(raw: Mapping[str, Any] | None) -> str | None:
     """The word for a checkpoint's own quantisation, ModelOpt's older files included; `None` if it has none
-    (transformers_utils/model_arch_config_convertor.py:_normalize_quantization_config)."""
+    (transformers_utils/model_arch_config_convertor.py:_normalize_quantization_config). ModelOpt as the producer does
+    not decide: DeepSeek-V4's NVFP4 files are of it, and of the method `fp8`."""
     if not raw:
         return None
-    producer, inner = raw.get("producer"), raw.get("quantization")
-    if isinstance(producer, Mapping) and producer.get("name") == "modelopt":
-        return "modelopt"
+    inner = raw.get("quantization")
     if isinstance(inner, Mapping) and "quant_algo" in inner:
         return "modelopt"
     method = str(raw.get("quant_method") or "").lower().replace("compressed_tensors", "compressed-tensors")
@@ -95,6 +96,7 @@ def quantization_for(
     capability: tuple[int, int],
     requested: str | None = None,
     model_type: str = "",
+    architecture: str = "",
     quantised_layers: Iterable[str] = (),
     ggml_types: Mapping[str, str] | None = None,
     allow_deprecated: bool = False,
@@ -102,8 +104,8 @@ def quantization_for(
 ) -> Quantization:
     """The quantisation of a checkpoint on a GPU, or the one asked for while loading.
 
-    `raw` is its configuration's `quantization_config`, `requested` the word after `--quantization`,
-    `ggml_types` the types of a GGUF file's tensors by name.
+    `raw` is its configuration's `quantization_config`, `architecture` the model's class in vLLM, which renames the
+    layers that `raw` lists, `requested` the word after `--quantization`, `ggml_types` the types of a GGUF file's tensors by name.
 
     Raises:
         EngineRefusalError: the two contradict each other, the GPU is too old, or vLLM does not know the word.
@@ -122,7 +124,7 @@ def quantization_for(
 
                 found = gguf(ggml_types or {})
             else:
-                found = _read(method, raw or {}, generation, model_type, quantised_layers)
+                found = _read(method, renamed(raw or {}, method, architecture), generation, model_type, quantised_layers)
         except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             # The file is untrusted: a number where a list should be, a group of nothing.
             cause = f"{type(error).__name__}: {printable(str(error), 80)}"
@@ -173,8 +175,7 @@ def _as_requested(requested: str | None, method: str, found: Quantization) -> Qu
     """
     if isinstance(found, Mxfp4) and found.name == "gpt_oss_mxfp4" and requested in COMPOSABLE:
         return composed(found, requested)
-    # Two methods claim their checkpoints whatever was asked for.
-    if requested is None or requested in (method, found.name) or found.name in ("gpt_oss_mxfp4", "inc"):
+    if requested is None or requested in (method, found.name) or _claimed(method, found):
         return found
     if requested == "moe_wna16" and isinstance(found, Gptq | Awq):
         return replace(found, name=requested, in_bytes=True, min_capability=75 if isinstance(found, Awq) else 70)
@@ -185,6 +186,14 @@ def _as_requested(requested: str | None, method: str, found: Quantization) -> Qu
         f"method specified in the `quantization` argument ({requested}).",
         hint="leave --quantization out",
     )
+
+
+def _claimed(method: str, found: Quantization) -> bool:
+    """Whether vLLM takes the checkpoint's method whatever word was asked for (override_quantization_method of gpt-oss's
+    MXFP4, AutoRound, DeepSeek-V4, and of ModelOpt but for FP8 of other scales than one per tensor)."""
+    if found.name in ("gpt_oss_mxfp4", "deepseek_v4_fp8") or method == "auto-round":
+        return True
+    return method.startswith("modelopt") and isinstance(found, ModelOpt) and found.claims
 
 
 def _read(
@@ -203,7 +212,9 @@ def _read(
     if method == "compressed-tensors":
         return compressed_tensors(raw, capability)
     if method in ("fp8", "deepseek_v4_fp8"):
-        return fp8(raw, experts=mxfp4(capability, gpt_oss=False).scheme)
+        # models/deepseek_v4/quant_config.py: ModelOpt's files have NVFP4 experts, the model's own MXFP4
+        nvfp4 = str(raw.get("moe_quant_algo") or "").upper() == "NVFP4"
+        return fp8(raw, experts=algorithm_scheme("NVFP4", 16) if nvfp4 else mxfp4(capability, gpt_oss=False).scheme)
     if method.startswith("modelopt"):
         return modelopt(raw)
     if method in ("mxfp4", "gpt_oss_mxfp4"):

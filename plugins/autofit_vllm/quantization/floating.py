@@ -140,7 +140,7 @@ class Fp8(Quantization):
 
     scheme: Fp8Scheme
     ignored: tuple[str, ...]
-    mxfp4_experts: Scheme | None = None  #: experts stored in four bits
+    four_bit_experts: Scheme | None = None
 
     def linear(self, module: Linear) -> Scheme:
         if skipped(module.name, module.shards, list(self.ignored)):
@@ -150,8 +150,8 @@ class Fp8(Quantization):
     def experts(self, module: Experts, shape: ExpertsShape) -> Scheme:
         if experts_skipped(module.name, list(self.ignored)):
             return UNQUANTISED
-        if self.mxfp4_experts is not None:
-            return self.mxfp4_experts
+        if self.four_bit_experts is not None:
+            return self.four_bit_experts
         # Kernels that compute in half precision know the checkpoint's own blocks only (fused_moe/oracle/fp8.py).
         block = self.scheme.granularity == "block"
         if block and self.capability < 89 and self.scheme.experts_block(shape) != self.scheme.block:
@@ -172,7 +172,9 @@ def cache_scales(dtype: str) -> Iterator[Tensor]:
 
 
 def fp8(config: Mapping[str, Any], *, experts: Scheme | None = None) -> Fp8:
-    """Raises:
+    """`experts` is how experts of four bits are kept, where the file has such.
+
+    Raises:
     EngineRefusalError: an activation scheme or block that vLLM does not take.
     """
     activation = config.get("activation_scheme", "dynamic")
@@ -204,7 +206,7 @@ def fp8(config: Mapping[str, Any], *, experts: Scheme | None = None) -> Fp8:
         dtypes=("bfloat16", "float16"),
         scheme=scheme,
         ignored=tuple(entry for entry in ignored if isinstance(entry, str)),
-        mxfp4_experts=experts if four or config.get("store_dtype") == "mxfp4" else None,
+        four_bit_experts=experts if four or config.get("store_dtype") == "mxfp4" else None,
     )
 
 

@@ -76,6 +76,7 @@ class ModelOpt(Quantization):
     excluded: tuple[str, ...]
     layers: Mapping[str, str] | None = None  #: bare layer names to algorithms, of a mixed checkpoint
     group: int = 16
+    claims: bool = False  #: this method is taken whatever word was asked for
 
     def linear(self, module: Linear) -> Scheme:
         return self._of(module.name, module.shards)
@@ -159,6 +160,7 @@ def modelopt(config: Mapping[str, Any]) -> ModelOpt:
         excluded=names,
         layers=layers,
         group=size,
+        claims=algorithm in ("FP8", "MIXED_PRECISION") or "FP4" in algorithm or "MXFP8" in algorithm,
     )
 
 
