@@ -12,6 +12,7 @@ from autofit.domain.machine import Device, Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Finding, Plan
 from autofit.domain.request import NOTHING_ASKED, Margin, Request
+from autofit.domain.text import printable
 from autofit.errors import UsageError
 
 from autofit_vllm.checkpoint.draft import (
@@ -20,11 +21,13 @@ from autofit_vllm.checkpoint.draft import (
     attach,
     build_draft,
     draft_reference,
+    is_here,
     read_draft,
     with_own_layers,
 )
 from autofit_vllm.command.flags import AUTO_LENGTH
 from autofit_vllm.command.settings import VllmSettings, parse_command
+from autofit_vllm.command.versions import OMNI
 from autofit_vllm.config.defaults import EngineConfig, Gpu, resolve
 from autofit_vllm.config.devices import select_devices
 from autofit_vllm.memory.kv import plan_kv
@@ -68,7 +71,7 @@ class VllmBackend(Backend):
     ) -> ParsedCommand:
         program, settings = parse_command(argv, env, version=version, model=model)
         draft = draft_reference(settings)
-        companions = {} if draft is None else {"draft": draft}
+        companions = {"draft": draft} if draft is not None and is_here(draft) else {}
         return ParsedCommand(program=program, model=settings.model, companions=companions, settings=settings)
 
     def check(
@@ -94,7 +97,7 @@ class VllmBackend(Backend):
             env={name: settings.env[name] for name in sorted(settings.env) if name.startswith("VLLM_")},
             kwargs=keyword_arguments(settings, {}, settings.model or model.name),
             speed=_speed(evaluation, machine),
-            findings=_usage_findings(settings, vllm_model),
+            findings=[*_usage_findings(settings, vllm_model), *_draft_findings(settings, model)],
         )
 
     def _evaluate(
@@ -110,7 +113,9 @@ class VllmBackend(Backend):
 
         gpu = gpu_of(devices)
         quantization = read_quantisation(vllm_model, model, settings, gpu)
-        draft = _draft_of(model, settings, gpu)
+        draft = _draft_of(model, settings, gpu, needed=False)
+        if draft is None and draft_reference(settings) is not None:
+            vllm_model = dataclasses.replace(vllm_model, draft=None)  # what drafts is not known
         vllm_model = attach(vllm_model, draft)
         n_gpus = None if stated is not None else len(devices)
         config = resolve(settings, vllm_model, gpu, quantization=quantization, n_gpus=n_gpus)
@@ -272,7 +277,11 @@ def read_quantisation(model: VllmModel, spec: ModelSpec, settings: VllmSettings,
     )
 
 
-def _draft_of(model: ModelSpec, settings: VllmSettings, gpu: Gpu) -> DraftModel | None:
+def _draft_of(model: ModelSpec, settings: VllmSettings, gpu: Gpu, *, needed: bool = True) -> DraftModel | None:
+    """The draft model; one that is not on this machine is an error where it is `needed`."""
+    reference = draft_reference(settings)
+    if not needed and reference is not None and "draft" not in model.companions and not is_here(reference):
+        return None
     spec = read_draft(model, settings)
     return None if spec is None else build_draft(spec, gpu)
 
@@ -349,8 +358,22 @@ def _speed(evaluation: Evaluation, machine: Machine) -> Any:
     return speed_of(evaluation, Roofline(machine, engine="vllm", op_offload=None))
 
 
+def _draft_findings(settings: VllmSettings, model: ModelSpec) -> list[Finding]:
+    reference = draft_reference(settings)
+    if reference is None or "draft" in model.companions or is_here(reference):
+        return []
+    message = (
+        f"the draft model {printable(reference, 80)} is not on this machine: its weights and KV cache are not counted; "
+        "download it, or give its path"
+    )
+    return [Finding(severity="warning", code="draft-unknown", message=message)]
+
+
 def _usage_findings(settings: VllmSettings, model: VllmModel) -> list[Finding]:
     found = []
+    if OMNI in settings.args:
+        message = "--omni hands the command to vllm-omni, whose own stages and flags are not counted here"
+        found.append(Finding(severity="warning", code="omni", message=message))
     if settings.kv_cache_memory_bytes is not None:
         found.append(
             Finding(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from autofit.domain.model import ModelSpec
 from autofit.domain.values import dataclass
-from autofit.errors import ModelError, UnsupportedModelError
+from autofit.errors import AutofitError, ModelError, UnsupportedModelError
 
 from autofit_vllm.command.settings import VllmSettings
 from autofit_vllm.config.defaults import EngineConfig, Gpu
@@ -70,6 +71,16 @@ def draft_reference(settings: VllmSettings) -> str | None:
     if method in WITHOUT_MODEL or not isinstance(name, str) or name == settings.model:
         return None
     return name
+
+
+def is_here(reference: str) -> bool:
+    """Whether a draft model's files are on this machine."""
+    from autofit.sources import resolve
+
+    try:
+        return all(os.path.lexists(path) for path in resolve(reference).paths)
+    except (AutofitError, OSError, ValueError):
+        return False
 
 
 def read_draft(spec: ModelSpec, settings: VllmSettings) -> ModelSpec | None:

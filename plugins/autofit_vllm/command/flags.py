@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from autofit.errors import EngineRefusalError, UsageError
 
-from autofit_vllm.command.versions import REMOVED_FLAGS, VersionFacts
+from autofit_vllm.command.versions import OMNI, REMOVED_FLAGS, RENAMED_KEYS, VersionFacts
 
 DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -180,7 +180,8 @@ def is_frontend(dest: str, facts: VersionFacts) -> bool:
 
 
 def parse_flags(args: Sequence[str], facts: VersionFacts, model: str | None = None) -> dict[str, Any]:
-    """Values by destination, of what is given only. `args` are those after `vllm serve`, or after its `model`.
+    """Values by destination, of what is given only. `args` are those after `vllm serve`, or after its `model`. With
+    `--omni`, flags that vLLM does not know are vllm-omni's.
 
     Raises:
         UsageError: what vLLM's parser refuses; removed flags are named with their successor.
@@ -188,6 +189,8 @@ def parse_flags(args: Sequence[str], facts: VersionFacts, model: str | None = No
     if len(args) > MAX_ARGUMENTS or sum(map(len, args)) > MAX_ARGUMENT_CHARS:
         raise UsageError("vllm serve: the command line is too long")
     parser = _parser(facts.flags_file)
+    omni = OMNI in args
+    args = [arg for arg in args if arg != OMNI]
     named = _model_first([*([] if model is None else [model]), *args])
     expanded = _expand(_insert_config(named, parser))
     removed = [arg for arg in expanded if arg.partition("=")[0] in REMOVED_FLAGS]
@@ -197,7 +200,7 @@ def parse_flags(args: Sequence[str], facts: VersionFacts, model: str | None = No
         values, unknown = parser.parse_known_args(expanded)
     except RecursionError:
         raise UsageError("vllm serve: a value is nested too deeply") from None
-    if unknown:
+    if unknown and not omni:
         _refuse(unknown, facts, parser)
     result = vars(values)
     for dest, value in result.items():
@@ -224,7 +227,7 @@ def _check_keys(where: str, value: Any, keys: Any) -> None:
     if isinstance(keys, dict) and isinstance(value, dict):
         for key, inner in value.items():
             if key not in keys:
-                hint = _close(key, keys) or f"known: {', '.join(sorted(keys))}"
+                hint = RENAMED_KEYS.get(key) or _close(key, keys) or f"known: {', '.join(sorted(keys))}"
                 raise UsageError(f"vllm serve: {where} has no key {key[:60]!r}", hint=hint)
             _check_keys(f"{where}.{key}", inner, keys[key])
     elif isinstance(keys, list) and isinstance(value, (str, int)) and _word(str(value)) not in map(_word, keys):

@@ -54,6 +54,16 @@ REMOVED_FLAGS: dict[str, str] = {
     "--worker-use-ray": "use --distributed-executor-backend ray",
 }
 
+#: keys of JSON flags under the names that they had
+RENAMED_KEYS: dict[str, str] = {
+    "use_fp4_indexer_cache": "it is indexer_kv_dtype now: --attention-config.indexer_kv_dtype mxfp4",
+    "use_trtllm_ragged_deepseek_prefill": "it is mla_prefill_backend now",
+    "use_cudnn_prefill": "it is mla_prefill_backend now",
+    "disable_flashinfer_prefill": "it is mla_prefill_backend now",
+}
+#: hands the whole command to the vllm-omni package (entrypoints/cli/main.py:maybe_run_omni)
+OMNI = "--omni"
+
 
 def facts_of(version: str | None) -> VersionFacts:
     """The facts of `version`, or of the newest known one.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from autofit.domain.machine import Device
 from autofit.domain.units import GIB
@@ -123,6 +123,7 @@ class EngineConfig:
     block_size: int | None
     attention_backend: str | None
     flash_version: int | None
+    indexer_kv_dtype: str  #: of the keys that a sparse-attention indexer keeps
     sliding_window: bool  #: windows limit what is kept
     mm_prefix: bool
     images: bool  #: encoders are built and profiled
@@ -214,6 +215,7 @@ def resolve(
         block_size=settings.block_size,
         attention_backend=wanted,
         flash_version=flash,
+        indexer_kv_dtype=_indexer_dtype(attention, gpu),
         sliding_window=not settings.disable_sliding_window,
         mm_prefix=images and model.model_type in MM_PREFIX_MODELS,
         images=images,
@@ -789,6 +791,18 @@ def _wanted_backend(settings: VllmSettings) -> str | None:
     if settings.attention_backend and settings.attention_config.get("backend"):
         raise EngineRefusalError("attention_backend and attention_config.backend are mutually exclusive")
     return None if wish is None or str(wish).lower() == "auto" else str(wish).upper()
+
+
+def _indexer_dtype(attention: Mapping[str, Any], gpu: Gpu) -> str:
+    """(v1/attention/backends/mla/indexer.py:dsa_indexer_uses_fp4)"""
+    wanted = str(attention.get("indexer_kv_dtype") or "auto").lower()
+    if wanted == "mxfp4" and gpu.cc[0] != 10:
+        raise EngineRefusalError(
+            "indexer_kv_dtype='mxfp4' requires Blackwell datacenter GPUs (sm_10x, e.g. B200/GB200); sm_120 (consumer "
+            "Blackwell) and earlier architectures are not supported.",
+            hint="leave indexer_kv_dtype out",
+        )
+    return wanted
 
 
 def _gdn_backend(settings: VllmSettings) -> str:

@@ -4,7 +4,7 @@ v1/worker/gpu_worker.py:determine_available_memory measures; here the same terms
 
     before the snapshot    CUDA context, cuBLAS, NCCL: outside vLLM's budget
     requested              ceil(total * utilisation): refused when less than that is free
-    - consumed             weights, buffers, input and sampler state, memory of libraries
+    - consumed             weights, buffers, input and sampler state, workspaces, memory of libraries
     - transient peak       of one step of `max_num_batched_tokens` dummy tokens
     - graph estimate       CUDA graphs to be captured
     = KV cache
@@ -26,7 +26,7 @@ from autofit_vllm.config.defaults import EngineConfig
 from autofit_vllm.memory.host import HostUse
 from autofit_vllm.memory.kv import KvPlan
 from autofit_vllm.modules.dtypes import dtype_bytes
-from autofit_vllm.modules.model import StageWeights, VllmModel
+from autofit_vllm.modules.model import IndexerCache, LatentCache, PackedCache, StageWeights, VllmModel
 
 #: Context, cuBLAS and kernels of one process by compute capability: free memory of idle cards in public boot
 #: logs (B200 alone: 177.66 of 178.36 GiB).
@@ -46,10 +46,20 @@ LIBRARY_BYTES = 300 * MIB
 #: 51 piecewise and 35 full graphs were estimated at 0.52 GiB (Qwen3-8B on 24 GB), 3 and 2 at 0.09.
 GRAPHS_BASE_BYTES = 70 * MIB
 GRAPH_BYTES = 11 * MIB // 2
-#: Bytes per sampled row and vocabulary entry: logits, fp32 copy, fp32 probabilities, sort and top-k.
+#: Bytes per sampled row and vocabulary entry: logits, fp32 copy, fp32 probabilities, sort and top-k. Logs with up to
+#: 256 rows leave room for no more than 18; at 1024 rows it was about 34 on average (RTX PRO 6000 with 248,320 entries,
+#: two H100 with 131,072, one with 201,088).
 SAMPLER_BYTES_PER_LOGIT = 18
+SAMPLER_MORE_BYTES_PER_LOGIT = 39
+SAMPLER_FEW_ROWS = 256
 #: envs.py:VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE, and trtllm's own zero-filled one of the same size
 FLASHINFER_BYTES = 394 * MIB
+_ENCODER = "image encoder"
+_GATHERED_BYTES = 576 * 2  #: of a token, where sparse attention gathers (flashmla_sparse.py:get_prefill_workspace_size)
+_INDEXER_LOGITS_BYTES = 512 * MIB  #: envs.py:VLLM_SPARSE_INDEXER_MAX_LOGITS_MB
+#: The highest utilization that reports of unified memory started with: the system works in the same bytes.
+UNIFIED_LIMIT = 0.85
+LIMIT = 0.98
 CAPTURE_SLACK_BYTES = 150 * MIB  #: graph estimates miss by about this (gpu_worker.py adds it to its suggestion)
 
 
@@ -125,12 +135,16 @@ def rank_budget(
     """The budget of the ranks of one stage. `runtime_bytes` is the device's own context size if it is
     known."""
     is_last = weights.stage == config.parallel.pp - 1
+    workspace = workspace_item(model, config)
     peak = peak_items(model, config, is_last=is_last, vision=vision if weights.stage == 0 else None)
     largest = max(peak, key=lambda item: item.n_bytes)
+    if largest.label == _ENCODER:
+        # The encoder is profiled first, when there are no workspaces yet.
+        largest = max([_beside(largest, workspace), *peak[:-1]], key=lambda item: item.n_bytes)
     return RankBudget(
         stage=weights.stage,
         outside=_outside(config, runtime_bytes),
-        consumed=_consumed(model, config, weights, is_last=is_last, offloaded_bytes=offloaded_bytes),
+        consumed=_consumed(model, config, weights, workspace, is_last=is_last, offloaded_bytes=offloaded_bytes),
         peak=MemoryItem(
             kind="compute",
             n_bytes=largest.n_bytes,
@@ -173,7 +187,13 @@ def _outside(config: EngineConfig, runtime_bytes: int | None) -> tuple[MemoryIte
 
 
 def _consumed(
-    model: VllmModel, config: EngineConfig, weights: StageWeights, *, is_last: bool, offloaded_bytes: int
+    model: VllmModel,
+    config: EngineConfig,
+    weights: StageWeights,
+    workspace: MemoryItem,
+    *,
+    is_last: bool,
+    offloaded_bytes: int,
 ) -> tuple[MemoryItem, ...]:
     basis: Basis = "exact" if model.basis == "derived" else "derived"
     items = [
@@ -184,7 +204,7 @@ def _consumed(
         MemoryItem(kind="weights", n_bytes=weights.draft_bytes, basis="derived", label="draft layers"),
     ]
     if not config.gpu.cpu:
-        items.append(_input_state(model, config, is_last=is_last))
+        items += [_input_state(model, config, is_last=is_last), workspace]
         items.append(
             MemoryItem(
                 kind="runtime",
@@ -213,43 +233,90 @@ def _input_state(model: VllmModel, config: EngineConfig, *, is_last: bool) -> Me
     )
 
 
+def workspace_item(model: VllmModel, config: EngineConfig) -> MemoryItem:
+    """The buffer that kernels of all layers share: as large as the largest of them asks for when the step is profiled,
+    and kept (v1/worker/workspace.py:WorkspaceManager)."""
+    wanted = [
+        _peak("workspace of experts", _experts_bytes(model, config), "fused_moe/modular_kernel.py: workspaces"),
+        _peak("workspace of sparse attention", _sparse_bytes(model, config), "mla/indexer.py, mla/flashmla_sparse.py"),
+    ]
+    return max(wanted, key=lambda item: item.n_bytes)
+
+
+def _sparse_bytes(model: VllmModel, config: EngineConfig) -> int:
+    """Keys that a prompt step gathers for an indexer and for the attention to what it picks."""
+    length, tokens = config.max_model_len, config.max_num_batched_tokens
+    factor = 5 if length <= 262_144 else 2  # config/vllm.py: sparse_mla_prefill_workspace_factor
+    if any(isinstance(cache, LatentCache) and cache.sparse for cache in model.caches):
+        return factor * length * _GATHERED_BYTES
+    packed = [cache for cache in model.caches if isinstance(cache, PackedCache)]
+    rates = [cache.tokens_per_row for cache in packed if cache.plain_elements and cache.tokens_per_row > 1]
+    if not rates:
+        return 0
+    # models/deepseek_v4/nvidia/flashmla.py: rows of four sequences in half precision, and what is picked of them
+    head = max(cache.plain_elements for cache in packed)
+    window = max((cache.window_tokens or 0) for cache in packed)
+    rows = -(-length // min(rates)) + window + tokens
+    topk = model.config.get("index_topk")
+    picked = -(-((topk if isinstance(topk, int) else 0) + window) // 128) * 128
+    gathered = 4 * rows * head * 2 + tokens * (picked + 1) * 4
+    return max(gathered, factor * length * _GATHERED_BYTES // min(rates))
+
+
 def peak_items(
     model: VllmModel, config: EngineConfig, *, is_last: bool, vision: Mapping[str, object] | None = None
 ) -> list[MemoryItem]:
-    """The candidates for the activation peak of a step; they do not add up, the largest counts."""
-    tp, size = config.parallel.tp, dtype_bytes(config.dtype)
-    tokens = config.max_num_batched_tokens
+    """The candidates for the activation peak of a step beside weights and workspace; they do not add up, the largest
+    counts. The image encoder, if there is one, comes last."""
+    items = [_peak("layers", _layers_peak(model, config), "a step's hidden states, attention or feed-forward")]
+    if model.is_moe and config.quantization == "bitsandbytes":
+        items.append(_peak("experts", _unpacked_bytes(model, config), "vllm_bnb_plugin: experts of a layer, unpacked"))
+    if is_last:
+        rows = min(config.max_num_batched_tokens, config.max_num_seqs)
+        few = min(rows, SAMPLER_FEW_ROWS)
+        per_entry = few * SAMPLER_BYTES_PER_LOGIT + (rows - few) * SAMPLER_MORE_BYTES_PER_LOGIT
+        items.append(
+            _peak(
+                "sampler",
+                per_entry * model.vocab_size,
+                "v1/worker/gpu/sample: logits in fp32, sorted; by boot logs of 256 and of 1024 rows",
+            )
+        )
+    if vision and config.images:
+        items.append(_peak(_ENCODER, _vision_peak(vision, config), "vision tower on a full batch of image tokens"))
+    return items
+
+
+def _layers_peak(model: VllmModel, config: EngineConfig) -> int:
+    tp, size, tokens = config.parallel.tp, dtype_bytes(config.dtype), config.max_num_batched_tokens
     kv_width = 2 * max(model.n_kv_heads, tp) * model.head_size if not model.uses_mla else 2 * model.head_size
     attention = 2 * (model.n_heads * model.head_size + kv_width) // tp
     # 110,592 bytes per token on Llama-3.1-8B, by two logs of steps of 20,000 and 29,000 tokens.
     width = 3 * model.hidden_size + max(attention, 3 * model.intermediate_size // tp)
-    items = [_peak("layers", tokens * width * size, "a step's hidden states, attention or feed-forward")]
-    if model.is_moe:
-        items.append(
-            _peak("experts", _experts_peak(model, config) * size, "fused_moe/fused_moe.py: intermediate caches")
-        )
-    if is_last:
-        rows = min(tokens, config.max_num_seqs)
-        items.append(
-            _peak(
-                "sampler",
-                rows * model.vocab_size * SAMPLER_BYTES_PER_LOGIT,
-                "v1/worker/gpu/sample: logits in fp32, sorted",
-            )
-        )
-    if vision and config.images:
-        items.append(
-            _peak("image encoder", _vision_peak(vision, config), "vision tower on a full batch of image tokens")
-        )
-    return items
+    streams = model.config.get("hc_mult")
+    if isinstance(streams, int) and 1 < streams < 64:
+        # models/deepseek_v4: old and new residual streams beside queries and outputs that are padded to 64 heads
+        heads = -(-(model.n_heads // tp) // 64) * 64
+        width = max(width, 2 * streams * model.hidden_size + (model.n_heads // tp + 2 * heads) * model.head_size)
+    indexed = any(
+        isinstance(cache, IndexerCache) or (isinstance(cache, PackedCache) and cache.backend.endswith("INDEXER"))
+        for cache in model.caches
+    )
+    return tokens * width * size + (_INDEXER_LOGITS_BYTES if indexed else 0)
+
+
+def _beside(encoder: MemoryItem, workspace: MemoryItem) -> MemoryItem:
+    return replace(encoder, n_bytes=max(0, encoder.n_bytes - workspace.n_bytes))
 
 
 def _peak(label: str, n_bytes: int, source: str) -> MemoryItem:
     return MemoryItem(kind="compute", n_bytes=int(n_bytes), basis="derived", label=label, source=source)
 
 
-def _experts_peak(model: VllmModel, config: EngineConfig) -> int:
-    """Elements of the two intermediate caches of the fused experts."""
+def _experts_bytes(model: VllmModel, config: EngineConfig) -> int:
+    """The two intermediate caches of the fused experts."""
+    if not model.is_moe:
+        return 0
     parallel = config.parallel
     shards = 1 if parallel.expert_parallel else parallel.tp * parallel.dp * parallel.pcp
     intermediate = max(1, model.moe_intermediate_size // shards)
@@ -258,11 +325,15 @@ def _experts_peak(model: VllmModel, config: EngineConfig) -> int:
     per_choice = max(intermediate, hidden) + max(2 * intermediate, hidden)
     # Chunks of VLLM_FUSED_MOE_CHUNK_SIZE bound the caches on large steps.
     caches = min(tokens, 32 * 1024) * max(1, model.n_experts_per_token) * per_choice
-    if config.quantization != "bitsandbytes":
-        return caches
-    # The plug-in unpacks all experts of a layer at once (vllm_bnb_plugin's quantization/fused_moe.py).
-    ranks = parallel.tp * parallel.dp * parallel.pcp
-    return caches + 3 * model.n_experts * hidden * model.moe_intermediate_size // ranks
+    return caches * dtype_bytes(config.dtype)
+
+
+def _unpacked_bytes(model: VllmModel, config: EngineConfig) -> int:
+    """All experts of a layer, which the bitsandbytes plug-in unpacks at once (vllm_bnb_plugin's
+    quantization/fused_moe.py)."""
+    ranks = config.parallel.tp * config.parallel.dp * config.parallel.pcp
+    elements = 3 * model.n_experts * model.hidden_size * model.moe_intermediate_size
+    return elements // ranks * dtype_bytes(config.dtype)
 
 
 def _vision_peak(vision: Mapping[str, object], config: EngineConfig) -> int:
@@ -345,7 +416,7 @@ def _after(config: EngineConfig, kv: KvPlan, flashinfer_bytes: int) -> tuple[Mem
 
 
 def highest_utilization(
-    *, total_bytes: int, free_bytes: int, budget: RankBudget, margin_bytes: int, limit: float = 0.98
+    *, total_bytes: int, free_bytes: int, budget: RankBudget, margin_bytes: int, limit: float = LIMIT
 ) -> float:
     """The largest legal `--gpu-memory-utilization`: four decimals, rounded down.
 

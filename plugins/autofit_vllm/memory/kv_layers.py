@@ -335,11 +335,24 @@ def _packs_rows(backend: str, config: EngineConfig) -> bool:
     return True
 
 
+_DSA_INDEXERS = ("DEEPSEEK_V32_INDEXER", "DEEPSEEK_V4_INDEXER")
+
+
+def _indexer_row(row_bytes: int, config: EngineConfig) -> int:
+    """128 keys in fp8 and an fp32 scale, or in MXFP4 two a byte and a scale per 32 (sparse_attn_indexer.py)."""
+    if config.indexer_kv_dtype != "mxfp4":
+        return row_bytes
+    keys = row_bytes * 128 // 132
+    return keys // 2 + keys // 32
+
+
 def _packed_layer(
     part: AttentionLayer, cache: PackedCache, config: EngineConfig, block: int, kv_dtype: str
 ) -> LayerCache:
     packed, tokens = kv_dtype == _PACKED_FORMAT, cache.block_tokens or block
     row, page = cache.row_bytes, None
+    if cache.backend in _DSA_INDEXERS:
+        row = _indexer_row(row, config)
     if cache.plain_elements and not packed:
         row = cache.plain_elements * element_bytes(kv_dtype, "bfloat16")
     if cache.aligned:
@@ -388,7 +401,9 @@ def _attention_layer(
             stage=cache.stage,
             kind="latent",
             block_tokens=block,
-            token_bytes=cache.bytes_per_token,
+            token_bytes=_indexer_row(cache.bytes_per_token, config)
+            if cache.backend in _DSA_INDEXERS
+            else cache.bytes_per_token,
             identity=("indexer",),
             stride_kernel=part.backend.stride_kernel(query),
         )

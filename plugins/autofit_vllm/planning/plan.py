@@ -18,12 +18,14 @@ from autofit_vllm.command.flags import flag_of, is_frontend
 from autofit_vllm.command.settings import VllmSettings
 from autofit_vllm.config.defaults import CPU, EngineConfig, Gpu
 from autofit_vllm.memory.budget import (
+    LIMIT,
+    UNIFIED_LIMIT,
     RankBudget,
     highest_utilization,
     rank_budget,
     requested_bytes,
 )
-from autofit_vllm.memory.host import HostUse, host_use
+from autofit_vllm.memory.host import HostUse, host_use, request_state_bytes
 from autofit_vllm.memory.kv import KvCapacity, KvPlan, fit
 from autofit_vllm.memory.offload import Offload
 from autofit_vllm.modules.model import StageWeights, VllmModel
@@ -219,6 +221,7 @@ def evaluate(
         # one rank per stage is what an offload counts
         pinned_bytes=offload.host_bytes * max(1, len(ranks)) // max(1, config.parallel.pp) if offload else 0,
         images=config.images,
+        state_bytes=request_state_bytes(model, config),
     )
     if utilization is None:
         utilization = min(
@@ -228,6 +231,7 @@ def evaluate(
                     free_bytes=rank.free_bytes,
                     budget=_budget_of(rank, budgets, host),
                     margin_bytes=rank.margin_bytes,
+                    limit=UNIFIED_LIMIT if rank.n_sharing else LIMIT,
                 )
                 for rank in ranks
             ),

@@ -105,7 +105,8 @@ def quantization_for(
     """The quantisation of a checkpoint on a GPU, or the one asked for while loading.
 
     `raw` is its configuration's `quantization_config`, `architecture` the model's class in vLLM, which renames the
-    layers that `raw` lists, `requested` the word after `--quantization`, `ggml_types` the types of a GGUF file's tensors by name.
+    layers that `raw` lists, `requested` the word after `--quantization`, `ggml_types` the types of a GGUF file's
+    tensors by name.
 
     Raises:
         EngineRefusalError: the two contradict each other, the GPU is too old, or vLLM does not know the word.
@@ -124,7 +125,9 @@ def quantization_for(
 
                 found = gguf(ggml_types or {})
             else:
-                found = _read(method, renamed(raw or {}, method, architecture), generation, model_type, quantised_layers)
+                found = _read(
+                    method, renamed(raw or {}, method, architecture), generation, model_type, quantised_layers
+                )
         except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             # The file is untrusted: a number where a list should be, a group of nothing.
             cause = f"{type(error).__name__}: {printable(str(error), 80)}"

@@ -2,7 +2,7 @@
 
 Before a layer looks itself up, every list of names goes through the mapper of the model's class
 (model_executor/models/utils.py:WeightsMapper.get_rename_mapper, applied by interfaces.py:SupportsQuant). The mappers of
-the registered classes are data: name_maps.json, which bench/gen_vllm_name_maps.py writes.
+the registered classes are data: name_maps.json, which tools/gen/vllm_name_maps.py writes.
 """
 
 from __future__ import annotations

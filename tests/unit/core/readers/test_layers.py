@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from autofit.domain.model import LayerSpec, ModelSpec
 from autofit.readers import read_model
+from autofit.readers.hf_layers import hf_layers
 from autofit.readers.layers import gguf_group, split_block
 
 from support import DATA, ggufs
@@ -202,3 +203,26 @@ def test_vision_blocks_are_another_stack(tmp_path: Path) -> None:
     layers = read_model(tmp_path).layers
     assert [(layer.stack, layer.index) for layer in layers] == [("", 0), ("", 1), ("vision_tower.blocks", 0)]
     assert layers[-1].attention_bytes == 128
+
+
+NEMOTRON = {"model_type": "nemotron_h", "num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128}
+
+
+def test_layers_that_mix_tokens_or_feed_forward_and_never_both() -> None:
+    """Of a pattern, or of a list of names that is also the count of the layers."""
+    feeds = {"n_routed_experts": 128, "num_experts_per_tok": 6}
+    listed = {"layers_block_type": ["mamba", "moe", "attention", "mlp"]}
+    pattern = {"hybrid_override_pattern": "ME*-", "num_hidden_layers": 4}
+    for config in ({**NEMOTRON, **feeds, **listed}, {**NEMOTRON, **feeds, **pattern}):
+        layers = hf_layers(config, ())
+        assert [(layer.mixer, layer.feed_forward) for layer in layers] == [
+            ("recurrent", "none"),
+            ("none", "experts"),
+            ("full", "none"),
+            ("none", "dense"),
+        ]
+        assert layers[1].n_experts_used == 6 and layers[2].n_kv_heads == 2
+
+
+def test_a_list_of_layers_of_the_wrong_kind() -> None:
+    assert hf_layers({"layers_block_type": [None, 3, {}]}, ())[0].mixer == "full"

@@ -18,8 +18,13 @@ from autofit_vllm.checkpoint.build import build_model
 from autofit_vllm.memory.lora import LoraSpec, lora_bytes
 from autofit_vllm.memory.weights import weights_per_rank
 from autofit_vllm.modules.model import AttentionCache, LatentCache, Parallel, StateCache, VllmModel, Vocabulary
+from autofit_vllm.quantization import quantization_for
+from support import vllm_reports
 from support.vllm_checkpoints import spec
 from support.vllm_recorded import config
+
+ULTRA = "nvidia--NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16"
+LIGHTNING = "nvidia--NVIDIA-Nemotron-3.5-Lightning-30B-A3B-NVFP4"
 
 
 def parameters(model: VllmModel, **layout: Any) -> int:
@@ -236,3 +241,24 @@ def test_building_a_model_imports_nothing_heavy() -> None:
     raw = json.dumps(config("llama3.2-1b"))
     done = subprocess.run([sys.executable, "-c", script], input=raw, text=True, capture_output=True, check=False)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_layers_may_be_counted_by_their_list_alone() -> None:
+    """Nemotron-H's class takes the number from `layers_block_type`, and ignores another that the file says."""
+    raw = vllm_reports.configs()[ULTRA]["config"]
+    kinds = raw["layers_block_type"]
+    assert "num_hidden_layers" not in raw and len(kinds) == 108
+    model = build_from_config(raw)
+    assert model.n_layers == 108
+    assert sum(isinstance(cache, StateCache) for cache in model.caches) == kinds.count("mamba")
+    assert sum(isinstance(cache, AttentionCache) for cache in model.caches) == kinds.count("attention")
+    assert build_from_config({**raw, "num_hidden_layers": 4}).n_layers == 108
+
+
+def test_mixed_precision_by_configuration_alone() -> None:
+    """17.58 GiB are what vLLM builds from it; names in `quantized_layers` begin with `backbone.`."""
+    raw = vllm_reports.configs()[LIGHTNING]
+    model = build_from_config({**raw["config"], "hf_quant_config": raw["hf_quant_config"]})
+    quantization = quantization_for(model.quantization, capability=(9, 0), architecture=model.architecture)
+    (stage,) = weights_per_rank(model, Parallel(), dtype="bfloat16", quantization=quantization)
+    assert stage.parameter_bytes / (1 << 30) == pytest.approx(17.58, abs=0.01)

@@ -12,6 +12,7 @@ from autofit_vllm.modules.dtypes import dtype_bytes
 from autofit_vllm.modules.model import Experts, Linear, Parallel, Part, Vocabulary
 from autofit_vllm.modules.sharding import experts_shape, linear_shape
 from autofit_vllm.quantization import NONE, UNQUANTISED, Quantization, quantization_for
+from autofit_vllm.quantization.name_maps import rename_of, renamed
 from autofit_vllm.quantization.names import bare, exact_or_regex, regex_matches, skipped
 
 HOPPER = (9, 0)
@@ -315,3 +316,76 @@ def test_experts_in_bytes_when_asked_for() -> None:
     layer = experts(width=512)
     assert asked.name == "moe_wna16"
     assert size_of(asked, layer) == size_of(plain, layer) - 4 * (1024 * 2 + 256 * 4) // 2 - 4 * (1024 + 256) * 2
+
+
+def test_layers_are_listed_by_the_names_of_the_checkpoint() -> None:
+    """vLLM's class of Nemotron-H renames `backbone` to `model` before a layer looks itself up."""
+    raw = {
+        "quant_method": "modelopt",
+        "quant_algo": "MIXED_PRECISION",
+        "quantized_layers": {"backbone.layers.0.mixer.down_proj": {"quant_algo": "FP8"}},
+    }
+    module = down("model.layers.0.mixer.down_proj")
+    plain = quantization_for(raw, capability=HOPPER)
+    renamed = quantization_for(raw, capability=HOPPER, architecture="NemotronHForCausalLM")
+    assert plain.linear(module) is UNQUANTISED
+    assert renamed.linear(module) is not UNQUANTISED
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "expected"),
+    [
+        ("Gemma3ForConditionalGeneration", "model.language_model.layers.1.mlp", "language_model.model.layers.1.mlp"),
+        ("Qwen3VLForConditionalGeneration", "lm_head.weight", "language_model.lm_head.weight"),
+        ("DeepseekV4ForCausalLM", "layers.3.ffn.shared_experts.w2", "model.layers.3.ffn.shared_experts.down_proj"),
+        ("GptOssForCausalLM", "model.layers.0.self_attn.q_proj", "model.layers.0.attn.q_proj"),
+    ],
+)
+def test_names_that_a_class_changes(architecture: str, name: str, expected: str) -> None:
+    rename = rename_of(architecture)
+    assert rename is not None and rename(name) == expected
+
+
+def test_a_class_without_a_mapper_keeps_names() -> None:
+    assert rename_of("LlamaForCausalLM") is None
+    raw = {"quant_method": "fp8", "ignored_layers": ["backbone.layers.0"]}
+    assert renamed(raw, "fp8", "LlamaForCausalLM") is raw
+
+
+def test_patterns_and_classes_among_targets_stay() -> None:
+    group = {"targets": ["Linear", "re:.*backbone.*", "backbone.layers.0.mixer.down_proj"]}
+    raw = {"quant_method": "compressed-tensors", "config_groups": {"a": group}, "ignore": ["backbone.layers.1.mixer"]}
+    found = renamed(raw, "compressed-tensors", "NemotronHForCausalLM")
+    assert found["config_groups"]["a"]["targets"] == [*group["targets"][:2], "model.layers.0.mixer.down_proj"]
+    assert found["ignore"] == ["model.layers.1.mixer"]
+
+
+def test_experts_of_deepseek_v4_in_nvfp4() -> None:
+    """ModelOpt's files are of the method fp8, and name the experts' type apart: half a byte and a scale byte per 16."""
+    raw: dict[str, Any] = {
+        "quant_method": "deepseek_v4_fp8",
+        "expert_dtype": "fp4",
+        "weight_block_size": [128, 128],
+        "producer": {"name": "modelopt"},
+        "quant_algo": "MIXED_PRECISION",
+        "quantized_layers": {"layers.0.ffn.experts": {"quant_algo": "NVFP4"}},
+    }
+    n = 4 * 3 * 256 * 384
+    assert size_of(quantization_for(raw, capability=(10, 0)), experts()) == n // 2 + n // 32
+    four = quantization_for({**raw, "moe_quant_algo": "NVFP4"}, capability=(10, 0))
+    assert size_of(four, experts()) == n // 2 + n // 16 + 2 * (4 * 2 * 4 + 4 * 4)
+
+
+@pytest.mark.parametrize("algorithm", ["FP8", "NVFP4", "W4A16_NVFP4", "MXFP8", "MIXED_PRECISION"])
+@pytest.mark.parametrize("word", ["modelopt", "modelopt_fp4", "fp8", "awq"])
+def test_a_checkpoint_of_modelopt_decides_whatever_word_was_asked_for(algorithm: str, word: str) -> None:
+    raw = {"quant_method": "modelopt", "quant_algo": algorithm, "quantized_layers": {"x": {"quant_algo": "FP8"}}}
+    assert (
+        quantization_for(raw, capability=HOPPER, requested=word).name == quantization_for(raw, capability=HOPPER).name
+    )
+
+
+def test_scales_of_other_shapes_do_not_claim_a_checkpoint() -> None:
+    raw = {"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}
+    with pytest.raises(EngineRefusalError, match="does not match"):
+        quantization_for(raw, capability=HOPPER, requested="fp8")

@@ -1,6 +1,6 @@
 """Writes plugins/autofit_vllm/quantization/name_maps.json from vLLM's model classes.
 
-    python bench/gen_vllm_name_maps.py VLLM_SOURCE > plugins/autofit_vllm/quantization/name_maps.json
+    python tools/gen/vllm_name_maps.py VLLM_SOURCE > plugins/autofit_vllm/quantization/name_maps.json
 
 VLLM_SOURCE is the `vllm` directory of the source. For every registered architecture whose class has a
 `hf_to_vllm_mapper`: the steps by which it renames modules (models/utils.py:WeightsMapper.get_rename_mapper), in order.
