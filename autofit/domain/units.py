@@ -70,3 +70,8 @@ def format_bytes(n_bytes: int) -> str:
 def round_up(n: int, multiple: int) -> int:
     """`n` rounded up to a multiple of `multiple`."""
     return -(-n // multiple) * multiple
+
+
+def format_rate(per_s: float) -> str:
+    """Tokens/s as figures that can be told apart: `1,463`, `37`, `9.8`, `0.04`."""
+    return f"{per_s:,.0f}" if per_s >= 20 else f"{per_s:.1f}" if per_s >= 0.1 else f"{per_s:.1g}"

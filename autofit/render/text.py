@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from autofit.domain.memory import KINDS, PoolUse
 from autofit.domain.plan import Finding, NextRejected, Plan, Speed
 from autofit.domain.text import printable, shell_join
-from autofit.domain.units import format_bytes
+from autofit.domain.units import format_bytes, format_rate
 
 
 def summary(plan: Plan) -> Iterator[str]:
@@ -30,14 +30,17 @@ def summary(plan: Plan) -> Iterator[str]:
 
 def speed(estimate: Speed) -> str:
     """`decode ~45 tokens/s (32-58)`, from what rate it falls to that, and prefill where it is known."""
-    full = f"~{_rate(estimate.decode_tokens_per_s)} tokens/s ({_rate(estimate.low)}-{_rate(estimate.high)})"
+    decode = estimate.decode_tokens_per_s
+    full = f"~{format_rate(decode)} tokens/s ({format_rate(estimate.low)}-{format_rate(estimate.high)})"
     start = estimate.start_tokens_per_s
     falls = start is not None and start > 1.1 * estimate.decode_tokens_per_s
-    text = f"decode ~{_rate(start)}, with a full context {full}" if falls and start is not None else f"decode {full}"
+    text = (
+        f"decode ~{format_rate(start)}, with a full context {full}" if falls and start is not None else f"decode {full}"
+    )
     if estimate.prefill_tokens_per_s:
-        text += f" · prefill ~{_rate(estimate.prefill_tokens_per_s)} tokens/s"
+        text += f" · prefill ~{format_rate(estimate.prefill_tokens_per_s)} tokens/s"
         if estimate.prefill_low and estimate.prefill_high:
-            text += f" ({_rate(estimate.prefill_low)}-{_rate(estimate.prefill_high)})"
+            text += f" ({format_rate(estimate.prefill_low)}-{format_rate(estimate.prefill_high)})"
     return text
 
 
@@ -94,7 +97,3 @@ def _room(pool: PoolUse) -> str:
     if pool.free_bytes is None:
         return f"{format_bytes(pool.used_bytes)} of an unknown amount"
     return f"{format_bytes(pool.used_bytes)} of {format_bytes(pool.free_bytes)} free"
-
-
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 20 else f"{value:.1f}" if value >= 0.1 else f"{value:.1g}"

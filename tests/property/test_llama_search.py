@@ -153,8 +153,8 @@ def test_a_preference_for_context_gets_one_at_a_decode_floor() -> None:
     long = reach(Search(launch), Goals(prefer="context", least=4096, most=32_768))
     assert fast is not None
     assert long is not None
-    assert fast.seconds <= long.seconds
-    assert fast.candidate.n_ctx_seq < long.candidate.n_ctx_seq == 32_768
+    assert fast.found.seconds <= long.found.seconds
+    assert fast.found.candidate.n_ctx_seq < long.found.candidate.n_ctx_seq == 32_768
 
 
 def test_where_only_small_micro_batches_fit_the_faster_placement_is_taken() -> None:
@@ -169,7 +169,7 @@ def test_where_only_small_micro_batches_fit_the_faster_placement_is_taken() -> N
     search = Only(problem(MODELS[0], [(600, 900_000_000_000)], None))
     found = reach(search, Goals(prefer="speed", least=4096, most=4096))
     assert found is not None
-    assert found.candidate.n_ubatch == 128
+    assert found.found.candidate.n_ubatch == 128
 
 
 def test_a_block_on_the_host_asks_for_no_expert_there_as_well() -> None:

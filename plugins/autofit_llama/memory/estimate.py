@@ -91,14 +91,16 @@ def device_rules(devices: Sequence[Device]) -> tuple[DeviceRules, ...]:
     return tuple(rules_for(device.api, device.compute_capability) for device in devices)
 
 
-def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = ()) -> Estimate:
+def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = (), *, layout: Layout | None = None) -> Estimate:
     """What `run` takes on `machine`; `margins` are subtracted from the free memory of the devices.
+
+    `layout` is that of the main context, if it is known already: of the same arguments on the same devices.
 
     Raises:
         EngineRefusalError: llama.cpp would refuse these arguments.
     """
     rules = device_rules(run.devices)
-    layout = lay_out(run.sized, rules, run.arguments)
+    layout = layout or lay_out(run.sized, rules, run.arguments)
     items: dict[str, list[MemoryItem]] = {device.id: [] for device in run.devices}
     host: list[MemoryItem] = []
     _context_items(layout, run.devices, run.arguments, items, host, locked=run.locked)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import suppress
 from math import log
 from typing import TYPE_CHECKING, NamedTuple
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.plan import Alternative, Speed
-from autofit.domain.units import format_bytes
+from autofit.domain.units import format_bytes, format_rate
+from autofit.errors import EngineRefusalError
 from autofit.solve import pareto_front
 
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.memory.estimate import Estimate, Run
 from autofit_llama.planning.complete import complete
 from autofit_llama.planning.explain import command_of
-from autofit_llama.planning.goals import COMFORTABLE_TOKENS, Goals, larger_ubatch, reach, stretch
+from autofit_llama.planning.goals import Answer, Goals, PromptTrade, larger_ubatch, reach, stretch
 from autofit_llama.planning.problem import LaunchProblem
 from autofit_llama.planning.search import Found, Search
 from autofit_llama.speed.rates import FILLED_TOKENS, speed_of
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from autofit_llama.planning.task import Task
 
 MOST = 5
+COMFORTABLE_TOKENS = 32_768
+PROMPTS_FIRST = PromptTrade(1.25, 0.25)
 PROMPT_GAIN = 1.1  #: how much faster prompts have to be read, to be worth a plan
 _BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8, "q5_1": 6, "q5_0": 5, "q4_1": 5, "q4_0": 4, "iq4_nl": 4}
 
@@ -35,9 +38,14 @@ class _Option(NamedTuple):
     found: Found
 
 
-def alternatives_of(task: Task, search: Search, goals: Goals, found: Found) -> tuple[Alternative, ...]:
-    """Up to five plans that are better than the answer in speed, context, precision or prompts."""
-    options = [_Option("this plan", "", found), *_options(task, search, goals, found)]
+def alternatives_of(task: Task, search: Search, goals: Goals, answer: Answer) -> tuple[Alternative, ...]:
+    """Up to five plans that are better than the answer in decode rate, context, precision or prompt processing."""
+    found = answer.found
+    options = [_Option("this plan", "", found)]
+    for some in (_contexts, _caches, _micro_batches):
+        # What the engine refuses is no alternative, and no reason to give no answer.
+        with suppress(EngineRefusalError):
+            options += some(task, search, goals, answer)
     # Rates of unlike contexts are compared with the same fill.
     alike = [_speed(task, search, option.found, n_filled=FILLED_TOKENS) for option in options]
 
@@ -55,56 +63,59 @@ def alternatives_of(task: Task, search: Search, goals: Goals, found: Found) -> t
     return tuple(_alternative(task, search, option) for option in others[:MOST])
 
 
-def _options(task: Task, search: Search, goals: Goals, found: Found) -> Iterator[_Option]:
-    given, candidate = task.pins.settings, found.candidate
-    if task.exact_context is None:
-        for n_ctx in (COMFORTABLE_TOKENS, goals.most):
-            if candidate.n_ctx_seq < n_ctx <= goals.most:
-                longer = reach(search, goals._replace(prefer="speed", least=n_ctx, most=n_ctx))
-                if longer is not None:
-                    yield _Option(f"{n_ctx} tokens of context", _costs(found, longer, goals), longer)
-    if given.type_k is None and given.type_v is None and task.request.kv is None and _may_be_lossy(task):
-        lossy = reach(search, goals._replace(kv_types=(("q8_0", "q8_0"),)))
+def _contexts(task: Task, search: Search, goals: Goals, answer: Answer) -> Iterator[_Option]:
+    found = answer.found
+    if answer.compared is not None:
+        rate = goals.rate(answer.compared)
+        yield _Option(
+            f"{answer.compared.candidate.n_ctx_seq} tokens of context",
+            f"decodes {format_rate(rate)} tokens/s",
+            answer.compared,
+        )
+    if task.exact_context is not None:
+        return
+    for n_ctx in (COMFORTABLE_TOKENS, goals.most):
+        if found.candidate.n_ctx_seq < n_ctx <= goals.most:
+            longer = reach(search, goals._replace(prefer="speed", least=n_ctx, most=n_ctx))
+            if longer is not None:
+                yield _Option(f"{n_ctx} tokens of context", _costs(found, longer.found, goals), longer.found)
+
+
+def _caches(task: Task, search: Search, goals: Goals, answer: Answer) -> Iterator[_Option]:
+    if answer.lossless is not None:
+        yield _Option("an f16 cache", _costs(answer.found, answer.lossless, goals), answer.lossless)
+    elif len(goals.kv_types) > 1 and goals.kv_types[0] == ("f16", "f16"):
+        lossy = reach(search, goals._replace(kv_types=goals.kv_types[1:]))
         if lossy is not None:
-            yield _Option("a q8_0 cache", "loses some precision, which --kv did not allow", lossy)
-    if found.split.on_host:
-        faster = larger_ubatch(search, goals, _lighter(search, found))
-        if faster.candidate.n_ubatch > candidate.n_ubatch:
-            yield _Option(
-                f"prompts in micro-batches of {faster.candidate.n_ubatch}",
-                "reads prompts faster, decodes slower",
-                faster,
-            )
-    if not found.split.on_host and task.exact_context is None and candidate.n_ctx_seq > goals.least:
-        least = found._replace(candidate=candidate._replace(n_ctx_seq=goals.least))
-        larger = larger_ubatch(search, goals, least)
-        if larger.candidate.n_ubatch > candidate.n_ubatch:
-            longest = stretch(search, larger, candidate.n_ctx_seq)
-            shorter = longest.candidate.n_ctx_seq < candidate.n_ctx_seq
-            why = "has less context" if shorter else "takes more memory, for prompts alone"
-            yield _Option(f"prompts in micro-batches of {larger.candidate.n_ubatch}", why, longest)
+            yield _Option("a q8_0 cache", "loses some precision for less than it has to gain", lossy.found)
 
 
-def _costs(found: Found, longer: Found, goals: Goals) -> str:
-    rate, other = goals.rate(found.seconds), goals.rate(longer.seconds)
-    if other < rate * 0.995:
-        return f"decodes {other:.3g} instead of {rate:.3g} tokens/s"
-    more = sum(pool.used_bytes for pool in longer.memory.pools) - sum(pool.used_bytes for pool in found.memory.pools)
-    return f"takes {format_bytes(more)} more memory"
+def _micro_batches(task: Task, search: Search, goals: Goals, answer: Answer) -> Iterator[_Option]:
+    found = answer.found
+    if answer.plain is not None:
+        size = answer.plain.candidate.n_ubatch
+        yield _Option(f"micro-batches of {size}", _costs(found, answer.plain, goals), answer.plain)
+    if not goals.free_ubatch:
+        return
+    start = found
+    if not found.split.on_host and task.exact_context is None and found.candidate.n_ctx_seq > goals.least:
+        start = found._replace(candidate=found.candidate._replace(n_ctx_seq=goals.least))
+    larger = larger_ubatch(search, goals._replace(trade=PROMPTS_FIRST), start)
+    if larger.candidate.n_ubatch > found.candidate.n_ubatch:
+        longest = stretch(search, larger, found.candidate.n_ctx_seq)
+        title = f"micro-batches of {larger.candidate.n_ubatch}: faster prompt processing"
+        yield _Option(title, _costs(found, longest, goals), longest)
 
 
-def _may_be_lossy(task: Task) -> bool:
-    return len(replace(task, request=replace(task.request, kv="auto")).kv_types()) > 1
-
-
-def _lighter(search: Search, found: Found) -> Found:
-    """The same plan with the bulk of two more blocks in RAM: room for larger compute buffers."""
-    split = found.split
-    tables = search.tables(found.candidate)
-    lean = min(max(split.lean, split.head) + 3, len(tables.blocks) - 1)
-    lighter = split._replace(lean=lean, spilled=())
-    lighter = lighter._replace(seconds=tables.seconds(lighter))
-    return found._replace(split=lighter, memory=search.measure(found.candidate, lighter))
+def _costs(found: Found, other: Found, goals: Goals) -> str:
+    """What `other` costs beside the answer."""
+    rate, others = goals.rate(found), goals.rate(other)
+    if others < rate * 0.995:
+        return f"decodes {format_rate(others)} instead of {format_rate(rate)} tokens/s"
+    if other.candidate.n_ctx_seq < found.candidate.n_ctx_seq:
+        return f"{other.candidate.n_ctx_seq} instead of {found.candidate.n_ctx_seq} tokens of context"
+    more = sum(pool.used_bytes for pool in other.memory.pools) - sum(pool.used_bytes for pool in found.memory.pools)
+    return f"takes {format_bytes(more)} more memory" if more > 0 else "slower prompt processing"
 
 
 def _run(task: Task, search: Search, found: Found) -> tuple[Run, Estimate, LlamaSettings]:

@@ -13,10 +13,11 @@ from autofit_llama.launch.defaults import SERVERS
 from autofit_llama.launch.findings import SPARE_BYTES
 from autofit_llama.memory.estimate import Estimate
 from autofit_llama.planning.search import Found
-from autofit_llama.planning.task import DEFAULT_CACHE_RAM_MIB, is_ample
 
 if TYPE_CHECKING:
     from autofit_llama.planning.task import Task
+
+DEFAULT_CACHE_RAM_MIB, DEFAULT_CHECKPOINTS = 8192, 32  #: common/common.h: cache_ram_mib, n_ctx_checkpoints
 
 
 def complete(task: Task, solved: LlamaSettings, found: Found, final: Estimate) -> LlamaSettings:
@@ -33,22 +34,20 @@ def complete(task: Task, solved: LlamaSettings, found: Found, final: Estimate) -
 
 
 def _server_caches(task: Task, final: Estimate) -> dict[str, Any]:
-    """`--cache-ram` and `--ctx-checkpoints`, where their defaults are more than the host has left."""
+    """`--cache-ram` and `--ctx-checkpoints`: the defaults (`None`), or what main memory has left for them."""
     given = task.pins.settings
     pool = final.memory.pool(HOST_POOL)
-    if pool.budget_bytes is None or is_ample(task.model, task.machine):
-        return {}
-    spare = max(0, pool.budget_bytes - pool.used_bytes - SPARE_BYTES)
+    spare = None if pool.budget_bytes is None else max(0, pool.budget_bytes - pool.used_bytes - SPARE_BYTES)
     found: dict[str, Any] = {}
     if given.n_checkpoints is None:
         found["n_checkpoints"] = None
         one = _checkpoint_bytes(final)
-        if one:
-            most = min(32, spare // 2 // one)
-            found["n_checkpoints"] = None if most >= 32 else int(most)
+        if one and spare is not None:
+            most = min(DEFAULT_CHECKPOINTS, spare // 2 // one)
+            found["n_checkpoints"] = None if most >= DEFAULT_CHECKPOINTS else int(most)
             spare -= most * one
     if given.cache_ram_mib is None:
-        fits = spare // MIB
+        fits = DEFAULT_CACHE_RAM_MIB if spare is None else spare // MIB
         found["cache_ram_mib"] = None if fits >= DEFAULT_CACHE_RAM_MIB else int(fits if fits >= 256 else 0)
     return found
 

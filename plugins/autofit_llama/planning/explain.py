@@ -26,6 +26,8 @@ _FLASH_ON = "every device in use supports it for this model: attention scores ne
 _BECAUSE = {
     "n_batch": "holds at least one micro-batch",
     "n_ubatch": "prompts are read in fewer passes",
+    "embedding": "the model pools: without this flag the server refuses requests for embeddings",
+    "pooling": "the model ranks: without this flag the server refuses requests for reranking",
     "n_threads": "the cores worth using: decoding waits for memory, not for more threads",
     "cache_ram_mib": "what main memory has left for past prompts, in MiB; the default is 8192",
     "n_checkpoints": "as many copies of the state as main memory has left for",
@@ -136,12 +138,12 @@ def said(task: Task, found: Found, settings: LlamaSettings) -> Iterator[str]:
     if given.flash_attn is None and settings.flash_attn in ("on", "off"):
         yield "flash_attn"
     # a server for embeddings cuts a larger one to the micro-batch by itself
-    least = DEFAULT_BATCH if given.embedding else 0
+    least = DEFAULT_BATCH if task.base.embedding else 0
     if given.n_batch is None and candidate.n_batch != DEFAULT_BATCH and candidate.n_batch > least:
         yield "n_batch"
     if given.n_ubatch is None and candidate.n_ubatch != DEFAULT_UBATCH:
         yield "n_ubatch"
-    for name in ("n_parallel", "n_threads", "cache_ram_mib", "n_checkpoints", "fit"):
+    for name in ("embedding", "pooling", "n_parallel", "n_threads", "cache_ram_mib", "n_checkpoints", "fit"):
         if getattr(given, name) is None and getattr(settings, name) is not None:
             yield name
 
@@ -171,7 +173,7 @@ def _reason(name: str, task: Task, search: Search, goals: Goals, found: Found, s
         return _FLASH_ON if on else "a device in use does not support it for this model's heads"
     if name == "n_ubatch" and candidate.n_ubatch < DEFAULT_UBATCH:
         return "smaller compute buffers leave room for weights"
-    if name in ("n_batch", "n_ubatch") and task.pins.settings.embedding:
+    if name in ("n_batch", "n_ubatch") and task.base.embedding:
         return "the whole input: without it the server refuses inputs that are longer than this"
     if name == "n_parallel":
         return _why_parallel(task)

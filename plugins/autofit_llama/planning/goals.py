@@ -1,9 +1,7 @@
-"""What to ask the search for: context, cache types and micro-batch, by what the user prefers.
+"""The policy: which context, cache type and micro-batch a plan takes (docs/llama-defaults.md has it in words).
 
-Goals are compared in order, and no goal looks at how much memory there is, so more memory never gives a
-worse plan. `speed`: the decode rate at the asked context (or at the least useful one), then the context
-that is free at that rate. `context`: the highest of `FLOORS` that the decode rate reaches, then the
-context, then the rate.
+No threshold looks at how much memory there is, only at rates: with more memory a plan is never worse in both
+context and decode rate.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from autofit.domain.machine import HOST_POOL
 from autofit.errors import EngineRefusalError
 from autofit.solve import largest
 
@@ -20,107 +17,203 @@ from autofit_llama.planning.search import Candidate, Found, Search
 from autofit_llama.planning.tables import Split
 
 USEFUL_TOKENS = 4096
-"""The context that `auto` gives up no decode rate for going beyond; the engine's own `--fit-ctx`."""
-COMFORTABLE_TOKENS = 32_768
-"""The context that `auto` takes of main memory at most, since other programs need it too."""
-FLOORS = (1.0, 2.0, 5.0, 10.0)  #: tokens/s: barely usable, slow, reading speed, comfortable
-KV_GAIN = 1.05  #: how much faster a lossy cache has to make decoding before it is chosen for that alone
-CONTEXT_STEPS = 128
+"""The shortest context that is planned when none is given; the engine's own `--fit-ctx`."""
+COMPARED_TOKENS = 8192
+"""The decode rate of other contexts is compared with the rate that this context has."""
+KEPT_FRACTION = 0.9  #: of that rate, which a longer context has to keep
+FLOOR_TOKENS = 16_384
+"""`auto` goes no lower than this (or the trained length) while `FLOOR_FRACTION` of the rate is kept."""
+FLOOR_FRACTION = 0.5
+DECODE_FLOORS = (1.0, 2.0, 5.0, 10.0)
+"""Tokens/s that `--prefer context` gives up no more than it must: barely usable, slow, reading speed, comfortable."""
+LOSSY_GAIN = 1.3  #: how much faster a lossy cache has to make decoding, to be taken where f16 fits too
+CONTEXT_STEPS = 64
 SMALL_UBATCHES = (256, 128)
 LARGE_UBATCHES = (4096, 2048, 1024)
 
 
-class Goals(NamedTuple):
-    """The wish, with everything settled that does not depend on memory.
+class PromptTrade(NamedTuple):
+    """When a larger micro-batch is taken: prompt processing `gain` times as fast for at most `cost` of decode."""
 
-    `least` and `most` bound the context of one sequence; `exact` says that it is `least`, whatever else.
-    Types are pairs for K and V in order of preference, lossless first. `rate` turns the seconds of a step
-    into tokens/s.
+    gain: float
+    cost: float
+
+
+DECODE_FIRST, PROMPTS_TOO = PromptTrade(2.0, 0.05), PromptTrade(1.1, 0.1)
+
+
+class Goals(NamedTuple):
+    """What is asked for, with everything settled that does not depend on memory.
+
+    `least` and `most` bound the context of one sequence in tokens. Types are pairs for K and V in order of
+    preference, lossless first. `rate` gives the decode tokens/s of an answer: near the start of its context, and with
+    the context full where the context is what is preferred. `prompts` gives the prompt tokens/s.
     """
 
     prefer: Literal["speed", "context", "quality", "throughput"]
     least: int
     most: int
+    rate: Callable[[Found], float] = lambda found: 1.0 / found.seconds
+    prompts: Callable[[Found, int], float] = lambda found, n_ubatch: 0.0
+    """With a micro-batch of `n_ubatch` tokens; 0.0 where no rate is known."""
     kv_types: tuple[tuple[str, str], ...] = (("f16", "f16"),)
-    floors: tuple[float, ...] = FLOORS  #: tokens/s that are not given up for a longer context
-    most_on_host: int | None = None  #: where caches are in main memory, which others need too
+    floors: tuple[float, ...] = DECODE_FLOORS  #: tokens/s that `context` does not give up for a longer one
+    floor_tokens: int = 0  #: the context that `auto` does not go below while it keeps `FLOOR_FRACTION` of the rate
     n_ubatch: int = 512
     n_batch: int = 2048
     free_ubatch: bool = True  #: neither -ub nor -b is pinned
-    rate: Callable[[float], float] = (1.0).__truediv__
+    trade: PromptTrade = DECODE_FIRST
 
     def candidate(self, n_ctx_seq: int, kv: tuple[str, str]) -> Candidate:
         return Candidate(n_ctx_seq, *kv, self.n_ubatch, self.n_batch)
 
-    def most_of(self, search: Search, found: Found) -> int:
-        """The most tokens that a placement may be given."""
-        shared = found.split.head > 0 or any(search.problem.pool_of[name] == HOST_POOL for name in found.split.order)
-        if self.most_on_host is None or not shared:
-            return self.most
-        return max(found.candidate.n_ctx_seq, min(self.most, self.most_on_host))
 
-    def score(self, found: Found) -> tuple[float, ...]:
-        """More is better, the first first."""
-        rate = self.rate(found.seconds)
-        n_ctx = found.candidate.n_ctx_seq
-        if self.prefer == "context":
-            return (sum(rate >= floor for floor in self.floors), n_ctx, rate)
-        return (rate, n_ctx)
+class Answer(NamedTuple):
+    """The best answer, and what its choices cost: the answers that were passed over for it, where there are any."""
+
+    found: Found
+    compared: Found | None = None  #: with a shorter context, which decodes faster
+    lossless: Found | None = None  #: with an f16 cache
+    plain: Found | None = None  #: with the default micro-batch
 
 
-def reach(search: Search, goals: Goals) -> Found | None:
+def reach(search: Search, goals: Goals) -> Answer | None:
     """The best answer to the goals, or `None` when nothing fits."""
-    best: Found | None = None
+    answer = _any_type(search, goals)
+    if answer is None or not goals.free_ubatch:
+        return answer
+    larger = larger_ubatch(search, goals, answer.found)
+    return answer if larger is answer.found else answer._replace(found=larger, plain=answer.found)
+
+
+def _any_type(search: Search, goals: Goals) -> Answer | None:
+    best: Answer | None = None
     for kv in goals.kv_types:
         try:
-            found = _with_types(search, goals, kv)
+            if best is None:
+                best = _with_types(search, goals, kv)
+            else:
+                best = _if_worth(search, goals, kv, best)
         except EngineRefusalError:
             if kv == goals.kv_types[0]:
                 raise
-            continue  # a lossy cache that the engine does not take here was only worth a try
-        if found is None:
-            continue
-        if best is None or _is_worth(goals, found, best):
-            best = found
-        if best is found and _wants_no_more(search, goals, found):
+            continue  # a lossy cache that the engine refuses here was only worth a try
+        if best is not None and _wants_no_more(search, goals, best.found):
             break
     return best
 
 
-def _with_types(search: Search, goals: Goals, kv: tuple[str, str]) -> Found | None:
-    if goals.prefer == "context" and goals.most > goals.least:
-        return _longest(search, goals, kv)
-    candidate = goals.candidate(goals.least, kv)
-    if goals.most > goals.least:
-        at_once = search.resident_up_to(candidate, lambda found: goals.most_of(search, found))
-        if at_once is not None:
-            return at_once
-    found = _fastest(search, goals, candidate)
-    if found is None or goals.most == goals.least:
-        return found
-    return stretch(search, found, goals.most_of(search, found))
+def _with_types(search: Search, goals: Goals, kv: tuple[str, str]) -> Answer | None:
+    asked = _Contexts(search, goals, kv)
+    if goals.most == goals.least:
+        found = asked.at(goals.least)
+        return None if found is None else Answer(found)
+    return asked.longest() if goals.prefer == "context" else asked.default()
 
 
-def _is_worth(goals: Goals, lossy: Found, found: Found) -> bool:
-    """Whether a lossy cache gives enough for what it takes."""
+def _if_worth(search: Search, goals: Goals, kv: tuple[str, str], lossless: Answer) -> Answer:
+    """The answer with a lossy cache where that gives enough for what it takes, else the `lossless` one."""
+    passed_over = lossless.found
     if goals.prefer == "context":
-        return goals.score(lossy)[:2] > goals.score(found)[:2]
-    return goals.rate(lossy.seconds) > KV_GAIN * goals.rate(found.seconds)
+        lossy = _with_types(search, goals, kv)
+        if lossy is None or _reach_of(goals, lossy.found) <= _reach_of(goals, passed_over):
+            return lossless
+        return lossy._replace(lossless=passed_over)
+    n_ctx = passed_over.candidate.n_ctx_seq
+    alike = _fastest(search, goals, goals.candidate(n_ctx, kv))
+    if alike is None or goals.rate(alike) < LOSSY_GAIN * goals.rate(passed_over):
+        return lossless
+    lossy = _with_types(search, goals._replace(least=n_ctx), kv) or Answer(alike)
+    return lossy._replace(lossless=passed_over)
+
+
+def _reach_of(goals: Goals, found: Found) -> tuple[float, ...]:
+    rate = goals.rate(found)
+    return sum(rate >= floor for floor in goals.floors), found.candidate.n_ctx_seq
 
 
 def _wants_no_more(search: Search, goals: Goals, found: Found) -> bool:
-    """Whether the room that a smaller cache leaves could not make it any better."""
+    """Whether the memory that a smaller cache saves could not make the answer any better."""
     if goals.prefer == "context":
-        return found.candidate.n_ctx_seq >= goals.most and goals.rate(found.seconds) >= max(goals.floors, default=0.0)
+        return found.candidate.n_ctx_seq >= goals.most and goals.rate(found) >= max(goals.floors, default=0.0)
     if found.split.on_host:
         return False
     tables = search.tables(found.candidate)
     alone = (tables.seconds(Split(0, ((target.id, len(tables.blocks)),))) for target in tables.targets)
-    return goals.rate(min(alone)) <= KV_GAIN * goals.rate(found.seconds)
+    return found.seconds <= LOSSY_GAIN * min(alone)
+
+
+class _Contexts:
+    """The fastest answers for contexts of unlike lengths, with one pair of cache types."""
+
+    def __init__(self, search: Search, goals: Goals, kv: tuple[str, str]) -> None:
+        self.search, self.goals, self.kv = search, goals, kv
+        self._known: dict[int, Found | None] = {}
+
+    def at(self, n_ctx: int) -> Found | None:
+        if n_ctx not in self._known:
+            self._known[n_ctx] = _fastest(self.search, self.goals, self.goals.candidate(n_ctx, self.kv))
+        return self._known[n_ctx]
+
+    def default(self) -> Answer | None:
+        """The longest context that keeps its decode rate, and no less than the floor."""
+        goals = self.goals
+        compared = min(max(COMPARED_TOKENS, goals.least), goals.most)
+        at_once = self.search.resident_up_to(goals.candidate(compared, self.kv), goals.most)
+        if at_once is not None:
+            return Answer(at_once)
+        first = self.at(compared) or self.at(goals.least)
+        if first is None:
+            return None
+        if first.candidate.n_ctx_seq < compared:  # too little memory for anything but the longest that fits
+            return Answer(self.stretched(self.beyond(first, compared, lambda found: True)))
+        reference = self.at(min(compared, COMPARED_TOKENS)) or first
+        rate = goals.rate(reference)
+        found = self.stretched(self.beyond(first, goals.most, lambda f: goals.rate(f) >= KEPT_FRACTION * rate))
+        floor = min(goals.floor_tokens, goals.most)
+        longer = self.at(floor) if found.candidate.n_ctx_seq < floor else None
+        if longer is not None and goals.rate(longer) >= FLOOR_FRACTION * rate:
+            found = self.stretched(longer)
+        return Answer(found, compared=None if found.split == reference.split else reference)
+
+    def longest(self) -> Answer | None:
+        """The longest context at the highest of the floors that the shortest reaches."""
+        goals = self.goals
+        first = self.at(goals.least)
+        if first is None:
+            return None
+        floor = max((floor for floor in goals.floors if goals.rate(first) >= floor), default=0.0)
+        found = self.stretched(self.beyond(first, goals.most, lambda found: goals.rate(found) >= floor))
+        if found.split == first.split:
+            return Answer(found)
+        return Answer(found, compared=self.at(min(max(COMPARED_TOKENS, goals.least), goals.most)))
+
+    def beyond(self, first: Found, most: int, passes: Callable[[Found], bool]) -> Found:
+        """The answer for the longest context from that of `first` up to `most` that fits and `passes`."""
+        first = stretch(self.search, first, most)
+        if first.candidate.n_ctx_seq >= most:
+            return first
+        # the same contexts whatever memory there is, so that more of it passes wherever less does
+        steps = [n_ctx for n_ctx in _steps(self.goals.least, most) if n_ctx > first.candidate.n_ctx_seq]
+        candidate = first.candidate
+
+        def at(k: int) -> Found | None:
+            return self.search.best(candidate._replace(n_ctx_seq=steps[k]))
+
+        def holds(k: int) -> bool:
+            found = at(k)
+            return found is not None and passes(found)
+
+        last = largest(holds, 0, len(steps) - 1)
+        found = None if last is None else at(last)
+        return first if found is None else found
+
+    def stretched(self, found: Found) -> Found:
+        return stretch(self.search, found, self.goals.most)
 
 
 def _fastest(search: Search, goals: Goals, candidate: Candidate) -> Found | None:
-    """The fastest placement; with a smaller micro-batch if only that gets all blocks onto devices."""
+    """The fastest placement; with a smaller micro-batch if only that gets all layers onto devices."""
     found = search.best(candidate)
     if not goals.free_ubatch or (found is not None and not found.split.on_host):
         return found
@@ -133,30 +226,6 @@ def _fastest(search: Search, goals: Goals, candidate: Candidate) -> Found | None
         answers = [search.best(candidate._replace(n_ubatch=n_ubatch)) for n_ubatch in SMALL_UBATCHES]
         found = min(filter(None, answers), key=lambda answer: answer.seconds, default=None)
     return found
-
-
-def _longest(search: Search, goals: Goals, kv: tuple[str, str]) -> Found | None:
-    """The longest context at the highest floor that is reached at all."""
-    known: dict[int, Found | None] = {}
-
-    def at(n_ctx: int) -> Found | None:
-        if n_ctx not in known:
-            known[n_ctx] = _fastest(search, goals, goals.candidate(n_ctx, kv))
-        return known[n_ctx]
-
-    first = at(goals.least)
-    if first is None:
-        return None
-    floor = max((floor for floor in goals.floors if goals.rate(first.seconds) >= floor), default=0.0)
-
-    def passes(n_ctx: int) -> bool:
-        found = at(n_ctx)
-        return found is not None and goals.rate(found.seconds) >= floor
-
-    steps = _steps(goals.least, goals.most)
-    last = largest(lambda k: passes(steps[k]), 0, len(steps) - 1)
-    found = at(steps[last or 0])
-    return found if found is None else stretch(search, found, goals.most_of(search, found))
 
 
 def _steps(least: int, most: int) -> Sequence[int]:
@@ -204,15 +273,19 @@ def _share(low: Mapping[str, int], high: Mapping[str, int]) -> float:
     )
 
 
-def larger_ubatch(search: Search, goals: Goals, found: Found, sizes: Sequence[int] = LARGE_UBATCHES) -> Found:
-    """The largest micro-batch for which the same split still fits: only prompts go faster."""
-    if not goals.free_ubatch:
+def larger_ubatch(search: Search, goals: Goals, found: Found) -> Found:
+    """The micro-batch with which prompts are processed fastest, at the price that `goals.trade` allows."""
+    candidate, best = found.candidate, found
+    decode = (1 - goals.trade.cost) * goals.rate(found)
+    fastest = goals.prompts(found, candidate.n_ubatch)
+    enough = goals.trade.gain * fastest
+    if not fastest:
         return found
-    for size in sizes:
-        if size <= found.candidate.n_ubatch or size > found.candidate.n_ctx_seq:
+    for size in LARGE_UBATCHES:
+        # the same placement is what a larger one comes to at most: its buffers only take memory away
+        if not candidate.n_ubatch < size <= candidate.n_ctx_seq or goals.prompts(found, size) < max(enough, fastest):
             continue
-        candidate = found.candidate._replace(n_ubatch=size, n_batch=max(size, found.candidate.n_batch))
-        memory = search.measure(candidate, found.split)
-        if memory.fits:
-            return found._replace(candidate=candidate, memory=memory)
-    return found
+        larger = search.best(candidate._replace(n_ubatch=size, n_batch=max(size, candidate.n_batch)))
+        if larger is not None and goals.rate(larger) >= decode and goals.prompts(larger, size) >= max(enough, fastest):
+            best, fastest = larger, goals.prompts(larger, size)
+    return best

@@ -87,7 +87,7 @@ def _without(task: Task, name: str) -> str | None:
         return None
     problem = search.problem
     assert isinstance(problem, LaunchProblem)
-    settings = problem.solved(answer.candidate, answer.split)
+    settings = problem.solved(answer.found.candidate, answer.found.split)
     value = getattr(settings, name)
     if name == "overrides" and not value:
         return None
@@ -96,7 +96,8 @@ def _without(task: Task, name: str) -> str | None:
 
 def _shorter(task: Task, goals: Goals) -> Found | None:
     search = task.search()
-    return reach(search, goals._replace(prefer="context", floors=(), least=LEAST_TOKENS, most=goals.least))
+    answer = reach(search, goals._replace(prefer="context", floors=(), least=LEAST_TOKENS, most=goals.least))
+    return None if answer is None else answer.found
 
 
 def _said(settings: LlamaSettings) -> str:

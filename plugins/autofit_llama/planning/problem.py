@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.memory import Memory
 from autofit.domain.model import ModelSpec
+from autofit.domain.plan import Speed
 from autofit.domain.request import Margin
 from autofit.domain.values import dataclass, field, replace
 from autofit.speed import LayerWork, Place, Roofline, Step
@@ -22,7 +23,7 @@ from autofit_llama.graph.devices import DeviceRules, rules_for
 from autofit_llama.launch.defaults import launch_of
 from autofit_llama.launch.process import engine_devices, run_of
 from autofit_llama.memory.estimate import Estimate, Run, estimate
-from autofit_llama.memory.layout import Sized
+from autofit_llama.memory.layout import Layout, Sized
 from autofit_llama.memory.placement import matcher
 from autofit_llama.memory.weights import Weight
 from autofit_llama.model.caches import caches
@@ -31,6 +32,7 @@ from autofit_llama.planning.search import Bounds, Candidate
 from autofit_llama.planning.tables import Split, Tables, Target
 from autofit_llama.planning.terms import HOST_BUFFER, terms_of
 from autofit_llama.speed.costs import Kind, blocks
+from autofit_llama.speed.rates import speed_of
 
 FILLED_TOKENS = 4096
 """The fill at which decode rates are compared and told: the same for every context."""
@@ -69,7 +71,9 @@ class LaunchProblem:
     kind: Kind = field(init=False)
     _flash: dict[frozenset[DeviceRules], bool] = field(default_factory=dict, init=False)
     _estimates: dict[tuple[Candidate, Split], Estimate] = field(default_factory=dict, init=False)
+    machine_with_rates: Machine = field(init=False)  #: every device has a bandwidth, if only to be compared
     _tables: dict[Candidate, Tables] = field(default_factory=dict, init=False)
+    _speeds: dict[tuple[Candidate, Split, int], Speed | None] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.names = {device.id: name for name, device in self._engine_devices()}
@@ -87,7 +91,8 @@ class LaunchProblem:
             )
             for device in self.devices
         )
-        self.roofline = Roofline(_with_bandwidths(self.machine), op_offload="" if self.run.offloads else None)
+        self.machine_with_rates = _with_bandwidths(self.machine)
+        self.roofline = Roofline(self.machine_with_rates, op_offload="" if self.run.offloads else None)
         self.kind = "experts" if self.sized.hparams.n_expert > 0 else "dense"
 
     def run_of(self, settings: LlamaSettings) -> Run:
@@ -252,9 +257,10 @@ class LaunchProblem:
             self._estimates[key] = found
         return found
 
-    def estimate(self, settings: LlamaSettings) -> Estimate:
+    def estimate(self, settings: LlamaSettings, *, layout: Layout | None = None) -> Estimate:
         run = self.run_of(settings)
-        return estimate(run, self.machine, tuple(self.margins.get(d.id, Margin()) for d in run.devices))
+        margins = tuple(self.margins.get(d.id, Margin()) for d in run.devices)
+        return estimate(run, self.machine, margins, layout=layout)
 
     def measure(self, candidate: Candidate, split: Split) -> Memory:
         return self.estimated(candidate, split).memory
@@ -263,9 +269,18 @@ class LaunchProblem:
         return self.estimated(candidate, split).device_bytes
 
     def constant_seconds(self, device_ids: Sequence[str]) -> float:
-        """What every step costs beside the blocks."""
+        """What every step costs beside the layers."""
         places = [*device_ids, HOST_POOL]
         return max(self.roofline.step_seconds([(LayerWork(), Place(name))], Step()) for name in places)
+
+    def speed(self, candidate: Candidate, split: Split, *, n_ubatch: int | None = None) -> Speed | None:
+        """The rates that a plan of this candidate and split tells; with `n_ubatch` instead of the candidate's."""
+        key = candidate, split._replace(seconds=0.0), n_ubatch or candidate.n_ubatch
+        if key not in self._speeds:
+            found = self.estimated(candidate, split)
+            run = self.run_of(self.solved(candidate, split))
+            self._speeds[key] = speed_of(run, found, self.machine_with_rates, n_ubatch=n_ubatch)
+        return self._speeds[key]
 
 
 def _less(free: int | None, reserve: int) -> int | None:

@@ -24,7 +24,6 @@ from autofit_llama.planning.tables import Split, Tables
 __all__ = ["Bounds", "Candidate", "Found", "Problem", "Search", "shortfall_bytes"]
 
 MAX_ROUNDS = 10
-_NOTHING = Memory(pools=())
 
 
 class Found(NamedTuple):
@@ -77,10 +76,10 @@ class Search:
             found = find(candidate._replace(one_by_one=True))
         return found
 
-    def resident_up_to(self, candidate: Candidate, most_of: Callable[[Found], int]) -> Found | None:
+    def resident_up_to(self, candidate: Candidate, n_ctx: int) -> Found | None:
         """What `best` and then more context come to where all that is wished for fits, for a single estimate.
 
-        The first proposal, if it holds the most tokens that it may be given; `None` says nothing.
+        The first proposal, if it holds `n_ctx` tokens, the most that it may be given; `None` says nothing.
         """
         tables, bounds = self.tables(candidate), self.problem.bounds
         if self.known.has_seen(candidate) or bounds.split is not None or not self._may_be_resident(candidate):
@@ -89,7 +88,7 @@ class Search:
         if split is None:
             return None
         split = split._replace(seconds=tables.seconds(split))
-        most = candidate._replace(n_ctx_seq=most_of(Found(candidate, split, _NOTHING)))
+        most = candidate._replace(n_ctx_seq=n_ctx)
         limits = [self.problem.limits[name] for name in split.order]
         more = self.problem.cache_bytes(most) - self.problem.cache_bytes(candidate)
         if None not in limits and tables.least_bytes + more > sum(filter(None, limits)):

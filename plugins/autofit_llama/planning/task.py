@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from autofit.domain.machine import Device, Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.request import Margin, Request
-from autofit.domain.units import GIB, MIB
 from autofit.domain.values import dataclass, replace
 
 from autofit_llama.command.parse import Command
 from autofit_llama.command.settings import LlamaSettings
+from autofit_llama.engine.vocabulary import POOLING_NONE, POOLING_RANK
 from autofit_llama.launch.defaults import SERVERS, launch_of
 from autofit_llama.launch.margins import margins_of
 from autofit_llama.memory.estimate import size
 from autofit_llama.memory.layout import Sized
 from autofit_llama.model.caches import caches
 from autofit_llama.model.context import ContextParams, resolve_context
+from autofit_llama.model.hparams import HParams
 from autofit_llama.model.metadata import overridden
-from autofit_llama.planning.goals import COMFORTABLE_TOKENS, USEFUL_TOKENS, Goals
+from autofit_llama.planning.goals import (
+    DECODE_FIRST,
+    DECODE_FLOORS,
+    FLOOR_TOKENS,
+    PROMPTS_TOO,
+    USEFUL_TOKENS,
+    Goals,
+)
 from autofit_llama.planning.pins import (
     Pins,
     bounds_of,
@@ -28,17 +38,7 @@ from autofit_llama.planning.pins import (
     read_pins,
 )
 from autofit_llama.planning.problem import LaunchProblem
-from autofit_llama.planning.search import Search
-
-DEFAULT_CACHE_RAM_MIB = 8192
-AMPLE_HOST_BYTES = DEFAULT_CACHE_RAM_MIB * MIB + 8 * GIB
-"""What the host has beyond the whole model where the server's caches never decide anything."""
-
-
-def is_ample(model: ModelSpec, machine: Machine) -> bool:
-    """Whether the host is so large that the server's own caches cannot be what does not fit."""
-    free = machine.host.available_bytes
-    return free is None or free > model.weights_bytes + AMPLE_HOST_BYTES
+from autofit_llama.planning.search import Found, Search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,32 +96,47 @@ class Task:
         return self.request.context or None
 
     def goals(self, search: Search) -> Goals:
-        request, given = self.request, self.pins.settings
+        request, given, problem = self.request, self.pins.settings, search.problem
+        assert isinstance(problem, LaunchProblem)
         launch = launch_of(self.base, self.pins.reading.program)
-        ids = [device.id for device in self.devices]
-        constant = search.problem.constant_seconds(ids) if isinstance(search.problem, LaunchProblem) else 0.0
         least, most = self.contexts()
         longest = request.context == 0 and self.exact_context is None
+        prefer = "context" if longest else request.prefer
         n_ubatch, n_batch = launch.context.n_ubatch, launch.context.n_batch
         if self.reads_whole_inputs(launch.context, least):
             n_ubatch = n_batch = least
             most = most if longest else least
+
+        def rate(found: Found) -> float:
+            speed = problem.speed(found.candidate, found.split)
+            if speed is None:
+                return 1.0 / found.seconds
+            full = speed.decode_tokens_per_s
+            return full if prefer == "context" else speed.start_tokens_per_s or full
+
+        def prompts(found: Found, n_ubatch: int) -> float:
+            speed = problem.speed(found.candidate, found.split, n_ubatch=n_ubatch)
+            return 0.0 if speed is None else speed.prefill_tokens_per_s or 0.0
+
         return Goals(
-            prefer="context" if longest else request.prefer,
+            prefer=prefer,
             least=least,
             most=most,
+            rate=rate,
+            prompts=prompts,
             kv_types=self.kv_types(),
-            most_on_host=COMFORTABLE_TOKENS if request.context is None and request.prefer != "context" else None,
+            floors=() if longest else DECODE_FLOORS,
+            floor_tokens=min(self.trained, FLOOR_TOKENS),
             n_ubatch=n_ubatch,
             n_batch=n_batch,
-            free_ubatch=given.n_ubatch is None and given.n_batch is None and not given.embedding,
-            rate=lambda seconds: 1.0 / (seconds + constant),
+            free_ubatch=given.n_ubatch is None and given.n_batch is None and not self.base.embedding,
+            trade=PROMPTS_TOO if request.prefer == "throughput" else DECODE_FIRST,
         )
 
     def reads_whole_inputs(self, params: ContextParams, n_ctx: int) -> bool:
         """Whether the server takes no input longer than a micro-batch, and nobody has said how long that is."""
         given, hp = self.pins.settings, self.sized.hparams
-        if not given.embedding or given.n_ubatch is not None or given.n_batch is not None:
+        if not self.base.embedding or given.n_ubatch is not None or given.n_batch is not None:
             return False
         context = resolve_context(hp, replace(params, n_ctx=n_ctx * self.n_parallel))
         return self.pins.reading.program in SERVERS and not context.splits_inputs(bool(caches(hp, context)))
@@ -140,9 +155,9 @@ class Task:
         """Pairs for K and V that may be chosen, lossless first."""
         given, wish = self.pins.settings, self.request.kv
         # Cut caches of quantised types came later to the engine than -sm tensor: they are only taken if asked for.
-        auto = ("f16",) if self.shares_blocks else ("f16", "q8_0", "q4_0")
-        words = auto if wish == "auto" else ((wish or "f16"),)
-        pairs = [(given.type_k or word, given.type_v or word) for word in words]
+        auto = ("f16",) if self.shares_blocks else ("f16", "q8_0")
+        types = auto if wish in (None, "auto") else (wish,)
+        pairs = [(given.type_k or name, given.type_v or name) for name in types]
         hp = self.sized.hparams
         heads = {head(il) for head in (hp.n_embd_head_k, hp.n_embd_head_v) for il in range(hp.n_layer)}
         whole = all(head % 32 == 0 for head in heads) and hp.arch != "grok" and given.flash_attn != "off"
@@ -163,13 +178,13 @@ def task_of(command: Command, model: ModelSpec, machine: Machine, request: Reque
     if n_parallel is None:
         n_parallel = request.parallel or (1 if program in SERVERS else None)
     base = replace(given, n_parallel=n_parallel)
-    ample = is_ample(model, machine)
-    if program in SERVERS and not ample:
-        # Made to measure once the placement is known; weights come first.
+    if program in SERVERS:
+        # Caches of the server are made to measure once the placement is known: weights and context come first.
         base = replace(
             base,
             cache_ram_mib=0 if given.cache_ram_mib is None else given.cache_ram_mib,
             n_checkpoints=0 if given.n_checkpoints is None else given.n_checkpoints,
+            **_pooling(given, sized.hparams, program),
         )
     slots = launch_of(base, program, draft=model.companions.get("draft")).context.n_seq_max
     return Task(
@@ -183,3 +198,11 @@ def task_of(command: Command, model: ModelSpec, machine: Machine, request: Reque
         base=base,
         n_parallel=slots,
     )
+
+
+def _pooling(given: LlamaSettings, hp: HParams, program: str) -> dict[str, Any]:
+    """The flags without which a server answers no request that an embedding or reranking model is for."""
+    if program != "llama-server" or given.embedding is not None or hp.pooling_type <= POOLING_NONE:
+        return {}
+    ranks = hp.pooling_type == POOLING_RANK and given.pooling is None
+    return {"embedding": True, "pooling": "rank"} if ranks else {"embedding": True}

@@ -40,7 +40,7 @@ class TensorSearch(Search):
             return None
         return self._fastest(candidate, lambda shares: self._measured(candidate, 0, 0, shares))
 
-    def resident_up_to(self, candidate: Candidate, most_of: Callable[[Found], int]) -> Found | None:
+    def resident_up_to(self, candidate: Candidate, n_ctx: int) -> Found | None:
         return None
 
     def spilled(self, candidate: Candidate) -> Found | None:

@@ -27,11 +27,12 @@ def speed_of(
     n_draft: int = 0,
     n_filled: int | None = None,
     n_sequences: int = 1,
+    n_ubatch: int | None = None,
 ) -> Speed | None:
     """Expected rates of `run`; `None` when the bandwidth of a device in use is unknown.
 
     Decode is per sequence, with `n_sequences` busy and their contexts full (or filled to `n_filled`), and near
-    the start of them. `n_draft` tokens are guessed ahead.
+    the start of them. `n_draft` tokens are guessed ahead. `n_ubatch` stands in for the run's own micro-batch.
     """
     layout = found.layout
     context = layout.context
@@ -44,7 +45,7 @@ def speed_of(
             work,
             n_filled=filled,
             n_sequences=min(n_sequences, context.n_seq_max),
-            n_ubatch=context.n_ubatch,
+            n_ubatch=n_ubatch or context.n_ubatch,
             draft=_draft(run, n_draft),
         )
 

@@ -14,7 +14,9 @@ from autofit.errors import AutofitError, EngineRefusalError, UsageError
 from autofit_llama.backend import LlamaBackend
 from autofit_llama.launch.margins import default_margin
 from autofit_llama.memory.estimate import Estimate
+from autofit_llama.memory.layout import Layout
 from autofit_llama.planning import problem as search_problem
+from autofit_llama.planning.goals import DECODE_FLOORS
 from support.descriptors import spec
 
 BACKEND = LlamaBackend()
@@ -54,10 +56,35 @@ def test_everything_fits_so_little_is_said() -> None:
     assert found.context_tokens == found.safe_fill_tokens == 131_072
 
 
-def test_auto_gives_up_no_decode_rate_for_context() -> None:
-    found = plan(machine(card(0, 6)))
+def test_auto_keeps_layers_on_the_card_and_takes_the_context_that_is_free() -> None:
+    found = plan(machine(card(0, 6.5)))
     assert value(found, "-ngl") == "33"
-    assert 4096 < int(value(found, "-c") or 0) < 32_768
+    assert 8192 < int(value(found, "-c") or 0) < 32_768
+
+
+def started(found: Plan) -> float:
+    assert found.speed is not None
+    assert found.speed.start_tokens_per_s is not None
+    return found.speed.start_tokens_per_s
+
+
+@pytest.mark.parametrize("gib", [10, 14, 20])
+def test_auto_takes_the_longest_context_that_keeps_nine_tenths_of_the_rate_at_8192(gib: int) -> None:
+    on, model = machine(card(0, gib)), "qwen3-30b-a3b-Q4_K_M"
+    found, compared = plan(on, model=model), plan(on, model=model, context=8192)
+    n_ctx = found.context_tokens or 0
+    assert started(found) >= 0.9 * 0.95 * started(compared)  # a larger micro-batch may cost 5 % of both
+    if n_ctx > 16_384:
+        longer = plan(on, model=model, context=min(40_960, int(1.1 * n_ctx)), kv="f16")
+        assert n_ctx == 40_960 or started(longer) < 0.9 * started(compared)
+
+
+def test_auto_goes_no_lower_than_16384_tokens_while_half_the_rate_is_kept() -> None:
+    found = plan(machine(card(0, 23.2)), model=EXPERTS)
+    half = started(plan(machine(card(0, 23.2)), model=EXPERTS, context=8192)) / 2
+    assert (found.context_tokens or 0) >= 16_384
+    assert started(found) >= half
+    assert any(finding.code == "context-price" for finding in found.findings)
 
 
 def test_a_context_that_is_asked_for_is_held_exactly_for_every_sequence() -> None:
@@ -68,20 +95,31 @@ def test_a_context_that_is_asked_for_is_held_exactly_for_every_sequence() -> Non
     assert origins["-c"] == origins["-np"] == "user"
 
 
-def test_max_is_the_longest_at_a_decode_floor() -> None:
-    fast, long = plan(machine(card(0, 6))), plan(machine(card(0, 6)), context=0)
-    assert (long.context_tokens or 0) > (fast.context_tokens or 0)
+def test_max_is_the_longest_that_fits_whatever_it_costs() -> None:
+    on = machine(card(0, 6), ram_gib=16)
+    long = plan(on, context=0)
     assert long.fits
+    assert (long.context_tokens or 0) > (plan(on).context_tokens or 0)
+    assert any(finding.code == "context-price" for finding in long.findings)
+
+
+def floors_reached(found: Plan) -> int:
+    rate = found.speed.decode_tokens_per_s if found.speed else 0.0
+    return sum(rate >= floor for floor in DECODE_FLOORS)
 
 
 @pytest.mark.parametrize("gib", [16, 24, 32])
 def test_the_longest_context_is_found_in_any_range(gib: int) -> None:
     """A model trained for ten million tokens on a card that holds some ten thousand of them."""
     on = machine(card(0, gib, speed=400_000_000_000))
-    found = plan(on, model="llama-4-scout-Q4_K_M", context=0, parallel=2)
+    found = plan(on, model="llama-4-scout-Q4_K_M", prefer="context", kv="f16", parallel=2)
     assert found.fits
-    assert found.context_tokens is not None
-    assert 25_000 < found.context_tokens < 250_000
+    n_ctx = found.context_tokens or 0
+    longer = plan(on, model="llama-4-scout-Q4_K_M", context=int(1.2 * n_ctx), kv="f16", parallel=2)
+    assert floors_reached(found) > floors_reached(longer)
+    longest = plan(on, model="llama-4-scout-Q4_K_M", context=0, parallel=2)
+    assert longest.fits
+    assert (longest.context_tokens or 0) > n_ctx
 
 
 def test_experts_stay_in_ram_by_the_shortest_flags() -> None:
@@ -123,7 +161,16 @@ def test_an_embedding_is_read_in_one_micro_batch(
 def test_what_an_embedding_server_would_refuse_is_told() -> None:
     on, model = machine(card(0, 24)), "nomic-embed-text-v1.5-Q8_0"
     assert "inputs-one-micro-batch" in {f.code for f in plan(on, "--embedding", "-ub", "512", model=model).findings}
-    assert "no-embeddings" in {finding.code for finding in plan(on, model=model).findings}
+    checked = BACKEND.check(BACKEND.parse(("llama-server", "-m", model)), spec("models", model), on)
+    assert "no-embeddings" in {finding.code for finding in checked.findings}
+
+
+@pytest.mark.parametrize("model", ["nomic-embed-text-v1.5-Q8_0", "bge-large-en-v1.5-F16"])
+def test_an_embedding_model_gets_the_flag_without_which_the_server_refuses_requests(model: str) -> None:
+    found = plan(machine(card(0, 24)), model=model)
+    assert "--embedding" in found.argv
+    assert "no-embeddings" not in {finding.code for finding in found.findings}
+    assert "--embedding" not in plan(machine(card(0, 24))).argv
 
 
 def test_the_faster_of_two_cards_is_used_alone_when_it_holds_everything() -> None:
@@ -145,8 +192,7 @@ def test_no_card_is_a_normal_case() -> None:
     assert found.fits
     assert not {"-ngl", "-dev", "-ts"} & set(found.argv)
     assert value(found, "-t") == "8"
-    # Main memory is not filled with a cache that nobody asked for.
-    assert value(found, "-c") == "32768"
+    assert value(found, "-c") == "131072"
 
 
 def test_unified_memory_is_one_pool() -> None:
@@ -185,9 +231,10 @@ def estimates_of(monkeypatch: pytest.MonkeyPatch, on: Machine, *argv: str, **mor
     made = []
     real = search_problem.estimate
 
-    def counted(*args: object) -> Estimate:
-        made.append(real(*args))  # type: ignore[arg-type]
-        return made[-1]
+    def counted(*args: object, layout: Layout | None) -> Estimate:
+        found = real(*args, layout=layout)  # type: ignore[arg-type]
+        made.extend([found] if layout is None else [])  # with a known layout it is a sum, no replay
+        return found
 
     monkeypatch.setattr(search_problem, "estimate", counted)
     return plan(on, *argv, **more), len(made)  # type: ignore[arg-type]
@@ -214,7 +261,14 @@ def test_what_nobody_asked_to_see_is_not_estimated(monkeypatch: pytest.MonkeyPat
 def test_a_split_that_is_pinned_may_do_without_overlapping_micro_batches(seconds: bool) -> None:
     """Copies for overlap count only where micro-batches do overlap."""
     on = machine(card(0, 3639 / 1024), card(1, 2867 / 1024, speed=360_000_000_000))
-    found = plan(on, "-ts", "2,2", *(("-ub", "256") if seconds else ()), margin=(Margin(n_bytes=256 * MIB),))
+    found = plan(
+        on,
+        "-ts",
+        "2,2",
+        *(("-ub", "256") if seconds else ()),
+        margins=(Margin(n_bytes=256 * MIB),),
+        context=4096,
+    )
     assert found.fits
     assert value(found, "-ngl") == "33"
     assert "no_such_tensor=CPU" in (value(found, "-ot") or "")
@@ -320,8 +374,8 @@ def test_what_lacks_is_main_memory_where_the_card_can_be_filled_to_its_limit() -
 
 def test_a_lossy_cache_is_only_chosen_where_it_is_allowed_and_helps() -> None:
     tight = machine(card(0, 6))
-    assert "-ctk" not in plan(tight, context=16_384).argv
-    allowed = plan(tight, context=16_384, kv="auto")
+    assert "-ctk" not in plan(tight, context=16_384, kv="f16").argv
+    allowed = plan(tight, context=16_384)
     assert value(allowed, "-ctk") == "q8_0"
     assert any(finding.code == "lossy-cache" for finding in allowed.findings)
     assert "-ctk" not in plan(machine(card(0, 40)), context=16_384, kv="auto").argv
@@ -329,8 +383,8 @@ def test_a_lossy_cache_is_only_chosen_where_it_is_allowed_and_helps() -> None:
 
 def test_a_lossy_cache_is_tried_where_a_slower_card_holds_the_rest() -> None:
     on = machine(card(0, 8), card(1, 8, speed=100_000_000_000))
-    assert value(plan(on, context=32_768), "-ts") is not None
-    found = plan(on, context=32_768, kv="auto")
+    assert value(plan(on, context=32_768, kv="f16"), "-ts") is not None
+    found = plan(on, context=32_768)
     assert value(found, "-ctk") == "q8_0"
     assert "-ts" not in found.argv
 

@@ -1,0 +1,94 @@
+"""What the choices of a plan cost, for its summary: context, cache type, micro-batch, RAM, devices left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from autofit.domain.machine import HOST_POOL
+from autofit.domain.plan import Finding
+from autofit.domain.text import printable
+from autofit.domain.units import format_bytes, format_rate
+
+from autofit_llama.memory.estimate import Estimate
+from autofit_llama.planning.goals import Answer, Goals
+from autofit_llama.planning.search import Found
+
+if TYPE_CHECKING:
+    from autofit_llama.planning.task import Task
+
+_WORTH_A_WORD = 1.02  #: rates nearer to each other than this are the same to a reader
+
+
+def prices(task: Task, goals: Goals, answer: Answer, final: Estimate) -> Iterator[Finding]:
+    """One note for each choice that costs something; a plan that does not fit has none."""
+    if not final.memory.fits:
+        return
+    yield from _weights_in_ram(task, answer.found, final)
+    yield from _context(goals, answer)
+    yield from _cache(task, goals, answer)
+    yield from _micro_batch(goals, answer)
+    yield from _devices(task, answer.found)
+
+
+def _weights_in_ram(task: Task, found: Found, final: Estimate) -> Iterator[Finding]:
+    if not (found.split.on_host and task.devices):
+        return
+    shares = any(device.pool == HOST_POOL for device in task.devices)
+    n_bytes = final.layout.weight_plan.host_all_bytes
+    where = "run on the CPU" if shares else "stay in RAM"
+    yield _note("weights-in-ram", f"{format_bytes(n_bytes)} of weights {where}, which limits the decode rate")
+
+
+def _context(goals: Goals, answer: Answer) -> Iterator[Finding]:
+    if answer.compared is None:
+        return
+    rate, faster = goals.rate(answer.found), goals.rate(answer.compared)
+    if faster > _WORTH_A_WORD * rate:
+        n_ctx, shorter = answer.found.candidate.n_ctx_seq, answer.compared.candidate.n_ctx_seq
+        message = f"a context of {n_ctx} tokens costs decode rate: ~{format_rate(rate)} tokens/s"
+        yield _note("context-price", f"{message}, ~{format_rate(faster)} with -c {shorter}")
+
+
+def _cache(task: Task, goals: Goals, answer: Answer) -> Iterator[Finding]:
+    candidate, lossless = answer.found.candidate, answer.lossless
+    if lossless is not None:
+        n_ctx, rate = lossless.candidate.n_ctx_seq, goals.rate(lossless)
+        ours = f"~{format_rate(goals.rate(answer.found))} tokens/s and {candidate.n_ctx_seq} tokens of context"
+        message = f"a {candidate.type_k} KV cache loses some precision for {ours}"
+        yield _note("lossy-cache", f"{message}; --kv f16 gives ~{format_rate(rate)} tokens/s and {n_ctx} tokens")
+    elif _is_lossy(candidate.type_k) and task.pins.settings.type_k is None and task.request.kv in (None, "auto"):
+        message = f"a {candidate.type_k} KV cache loses some precision; this context does not fit with f16"
+        yield _note("lossy-cache", message)
+
+
+def _is_lossy(name: str) -> bool:
+    return name.startswith(("q", "iq"))
+
+
+def _micro_batch(goals: Goals, answer: Answer) -> Iterator[Finding]:
+    if answer.plain is None:
+        return
+    found, plain = answer.found, answer.plain
+    n, before = found.candidate.n_ubatch, plain.candidate.n_ubatch
+    prompts = (
+        f"~{format_rate(goals.prompts(found, n))} instead of ~{format_rate(goals.prompts(plain, before))} tokens/s"
+    )
+    decode = f"decode ~{format_rate(goals.rate(found))} instead of ~{format_rate(goals.rate(plain))}"
+    yield _note("micro-batch", f"micro-batches of {n} process prompts at {prompts} for {decode} (-ub {before})")
+
+
+def _devices(task: Task, found: Found) -> Iterator[Finding]:
+    left = [device for device in task.devices if device.id not in found.split.order]
+    if not left or not found.split.order:
+        return
+    names = ", ".join(f"{device.id} ({printable(device.name, 40)})" for device in left)
+    if found.split.on_host:
+        why = "no layer fits there beside what the driver and the compute buffers take"
+    else:
+        why = f"{' and '.join(found.split.order)} alone is faster"
+    yield _note("device-left-out", f"{names} left out: {why}")
+
+
+def _note(code: str, message: str) -> Finding:
+    return Finding(severity="info", code=code, message=message)
