@@ -166,14 +166,14 @@ class _Contexts:
         if first is None:
             return None
         if first.candidate.n_ctx_seq < compared:  # too little memory for anything but the longest that fits
-            return Answer(self.stretched(self.beyond(first, compared, lambda found: True)))
+            return Answer(self.beyond(first, compared, lambda found: True))
         reference = self.at(min(compared, COMPARED_TOKENS)) or first
         rate = goals.rate(reference)
-        found = self.stretched(self.beyond(first, goals.most, lambda f: goals.rate(f) >= KEPT_FRACTION * rate))
+        found = self.beyond(first, goals.most, lambda f: goals.rate(f) >= KEPT_FRACTION * rate)
         floor = min(goals.floor_tokens, goals.most)
         longer = self.at(floor) if found.candidate.n_ctx_seq < floor else None
         if longer is not None and goals.rate(longer) >= FLOOR_FRACTION * rate:
-            found = self.stretched(longer)
+            found = stretch(self.search, longer, goals.most)
         return Answer(found, compared=None if found.split == reference.split else reference)
 
     def longest(self) -> Answer | None:
@@ -183,22 +183,19 @@ class _Contexts:
         if first is None:
             return None
         floor = max((floor for floor in goals.floors if goals.rate(first) >= floor), default=0.0)
-        found = self.stretched(self.beyond(first, goals.most, lambda found: goals.rate(found) >= floor))
+        found = self.beyond(first, goals.most, lambda found: goals.rate(found) >= floor)
         if found.split == first.split:
             return Answer(found)
         return Answer(found, compared=self.at(min(max(COMPARED_TOKENS, goals.least), goals.most)))
 
     def beyond(self, first: Found, most: int, passes: Callable[[Found], bool]) -> Found:
         """The answer for the longest context from that of `first` up to `most` that fits and `passes`."""
-        first = stretch(self.search, first, most)
-        if first.candidate.n_ctx_seq >= most:
-            return first
+        first = self.stretched(first, most, passes)
         # the same contexts whatever memory there is, so that more of it passes wherever less does
         steps = [n_ctx for n_ctx in _steps(self.goals.least, most) if n_ctx > first.candidate.n_ctx_seq]
-        candidate = first.candidate
 
         def at(k: int) -> Found | None:
-            return self.search.best(candidate._replace(n_ctx_seq=steps[k]))
+            return self.search.best(first.candidate._replace(n_ctx_seq=steps[k]))
 
         def holds(k: int) -> bool:
             found = at(k)
@@ -206,10 +203,12 @@ class _Contexts:
 
         last = largest(holds, 0, len(steps) - 1)
         found = None if last is None else at(last)
-        return first if found is None else found
+        return first if found is None else self.stretched(found, most, passes)
 
-    def stretched(self, found: Found) -> Found:
-        return stretch(self.search, found, self.goals.most)
+    def stretched(self, found: Found, most: int, passes: Callable[[Found], bool]) -> Found:
+        """The same placement with the longest context that fits, if that `passes` too."""
+        longer = stretch(self.search, found, most)
+        return longer if passes(longer) else found
 
 
 def _fastest(search: Search, goals: Goals, candidate: Candidate) -> Found | None:
