@@ -266,7 +266,7 @@ def test_a_split_that_is_pinned_may_do_without_overlapping_micro_batches(seconds
         "-ts",
         "2,2",
         *(("-ub", "256") if seconds else ()),
-        margins=(Margin(n_bytes=256 * MIB),),
+        margin=(Margin(n_bytes=256 * MIB),),
         context=4096,
     )
     assert found.fits
