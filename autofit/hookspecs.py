@@ -54,11 +54,16 @@ class HardwareSourceRef(NamedTuple):
 
 
 class RendererRef(NamedTuple):
-    """A word of `--format`. `factory` is `module:function(plan) -> str`."""
+    """A word of `--format`. `factory` is `module:function(plan) -> str`.
+
+    `no_fit` is what a format of commands prints for a plan that does not fit, which must not look like success to
+    a shell; a format without it renders such plans as well.
+    """
 
     name: str
     summary: str
     factory: str
+    no_fit: str = ""
 
 
 class CommandRef(NamedTuple):

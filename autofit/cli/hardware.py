@@ -92,7 +92,7 @@ def _print(machine: Machine, format: str) -> None:
 
         from autofit.hardware import machine_to_dict
 
-        print(json.dumps(machine_to_dict(machine), indent=2))
+        print(json.dumps(machine_to_dict(machine), indent=2, allow_nan=False))
     else:
         from autofit.hardware.report import describe
 
@@ -150,7 +150,7 @@ def _list(args: argparse.Namespace) -> int:
     if args.format == "json":
         import json
 
-        print(json.dumps([{"id": p.id, "path": str(p.path), **p.table} for p in rows], indent=2))
+        print(json.dumps([{"id": p.id, "path": str(p.path), **p.table} for p in rows], indent=2, allow_nan=False))
         return 0
     if not rows:
         raise UsageError(f"no hardware profile has {args.name[:40]!r} in its name", hint="autofit hardware list")

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "json":
         import json
 
-        print(json.dumps(to_dict(model, with_tensors=args.tensors), indent=2))
+        print(json.dumps(to_dict(model, with_tensors=args.tensors), indent=2, allow_nan=False))
     else:
         print("\n".join(lines(model, with_tensors=args.tensors)))
     return 0

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from autofit.cli.options import add_options, add_output, given
+from autofit.domain.text import printable
 from autofit.errors import UsageError
 from autofit.host import blamed, host, resolve
 from autofit.pipeline import plan_of, stated_options
@@ -14,6 +15,7 @@ from autofit.settings.layers import HERE
 
 if TYPE_CHECKING:
     from autofit.domain.plan import Plan
+    from autofit.hookspecs import RendererRef
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, backend_name: str, engine_args: list[str] | None) -> int:
     options = stated_options(backend_name, given(args), HERE)
-    details = args.explain or args.format != "shell"  # nobody would see them otherwise
+    details = args.explain or not _format(args.format).no_fit  # nobody would see them otherwise
     plan = plan_of(backend_name, args.model, None, options, HERE, engine_args=engine_args or (), details=details)
     return show(plan, args, force=options.get("force", False))
 
@@ -34,19 +36,48 @@ def show(plan: Plan, args: argparse.Namespace, *, force: bool) -> int:
     """The product on stdout, all else on stderr. A command that does not fit is printed only with `--force`."""
     from autofit.render import text
 
-    renderers = host().renderers()
-    if args.format not in renderers:
-        raise UsageError(f"no format {args.format!r}", hint=f"known: {', '.join(sorted(renderers))}")
-    if plan.fits or force or args.format != "shell":
-        factory = renderers[args.format].factory
-        render = resolve(factory)
-        with blamed(factory):
+    chosen = _format(args.format)
+    if plan.fits or force or not chosen.no_fit:
+        render = resolve(chosen.factory)
+        with blamed(chosen.factory):
             product = render(plan)
-        print(product)
+        write_product(product)
+    elif not sys.stdout.isatty():  # `| sh` and `eval` must not take silence for success
+        write_product(chosen.no_fit)
     if not args.quiet:
         for line in text.summary(plan):
             print(line, file=sys.stderr)
+    elif not plan.fits:
+        print(f"autofit: {text.no_fit(plan)}", file=sys.stderr)
     if args.explain:
         for line in text.explain(plan):
             print(line, file=sys.stderr)
     return 0 if plan.fits else 3
+
+
+def _format(name: str) -> RendererRef:
+    renderers = host().renderers()
+    if name not in renderers:
+        raise UsageError(f"no format {printable(name, 60)!r}", hint=f"known: {', '.join(sorted(renderers))}")
+    return renderers[name]
+
+
+def write_product(product: str) -> None:
+    """Write to stdout what a format made: the bytes of file names as they are, whatever the locale.
+
+    Raises:
+        UsageError: it holds what a terminal would act on, and stdout is one.
+    """
+    end = "" if product.endswith("\0") else "\n"
+    if sys.stdout.isatty() and not all(c.isprintable() or c in "\n\0" or c >= "\udca0" for c in product):
+        raise UsageError("the words hold control characters, and stdout is a terminal", hint="write them into a pipe")
+    try:
+        data = (product + end).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:  # half of a character, in a format of a plugin
+        raise UsageError(f"the format holds what is no text, at character {error.start}") from None
+    binary = getattr(sys.stdout, "buffer", None)
+    if binary is None:  # a stream that somebody put there
+        print(product, end=end)
+        return
+    sys.stdout.flush()
+    binary.write(data)

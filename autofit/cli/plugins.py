@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         document: dict[str, Any] = {"schema": 1, "plugins": [{n: getattr(r, n) for n in names} for r in records]}
         for kind, refs in offers.items():
             document[kind.replace(" ", "_")] = {name: ref.summary for name, ref in refs.items()}
-        print(json.dumps(document, indent=2))
+        print(json.dumps(document, indent=2, allow_nan=False))
         return 0
     for record in records:
         origin = f" ({record.distribution} {record.version})" if record.distribution else ""

@@ -100,7 +100,7 @@ class Plan:
             "fits": self.fits,
             "argv": list(self.argv),
             "env": dict(self.env),
-            "kwargs": dict(self.kwargs),
+            "kwargs": _finite(dict(self.kwargs)),
             "pools": [
                 {
                     "id": pool.id,
@@ -157,8 +157,17 @@ class Plan:
                 for a in self.alternatives
             ],
             "findings": [{"severity": f.severity, "code": f.code, "message": f.message} for f in self.findings],
-            "engine_report": dict(self.engine_report),
+            "engine_report": _finite(dict(self.engine_report)),
         }
+
+
+def _finite(value: Any) -> Any:
+    """JSON values without the numbers that JSON lacks: NaN and infinities, which come in with an engine's own flags."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _speed(speed: Speed) -> dict[str, object]:

@@ -8,4 +8,4 @@ from autofit.domain.plan import Plan
 
 
 def render(plan: Plan) -> str:
-    return json.dumps(plan.to_dict(), indent=2)
+    return json.dumps(plan.to_dict(), indent=2, allow_nan=False)

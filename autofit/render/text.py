@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from autofit.domain.memory import KINDS, PoolUse
 from autofit.domain.plan import Finding, NextRejected, Plan, Speed
-from autofit.domain.text import printable, shell_join
+from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate
+from autofit.text import shell
 
 
 def summary(plan: Plan) -> Iterator[str]:
@@ -26,6 +27,12 @@ def summary(plan: Plan) -> Iterator[str]:
     if facts:
         yield "  " + " · ".join(facts)
     yield from (finding(found) for found in plan.findings)
+
+
+def no_fit(plan: Plan) -> str:
+    """One line for a plan that does not fit: the first error, with its shortfall."""
+    found = next((f.message for f in plan.findings if f.severity == "error"), "it does not fit")
+    return printable(found, 400)
 
 
 def speed(estimate: Speed) -> str:
@@ -72,7 +79,7 @@ def explain(plan: Plan) -> Iterator[str]:
             devices, host = format_bytes(a.device_bytes), format_bytes(a.host_bytes)
             facts = [printable(a.title, 120), f"devices {devices}", f"host {host}"]
             yield "  " + " · ".join([*facts, speed(a.speed)] if a.speed else facts)
-            yield f"    {shell_join(a.argv)}"
+            yield f"    {shell.shown(a.argv)}"
             yield f"    {printable(a.because, 300)}"
 
 
