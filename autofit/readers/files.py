@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
 
 from autofit.domain.text import printable
+from autofit.domain.values import dataclass
 from autofit.errors import ModelError, ModelNotFoundError
 
-MAX_MAPPED_BYTES = 1 << 27  #: more than any header may have; a limit on address space must not refuse a large model
 MAX_JSON_BYTES = 1 << 26
 MAX_JSON_ITEMS = 1 << 21  #: commas: what a parsed document takes in memory grows with them, not with its bytes
-
-Buffer: TypeAlias = mmap.mmap | bytes
 
 _KINDS = {
     stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
@@ -25,9 +21,40 @@ _KINDS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """An ordinary file, open for reading. Its bytes are copied: a mapped file that shrinks would end the process."""
+
+    path: str
+    descriptor: int
+    size_bytes: int
+
+    def read(self, offset_bytes: int, n_bytes: int) -> bytes:
+        """`n_bytes` from `offset_bytes` on, or what there is of them.
+
+        Raises:
+            ModelError: not readable, or it has become shorter than it was when it was opened.
+        """
+        wanted = min(n_bytes, max(self.size_bytes - offset_bytes, 0))
+        parts, have = [], 0
+        try:
+            os.lseek(self.descriptor, offset_bytes, os.SEEK_SET)
+            while have < wanted and (part := os.read(self.descriptor, wanted - have)):
+                parts.append(part)
+                have += len(part)
+        except (OSError, MemoryError) as error:
+            raise explain(self.path, error) from error
+        if have < wanted:
+            raise ModelError(
+                f"{printable(self.path)}: the file had {self.size_bytes} bytes, and has become shorter while it was read",
+                hint="wait until whatever writes it has finished",
+            )
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 @contextmanager
-def open_file(path: str) -> Iterator[tuple[Buffer, int]]:
-    """The bytes of the file at `path` through a memory map, `MAX_MAPPED_BYTES` at most, and its size.
+def open_file(path: str) -> Iterator[OpenFile]:
+    """The ordinary file at `path`.
 
     Raises:
         ModelNotFoundError: there is none. ModelError: it is not an ordinary file, or cannot be read.
@@ -44,15 +71,7 @@ def open_file(path: str) -> Iterator[tuple[Buffer, int]]:
             raise ModelError(
                 f"{printable(path)}: {_KINDS.get(stat.S_IFMT(status.st_mode), 'something')}, not a model file"
             )
-        if status.st_size == 0:
-            yield b"", 0
-            return
-        try:
-            data = mmap.mmap(descriptor, min(status.st_size, MAX_MAPPED_BYTES), access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise explain(path, error) from error
-        with data:
-            yield data, status.st_size
+        yield OpenFile(path, descriptor, status.st_size)
     finally:
         os.close(descriptor)
 
@@ -65,6 +84,8 @@ def explain(path: str, error: Exception) -> ModelError:
         return ModelNotFoundError(f"{printable(path)}: a part of this path is not a directory")
     if isinstance(error, PermissionError):
         return ModelError(f"{printable(path)}: no permission to read it", hint="check its owner and mode: ls -l")
+    if isinstance(error, MemoryError):
+        return ModelError(f"{printable(path)}: not enough memory to read its header")
     if isinstance(error, OSError):
         if error.errno == errno.ELOOP:
             return ModelError(f"{printable(path)}: its symbolic links go round in a circle")
@@ -80,10 +101,10 @@ def read_small(path: str, limit: int) -> bytes:
     Raises:
         ModelNotFoundError, ModelError: as `open_file`, or it is too large to be what it should be.
     """
-    with open_file(path) as (data, size_bytes):
-        if size_bytes > limit:
-            raise ModelError(f"{printable(path)}: {size_bytes} bytes are absurd for this file (limit {limit})")
-        return bytes(data[:])
+    with open_file(path) as file:
+        if file.size_bytes > limit:
+            raise ModelError(f"{printable(path)}: {file.size_bytes} bytes are absurd for this file (limit {limit})")
+        return file.read(0, limit)
 
 
 def first_bytes(path: str, count: int) -> bytes:
@@ -92,8 +113,8 @@ def first_bytes(path: str, count: int) -> bytes:
     Raises:
         ModelNotFoundError, ModelError: as `open_file`.
     """
-    with open_file(path) as (data, _):
-        return bytes(data[:count])
+    with open_file(path) as file:
+        return file.read(0, count)
 
 
 def foreign(start: bytes) -> str | None:

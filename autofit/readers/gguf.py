@@ -1,6 +1,6 @@
 """GGUF headers: every key and every tensor, without the data.
 
-A header is walked once over a memory map. Strings of a vocabulary are stepped over, not built: their arrays
+A header is walked once, through a window of bytes. Strings of a vocabulary are stepped over, not built: their arrays
 become `StringArray`. The checks are those of the engine (ggml/src/gguf.cpp:gguf_init_from_reader and
 src/llama-model-loader.cpp), so what it would refuse is refused here, with the byte where it goes wrong.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import repeat
 from pathlib import Path
@@ -19,7 +19,7 @@ from autofit.domain.dtypes import GGML_TYPES, REMOVED_GGML_TYPES
 from autofit.domain.model import ModelFile, ModelSpec, StringArray, TensorInfo
 from autofit.domain.text import printable
 from autofit.errors import CorruptModelError, IncompleteModelError
-from autofit.readers.files import Buffer, foreign, open_file
+from autofit.readers.files import OpenFile, foreign, open_file
 from autofit.readers.layers import gguf_layers
 
 MAGIC = b"GGUF"
@@ -39,6 +39,7 @@ MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 18
 MAX_KEPT = 1 << 14  #: numbers of one array that are kept; a longer one belongs to a vocabulary
 MAX_KEPT_IN_ALL = 1 << 20
+WINDOW_BYTES = 1 << 18  #: read at a time: vocabularies make headers of 6 to 12 MB
 
 ELEMENT_NAMES = {
     0: "u8", 1: "i8", 2: "u16", 3: "i16", 4: "u32", 5: "i32", 6: "f32",
@@ -96,9 +97,9 @@ def read_gguf(path: str | Path) -> ModelSpec:
     shards = _find_shards(str(path))
     files, headers = [], []
     for index, shard in enumerate(shards):
-        with open_file(shard) as (data, size_bytes):
-            headers.append(parse_header(data, shard, size_bytes, index))
-        files.append(ModelFile(path=shard, size_bytes=size_bytes))
+        with open_file(shard) as file:
+            headers.append(parse_header(file, index))
+        files.append(ModelFile(path=shard, size_bytes=file.size_bytes))
     metadata = headers[0].metadata
     if len(shards) == 1:
         _check_whole(shards[0], metadata)
@@ -144,13 +145,13 @@ def shard_names(name: str) -> list[str]:
     return [f"{match[1]}-{number:05d}-of-{match[3]}.gguf" for number in range(1, int(match[3]) + 1)]
 
 
-def parse_header(data: Buffer, path: str, file_bytes: int, file_index: int = 0) -> Header:
-    """Keys and tensors of the header that `data` starts with; `file_bytes` is the size of the whole file.
+def parse_header(file: OpenFile, file_index: int = 0) -> Header:
+    """Keys and tensors of the header that a file starts with.
 
     Raises:
         CorruptModelError: with the byte and the cause.
     """
-    parser = _Parser(data, path, file_bytes)
+    parser = _Parser(file.read(0, WINDOW_BYTES), file.path, file.size_bytes, file.read)
     n_tensors, n_keys = parser.start()
     metadata = parser.metadata(n_keys)
     alignment = parser.alignment(metadata)
@@ -172,20 +173,27 @@ def _short_strings() -> re.Pattern[bytes]:
     return re.compile(rb"(?s:%b){%d}+" % (b"|".join(strings), _LEAP))
 
 
-def _leap(header: memoryview, pos: int) -> int | None:
+def _leap(header: bytes, pos: int) -> int | None:
     """The position `_LEAP` strings on, if all of them are short."""
     match = _short_strings().match(header, pos)
     return match.end() if match else None
 
 
 class _Parser:
-    """One walk over one header; `pos` is the first byte not yet understood."""
+    """One walk over one header; `pos` is the first byte not yet understood, `limit` where a header must have ended.
 
-    def __init__(self, data: Buffer, path: str, file_bytes: int) -> None:
+    `data` is the window: the bytes of the file from `base` on, moved with `read` when the walk comes to its end.
+    """
+
+    def __init__(
+        self, data: bytes, path: str, file_bytes: int, read: Callable[[int, int], bytes] | None = None
+    ) -> None:
         self.data = data
+        self.base = 0
         self.path = path
         self.file_bytes = file_bytes
-        self.end = min(len(data), MAX_HEADER_BYTES)
+        self.limit = min(file_bytes, MAX_HEADER_BYTES)
+        self.read = read or (lambda offset, n_bytes: data[offset : offset + n_bytes])
         self.pos = 0
         self.n_kept = 0
         self.layout = _LITTLE
@@ -197,8 +205,8 @@ class _Parser:
 
     def short(self, what: str, need: int, at: int) -> CorruptModelError:
         """The error for something that would reach beyond the header."""
-        if self.end < self.file_bytes:
-            return self.fail(f"{what} would end beyond {self.end} bytes: an absurd header", at)
+        if self.limit < self.file_bytes:
+            return self.fail(f"{what} would end beyond {self.limit} bytes: an absurd header", at)
         left = self.file_bytes - self.pos
         return self.fail(
             f"{what} needs {need} bytes, {left} are left in the file",
@@ -206,22 +214,36 @@ class _Parser:
             "the file is damaged: download it again",
         )
 
+    def window(self, need: int) -> int:
+        """Where `pos` is in the window, which then holds the next `need` bytes; the caller has held them to `limit`."""
+        if self.pos - self.base + need > len(self.data):
+            self.move_window(need)
+        return self.pos - self.base
+
+    def move_window(self, need: int = 0) -> None:
+        self.data = self.read(self.pos, min(max(need, WINDOW_BYTES), self.limit - self.pos))
+        self.base = self.pos
+
     def take(self, layout: struct.Struct, what: str) -> tuple[Any, ...]:
         pos = self.pos
-        if pos + layout.size > self.end:
+        if pos + layout.size > self.limit:
             raise self.short(what, layout.size, pos)
+        at = pos - self.base
+        if at + layout.size > len(self.data):
+            at = self.window(layout.size)
         self.pos = pos + layout.size
-        return layout.unpack_from(self.data, pos)
+        return layout.unpack_from(self.data, at)
 
     def string(self, what: str, limit: int) -> str:
-        at = self.pos
+        start = self.pos
         (length,) = self.take(self.layout.u64, f"the length of {what}")
-        if length > self.end - self.pos:
-            raise self.short(what, length, at)
+        if length > self.limit - self.pos:
+            raise self.short(what, length, start)
         if length > limit:
-            raise self.fail(f"{what} of {length} bytes is absurd (limit {limit})", at)
+            raise self.fail(f"{what} of {length} bytes is absurd (limit {limit})", start)
+        at = self.window(length)
         self.pos += length
-        return self.data[self.pos - length : self.pos].decode("utf-8", "backslashreplace")
+        return self.data[at : at + length].decode("utf-8", "backslashreplace")
 
     # -- sections, in the order of the file ---------------------------------------------------------------
 
@@ -246,7 +268,7 @@ class _Parser:
             raise self.fail(f"GGUF version {version}; versions 2 and 3 are known", 4)
         at = self.pos
         n_tensors, n_keys = self.take(self.layout.counts, "the counts")
-        left = self.end - self.pos
+        left = self.limit - self.pos
         if n_tensors > min(MAX_TENSORS, left // MIN_TENSOR_BYTES):
             raise self.fail(f"{n_tensors} tensors are absurd: the header has at most {left} more bytes", at)
         if n_keys > min(MAX_KEYS, left // MIN_KEY_BYTES):
@@ -285,50 +307,52 @@ class _Parser:
         if kind not in ELEMENT_NAMES:
             raise self.fail(f"{key} is an array of the unknown type {kind}", at)
         size = self.layout.scalars[kind].size if kind != _STRING else self.layout.u64.size
-        if count * size > self.end - self.pos:
+        if count * size > self.limit - self.pos:
             raise self.short(f"{key}, an array of {count},", count * size, at + 4)
         if kind == _STRING:
             self.skip_strings(count, key)
             return StringArray(count=count, element_type="str")
-        start = self.pos
-        self.pos += count * size
         if count > MAX_KEPT or self.n_kept + count > MAX_KEPT_IN_ALL:
+            self.pos += count * size
             return StringArray(count=count, element_type=ELEMENT_NAMES[kind])
+        start = self.window(count * size)
+        self.pos += count * size
         self.n_kept += count
         return struct.unpack_from(f"{self.layout.order}{count}{_CODES[kind]}", self.data, start)
 
     def skip_strings(self, count: int, key: str) -> None:
         """Step over `count` strings: vocabularies have half a million, so no more is done for each than must be."""
-        pos, left, unpack = self.pos, count, self.layout.u64.unpack_from
-        # a view that ends with the header: lengths that lead elsewhere must not make us touch the whole file
-        with memoryview(self.data) as data, data[: self.end] as header:
+        unpack = self.layout.u64.unpack_from
+        left = count
+        while left:
+            some = min(_LEAP, left)
+            window, pos = self.data, self.pos - self.base
             try:
-                while left:
-                    if left >= _LEAP and self.layout is _LITTLE and (ahead := _leap(header, pos)):
-                        pos = ahead
-                    else:
-                        for _ in repeat(None, min(left, _LEAP)):
-                            pos += unpack(header, pos)[0] + 8
-                    left -= min(left, _LEAP)
+                if some == _LEAP and self.layout is _LITTLE and (ahead := _leap(window, pos)):
+                    pos = ahead
+                else:
+                    for _ in repeat(None, some):
+                        pos += unpack(window, pos)[0] + 8
             except (struct.error, OverflowError, IndexError):  # beyond the end, by any distance
-                pos = self.end + 1
-        if pos > self.end:
-            raise self.overrun(count, key)
-        self.pos = pos
+                pos = len(window) + 1
+            if pos <= len(window) and self.base + pos <= self.limit:
+                self.pos = self.base + pos
+            elif self.base < self.pos < self.limit:
+                self.move_window()
+                continue
+            else:
+                self.step_over(range(count - left, count - left + some), count, key)
+            left -= some
 
-    def overrun(self, count: int, key: str) -> CorruptModelError:
-        """The error for the first of `count` strings that reaches beyond the header."""
-        for index in range(count):
+    def step_over(self, numbers: range, count: int, key: str) -> None:
+        """Step over the strings of these numbers, out of `count`: those where the window or the header ends."""
+        for number in numbers:
             at = self.pos
-            what = f"string {index} of {count} of {key}"
-            if at + 8 > self.end:
-                return self.short(what, 8, at)
-            (length,) = self.layout.u64.unpack_from(self.data, at)
-            self.pos = at + 8
-            if length > self.end - self.pos:
-                return self.short(what, length, at)
+            what = f"string {number} of {count} of {key}"
+            (length,) = self.take(self.layout.u64, what)
+            if length > self.limit - self.pos:
+                raise self.short(what, length, at)
             self.pos += length
-        raise AssertionError("two walks over the same strings disagree")
 
     def alignment(self, metadata: Mapping[str, object]) -> int:
         value = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)

@@ -21,7 +21,7 @@ from autofit.domain.model import ModelFile, ModelSpec, TensorInfo
 from autofit.domain.text import printable
 from autofit.errors import CorruptModelError, IncompleteModelError, ModelError, ModelNotFoundError
 from autofit.readers.documents import parse_json
-from autofit.readers.files import Buffer, foreign, open_file, read_small
+from autofit.readers.files import OpenFile, foreign, open_file, read_small
 from autofit.readers.hf_layers import figure, hf_layers, text_config
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors/src/tensor.rs:MAX_HEADER_SIZE
@@ -67,7 +67,13 @@ def no_weights(directory: Path) -> ModelError:
 # -- one file --------------------------------------------------------------------------------------
 
 
-def parse_header(data: Buffer, path: str, file_bytes: int, file_index: int = 0) -> Header:
+def _read_header(file: OpenFile, file_index: int) -> Header:
+    length = int.from_bytes(file.read(0, 8), "little")
+    data = file.read(0, 8 + max(length, 64) if length <= MAX_HEADER_BYTES else 72)  # 64: to tell what else it is
+    return parse_header(data, file.path, file.size_bytes, file_index)
+
+
+def parse_header(data: bytes, path: str, file_bytes: int, file_index: int = 0) -> Header:
     """Tensors and notes of the header that `data` starts with; `file_bytes` is the size of the whole file.
 
     Raises:
@@ -239,9 +245,9 @@ def _read_files(paths: Sequence[Path], weight_map: Mapping[str, str] | None) -> 
     tensors: list[TensorInfo] = []
     notes: Mapping[str, object] = {}
     for path in paths:
-        with open_file(str(path)) as (data, size_bytes):
-            header = parse_header(data, str(path), size_bytes, len(files))
-        files.append(ModelFile(path=str(path), size_bytes=size_bytes))
+        with open_file(str(path)) as file:
+            header = _read_header(file, len(files))
+        files.append(ModelFile(path=str(path), size_bytes=file.size_bytes))
         tensors += header.tensors
         notes = notes or header.notes
     return _to_spec(paths[0].with_name("config.json"), files, _unique(tensors, paths, weight_map), notes)
