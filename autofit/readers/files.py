@@ -46,7 +46,7 @@ class OpenFile:
             raise explain(self.path, error) from error
         if have < wanted:
             raise ModelError(
-                f"{printable(self.path)}: the file had {self.size_bytes} bytes, and has become shorter while it was read",
+                f"{printable(self.path)}: it had {self.size_bytes} bytes, and has become shorter while it was read",
                 hint="wait until whatever writes it has finished",
             )
         return parts[0] if len(parts) == 1 else b"".join(parts)
