@@ -15,7 +15,6 @@ from autofit.readers.files import open_file
 from support import ggufs
 
 
-
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF" + bytes(1 << 20))
