@@ -5,8 +5,8 @@
 Without a file, the rows in tests/data/llama are taken; TRUTH and MODELS_DIR are as in llama_compute.py.
 For weights, cache and compute buffers: how many rows are exact on every device and on the host. For what a
 device holds in all, against the fullest device of its row: rows within 1 % and 3 %, rows below the truth, and
-the worst error. `refused`: rows that
-the engine refuses, and how many of them are refused here.
+the worst error. `refused`: rows that the engine refuses, and how many of them are refused here. The exit code is
+1 if a row is not exact.
 """
 
 from __future__ import annotations
@@ -170,6 +170,7 @@ def main() -> None:
     print(f"{elapsed / max(n_rows, 1) * 1000:.1f} ms a row")
     for error, row in sorted(off, key=lambda pair: -pair[0])[: options.worst]:
         print(f"{error:8.3%} {row['api']} {row['id']} {row['model']} {' '.join(row['args'])} {row['free_mib']}")
+    sys.exit(1 if off else 0)
 
 
 def _print(name: str, t: Tally) -> None:

@@ -3,7 +3,7 @@
     python tools/accuracy/vllm_memory.py [ROWS.jsonl[.gz] ...]
 
 Rows are those of tests/data/vllm (the default), or others of the same form; a row's model is a directory
-below tests/data/vllm/configs, or the path of one."""
+below tests/data/vllm/configs, or the path of one. The exit code is 1 if a row differs."""
 
 from __future__ import annotations
 
@@ -110,6 +110,7 @@ def main(paths: list[str]) -> None:
     for line in total.wrong:
         print("  different:", line)
     show_boots()
+    sys.exit(1 if total.wrong else 0)
 
 
 def show_boots() -> None:
