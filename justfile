@@ -1,0 +1,73 @@
+# The commands of this project; `just` lists them. Needs an environment with .[dev], which brings just itself:
+#   python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/just
+
+export PATH := justfile_directory() / (if os_family() == "windows" { ".venv/Scripts;" } else { ".venv/bin:" }) + env("PATH")
+set positional-arguments
+
+llama_cpp := env("AUTOFIT_CI_CACHE", home_directory() / ".cache/autofit-ci") / "llama.cpp-0.3.36"
+
+[private]
+default:
+    @just --list --unsorted
+
+# The tests, in two processes; arguments go to pytest
+test *args:
+    python -m pytest -n 2 "$@"
+
+# Everything a change must pass but the tests: style, types, import contracts, workflows, changelog
+lint:
+    ruff check .
+    ruff format --check .
+    mypy
+    lint-imports
+    check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
+    check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/wrong-bytes.yml .github/ISSUE_TEMPLATE/wrong-speed.yml .github/ISSUE_TEMPLATE/new-architecture.yml
+    towncrier build --draft --version next
+
+# Mend style where that can be done by a tool
+fix:
+    ruff check --fix .
+    ruff format .
+
+# Rewrite what is generated from this source: pages of docs/, ggml's type table, the tiny model
+gen: docs
+    python tools/gen/dtypes.py
+    python tools/gen/tiny.py
+
+# Rewrite the flag table from the llama.cpp that `just engines` fetched
+gen-flags:
+    python tools/gen/llama_flags.py "{{ llama_cpp }}/llama_cpp_python-0.3.36/vendor/llama.cpp/common/arg.cpp" > plugins/autofit_llama/command/flag_table.py
+
+# Rewrite the generated pages of docs/
+docs:
+    python tools/gen/docs.py
+
+# Build the real engines that the engine tests start: once, some minutes
+engines:
+    bash .ci/llama-cpp.sh "{{ llama_cpp }}"
+
+# Record what a real llama.cpp says about model files: arguments as for tools/truth/dry_runs.py
+truth *args:
+    AUTOFIT_LLAMA_BIN="{{ llama_cpp }}/bin" python tools/truth/dry_runs.py "$@"
+
+# Every recorded row of both engines, compared: the tables of README.md
+accuracy:
+    python tools/accuracy/llama_memory.py
+    python tools/accuracy/vllm_memory.py
+
+# Replay report files (`autofit report`): what they said, and what is said today
+report +files:
+    python tools/accuracy/reports.py "$@"
+
+# Cold starts beside a bare interpreter; arguments as for bench/startup.py
+bench *args:
+    python bench/startup.py "$@"
+
+# Coverage of the rooms that count bytes, with its floor
+coverage:
+    python -m pytest -n 2 tests/golden tests/unit/llama tests/unit/vllm --cov --cov-report=
+    coverage report
+
+# The whole gate as CI runs it: a fresh environment, then the tests that start real engines
+ci:
+    .ci/run
