@@ -23,26 +23,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser)
 
 
-def _check_words(words: tuple[str, ...]) -> None:
+def check_words(command: str, words: tuple[str, ...]) -> None:
     """Refuse what only a shell would take apart.
 
     Raises:
         UsageError: nothing, a launcher before the engine, or a whole command in one word.
     """
     if not words:
-        raise UsageError("check: no command", hint="write it after --: autofit check -- llama-server -m model.gguf")
+        raise UsageError(f"{command}: no command", hint=f"write it after --: autofit {command} ... -- ENGINE COMMAND")
     first = words[0]
     if first in _LAUNCHERS or first.startswith("-"):
         raise UsageError(
-            f"check: {printable(first, 60)} is no engine's program",
+            f"{command}: {printable(first, 60)} is no engine's program",
             hint="give the engine's command alone; variables may stand before it: NAME=value llama-server ...",
         )
     if len(words) == 1 and " " in first and not os.path.exists(first):  # noqa: PTH110 - a word, maybe no path
-        raise UsageError("check: a whole command in one word", hint="leave out the quotes around it")
+        raise UsageError(f"{command}: a whole command in one word", hint="leave out the quotes around it")
 
 
 def run(args: argparse.Namespace) -> int:
     _, words = split_assignments(args.engine_args or ())
-    _check_words(words)
+    check_words("check", words)
     options: Any = {name: value for name, value in given(args).items() if name in CHECKED and value is not None}
     return show(check(args.engine_args, **options), args, force=True)

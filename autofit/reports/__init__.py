@@ -1,0 +1,1 @@
+"""One small file that lets somebody else replay a command: header, machine, command, figures."""
