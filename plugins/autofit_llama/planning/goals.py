@@ -56,6 +56,8 @@ class Goals(NamedTuple):
     rate: Callable[[Found], float] = lambda found: 1.0 / found.seconds
     prompts: Callable[[Found, int], float] = lambda found, n_ubatch: 0.0
     """With a micro-batch of `n_ubatch` tokens; 0.0 where no rate is known."""
+    meets: Callable[[Found, int], bool] = lambda found, n_ubatch: True
+    """Whether decode rate and time to the first token are as wished, with a micro-batch of `n_ubatch` tokens."""
     kv_types: tuple[tuple[str, str], ...] = (("f16", "f16"),)
     floors: tuple[float, ...] = DECODE_FLOORS  #: tokens/s that `context` does not give up for a longer one
     floor_tokens: int = 0  #: the context that `auto` does not go below while it keeps `FLOOR_FRACTION` of the rate
@@ -66,6 +68,12 @@ class Goals(NamedTuple):
 
     def candidate(self, n_ctx_seq: int, kv: tuple[str, str]) -> Candidate:
         return Candidate(n_ctx_seq, *kv, self.n_ubatch, self.n_batch)
+
+    def may_meet(self, found: Found) -> bool:
+        """Whether an answer is as fast as wished, if need be with a larger micro-batch."""
+        sizes = LARGE_UBATCHES if self.free_ubatch else ()
+        n_ctx = found.candidate.n_ctx_seq
+        return any(self.meets(found, size) for size in (found.candidate.n_ubatch, *sizes) if size <= n_ctx)
 
 
 class Answer(NamedTuple):
@@ -121,7 +129,10 @@ def _if_worth(search: Search, goals: Goals, kv: tuple[str, str], lossless: Answe
         return lossy._replace(lossless=passed_over)
     n_ctx = passed_over.candidate.n_ctx_seq
     alike = _fastest(search, goals, goals.candidate(n_ctx, kv))
-    if alike is None or goals.rate(alike) < LOSSY_GAIN * goals.rate(passed_over):
+    if alike is None:
+        return lossless
+    only_way = goals.may_meet(alike) and not goals.may_meet(passed_over)
+    if not only_way and goals.rate(alike) < LOSSY_GAIN * goals.rate(passed_over):
         return lossless
     lossy = _with_types(search, goals._replace(least=n_ctx), kv) or Answer(alike)
     return lossy._replace(lossless=passed_over)
@@ -160,20 +171,23 @@ class _Contexts:
         goals = self.goals
         compared = min(max(COMPARED_TOKENS, goals.least), goals.most)
         at_once = self.search.resident_up_to(goals.candidate(compared, self.kv), goals.most)
-        if at_once is not None:
+        if at_once is not None and goals.may_meet(at_once):
             return Answer(at_once)
         first = self.at(compared) or self.at(goals.least)
         if first is None:
             return None
         if first.candidate.n_ctx_seq < compared:  # too little memory for anything but the longest that fits
-            return Answer(self.beyond(first, compared, lambda found: True))
+            return Answer(self.beyond(first, compared, goals.may_meet))
+        if not goals.may_meet(first):
+            shortest = self.at(goals.least) or first
+            return Answer(self.beyond(shortest, compared, goals.may_meet) if goals.may_meet(shortest) else shortest)
         reference = self.at(min(compared, COMPARED_TOKENS)) or first
         rate = goals.rate(reference)
-        found = self.beyond(first, goals.most, lambda f: goals.rate(f) >= KEPT_FRACTION * rate)
+        found = self.beyond(first, goals.most, lambda f: goals.may_meet(f) and goals.rate(f) >= KEPT_FRACTION * rate)
         floor = min(goals.floor_tokens, goals.most)
         longer = self.at(floor) if found.candidate.n_ctx_seq < floor else None
-        if longer is not None and goals.rate(longer) >= FLOOR_FRACTION * rate:
-            found = stretch(self.search, longer, goals.most)
+        if longer is not None and goals.may_meet(longer) and goals.rate(longer) >= FLOOR_FRACTION * rate:
+            found = self.stretched(longer, goals.most, goals.may_meet)
         return Answer(found, compared=None if found.split == reference.split else reference)
 
     def longest(self) -> Answer | None:
@@ -183,7 +197,7 @@ class _Contexts:
         if first is None:
             return None
         floor = max((floor for floor in goals.floors if goals.rate(first) >= floor), default=0.0)
-        found = self.beyond(first, goals.most, lambda found: goals.rate(found) >= floor)
+        found = self.beyond(first, goals.most, lambda f: goals.may_meet(f) and goals.rate(f) >= floor)
         if found.split == first.split:
             return Answer(found)
         return Answer(found, compared=self.at(min(max(COMPARED_TOKENS, goals.least), goals.most)))
@@ -202,8 +216,24 @@ class _Contexts:
             return found is not None and passes(found)
 
         last = largest(holds, 0, len(steps) - 1)
-        found = None if last is None else at(last)
-        return first if found is None else self.stretched(found, most, passes)
+        found = first if last is None else at(last) or first
+        found = self.looked_again(found, [] if last is None else steps[last + 1 :], passes)
+        return self.stretched(found, most, passes)
+
+    def looked_again(self, found: Found, longer: Sequence[int], passes: Callable[[Found], bool]) -> Found:
+        """The answer of a search without the knowledge of other contexts, which may have hidden a better one."""
+        if not found.split.on_host:
+            return found
+        fresh = type(self.search)(self.search.problem)
+        again = fresh.best(found.candidate)
+        if again is not None and again.seconds < found.seconds and passes(again):
+            found = again
+        for n_ctx in longer:
+            again = fresh.best(found.candidate._replace(n_ctx_seq=n_ctx))
+            if again is None or not passes(again):
+                break
+            found = again
+        return found
 
     def stretched(self, found: Found, most: int, passes: Callable[[Found], bool]) -> Found:
         """The same placement with the longest context that fits, if that `passes` too."""
@@ -273,18 +303,27 @@ def _share(low: Mapping[str, int], high: Mapping[str, int]) -> float:
 
 
 def larger_ubatch(search: Search, goals: Goals, found: Found) -> Found:
-    """The micro-batch with which prompts are processed fastest, at the price that `goals.trade` allows."""
+    """The micro-batch with which prompts are processed fastest, at the price that `goals.trade` allows.
+
+    Where the first token comes too late, the smallest one with which it does not, whatever it costs of decode.
+    """
     candidate, best = found.candidate, found
     decode = (1 - goals.trade.cost) * goals.rate(found)
     fastest = goals.prompts(found, candidate.n_ubatch)
     enough = goals.trade.gain * fastest
+    late = not goals.meets(found, candidate.n_ubatch)
     if not fastest:
         return found
     for size in LARGE_UBATCHES:
         # the same placement is what a larger one comes to at most: its buffers only take memory away
-        if not candidate.n_ubatch < size <= candidate.n_ctx_seq or goals.prompts(found, size) < max(enough, fastest):
+        if not candidate.n_ubatch < size <= candidate.n_ctx_seq:
+            continue
+        if not (late and goals.meets(found, size)) and goals.prompts(found, size) < max(enough, fastest):
             continue
         larger = search.best(candidate._replace(n_ubatch=size, n_batch=max(size, candidate.n_batch)))
-        if larger is not None and goals.rate(larger) >= decode and goals.prompts(larger, size) >= max(enough, fastest):
-            best, fastest = larger, goals.prompts(larger, size)
+        if larger is None:
+            continue
+        worth = goals.rate(larger) >= decode and goals.prompts(larger, size) >= max(enough, fastest)
+        if goals.meets(larger, size) and (late or worth):
+            best, fastest = larger, fastest if late else goals.prompts(larger, size)
     return best

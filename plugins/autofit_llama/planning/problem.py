@@ -61,6 +61,7 @@ class LaunchProblem:
     margins: Mapping[str, Margin] = field(default_factory=dict)
     listed: tuple[Device, ...] = ()
     n_parallel: int = 1
+    n_busy: int = 1  #: sequences that decode at the same time, where rates are compared
     deep: bool = False
     run: Run = field(init=False)
     names: Mapping[str, str] = field(init=False)  #: device id -> the engine's name
@@ -133,7 +134,7 @@ class LaunchProblem:
         filled = min(FILLED_TOKENS, candidate.n_ctx_seq)
         if self.deep:
             filled = max(filled, candidate.n_ctx_seq // 2)
-        return Step(self.n_parallel, self.n_parallel, filled)
+        return Step(self.n_busy, self.n_busy, filled)
 
     def tables(self, candidate: Candidate) -> Tables:
         # The micro-batch matters for the cells of sliding windows alone.

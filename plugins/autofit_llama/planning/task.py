@@ -68,6 +68,7 @@ class Task:
             bounds=bounds_of(pins, self.devices, self.sized.hparams.n_layer_all),
             margins={name: margin for name, (margin, _) in self.margins.items()},
             n_parallel=self.n_parallel,
+            n_busy=self.n_parallel if self.request.prefer == "throughput" else 1,
             deep=self.request.prefer == "context" or self.exact_context is not None,
         )
         if self.shares_blocks:

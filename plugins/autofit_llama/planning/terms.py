@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from autofit_llama.memory.placement import place_layers
@@ -30,18 +30,16 @@ def terms_of(split: Split, found: Sequence[Block], kind: Kind) -> Terms:
     """The terms of a split; places in patterns are device ids, or `CPU`."""
     n_rows = len(found)
     rows = tuple(count for _, count in split.rows)
-    patterns: dict[tuple[tuple[str, ...], str], list[int]] = {}
-    for place, parts in _by_place(split).items():
-        for slot, projections in parts.items():
-            patterns.setdefault((tuple(projections), place), []).append(slot)
+    parts = [(slot, projection, HOST_BUFFER) for slot, projection in split.spilled] + list(split.moved)
     return Terms(
         n_gpu_layers=n_rows - split.head,
         devices=split.order,
         tensor_split=rows,
         n_lean=split.lean,
         patterns=tuple(
-            (pattern(slots, projections, kind, chunked=_is_chunked(found, slots)), place)
-            for (projections, place), slots in patterns.items()
+            (pattern, place)
+            for slot, projection, place in parts
+            for pattern in patterns_of(slot, projection, kind, chunked=_is_chunked(found[slot]))
         ),
     )
 
@@ -54,28 +52,14 @@ def placed_as_planned(terms: Terms) -> bool:
     return [homes.count(d) for d in range(len(terms.tensor_split))] == list(terms.tensor_split)
 
 
-def pattern(slots: Sequence[int], projections: Sequence[str], kind: Kind, *, chunked: bool = False) -> str:
-    """A regular expression for these projections of these blocks; no comma, which `-ot` splits on.
+def patterns_of(slot: int, projection: str, kind: Kind, *, chunked: bool = False) -> Sequence[str]:
+    """Regular expressions for one projection of a layer, without a character that is special to a shell or `-ot`.
 
-    Dots are not escaped: a block's number cannot be taken for another one's, and a shell need not be told.
+    Dots are not escaped: a layer's number cannot be taken for another one's.
     """
-    suffix = "." if kind == "dense" else "_(ch|)exps" if chunked else "_exps"
-    return f"blk.{_one_of(map(str, slots))}.ffn_{_one_of(projections)}{suffix}"
+    suffixes = (".",) if kind == "dense" else ("_exps", "_chexps") if chunked else ("_exps",)
+    return [f"blk.{slot}.ffn_{projection}{suffix}" for suffix in suffixes]
 
 
-def _one_of(words: Iterable[str]) -> str:
-    every = list(words)
-    return every[0] if len(every) == 1 else f"({'|'.join(every)})"
-
-
-def _by_place(split: Split) -> Mapping[str, Mapping[int, list[str]]]:
-    places: dict[str, dict[int, list[str]]] = {}
-    for slot, projection in split.spilled:
-        places.setdefault(HOST_BUFFER, {}).setdefault(slot, []).append(projection)
-    for slot, projection, device in split.moved:
-        places.setdefault(device, {}).setdefault(slot, []).append(projection)
-    return places
-
-
-def _is_chunked(found: Sequence[Block], slots: Sequence[int]) -> bool:
-    return any("_chexps" in weight.name for slot in slots for part in found[slot].bulk for weight in part.weights)
+def _is_chunked(block: Block) -> bool:
+    return any("_chexps" in weight.name for part in block.bulk for weight in part.weights)
