@@ -28,8 +28,9 @@ from autofit_vllm.checkpoint.draft import (
 from autofit_vllm.command.flags import AUTO_LENGTH
 from autofit_vllm.command.settings import VllmSettings, parse_command
 from autofit_vllm.command.versions import OMNI
-from autofit_vllm.config.defaults import EngineConfig, Gpu, resolve
 from autofit_vllm.config.devices import select_devices
+from autofit_vllm.config.engine import EngineConfig, Gpu
+from autofit_vllm.config.resolve import resolve
 from autofit_vllm.memory.kv import plan_kv
 from autofit_vllm.modules.model import StageWeights, VllmModel, Vocabulary
 from autofit_vllm.planning.plan import (

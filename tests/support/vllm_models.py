@@ -7,7 +7,8 @@ import dataclasses
 from typing import Any
 
 from autofit_vllm.command.settings import parse_command
-from autofit_vllm.config.defaults import EngineConfig, Gpu, resolve
+from autofit_vllm.config.engine import EngineConfig, Gpu
+from autofit_vllm.config.resolve import resolve
 from autofit_vllm.modules.model import AttentionCache, Cache, LatentCache, StageWeights, StateCache, VllmModel
 
 GIB = 1 << 30

@@ -8,7 +8,7 @@ from autofit.domain.request import Request
 from autofit.hardware import load_machine
 
 from autofit_vllm.command.settings import parse_command
-from autofit_vllm.config.defaults import EngineConfig
+from autofit_vllm.config.engine import EngineConfig
 from autofit_vllm.modules.model import StageWeights, VllmModel
 from autofit_vllm.planning.search import Candidate, Problem, solve
 from support import vllm_models

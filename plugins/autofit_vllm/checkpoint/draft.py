@@ -13,7 +13,7 @@ from autofit.domain.values import dataclass
 from autofit.errors import AutofitError, ModelError, UnsupportedModelError
 
 from autofit_vllm.command.settings import VllmSettings
-from autofit_vllm.config.defaults import EngineConfig, Gpu
+from autofit_vllm.config.engine import EngineConfig, Gpu
 from autofit_vllm.modules.model import (
     Cache,
     Draft,

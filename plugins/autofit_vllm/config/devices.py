@@ -9,7 +9,7 @@ from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.errors import EngineRefusalError, HardwareError, UsageError
 
 from autofit_vllm.command.settings import VllmSettings
-from autofit_vllm.config.defaults import Gpu
+from autofit_vllm.config.engine import Gpu
 
 
 def select_devices(machine: Machine, settings: VllmSettings, wanted: Sequence[str] = ()) -> tuple[Device, ...]:

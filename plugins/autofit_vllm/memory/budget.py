@@ -22,7 +22,7 @@ from autofit.domain.memory import Basis, MemoryItem
 from autofit.domain.units import MIB
 from autofit.domain.values import dataclass, replace
 
-from autofit_vllm.config.defaults import EngineConfig
+from autofit_vllm.config.engine import EngineConfig
 from autofit_vllm.memory.host import HostUse
 from autofit_vllm.memory.kv import KvPlan
 from autofit_vllm.modules.dtypes import dtype_bytes
@@ -60,6 +60,9 @@ _INDEXER_LOGITS_BYTES = 512 * MIB  #: envs.py:VLLM_SPARSE_INDEXER_MAX_LOGITS_MB
 #: The highest utilization that reports of unified memory started with: the system works in the same bytes.
 UNIFIED_LIMIT = 0.85
 LIMIT = 0.98
+#: The largest image of a tower that takes any resolution and whose configuration does not bound it: an assumption, the
+#: bound that Qwen-VL's preprocessor ships with.
+DYNAMIC_IMAGE_TOKENS = 16384
 CAPTURE_SLACK_BYTES = 150 * MIB  #: graph estimates miss by about this (gpu_worker.py adds it to its suggestion)
 
 
@@ -148,7 +151,7 @@ def rank_budget(
         peak=MemoryItem(
             kind="compute",
             n_bytes=largest.n_bytes,
-            basis="derived",
+            basis=largest.basis,
             label=f"activation peak ({largest.label})",
             source=largest.source,
         ),
@@ -283,7 +286,11 @@ def peak_items(
             )
         )
     if vision and config.images:
-        items.append(_peak(_ENCODER, _vision_peak(vision, config), "vision tower on a full batch of image tokens"))
+        told = bool(_number(vision, "image_size", 0))
+        source = "vision tower on a full batch of image tokens"
+        if not told:
+            source += f", the largest image taken to be {DYNAMIC_IMAGE_TOKENS} of them"
+        items.append(_peak(_ENCODER, _vision_peak(vision, config), source, basis="derived" if told else "assumed"))
     return items
 
 
@@ -309,8 +316,8 @@ def _beside(encoder: MemoryItem, workspace: MemoryItem) -> MemoryItem:
     return replace(encoder, n_bytes=max(0, encoder.n_bytes - workspace.n_bytes))
 
 
-def _peak(label: str, n_bytes: int, source: str) -> MemoryItem:
-    return MemoryItem(kind="compute", n_bytes=int(n_bytes), basis="derived", label=label, source=source)
+def _peak(label: str, n_bytes: int, source: str, basis: Basis = "derived") -> MemoryItem:
+    return MemoryItem(kind="compute", n_bytes=int(n_bytes), basis=basis, label=label, source=source)
 
 
 def _experts_bytes(model: VllmModel, config: EngineConfig) -> int:
@@ -347,7 +354,7 @@ def _vision_peak(vision: Mapping[str, object], config: EngineConfig) -> int:
         patches = (image // patch) ** 2
         tokens = max(1, _number(vision, "mm_tokens_per_image", patches // merge**2))
     else:
-        tokens = 16384  # dynamic resolution: Qwen-VL's largest image
+        tokens = DYNAMIC_IMAGE_TOKENS
         patches = tokens * merge**2
     n_items = max(1, config.max_num_batched_tokens // tokens)
     shards = 1 if config.parallel.vision_data_parallel else config.parallel.tp

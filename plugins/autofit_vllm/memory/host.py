@@ -9,7 +9,7 @@ from autofit.domain.units import GIB
 from autofit.domain.values import dataclass, replace
 
 from autofit_vllm.command.settings import VllmSettings
-from autofit_vllm.config.defaults import EngineConfig
+from autofit_vllm.config.engine import EngineConfig
 from autofit_vllm.modules.model import VllmModel
 
 WORKER_BYTES = 3 * GIB // 2  #: resident set of one worker process, without weights

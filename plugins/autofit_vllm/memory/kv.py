@@ -12,7 +12,7 @@ from autofit.domain.units import GIB
 from autofit.domain.values import dataclass, replace
 from autofit.errors import EngineRefusalError
 
-from autofit_vllm.config.defaults import EngineConfig
+from autofit_vllm.config.engine import EngineConfig
 from autofit_vllm.memory.kv_layers import Kind, LayerCache, Layout, lay_out, stage_of, uniform
 from autofit_vllm.modules.model import VllmModel
 from autofit_vllm.modules.sharding import round_up

@@ -14,7 +14,7 @@ from typing import Literal
 from autofit.domain.values import dataclass, replace
 from autofit.errors import EngineRefusalError
 
-from autofit_vllm.config.defaults import EngineConfig
+from autofit_vllm.config.engine import EngineConfig
 from autofit_vllm.memory.attention_backends import (
     OWN,
     AttentionBackend,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from autofit.domain.plan import Alternative, Decision, Finding, NextRejected, Origin, Plan
 from autofit.domain.units import format_bytes
 
-from autofit_vllm.config.defaults import batch_defaults
+from autofit_vllm.config.resolve.batch import batch_defaults
 from autofit_vllm.memory.kv import KvPlan
 from autofit_vllm.planning.plan import DEFAULT_MARGIN, Evaluation, Rank, build_plan, command, keyword_arguments
 from autofit_vllm.planning.search import (

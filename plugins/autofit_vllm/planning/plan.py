@@ -16,7 +16,7 @@ from autofit.errors import EngineRefusalError, HardwareError
 
 from autofit_vllm.command.flags import flag_of, is_frontend
 from autofit_vllm.command.settings import VllmSettings
-from autofit_vllm.config.defaults import CPU, EngineConfig, Gpu
+from autofit_vllm.config.engine import CPU, EngineConfig, Gpu
 from autofit_vllm.memory.budget import (
     LIMIT,
     UNIFIED_LIMIT,

@@ -21,7 +21,11 @@ from autofit.speed import Roofline
 
 from autofit_vllm.command.flags import AUTO_LENGTH
 from autofit_vllm.command.settings import VllmSettings
-from autofit_vllm.config.defaults import EngineConfig, Gpu, batch_defaults, possible_tp, resolve, supported_dtypes
+from autofit_vllm.config.engine import EngineConfig, Gpu
+from autofit_vllm.config.resolve import resolve
+from autofit_vllm.config.resolve.batch import batch_defaults
+from autofit_vllm.config.resolve.dtype import supported_dtypes
+from autofit_vllm.config.resolve.parallel import possible_tp
 from autofit_vllm.memory.kv import KvPlan, plan_kv
 from autofit_vllm.memory.offload import Offload, given_offload, movable_bytes, smallest_offload, smallest_prefetch
 from autofit_vllm.modules.model import Parallel, StageWeights, VllmModel

@@ -13,7 +13,8 @@ from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_vllm.backend import read_quantisation, read_vllm_model
 from autofit_vllm.command.settings import parse_command
-from autofit_vllm.config.defaults import Gpu, resolve
+from autofit_vllm.config.engine import Gpu
+from autofit_vllm.config.resolve import resolve
 from autofit_vllm.memory.budget import peak_items
 from autofit_vllm.memory.weights import rank_tensors, weights_per_rank
 from autofit_vllm.modules.dtypes import dtype_bytes

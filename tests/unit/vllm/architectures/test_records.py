@@ -11,7 +11,8 @@ from autofit_vllm.architectures.builders import BUILDERS, BY_ARCHITECTURE, CAUSA
 from autofit_vllm.architectures.record import ABILITIES, Architecture, architecture_of
 from autofit_vllm.architectures.registry import CLASSES, DROPPED
 from autofit_vllm.command.settings import from_given
-from autofit_vllm.config.defaults import CPU, resolve
+from autofit_vllm.config.engine import CPU
+from autofit_vllm.config.resolve import resolve
 from support.vllm_recorded import config
 
 

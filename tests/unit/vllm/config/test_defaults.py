@@ -7,7 +7,11 @@ from autofit.domain.machine import Device
 from autofit.errors import EngineRefusalError, HardwareError
 
 from autofit_vllm.command.settings import from_given, parse_command
-from autofit_vllm.config.defaults import Gpu, batch_defaults, check_quantisation, possible_tp, resolve, resolve_dtype
+from autofit_vllm.config.engine import Gpu
+from autofit_vllm.config.resolve import resolve
+from autofit_vllm.config.resolve.batch import batch_defaults
+from autofit_vllm.config.resolve.dtype import check_quantisation, resolve_dtype
+from autofit_vllm.config.resolve.parallel import possible_tp
 from autofit_vllm.memory.attention_backends import LayerQuery, common_block_size, flash_attention_version, select
 from autofit_vllm.quantization import Quantization
 from support import vllm_models

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from autofit_vllm.architectures import build_from_config
-from autofit_vllm.config.defaults import EngineConfig
+from autofit_vllm.config.engine import EngineConfig
 from autofit_vllm.memory.budget import (
     FLASHINFER_BYTES,
     RankBudget,
@@ -205,3 +205,15 @@ def test_settings_are_kept_when_replaced() -> None:
     model = vllm_models.llama_8b()
     resolved = config(model, "4090")
     assert dataclasses.replace(resolved, max_num_seqs=1).max_in_flight_tokens == resolved.max_in_flight_tokens
+
+
+@pytest.mark.parametrize(
+    ("vision", "basis"),
+    [({"hidden_size": 1280, "patch_size": 14, "image_size": 448}, "derived"), ({"hidden_size": 1280}, "assumed")],
+)
+def test_an_image_without_a_size_is_an_assumption(vision: dict[str, object], basis: str) -> None:
+    sees = vllm_models.llama_8b(is_multimodal=True, modalities=("image",))
+    items = peak_items(sees, config(sees, "h100"), is_last=True, vision=vision)
+    encoder = next(item for item in items if item.label == "image encoder")
+    assert encoder.basis == basis
+    assert ("16384" in (encoder.source or "")) is (basis == "assumed")
