@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ def main() -> None:
         for name, entry in sorted(text.items())
         if entry
     )
-    print("{\n" + ",\n".join(lines) + "\n}")
+    made = f"tools/gen/vllm_defaults.py from the configuration classes of vLLM {version('vllm')} and its transformers"
+    head = json.dumps({"generated": f"{made}: do not edit"})[:-1]
+    print(head + ',\n"types": {\n' + ",\n".join(lines) + "\n}}")
 
 
 if __name__ == "__main__":

@@ -67,13 +67,23 @@ class Package:
         if depth > 30:
             return None
         statement = self.names(module).get(name)
+        if statement is None:
+            starred = (self.resolve(source, name, depth + 1) for source in self._starred(module))
+            found = next((each for each in starred if each is not None), None)
+            lazily = found is None and "__getattr__" in self.names(module)
+            return self._lazy(module, name, depth) if lazily else found
         if not isinstance(statement, ast.ImportFrom):
-            if statement is None and "__getattr__" in self.names(module):
-                return self._lazy(module, name, depth)
-            return None if statement is None else (module, statement)
+            return module, statement
         alias = next(alias for alias in statement.names if (alias.asname or alias.name) == name)
         source = self._absolute(module, statement)
         return self.resolve(source, alias.name, depth + 1)
+
+    def _starred(self, module: str) -> Iterator[str]:
+        """Modules of which all names are taken over."""
+        tree = self.tree(module)
+        for statement in tree.body if tree else ():
+            if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*":
+                yield self._absolute(module, statement)
 
     def _lazy(self, module: str, name: str, depth: int) -> tuple[str, ast.stmt] | None:
         """A name that a module looks up when it is asked for: the submodule that has it."""
@@ -146,9 +156,8 @@ def _bindings(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
                 yield from ((target.id, statement) for target in statement.targets if isinstance(target, ast.Name))
             case ast.AnnAssign(target=ast.Name(id=name)):
                 yield name, statement
-            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
-                yield from _bindings(statement.body)
-            case ast.If():  # by platform: what is left when no other is asked for is CUDA's
+            # What is left when no other platform is asked for is CUDA's; what is left of `TYPE_CHECKING` is what runs.
+            case ast.If():
                 yield from _bindings(statement.body)
                 yield from _bindings(statement.orelse)
             case ast.Try():

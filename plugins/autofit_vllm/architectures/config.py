@@ -22,7 +22,7 @@ _COUNTED = frozenset({"nemotron_h"})
 def _classes() -> Mapping[str, Any]:
     """Configuration classes by model type: `aliases` and `fields` with their defaults (data, see `defaults.json`)."""
     text = Path(__file__).with_name("defaults.json").read_text("utf-8")
-    data: Mapping[str, Any] = json.loads(text)
+    data: Mapping[str, Any] = json.loads(text)["types"]
     return data
 
 
