@@ -10,6 +10,7 @@ from autofit.domain.units import round_up
 from autofit.domain.values import dataclass, field
 
 Prefer = Literal["speed", "context", "quality", "throughput"]
+Fill = Literal["mean", "full"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,10 @@ class Request:
 
     `context`, `min_context` and `max_context` are tokens of one sequence. `context` `None` is "auto": as much as is
     useful and fits; 0 is "max": the longest that fits at a decode floor.
+    `parallel` sequences are served at a time. In a paged cache one holds a full context and the others `mean_tokens`
+    (`None`: a quarter of the context), or with `fill` "full" each a full context.
+    `min_tps` is the least decode rate of a sequence, in tokens per second; `max_ttft` the most seconds until the first
+    token of a prompt of the planned context.
     `margin` is empty for the default (see the backend), else one per device, the last repeated.
     `origins` says where each option comes from; one not named there is a default.
     `engine_args` are the flags after `--`: kept exactly.
@@ -38,6 +43,10 @@ class Request:
     min_context: int | None = None
     max_context: int | None = None
     parallel: int | None = None
+    mean_tokens: int | None = None
+    fill: Fill = "mean"
+    min_tps: float | None = None
+    max_ttft: float | None = None
     margin: tuple[Margin, ...] = ()
     prefer: Prefer = "speed"
     kv: str | None = None

@@ -13,6 +13,8 @@ from autofit.domain.values import dataclass
 from autofit.errors import UsageError
 
 PREFERENCES = ("speed", "context", "quality", "throughput")
+FILLS = ("mean", "full")
+_MOST_SECONDS = 1e6
 
 
 def parse_context(text: str) -> int | None:
@@ -53,6 +55,26 @@ def parse_kv_type(text: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", text.strip()):
         raise UsageError(f"not a KV cache type: {text[:40]!r}", hint="write auto, or a name such as f16")
     return text.strip()
+
+
+def parse_rate(text: str) -> float:
+    """Tokens per second: a number above 0."""
+    return _positive(text, "a rate", "write tokens per second, such as 20")
+
+
+def parse_seconds(text: str) -> float:
+    """`2`, `2s` or `500ms`."""
+    word = text.strip().lower()
+    if word.endswith("ms"):
+        return _positive(word.removesuffix("ms"), "a time", "write seconds, such as 2 or 500ms") / 1000
+    return _positive(word.removesuffix("s"), "a time", "write seconds, such as 2 or 500ms")
+
+
+def _positive(text: str, what: str, hint: str) -> float:
+    word = text.strip()
+    if not re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,6})?", word, re.ASCII) or not 0 < float(word) <= _MOST_SECONDS:
+        raise UsageError(f"not {what}: {text[:40]!r}", hint=hint)
+    return float(word)
 
 
 def one_of(*words: str) -> Callable[[str], str]:
@@ -114,6 +136,16 @@ OPTIONS: tuple[Option, ...] = (
     Option(name="min_context", metavar="TOKENS", parse=parse_tokens, help="never go below this context"),
     Option(name="max_context", metavar="TOKENS", parse=parse_tokens, help="never go above this context"),
     Option(name="parallel", metavar="N", parse=parse_count, help="sequences served at the same time"),
+    Option(name="mean_tokens", metavar="TOKENS", parse=parse_tokens,
+           help="tokens that a sequence holds on average, where a paged cache is shared (default: a quarter of the "
+                "context)"),
+    Option(name="fill", metavar="HOW", parse=one_of(*FILLS), choices=FILLS,
+           help="room for --parallel sequences: one full context and the others at --mean-tokens (mean), or a full "
+                "context for each (full)"),
+    Option(name="min_tps", metavar="RATE", parse=parse_rate,
+           help="tokens per second that each sequence decodes at least"),
+    Option(name="max_ttft", metavar="SECONDS", parse=parse_seconds,
+           help="seconds until the first token of a prompt of the planned context, at most"),
     Option(name="margin", metavar="SIZE|%[,...]", parse=parse_margins,
            help="memory to leave free on each device: 1GiB, 8%%, or one for each: 1GiB,2GiB"),
     Option(name="on", metavar="NAME[:SIZE]", parse=str, many=True,
@@ -164,6 +196,10 @@ class PlanOptions(TypedDict, total=False):
     min_context: str | int | None
     max_context: str | int | None
     parallel: str | int | None
+    mean_tokens: str | int | None
+    fill: str | None
+    min_tps: str | float | None
+    max_ttft: str | float | None
     margin: str | int | Sequence[str | int] | tuple[Margin, ...] | None
     on: str | Sequence[str] | None
     ram: str | int | None

@@ -31,11 +31,20 @@ def to_request(
         raise UsageError(f"--context {context} is below --min-context {low}")
     if context and high and context > high:
         raise UsageError(f"--context {context} is above --max-context {high}")
+    mean, most = options.get("mean_tokens"), context or high
+    if mean and most and mean > most:
+        raise UsageError(f"--mean-tokens {mean} is above --{'context' if context else 'max-context'} {most}")
+    if mean and options.get("fill") == "full":
+        raise UsageError("--mean-tokens contradicts --fill full", hint="--fill full keeps a full context for each")
     return Request(
         context=context,
         min_context=low,
         max_context=high,
         parallel=options.get("parallel"),
+        mean_tokens=mean,
+        fill=options.get("fill", "mean"),
+        min_tps=options.get("min_tps"),
+        max_ttft=options.get("max_ttft"),
         margin=options.get("margin", ()),
         prefer=options.get("prefer", "speed"),
         kv=options.get("kv"),

@@ -57,7 +57,21 @@ class VllmBackend(Backend):
     formats: ClassVar[tuple[str, ...]] = ("safetensors", "config", "gguf")
     variables: ClassVar[tuple[str, ...]] = ("VLLM_", "CUDA_VISIBLE_DEVICES")
     supports: ClassVar[frozenset[str]] = frozenset(
-        {"context", "min_context", "max_context", "parallel", "margin", "device", "prefer", "kv", "engine_version"}
+        {
+            "context",
+            "min_context",
+            "max_context",
+            "parallel",
+            "mean_tokens",
+            "fill",
+            "min_tps",
+            "max_ttft",
+            "margin",
+            "device",
+            "prefer",
+            "kv",
+            "engine_version",
+        }
     )
     kv_types: ClassVar[tuple[str, ...]] = ("f16", "bf16", "fp8", "fp8_e4m3", "fp8_e5m2")
     measurements: ClassVar[frozenset[str]] = frozenset({"available_kv_bytes"})

@@ -81,11 +81,26 @@ def test_not_margins(text: str) -> None:
         {"min_context": "32k", "max_context": "16k"},
         {"context": "8k", "min_context": "16k"},
         {"context": "64k", "max_context": "16k"},
+        {"mean_tokens": "32k", "context": "16k"},
+        {"mean_tokens": "32k", "max_context": "16k"},
+        {"mean_tokens": "4k", "fill": "full"},
     ],
 )
 def test_options_that_contradict_each_other_are_refused(values: dict[str, str]) -> None:
     with pytest.raises(UsageError):
         to_request(layers.merge([("user", layers.from_given(values))]))
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("2", 2.0), ("2.5s", 2.5), ("500ms", 0.5)])
+def test_seconds(text: str, seconds: float) -> None:
+    assert options.parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1e9", "nan", "inf", "2 m", "9" * 400, ""])
+def test_rates_and_times_are_positive_numbers(text: str) -> None:
+    for parse in (options.parse_rate, options.parse_seconds):
+        with pytest.raises(UsageError):
+            parse(text)
 
 
 def test_every_option_parses_an_example_or_refuses_nonsense() -> None:
