@@ -28,7 +28,7 @@ from autofit_vllm.checkpoint.draft import (
 from autofit_vllm.command.flags import AUTO_LENGTH
 from autofit_vllm.command.settings import VllmSettings, parse_command
 from autofit_vllm.command.versions import OMNI
-from autofit_vllm.config.devices import select_devices
+from autofit_vllm.config.devices import across_nodes, select_devices
 from autofit_vllm.config.engine import EngineConfig, Gpu
 from autofit_vllm.config.resolve import resolve
 from autofit_vllm.memory.kv import plan_kv
@@ -100,7 +100,7 @@ class VllmBackend(Backend):
         if request.engine_version is not None:
             settings = dataclasses.replace(settings, version=_version(request.engine_version))
         vllm_model = read_vllm_model(model, settings)
-        devices = () if is_cpu_build(settings, machine) else select_devices(machine, settings, request.device)
+        devices = () if is_cpu_build(settings, machine) else _devices(machine, settings, request.device)
         evaluation = self._evaluate(settings, vllm_model, model, devices, margins, stated)
         if stated is not None and evaluation.refusal is not None:
             raise evaluation.refusal
@@ -132,7 +132,7 @@ class VllmBackend(Backend):
         if draft is None and draft_reference(settings) is not None:
             vllm_model = dataclasses.replace(vllm_model, draft=None)  # what drafts is not known
         vllm_model = attach(vllm_model, draft)
-        n_gpus = None if stated is not None else len(devices)
+        n_gpus = None if stated is not None else len(devices) // settings.nnodes
         config = resolve(settings, vllm_model, gpu, quantization=quantization, n_gpus=n_gpus)
         if isinstance(stated, tuple) and len(stated) != config.parallel.pp:
             raise UsageError(f"available_kv_bytes has {len(stated)} values for {config.parallel.pp} pipeline stages")
@@ -168,7 +168,7 @@ class VllmBackend(Backend):
         vllm_model = read_vllm_model(model, settings)
         _check_options(request, settings)
         cpu = is_cpu_build(settings, machine)
-        devices = () if cpu else select_devices(machine, settings, request.device)
+        devices = () if cpu else _devices(machine, settings, request.device)
         quantization = read_quantisation(vllm_model, model, settings, gpu_of(devices))
         draft = _draft_of(model, settings, gpu_of(devices))
         vllm_model = attach(vllm_model, draft)
@@ -216,6 +216,11 @@ def _kv_bytes(stated: Any) -> int | tuple[int, ...] | None:
             f"available_kv_bytes is bytes, or a list of them with one per pipeline stage, not {stated!r:.60}"
         )
     return each if isinstance(stated, (list, tuple)) else each[0]
+
+
+def _devices(machine: Machine, settings: VllmSettings, wanted: Sequence[str]) -> tuple[Device, ...]:
+    """The GPUs of all nodes, of which each is like this machine."""
+    return across_nodes(select_devices(machine, settings, wanted), settings.nnodes)
 
 
 def _directory_of(reference: str) -> str:

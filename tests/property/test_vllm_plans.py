@@ -64,6 +64,7 @@ def problems(draw: st.DrawFn, *, with_pins: bool = True) -> Problem:
     wishes: dict[str, Any] = {
         "context": draw(st.sampled_from([None, 0, 4096, 32768])),
         "parallel": draw(st.sampled_from([None, 1, 5])),
+        "fill": draw(st.sampled_from(["mean", "full"])),
         "prefer": draw(st.sampled_from(["speed", "context", "throughput", "quality"])),
         "kv": draw(st.sampled_from([None, "auto"])),
     }
@@ -97,8 +98,8 @@ def test_never_over_budget_and_never_altered(asked: Problem) -> None:
     capacity = best.evaluation.capacity
     assert capacity is not None
     if asked.request.parallel and not asked.settings.pins("max_model_len"):
-        held = best.evaluation.kv.blocks_per_request(best.length) * asked.request.parallel
-        assert held < capacity.n_blocks
+        full = asked.request.parallel if asked.request.fill == "full" else 1
+        assert best.evaluation.kv.blocks_per_request(best.length) * full < capacity.n_blocks
     report = plan.engine_report
     assert again.max_num_seqs == report["max_num_seqs"]
     assert again.max_num_batched_tokens == report["max_num_batched_tokens"]

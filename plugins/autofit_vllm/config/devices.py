@@ -52,6 +52,14 @@ def select_devices(machine: Machine, settings: VllmSettings, wanted: Sequence[st
     return tuple(devices)
 
 
+def across_nodes(devices: Sequence[Device], n_nodes: int) -> tuple[Device, ...]:
+    """The devices of `--nnodes` machines like this one, node by node."""
+    others = (
+        dataclasses.replace(device, id=f"node{node}/{device.id}") for node in range(1, n_nodes) for device in devices
+    )
+    return (*devices, *others)
+
+
 def _within(device: Device, machine: Machine) -> Device:
     """A device that draws on main memory has no more than is available there
     (utils/mem_utils.py:MemorySnapshot.measure)."""

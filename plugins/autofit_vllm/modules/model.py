@@ -47,7 +47,8 @@ class Parallel:
     expert_parallel: bool = False
     redundant_experts: int = 0
     layer_partition: tuple[int, ...] | None = None  #: `VLLM_PP_LAYER_PARTITION`
-    vision_data_parallel: bool = False  #: `--mm-encoder-tp-mode data`
+    vision_data_parallel: bool = False
+    nnodes: int = 1  #: machines like this one, each with an equal part of the ranks  #: `--mm-encoder-tp-mode data`
 
     @property
     def spreads_tokens(self) -> bool:

@@ -158,7 +158,8 @@ def ranks_of(devices: Sequence[Device], config: EngineConfig, margins: Sequence[
     """Devices in rank order (DP x PP x PCP x TP), as vLLM numbers them."""
     parallel = config.parallel
     per_stage = parallel.tp * parallel.pcp
-    devices = devices[: parallel.world_size * parallel.dp]
+    per_node, local = parallel.world_size * parallel.dp // parallel.nnodes, len(devices) // parallel.nnodes
+    devices = [device for node in range(parallel.nnodes) for device in devices[node * local :][:per_node]]
     n_sharing = len({device.id for device in devices if device.pool == HOST_POOL})
     ranks = []
     for index, device in enumerate(devices):
@@ -217,9 +218,11 @@ def evaluate(
     )
     host = host_use(
         settings,
-        n_ranks=len(ranks),
+        n_ranks=len(ranks) // config.parallel.nnodes,
         # one rank per stage is what an offload counts
-        pinned_bytes=offload.host_bytes * max(1, len(ranks)) // max(1, config.parallel.pp) if offload else 0,
+        pinned_bytes=offload.host_bytes * max(1, len(ranks)) // max(1, config.parallel.pp * config.parallel.nnodes)
+        if offload
+        else 0,
         images=config.images,
         state_bytes=request_state_bytes(model, config),
     )

@@ -1,8 +1,11 @@
 """The decision: how to spread the model, and how much context, batch and cache then fit.
 
-Every layout that the model divides over is tried. Within one, settings are relaxed in the order of what
-they cost: fewer tokens per step, fewer sequences, an 8-bit cache where it is allowed, then no CUDA graphs,
-and last experts or layers in main memory. What the user pinned is never touched."""
+Every layout that the model divides over is tried. Within one, the length comes first, at vLLM's smallest default
+batch; larger batches are taken as far as they do not shorten it, smaller ones as far as it takes to reach what was
+wished. Then come an 8-bit cache, no CUDA graphs, and last experts or layers in main memory. What the user pinned is
+never touched.
+
+The cache is paged: `--parallel N` are N sequences at a time, not N full contexts. One full context is guaranteed."""
 
 from __future__ import annotations
 
@@ -28,7 +31,8 @@ from autofit_vllm.config.resolve.dtype import supported_dtypes
 from autofit_vllm.config.resolve.parallel import possible_tp
 from autofit_vllm.memory.kv import KvPlan, plan_kv
 from autofit_vllm.memory.offload import Offload, given_offload, movable_bytes, smallest_offload, smallest_prefetch
-from autofit_vllm.modules.model import Parallel, StageWeights, VllmModel
+from autofit_vllm.modules.model import LatentCache, PackedCache, Parallel, StageWeights, VllmModel
+from autofit_vllm.planning.load import Load, blocks_for, load_of, mean_length, sequences_at
 from autofit_vllm.planning.plan import Evaluation, Rank, check_dtype, evaluate, gpu_of, ranks_of, replace_settings
 from autofit_vllm.planning.speed import speed_of
 from autofit_vllm.quantization import NONE, Quantization
@@ -38,10 +42,13 @@ Weigh = Callable[[EngineConfig], tuple[StageWeights, ...]]
 USEFUL_TOKENS = 32768  #: a context that is worth other things; more is taken where it is free
 ENOUGH_TOKENS = 4096  #: below this a plan is taken only when nothing else fits
 HELD_BACK = 0.45  #: of the estimated peak and graphs, when a length is chosen: what logs spread by
+DEFAULT_TOKENS = 16384  #: trained contexts are worth an 8-bit cache up to this
 STEP_TOKENS = (16384, 8192, 4096, 2048, 1024, 512)
+FIRST_STEP, FIRST_SEQUENCES = 2048, 256  #: vLLM's defaults on cards below 70 GiB
 SEQUENCES = (1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 FEW_SEQUENCES = 16  #: fewer are taken only when nothing else fits
 GOOD_ENOUGH = 0.8  #: of the longest length there is: then other things count
+KERNEL_HEADS = 64  #: that kernels of sparse latent attention fill a rank's heads up to (mla/flashmla_sparse.py)
 LENGTH_STEP = 256  #: solved lengths are multiples of this
 LOSSY_KV = "fp8"
 MAX_PIPELINE = 8
@@ -74,11 +81,24 @@ class Problem:
             default, _ = batch_defaults(gpu)
             if seqs > max(default, whole):
                 settings = dataclasses.replace(settings, max_num_batched_tokens=seqs)
-        return resolve(settings, self.model, gpu, quantization=self.quantization, n_gpus=len(self.devices))
+        return resolve(
+            settings, self.model, gpu, quantization=self.quantization, n_gpus=len(self.devices) // settings.nnodes
+        )
 
     def slices_experts(self, tp: int) -> bool:
-        """Whether tensor parallelism may cut through each expert."""
-        return self.model.moe_intermediate_size % tp == 0
+        """Whether tensor parallelism may cut through each expert, and its quantization's blocks stay whole."""
+        block = getattr(getattr(self.quantization, "scheme", None), "block", None)
+        size = block[0] if isinstance(block, tuple) and block else 1
+        return self.model.moe_intermediate_size % (tp * size) == 0
+
+    def pads_heads(self, tp: int) -> bool:
+        """Whether kernels compute more heads than a rank has."""
+        sparse = any(
+            (isinstance(cache, LatentCache) and cache.sparse)
+            or (isinstance(cache, PackedCache) and cache.backend.startswith("FLASHMLA_SPARSE"))
+            for cache in self.model.caches
+        )
+        return sparse and (self.model.n_heads // tp) % KERNEL_HEADS != 0
 
     @cached_property
     def roofline(self) -> Roofline:
@@ -94,6 +114,13 @@ class Problem:
     @property
     def n_parallel(self) -> int:
         return self.request.parallel or 1
+
+    @property
+    def wished(self) -> int:
+        """The length with which a lossless cache is kept: what was asked for, or a moderate one."""
+        goal, least = self.lengths
+        asked = self.request.context or self.request.min_context
+        return max(least, min(goal, asked or DEFAULT_TOKENS))
 
     @property
     def n_slots(self) -> int | None:
@@ -124,12 +151,26 @@ class Candidate:
     evaluation: Evaluation
     values: Mapping[str, Any]  #: settings by name, in the order in which they are printed
     length: int  #: tokens of one sequence; 0 when nothing fits
-    speed: Speed | None = None
-    total_speed: float = 0.0  #: tokens per second of all sequences together
+    served: float = 0.0  #: part of the sequences wished that the cache holds at their average length, at most 1
+    speed: Speed | None = None  #: of one sequence alone
+    load: Load | None = None  #: as many sequences as are served at a time
+    late: str | None = None  #: the wish for speed that is not met
 
     @property
     def fits(self) -> bool:
+        return self.holds and self.late is None
+
+    @property
+    def holds(self) -> bool:
+        """Whether it starts, however fast."""
         return self.length > 0 and self.evaluation.fits
+
+    @property
+    def total_speed(self) -> float:
+        """Tokens per second of all sequences together."""
+        if self.load is None:
+            return 0.0
+        return self.load.total_tokens_per_s or float(self.load.n_sequences)
 
     @property
     def parallel(self) -> Parallel:
@@ -153,10 +194,10 @@ def solve(problem: Problem) -> tuple[Candidate, list[Candidate]]:
         EngineRefusalError: vLLM would refuse what the user pinned, whatever is chosen beside it.
     """
     found, refusals = _search(problem, eager=False)
-    worth = min(problem.target, ENOUGH_TOKENS)
+    worth = max(problem.lengths[1], min(problem.target, ENOUGH_TOKENS))
 
     def enough_fits() -> bool:
-        return any(candidate.fits and candidate.length >= worth for candidate in found)
+        return any(candidate.holds and candidate.length >= worth for candidate in found)
 
     if not enough_fits() and any(map(_graphs_decide, found)):
         eager, _ = _search(problem, eager=True)
@@ -166,10 +207,35 @@ def solve(problem: Problem) -> tuple[Candidate, list[Candidate]]:
     if not found:
         raise refusals[0]
     found = [_timed(candidate, problem) for candidate in found]
-    longest = max((candidate.length for candidate in found if candidate.fits), default=0)
+    longest = max((candidate.length for candidate in found if candidate.holds), default=0)
     enough = int(GOOD_ENOUGH * min(longest, problem.target))
     best = max(found, key=lambda candidate: _score(candidate, problem, enough))
-    return best, [candidate for candidate in found if candidate is not best]
+    return _no_slower(problem, best), [candidate for candidate in found if candidate is not best]
+
+
+def _no_slower(problem: Problem, best: Candidate) -> Candidate:
+    """No more sequences than decode at the wished rate, where nobody said how many."""
+    pinned = problem.n_slots is not None or problem.settings.pins("max_num_seqs")
+    if problem.request.min_tps is None or pinned or not best.fits or best.load is None:
+        return best
+    config = best.evaluation.config
+    seqs = max(1, best.load.n_sequences // config.parallel.dp)
+    if seqs >= config.max_num_seqs:
+        return best
+    base = dataclasses.replace(_base_of(problem, best), offload=best.evaluation.offload)
+    fewer = _timed(base.candidate(config.max_num_batched_tokens, seqs, limit=best.length), problem)
+    return fewer if fewer.fits and fewer.length >= best.length else best
+
+
+def _base_of(problem: Problem, candidate: Candidate) -> _Base:
+    """What a candidate was made from, without its batch."""
+    kept = (*_LAYOUT_VALUES, "kv_cache_dtype", "enforce_eager")
+    values = {name: value for name, value in candidate.values.items() if name in kept}
+    evaluation = candidate.evaluation
+    partition = evaluation.settings.env.get(PARTITION)
+    devices = tuple(rank.device for rank in evaluation.ranks)
+    env = {} if partition is None or PARTITION in problem.settings.env else {PARTITION: partition}
+    return _Base.of(problem, Layout(values=values, devices=devices, world_size=len(devices), env=env), values)
 
 
 def _graphs_decide(candidate: Candidate) -> bool:
@@ -197,9 +263,20 @@ def _search(problem: Problem, *, eager: bool) -> tuple[list[Candidate], list[Eng
                     refusals.append(refusal)
                     continue
                 found.append(candidate)
-                if candidate.fits and candidate.length >= problem.target:
+                if candidate.holds and candidate.length >= problem.target and layout is not family[-1]:
+                    found += _on_all(problem, family[-1], values)
                     break
     return found, refusals
+
+
+def _on_all(problem: Problem, layout: Layout, values: Mapping[str, Any]) -> list[Candidate]:
+    """The layout that takes every GPU, where fewer would do: what leaving some out means is known then."""
+    if layout.world_size != len(problem.devices):
+        return []
+    try:
+        return [best_of_layout(problem, layout, {**layout.values, **values})]
+    except EngineRefusalError:
+        return []
 
 
 # -- Layouts ---------------------------------------------------------------------------------------
@@ -211,38 +288,50 @@ def layouts(problem: Problem) -> Iterator[list[Layout]]:
     if n == 0:
         yield [Layout(values={}, devices=(), world_size=1)]
         return
-    heads = [tp for tp in possible_tp(model) if tp <= n]
+    nodes = settings.nnodes
+    heads = [tp for tp in possible_tp(model) if tp <= n // nodes]
     for tp in _pinned(settings, "tensor_parallel_size", heads):
         most = min(n // tp, MAX_PIPELINE, max(model.n_layers, 1)) if model.supports_pipeline else 1
         stages = _pinned(settings, "pipeline_parallel_size", range(1, max(1, most) + 1))
-        for replicas in _pinned(settings, "data_parallel_size", _replicas(problem)):
+        for replicas in _pinned(settings, "data_parallel_size", _replicas(problem, tp)):
             for expert in _pinned(settings, "enable_expert_parallel", _expert_parallel(problem, tp, replicas)):
                 for dcp in _pinned(settings, "decode_context_parallel_size", _context_parallel(problem, tp)):
                     family = []
                     for pp in stages:
                         dp = replicas or n // (tp * pp)
-                        if replicas or dp > 1:
+                        if (replicas or dp > 1) and _spans(tp * pp * dp, tp, nodes):
                             layout = _layout(problem, tp=tp, pp=pp, dp=dp, expert=expert, dcp=dcp)
                             family += [layout, *_uneven(problem, layout, tp=tp, pp=pp, dp=dp)]
                     yield family
+
+
+def _spans(world_size: int, tp: int, nodes: int) -> bool:
+    """Whether each node has an equal part of the ranks, and tensor parallel ones are within a node."""
+    return nodes == 1 or (world_size % nodes == 0 and world_size // nodes % tp == 0)
 
 
 def _pinned(settings: VllmSettings, name: str, options: Sequence[Any]) -> Sequence[Any]:
     return (getattr(settings, name),) if settings.pins(name) else options
 
 
-def _replicas(problem: Problem) -> list[int]:
-    """Replicas multiply throughput and nothing else; 0 stands for as many as there are GPUs for."""
-    return [1, 0] if problem.request.prefer == "throughput" else [1]
+def _replicas(problem: Problem, tp: int) -> list[int]:
+    """Replicas multiply throughput; of a mixture of experts they share the experts, so that attention whose heads would
+    be padded, and whose cache would be the same on every GPU, is better replicated. 0 stands for as many as there are
+    GPUs for."""
+    whole = problem.model.is_moe and not problem.pads_heads(tp) and problem.pads_heads(len(problem.devices))
+    return [1, 0] if problem.request.prefer == "throughput" or whole else [1]
 
 
 def _expert_parallel(problem: Problem, tp: int, replicas: int) -> list[bool]:
-    """Whole experts per rank: where slices of them do not divide, or replicas share them."""
+    """Whole experts per rank where replicas share them, or where slices would cut the blocks of a quantization, which
+    costs no byte as long as they divide among the ranks."""
     if not problem.model.is_moe or tp * (replicas or len(problem.devices)) == 1:
         return [False]
     if replicas != 1:
         return [True]
-    return [False] if problem.slices_experts(tp) else [True]
+    if problem.slices_experts(tp):
+        return [False]
+    return [True] if problem.model.n_experts % tp == 0 else [True, False]
 
 
 def _context_parallel(problem: Problem, tp: int) -> list[int]:
@@ -273,7 +362,7 @@ def _layout(problem: Problem, *, tp: int, pp: int, dp: int, expert: bool, dcp: i
         values["decode_context_parallel_size"] = dcp
     world = tp * pp * dp
     devices = problem.devices
-    if not problem.settings.pins("device_ids") and world <= len(devices):
+    if not problem.settings.pins("device_ids") and world <= len(devices) and problem.settings.nnodes == 1:
         devices = _roomiest(devices, world)
         ids = [(problem.visible or problem.devices).index(device) for device in devices]
         if ids != list(range(world)):
@@ -316,11 +405,9 @@ def kv_dtypes(problem: Problem) -> list[str | None]:
     if problem.settings.pins("kv_cache_dtype"):
         return [None]
     wish = problem.request.kv
-    if wish is None:
-        return [None]
-    if wish == "auto":
+    if wish in (None, "auto"):
         return [None] if problem.request.prefer == "quality" else [None, LOSSY_KV]
-    return [{"f16": "float16", "bf16": "bfloat16"}.get(wish, wish)]
+    return [{"f16": "float16", "bf16": "bfloat16"}.get(wish or "", wish)]
 
 
 # -- One layout ------------------------------------------------------------------------------------
@@ -332,33 +419,53 @@ def best_of_layout(problem: Problem, layout: Layout, values: Mapping[str, Any]) 
     Raises:
         EngineRefusalError
     """
-    return _best(problem, _Base.of(problem, layout, values), problem.target)
+    # with a longer context than is useful, sequences would be longer on average, and fewer at a time
+    cap = problem.target if problem.request.prefer == "throughput" else None
+    return _best(problem, _Base.of(problem, layout, values), problem.target, cap=cap)
 
 
-def _best(problem: Problem, base: _Base, target: int) -> Candidate:
-    steps = list(_ladder(problem, base))
-    best = base.candidate(*steps[-1])
-    if not best.fits:
-        return best
-    found: Candidate | None = None
-    for tokens, seqs in steps[:-1]:
-        if seqs < FEW_SEQUENCES and problem.n_slots is None and found is not None and found.fits:
+def _best(problem: Problem, base: _Base, target: int, *, cap: int | None = None) -> Candidate:
+    """The longest length at the first batch, then the largest batch that keeps it; where the target is not reached, the
+    first of the smaller ones that reaches it. `cap` bounds the length."""
+    smaller, larger = _batches(problem, base)
+    first = base.candidate(*smaller[0], limit=cap)
+    if _reaches(first, target):
+        for tokens, seqs in larger:
+            candidate = base.candidate(tokens, seqs, limit=first.length)
+            if candidate.holds and candidate.length >= first.length and candidate.served >= first.served:
+                return candidate
+        return first
+    found = first
+    limit = target if cap is None else min(target, cap)
+    for tokens, seqs in smaller[1:]:
+        if seqs < FEW_SEQUENCES and problem.n_slots is None and found.holds:
             break
-        candidate = base.candidate(tokens, seqs)
-        if candidate.fits and candidate.length >= target:
+        candidate = base.candidate(tokens, seqs, limit=limit)
+        if _reaches(candidate, target):
             return candidate
-        if found is None or _better(candidate, found):
+        if _better(candidate, found):
             found = candidate
-    return best if found is None or not found.fits else found
+    return found
+
+
+def _reaches(candidate: Candidate, target: int) -> bool:
+    return candidate.holds and candidate.length >= target and candidate.served >= 1.0
 
 
 def _better(one: Candidate, other: Candidate) -> bool:
-    """Longer by enough to be worth the smaller steps that it costs."""
-    if one.fits != other.fits:
-        return one.fits
-    if not one.fits:
+    if one.holds != other.holds:
+        return one.holds
+    if not one.holds:
         return one.evaluation.shortfall_bytes < other.evaluation.shortfall_bytes
-    return one.length > max(other.length * 1.05, other.length + LENGTH_STEP)
+    return (one.length, one.served) > (other.length, other.served)
+
+
+def _batches(problem: Problem, base: _Base) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Batches from vLLM's smallest default downwards, and those above it from the largest."""
+    steps = list(_ladder(problem, base))
+    tokens, seqs = max(FIRST_STEP, steps[-1][0]), max(FIRST_SEQUENCES, steps[-1][1])
+    larger = [step for step in steps if step[0] > tokens or step[1] > seqs]
+    return [step for step in steps if step not in larger], larger
 
 
 def _ladder(problem: Problem, base: _Base) -> Iterator[tuple[int, int]]:
@@ -436,33 +543,46 @@ class _Base:
             offload=given_offload(settings, weights),
         )
 
-    def candidate(self, tokens: int, seqs: int) -> Candidate:
-        """The longest length at this batch, with every setting written out."""
+    def candidate(self, tokens: int, seqs: int, *, limit: int | None = None) -> Candidate:
+        """The longest length at this batch, up to a limit, with every setting written out."""
         goal, least = self.problem.lengths
+        goal = max(least, min(goal, limit or goal))
         evaluation = self.evaluate(tokens, seqs, goal)
-        n_parallel = self.problem.n_parallel
-        length = self.longest(evaluation, goal, n_parallel)
+        length = self.longest(evaluation, goal)
         if evaluation.capacity is not None and not self.settings.pins("max_num_seqs"):
             seqs = self._capture_limit(evaluation, seqs)
         if length < max(least, 1):
             length = 0
         shown = length or max(least, min(goal, ENOUGH_TOKENS))
         evaluation = self.evaluate(tokens, seqs, shown, held_back=0.0 if length else HELD_BACK)
-        return Candidate(evaluation=evaluation, values=self._printed(evaluation), length=length)
+        served = min(1.0, sequences_at(evaluation, mean_length(shown, self.problem.request)) / self.problem.n_parallel)
+        return Candidate(evaluation=evaluation, values=self._printed(evaluation), length=length, served=served)
 
-    def longest(self, evaluation: Evaluation, goal: int, n_parallel: int) -> int:
-        """Tokens that `n_parallel` sequences may hold each."""
+    def longest(self, evaluation: Evaluation, goal: int) -> int:
+        """Tokens of a full context, the other sequences at their average; of a full context alone where that was
+        wished, or nothing useful would be left."""
+        request, n = self.problem.request, self.problem.n_parallel
         if self.settings.pins("max_model_len"):
             wanted = evaluation.config.max_model_len
             if evaluation.config.auto_length:
                 return evaluation.kv.longest(evaluation.available_bytes, wanted)
-            return wanted if _holds(evaluation, wanted, n_parallel) else 0
-        if _holds(evaluation, goal, n_parallel):
+            return wanted if _holds(evaluation, wanted, n if request.fill == "full" else 1, wanted) else 0
+        together = self._longest(evaluation, goal, n)
+        least = max(self.problem.lengths[1], min(goal, ENOUGH_TOKENS))
+        if n == 1 or request.fill == "full" or together >= least:
+            return together
+        return min(least, self._longest(evaluation, goal, 1))
+
+    def _longest(self, evaluation: Evaluation, goal: int, n_sequences: int) -> int:
+        def holds(length: int) -> bool:
+            return _holds(evaluation, length, n_sequences, mean_length(length, self.problem.request))
+
+        if holds(goal):
             return goal
         low, high, best = 1, goal, 0
         while low <= high:
             middle = (low + high) // 2
-            if _holds(evaluation, middle, n_parallel):
+            if holds(middle):
                 best, low = middle, middle + 1
             else:
                 high = middle - 1
@@ -529,10 +649,11 @@ def _with(problem: Problem, layout: Layout, values: Mapping[str, Any], **more: A
     return dataclasses.replace(settings, env={**settings.env, **layout.env}) if layout.env else settings
 
 
-def _holds(evaluation: Evaluation, length: int, n_parallel: int) -> bool:
-    """Whether so many sequences of this length have blocks, beside the null block, on every stage."""
+def _holds(evaluation: Evaluation, length: int, n_sequences: int, mean_tokens: int) -> bool:
+    """Whether one sequence of this length and the others at the average have blocks, beside the null block, on every
+    stage."""
     kv = evaluation.kv
-    needed = kv.blocks_per_request(length) * n_parallel + 1
+    needed = blocks_for(kv, length, n_sequences, mean_tokens)
     have = [
         available // per_block
         for available, per_block in zip(evaluation.available_bytes, kv.bytes_per_block, strict=True)
@@ -560,15 +681,12 @@ def _offloaded(problem: Problem, found: Sequence[Candidate]) -> list[Candidate]:
     for candidate in found:
         if candidate.values.get("enforce_eager"):
             continue
-        values = {k: v for k, v in candidate.values.items() if k in _LAYOUT_VALUES or k == "kv_cache_dtype"}
-        devices = tuple(rank.device for rank in candidate.evaluation.ranks)
-        layout = Layout(values=values, devices=devices, world_size=len(devices))
-        base = _Base.of(problem, layout, values)
+        base = _base_of(problem, candidate)
         for length in sorted(lengths):
             for moved in _ways(problem, base, length, params):
                 pinned = moved.host_bytes * candidate.parallel.tp * candidate.parallel.dp
                 if not available or pinned + candidate.evaluation.host_bytes <= available:
-                    result.append(_best(problem, dataclasses.replace(base, offload=moved), length))
+                    result.append(_best(problem, dataclasses.replace(base, offload=moved), length, cap=length))
     return result
 
 
@@ -576,8 +694,10 @@ def _ways(problem: Problem, base: _Base, length: int, params: tuple[str, ...]) -
     """The least of each kind of offload with which a moderate load of this length fits."""
     sequences = max(OFFLOAD_SEQUENCES, problem.n_parallel)
     wanted = base.evaluate(max(OFFLOAD_STEP_TOKENS, sequences), sequences, length)
+    mean = mean_length(length, problem.request)
+    needed = blocks_for(wanted.kv, length, problem.n_parallel, mean)
     lacking = tuple(
-        (wanted.kv.blocks_per_request(length) * problem.n_parallel + 1) * per_block - have
+        needed * per_block - have
         for per_block, have in zip(wanted.kv.bytes_per_block, wanted.available_bytes, strict=True)
     )
     for way in (smallest_offload, smallest_prefetch):
@@ -602,38 +722,67 @@ _LAYOUT_VALUES = frozenset(
 
 
 def _timed(candidate: Candidate, problem: Problem) -> Candidate:
-    """With the speed of one sequence, and of as many as the cache holds."""
-    if not candidate.fits:
+    """With the speed of one sequence alone, of as many as are served at a time, and whether that is fast enough."""
+    if not candidate.holds:
         return candidate
-    evaluation = candidate.evaluation
-    one = speed_of(evaluation, problem.roofline, n_sequences=problem.n_parallel)
-    assert evaluation.capacity is not None
-    fill = min(candidate.length, USEFUL_TOKENS // 8)
-    slots = max(1, min(evaluation.config.max_num_seqs, evaluation.capacity.n_tokens // max(fill, 1)))
-    many = speed_of(evaluation, problem.roofline, n_sequences=slots, n_filled=fill)
-    total = many.decode_tokens_per_s * slots * candidate.parallel.dp if many else float(slots)
-    return dataclasses.replace(candidate, speed=one, total_speed=total)
+    request = problem.request
+    one = speed_of(candidate.evaluation, problem.roofline)
+    mean = mean_length(candidate.length, request)
+    load = load_of(candidate.evaluation, problem.roofline, mean, min_tps=request.min_tps)
+    return dataclasses.replace(candidate, speed=one, load=load, late=_late(candidate, problem, one, load))
+
+
+def _late(candidate: Candidate, problem: Problem, one: Speed | None, load: Load) -> str | None:
+    """Which wish for speed is not met, and by how much."""
+    request = problem.request
+    together = min(problem.n_parallel, sequences_at(candidate.evaluation, load.mean_tokens))
+    if request.min_tps is not None and one is not None:
+        rate = one.decode_tokens_per_s
+        if together > 1:
+            many = speed_of(candidate.evaluation, problem.roofline, n_sequences=together, n_filled=load.mean_tokens)
+            rate = many.decode_tokens_per_s if many else rate
+        if rate < request.min_tps:
+            each = f" each with {together} sequences" if together > 1 else ""
+            return f"--min-tps {request.min_tps:g} is not reached: ~{rate:.3g} tokens/s{each}"
+    if request.max_ttft is not None and one is not None and one.prefill_tokens_per_s:
+        seconds = candidate.length / one.prefill_tokens_per_s
+        if seconds > request.max_ttft:
+            prompt = f"a prompt of {candidate.length} tokens"
+            return f"--max-ttft {request.max_ttft:g} is not reached: ~{seconds:.3g} s until the first token of {prompt}"
+    return None
 
 
 def _score(candidate: Candidate, problem: Problem, enough: int) -> tuple[float, ...]:
     """Larger is better. A plan that fits beats all that do not; a length of `enough` comes before speed."""
     if not candidate.fits:
-        return (0.0, -float(candidate.evaluation.shortfall_bytes))
-    lossy = candidate.values.get("kv_cache_dtype") == LOSSY_KV and problem.request.kv == "auto"
-    lossless = 0.0 if lossy else 1.0
+        lacking = 0.0 if candidate.holds else -float(candidate.evaluation.shortfall_bytes)
+        return (0.0, float(candidate.holds), lacking, _rate(candidate))
+    lossless = (
+        0.0 if candidate.values.get("kv_cache_dtype") == LOSSY_KV and problem.request.kv in (None, "auto") else 1.0
+    )
     eager = 0.0 if candidate.values.get("enforce_eager") else 1.0
-    rate = candidate.speed.decode_tokens_per_s if candidate.speed else 0.0
-    stages = -float(candidate.parallel.pp)  # stages wait for each other: they add room, not speed
+    parallel = candidate.parallel
+    stages = -float(parallel.pp)  # stages wait for each other: they add room, not speed
+    # heads that are padded are computed and thrown away; of replicas each has the whole cache
+    whole = -float(problem.pads_heads(parallel.tp)) - (parallel.tp if parallel.dp > 1 else 0) / 1000
     fewer = -float(len(candidate.evaluation.ranks))
     length, useful = float(candidate.length), float(min(candidate.length, enough))
     prefer = problem.request.prefer
+    # without a word on the cache's type, 8 bits are taken only where nothing else holds what was wished
+    wished = candidate.length >= min(problem.wished, enough) and candidate.served >= 1.0
+    kept = (float(wished), lossless) if problem.request.kv is None else ()
+    rate = _rate(candidate)
     if prefer == "context":
-        return (1.0, length, lossless, eager, stages, rate, fewer)
+        return (1.0, *kept, length, candidate.served, lossless, eager, whole, stages, rate, fewer)
     if prefer == "throughput":
-        return (1.0, useful, eager, candidate.total_speed, lossless, length, fewer)
+        return (1.0, *kept, useful, candidate.served, eager, candidate.total_speed, lossless, length, fewer)
     if prefer == "quality":
-        return (1.0, lossless, useful, eager, stages, rate, length, fewer)
-    return (1.0, useful, eager, lossless, stages, rate, length, fewer)
+        return (1.0, lossless, useful, candidate.served, eager, whole, stages, rate, length, fewer)
+    return (1.0, *kept, useful, candidate.served, eager, lossless, whole, stages, rate, length, fewer)
+
+
+def _rate(candidate: Candidate) -> float:
+    return candidate.speed.decode_tokens_per_s if candidate.speed else 0.0
 
 
 # -- What it would take ----------------------------------------------------------------------------
@@ -661,7 +810,8 @@ def gpus_needed(problem: Problem, length: int, limit: int = 64) -> Parallel | No
             layout = Layout(values=values, devices=many.devices, world_size=world)
             try:
                 base = _Base.of(many, layout, values)
-                candidate = base.candidate(max(OFFLOAD_STEP_TOKENS, sequences), sequences)
+                tokens = max(OFFLOAD_STEP_TOKENS, sequences, problem.settings.max_num_seqs or 0)
+                candidate = base.candidate(tokens, sequences)
                 if candidate.fits and candidate.length >= min(length, problem.lengths[0]):
                     return base.config.parallel
             except EngineRefusalError:

@@ -43,18 +43,17 @@ def storage_type(quantization: str | None, dtype: str) -> str:
     return {"bfloat16": "BF16", "float16": "F16"}.get(dtype, "F32")
 
 
-def layer_works(evaluation: Evaluation) -> list[LayerWork]:
-    """One entry per decoder layer, and the output stage."""
+def layer_works(evaluation: Evaluation, n_replicas: int = 1) -> list[LayerWork]:
+    """One entry per decoder layer, and the output stage: what the ranks of one replica read and compute. Experts are
+    shared by all replicas, so that the tokens of `n_replicas` choose among those of one."""
     model, config = evaluation.model, evaluation.config
     ranks = config.parallel.tp
     stages = evaluation.weights
-    # A rank's shard times the ranks: what one token reads on all of them together.
-    expert_shards = ranks * config.parallel.dp
     total = sum(
         stage.parameter_bytes - stage.expert_bytes - stage.embedding_bytes - stage.tower_bytes for stage in stages
     )
     dense = ranks * max(0, total)
-    experts = expert_shards * sum(stage.expert_bytes for stage in stages)
+    experts = ranks * sum(stage.expert_bytes for stage in stages)
     n = max(1, model.n_layers)
     kind = storage_type(config.quantization, config.dtype)
     token = _cache_bytes(evaluation)
@@ -68,7 +67,7 @@ def layer_works(evaluation: Evaluation) -> list[LayerWork]:
                 dense=(Read(kind, dense // n, _elements(kind, dense // n)),),
                 experts=(Read(kind, experts // n, _elements(kind, experts // n)),) if experts else (),
                 n_experts=model.n_experts,
-                n_experts_used=model.n_experts_per_token,
+                n_experts_used=min(model.n_experts, model.n_experts_per_token * n_replicas),
                 cache_token_bytes=cache,
                 cache_is_quantised=config.kv_cache_dtype not in ("auto", "float16", "bfloat16"),
                 window_tokens=window,
@@ -168,12 +167,18 @@ def _slower(rate: float, seconds: float, *, overlaps: bool) -> float:
 
 
 def speed_of(
-    evaluation: Evaluation, roofline: Roofline, *, n_sequences: int = 1, n_filled: int | None = None
+    evaluation: Evaluation,
+    roofline: Roofline,
+    *,
+    n_sequences: int = 1,
+    n_filled: int | None = None,
+    n_replicas: int = 1,
 ) -> Speed | None:
-    """Rates per sequence; `None` where the machine's bandwidth is unknown."""
+    """Rates per sequence, with `n_sequences` in each of `n_replicas` that are busy; `None` where the machine's
+    bandwidth is unknown."""
     if evaluation.config.gpu.cpu or not evaluation.ranks:
         return None
-    placed = list(zip(layer_works(evaluation), places(evaluation), strict=True))
+    placed = list(zip(layer_works(evaluation, n_replicas), places(evaluation), strict=True))
     length = evaluation.capacity.max_model_len if evaluation.capacity else evaluation.config.max_model_len
     speed = roofline.estimate(
         placed,

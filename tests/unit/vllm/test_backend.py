@@ -244,9 +244,9 @@ def test_smaller_cards_take_fewer_layers() -> None:
 
 
 def test_sequences_that_do_not_fit_together() -> None:
-    """One sequence of 32k would start; the wish was for eight of them."""
-    one, eight = plan(QWEN, context="32k"), plan(QWEN, context="32k", parallel="8")
-    assert one.fits
+    """One sequence of 32k would start; the wish was for eight full ones."""
+    one, eight = plan(QWEN, context="32k"), plan(QWEN, context="32k", parallel="8", fill="full")
+    assert one.fits and plan(QWEN, context="32k", parallel="8").fits
     assert not eight.fits
     (finding,) = [finding for finding in eight.findings if finding.code == "does-not-fit"]
     assert "8 sequences of 32768 tokens" in finding.message

@@ -35,6 +35,7 @@ def resolve_parallel(settings: VllmSettings, model: VllmModel, gpu: Gpu, *, n_gp
         redundant_experts=redundant if settings.enable_eplb else 0,
         layer_partition=_layer_partition(settings, model),
         vision_data_parallel=settings.mm_encoder_tp_mode == "data",
+        nnodes=settings.nnodes,
     )
     _check_data_parallel(settings, model)
     _check_nodes(settings, parallel)

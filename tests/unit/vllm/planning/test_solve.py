@@ -50,7 +50,7 @@ def test_every_device_dependent_default_is_written_out() -> None:
 
 def test_a_wished_length_is_kept() -> None:
     assert best(llama_8b(), WEIGHTS, "rtx-4090", context=8192).length == 8192
-    short = best(llama_8b(), WEIGHTS, "rtx-4090", context=120_000, ram="8GiB")
+    short = best(llama_8b(), WEIGHTS, "rtx-4090", context=120_000, kv="bf16", ram="8GiB")
     assert not short.fits
     assert short.evaluation.shortfall_bytes > 0
 
@@ -64,17 +64,53 @@ def test_the_longest_takes_smaller_steps() -> None:
 
 def test_bounds_on_the_length() -> None:
     assert best(llama_8b(), WEIGHTS, "rtx-4090", max_context=4096).length == 4096
-    assert not best(llama_8b(), WEIGHTS, "rtx-4090", min_context=120_000, ram="8GiB").fits
+    assert not best(llama_8b(), WEIGHTS, "rtx-4090", min_context=120_000, kv="bf16", ram="8GiB").fits
 
 
-def test_parallel_sequences_share_the_cache() -> None:
-    one = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=1)
-    four = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=4)
+def test_full_contexts_for_all_sequences_where_they_are_asked_for() -> None:
+    one = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=1, kv="bf16")
+    four = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=4, fill="full", kv="bf16")
     assert four.values["max_num_seqs"] == 4
     assert four.length * 4 <= one.length * 1.05
     kv, capacity = four.evaluation.kv, four.evaluation.capacity
     assert capacity is not None
     assert 4 * kv.blocks_per_request(four.length) < capacity.n_blocks
+
+
+def test_parallel_sequences_share_a_paged_cache() -> None:
+    """A full context, and three of a fourth of it each: 1.75 full ones instead of four."""
+    full = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=4, fill="full", kv="bf16")
+    shared = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=4, kv="bf16")
+    assert shared.length == pytest.approx(full.length * 4 / 1.75, rel=0.03)
+    assert shared.served == 1.0 and shared.load is not None and shared.load.n_sequences == 4
+    short = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=4, mean_tokens=1000, kv="bf16")
+    assert short.length > shared.length
+
+
+def test_sequences_are_served_at_a_time_and_not_reserved() -> None:
+    """64 sequences of 16,384 tokens are 134 GiB of cache; one of them, and as many as there is room for, fit a card."""
+    chosen = best(llama_8b(), WEIGHTS, "rtx-4090", context=16_384, parallel=64)
+    assert chosen.fits and chosen.length == 16_384
+    assert chosen.values["max_num_seqs"] == 64
+    assert not best(llama_8b(), WEIGHTS, "rtx-4090", context=16_384, parallel=64, fill="full", ram="8GiB").fits
+
+
+def test_throughput_under_a_wish_for_speed() -> None:
+    free = best(llama_8b(), WEIGHTS, "h100-80gb", prefer="throughput")
+    held = best(llama_8b(), WEIGHTS, "h100-80gb", prefer="throughput", min_tps=60.0)
+    assert free.load is not None and held.load is not None and held.load.tokens_per_s is not None
+    assert held.load.tokens_per_s >= 60.0 > (free.load.tokens_per_s or 0.0)
+    assert held.values["max_num_seqs"] == held.load.n_sequences < free.load.n_sequences
+    assert held.total_speed < free.total_speed
+
+
+def test_a_wish_for_speed_that_no_plan_meets() -> None:
+    for wish in ({"min_tps": 1000.0}, {"max_ttft": 0.001}):
+        chosen = best(llama_8b(), WEIGHTS, "rtx-4090", **wish)
+        assert chosen.holds and not chosen.fits
+        assert chosen.late is not None and next(iter(wish)).replace("_", "-") in chosen.late
+    two = best(llama_8b(), WEIGHTS, "rtx-4090", "rtx-4090", min_tps=70.0)
+    assert two.fits and two.parallel.tp == 2
 
 
 def test_two_cards_share_what_one_cannot_hold() -> None:
@@ -110,12 +146,15 @@ def test_pins_that_cannot_hold() -> None:
         solve(problem(llama_8b(), WEIGHTS, "rtx-4090", "rtx-4090", "rtx-4090", args=("-tp", "3")))
 
 
-def test_an_8_bit_cache_only_where_it_is_allowed() -> None:
-    assert "kv_cache_dtype" not in best(llama_8b(), WEIGHTS, "rtx-4090", context=70_000).values
-    chosen = best(llama_8b(), WEIGHTS, "rtx-4090", context=70_000, kv="auto")
+def test_an_8_bit_cache_only_where_it_makes_the_wish_fit() -> None:
+    chosen = best(llama_8b(), WEIGHTS, "rtx-4090", context=70_000)
     assert (chosen.fits, chosen.values["kv_cache_dtype"]) == (True, "fp8")
-    relaxed = best(llama_8b(), WEIGHTS, "rtx-4090", context=16_384, kv="auto")
-    assert "kv_cache_dtype" not in relaxed.values, "not where it is not needed"
+    for kv in (None, "auto"):
+        relaxed = best(llama_8b(), WEIGHTS, "rtx-4090", context=16_384, kv=kv)
+        assert "kv_cache_dtype" not in relaxed.values, "not where it is not needed"
+    assert "kv_cache_dtype" not in best(llama_8b(), WEIGHTS, "rtx-4090").values, "not for a longer context by itself"
+    kept = best(llama_8b(), WEIGHTS, "rtx-4090", context=120_000, kv="bf16", ram="8GiB")
+    assert not kept.fits and kept.values["kv_cache_dtype"] == "bfloat16"
     assert best(llama_8b(), WEIGHTS, "rtx-4090", kv="fp8_e5m2").values["kv_cache_dtype"] == "fp8_e5m2"
 
 
@@ -151,7 +190,7 @@ def test_replicas_for_throughput() -> None:
 
 
 def test_context_parallel_where_the_cache_repeats() -> None:
-    chosen = best(deepseek_v3(), 600 * GIB, *["h200"] * 8, prefer="context", parallel=16)
+    chosen = best(deepseek_v3(), 600 * GIB, *["h200"] * 8, prefer="context", parallel=16, fill="full")
     assert chosen.values.get("decode_context_parallel_size") == 8
 
 

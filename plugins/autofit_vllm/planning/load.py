@@ -1,0 +1,65 @@
+"""What runs at the same time in a paged cache: one sequence of the whole length, and how many of an average one."""
+
+from __future__ import annotations
+
+from autofit.domain.request import Request
+from autofit.domain.values import dataclass
+from autofit.speed import Roofline
+
+from autofit_vllm.memory.kv import KvPlan
+from autofit_vllm.planning.plan import Evaluation
+from autofit_vllm.planning.speed import speed_of
+
+MEAN_SHARE = 4  #: a sequence holds this part of the context on average, unless it is said
+
+
+def mean_length(length: int, request: Request) -> int:
+    """Tokens that a sequence of a context of `length` holds on average."""
+    if request.fill == "full":
+        return length
+    return max(1, min(length, request.mean_tokens or -(-length // MEAN_SHARE)))
+
+
+def blocks_for(kv: KvPlan, length: int, n_sequences: int, mean_tokens: int) -> int:
+    """Blocks of one sequence of `length` and of the others at the average, and the null block."""
+    others = (n_sequences - 1) * kv.blocks_per_request(mean_tokens) if n_sequences > 1 else 0
+    return kv.blocks_per_request(length) + others + 1
+
+
+def sequences_at(evaluation: Evaluation, n_tokens: int) -> int:
+    """Sequences of `n_tokens` each that one replica runs at a time."""
+    capacity, most = evaluation.capacity, evaluation.config.max_num_seqs
+    if capacity is None:
+        return 0
+    each = evaluation.kv.blocks_per_request(n_tokens)
+    return min(most, max(0, capacity.n_blocks - 1) // each) if each else most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """All replicas, every sequence at the average length. Rates are `None` where a bandwidth is unknown."""
+
+    mean_tokens: int
+    n_sequences: int
+    tokens_per_s: float | None  #: of each sequence
+    total_tokens_per_s: float | None
+
+
+def load_of(evaluation: Evaluation, roofline: Roofline, mean_tokens: int, *, min_tps: float | None = None) -> Load:
+    """The most sequences that run at a time, or as many as decode at `min_tps` each (one, if not even that does)."""
+    replicas = evaluation.config.parallel.dp
+    most = sequences_at(evaluation, mean_tokens)
+
+    def rate(n: int) -> float | None:
+        speed = speed_of(evaluation, roofline, n_sequences=n, n_filled=mean_tokens, n_replicas=replicas)
+        return None if speed is None else speed.decode_tokens_per_s
+
+    each = rate(most) if most else None
+    if min_tps is not None and each is not None and each < min_tps:
+        low, high = 1, most  # more sequences never decode faster each
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if (rate(middle) or 0.0) >= min_tps else (low, middle - 1)
+        most, each = low, rate(low)
+    total = None if each is None else each * most * replicas
+    return Load(mean_tokens=mean_tokens, n_sequences=most * replicas, tokens_per_s=each, total_tokens_per_s=total)
