@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from autofit.backend import Backend, ParsedCommand
 from autofit.domain.machine import Device, Machine
 from autofit.domain.model import ModelSpec
-from autofit.domain.plan import Finding, Plan
+from autofit.domain.plan import Finding, Plan, Speed
 from autofit.domain.request import NOTHING_ASKED, Margin, Request
 from autofit.domain.text import printable
-from autofit.errors import UsageError
+from autofit.errors import EngineRefusalError, UsageError
 
 from autofit_vllm.checkpoint.draft import (
     DraftModel,
@@ -43,6 +43,9 @@ from autofit_vllm.planning.plan import (
     ranks_of,
 )
 from autofit_vllm.quantization import Quantization, quantization_for
+
+if TYPE_CHECKING:
+    from autofit_vllm.planning.load import Load
 
 CPU_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"  #: GiB of KV cache in main memory
 SERVE = ("vllm", "serve")
@@ -100,20 +103,51 @@ class VllmBackend(Backend):
         if request.engine_version is not None:
             settings = dataclasses.replace(settings, version=_version(request.engine_version))
         vllm_model = read_vllm_model(model, settings)
-        devices = () if is_cpu_build(settings, machine) else _devices(machine, settings, request.device)
+        machine, devices = _on_nodes(machine, settings, request.device)
         evaluation = self._evaluate(settings, vllm_model, model, devices, margins, stated)
         if stated is not None and evaluation.refusal is not None:
             raise evaluation.refusal
         argv = (*(command.program or SERVE), *settings.args)
-        return build_plan(
+        speed, load = _rates(evaluation, machine, request)
+        near = self._nearest(evaluation, settings, vllm_model, model, devices, margins)
+        if near and evaluation.refusal is not None:  # what it says of a shorter context is not the cheapest change
+            evaluation = dataclasses.replace(evaluation, refusal=EngineRefusalError(str(evaluation.refusal)))
+        plan = build_plan(
             evaluation,
             machine,
             argv=argv,
             env={name: settings.env[name] for name in sorted(settings.env) if name.startswith("VLLM_")},
             kwargs=keyword_arguments(settings, {}, settings.model or model.name),
-            speed=_speed(evaluation, machine),
-            findings=[*_usage_findings(settings, vllm_model), *_draft_findings(settings, model)],
+            speed=speed,
+            findings=[
+                *_capacity_findings(evaluation, load),
+                *near,
+                *_usage_findings(settings, vllm_model),
+                *_draft_findings(settings, model),
+            ],
         )
+        if load is None:
+            return plan
+        return dataclasses.replace(plan, engine_report={**plan.engine_report, **load.report})
+
+    def _nearest(
+        self,
+        evaluation: Evaluation,
+        settings: VllmSettings,
+        vllm_model: VllmModel,
+        model: ModelSpec,
+        devices: Sequence[Device],
+        margins: Sequence[Margin],
+    ) -> list[Finding]:
+        if evaluation.fits or not devices:
+            return []
+        from autofit_vllm.planning.nearest import nearest
+
+        def again(change: Mapping[str, Any]) -> Evaluation:
+            changed = dataclasses.replace(settings, **change)
+            return self._evaluate(changed, vllm_model, model, devices, margins, None, known=evaluation.weights)
+
+        return nearest(evaluation, again)
 
     def _evaluate(
         self,
@@ -123,7 +157,9 @@ class VllmBackend(Backend):
         devices: Sequence[Device],
         margins: Sequence[Margin],
         stated: int | Sequence[int] | None,
+        known: Sequence[StageWeights] = (),
     ) -> Evaluation:
+        """`known` are weights of a command that differs in nothing that they depend on."""
         from autofit_vllm.memory.offload import given_offload
 
         gpu = gpu_of(devices)
@@ -137,7 +173,7 @@ class VllmBackend(Backend):
         if isinstance(stated, tuple) and len(stated) != config.parallel.pp:
             raise UsageError(f"available_kv_bytes has {len(stated)} values for {config.parallel.pp} pipeline stages")
         check_dtype(config.dtype, devices[: config.parallel.world_size * config.parallel.dp])
-        weights = weigh(vllm_model, config, settings, quantization, draft)
+        weights = tuple(known) or weigh(vllm_model, config, settings, quantization, draft)
         kv = plan_kv(vllm_model, config)
         return evaluate(
             settings=settings,
@@ -168,7 +204,8 @@ class VllmBackend(Backend):
         vllm_model = read_vllm_model(model, settings)
         _check_options(request, settings)
         cpu = is_cpu_build(settings, machine)
-        devices = () if cpu else _devices(machine, settings, request.device)
+        visible = () if cpu else select_devices(machine, settings)
+        machine, devices = _on_nodes(machine, settings, request.device)
         quantization = read_quantisation(vllm_model, model, settings, gpu_of(devices))
         draft = _draft_of(model, settings, gpu_of(devices))
         vllm_model = attach(vllm_model, draft)
@@ -186,7 +223,7 @@ class VllmBackend(Backend):
             request=request,
             machine=machine,
             devices=devices,
-            visible=() if cpu else select_devices(machine, settings),
+            visible=visible,
             quantization=quantization,
             weigh=weigh_once,
             vision=_vision(model),
@@ -218,9 +255,13 @@ def _kv_bytes(stated: Any) -> int | tuple[int, ...] | None:
     return each if isinstance(stated, (list, tuple)) else each[0]
 
 
-def _devices(machine: Machine, settings: VllmSettings, wanted: Sequence[str]) -> tuple[Device, ...]:
-    """The GPUs of all nodes, of which each is like this machine."""
-    return across_nodes(select_devices(machine, settings, wanted), settings.nnodes)
+def _on_nodes(machine: Machine, settings: VllmSettings, wanted: Sequence[str]) -> tuple[Machine, tuple[Device, ...]]:
+    """The machine with those of `--nnodes` that are like it, and the GPUs that vLLM will use on all."""
+    if is_cpu_build(settings, machine):
+        return machine, ()
+    local = select_devices(machine, settings, wanted)
+    devices = across_nodes(local, settings.nnodes)
+    return dataclasses.replace(machine, devices=(*machine.devices, *devices[len(local) :])), devices
 
 
 def _directory_of(reference: str) -> str:
@@ -368,14 +409,26 @@ def _vision(model: ModelSpec) -> Mapping[str, object] | None:
     return {**vision, **extra}
 
 
-def _speed(evaluation: Evaluation, machine: Machine) -> Any:
+def _rates(evaluation: Evaluation, machine: Machine, request: Request) -> tuple[Speed | None, Load | None]:
+    """Of one sequence alone, and of as many as run at a time; of a command that fits."""
+    if not evaluation.ranks or not evaluation.fits or evaluation.capacity is None:
+        return None, None
     from autofit.speed import Roofline
 
+    from autofit_vllm.planning.load import load_of, mean_length
     from autofit_vllm.planning.speed import speed_of
 
-    if not evaluation.ranks or not evaluation.fits:
-        return None
-    return speed_of(evaluation, Roofline(machine, engine="vllm", op_offload=None))
+    roofline = Roofline(machine, engine="vllm", op_offload=None)
+    mean = mean_length(evaluation.capacity.max_model_len, request)
+    return speed_of(evaluation, roofline), load_of(evaluation, roofline, mean)
+
+
+def _capacity_findings(evaluation: Evaluation, load: Load | None) -> list[Finding]:
+    if load is None:
+        return []
+    from autofit_vllm.planning.load import capacity_finding
+
+    return capacity_finding(evaluation, load)
 
 
 def _draft_findings(settings: VllmSettings, model: ModelSpec) -> list[Finding]:

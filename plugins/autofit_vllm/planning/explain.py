@@ -10,7 +10,9 @@ from autofit.domain.units import format_bytes
 
 from autofit_vllm.config.resolve.batch import batch_defaults
 from autofit_vllm.memory.kv import KvPlan
+from autofit_vllm.planning.load import blocks_for, capacity_finding, mean_length
 from autofit_vllm.planning.plan import DEFAULT_MARGIN, Evaluation, Rank, build_plan, command, keyword_arguments
+from autofit_vllm.planning.prices import PRICES, nearest_wish, prices
 from autofit_vllm.planning.search import (
     ENOUGH_TOKENS,
     HELD_BACK,
@@ -42,9 +44,19 @@ def explain(
         kwargs=keyword_arguments(problem.settings, _typed(best), reference),
         decisions=decisions(problem, best, others),
         alternatives=alternatives(problem, best, others, program=program, reference=reference),
-        findings=[*findings, *_findings(problem, best, others)],
-        speed=best.speed,
+        findings=[
+            *(capacity_finding(best.evaluation, best.load) if best.load and best.fits else ()),
+            *(prices(problem, best, others) if best.fits else ()),
+            *findings,
+            *_findings(problem, best, others),
+        ],
+        speed=best.speed if best.fits else None,
     )
+    if best.fits and not plan.fits:  # main memory is short: rates and prices are of nothing
+        kept = tuple(found for found in plan.findings if found.code not in PRICES)
+        return replace(plan, speed=None, findings=kept)
+    if best.fits and best.load is not None:
+        plan = replace(plan, engine_report={**plan.engine_report, **best.load.report})
     if best.fits:
         return plan
     # One sequence may start where the wish does not fit. What the engine would say of a utilization that the user
@@ -152,6 +164,8 @@ def _because_layout(problem: Problem, best: Candidate) -> str:
     parallel = best.parallel
     n = len(best.evaluation.ranks)
     if parallel.dp > 1:
+        if problem.pads_heads(n):
+            return f"{parallel.dp} replicas share the experts; {n} ways of dividing the heads would pad them"
         return f"{parallel.dp} replicas on {n} GPUs serve the most sequences"
     if parallel.pp > 1:
         return f"{parallel.pp} stages of {parallel.tp} on {n} GPUs hold what fewer stages do not"
@@ -165,7 +179,10 @@ def _because_length(problem: Problem, best: Candidate) -> str:
     if best.length >= goal:
         return "as wished" if problem.request.context else "the model's own length fits"
     n = problem.n_parallel
-    return f"the longest that {n} sequence{'s' if n > 1 else ''} can hold in the cache that is left"
+    if n == 1:
+        return "the longest that one sequence can hold in the cache that is left"
+    share = "each as long" if problem.request.fill == "full" else "the others at their average length"
+    return f"the longest that one of {n} sequences can hold in the cache that is left, {share}"
 
 
 def _because_sequences(problem: Problem, best: Candidate) -> str:
@@ -212,7 +229,9 @@ def _because_dtype(problem: Problem, best: Candidate) -> str:
 
 
 def _because_kv(problem: Problem, best: Candidate) -> str:
-    return "as wished" if problem.request.kv not in (None, "auto") else "an 8-bit cache was allowed, and it makes room"
+    if problem.request.kv not in (None, "auto"):
+        return "as wished"
+    return "an 8-bit cache makes room for what was wished; --kv bf16 or f16 keeps the model's type"
 
 
 def _because_eager(problem: Problem, best: Candidate) -> str:
@@ -228,7 +247,9 @@ def _because_offload(problem: Problem, best: Candidate) -> str:
 
 
 def _because_experts(problem: Problem, best: Candidate) -> str:
-    return "whole experts per GPU: the least traffic between them"
+    if best.parallel.dp > 1:
+        return "whole experts per GPU: the least traffic between them"
+    return f"slices of {best.parallel.tp} would cut the blocks of the quantization; whole experts cost no byte more"
 
 
 def _because_context_parallel(problem: Problem, best: Candidate) -> str:
@@ -247,7 +268,8 @@ def _next_length(problem: Problem, best: Candidate, others: Sequence[Candidate])
     evaluation = best.evaluation
     kv, n = evaluation.kv, problem.n_parallel
     longer = min(goal, 2 * best.length)
-    lacks = _lacks(evaluation, longer, n)
+    mean = mean_length(longer, problem.request)
+    lacks = _lacks(evaluation, longer, n, mean)
     lacking = max(lacks)
     stage = lacks.index(lacking)
     rank = next((rank for rank in evaluation.ranks if rank.stage == stage), None)
@@ -255,29 +277,31 @@ def _next_length(problem: Problem, best: Candidate, others: Sequence[Candidate])
         value=str(longer),
         pool=rank.device.pool if rank else None,
         shortfall_bytes=lacking,
-        because=f"{n} sequence{'s' if n > 1 else ''} of {longer} tokens need "
-        f"{format_bytes(_needed(kv, longer, n, stage))}",
+        because=f"{n} sequence{'s' if n > 1 else ''} of {longer} tokens "
+        f"{f'at most, {mean} on average, ' if n > 1 and mean < longer else ''}"
+        f"need{'' if n > 1 else 's'} {format_bytes(_needed(kv, longer, n, stage, mean))}",
     )
 
 
-def _lacks(evaluation: Evaluation, length: int, n_parallel: int) -> list[int]:
+def _lacks(evaluation: Evaluation, length: int, n_parallel: int, mean_tokens: int) -> list[int]:
     """What each stage lacks for so many sequences, with what is held back for estimates that come out higher."""
     return [
-        _needed(evaluation.kv, length, n_parallel, stage)
+        _needed(evaluation.kv, length, n_parallel, stage, mean_tokens)
         + int(HELD_BACK * (budget.peak.n_bytes + budget.graphs.n_bytes))
         - have
         for stage, (budget, have) in enumerate(zip(evaluation.budgets, evaluation.available_bytes, strict=True))
     ]
 
 
-def _needed(kv: KvPlan, length: int, n_parallel: int, stage: int) -> int:
-    return (kv.blocks_per_request(length) * n_parallel + 1) * kv.bytes_per_block[stage]
+def _needed(kv: KvPlan, length: int, n_parallel: int, stage: int, mean_tokens: int) -> int:
+    return blocks_for(kv, length, n_parallel, mean_tokens) * kv.bytes_per_block[stage]
 
 
 def _room(evaluation: Evaluation, rank: Rank, n_parallel: int) -> int:
     """What a rank has beside so many sequences of the shown length."""
     beside = sum(item.n_bytes for item in evaluation.budget_of(rank).items)
-    needed = _needed(evaluation.kv, evaluation.config.max_model_len, n_parallel, rank.stage)
+    length = evaluation.config.max_model_len
+    needed = _needed(evaluation.kv, length, n_parallel, rank.stage, length)
     return rank.free_bytes - beside - needed
 
 
@@ -344,9 +368,12 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
     """What is missing when nothing fits, and what would be enough."""
     if best.fits:
         return []
+    if best.late is not None:
+        return [Finding(severity="error", code="too-slow", message=best.late)]
     evaluation = best.evaluation
     n, length = problem.n_parallel, evaluation.config.max_model_len
-    lacks = _lacks(evaluation, length, n)
+    n = n if problem.request.fill == "full" else 1
+    lacks = _lacks(evaluation, length, n, length)
     if max(lacks) <= 0 and (evaluation.shortfall_bytes > 0 or evaluation.overrun_bytes):
         return []  # a pinned budget does not fit what is free, which is told already
     shortfall = max(evaluation.shortfall_bytes, *lacks)
@@ -357,6 +384,7 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
     if fullest is not None and fullest.margin_asked and fullest.margin_bytes:
         message += f" beside the margin of {format_bytes(fullest.margin_bytes)}"
     found = [Finding(severity="error", code="does-not-fit", message=message)]
+    found += nearest_wish(problem, best)
     room = _room(evaluation, fullest, n) if fullest is not None and fullest.margin_asked else 0
     if room > 0:
         message = f"a --margin of at most {format_bytes(room)} leaves enough for {load}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from autofit.domain.plan import Finding
 from autofit.domain.request import Request
+from autofit.domain.units import format_rate
 from autofit.domain.values import dataclass
 from autofit.speed import Roofline
 
@@ -41,8 +43,18 @@ class Load:
 
     mean_tokens: int
     n_sequences: int
+    n_slots: int  #: of all replicas (`--max-num-seqs`)
     tokens_per_s: float | None  #: of each sequence
     total_tokens_per_s: float | None
+
+    @property
+    def report(self) -> dict[str, object]:
+        """For the engine's report."""
+        return {
+            "mean_tokens": self.mean_tokens,
+            "sequences_at_mean": self.n_sequences,
+            "total_tokens_per_s": None if self.total_tokens_per_s is None else round(self.total_tokens_per_s, 1),
+        }
 
 
 def load_of(evaluation: Evaluation, roofline: Roofline, mean_tokens: int, *, min_tps: float | None = None) -> Load:
@@ -62,4 +74,27 @@ def load_of(evaluation: Evaluation, roofline: Roofline, mean_tokens: int, *, min
             low, high = (middle, high) if (rate(middle) or 0.0) >= min_tps else (low, middle - 1)
         most, each = low, rate(low)
     total = None if each is None else each * most * replicas
-    return Load(mean_tokens=mean_tokens, n_sequences=most * replicas, tokens_per_s=each, total_tokens_per_s=total)
+    return Load(
+        mean_tokens=mean_tokens,
+        n_sequences=most * replicas,
+        n_slots=evaluation.config.max_num_seqs * replicas,
+        tokens_per_s=each,
+        total_tokens_per_s=total,
+    )
+
+
+def capacity_finding(evaluation: Evaluation, load: Load) -> list[Finding]:
+    """Tokens of cache, full contexts, sequences at their average length and what they decode together."""
+    capacity, replicas = evaluation.capacity, evaluation.config.parallel.dp
+    if capacity is None or not capacity.n_tokens:
+        return []
+    each = f" on each of {replicas} replicas" if replicas > 1 else ""
+    message = f"KV cache {capacity.n_tokens:,} tokens{each}: {capacity.max_concurrency:.2f} full contexts"
+    mean = f"at {load.mean_tokens:,} tokens on average"
+    if load.n_sequences < load.n_slots:
+        message += f"; {load.n_sequences:,} of {load.n_slots:,} sequences at a time {mean}"
+    else:
+        message += f"; all {load.n_slots:,} sequences at a time {mean}"
+    if load.total_tokens_per_s is not None and load.tokens_per_s is not None and load.n_sequences:
+        message += f", ~{format_rate(load.total_tokens_per_s)} tokens/s in all (~{format_rate(load.tokens_per_s)} each)"
+    return [Finding(severity="info", code="kv-capacity", message=message)]

@@ -47,7 +47,6 @@ STEP_TOKENS = (16384, 8192, 4096, 2048, 1024, 512)
 FIRST_STEP, FIRST_SEQUENCES = 2048, 256  #: vLLM's defaults on cards below 70 GiB
 SEQUENCES = (1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 FEW_SEQUENCES = 16  #: fewer are taken only when nothing else fits
-GOOD_ENOUGH = 0.8  #: of the longest length there is: then other things count
 KERNEL_HEADS = 64  #: that kernels of sparse latent attention fill a rank's heads up to (mla/flashmla_sparse.py)
 LENGTH_STEP = 256  #: solved lengths are multiples of this
 LOSSY_KV = "fp8"
@@ -114,6 +113,11 @@ class Problem:
     @property
     def n_parallel(self) -> int:
         return self.request.parallel or 1
+
+    @property
+    def worth(self) -> int:
+        """The length below which graphs go, and weights leave the GPUs."""
+        return max(self.lengths[1], min(self.target, ENOUGH_TOKENS))
 
     @property
     def wished(self) -> int:
@@ -194,7 +198,7 @@ def solve(problem: Problem) -> tuple[Candidate, list[Candidate]]:
         EngineRefusalError: vLLM would refuse what the user pinned, whatever is chosen beside it.
     """
     found, refusals = _search(problem, eager=False)
-    worth = max(problem.lengths[1], min(problem.target, ENOUGH_TOKENS))
+    worth = problem.worth
 
     def enough_fits() -> bool:
         return any(candidate.holds and candidate.length >= worth for candidate in found)
@@ -207,9 +211,7 @@ def solve(problem: Problem) -> tuple[Candidate, list[Candidate]]:
     if not found:
         raise refusals[0]
     found = [_timed(candidate, problem) for candidate in found]
-    longest = max((candidate.length for candidate in found if candidate.holds), default=0)
-    enough = int(GOOD_ENOUGH * min(longest, problem.target))
-    best = max(found, key=lambda candidate: _score(candidate, problem, enough))
+    best = max(found, key=lambda candidate: _score(candidate, problem))
     return _no_slower(problem, best), [candidate for candidate in found if candidate is not best]
 
 
@@ -255,26 +257,38 @@ def _search(problem: Problem, *, eager: bool) -> tuple[list[Candidate], list[Eng
         values: dict[str, Any] = {} if kv_dtype is None else {"kv_cache_dtype": kv_dtype}
         if eager:
             values["enforce_eager"] = True
+        cap = _cap(problem, kv_dtype, eager=eager)
         for family in layouts(problem):
             for layout in family:
                 try:
-                    candidate = best_of_layout(problem, layout, {**layout.values, **values})
+                    candidate = best_of_layout(problem, layout, {**layout.values, **values}, cap=cap)
                 except EngineRefusalError as refusal:
                     refusals.append(refusal)
                     continue
                 found.append(candidate)
                 if candidate.holds and candidate.length >= problem.target and layout is not family[-1]:
-                    found += _on_all(problem, family[-1], values)
+                    found += _on_all(problem, family[-1], values, cap)
                     break
     return found, refusals
 
 
-def _on_all(problem: Problem, layout: Layout, values: Mapping[str, Any]) -> list[Candidate]:
+def _cap(problem: Problem, kv_dtype: str | None, *, eager: bool) -> int | None:
+    """The longest length for which a change that costs something is made: with more memory the length that is reached
+    without it is never shorter."""
+    if eager:
+        return problem.worth
+    chosen = kv_dtype == LOSSY_KV and problem.request.kv in (None, "auto")
+    if chosen:
+        return problem.wished if problem.request.kv is None else problem.target
+    return None
+
+
+def _on_all(problem: Problem, layout: Layout, values: Mapping[str, Any], cap: int | None) -> list[Candidate]:
     """The layout that takes every GPU, where fewer would do: what leaving some out means is known then."""
     if layout.world_size != len(problem.devices):
         return []
     try:
-        return [best_of_layout(problem, layout, {**layout.values, **values})]
+        return [best_of_layout(problem, layout, {**layout.values, **values}, cap=cap)]
     except EngineRefusalError:
         return []
 
@@ -413,15 +427,16 @@ def kv_dtypes(problem: Problem) -> list[str | None]:
 # -- One layout ------------------------------------------------------------------------------------
 
 
-def best_of_layout(problem: Problem, layout: Layout, values: Mapping[str, Any]) -> Candidate:
+def best_of_layout(problem: Problem, layout: Layout, values: Mapping[str, Any], *, cap: int | None = None) -> Candidate:
     """The largest steps and the most sequences with which the target length fits, else the longest length.
 
     Raises:
         EngineRefusalError
     """
     # with a longer context than is useful, sequences would be longer on average, and fewer at a time
-    cap = problem.target if problem.request.prefer == "throughput" else None
-    return _best(problem, _Base.of(problem, layout, values), problem.target, cap=cap)
+    if problem.request.prefer == "throughput":
+        cap = min(cap or problem.target, problem.target)
+    return _best(problem, _Base.of(problem, layout, values), min(problem.target, cap or problem.target), cap=cap)
 
 
 def _best(problem: Problem, base: _Base, target: int, *, cap: int | None = None) -> Candidate:
@@ -674,19 +689,17 @@ def _offloaded(problem: Problem, found: Sequence[Candidate]) -> list[Candidate]:
     if any(device.pool == HOST_POOL for device in problem.devices):
         return []  # what leaves such a GPU stays in the memory that it uses
     available = problem.machine.host.available_bytes or 0
-    goal, least = problem.lengths
-    lengths = {max(least, min(goal, 2 * ENOUGH_TOKENS)), max(least, problem.target)}
     params = ("experts",) if problem.model.is_moe else ()
     result = []
     for candidate in found:
         if candidate.values.get("enforce_eager"):
             continue
         base = _base_of(problem, candidate)
-        for length in sorted(lengths):
-            for moved in _ways(problem, base, length, params):
-                pinned = moved.host_bytes * candidate.parallel.tp * candidate.parallel.dp
-                if not available or pinned + candidate.evaluation.host_bytes <= available:
-                    result.append(_best(problem, dataclasses.replace(base, offload=moved), length, cap=length))
+        for moved in _ways(problem, base, problem.worth, params):
+            pinned = moved.host_bytes * candidate.parallel.tp * candidate.parallel.dp
+            if not available or pinned + candidate.evaluation.host_bytes <= available:
+                moved_base = dataclasses.replace(base, offload=moved)
+                result.append(_best(problem, moved_base, problem.worth, cap=problem.worth))
     return result
 
 
@@ -752,8 +765,9 @@ def _late(candidate: Candidate, problem: Problem, one: Speed | None, load: Load)
     return None
 
 
-def _score(candidate: Candidate, problem: Problem, enough: int) -> tuple[float, ...]:
-    """Larger is better. A plan that fits beats all that do not; a length of `enough` comes before speed."""
+def _score(candidate: Candidate, problem: Problem) -> tuple[float, ...]:
+    """Larger is better. A plan that fits beats all that do not; a useful length comes before speed. What is compared
+    never depends on the other candidates, so that more memory never makes the choice worse."""
     if not candidate.fits:
         lacking = 0.0 if candidate.holds else -float(candidate.evaluation.shortfall_bytes)
         return (0.0, float(candidate.holds), lacking, _rate(candidate))
@@ -763,14 +777,16 @@ def _score(candidate: Candidate, problem: Problem, enough: int) -> tuple[float, 
     eager = 0.0 if candidate.values.get("enforce_eager") else 1.0
     parallel = candidate.parallel
     stages = -float(parallel.pp)  # stages wait for each other: they add room, not speed
-    # heads that are padded are computed and thrown away; of replicas each has the whole cache
-    whole = -float(problem.pads_heads(parallel.tp)) - (parallel.tp if parallel.dp > 1 else 0) / 1000
+    # heads that are padded are computed and thrown away; the fewer ranks a replica has, the fewer copies of the cache
+    whole = -float(problem.pads_heads(parallel.tp)) - (parallel.tp - 1 if parallel.dp > 1 else 0) / 1000
     fewer = -float(len(candidate.evaluation.ranks))
-    length, useful = float(candidate.length), float(min(candidate.length, enough))
+    length, useful = float(candidate.length), float(min(candidate.length, problem.target))
     prefer = problem.request.prefer
     # without a word on the cache's type, 8 bits are taken only where nothing else holds what was wished
-    wished = candidate.length >= min(problem.wished, enough) and candidate.served >= 1.0
-    kept = (float(wished), lossless) if problem.request.kv is None else ()
+    moved = candidate.evaluation.offload
+    on_gpus = -float(sum(moved.moved)) if moved else 0.0
+    wished = float(min(candidate.length, problem.wished))
+    kept = (wished, candidate.served, on_gpus, lossless) if problem.request.kv is None else (wished, on_gpus)
     rate = _rate(candidate)
     if prefer == "context":
         return (1.0, *kept, length, candidate.served, lossless, eager, whole, stages, rate, fewer)
@@ -786,6 +802,17 @@ def _rate(candidate: Candidate) -> float:
 
 
 # -- What it would take ----------------------------------------------------------------------------
+
+
+def longest_plan(problem: Problem) -> Candidate | None:
+    """The best plan of whatever length fits, with all weights on GPUs."""
+    request = dataclasses.replace(problem.request, context=0, min_context=None, min_tps=None, max_ttft=None)
+    free = dataclasses.replace(problem, request=request)
+    if problem.settings.pins("max_model_len"):
+        return None
+    found = [_timed(candidate, free) for candidate in _search(free, eager=False)[0]]
+    fitting = [candidate for candidate in found if candidate.fits and candidate.length >= ENOUGH_TOKENS]
+    return max(fitting, key=lambda candidate: (candidate.length, _rate(candidate)), default=None)
 
 
 def gpus_needed(problem: Problem, length: int, limit: int = 64) -> Parallel | None:

@@ -245,7 +245,7 @@ def test_smaller_cards_take_fewer_layers() -> None:
 
 def test_sequences_that_do_not_fit_together() -> None:
     """One sequence of 32k would start; the wish was for eight full ones."""
-    one, eight = plan(QWEN, context="32k"), plan(QWEN, context="32k", parallel="8", fill="full")
+    one, eight = plan(QWEN, context="32k"), plan(QWEN, context="32k", parallel="8", fill="full", kv="bf16")
     assert one.fits and plan(QWEN, context="32k", parallel="8").fits
     assert not eight.fits
     (finding,) = [finding for finding in eight.findings if finding.code == "does-not-fit"]
@@ -601,7 +601,7 @@ def test_more_sequences_than_a_step_has_tokens() -> None:
 
 
 def test_sequences_that_are_never_together_anywhere() -> None:
-    found = plan(LLAMA, parallel=4096)
+    found = plan(LLAMA, parallel=4096, fill="full", kv="bf16")
     assert not found.fits
     assert any("4096 sequences of 4096 tokens" in finding.message for finding in found.findings)
     assert any("no number of these GPUs" in finding.message for finding in found.findings)

@@ -137,9 +137,11 @@ def test_utilization_leaves_what_others_hold() -> None:
     model = vllm_models.llama_8b()
     found = budget(model, config(model, "4090"))
     total = int(23.52 * GIB)
-    idle = highest_utilization(total_bytes=total, free_bytes=total, budget=found, margin_bytes=0)
-    shared = highest_utilization(total_bytes=total, free_bytes=total - 4 * GIB, budget=found, margin_bytes=0)
-    assert idle - shared == pytest.approx(4 / 23.52, abs=2e-4)
+    free = {"total_bytes": total, "budget": found, "margin_bytes": 0}
+    idle = highest_utilization(free_bytes=total - GIB, **free)  # type: ignore[arg-type]
+    shared = highest_utilization(free_bytes=total - 4 * GIB, **free)  # type: ignore[arg-type]
+    assert idle - shared == pytest.approx(3 / 23.52, abs=2e-4)
+    assert highest_utilization(free_bytes=total, **free) == 0.95  # type: ignore[arg-type]
     assert requested_bytes(total, shared) <= total - 4 * GIB - found.outside_bytes
     assert highest_utilization(total_bytes=total, free_bytes=0, budget=found, margin_bytes=0) == 0.0
 
