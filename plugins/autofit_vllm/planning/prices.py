@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from autofit.domain.plan import Finding
 from autofit.domain.units import format_rate
 
-from autofit_vllm.config.defaults import possible_tp
+from autofit_vllm.config.resolve.parallel import possible_tp
 from autofit_vllm.planning.search import LOSSY_KV, Candidate, Problem, gpus_needed, longest_plan
 
 #: findings that speak of a plan that fits
