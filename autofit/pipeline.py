@@ -257,7 +257,8 @@ def check(
 
     The command may start with assignments, `NAME=value ...`, with `env` before them or not. `environ` holds more
     variables of the engine, which yield to them; those of `settings` yield to both. `options` are `on`, `ram`,
-    `device`, `margin` and `engine_version` as for `plan()`, and measurements that replace the backend's own figures.
+    `device`, `margin` and `engine_version` as for `plan()`, and measurements that replace the backend's own figures. A
+    command that starts and runs short of memory later fits, and its `verdict` says so; with `strict` it does not fit.
 
     Raises:
         UsageError: no backend understands the command. EngineRefusalError: the engine would refuse it.
@@ -296,6 +297,8 @@ def check(
     machine = host().adjust_machine(_checked(machine), backend.name)
     with blamed(backend.name):
         plan = _is_plan(backend.check(command, found, machine, request), backend.name)
+    if plan.verdict == "starts":
+        plan = replace(plan, fits=not stated.get("strict"))
     return _reviewed(replace(plan, env={**assigned, **plan.env}), found, machine)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from autofit.hookspecs import BackendRef, CommandRef
 
 EPILOG = """\
-exit codes: 0 fits · 3 does not fit · 2 usage · 1 other error
+exit codes: 0 fits (check: or starts) · 3 does not fit · 2 usage · 1 other error
 `autofit COMMAND --help` shows the options of a command; docs/cli.md shows them all."""
 
 
@@ -143,10 +143,23 @@ def new_parser(word: str, summary: str) -> argparse.ArgumentParser:
         def error(self, message: str) -> None:  # type: ignore[override]
             from autofit.errors import UsageError
 
-            raise UsageError(f"{word}: {message}", hint=f"see `autofit {word} --help`")
+            raise UsageError(f"{word}: {message}", hint=_hint(self, word, message))
 
     formatter = partial(argparse.HelpFormatter, width=_columns() - 2)  # which alone would load shutil to measure
     return Parser(prog=f"autofit {word}", description=summary, allow_abbrev=False, formatter_class=formatter)
+
+
+def _hint(parser: argparse.ArgumentParser, word: str, message: str) -> str:
+    """What to do about arguments that are not autofit's: the engine's go behind `--`."""
+    _, found, rest = message.partition("unrecognized arguments: ")
+    if not found or not rest.startswith("-") or "-- " not in (parser.usage or ""):
+        return f"see `autofit {word} --help`"
+    from autofit.text.suggest import close_names
+
+    flags = [name for action in parser._actions for name in action.option_strings]
+    close = close_names(rest.split()[0], flags, 1, cutoff=0.8)
+    after = f"flags of the engine go after --: autofit {word} ... -- {rest}"
+    return f"{close} {after}" if close else after
 
 
 def _columns() -> int:

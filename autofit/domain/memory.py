@@ -17,7 +17,8 @@ class MemoryItem:
 
     `exact`: the engine's own arithmetic on exact inputs. `derived`: computed from a bound or a closed form.
     `measured`: seen on this machine or in a cited measurement. `assumed`: a rule of thumb, with its source.
-    `mapped` weights are file-backed pages: they need memory to be fast, but are not allocated.
+    `mapped` weights are file-backed pages: they need memory to be fast, but are not allocated. `when` says what makes
+    memory grow to this after the engine has started (`"a prompt fills a micro-batch"`); empty: it is there from start.
     """
 
     kind: Kind
@@ -26,11 +27,36 @@ class MemoryItem:
     label: str
     source: str = ""
     mapped: bool = False
+    when: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLimit:
+    """What one device may take of a pool that it shares: Metal's working set, a GTT size, a margin kept there.
+
+    `items` are the device's own; those of the pool are among them.
+    """
+
+    id: str
+    name: str
+    limit_bytes: int
+    items: tuple[MemoryItem, ...]
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(item.n_bytes for item in self.items)
+
+    @property
+    def start_bytes(self) -> int:
+        return sum(item.n_bytes for item in self.items if not item.when)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolUse:
-    """What a plan takes of one pool. `budget_bytes` is what it may take: free memory minus the margin."""
+    """What a plan takes of one pool. `budget_bytes` is what it may take: free memory minus the margin.
+
+    `limits` are of devices without memory of their own, which draw on this pool.
+    """
 
     id: str
     name: str
@@ -38,6 +64,7 @@ class PoolUse:
     free_bytes: int | None
     budget_bytes: int | None
     items: tuple[MemoryItem, ...]
+    limits: tuple[DeviceLimit, ...] = ()
 
     def sum_bytes(self, kind: Kind) -> int:
         return sum(item.n_bytes for item in self.items if item.kind == kind)
@@ -48,9 +75,39 @@ class PoolUse:
         return sum(item.n_bytes for item in self.items if item.kind != "reserve")
 
     @property
+    def start_bytes(self) -> int:
+        """What of it is needed before the engine answers anything."""
+        return sum(item.n_bytes for item in self.items if item.kind != "reserve" and not item.when)
+
+    @property
+    def room_bytes(self) -> int | None:
+        """What is left in the pool, or to the device that has least left; negative: it is missing. `None`: unknown."""
+        rooms = [limit.limit_bytes - limit.used_bytes for limit in self.limits]
+        if self.budget_bytes is not None:
+            rooms.append(self.budget_bytes - self.used_bytes)
+        return min(rooms, default=None)
+
+    @property
     def shortfall_bytes(self) -> int:
         """How much is missing; 0 or less when the pool fits, and 0 when its budget is unknown."""
-        return 0 if self.budget_bytes is None else self.used_bytes - self.budget_bytes
+        return -(self.room_bytes or 0)
+
+    @property
+    def start_shortfall_bytes(self) -> int:
+        """How much is missing for the engine to start."""
+        lacks = [limit.start_bytes - limit.limit_bytes for limit in self.limits]
+        if self.budget_bytes is not None:
+            lacks.append(self.start_bytes - self.budget_bytes)
+        return max(lacks, default=0)
+
+    @property
+    def tightest(self) -> PoolUse | DeviceLimit:
+        """The device's limit that is passed furthest, where that lacks more than the pool itself."""
+        own = None if self.budget_bytes is None else self.budget_bytes - self.used_bytes
+        least = min(self.limits, key=lambda limit: limit.limit_bytes - limit.used_bytes, default=None)
+        if least is None or (own is not None and own <= least.limit_bytes - least.used_bytes):
+            return self
+        return least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +119,11 @@ class Memory:
     @property
     def fits(self) -> bool:
         return all(pool.shortfall_bytes <= 0 for pool in self.pools)
+
+    @property
+    def starts(self) -> bool:
+        """Whether what is there from the start fits, whatever memory grows to later."""
+        return all(pool.start_shortfall_bytes <= 0 for pool in self.pools)
 
     def pool(self, pool_id: str) -> PoolUse:
         """The pool of this id.

@@ -13,6 +13,7 @@ Origin = Literal[
     "user", "wrapped command", "environment", "settings file", "preset", "profile", "solved", "engine default"
 ]
 Severity = Literal["info", "warning", "error"]
+Verdict = Literal["fits", "starts", "does not fit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,13 @@ class Plan:
     engine_report: Mapping[str, object] = field(default_factory=dict)
     engine_version: str | None = None
 
+    @property
+    def verdict(self) -> Verdict:
+        """`starts`: the engine answers, and memory runs short when it grows to what a long prompt or a cache takes."""
+        if self.memory.starts and not self.memory.fits:
+            return "starts"
+        return "fits" if self.fits else "does not fit"
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values, schema 1 (`docs/json.md`)."""
         return {
@@ -98,6 +106,7 @@ class Plan:
             "backend": self.backend,
             "engine_version": self.engine_version,
             "fits": self.fits,
+            "verdict": self.verdict,
             "argv": list(self.argv),
             "env": dict(self.env),
             "kwargs": _finite(dict(self.kwargs)),
@@ -109,6 +118,7 @@ class Plan:
                     "free_bytes": pool.free_bytes,
                     "budget_bytes": pool.budget_bytes,
                     "used_bytes": pool.used_bytes,
+                    "start_bytes": pool.start_bytes,
                     **{f"{kind}_bytes": pool.sum_bytes(kind) for kind in KINDS},
                     "items": [
                         {
@@ -117,9 +127,14 @@ class Plan:
                             "bytes": i.n_bytes,
                             "basis": i.basis,
                             "mapped": i.mapped,
+                            "when": i.when,
                             "source": i.source,
                         }
                         for i in pool.items
+                    ],
+                    "limits": [
+                        {"id": one.id, "name": one.name, "limit_bytes": one.limit_bytes, "used_bytes": one.used_bytes}
+                        for one in pool.limits
                     ],
                 }
                 for pool in self.memory.pools

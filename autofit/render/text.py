@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autofit.domain.memory import KINDS, PoolUse
+from autofit.domain.memory import KINDS, DeviceLimit, PoolUse
 from autofit.domain.plan import Finding, NextRejected, Plan, Speed
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate
@@ -17,6 +17,8 @@ def summary(plan: Plan) -> Iterator[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(3)] if rows else []
     for row in rows:
         yield f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip()
+    for pool in plan.memory.pools:
+        yield from (f"  {_limit_row(limit, pool)}" for limit in pool.limits)
     facts = []
     if plan.context_tokens:
         facts.append(f"context {plan.context_tokens:,} tokens")
@@ -100,7 +102,12 @@ def _pool_row(pool: PoolUse) -> tuple[str, str, str, str]:
     return pool.id, printable(pool.name, 40), _room(pool), " · ".join(parts)
 
 
+def _limit_row(limit: DeviceLimit, pool: PoolUse) -> str:
+    used, most = format_bytes(limit.used_bytes), format_bytes(limit.limit_bytes)
+    return f"{limit.id}  {printable(limit.name, 40)}: {used} used of the {most} that it may take of {pool.name}"
+
+
 def _room(pool: PoolUse) -> str:
     if pool.free_bytes is None:
-        return f"{format_bytes(pool.used_bytes)} of an unknown amount"
-    return f"{format_bytes(pool.used_bytes)} of {format_bytes(pool.free_bytes)} free"
+        return f"{format_bytes(pool.used_bytes)} used of an unknown amount"
+    return f"{format_bytes(pool.used_bytes)} used of {format_bytes(pool.free_bytes)} free"

@@ -162,14 +162,16 @@ OPTIONS: tuple[Option, ...] = (
            help="type of the KV cache: auto (a lossy one where it helps) or a name of the engine's"),
     Option(name="preset", metavar="NAME", parse=str, help="start from a named set of options (see profiles/presets)"),
     Option(name="engine_version", metavar="VERSION", parse=str, help="plan for this version of the engine"),
+    Option(name="strict", parse=parse_flag,
+           help="a command that starts, and runs short of memory later, does not fit (exit code 3)"),
     Option(name="force", parse=parse_flag, help="print the command even when it does not fit"),
 )  # fmt: skip
 BY_NAME = {option.name: option for option in OPTIONS}
 
 #: the options that `check` takes: a command says everything else itself
-CHECKED = ("on", "ram", "device", "margin", "engine_version")
+CHECKED = ("on", "ram", "device", "margin", "engine_version", "strict")
 #: the options that the core itself answers; all others are for the backend, which says which it supports
-OWN = frozenset({"on", "ram", "preset", "force"})
+OWN = frozenset({"on", "ram", "preset", "strict", "force"})
 
 Names: TypeAlias = str | int | Sequence[str | int]
 
@@ -186,6 +188,7 @@ class CheckOptions(TypedDict, total=False):
     device: Names | None
     margin: str | int | Sequence[str | int] | tuple[Margin, ...] | None
     engine_version: str | None
+    strict: bool | None
     available_kv_bytes: int | Sequence[int] | None
 
 
@@ -208,4 +211,5 @@ class PlanOptions(TypedDict, total=False):
     kv: str | None
     preset: str | None
     engine_version: str | None
+    strict: bool | None
     force: bool | None

@@ -21,11 +21,10 @@ from autofit_llama.command.reading import Reading, read
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.versions import find_version
 from autofit_llama.engine.vocabulary import KV_TYPES
-from autofit_llama.launch.defaults import Launch, launch_of
+from autofit_llama.launch.defaults import launch_of
 from autofit_llama.launch.findings import findings_of
 from autofit_llama.launch.margins import margins_of
-from autofit_llama.launch.process import run_of
-from autofit_llama.memory.estimate import Estimate, Run, allocated_compute, estimate, size
+from autofit_llama.memory.estimate import Run, allocated_compute, size
 from autofit_llama.model.metadata import overridden
 from autofit_llama.speed.rates import speed_of
 
@@ -91,16 +90,23 @@ class LlamaBackend(Backend):
         model = overridden(model, settings.kv_overrides)
         sized = size(model)
 
-        def measured(given: LlamaSettings) -> tuple[Launch, Run, Estimate]:
-            launch = launch_of(given, reading.program, draft=model.companions.get("draft"))
-            run = run_of(launch, model, machine, sized=sized)
-            return launch, run, estimate(run, machine, [margins[device.id][0] for device in run.devices])
+        # an import that plans do without
+        from autofit_llama.launch.changes import changes_of, chosen_by_engine, fit_report
+        from autofit_llama.launch.effective import Effective, effective
+
+        kept = [(name, margin) for name, (margin, _) in margins.items()]
+
+        def measured(given: LlamaSettings) -> Effective:
+            draft = model.companions.get("draft")
+            launch = launch_of(given, reading.program, draft=draft, version=version)
+            return effective(launch, model, machine, sized, kept)
 
         runs = runs_of(reading)
         tried = [measured(one) for one in runs]
-        shown = min(range(len(runs)), key=lambda i: _room(tried[i][2].memory))
-        launch, run, found = tried[shown]
-        findings += tuple(_several(runs, shown, [one.memory.fits for _, _, one in tried]))
+        shown = min(range(len(runs)), key=lambda i: _room(tried[i].found.memory))
+        one = tried[shown]
+        run, found = one.run, one.found
+        findings += tuple(_several(runs, shown, [one.found.memory.fits for one in tried]))
         return Plan(
             backend=self.name,
             fits=found.memory.fits,
@@ -109,20 +115,16 @@ class LlamaBackend(Backend):
             memory=found.memory,
             speed=speed_of(run, found, machine),
             context_tokens=found.layout.context.n_ctx_seq,
-            findings=(*findings, *findings_of(reading, run, found, fit=_may_fit(launch))),
-            engine_report={**found.report, "allocated_compute_bytes": _allocated(run)},
+            decisions=chosen_by_engine(one),
+            findings=(*findings, *changes_of(one), *findings_of(reading, run, found, fit=False)),
+            engine_report={**found.report, "allocated_compute_bytes": _allocated(run), **fit_report(one)},
             engine_version=version.name,
         )
 
 
-def _may_fit(launch: Launch) -> bool:
-    """Whether the engine may change what is not pinned (common/fit.cpp, which gives up with -sm tensor)."""
-    return launch.fit and launch.is_server and launch.split_mode != "tensor"
-
-
 def _room(memory: Memory) -> float:
     """Bytes of the pool that has least left, negative where it lacks some."""
-    return min((p.budget_bytes - p.used_bytes for p in memory.pools if p.budget_bytes is not None), default=math.inf)
+    return min((p.room_bytes for p in memory.pools if p.room_bytes is not None), default=math.inf)
 
 
 def _several(runs: Sequence[LlamaSettings], shown: int, fits: Sequence[bool]) -> Iterator[Finding]:

@@ -76,6 +76,8 @@ def _settings(reading: Reading) -> LlamaSettings:
             if key in _PARSERS:
                 name, parse = _PARSERS[key]
                 state[name] = parse(flag.value)
+                if key == "ctx-size" and flag.value == 0:
+                    state.pop("fit_ctx", None)  # common/arg.cpp: -c 0 writes over it
             elif key in _SPECIAL:
                 _SPECIAL[key](state, flag)
             elif key in ("mmap", "mlock", "direct-io"):

@@ -13,6 +13,7 @@ from shlex import quote
 
 from autofit.domain.values import dataclass
 from autofit.errors import UsageError
+from autofit.text.suggest import close_names
 
 from autofit_llama.command.options import (
     FALSE_WORDS,
@@ -97,7 +98,7 @@ def read(argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: 
     """Take a command apart: settings files, then variables, then the command line, each in the engine's order.
 
     `env` holds variables by name, and the texts of settings files by path. Flags unknown to every version known here
-    are kept with what follows them, for a newer engine may take them.
+    are kept with what follows them where another version is named, which may take them.
 
     Raises:
         UsageError: a flag or value that this version of the engine refuses.
@@ -221,3 +222,9 @@ def _check_unknown(program: Program, token: str, spelling: str, version: Version
             raise UsageError(f"{program} refuses {spelling}: llama.cpp {version.name} is too old for it")
     if spelling in elsewhere():
         raise UsageError(f"{program} refuses {spelling}: it is a flag of another program of llama.cpp")
+    if not version.has_unknown_flags:
+        hint = close_names(spelling, spellings(program, version), cutoff=0.7) or f"{program} --help lists its flags"
+        raise UsageError(
+            f"{program} refuses {token[:80]!r}: invalid argument in llama.cpp {version.name}",
+            hint=f"{hint}; if a newer build has it, name that: --engine-version b{version.build + 1}",
+        )

@@ -47,6 +47,11 @@ _CHANGES = {
     "kv-unified-per-slot": Change(without=10434, has=10989, source="release notes of 0.4.0"),
     "no-mmap-flags": Change(without=10874, has=10875, source="pull request 28334"),
 }
+#: rules of memory; where it is not known which one a build has, the one that takes more is followed
+_RULES = {
+    "few-outputs": Change(without=9272, has=9849, source="tools/server/server-context.cpp:server_output_limits"),
+    "fit-draft": Change(without=9272, has=NEWEST, source="common/fit.h:common_fit_extra_model"),
+}
 _SETTINGS_FILES = Change(without=9297, has=NEWEST, source="pull request 26118")
 
 #: option -> the change that brought it
@@ -128,13 +133,19 @@ LEGACY = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """A build of llama.cpp, as far as its command line goes."""
+    """A build of llama.cpp, as far as its command line goes; `newer` than is known here, and so with flags unknown."""
 
     build: int
+    newer: bool = False
+
+    @property
+    def has_unknown_flags(self) -> bool:
+        """Whether it may have flags that are not known here: newer ones, or ones that are gone since."""
+        return self.newer or self.build != NEWEST
 
     def has(self, change: str) -> bool:
         """Whether this build surely has it."""
-        return _CHANGES[change].surely_in(self.build)
+        return (_CHANGES.get(change) or _RULES[change]).surely_in(self.build)
 
     def lacks(self, change: str) -> bool:
         """Whether this build surely lacks it."""
@@ -163,6 +174,7 @@ class Version:
 
 
 LATEST = Version(build=NEWEST)
+NEWER = Version(build=NEWEST, newer=True)
 
 _BUILD = r"(?:^|\bb|\bbuild:?\s*|\bversion:?\s*)(\d{3,6})\b"
 _RELEASE = r"\bv?(\d+)\.(\d+)(?:\.(\d+))?"
@@ -188,14 +200,14 @@ def find_version(text: str | None) -> tuple[Version, tuple[Finding, ...]]:
         number = int(release[1]), int(release[2])
         build = NEWEST if number >= (0, 5) else 10989 if number == (0, 4) else 10874
         if number > (0, 5):
-            return LATEST, (_newer(text),)
+            return NEWER, (_newer(text),)
     else:
         raise UsageError(
             f"not a version of llama.cpp: {text[:40]!r}",
             hint="write a build such as b8864, or a release such as 0.5.0",
         )
     if build > NEWEST:
-        return LATEST, (_newer(f"b{build}"),)
+        return NEWER, (_newer(f"b{build}"),)
     version = Version(build=build)
     return version, _uncertain(version)
 

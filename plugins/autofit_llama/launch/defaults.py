@@ -18,6 +18,7 @@ from autofit.errors import EngineRefusalError, UsageError
 from autofit_llama.command.options import Program
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.values import AUTO_LAYERS, POOLING
+from autofit_llama.engine.versions import LATEST, Version
 from autofit_llama.engine.vocabulary import POOLING_NONE, POOLING_UNSPECIFIED, LazyMode, LoadMode, Override, SplitMode
 from autofit_llama.model.context import MAX_SEQUENCES, Context, ContextParams
 from autofit_llama.model.hparams import HParams
@@ -65,7 +66,7 @@ class Draft:
 class Launch:
     """Everything one program asks of the library, with its own defaults filled in.
 
-    `keep_context`: `-c 0` was written, so the engine's `--fit` never makes the context smaller.
+    `keep_context`: `-c 0` was written, and no `--fit-ctx` after it: `--fit` never makes the context smaller.
     """
 
     program: str
@@ -85,6 +86,7 @@ class Launch:
     fit: bool = True
     fit_target_mib: tuple[int, ...] = (1024,)
     fit_ctx: int = 4096
+    fit_counts_draft: bool = True
     keep_context: bool = False
     is_server: bool = False
     cache_ram_mib: int = 8192
@@ -99,14 +101,28 @@ class Launch:
         return self.load_mode in ("mmap", "mmap+mlock") or (self.load_mode == "auto" and devices_map)
 
     @property
+    def fits_itself(self) -> bool:
+        """Whether the program runs `--fit` before it loads (common/common.cpp:common_init_result)."""
+        return self.fit and self.program in (*SERVERS, "llama-completion", "llama-fit-params")
+
+    @property
+    def loads(self) -> bool:
+        """Whether the program goes on with what `--fit` has chosen: llama-fit-params only prints it."""
+        return self.program != "llama-fit-params"
+
+    @property
     def locks_memory(self) -> bool:
         return self.load_mode in ("mlock", "mmap+mlock")
 
 
 def launch_of(
-    settings: LlamaSettings, program: Program | Literal["llama-cpp-python"], *, draft: ModelSpec | None = None
+    settings: LlamaSettings,
+    program: Program | Literal["llama-cpp-python"],
+    *,
+    draft: ModelSpec | None = None,
+    version: Version = LATEST,
 ) -> Launch:
-    """`settings` with everything left open filled in as `program` would.
+    """`settings` with everything left open filled in as `program` of this version would.
 
     `draft` is the draft model where there is one: without `--spec-type` it decides how it is used.
 
@@ -127,10 +143,10 @@ def launch_of(
         if embedding and n_batch > n_ubatch:
             n_batch = n_ubatch
         if _or(settings.n_parallel, -1) < 0:
-            n_parallel, kv_unified = SERVER_SLOTS, True
+            n_parallel, kv_unified = (1, kv_unified) if version.lacks("four-slots") else (SERVER_SLOTS, True)
     if program == "llama-cpp-python" and embedding:
         n_parallel, kv_unified = min(n_batch, MAX_SEQUENCES), True
-    n_ctx = settings.n_ctx or 0
+    n_ctx = _or(settings.n_ctx, 4096 if version.lacks("fit") else 0)
     if settings.n_ctx is None and (settings.kv_unified_per_slot or 0) > 0:
         n_ctx = n_parallel * (settings.kv_unified_per_slot or 0)
     if program == "llama-completion" and 0 < n_ctx < 8:
@@ -143,11 +159,13 @@ def launch_of(
         n_ubatch=n_ubatch,
         n_seq_max=n_parallel if n_parallel >= 0 else n_parallel + (1 << 32),
         n_rs_seq=_or(settings.draft_n_max, 3) if _ROLLS_BACK.intersection(types) else 0,
-        n_outputs_max=_server_outputs(embedding, pooling, n_batch, n_parallel, n_draft) if serves else 0,
+        n_outputs_max=_server_outputs(embedding, pooling, n_batch, n_parallel, n_draft)
+        if serves and version.has("few-outputs")
+        else 0,
         kv_unified=kv_unified,
         type_k=settings.type_k or "f16",
         type_v=settings.type_v or "f16",
-        flash_attn=settings.flash_attn or "auto",
+        flash_attn=settings.flash_attn or ("off" if version.lacks("flash-attn-value") else "auto"),
         swa_full=settings.swa_full or False,
         offload_kqv=_or(settings.kv_offload, True),
         op_offload=_or(settings.op_offload, True),
@@ -159,7 +177,7 @@ def launch_of(
     return Launch(
         program=program,
         context=context,
-        n_gpu_layers=_or(settings.n_gpu_layers, AUTO_LAYERS),
+        n_gpu_layers=_or(settings.n_gpu_layers, 0 if version.lacks("all-layers-by-default") else AUTO_LAYERS),
         split_mode=settings.split_mode or "layer",
         tensor_split=settings.tensor_split or (),
         main_gpu=settings.main_gpu or 0,
@@ -171,10 +189,11 @@ def launch_of(
         repack=_or(settings.repack, True),
         no_host=settings.no_host or False,
         load_mtp=mtp,
-        fit=_or(settings.fit, not bench) and program != "llama-cpp-python",
+        fit=_or(settings.fit, not bench and not version.lacks("fit")) and program != "llama-cpp-python",
         fit_target_mib=settings.fit_target_mib or ((0,) if bench else (1024,)),
         fit_ctx=_or(settings.fit_ctx, 0 if bench else 4096),
-        keep_context=settings.n_ctx == 0,
+        fit_counts_draft=version.has("fit-draft"),
+        keep_context=settings.n_ctx == 0 and settings.fit_ctx is None,
         is_server=serves,
         cache_ram_mib=_or(settings.cache_ram_mib, 8192),
         n_checkpoints=_or(settings.n_checkpoints, 32),

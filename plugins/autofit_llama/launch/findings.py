@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autofit.domain.machine import HOST_POOL
-from autofit.domain.memory import Memory
+from autofit.domain.memory import DeviceLimit, Memory, PoolUse
 from autofit.domain.plan import Finding, Severity
 from autofit.domain.text import printable
 from autofit.domain.units import GIB, MIB, format_bytes
@@ -38,22 +38,44 @@ def findings_of(reading: Reading, run: Run, found: Estimate, *, fit: bool) -> li
 def does_not_fit(memory: Memory) -> Finding:
     """The pool that lacks most, and how much to the byte."""
     worst = max(memory.pools, key=lambda pool: pool.shortfall_bytes)
-    lacks = f"{format_bytes(worst.shortfall_bytes)} ({worst.shortfall_bytes} bytes)"
-    return _finding("error", "does-not-fit", f"does not fit: {worst.id} needs {lacks} more")
+    return _finding("error", "does-not-fit", f"does not fit: {_lacks(worst, worst.shortfall_bytes)}")
+
+
+def _lacks(pool: PoolUse, n_bytes: int) -> str:
+    """Pool and amount, in the words of the summary; a device's own limit where that is what is passed."""
+    amount = f"{format_bytes(n_bytes)} ({n_bytes} bytes) more"
+    tightest, name = pool.tightest, printable(pool.name, 40)
+    if isinstance(tightest, DeviceLimit):
+        device = f"{tightest.id} {printable(tightest.name, 40)}"
+        return f"{device} needs {amount} of the {format_bytes(tightest.limit_bytes)} that it may take of {name}"
+    return f"{pool.id} {name} needs {amount}"
 
 
 def _fitting(reading: Reading, memory: Memory, fit: bool) -> Iterator[Finding]:
     if memory.fits:
         return
-    yield does_not_fit(memory)
+    if memory.starts:
+        yield _runs_short(memory)
+    else:
+        yield does_not_fit(memory)
     host = memory.pool(HOST_POOL)
     mapped = sum(item.n_bytes for item in host.items if item.mapped)
-    if 0 < host.shortfall_bytes <= mapped:
-        message = f"{format_bytes(mapped)} on the host are pages of the file: it would start, and read the disk"
-        yield _finding("warning", "reads-from-disk", f"{message} for every token")
+    if 0 < host.start_shortfall_bytes <= mapped:
+        message = f"{format_bytes(mapped)} of the weights on the host are memory-mapped: the server starts, and reads"
+        yield _finding("warning", "reads-from-disk", f"{message} them from disk for every token")
     if fit:
         message = f"{reading.program}'s own --fit may change what is not pinned; add -fit off to run exactly this"
         yield _finding("info", "engine-fit", message)
+
+
+def _runs_short(memory: Memory) -> Finding:
+    """Memory that is there at start and not when it has grown, and what makes it grow."""
+    worst = max(memory.pools, key=lambda pool: pool.shortfall_bytes)
+    growing = {item.when: item.n_bytes for item in worst.tightest.items if item.when}
+    when = " and ".join(sorted(growing, key=lambda cause: -growing[cause]))
+    amount = f"{format_bytes(worst.shortfall_bytes)} ({worst.shortfall_bytes} bytes)"
+    where = f"{worst.id} {printable(worst.name, 40)}"
+    return _finding("warning", "runs-short", f"starts; {where} runs short by {amount} when {when}")
 
 
 def _sliced(run: Run) -> Iterator[Finding]:
@@ -124,9 +146,9 @@ def _prompt_cache(run: Run, memory: Memory) -> Iterator[Finding]:
             message += f"; --cache-ram {max(left - SPARE_BYTES, 0) // MIB} is what there is room for"
         yield _finding("warning", "unlimited-prompt-cache", message)
     elif left is not None and 0 <= left < limit:
-        message = f"it would start: what lacks is the cache of past prompts, when it has grown to {format_bytes(limit)}"
+        message = f"the cache of past prompts may grow to {format_bytes(limit)}, more than is left for it"
         room = left - SPARE_BYTES if left > SPARE_BYTES + 256 * MIB else 0
-        yield _finding("info", "large-prompt-cache", f"{message}; --cache-ram {room // MIB} fits")
+        yield _finding("info", "large-prompt-cache", f"{message}: --cache-ram {room // MIB} fits")
 
 
 def _context(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:

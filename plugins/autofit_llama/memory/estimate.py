@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
-from autofit.domain.memory import Basis, Kind, Memory, MemoryItem, PoolUse
+from autofit.domain.memory import Basis, DeviceLimit, Kind, Memory, MemoryItem, PoolUse
 from autofit.domain.model import ModelSpec
 from autofit.domain.request import Margin
 from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
 
 from autofit_llama.graph.devices import DeviceRules, device_bytes, rules_for
+from autofit_llama.graph.ggml import HOST
 from autofit_llama.memory import runtime
 from autofit_llama.memory.adapters import control_vector_bytes, lora_bytes, lora_compute_bytes
 from autofit_llama.memory.layout import Arguments, Layout, Sized, lay_out
+from autofit_llama.memory.placement import HOST_PINNED
 from autofit_llama.model.hparams import read_hparams
 
 _RECURRENT_SIDES = frozenset(("r", "s", "ple"))
@@ -115,10 +118,7 @@ def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = (), *, layo
         if run.arguments.sliced:
             hidden = layout.hparams.n_embd
             items[device.id] += runtime.collectives(run.devices, n_tokens=layout.context.n_tokens, n_embd=hidden)
-        dense, experts = _widest_rows(layout, 0 if run.arguments.sliced else i)
-        items[device.id] += runtime.device_transient(
-            device, n_tokens=layout.context.n_tokens, widest_dense_row=dense, widest_expert_rows=experts
-        )
+        items[device.id] += runtime.prompt_scratch(device, _products(layout, 0 if run.arguments.sliced else i, run))
     host += runtime.host_runtime(
         n_vocab=layout.hparams.n_vocab,
         n_output_rows=layout.context.n_outputs_max,
@@ -193,9 +193,11 @@ def _extra_context(
     host: list[MemoryItem],
     label: str,
 ) -> None:
-    """A second context over the same weights: its caches and compute buffers."""
+    """A second context over the same weights: its caches and compute buffers, and what it computes with."""
     basis: Basis = "exact" if layout.is_exact else "derived"
     for i, device in enumerate(devices):
+        if layout.compute.device_bytes[i]:
+            items[device.id] += runtime.second_context(device, label)
         _add(
             items[device.id],
             "cache",
@@ -250,14 +252,19 @@ def _draft_items(draft: Companion, items: Mapping[str, list[MemoryItem]], host: 
 def _projector_items(
     run: Run, rules: Sequence[DeviceRules], items: Mapping[str, list[MemoryItem]], host: list[MemoryItem]
 ) -> None:
+    items.get(run.projector_device, host).extend(projector_items(run, rules))
+
+
+def projector_items(run: Run, rules: Sequence[DeviceRules]) -> tuple[MemoryItem, ...]:
+    """What the projector takes where it is."""
     if run.projector is None:
-        return
+        return ()
     at = next((i for i, device in enumerate(run.devices) if device.id == run.projector_device), None)
     sizes = [
         tensor.n_bytes if at is None else device_bytes(rules[at], tensor.type, tensor.ne[0], tensor.n_bytes)
         for tensor in run.projector.tensors
     ]
-    (host if at is None else items[run.projector_device]).extend(runtime.projector(sizes))
+    return runtime.projector(sizes)
 
 
 def _adapter_items(
@@ -321,19 +328,36 @@ def _checkpoint_items(layout: Layout, server: Server) -> tuple[MemoryItem, ...]:
     )
 
 
-def _widest_rows(layout: Layout, device: int) -> tuple[int, int]:
-    """Input elements of the widest quantised matrix on a device, and of the widest expert input of a token."""
-    dense = experts = 0
+def _products(layout: Layout, device: int, run: Run) -> runtime.Products:
+    """What a context multiplies on a device. Prompts have experts of the host copied to the first one."""
+    hp, context = layout.hparams, layout.context
+    dense = experts = offloaded = largest = 0
     homes = layout.weight_plan.homes
-    n_used = max(layout.hparams.n_expert_used, default=1)
+    n_used = max(hp.n_expert_used, default=1)
+    copies = run.offloads and device == 0
     for weight in layout.weights:
-        if homes.get(weight.name) != device or weight.type in ("f32", "f16", "bf16"):
+        home = homes.get(weight.name)
+        if home != device and not (copies and home in (HOST, HOST_PINNED)):
+            continue
+        if weight.op == "MUL_MAT_ID":
+            largest = max(largest, math.prod(weight.ne))
+        if weight.type in ("f32", "f16", "bf16"):
             continue
         if weight.op == "MUL_MAT":
-            dense = max(dense, weight.ne[0])
-        elif weight.op == "MUL_MAT_ID":
+            dense = max(dense, weight.ne[0] if home == device else 0)
+        elif weight.op == "MUL_MAT_ID" and home == device:
             experts = max(experts, weight.ne[0] * n_used)
-    return dense, experts
+        elif weight.op == "MUL_MAT_ID":
+            offloaded = max(offloaded, weight.ne[0] * n_used)
+    attends = layout.cache_device_bytes[device] > 0 and not layout.compute.flash_attn
+    return runtime.Products(
+        n_tokens=context.n_tokens,
+        dense_row=dense,
+        expert_row=experts,
+        offloaded_expert_row=offloaded,
+        largest_experts=largest,
+        scores=context.n_tokens * context.n_ctx * max(hp.n_head, default=0) if attends else 0,
+    )
 
 
 def _pools(
@@ -342,18 +366,20 @@ def _pools(
 ) -> Memory:  # fmt: skip
     """One pool per device, the host last; devices that draw on the host's memory are part of its pool.
 
-    Such a device may take less than the host has (Metal's working set, a GTT limit): what it lacks, the pool lacks.
+    Such a device may take less than the host has (Metal's working set, a GTT limit).
     """
     pools = []
     shared: list[MemoryItem] = []
-    lacking: list[int] = []
+    limits: list[DeviceLimit] = []
     for i, device in enumerate(devices):
         margin = margins[min(i, len(margins) - 1)].of(device.total_bytes or device.free_bytes or 0) if margins else 0
         reserve = () if margin == 0 else (_reserve(margin),)
+        budget = None if device.free_bytes is None else max(device.free_bytes - margin, 0)
         if device.pool == HOST_POOL:
             shared += (*items[device.id], *reserve)
-            if device.free_bytes is not None:
-                lacking.append(sum(item.n_bytes for item in items[device.id]) + margin - device.free_bytes)
+            if budget is not None:
+                its = tuple(items[device.id])
+                limits.append(DeviceLimit(id=device.id, name=device.name, limit_bytes=budget, items=its))
             continue
         pools.append(
             PoolUse(
@@ -361,25 +387,22 @@ def _pools(
                 name=device.name,
                 total_bytes=device.total_bytes,
                 free_bytes=device.free_bytes,
-                budget_bytes=None if device.free_bytes is None else max(device.free_bytes - margin, 0),
+                budget_bytes=budget,
                 items=(*items[device.id], *reserve),
             )
         )
     free = machine.host.available_bytes
     every = (*shared, *host)
     kept = sum(item.n_bytes for item in every if item.kind == "reserve")
-    budget = None if free is None else max(free - kept, 0)
-    if any(lack > 0 for lack in lacking):
-        used = sum(item.n_bytes for item in every) - kept
-        budget = max(0, used - max(lacking) if budget is None else min(budget, used - max(lacking)))
     pools.append(
         PoolUse(
             id=HOST_POOL,
             name="main memory" if not shared else "unified memory",
             total_bytes=machine.host.total_bytes,
             free_bytes=free,
-            budget_bytes=budget,
+            budget_bytes=None if free is None else max(free - kept, 0),
             items=every,
+            limits=tuple(limits),
         )
     )
     return Memory(pools=tuple(pools))

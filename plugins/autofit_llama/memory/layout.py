@@ -40,6 +40,7 @@ class Arguments:
     overrides: tuple[Override, ...] = ()
     buffer_names: tuple[str, ...] = ()
     by_layer: bool = True  #: -sm layer; otherwise no pipeline
+    pipeline: bool = True  #: several micro-batches in flight where that can be; not after a failed attempt
     sliced: bool = False  #: -sm tensor
     repack: bool = True
     no_host: bool = False
@@ -135,6 +136,7 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
         len(devices) > 1
         and full_offload
         and arguments.by_layer
+        and arguments.pipeline
         and context.offload_kqv
         and not _overrides_any(arguments)
     )

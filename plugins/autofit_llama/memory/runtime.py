@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from autofit.domain.machine import Device
-from autofit.domain.memory import MemoryItem
+from autofit.domain.memory import Basis, MemoryItem
 from autofit.domain.units import MIB, round_up
+from autofit.domain.values import dataclass
 
 CONTEXT_MIB = ((0, 0), (34, 107), (84, 285), (128, 421), (188, 650))
 """Multiprocessors -> CUDA context and modules, which grow with them: RTX 4060 Ti (ggml-org/llama.cpp#23604), A40, RTX
@@ -25,8 +26,31 @@ PROCESS_BYTES = 40 * MIB
 """Resident set of llama-fit-params on header-only models: 29 to 42 MB."""
 MMQ_FIXUP_BYTES = 10 * MIB
 GRAPHS_BYTES = 8 * MIB
+SECOND_POOL_BYTES = 64 * MIB
+"""Pool of a second context at work, a cuBLAS handle's kernels among it: what public runs with draft heads show."""
+OFFLOADED_EXPERT_FACTOR = 9
+"""Half bytes per element of the rows that experts on the host are multiplied with, on the device: 294 MiB grew at
+4096 tokens, 8 of 256 experts and rows of 2048 (ggml-org/llama.cpp#23527)."""
+OFFLOADED_EXPERTS = "294 MiB at -ub 4096, ggml-org/llama.cpp#23527"
+VULKAN_EXPERTS = "1.9 GiB with experts of 2816 x 1408 x 128: twice these in half precision"
+#: what makes memory grow
+FULL_PROMPT = "a prompt fills a micro-batch"
+FULL_PROMPT_CACHE = "the cache of past prompts is full"
+ALL_CHECKPOINTS = "conversations have all their checkpoints"
+AN_IMAGE = "an image is encoded"
 NCCL_FIRST_BYTES, NCCL_MORE_BYTES = 640 * MIB, 205 * MIB
 """Buffers and peer mappings of two ranks, and of each more: two RTX 5090 and eight B200, as vLLM reports them."""
+
+
+def context_bytes(device: Device) -> int:
+    """What the engine's own context takes on a device before anything is loaded; on a remote one it is the server's."""
+    if device.runtime_bytes is not None:
+        return device.runtime_bytes
+    if device.api == "cuda":
+        return _cuda_context(device)[0]
+    if device.api == "rpc":
+        return 0
+    return HIP_CONTEXT_BYTES if device.api == "rocm" else OTHER_CONTEXT_BYTES
 
 
 def device_runtime(device: Device) -> tuple[MemoryItem, ...]:
@@ -35,21 +59,20 @@ def device_runtime(device: Device) -> tuple[MemoryItem, ...]:
     Sources: ggml/src/ggml-cuda/common.cuh:cublas_handle (workspace of 4 MiB, 32 MiB from compute capability 9.0);
     ggml-org/llama.cpp#23604 for the context.
     """
+    context = context_bytes(device)
     if device.runtime_bytes is not None:
         if device.runtime_bytes == 0:
             return ()
-        return (_runtime(device.runtime_bytes, "measured", "context and libraries", "stated for this device"),)
+        return (_runtime(context, "measured", "context and libraries", "stated for this device"),)
     if device.api == "cuda":
-        context, basis, source = _cuda_context(device)
-        blas = 32 * MIB if (device.compute_capability or (0, 0)) >= (9, 0) else 4 * MIB
+        _, basis, source = _cuda_context(device)
         return (
             _runtime(context, basis, "CUDA context and modules", source),
-            _runtime(blas, "derived", "cuBLAS workspace", "ggml-cuda/common.cuh:cublas_handle"),
+            _runtime(_blas_bytes(device), "derived", "cuBLAS workspace", "ggml-cuda/common.cuh:cublas_handle"),
             _runtime(GRAPHS_BYTES, "assumed", "CUDA graphs", "a few MiB per distinct graph"),
         )
     if device.api == "rpc":
         return ()
-    context = HIP_CONTEXT_BYTES if device.api == "rocm" else OTHER_CONTEXT_BYTES
     return (_runtime(context, "assumed", f"{device.api} context", "not verified on this kind of device"),)
 
 
@@ -68,29 +91,74 @@ def _cuda_context(device: Device) -> tuple[int, str, str]:
     return context, "measured" if measured else "assumed", where
 
 
-def device_transient(
-    device: Device, *, n_tokens: int, widest_dense_row: int, widest_expert_rows: int
-) -> tuple[MemoryItem, ...]:
-    """The pool's growth at the first full prompt: activations quantised for MMQ, and its fix-up buffer.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Products:
+    """What one context multiplies on one device in a full micro-batch, as far as its scratch depends on it.
 
-    Args:
-        n_tokens: tokens of a micro-batch.
-        widest_dense_row: elements of the widest input row of a quantised matrix on this device, 0 if none.
-        widest_expert_rows: the same for expert matrices, times the experts used per token.
-
-    Source: ggml/src/ggml-cuda/mmq.cu:ggml_cuda_mul_mat_q (36 bytes per 32 values, rows padded to 512);
-    ggml-cuda.cu:ggml_cuda_pool_vmm (granularity 2 MiB, never shrinks).
+    Rows are elements of the widest input: of a quantized matrix, of experts times those used per token; 0 if there is
+    none. `offloaded_expert_row` is that of experts on the host that are copied to the device, `largest_experts` the
+    elements of the largest tensor of experts, `scores` those of attention without flash attention (tokens x cells x
+    heads).
     """
+
+    n_tokens: int
+    dense_row: int = 0
+    expert_row: int = 0
+    offloaded_expert_row: int = 0
+    largest_experts: int = 0
+    scores: int = 0
+
+
+def prompt_scratch(device: Device, products: Products, label: str = "") -> tuple[MemoryItem, ...]:
+    """A device's growth at the first full prompt. Metal's and RPC's is in their compute buffers, or the server's.
+
+    Sources: ggml-cuda/mmq.cu:ggml_cuda_mul_mat_q (36 bytes per 32 values, rows padded to 512; fix-up of tiles),
+    ggml-cuda.cu:ggml_cuda_mul_mat_cublas_impl (scores in half precision), ggml_cuda_pool_vmm (steps of 2 MiB, never
+    shrinks); ggml-vulkan.cpp:ggml_vk_mul_mat_q_f16 (prealloc_y: the input in half precision).
+    """
+    if device.runtime_bytes == 0:
+        return ()
+    of = f" of the {label}" if label else ""
+    found: list[tuple[int, Basis, str, str]] = []
+    if device.api in {"cuda", "rocm"}:
+        row = max(round_up(products.dense_row, 512), round_up(products.expert_row, 512))
+        n_bytes = products.n_tokens * row * 9 // 8 if row else 0
+        basis: Basis = "derived"
+        source = "ggml-cuda/mmq.cu:ggml_cuda_mul_mat_q"
+        offloaded = products.n_tokens * round_up(products.offloaded_expert_row, 512) * OFFLOADED_EXPERT_FACTOR // 2
+        if offloaded > n_bytes:
+            n_bytes, basis, source = offloaded, "measured", OFFLOADED_EXPERTS
+        if n_bytes:
+            scratch = round_up(n_bytes + MMQ_FIXUP_BYTES, 2 * MIB)
+            found.append((scratch, basis, "matrix multiplication scratch", source))
+        if products.scores:
+            source = "ggml-cuda.cu:ggml_cuda_mul_mat_cublas_impl"
+            found.append(
+                (round_up(2 * products.scores, 2 * MIB), "derived", "attention scores, half precision", source)
+            )
+    if device.api == "vulkan":
+        inputs = 2 * products.n_tokens * max(products.dense_row, products.expert_row, products.offloaded_expert_row)
+        if inputs:
+            found.append((inputs, "derived", "inputs in half precision", "ggml-vulkan.cpp:ggml_vk_mul_mat_q_f16"))
+        if products.largest_experts:
+            found.append((4 * products.largest_experts, "measured", "expert multiplication scratch", VULKAN_EXPERTS))
+    return tuple(
+        MemoryItem(kind="transient", n_bytes=n, basis=basis, label=f"{what}{of}", source=source, when=FULL_PROMPT)
+        for n, basis, what, source in found
+    )
+
+
+def second_context(device: Device, label: str) -> tuple[MemoryItem, ...]:
+    """What another context of the process (a draft model or head) has for itself on a device it computes on."""
     if device.api not in {"cuda", "rocm"} or device.runtime_bytes == 0:
         return ()
-    row = max(round_up(widest_dense_row, 512), round_up(widest_expert_rows, 512))
-    if row == 0:
-        return ()
-    scratch = round_up(n_tokens * row * 9 // 8 + MMQ_FIXUP_BYTES, 2 * MIB)
-    return (
-        MemoryItem(kind="transient", n_bytes=scratch, basis="derived", label="matrix multiplication scratch",
-                   source="ggml-cuda/mmq.cu:ggml_cuda_mul_mat_q"),
-    )  # fmt: skip
+    n_bytes = _blas_bytes(device) + GRAPHS_BYTES + SECOND_POOL_BYTES
+    source = "eight public runs with draft heads, 40 to 130 MiB beyond the buffers"
+    return (_runtime(n_bytes, "measured", f"cuBLAS, graphs and pool of the {label}", source),)
+
+
+def _blas_bytes(device: Device) -> int:
+    return 32 * MIB if (device.compute_capability or (0, 0)) >= (9, 0) else 4 * MIB
 
 
 def collectives(devices: Sequence[Device], *, n_tokens: int, n_embd: int) -> tuple[MemoryItem, ...]:
@@ -106,7 +174,8 @@ def collectives(devices: Sequence[Device], *, n_tokens: int, n_embd: int) -> tup
     return (
         _runtime(nccl, "assumed", "NCCL", "what it was seen to take with vLLM; less in a build without it"),
         MemoryItem(kind="transient", n_bytes=round_up(2 * n_tokens * n_embd, 2 * MIB), basis="derived",
-                   label="sums in half precision", source="ggml-cuda.cu:ggml_backend_cuda_comm_allreduce_nccl"),
+                   label="sums in half precision", source="ggml-cuda.cu:ggml_backend_cuda_comm_allreduce_nccl",
+                   when=FULL_PROMPT),
     )  # fmt: skip
 
 
@@ -133,7 +202,7 @@ def prompt_cache(limit_bytes: int | None) -> tuple[MemoryItem, ...]:
         return ()
     return (
         MemoryItem(kind="transient", n_bytes=limit_bytes, basis="derived", label="prompt cache at its limit",
-                   source="server-task.cpp:server_prompt_cache"),
+                   source="server-task.cpp:server_prompt_cache", when=FULL_PROMPT_CACHE),
     )  # fmt: skip
 
 
@@ -152,7 +221,7 @@ def checkpoints(
     return (
         MemoryItem(kind="transient", n_bytes=state_bytes_per_slot * count * n_slots, basis="derived",
                    label=f"context checkpoints, {count} for each of {n_slots} slots",
-                   source="server-context.cpp:create_checkpoint"),
+                   source="server-context.cpp:create_checkpoint", when=ALL_CHECKPOINTS),
     )  # fmt: skip
 
 
@@ -168,7 +237,7 @@ def projector(device_bytes: Sequence[int]) -> tuple[MemoryItem, ...]:
     return (
         MemoryItem(kind="weights", n_bytes=weights, basis="exact", label="projector", source="tools/mtmd/clip.cpp"),
         MemoryItem(kind="transient", n_bytes=max(1 << 30, weights), basis="assumed", label="projector's encoder pass",
-                   source="a bound: tools/mtmd/clip.cpp:clip_get_mem_usage needs the image size"),
+                   source="a bound: tools/mtmd/clip.cpp:clip_get_mem_usage needs the image size", when=AN_IMAGE),
     )  # fmt: skip
 
 

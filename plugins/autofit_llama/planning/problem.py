@@ -18,9 +18,10 @@ from autofit.speed import LayerWork, Place, Roofline, Step
 
 from autofit_llama.command.options import Program
 from autofit_llama.command.settings import LlamaSettings
+from autofit_llama.engine.versions import LATEST, Version
 from autofit_llama.engine.vocabulary import FlashAttention, Override
 from autofit_llama.graph.devices import DeviceRules, rules_for
-from autofit_llama.launch.defaults import launch_of
+from autofit_llama.launch.defaults import Launch, launch_of
 from autofit_llama.launch.process import engine_devices, run_of
 from autofit_llama.memory.estimate import Estimate, Run, estimate
 from autofit_llama.memory.layout import Layout, Sized
@@ -63,6 +64,7 @@ class LaunchProblem:
     n_parallel: int = 1
     n_busy: int = 1  #: sequences that decode at the same time, where rates are compared
     deep: bool = False
+    version: Version = LATEST
     run: Run = field(init=False)
     names: Mapping[str, str] = field(init=False)  #: device id -> the engine's name
     pool_of: Mapping[str, str] = field(init=False)
@@ -97,8 +99,12 @@ class LaunchProblem:
         self.kind = "experts" if self.sized.hparams.n_expert > 0 else "dense"
 
     def run_of(self, settings: LlamaSettings) -> Run:
-        launch = launch_of(settings, self.program, draft=self.model.companions.get("draft"))
+        launch = self._launch_of(settings)
         return run_of(launch, self.model, self.machine, sized=self.sized)
+
+    def _launch_of(self, settings: LlamaSettings) -> Launch:
+        draft = self.model.companions.get("draft")
+        return launch_of(settings, self.program, draft=draft, version=self.version)
 
     def _engine_devices(self) -> tuple[tuple[str, Device], ...]:
         return engine_devices(self.machine, merged=self.settings.split_mode == "tensor")
@@ -150,7 +156,7 @@ class LaunchProblem:
         return sum(tensor.n_bytes for cache in kept for tensor in cache.tensors)
 
     def _context(self, candidate: Candidate) -> Context:
-        launch = launch_of(self.chosen(candidate), self.program, draft=self.model.companions.get("draft"))
+        launch = self._launch_of(self.chosen(candidate))
         return resolve_context(self.sized.hparams, launch.context)
 
     def _make_tables(self, candidate: Candidate) -> Tables:

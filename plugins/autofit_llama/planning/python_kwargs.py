@@ -91,5 +91,5 @@ def _batch(run: Run, found: Estimate, most: int) -> int:
 
 
 def _spare(found: Estimate, pool: str) -> int:
-    use = found.memory.pool(pool)
-    return 1 << 62 if use.budget_bytes is None else use.budget_bytes - use.used_bytes
+    room = found.memory.pool(pool).room_bytes
+    return 1 << 62 if room is None else room

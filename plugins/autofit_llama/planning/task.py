@@ -70,6 +70,7 @@ class Task:
             n_parallel=self.n_parallel,
             n_busy=self.n_parallel if self.request.prefer == "throughput" else 1,
             deep=self.request.prefer == "context" or self.exact_context is not None,
+            version=pins.version,
         )
         if self.shares_blocks:
             from autofit_llama.planning.tensor_parallel import TensorSearch  # few commands need it
@@ -99,7 +100,7 @@ class Task:
     def goals(self, search: Search) -> Goals:
         request, given, problem = self.request, self.pins.settings, search.problem
         assert isinstance(problem, LaunchProblem)
-        launch = launch_of(self.base, self.pins.reading.program)
+        launch = launch_of(self.base, self.pins.reading.program, version=self.pins.version)
         least, most = self.contexts()
         longest = request.context == 0 and self.exact_context is None
         prefer = "context" if longest else request.prefer
@@ -187,7 +188,7 @@ def task_of(command: Command, model: ModelSpec, machine: Machine, request: Reque
             n_checkpoints=0 if given.n_checkpoints is None else given.n_checkpoints,
             **_pooling(given, sized.hparams, program),
         )
-    slots = launch_of(base, program, draft=model.companions.get("draft")).context.n_seq_max
+    slots = launch_of(base, program, draft=model.companions.get("draft"), version=pins.version).context.n_seq_max
     return Task(
         model=model,
         sized=sized,

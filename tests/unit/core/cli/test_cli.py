@@ -72,7 +72,7 @@ def test_json_is_the_documented_schema() -> None:
 
 def test_the_users_engine_flags_are_kept_exactly() -> None:
     flags = ["-ngl", "20", "--some-new-flag", "x y", "--ctx-size", "4096"]
-    done = autofit("llama", MODEL, "--on", "rtx-3090", "--ram", "64GiB", "--", *flags)
+    done = autofit("llama", MODEL, "--on", "rtx-3090", "--ram", "64GiB", "--engine-version", "b99999", "--", *flags)
     assert done.returncode == 0, done.stderr
     argv = shlex.split(done.stdout)
     at = argv.index("-ngl")

@@ -11,7 +11,7 @@ from autofit_llama.command.flag_table import TABLE
 from autofit_llama.command.options import option
 from autofit_llama.command.reading import Reading, find_program, read, unread_variables
 from autofit_llama.engine.numbers import integer, real
-from autofit_llama.engine.versions import Version
+from autofit_llama.engine.versions import NEWER, Version, find_version
 
 
 def values(reading: Reading) -> list[tuple[str, object]]:
@@ -30,7 +30,7 @@ def test_underscores_in_long_flags_are_dashes() -> None:
 
 
 def test_single_dash_flags_keep_their_underscores() -> None:
-    assert read(["-c_x", "3"]).unknown == ("-c_x", "3")
+    assert read(["-c_x", "3"], version=NEWER).unknown == ("-c_x", "3")
 
 
 def test_negations() -> None:
@@ -82,9 +82,23 @@ def test_refused(argv: list[str], message: str) -> None:
 
 
 def test_unknown_flags_are_kept_in_order_with_what_follows() -> None:
-    reading = read(["--brand-new", "1", "-x", "-c", "512", "--other", "a", "b"])
+    reading = read(["--brand-new", "1", "-x", "-c", "512", "--other", "a", "b"], version=NEWER)
     assert reading.unknown == ("--brand-new", "1", "-x", "--other", "a", "b")
     assert values(reading) == [("ctx-size", 512)]
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"), [("--ctx-sise", "--ctx-size"), ("--batchsize", "--batch-size"), ("--frob", None)]
+)
+def test_a_flag_that_the_newest_build_refuses(flag: str, meant: str | None) -> None:
+    """No build is named: it is the one that is known, and what it does not know it calls an invalid argument."""
+    with pytest.raises(UsageError, match="invalid argument") as raised:
+        read([flag, "4096"])
+    assert raised.value.exit_code == 2
+    assert meant is None or meant in (raised.value.hint or "")
+    assert "--engine-version" in (raised.value.hint or "")
+    for other in (NEWER, find_version("b8864")[0]):  # one that may have it, or may have had it
+        assert read([flag, "4096"], version=other).unknown == (flag, "4096")
 
 
 def test_values_may_look_like_flags() -> None:

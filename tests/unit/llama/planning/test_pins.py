@@ -105,14 +105,14 @@ def test_a_prompt_cache_without_a_limit_takes_nothing_at_first() -> None:
     assert found.memory.pool("host").sum_bytes("transient") == 0
     limit = int(finding(found, "unlimited-prompt-cache").split("--cache-ram ")[-1].split()[0])
     assert check("-c", "4096", "--cache-ram", str(limit), on=small).fits
-    assert not check("-c", "4096", "--cache-ram", str(limit + GIB // MIB + 1), on=small).fits
+    assert not check("-c", "4096", "--cache-ram", str(limit + GIB // MIB + 1), on=small, strict=True).fits
     assert "unlimited-prompt-cache" in codes(plan("--cache-ram", "-1", on=small))
     assert "unlimited-prompt-cache" not in codes(check("--cache-ram", str(limit), on=small))
 
 
 def test_notes_speak_of_the_program_that_runs() -> None:
-    found = autofit.check(["llama-cli", "-m", LLAMA, "-c", "131072"], machine("rtx-3060-12gb"))
-    assert finding(found, "engine-fit").startswith("llama-cli's own --fit")
+    found = autofit.check(["llama-cli", "-m", LLAMA, "-c", "131072", "-ngl", "33"], machine("rtx-3060-12gb"))
+    assert finding(found, "engine-fit-gave-up").startswith("llama-cli's own --fit")
 
 
 def test_llama_bench_shows_the_combination_with_least_room() -> None:
@@ -253,15 +253,22 @@ def test_a_context_that_is_stretched() -> None:
 
 
 def test_a_prompt_cache_that_grows_too_large() -> None:
+    """The server starts: what is short is short once the cache of past prompts is full."""
     small = machine("cpu", ram="8GiB:none")
     found = check("-c", "4096", on=small)
-    assert not found.fits
-    message = finding(found, "large-prompt-cache")
-    assert "when it has grown to 8.00 GiB" in message
-    limit = message.split("--cache-ram ")[1].split()[0]
+    assert found.fits
+    assert found.verdict == "starts"
+    assert "when the cache of past prompts is full" in finding(found, "runs-short")
+    assert not check("-c", "4096", on=small, strict=True).fits
+    limit = finding(found, "large-prompt-cache").split("--cache-ram ")[1].split()[0]
     assert int(limit) > 1024
-    assert check("-c", "4096", "--cache-ram", limit, on=small).fits
-    assert "large-prompt-cache" not in codes(check("-c", "131072", on=small))  # more is lacking than that
+    kept = check("-c", "4096", "--cache-ram", limit, on=small, strict=True)
+    assert kept.fits
+    assert kept.verdict == "fits"
+    more = check("-c", "131072", on=small)  # more is lacking than that
+    assert not more.fits
+    assert more.verdict == "does not fit"
+    assert not {"large-prompt-cache", "runs-short"} & codes(more)
 
 
 def test_a_split_model_is_loaded_by_its_first_part(tmp_path: Path) -> None:
