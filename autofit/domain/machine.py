@@ -34,6 +34,7 @@ class Device:
     reserved_bytes: int | None = None  #: kept by the driver, out of `total_bytes`
     runtime_bytes: int | None = None
     compute_capability: tuple[int, int] | None = None
+    gfx: str | None = None  #: AMD's name of the instruction set: gfx1100
     n_sm: int | None = None  #: streaming multiprocessors (NVIDIA) or compute units (AMD)
     bandwidth_bytes_per_s: int | None = None
     fp16_flops_per_s: int | None = None

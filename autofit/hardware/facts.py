@@ -56,7 +56,7 @@ def enrich(device: Device, variant: str | None = None, pci_id: str | None = None
         return device, {}
     known = {
         name: profile.device_table[name]
-        for name in ("n_sm", "bandwidth_bytes_per_s", "fp16_flops_per_s", "link_bytes_per_s")
+        for name in ("gfx", "n_sm", "bandwidth_bytes_per_s", "fp16_flops_per_s", "link_bytes_per_s")
         if name in profile.device_table and getattr(device, name) is None
     }
     sources = {

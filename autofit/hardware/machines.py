@@ -308,6 +308,7 @@ def _device(
         reserved_bytes=reserved,
         runtime_bytes=table.get("runtime_bytes"),
         compute_capability=None if capability is None else (capability[0], capability[1]),
+        gfx=table.get("gfx"),
         n_sm=table.get("n_sm"),
         bandwidth_bytes_per_s=table.get("bandwidth_bytes_per_s"),
         fp16_flops_per_s=table.get("fp16_flops_per_s"),

@@ -17,6 +17,9 @@ class Efficiency:
     cache, whose kernels unpack a row anew for every head. An expert that gets `expert_tokens` tokens of a
     step reaches half of `flops`: the rest of its tiles is padding.
 
+    `sm_bytes_per_s` is what one multiprocessor or compute unit reads at most, whatever the bandwidth: many of them are
+    needed to keep enough reads in flight. `None` where no card is known to be held up by it.
+
     `kernel_s` is one kernel in a captured graph and `launch_s` one that is launched by itself, as engines
     do in steps of more than one token; `step_s` what a step costs beside its blocks (sampling, launch, the
     server), `hop_s` handing the hidden state to another place. `n` runs stand behind the row: none is a
@@ -34,6 +37,7 @@ class Efficiency:
     launch_s: float
     step_s: float
     hop_s: float
+    sm_bytes_per_s: float | None = None
     n: int = 0
 
 
@@ -47,7 +51,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """All that is fitted. `rows` are by engine and API.
+    """All that is fitted. `rows` are by engine and API, and by generation where one differs: `llama/rocm/rdna4`.
 
     `quant` (of the bandwidth) and `quant_flops` (of the operations) are by `QuantClass`, relative to `super`.
 

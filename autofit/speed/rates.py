@@ -12,7 +12,7 @@ from autofit.speed.efficiency import Efficiency, Table
 from autofit.speed.work import Read, quant_class
 
 Engine = Literal["llama", "vllm"]
-Generation = Literal["ampere", "ada", "blackwell", "other"]
+Generation = Literal["ampere", "ada", "blackwell", "rdna4", "other"]
 
 # Assumed where a machine does not say, and then named: PCIe 4.0 x8, eight cores, and DDR4-3200 in as many
 # channels as processors of so many cores have.
@@ -28,7 +28,8 @@ class Rates:
     """Bytes and operations per second of one place. `assumed` names what the machine did not state."""
 
     __slots__ = (
-        "_flops", "_weights", "assumed", "attention", "cache", "efficiency", "flops", "kernel_s", "launch_s",
+        "_bandwidth", "_flops", "_most", "_quant", "assumed", "attention", "cache", "efficiency", "flops", "kernel_s",
+        "launch_s",
         "link", "vector",
     )  # fmt: skip
 
@@ -40,12 +41,16 @@ class Rates:
         bandwidth: float,
         flops: float | None,
         link: float,
+        n_sm: int | None = None,
         clock: float = 1.0,
         assumed: tuple[str, ...] = (),
     ) -> None:
         nominal = math.inf if flops is None else flops
         self.efficiency = efficiency
-        self._weights = {name: bandwidth * factor for name, factor in table.quant.items()}
+        self._bandwidth = bandwidth
+        self._quant = table.quant
+        each = efficiency.sm_bytes_per_s
+        self._most = math.inf if each is None or n_sm is None else each * n_sm
         self._flops = table.quant_flops
         self.cache = bandwidth * efficiency.cache
         self.flops = nominal * efficiency.flops
@@ -60,9 +65,10 @@ class Rates:
     def knows_flops(self) -> bool:
         return not math.isinf(self.flops)
 
-    def read_seconds(self, reads: tuple[Read, ...]) -> float:
-        """Seconds to read these weights once, were every byte of the bandwidth used."""
-        return math.fsum(read.n_bytes / self._weights[quant_class(read.type)] for read in reads)
+    def read_seconds(self, reads: tuple[Read, ...], fraction: float) -> float:
+        """Seconds to read these weights once at `fraction` of the bandwidth, or as fast as all units together can."""
+        rate = min(self._bandwidth * fraction, self._most)
+        return math.fsum(read.n_bytes / (rate * self._quant[quant_class(read.type)]) for read in reads)
 
     def operations(self, reads: tuple[Read, ...]) -> float:
         """Two per element, as many of the class `super` as take the same time."""
@@ -70,7 +76,9 @@ class Rates:
 
 
 def generation(device: Device) -> Generation:
-    """Which generation's small kernels a device runs: their time follows the clock, not the bandwidth."""
+    """The generation of a device: small kernels follow its clock, and its units what they read at a time."""
+    if device.gfx is not None:
+        return "rdna4" if device.gfx.startswith("gfx12") else "other"
     capability = device.compute_capability
     if device.api != "cuda" or capability is None:
         return "other"
@@ -118,13 +126,14 @@ def device_rates(device: Device, host: Host, engine: Engine, table: Table) -> Ra
         link = device.link_bytes_per_s or ASSUMED_LINK_BYTES_PER_S
         if device.link_bytes_per_s is None:
             assumed = (f"{device.id} linked at {link / 1e9:.0f} GB/s (PCIe 4.0 x8)",)
-    key = f"{engine}/{device.api}"
+    key, made = f"{engine}/{device.api}", generation(device)
     return Rates(
         table,
-        table.rows.get(key, table.rows["default"]),
+        table.rows.get(f"{key}/{made}") or table.rows.get(key, table.rows["default"]),
         bandwidth=bandwidth,
         flops=device.fp16_flops_per_s,
         link=link,
-        clock=table.clock[generation(device)],
+        n_sm=device.n_sm,
+        clock=table.clock.get(made, 1.0),
         assumed=assumed,
     )

@@ -310,7 +310,7 @@ def _part_seconds(rates: Rates, reads: tuple[Read, ...], n_tokens: int, share: f
     efficiency = rates.efficiency
     touched = _touched(n_tokens, share)
     fraction = efficiency.weights if share is None else efficiency.experts
-    reading = rates.read_seconds(reads) * touched / fraction
+    reading = rates.read_seconds(reads, fraction) * touched
     if n_tokens == 1:
         return reading
     n_rows = float(n_tokens) if share is None else n_tokens * share / touched

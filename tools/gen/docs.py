@@ -1,4 +1,4 @@
-"""Write docs/cli.md, docs/hooks.md, docs/architectures.md and docs/vllm-models.md from the code.
+"""Write docs/cli.md, docs/hooks.md, docs/architectures.md, docs/vllm-models.md and docs/hardware.md from the code.
 
 python tools/gen/docs.py          write them
 python tools/gen/docs.py --check  exit 1 if they are not current
@@ -14,7 +14,11 @@ from textwrap import wrap
 
 from autofit import hookspecs
 from autofit.cli.main import EPILOG
+from autofit.domain.ram import MAX_SHARE, SYSTEM_SHARES
+from autofit.domain.units import format_bytes
+from autofit.hardware.catalog import list_profiles
 from autofit.host import Host, resolve
+from autofit.profiles import data_dir
 from autofit.settings.options import OPTIONS
 
 from autofit_llama.graph.registry import BUILDERS
@@ -136,6 +140,61 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.HelpFormatter(prog, width=110)
 
 
+HARDWARE = """\
+# Hardware
+
+Generated from `profiles/hardware` by `tools/gen/docs.py`. `autofit hardware show NAME` prints every figure with its
+source.
+
+## Names
+
+| written | is |
+|---|---|
+| `rtx-3090`, `3090`, `NVIDIA GeForce RTX 3090` | a card of the list below, idle |
+| `rtx-4070-ti:11GiB` | the same with that much free |
+| `2x3060`, `3060*2`, `3090,t4` | several devices |
+| `m3-max-36gb`, `m3-max` with `--ram 36GB`, `m3-max:36GiB` | a machine with the memory it is sold with |
+| `a100-mig-3g.20gb`, `h100-2g.20gb` | a MIG instance: its slices of memory, bandwidth and multiprocessors |
+| `nvidia:8GiB`, `amd:16GiB`, `intel:12GiB` | a card that is not listed, by its size |
+| `generic-cuda:24GiB`, `generic-rpc:24GiB` | that much is free, no overhead at all |
+| `cpu` | no device |
+| `box.toml`, `box.json` | a profile, or what `autofit hardware detect --format json` printed elsewhere |
+
+Of a card that is not listed a driver's reserve and a context are kept; its bandwidth is unknown, and so no rate is
+told.
+
+## Main memory
+
+`--ram 64GB` is main memory as it is sold (64 GiB). The operating system and its desktop keep a share, which the plan
+states: {shares}, and at most an {most}th of main memory. Without a word it is macOS on a Mac, a server on a rented
+machine, a desktop elsewhere. `--ram 64GB:server` (or another word) says which, `--ram 64GiB:60GiB` what is free.
+Beside `generic-*` devices alone all of it is free.
+
+## Profiles
+
+| name | memory | bandwidth, GB/s | devices | figures by |
+|---|---|---|---|---|
+"""
+
+
+def hardware() -> str:
+    """Every profile that ships: what it has, and how well its memory and bandwidth are known."""
+    shares = ", ".join(f"{name} {format_bytes(share) if share else 'nothing'}" for name, share in SYSTEM_SHARES.items())
+    lines = []
+    for profile in (each for each in list_profiles() if each.path.is_relative_to(data_dir())):
+        table = profile.table
+        host = table.get("host", {})
+        sizes = ", ".join(f"{size}" for size in host.get("sizes_gib", ()))
+        total = table.get("memory_total_bytes") or host.get("total_bytes")
+        memory = format_bytes(total) if total else f"{sizes} GB" if sizes else "as stated"
+        rate = table.get("bandwidth_bytes_per_s") or host.get("bandwidth_bytes_per_s")
+        rows = [f"{row.get('count', 1)} x {row.get('profile', row.get('name'))}" for row in table.get("device", ())]
+        bases = sorted({source["basis"] for source in table["source"]})
+        shown = f"{rate / 1e9:.4g}" if rate else ""
+        lines.append(f"| {profile.id} | {memory} | {shown} | {', '.join(rows)} | {', '.join(bases)} |")
+    return HARDWARE.format(shares=shares, most=MAX_SHARE) + "\n".join(lines) + "\n"
+
+
 def main() -> int:
     stale = []
     pages = {
@@ -143,6 +202,7 @@ def main() -> int:
         "hooks.md": hooks(),
         "architectures.md": architectures(),
         "vllm-models.md": vllm_models(),
+        "hardware.md": hardware(),
     }
     for name, text in pages.items():
         path = DOCS / name

@@ -43,6 +43,13 @@ PROFILES: Mapping[str, str] = {
     "RTX 6000 Ada": "rtx-6000-ada",
     "RX 7900 XTX": "rx-7900-xtx",
     "RX 9070 XT": "rx-9070-xt",
+    "RX 7900 GRE": "rx-7900-gre",
+    "RX 6700 XT": "rx-6700-xt",
+    "Radeon AI PRO R9700": "r9700",
+    "Radeon PRO W7900": "w7900",
+    "Radeon 8060S": "strix-halo",
+    "MI50": "mi50-32gb",
+    "GTX 1070": "gtx-1070",
     "Radeon W7800": "w7800",
     "GB10": "gb10",
     "M4 Max": "apple-m4-max",
@@ -390,6 +397,11 @@ SHAPES: Sequence[tuple[str, Callable[[], Shape]]] = (
         lambda: _transformer(48, 2048, 0, 32, 4, 151936, moe=(128, 8, 768, 0), n_norms=4),
     ),
     (r"qwen2\.5(-coder)?-7b", lambda: _transformer(28, 3584, 18944, 28, 4, 152064)),
+    (r"qwen3-14b", lambda: _transformer(40, 5120, 17408, 40, 8, 151936, n_norms=4)),
+    (
+        r"gemma-3-12b",
+        lambda: _transformer(48, 3840, 15360, 16, 8, 262144, dim=256, tied=True, window=_every(6, 1024), n_norms=6),
+    ),
     (r"qwen3-8b", lambda: _transformer(36, 4096, 12288, 32, 8, 151936, n_norms=4)),
     (r"qwen3-1\.7b", lambda: _transformer(28, 2048, 6144, 16, 8, 151936, tied=True, n_norms=4)),
     (r"qwen3-0\.6b", lambda: _transformer(28, 1024, 3072, 16, 8, 151936, tied=True, n_norms=4)),
@@ -542,7 +554,7 @@ def _machine(names: str, cpu: str, n_devices: int, api: str | None) -> Machine |
     found = next((profile for name, profile in PROFILES.items() if name in names), None)
     if found is None:
         return None
-    device = load_machine(found, ram="512GiB").devices[0]
+    device = load_machine(found, ram="512GiB:none").devices[0]
     devices = (
         dataclasses.replace(
             device,
