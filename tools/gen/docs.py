@@ -27,7 +27,7 @@ from autofit_vllm.architectures import choose_architecture
 from autofit_vllm.architectures.config import Config
 from autofit_vllm.architectures.record import architecture_of
 from autofit_vllm.architectures.registry import CLASSES
-from autofit_vllm.quantization import METHODS, NOT_PLANNED
+from autofit_vllm.quantization.methods import METHODS, NOT_PLANNED
 from autofit_vllm.quantization.plugins import OUTSIDE
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -23,7 +23,6 @@ from autofit_vllm.architectures.facts import (
     ssm_dtype,
     uses_mla,
 )
-from autofit_vllm.architectures.families.encoders import classifier
 from autofit_vllm.architectures.record import Architecture
 from autofit_vllm.architectures.registry import DROPPED
 from autofit_vllm.modules.model import Experts, StateCache, VllmModel
@@ -74,6 +73,8 @@ def build_from_config(raw: Mapping[str, Any], options: Options | None = None) ->
     try:
         model_builder(base.name)(builder)
         if conversion == "classify":
+            from autofit_vllm.architectures.families.encoders import classifier
+
             classifier(builder)
         return assemble(architecture, base, builder)
     except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
