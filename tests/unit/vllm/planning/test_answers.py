@@ -1,0 +1,141 @@
+"""What an experienced person would run: experts, replicas, nodes, GPUs left out, and the cheapest change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import autofit
+import pytest
+from autofit.domain.plan import Plan
+
+from support import DATA, vllm_reports
+
+CONFIGS = DATA / "vllm" / "configs"
+FP8_BLOCKS = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+
+
+def plan(model: Path, cards: str, *args: str, ram: str = "1TiB", **wishes: Any) -> Plan:
+    return autofit.plan("vllm", model, autofit.load_machine(cards, ram=ram), engine_args=args, **wishes)
+
+
+def check(model: Path, cards: str, *args: str) -> Plan:
+    return autofit.check(["vllm", "serve", str(model), *args], autofit.load_machine(cards, ram="1TiB"), environ={})
+
+
+def told(found: Plan) -> dict[str, str]:
+    return {finding.code: finding.message for finding in found.findings}
+
+
+def config(name: str, into: Path, **changes: object) -> Path:
+    raw = json.loads((CONFIGS / name / "config.json").read_text(encoding="utf-8"))
+    (into / "config.json").write_text(json.dumps({**raw, **changes}), encoding="utf-8")
+    return into
+
+
+def test_replicas_share_experts_where_heads_would_be_padded() -> None:
+    """DeepSeek-V4-Flash on eight B200: kernels fill the 8 heads of a rank up to 64, and each rank would have the whole
+    cache; with replicas every GPU has its own."""
+    found = plan(CONFIGS / "deepseek-v4-flash", "8xb200")
+    report = found.engine_report
+    assert (report["data_parallel_size"], report["tensor_parallel_size"]) == (8, 1)
+    assert "--enable-expert-parallel" in found.argv
+    assert "idle-gpus" not in told(found)
+    one = plan(CONFIGS / "deepseek-v4-flash", "b200")
+    each = report["kv_cache_tokens"]
+    assert 8 * each > 7 * one.engine_report["kv_cache_tokens"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("width", "whole"), [(768, False), (1536, True), (2048, False)])
+def test_whole_experts_where_slices_would_cut_quantization_blocks(width: int, whole: bool, tmp_path: Path) -> None:
+    """Eight slices of 192 are no whole blocks of 128; whole experts take as many bytes."""
+    name = "qwen3-30b-a3b"
+    model = config(name, tmp_path, moe_intermediate_size=width, quantization_config=FP8_BLOCKS, num_hidden_layers=60)
+    flags = ("-tp", "8" if width != 768 else "2")
+    found = plan(model, "8xh100-80gb", *flags)
+    assert found.fits
+    assert ("--enable-expert-parallel" in found.argv) == whole
+    if whole:
+        parts = check(model, "8xh100-80gb", *flags, "--enable-expert-parallel").engine_report
+        assert parts["weights_bytes_per_rank"] == found.engine_report["weights_bytes_per_rank"]
+
+
+def test_a_card_that_is_left_out_is_said() -> None:
+    """Two of three cards are faster for one sequence; three stages would hold more."""
+    found = plan(CONFIGS / "llama3-70b", "3xa100-80gb")
+    assert found.engine_report["tensor_parallel_size"] == 2
+    message = told(found)["idle-gpus"]
+    assert "GPU2 not used: -pp 3 on all GPUs holds 131,072 tokens" in message
+    assert plan(CONFIGS / "llama3-70b", "3xa100-80gb", context="128k").engine_report["pipeline_parallel_size"] == 3
+
+
+def test_the_summary_says_what_the_cache_serves() -> None:
+    found = plan(CONFIGS / "llama3-8b", "h100-80gb", parallel=64, context="16k")
+    report = found.engine_report
+    assert report["mean_tokens"] == 4096 and report["sequences_at_mean"] == 64
+    message = told(found)["kv-capacity"]
+    assert f"KV cache {report['kv_cache_tokens']:,} tokens" in message
+    assert "all 64 sequences at a time at 4,096 tokens on average" in message and "tokens/s in all" in message
+    longer = plan(CONFIGS / "llama3-8b", "h100-80gb", parallel=64, context="16k", mean_tokens="16k").engine_report
+    assert longer["sequences_at_mean"] < 64  # type: ignore[operator]
+
+
+def test_nodes_are_machines_like_this_one() -> None:
+    """16 ranks on two nodes of 8: each stage has its own node."""
+    machine = autofit.load_machine("8xh100-80gb", ram="1TiB")
+    found = check(CONFIGS / "llama3-70b", "8xh100-80gb", "-tp", "8", "-pp", "2", "--nnodes", "2")
+    assert found.fits
+    available = found.engine_report["available_kv_cache_bytes"]
+    assert isinstance(available, list) and len(available) == 2 and min(available) > 50 << 30
+    assert len(found.memory.pools) == 17
+    free = autofit.plan("vllm", CONFIGS / "llama3-70b", machine, engine_args=("--nnodes", "2"))
+    report = free.engine_report
+    assert (report["tensor_parallel_size"], report["pipeline_parallel_size"]) == (8, 2)
+    assert "--node-rank" in told(free)["nodes"]
+
+
+def test_the_cheapest_change_comes_first(tmp_path: Path) -> None:
+    """DeepSeek-V4-Pro on eight H200 keeps its 200,000 tokens with shorter steps; a shorter context would do too."""
+    model = vllm_reports.write_checkpoint("deepseek-ai--DeepSeek-V4-Pro", tmp_path)
+    flags = ("-dp", "8", "--enable-expert-parallel", "--max-model-len", "200000", "--gpu-memory-utilization", "0.95")
+    short = check(model, "8xh200", *flags)
+    assert not short.fits
+    message = told(short)["nearest"]
+    assert message.startswith("nearest: --max-num-batched-tokens 2048") and "keeps 200,000 tokens" in message
+    change = message.removeprefix("nearest: ").split(" starts")[0].split()
+    assert check(model, "8xh200", *flags, *change).fits
+    assert not any("--max-model-len" in finding.message for finding in short.findings)
+
+
+def test_a_shorter_context_is_the_last_resort() -> None:
+    long = check(CONFIGS / "llama3-8b", "rtx-4090", "--max-model-len", "131072", "--kv-cache-dtype", "fp8")
+    assert "nearest: --max-model-len" in told(long)["nearest"]
+    few = check(CONFIGS / "qwen3-8b", "rtx-4090", "--max-model-len", "40960", "--max-num-seqs", "512")
+    assert "--max-num-seqs" in told(few)["nearest"] and "--max-model-len" not in told(few)["nearest"]
+
+
+def test_offloading_comes_with_its_price_and_what_would_spare_it(tmp_path: Path) -> None:
+    """70 GiB of weights on a card of 80: 131,072 tokens only with weights in main memory, and an 8-bit cache first."""
+    weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": {**weights, "strategy": "token"}}
+    eight = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"a": group}}
+    model = config("llama3-70b", tmp_path, quantization_config={**eight, "ignore": ["lm_head"]})
+    found = plan(model, "a100-80gb", context="128k")
+    assert found.fits and found.engine_report["kv_cache_dtype"] == "fp8"
+    message = told(found)["offload-price"]
+    assert "needs no offloading" in message and "2 GPUs like" in message
+    assert "--cpu-offload-gb" not in plan(model, "a100-80gb", context="16k").argv
+    assert "--kv bf16 keeps" in told(found)["lossy-kv"]
+
+
+def test_a_plan_that_is_too_slow_shows_no_rate() -> None:
+    found = plan(CONFIGS / "llama3-70b", "2xa100-80gb", min_tps=100)
+    assert not found.fits and found.speed is None
+    assert "--min-tps 100 is not reached" in told(found)["too-slow"]
+
+
+def test_no_more_of_a_card_than_published_commands_take() -> None:
+    for name, cards in (("llama3-8b", "rtx-4090"), ("llama3-70b", "2xa100-80gb"), ("gpt-oss-20b", "h100-80gb")):
+        found = plan(CONFIGS / name, cards)
+        assert found.fits and found.engine_report["gpu_memory_utilization"] <= 0.95  # type: ignore[operator]
