@@ -128,7 +128,7 @@ def _each(text: str, dirs: tuple[str | Path, ...]) -> list[str]:
     for part in filter(None, (part.strip() for part in text.split(","))) if "," in text else [text]:
         first, last = _COUNT_FIRST.fullmatch(part), _COUNT_LAST.fullmatch(part)
         name = part.partition(":")[0]
-        if names.is_named(name, dirs) or not (first or last):
+        if not (first or last) or names.is_named(name, dirs):
             found.append(part)
             continue
         count, name = (int(first[1]), first[2]) if first else (int(last[2]), last[1])  # type: ignore[index]
