@@ -1,0 +1,146 @@
+"""What more of anything may do to a plan for llama.cpp: never take away from it."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+from autofit.domain.machine import Device, Host, Machine
+from autofit.domain.plan import Plan
+from autofit.domain.request import Margin, Request
+from autofit.domain.units import GIB, MIB
+from autofit.errors import AutofitError
+
+from autofit_llama.backend import LlamaBackend
+from support.descriptors import names, spec
+
+BACKEND = LlamaBackend()
+#: more of them, as many as time allows: AUTOFIT_EXAMPLES=1000 pytest tests/property/test_llama_laws.py
+SEEDS = range(int(os.environ.get("AUTOFIT_EXAMPLES", "5")))
+MODELS = [name for name in names("models") if "-of-" not in name and name != "phi-3-mini-4k-F16"]
+
+
+class Job(NamedTuple):
+    model: str
+    cards: tuple[tuple[int, int], ...]  #: MiB and bytes/s of each
+    ram_gib: int
+    request: Request
+
+
+class Worth(NamedTuple):
+    """What a plan is good for, each more the better."""
+
+    n_ctx: int
+    start: float
+    full: float
+    prompts: float
+    is_lossless: bool
+
+
+def job_of(seed: int) -> Job:
+    rng = random.Random(seed)
+    model = rng.choice(MODELS)
+    n_cards, rate = rng.choice((1, 1, 2, 3, 4)), rng.choice((936, 360, 600)) * 10**9
+    share = spec("models", model).weights_bytes / MIB / n_cards
+    cards = tuple(
+        (
+            600 + max(700, int(share * rng.choice((0.1, 0.3, 0.6, 0.9, 1.2)) * rng.uniform(0.7, 1.3))),
+            rate if rng.random() < 0.7 else 360 * 10**9,
+        )
+        for _ in range(n_cards)
+    )
+    request = Request(
+        context=rng.choice((None, None, None, 0, 16_384)),
+        parallel=rng.choice((None, None, 4, 8)),
+        kv=rng.choice((None, "f16")),
+        alternatives=False,
+        explain=False,
+    )
+    return Job(model, cards, rng.choice((8, 16, 24, 32, 48, 64, 128)), request)
+
+
+def worth(job: Job) -> Worth | None:
+    """`None`: nothing fits."""
+    model = spec("models", job.model)
+    devices = tuple(
+        Device(
+            id=f"GPU{i}", index=i, name="card", api="cuda", total_bytes=mib * MIB, free_bytes=mib * MIB, runtime_bytes=0,
+            compute_capability=(8, 9), bandwidth_bytes_per_s=rate, link_bytes_per_s=16_000_000_000,
+        )
+        for i, (mib, rate) in enumerate(job.cards)
+    )  # fmt: skip
+    ram = job.ram_gib * GIB
+    machine = Machine(host=Host(total_bytes=ram, available_bytes=ram, n_cores_physical=8), devices=devices)
+    try:
+        plan: Plan = BACKEND.plan(
+            BACKEND.parse(["llama-server"], {}, model=model.files[0].path), model, machine, job.request
+        )
+    except AutofitError:
+        pytest.skip("the engine takes no such command")
+    if not plan.fits:
+        return None
+    assert plan.speed is not None
+    full = plan.speed.decode_tokens_per_s
+    start = plan.speed.start_tokens_per_s or full
+    return Worth(plan.context_tokens or 0, start, full, plan.speed.prefill_tokens_per_s or 0.0, "-ctk" not in plan.argv)
+
+
+def assert_no_worse(less: Worth | None, more: Worth | None) -> None:
+    """More of something gives a plan wherever less does, and one that is better in something if it is worse in any."""
+    if less is None:
+        return
+    assert more is not None, "a plan is lost"
+    is_worse = more.n_ctx < less.n_ctx or more.start < 0.995 * less.start
+    assert not is_worse or any(b > a for a, b in zip(less, more, strict=True)), f"{less} -> {more}"
+    assert more.n_ctx >= less.n_ctx or more.start > less.start or more.is_lossless > less.is_lossless
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_more_memory_on_a_device(seed: int) -> None:
+    job, rng = job_of(seed), random.Random(-seed - 1)
+    at, mib = rng.randrange(len(job.cards)), rng.choice((100, 300, 1000, 4000))
+    cards = tuple((old + mib * (i == at), rate) for i, (old, rate) in enumerate(job.cards))
+    assert_no_worse(worth(job), worth(job._replace(cards=cards)))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_more_main_memory(seed: int) -> None:
+    job = job_of(1000 + seed)
+    assert_no_worse(worth(job), worth(job._replace(ram_gib=job.ram_gib + random.Random(seed).choice((4, 8, 16, 32)))))
+
+
+def test_more_main_memory_where_checkpoints_of_many_slots_fill_it() -> None:
+    cards = ((11_900, 360 * 10**9),) * 4
+    job = Job("gemma-2-27b-Q5_K_M", cards, 16, Request(context=32_768, parallel=8, alternatives=False, explain=False))
+    plans = [worth(job._replace(ram_gib=gib)) for gib in (16, 24, 32, 48, 64, 128)]
+    for less, more in zip(plans, plans[1:], strict=False):
+        assert_no_worse(less, more)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_one_more_equal_card(seed: int) -> None:
+    job = job_of(2000 + seed)
+    assert_no_worse(worth(job), worth(job._replace(cards=(*job.cards, job.cards[-1]))))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_smaller_margin(seed: int) -> None:
+    job = job_of(3000 + seed)
+    wide, narrow = (replace(job.request, margin=(Margin(n_bytes=mib * MIB),)) for mib in (400, 100))
+    assert_no_worse(worth(job._replace(request=wide)), worth(job._replace(request=narrow)))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_order_of_devices(seed: int) -> None:
+    job = job_of(4000 + seed)
+    shuffled = list(job.cards)
+    random.Random(seed).shuffle(shuffled)
+    one, other = worth(job), worth(job._replace(cards=tuple(shuffled)))
+    if one is None or other is None:
+        assert one is other
+        return
+    assert one.n_ctx == other.n_ctx
+    assert one.start == pytest.approx(other.start, rel=1e-6)
