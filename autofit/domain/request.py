@@ -29,7 +29,7 @@ class Request:
     """What is asked of a backend: autofit's options by their names, and the engine's own flags as constraints.
 
     `context`, `min_context` and `max_context` are tokens of one sequence. `context` `None` is "auto": as much as is
-    useful and fits; 0 is "max": the longest that fits at a decode floor.
+    useful and fits; 0 is "max": the longest that fits.
     `parallel` sequences are served at a time. In a paged cache one holds a full context and the others `mean_tokens`
     (`None`: a quarter of the context), or with `fill` "full" each a full context.
     `min_tps` is the least decode rate of a sequence, in tokens per second; `max_ttft` the most seconds until the first

@@ -18,7 +18,7 @@ _MOST_SECONDS = 1e6
 
 
 def parse_context(text: str) -> int | None:
-    """Tokens; `auto` is None (as much as is useful and fits), `max` is 0 (the longest that fits at a decode floor)."""
+    """Tokens; `auto` is None (as much as is useful and fits), `max` is 0 (the longest that fits)."""
     word = text.strip().lower()
     return None if word == "auto" else 0 if word == "max" else parse_tokens(text)
 
@@ -132,7 +132,7 @@ class Option:
 
 OPTIONS: tuple[Option, ...] = (
     Option(name="context", flags=("-c",), metavar="TOKENS", parse=parse_context,
-           help="context length in tokens per sequence: a number, 64k, max (the longest that is not slow) or auto"),
+           help="context length in tokens per sequence: a number, 64k, max (the longest that fits) or auto"),
     Option(name="min_context", metavar="TOKENS", parse=parse_tokens, help="never go below this context"),
     Option(name="max_context", metavar="TOKENS", parse=parse_tokens, help="never go above this context"),
     Option(name="parallel", metavar="N", parse=parse_count, help="sequences served at the same time"),

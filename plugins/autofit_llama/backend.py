@@ -44,6 +44,7 @@ class LlamaBackend(Backend):
     variables: ClassVar[tuple[str, ...]] = ("LLAMA_ARG_",)
     supports: ClassVar[frozenset[str]] = frozenset(
         {"context", "min_context", "max_context", "parallel", "margin", "device", "prefer", "kv", "engine_version"}
+        | {"min_tps", "max_ttft"}
     )
     kv_types: ClassVar[tuple[str, ...]] = KV_TYPES
 

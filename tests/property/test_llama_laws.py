@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
@@ -62,16 +63,25 @@ def job_of(seed: int) -> Job:
     return Job(model, cards, rng.choice((8, 16, 24, 32, 48, 64, 128)), request)
 
 
+def _card(i: int, mib: int, rate: int) -> Device:
+    return Device(
+        id=f"GPU{i}",
+        index=i,
+        name="card",
+        api="cuda",
+        total_bytes=mib * MIB,
+        free_bytes=mib * MIB,
+        runtime_bytes=0,
+        compute_capability=(8, 9),
+        bandwidth_bytes_per_s=rate,
+        link_bytes_per_s=16_000_000_000,
+    )
+
+
 def worth(job: Job) -> Worth | None:
     """`None`: nothing fits."""
     model = spec("models", job.model)
-    devices = tuple(
-        Device(
-            id=f"GPU{i}", index=i, name="card", api="cuda", total_bytes=mib * MIB, free_bytes=mib * MIB, runtime_bytes=0,
-            compute_capability=(8, 9), bandwidth_bytes_per_s=rate, link_bytes_per_s=16_000_000_000,
-        )
-        for i, (mib, rate) in enumerate(job.cards)
-    )  # fmt: skip
+    devices = tuple(_card(i, mib, rate) for i, (mib, rate) in enumerate(job.cards))
     ram = job.ram_gib * GIB
     machine = Machine(host=Host(total_bytes=ram, available_bytes=ram, n_cores_physical=8), devices=devices)
     try:
@@ -93,7 +103,7 @@ def assert_no_worse(less: Worth | None, more: Worth | None) -> None:
     if less is None:
         return
     assert more is not None, "a plan is lost"
-    is_worse = more.n_ctx < less.n_ctx or more.start < 0.995 * less.start
+    is_worse = more.n_ctx < less.n_ctx or more.start < 0.98 * less.start  # given up for the plainest flags
     assert not is_worse or any(b > a for a, b in zip(less, more, strict=True)), f"{less} -> {more}"
     assert more.n_ctx >= less.n_ctx or more.start > less.start or more.is_lossless > less.is_lossless
 
@@ -116,7 +126,7 @@ def test_more_main_memory_where_checkpoints_of_many_slots_fill_it() -> None:
     cards = ((11_900, 360 * 10**9),) * 4
     job = Job("gemma-2-27b-Q5_K_M", cards, 16, Request(context=32_768, parallel=8, alternatives=False, explain=False))
     plans = [worth(job._replace(ram_gib=gib)) for gib in (16, 24, 32, 48, 64, 128)]
-    for less, more in zip(plans, plans[1:], strict=False):
+    for less, more in pairwise(plans):
         assert_no_worse(less, more)
 
 

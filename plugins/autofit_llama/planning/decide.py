@@ -25,7 +25,7 @@ from autofit_llama.planning.prices import prices
 from autofit_llama.planning.problem import LaunchProblem
 from autofit_llama.planning.python_kwargs import python_kwargs
 from autofit_llama.planning.search import Search
-from autofit_llama.planning.task import Task, task_of
+from autofit_llama.planning.task import Task, slower_than_wished, task_of
 from autofit_llama.speed.rates import speed_of
 
 
@@ -69,6 +69,13 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
         none = Decision(setting="kwargs", value="none", origin="engine default", because=why_not)
         decisions = (*decisions, none)
     n_ctx = final.layout.context.n_ctx_seq
+    speed = _speed(task, run, final, settings) if final.memory.fits else None
+    missed = slower_than_wished(task.request, speed, n_ctx) if final.memory.fits else ()
+    findings += [Finding(severity="error", code="too-slow", message=message) for message in missed]
+    if missed:
+        from autofit_llama.planning.nearest import faster_values
+
+        findings += faster_values(search, goals)
     others: tuple[Alternative, ...] = ()
     if task.request.alternatives and final.memory.fits:
         from autofit_llama.planning.alternatives import alternatives_of
@@ -76,11 +83,11 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
         others = alternatives_of(task, search, goals, answer)
     return Plan(
         backend="llama",
-        fits=final.memory.fits,
+        fits=final.memory.fits and not missed,
         argv=argv,
         kwargs=kwargs,
         memory=final.memory,
-        speed=_speed(task, run, final, settings) if final.memory.fits else None,
+        speed=speed,
         context_tokens=n_ctx,
         safe_fill_tokens=n_ctx if final.memory.fits else None,
         decisions=decisions,

@@ -36,6 +36,16 @@ def nearest_values(task: Task, search: Search, goals: Goals, nearest: Found) -> 
     return tuple(found)
 
 
+def faster_values(search: Search, goals: Goals) -> tuple[Finding, ...]:
+    """The context with which the wishes for speed would be met, where there is one."""
+    shorter = goals._replace(prefer="speed", least=min(LEAST_TOKENS, goals.least), most=goals.least, floor_tokens=0)
+    answer = reach(search, shorter) if goals.least > LEAST_TOKENS else None
+    if answer is None or not goals.meets(answer.found, answer.found.candidate.n_ubatch):
+        return ()
+    n_ctx = answer.found.candidate.n_ctx_seq
+    return (Finding(severity="info", code="would-fit", message=f"a context of {n_ctx} tokens would be fast enough"),)
+
+
 def _relaxations(task: Task, goals: Goals) -> Iterator[str]:
     pinned = task.pins.settings.pinned()
     for name in _PINS:

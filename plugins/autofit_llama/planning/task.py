@@ -6,7 +6,9 @@ from typing import Any
 
 from autofit.domain.machine import Device, Machine
 from autofit.domain.model import ModelSpec
+from autofit.domain.plan import Speed
 from autofit.domain.request import Margin, Request
+from autofit.domain.units import format_rate
 from autofit.domain.values import dataclass, replace
 
 from autofit_llama.command.parse import Command
@@ -120,12 +122,17 @@ class Task:
             speed = problem.speed(found.candidate, found.split, n_ubatch=n_ubatch)
             return 0.0 if speed is None else speed.prefill_tokens_per_s or 0.0
 
+        def meets(found: Found, n_ubatch: int) -> bool:
+            speed = problem.speed(found.candidate, found.split, n_ubatch=n_ubatch)
+            return not slower_than_wished(request, speed, found.candidate.n_ctx_seq)
+
         return Goals(
             prefer=prefer,
             least=least,
             most=most,
             rate=rate,
             prompts=prompts,
+            meets=meets,
             kv_types=self.kv_types(),
             floors=() if longest else DECODE_FLOORS,
             floor_tokens=min(self.trained, FLOOR_TOKENS),
@@ -208,3 +215,17 @@ def _pooling(given: LlamaSettings, hp: HParams, program: str) -> dict[str, Any]:
         return {}
     ranks = hp.pooling_type == POOLING_RANK and given.pooling is None
     return {"embedding": True, "pooling": "rank"} if ranks else {"embedding": True}
+
+
+def slower_than_wished(request: Request, speed: Speed | None, n_ctx: int) -> tuple[str, ...]:
+    """The wishes for speed that these rates do not meet, with the figures; a rate that is unknown meets none."""
+    missed = []
+    decode = None if speed is None else speed.decode_tokens_per_s
+    if request.min_tps is not None and (decode is None or decode < request.min_tps):
+        told = "unknown" if decode is None else f"~{format_rate(decode)} tokens/s with {n_ctx} tokens in the context"
+        missed.append(f"decode rate {told}, below --min-tps {request.min_tps:g}")
+    prefill = None if speed is None else speed.prefill_tokens_per_s
+    if request.max_ttft is not None and (not prefill or n_ctx / prefill > request.max_ttft):
+        told = "unknown" if not prefill else f"~{n_ctx / prefill:.3g} s for a prompt of {n_ctx} tokens"
+        missed.append(f"time to the first token {told}, above --max-ttft {request.max_ttft:g}")
+    return tuple(missed)
