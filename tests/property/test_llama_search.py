@@ -149,12 +149,12 @@ def test_a_stretched_context_is_the_longest_that_fits(name: str, devices, most: 
 
 def test_a_preference_for_context_gets_one_at_a_decode_floor() -> None:
     launch = problem("mixtral-8x7b-Q4_K_M", [(12_000, 900_000_000_000)], 64 * GIB)
-    fast = reach(Search(launch), Goals(prefer="speed", least=4096, most=32_768))
-    long = reach(Search(launch), Goals(prefer="context", least=4096, most=32_768))
+    fast = reach(Search(launch), Goals(prefer="speed", least=4096, most=24_576))
+    long = reach(Search(launch), Goals(prefer="context", least=4096, most=24_576))
     assert fast is not None
     assert long is not None
     assert fast.found.seconds <= long.found.seconds
-    assert fast.found.candidate.n_ctx_seq < long.found.candidate.n_ctx_seq == 32_768
+    assert fast.found.candidate.n_ctx_seq < long.found.candidate.n_ctx_seq == 24_576
 
 
 def test_where_only_small_micro_batches_fit_the_faster_placement_is_taken() -> None:

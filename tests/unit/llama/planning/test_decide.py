@@ -123,7 +123,7 @@ def test_the_longest_context_is_found_in_any_range(gib: int) -> None:
 
 
 def test_experts_stay_in_ram_by_the_shortest_flags() -> None:
-    found = plan(machine(card(0, 12)), model=EXPERTS)
+    found = plan(machine(card(0, 12)), model=EXPERTS, context=8192)
     assert value(found, "-ngl") == "33"
     assert int(value(found, "-ncmoe") or 0) > 0
     assert value(found, "-t") == "8"
@@ -206,7 +206,7 @@ def test_unified_memory_is_one_pool() -> None:
 def test_unified_memory_has_no_more_on_the_host_than_the_device_cannot_take() -> None:
     """A device's own limit is filled first; beyond it, the pool's room counts for both."""
     shared = replace(card(0, 16, pool="host", api="metal"), free_bytes=12 * GIB)
-    found = plan(machine(shared, ram_gib=64), model=EXPERTS)
+    found = plan(machine(shared, ram_gib=64), model=EXPERTS, context=8192)
     assert found.fits
     n_lean = int(value(found, "-ncmoe") or 0)
     assert 0 < n_lean < 32
@@ -360,7 +360,7 @@ def test_a_context_that_is_too_long_is_told_with_one_that_fits() -> None:
 
 
 def test_nothing_fits_and_what_would_is_said() -> None:
-    found = plan(machine(card(0, 8), ram_gib=8), model=EXPERTS)
+    found = plan(machine(card(0, 8), ram_gib=8), model=EXPERTS, context=8192)
     assert not found.fits
     codes = [finding.code for finding in found.findings]
     assert "does-not-fit" in codes
@@ -390,10 +390,10 @@ def test_a_lossy_cache_is_tried_where_a_slower_card_holds_the_rest() -> None:
 
 
 def test_the_prompt_cache_is_cut_to_what_main_memory_has_left() -> None:
-    found = plan(machine(card(0, 12), ram_gib=21), model=EXPERTS)
+    found = plan(machine(card(0, 12), ram_gib=21), model=EXPERTS, context=8192)
     assert found.fits
     assert 0 <= int(value(found, "-cram") or -1) < 8192
-    assert "-cram" not in plan(machine(card(0, 12), ram_gib=128), model=EXPERTS).argv
+    assert "-cram" not in plan(machine(card(0, 12), ram_gib=128), model=EXPERTS, context=8192).argv
 
 
 def test_pinned_numbers_stay_those_of_the_devices_they_count() -> None:
@@ -419,7 +419,7 @@ def test_keyword_arguments_say_what_the_class_would_otherwise_not_do() -> None:
         "n_ubatch": 512,
     }
     assert {name: found.kwargs[name] for name in expected} == expected
-    experts = plan(machine(card(0, 12)), model=EXPERTS)
+    experts = plan(machine(card(0, 12)), model=EXPERTS, context=8192)
     assert experts.kwargs == {}
     assert any(decision.setting == "kwargs" and "overrides" in decision.because for decision in experts.decisions)
 
