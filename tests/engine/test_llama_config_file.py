@@ -15,7 +15,7 @@ from autofit_llama.command.parse import settings_of
 from autofit_llama.command.reading import read
 from autofit_llama.launch.defaults import launch_of
 from autofit_llama.memory.estimate import size
-from autofit_llama.model.context import resolve_context
+from autofit_llama.model.resolve import resolve_context
 from support import TINY
 
 BIN = Path(os.environ.get("AUTOFIT_LLAMA_BIN", "/nonexistent"))

@@ -17,9 +17,9 @@ from autofit.domain.units import MIB, round_up
 from autofit_llama.command.parse import settings_of
 from autofit_llama.command.reading import read
 from autofit_llama.launch.defaults import launch_of
-from autofit_llama.model.caches import caches
-from autofit_llama.model.context import Context, resolve_context
+from autofit_llama.model.context import Context
 from autofit_llama.model.hparams import HParams
+from autofit_llama.model.resolve import caches, resolve_context
 from support import ggufs
 from support.commands import model_of
 from support.descriptors import DATA

@@ -19,9 +19,10 @@ from autofit_llama.graph.ggml import HOST
 from autofit_llama.launch.defaults import buffer_names, check_launch, check_stands_alone, chosen, launch_of
 from autofit_llama.memory.placement import buffer_rules, place_layers
 from autofit_llama.memory.weights import HOST_ALIGNMENT, WeightPlan, loaded_weights, place_weights
-from autofit_llama.model.caches import caches
-from autofit_llama.model.context import Context, resolve_context
-from autofit_llama.model.hparams import HParams, read_hparams
+from autofit_llama.model.context import Context
+from autofit_llama.model.hparams import HParams
+from autofit_llama.model.load import read_hparams
+from autofit_llama.model.resolve import caches, resolve_context
 from support.descriptors import DATA, spec
 
 RULES = {"cuda": CUDA, "rpc": RPC}

@@ -19,7 +19,8 @@ from autofit_llama.engine.vocabulary import Override
 from autofit_llama.graph.devices import CUDA, RPC
 from autofit_llama.memory.estimate import size
 from autofit_llama.memory.layout import Arguments, Sized
-from autofit_llama.model.context import ContextParams, resolve_context
+from autofit_llama.model.context import ContextParams
+from autofit_llama.model.resolve import resolve_context
 from support.descriptors import spec
 
 ROWS = support.DATA / "llama" / "dry_runs.jsonl.gz"

@@ -29,8 +29,10 @@ from autofit_llama.graph.devices import CUDA, RPC, DeviceRules
 from autofit_llama.graph.model import GraphModel
 from autofit_llama.memory.placement import buffer_rules, place_layers
 from autofit_llama.memory.weights import loaded_weights, place_weights
-from autofit_llama.model.context import ContextParams, resolve_context
-from autofit_llama.model.hparams import HParams, read_hparams
+from autofit_llama.model.context import ContextParams
+from autofit_llama.model.hparams import HParams
+from autofit_llama.model.load import read_hparams
+from autofit_llama.model.resolve import resolve_context
 
 Row = Mapping[str, Any]
 

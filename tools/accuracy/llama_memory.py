@@ -31,9 +31,10 @@ from autofit.errors import AutofitError
 from autofit.readers.gguf import read_gguf
 
 from autofit_llama.backend import LlamaBackend
-from autofit_llama.model.caches import caches
-from autofit_llama.model.context import ContextParams, resolve_context
-from autofit_llama.model.hparams import HParams, read_hparams
+from autofit_llama.model.context import ContextParams
+from autofit_llama.model.hparams import HParams
+from autofit_llama.model.load import read_hparams
+from autofit_llama.model.resolve import caches, resolve_context
 from support import recorded
 from support.commands import tiny_rows
 

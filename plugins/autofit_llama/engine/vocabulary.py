@@ -10,6 +10,11 @@ FlashAttention = Literal["on", "off", "auto"]
 SplitMode = Literal["none", "layer", "row", "tensor"]
 LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
 LazyMode = Literal["on", "auto", "off"]
+#: of a tensor (src/llama-arch.cpp:LLM_TENSOR_INFOS), by ggml's name
+Operation = Literal[
+    "NONE", "GET_ROWS", "MUL_MAT", "MUL_MAT_ID", "ADD", "ADD_ID", "MUL", "DIV", "SCALE", "ROPE", "SSM_CONV",
+    "SSM_SCAN", "RWKV_WKV6", "IM2COL",
+]  # fmt: skip
 
 #: common/arg.cpp:kv_cache_types
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, every
+from autofit_llama.model.architecture import Architecture, reads
+from autofit_llama.model.caches import (
+    NO_CACHE,
+)
 from autofit_llama.model.hparams import GATING_SOFTMAX
+from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
+from autofit_llama.model.rules import (
+    force,
+    swa,
+)
 
 
 @every(lambda h: h.moe_every_n_layers)
@@ -101,3 +110,94 @@ def _pre_normed(
         cur = g.norm(ffn_inp, w["ffn_norm"], il, kind=kind)
         x = ggml.add(g.ffn(w, cur, il, act=act, parallel=parallel_gate), ffn_inp)
     g.embd = g.expand(g.final_norm(x, output_norm, kind=kind))
+
+
+def _load_modern_bert(d: HParamsDraft, meta: Metadata) -> None:
+    swa(3, first=True, kind="symmetric")(d, meta)
+    if d.pooling_type_cls == -1:
+        d.pooling_type_cls = 1  # mean
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="bert",
+        source="bert.cpp",
+        hparams=reads("f_norm_eps"),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=bert,
+        memory=NO_CACHE,
+    ),
+    Architecture(
+        name="eurobert",
+        source="eurobert.cpp",
+        hparams=reads("f_norm_rms_eps"),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=eurobert,
+        memory=NO_CACHE,
+    ),
+    Architecture(
+        name="jina-bert-v2",
+        source="jina-bert-v2.cpp",
+        hparams=reads("f_norm_eps", force(f_max_alibi_bias=8.0)),
+        rope="none",
+        output="own",
+        scales=(),
+        graph=bert,
+        memory=NO_CACHE,
+    ),
+    Architecture(
+        name="jina-bert-v3",
+        source="jina-bert-v3.cpp",
+        hparams=reads("f_norm_eps"),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=bert,
+        memory=NO_CACHE,
+    ),
+    Architecture(
+        name="modern-bert",
+        source="modern-bert.cpp",
+        hparams=reads("n_swa? f_norm_eps hidden_act?", _load_modern_bert),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=modern_bert,
+        memory=NO_CACHE,
+        rank_activation="gelu",
+    ),
+    Architecture(
+        name="neo-bert",
+        source="neo-bert.cpp",
+        hparams=reads("f_norm_rms_eps"),
+        rope="norm",
+        output="own",
+        scales=(),
+        graph=neo_bert,
+        memory=NO_CACHE,
+    ),
+    Architecture(
+        name="nomic-bert",
+        source="nomic-bert.cpp",
+        hparams=reads("f_norm_eps"),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=bert,
+        memory=NO_CACHE,
+    ),
+    Architecture(
+        name="nomic-bert-moe",
+        source="nomic-bert-moe.cpp",
+        hparams=reads("f_norm_eps moe_every_n_layers?"),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=bert,
+        memory=NO_CACHE,
+    ),
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph
+from autofit_llama.model.architecture import Architecture, reads
 
 _N_IMAGE_TOKENS = 8192
 
@@ -40,3 +41,16 @@ def chameleon(g: Graph) -> None:
     g.embd = cur
     image = ggml.clamp(ggml.new("f32", _N_IMAGE_TOKENS))
     g.logits = g.expand(ggml.set_(g.lm_head(cur), image))
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="chameleon",
+        source="chameleon.cpp",
+        hparams=reads("f_norm_rms_eps swin_norm?"),
+        rope="norm",
+        output="tied",
+        scales=(),
+        graph=chameleon,
+    ),
+)

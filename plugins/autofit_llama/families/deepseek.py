@@ -6,8 +6,27 @@ from autofit.errors import EngineRefusalError
 
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer
+from autofit_llama.graph.draft_head import head, join, routed_and_shared
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.sparse import attn_selected, inp_attn_k_dsa, lightning_top_k
+from autofit_llama.model.architecture import Architecture, DraftTensors, reads
+from autofit_llama.model.caches import (
+    Cache,
+    Memory,
+    indexer,
+    kv,
+    sliding,
+    trunk_or_draft,
+)
+from autofit_llama.model.context import Context
+from autofit_llama.model.hparams import HParams
+from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
+from autofit_llama.model.rules import (
+    SIGMOID,
+    SOFTMAX,
+    force,
+    gating,
+)
 
 
 def deepseek2(g: Graph) -> None:
@@ -58,7 +77,7 @@ def deepseek32(g: Graph) -> None:
     sliding = h.swa_type != "none"
     x = g.inp_embd()
     pos = g.inp_pos()
-    inp = inp_attn_k_dsa(g, swa=sliding)
+    inp = inp_attn_k_dsa(g, rotated=True, swa=sliding)
     out_ids = g.inp_out_ids()
     top_k: Tensor | None = None
     for il in g.layers():
@@ -227,3 +246,181 @@ def latent_attention(
     if attn_scale is not None:
         q = ggml.mul(q, attn_scale)
     return g.attn(inp, w, q, k, v, il, bias=False)
+
+
+def deepseek2_draft(g: Graph) -> None:
+    """deepseek2.cpp, deepseek32.cpp, glm-dsa.cpp: latent attention without an indexer."""
+    il = g.h.n_layer
+    w = g.layer(il)
+    residual = join(g, w)
+    cur = g.rms(residual, w, "attn_norm", il)
+    cur = latent_attention(g, g.inp_attn_k(), w, cur, g.inp_pos(), None, il)
+    ffn_inp = ggml.add(cur, residual)
+    cur = routed_and_shared(g, w, g.rms(ffn_inp, w, "ffn_norm", il), il)
+    head(g, w, ggml.add(cur, ffn_inp), g.inp_out_ids())
+
+
+def _load_deepseek2(d: HParamsDraft, meta: Metadata) -> None:
+    lite = d.n_layer in (26, 27) or (d.n_layer == 48 and d.n_vocab == 128256)
+    d.n_lora_q = 0 if lite else meta.number("attention.q_lora_rank")
+    glm_lite = d.n_layer in (47, 48) and d.n_vocab == 154880
+    d.expert_gating_func = d.expert_gating_func or (SIGMOID if glm_lite else SOFTMAX)
+
+
+def _load_glm_dsa(d: HParamsDraft, meta: Metadata) -> None:
+    gating(SIGMOID)(d, meta)
+    if "is_indexer_full" not in d.given:
+        # files of GLM 5 and 5.1 (all layers full) carry no types; 5.2 shares between three of four layers
+        shared = d.n_ctx_train >= 1048576
+        n_named = 2 + 4 * 19
+        d.is_indexer_full = [not shared or (il < n_named and (il < 2 or il % 4 == 2)) for il in range(d.n_layer_all)]
+
+
+def _dsa_caches(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
+    """deepseek32, glm-dsa: the MLA cache and the indexer's keys (src/llama-kv-cache-dsa.cpp)."""
+    if ctx.mtp and hp.n_layer_nextn:
+        return (kv(hp, ctx, "base", lambda il: il >= hp.n_layer, ctx.n_ctx_seq, ctx.n_streams),)
+    wanted = trunk_or_draft(hp, ctx)
+    full = hp.arch != "glm-dsa"
+    index = indexer(hp, ctx, lambda il: il < hp.n_layer and (full or hp.is_indexer_full[il]))
+    return kv(hp, ctx, "base", wanted, ctx.n_ctx_seq, ctx.n_streams), index
+
+
+def _dots3note_caches(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
+    if ctx.mtp and hp.n_layer_nextn:
+        return (kv(hp, ctx, "base", lambda il: il >= hp.n_layer, ctx.n_ctx_seq, ctx.n_streams),)
+    full, window = sliding(hp, ctx, trunk_or_draft(hp, ctx), ctx.n_streams, unified=ctx.kv_unified)
+    return full, indexer(hp, ctx, lambda il: il < hp.n_layer and hp.is_indexer_full[il]), window
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="deepseek2",
+        source="deepseek2.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps n_layer_dense_lead? n_lora_kv n_embd_head_k_mla_impl? n_embd_head_v_mla_impl?
+            n_ff_exp n_expert_shared expert_weights_scale? expert_weights_norm? expert_gating_func?
+            f_attn_temp_scale? n_attn_temp_floor_scale?
+            """,
+            _load_deepseek2,
+        ),
+        rope="norm",
+        output="tied",
+        scales=(),
+        graph=deepseek2,
+        tensor_split=None,
+        draft_graph=deepseek2_draft,
+    ),
+    Architecture(
+        name="deepseek2-ocr",
+        source="deepseek2ocr.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps n_layer_dense_lead? n_ff_exp n_expert_shared expert_weights_scale?
+            expert_weights_norm? expert_gating_func?
+            """,
+            gating(SOFTMAX),
+        ),
+        rope="norm",
+        output="tied",
+        scales=(),
+        graph=deepseek2,
+    ),
+    Architecture(
+        name="deepseek32",
+        source="deepseek32.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps rope_sections? n_ff_exp n_expert_shared expert_weights_scale? expert_weights_norm?
+            n_layer_dense_lead? n_lora_q n_lora_kv n_embd_head_k_mla_impl? n_embd_head_v_mla_impl?
+            indexer_n_head indexer_head_size indexer_top_k expert_gating_func
+            """,
+            force(f_norm_eps=1e-06),
+        ),
+        rope="norm",
+        output="tied",
+        scales=("ffn", "experts", "shared"),
+        graph=deepseek32,
+        memory=Memory(caches=_dsa_caches),
+        draft_tensors=DraftTensors(kept=frozenset(("exp_probs_b",))),
+        tensor_split=None,
+        draft_graph=deepseek2_draft,
+    ),
+    Architecture(
+        name="dots3note",
+        source="dots3note.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps n_ff_exp n_expert_shared expert_weights_scale? expert_weights_norm?
+            n_layer_dense_lead expert_gating_func n_lora_q n_lora_kv n_embd_head_k_mla_impl
+            n_embd_head_v_mla_impl n_lora_kv_swa n_embd_head_k_mla_swa n_embd_head_v_mla_swa n_swa is_swa
+            indexer_n_head indexer_head_size indexer_top_k is_indexer_full
+            """,
+            force(f_norm_eps=1e-06, swa_type="standard"),
+        ),
+        rope="norm",
+        output="tied",
+        scales=("ffn", "experts", "shared"),
+        graph=deepseek32,
+        memory=Memory(caches=_dots3note_caches),
+        draft_tensors=DraftTensors(loadable=False),
+        tensor_split=None,
+    ),
+    Architecture(
+        name="glm-dsa",
+        source="glm-dsa.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps rope_sections? n_ff_exp n_expert_shared expert_weights_scale? expert_weights_norm?
+            n_layer_dense_lead? n_lora_q n_lora_kv n_embd_head_k_mla_impl? n_embd_head_v_mla_impl?
+            indexer_n_head indexer_head_size indexer_top_k expert_gating_func? is_indexer_full?
+            """,
+            _load_glm_dsa,
+        ),
+        rope="norm",
+        output="tied",
+        scales=("ffn", "experts", "shared"),
+        graph=deepseek32,
+        memory=Memory(caches=_dsa_caches),
+        draft_tensors=DraftTensors(kept=frozenset(("exp_probs_b",))),
+        tensor_split=None,
+        draft_graph=deepseek2_draft,
+    ),
+    Architecture(
+        name="minicpm3",
+        source="minicpm3.cpp",
+        hparams=reads("f_norm_rms_eps n_lora_q n_lora_kv"),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=minicpm3,
+        tensor_split=None,
+    ),
+    Architecture(
+        name="mistral4",
+        source="mistral4.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps n_layer_dense_lead? n_lora_kv n_embd_head_k_mla_impl? n_embd_head_v_mla_impl?
+            n_ff_exp n_expert_shared expert_weights_scale? expert_weights_norm? expert_gating_func?
+            f_attn_temp_scale? n_attn_temp_floor_scale?
+            """,
+            _load_deepseek2,
+        ),
+        rope="norm",
+        output="tied",
+        scales=(),
+        graph=deepseek2,
+        tensor_split=None,
+    ),
+    Architecture(
+        name="plm",
+        source="plm.cpp",
+        hparams=reads("f_norm_rms_eps n_lora_kv"),
+        rope="norm",
+        output="tied",
+        scales=(),
+        graph=plm,
+    ),
+)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from autofit.domain.units import round_up
 from autofit.domain.values import dataclass
 
 from autofit_llama.graph import ggml
@@ -10,7 +13,22 @@ from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.hyper import narrow, selected_streams, streams, weighed, widen
 from autofit_llama.graph.model import rotation_side
 from autofit_llama.graph.sparse import top_k_mask
-from autofit_llama.model.caches import Cache, caches
+from autofit_llama.model.architecture import Architecture, TensorSplit, reads
+from autofit_llama.model.caches import (
+    Cache,
+    CacheTensor,
+    Memory,
+    kv,
+    sliding,
+)
+from autofit_llama.model.context import CELL_PADDING, Context
+from autofit_llama.model.hparams import HParams
+from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
+from autofit_llama.model.resolve import caches
+from autofit_llama.model.rules import (
+    clamp_shared_as_routed,
+    require_sqrt_softplus,
+)
 
 _CSA_RATIO, _HCA_RATIO = 4, 128  #: tokens per cell: overlapping and selected by an indexer; or heavily
 
@@ -286,3 +304,77 @@ def _top_k(g: Graph, inp: _Compressed, w: Layer, x: Tensor, q_latent: Tensor, po
     weights = ggml.view(weights, (n_head, n // n_seqs, 1, n_seqs), strides)
     scores = ggml.lightning_indexer(q, keys, weights, inp.mask)
     return ggml.cont(ggml.top_k(scores, min(scores.ne[0], h.indexer_top_k)))
+
+
+def _load_deepseek4(d: HParamsDraft, meta: Metadata) -> None:
+    if d.n_layer_nextn and f"blk.{d.n_layer}.nextn.eh_proj.weight" not in meta.tensor_names:
+        d.n_layer_nextn, d.n_layer = 0, d.n_layer_all
+    d.n_embd_out = d.dsv4_hc_mult * d.n_embd
+    if len(d.dsv4_compress_ratios) < d.n_layer_all:
+        meta.refuse("attention.compress_ratios", f"has fewer than {d.n_layer_all} entries")
+    require_sqrt_softplus(d, meta)
+    d.swa_type, d.is_swa = "standard", [True] * d.n_layer_all
+
+
+_CSA_RATIO, _HCA_RATIO = 4, 128  #: src/llama-kv-cache-dsv4.cpp
+
+
+def _caches(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
+    """A raw window, compressed caches of two ratios, an indexer, and their compressors' states
+    (src/llama-kv-cache-dsv4.cpp). Always one stream per sequence, also when the rest would be unified."""
+    if ctx.mtp:
+        return sliding(hp, ctx, lambda il: il >= hp.n_layer, ctx.n_streams, unified=ctx.kv_unified)
+    n_streams = ctx.n_seq_max
+    ratios = hp.dsv4_compress_ratios
+
+    def compressed(name: str, ratio: int, key: Callable[[int], int] | None = None) -> Cache:
+        n_cells = round_up(max(1, -(-ctx.n_ctx_seq // ratio)), CELL_PADDING)
+        return kv(hp, ctx, name, lambda il: ratios[il] == ratio, n_cells, n_streams, key=key, k_only=True)
+
+    def state(name: str, ratio: int, n_rows: int, n_elements: int) -> Cache:
+        n_planes = n_streams * (1 + ctx.n_rs_seq)
+        tensors = (
+            CacheTensor(name, side, il, "f32", n_elements, n_rows * n_planes)
+            for il in range(hp.n_layer)
+            if ratios[il] == ratio
+            for side in ("kv", "score")
+        )
+        return Cache(name=name, n_cells=n_rows, n_streams=n_planes, tensors=tuple(tensors))
+
+    head = hp.n_embd_head_k(0)
+    return (
+        *sliding(hp, ctx, lambda il: True, n_streams, unified=False, k_only=True),
+        compressed("csa", _CSA_RATIO),
+        compressed("hca", _HCA_RATIO),
+        compressed("lid", _CSA_RATIO, key=lambda il: hp.indexer_head_size),
+        state("csa_state", _CSA_RATIO, 2 * _CSA_RATIO, 2 * head),
+        state("hca_state", _HCA_RATIO, _HCA_RATIO, head),
+        state("lid_state", _CSA_RATIO, 2 * _CSA_RATIO, 2 * hp.indexer_head_size),
+    )
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="deepseek4",
+        source="deepseek4.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps n_lora_q n_swa n_ff_exp n_expert_shared expert_weights_scale expert_weights_norm
+            expert_gating_func swiglu_clamp_exp swiglu_clamp_shexp? indexer_n_head indexer_head_size
+            indexer_top_k dsv4_o_group_count dsv4_o_lora_rank dsv4_compress_rope_base dsv4_hc_mult
+            dsv4_hc_sinkhorn_iters dsv4_hc_eps dsv4_hash_layer_count dsv4_compress_ratios
+            """,
+            _load_deepseek4,
+            clamp_shared_as_routed,
+        ),
+        rope="norm",
+        output="own",
+        scales=(),
+        graph=deepseek4,
+        memory=Memory(caches=_caches, rolls_back=True),
+        one_cache_type=True,
+        tensor_split=TensorSplit(grouped_output=True),
+        draft_graph="not replayed",
+        fused_clamp=True,
+    ),
+)

@@ -6,7 +6,18 @@ from autofit_llama.families.decoder import LayerAgain
 from autofit_llama.families.moe import experts, windowed
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer, every
+from autofit_llama.graph.draft_head import head, join, routed_and_shared
 from autofit_llama.graph.ggml import Tensor
+from autofit_llama.model.architecture import ATTENTION_AND_JOIN, Architecture, DraftTensors, TensorSplit, reads
+from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
+from autofit_llama.model.rules import (
+    SIGMOID,
+    default,
+    gating,
+    swa,
+    swa_always,
+    swa_given,
+)
 
 
 def muse_glimmer(g: Graph) -> None:
@@ -164,3 +175,133 @@ def _hrm_stack(g: Graph, inp: AttentionInput, pos: Tensor, x: Tensor, first: int
         ffn_inp = ggml.add(cur, x)
         x = ggml.add(g.ffn(w, g.norm(ffn_inp, None, il), il), ffn_inp)
     return g.norm(x, None, first)
+
+
+def step35_draft(g: Graph) -> None:
+    """step35.cpp: one gate per head."""
+    h, n = g.h, g.n_tokens
+    il = h.n_layer
+    w = g.layer(il)
+    head_k, head_v, n_head, n_kv = h.n_embd_head_k(0), h.n_embd_head_v(0), h.n_head[il], h.n_head_kv[il]
+    residual = join(g, w)
+    x = g.rms(residual, w, "attn_norm", il)
+    q, k, v = g.qkv(w, x, il, head=head_k, head_v=head_v, reshape=False)
+    q, k, v = ggml.reshape(q, head_k, n_head, n), ggml.reshape(k, head_k, n_kv, n), ggml.reshape(v, head_v, n_kv, n)
+    q = g.rms(q, w, "attn_q_norm", il) if w["attn_q_norm"] is not None else q
+    k = g.rms(k, w, "attn_k_norm", il) if w["attn_k_norm"] is not None else k
+    pos, factors = g.inp_pos(), None if h.is_swa[il] else g.rope_factors(il)
+    cur = g.attn(g.inp_attn_kv_iswa(), w, ggml.rope(q, pos, factors), ggml.rope(k, pos, factors), v, il, out=None)
+    if w["attn_gate"] is not None:
+        gate = ggml.sigmoid(g.linear(w, "attn_gate", x, scale=False))
+        cur = ggml.mul(ggml.reshape(cur, head_v, n_head, n), ggml.reshape(gate, 1, n_head, n))
+        cur = ggml.reshape(cur, head_v * n_head, n)
+    ffn_inp = ggml.add(g.linear(w, "attn_output", cur), residual)
+    cur = g.rms(ffn_inp, w, "ffn_norm", il)
+    cur = g.ffn(w, cur, il) if w["ffn_gate_inp"] is None else routed_and_shared(g, w, cur, il)
+    g.h_nextn = ggml.get_rows(ggml.add(cur, ffn_inp), g.inp_out_ids())
+    head(g, w, g.h_nextn, None)
+
+
+def _load_hrm_text(d: HParamsDraft, meta: Metadata) -> None:
+    n_slots = d.n_hrm_layers_per_stack * d.n_hrm_h_cycles * (d.n_hrm_l_cycles + 1)
+    if n_slots != d.n_layer or not (d.n_hrm_layers_per_stack and d.n_hrm_h_cycles and d.n_hrm_l_cycles):
+        meta.refuse("hrm.layers_per_stack", f"and cycles make {n_slots} blocks, the file has {d.n_layer}")
+
+
+def _load_laguna(d: HParamsDraft, meta: Metadata) -> None:
+    default(n_expert_shared=1)(d, meta)
+    d.n_ff_shexp = d.n_ff_shexp or d.n_ff_exp[0] * d.n_expert_shared
+    gating(SIGMOID)(d, meta)
+    swa(4, first=True)(d, meta)
+
+
+def _load_step35(d: HParamsDraft, meta: Metadata) -> None:
+    d.swa_type = "standard"
+    d.n_rot_full //= 2  # full-attention layers rotate half of the dimensions
+    gating(SIGMOID)(d, meta)
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="afmoe",
+        source="afmoe.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps n_layer_dense_lead? n_ff_exp n_expert_shared expert_weights_scale?
+            expert_weights_norm? expert_gating_func? n_swa?
+            """,
+            swa(4),
+            gating(SIGMOID),
+        ),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=afmoe,
+    ),
+    Architecture(
+        name="hrm_text",
+        source="hrm-text.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps f_embedding_scale? n_hrm_layers_per_stack n_hrm_h_cycles n_hrm_l_cycles
+            """,
+            _load_hrm_text,
+        ),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=hrm_text,
+        tensor_split=TensorSplit(whole=True),
+    ),
+    Architecture(
+        name="laguna",
+        source="laguna.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps n_layer_dense_lead n_ff_exp expert_gating_func? expert_weights_scale?
+            expert_weights_norm? n_expert_shared? n_ff_shexp? n_swa?
+            """,
+            _load_laguna,
+        ),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=laguna,
+    ),
+    Architecture(
+        name="muse-glimmer",
+        source="muse-glimmer.cpp",
+        hparams=reads("f_norm_rms_eps n_swa f_final_logit_softcapping? f_logit_scale", swa_always(4)),
+        rope="norm",
+        output="own",
+        scales=(),
+        graph=muse_glimmer,
+    ),
+    Architecture(
+        name="spark2_5",
+        source="spark2-5.cpp",
+        hparams=reads("f_norm_rms_eps n_swa is_swa", swa_given),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=spark2_5,
+    ),
+    Architecture(
+        name="step35",
+        source="step35.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps n_ff_exp n_ff_shexp? expert_gating_func? expert_weights_scale? expert_weights_norm?
+            n_swa is_swa swiglu_clamp_exp? swiglu_clamp_shexp?
+            """,
+            _load_step35,
+        ),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=step35,
+        rope_factors=lambda hp: range(hp.n_layer_all),
+        draft_tensors=DraftTensors(skipped=ATTENTION_AND_JOIN),
+        draft_graph=step35_draft,
+    ),
+)

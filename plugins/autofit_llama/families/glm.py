@@ -12,6 +12,24 @@ from autofit_llama.graph.builder import AttentionInput, Graph, Layer
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.hyper import mean, narrow, selected_streams, streams, widen
 from autofit_llama.graph.sparse import index_cache, store_index_keys
+from autofit_llama.model.architecture import Architecture, reads
+from autofit_llama.model.caches import (
+    Cache,
+    Filter,
+    Memory,
+    attention,
+    indexer,
+    recurrent,
+)
+from autofit_llama.model.context import Context
+from autofit_llama.model.hparams import HParams
+from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
+from autofit_llama.model.rules import (
+    SIGMOID,
+    clamp_shared_as_routed,
+    gating,
+    recurrent_without_kv_heads_all,
+)
 
 _POOL_PADDING = 64  #: src/llama-memory-hybrid-idx.cpp:kpool_pad
 _GATHER_MAX_TOKENS = 16
@@ -179,3 +197,56 @@ def _mask_of(mask: Tensor, selected: Tensor, live: Tensor) -> Tensor:
     kept = ggml.set_rows(closed, zeros, ggml.reshape(ids, n_selected, n, 1))
     kept = ggml.view(kept, (n_kv, n), (kept.nb[2],))
     return ggml.add(kept, ggml.reshape(mask, n_kv, n))
+
+
+def _load_glm5_next(d: HParamsDraft, meta: Metadata) -> None:
+    d.n_embd_head_v_full = d.n_lora_kv
+    recurrent_without_kv_heads_all(d, meta)
+    gating(SIGMOID)(d, meta)
+    clamp_shared_as_routed(d, meta)
+    if d.indexer_kpool <= 1 or d.indexer_top_k % d.indexer_kpool:
+        meta.refuse("attention.indexer.kpool", f"is {d.indexer_kpool}, which does not divide top_k")
+    if "is_indexer_full" not in d.given:
+        d.is_indexer_full = [True] * d.n_layer_all
+    if d.dsv4_hc_mult != 4:
+        meta.refuse("hyper_connection.count", f"is {d.dsv4_hc_mult}, the engine expects 4")
+
+
+def _caches(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
+    n_layer = hp.n_layer
+    if ctx.mtp:
+        attends: Filter = lambda il: il >= n_layer  # noqa: E731
+        indexed, states = attends, []
+    else:
+        attends = lambda il: il < n_layer and not hp.is_recr[il]  # noqa: E731
+        indexed = lambda il: attends(il) and hp.is_indexer_full[il]  # noqa: E731
+        states = [il for il in range(n_layer) if hp.is_recr[il]]
+    index = indexer(hp, ctx, indexed, k_only=True, n_keys=3 if hp.indexer_kpool else 1)
+    return (*attention(hp, ctx, attends), index, recurrent(hp, ctx, states))
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="glm5-next",
+        source="glm5-next.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps f_norm_eps? n_lora_q n_lora_kv n_embd_head_k_mla_impl n_embd_head_v_mla_impl
+            ssm_d_conv n_embd_head_kda kda_gate_lower_bound? n_ff_exp n_expert_shared expert_weights_scale?
+            expert_weights_norm? n_layer_dense_lead? expert_gating_func? swiglu_clamp_exp? swiglu_clamp_shexp?
+            indexer_n_head indexer_head_size indexer_top_k indexer_kpool indexer_kpool_select_tail?
+            is_indexer_full? dsv4_hc_mult dsv4_hc_sinkhorn_iters dsv4_hc_eps
+            """,
+            _load_glm5_next,
+        ),
+        rope="none",
+        output="own",
+        scales=(),
+        graph=glm5_next,
+        memory=Memory(caches=_caches, rolls_back=True),
+        ops={"indexer_compressor_ape": "ADD"},
+        tensor_split=None,
+        draft_graph="not replayed",
+        fused_clamp=True,
+    ),
+)

@@ -5,6 +5,11 @@ from __future__ import annotations
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer
 from autofit_llama.graph.ggml import Tensor
+from autofit_llama.model.architecture import Architecture, reads
+from autofit_llama.model.metadata_reader import MAX_LAYERS, HParamsDraft, Metadata, fit
+from autofit_llama.model.rules import (
+    switch_rope,
+)
 
 
 def granite_switch(g: Graph) -> None:
@@ -74,3 +79,40 @@ def _delta(w: Layer, name: str, x: Tensor, ids: Tensor) -> Tensor:
     a = ggml.mul_mat_id(w.need(name + ".lora_a"), ggml.reshape(x, x.ne[0], 1, n), ids)
     y = ggml.mul_mat_id(w.need(name + ".lora_b"), a, ids)
     return ggml.reshape(y, y.ne[0], n)
+
+
+def _load_granite_switch(d: HParamsDraft, meta: Metadata) -> None:
+    switch_rope(d, meta)
+    for key, value in (("adapters.count", d.n_adapters), ("adapters.lora_rank", d.max_lora_rank)):
+        if value > 4096:
+            meta.refuse(key, f"is {value}, the engine takes at most 4096")
+    for key in ("adapters.token_ids_activate", "adapters.token_ids_substitute"):
+        if meta.count(key) != d.n_adapters:
+            meta.refuse(key, f"does not have {d.n_adapters} entries")
+    if d.n_layer >= MAX_LAYERS:
+        meta.refuse("block_count", f"is {d.n_layer}, with the router's layer beyond {MAX_LAYERS}")
+    # one more single-head layer holds the router's cache; it counts as a nextn layer
+    d.router_layer = d.n_layer
+    d.n_layer_all, d.n_layer_nextn = d.n_layer + 1, 1
+    d.n_head, d.n_head_kv = [*d.n_head[: d.n_layer], 1], [*d.n_head_kv[: d.n_layer], 1]
+    d.n_ff = [*d.n_ff[: d.n_layer], 0]
+    d.rope_pattern = fit(d.rope_pattern[: d.n_layer], d.n_layer_all, d.rope_finetuned)
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="graniteswitch",
+        source="granite-switch.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps f_logit_scale f_residual_scale? f_embedding_scale? f_attention_scale? n_ff_shexp?
+            rope_finetuned? n_adapters max_lora_rank
+            """,
+            _load_granite_switch,
+        ),
+        rope="norm",
+        output="tied",
+        scales=(),
+        graph=granite_switch,
+    ),
+)

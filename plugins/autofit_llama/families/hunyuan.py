@@ -7,6 +7,16 @@ from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, Layer
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.sparse import attn_selected, inp_attn_k_dsa, lightning_top_k
+from autofit_llama.model.architecture import Architecture, reads
+from autofit_llama.model.caches import (
+    Cache,
+    Memory,
+    indexer,
+    kv,
+)
+from autofit_llama.model.context import Context
+from autofit_llama.model.hparams import HParams
+from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
 
 
 def hy_v4(g: Graph) -> None:
@@ -16,7 +26,7 @@ def hy_v4(g: Graph) -> None:
     h, n = g.h, g.n_tokens
     x = g.inp_embd()
     pos = g.inp_pos()
-    indexed = inp_attn_k_dsa(g) if h.indexer_top_k > 0 else None
+    indexed = inp_attn_k_dsa(g, rotated=False) if h.indexer_top_k > 0 else None
     dense = g.inp_attn_k() if indexed is None else None
     out_ids = g.inp_out_ids()
     top_k: Tensor | None = None
@@ -91,3 +101,44 @@ def _widen(x: Tensor, residual: Tensor, post: Tensor) -> Tensor:
         out = stream if out is None else ggml.concat(out, stream, 1)
     assert out is not None
     return ggml.cast(out, residual.type)
+
+
+def _load_hy_v4(d: HParamsDraft, meta: Metadata) -> None:
+    if d.indexer_top_k > 0:
+        if d.indexer_n_head == 0 or d.indexer_head_size <= d.n_rot_full:
+            meta.refuse("attention.indexer.key_length", "or head count is too small")
+        if not d.is_indexer_full[0]:
+            meta.refuse("attention.indexer.types", "leaves layer 0 without an indexer")
+    if not (d.n_embd_head_k_mla_impl and d.n_embd_head_v_mla_impl):
+        meta.refuse("attention.key_length_mla", "is 0")
+
+
+def _caches(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
+    base = kv(hp, ctx, "base", lambda il: True, ctx.n_ctx_seq, ctx.n_streams)
+    if hp.indexer_top_k == 0:
+        return (base,)
+    return base, indexer(hp, ctx, lambda il: hp.is_indexer_full[il])
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="hy_v4",
+        source="hy-v4.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps n_layer_dense_lead? n_lora_q n_lora_kv n_embd_head_k_mla_impl n_embd_head_v_mla_impl
+            n_ff_exp n_expert_shared expert_weights_scale? expert_weights_norm? expert_gating_func?
+            swiglu_clamp_exp? dsv4_hc_mult dsv4_hc_eps hc_magnitude indexer_n_head? indexer_head_size?
+            indexer_top_k? is_indexer_full?
+            """,
+            _load_hy_v4,
+        ),
+        rope="norm",
+        output="own",
+        scales=(),
+        graph=hy_v4,
+        memory=Memory(caches=_caches),
+        tensor_split=None,
+        fused_clamp=True,
+    ),
+)

@@ -10,6 +10,16 @@ from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer, RecurrentInput, every
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.recurrent import delta_net, snapshots
+from autofit_llama.model.architecture import Architecture, reads
+from autofit_llama.model.caches import (
+    hybrid,
+)
+from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
+from autofit_llama.model.rules import (
+    default,
+    mrope_by_sections,
+    recurrent_without_kv_heads,
+)
 
 
 def kimi_linear(g: Graph) -> None:
@@ -236,3 +246,79 @@ def _decay(g: Graph, w: Layer, x: Tensor, n_head: int) -> Tensor:
     if h.arch != "bailingmoe3":
         y = ggml.scale(y)
     return ggml.scale(ggml.sigmoid(y))
+
+
+def _load_bailingmoe3(d: HParamsDraft, meta: Metadata) -> None:
+    recurrent_without_kv_heads(d, meta)
+    d.n_ff_shexp = d.n_ff_shexp or d.n_ff_exp[0] * max(1, d.n_expert_shared)
+    if not d.kda_safe_gate:
+        meta.refuse("kda.safe_gate", "is false, which the engine does not support")
+    if not d.kda_gate_lower_bound < 0:
+        meta.refuse("kda.gate_lower_bound", "is not negative")
+
+
+def _load_kimi_k3(d: HParamsDraft, meta: Metadata) -> None:
+    d.n_embd_head_v_full = d.n_lora_kv
+    recurrent_without_kv_heads(d, meta)
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="bailingmoe3",
+        source="bailingmoe3.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps n_embd_head_k_mla_impl n_embd_head_v_mla_impl n_lora_kv n_lora_q? ssm_d_conv
+            n_embd_head_kda kda_safe_gate? kda_gate_lower_bound rope_sections? n_ff_exp n_expert_shared
+            expert_weights_scale? expert_weights_norm? n_ff_shexp? n_layer_dense_lead expert_gating_func
+            swiglu_clamp_exp? swiglu_clamp_shexp?
+            """,
+            default(kda_safe_gate=True),
+            _load_bailingmoe3,
+        ),
+        rope=mrope_by_sections("norm"),
+        output="tied",
+        scales=(),
+        graph=bailingmoe3,
+        memory=hybrid(rolls_back=True, plain_draft=True),
+        tensor_split=None,
+        draft_graph="not replayed",
+    ),
+    Architecture(
+        name="kimi-k3",
+        source="kimi-k3.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps n_embd_head_k_mla_impl n_embd_head_v_mla_impl n_lora_q? n_lora_kv ssm_d_conv
+            n_embd_head_kda kda_gate_lower_bound? n_ff_exp n_expert_shared expert_weights_scale?
+            expert_weights_norm? n_layer_dense_lead? expert_gating_func n_expert_latent? attn_res_block_size
+            situ_beta situ_linear_beta
+            """,
+            _load_kimi_k3,
+        ),
+        rope="none",
+        output="own",
+        scales=(),
+        graph=kimi_k3,
+        memory=hybrid(rolls_back=True),
+        tensor_split=None,
+    ),
+    Architecture(
+        name="kimi-linear",
+        source="kimi-linear.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps n_embd_head_k_mla_impl n_embd_head_v_mla_impl n_lora_kv ssm_d_conv n_embd_head_kda
+            n_ff_exp n_expert_shared n_layer_dense_lead? expert_weights_scale? expert_gating_func
+            """,
+            recurrent_without_kv_heads,
+        ),
+        rope="none",
+        output="own",
+        scales=(),
+        graph=kimi_linear,
+        memory=hybrid(rolls_back=False),
+        tensor_split=None,
+        reserves_one_sequence=True,
+    ),
+)

@@ -6,6 +6,14 @@ from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, Layer, RecurrentInput
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.recurrent import snapshots
+from autofit_llama.model.architecture import Architecture, TensorSplit, reads
+from autofit_llama.model.caches import (
+    hybrid,
+)
+from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
+from autofit_llama.model.rules import (
+    recurrent_without_kv_heads,
+)
 
 
 def lfm2(g: Graph) -> None:
@@ -67,3 +75,44 @@ def _short_conv(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int) -> T
     y = ggml.mul(c, ggml.ssm_conv(bx, w.need("shortconv.conv")))
     y = g.linear(w, "shortconv.out_proj", y)
     return ggml.reshape(y, y.ne[0], n_t * n_seqs)
+
+
+def _load_lfm2(d: HParamsDraft, meta: Metadata) -> None:
+    recurrent_without_kv_heads(d, meta)
+    d.n_layer_dense_lead = d.n_layer
+    if d.n_swa > 0:
+        d.swa_type = "standard"
+        d.is_swa = [il < d.n_layer and not d.is_recr[il] for il in range(d.n_layer_all)]
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="lfm2",
+        source="lfm2.cpp",
+        hparams=reads("n_shortconv_l_cache f_norm_rms_eps n_swa?", _load_lfm2),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=lfm2,
+        memory=hybrid(rolls_back=True),
+        output_norm="token_embd_norm",
+        tensor_split=TensorSplit(whole_states=True),
+    ),
+    Architecture(
+        name="lfm2moe",
+        source="lfm2moe.cpp",
+        hparams=reads(
+            """
+            n_shortconv_l_cache f_norm_rms_eps n_layer_dense_lead? n_ff_exp expert_gating_func
+            """,
+            recurrent_without_kv_heads,
+        ),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=lfm2,
+        memory=hybrid(rolls_back=True),
+        output_norm="token_embd_norm",
+        tensor_split=TensorSplit(whole_states=True),
+    ),
+)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, every
+from autofit_llama.model.architecture import Architecture, reads
 from autofit_llama.model.hparams import GATING_SIGMOID
+from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
+from autofit_llama.model.rules import (
+    deepstack,
+    default,
+    swa_always,
+    swa_given,
+    switch_rope,
+)
 
 
 def llama(g: Graph) -> None:
@@ -122,3 +131,119 @@ def llama4(g: Graph) -> None:
             cur = ggml.add(routed, shared)
         x = ggml.add(cur, ffn_inp)
     g.finish(x)
+
+
+def _load_llama4(d: HParamsDraft, meta: Metadata) -> None:
+    if "n_swa" in d.given and d.n_swa == 0:
+        d.n_no_rope_layer_step = d.n_layer
+    else:
+        d.n_swa = d.n_attn_temp_floor_scale = 8192
+        d.f_attn_temp_scale, d.f_attn_temp_offset = 0.1, 1.0
+        swa_always(4, kind="chunked")(d, meta)
+    d.use_kq_norm = d.n_expert != 128
+
+
+def _load_minicpm(d: HParamsDraft, meta: Metadata) -> None:
+    default(f_embedding_scale=12.0, f_residual_scale=1.4 / d.n_layer**0.5, f_logit_scale=256.0 / d.n_embd)(d, meta)
+    d.rope_finetuned = True
+
+
+def _load_mistral3(d: HParamsDraft, meta: Metadata) -> None:
+    if d.f_attn_temp_scale:
+        d.n_attn_temp_floor_scale = meta.number("rope.scaling.original_context_length", default=d.n_ctx_train)
+        if d.n_attn_temp_floor_scale == 0:
+            meta.refuse("rope.scaling.original_context_length", "is 0")
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="granite",
+        source="granite.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps f_logit_scale f_residual_scale? f_embedding_scale? f_attention_scale? n_ff_shexp?
+            deepstack_mapping? rope_finetuned?
+            """,
+            deepstack,
+            switch_rope,
+        ),
+        rope="norm",
+        output="tied",
+        scales=(),
+        graph=granite,
+    ),
+    Architecture(
+        name="granite_swa",
+        source="granite-swa.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps f_logit_scale f_residual_scale? f_embedding_scale? f_attention_scale? n_ff_shexp?
+            is_swa n_swa deepstack_mapping? rope_pattern?
+            """,
+            deepstack,
+            swa_given,
+        ),
+        rope="norm",
+        output="tied",
+        scales=(),
+        graph=granite_swa,
+    ),
+    Architecture(
+        name="granitemoe",
+        source="granite-moe.cpp",
+        hparams=reads("""
+            f_norm_rms_eps f_logit_scale f_residual_scale? f_embedding_scale? f_attention_scale? n_ff_shexp?
+            """),
+        rope="norm",
+        output="tied",
+        scales=(),
+        graph=granite,
+    ),
+    Architecture(
+        name="llama",
+        source="llama.cpp",
+        hparams=reads("f_norm_rms_eps"),
+        rope="norm",
+        output="tied",
+        scales=("ffn", "experts"),
+        graph=llama,
+        rotates_whole_heads=True,
+    ),
+    Architecture(
+        name="llama-embed",
+        source="llama-embed.cpp",
+        hparams=reads("f_norm_rms_eps"),
+        rope="norm",
+        output="tied",
+        scales=("ffn", "experts"),
+        graph=llama_embed,
+        rotates_whole_heads=True,
+    ),
+    Architecture(
+        name="llama4",
+        source="llama4.cpp",
+        hparams=reads("f_norm_rms_eps n_ff_exp n_moe_layer_step n_swa?", _load_llama4),
+        rope="norm",
+        output="tied",
+        scales=(),
+        graph=llama4,
+    ),
+    Architecture(
+        name="minicpm",
+        source="minicpm.cpp",
+        hparams=reads("f_norm_rms_eps f_embedding_scale? f_residual_scale? f_logit_scale?", _load_minicpm),
+        rope="norm",
+        output="tied",
+        scales=(),
+        graph=granite,
+    ),
+    Architecture(
+        name="mistral3",
+        source="mistral3.cpp",
+        hparams=reads("f_norm_rms_eps f_attn_temp_scale?", _load_mistral3),
+        rope="norm",
+        output="tied",
+        scales=("ffn", "experts"),
+        graph=mistral3,
+    ),
+)

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, Layer, RecurrentInput
+from autofit_llama.graph.draft_head import head, join
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.recurrent import mamba as mamba1_layer
 from autofit_llama.graph.recurrent import mamba2 as mamba2_layer
-from autofit_llama.model.hparams import GATING_SIGMOID
+from autofit_llama.model.architecture import Architecture, reads
+from autofit_llama.model.caches import (
+    RECURRENT,
+    hybrid,
+)
+from autofit_llama.model.hparams import GATING_SIGMOID, HParams
+from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
+from autofit_llama.model.rules import (
+    recurrent_without_kv_heads,
+    switch_rope,
+)
 
 
 def mamba(g: Graph) -> None:
@@ -236,3 +247,159 @@ def nemotron_ffn(g: Graph, w: Layer, x: Tensor, il: int) -> Tensor:
         routed = ggml.mul_mat(up, routed)
     shared = g.ffn(w, x, il, act="relu_sqr", up="ffn_up_shexp", gate=None, down="ffn_down_shexp")
     return ggml.add(routed, shared)
+
+
+def nemotron_h_draft(g: Graph) -> None:
+    """nemotron-h-moe.cpp: attention without positions, then experts on the wanted rows alone."""
+    il = g.h.n_layer
+    w = g.layer(il)
+    residual = join(g, w)
+    q, k, v = g.qkv(w, g.rms(residual, w, "attn_norm", il), il)
+    cur = ggml.add(g.attn(g.inp_attn_kv(), w, q, k, v, il), residual)
+    residual = ggml.get_rows(cur, g.inp_out_ids())
+    cur = nemotron_ffn(g, w, g.rms(residual, w, "post_attention_norm", il), il)
+    head(g, w, ggml.add(cur, residual), None, kind="layer")
+
+
+def _load_falcon_h1(d: HParamsDraft, meta: Metadata) -> None:
+    d.is_recr = [True] * d.n_layer_all
+
+
+def _load_nemotron_h(d: HParamsDraft, meta: Metadata) -> None:
+    d.is_recr = [il < d.n_layer and d.n_head_kv[il] == 0 and d.n_ff[il] == 0 for il in range(d.n_layer_all)]
+    if "f_norm_rms_eps" not in d.given:
+        d.f_norm_rms_eps = d.f_norm_eps
+
+
+def _attends(hp: HParams, il: int) -> bool:
+    return not hp.is_recr[il] and hp.n_ff[il] == 0
+
+
+def _recurs(hp: HParams, il: int) -> bool:
+    return hp.is_recr[il] and hp.n_ff[il] == 0
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="falcon-h1",
+        source="falcon-h1.cpp",
+        hparams=reads("f_norm_rms_eps ssm_d_conv ssm_d_inner ssm_d_state ssm_dt_rank ssm_n_group", _load_falcon_h1),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=falcon_h1,
+        memory=hybrid(rolls_back=False, attends=lambda hp, il: True),
+        ops={"ssm_a": "SSM_SCAN"},
+        tensor_split=None,
+    ),
+    Architecture(
+        name="granitehybrid",
+        source="granite-hybrid.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps f_logit_scale? f_residual_scale? f_embedding_scale? f_attention_scale? n_ff_shexp?
+            ssm_d_conv ssm_d_inner ssm_d_state ssm_dt_rank ssm_n_group rope_finetuned?
+            """,
+            switch_rope,
+            recurrent_without_kv_heads,
+        ),
+        rope="norm",
+        output="tied",
+        scales=(),
+        graph=granite_hybrid,
+        memory=hybrid(rolls_back=False),
+        ops={"ssm_a": "SSM_SCAN"},
+        tensor_split=None,
+    ),
+    Architecture(
+        name="jamba",
+        source="jamba.cpp",
+        hparams=reads("ssm_d_conv ssm_d_inner ssm_d_state ssm_dt_rank f_norm_rms_eps", recurrent_without_kv_heads),
+        rope="none",
+        output="tied",
+        scales=(),
+        graph=jamba,
+        memory=hybrid(rolls_back=False),
+        ops={"ssm_a": "SSM_SCAN"},
+        tensor_split=None,
+    ),
+    Architecture(
+        name="mamba",
+        source="mamba.cpp",
+        hparams=reads("ssm_d_conv ssm_d_inner ssm_d_state ssm_dt_rank ssm_dt_b_c_rms? f_norm_rms_eps"),
+        rope="none",
+        output="tied",
+        scales=(),
+        graph=mamba,
+        memory=RECURRENT,
+        ops={"ssm_a": "SSM_SCAN"},
+        tensor_split=None,
+    ),
+    Architecture(
+        name="mamba2",
+        source="mamba2.cpp",
+        hparams=reads("ssm_d_conv ssm_d_inner ssm_d_state ssm_dt_rank ssm_n_group f_norm_rms_eps"),
+        rope="none",
+        output="tied",
+        scales=(),
+        graph=mamba,
+        memory=RECURRENT,
+        ops={"ssm_a": "SSM_SCAN"},
+        tensor_split=None,
+    ),
+    Architecture(
+        name="nemotron_h",
+        source="nemotron-h.cpp",
+        hparams=reads(
+            """
+            ssm_d_conv ssm_d_inner ssm_d_state ssm_dt_rank ssm_n_group f_norm_eps f_norm_rms_eps? n_ff_exp?
+            n_ff_shexp? n_expert_shared? expert_weights_norm? expert_weights_scale? moe_latent_size?
+            """,
+            _load_nemotron_h,
+        ),
+        rope="none",
+        output="tied",
+        scales=("ffn", "experts", "shared"),
+        graph=nemotron_h,
+        memory=hybrid(rolls_back=True, attends=_attends, recurs=_recurs),
+        ops={"ssm_a": "SSM_SCAN"},
+        tensor_split=None,
+    ),
+    Architecture(
+        name="nemotron_h_moe",
+        source="nemotron-h-moe.cpp",
+        hparams=reads(
+            """
+            ssm_d_conv ssm_d_inner ssm_d_state ssm_dt_rank ssm_n_group f_norm_eps f_norm_rms_eps? n_ff_exp?
+            n_ff_shexp? n_expert_shared? expert_weights_norm? expert_weights_scale? moe_latent_size?
+            """,
+            _load_nemotron_h,
+        ),
+        rope="none",
+        output="tied",
+        scales=("ffn", "experts", "shared"),
+        graph=nemotron_h,
+        memory=hybrid(rolls_back=True, attends=_attends, recurs=_recurs, plain_draft=True),
+        ops={"ssm_a": "SSM_SCAN"},
+        tensor_split=None,
+        draft_graph=nemotron_h_draft,
+    ),
+    Architecture(
+        name="plamo2",
+        source="plamo2.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps ssm_d_conv ssm_d_inner ssm_d_state ssm_dt_rank ssm_n_group n_embd_head_k_full?
+            n_embd_head_v_full?
+            """,
+            recurrent_without_kv_heads,
+        ),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=plamo2,
+        memory=hybrid(rolls_back=False),
+        ops={"ssm_a": "SSM_SCAN"},
+        tensor_split=None,
+    ),
+)

@@ -9,6 +9,21 @@ from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer, RecurrentInput, hadamard
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.sparse import store_index_keys
+from autofit_llama.model.architecture import Architecture, reads
+from autofit_llama.model.caches import (
+    Cache,
+    Memory,
+    attending_in_trunk,
+    hybrid,
+    indexer,
+    kv,
+)
+from autofit_llama.model.context import Context
+from autofit_llama.model.hparams import HParams
+from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
+from autofit_llama.model.rules import (
+    recurrent_interval,
+)
 
 _MAPPED_CELLS = 256  #: positions of an empty cache (llama-kv-cache-msa.cpp:get_n_pos)
 
@@ -294,3 +309,52 @@ def _grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     y = ggml.flash_attn_ext(ggml.permute(q, 0, 2, 3, 1), k, v, mask, None)
     y = ggml.permute(y, 0, 1, 3, 2)
     return ggml.reshape(y if ggml.is_contiguous(y) else ggml.cont(y), size * n_head, n_t)
+
+
+def _load_minimax_01(d: HParamsDraft, meta: Metadata) -> None:
+    d.n_embd_head_la = d.n_embd_head_k_full
+    recurrent_interval(8)(d, meta)
+
+
+def _load_minimax_m3(d: HParamsDraft, meta: Metadata) -> None:
+    if d.indexer_block_size == 0:
+        meta.refuse("attention.indexer.block_size", "is 0")
+
+
+def _m3_caches(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
+    base = kv(hp, ctx, "base", lambda il: True, ctx.n_ctx_seq, ctx.n_streams)
+    return base, indexer(hp, ctx, lambda il: il >= hp.n_layer_dense_lead)
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="minimax-01",
+        source="minimax-01.cpp",
+        hparams=reads("f_norm_rms_eps f_residual_scale", _load_minimax_01),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=minimax_01,
+        memory=hybrid(rolls_back=False, attends=attending_in_trunk),
+        tensor_split=None,
+        reserves_one_sequence=True,
+    ),
+    Architecture(
+        name="minimax-m3",
+        source="minimax-m3.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps n_layer_dense_lead? n_ff_exp n_expert_shared expert_weights_scale?
+            expert_weights_norm? expert_gating_func indexer_n_head indexer_head_size indexer_top_k
+            indexer_block_size indexer_local_blocks
+            """,
+            _load_minimax_m3,
+        ),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=minimax_m3,
+        memory=Memory(caches=_m3_caches),
+        tensor_split=None,
+    ),
+)

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from typing import Literal
 
-from autofit_llama.families.decoder import Cache, Norm
+from autofit_llama.families.decoder import InputOf, Norm
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer, every
+from autofit_llama.graph.draft_head import grouped_attention, head, join, routed_and_shared
 from autofit_llama.graph.ggml import Tensor
+from autofit_llama.model.architecture import ATTENTION_AND_JOIN, Architecture, DraftTensors, reads
+from autofit_llama.model.caches import NO_CACHE
 from autofit_llama.model.hparams import GATING_SIGMOID, GATING_SOFTMAX
+from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
+from autofit_llama.model.rules import (
+    SIGMOID,
+    default,
+    force,
+    gating,
+    mrope_by_sections,
+    swa,
+    swa_always,
+    swa_given,
+)
 
 QkNorm = Literal["head", "all", "after"]
 
@@ -21,7 +35,7 @@ def windowed(g: Graph) -> AttentionInput:
 def moe_decoder(
     g: Graph,
     *,
-    cache: Cache = Graph.inp_attn_kv,
+    cache: InputOf = Graph.inp_attn_kv,
     kind: str = "rms",
     ffn_norm: str = "ffn_norm",
     qk_norm: QkNorm | None = None,
@@ -365,3 +379,334 @@ def qwen2moe(g: Graph) -> None:
         shared = g.ffn(w, cur, il, up="ffn_up_shexp", gate="ffn_gate_shexp", down="ffn_down_shexp")
         x = ggml.add(ggml.add(routed, ggml.mul(shared, gate)), ffn_inp)
     g.finish(x)
+
+
+def glm4moe_draft(g: Graph) -> None:
+    """glm4-moe.cpp."""
+    il = g.h.n_layer
+    w = g.layer(il)
+    residual = join(g, w)
+    cur = g.rms(residual, w, "attn_norm", il)
+    cur = grouped_attention(g, g.inp_attn_kv(), w, cur, g.inp_pos(), il)
+    ffn_inp = ggml.add(cur, residual)
+    cur = routed_and_shared(g, w, g.rms(ffn_inp, w, "post_attention_norm", il), il)
+    head(g, w, ggml.add(cur, ffn_inp), g.inp_out_ids())
+
+
+def hy_v3_draft(g: Graph) -> None:
+    """hy-v3.cpp."""
+    il = g.h.n_layer
+    w = g.layer(il)
+    residual = join(g, w)
+    cur = g.rms(residual, w, "attn_norm", il)
+    cur = grouped_attention(g, g.inp_attn_kv(), w, cur, g.inp_pos(), il, factors=True)
+    ffn_inp = ggml.add(cur, residual)
+    cur = g.rms(ffn_inp, w, "ffn_norm", il)
+    cur = g.ffn(w, cur, il) if w["ffn_gate_inp"] is None else routed_and_shared(g, w, cur, il)
+    head(g, w, ggml.add(cur, ffn_inp), g.inp_out_ids())
+
+
+def mimo2_draft(g: Graph) -> None:
+    """mimo2.cpp."""
+    h, n = g.h, g.n_tokens
+    il = h.n_layer
+    w = g.layer(il)
+    residual = join(g, w)
+    qkv = g.linear(w, "attn_qkv", g.rms(residual, w, "attn_norm", il))
+    row_k, row_v = (4 * h.n_embd_head_k(0), 4 * h.n_embd_head_v(0))
+    n_head, n_kv = h.n_head[il], h.n_head_kv[il]
+    q = ggml.view(qkv, (h.n_embd_head_k(0), n_head, n), (row_k, qkv.nb[1]))
+    k = ggml.view(qkv, (h.n_embd_head_k(0), n_kv, n), (row_k, qkv.nb[1]), row_k * n_head)
+    v = ggml.view(qkv, (h.n_embd_head_v(0), n_kv, n), (row_v, qkv.nb[1]), row_k * (n_head + n_kv))
+    pos = g.inp_pos()
+    cur = g.attn(
+        g.inp_attn_kv_iswa(),
+        w,
+        ggml.rope(q, pos),
+        ggml.rope(k, pos),
+        v,
+        il,
+        bias=False,
+        sinks=w["attn_sinks"],
+    )
+    cur = ggml.scale(cur) if h.f_attn_value_scale != 0.0 else cur
+    ffn_inp = ggml.add(cur, residual)
+    cur = ggml.add(g.ffn(w, g.rms(ffn_inp, w, "ffn_norm", il), il), ffn_inp)
+    g.h_nextn = ggml.get_rows(cur, g.inp_out_ids())
+    head(g, w, g.h_nextn, None)
+
+
+def _load_grok(d: HParamsDraft, meta: Metadata) -> None:
+    default(
+        f_logit_scale=0.5773502691896257,
+        f_embedding_scale=78.38367176906169,
+        f_attn_out_scale=0.08838834764831845,
+        f_attn_logit_softcapping=30.0,
+        f_final_logit_softcapping=0.0,
+    )(d, meta)
+
+
+def _load_mimo2(d: HParamsDraft, meta: Metadata) -> None:
+    d.swa_type = "standard"
+    if d.f_attn_value_scale == 1.0:
+        d.f_attn_value_scale = 0.0
+
+
+def _load_smallthinker(d: HParamsDraft, meta: Metadata) -> None:
+    if d.n_swa > 0:
+        d.n_swa = 4096
+        swa_always(4, first=True)(d, meta)
+    else:
+        d.n_no_rope_layer_step = d.n_layer
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="arctic",
+        source="arctic.cpp",
+        hparams=reads("f_norm_rms_eps"),
+        rope="norm",
+        output="tied",
+        scales=(),
+        graph=arctic,
+    ),
+    Architecture(
+        name="bailingmoe",
+        source="bailingmoe.cpp",
+        hparams=reads("""
+            f_norm_rms_eps n_layer_dense_lead? n_ff_exp n_expert_shared expert_weights_scale?
+            expert_weights_norm?
+            """),
+        rope="norm",
+        output="own",
+        scales=(),
+        graph=bailingmoe,
+    ),
+    Architecture(
+        name="bailingmoe2",
+        source="bailingmoe2.cpp",
+        hparams=reads("""
+            f_norm_rms_eps n_layer_dense_lead? n_ff_exp n_expert_shared expert_weights_scale?
+            expert_weights_norm? n_ff_shexp? expert_gating_func
+            """),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=bailingmoe2,
+        draft_tensors=DraftTensors(loadable=False),
+    ),
+    Architecture(
+        name="dbrx",
+        source="dbrx.cpp",
+        hparams=reads("f_norm_eps f_clamp_kqv"),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=dbrx,
+    ),
+    Architecture(
+        name="deepseek",
+        source="deepseek.cpp",
+        hparams=reads("""
+            f_norm_rms_eps n_layer_dense_lead? n_ff_exp n_expert_shared expert_weights_scale?
+            """),
+        rope="norm",
+        output="tied",
+        scales=(),
+        graph=deepseek,
+    ),
+    Architecture(
+        name="dots1",
+        source="dots1.cpp",
+        hparams=reads("""
+            f_norm_rms_eps n_layer_dense_lead? n_ff_exp n_expert_shared expert_weights_scale?
+            expert_weights_norm? expert_gating_func?
+            """),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=dots1,
+    ),
+    Architecture(
+        name="ernie4_5-moe",
+        source="ernie4-5-moe.cpp",
+        hparams=reads("""
+            rope_sections? f_norm_rms_eps n_ff_exp n_ff_shexp? n_moe_layer_step n_layer_dense_lead?
+            """),
+        rope="norm",
+        output="tied",
+        scales=(),
+        graph=ernie4_5_moe,
+    ),
+    Architecture(
+        name="exaone-moe",
+        source="exaone-moe.cpp",
+        hparams=reads(
+            """
+            n_swa f_norm_rms_eps n_expert_shared? n_ff_exp n_ff_shexp? expert_gating_func expert_weights_scale?
+            expert_weights_norm? n_layer_dense_lead?
+            """,
+            swa_always(4),
+        ),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=exaone_moe,
+        draft_tensors=DraftTensors(loadable=False),
+    ),
+    Architecture(
+        name="glm4moe",
+        source="glm4-moe.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps rope_sections? n_ff_exp n_expert_shared expert_weights_scale? expert_weights_norm?
+            n_layer_dense_lead? expert_gating_func?
+            """,
+            gating(SIGMOID),
+        ),
+        rope=mrope_by_sections("neox"),
+        output="tied",
+        scales=(),
+        graph=glm4moe,
+        draft_graph=glm4moe_draft,
+    ),
+    Architecture(
+        name="grok",
+        source="grok.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps n_ff_exp? f_logit_scale? f_embedding_scale? f_attn_out_scale?
+            f_attn_logit_softcapping? f_router_logit_softcapping? f_final_logit_softcapping? attn_temp_length?
+            """,
+            _load_grok,
+            force(attn_soft_cap=True),
+        ),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=grok,
+        flash_attention=False,
+        tensor_split=None,
+    ),
+    Architecture(
+        name="grovemoe",
+        source="grovemoe.cpp",
+        hparams=reads("n_ff_exp n_ff_chexp? expert_group_scale n_group_experts f_norm_rms_eps"),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=grovemoe,
+    ),
+    Architecture(
+        name="hunyuan-moe",
+        source="hunyuan-moe.cpp",
+        hparams=reads("f_norm_rms_eps n_ff_exp n_ff_shexp?"),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=hunyuan_moe,
+    ),
+    Architecture(
+        name="hy_v3",
+        source="hy-v3.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps n_ff_exp n_ff_shexp? expert_gating_func? expert_weights_scale? expert_weights_norm?
+            """,
+            gating(SIGMOID),
+        ),
+        rope="neox",
+        output="tied",
+        scales=("ffn", "experts", "shared"),
+        graph=hy_v3,
+        draft_tensors=DraftTensors(skipped=ATTENTION_AND_JOIN | {"attn_q_norm", "attn_k_norm"}),
+        draft_graph=hy_v3_draft,
+    ),
+    Architecture(
+        name="llada-moe",
+        source="llada-moe.cpp",
+        hparams=reads("n_ff_exp? f_norm_rms_eps", force(causal_attn=False)),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=llada_moe,
+        memory=NO_CACHE,
+    ),
+    Architecture(
+        name="maple",
+        source="maple.cpp",
+        hparams=reads("f_norm_rms_eps n_swa n_ff_exp is_swa swiglu_clamp_exp", swa_given),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=maple,
+        fused_clamp=True,
+    ),
+    Architecture(
+        name="mellum",
+        source="mellum.cpp",
+        hparams=reads("f_norm_rms_eps n_ff_exp n_swa?", swa(4)),
+        rope="neox",
+        output="own",
+        scales=("experts",),
+        graph=mellum,
+    ),
+    Architecture(
+        name="mimo2",
+        source="mimo2.cpp",
+        hparams=reads("f_norm_rms_eps n_ff_exp n_swa is_swa f_attn_value_scale?", _load_mimo2),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=mimo2,
+        draft_graph=mimo2_draft,
+    ),
+    Architecture(
+        name="minimax-m2",
+        source="minimax-m2.cpp",
+        hparams=reads("f_norm_rms_eps n_ff_exp expert_gating_func?"),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=minimax_m2,
+        tensor_split=None,
+    ),
+    Architecture(
+        name="olmoe",
+        source="olmoe.cpp",
+        hparams=reads("f_norm_rms_eps"),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=olmoe,
+        tensor_split=None,
+    ),
+    Architecture(
+        name="qwen2moe",
+        source="qwen2moe.cpp",
+        hparams=reads("n_ff_exp? n_ff_shexp? f_norm_rms_eps"),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=qwen2moe,
+    ),
+    Architecture(
+        name="rnd1",
+        source="rnd1.cpp",
+        hparams=reads("n_ff_exp? f_norm_rms_eps", force(causal_attn=False)),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=rnd1,
+        memory=NO_CACHE,
+    ),
+    Architecture(
+        name="smallthinker",
+        source="smallthinker.cpp",
+        hparams=reads("n_swa? n_ff_exp? f_norm_rms_eps expert_gating_func?", _load_smallthinker),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=smallthinker,
+    ),
+)

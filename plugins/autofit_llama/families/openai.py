@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph
+from autofit_llama.model.architecture import Architecture, reads
 from autofit_llama.model.hparams import GATING_SOFTMAX_WEIGHT
+from autofit_llama.model.rules import (
+    swa_always,
+)
 
 
 def gpt_oss(g: Graph) -> None:
@@ -30,3 +34,16 @@ def gpt_oss(g: Graph) -> None:
         x = ggml.add(cur, ffn_inp)
     g.h_nextn = x
     g.finish(ggml.get_rows(x, out_ids))
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="gpt-oss",
+        source="openai-moe.cpp",
+        hparams=reads("f_norm_rms_eps n_ff_exp n_swa", swa_always(2)),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=gpt_oss,
+    ),
+)

@@ -7,7 +7,20 @@ from __future__ import annotations
 
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer, first
-from autofit_llama.graph.ggml import Tensor
+from autofit_llama.graph.ggml import HOST, Tensor
+from autofit_llama.model.architecture import Architecture, reads
+from autofit_llama.model.caches import (
+    Cache,
+    Memory,
+    attention,
+)
+from autofit_llama.model.context import Context
+from autofit_llama.model.hparams import HParams
+from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
+from autofit_llama.model.rules import (
+    force,
+    swa_always,
+)
 
 N_SPARSE_LAYERS = 10  #: models.h:llama_model_gemma3n, n_layer_sparsity
 
@@ -197,3 +210,93 @@ def _altup_correct(g: Graph, w: Layer, predictions: Tensor, activated: Tensor, i
     coefficients = ggml.cont(ggml.transpose(coefficients), 1, n, h.n_altup)
     innovation = ggml.repeat_4d(innovation, h.n_embd, n, h.n_altup, 1)
     return ggml.add(ggml.mul(innovation, coefficients), predictions)
+
+
+def gemma4_assistant(g: Graph) -> None:
+    """gemma4-assistant.cpp: a model of its own that reads the target's embeddings and its last layers' caches.
+
+    Both are taken to lie as its own would, and the caches to have the widths that its own heads need.
+    """
+    h, n = g.h, g.n_tokens
+    g.cache_source = lambda il: h.is_swa.index(h.is_swa[il])
+    tokens, hidden = g.input("i32", n), g.input("f32", h.n_embd_inp, n)
+    table = ggml.new("f16", h.n_embd_inp, h.n_vocab)
+    table.home, table.is_weight = HOST, True
+    x = ggml.concat(ggml.scale(ggml.get_rows(table, tokens)), hidden, 0)
+    x = ggml.mul_mat(g.need("nextn.pre_projection", 0), x)
+    inp = g.inp_attn_kv_iswa()
+    pos, out_ids = g.inp_pos(), g.inp_out_ids()
+    for il in range(h.n_layer_nextn):
+        w = g.layer(il)
+        q = g.linear(w, "attn_q", g.rms(x, w, "attn_norm", il), scale=False)
+        q = g.rms(ggml.reshape(q, h.n_embd_head_k(il), h.n_head[il], n), w, "attn_q_norm", il)
+        q = ggml.rope(q, pos, None if h.is_swa[il] else g.weight("rope_freqs", il))
+        cur = g.linear(w, "attn_output", g.attn(inp, w, q, None, None, il, out=None), scale=False)
+        if il == h.n_layer_nextn - 1:
+            cur, x = g.select_outputs(out_ids, cur, x)
+        attn_out = ggml.add(g.rms(cur, w, "post_attention_norm", il), x)
+        cur = g.ffn(w, g.rms(attn_out, w, "ffn_norm", il), il, act="gelu")
+        x = ggml.add(g.rms(cur, w, "post_ffw_norm", -1), attn_out)
+        x = ggml.mul(x, w.need("layer_output_scale"))
+    cur = g.final_norm(x)
+    g.logits = g.expand(ggml.mul_mat(g.output_weight(), cur))
+    g.h_nextn = g.expand(ggml.mul_mat(g.need("nextn.post_projection"), cur))
+
+
+def _load_gemma4(d: HParamsDraft, meta: Metadata) -> None:
+    d.swa_type, d.f_attention_scale = "standard", 1.0
+    d.n_layer_kv_from_start = d.n_layer_all - meta.number("attention.shared_kv_layers", default=0)
+
+
+def _load_gemma4_assistant(d: HParamsDraft, meta: Metadata) -> None:
+    d.swa_type, d.f_attention_scale = "standard", 1.0
+    d.n_embd_inp = d.n_embd_out or d.n_embd
+
+
+def _borrowed_caches(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
+    """Every layer reads a cache of the model that it drafts for."""
+    return attention(hp, ctx, lambda il: False)
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="gemma3n",
+        source="gemma3n.cpp",
+        hparams=reads("n_swa f_norm_rms_eps", swa_always(5), force(n_layer_kv_from_start=20, f_attention_scale=1.0)),
+        rope="neox",
+        output="tied first",
+        scales=(),
+        graph=gemma3n,
+        tensor_split=None,
+    ),
+    Architecture(
+        name="gemma4",
+        source="gemma4.cpp",
+        hparams=reads(
+            """
+            is_swa n_swa f_norm_rms_eps n_embd_head_k_swa n_embd_head_v_swa n_ff_exp? n_embd_per_layer
+            f_final_logit_softcapping?
+            """,
+            _load_gemma4,
+        ),
+        rope="neox",
+        output="tied first",
+        scales=("ffn", "experts"),
+        graph=gemma4,
+        lazy_embeddings=True,
+        rope_factors=lambda hp: [il for il in range(hp.n_layer) if not hp.is_swa[il]],
+    ),
+    Architecture(
+        name="gemma4-assistant",
+        source="gemma4-assistant.cpp",
+        hparams=reads("is_swa n_swa f_norm_rms_eps n_embd_head_k_swa n_embd_head_v_swa", _load_gemma4_assistant),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=None,
+        memory=Memory(caches=_borrowed_caches),
+        stands_alone="never",
+        rope_factors=lambda hp: [il for il in range(hp.n_layer_nextn) if not hp.is_swa[il]],
+        draft_graph=gemma4_assistant,
+    ),
+)

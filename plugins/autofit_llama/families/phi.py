@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph
+from autofit_llama.model.architecture import Architecture, reads
+from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
 
 
 def phi3(g: Graph) -> None:
@@ -30,3 +32,29 @@ def phi3(g: Graph) -> None:
             cur = g.moe(w, cur, il, weights_scale=g.h.expert_weights_scale)
         x = ggml.add(residual, cur)
     g.finish(x)
+
+
+def _load_phi3(d: HParamsDraft, meta: Metadata) -> None:
+    d.n_swa = 0  # the engine has sliding windows of this family switched off
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="phi3",
+        source="phi3.cpp",
+        hparams=reads("f_norm_rms_eps n_swa?", _load_phi3),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=phi3,
+    ),
+    Architecture(
+        name="phimoe",
+        source="phimoe.cpp",
+        hparams=reads("f_norm_rms_eps"),
+        rope="neox",
+        output="own",
+        scales=(),
+        graph=phi3,
+    ),
+)

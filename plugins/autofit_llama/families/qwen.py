@@ -6,8 +6,17 @@ from collections.abc import Callable
 
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, Layer, RecurrentInput
+from autofit_llama.graph.draft_head import head, join
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.recurrent import conv_state, delta_net
+from autofit_llama.model.architecture import Architecture, TensorSplit, reads
+from autofit_llama.model.caches import (
+    attending_in_trunk,
+    hybrid,
+)
+from autofit_llama.model.rules import (
+    recurrent_interval,
+)
 
 Convolve = Callable[[Graph, RecurrentInput, Tensor, Tensor, int, int], Tensor]
 
@@ -253,3 +262,145 @@ def _split_qkvz(g: Graph, qkvz: Tensor, n_t: int) -> tuple[Tensor, Tensor]:
     z = ggml.cont(parts[3])
     q, k, v = (ggml.cont(p, p.ne[0] * n_k, n_t, n_seqs) for p in parts[:3])
     return ggml.concat(ggml.concat(q, k, 0), v, 0), z
+
+
+def qwen35_draft(g: Graph) -> None:
+    """qwen35.cpp, qwen35moe.cpp."""
+    il = g.h.n_layer
+    w = g.layer(il)
+    residual = join(g, w)
+    cur = ggml.add(_gated_attention(g, w, g.rms(residual, w, "attn_norm", il), il), residual)
+    x = g.rms(cur, w, "post_attention_norm", il)
+    head(g, w, ggml.add(gated_shared_moe(g, w, x, il), cur), g.inp_out_ids())
+
+
+def qwen3next_draft(g: Graph) -> None:
+    """qwen3next.cpp: rows are selected before the feed-forward."""
+    il = g.h.n_layer
+    w = g.layer(il)
+    residual = join(g, w)
+    cur = _gated_attention(g, w, g.rms(residual, w, "attn_norm", il), il)
+    cur, residual = g.select_outputs(g.inp_out_ids(), cur, residual)
+    cur = ggml.add(cur, residual)
+    x = g.rms(cur, w, "post_attention_norm", il)
+    head(g, w, ggml.add(gated_shared_moe(g, w, x, il), cur), None)
+
+
+def _gated_attention(g: Graph, w: Layer, x: Tensor, il: int) -> Tensor:
+    pos = g.inp_pos()
+    q, k, v, gate = gated_qkv(g, w, x, il)
+    cur = g.attn(g.inp_attn_kv(), w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, out=None)
+    return gated_output(g, w, cur, gate)
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="qwen2",
+        source="qwen2.cpp",
+        hparams=reads("f_norm_rms_eps"),
+        rope="neox",
+        output="tied",
+        scales=(),
+        graph=qwen2,
+    ),
+    Architecture(
+        name="qwen3",
+        source="qwen3.cpp",
+        hparams=reads("f_norm_rms_eps"),
+        rope="neox",
+        output="tied",
+        scales=("ffn",),
+        graph=qwen3,
+        rank_softmax=True,
+    ),
+    Architecture(
+        name="qwen35",
+        source="qwen35.cpp",
+        hparams=reads(
+            """
+            f_norm_rms_eps rope_sections ssm_d_conv ssm_d_inner ssm_d_state ssm_dt_rank ssm_n_group
+            """,
+            recurrent_interval(4),
+        ),
+        rope="imrope",
+        output="tied",
+        scales=("ffn",),
+        graph=qwen35,
+        memory=hybrid(rolls_back=True, attends=attending_in_trunk, plain_draft=True),
+        tensor_split=TensorSplit(gated_queries=True),
+        draft_graph=qwen35_draft,
+    ),
+    Architecture(
+        name="qwen35moe",
+        source="qwen35moe.cpp",
+        hparams=reads(
+            """
+            n_ff_exp? n_ff_shexp? f_norm_rms_eps rope_sections ssm_d_conv ssm_d_inner ssm_d_state ssm_dt_rank
+            ssm_n_group
+            """,
+            recurrent_interval(4),
+        ),
+        rope="imrope",
+        output="tied",
+        scales=("experts", "shared"),
+        graph=qwen35,
+        memory=hybrid(rolls_back=True, attends=attending_in_trunk, plain_draft=True),
+        tensor_split=TensorSplit(gated_queries=True),
+        draft_graph=qwen35_draft,
+    ),
+    Architecture(
+        name="qwen3moe",
+        source="qwen3moe.cpp",
+        hparams=reads("n_ff_exp? f_norm_rms_eps"),
+        rope="neox",
+        output="tied",
+        scales=("experts",),
+        graph=qwen3,
+    ),
+    Architecture(
+        name="qwen3next",
+        source="qwen3next.cpp",
+        hparams=reads(
+            """
+            n_ff_exp? n_ff_shexp? f_norm_rms_eps ssm_d_conv ssm_d_inner ssm_d_state ssm_dt_rank ssm_n_group
+            """,
+            recurrent_interval(4),
+        ),
+        rope="neox",
+        output="tied",
+        scales=("experts", "shared"),
+        graph=qwen3next,
+        memory=hybrid(rolls_back=False, attends=attending_in_trunk, plain_draft=True),
+        tensor_split=TensorSplit(gated_queries=True, heads_apart=True),
+        draft_graph=qwen3next_draft,
+    ),
+    Architecture(
+        name="qwen3tts",
+        source="qwen3tts.cpp",
+        hparams=reads("n_deepstack_layers? rope_sections f_norm_rms_eps"),
+        rope="imrope",
+        output="tied",
+        scales=(),
+        graph=qwen3vl,
+        tensor_split=None,
+    ),
+    Architecture(
+        name="qwen3vl",
+        source="qwen3vl.cpp",
+        hparams=reads("n_deepstack_layers? rope_sections f_norm_rms_eps"),
+        rope="imrope",
+        output="tied",
+        scales=(),
+        graph=qwen3vl,
+        rank_softmax=True,
+    ),
+    Architecture(
+        name="qwen3vlmoe",
+        source="qwen3vlmoe.cpp",
+        hparams=reads("n_deepstack_layers? rope_sections n_ff_exp? f_norm_rms_eps"),
+        rope="imrope",
+        output="tied",
+        scales=(),
+        graph=qwen3vl,
+    ),
+)

@@ -11,6 +11,20 @@ from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.hyper import selected_streams, streams
 from autofit_llama.graph.recurrent import snapshots
 from autofit_llama.graph.sparse import store_index_keys, top_k_mask
+from autofit_llama.model.architecture import Architecture, reads
+from autofit_llama.model.caches import (
+    Cache,
+    Filter,
+    attending_in_trunk,
+    hybrid,
+    indexer,
+)
+from autofit_llama.model.context import Context
+from autofit_llama.model.hparams import HParams
+from autofit_llama.model.metadata_reader import KEYS, HParamsDraft, Metadata, words
+from autofit_llama.model.rules import (
+    recurrent_interval,
+)
 
 
 @dataclass(slots=True)
@@ -238,3 +252,59 @@ def _n_gram_memory(g: Graph, rs: RecurrentInput, w: Layer, table: Tensor, x: Ten
     assert total is not None
     y = ggml.reshape(ggml.cont(ggml.silu(total)), n_embd, n_streams, n)
     return ggml.add(x, ggml.add(gated, y))
+
+
+def _load_qwen4exp(d: HParamsDraft, meta: Metadata) -> None:
+    for field in words("""
+        ssm_d_conv ssm_d_inner ssm_d_state ssm_dt_rank ssm_n_group hc_low_rank indexer_n_head
+        indexer_head_size indexer_top_k
+    """):
+        if getattr(d, field) == 0:
+            meta.refuse(KEYS[field][0], "is 0")
+    if d.dsv4_hc_mult <= 1:
+        meta.refuse("hyper_connection.count", f"is {d.dsv4_hc_mult}, the engine expects more than one")
+    d.n_embd_out = d.dsv4_hc_mult * d.n_embd
+    recurrent_interval(4)(d, meta)
+    layers = meta.read("ple.layers", "ints", 0, 0) or []
+    if layers:
+        if len(layers) != 1 or not 0 <= layers[0] < d.n_layer_all or not d.is_recr[layers[0]]:
+            meta.refuse("ple.layers", "is not one linear-attention layer")
+        d.is_ple = [il == layers[0] for il in range(d.n_layer_all)]
+        d.ple_ngram_size = meta.number("ple.ngram_size")
+        d.ple_heads_per_ngram = meta.number("ple.heads_per_ngram")
+        d.ple_conv_kernel = meta.number("ple.conv_kernel")
+        d.n_embd_per_layer = d.ple_head_dim = meta.number("embedding_length_per_layer_input")
+        d.ple_n_heads = (d.ple_ngram_size - 1) * d.ple_heads_per_ngram
+        if not 2 <= d.ple_ngram_size <= 8 or not 0 < d.ple_n_heads <= 64:
+            meta.refuse("ple.ngram_size", "or heads_per_ngram is out of range")
+        if d.ple_conv_kernel == 0 or d.n_embd_per_layer == 0:
+            meta.refuse("ple.conv_kernel", "or embedding_length_per_layer_input is 0")
+
+
+def _indexed(hp: HParams, ctx: Context, wanted: Filter) -> tuple[Cache, ...]:
+    if not hp.indexer_head_size:
+        return ()
+    return (indexer(hp, ctx, wanted, k_only=True, n_keys=3 if hp.indexer_kpool else 1),)
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="qwen4exp",
+        source="qwen4exp.cpp",
+        hparams=reads(
+            """
+            n_ff_exp? n_ff_shexp? f_norm_rms_eps rope_sections ssm_d_conv ssm_d_inner ssm_d_state ssm_dt_rank
+            ssm_n_group dsv4_hc_mult hc_low_rank indexer_n_head indexer_head_size indexer_top_k
+            dsv4_compress_ratios?
+            """,
+            _load_qwen4exp,
+        ),
+        rope="imrope",
+        output="tied",
+        scales=("experts", "shared"),
+        graph=qwen4exp,
+        memory=hybrid(rolls_back=True, attends=attending_in_trunk, indexed=_indexed),
+        lazy_embeddings=True,
+        tensor_split=None,
+    ),
+)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, Layer, RecurrentInput, every
 from autofit_llama.graph.ggml import Tensor
+from autofit_llama.model.architecture import Architecture, reads
+from autofit_llama.model.caches import (
+    RECURRENT,
+)
 
 
 @every(lambda h: h.rescale_every_n_layers)
@@ -234,3 +238,59 @@ def _time_mix7(
     cur = cur if gate is None else ggml.mul(cur, gate)
     cur = ggml.mul_mat(w.need("time_mix_output"), cur)
     return ggml.reshape(cur, n_embd, n_t, n_seqs), first_value
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="arwkv7",
+        source="arwkv7.cpp",
+        hparams=reads("""
+            f_norm_eps? f_norm_rms_eps? wkv_head_size token_shift_count? n_lora_decay n_lora_iclr
+            n_lora_value_res_mix n_lora_gate?
+            """),
+        rope="none",
+        output="own",
+        scales=(),
+        graph=rwkv6qwen2,
+        memory=RECURRENT,
+    ),
+    Architecture(
+        name="rwkv6",
+        source="rwkv6.cpp",
+        hparams=reads("""
+            f_norm_eps? f_norm_rms_eps? wkv_head_size token_shift_count? time_mix_extra_dim time_decay_extra_dim
+            rescale_every_n_layers?
+            """),
+        rope="none",
+        output="own",
+        scales=(),
+        graph=rwkv6,
+        memory=RECURRENT,
+    ),
+    Architecture(
+        name="rwkv6qwen2",
+        source="rwkv6qwen2.cpp",
+        hparams=reads("""
+            f_norm_eps? f_norm_rms_eps? wkv_head_size token_shift_count? time_mix_extra_dim time_decay_extra_dim
+            rescale_every_n_layers?
+            """),
+        rope="none",
+        output="own",
+        scales=(),
+        graph=rwkv6qwen2,
+        memory=RECURRENT,
+    ),
+    Architecture(
+        name="rwkv7",
+        source="rwkv7.cpp",
+        hparams=reads("""
+            f_norm_eps? f_norm_rms_eps? wkv_head_size token_shift_count? n_lora_decay n_lora_iclr
+            n_lora_value_res_mix n_lora_gate?
+            """),
+        rope="none",
+        output="own",
+        scales=(),
+        graph=rwkv7,
+        memory=RECURRENT,
+    ),
+)

@@ -7,6 +7,11 @@ from autofit.errors import EngineRefusalError
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, CacheInput, Graph, Layer
 from autofit_llama.graph.ggml import Tensor
+from autofit_llama.model.architecture import Architecture, reads
+from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
+from autofit_llama.model.rules import (
+    default,
+)
 
 
 def t5(g: Graph) -> None:
@@ -83,3 +88,32 @@ def _feed_forward(g: Graph, w: Layer, x: Tensor, il: int) -> Tensor:
     gated = w["ffn_gate"] is not None
     cur = g.ffn(w, g.rms(x, w, "ffn_norm", il), il, act="gelu" if gated else "relu", parallel=gated)
     return ggml.add(cur, x)
+
+
+def _load_t5(d: HParamsDraft, meta: Metadata) -> None:
+    default(dec_n_layer=d.n_layer)(d, meta)
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="t5",
+        source="t5.cpp",
+        hparams=reads("f_norm_rms_eps n_rel_attn_bkts dec_n_layer?", _load_t5),
+        rope="none",
+        output="tied",
+        scales=(),
+        graph=t5,
+        has_encoder=True,
+        tensor_split=None,
+    ),
+    Architecture(
+        name="t5encoder",
+        source="t5encoder.cpp",
+        hparams=reads("f_norm_rms_eps n_rel_attn_bkts"),
+        rope="none",
+        output="tied",
+        scales=(),
+        graph=t5encoder,
+        has_encoder=True,
+    ),
+)

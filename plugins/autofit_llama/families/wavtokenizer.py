@@ -5,6 +5,11 @@ from __future__ import annotations
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, Layer
 from autofit_llama.graph.ggml import Tensor
+from autofit_llama.model.architecture import Architecture, reads
+from autofit_llama.model.caches import (
+    NO_CACHE,
+)
+from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
 
 
 def wavtokenizer_dec(g: Graph) -> None:
@@ -58,3 +63,31 @@ def _gated(x: Tensor) -> Tensor:
 
 def _transposed(x: Tensor) -> Tensor:
     return ggml.cont(ggml.transpose(x))
+
+
+def _load_wavtokenizer(d: HParamsDraft, meta: Metadata) -> None:
+    d.n_embd_out = d.n_embd
+    d.n_embd = meta.number("features_length")
+    d.posnet_n_embd, d.posnet_n_layer = (
+        meta.number("posnet.embedding_length"),
+        meta.number("posnet.block_count"),
+    )
+    d.convnext_n_embd = meta.number("convnext.embedding_length")
+    d.convnext_n_layer = meta.number("convnext.block_count")
+    if max(d.posnet_n_layer, d.convnext_n_layer) > d.n_layer_all:
+        meta.refuse("posnet.block_count", "or convnext.block_count is beyond block_count")
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="wavtokenizer-dec",
+        source="wavtokenizer-dec.cpp",
+        hparams=reads("f_norm_eps f_norm_group_eps n_norm_groups"),
+        rope="none",
+        output="own",
+        scales=(),
+        graph=wavtokenizer_dec,
+        sizes=_load_wavtokenizer,
+        memory=NO_CACHE,
+    ),
+)

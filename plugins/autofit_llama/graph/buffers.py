@@ -8,18 +8,17 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from autofit.domain.values import dataclass, replace
-from autofit.errors import EngineRefusalError
+from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_llama.graph.builder import HYPER_OPS, Builder, Fused, Graph
 from autofit_llama.graph.devices import DeviceRules
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.graph.model import GraphModel
 from autofit_llama.graph.periods import Cut, Edge, choose_layers, is_periodic, moments
-from autofit_llama.graph.registry import builder_for
 from autofit_llama.graph.scheduler import PIPELINE_COPIES, Schedule, Scheduler
+from autofit_llama.model.architecture import Architecture, architecture_of
+from autofit_llama.model.hparams import HParams
 
-#: architectures whose last reserve is a prompt of one sequence: decays grow with its square
-_ONE_SEQUENCE = frozenset({"kimi-linear", "minimax-01"})
 _ATTEMPTS = 3  #: at leaving blocks out
 
 
@@ -80,7 +79,8 @@ def compute_buffers(
         EngineRefusalError: the engine's own graph cannot be built.
     """
     context = model.context
-    builder = builder_for(model.hparams.arch, draft=context.mtp)
+    arch = architecture_of(model.hparams.arch)
+    builder = _builder(arch, model.hparams, draft=context.mtp)
     shorten = shorten and not context.mtp
     n_copies = PIPELINE_COPIES if pipeline and all(d.pipeline for d in devices) else 1
     scheduler = Scheduler(devices, op_offload=context.op_offload, n_copies=n_copies)
@@ -90,15 +90,14 @@ def compute_buffers(
     signatures = _signatures(builder, model) if shorten else None
     reserve = partial(_reserve, builder, model, scheduler, resolved, signatures, known or Known())
     sizes, n_splits, _ = reserve(n_tokens, n_seqs, n_outputs, pinned=not dry_run)
-    one_sequence = model.hparams.arch in _ONE_SEQUENCE
-    if one_sequence and n_tokens % model.n_streams and not all(model.hparams.is_recr[:-1]):
+    if arch.reserves_one_sequence and n_tokens % model.n_streams and not all(model.hparams.is_recr[:-1]):
         raise EngineRefusalError(
             f"llama.cpp aborts: {n_tokens} tokens do not divide into {model.n_streams} sequences",
             hint="with this architecture, make -ub a multiple of -np, or unify the cache with -kvu",
         )
     if not dry_run:
         reserves = [(n_seqs, n_seqs, n_seqs)]
-        if one_sequence:
+        if arch.reserves_one_sequence:
             reserves.append((n_tokens, 1, n_outputs))
         for batch in reserves:
             more = reserve(*batch, pinned=True).sizes
@@ -110,6 +109,14 @@ def compute_buffers(
         n_copies=n_copies,
         n_splits=n_splits,
     )
+
+
+def _builder(arch: Architecture, hp: HParams, *, draft: bool) -> Builder:
+    builder = arch.draft_graph if draft else arch.graph
+    if builder is None or builder == "not replayed":
+        what = "draft head" if draft else "architecture"
+        raise UnsupportedModelError(f"no memory graph for the {what} {hp.arch!r}")
+    return builder
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +151,7 @@ def _resolve(builder: Builder, model: GraphModel, scheduler: Scheduler, flash_at
         and not _all_on_device(builder, model, scheduler, fusions, "flash_attn")
     ):
         fusions = replace(fusions, flash_attn=False)
-    if model.hparams.arch in ("deepseek4", "dflash", "glm5-next", "qwen4exp"):
+    if model.hparams.dsv4_hc_mult > 0:
         for kind in ("hc_pre", "hc_comb", "hc_post"):
             if not _all_on_device(builder, model, scheduler, fusions, kind):
                 fusions = replace(fusions, hyper=fusions.hyper - {kind})

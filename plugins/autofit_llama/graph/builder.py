@@ -17,6 +17,7 @@ from autofit_llama.engine.vocabulary import POOLING_CLS, POOLING_LAST, POOLING_M
 from autofit_llama.graph import ggml
 from autofit_llama.graph.ggml import HOST, HOST_PINNED, NONE, Tensor
 from autofit_llama.graph.model import GraphModel
+from autofit_llama.model.architecture import Architecture, architecture_of
 from autofit_llama.model.context import Context
 from autofit_llama.model.hparams import (
     GATING_SIGMOID,
@@ -26,29 +27,6 @@ from autofit_llama.model.hparams import (
     HParams,
 )
 
-# Files quantised to NVFP4 have a scale beside each matrix. Attention always applies them; these architectures
-# also hand them to build_ffn, to build_moe_ffn, and to build_ffn for their shared experts.
-_FFN_SCALES = frozenset(
-    """
-    bitnet cohere2 cohere2moe deepseek32 dflash dots3note gemma4 glm-dsa hy_v3 llama llama-embed mistral3
-    nanbeige nemotron_h nemotron_h_moe qwen3 qwen35
-    """.split()
-)
-_EXPERT_SCALES = frozenset(
-    """
-    cohere2moe deepseek32 dots3note gemma4 glm-dsa hy_v3 llama llama-embed mellum mistral3 nemotron_h
-    nemotron_h_moe qwen35moe qwen3moe qwen3next qwen4exp
-    """.split()
-)
-_SHARED_SCALES = frozenset(
-    """
-    cohere2moe deepseek32 dots3note glm-dsa hy_v3 nemotron_h nemotron_h_moe qwen35moe qwen3next qwen4exp
-    """.split()
-)
-
-
-#: architectures with a bias of the output matrix that their graph leaves out
-_UNUSED_OUTPUT_BIAS = frozenset({"dream", "qwen2vl"})
 #: parts of hyper-connections that may be fused, each by itself
 HYPER_OPS = frozenset(("hc_pre", "hc_comb", "hc_post"))
 
@@ -152,6 +130,10 @@ class Graph:
     @property
     def h(self) -> HParams:
         return self.model.hparams
+
+    @property
+    def arch(self) -> Architecture:
+        return architecture_of(self.model.hparams.arch)
 
     @property
     def context(self) -> Context:
@@ -593,8 +575,6 @@ class Graph:
             cur = ggml.reshape(cur, cur.ne[0] * cur.ne[1], cur.ne[2] * cur.ne[3])
             return self.expand(cur)
         kq = ggml.mul_mat(k, q)
-        if h.arch == "grok":
-            kq = ggml.scale(ggml.tanh(ggml.scale(kq)))
         if h.attn_soft_cap:
             kq = ggml.scale(ggml.tanh(ggml.scale(kq)))
         if kq_b is not None:
@@ -635,14 +615,14 @@ class Graph:
         h = self.h
         parts = (
             ".bias" if bias else "",
-            ".scale" if h.arch in (_SHARED_SCALES if up.endswith("_shexp") else _FFN_SCALES) else "",
+            ".scale" if ("shared" if up.endswith("_shexp") else "ffn") in self.arch.scales else "",
         )
         tmp = self._ffn_linear(w, up, x, parts) if w[up] is not None else x
         gated = gate is not None and w[gate] is not None
         cur = self._ffn_linear(w, gate, x if parallel else tmp, parts) if gated and gate is not None else tmp
         side_by_side = gated and parallel
         if act == "silu" and side_by_side and il >= 0 and h.swiglu_clamp_shexp[il] > 1e-6:
-            cur = self._clamped_swiglu(cur, tmp, h.arch in ("deepseek4", "glm5-next", "dflash"))
+            cur = self._clamped_swiglu(cur, tmp)
         elif act in ("silu", "gelu", "relu") and side_by_side:
             cur = ggml.glu(cur, tmp, {"silu": "swiglu", "gelu": "geglu", "relu": "reglu"}[act])
         elif act == "swiglu_oai":
@@ -665,9 +645,8 @@ class Graph:
             y = combine(y, t) if t is not None else y
         return y
 
-    @staticmethod
-    def _clamped_swiglu(gate: Tensor, up: Tensor, one_op: bool) -> Tensor:
-        if one_op:
+    def _clamped_swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        if self.arch.fused_clamp:
             return ggml.glu(gate, up, "swiglu_clamp")
         up = ggml.clamp(up)
         return ggml.mul(ggml.clamp(ggml.silu(gate)), up)
@@ -675,7 +654,7 @@ class Graph:
     def linear_id(self, w: Layer, name: str, x: Tensor, ids: Tensor) -> Tensor:
         """build_lora_mm_id: one matrix per selected expert, and their scales."""
         y = ggml.mul_mat_id(w.need(name), x, ids)
-        scale = w[name + ".scale"] if self.h.arch in _EXPERT_SCALES else None
+        scale = w[name + ".scale"] if "experts" in self.arch.scales else None
         if scale is not None:
             s = ggml.repeat_4d(ggml.reshape(scale, 1, scale.ne[0], 1), 1, scale.ne[0], x.ne[2], 1)
             y = ggml.mul(y, ggml.get_rows(s, ids))
@@ -801,8 +780,7 @@ class Graph:
     ) -> Tensor:
         h = self.h
         if act == "silu" and separate_gate and il >= 0 and h.swiglu_clamp_exp[il] > 1e-6:
-            one_op = h.arch in ("maple", "deepseek4", "glm5-next", "dflash", "hy_v4")
-            return self._clamped_swiglu(gate, up, one_op)
+            return self._clamped_swiglu(gate, up)
         if act in ("silu", "gelu", "relu") and gated:
             return ggml.glu(gate, up, {"silu": "swiglu", "gelu": "geglu", "relu": "reglu"}[act])
         if act == "swiglu_oai":
@@ -875,7 +853,7 @@ class Graph:
         y = ggml.mul_mat(self.output_weight(), cur)
         scale, bias = self.weight("output.scale"), self.weight("output.bias")
         y = ggml.mul(y, scale) if scale is not None else y
-        if self.h.arch in _UNUSED_OUTPUT_BIAS:
+        if self.arch.unused_output_bias:
             return y
         return ggml.add(y, bias) if bias is not None else y
 
@@ -918,10 +896,10 @@ class Graph:
             cur = ggml.mul_mat(matrix, cur)
             cur = ggml.add(cur, bias) if bias is not None else cur
             if name == "cls":
-                cur = ggml.unary(cur, "gelu" if self.h.arch == "modern-bert" else "tanh")
+                cur = ggml.unary(cur, self.arch.rank_activation)
                 norm = self.weight("cls.norm")
                 cur = self.norm(cur, norm, -1, kind="layer") if norm is not None else cur
-        return ggml.soft_max(cur) if self.h.arch in ("qwen3", "qwen3vl") else cur
+        return ggml.soft_max(cur) if self.arch.rank_softmax else cur
 
     def set_outputs(self) -> None:
         """What callers read stays allocated (llm_graph_result::set_outputs)."""

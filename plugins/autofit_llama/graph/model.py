@@ -9,9 +9,9 @@ from autofit.domain.model import TensorInfo
 from autofit.domain.values import dataclass
 
 from autofit_llama.graph.ggml import HOST
-from autofit_llama.model.caches import caches
 from autofit_llama.model.context import Context
 from autofit_llama.model.hparams import HParams
+from autofit_llama.model.resolve import caches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

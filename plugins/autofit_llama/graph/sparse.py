@@ -9,9 +9,6 @@ from autofit_llama.graph.builder import AttentionInput, CacheInput, Graph, Layer
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.model import rotation_side
 
-#: their indexers rotate queries and keys, whatever the cache's type (llama-kv-cache.cpp)
-_ROTATED = frozenset(("deepseek32", "deepseek4", "dots3note", "glm-dsa"))
-
 
 @dataclass(slots=True)
 class IndexedInput:
@@ -24,12 +21,15 @@ class IndexedInput:
     swa: AttentionInput | None = None
 
 
-def inp_attn_k_dsa(g: Graph, *, swa: bool = False) -> IndexedInput:
-    """build_attn_inp_k_dsa, build_attn_inp_k_dsa_iswa: the indexer is always fused and wants an f16 mask."""
+def inp_attn_k_dsa(g: Graph, *, rotated: bool, swa: bool = False) -> IndexedInput:
+    """build_attn_inp_k_dsa, build_attn_inp_k_dsa_iswa: the indexer is always fused and wants an f16 mask.
+
+    `rotated`: its queries and keys are, whatever the cache's type (llama-kv-cache.cpp).
+    """
     main = g.inp_attn_k().full
     index = g.inp_attn_k().full
     index.mask = g.input("f16", *index.mask.ne)
-    if g.h.arch in _ROTATED:
+    if rotated:
         side = rotation_side(g.h.indexer_head_size)
         index.k_rot = g.input("f32", side, side)
     window = None

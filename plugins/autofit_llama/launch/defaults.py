@@ -20,6 +20,7 @@ from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.values import AUTO_LAYERS, POOLING
 from autofit_llama.engine.versions import LATEST, Version
 from autofit_llama.engine.vocabulary import POOLING_NONE, POOLING_UNSPECIFIED, LazyMode, LoadMode, Override, SplitMode
+from autofit_llama.model.architecture import architecture_of
 from autofit_llama.model.context import MAX_SEQUENCES, Context, ContextParams
 from autofit_llama.model.hparams import HParams
 
@@ -251,7 +252,7 @@ def check_launch(launch: Launch, hp: HParams, apis: tuple[str, ...]) -> None:
     if mode == "tensor":
         if not apis:
             raise EngineRefusalError("llama.cpp refuses: LLAMA_SPLIT_MODE_TENSOR needs >= 1 devices")
-        if hp.arch in _NO_TENSOR_SPLIT:
+        if architecture_of(hp.arch).tensor_split is None:
             raise EngineRefusalError(
                 f"llama.cpp refuses: LLAMA_SPLIT_MODE_TENSOR not implemented for architecture {hp.arch!r}",
                 hint="use -sm layer",
@@ -269,8 +270,8 @@ def check_stands_alone(hp: HParams, names: Collection[str]) -> None:
     Raises:
         EngineRefusalError: it would read the cache, the embedding or the output of another model.
     """
-    has_ends = hp.arch != "gemma4-assistant" and _OWN_ENDS.issubset(names)
-    if hp.arch in _DRAFTS_ONLY and not has_ends:
+    alone = architecture_of(hp.arch).stands_alone
+    if alone == "never" or (alone == "with its own ends" and not _OWN_ENDS.issubset(names)):
         raise EngineRefusalError(
             f"llama.cpp refuses: {hp.arch} requires ctx_other to be set",
             hint="it only drafts for another model: give that with -m and this one with -md",
@@ -309,21 +310,10 @@ def python_arguments(settings: LlamaSettings) -> Mapping[str, Any]:
     return arguments
 
 
-#: src/llama-context.cpp: a context beside another one, whose embedding and output it may share
-_DRAFTS_ONLY = frozenset(("gemma4-assistant", "eagle3", "dflash"))
 _OWN_ENDS = frozenset(("token_embd.weight", "output.weight"))
 
 #: backends that implement ggml_backend_split_buffer_type
 _SPLITS_ROWS = frozenset(("sycl", "hexagon"))
-#: src/llama-arch.cpp:llm_arch_supports_sm_tensor
-_NO_TENSOR_SPLIT = frozenset(
-    (
-        "grok", "mpt", "plamo2", "minicpm3", "gemma3n", "mamba", "mamba2", "jamba", "falcon-h1",
-        "olmo2", "olmoe", "deepseek2", "deepseek32", "hy_v4", "dots3note", "glm-dsa", "bitnet", "t5",
-        "nemotron_h", "nemotron_h_moe", "granitehybrid", "minimax-01", "minimax-m2", "minimax-m3",
-        "mistral4", "kimi-linear", "bailingmoe3", "kimi-k3", "glm5-next", "qwen3tts", "qwen4exp",
-    )
-)  # fmt: skip
 
 #: llama_cpp/llama.py:Llama.__init__; its library default keeps whole sliding-window caches
 _PYTHON_DEFAULTS = LlamaSettings(

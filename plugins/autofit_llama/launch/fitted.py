@@ -18,7 +18,7 @@ from autofit_llama.launch.process import engine_devices, run_of
 from autofit_llama.memory import runtime
 from autofit_llama.memory.estimate import Run, device_rules, projector_items
 from autofit_llama.memory.layout import Layout, Sized, lay_out
-from autofit_llama.model.context import resolve_context
+from autofit_llama.model.resolve import resolve_context
 
 
 def fit_launch(launch: Launch, model: ModelSpec, machine: Machine, sized: Sized) -> Fitted:

@@ -15,8 +15,9 @@ from autofit_llama.launch.defaults import Draft, Launch, buffer_names, check_lau
 from autofit_llama.memory.adapters import check_control_vectors, check_lora
 from autofit_llama.memory.estimate import Companion, Run, Server, size
 from autofit_llama.memory.layout import Arguments, Sized
-from autofit_llama.model.context import ContextParams, resolve_context
+from autofit_llama.model.context import ContextParams
 from autofit_llama.model.hparams import HParams
+from autofit_llama.model.resolve import resolve_context
 
 #: ggml's names of its backends: CUDA0, ROCm1, RPC0 ...
 _NAMES = {

@@ -18,7 +18,7 @@ from autofit_llama.memory import runtime
 from autofit_llama.memory.adapters import control_vector_bytes, lora_bytes, lora_compute_bytes
 from autofit_llama.memory.layout import Arguments, Layout, Sized, lay_out
 from autofit_llama.memory.placement import HOST_PINNED
-from autofit_llama.model.hparams import read_hparams
+from autofit_llama.model.load import read_hparams
 
 _RECURRENT_SIDES = frozenset(("r", "s", "ple"))
 

@@ -18,9 +18,10 @@ from autofit_llama.graph.model import GraphModel
 from autofit_llama.memory.bound import bound_buffers
 from autofit_llama.memory.placement import Placement, buffer_rules, place_layers
 from autofit_llama.memory.weights import HOST_ALIGNMENT, Weight, WeightPlan, loaded_weights, place_weights
-from autofit_llama.model.caches import Cache, caches
-from autofit_llama.model.context import Context, ContextParams, resolve_context
+from autofit_llama.model.caches import Cache
+from autofit_llama.model.context import Context, ContextParams
 from autofit_llama.model.hparams import HParams
+from autofit_llama.model.resolve import caches, resolve_context
 
 if TYPE_CHECKING:
     from autofit_llama.memory.tensor_split import Slices

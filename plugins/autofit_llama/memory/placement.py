@@ -11,22 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from struct import pack, unpack
-from typing import Literal
 
 from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
-from autofit_llama.engine.vocabulary import Override
+from autofit_llama.engine.vocabulary import Operation, Override
 from autofit_llama.graph.devices import DeviceRules
 from autofit_llama.graph.ggml import HOST, HOST_REPACKED, Tensor
 from autofit_llama.model.hparams import HParams
 
 HOST_PINNED = -3  #: the first device's pinned host buffer; plain host memory for a graph
-
-Operation = Literal[
-    "NONE", "GET_ROWS", "MUL_MAT", "MUL_MAT_ID", "ADD", "ADD_ID", "MUL", "DIV", "SCALE", "ROPE", "SSM_CONV",
-    "SSM_SCAN", "RWKV_WKV6", "IM2COL",
-]  # fmt: skip
 
 
 def f32(x: float) -> float:

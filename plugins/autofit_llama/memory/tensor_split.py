@@ -20,6 +20,7 @@ from autofit.errors import EngineRefusalError
 from autofit_llama.graph.devices import DeviceRules, device_bytes
 from autofit_llama.graph.model import rotation_side
 from autofit_llama.memory.placement import Placement, f32
+from autofit_llama.model.architecture import TensorSplit, architecture_of
 from autofit_llama.model.caches import CacheTensor
 from autofit_llama.model.context import Context
 from autofit_llama.model.hparams import HParams
@@ -110,8 +111,6 @@ _PARTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("ffn_up_exps.weight", "ffn_gate_exps.weight", "ffn_gate_up_exps.weight"), _DOWN[1:]),
 )
 _ATTENTION_CACHES = frozenset(("base", "swa"))
-_GATED_Q = frozenset(("qwen3next", "qwen35", "qwen35moe", "qwen4exp"))  #: a gate beside each query head
-_WHOLE_STATES = frozenset(("lfm2", "lfm2moe"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,9 +160,9 @@ class Slices:
                 _abort(f"it cannot put together {what} of this model on the host", "leave out -nkvo, or use -sm layer")
             if context.n_streams > 1:
                 _abort("caches of several sequences cannot stay on the host", "leave out -nkvo, or add -kvu")
-        if hp.arch == "hrm_text":
+        if self.how.whole:
             if 0 < len(here) < hp.n_layer_all:
-                _abort("hrm_text shares its caches between blocks", "use -ngl all, or -sm layer")
+                _abort(f"{hp.arch} shares its caches between blocks", "use -ngl all, or -sm layer")
             return
         for il in here:
             self._check_block(il, homes, cached=has_cache and context.offload_kqv)
@@ -229,11 +228,15 @@ class Slices:
         return tuple(sizes)
 
     @property
+    def how(self) -> TensorSplit:
+        return architecture_of(self.hparams.arch).tensor_split or TensorSplit()
+
+    @property
     def _is_dsv4(self) -> bool:
-        return self.hparams.arch == "deepseek4" or (self.hparams.arch == "dflash" and self.hparams.dsv4_hc_mult > 0)
+        return self.how.grouped_output and self.hparams.dsv4_o_group_count > 0
 
     def _cut_of(self, name: str, ne: tuple[int, ...]) -> Cut | None:
-        if self.hparams.arch == "hrm_text":
+        if self.how.whole:
             return None
         if not name.startswith("blk."):
             if name == "output.weight":
@@ -246,8 +249,7 @@ class Slices:
         return cut
 
     def _cache_cut(self, tensor: CacheTensor) -> Cut | None:
-        arch = self.hparams.arch
-        if arch == "hrm_text" or self._is_dsv4 or (tensor.side in ("r", "s") and arch in _WHOLE_STATES):
+        if self.how.whole or self._is_dsv4 or (tensor.side in ("r", "s") and self.how.whole_states):
             return None
         if tensor.side in ("k", "v") and tensor.cache not in _ATTENTION_CACHES:
             return None
@@ -319,7 +321,7 @@ class Slices:
         whole = ((ne[cut.axis], 1),)
         if part == "gate_up":
             return ((hp.n_ff_exp[il], 2),)
-        if hp.arch not in _GATED_Q:
+        if not self.how.gated_queries:
             if part == "qkv":
                 k, v = hp.n_embd_k_gqa(il), hp.n_embd_v_gqa(il)
                 q = hp.n_head[il] * hp.n_embd_head_k(il)
@@ -329,7 +331,7 @@ class Slices:
             return ((2 * hp.n_head[il] * hp.n_embd_head_k(il), 1), (hp.n_embd_v_gqa(il), 2))
         n_k, n_v, history = hp.ssm_n_group, hp.ssm_dt_rank, hp.ssm_d_conv - 1
         key, value = n_k * hp.ssm_d_state, n_v * hp.ssm_d_state
-        if hp.arch == "qwen3next":
+        if self.how.heads_apart:
             if part == "conv" or (part == "qkv" and not is_bias):
                 return ((key, 2), (value, 1))
             return ((key * history, 2), (value * history, 1)) if part == "r" else whole
@@ -377,7 +379,7 @@ class Slices:
             block *= 2
         q = lcm(group, block)
         heads = q // head_k
-        gated_q = lcm(2 * group, block) if hp.arch in _GATED_Q else q
+        gated_q = lcm(2 * group, block) if self.how.gated_queries else q
         k = q // n_gqa
         v = k // head_k * head_v
         match part:

@@ -9,7 +9,7 @@ Loading: load_arch_tensors of src/models/*.cpp, llama_model_loader::create_tenso
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from operator import add
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -17,10 +17,11 @@ from autofit.domain.model import ModelSpec, TensorInfo
 from autofit.domain.units import GIB, round_up
 from autofit.domain.values import dataclass, field
 
-from autofit_llama.engine.vocabulary import LazyMode
+from autofit_llama.engine.vocabulary import LazyMode, Operation
 from autofit_llama.graph.devices import DeviceRules, device_bytes
 from autofit_llama.graph.ggml import HOST, HOST_REPACKED
-from autofit_llama.memory.placement import HOST_PINNED, BufferRules, Operation, Placement
+from autofit_llama.memory.placement import HOST_PINNED, BufferRules, Placement
+from autofit_llama.model.architecture import Architecture, DraftTensors, architecture_of
 from autofit_llama.model.hparams import HParams
 
 if TYPE_CHECKING:
@@ -88,7 +89,6 @@ _FIRST_BLOCK = frozenset(
 )
 _SHARED_BY_BLOCKS = frozenset(("rope_freqs", "rope_factors_long", "rope_factors_short"))
 _UNUSED = frozenset(("masked_embd_centroids", "masked_embd_ordering", "cross_attn_rel_b"))
-_LAZY = frozenset(("gemma4", "qwen4exp"))  #: per_layer_token_embd is made with TENSOR_READ_LAZY
 
 
 def _by_name(table: Mapping[Operation, str]) -> Mapping[str, Operation]:
@@ -100,7 +100,8 @@ _OPS = _by_name(
     {
         "GET_ROWS": """
             token_embd position_embd token_types per_layer_token_embd attn_compressor_ape attn_rel_b
-            ffn_gate_tid2eid nextn.embed_tokens d2t markov_w1 selector_predecessor selector_successor
+            indexer_compressor_ape ffn_gate_tid2eid nextn.embed_tokens d2t markov_w1 selector_predecessor
+            selector_successor
         """,
         "ADD": """
             hrm.z_l_init hc_attn_base hc_ffn_base time_mix_lerp_w time_mix_lerp_k time_mix_lerp_v
@@ -109,7 +110,7 @@ _OPS = _by_name(
         """,
         "MUL": """
             token_embd_norm attn_kv_a_norm hc_attn_scale hc_ffn_scale hc_attn_norm hc_ffn_norm ple_norm_key
-            ple_norm_query ple_norm_conv attn_compressor_norm ssm_dt_norm ssm_b_norm ssm_c_norm ssm_d
+            ple_norm_query ple_norm_conv attn_compressor_norm ssm_dt_norm ssm_a ssm_b_norm ssm_c_norm ssm_d
             ssm_norm ssm_conv1d_q ssm_conv1d_k ssm_conv1d_v attn_res_score ffn_res_score ffn_routed_norm
             time_mix_lerp_x time_mix_ln channel_mix_lerp_k channel_mix_lerp_r time_mix_k_k time_mix_k_a
             time_mix_r_k attn_norm attn_norm_2 attn_output_norm post_attention_norm ffn_norm pre_ffw_norm_2
@@ -132,40 +133,7 @@ _OPS = _by_name(
         """,
     }
 )
-#: architectures whose ssm_a goes through the scan; with the others it is a factor
-_SCANS = frozenset(("falcon-h1", "granitehybrid", "jamba", "mamba", "mamba2", "nemotron_h", "nemotron_h_moe", "plamo2"))
 
-# Without output.weight these load token_embd a second time, as the output (TENSOR_DUPLICATED).
-_TIED = frozenset(
-    """
-    afmoe arcee arctic bailingmoe3 bloom chameleon chatglm cogvlm cohere2 cohere2moe command-r deci deepseek
-    deepseek2 deepseek2-ocr deepseek32 dflash dots3note dream ernie4_5 ernie4_5-moe exaone exaone4
-    falcon falcon-h1 gemma gemma-embedding gemma2 gemma3 gemma3n gemma4 gemma4-assistant glm-dsa glm4 glm4moe
-    gpt2 granite granite_swa granitehybrid granitemoe graniteswitch grok grovemoe hrm_text hunyuan-dense
-    hunyuan-moe hunyuan_vl hy_v3 jais2 jamba laguna lfm2 lfm2moe llada llama llama-embed llama4 maincoder
-    mamba mamba2 minicpm minicpm3 minimax-01 mistral3 mistral4 mpt nanbeige nemotron_h nemotron_h_moe olmo
-    openelm paddleocr pangu-embedded phi3 plamo2 plamo3 plm pockettts qwen2 qwen2vl qwen3 qwen35 qwen35moe
-    qwen3moe qwen3next qwen3tts qwen3vl qwen3vlmoe qwen4exp refact rnd1 seed_oss smallthinker smollm3 spark2_5
-    starcoder starcoder2 t5 t5encoder
-    """.split()
-)
-_OUTPUT_FIRST = frozenset(("gemma3n", "gemma4"))  #: made before token_embd, so nothing can be shared with it
-
-# Nextn blocks without a draft head asked for: what is loaded all the same, since it is made without
-# TENSOR_SKIP.
-_NEVER_MTP = frozenset(("exaone4", "exaone-moe", "glm4", "bailingmoe2", "dots3note"))
-_SKIPPED_ONLY: Mapping[str, frozenset[str]] = {
-    arch: frozenset(
-        (*names, "attn_norm", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_norm",
-         "nextn.eh_proj", "nextn.enorm", "nextn.hnorm")
-    )
-    for arch, names in {"step35": (), "hy_v3": ("attn_q_norm", "attn_k_norm")}.items()
-}  # fmt: skip
-_LOADED_ANYWAY: Mapping[str, frozenset[str]] = {
-    "cohere2moe": frozenset(("nextn.embed_tokens", "nextn.shared_head_head", "nextn.shared_head_norm")),
-    "deepseek32": frozenset(("exp_probs_b",)),
-    "glm-dsa": frozenset(("exp_probs_b",)),
-}
 
 _BLOCK = re.compile(r"(?:enc\.|dec\.)?(?:blk|posnet|convnext)\.([0-9]{1,4})\.(.+)")
 _SUFFIX = re.compile(r"\.(weight|bias|scales?|input_scale|lora_a|lora_b)$")
@@ -177,32 +145,36 @@ def loaded_weights(
     """Every tensor that the engine creates for `model`, second copies included."""
     weights = list(_weights(model.tensors, hp, load_mtp, lazy_mode))
     names = {tensor.name for tensor in model.tensors}
-    if hp.arch in _TIED and "output.weight" not in names:
-        weights = list(_tie(weights, hp))
-    elif hp.arch == "codeshell" and "token_embd.weight" not in names:
+    output_from = architecture_of(hp.arch).output
+    if output_from in ("tied", "tied first") and "output.weight" not in names:
+        weights = list(_tie(weights, hp, first=output_from == "tied first"))
+    elif output_from == "from output" and "token_embd.weight" not in names:
         output = next((w for w in weights if w.name == "output.weight"), None)
         weights += [output._replace(duplicate=True)] if output is not None else []
     return tuple(weights)
 
 
 def _weights(tensors: Iterable[TensorInfo], hp: HParams, load_mtp: bool, lazy_mode: LazyMode) -> Iterator[Weight]:
+    arch = architecture_of(hp.arch)
     for tensor in tensors:
         match = _BLOCK.match(tensor.name)
         path = tensor.name if match is None else match[2]
         suffix = _SUFFIX.search(path)
         module = path if suffix is None else path[: suffix.start()]
-        if module in _UNUSED or (match is not None and _skipped(int(match[1]), module, hp, load_mtp)):
+        if module in _UNUSED or (
+            match is not None and _skipped(int(match[1]), module, hp, arch.draft_tensors, load_mtp)
+        ):
             continue
-        op = _operation(module, suffix[1] if suffix else "", hp)
+        op = _operation(module, suffix[1] if suffix else "", hp, arch)
         if match is not None:
             yield _weight(tensor, int(match[1]), op, _group(module))
         elif module in _SHARED_BY_BLOCKS:
-            for i, il in enumerate(_rope_blocks(hp)):
+            for i, il in enumerate(arch.rope_factors(hp)):
                 yield _weight(tensor, il, op, "attention")._replace(duplicate=i > 0)
-        elif module == "token_embd_norm" and hp.arch in ("lfm2", "lfm2moe"):
-            yield _weight(tensor, hp.n_layer_all, op, "output")  # the output norm under this name
+        elif module == arch.output_norm:
+            yield _weight(tensor, hp.n_layer_all, op, "output")
         elif module in _INPUTS:
-            lazy = module == "per_layer_token_embd" and hp.arch in _LAZY and _is_lazy(tensor, lazy_mode)
+            lazy = module == "per_layer_token_embd" and arch.lazy_embeddings and _is_lazy(tensor, lazy_mode)
             yield _weight(tensor, INPUT, op, "embedding")._replace(lazy=lazy)
         elif module in _FIRST_BLOCK:
             yield _weight(tensor, 0, op, "embedding")
@@ -214,12 +186,11 @@ def _weight(tensor: TensorInfo, slot: int, op: Operation, group: Group) -> Weigh
     return Weight(tensor.name, slot, op, group, tensor.type, tensor.ne, tensor.n_bytes)
 
 
-def _tie(weights: Iterable[Weight], hp: HParams) -> Iterator[Weight]:
+def _tie(weights: Iterable[Weight], hp: HParams, *, first: bool) -> Iterator[Weight]:
     for weight in weights:
         if weight.name != "token_embd.weight":
             yield weight
             continue
-        first = hp.arch in _OUTPUT_FIRST
         tied = weight._replace(slot=hp.n_layer_all, op="MUL_MAT", group="output", duplicate=True)
         yield from (tied, weight) if first else (weight, tied)
 
@@ -228,40 +199,21 @@ def _is_lazy(tensor: TensorInfo, mode: LazyMode) -> bool:
     return mode == "on" or (mode == "auto" and tensor.n_bytes > LAZY_MIN_BYTES)
 
 
-def _skipped(il: int, module: str, hp: HParams, load_mtp: bool) -> bool:
+def _skipped(il: int, module: str, hp: HParams, draft: DraftTensors, load_mtp: bool) -> bool:
     """Whether a tensor of block `il` belongs to a draft head that is not loaded."""
     if il < hp.n_layer or hp.n_layer_nextn == 0 or hp.n_layer == 0 or hp.router_layer >= 0:
         return False
-    if load_mtp and hp.arch not in _NEVER_MTP:
+    if load_mtp and draft.loadable:
         return False
-    if hp.arch in _SKIPPED_ONLY:
-        return module in _SKIPPED_ONLY[hp.arch]
-    return module not in _LOADED_ANYWAY.get(hp.arch, ())
+    return module not in draft.kept if draft.skipped is None else module in draft.skipped
 
 
-def _rope_blocks(hp: HParams) -> Sequence[int]:
-    """The blocks that ask for the rope factors, each with a copy where its device has none yet."""
-    if hp.arch == "gemma4":
-        return [il for il in range(hp.n_layer) if not hp.is_swa[il]]
-    if hp.arch == "gemma4-assistant":
-        return [il for il in range(hp.n_layer_nextn) if not hp.is_swa[il]]
-    if hp.arch == "nanbeige":
-        return range(hp.n_layer_all // hp.n_loops)
-    if hp.arch == "step35":
-        return range(hp.n_layer_all)
-    return range(hp.n_layer or hp.n_layer_all)
-
-
-def _operation(module: str, suffix: str, hp: HParams) -> Operation:
-    op: Operation = _OPS.get(module, "MUL_MAT")
+def _operation(module: str, suffix: str, hp: HParams, arch: Architecture) -> Operation:
+    op: Operation = arch.ops.get(module) or _OPS.get(module, "MUL_MAT")
     if suffix == "bias":
         return "ADD_ID" if op == "MUL_MAT_ID" else "ADD"
     if suffix in ("lora_a", "lora_b") and hp.router_layer >= 0:
         return "MUL_MAT_ID"
-    if module == "ssm_a":
-        return "SSM_SCAN" if hp.arch in _SCANS else "MUL"
-    if module == "indexer_compressor_ape":
-        return "ADD" if hp.arch == "glm5-next" else "GET_ROWS"
     return op
 
 

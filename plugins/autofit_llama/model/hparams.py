@@ -1,18 +1,15 @@
 """The hyperparameters of a model as llama.cpp resolves them, one value for every engine rule that follows.
 
 Field names are the engine's own (src/llama-hparams.h, without `_arr` and `_impl`), so that a graph template
-can be read beside its src/models/*.cpp. What each architecture reads, and what it adds, is in
-`architectures.py`.
+can be read beside its src/models/*.cpp. What each architecture reads, and what it adds, is in its record
+(families/*.py).
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from autofit.domain.model import ModelSpec
 from autofit.domain.values import dataclass
-
-from autofit_llama.model.architectures import resolve
 
 RopeType = Literal["none", "norm", "neox", "mrope", "imrope"]
 SwaType = Literal["none", "standard", "chunked", "symmetric"]
@@ -25,7 +22,7 @@ class HParams:
     """llama_hparams after load_hparams (src/llama-model.cpp) and the architecture's load_arch_hparams.
 
     Tuples have one entry per block, `n_layer_all` of them (nextn blocks included), if not said otherwise.
-    `known` is false for an architecture that this table does not have: its figures come from generic keys.
+    `known` is false for an architecture that has no record: its figures come from generic keys.
     """
 
     arch: str
@@ -288,13 +285,3 @@ class HParams:
 
     def has_rope(self, il: int) -> bool:
         return il != self.router_layer and self.rope_pattern[il]
-
-
-def read_hparams(model: ModelSpec) -> HParams:
-    """The hyperparameters of a GGUF model.
-
-    Raises:
-        CorruptModelError: a key is missing, has the wrong type or a value that the engine's loader rejects.
-        UnsupportedModelError: llama.cpp names the architecture but cannot load it as a language model.
-    """
-    return HParams(**resolve(model))

@@ -27,8 +27,8 @@ from autofit_llama.memory.estimate import Estimate, Run, estimate
 from autofit_llama.memory.layout import Layout, Sized
 from autofit_llama.memory.placement import matcher
 from autofit_llama.memory.weights import Weight
-from autofit_llama.model.caches import caches
-from autofit_llama.model.context import Context, resolve_context
+from autofit_llama.model.context import Context
+from autofit_llama.model.resolve import caches, resolve_context
 from autofit_llama.planning.search import Bounds, Candidate
 from autofit_llama.planning.tables import Split, Tables, Target
 from autofit_llama.planning.terms import HOST_BUFFER, terms_of

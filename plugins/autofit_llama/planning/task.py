@@ -18,10 +18,11 @@ from autofit_llama.launch.defaults import SERVERS, launch_of
 from autofit_llama.launch.margins import margins_of
 from autofit_llama.memory.estimate import size
 from autofit_llama.memory.layout import Sized
-from autofit_llama.model.caches import caches
-from autofit_llama.model.context import ContextParams, resolve_context
+from autofit_llama.model.architecture import architecture_of
+from autofit_llama.model.context import ContextParams
 from autofit_llama.model.hparams import HParams
 from autofit_llama.model.metadata import overridden
+from autofit_llama.model.resolve import caches, resolve_context
 from autofit_llama.planning.goals import (
     DECODE_FIRST,
     DECODE_FLOORS,
@@ -169,7 +170,11 @@ class Task:
         pairs = [(given.type_k or name, given.type_v or name) for name in types]
         hp = self.sized.hparams
         heads = {head(il) for head in (hp.n_embd_head_k, hp.n_embd_head_v) for il in range(hp.n_layer)}
-        whole = all(head % 32 == 0 for head in heads) and hp.arch != "grok" and given.flash_attn != "off"
+        whole = (
+            all(head % 32 == 0 for head in heads)
+            and architecture_of(hp.arch).flash_attention
+            and given.flash_attn != "off"
+        )
         return tuple(dict.fromkeys(pair for i, pair in enumerate(pairs) if i == 0 or whole))
 
 

@@ -17,8 +17,9 @@ from autofit_llama.command.write import render
 from autofit_llama.engine.versions import LATEST, Version, find_version
 from autofit_llama.engine.vocabulary import Override
 from autofit_llama.launch.defaults import Launch, check_launch, check_stands_alone, chosen, launch_of, python_arguments
-from autofit_llama.model.context import ContextParams, resolve_context
+from autofit_llama.model.context import ContextParams
 from autofit_llama.model.metadata import overridden
+from autofit_llama.model.resolve import resolve_context
 from support.commands import model_of
 
 

@@ -11,9 +11,10 @@ from autofit.errors import EngineRefusalError
 from autofit_llama.graph.devices import CUDA, RPC, device_bytes
 from autofit_llama.memory.placement import buffer_rules, place_layers
 from autofit_llama.memory.weights import loaded_weights, place_weights, slot_costs
-from autofit_llama.model.caches import CacheTensor, cache_bytes, caches
-from autofit_llama.model.context import Context, ContextParams, cache_row_bytes, resolve_context
+from autofit_llama.model.caches import CacheTensor, cache_bytes
+from autofit_llama.model.context import Context, ContextParams, cache_row_bytes
 from autofit_llama.model.hparams import HParams
+from autofit_llama.model.resolve import caches, resolve_context
 from support.commands import model_of
 
 LLAMA = model_of("models", "llama-3.1-8b-Q4_K_M")[1]

@@ -10,8 +10,8 @@ import pytest
 from autofit.domain.model import ModelSpec
 from autofit.errors import CorruptModelError, ModelError, UnsupportedModelError
 
-from autofit_llama.model.architectures import ARCHITECTURES
-from autofit_llama.model.hparams import HParams, read_hparams
+from autofit_llama.model.hparams import HParams
+from autofit_llama.model.load import read_hparams
 from support.descriptors import names, spec
 
 LLAMA = ("models", "llama-3.1-8b-Q4_K_M")
@@ -46,11 +46,6 @@ def test_every_recorded_model_is_known(part: str) -> None:
         assert found.n_layer_all >= found.n_layer >= 0
         for il in range(found.n_layer_all):
             assert found.n_embd_head_k(il) > 0 or found.is_recr[il], name
-
-
-def test_the_table_of_architectures_is_whole() -> None:
-    assert len(ARCHITECTURES) >= 150
-    assert {"llama", "qwen3moe", "deepseek2", "gpt-oss", "mamba2", "t5", "bert", "gemma4"} <= set(ARCHITECTURES)
 
 
 def test_an_unknown_architecture_keeps_its_generic_keys() -> None:

@@ -9,8 +9,8 @@ from autofit.speed import LayerWork, Place, Roofline, Step
 from autofit_llama.graph.devices import CUDA
 from autofit_llama.memory.estimate import Run, estimate, size
 from autofit_llama.memory.layout import Arguments, Sized
-from autofit_llama.model.caches import caches
-from autofit_llama.model.context import ContextParams, resolve_context
+from autofit_llama.model.context import ContextParams
+from autofit_llama.model.resolve import caches, resolve_context
 from autofit_llama.planning.tables import Split, Tables, Target
 from autofit_llama.speed.costs import Block, blocks, cache_bytes, placed_work, weights_bytes
 from autofit_llama.speed.rates import speed_of, work_of
