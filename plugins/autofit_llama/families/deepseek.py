@@ -57,7 +57,7 @@ def deepseek2(g: Graph) -> None:
         else:
             routed = g.moe(
                 w, cur, il, norm_weights=h.expert_weights_norm, weights_scale=h.expert_weights_scale,
-                gating=h.expert_gating_func,
+                gating=h.expert_gating_func, precise=h.arch == "mistral4",
             )  # fmt: skip
             shared = g.ffn(w, cur, il, up="ffn_up_shexp", gate="ffn_gate_shexp", down="ffn_down_shexp")
             cur = ggml.add(routed, shared)

@@ -126,7 +126,16 @@ def llama4(g: Graph) -> None:
         if w["ffn_gate_inp"] is None:
             cur = g.ffn(w, cur, il)
         else:
-            routed = g.moe(w, cur, il, gating=GATING_SIGMOID, norm_weights=False, weights_scale=h.expert_weights_scale)
+            routed = g.moe(
+                w,
+                cur,
+                il,
+                gating=GATING_SIGMOID,
+                norm_weights=False,
+                weights_scale=h.expert_weights_scale,
+                select_by="logits",
+                weigh_inputs=True,
+            )
             shared = g.ffn(w, cur, il, up="ffn_up_shexp", gate="ffn_gate_shexp", down="ffn_down_shexp")
             cur = ggml.add(routed, shared)
         x = ggml.add(cur, ffn_inp)

@@ -327,10 +327,10 @@ def grovemoe(g: Graph) -> None:
         ffn_inp = ggml.add(cur, x)
         cur = g.rms(ffn_inp, w, "ffn_norm", il)
         probs, scale = g.linear(w, "ffn_gate_inp", cur), h.expert_weights_scale
-        routed = g.moe(w, cur, il, weights_scale=scale, probs_in=probs)
+        routed = g.moe(w, cur, il, weights_scale=scale, probs_in=probs, select_by="sigmoid")
         chunk = g.moe(
             w, routed, il, n_expert=n_chunks, n_used=min(n_chunks, h.n_expert_used[il]),
-            weights_scale=scale, probs_in=probs, suffix="chexps",
+            weights_scale=scale, probs_in=probs, suffix="chexps", select_by="sigmoid",
         )  # fmt: skip
         x = ggml.add(ggml.add(routed, ggml.scale(chunk)), ffn_inp)
     g.finish(x)

@@ -9,6 +9,7 @@ matters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
@@ -63,6 +64,15 @@ class RecurrentInput:
 def missing(name: str) -> EngineRefusalError:
     """The file lacks a tensor that the architecture's graph reads."""
     return EngineRefusalError(f"llama.cpp refuses: missing tensor {name!r}", hint="the file is damaged or incomplete")
+
+
+def _gated(logits: Tensor, gating: int) -> Tensor:
+    """The scores of experts (llama_expert_gating_func_type)."""
+    if gating == GATING_SOFTMAX:
+        return ggml.soft_max(logits)
+    if gating == GATING_SIGMOID:
+        return ggml.sigmoid(logits)
+    return ggml.sqrt(ggml.softplus(logits)) if gating == GATING_SQRT_SOFTPLUS else logits
 
 
 class Layer:
@@ -678,48 +688,45 @@ class Graph:
         selected_in: Tensor | None = None,
         biased: bool = True,
         probs_bias: bool = True,
+        select_by: Literal["probs", "logits", "sigmoid"] = "probs",
+        weigh_inputs: bool = False,
+        precise: bool = False,
     ) -> Tensor:
         """Routing, the selected experts, and their weighted sum (build_moe_ffn).
 
         Weights are found by name: `ffn_{up,gate,gate_up,down}_{suffix}` with their biases and scales
         (`biased`), `gate_inp` with its bias, and `exp_probs_b` (`probs_bias`), which only takes part in the
-        selection.
+        selection. `select_by`: what the best experts are chosen by. `weigh_inputs`: the weights scale what experts
+        read instead of what they make. `precise`: inputs of the last product exceed half precision, and CUDA has no
+        kernel for that.
         """
-        h, arch = self.h, self.h.arch
-        n_embd, n_tokens = x.ne[0], x.ne[1]
-        n_expert = n_expert if n_expert is not None else h.n_expert
-        n_used = n_used if n_used is not None else h.n_expert_used[il]
-        bias_of: Callable[[str], Tensor | None] = (lambda name: w[name + ".bias"]) if biased else (lambda _: None)
-
-        logits = probs_in if probs_in is not None else self.linear(w, gate_inp, x)
-        gate_bias = bias_of(gate_inp)
-        if gate_bias is not None and probs_in is None:
-            logits = ggml.add(logits, gate_bias)
-        if gating == GATING_SOFTMAX:
-            probs = ggml.soft_max(logits)
-        elif gating == GATING_SIGMOID:
-            probs = ggml.sigmoid(logits)
-        elif gating == GATING_SQRT_SOFTPLUS:
-            probs = ggml.sqrt(ggml.softplus(logits))
-        else:
-            probs = logits
-        selection = probs
-        exp_bias = (w["exp_probs_b.bias"] or w["exp_probs_b"]) if probs_bias else None
-        if exp_bias is not None:
-            selection = ggml.add(probs, exp_bias)
-        if arch == "llama4":
-            selection = logits
-        if arch == "grovemoe":
-            selection = ggml.sigmoid(logits)
-        if h.n_expert_groups > 1 and n_tokens > 0:
-            selection = self._grouped(selection, n_expert)
-        selected = selected_in if selected_in is not None else ggml.argsort_top_k(selection, n_used)
-        if arch == "grovemoe" and n_expert != h.n_expert:
+        n_expert = n_expert if n_expert is not None else self.h.n_expert
+        n_used = n_used if n_used is not None else self.h.n_expert_used[il]
+        logits = probs_in
+        if logits is None:
+            logits = self.linear(w, gate_inp, x)
+            gate_bias = w[gate_inp + ".bias"] if biased else None
+            logits = ggml.add(logits, gate_bias) if gate_bias is not None else logits
+        probs = _gated(logits, gating)
+        selected = selected_in
+        if selected is None:
+            by = {"probs": probs, "logits": logits}[select_by] if select_by != "sigmoid" else ggml.sigmoid(logits)
+            bias = (w["exp_probs_b.bias"] or w["exp_probs_b"]) if probs_bias and select_by == "probs" else None
+            by = ggml.add(by, bias) if bias is not None else by
+            by = self._grouped(by, n_expert) if self.h.n_expert_groups > 1 and x.ne[1] > 0 else by
+            selected = ggml.argsort_top_k(by, n_used)
+        if n_expert != self.h.n_expert:  # the experts' own scores choose a group's
             selected = ggml.cast(ggml.scale(ggml.cast(selected, "f32")), "i32")
-            probs = ggml.reshape(probs, 1, h.n_expert, n_tokens)
-        else:
-            probs = ggml.reshape(probs, 1, n_expert, n_tokens)
-        weights = ggml.get_rows(probs, selected)
+        weights = self._expert_weights(probs, selected, gating, norm_weights, weights_scale)
+        experts = self._experts(w, x, selected, weights if weigh_inputs else None, act, suffix, biased, precise, il)
+        return self._summed(experts if weigh_inputs else ggml.mul(experts, weights), self.h.n_expert_used[il])
+
+    def _expert_weights(
+        self, probs: Tensor, selected: Tensor, gating: int, norm_weights: bool, weights_scale: float
+    ) -> Tensor:
+        """The scores of the selected experts, [1, used, tokens]."""
+        n_used, n_tokens = selected.ne[0], probs.ne[1]
+        weights = ggml.get_rows(ggml.reshape(probs, 1, self.h.n_expert, n_tokens), selected)
         if gating == GATING_SOFTMAX_WEIGHT:
             weights = ggml.soft_max(ggml.reshape(weights, n_used, n_tokens))
             weights = ggml.reshape(weights, 1, n_used, n_tokens)
@@ -729,51 +736,62 @@ class Graph:
             weights = ggml.reshape(weights, 1, n_used, n_tokens)
         if weights_scale not in (0.0, 1.0):
             weights = ggml.scale(weights)
-        self.expand(weights)
+        return self.expand(weights)
 
+    def _experts(
+        self,
+        w: Layer,
+        x: Tensor,
+        selected: Tensor,
+        weights: Tensor | None,
+        act: str,
+        suffix: str,
+        biased: bool,
+        precise: bool,
+        il: int,
+    ) -> Tensor:
+        """What each selected expert makes of `x`, which `weights` scale where they are given."""
+
+        def add_bias(name: str, y: Tensor) -> Tensor:
+            bias = w[name + ".bias"] if biased else None
+            return ggml.add_id(y, bias, selected) if bias is not None else y
+
+        n_embd, n_tokens = x.ne[0], x.ne[1]
         cur = ggml.reshape(x, n_embd, 1, n_tokens)
-        if arch == "llama4":
-            cur = ggml.mul(ggml.repeat_4d(cur, n_embd, n_used, n_tokens, 1), weights)
+        if weights is not None:
+            cur = ggml.mul(ggml.repeat_4d(cur, n_embd, selected.ne[0], n_tokens, 1), weights)
         up_name, gate_name, both_name, down_name = (
             f"ffn_{part}_{suffix}" for part in ("up", "gate", "gate_up", "down")
         )
         separate_gate = w[gate_name] is not None
         if w[both_name] is not None:
-            both = ggml.mul_mat_id(w.need(both_name), cur, selected)
-            both_bias = bias_of(both_name)
-            if both_bias is not None:
-                both = ggml.add_id(both, both_bias, selected)
+            both = add_bias(both_name, ggml.mul_mat_id(w.need(both_name), cur, selected))
             n_ff = both.ne[0] // 2
             gate = ggml.view(both, (n_ff, *both.ne[1:3]), both.nb[1:3])
             up = ggml.view(both, (n_ff, *both.ne[1:3]), both.nb[1:3], n_ff * both.nb[0])
             gated = True
         else:
-            up = self.linear_id(w, up_name, cur, selected)
-            up_bias = bias_of(up_name)
-            up = ggml.add_id(up, up_bias, selected) if up_bias is not None else up
+            up = add_bias(up_name, self.linear_id(w, up_name, cur, selected))
             gate = self.linear_id(w, gate_name, cur, selected) if separate_gate else up
-            gate_b = bias_of(gate_name)
-            gate = ggml.add_id(gate, gate_b, selected) if gate_b is not None else gate
+            gate = add_bias(gate_name, gate)
             gated = separate_gate
         cur = self._expert_activation(act, gate, up, gated, separate_gate, il)
         experts = self.linear_id(w, down_name, cur, selected)
-        if arch == "mistral4":
-            experts.param = "precise"  # its inputs exceed half precision, and CUDA has no kernel for that
-        down_bias = bias_of(down_name)
-        if down_bias is not None:
-            experts = ggml.add_id(experts, down_bias, selected)
-        if arch != "llama4":
-            experts = ggml.mul(experts, weights)
-        self.expand(experts)
+        if precise:
+            experts.param = "precise"
+        return add_bias(down_name, experts)
 
-        n_sum = h.n_expert_used[il]
-        views = [ggml.view(experts, (n_embd, n_tokens), (experts.nb[2],), i * experts.nb[1]) for i in range(n_sum)]
+    def _summed(self, experts: Tensor, n_used: int) -> Tensor:
+        """The sum over the experts of each token, one addition after the other."""
+        self.expand(experts)
+        n_embd, n_tokens = experts.ne[0], experts.ne[2]
+        views = [ggml.view(experts, (n_embd, n_tokens), (experts.nb[2],), i * experts.nb[1]) for i in range(n_used)]
         for t in views:
             self.expand(t)
         total = views[0]
         for t in views[1:]:
             total = self.expand(ggml.add(total, t))
-        return ggml.cont(total) if n_sum == 1 else total
+        return ggml.cont(total) if n_used == 1 else total
 
     def _expert_activation(
         self, act: str, gate: Tensor, up: Tensor, gated: bool, separate_gate: bool, il: int
