@@ -3,7 +3,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import fields
+from textwrap import indent
 
+from autofit_llama.graph.builder import Graph
+from autofit_llama.model.architecture import Architecture
 from support import ROOT
 
 
@@ -22,3 +26,30 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_page_about_architectures_shows_code_that_is_there() -> None:
+    page = (ROOT / "docs" / "add-an-architecture.md").read_text().partition("## vLLM")[0]
+    family = (ROOT / "plugins" / "autofit_llama" / "families" / "decoder.py").read_text()
+    shown = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(shown) == 2
+    for code in shown:
+        assert code in family or indent(code.rstrip(), "    ") in family
+
+
+def test_the_page_about_architectures_explains_every_field() -> None:
+    page = (ROOT / "docs" / "add-an-architecture.md").read_text().partition("## vLLM")[0]
+    explained = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| (`[^|]+) \|", page, re.MULTILINE))))
+    assert {field.name for field in fields(Architecture)} <= explained
+
+
+def test_the_page_about_architectures_names_methods_that_are_there() -> None:
+    page = (ROOT / "docs" / "add-an-architecture.md").read_text().partition("## vLLM")[0]
+    for name in re.findall(r"\bg\.([a-z_]+)", page):
+        assert hasattr(Graph, name), name
+
+
+def test_programs_that_pages_name_are_there() -> None:
+    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for program in re.findall(r"\btools/[a-z_/]+\.py\b", page.read_text()):
+            assert (ROOT / program).exists(), f"{page.name}: {program}"
