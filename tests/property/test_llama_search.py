@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.regex import searcher
 from autofit_llama.memory.estimate import size
+from autofit_llama.memory.placement import place_layers
 from autofit_llama.planning.boundary import choices, split_of
 from autofit_llama.planning.goals import Goals, reach, stretch
 from autofit_llama.planning.problem import LaunchProblem
 from autofit_llama.planning.search import Bounds, Candidate, Found, Search, shortfall_bytes
 from autofit_llama.planning.tables import Split
-from autofit_llama.planning.terms import patterns_of, placed_as_planned, terms_of
+from autofit_llama.planning.terms import patterns_of, terms_of
 from support.descriptors import spec
 
 MODELS = ("llama-3.1-8b-Q4_K_M", "mixtral-8x7b-Q4_K_M", "deepseek-v2-lite-Q4_K_M", "gemma-3-4b-Q4_K_M")
@@ -223,7 +224,9 @@ def test_rows_per_device_are_what_the_engine_makes_of_them(rows: list[int]) -> N
     split = Split(3, tuple((f"GPU{i}", count) for i, count in enumerate(rows)))
     terms = terms_of(split, [None] * (3 + sum(rows)), "dense")  # type: ignore[list-item]
     assert terms.n_gpu_layers == sum(rows)
-    assert placed_as_planned(terms)
+    placement = place_layers(sum(rows) - 1, sum(rows), terms.tensor_split)
+    homes = [*placement.blocks, placement.output]
+    assert [homes.count(device) for device in range(len(rows))] == rows
 
 
 @given(st.integers(0, 120), st.sampled_from(["up", "gate", "down"]))

@@ -154,10 +154,6 @@ def is_contiguous_rows(t: Tensor) -> bool:
     return t.ne[0] == per_block or t.nb[0] == block_bytes
 
 
-def same_layout(a: Tensor, b: Tensor) -> bool:
-    return a.type == b.type and a.ne == b.ne and a.nb == b.nb
-
-
 def row_size(type_name: str, n: int) -> int:
     """Bytes of `n` elements in a row (ggml_row_size)."""
     per_block, block_bytes = BLOCKS[type_name]
@@ -234,10 +230,6 @@ def cont(a: Tensor, *dims: int) -> Tensor:
     return Tensor("CONT", a.type, shape(*dims) if dims else a.ne, [a])
 
 
-def dup(a: Tensor) -> Tensor:
-    return _like("DUP", a, [a])
-
-
 def cast(a: Tensor, type_name: str) -> Tensor:
     t = Tensor("CPY", type_name, a.ne, [a])
     t.src.append(t)  # its own second source, as in ggml_cast
@@ -254,10 +246,6 @@ def set_rows(destination: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
 
 def set_(a: Tensor, b: Tensor, *, inplace: bool = False) -> Tensor:
     return (_view_tensor if inplace else _like)("SET", a, [a, b])
-
-
-def acc(a: Tensor, b: Tensor) -> Tensor:
-    return _like("ACC", a, [a, b])
 
 
 def get_rows(a: Tensor, ids: Tensor) -> Tensor:
@@ -282,10 +270,6 @@ def repeat_4d(a: Tensor, n0: int, n1: int, n2: int, n3: int) -> Tensor:
 def pad(a: Tensor, p0: int, p1: int = 0, p2: int = 0, p3: int = 0) -> Tensor:
     """ggml_pad and ggml_pad_ext: how many elements each dimension grows by, on both sides together."""
     return Tensor("PAD", a.type, (a.ne[0] + p0, a.ne[1] + p1, a.ne[2] + p2, a.ne[3] + p3), [a])
-
-
-def roll(a: Tensor) -> Tensor:
-    return _like("ROLL", a, [a])
 
 
 # arithmetic
@@ -330,14 +314,6 @@ def sqrt(a: Tensor) -> Tensor:
 
 def log(a: Tensor) -> Tensor:
     return _like("LOG", a, [a])
-
-
-def sin(a: Tensor) -> Tensor:
-    return _like("SIN", a, [a])
-
-
-def cos(a: Tensor) -> Tensor:
-    return _like("COS", a, [a])
 
 
 def fill(a: Tensor) -> Tensor:
@@ -412,22 +388,6 @@ def sum_rows(a: Tensor) -> Tensor:
 
 def mean(a: Tensor) -> Tensor:
     return Tensor("MEAN", "f32", (1, a.ne[1], a.ne[2], a.ne[3]), [a])
-
-
-def cumsum(a: Tensor) -> Tensor:
-    return _like("CUMSUM", a, [a])
-
-
-def tri(a: Tensor) -> Tensor:
-    return _like("TRI", a, [a])
-
-
-def diag(a: Tensor) -> Tensor:
-    return Tensor("DIAG", a.type, (a.ne[0], a.ne[0], a.ne[2], a.ne[3]), [a])
-
-
-def solve_tri(a: Tensor, b: Tensor) -> Tensor:
-    return Tensor("SOLVE_TRI", "f32", b.ne, [a, b])
 
 
 def pool_2d(a: Tensor, k0: int, k1: int) -> Tensor:

@@ -65,7 +65,6 @@ class Layout:
     caches: tuple[Cache, ...]
     cache_device_bytes: tuple[int, ...]
     cache_host_bytes: int
-    cache_layer_bytes: Mapping[int, int]
     compute: ComputeBuffers
     partial_bytes: int  #: -sm tensor: what each device keeps to sum up with the others
     has_graph: bool  #: the compute buffers come from a graph, not from a bound
@@ -176,7 +175,6 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
         caches=kept,
         cache_device_bytes=on_device,
         cache_host_bytes=on_host,
-        cache_layer_bytes=per_layer,
         compute=compute,
         partial_bytes=partial_bytes,
         has_graph=has_graph,

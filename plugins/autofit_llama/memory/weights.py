@@ -18,7 +18,7 @@ from autofit.domain.units import GIB, round_up
 from autofit.domain.values import dataclass, field
 
 from autofit_llama.engine.vocabulary import LazyMode, Operation
-from autofit_llama.graph.devices import DeviceRules, device_bytes
+from autofit_llama.graph.devices import device_bytes
 from autofit_llama.graph.ggml import HOST, HOST_REPACKED
 from autofit_llama.memory.placement import HOST_PINNED, BufferRules, Placement
 from autofit_llama.model.architecture import Architecture, DraftTensors, architecture_of
@@ -274,51 +274,4 @@ def place_weights(
         lazy_bytes=n_lazy,
         homes=homes,
         copies=copies,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlotCost:
-    """What the weights of one slot (a block, or the output layer) take on a device of one kind, by group."""
-
-    slot: int
-    attention_bytes: int = 0  #: with norms and recurrent mixers
-    dense_bytes: int = 0
-    shared_bytes: int = 0
-    expert_bytes: int = 0
-    output_bytes: int = 0
-    largest_expert_bytes: int = 0
-
-    @property
-    def total_bytes(self) -> int:
-        return self.attention_bytes + self.dense_bytes + self.shared_bytes + self.expert_bytes + self.output_bytes
-
-
-def slot_costs(weights: Iterable[Weight], hp: HParams, rules: DeviceRules) -> tuple[SlotCost, ...]:
-    """The cost of each block and of the output layer (the last entry) on a device with `rules`.
-
-    Rope factors, which every device holds once, and what the device cannot hold are left out; so the sums
-    are those of `place_weights` but for the rope factors.
-    """
-    fields = {"attention": 0, "other": 0, "dense": 1, "shared": 2, "experts": 3, "output": 4, "embedding": 4}
-    sums = [[0] * 6 for _ in range(hp.n_layer_all + 1)]
-    for weight in weights:
-        if weight.slot == INPUT or weight.op == "ROPE" or not 0 <= weight.slot <= hp.n_layer_all:
-            continue
-        n_bytes = device_bytes(rules, weight.type, weight.ne[0], weight.n_bytes)
-        row = sums[weight.slot]
-        row[fields[weight.group]] += n_bytes
-        if weight.group == "experts":
-            row[5] = max(row[5], n_bytes)
-    return tuple(
-        SlotCost(
-            slot=slot,
-            attention_bytes=row[0],
-            dense_bytes=row[1],
-            shared_bytes=row[2],
-            expert_bytes=row[3],
-            output_bytes=row[4],
-            largest_expert_bytes=row[5],
-        )
-        for slot, row in enumerate(sums)
     )

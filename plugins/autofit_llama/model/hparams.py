@@ -22,7 +22,8 @@ class HParams:
     """llama_hparams after load_hparams (src/llama-model.cpp) and the architecture's load_arch_hparams.
 
     Tuples have one entry per block, `n_layer_all` of them (nextn blocks included), if not said otherwise.
-    `known` is false for an architecture that has no record: its figures come from generic keys.
+    `known` is false for an architecture that has no record: its figures come from generic keys. What only decides
+    whether the engine refuses a file is checked while it is read, and not kept.
     """
 
     arch: str
@@ -32,8 +33,6 @@ class HParams:
     n_ctx_orig_yarn: int  #: the context before rope scaling; long and short rope factors are told apart by it
     n_embd: int
     n_embd_inp: int  #: main and auxiliary input embeddings (deepstack)
-    n_embd_inp_enc: int
-    n_embd_out: int
     n_layer_all: int
     n_layer_nextn: int
     n_layer_kv_from_start: int  #: -1: every layer has its own cache
@@ -41,10 +40,7 @@ class HParams:
     causal_attn: bool
     pooling_type: int
     pooling_type_cls: int
-    n_cls_out: int
     rope_type: RopeType
-    rope_sections: tuple[int, int, int, int]
-    rope_finetuned: bool
     rope_pattern: tuple[bool, ...]
     n_rot_full: int
     n_rot_swa: int
@@ -58,24 +54,14 @@ class HParams:
     n_embd_head_v_swa: int
     n_embd_head_k_mla_impl: int  #: 0: no MLA
     n_embd_head_v_mla_impl: int
-    n_embd_head_k_mla_swa: int
-    n_embd_head_v_mla_swa: int
-    n_lora_q: int
     n_lora_kv: int
-    n_lora_kv_swa: int
     swa_type: SwaType
     n_swa: int
     is_swa: tuple[bool, ...]
     is_recr: tuple[bool, ...]
     n_no_rope_layer_step: int
-    n_attn_temp_floor_scale: int
-    attn_temp_length: int
     f_attn_temp_scale: float
-    f_attn_temp_offset: float
-    f_attention_scale: float
     f_attn_value_scale: float
-    f_attn_out_scale: float
-    f_attn_logit_softcapping: float
     f_clamp_kqv: float
     f_max_alibi_bias: float
     use_alibi: bool
@@ -83,7 +69,6 @@ class HParams:
     use_kq_norm: bool
     use_par_res: bool
     swin_norm: bool
-    n_rel_attn_bkts: int
 
     # indexer and compressed attention
     indexer_n_head: int
@@ -92,45 +77,32 @@ class HParams:
     indexer_kpool: int
     indexer_kpool_select_tail: bool
     indexer_block_size: int
-    indexer_local_blocks: int
     is_indexer_full: tuple[bool, ...]
     dsv4_o_group_count: int
     dsv4_o_lora_rank: int
     dsv4_hc_mult: int
     dsv4_hc_sinkhorn_iters: int
-    dsv4_hash_layer_count: int
-    dsv4_compress_rope_base: float
-    dsv4_hc_eps: float
     dsv4_compress_ratios: tuple[int, ...]
-    hc_low_rank: int
-    hc_magnitude: float
 
     # feed-forward and experts
     n_ff: tuple[int, ...]
     n_ff_exp: tuple[int, ...]
     n_ff_shexp: int
-    n_ff_chexp: int
     n_expert: int
     n_expert_used: tuple[int, ...]
-    n_expert_shared: int
     n_expert_groups: int
     n_group_used: int
     n_group_experts: int
-    n_expert_latent: int
-    moe_latent_size: int
     n_layer_dense_lead: int
-    n_moe_layer_step: int
     moe_every_n_layers: int
     expert_gating_func: int
     expert_weights_norm: bool
     expert_weights_scale: float
-    expert_group_scale: float
     swiglu_clamp_exp: tuple[float, ...]
     swiglu_clamp_shexp: tuple[float, ...]
     hidden_act: str  #: empty: the architecture's own
     situ_beta: float
     situ_linear_beta: float
-    f_router_logit_softcapping: float
 
     # recurrent state
     ssm_d_conv: int
@@ -141,40 +113,28 @@ class HParams:
     ssm_dt_b_c_rms: bool
     n_embd_head_la: int
     n_embd_head_kda: int
-    kda_safe_gate: bool
     kda_gate_lower_bound: float
     attn_res_block_size: int
     n_shortconv_l_cache: int
     wkv_head_size: int
     token_shift_count: int
-    time_mix_extra_dim: int
-    time_decay_extra_dim: int
     rescale_every_n_layers: int
-    n_lora_decay: int
-    n_lora_iclr: int
-    n_lora_value_res_mix: int
-    n_lora_gate: int
 
     # per-layer embeddings, altup, deepstack
     n_embd_per_layer: int
     is_ple: tuple[bool, ...]
     ple_ngram_size: int
-    ple_heads_per_ngram: int
     ple_conv_kernel: int
     ple_n_heads: int
     ple_head_dim: int
     n_altup: int
     i_altup_act: int
-    laurel_rank: int
     n_embd_altup: int
     n_deepstack_layers: int
     deepstack_mapping: tuple[int, ...]  #: -1: none
 
     # norms and scales; graphs ask only whether they are zero
-    f_norm_eps: float
     f_norm_rms_eps: float
-    f_norm_group_eps: float
-    n_norm_groups: int
     f_final_logit_softcapping: float
     f_logit_scale: float
     f_residual_scale: float
@@ -187,25 +147,9 @@ class HParams:
     n_hrm_layers_per_stack: int
     n_hrm_h_cycles: int
     n_hrm_l_cycles: int
-    n_adapters: int  #: graniteswitch
     max_lora_rank: int
-    posnet_n_embd: int
     posnet_n_layer: int
-    convnext_n_embd: int
     convnext_n_layer: int
-    dense_2_feat_in: int
-    dense_2_feat_out: int
-    dense_3_feat_in: int
-    dense_3_feat_out: int
-    n_target_layers: int  #: eagle3, dflash: layers of the target model that are fused
-    n_embd_tgt: int
-    norm_before_residual: bool
-    norm_before_fc: bool
-    dflash_block_size: int
-    dflash_conv_kernel_size: int
-    dflash_conv_group_size: int
-    dflash_selector_rank: int
-    dflash_selector_top_k: int
 
     @property
     def n_layer(self) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from autofit.domain.model import ModelSpec
+from autofit.domain.values import fields
 from autofit.errors import UnsupportedModelError
 
 from autofit_llama.model.architecture import Architecture, architecture_of, is_known
@@ -64,7 +65,7 @@ def read_hparams(model: ModelSpec) -> HParams:
     read(d, meta, arch.hparams.fields)
     for rule in arch.hparams.rules:
         rule(d, meta)
-    return HParams(**_finish(d, arch), known=is_known(meta.arch))
+    return HParams(**_finish(d, arch))
 
 
 def _base(meta: Metadata, arch: Architecture) -> HParamsDraft:
@@ -169,9 +170,6 @@ def _finish(d: HParamsDraft, arch: Architecture) -> dict[str, Any]:
     d.use_alibi = d.f_max_alibi_bias > 0.0
     d.rope_type = arch.rope if isinstance(arch.rope, str) else arch.rope(d)
     d.n_embd_inp = d.n_embd_inp or d.n_embd * (1 + d.n_deepstack_layers)
-    d.n_embd_inp_enc = d.n_embd_inp_enc or d.n_embd_inp
-    d.n_embd_out = d.n_embd_out or d.n_embd
-    fields: dict[str, Any] = vars(d)
-    for internal in ("given", "n_layer", "n_kv_shared"):
-        del fields[internal]
-    return fields
+    d.known = is_known(d.arch)
+    read_ones = vars(d)
+    return {field.name: read_ones[field.name] for field in fields(HParams)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from autofit_llama.memory.placement import place_layers
 from autofit_llama.planning.tables import Split
 from autofit_llama.speed.costs import Block, Kind
 
@@ -42,14 +41,6 @@ def terms_of(split: Split, found: Sequence[Block], kind: Kind) -> Terms:
             for pattern in patterns_of(slot, projection, kind, chunked=_is_chunked(found[slot]))
         ),
     )
-
-
-def placed_as_planned(terms: Terms) -> bool:
-    """Whether the engine's own rule, in single precision, gives every device the rows that it should have."""
-    n_rows = sum(terms.tensor_split)
-    placement = place_layers(n_rows - 1, n_rows, terms.tensor_split)
-    homes = [*placement.blocks, placement.output]
-    return [homes.count(d) for d in range(len(terms.tensor_split))] == list(terms.tensor_split)
 
 
 def patterns_of(slot: int, projection: str, kind: Kind, *, chunked: bool = False) -> Sequence[str]:
