@@ -9,7 +9,7 @@ tools/llama-bench/llama-bench.cpp:cmd_params_defaults.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from autofit.domain.model import ModelSpec
 from autofit.domain.values import dataclass, replace
@@ -136,48 +136,12 @@ def launch_of(
     types = settings.spec_types or (() if draft is None else spec_types_of(draft))
     serves = program in SERVERS
     has_draft = settings.draft_model is not None or settings.draft_hf_repo is not None
-    embedding = settings.embedding or False
-    n_ubatch = _or(settings.n_ubatch, 512)
-    n_batch = _or(settings.n_batch, 2048)
-    n_parallel, kv_unified = _or(settings.n_parallel, 1), settings.kv_unified or False
-    if program == "llama-server":
-        if embedding and n_batch > n_ubatch:
-            n_batch = n_ubatch
-        if _or(settings.n_parallel, -1) < 0:
-            n_parallel, kv_unified = (1, kv_unified) if version.lacks("four-slots") else (SERVER_SLOTS, True)
-    if program == "llama-cpp-python" and embedding:
-        n_parallel, kv_unified = min(n_batch, MAX_SEQUENCES), True
-    n_ctx = _or(settings.n_ctx, 4096 if version.lacks("fit") else 0)
-    if settings.n_ctx is None and (settings.kv_unified_per_slot or 0) > 0:
-        n_ctx = n_parallel * (settings.kv_unified_per_slot or 0)
-    if program == "llama-completion" and 0 < n_ctx < 8:
-        n_ctx = 8
-    pooling = POOLING_UNSPECIFIED if settings.pooling is None else POOLING[settings.pooling]
-    n_draft = n_drafted(settings, types) if serves else 0
-    context = ContextParams(
-        n_ctx=n_ctx,
-        n_batch=n_batch,
-        n_ubatch=n_ubatch,
-        n_seq_max=n_parallel if n_parallel >= 0 else n_parallel + (1 << 32),
-        n_rs_seq=_or(settings.draft_n_max, 3) if _ROLLS_BACK.intersection(types) else 0,
-        n_outputs_max=_server_outputs(embedding, pooling, n_batch, n_parallel, n_draft)
-        if serves and version.has("few-outputs")
-        else 0,
-        kv_unified=kv_unified,
-        type_k=settings.type_k or "f16",
-        type_v=settings.type_v or "f16",
-        flash_attn=settings.flash_attn or ("off" if version.lacks("flash-attn-value") else "auto"),
-        swa_full=settings.swa_full or False,
-        offload_kqv=_or(settings.kv_offload, True),
-        op_offload=_or(settings.op_offload, True),
-        embeddings=embedding,
-        pooling_type=pooling,
-    )
+    batch = _batch(settings, program, version)
     mtp = "draft-mtp" in types
     bench = program == "llama-bench"
     return Launch(
         program=program,
-        context=context,
+        context=_context_params(settings, batch, types, version, serves=serves),
         n_gpu_layers=_or(settings.n_gpu_layers, 0 if version.lacks("all-layers-by-default") else AUTO_LAYERS),
         split_mode=settings.split_mode or "layer",
         tensor_split=settings.tensor_split or (),
@@ -201,7 +165,63 @@ def launch_of(
         checkpoint_min_step=_or(settings.checkpoint_min_step, 8192),
         mmproj_offload=_or(settings.mmproj_offload, True),
         mmproj_device=settings.mmproj_device,
-        draft=_draft(settings, types, n_parallel, has_draft) if serves and (has_draft or mtp) else None,
+        draft=_draft(settings, types, batch.n_parallel, has_draft) if serves and (has_draft or mtp) else None,
+    )
+
+
+class _Batch(NamedTuple):
+    """Sizes that the programs settle in their own ways."""
+
+    n_ctx: int
+    n_batch: int
+    n_ubatch: int
+    n_parallel: int
+    kv_unified: bool
+
+
+def _batch(settings: LlamaSettings, program: Program | Literal["llama-cpp-python"], version: Version) -> _Batch:
+    embedding = settings.embedding or False
+    n_ubatch = _or(settings.n_ubatch, 512)
+    n_batch = _or(settings.n_batch, 2048)
+    n_parallel, kv_unified = _or(settings.n_parallel, 1), settings.kv_unified or False
+    if program == "llama-server":
+        if embedding and n_batch > n_ubatch:
+            n_batch = n_ubatch
+        if _or(settings.n_parallel, -1) < 0:
+            n_parallel, kv_unified = (1, kv_unified) if version.lacks("four-slots") else (SERVER_SLOTS, True)
+    if program == "llama-cpp-python" and embedding:
+        n_parallel, kv_unified = min(n_batch, MAX_SEQUENCES), True
+    n_ctx = _or(settings.n_ctx, 4096 if version.lacks("fit") else 0)
+    if settings.n_ctx is None and (settings.kv_unified_per_slot or 0) > 0:
+        n_ctx = n_parallel * (settings.kv_unified_per_slot or 0)
+    if program == "llama-completion" and 0 < n_ctx < 8:
+        n_ctx = 8
+    return _Batch(n_ctx, n_batch, n_ubatch, n_parallel, kv_unified)
+
+
+def _context_params(
+    settings: LlamaSettings, batch: _Batch, types: tuple[str, ...], version: Version, *, serves: bool
+) -> ContextParams:
+    n_parallel, embedding = batch.n_parallel, settings.embedding or False
+    pooling = POOLING_UNSPECIFIED if settings.pooling is None else POOLING[settings.pooling]
+    n_draft = n_drafted(settings, types) if serves else 0
+    few_outputs = serves and version.has("few-outputs")
+    return ContextParams(
+        n_ctx=batch.n_ctx,
+        n_batch=batch.n_batch,
+        n_ubatch=batch.n_ubatch,
+        n_seq_max=n_parallel if n_parallel >= 0 else n_parallel + (1 << 32),
+        n_rs_seq=_or(settings.draft_n_max, 3) if _ROLLS_BACK.intersection(types) else 0,
+        n_outputs_max=_server_outputs(embedding, pooling, batch.n_batch, n_parallel, n_draft) if few_outputs else 0,
+        kv_unified=batch.kv_unified,
+        type_k=settings.type_k or "f16",
+        type_v=settings.type_v or "f16",
+        flash_attn=settings.flash_attn or ("off" if version.lacks("flash-attn-value") else "auto"),
+        swa_full=settings.swa_full or False,
+        offload_kqv=_or(settings.kv_offload, True),
+        op_offload=_or(settings.op_offload, True),
+        embeddings=embedding,
+        pooling_type=pooling,
     )
 
 
