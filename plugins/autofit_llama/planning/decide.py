@@ -6,12 +6,12 @@ behind the user's own flags, with every decision explained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from autofit.domain.machine import Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Alternative, Decision, Finding, Plan, Speed
-from autofit.domain.request import Request
+from autofit.domain.request import Margin, Request
 
 from autofit_llama.command.parse import Command
 from autofit_llama.command.settings import LlamaSettings
@@ -23,7 +23,6 @@ from autofit_llama.planning.explain import Explained, explain, tokens_of
 from autofit_llama.planning.goals import Answer, Goals, reach
 from autofit_llama.planning.prices import prices
 from autofit_llama.planning.problem import LaunchProblem
-from autofit_llama.planning.python_kwargs import python_kwargs
 from autofit_llama.planning.search import Search
 from autofit_llama.planning.task import Task, slower_than_wished, task_of
 from autofit_llama.speed.rates import speed_of
@@ -63,7 +62,12 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
     argv = _argv(task, explained)
     findings = [*task.pins.findings, *findings_of(task.pins.reading, run, final, fit=bool(settings.fit))]
     findings += [*nearest, *prices(task, goals, answer, final)]
-    kwargs, why_not = python_kwargs(task.model, settings, run, final, task.machine)
+    kwargs: Mapping[str, object] = {}
+    why_not: str | None = None
+    if task.request.explain:  # a search of its own
+        from autofit_llama.planning.python_kwargs import python_kwargs
+
+        kwargs, why_not = python_kwargs(task.model, settings, run, final, task.machine, _margins(task))
     decisions = explained.decisions
     if why_not is not None:
         none = Decision(setting="kwargs", value="none", origin="engine default", because=why_not)
@@ -96,6 +100,10 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
         engine_report=final.report,
         engine_version=task.pins.version.name,
     )
+
+
+def _margins(task: Task) -> dict[str, Margin]:
+    return {name: margin for name, (margin, _) in task.margins.items()}
 
 
 def _argv(task: Task, explained: Explained) -> tuple[str, ...]:
