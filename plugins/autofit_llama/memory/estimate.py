@@ -345,10 +345,9 @@ def _products(layout: Layout, device: int, run: Run) -> runtime.Products:
             continue
         if weight.op == "MUL_MAT":
             dense = max(dense, weight.ne[0] if home == device else 0)
-        elif weight.op == "MUL_MAT_ID" and home == device:
-            experts = max(experts, weight.ne[0] * n_used)
         elif weight.op == "MUL_MAT_ID":
-            offloaded = max(offloaded, weight.ne[0] * n_used)
+            experts = max(experts, weight.ne[0] * n_used)
+            offloaded = offloaded if home == device else hp.n_embd * n_used
     attends = layout.cache_device_bytes[device] > 0 and not layout.compute.flash_attn
     return runtime.Products(
         n_tokens=context.n_tokens,

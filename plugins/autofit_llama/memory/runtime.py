@@ -96,9 +96,9 @@ class Products:
     """What one context multiplies on one device in a full micro-batch, as far as its scratch depends on it.
 
     Rows are elements of the widest input: of a quantized matrix, of experts times those used per token; 0 if there is
-    none. `offloaded_expert_row` is that of experts on the host that are copied to the device, `largest_experts` the
-    elements of the largest tensor of experts, `scores` those of attention without flash attention (tokens x cells x
-    heads).
+    none. `offloaded_expert_row` is the hidden state times the experts used, where experts are copied to the device from
+    the host; `largest_experts` the elements of the largest tensor of experts; `scores` those of attention without flash
+    attention (tokens x cells x heads).
     """
 
     n_tokens: int
