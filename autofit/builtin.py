@@ -25,6 +25,7 @@ def autofit_register_commands() -> Iterable[CommandRef]:
             "what this machine has, or a profile of one that you do not have",
             "autofit.cli.hardware",
         ),
+        CommandRef("trust", "let the autofit.toml of a directory set engine flags", "autofit.cli.trust"),
         CommandRef("plugins", "which plugins are in use, and which are broken", "autofit.cli.plugins"),
     )
 

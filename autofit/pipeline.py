@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autofit.errors import ModelError, PluginError, UsageError
+from autofit.files import read_bounded
 from autofit.host import blamed, host
 from autofit.host import resolve as resolve_ref
 from autofit.settings.layers import HERE, Options, Surroundings
@@ -187,7 +188,9 @@ def plan(
     return plan_of(backend, model, machine, stated, settings, engine_args=engine_args)
 
 
-def stated_options(backend: str, given: Mapping[str, Any], settings: Surroundings | None) -> Options:
+def stated_options(
+    backend: str, given: Mapping[str, Any], settings: Surroundings | None, used: Container[str] | None = None
+) -> Options:
     """Options of a backend: flags or keywords first, then variables, settings files and a preset.
 
     Raises:
@@ -200,7 +203,7 @@ def stated_options(backend: str, given: Mapping[str, Any], settings: Surrounding
 
         return load_preset(name, host().profile_dirs())
 
-    return collect(given, settings, backend, preset)
+    return collect(given, settings, backend, preset, used)
 
 
 def plan_of(
@@ -241,7 +244,8 @@ def plan_of(
     machine = machine_of(options, _variables(settings)) if machine is None else machine
     machine = host().adjust_machine(_checked(machine), backend_name)
     with blamed(backend_name):
-        return _reviewed(_is_plan(backend.plan(command, found, machine, request), backend_name), found, machine)
+        plan = _is_plan(backend.plan(command, found, machine, request), backend_name)
+    return _reviewed(replace(plan, findings=(*plan.findings, *options.notes)), found, machine)
 
 
 def check(
@@ -272,7 +276,7 @@ def check(
     _check_names("check()", options, [*CHECKED, *backend.measurements])
     if machine is not None and {"on", "ram"} & options.keys():
         raise UsageError("check() got a machine, and on or ram as well", hint="leave one of them out")
-    stated = stated_options(backend.name, options, settings)
+    stated = stated_options(backend.name, options, settings, CHECKED)
     hiding = next((name for name in assigned if name.endswith(_HIDES)), None)
     if machine is None and hiding and stated.get("on"):
         raise UsageError(
@@ -299,7 +303,8 @@ def check(
         plan = _is_plan(backend.check(command, found, machine, request), backend.name)
     if plan.verdict == "starts":
         plan = replace(plan, fits=not stated.get("strict"))
-    return _reviewed(replace(plan, env={**assigned, **plan.env}), found, machine)
+    plan = replace(plan, env={**assigned, **plan.env}, findings=(*plan.findings, *stated.notes))
+    return _reviewed(plan, found, machine)
 
 
 def split_assignments(words: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -325,12 +330,9 @@ def engine_inputs(backend: Backend, settings: Surroundings | None) -> dict[str, 
     environ, files = settings.variables, {}
     for path in filter(os.path.isfile, backend.settings_files(environ)):
         try:
-            with open(path, "rb") as file:  # noqa: PTH123 - a path as the engine spells it
-                data = file.read(MAX_SETTINGS_BYTES + 1)
+            data = read_bounded(path, MAX_SETTINGS_BYTES)
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror or error}", hint=f"{backend.name} reads it too") from error
-        if len(data) > MAX_SETTINGS_BYTES:
-            raise UsageError(f"{path}: more than {MAX_SETTINGS_BYTES} bytes of settings")
         files[path] = data.decode("utf-8", "surrogateescape")
     return {**files, **_read_by(backend, _shown(environ))}
 

@@ -6,18 +6,21 @@ A value is taken from the first place that has it, and remembers which that was.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autofit.domain.plan import Origin
+from autofit.domain.plan import Finding, Origin
 from autofit.domain.request import Margin
-from autofit.domain.values import dataclass, field
+from autofit.domain.text import printable
+from autofit.domain.values import dataclass, field, replace
 from autofit.errors import UsageError
 from autofit.settings.options import BY_NAME, OPTIONS, Option
+from autofit.settings.trust import config_dir, is_trusted
 from autofit.text.suggest import suggest
 
 SETTINGS_FILE = "autofit.toml"
+NEEDS_TRUST = ("engine_args", "force")  #: what a file of the directory sets only when the user has trusted it
 Layer = Mapping[str, Any]
 
 
@@ -34,11 +37,11 @@ class Surroundings:
 
     def files(self) -> list[Path]:
         """`autofit.toml` of the directory, then the user's."""
-        config = self.variables.get("XDG_CONFIG_HOME") or "~/.config"
-        # os.path leaves a `~` alone that it cannot look up, pathlib raises
-        user = os.path.expanduser(config)  # noqa: PTH111
-        places = [Path(self.directory) / SETTINGS_FILE, Path(user) / "autofit" / SETTINGS_FILE]
-        return [path for path in places if path.is_file()]
+        return [path for path in (self.own_file, config_dir(self.variables) / SETTINGS_FILE) if path.is_file()]
+
+    @property
+    def own_file(self) -> Path:
+        return Path(self.directory) / SETTINGS_FILE
 
 
 HERE = Surroundings()  #: of this process
@@ -51,27 +54,67 @@ class Options:
     values: Mapping[str, Any] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
     engine_args: tuple[str, ...] = ()  #: from a settings file or a preset; come before the user's own
+    notes: tuple[Finding, ...] = ()  #: what came from settings files, and what of them was not used
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.values.get(name, default)
 
 
 def collect(
-    given: Mapping[str, Any], surroundings: Surroundings | None, backend: str, preset: Callable[[str], Layer]
+    given: Mapping[str, Any],
+    surroundings: Surroundings | None,
+    backend: str,
+    preset: Callable[[str], Layer],
+    used: Container[str] | None = None,
 ) -> Options:
-    """Options from flags or keywords, and from the surroundings. `preset` gives the table of a preset.
+    """Options from flags or keywords, and from the surroundings. `preset` gives the table of a preset; `used` are the
+    options that matter to the caller, of whose origin the notes tell (`None`: all).
 
     Raises:
         UsageError: a value that makes no sense, with the place it comes from.
     """
     layers: list[tuple[Origin, Layer]] = [("user", from_given(given))]
+    notes: list[Finding] = []
     if surroundings is not None:
         layers.append(("environment", from_environment(surroundings.variables)))
-        layers += [("settings file", read_settings_file(path, backend)) for path in surroundings.files()]
+        for path in surroundings.files():
+            layer, found = _allowed(path, surroundings, backend)
+            stronger = {name for _, other in layers for name in other if name != "engine_args"}
+            effective = [name for name in layer if name not in stronger and (used is None or name in used)]
+            notes += [*_said(path, {name: layer[name] for name in effective}), *found]
+            layers.append(("settings file", layer))
     name = next((layer["preset"] for _, layer in layers if "preset" in layer), None)
     if name is not None:
         layers.append(("preset", from_table(preset(name), f"preset {name}", backend)))
-    return merge(layers)
+    return replace(merge(layers), notes=tuple(notes))
+
+
+def _allowed(path: Path, surroundings: Surroundings, backend: str) -> tuple[Layer, list[Finding]]:
+    """What a settings file may set: all of it, but of one that came with the directory and is not trusted."""
+    from autofit.profiles import read_text
+
+    text = read_text(path)
+    layer = _parse_file(text, path, backend)
+    held_back = [name for name in NEEDS_TRUST if name in layer]
+    if path != surroundings.own_file or not held_back or is_trusted(path, text, surroundings.variables):
+        return layer, []
+    where = os.path.abspath(path)  # noqa: PTH100 - as it is written, links and all
+    flags = f" ({printable(' '.join(layer['engine_args']), 120)})" if "engine_args" in layer else ""
+    message = (
+        f"{printable(where, 300)} is not trusted: its {' and '.join(held_back)}{flags} are not used; "
+        f"`autofit trust {printable(os.path.dirname(where), 300)}` lets it"  # noqa: PTH120
+    )
+    finding = Finding(severity="warning", code="settings-not-trusted", message=message)
+    return {name: value for name, value in layer.items() if name not in held_back}, [finding]
+
+
+def _said(path: Path, layer: Layer) -> list[Finding]:
+    """That these options come from a file."""
+    names = [f"engine flags {' '.join(layer[name])}" if name == "engine_args" else name for name in layer]
+    if not names:
+        return []
+    message = f"from {printable(str(path), 300)}: {printable(', '.join(names), 300)}"
+    return [Finding(severity="info", code="settings-file", message=message)]
 
 
 def merge(layers: Sequence[tuple[Origin, Layer]]) -> Options:
@@ -146,9 +189,15 @@ def read_settings_file(path: Path, backend: str) -> dict[str, Any]:
     Raises:
         UsageError: not TOML, too large, or a key or value that makes no sense.
     """
-    from autofit.profiles import parse_toml, read_text
+    from autofit.profiles import read_text
 
-    return from_table(parse_toml(read_text(path), str(path)), str(path), backend)
+    return _parse_file(read_text(path), path, backend)
+
+
+def _parse_file(text: str, path: Path, backend: str) -> dict[str, Any]:
+    from autofit.profiles import parse_toml
+
+    return from_table(parse_toml(text, str(path)), str(path), backend)
 
 
 def _is_option(key: str) -> bool:

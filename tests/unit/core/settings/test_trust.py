@@ -1,0 +1,124 @@
+"""An autofit.toml that came along with a download: it adds no engine flags before the user has trusted it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from autofit.settings.layers import Surroundings, collect
+from autofit.settings.trust import forget, is_trusted, trust, trusted
+
+HOSTILE = 'engine-args = ["--trust-remote-code", "--host", "0.0.0.0"]\n'
+PLAN = ("llama", "example:tiny", "--on", "rtx-3090", "--ram", "64GiB")
+
+
+def autofit(*args: str, cwd: Path, config: Path) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("AUTOFIT_", "LLAMA_ARG_", "VLLM_", "CUDA_"))}
+    clean |= {"XDG_CONFIG_HOME": str(config), "AUTOFIT_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-m", "autofit", *args]
+    return subprocess.run(command, capture_output=True, text=True, env=clean, cwd=cwd, timeout=60)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "download").mkdir()
+    (tmp_path / "config").mkdir()
+    return tmp_path / "download"
+
+
+def plan(here: Path, *more: str) -> tuple[list[str], str]:
+    done = autofit(*PLAN, *more, cwd=here, config=here.parent / "config")
+    assert done.returncode == 0, done.stderr
+    return shlex.split(done.stdout), done.stderr
+
+
+def test_engine_flags_of_a_file_that_came_along_are_not_used_and_that_is_said(here: Path) -> None:
+    (here / "autofit.toml").write_text('engine-args = ["--host", "0.0.0.0", "--port", "9000"]\nparallel = 2\n')
+    argv, said = plan(here)
+    assert "--host" not in argv and "9000" not in argv
+    assert argv[argv.index("-np") + 1] == "2"
+    assert f"warning: {here / 'autofit.toml'} is not trusted" in said
+    assert "--host 0.0.0.0" in said
+    assert f"autofit trust {here}" in said
+    assert "from autofit.toml: parallel" in said
+
+
+def test_a_trusted_file_sets_them_until_it_changes(here: Path) -> None:
+    config = here.parent / "config"
+    (here / "autofit.toml").write_text('engine-args = ["--port", "9000"]\n')
+    done = autofit("trust", ".", cwd=here, config=config)
+    assert done.returncode == 0, done.stderr
+    assert "--port 9000" in done.stdout
+    argv, said = plan(here)
+    assert "9000" in argv
+    assert "from autofit.toml: engine flags --port 9000" in said
+    (here / "autofit.toml").write_text('engine-args = ["--port", "9001"]\n')
+    argv, said = plan(here)
+    assert "9001" not in argv and "not trusted" in said
+    assert autofit("trust", "--remove", ".", cwd=here, config=config).returncode == 0
+    assert autofit("trust", cwd=here, config=config).stdout == ""
+
+
+def test_the_users_own_settings_file_needs_no_trust(here: Path) -> None:
+    own = here.parent / "config" / "autofit"
+    own.mkdir()
+    (own / "autofit.toml").write_text('[llama]\nengine-args = ["--port", "9000"]\n')
+    argv, said = plan(here)
+    assert "9000" in argv
+    assert "engine flags --port 9000" in said
+
+
+@pytest.mark.parametrize("table", ["", "[llama]\n"])
+def test_a_section_of_the_engine_is_no_way_around(here: Path, table: str) -> None:
+    (here / "autofit.toml").write_text(table + HOSTILE)
+    argv, said = plan(here)
+    assert not {"--trust-remote-code", "--host", "0.0.0.0"} & {*argv}
+    assert "not trusted" in said
+
+
+def test_force_needs_trust_too(here: Path) -> None:
+    (here / "autofit.toml").write_text("force = true\n")
+    big = ("llama", "example:mixtral-8x7b-q4_k_m", "--on", "generic-cuda:4GiB", "--ram", "8GiB")
+    done = autofit(*big, cwd=here, config=here.parent / "config")
+    assert (done.returncode, done.stdout) == (3, "false\n")
+
+
+def test_the_python_functions_stand_on_the_same_rule(here: Path) -> None:
+    (here / "autofit.toml").write_text(HOSTILE + "parallel = 3\n")
+    around = Surroundings(environ={"XDG_CONFIG_HOME": str(here.parent / "config")}, directory=here)
+    stated = collect({}, around, "vllm", lambda name: {})
+    assert stated.engine_args == ()
+    assert stated.get("parallel") == 3
+    assert [note.code for note in stated.notes] == ["settings-file", "settings-not-trusted"]
+
+
+def test_a_preset_that_such_a_file_names_adds_its_own_flags_only(here: Path) -> None:
+    (here / "autofit.toml").write_text('preset = "x"\n' + HOSTILE)
+    around = Surroundings(environ={"XDG_CONFIG_HOME": str(here.parent / "config")}, directory=here)
+    assert collect({}, around, "vllm", lambda name: {"engine_args": ["--seed", "1"]}).engine_args == ("--seed", "1")
+
+
+@pytest.mark.parametrize("store", ["", "{", "[]", '{"/x": 3}', "\0" * 40, "[" * 100_000])
+def test_a_damaged_list_trusts_nothing(here: Path, store: str) -> None:
+    environ = {"XDG_CONFIG_HOME": str(here.parent / "config")}
+    folder = here.parent / "config" / "autofit"
+    folder.mkdir()
+    (folder / "trusted.json").write_text(store)
+    assert trusted(environ) == {}
+    assert not is_trusted(here / "autofit.toml", "x", environ)
+
+
+def test_the_list_holds_paths_with_the_content_that_was_trusted(here: Path) -> None:
+    environ = {"XDG_CONFIG_HOME": str(here.parent / "config")}
+    path = here / "autofit.toml"
+    trust(path, "a = 1", environ)
+    assert is_trusted(path, "a = 1", environ)
+    assert not is_trusted(path, "a = 2", environ)
+    assert not is_trusted(here / "other" / "autofit.toml", "a = 1", environ)
+    assert list(json.loads((here.parent / "config/autofit/trusted.json").read_text())) == [os.path.realpath(path)]
+    assert forget(path, environ) and not forget(path, environ)
