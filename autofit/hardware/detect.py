@@ -9,7 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from autofit.domain.machine import HOST_POOL, Device, Host, Machine
 from autofit.domain.text import printable
@@ -18,7 +20,7 @@ from autofit.hardware import amd, apple, engines, intel, nvidia
 from autofit.hardware.catalog import THIS_MACHINE, read_profile
 from autofit.hardware.facts import Facts
 from autofit.hardware.host import read_host
-from autofit.hardware.system import System
+from autofit.hardware.system import KILL_SECONDS, System, ToolError
 from autofit.profiles import user_dir
 
 Source = Callable[[System, Host], Facts]
@@ -28,6 +30,7 @@ SOURCES: dict[str, Source] = {
     "Intel": intel.find,
     "Apple": apple.find,
 }
+LOADS_A_LIBRARY = {"NVIDIA": "/", "AMD": "/dev/kfd"}  #: sources, and what is there where they would
 DISPLAY_CLASSES = ("0x0300", "0x0302", "0x0380", "0x1200")  #: VGA, 3D controller, other display, accelerator
 GPU_VENDORS = {0x10DE: "NVIDIA", 0x1002: "AMD", 0x8086: "Intel", 0x19E5: "Huawei", 0x1ED5: "Moore Threads"}
 
@@ -117,22 +120,53 @@ def _renamed(key: str, names: dict[str, str]) -> str:
 def _ask_all(system: System, host: Host, sources: Sequence[tuple[str, Source]]) -> list[Facts]:
     """Every source's answer, within the time that is left; one that hangs or fails is a finding."""
     answers: list[Facts | None] = [None] * len(sources)
+    asked = [_isolated(system, host, name, source) for name, source in sources]  # before any thread starts
 
-    def ask(position: int, name: str, source: Source) -> None:
+    def ask(position: int, name: str) -> None:
         try:
-            answers[position] = source(system, host)
+            answers[position] = asked[position]()
+        except TimeoutError:
+            return
         except Exception as error:  # a source must not take the others with it, whatever a driver sends back
             answers[position] = Facts(findings=(f"{name}: {type(error).__name__}: {printable(str(error))}",))
 
     threads = [
-        threading.Thread(target=ask, args=(position, name, source), daemon=True)
-        for position, (name, source) in enumerate(sources)
+        threading.Thread(target=ask, args=(position, name), daemon=True) for position, (name, _) in enumerate(sources)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(system.seconds_left)
     return [answer or _late(system, name) for answer, (name, _) in zip(answers, sources, strict=True)]
+
+
+def _isolated(system: System, host: Host, name: str, source: Source) -> Callable[[], Facts]:
+    """A source as a call; one that loads a driver's library has been asked in a child process by then."""
+    ask = partial(source, system, host)
+    if not system.isolates or name not in LOADS_A_LIBRARY or not system.exists(LOADS_A_LIBRARY[name]):
+        return ask
+    from autofit.hardware.child import Child, ChildError
+
+    try:
+        child = Child(ask)
+    except OSError:  # no more processes
+        return ask
+
+    def answer() -> Facts:
+        try:
+            return child.facts(system.seconds_left - KILL_SECONDS)
+        except ChildError as cause:
+            fails = _fails(str(cause))
+            return source(replace(system, load_nvml=fails, load_amdsmi=fails), host)
+
+    return answer
+
+
+def _fails(why: str) -> Callable[[], Any]:
+    def load() -> Any:
+        raise ToolError(why)
+
+    return load
 
 
 def _late(system: System, name: str) -> Facts:

@@ -15,6 +15,7 @@ from autofit.text.suggest import close_names
 
 SCHEMA = 1
 MAX_DEVICES = 256
+MAX_TEXT = 4000  #: characters
 _ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
@@ -112,10 +113,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert_tuple(get_args(hint), value, where)
     if origin is not None:  # a mapping of strings
         if isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, str) for k, v in value.items()):
-            return dict(value)
+            return {printable(k, MAX_TEXT): printable(v, MAX_TEXT) for k, v in value.items()}
         raise HardwareError(f"{where}: must be an object of strings")
     if is_dataclass(hint):
         return _build(hint, value, where)
+    if hint is str and isinstance(value, str):
+        return printable(value, MAX_TEXT)
     if type(value) is not hint or (hint is int and not 0 <= value <= 1 << 60):
         raise HardwareError(f"{where}: must be {hint.__name__}, is {printable(repr(value), 40)}")
     return value

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from autofit.domain.values import dataclass, field
 
@@ -42,6 +44,7 @@ class System:
     load_amdsmi: Callable[[], Any] = lambda: _no_library()
     space: Callable[[Path], int | None]
     n_cpus: Callable[[], int | None] = os.cpu_count
+    isolates: bool = False  #: drivers' libraries are asked by a child process, which they may take down
     seconds: float = DETECT_SECONDS
     started: float = field(default_factory=time.monotonic)
 
@@ -111,6 +114,7 @@ def this_system(env: Mapping[str, str] | None = None, root: Path = Path("/")) ->
         load_nvml=load_nvml if here else _no_library,
         load_amdsmi=load_amdsmi if here else _no_library,
         space=free_space if here else lambda path: None,
+        isolates=here and hasattr(os, "fork") and sys.platform == "linux",
         seconds=_seconds(env),
     )
 
@@ -131,44 +135,99 @@ def _no_library() -> Any:
     raise ToolError("no library in a recorded tree")
 
 
+def find_program(name: str, env: Mapping[str, str], platform: str = sys.platform) -> str | None:
+    """The absolute path of a program: one that is given by its path, or the first of that name on `PATH`.
+
+    Entries that are empty or relative are left out on every system, and so is the current directory, where Windows
+    looks first: a file in a downloaded folder must not be started because it is called `nvidia-smi`.
+    """
+    if os.path.basename(name) != name:  # noqa: PTH119 - somebody gave a path
+        path = os.path.abspath(name)  # noqa: PTH100
+        return path if os.path.isfile(path) and os.access(path, os.X_OK) else None  # noqa: PTH113
+    windows = platform == "win32"
+    names = [name] if not windows or name.lower().endswith((".exe", ".com")) else [f"{name}.exe", f"{name}.com"]
+    for folder in env.get("PATH", "").split(";" if windows else ":"):
+        folder = folder.strip('"') if windows else folder
+        if not (re.match(r"[A-Za-z]:[\\/]|\\\\", folder) if windows else folder.startswith("/")):
+            continue
+        for each in names:
+            path = os.path.join(folder, each)  # noqa: PTH118
+            if os.path.isfile(path) and os.access(path, os.X_OK):  # noqa: PTH113
+                return path
+    return None
+
+
 def run_tool(argv: Sequence[str], seconds: float) -> str:
-    """The standard output of a program, killed after `seconds`.
+    """The standard output of a program, killed after `seconds`, or when it prints more than `MAX_TEXT_BYTES`.
 
     Raises:
-        ToolError: not installed, failed, or too slow.
+        ToolError: not installed, failed, too slow, or too much output.
     """
-    import shutil
     import subprocess
 
-    program = shutil.which(argv[0])
+    program = find_program(argv[0], os.environ)
     if program is None:
         raise ToolError(f"{argv[0]}: not installed")
     if seconds <= 0:
         raise ToolTimeoutError(f"{argv[0]}: no time left")
+    deadline = time.monotonic() + seconds
     try:
         process = subprocess.Popen(
             [program, *argv[1:]],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            bufsize=0,
             env={**os.environ, "LC_ALL": "C"},
             start_new_session=True,  # so that what it starts can be killed with it
         )
-    except OSError as cause:
-        raise ToolError(f"{argv[0]}: {cause.strerror or cause}") from cause
+    except (OSError, ValueError) as cause:
+        raise ToolError(f"{argv[0]}: {getattr(cause, 'strerror', None) or cause}") from cause
     with process:
         try:
-            stdout, stderr = process.communicate(timeout=seconds)
-        except BaseException as cause:
-            _kill(process)
-            if isinstance(cause, subprocess.TimeoutExpired):
+            outputs = [_Output(stream) for stream in (process.stdout, process.stderr) if stream]
+            while any(output.is_alive() for output in outputs) and not any(output.is_flood for output in outputs):
+                if time.monotonic() >= deadline:
+                    raise ToolTimeoutError(f"{argv[0]}: no answer within {seconds:.2g} s")
+                for output in outputs:
+                    output.join(min(0.01, max(0.0, deadline - time.monotonic())))
+            if any(output.is_flood for output in outputs):
+                raise ToolError(f"{argv[0]}: more than {MAX_TEXT_BYTES} bytes of output")
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
                 raise ToolTimeoutError(f"{argv[0]}: no answer within {seconds:.2g} s") from None
+        except BaseException:
+            _kill(process)
             raise
-    output = stdout[:MAX_TEXT_BYTES].decode("utf-8", "replace")
+    stdout, stderr = (output.data.decode("utf-8", "replace") for output in outputs)
     if process.returncode:
-        said = (stderr[:400].decode("utf-8", "replace").strip() or output.strip()[:200]).splitlines()
+        said = (stderr[:400].strip() or stdout.strip()[:200]).splitlines()
         raise ToolError(f"{argv[0]}: exit code {process.returncode}{': ' + said[0] if said else ''}")
-    return output
+    return stdout
+
+
+class _Output(threading.Thread):
+    """What a program prints on one stream, `MAX_TEXT_BYTES` at most; the rest stays in the pipe."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(daemon=True)
+        self.stream = stream
+        self.data = b""
+        self.is_flood = False
+        self.start()
+
+    def run(self) -> None:
+        parts: list[bytes] = []
+        size = 0
+        with contextlib.suppress(OSError, ValueError):  # closed under us, after a time-out
+            while part := self.stream.read(1 << 16):
+                size += len(part)
+                if size > MAX_TEXT_BYTES:
+                    self.is_flood = True
+                    return
+                parts.append(part)
+        self.data = b"".join(parts)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

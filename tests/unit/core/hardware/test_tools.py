@@ -1,0 +1,145 @@
+"""Programs and drivers' libraries that are asked: which ones, and what they cannot do to us."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from autofit.hardware import system as system_module
+from autofit.hardware.detect import detect
+from autofit.hardware.facts import Facts
+from autofit.hardware.system import (
+    MAX_TEXT_BYTES,
+    ToolError,
+    ToolTimeoutError,
+    find_program,
+    run_tool,
+    this_system,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="programs of a POSIX system")
+
+
+def program(path: Path, script: str = "echo ours") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.mark.parametrize("path", ["", ":", "::/nonexistent", ".", "./", "bin", "bin:.", "../here", ":/nonexistent:"])
+def test_nothing_is_started_from_the_current_directory(
+    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    for name in ("nvidia-smi", "bin/nvidia-smi", "nvidia-smi.exe"):
+        program(here / name, "echo theirs")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PATH", path)
+    assert find_program("nvidia-smi", {"PATH": path}) is None
+    with pytest.raises(ToolError, match="not installed"):
+        run_tool(["nvidia-smi"], 1.0)
+
+
+def test_windows_does_not_look_in_the_current_directory_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By simulation: a folder of this system stands in for `C:\\tools`."""
+    program(tmp_path / "nvidia-smi.exe")
+    program(tmp_path / "tools" / "nvidia-smi.exe")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / r"C:\tools").symlink_to("tools")
+    for path in ("", ";", ".", r".\;", "tools", r"\tools", "C:tools", '""'):
+        assert find_program("nvidia-smi", {"PATH": path}, "win32") is None, path
+    for path in (r"C:\tools", r".;C:\tools", r'"C:\tools"'):
+        found = find_program("nvidia-smi", {"PATH": path}, "win32")
+        assert found == rf"C:\tools{os.sep}nvidia-smi.exe"
+
+
+def test_a_program_given_by_its_path_is_that_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = program(tmp_path / "my-server")
+    assert find_program(str(path), {"PATH": ""}) == str(path)
+    monkeypatch.chdir(tmp_path)
+    assert find_program("./my-server", {"PATH": ""}) == str(path)
+    assert find_program(str(tmp_path), {}) is None
+
+
+def test_the_first_of_its_name_on_the_path(tmp_path: Path) -> None:
+    first, second = program(tmp_path / "a" / "x"), program(tmp_path / "b" / "x")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "x").write_text("no program")
+    assert find_program("x", {"PATH": f"{tmp_path}/c:{first.parent}:{second.parent}"}) == str(first)
+
+
+@pytest.mark.parametrize("stream", ["", ">&2"])
+def test_a_flood_is_cut_by_its_bytes(tmp_path: Path, stream: str) -> None:
+    tool = program(tmp_path / "x", f"exec yes flood {stream}")
+    start = time.monotonic()
+    with pytest.raises(ToolError, match=f"more than {MAX_TEXT_BYTES} bytes"):
+        run_tool([str(tool)], 20.0)
+    assert time.monotonic() - start < 10
+
+
+def test_a_tool_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None:
+    tool = program(tmp_path / "x", "sleep 30 & sleep 30")
+    start = time.monotonic()
+    with pytest.raises(ToolTimeoutError):
+        run_tool([str(tool)], 0.2)
+    assert time.monotonic() - start < 5
+
+
+def test_what_a_tool_says(tmp_path: Path) -> None:
+    assert run_tool([str(program(tmp_path / "x", "echo a; echo b >&2"))], 10.0) == "a\n"
+    with pytest.raises(ToolError, match=r"exit code 3: b$"):
+        run_tool([str(program(tmp_path / "y", "echo b >&2; exit 3"))], 10.0)
+
+
+def aborts() -> object:
+    os.abort()
+
+
+def hangs() -> object:
+    time.sleep(60)
+    return None
+
+
+def exits() -> object:
+    os._exit(0)
+
+
+def prints_and_raises() -> object:
+    os.write(1, b"the driver says hello\n")
+    os.write(2, b"the driver says hello\n")
+    raise ToolError("no such library")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a child process asks the library on Linux")
+@pytest.mark.parametrize(
+    ("library", "seconds"), [(aborts, 20.0), (exits, 20.0), (prints_and_raises, 20.0), (hangs, 0.3)]
+)
+def test_a_library_that_aborts_exits_or_hangs_takes_nothing_along(
+    library: Callable[[], object], seconds: float, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system_module, "load_nvml", library)
+    system = this_system({"AUTOFIT_DETECT_SECONDS": str(seconds), "PATH": ""})
+    assert system.isolates
+    machine = detect(system)
+    assert machine.host.total_bytes
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a child process asks the library on Linux")
+def test_an_answer_comes_back_from_the_child_as_it_is() -> None:
+    from autofit.domain.machine import Device
+    from autofit.hardware.child import Child, ChildError
+
+    device = Device(id="CUDA0", index=0, name="X", api="cuda", total_bytes=1 << 30, free_bytes=1, notes=("a",))
+    facts = Facts(devices=(device,), findings=("b",), sources={"c": "d"}, seen=frozenset({"e"}))
+    assert Child(lambda: facts).facts(20.0) == facts
+    with pytest.raises(ChildError, match="SIGABRT"):
+        Child(aborts).facts(20.0)  # type: ignore[arg-type]
+    with pytest.raises(TimeoutError):
+        Child(hangs).facts(0.1)  # type: ignore[arg-type]
