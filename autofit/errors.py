@@ -12,9 +12,10 @@ class AutofitError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        message = _one_line(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = None if hint is None else _one_line(hint)
 
 
 class UsageError(AutofitError):
@@ -86,3 +87,10 @@ class DoesNotFitError(AutofitError):
 
 class PluginError(AutofitError):
     """A plugin could not be loaded or broke its contract."""
+
+
+def _one_line(text: str) -> str:
+    """Text of others may be part of a message, and a caller may print it: no control or format characters."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autofit.errors import AutofitError, UsageError
+from autofit.files import read_bounded, write_whole
 from autofit.text.suggest import close_names
 
 Kind = Literal["hardware", "presets"]
@@ -66,11 +67,7 @@ def read_text(path: Path, error: type[AutofitError] = UsageError) -> str:
         error: not readable, not UTF-8, or larger than `MAX_FILE_BYTES`.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise error(f"{path}: larger than {MAX_FILE_BYTES} bytes, not a profile")
-        return data.decode("utf-8")
+        return read_bounded(path, MAX_FILE_BYTES).decode("utf-8")
     except OSError as cause:
         raise error(f"{path}: {cause.strerror or cause}") from cause
     except UnicodeDecodeError as cause:
@@ -141,11 +138,8 @@ def save(path: Path, values: Mapping[str, Any], heading: Sequence[str] = ()) -> 
         for line in heading:
             document.add(tomlkit.comment(line))
     _merge(document, values)
-    temporary = path.with_name(path.name + ".new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(document.as_string(), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, document.as_string().encode("utf-8"))
     except OSError as cause:
         raise UsageError(f"{path}: {cause.strerror or cause}") from cause
 

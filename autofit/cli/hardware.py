@@ -118,7 +118,11 @@ def _disk() -> str | None:
     from autofit.hardware.disk import disk_of
     from autofit.hardware.system import this_system
 
-    disk = disk_of(this_system(), Path.cwd())
+    try:
+        here = Path.cwd()
+    except OSError:  # it has been deleted
+        return None
+    disk = disk_of(this_system(), here)
     if disk is None:
         return None
     kind = f"{printable(disk.kind)}{', over the network' if disk.remote else ''}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     import argparse
@@ -29,7 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     open_streams()
     try:
-        code = run(arguments)
+        try:
+            code = run(arguments)
+        except SystemExit as done:  # argparse after --help
+            code = done.code if isinstance(done.code, int) else 0 if done.code is None else 1
         sys.stdout.flush()
         return code
     except AutofitError as error:
@@ -41,29 +47,65 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         # the reader of our output went away: nothing to say, and nobody to say it to
-        import os
-
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up_stdout()
         return 1
     except OSError as error:
         report(error)
+        give_up_stdout()
         return 1
     except KeyboardInterrupt:
         return 130
 
 
+class Closed(io.TextIOBase):
+    """Standard output that was closed before the start: what is written to it is lost, and that is a failure."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EBADF, "standard output is closed")
+
+
+class Messages(io.TextIOBase):
+    """Standard error: a place without room for messages, or closed, does not change what a command has done."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        if self.stream is not None:
+            with contextlib.suppress(OSError):
+                self.stream.write(text)
+                self.stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        return None
+
+    def isatty(self) -> bool:
+        return self.stream is not None and self.stream.isatty()
+
+    def fileno(self) -> int:
+        if self.stream is None:
+            raise OSError(errno.EBADF, "standard error is closed")
+        return self.stream.fileno()
+
+
 def open_streams() -> None:
     """Standard streams that take any text: bytes of a file's name as they are, what the locale lacks escaped."""
     import codecs
-    import os
 
     if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - lives as long as the process
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - the same
+        sys.stdout = Closed()
+    if not isinstance(sys.stderr, Messages):
+        sys.stderr = Messages(sys.stderr)
     codecs.register_error("autofit.written", written)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="autofit.written")
+
+
+def give_up_stdout() -> None:
+    """Let what could not be written go, so that the end of the process does not try it again."""
+    with contextlib.suppress(OSError, ValueError):  # no descriptor: closed, or a stream that somebody put there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def written(error: UnicodeError) -> tuple[bytes, int]:
@@ -144,6 +186,9 @@ def new_parser(word: str, summary: str) -> argparse.ArgumentParser:
             from autofit.errors import UsageError
 
             raise UsageError(f"{word}: {message}", hint=_hint(self, word, message))
+
+        def _print_message(self, message: str, file: Any = None) -> None:
+            print(message, end="", file=file)  # argparse drops what cannot be written, without a word
 
     formatter = partial(argparse.HelpFormatter, width=_columns() - 2)  # which alone would load shutil to measure
     return Parser(prog=f"autofit {word}", description=summary, allow_abbrev=False, formatter_class=formatter)

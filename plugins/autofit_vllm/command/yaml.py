@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autofit.errors import UsageError
+from autofit.files import read_bounded
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
@@ -39,14 +40,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UsageError: unreadable, too large, or YAML beyond what is understood here.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        text = read_bounded(path, MAX_BYTES).decode("utf-8")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
-    if len(data) > MAX_BYTES:
-        raise UsageError(f"{path}: larger than 1 MiB")
-    try:
-        text = data.decode("utf-8")
     except UnicodeDecodeError:
         raise UsageError(f"{path}: not UTF-8 text") from None
     return parse_yaml(text, str(path))

@@ -54,10 +54,52 @@ def test_a_full_disk_is_one_line() -> None:
 def test_a_closed_stream(closed: str) -> None:
     script = f'exec "$0" -m autofit "$@" {closed}'
     done = subprocess.run(["sh", "-c", script, sys.executable, *PLAN], capture_output=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == (1 if closed == ">&-" else 0), done.stderr
     assert b"Traceback" not in done.stderr
     assert b"GPU0" not in done.stdout
     assert (b"llama-server" in done.stdout) == (closed != ">&-")
+    assert (b"standard output is closed" in done.stderr) == (closed == ">&-")
+
+
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+
+
+@FULL
+@pytest.mark.parametrize(
+    "args",
+    [("--version",), ("hardware",), ("hardware", "list"), ("inspect", "example:tiny"), ("plugins",), PLAN,
+     (*PLAN, "--format", "json"), (*PLAN, "--format", "nul"), ("llama", "--help")],
+)  # fmt: skip
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-"])
+def test_no_command_succeeds_whose_output_is_lost(args: tuple[str, ...], redirection: str) -> None:
+    script = f'exec "$0" -m autofit "$@" {redirection}'
+    done = subprocess.run(["sh", "-c", script, sys.executable, *args], capture_output=True, timeout=60)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) >= 1
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr
+
+
+@FULL
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+def test_messages_that_find_no_room_change_nothing(redirection: str) -> None:
+    script = f'exec "$0" -m autofit "$@" {redirection}'
+    done = subprocess.run(["sh", "-c", script, sys.executable, *PLAN], capture_output=True, timeout=60)
+    assert done.returncode == 0
+    assert b"llama-server" in done.stdout
+    failed = subprocess.run(["sh", "-c", script, sys.executable, "llama", "nothing"], capture_output=True, timeout=60)
+    assert failed.returncode == autofit("llama", "nothing").returncode != 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a directory in use stays there")
+@pytest.mark.parametrize("args", [("hardware",), PLAN, ("inspect", "example:tiny"), ("--help",), ("plugins",)])
+def test_a_directory_that_has_been_deleted(tmp_path: Path, args: tuple[str, ...]) -> None:
+    script = (
+        'mkdir "$1"; cd "$1"; rmdir "$1"; shift; exec "$0" -c "from autofit.cli.main import main as m; exit(m())" "$@"'
+    )
+    command = ["sh", "-c", script, sys.executable, str(tmp_path / "gone"), *args]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+"""Small files that somebody else may have put there: read in bounded time and memory; written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+
+def read_bounded(path: str | os.PathLike[str], limit_bytes: int) -> bytes:
+    """The bytes of an ordinary file.
+
+    Raises:
+        OSError: not readable, no ordinary file (a pipe, a device), or larger than `limit_bytes`.
+    """
+    # O_NONBLOCK: a pipe without a writer must not keep us waiting
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except ValueError as error:  # a zero byte
+        raise OSError(errno.EINVAL, "not a path") from error
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not an ordinary file")
+        parts: list[bytes] = []
+        left = limit_bytes + 1
+        while left and (part := file.read(left)):
+            parts.append(part)
+            left -= len(part)
+    if not left:
+        raise OSError(errno.EFBIG, f"larger than {limit_bytes} bytes")
+    return b"".join(parts)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace a file at once; whatever happens, there is the old one or the new one, and nothing else.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # a name of its own for each writer: two that save at the same time must not write into one file
+    temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}-{os.urandom(4).hex()}.new")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
