@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -332,7 +333,8 @@ def engine_inputs(backend: Backend, settings: Surroundings | None) -> dict[str, 
         try:
             data = read_bounded(path, MAX_SETTINGS_BYTES)
         except OSError as error:
-            raise UsageError(f"{path}: {error.strerror or error}", hint=f"{backend.name} reads it too") from error
+            what = " of settings" if error.errno == errno.EFBIG else ""
+            raise UsageError(f"{path}: {error.strerror or error}{what}", hint=f"{backend.name} reads it too") from error
         files[path] = data.decode("utf-8", "surrogateescape")
     return {**files, **_read_by(backend, _shown(environ))}
 

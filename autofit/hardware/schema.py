@@ -193,7 +193,7 @@ class _Report:
 
 def _problem(value: object, key: Key) -> str | None:
     """What is wrong with a value, if anything."""
-    if key.type is float and type(value) is int:
+    if key.type is float and type(value) is int and abs(value) < 1 << 64:
         value = float(value)
     if type(value) is not key.type:
         kinds = {

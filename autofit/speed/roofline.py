@@ -302,7 +302,7 @@ def _by_device(stages: Sequence[tuple[str, float]]) -> dict[str, float]:
 
 def _touched(n_tokens: int, share: float | None) -> float:
     """The part of the weights that a step reads, if tokens choose experts independently of each other."""
-    return 1.0 if share is None else 1.0 - (1.0 - share) ** n_tokens
+    return 1.0 if share is None or share >= 1.0 else 1.0 - (1.0 - share) ** n_tokens
 
 
 def _part_seconds(rates: Rates, reads: tuple[Read, ...], n_tokens: int, share: float | None) -> float:
@@ -311,7 +311,7 @@ def _part_seconds(rates: Rates, reads: tuple[Read, ...], n_tokens: int, share: f
     touched = _touched(n_tokens, share)
     fraction = efficiency.weights if share is None else efficiency.experts
     reading = rates.read_seconds(reads, fraction) * touched
-    if n_tokens == 1:
+    if n_tokens == 1 or not touched:  # no token goes to an expert
         return reading
     n_rows = float(n_tokens) if share is None else n_tokens * share / touched
     if share is not None and n_tokens > MATRIX_TOKENS:

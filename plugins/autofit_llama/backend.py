@@ -26,6 +26,7 @@ from autofit_llama.launch.findings import findings_of
 from autofit_llama.launch.margins import margins_of
 from autofit_llama.memory.estimate import Run, allocated_compute, size
 from autofit_llama.model.metadata import overridden
+from autofit_llama.model.validate import contradictions
 from autofit_llama.speed.rates import speed_of
 
 
@@ -73,11 +74,16 @@ class LlamaBackend(Backend):
     def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
         from autofit_llama.planning.decide import plan
 
-        return plan(command.settings, model, machine, request)
+        with contradictions(model):
+            return plan(command.settings, model, machine, request)
 
     def check(
         self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request = NOTHING_ASKED
     ) -> Plan:
+        with contradictions(model):
+            return self._check(command, model, machine, request)
+
+    def _check(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
         margins = dict(margins_of(request.margin or (Margin(),), machine.devices))
         version, findings = find_version(request.engine_version)
         if request.device:

@@ -264,7 +264,7 @@ def _signatures(builder: Builder, model: GraphModel) -> list[Hashable]:
     for name, home in model.homes.items():
         if name.startswith("blk."):
             number, _, rest = name[4:].partition(".")
-            il = int(number)
+            il = int(number) if number.isdecimal() and number.isascii() and len(number) < 10 else h.n_layer_all
             if il < h.n_layer_all:
                 info = tensors[name]
                 parts[il].append((rest, info.shape, home, "" if home >= 0 else info.type))

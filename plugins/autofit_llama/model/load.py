@@ -14,6 +14,7 @@ from autofit.errors import UnsupportedModelError
 
 from autofit_llama.model.architecture import Architecture, architecture_of, is_known
 from autofit_llama.model.hparams import HParams
+from autofit_llama.model.validate import validate
 from autofit_llama.model.metadata_reader import KEYS, MAX_LAYERS, HParamsDraft, Kind, Metadata, fit, read, words
 
 MAX_EXPERTS = 1024  #: src/llama-hparams.h
@@ -65,7 +66,7 @@ def read_hparams(model: ModelSpec) -> HParams:
     read(d, meta, arch.hparams.fields)
     for rule in arch.hparams.rules:
         rule(d, meta)
-    return HParams(**_finish(d, arch))
+    return validate(HParams(**_finish(d, arch)), model)
 
 
 def _base(meta: Metadata, arch: Architecture) -> HParamsDraft:

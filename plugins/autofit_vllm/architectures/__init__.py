@@ -25,6 +25,7 @@ from autofit_vllm.architectures.facts import (
 )
 from autofit_vllm.architectures.record import Architecture
 from autofit_vllm.architectures.registry import DROPPED
+from autofit_vllm.architectures.validate import check_figures
 from autofit_vllm.modules.model import Experts, StateCache, VllmModel
 
 __all__ = ["Options", "build_from_config", "choose_architecture"]
@@ -60,6 +61,7 @@ def build_from_config(raw: Mapping[str, Any], options: Options | None = None) ->
     Raises:
         UnsupportedModelError: an architecture that is not known here, or a key that is missing.
     """
+    check_figures(raw)
     root = Config(raw)
     architecture = choose_architecture(root)
     if architecture is None:

@@ -27,6 +27,7 @@ MAX_ARGUMENT_CHARS = 1 << 20
 MAX_ARGUMENTS = 10_000
 AUTO_LENGTH = -1
 
+MAX_DIGITS = 19  #: what an integer of 64 bits has
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT])", re.ASCII)
 
 
@@ -34,10 +35,19 @@ class FlagError(argparse.ArgumentTypeError):
     """A value that its flag does not take; argparse names the flag."""
 
 
+def parse_int(text: str) -> int:
+    """A whole number of 64 bits: vLLM takes longer ones, and fails at them later."""
+    if len(text.strip()) > MAX_DIGITS + 1:
+        raise FlagError(f"{text[:20]}... has {len(text)} digits: more than 64 bits hold")
+    return int(text)
+
+
 def parse_count(text: str) -> int:
     """`32k` is 32000, `32K` is 32768, `1.5k` is 1500 and `1.5K` an error (human_readable_int)."""
     text = text.strip()
     match = _COUNT.fullmatch(text)
+    if len(text) > MAX_DIGITS:
+        raise FlagError(f"{text[:20]}... has {len(text)} digits: more than 64 bits hold")
     try:
         if match is None:
             return int(text)
@@ -84,7 +94,7 @@ def _parse_ids(text: str) -> list[int | str]:
 PARSERS: Mapping[str, Callable[[str], Any]] = {
     "str": str,
     "append": str,
-    "int": int,
+    "int": parse_int,
     "float": float,
     "json": _parse_json,
     "config": _parse_config,

@@ -133,6 +133,8 @@ def fit(plan: KvPlan, config: EngineConfig, available_bytes: Sequence[int]) -> K
             )
     for stage, have in enumerate(available_bytes):
         _check_enough(plan, stage, have - plan.bytes_per_block[stage], max_len)
+    if not any(plan.bytes_per_block):
+        raise EngineRefusalError("the layers of this configuration have a cache of 0 bytes")
     n_blocks = min(
         have // per_block for have, per_block in zip(available_bytes, plan.bytes_per_block, strict=True) if per_block
     )

@@ -1,0 +1,100 @@
+"""Hyperparameters that llama.cpp itself cannot work with: refused here, with key and value, before any arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import cache
+from typing import TYPE_CHECKING
+
+from autofit.domain.text import printable
+from autofit.errors import CorruptModelError
+
+if TYPE_CHECKING:
+    from autofit.domain.model import ModelSpec
+
+    from autofit_llama.model.hparams import HParams
+
+MAX_FIGURE = (1 << 31) - 1  #: llama.cpp reads 32 bits without a sign and goes on with int32_t and ggml's int64_t
+MAX_WIDTH = 1 << 24  #: of anything that is a dimension of a tensor in the graph: rows of 16 million elements
+MAX_NODES = 81_920  #: llama-context.cpp:graph_max_nodes: 40 nodes for each of 2048 tokens, if that is more than:
+NODES_PER_TENSOR = 32
+
+MAY_BE_NEGATIVE = frozenset(
+    "n_layer_kv_from_start router_layer deepstack_mapping i_altup_act n_no_rope_layer_step".split()
+)
+NO_FIGURES = frozenset({"pooling_type", "pooling_type_cls"})  #: names of a kind, 2^32 - 1 for none
+POSITIVE = frozenset("n_embd n_layer_all n_embd_inp n_embd_out n_vocab".split())
+#: figures that are no width: counts of tokens, limits and bases
+FREE = frozenset(
+    """n_ctx_train n_ctx_orig_yarn n_swa attn_temp_length n_attn_temp_floor_scale indexer_top_k
+    expert_gating_func""".split()
+)
+#: how often a graph repeats something in each layer
+LOOPS = frozenset(
+    """ple_conv_kernel ple_ngram_size ple_n_heads dsv4_hc_mult dsv4_hc_sinkhorn_iters n_loops n_hrm_h_cycles
+    n_hrm_l_cycles n_hrm_layers_per_stack n_altup n_deepstack_layers n_adapters posnet_n_layer convnext_n_layer
+    dec_n_layer n_expert_groups n_group_used dflash_conv_kernel_size ssm_d_conv n_target_layers dflash_block_size
+    attn_res_block_size""".split()
+)
+
+
+@contextmanager
+def contradictions(model: ModelSpec) -> Iterator[None]:
+    """What goes wrong in the arithmetic of a graph or a layout inside is a contradiction of the file's.
+
+    Sound models are held to recorded runs byte for byte, so what is left is a file whose hyperparameters and tensors
+    do not belong together: the engine refuses it in one of its many checks of shapes, or aborts in ggml.
+
+    Raises:
+        CorruptModelError: anything of the kind.
+    """
+    try:
+        yield
+    except (ArithmeticError, LookupError, ValueError, TypeError, AssertionError, AttributeError) as error:
+        raise CorruptModelError(
+            printable(model.name, 80),
+            f"hyperparameters and tensors contradict each other ({type(error).__name__}: {printable(str(error), 80)})",
+            hint="if llama.cpp loads it, this is an error of autofit: `autofit report` makes a file to send",
+        ) from error
+
+
+def validate(hp: HParams, model: ModelSpec) -> HParams:
+    """`hp`, if the engine can build a graph from it.
+
+    Raises:
+        CorruptModelError: a figure is negative, beyond what the engine's types hold, or repeats something more often
+            than a graph may have nodes (llama-context.cpp:graph_max_nodes, at which the engine aborts).
+    """
+    n_nodes = max(MAX_NODES, NODES_PER_TENSOR * len(model.tensors))
+    for name, is_list in _figures():
+        value = getattr(hp, name)
+        for each in value if is_list else (value,):
+            if type(each) is not int:
+                continue
+            cause = _wrong(name, each, n_nodes // max(hp.n_layer_all, 1))
+            if cause:
+                raise CorruptModelError(printable(model.name, 80), f"{hp.arch}: {name} is {each}: {cause}")
+    return hp
+
+
+def _wrong(name: str, value: int, max_loops: int) -> str | None:
+    if value < 0 and name not in MAY_BE_NEGATIVE:
+        return "it cannot be negative"
+    if value == 0 and name in POSITIVE:
+        return "it cannot be 0"
+    if abs(value) > (MAX_FIGURE if name in FREE or name in MAY_BE_NEGATIVE else MAX_WIDTH):
+        return "more than the engine can hold"
+    if name in LOOPS and value > max_loops:
+        return f"the graph would have too many nodes (at most {max_loops} such steps)"
+    return None
+
+
+@cache
+def _figures() -> tuple[tuple[str, bool], ...]:
+    """The whole numbers among the hyperparameters, and whether there is one for each layer."""
+    from autofit_llama.model.hparams import HParams
+
+    found = ((field.name, str(field.type)) for field in fields(HParams))
+    return tuple((name, "tuple" in kind) for name, kind in found if "int" in kind and name not in NO_FIGURES)

@@ -1,0 +1,21 @@
+"""Every fuzzer by name."""
+
+from __future__ import annotations
+
+from support.fuzzing import Target, gguf, headers, text, vllm
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("headers", headers.make, headers.run, 300),
+        Target("gguf", gguf.make, gguf.run, 60),
+        Target("vllm-config", vllm.make, vllm.run, 40),
+        Target("command-lines", text.make_command, text.run_command, 60),
+        Target("options", text.make_options, text.run_options, 400),
+        Target("profiles", text.make_toml, text.run_toml, 100),
+        Target("recordings", text.make_recording, text.run_recording, 30),
+        Target("yaml", text.make_yaml, text.run_yaml, 400),
+        Target("json", text.make_json, text.run_json, 300),
+        Target("shell-words", text.make_word, text.run_word, 400),
+    )
+}
