@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autofit.domain.text import printable
 from autofit.errors import CorruptModelError
@@ -68,7 +68,7 @@ def validate(hp: HParams, model: ModelSpec) -> HParams:
             than a graph may have nodes (llama-context.cpp:graph_max_nodes, at which the engine aborts).
     """
     n_nodes = max(MAX_NODES, NODES_PER_TENSOR * len(model.tensors))
-    for name, is_list in _figures():
+    for name, is_list in _figures(type(hp)):
         value = getattr(hp, name)
         for each in value if is_list else (value,):
             if type(each) is not int:
@@ -92,9 +92,7 @@ def _wrong(name: str, value: int, max_loops: int) -> str | None:
 
 
 @cache
-def _figures() -> tuple[tuple[str, bool], ...]:
+def _figures(kind: type[Any]) -> tuple[tuple[str, bool], ...]:
     """The whole numbers among the hyperparameters, and whether there is one for each layer."""
-    from autofit_llama.model.hparams import HParams
-
-    found = ((field.name, str(field.type)) for field in fields(HParams))
-    return tuple((name, "tuple" in kind) for name, kind in found if "int" in kind and name not in NO_FIGURES)
+    found = ((field.name, str(field.type)) for field in fields(kind))
+    return tuple((name, "tuple" in text) for name, text in found if "int" in text and name not in NO_FIGURES)
