@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from autofit.domain.text import printable
 from autofit.errors import CorruptModelError
@@ -14,7 +14,7 @@ from autofit.errors import CorruptModelError
 if TYPE_CHECKING:
     from autofit.domain.model import ModelSpec
 
-    from autofit_llama.model.hparams import HParams
+_Figures = TypeVar("_Figures", bound=Any)  #: `HParams`, which imports this module
 
 MAX_FIGURE = (1 << 31) - 1  #: llama.cpp reads 32 bits without a sign and goes on with int32_t and ggml's int64_t
 MAX_WIDTH = 1 << 24  #: of anything that is a dimension of a tensor in the graph: rows of 16 million elements
@@ -60,7 +60,7 @@ def contradictions(model: ModelSpec) -> Iterator[None]:
         ) from error
 
 
-def validate(hp: HParams, model: ModelSpec) -> HParams:
+def validate(hp: _Figures, model: ModelSpec) -> _Figures:
     """`hp`, if the engine can build a graph from it.
 
     Raises:
@@ -68,7 +68,8 @@ def validate(hp: HParams, model: ModelSpec) -> HParams:
             than a graph may have nodes (llama-context.cpp:graph_max_nodes, at which the engine aborts).
     """
     n_nodes = max(MAX_NODES, NODES_PER_TENSOR * len(model.tensors))
-    for name, is_list in _figures(type(hp)):
+    kind: Any = type(hp)
+    for name, is_list in _figures(kind):
         value = getattr(hp, name)
         for each in value if is_list else (value,):
             if type(each) is not int:
