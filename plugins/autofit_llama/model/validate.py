@@ -53,9 +53,15 @@ def contradictions(model: ModelSpec) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, LookupError, ValueError, TypeError, AssertionError, AttributeError) as error:
+        odd = [
+            f"{printable(key, 60)} is {value}"
+            for key, value in model.metadata.items()
+            if key.startswith(f"{model.architecture}.") and type(value) is int and not 0 < value <= MAX_WIDTH
+        ]
         raise CorruptModelError(
             printable(model.name, 80),
-            f"hyperparameters and tensors contradict each other ({type(error).__name__}: {printable(str(error), 80)})",
+            f"{', '.join(odd[:4])}{': ' if odd else ''}hyperparameters and tensors contradict each other "
+            f"({type(error).__name__}: {printable(str(error), 80)})",
             hint="if llama.cpp loads it, this is an error of autofit: `autofit report` makes a file to send",
         ) from error
 

@@ -17,6 +17,7 @@ _SIZES = re.compile(
     r"|depth|embd|embeddings|inner|state|hidden|ffn)",
     re.ASCII,
 )
+_COUNTS = re.compile(r"num_[a-z_]*(?:heads|layers|experts|per_tok)|hidden_size|intermediate_size|vocab_size")
 _MAY_BE_NEGATIVE = re.compile(r".*window.*|.*vision_feature.*|.*_token.*|max_window_layers|.*group_size")
 _POSITIVE = frozenset("hidden_size num_attention_heads vocab_size n_embd n_head d_model num_heads".split())
 _SKIPPED = frozenset("quantization_config compression_config rope_scaling rope_parameters generation_config".split())
@@ -31,7 +32,12 @@ def check_figures(raw: Mapping[str, Any], depth: int = 0) -> None:
     hidden, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
     if type(hidden) is int and type(heads) is int and heads > hidden > 0 and raw.get("head_dim") is None:
         raise ModelError(f"config.json: num_attention_heads is {_digits(heads)}, hidden_size {_digits(hidden)}")
+    used, experts = raw.get("num_experts_per_tok"), raw.get("num_experts", raw.get("num_local_experts"))
+    if type(used) is int and type(experts) is int and used > experts > 0:
+        raise ModelError(f"config.json: num_experts_per_tok is {_digits(used)}, of {_digits(experts)} experts")
     for key, value in raw.items():
+        if isinstance(value, str) and _COUNTS.fullmatch(key):
+            raise ModelError(f"config.json: {printable(key, 60)} is text, {printable(value, 40)!r}, not a number")
         if isinstance(value, Mapping):
             if key not in _SKIPPED and depth < MAX_DEPTH:
                 check_figures(value, depth + 1)

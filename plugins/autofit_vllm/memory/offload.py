@@ -89,13 +89,16 @@ def offload(stages: tuple[StageWeights, ...], gigabytes: float, params: tuple[st
     moved, pinned = [], 0
     for stage in stages:
         wanted = int(gigabytes * GIB)
-        taken: list[int] = []
-        for size in _layer_sizes(stage, params) * stage.n_layers:
-            if sum(taken) >= wanted:
+        sizes = _layer_sizes(stage, params)
+        n_whole = min(stage.n_layers, wanted // sum(sizes)) if sum(sizes) else stage.n_layers
+        total, rest = n_whole * sum(sizes), []
+        for size in sizes if n_whole < stage.n_layers else ():
+            if total >= wanted:
                 break
-            taken.append(size)
-        moved.append(sum(taken))
-        pinned += pinned_bytes(taken)
+            rest.append(size)
+            total += size
+        moved.append(total)
+        pinned += n_whole * pinned_bytes(sizes) + pinned_bytes(rest)
     values: dict[str, object] = {"cpu_offload_gb": gigabytes}
     if params:
         values["cpu_offload_params"] = params
@@ -135,11 +138,12 @@ def prefetch(stages: tuple[StageWeights, ...], group: int, count: int, step: int
     """What `--offload-group-size` moves: the last `count` layers of each group of a stage."""
     moved, pool, pinned = [], [], 0
     for stage in stages:
-        n = sum(index % group >= group - count for index in range(stage.n_layers))
+        n_groups, rest = divmod(stage.n_layers, group)
+        n = n_groups * count + max(0, rest - (group - count))
         sizes = _layer_sizes(stage, params)
         moved.append(n * sum(sizes))
         pool.append(step * sum(sizes) if n else 0)
-        pinned += pinned_bytes(sizes * n)
+        pinned += n * pinned_bytes(sizes)
     values: dict[str, object] = {
         "offload_group_size": group,
         "offload_num_in_group": count,
