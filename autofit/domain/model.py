@@ -24,7 +24,7 @@ class TensorInfo(NamedTuple):
     @property
     def ne(self) -> tuple[int, ...]:
         """The dimensions in ggml's order, innermost (the row a block runs along) first."""
-        return self.shape[::-1]
+        return self.shape[::-1] or (1,)  # of a tensor without dimensions ggml makes a row of one
 
     @property
     def n_elements(self) -> int:

@@ -44,8 +44,7 @@ def _to_spec(description: dict[str, Any], name: str) -> ModelSpec:
     tensors = []
     for name, ne, type_id, offset in description["tensors"]:
         type_name, block_elements, block_bytes = GGML_TYPES[type_id]
-        ne = ne or [1]
-        n_bytes = ne[0] // block_elements * block_bytes
+        n_bytes = (ne or [1])[0] // block_elements * block_bytes
         for dim in ne[1:]:
             n_bytes *= dim
         tensors.append(TensorInfo(name, type_name, tuple(ne[::-1]), n_bytes, 0, start + offset))

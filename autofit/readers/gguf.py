@@ -392,8 +392,7 @@ class _Parser:
                 f"tensor {printable(name)}: rows of {row}, not whole {type_name} blocks of {block_elements}",
                 at,
             )
-        # ggml has no tensor without dimensions: one element is a row of one
-        return _Entry(at, name, type_name, tuple(ne[::-1]) or (1,), n_elements // block_elements * block_bytes, offset)
+        return _Entry(at, name, type_name, tuple(ne[::-1]), n_elements // block_elements * block_bytes, offset)
 
     def unknown_type(self, name: str, type_id: int, at: int) -> CorruptModelError:
         removed = REMOVED_GGML_TYPES.get(type_id)

@@ -67,6 +67,6 @@ def _widths(hp: HParams, tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
         if not name.startswith("blk."):
             continue
         block = name.split(".", 2)[1]
-        rows = max(tensor.shape[-2] if len(tensor.shape) > 1 else 0, tensor.shape[-1])
+        rows = max(tensor.shape[-2] if len(tensor.shape) > 1 else 0, tensor.ne[0])
         widths[block] = widths.get(block, 0) + rows * (max(n_used, 1) if len(tensor.shape) > 2 else 1)
     return widths

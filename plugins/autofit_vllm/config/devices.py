@@ -11,6 +11,8 @@ from autofit.errors import EngineRefusalError, HardwareError, UsageError
 from autofit_vllm.command.settings import VllmSettings
 from autofit_vllm.config.engine import Gpu
 
+MAX_NODES = 1024  #: machines of `--nnodes`
+
 
 def select_devices(machine: Machine, settings: VllmSettings, wanted: Sequence[str] = ()) -> tuple[Device, ...]:
     """The CUDA devices that the engine will use, in its order: those it sees, `--device-ids` of them. `wanted`
@@ -53,7 +55,13 @@ def select_devices(machine: Machine, settings: VllmSettings, wanted: Sequence[st
 
 
 def across_nodes(devices: Sequence[Device], n_nodes: int) -> tuple[Device, ...]:
-    """The devices of `--nnodes` machines like this one, node by node."""
+    """The devices of `--nnodes` machines like this one, node by node.
+
+    Raises:
+        EngineRefusalError: more machines than anybody starts vLLM on.
+    """
+    if n_nodes > MAX_NODES:
+        raise EngineRefusalError(f"--nnodes {n_nodes}: at most {MAX_NODES} machines are planned for")
     others = (
         dataclasses.replace(device, id=f"node{node}/{device.id}") for node in range(1, n_nodes) for device in devices
     )

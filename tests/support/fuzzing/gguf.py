@@ -113,7 +113,7 @@ def model_of(given: Any) -> ModelSpec:
         raise CorruptModelError(name, "a tensor is there twice")
     metadata = {key: _read(kind, value) for key, kind, value in kv}
     infos = [
-        TensorInfo(tensor, GGML_TYPES[kind].name, tuple(dims[::-1]) or (1,), n_bytes, 0, offset)
+        TensorInfo(tensor, GGML_TYPES[kind].name, tuple(dims[::-1]), n_bytes, 0, offset)
         for tensor, dims, kind, n_bytes, offset in tensors
     ]
     return to_spec(metadata, infos, [ModelFile(path=f"{name}.gguf", size_bytes=at)])
