@@ -14,8 +14,8 @@ from autofit.errors import UnsupportedModelError
 
 from autofit_llama.model.architecture import Architecture, architecture_of, is_known
 from autofit_llama.model.hparams import HParams
-from autofit_llama.model.validate import validate
 from autofit_llama.model.metadata_reader import KEYS, MAX_LAYERS, HParamsDraft, Kind, Metadata, fit, read, words
+from autofit_llama.model.validate import validate
 
 MAX_EXPERTS = 1024  #: src/llama-hparams.h
 
