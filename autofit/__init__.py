@@ -14,8 +14,18 @@ if TYPE_CHECKING:
     from autofit.domain.model import ModelSpec as ModelSpec
     from autofit.domain.plan import Plan as Plan
     from autofit.errors import AutofitError as AutofitError
+    from autofit.errors import CorruptModelError as CorruptModelError
     from autofit.errors import DoesNotFitError as DoesNotFitError
+    from autofit.errors import EngineError as EngineError
     from autofit.errors import EngineRefusalError as EngineRefusalError
+    from autofit.errors import HardwareError as HardwareError
+    from autofit.errors import IncompleteModelError as IncompleteModelError
+    from autofit.errors import ModelError as ModelError
+    from autofit.errors import ModelNotFoundError as ModelNotFoundError
+    from autofit.errors import PluginError as PluginError
+    from autofit.errors import UnknownHardwareError as UnknownHardwareError
+    from autofit.errors import UnsupportedModelError as UnsupportedModelError
+    from autofit.errors import UsageError as UsageError
     from autofit.pipeline import check as check
     from autofit.pipeline import detect_machine as detect_machine
     from autofit.pipeline import load_machine as load_machine
@@ -27,8 +37,18 @@ _HOMES = {
     "ModelSpec": "autofit.domain.model",
     "Plan": "autofit.domain.plan",
     "AutofitError": "autofit.errors",
+    "CorruptModelError": "autofit.errors",
     "DoesNotFitError": "autofit.errors",
+    "EngineError": "autofit.errors",
     "EngineRefusalError": "autofit.errors",
+    "HardwareError": "autofit.errors",
+    "IncompleteModelError": "autofit.errors",
+    "ModelError": "autofit.errors",
+    "ModelNotFoundError": "autofit.errors",
+    "PluginError": "autofit.errors",
+    "UnknownHardwareError": "autofit.errors",
+    "UnsupportedModelError": "autofit.errors",
+    "UsageError": "autofit.errors",
     "check": "autofit.pipeline",
     "detect_machine": "autofit.pipeline",
     "load_machine": "autofit.pipeline",

@@ -6,6 +6,8 @@ import sys
 from dataclasses import fields
 from textwrap import indent
 
+import autofit
+
 from autofit_llama.graph.builder import Graph
 from autofit_llama.model.architecture import Architecture
 from support import ROOT
@@ -20,6 +22,13 @@ def test_generated_pages_are_current() -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_every_exception_is_a_public_name() -> None:
+    named = re.findall(r"^\| `(\w+)` \| `\w+` \| \d", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
+    assert len(named) > 10
+    assert set(named) <= set(autofit.__all__)
+    assert all(issubclass(getattr(autofit, name), autofit.AutofitError) for name in named)
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -1,4 +1,4 @@
-"""Write docs/cli.md, docs/hooks.md, docs/architectures.md, docs/vllm-models.md and docs/hardware.md from the code.
+"""Write the generated pages of docs/ from the code.
 
 python tools/gen/docs.py          write them
 python tools/gen/docs.py --check  exit 1 if they are not current
@@ -9,10 +9,13 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import wrap
 
+from api import api, errors
 from autofit import hookspecs
+from autofit.cli import plan
 from autofit.cli.main import EPILOG
 from autofit.domain.ram import MAX_SHARE, SYSTEM_SHARES
 from autofit.domain.units import format_bytes
@@ -63,11 +66,60 @@ def cli() -> str:
         value = f" `{option.metavar}`".replace("|", "\\|") if option.metavar else ""
         text = option.help.replace("%%", "%").replace("|", "\\|")
         lines.append(f"| {flags}{value} | `{option.variable}` | `{option.name.replace('_', '-')}` | {text} |")
-    for name, ref in host.commands().items():
-        parser = argparse.ArgumentParser(prog=f"autofit {name}", description=ref.summary, formatter_class=_formatter)
-        resolve(ref.factory).add_arguments(parser)
-        lines += ["", f"## autofit {name}", "", "```", parser.format_help().rstrip(), "```"]
+    for name, backend in host.backends().items():
+        parser = argparse.ArgumentParser(prog=f"autofit {name}")
+        plan.add_arguments(parser)
+        lines += ["", f"## autofit {name}", "", f"{backend.summary[:1].upper()}{backend.summary[1:]}.", ""]
+        lines += ["```", f"usage: {parser.usage}", "```", "", *_rows(parser, skipped=_SHARED), ""]
+        shown = ", ".join(f"`{option.flag}`" for option in OPTIONS)
+        lines += wrap(f"Planning options, as above: {shown}.", 118, break_on_hyphens=False)
+        programs = ", ".join(f"`{program}`" for program in backend.programs)
+        lines += [
+            "",
+            *wrap(
+                f"Commands for `autofit check` and `autofit report` start with {programs}.", 118, break_on_hyphens=False
+            ),
+        ]
+    for name, command in host.commands().items():
+        parser = argparse.ArgumentParser(prog=f"autofit {name}")
+        resolve(command.factory).add_arguments(parser)
+        lines += ["", f"## autofit {name}", "", f"{command.summary[:1].upper()}{command.summary[1:]}", ""]
+        lines += _usage(parser)
     return "\n".join(lines) + "\n"
+
+
+_SHARED = frozenset(option.name for option in OPTIONS)
+
+
+def _usage(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Usage and arguments, the same under every version of argparse; commands below a command follow."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if parser.usage:
+        yield from ("```", f"usage: {parser.usage}", "```", "")
+    yield from _rows(parser)
+    for action in below:
+        about = {choice.dest: choice.help for choice in action._choices_actions}
+        for name, inner in action.choices.items():
+            yield from ("", f"### {parser.prog} {name}", "", f"{about.get(name) or ''}".capitalize(), "")
+            yield from _usage(inner)
+
+
+def _rows(parser: argparse.ArgumentParser, skipped: frozenset[str] = frozenset()) -> Iterator[str]:
+    actions = [
+        action
+        for action in parser._actions
+        if action.dest != "help" and action.dest not in skipped and not isinstance(action, argparse._SubParsersAction)
+    ]
+    if actions:
+        yield from ("| argument | meaning |", "| --- | --- |")
+    for action in actions:
+        value = action.metavar or ("|".join(map(str, action.choices)) if action.choices else action.dest.upper())
+        flags = ", ".join(f"`{flag}`" for flag in action.option_strings) or f"`{value}`"
+        if action.option_strings and action.nargs != 0:
+            flags += f" `{value}`"
+        text = (action.help or "") % {"default": action.default} if action.help else ""
+        cells = (cell.replace("|", "\\|") for cell in (flags, text))
+        yield f"| {' | '.join(cells)} |"
 
 
 def hooks() -> str:
@@ -136,10 +188,6 @@ def vllm_models() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    return argparse.HelpFormatter(prog, width=110)
-
-
 HARDWARE = """\
 # Hardware
 
@@ -198,6 +246,8 @@ def hardware() -> str:
 def main() -> int:
     stale = []
     pages = {
+        "api.md": api(),
+        "errors.md": errors(),
         "cli.md": cli(),
         "hooks.md": hooks(),
         "architectures.md": architectures(),
@@ -207,10 +257,10 @@ def main() -> int:
     for name, text in pages.items():
         path = DOCS / name
         if "--check" in sys.argv:
-            if not path.exists() or path.read_text() != text:
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
                 stale.append(name)
         else:
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
     if stale:
         print(f"not current: {', '.join(stale)}; run python tools/gen/docs.py", file=sys.stderr)
     return 1 if stale else 0
