@@ -42,6 +42,10 @@ gen-flags:
 docs:
     python tools/gen/docs.py
 
+# What a newer source of an engine (llama or vllm) changed of the functions that our rules cite
+sources engine tree:
+    python tools/check_sources.py "$1" "$2"
+
 # Build the real engines that the engine tests start: once, some minutes
 engines:
     bash .ci/llama-cpp.sh "{{ llama_cpp }}"

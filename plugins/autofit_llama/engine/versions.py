@@ -14,6 +14,8 @@ from autofit.domain.plan import Finding
 from autofit.domain.values import dataclass
 from autofit.errors import UsageError
 
+#: the source that docstrings cite as FILE or FILE:NAME; tools/check_sources.py says what a newer one changed
+SOURCE = "llama.cpp of llama-cpp-python 0.3.36"
 NEWEST = 11063  #: the build whose sources the memory model follows (version 0.5.0)
 
 

@@ -68,7 +68,7 @@ def deepseek2(g: Graph) -> None:
 
 
 def deepseek32(g: Graph) -> None:
-    """src/models/deepseek32.cpp, glm-dsa.cpp, dots3note.cpp: latent attention to what an indexer selects.
+    """src/models/deepseek32.cpp, glm-dsa.cpp, src/models/dots3note.cpp: latent attention to what an indexer selects.
 
     glm-dsa: some blocks take the selection of the block before. dots3note: sliding blocks select nothing, and
     a gate per head weighs what attention gives.

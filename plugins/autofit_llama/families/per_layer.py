@@ -22,7 +22,7 @@ from autofit_llama.model.rules import (
     swa_always,
 )
 
-N_SPARSE_LAYERS = 10  #: models.h:llama_model_gemma3n, n_layer_sparsity
+N_SPARSE_LAYERS = 10  #: src/models/models.h:llama_model_gemma3n, n_layer_sparsity
 
 
 def _share_caches(g: Graph) -> None:

@@ -289,7 +289,7 @@ def _sparse(p: AttentionParams, q: Tensor, k: Tensor, mask: Tensor | None) -> bo
 
 def flash_attn_bytes(t: Tensor, cc: int) -> int:
     """The result and, behind it, the f16 copies of K and V that the kernel works on
-    (fattn.cu:get_alloc_size).
+    (fattn.cu:ggml_cuda_flash_attn_ext_get_alloc_size).
     """
     kernel = flash_attn_kernel(t, cc)
     k, v = t.src[1], t.src[2]

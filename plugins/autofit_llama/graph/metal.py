@@ -1,6 +1,6 @@
 """Metal: what its scratch adds to a tensor, and the attention that it runs.
 
-ggml/src/ggml-metal/ggml-metal.cpp:get_alloc_size, ggml-metal-ops.cpp:*_extra_*, ggml-metal-device.m.
+ggml-metal.cpp:ggml_backend_metal_buffer_type_get_alloc_size, ggml-metal-ops.cpp:*_extra_*, ggml-metal-device.m.
 """
 
 from __future__ import annotations

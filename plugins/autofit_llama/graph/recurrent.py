@@ -1,5 +1,5 @@
-"""Blocks with a recurrent state: Mamba, Mamba-2, the gated delta net (src/models/mamba-base.cpp, delta-net-
-base.cpp).
+"""Blocks with a recurrent state: Mamba, Mamba-2, the gated delta net (src/models/mamba-base.cpp,
+delta-net-base.cpp).
 """
 
 from __future__ import annotations

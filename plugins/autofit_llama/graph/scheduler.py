@@ -16,7 +16,7 @@ from autofit_llama.graph.cuda import fusion_dependencies
 from autofit_llama.graph.devices import DeviceRules, cpu_supports
 from autofit_llama.graph.ggml import HOST, NONE, VIEW_OPS, Tensor, tensor_bytes
 
-HOST_ALIGNMENT = 32  #: ggml-backend.cpp: TENSOR_ALIGNMENT of CPU buffers, which pinned ones share
+HOST_ALIGNMENT = 32  #: ggml/src/ggml-backend.cpp:TENSOR_ALIGNMENT of CPU buffers, which pinned ones share
 PIPELINE_COPIES = 4  #: GGML_SCHED_MAX_COPIES
 _MAX_SRC = 10
 

@@ -153,7 +153,14 @@ def _context_items(
         _add(to, "cache", layout.cache_device_bytes[i], known, _cache_label(layout), "llama-kv-cache.cpp")
         _add(to, "compute", compute.device_bytes[i], basis, "compute buffer", compute_source)
         sums = "sums with the other devices, at most"
-        _add(to, "compute", layout.partial_bytes, "derived", sums, "ggml-backend-meta.cpp:graph_compute")
+        _add(
+            to,
+            "compute",
+            layout.partial_bytes,
+            "derived",
+            sums,
+            "ggml-backend-meta.cpp:ggml_backend_meta_graph_compute",
+        )
     mapped = arguments.mmap and not locked
     _add(
         host,

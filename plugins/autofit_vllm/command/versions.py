@@ -7,6 +7,8 @@ from autofit.domain.values import dataclass
 from autofit.errors import UsageError
 
 DEFAULT_VERSION = "0.33.0"
+#: the source that docstrings cite as FILE or FILE:NAME; tools/check_sources.py says what a newer one changed
+SOURCE = f"vllm {DEFAULT_VERSION}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +18,7 @@ class VersionFacts:
     version: str
     flags_file: str
     default_gpu_memory_utilization: float  #: config/cache.py:CacheConfig.gpu_memory_utilization
-    cudagraph_estimate_deducted: bool  #: envs.py:VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
+    cudagraph_estimate_deducted: bool  #: vllm/envs.py:VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
     least_capability: tuple[int, int]  #: the oldest GPUs that the published wheel holds kernels for
 
 

@@ -52,11 +52,13 @@ GRAPH_BYTES = 11 * MIB // 2
 SAMPLER_BYTES_PER_LOGIT = 18
 SAMPLER_MORE_BYTES_PER_LOGIT = 39
 SAMPLER_FEW_ROWS = 256
-#: envs.py:VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE, and trtllm's own zero-filled one of the same size
+#: vllm/envs.py:VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE, and trtllm's own zero-filled one of the same size
 FLASHINFER_BYTES = 394 * MIB
 _ENCODER = "image encoder"
-_GATHERED_BYTES = 576 * 2  #: of a token, where sparse attention gathers (flashmla_sparse.py:get_prefill_workspace_size)
-_INDEXER_LOGITS_BYTES = 512 * MIB  #: envs.py:VLLM_SPARSE_INDEXER_MAX_LOGITS_MB
+_GATHERED_BYTES = (
+    576 * 2
+)  #: of a token, where sparse attention gathers (mla/flashmla_sparse.py:get_prefill_workspace_size)
+_INDEXER_LOGITS_BYTES = 512 * MIB  #: vllm/envs.py:VLLM_SPARSE_INDEXER_MAX_LOGITS_MB
 #: The highest utilization that reports of unified memory started with: the system works in the same bytes.
 UNIFIED_LIMIT = 0.85
 #: Peaks beside weights and cache are bounds, never measured here: no published command is above this.
@@ -64,7 +66,7 @@ LIMIT = 0.95
 #: The largest image of a tower that takes any resolution and whose configuration does not bound it: an assumption, the
 #: bound that Qwen-VL's preprocessor ships with.
 DYNAMIC_IMAGE_TOKENS = 16384
-CAPTURE_SLACK_BYTES = 150 * MIB  #: graph estimates miss by about this (gpu_worker.py adds it to its suggestion)
+CAPTURE_SLACK_BYTES = 150 * MIB  #: graph estimates miss by about this (worker/gpu_worker.py adds it to its suggestion)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

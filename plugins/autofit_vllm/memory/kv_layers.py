@@ -233,7 +233,7 @@ def lay_out(model: VllmModel, config: EngineConfig) -> Layout:
 
 
 def _skipped(cache: Cache, config: EngineConfig) -> bool:
-    """Kept in the model's type (attention.py:Attention.__init__, kv_cache_dtype_skip_layers)."""
+    """Kept in the model's type (attention/attention.py:Attention.__init__, kv_cache_dtype_skip_layers)."""
     skip = config.kv_skip_layers
     if not skip:
         return False
@@ -263,7 +263,9 @@ def _attention(
     if isinstance(cache, PackedCache):
         kernel = OWN[_own_backend(cache, config)]
         if cache.backend == "GLM5_NEXT_INDEXER" and config.gpu.cc[0] == 12:
-            kernel = dataclasses.replace(kernel, fixed=kernel.fixed[1:])  # (deep_gemm.py:get_paged_mqa_page_sizes)
+            kernel = dataclasses.replace(
+                kernel, fixed=kernel.fixed[1:]
+            )  # (utils/deep_gemm.py:get_paged_mqa_page_sizes)
         return AttentionLayer(cache=cache, backend=kernel, query=query, kv_dtype=kv_dtype)
     if isinstance(cache, IndexerCache):
         return AttentionLayer(cache=cache, backend=OWN[cache.backend], query=query, kv_dtype=kv_dtype)
@@ -446,7 +448,7 @@ def _attention_layer(
 
 
 def _largest_block_within(backend: AttentionBackend, query: LayerQuery, token_bytes: int, page_bytes: int) -> int:
-    """The largest kernel block whose page fits (attention.py:_largest_kernel_block_within)."""
+    """The largest kernel block whose page fits (attention/attention.py:_largest_kernel_block_within)."""
     most = page_bytes // token_bytes
     sizes = [max(size, most // size * size) if multiple else size for size, multiple in backend.sizes(query)]
     fitting = [size for size in sizes if size * token_bytes <= page_bytes]

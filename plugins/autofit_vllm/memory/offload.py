@@ -21,7 +21,7 @@ EXPERT_NAMES = ("experts", "routed_experts", "w13_weight", "w2_weight")
 class Offload:
     """Parameters that stay in pinned host memory, per rank of each stage.
 
-    UVA (model_executor/offloader/uva.py) reads them over PCIe when they are used. Prefetch (prefetch.py)
+    UVA (model_executor/offloader/uva.py) reads them over PCIe when they are used. Prefetch (offloader/prefetch.py)
     copies the next layer into a pool on the GPU while the current one computes."""
 
     params: tuple[str, ...]  #: names that restrict it; none: all of a layer

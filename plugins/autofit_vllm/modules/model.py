@@ -121,7 +121,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """An embedding or LM head, divided over the vocabulary (layers/vocab_parallel_embedding.py)."""
+    """An embedding or LM head, divided over the vocabulary (model_executor/layers/vocab_parallel_embedding.py)."""
 
     name: str
     stage: Stage
@@ -137,7 +137,7 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experts:
-    """All routed experts of one layer (model_executor/layers/fused_moe/layer.py:FusedMoE)."""
+    """All routed experts of one layer (model_executor/layers/fused_moe/layer.py:FusedMoEFactory)."""
 
     name: str
     stage: Stage

@@ -94,7 +94,8 @@ def bitsandbytes(config: Mapping[str, Any], *, stored: bool) -> BitsAndBytes:
     return BitsAndBytes(
         name="bitsandbytes",
         min_capability=70,
-        # In fp32 the plug-in counts four weights a byte, and cannot load them (utils.py:calculate_quant_ratio).
+        # In fp32 the plug-in counts four weights a byte, and cannot load them
+        # (quantization/utils.py:calculate_quant_ratio).
         dtypes=("float16", "bfloat16"),
         while_loading=True,
         one_rank=stored,

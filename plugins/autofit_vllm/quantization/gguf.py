@@ -67,7 +67,8 @@ def _bytes(kind: str, n_elements: int, what: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufScheme(Scheme):
-    """Blocks row by row, one type per fused part; shorter rows are filled up to the longest (linear.py)."""
+    """Blocks row by row, one type per fused part; shorter rows are filled up to the longest
+    (quantization/linear.py)."""
 
     name: str
     kinds: tuple[str, ...]
@@ -78,7 +79,7 @@ class GgufScheme(Scheme):
         yield Tensor("qweight_type", (len(shape.outs_rank),), "uint8")
 
     def experts(self, shape: ExpertsShape) -> Iterator[Tensor]:
-        """The types of gate, up and down (fused_moe.py); gate and up share one tensor."""
+        """The types of gate, up and down (quantization/fused_moe.py); gate and up share one tensor."""
         gate, up, down = self.kinds
         if gate != up:
             raise EngineRefusalError(f"{self.name}: gate is {gate} and up is {up}, which cannot be fused")

@@ -158,7 +158,7 @@ def _kinds(given: object) -> tuple[tuple[object, object], ...]:
 
 
 def scheme_of(config: Mapping[str, Any], capability: int, *, gpt_oss: bool = False) -> Scheme:
-    """The scheme of one entry of the configuration, tried in vLLM's order (quark.py:_get_scheme_from_config,
+    """The scheme of one entry of the configuration, tried in vLLM's order (quark.py:_get_scheme_cls_from_config,
     quark_moe.py:get_moe_method_target).
 
     Raises:

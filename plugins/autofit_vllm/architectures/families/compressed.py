@@ -17,7 +17,10 @@ from autofit_vllm.modules.model import EVERY, LAST
 
 _RATES = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
 _INDEXED = 4  #: layers compressed by this pick what they attend to
-_STATE_BLOCK = {4: 4, 128: 8}  #: tokens of a block of a compressor's state (compressor.py:CompressorStateCache)
+_STATE_BLOCK = {
+    4: 4,
+    128: 8,
+}  #: tokens of a block of a compressor's state (deepseek_v4/compressor.py:CompressorStateCache)
 _WINDOW_BLOCK = 64
 _ROTARY = 64
 _HASHED_LAYERS = 3
@@ -104,7 +107,8 @@ def rotary_size(config: Config) -> int:
 
 
 def _attention(here: Scope, rate: int) -> None:
-    """(attention.py:DeepseekV4Attention) one KV head that is key and value, projections by way of small vectors."""
+    """(deepseek_v4/attention.py:DeepseekV4Attention) one KV head that is key and value, projections by way of small
+    vectors."""
     config, hidden = here.builder.config, here.builder.hidden_size
     heads, size = config.int("num_attention_heads"), config.int("head_dim")
     query, groups, out = config.int("q_lora_rank"), config.int("o_groups"), config.int("o_lora_rank")
@@ -141,7 +145,7 @@ def _attention(here: Scope, rate: int) -> None:
 
 
 def _rows(config: Config, compressed: bool) -> int:
-    """Positions of a rotary table (common/rope.py)."""
+    """Positions of a rotary table (deepseek_v4/common/rope.py)."""
     positions = config.int("max_position_embeddings")
     parameters = rope_parameters(config)
     nested = parameters.get("compress")
@@ -154,7 +158,7 @@ def _rows(config: Config, compressed: bool) -> int:
 
 def _compressor(here: Scope, rate: int, size: int) -> None:
     """Keys and scores of tokens become one row; those of an unfinished group are kept in fp32
-    (compressor.py:DeepseekCompressor)."""
+    (deepseek_v4/compressor.py:DeepseekCompressor)."""
     width = (2 if rate == _INDEXED else 1) * size  # These groups overlap.
     here.plain("ape", rate, width, dtype="float32")
     parts = (("wkv", width), ("wgate", width))
@@ -171,7 +175,7 @@ def _compressor(here: Scope, rate: int, size: int) -> None:
 
 
 def _experts(here: Scope, index: int) -> None:
-    """The first layers look up a token's experts by its number (nvidia/model.py:DeepseekV4MoE)."""
+    """The first layers look up a token's experts by its number (deepseek_v4/nvidia/model.py:DeepseekV4MoE)."""
     config = here.builder.config
     count, top_k = expert_count(config), experts_per_token(config)
     kinds = config.items_of("mlp_layer_types")

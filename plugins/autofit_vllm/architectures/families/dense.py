@@ -92,7 +92,7 @@ def _one_kind_of_window(b: Builder) -> None:
 
 
 def qwen2(b: Builder) -> None:
-    """models/qwen2.py and mimo.py: a bias on Q, K and V; some checkpoints normalise the heads."""
+    """models/qwen2.py and models/mimo.py: a bias on Q, K and V; some checkpoints normalise the heads."""
     config = b.config
     norms = ("q_norm", "k_norm") if config.flag("qk_norm") else ()
     _one_kind_of_window(b)

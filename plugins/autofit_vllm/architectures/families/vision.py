@@ -94,7 +94,7 @@ def pixtral(tower: Scope, config: Config) -> None:
 
 def _vision_layers(vision: Config, feature_layer: object) -> tuple[int, bool]:
     """How many blocks are built to reach the layer whose output is used, and whether it is the last
-    (models/vision.py:get_num_selected_vision... via vision_feature_layer)."""
+    (models/vision.py:get_num_selected_vision_tokens via vision_feature_layer)."""
     total = vision.layers()
     chosen = feature_layer if isinstance(feature_layer, list) else [feature_layer]
     depths = [

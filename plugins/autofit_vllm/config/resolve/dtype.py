@@ -51,7 +51,7 @@ KV_DTYPES = frozenset(
 )
 
 
-#: Methods whose checkpoints may hold scales of an fp8 cache (attention.py:_init_kv_cache_quant)
+#: Methods whose checkpoints may hold scales of an fp8 cache (attention/attention.py:_init_kv_cache_quant)
 FP8_CHECKPOINTS = ("fp8", "modelopt", "quark", "fbgemm_fp8")
 
 

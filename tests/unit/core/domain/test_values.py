@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import sys
 import threading
 from typing import Any, Generic, TypeVar
 
@@ -147,7 +148,11 @@ def test_a_plain_subclass_of_a_frozen_class_has_attributes_of_its_own(decorate: 
             action()
 
 
-@pytest.mark.parametrize("decorate", [values.dataclass, dataclasses.dataclass])
+# 3.13's dataclasses compare field by field, to which a NaN is not itself
+TUPLE_LIKE = [values.dataclass, *([dataclasses.dataclass] if sys.version_info < (3, 13) else [])]
+
+
+@pytest.mark.parametrize("decorate", TUPLE_LIKE)
 def test_one_field_is_compared_as_a_tuple_is(decorate: Any) -> None:
     @decorate(frozen=True)
     class Rate:
