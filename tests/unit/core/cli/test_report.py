@@ -139,6 +139,7 @@ def test_it_is_bounded() -> None:
         (gzip.compress(b'{"schema": 2, "kind": "report"}', mtime=0), "not a report"),
         (gzip.compress(b" " * (reports.MAX_BYTES + 1), mtime=0), "unpacks to too much"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_files_that_are_no_report(here: Path, content: bytes, cause: str) -> None:
     (here / "r.json.gz").write_bytes(content)
