@@ -124,6 +124,7 @@ class VllmBackend(Backend):
                 *near,
                 *_usage_findings(settings, vllm_model),
                 *_draft_findings(settings, model),
+                *_code_findings(settings, model),
             ],
         )
         if load is None:
@@ -235,7 +236,7 @@ class VllmBackend(Backend):
             others,
             program=command.program,
             reference=reference,
-            findings=_usage_findings(settings, vllm_model),
+            findings=[*_usage_findings(settings, vllm_model), *_code_findings(settings, model)],
         )
 
 
@@ -440,6 +441,18 @@ def _draft_findings(settings: VllmSettings, model: ModelSpec) -> list[Finding]:
         "download it, or give its path"
     )
     return [Finding(severity="warning", code="draft-unknown", message=message)]
+
+
+def _code_findings(settings: VllmSettings, model: ModelSpec) -> list[Finding]:
+    """That a checkpoint brings code of its own, which only the user lets run."""
+    named = model.metadata.get("auto_map")
+    if not named or settings.given.get("trust_remote_code"):
+        return []
+    message = (
+        "config.json names code of the checkpoint's own (auto_map): where vLLM does not know the model by itself, it asks "
+        "for --trust-remote-code, which runs that code and is never added here"
+    )
+    return [Finding(severity="info", code="remote-code", message=message)]
 
 
 def _usage_findings(settings: VllmSettings, model: VllmModel) -> list[Finding]:
