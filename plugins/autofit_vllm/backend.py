@@ -449,7 +449,7 @@ def _code_findings(settings: VllmSettings, model: ModelSpec) -> list[Finding]:
     if not named or settings.given.get("trust_remote_code"):
         return []
     message = (
-        "config.json names code of the checkpoint's own (auto_map): where vLLM does not know the model by itself, it asks "
+        "config.json names code of the checkpoint's own (auto_map): where vLLM does not know the model, it asks "
         "for --trust-remote-code, which runs that code and is never added here"
     )
     return [Finding(severity="info", code="remote-code", message=message)]
