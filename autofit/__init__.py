@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from autofit.domain.plan import Plan as Plan
     from autofit.errors import AutofitError as AutofitError
     from autofit.errors import CorruptModelError as CorruptModelError
-    from autofit.errors import DoesNotFitError as DoesNotFitError
     from autofit.errors import EngineError as EngineError
     from autofit.errors import EngineRefusalError as EngineRefusalError
     from autofit.errors import HardwareError as HardwareError
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from autofit.pipeline import load_machine as load_machine
     from autofit.pipeline import plan as plan
     from autofit.pipeline import read_model as read_model
+    from autofit.settings.layers import Surroundings as Surroundings
 
 _HOMES = {
     "Machine": "autofit.domain.machine",
@@ -38,7 +38,6 @@ _HOMES = {
     "Plan": "autofit.domain.plan",
     "AutofitError": "autofit.errors",
     "CorruptModelError": "autofit.errors",
-    "DoesNotFitError": "autofit.errors",
     "EngineError": "autofit.errors",
     "EngineRefusalError": "autofit.errors",
     "HardwareError": "autofit.errors",
@@ -49,6 +48,7 @@ _HOMES = {
     "UnknownHardwareError": "autofit.errors",
     "UnsupportedModelError": "autofit.errors",
     "UsageError": "autofit.errors",
+    "Surroundings": "autofit.settings.layers",
     "check": "autofit.pipeline",
     "detect_machine": "autofit.pipeline",
     "load_machine": "autofit.pipeline",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from autofit.domain.machine import Machine
 from autofit.domain.model import ModelSpec
-from autofit.domain.plan import Plan
+from autofit.domain.plan import Code, Plan
 from autofit.domain.request import NOTHING_ASKED, Request
 from autofit.domain.values import dataclass
 
@@ -42,6 +42,8 @@ class Backend(ABC):
     #: which of autofit's options `plan` honors; any other that is set is refused before `plan` is called
     supports: ClassVar[frozenset[str]] = frozenset({"context", "min_context", "max_context", "margin", "device"})
     kv_types: ClassVar[tuple[str, ...]] = ()  #: values of `kv`, but for `auto`
+    #: codes of its own findings, beside those that all backends share (`autofit.planning.findings`)
+    findings: ClassVar[Mapping[str, Code]] = {}
     measurements: ClassVar[frozenset[str]] = frozenset()  #: figures that `check` takes instead of its own
 
     @abstractmethod

@@ -54,9 +54,12 @@ def autofit_register_model_readers() -> Iterable[ModelReaderRef]:
         ModelReaderRef("gguf", "GGUF v2 and v3, split files", "autofit.readers:read_model", (".gguf",), b"GGUF"),
         ModelReaderRef(
             "safetensors",
-            "safetensors files and directories",
+            "safetensors files, directories, and what else can be told from its first bytes",
             "autofit.readers:read_model",
-            (".safetensors", ".json"),
+            (".safetensors", ".json", "/", ""),
+        ),
+        ModelReaderRef(
+            "description", "a model described without its weights", "autofit.readers:read_model", (".json.gz",)
         ),
     )
 
@@ -64,8 +67,8 @@ def autofit_register_model_readers() -> Iterable[ModelReaderRef]:
 @hookimpl
 def autofit_register_model_sources() -> Iterable[ModelSourceRef]:
     return (
-        ModelSourceRef("path", "a file or a directory", "autofit.sources:resolve", ("file",)),
-        ModelSourceRef("example", "the models described inside autofit", "autofit.sources:resolve", ("example",)),
+        ModelSourceRef("path", "a file or a directory", "autofit.sources:find_path", ("", "file")),
+        ModelSourceRef("example", "the models described inside autofit", "autofit.sources.examples:find", ("example",)),
     )
 
 

@@ -74,17 +74,6 @@ class EngineRefusalError(AutofitError):
     exit_code = 3
 
 
-class DoesNotFitError(AutofitError):
-    """An answer, not a failure: nothing that satisfies the request fits; the message holds the shortfall."""
-
-    exit_code = 3
-
-    def __init__(self, message: str, *, pool: str, shortfall_bytes: int, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.pool = pool
-        self.shortfall_bytes = shortfall_bytes
-
-
 class PluginError(AutofitError):
     """A plugin could not be loaded or broke its contract."""
 

@@ -27,7 +27,8 @@ class BackendRef(NamedTuple):
 
 
 class ModelReaderRef(NamedTuple):
-    """A file format. `factory` is `module:function(paths) -> ModelSpec`; chosen by suffix, then by first bytes."""
+    """A file format. `factory` is `module:function(paths) -> ModelSpec`; chosen by suffix (`/`: directories), then by
+    first bytes; an empty suffix takes what is left."""
 
     name: str
     summary: str
@@ -37,7 +38,8 @@ class ModelReaderRef(NamedTuple):
 
 
 class ModelSourceRef(NamedTuple):
-    """A way to name a model. `factory` is `module:function(reference) -> local paths or None`."""
+    """A way to name a model. `factory` is `module:function(reference) -> local paths or None`; the empty scheme is
+    that of paths."""
 
     name: str
     summary: str

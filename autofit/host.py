@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
+from _thread import allocate_lock  # threading itself takes long to import
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 BUILTINS = ("autofit.builtin", "autofit_llama.plugin", "autofit_vllm.plugin")
 AUTOLOAD_OFF = "AUTOFIT_DISABLE_PLUGIN_AUTOLOAD"
-_FAILURES = (Exception, SystemExit)  #: a module that finds no licence may well call sys.exit()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,8 @@ class Host:
         self, name: str, load: Callable[[], Any], distribution: str | None = None, version: str | None = None
     ) -> None:
         try:
-            plugin = load()
+            with off_stdout():
+                plugin = load()
             hash(plugin)  # pluggy keeps plugins in sets
             if self._manager.has_plugin(name):
                 raise PluginError(f"another plugin is called {name!r}")
@@ -89,7 +90,9 @@ class Host:
                 raise PluginError(f"no such hook: {', '.join(unknown)}")
             record = PluginRecord(name=name, distribution=distribution, version=version, hooks=hooks)
             self.records.append(record)
-        except _FAILURES as error:  # any failure of a plugin is the plugin's: record it and go on
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # any failure of a plugin is the plugin's: record it and go on
             taken = any(record.name == name for record in self.records)
             self._disable(f"{distribution}: {name}" if taken else name, error, distribution, version)
 
@@ -122,8 +125,11 @@ class Host:
         """Call one plugin alone, so that its result and its exception have an owner."""
         others = [other for other in self._manager.get_plugins() if other is not plugin]
         try:
-            return list(self._manager.subset_hook_caller(hook, others)(**arguments))
-        except _FAILURES as error:  # it must not stop the host
+            with off_stdout():
+                return list(self._manager.subset_hook_caller(hook, others)(**arguments))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # it must not stop the host
             self._disable(name, error)
             return []
 
@@ -132,9 +138,14 @@ class Host:
         for name, plugin in self._offering(hook):
             for offered in self._call(name, plugin, hook, **arguments):
                 try:
-                    yield name, _all_of(kind, offered, hook)
-                except _FAILURES as error:  # the same
+                    with off_stdout():
+                        items = _all_of(kind, offered, hook)
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:  # the same
                     self._disable(name, error)
+                else:
+                    yield name, items
 
     def _refs(self, hook: str, kind: type[Any]) -> dict[str, Any]:
         refs: dict[str, Any] = {}
@@ -240,18 +251,57 @@ def resolve(reference: str) -> Any:
 
 
 @contextmanager
-def blamed(reference: str) -> Iterator[None]:
-    """What goes wrong inside is the fault of what `reference` names.
+def blamed(reference: str, *, prints: bool = False) -> Iterator[None]:
+    """What goes wrong inside is the fault of what `reference` names; what it prints is no product, unless it `prints`.
 
     Raises:
         PluginError: anything that is no error of ours.
     """
     try:
-        yield
-    except AutofitError:
+        with nullcontext() if prints else off_stdout():
+            yield
+    except (AutofitError, KeyboardInterrupt, BrokenPipeError):
         raise
-    except Exception as error:
+    except BaseException as error:  # a module that finds no licence may well call sys.exit()
         raise PluginError(f"{reference}: {_one_line(error)}", hint="see `autofit plugins`") from error
+
+
+class _Stdout:
+    """Whether stdout carries the product of a command, and how many calls of plugins are kept off it now."""
+
+    is_product = False
+    n_calls = 0
+    kept: Any = None
+    lock = allocate_lock()
+
+
+@contextmanager
+def product_on_stdout() -> Iterator[None]:
+    """Meanwhile what plugins print goes to stderr: stdout is the command's. Programs keep theirs as it is."""
+    _Stdout.is_product = True
+    try:
+        yield
+    finally:
+        _Stdout.is_product = False
+
+
+@contextmanager
+def off_stdout() -> Iterator[None]:
+    """Prints go to stderr meanwhile, in every thread: hardware is asked in several."""
+    if not _Stdout.is_product:
+        yield
+        return
+    with _Stdout.lock:
+        if not _Stdout.n_calls:
+            _Stdout.kept, sys.stdout = sys.stdout, sys.stderr
+        _Stdout.n_calls += 1
+    try:
+        yield
+    finally:
+        with _Stdout.lock:
+            _Stdout.n_calls -= 1
+            if not _Stdout.n_calls:
+                sys.stdout, _Stdout.kept = _Stdout.kept, None
 
 
 def _all_of(kind: type[Any], offered: Iterable[Any], hook: str) -> list[Any]:

@@ -17,17 +17,17 @@ from autofit.host import blamed, host
 from autofit.host import resolve as resolve_ref
 from autofit.settings.layers import HERE, Options, Surroundings
 from autofit.settings.options import BY_NAME, CHECKED, OWN
-from autofit.text.suggest import suggest
 
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from autofit.backend import Backend
+    from autofit.backend import Backend, ParsedCommand
     from autofit.domain.machine import Machine
     from autofit.domain.model import ModelFiles, ModelSpec
     from autofit.domain.plan import Plan
     from autofit.domain.ram import Ram
-    from autofit.settings.options import CheckOptions, PlanOptions
+    from autofit.hookspecs import ModelReaderRef
+    from autofit.settings.keywords import CheckOptions, PlanOptions
 
 MAX_SETTINGS_BYTES = 1 << 20
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
@@ -50,12 +50,14 @@ def read_model(reference: str | os.PathLike[str], *, companions: Mapping[str, st
 
 
 def _locate(reference: str) -> ModelFiles:
-    """The local files of a reference, from the first source that knows its scheme; a path needs none."""
+    """The local files of a reference, from the first source of its scheme that knows it."""
     from autofit.domain.model import ModelFiles
-    from autofit.sources import resolve, scheme_of
+    from autofit.sources import scheme_of, unknown
 
-    scheme = scheme_of(reference)
-    for ref in host().model_sources().values() if scheme else ():
+    if not reference or "\0" in reference:
+        raise UsageError("an empty model reference" if not reference else "a model reference with a zero byte")
+    scheme = scheme_of(reference) or ""
+    for ref in host().model_sources().values():
         if scheme not in ref.schemes:
             continue
         source = resolve_ref(ref.factory)
@@ -66,30 +68,35 @@ def _locate(reference: str) -> ModelFiles:
             if found is not None:
                 paths = [found] if isinstance(found, (str, os.PathLike)) else found
                 return ModelFiles(reference=reference, paths=tuple(map(os.fspath, paths)))
-    return resolve(reference)
+    raise unknown(reference)
 
 
 def _read(files: ModelFiles) -> ModelSpec:
     """The model in these files, through the reader of their suffix, or else of their first bytes."""
     from autofit.domain.model import ModelSpec
-    from autofit.readers import read_model as read
-    from autofit.readers.files import first_bytes
 
-    path = files.paths[0] if files.paths else ""
-    # os.path answers for any text, pathlib raises for some; which file of a directory counts is the formats' business
-    refs = () if os.path.isdir(path) else tuple(host().model_readers().values())  # noqa: PTH112
-    chosen = next((ref for ref in refs if path.endswith(ref.suffixes)), None)
-    if chosen is None and (magics := tuple(ref for ref in refs if ref.magic)):
-        start = first_bytes(path, max(len(ref.magic) for ref in magics))
-        chosen = next((ref for ref in magics if start.startswith(ref.magic)), None)
-    if chosen is None:
-        return read(files)
+    chosen = _reader_of(files.paths[0] if files.paths else "")
     reader = resolve_ref(chosen.factory)
     with blamed(chosen.factory):
         model = reader(files.paths)
         if not isinstance(model, ModelSpec):
             raise PluginError(f"{chosen.factory} must return a ModelSpec, not {type(model).__name__}")
         return model
+
+
+def _reader_of(path: str) -> ModelReaderRef:
+    """By suffix, where a directory has `/`; by first bytes; else the reader of what has neither, with suffix ``."""
+    from autofit.readers.files import first_bytes
+
+    refs = tuple(host().model_readers().values())
+    # os.path answers for any text, pathlib raises for some
+    name = f"{path}/" if os.path.isdir(path) else path  # noqa: PTH112
+    if chosen := next((ref for ref in refs if name.endswith(tuple(filter(None, ref.suffixes)))), None):
+        return chosen
+    magics = [ref for ref in refs if ref.magic]
+    start = first_bytes(path, max(len(ref.magic) for ref in magics)) if magics else b""
+    found = next((ref for ref in magics if start.startswith(ref.magic)), None)
+    return found or next(ref for ref in refs if "" in ref.suffixes)
 
 
 def written_as(reference: str, model: ModelSpec) -> str:
@@ -234,7 +241,8 @@ def plan_of(
     )
     reference = None if _is_model(model) else _reference("plan()", model)
     with blamed(backend_name):
-        command = backend.command(request, model=reference or model.name)  # type: ignore[union-attr]
+        parsed = backend.command(request, model=reference or model.name)  # type: ignore[union-attr]
+        command = _is_command(parsed, backend_name)
     found: ModelSpec = model if reference is None else read_model(reference)  # type: ignore[assignment]
     if reference is not None:
         written = written_as(reference, found)
@@ -290,7 +298,7 @@ def check(
     measured = {name: value for name, value in options.items() if name in backend.measurements}
     request = to_request(stated, engine_env=inputs, measured=measured)
     with blamed(backend.name):
-        command = backend.parse(argv, inputs, version=request.engine_version)
+        command = _is_command(backend.parse(argv, inputs, version=request.engine_version), backend.name)
     if model is None:
         if command.model is None:
             raise UsageError(
@@ -358,6 +366,8 @@ def _check_names(where: str, given: Iterable[str], known: Iterable[str]) -> None
     known = list(known)
     for name in given:
         if name not in known:
+            from autofit.text.suggest import suggest
+
             raise UsageError(f"{where} got an unknown option {name!r}", hint=suggest(name, known))
 
 
@@ -388,10 +398,32 @@ def _check_format(backend: Backend, model: ModelSpec) -> None:
 
 
 def _is_plan(found: object, backend: str) -> Plan:
-    from autofit.domain.plan import Plan
+    """A plan that is one, as far as those who print it rely on it.
+
+    Raises:
+        PluginError: it is none.
+    """
+    from autofit.domain.memory import Memory
+    from autofit.domain.plan import Decision, Finding, Plan, Speed
 
     if not isinstance(found, Plan):
         raise PluginError(f"{backend} must return a Plan, not {type(found).__name__}")
+    parts: list[tuple[str, object, type]] = [("memory", found.memory, Memory)]
+    parts += [("argv", word, str) for word in found.argv]
+    parts += [("findings", one, Finding) for one in found.findings]
+    parts += [("decisions", one, Decision) for one in found.decisions]
+    parts += [("speed", found.speed, Speed)] if found.speed is not None else []
+    for name, value, kind in parts:
+        if not isinstance(value, kind):
+            raise PluginError(f"{backend}: {name} of its Plan must be {kind.__name__}, not {type(value).__name__}")
+    return found
+
+
+def _is_command(found: object, backend: str) -> ParsedCommand:
+    from autofit.backend import ParsedCommand
+
+    if not isinstance(found, ParsedCommand):
+        raise PluginError(f"{backend}: parse() must return a ParsedCommand, not {type(found).__name__}")
     return found
 
 
@@ -406,14 +438,14 @@ def _with_companions(model: ModelSpec, named: Mapping[str, str]) -> ModelSpec:
 
 def _reviewed(plan: Plan, model: ModelSpec, machine: Machine) -> Plan:
     """The plan with what the machine's sources said, what could not be checked, and the plugins' findings."""
-    from autofit.domain.plan import Finding
+    from autofit.planning.findings import COMMON, tell
 
-    said = tuple(Finding(severity="info", code="machine", message=text) for text in machine.findings)
+    said = tuple(tell(COMMON, "machine", text) for text in machine.findings)
     unknown = tuple(
-        Finding(
-            severity="warning",
-            code="unknown-memory",
-            message=f"free memory of {pool.name} ({pool.id}) is unknown: not checked; --ram SIZE states it",
+        tell(
+            COMMON,
+            "unknown-memory",
+            f"free memory of {pool.name} ({pool.id}) is unknown: not checked; --ram SIZE states it",
         )
         for pool in plan.memory.pools
         if pool.budget_bytes is None

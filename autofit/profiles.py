@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from autofit.errors import AutofitError, UsageError
 from autofit.files import read_bounded, write_whole
-from autofit.text.suggest import close_names
 
 Kind = Literal["hardware", "presets"]
 MAX_FILE_BYTES = 1 << 20
@@ -111,6 +110,8 @@ def load_preset(name: str, extra_dirs: Iterable[str | Path] = ()) -> Mapping[str
     known = files("presets", extra_dirs)
     path = known.get(name)
     if path is None:
+        from autofit.text.suggest import close_names
+
         raise UsageError(
             f"no preset {name[:60]!r}", hint=close_names(name, known) or f"presets: {', '.join(sorted(known))}"
         )

@@ -7,7 +7,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -126,6 +126,14 @@ def run(arguments: list[str]) -> int:
 
         print(f"autofit {__version__}")
         return 0
+    from autofit.host import product_on_stdout
+
+    with product_on_stdout():
+        return run_word(arguments)
+
+
+def run_word(arguments: list[str]) -> int:
+    """Run the backend or command that the first word names."""
     from autofit.host import host, warn_broken
 
     backends, commands = host().backends(), host().commands()
@@ -157,17 +165,27 @@ def run_backend(ref: BackendRef, arguments: list[str]) -> int:
 
 
 def run_command(ref: CommandRef, arguments: list[str]) -> int:
-    from autofit.host import resolve
+    from autofit.errors import PluginError
+    from autofit.host import blamed, resolve
 
     command = resolve(ref.factory)
     parser = new_parser(ref.name, ref.summary)
-    command.add_arguments(parser)
+    if ref.factory.startswith("autofit.cli."):
+        run: Callable[..., object] = command.run
+        command.add_arguments(parser)
+    else:
+        run = blamed(ref.factory, prints=True)(lambda args: command.run(args))
+        with blamed(ref.factory):
+            command.add_arguments(parser)
     own, engine_args = split_at_dashes(arguments)
     if not getattr(command, "TAKES_COMMAND", False):
         own = arguments
     args = parser.parse_args(own)
     args.engine_args = engine_args
-    return int(command.run(args))
+    code = run(args)
+    if not isinstance(code, int):
+        raise PluginError(f"{ref.factory}: run() must return an exit code, not {type(code).__name__}")
+    return code
 
 
 def split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str] | None]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from autofit.cli.options import add_options, add_output, given
 from autofit.domain.text import printable
-from autofit.errors import UsageError
+from autofit.errors import PluginError, UsageError
 from autofit.host import blamed, host, resolve
 from autofit.pipeline import plan_of, stated_options
 from autofit.settings.layers import HERE
@@ -41,6 +41,8 @@ def show(plan: Plan, args: argparse.Namespace, *, force: bool) -> int:
         render = resolve(chosen.factory)
         with blamed(chosen.factory):
             product = render(plan)
+            if not isinstance(product, str):
+                raise PluginError(f"{chosen.factory} must return text, not {type(product).__name__}")
         write_product(product)
     elif not sys.stdout.isatty():  # `| sh` and `eval` must not take silence for success
         write_product(chosen.no_fit)

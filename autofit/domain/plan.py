@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from autofit.domain.memory import KINDS, Memory
 from autofit.domain.values import dataclass, field
@@ -25,6 +25,13 @@ class Finding:
     message: str
 
 
+class Code(NamedTuple):
+    """What a finding's code stands for, for everyone who reads codes."""
+
+    severity: Severity
+    meaning: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextRejected:
     """The next better value of a setting, and what it lacks."""
@@ -44,6 +51,7 @@ class Decision:
     origin: Origin
     because: str
     next_rejected: NextRejected | None = None
+    argv: tuple[str, ...] = ()  #: the arguments that it puts on the command line; none of a setting left as it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +89,7 @@ class Plan:
     fits: bool
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
-    kwargs: Mapping[str, object] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
     memory: Memory
     speed: Speed | None = None
     context_tokens: int | None = None

@@ -11,7 +11,6 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from autofit.domain.machine import HOST_POOL, Device, Holder, Host, Link, Machine
 from autofit.domain.text import printable
 from autofit.errors import HardwareError
-from autofit.text.suggest import close_names
 
 SCHEMA = 1
 MAX_DEVICES = 256
@@ -88,6 +87,8 @@ def _build(cls: Any, data: object, where: str) -> Any:
     values = {}
     for key, value in data.items():
         if key not in known:
+            from autofit.text.suggest import close_names
+
             raise HardwareError(f"{where}: no key {printable(str(key), 60)!r}", hint=close_names(str(key), known))
         values[key] = _convert(_HINTS[cls][key], value, f"{where}: {key}")
         if key.endswith("_per_s") and value == 0:

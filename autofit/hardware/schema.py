@@ -14,7 +14,6 @@ from autofit.domain.memory import Basis
 from autofit.domain.text import printable
 from autofit.domain.values import dataclass
 from autofit.errors import HardwareError
-from autofit.text.suggest import close_names
 
 SCHEMA = 1
 KINDS = ("gpu", "machine")
@@ -167,6 +166,8 @@ class _Report:
             self.fail(within, "must be a table")
         for key, value in table.items():
             if key not in keys:
+                from autofit.text.suggest import close_names
+
                 self.fail(key, "no such key", within=within, hint=close_names(key, keys))
             if problem := _problem(value, keys[key]):
                 self.fail(key, problem, within=within)

@@ -397,7 +397,7 @@ class _Parser:
     def unknown_type(self, name: str, type_id: int, at: int) -> CorruptModelError:
         removed = REMOVED_GGML_TYPES.get(type_id)
         if removed is None:
-            hint = "it may be newer than this autofit, or made for another program than llama.cpp"
+            hint = "it may be newer than this autofit, or made for another program"
             return self.fail(f"tensor {printable(name)} has the unknown type {type_id}", at, hint)
         return self.fail(
             f"tensor {printable(name)} has the type {removed}, which engines no longer read",

@@ -15,9 +15,9 @@ from autofit.domain.request import Margin
 from autofit.domain.text import printable
 from autofit.domain.values import dataclass, field, replace
 from autofit.errors import UsageError
+from autofit.planning.findings import COMMON, tell
 from autofit.settings.options import BY_NAME, OPTIONS, Option
 from autofit.settings.trust import config_dir, is_trusted
-from autofit.text.suggest import suggest
 
 SETTINGS_FILE = "autofit.toml"
 NEEDS_TRUST = ("engine_args", "force")  #: what a file of the directory sets only when the user has trusted it
@@ -104,7 +104,7 @@ def _allowed(path: Path, surroundings: Surroundings, backend: str) -> tuple[Laye
         f"{printable(where, 300)} is not trusted: its {' and '.join(held_back)}{flags} are not used; "
         f"`autofit trust {printable(os.path.dirname(where), 300)}` lets it"  # noqa: PTH120
     )
-    finding = Finding(severity="warning", code="settings-not-trusted", message=message)
+    finding = tell(COMMON, "settings-not-trusted", message)
     return {name: value for name, value in layer.items() if name not in held_back}, [finding]
 
 
@@ -114,7 +114,7 @@ def _said(path: Path, layer: Layer) -> list[Finding]:
     if not names:
         return []
     message = f"from {printable(str(path), 300)}: {printable(', '.join(names), 300)}"
-    return [Finding(severity="info", code="settings-file", message=message)]
+    return [tell(COMMON, "settings-file", message)]
 
 
 def merge(layers: Sequence[tuple[Origin, Layer]]) -> Options:
@@ -175,6 +175,8 @@ def from_table(table: Mapping[str, Any], where: str, backend: str) -> dict[str, 
             continue
         option = BY_NAME.get(name)
         if option is None:
+            from autofit.text.suggest import suggest
+
             raise UsageError(f"{where}: unknown key {key!r}", hint=suggest(key, [*BY_NAME, "engine_args"]))
         if isinstance(value, bool):
             value = "true" if value else "false"

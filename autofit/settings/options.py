@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, TypedDict
+from collections.abc import Callable
+from typing import Any
 
 from autofit.domain.ram import parse_ram
 from autofit.domain.request import Margin
@@ -172,44 +172,3 @@ BY_NAME = {option.name: option for option in OPTIONS}
 CHECKED = ("on", "ram", "device", "margin", "engine_version", "strict")
 #: the options that the core itself answers; all others are for the backend, which says which it supports
 OWN = frozenset({"on", "ram", "preset", "strict", "force"})
-
-Names: TypeAlias = str | int | Sequence[str | int]
-
-
-class CheckOptions(TypedDict, total=False):
-    """Keywords of `autofit.check`, as text or as values; `None` is not given.
-
-    `available_kv_bytes` replaces the backend's own figure: the KV memory that the engine has logged, for all
-    pipeline stages or one for each.
-    """
-
-    on: str | Sequence[str] | None
-    ram: str | int | None
-    device: Names | None
-    margin: str | int | Sequence[str | int] | tuple[Margin, ...] | None
-    engine_version: str | None
-    strict: bool | None
-    available_kv_bytes: int | Sequence[int] | None
-
-
-class PlanOptions(TypedDict, total=False):
-    """Keywords of `autofit.plan`, as text or as values; `None` is not given."""
-
-    context: str | int | None
-    min_context: str | int | None
-    max_context: str | int | None
-    parallel: str | int | None
-    mean_tokens: str | int | None
-    fill: str | None
-    min_tps: str | float | None
-    max_ttft: str | float | None
-    margin: str | int | Sequence[str | int] | tuple[Margin, ...] | None
-    on: str | Sequence[str] | None
-    ram: str | int | None
-    device: Names | None
-    prefer: str | None
-    kv: str | None
-    preset: str | None
-    engine_version: str | None
-    strict: bool | None
-    force: bool | None

@@ -39,7 +39,22 @@ def resolve(reference: str) -> ModelFiles:
     if not reference or "\0" in reference:
         raise UsageError("an empty model reference" if not reference else "a model reference with a zero byte")
     scheme = scheme_of(reference)
-    if scheme is None:
+    if scheme in (None, "file"):
+        return find_path(reference)
+    if scheme == "example":
+        from autofit.sources.examples import find
+
+        return find(reference)
+    raise unknown(reference)
+
+
+def find_path(reference: str) -> ModelFiles:
+    """A path, a directory or `file://PATH`.
+
+    Raises:
+        ModelNotFoundError: it looks like a repository, and is no path. UsageError: a file URL of another machine.
+    """
+    if scheme_of(reference) is None:
         # Path().expanduser() raises for an unknown user, and would make a flag of `./-m.gguf`
         path = os.path.expanduser(reference)  # noqa: PTH111
         if _REPOSITORY.fullmatch(reference) and not os.path.lexists(path):
@@ -47,15 +62,17 @@ def resolve(reference: str) -> ModelFiles:
                 f"{reference}: no such file or directory", hint=f"if it is a repository, {_NOT_YET['hf']}"
             )
         return ModelFiles(reference=reference, paths=(path,))
-    if scheme == "file":
-        return ModelFiles(reference=reference, paths=(_file_path(reference),))
-    if scheme == "example":
-        from autofit.sources.examples import find_example
+    return ModelFiles(reference=reference, paths=(_file_path(reference),))
 
-        return ModelFiles(reference=reference, paths=(find_example(reference.partition(":")[2]),))
+
+def unknown(reference: str) -> ModelNotFoundError:
+    """The error for a reference that no source knows."""
+    scheme = scheme_of(reference)
     if scheme in _NOT_YET:
-        raise ModelNotFoundError(f"{printable(reference)}: {scheme} references are not read yet", hint=_NOT_YET[scheme])
-    raise ModelNotFoundError(f"{printable(reference)}: no such file, and no source for {scheme!r}")
+        return ModelNotFoundError(
+            f"{printable(reference)}: {scheme} references are not read yet", hint=_NOT_YET[scheme]
+        )
+    return ModelNotFoundError(f"{printable(reference)}: no such file, and no source for {scheme!r}")
 
 
 def _file_path(reference: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from autofit.domain.model import ModelFiles
 from autofit.domain.text import printable
 from autofit.errors import ModelNotFoundError
 
@@ -14,6 +15,11 @@ _SUFFIXES = (".gguf", ".json.gz")
 def example_names() -> tuple[str, ...]:
     """Every NAME of `example:NAME`."""
     return tuple(sorted(path.name.removesuffix(suffix) for suffix in _SUFFIXES for path in _MODELS.glob(f"*{suffix}")))
+
+
+def find(reference: str) -> ModelFiles:
+    """The file of `example:NAME`."""
+    return ModelFiles(reference=reference, paths=(find_example(reference.partition(":")[2]),))
 
 
 def find_example(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from autofit.domain.values import dataclass
+from autofit.domain.values import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,20 @@ class Efficiency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiencies:
+    """What one engine reaches: `rows` by API, and by generation where one differs (`rocm/rdna4`); `cpu` for the
+    processor. An API without a row gets the table's default.
+
+    Steps of at least `copies_from_tokens` tokens have weights in RAM copied to a device, if the engine does that at
+    all; from `tiles_from_tokens` on, weights are multiplied in tiles of a matrix, below it by vector kernels.
+    """
+
+    rows: Mapping[str, Efficiency] = field(default_factory=dict)
+    copies_from_tokens: int | None = None
+    tiles_from_tokens: int = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
     """How far runs stray from the prediction: 9 of 10 lie within a factor of `factor`, seen on `n` runs."""
 
@@ -51,14 +65,15 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """All that is fitted. `rows` are by engine and API, and by generation where one differs: `llama/rocm/rdna4`.
+    """What holds for every engine. `rows`: `cpu` and `default`, for engines and APIs that nothing was measured of.
 
     `quant` (of the bandwidth) and `quant_flops` (of the operations) are by `QuantClass`, relative to `super`.
 
     `clock` scales the time of a kernel by `rates.generation`.
     `link` is the fraction of a link's rate that copies reach, `acceptance` the chance that a drafted token is
-    kept. `decode` and `prefill` are by placement (`roofline.placement`); `draft` and `assumed` widen the
-    band of a speculative run, and of a machine that does not state all its figures.
+    kept. `decode` and `prefill` are by placement (`roofline.placement`); `draft`, `assumed` and
+    `unmeasured` widen the band of a speculative run, of a machine that does not state all its figures, and of a place
+    that no run of this engine was measured on.
     """
 
     rows: Mapping[str, Efficiency]
@@ -71,3 +86,4 @@ class Table:
     prefill: Mapping[str, Spread]
     draft: Spread
     assumed: Spread
+    unmeasured: Spread

@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import Literal
 
 from autofit.domain.machine import HOST_POOL, Device, Host
-from autofit.speed.efficiency import Efficiency, Table
+from autofit.speed.efficiency import Efficiencies, Efficiency, Table
 from autofit.speed.work import Read, quant_class
 
-Engine = Literal["llama", "vllm"]
 Generation = Literal["ampere", "ada", "blackwell", "rdna4", "other"]
 
 # Assumed where a machine does not say, and then named: PCIe 4.0 x8, eight cores, and DDR4-3200 in as many
@@ -85,7 +84,7 @@ def generation(device: Device) -> Generation:
     return "blackwell" if capability >= (10, 0) else "ada" if capability >= (8, 9) else "ampere"
 
 
-def host_rates(host: Host, table: Table, sharing: Iterable[Rates] = ()) -> Rates:
+def host_rates(host: Host, engine: Efficiencies, table: Table, sharing: Iterable[Rates] = ()) -> Rates:
     """The processor's rates; what the machine does not state is assumed and said so.
 
     Of memory that devices draw on too (`sharing`) it gets no larger part than they do.
@@ -100,7 +99,7 @@ def host_rates(host: Host, table: Table, sharing: Iterable[Rates] = ()) -> Rates
         n_channels = next((n for most, n in CHANNELS if cores <= most), 12)
         bandwidth = n_channels * CHANNEL_BYTES_PER_S
         assumed.append(f"memory at {bandwidth / 1e9:.0f} GB/s ({n_channels} channels of DDR4-3200)")
-    row = table.rows["cpu"]
+    row = engine.rows.get("cpu", table.rows["cpu"])
     for other in sharing:
         weights, experts = other.efficiency.weights, other.efficiency.experts
         row = replace(row, weights=min(row.weights, weights), experts=min(row.experts, experts))
@@ -114,7 +113,7 @@ def host_rates(host: Host, table: Table, sharing: Iterable[Rates] = ()) -> Rates
     )
 
 
-def device_rates(device: Device, host: Host, engine: Engine, table: Table) -> Rates | None:
+def device_rates(device: Device, host: Host, engine: Efficiencies, table: Table) -> Rates | None:
     """A device's rates, or `None` when nobody stated its memory bandwidth."""
     shares_memory = device.pool == HOST_POOL
     bandwidth = device.bandwidth_bytes_per_s or (host.bandwidth_bytes_per_s if shares_memory else None)
@@ -126,10 +125,10 @@ def device_rates(device: Device, host: Host, engine: Engine, table: Table) -> Ra
         link = device.link_bytes_per_s or ASSUMED_LINK_BYTES_PER_S
         if device.link_bytes_per_s is None:
             assumed = (f"{device.id} linked at {link / 1e9:.0f} GB/s (PCIe 4.0 x8)",)
-    key, made = f"{engine}/{device.api}", generation(device)
+    api, made = device.api, generation(device)
     return Rates(
         table,
-        table.rows.get(f"{key}/{made}") or table.rows.get(key, table.rows["default"]),
+        engine.rows.get(f"{api}/{made}") or engine.rows.get(api, table.rows["default"]),
         bandwidth=bandwidth,
         flops=device.fp16_flops_per_s,
         link=link,

@@ -13,15 +13,11 @@ from collections.abc import Sequence
 from autofit.domain.machine import HOST_POOL, Machine
 from autofit.domain.plan import Speed
 from autofit.speed.efficiencies import TABLE
-from autofit.speed.efficiency import Spread, Table
-from autofit.speed.rates import Engine, Rates, device_rates, host_rates
+from autofit.speed.efficiency import Efficiencies, Spread, Table
+from autofit.speed.rates import Rates, device_rates, host_rates
 from autofit.speed.work import Draft, LayerWork, Place, Read, Step
 
-# ggml-cuda.cu:ggml_backend_cuda_device_offload_op: steps this large have weights in RAM copied to the device.
-OP_OFFLOAD_TOKENS = 32
-# ggml-cuda/mmvq.cuh:MMVQ_MAX_BATCH_SIZE: up to here vector kernels multiply, beyond it tiles of a matrix.
-MATRIX_TOKENS = 8
-
+UNMEASURED = Efficiencies()
 Placed = Sequence[tuple[LayerWork, Place]]
 
 
@@ -44,30 +40,33 @@ def placement(places: Sequence[Place]) -> str:
 class Roofline:
     """The rates of one machine, and the time of steps on it. Nothing in it changes after it is made."""
 
-    __slots__ = ("_helper", "_links", "_rates", "_table")
+    __slots__ = ("_engine", "_helper", "_links", "_rates", "_table")
 
     def __init__(
         self,
         machine: Machine,
+        engine: Efficiencies = UNMEASURED,
         *,
-        engine: Engine = "llama",
         op_offload: str | None = "",
         table: Table = TABLE,
     ) -> None:
         """`op_offload` is the device that weights in RAM are copied to in large steps: by default the first.
 
-        `None` says that the engine is told not to (`--no-op-offload`).
+        `None` says that the engine is told not to, or never does.
         """
         self._table = table
+        self._engine = engine
         devices = {device.id: device_rates(device, machine.host, engine, table) for device in machine.devices}
         shared = [devices[device.id] for device in machine.devices if device.pool == HOST_POOL]
-        host = host_rates(machine.host, table, [rates for rates in shared if rates is not None])
+        host = host_rates(machine.host, engine, table, [rates for rates in shared if rates is not None])
         self._rates: dict[str, Rates | None] = {**devices, HOST_POOL: host}
         self._links = {
             frozenset((link.a, link.b)): link.bytes_per_s * table.link
             for link in machine.links
             if link.bytes_per_s is not None
         }
+        if engine.copies_from_tokens is None:
+            op_offload = None
         if op_offload == "":
             op_offload = next((device.id for device in machine.devices if device.pool != HOST_POOL), None)
         self._helper = None if op_offload is None else self._rates[op_offload]
@@ -131,7 +130,7 @@ class Roofline:
         """Seconds to read a prompt of `n_prompt` tokens behind `n_before` cached ones, in micro-batches.
 
         With whole layers on several devices micro-batches follow each other through them, so only the first
-        waits for all stages (src/llama-context.cpp, pipeline parallelism).
+        waits for all stages (pipeline parallelism).
         """
         n_tokens = max(1, min(n_ubatch, n_prompt))
         n_steps, n_rest = divmod(max(1, n_prompt), n_tokens)
@@ -155,13 +154,15 @@ class Roofline:
         n_ubatch: int = 512,
         n_prompt: int | None = None,
         draft: Draft | None = None,
+        unmeasured: str = "",
     ) -> Speed | None:
         """Expected rates of the placed model, with the band that 9 of 10 runs fall into.
 
         Decode is per sequence, with `n_sequences` at `n_filled` tokens each: times `n_sequences` for the sum.
         Prefill is the mean over a prompt of `n_prompt` tokens (`n_filled` unless given, and at least one
         micro-batch), and `None` when the FP16 rate of a device is unknown. All is `None` when the bandwidth
-        of a device in use is unknown (`unknown` names it).
+        of a device in use is unknown (`unknown` names it). `unmeasured` says what no run of the engine was measured
+        with, if anything: then, and at a place that no run was measured on, the band is wide.
         """
         places = [place for _, place in layers]
         if not layers or self.unknown(places):
@@ -174,8 +175,15 @@ class Roofline:
             widths.append(self._table.draft)
         else:
             decode = 1.0 / self.step_seconds(layers, step)
-        if self._assumed(places):
+        names = _parts(places)
+        assumed = [note for name in names for note in self._at(name).assumed]
+        if assumed:
             widths.append(self._table.assumed)
+        notes = [unmeasured] if unmeasured else []
+        unknown = [name for name in names if not self._at(name).efficiency.n]
+        notes += [f"no runs of this engine on {name} to compare with" for name in unknown]
+        if notes:
+            widths.append(self._table.unmeasured)
         band = _factor(widths)
         prefill, prefill_band = None, 1.0
         if all(self._at(place.device).knows_flops for place in places):
@@ -189,7 +197,7 @@ class Roofline:
             prefill_tokens_per_s=prefill,
             prefill_low=None if prefill is None else prefill / prefill_band,
             prefill_high=None if prefill is None else prefill * prefill_band,
-            basis=self._basis(kind, places),
+            basis="; ".join([_basis(kind, assumed), *notes]),
         )
 
     def _at(self, name: str) -> Rates:
@@ -211,11 +219,24 @@ class Roofline:
 
         `share` is the part of routed experts that one token uses; `None` stands for dense weights.
         """
-        if where != HOST_POOL or self._helper is None or n_tokens < OP_OFFLOAD_TOKENS:
-            return _part_seconds(self._at(where), reads, n_tokens, share)
+        if where != HOST_POOL or self._helper is None or n_tokens < (self._engine.copies_from_tokens or 0):
+            return self._part_seconds(self._at(where), reads, n_tokens, share)
         helper = self._helper if device == HOST_POOL else here
         copied = sum(read.n_bytes for read in reads) * _touched(n_tokens, share) / helper.link
-        return copied + _part_seconds(helper, reads, n_tokens, share)
+        return copied + self._part_seconds(helper, reads, n_tokens, share)
+
+    def _part_seconds(self, rates: Rates, reads: tuple[Read, ...], n_tokens: int, share: float | None) -> float:
+        """Weights used where they lie: the slower of reading them and multiplying with them."""
+        efficiency = rates.efficiency
+        touched = _touched(n_tokens, share)
+        fraction = efficiency.weights if share is None else efficiency.experts
+        reading = rates.read_seconds(reads, fraction) * touched
+        if n_tokens == 1 or not touched:  # no token goes to an expert
+            return reading
+        n_rows = float(n_tokens) if share is None else n_tokens * share / touched
+        if share is not None and n_tokens >= self._engine.tiles_from_tokens:
+            n_rows += efficiency.expert_tokens
+        return max(reading, touched * n_rows * rates.operations(reads) / rates.flops)
 
     def _attention_seconds(self, layer: LayerWork, place: Place, step: Step) -> float:
         name = place.cache or place.device
@@ -226,8 +247,12 @@ class Roofline:
             n_cached = min(n_cached, layer.window_tokens)
         n_bytes = step.n_sequences * (n_cached * layer.cache_token_bytes + 2 * layer.state_bytes)
         n_flops = step.n_tokens * n_cached * layer.attention_flops
-        if place.device == HOST_POOL and self._helper is not None and step.n_tokens >= OP_OFFLOAD_TOKENS:
-            # The scheduler pulls attention to where its neighbours went (ggml_backend_sched_split_graph).
+        if (
+            place.device == HOST_POOL
+            and self._helper is not None
+            and step.n_tokens >= (self._engine.copies_from_tokens or 0)
+        ):
+            # Attention goes where its neighbors in the graph went.
             name, there, copied = "", self._helper, n_bytes / self._helper.link
         one_by_one = name == HOST_POOL or (n_new == 1 and layer.cache_is_quantised)
         rate = there.vector if one_by_one else there.attention
@@ -281,16 +306,13 @@ class Roofline:
         drafting = self.step_seconds(draft.layers, step)
         return kept / (self.step_seconds(layers, check) + n_drafts * drafting)
 
-    def _assumed(self, places: Sequence[Place]) -> list[str]:
-        return [note for name in _parts(places) for note in self._at(name).assumed]
 
-    def _basis(self, kind: str, places: Sequence[Place]) -> str:
-        notes = self._assumed(places)
-        return f"roofline, {kind}" + (f"; assumed: {', '.join(notes)}" if notes else "")
+def _basis(kind: str, assumed: Sequence[str]) -> str:
+    return f"roofline, {kind}" + (f"; assumed: {', '.join(assumed)}" if assumed else "")
 
 
 def _parts(places: Sequence[Place]) -> list[str]:
-    return sorted({name for place in places for name in place.parts})
+    return sorted({name for place in dict.fromkeys(places) for name in place.parts})
 
 
 def _by_device(stages: Sequence[tuple[str, float]]) -> dict[str, float]:
@@ -303,20 +325,6 @@ def _by_device(stages: Sequence[tuple[str, float]]) -> dict[str, float]:
 def _touched(n_tokens: int, share: float | None) -> float:
     """The part of the weights that a step reads, if tokens choose experts independently of each other."""
     return 1.0 if share is None or share >= 1.0 else 1.0 - (1.0 - share) ** n_tokens
-
-
-def _part_seconds(rates: Rates, reads: tuple[Read, ...], n_tokens: int, share: float | None) -> float:
-    """Weights used where they lie: the slower of reading them and multiplying with them."""
-    efficiency = rates.efficiency
-    touched = _touched(n_tokens, share)
-    fraction = efficiency.weights if share is None else efficiency.experts
-    reading = rates.read_seconds(reads, fraction) * touched
-    if n_tokens == 1 or not touched:  # no token goes to an expert
-        return reading
-    n_rows = float(n_tokens) if share is None else n_tokens * share / touched
-    if share is not None and n_tokens > MATRIX_TOKENS:
-        n_rows += efficiency.expert_tokens
-    return max(reading, touched * n_rows * rates.operations(reads) / rates.flops)
 
 
 def _factor(spreads: Sequence[Spread]) -> float:

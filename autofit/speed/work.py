@@ -53,8 +53,8 @@ def reads(tensors: Iterable[TensorInfo]) -> tuple[Read, ...]:
     return tuple(Read(name, n_bytes, n_elements) for name, (n_bytes, n_elements) in sums.items())
 
 
-# Kernels that one token starts in one block beside its norms, counted on llama.cpp's graphs as ggml-cuda.cu
-# runs them (fused; an activation's quantisation is a kernel of its own). The time of one is fitted, so only
+# Kernels that one token starts in one block beside its norms, counted on graphs with fused
+# kernels (an activation's quantisation is a kernel of its own). The time of one is fitted, so only
 # the ratios matter.
 _MIXER_KERNELS: dict[Mixer, int] = {
     "full": 13, "sliding": 13, "chunked": 13, "latent": 17, "recurrent": 22, "shortconv": 9, "none": 0,
@@ -80,7 +80,7 @@ class LayerWork:
     rows, for latent attention the K row alone, and what an engine unpacks of a quantised row in between.
     `state_bytes` is a sequence's recurrent state, read and written in each step. `attention_flops` are the
     operations of one query against one cached token: 2 · heads · (key + value dimension). `hidden_bytes` is
-    what a token hands to the next block: 4 · hidden size in llama.cpp, 2 · hidden size in vLLM.
+    what a token hands to the next block: hidden size times the bytes of the activation type.
     `last_token_only` marks the output stage: of a prompt only the last token needs logits.
     """
 

@@ -10,15 +10,18 @@ from autofit.backend import Backend, ParsedCommand
 from autofit.domain.machine import HOST_POOL, Machine
 from autofit.domain.memory import Memory
 from autofit.domain.model import ModelSpec
-from autofit.domain.plan import Finding, Plan
+from autofit.domain.plan import Code, Finding, Plan
 from autofit.domain.request import NOTHING_ASKED, Margin, Request
-from autofit.errors import ModelError, UsageError
+from autofit.domain.values import replace
+from autofit.errors import ModelError
+from autofit.planning.devices import choose
 
 from autofit_llama.command.model_files import check_first, companions_of, model_of
 from autofit_llama.command.options import SECRET
 from autofit_llama.command.parse import Command, runs_of
 from autofit_llama.command.reading import Reading, read
 from autofit_llama.command.settings import LlamaSettings
+from autofit_llama.engine.codes import OWN, finding
 from autofit_llama.engine.versions import find_version
 from autofit_llama.engine.vocabulary import KV_TYPES
 from autofit_llama.launch.defaults import launch_of
@@ -47,6 +50,7 @@ class LlamaBackend(Backend):
         {"context", "min_context", "max_context", "parallel", "margin", "device", "prefer", "kv", "engine_version"}
         | {"min_tps", "max_ttft"}
     )
+    findings: ClassVar[Mapping[str, Code]] = OWN
     kv_types: ClassVar[tuple[str, ...]] = KV_TYPES
 
     def parse(
@@ -87,7 +91,7 @@ class LlamaBackend(Backend):
         margins = dict(margins_of(request.margin or (Margin(),), machine.devices))
         version, findings = find_version(request.engine_version)
         if request.device:
-            machine = _only(machine, request.device)
+            machine = replace(machine, devices=choose(machine.devices, request.device))
         reading, settings = command.settings.reading, command.settings.settings
         if model.format not in self.formats:
             raise ModelError(
@@ -141,7 +145,7 @@ def _several(runs: Sequence[LlamaSettings], shown: int, fits: Sequence[bool]) ->
 
     which = what_differs(runs[shown], runs)
     message = f"llama-bench runs {len(runs)} combinations of these lists, {sum(fits)} of them fit; shown is the one"
-    yield Finding(severity="info", code="bench-combinations", message=f"{message} with least room left: {which}")
+    yield finding("bench-combinations", f"{message} with least room left: {which}")
 
 
 def _counted(reading: Reading, env: Mapping[str, str]) -> Mapping[str, str]:
@@ -153,23 +157,3 @@ def _counted(reading: Reading, env: Mapping[str, str]) -> Mapping[str, str]:
 def _allocated(run: Run) -> dict[str, int]:
     on_devices, on_host = allocated_compute(run)
     return {**{device.id: n for device, n in zip(run.devices, on_devices, strict=True)}, HOST_POOL: on_host}
-
-
-def _only(machine: Machine, wanted: Sequence[str]) -> Machine:
-    """The machine with these devices alone.
-
-    Raises:
-        UsageError: a name that is neither an id, an index nor a UUID of it.
-    """
-    from dataclasses import replace
-
-    kept = set()
-    for word in wanted:
-        match = [d for d in machine.devices if word in (d.id, str(d.index)) or (d.uuid or "").startswith(word)]
-        if not match or not word:
-            raise UsageError(
-                f"no device {word[:60]!r} here",
-                hint=f"devices: {', '.join(d.id for d in machine.devices) or 'none'}",
-            )
-        kept.add(match[0].id)
-    return replace(machine, devices=tuple(device for device in machine.devices if device.id in kept))

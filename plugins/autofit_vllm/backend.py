@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from autofit.backend import Backend, ParsedCommand
 from autofit.domain.machine import Device, Machine
 from autofit.domain.model import ModelSpec
-from autofit.domain.plan import Finding, Plan, Speed
+from autofit.domain.plan import Code, Finding, Plan, Speed
 from autofit.domain.request import NOTHING_ASKED, Margin, Request
 from autofit.domain.text import printable
 from autofit.errors import EngineRefusalError, UsageError
@@ -33,6 +33,7 @@ from autofit_vllm.config.engine import EngineConfig, Gpu
 from autofit_vllm.config.resolve import resolve
 from autofit_vllm.memory.kv import plan_kv
 from autofit_vllm.modules.model import StageWeights, VllmModel, Vocabulary
+from autofit_vllm.planning.codes import OWN, finding
 from autofit_vllm.planning.plan import (
     Evaluation,
     build_plan,
@@ -76,6 +77,7 @@ class VllmBackend(Backend):
             "engine_version",
         }
     )
+    findings: ClassVar[Mapping[str, Code]] = OWN
     kv_types: ClassVar[tuple[str, ...]] = ("f16", "bf16", "fp8", "fp8_e4m3", "fp8_e5m2")
     measurements: ClassVar[frozenset[str]] = frozenset({"available_kv_bytes"})
 
@@ -416,12 +418,13 @@ def _rates(evaluation: Evaluation, machine: Machine, request: Request) -> tuple[
         return None, None
     from autofit.speed import Roofline
 
+    from autofit_vllm.planning.efficiencies import EFFICIENCIES
     from autofit_vllm.planning.load import load_of, mean_length
-    from autofit_vllm.planning.speed import speed_of
+    from autofit_vllm.planning.speed import full_speed_of
 
-    roofline = Roofline(machine, engine="vllm", op_offload=None)
+    roofline = Roofline(machine, EFFICIENCIES)
     mean = mean_length(evaluation.capacity.max_model_len, request)
-    return speed_of(evaluation, roofline), load_of(evaluation, roofline, mean)
+    return full_speed_of(evaluation, roofline), load_of(evaluation, roofline, mean)
 
 
 def _capacity_findings(evaluation: Evaluation, load: Load | None) -> list[Finding]:
@@ -440,7 +443,7 @@ def _draft_findings(settings: VllmSettings, model: ModelSpec) -> list[Finding]:
         f"the draft model {printable(reference, 80)} is not on this machine: its weights and KV cache are not counted; "
         "download it, or give its path"
     )
-    return [Finding(severity="warning", code="draft-unknown", message=message)]
+    return [finding("draft-unknown", message)]
 
 
 def _code_findings(settings: VllmSettings, model: ModelSpec) -> list[Finding]:
@@ -459,26 +462,22 @@ def _usage_findings(settings: VllmSettings, model: VllmModel) -> list[Finding]:
     found = []
     if OMNI in settings.args:
         message = "--omni hands the command to vllm-omni, whose own stages and flags are not counted here"
-        found.append(Finding(severity="warning", code="omni", message=message))
+        found.append(finding("omni", message))
     if settings.kv_cache_memory_bytes is not None:
         found.append(
-            Finding(
-                severity="info",
-                code="kv-memory-given",
-                message="--kv-cache-memory-bytes replaces the measurement; the check of free memory against "
+            finding(
+                "kv-memory-given",
+                "--kv-cache-memory-bytes replaces the measurement; the check of free memory against "
                 "--gpu-memory-utilization still applies",
             )
         )
     if settings.offload_group_size and settings.cpu_offload_gb:
         found.append(
-            Finding(
-                severity="warning",
-                code="two-offloads",
-                message="--offload-group-size and --cpu-offload-gb are both set: prefetch offload wins",
+            finding(
+                "two-offloads",
+                "--offload-group-size and --cpu-offload-gb are both set: prefetch offload wins",
             )
         )
     if settings.max_model_len is not None and model.max_len_tokens and settings.max_model_len > model.max_len_tokens:
-        found.append(
-            Finding(severity="warning", code="beyond-training", message="the length is beyond the model's own")
-        )
+        found.append(finding("context-beyond-training", "the length is beyond the model's own"))
     return found

@@ -10,8 +10,9 @@ import autofit
 import pytest
 from autofit.cli.main import main
 from autofit.errors import UsageError
+from autofit.settings.keywords import CheckOptions, PlanOptions
 from autofit.settings.layers import Surroundings
-from autofit.settings.options import CHECKED, OPTIONS, CheckOptions, PlanOptions
+from autofit.settings.options import CHECKED, OPTIONS
 
 from support.vllm_truth import DATA
 

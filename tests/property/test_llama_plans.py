@@ -10,11 +10,11 @@ from autofit.domain.machine import HOST_POOL
 from autofit.domain.plan import Decision, Plan
 from autofit.domain.request import Request
 from autofit.errors import AutofitError
+from autofit.planning.decisions import arguments
 from hypothesis import HealthCheck, Phase, assume, given, note, settings
 from hypothesis import strategies as st
 
 from autofit_llama.backend import LlamaBackend
-from autofit_llama.planning.explain import tokens_of
 from support.plan_cases import Case, cases
 
 BACKEND = LlamaBackend()
@@ -70,7 +70,7 @@ def test_pins_are_kept_word_for_word_and_decisions_rebuild_the_command(seed: int
     plan = plan_of(case)
     pins = case.request.engine_args
     assert any(plan.argv[i : i + len(pins)] == pins for i in range(len(plan.argv) - len(pins) + 1))
-    assert plan.argv == ("llama-server", *tokens_of(plan.decisions))
+    assert plan.argv == ("llama-server", *arguments(plan.decisions))
     said = [decision.setting for decision in plan.decisions if decision.origin == "solved"]
     assert len(said) == len(set(said))
     assert all(decision.because for decision in plan.decisions)

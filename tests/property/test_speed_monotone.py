@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from autofit.domain.machine import HOST_POOL, Device, Host, Machine
-from autofit.speed import LayerWork, Place, Read, Roofline, Step
+from autofit.speed import LayerWork, Place, Read, Step
+from autofit.speed import Roofline as AnyRoofline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autofit_llama.speed.efficiencies import EFFICIENCIES
+
+Roofline = partial(AnyRoofline, engine=EFFICIENCIES)
 TYPES = ("f16", "q8_0", "q4_0", "q4_K", "q6_K", "q3_K", "iq2_xs", "F8_E4M3")
 DEVICES = ("GPU0", "GPU1")
 

@@ -17,7 +17,7 @@ import autofit
 ROOT = Path(__file__).resolve().parents[2]
 #: the modules whose values a caller or a plugin meets, in the order of reading
 VALUES = (
-    "autofit/settings/options.py:PlanOptions,CheckOptions",
+    "autofit/settings/keywords.py:PlanOptions,CheckOptions",
     "autofit/settings/layers.py:Surroundings",
     "autofit/domain/plan.py:Plan,Decision,NextRejected,Speed,Alternative,Finding",
     "autofit/domain/memory.py:Memory,PoolUse,MemoryItem",

@@ -14,9 +14,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from autofit.speed.efficiencies import TABLE
 from autofit.speed.roofline import placement
-from fit import Residual, cross_validate, fit, residuals, row_of
+from fit import Residual, cross_validate, fit, residuals, row_of, shipped
 from runs import anchors, load
 
 
@@ -45,7 +44,7 @@ def main() -> int:
     runs, left_out = load(arguments.runs)
     print(f"{len(runs)} runs and {len(anchors())} cited measurements; {len(left_out)} left out")
     runs += anchors()
-    items = residuals(runs, TABLE) if arguments.fitted else cross_validate(runs, fit(runs))
+    items = residuals(runs, shipped()) if arguments.fitted else cross_validate(runs, fit(runs))
     decode = [item for item in items if item.what == "decode"]
     table("all", items, lambda item: item.what)
     table("public runs only", [item for item in items if item.run.index >= 0], lambda item: item.what)

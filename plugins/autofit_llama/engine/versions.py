@@ -14,6 +14,8 @@ from autofit.domain.plan import Finding
 from autofit.domain.values import dataclass
 from autofit.errors import UsageError
 
+from autofit_llama.engine.codes import finding
+
 #: the source that docstrings cite as FILE or FILE:NAME; tools/check_sources.py says what a newer one changed
 SOURCE = "llama.cpp of llama-cpp-python 0.3.36"
 NEWEST = 11063  #: the build whose sources the memory model follows (version 0.5.0)
@@ -215,10 +217,9 @@ def find_version(text: str | None) -> tuple[Version, tuple[Finding, ...]]:
 
 
 def _newer(name: str) -> Finding:
-    return Finding(
-        severity="info",
-        code="engine-version-newer",
-        message=f"llama.cpp {name} is newer than b{NEWEST}; its flags are taken to be the same",
+    return finding(
+        "engine-version-newer",
+        f"llama.cpp {name} is newer than b{NEWEST}; its flags are taken to be the same",
     )
 
 
@@ -227,10 +228,10 @@ def _uncertain(version: Version) -> tuple[Finding, ...]:
     findings = []
     if version.build < NEWEST - 1000:
         message = f"memory figures are those of llama.cpp b{NEWEST}; {version.name} may differ"
-        findings.append(Finding(severity="info", code="engine-version-older", message=message))
+        findings.append(finding("engine-version-older", message))
     if between:
         message = f"it is not known whether llama.cpp {version.name} has: {_words(between)}"
-        findings.append(Finding(severity="info", code="engine-version-uncertain", message=message))
+        findings.append(finding("engine-version-uncertain", message))
     return tuple(findings)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from autofit.domain.plan import Decision, Finding
 from autofit.domain.units import format_bytes
 
+from autofit_llama.engine.codes import finding
 from autofit_llama.launch.effective import Effective
 from autofit_llama.launch.fit import arguments_of
 
@@ -27,13 +28,13 @@ def _fitted(one: Effective) -> Iterator[Finding]:
             return
         left = f"the command runs {with_what}" if changed else "the command runs as it stands"
         message = f"{program}'s own --fit gives up, since {one.fitted.gave_up}: {left}"
-        yield Finding(severity="warning", code="engine-fit-gave-up", message=message)
+        yield finding("engine-fit-gave-up", message)
     elif changed:
         how = f"starts it {with_what}" if one.asked.loads else f"prints {' '.join(changed)}, which is not checked here"
         message = f"{program}'s own --fit {how}"
         if one.asked.loads:
             message += "; with -fit off the command would run as it stands"
-        yield Finding(severity="info", code="engine-fit", message=message)
+        yield finding("engine-fit", message)
 
 
 def _changed(one: Effective) -> list[str]:
@@ -56,7 +57,7 @@ def _no_overlap(one: Effective) -> Iterator[Finding]:
     if one.overlap_lacks_bytes:
         message = f"pipeline parallelism lacks {format_bytes(one.overlap_lacks_bytes)} for its compute buffers"
         message += ": llama.cpp tries again without it, and so it is counted here"
-        yield Finding(severity="info", code="no-pipeline-parallelism", message=message)
+        yield finding("no-pipeline-parallelism", message)
 
 
 def chosen_by_engine(one: Effective) -> tuple[Decision, ...]:

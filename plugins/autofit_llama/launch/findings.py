@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autofit.domain.machine import HOST_POOL
-from autofit.domain.memory import DeviceLimit, Memory, PoolUse
-from autofit.domain.plan import Finding, Severity
+from autofit.domain.memory import Memory
+from autofit.domain.plan import Finding
 from autofit.domain.text import printable
 from autofit.domain.units import GIB, MIB, format_bytes
+from autofit.planning.findings import does_not_fit
 
 from autofit_llama.command.reading import Reading
 from autofit_llama.command.values import parse_split
+from autofit_llama.engine.codes import finding
 from autofit_llama.engine.numbers import integer
 from autofit_llama.engine.vocabulary import POOLING_NONE, POOLING_RANK
 from autofit_llama.memory.estimate import Estimate, Run
@@ -35,22 +37,6 @@ def findings_of(reading: Reading, run: Run, found: Estimate, *, fit: bool) -> li
     ]
 
 
-def does_not_fit(memory: Memory) -> Finding:
-    """The pool that lacks most, and how much to the byte."""
-    worst = max(memory.pools, key=lambda pool: pool.shortfall_bytes)
-    return _finding("error", "does-not-fit", f"does not fit: {_lacks(worst, worst.shortfall_bytes)}")
-
-
-def _lacks(pool: PoolUse, n_bytes: int) -> str:
-    """Pool and amount, in the words of the summary; a device's own limit where that is what is passed."""
-    amount = f"{format_bytes(n_bytes)} ({n_bytes} bytes) more"
-    tightest, name = pool.tightest, printable(pool.name, 40)
-    if isinstance(tightest, DeviceLimit):
-        device = f"{tightest.id} {printable(tightest.name, 40)}"
-        return f"{device} needs {amount} of the {format_bytes(tightest.limit_bytes)} that it may take of {name}"
-    return f"{pool.id} {name} needs {amount}"
-
-
 def _fitting(reading: Reading, memory: Memory, fit: bool) -> Iterator[Finding]:
     if memory.fits:
         return
@@ -62,10 +48,10 @@ def _fitting(reading: Reading, memory: Memory, fit: bool) -> Iterator[Finding]:
     mapped = sum(item.n_bytes for item in host.items if item.mapped)
     if 0 < host.start_shortfall_bytes <= mapped:
         message = f"{format_bytes(mapped)} of the weights on the host are memory-mapped: the server starts, and reads"
-        yield _finding("warning", "reads-from-disk", f"{message} them from disk for every token")
+        yield finding("reads-from-disk", f"{message} them from disk for every token")
     if fit:
         message = f"{reading.program}'s own --fit may change what is not pinned; add -fit off to run exactly this"
-        yield _finding("info", "engine-fit", message)
+        yield finding("engine-fit", message)
 
 
 def _runs_short(memory: Memory) -> Finding:
@@ -75,33 +61,33 @@ def _runs_short(memory: Memory) -> Finding:
     when = " and ".join(sorted(growing, key=lambda cause: -growing[cause]))
     amount = f"{format_bytes(worst.shortfall_bytes)} ({worst.shortfall_bytes} bytes)"
     where = f"{worst.id} {printable(worst.name, 40)}"
-    return _finding("warning", "runs-short", f"starts; {where} runs short by {amount} when {when}")
+    return finding("runs-short", f"starts; {where} runs short by {amount} when {when}")
 
 
 def _sliced(run: Run) -> Iterator[Finding]:
     if run.arguments.sliced:
         message = "-sm tensor is experimental in llama.cpp: memory is checked, that it runs well here is not"
-        yield _finding("info", "experimental-split", message)
+        yield finding("experimental-split", message)
         if any(override.kind == "pattern" for override in run.arguments.overrides):
             message = "llama.cpp aborts at some of what -ot can say with -sm tensor, and not all of that is known here"
-            yield _finding("warning", "unverified-overrides", message)
+            yield finding("unverified-overrides", message)
 
 
 def _known(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
     if reading.unknown:
         words = printable(" ".join(reading.unknown), 200)
-        yield _finding("warning", "unknown-flags", f"not known to autofit, passed and not counted: {words}")
+        yield finding("unknown-flags", f"not known to autofit, passed and not counted: {words}")
     hparams = run.sized.hparams
     if not hparams.known:
         message = f"the architecture {hparams.arch!r} is not known here: its cache and compute are bounded"
-        yield _finding("warning", "unknown-architecture", message)
+        yield finding("unknown-architecture", message)
     elif not found.layout.has_graph:
         message = f"no graph for the architecture {hparams.arch!r}: the compute buffers are an upper bound"
-        yield _finding("info", "bounded-compute", message)
+        yield finding("bounded-compute", message)
     other = next((device for device in run.devices if device.api not in ("cuda", "rpc")), None)
     if other is not None:
         message = f"{other.id}: the rules of {other.api} are read from the engine's source, not verified on one"
-        yield _finding("info", "unverified-device", message)
+        yield finding("unverified-device", message)
 
 
 def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
@@ -109,21 +95,21 @@ def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
     if reading.unread:
         names, s = printable(", ".join(reading.unread), 200), "" if len(reading.unread) == 1 else "s"
         message = f"{reading.program} {reading.version.name} does not read the setting{s} {names}"
-        yield _finding("warning", "unread-settings", message)
+        yield finding("unread-settings", message)
     for path in reading.unsure:
         message = f"it is not known whether llama.cpp {reading.version.name} reads {printable(path)}: it is not counted"
-        yield _finding("warning", "settings-file-unsure", message)
+        yield finding("settings-file-unsure", message)
     in_force: dict[str, list[str]] = {}
     for flag, replaced in reading.unwritten("file"):
         if not replaced:
             in_force.setdefault(flag.path or "", []).append(flag.spelling)
     for path, keys in in_force.items():
         message = f"{reading.program} reads {path}, and so its {', '.join(keys)} count here"
-        yield _finding("info", "settings-file", printable(message, 300))
+        yield finding("settings-file", printable(message, 300))
     for flag in reading.flags:
         if flag.cut is not None:
             message = f"{reading.program} reads {flag.spelling} {printable(flag.cut, 40)!r} as {integer(flag.cut)}"
-            yield _finding("warning", "number-cut", message)
+            yield finding("number-cut", message)
     split = reading.given("tensor-split")
     if split is None or reading.program == "llama-bench":
         return
@@ -131,7 +117,7 @@ def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
     if n > 1 and any(numbers) and len(numbers) != n:
         what = "the rest is ignored" if len(numbers) > n else "the other devices get no layers"
         message = f"-ts has {len(numbers)} number{'' if len(numbers) == 1 else 's'} for {n} devices: {what}"
-        yield _finding("warning", "split-length", message)
+        yield finding("split-length", message)
 
 
 def _prompt_cache(run: Run, memory: Memory) -> Iterator[Finding]:
@@ -144,11 +130,11 @@ def _prompt_cache(run: Run, memory: Memory) -> Iterator[Finding]:
         message = "the cache of past prompts has no limit (--cache-ram -1) and is not counted: it may fill main memory"
         if left is not None:
             message += f"; --cache-ram {max(left - SPARE_BYTES, 0) // MIB} is what there is room for"
-        yield _finding("warning", "unlimited-prompt-cache", message)
+        yield finding("unlimited-prompt-cache", message)
     elif left is not None and 0 <= left < limit:
         message = f"the cache of past prompts may grow to {format_bytes(limit)}, more than is left for it"
         room = left - SPARE_BYTES if left > SPARE_BYTES + 256 * MIB else 0
-        yield _finding("info", "large-prompt-cache", f"{message}: --cache-ram {room // MIB} fits")
+        yield finding("large-prompt-cache", f"{message}: --cache-ram {room // MIB} fits")
 
 
 def _context(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
@@ -161,14 +147,14 @@ def _context(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
     if run.server is not None and shared and context.n_ctx <= trained * context.n_seq_max:
         slots = f"{context.n_seq_max} slots, each held to the {trained} that the model was trained for"
         message = f"{n_ctx} tokens are shared by {slots}"
-        yield _finding("info", "slots-share-context", message)
+        yield finding("slots-share-context", message)
     elif run.server is not None:
         message = f"{n_ctx} tokens per sequence, but {reading.program} holds a slot to the {trained} that the model was"
         message += f" trained for; more needs RoPE scaling (--rope-scaling yarn) and --override-kv {printable(key, 80)}"
-        yield _finding("warning", "context-beyond-training", message)
+        yield finding("context-beyond-training", message)
     elif not any(flag.option.key in _STRETCHES for flag in reading.flags):
         message = f"{n_ctx} tokens per sequence, but the model was trained for {trained}: it needs RoPE scaling"
-        yield _finding("warning", "context-beyond-training", f"{message} (--rope-scaling yarn)")
+        yield finding("context-beyond-training", f"{message} (--rope-scaling yarn)")
 
 
 def _embeddings(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
@@ -179,12 +165,8 @@ def _embeddings(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding
     if not context.embeddings and run.sized.hparams.pooling_type > POOLING_NONE:
         flag = "--reranking" if run.sized.hparams.pooling_type == POOLING_RANK else "--embedding"
         message = f"the model is one for embeddings: {reading.program} answers no request for any without {flag}"
-        yield _finding("warning", "no-embeddings", message)
+        yield finding("no-embeddings", message)
     longest = min(context.n_ctx_seq, run.sized.hparams.n_ctx_train or context.n_ctx_seq)
     if not context.splits_inputs(bool(layout.caches)) and context.n_ubatch + CELL_PADDING <= longest:
         message = f"inputs of more than {context.n_ubatch} tokens are refused: an embedding takes one micro-batch"
-        yield _finding("warning", "inputs-one-micro-batch", f"{message}; -b {longest} -ub {longest} takes all")
-
-
-def _finding(severity: Severity, code: str, message: str) -> Finding:
-    return Finding(severity=severity, code=code, message=message)
+        yield finding("inputs-one-micro-batch", f"{message}; -b {longest} -ub {longest} takes all")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
-from autofit.domain.memory import Basis, DeviceLimit, Kind, Memory, MemoryItem, PoolUse
+from autofit.domain.memory import Basis, Kind, Memory, MemoryItem
 from autofit.domain.model import ModelSpec
 from autofit.domain.request import Margin
 from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
+from autofit.planning.accounting import DeviceUse, account, margin_of
 
 from autofit_llama.graph.devices import DeviceRules, device_bytes, rules_for
 from autofit_llama.graph.ggml import HOST
@@ -128,7 +129,7 @@ def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = (), *, layo
         host += runtime.prompt_cache(run.server.prompt_cache_bytes)
         host += _checkpoint_items(layout, run.server)
     return Estimate(
-        memory=_pools(run.devices, machine, items, host, margins),
+        memory=account(tuple(_uses(run.devices, items, margins)), host, machine),
         layout=layout,
         device_bytes={name: sum(item.n_bytes for item in its) for name, its in items.items()},
         report=_report(layout, run.devices),
@@ -366,52 +367,17 @@ def _products(layout: Layout, device: int, run: Run) -> runtime.Products:
     )
 
 
-def _pools(
-    devices: Sequence[Device], machine: Machine, items: Mapping[str, list[MemoryItem]], host: Sequence[MemoryItem],
-    margins: Sequence[Margin],
-) -> Memory:  # fmt: skip
-    """One pool per device, the host last; devices that draw on the host's memory are part of its pool.
-
-    Such a device may take less than the host has (Metal's working set, a GTT limit).
-    """
-    pools = []
-    shared: list[MemoryItem] = []
-    limits: list[DeviceLimit] = []
+def _uses(
+    devices: Sequence[Device], items: Mapping[str, list[MemoryItem]], margins: Sequence[Margin]
+) -> Iterator[DeviceUse]:
     for i, device in enumerate(devices):
-        margin = margins[min(i, len(margins) - 1)].of(device.total_bytes or device.free_bytes or 0) if margins else 0
-        reserve = () if margin == 0 else (_reserve(margin),)
-        budget = None if device.free_bytes is None else max(device.free_bytes - margin, 0)
-        if device.pool == HOST_POOL:
-            shared += (*items[device.id], *reserve)
-            if budget is not None:
-                its = tuple(items[device.id])
-                limits.append(DeviceLimit(id=device.id, name=device.name, limit_bytes=budget, items=its))
-            continue
-        pools.append(
-            PoolUse(
-                id=device.id,
-                name=device.name,
-                total_bytes=device.total_bytes,
-                free_bytes=device.free_bytes,
-                budget_bytes=budget,
-                items=(*items[device.id], *reserve),
-            )
+        yield DeviceUse(
+            device=device,
+            items=tuple(items[device.id]),
+            total_bytes=device.total_bytes,
+            free_bytes=device.free_bytes,
+            margin_bytes=margin_of(i, margins, device.total_bytes or device.free_bytes or 0, Margin()),
         )
-    free = machine.host.available_bytes
-    every = (*shared, *host)
-    kept = sum(item.n_bytes for item in every if item.kind == "reserve")
-    pools.append(
-        PoolUse(
-            id=HOST_POOL,
-            name="main memory" if not shared else "unified memory",
-            total_bytes=machine.host.total_bytes,
-            free_bytes=free,
-            budget_bytes=None if free is None else max(free - kept, 0),
-            items=every,
-            limits=tuple(limits),
-        )
-    )
-    return Memory(pools=tuple(pools))
 
 
 def _report(layout: Layout, devices: Sequence[Device]) -> dict[str, object]:
@@ -446,10 +412,6 @@ def _cache_label(layout: Layout) -> str:
     context = layout.context
     types = context.type_k if context.type_k == context.type_v else f"{context.type_k}/{context.type_v}"
     return f"cache, {context.n_ctx_seq} cells, {types}"
-
-
-def _reserve(n_bytes: int) -> MemoryItem:
-    return MemoryItem(kind="reserve", n_bytes=n_bytes, basis="assumed", label="margin")
 
 
 def _add(

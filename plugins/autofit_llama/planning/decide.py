@@ -10,16 +10,18 @@ from collections.abc import Mapping, Sequence
 
 from autofit.domain.machine import Machine
 from autofit.domain.model import ModelSpec
-from autofit.domain.plan import Alternative, Decision, Finding, Plan, Speed
+from autofit.domain.plan import Alternative, Finding, Plan, Speed
 from autofit.domain.request import Margin, Request
+from autofit.planning.decisions import arguments, remark
 
 from autofit_llama.command.parse import Command
 from autofit_llama.command.settings import LlamaSettings
+from autofit_llama.engine.codes import finding
 from autofit_llama.launch.defaults import n_drafted
 from autofit_llama.launch.findings import findings_of
 from autofit_llama.memory.estimate import Estimate, Run
 from autofit_llama.planning.complete import complete
-from autofit_llama.planning.explain import Explained, explain, tokens_of
+from autofit_llama.planning.explain import Explained, explain
 from autofit_llama.planning.goals import Answer, Goals, reach
 from autofit_llama.planning.prices import prices
 from autofit_llama.planning.problem import LaunchProblem
@@ -70,12 +72,12 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
         kwargs, why_not = python_kwargs(task.model, settings, run, final, task.machine, _margins(task))
     decisions = explained.decisions
     if why_not is not None:
-        none = Decision(setting="kwargs", value="none", origin="engine default", because=why_not)
+        none = remark("kwargs", "none", "engine default", why_not)
         decisions = (*decisions, none)
     n_ctx = final.layout.context.n_ctx_seq
     speed = _speed(task, run, final, settings) if final.memory.fits else None
     missed = slower_than_wished(task.request, speed, n_ctx) if final.memory.fits else ()
-    findings += [Finding(severity="error", code="too-slow", message=message) for message in missed]
+    findings += [finding("too-slow", message) for message in missed]
     if missed:
         from autofit_llama.planning.nearest import faster_values
 
@@ -109,7 +111,7 @@ def _margins(task: Task) -> dict[str, Margin]:
 def _argv(task: Task, explained: Explained) -> tuple[str, ...]:
     """The program, the model, the user's flags as they were written, and what was solved."""
     program = task.pins.reading.words or (task.pins.reading.program,)
-    return (*program, *tokens_of(explained.decisions))
+    return (*program, *arguments(explained.decisions))
 
 
 def _speed(task: Task, run: Run, final: Estimate, settings: LlamaSettings) -> Speed | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from shlex import join, split
 from typing import TYPE_CHECKING, Any
 
 from autofit.domain.plan import Decision, NextRejected, Origin
 from autofit.domain.units import format_bytes
 from autofit.domain.values import dataclass
+from autofit.planning.decisions import argument, arguments, origin_of, remark
 
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.write import render
@@ -42,15 +42,6 @@ class Explained:
     decisions: tuple[Decision, ...]
 
 
-def tokens_of(decisions: Iterable[Decision]) -> tuple[str, ...]:
-    """The arguments that decisions stand for: replaying those of a plan gives its command."""
-    tokens: list[str] = []
-    for decision in decisions:
-        if decision.setting.startswith("-") and decision.origin != "engine default":
-            tokens += [decision.setting, *split(decision.value)]
-    return tuple(tokens)
-
-
 def explain(
     task: Task, search: Search, goals: Goals, found: Found, settings: LlamaSettings, final: Estimate
 ) -> Explained:
@@ -58,28 +49,20 @@ def explain(
     pins = task.pins
     decisions: list[Decision] = []
     if not _names_model(pins.settings):
-        decisions.append(_decision("-m", join([_model_path(task)]), "user", "the model"))
+        decisions.append(argument("-m", [_model_path(task)], "user", "the model"))
     decisions += pins.decisions()
     for name in said(task, found, settings):
         because = _reason(name, task, search, goals, found, settings)
         next_rejected = _next(name, task, search, goals, found) if task.request.explain else None
-        for setting, value in _pairs(render(_only(settings, pins.settings, name), version=pins.version)):
-            decisions.append(
-                Decision(
-                    setting=setting,
-                    value=value,
-                    origin=_origin(task, name),
-                    because=because,
-                    next_rejected=next_rejected,
-                )
-            )
+        for flag, values in _pairs(render(_only(settings, pins.settings, name), version=pins.version)):
+            decisions.append(argument(flag, values, _origin(task, name), because, next_rejected))
             next_rejected = None
     decisions += _unsaid(task, settings, found)
     for device in task.devices:
         margin, because = task.margins[device.id]
         n_bytes = margin.of(device.total_bytes or device.free_bytes or 0)
         origin = task.request.origin("margin") if task.request.margin else "engine default"
-        decisions.append(_decision(f"margin {device.id}", format_bytes(n_bytes), origin, f"left free: {because}"))
+        decisions.append(remark(f"margin {device.id}", format_bytes(n_bytes), origin, f"left free: {because}"))
     return Explained(decisions=tuple(decisions))
 
 
@@ -90,7 +73,7 @@ def command_of(task: Task, found: Found, settings: LlamaSettings) -> tuple[str, 
     model = () if _names_model(pins.settings) else ("-m", _model_path(task))
     names = said(task, found, settings)
     solved = [render(_only(settings, pins.settings, name), version=pins.version) for name in names]
-    return (*program, *model, *tokens_of(pins.decisions()), *(token for tokens in solved for token in tokens))
+    return (*program, *model, *arguments(pins.decisions()), *(token for tokens in solved for token in tokens))
 
 
 def _model_path(task: Task) -> str:
@@ -106,14 +89,14 @@ def _only(settings: LlamaSettings, pinned: LlamaSettings, name: str) -> LlamaSet
     return LlamaSettings(**only)
 
 
-def _pairs(argv: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+def _pairs(argv: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(flag, its values) of rendered flags, none of whose values begins with a letter behind a dash."""
     at = 0
     while at < len(argv):
         end = at + 1
         while end < len(argv) and not (argv[end].startswith("-") and argv[end][1:2].isalpha()):
             end += 1
-        yield argv[at], join(argv[at + 1 : end])
+        yield argv[at], argv[at + 1 : end]
         at = end
 
 
@@ -193,31 +176,19 @@ def _unsaid(task: Task, settings: LlamaSettings, found: Found) -> Iterator[Decis
     """Defaults that were left as they are, for a reason."""
     given = task.pins.settings
     if given.n_ubatch is None and found.candidate.n_ubatch == DEFAULT_UBATCH:
-        yield _decision("-ub", "512", "engine default", "larger ones speed up prompts only, and cost buffers")
+        yield remark("-ub", "512", "engine default", "larger ones speed up prompts only, and cost buffers")
     if given.type_k is None and found.candidate.type_k == "f16":
-        yield _decision("-ctk", "f16", "engine default", "lossless; --kv auto may choose less")
+        yield remark("-ctk", "f16", "engine default", "lossless; --kv auto may choose less")
     if task.pins.reading.program == "llama-server" and settings.cache_ram_mib is None and given.cache_ram_mib is None:
-        yield _decision("-cram", "8192", "engine default", "main memory has room for it")
-
-
-def _decision(setting: str, value: str, origin: Origin, because: str) -> Decision:
-    return Decision(setting=setting, value=value, origin=origin, because=because)
+        yield remark("-cram", "8192", "engine default", "main memory has room for it")
 
 
 def _origin(task: Task, name: str) -> Origin:
-    """Where a setting comes from that is not pinned: a wish, or the search."""
+    """Where a setting comes from that is not pinned: an option, or the search."""
     request = task.request
-    stated = {
-        "n_ctx": ("context", bool(request.context)),
-        "n_parallel": ("parallel", request.parallel is not None),
-        "type_k": ("kv", request.kv not in (None, "auto")),
-        "type_v": ("kv", request.kv not in (None, "auto")),
-    }
-    wish, is_stated = stated.get(name, ("", False))
-    if not is_stated:
-        return "solved"
-    origin = request.origin(wish)
-    return "user" if origin == "engine default" else origin
+    typed = ("kv", request.kv not in (None, "auto"))
+    stated = {"n_ctx": ("context", bool(request.context)), "n_parallel": ("parallel", request.parallel is not None)}
+    return origin_of(request, *{**stated, "type_k": typed, "type_v": typed}.get(name, ("", False)))
 
 
 def _why_context(task: Task, goals: Goals, found: Found) -> str:

@@ -12,6 +12,7 @@ from autofit.errors import EngineRefusalError
 
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.write import render
+from autofit_llama.engine.codes import finding
 from autofit_llama.planning.goals import Goals, reach
 from autofit_llama.planning.pins import relaxed
 from autofit_llama.planning.problem import LaunchProblem
@@ -30,7 +31,7 @@ def nearest_values(task: Task, search: Search, goals: Goals, nearest: Found) -> 
     """What would make it fit: a pin or wish changed alone (the first two), or more memory."""
     found = []
     for message in (*_relaxations(task, goals), *_memory(task, search, nearest)):
-        found.append(Finding(severity="info", code="would-fit", message=message))
+        found.append(finding("would-fit", message))
         if len(found) == 3:
             break
     return tuple(found)
@@ -43,7 +44,7 @@ def faster_values(search: Search, goals: Goals) -> tuple[Finding, ...]:
     if answer is None or not goals.meets(answer.found, answer.found.candidate.n_ubatch):
         return ()
     n_ctx = answer.found.candidate.n_ctx_seq
-    return (Finding(severity="info", code="would-fit", message=f"a context of {n_ctx} tokens would be fast enough"),)
+    return (finding("would-fit", f"a context of {n_ctx} tokens would be fast enough"),)
 
 
 def _relaxations(task: Task, goals: Goals) -> Iterator[str]:

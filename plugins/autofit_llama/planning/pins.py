@@ -11,12 +11,14 @@ from shlex import join
 from typing import Any
 
 from autofit.domain.machine import Device, Machine
-from autofit.domain.plan import Decision, Finding, Origin
+from autofit.domain.plan import Decision, Finding
 from autofit.domain.request import Request
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 from autofit.domain.values import dataclass, replace
 from autofit.errors import UsageError
+from autofit.planning.decisions import argument, remark
+from autofit.planning.devices import choose
 
 from autofit_llama.command.options import SECRET, is_flag
 from autofit_llama.command.parse import Command, settings_of
@@ -52,14 +54,14 @@ class Pins:
         for key, replaced in self.reading.unwritten("file"):
             value = "" if key.option.key in SECRET else join(key.written()[1:])
             because = "something later takes its place" if replaced else f"{key.path} says so"
-            yield _pinned(key.spelling, value, "settings file", because)
+            yield remark(key.spelling, value, "settings file", because)
         for variable, replaced in self.reading.unwritten("env"):
             if replaced or variable.option.key in (*SECRET, "model"):
                 because = "an argument takes its place" if replaced else "kept as it is set"
-                yield _pinned(variable.spelling, "", "environment", because)
+                yield remark(variable.spelling, "", "environment", because)
             else:
                 setting, *values = variable.written()
-                yield _pinned(setting, join(values), "environment", f"{variable.spelling} is set")
+                yield argument(setting, values, "environment", f"{variable.spelling} is set")
         flags = iter([flag for flag in self.reading.flags if flag.origin == "argv"])
         flag, at = next(flags, None), 0
         while at < len(self.tokens):
@@ -67,14 +69,13 @@ class Pins:
             spelled = token.replace("_", "-") if token.startswith("--") else token
             if flag is not None and spelled == flag.spelling:
                 n = 1 + flag.option.n_values
-                yield _pinned(token, join(self.tokens[at + 1 : at + n]), "user", "kept as given")
+                yield argument(token, self.tokens[at + 1 : at + n], "user", "kept as given")
                 flag, at = next(flags, None), at + n
             else:
                 end = at + 1
                 while end < len(self.tokens) and not is_flag(self.tokens[end]):
                     end += 1
-                value = join(self.tokens[at + 1 : end])
-                yield _pinned(token, value, "user", "not known to autofit, passed through")
+                yield argument(token, self.tokens[at + 1 : end], "user", "not known to autofit, passed through")
                 at = end
 
 
@@ -103,10 +104,6 @@ def read_pins(command: Command, request: Request) -> Pins:
         findings=findings,
         tokens=tuple(command.argv[len(reading.words) :]),
     )
-
-
-def _pinned(setting: str, value: str, origin: Origin, because: str) -> Decision:
-    return Decision(setting=setting, value=value, origin=origin, because=because)
 
 
 def check_pins(pins: Pins, request: Request, machine: Machine, hp: HParams) -> None:
@@ -247,22 +244,8 @@ def listed_devices(pins: Pins, request: Request, machine: Machine) -> tuple[Devi
             known = ", ".join(by_name) or "none"
             raise UsageError(f"-dev {unknown[:40]}: no such device here", hint=f"devices: {known}")
         return tuple(by_name[name] for name in given.devices)
-    return _named(request.device, every) if request.device else tuple(device for _, device in every)
-
-
-def _named(words: Sequence[str], every: Sequence[tuple[str, Device]]) -> tuple[Device, ...]:
-    wanted = set()
-    for word in words:
-        meant = [
-            device
-            for name, device in every
-            if word in (device.id, str(device.index), name) or (device.uuid or "").startswith(word)
-        ]
-        if not meant or not word:
-            known = ", ".join(device.id for _, device in every) or "none"
-            raise UsageError(f"no device {word[:60]!r} here", hint=f"devices: {known}")
-        wanted.add(meant[0].id)
-    return tuple(device for _, device in every if device.id in wanted)
+    devices = tuple(device for _, device in every)
+    return choose(devices, request.device, {device.id: name for name, device in every})
 
 
 def bounds_of(pins: Pins, devices: Sequence[Device], n_blocks: int) -> Bounds:

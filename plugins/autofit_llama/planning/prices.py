@@ -10,6 +10,7 @@ from autofit.domain.plan import Finding
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate
 
+from autofit_llama.engine.codes import finding
 from autofit_llama.memory.estimate import Estimate
 from autofit_llama.planning.goals import Answer, Goals
 from autofit_llama.planning.search import Found
@@ -37,7 +38,7 @@ def _weights_in_ram(task: Task, found: Found, final: Estimate) -> Iterator[Findi
     shares = any(device.pool == HOST_POOL for device in task.devices)
     n_bytes = final.layout.weight_plan.host_all_bytes
     where = "run on the CPU" if shares else "stay in RAM"
-    yield _note("weights-in-ram", f"{format_bytes(n_bytes)} of weights {where}, which limits the decode rate")
+    yield finding("weights-in-ram", f"{format_bytes(n_bytes)} of weights {where}, which limits the decode rate")
 
 
 def _context(goals: Goals, answer: Answer) -> Iterator[Finding]:
@@ -47,7 +48,7 @@ def _context(goals: Goals, answer: Answer) -> Iterator[Finding]:
     if faster > _WORTH_A_WORD * rate:
         n_ctx, shorter = answer.found.candidate.n_ctx_seq, answer.compared.candidate.n_ctx_seq
         message = f"a context of {n_ctx} tokens costs decode rate: ~{format_rate(rate)} tokens/s"
-        yield _note("context-price", f"{message}, ~{format_rate(faster)} with -c {shorter}")
+        yield finding("context-price", f"{message}, ~{format_rate(faster)} with -c {shorter}")
 
 
 def _cache(task: Task, goals: Goals, answer: Answer) -> Iterator[Finding]:
@@ -56,10 +57,10 @@ def _cache(task: Task, goals: Goals, answer: Answer) -> Iterator[Finding]:
         n_ctx, rate = lossless.candidate.n_ctx_seq, goals.rate(lossless)
         ours = f"~{format_rate(goals.rate(answer.found))} tokens/s and {candidate.n_ctx_seq} tokens of context"
         message = f"a {candidate.type_k} KV cache loses some precision for {ours}"
-        yield _note("lossy-cache", f"{message}; --kv f16 gives ~{format_rate(rate)} tokens/s and {n_ctx} tokens")
+        yield finding("lossy-cache", f"{message}; --kv f16 gives ~{format_rate(rate)} tokens/s and {n_ctx} tokens")
     elif _is_lossy(candidate.type_k) and task.pins.settings.type_k is None and task.request.kv in (None, "auto"):
         message = f"a {candidate.type_k} KV cache loses some precision; this context does not fit with f16"
-        yield _note("lossy-cache", message)
+        yield finding("lossy-cache", message)
 
 
 def _is_lossy(name: str) -> bool:
@@ -75,7 +76,7 @@ def _micro_batch(goals: Goals, answer: Answer) -> Iterator[Finding]:
         f"~{format_rate(goals.prompts(found, n))} instead of ~{format_rate(goals.prompts(plain, before))} tokens/s"
     )
     decode = f"decode ~{format_rate(goals.rate(found))} instead of ~{format_rate(goals.rate(plain))}"
-    yield _note("micro-batch", f"micro-batches of {n} process prompts at {prompts} for {decode} (-ub {before})")
+    yield finding("micro-batch", f"micro-batches of {n} process prompts at {prompts} for {decode} (-ub {before})")
 
 
 def _devices(task: Task, found: Found) -> Iterator[Finding]:
@@ -87,8 +88,4 @@ def _devices(task: Task, found: Found) -> Iterator[Finding]:
         why = "no layer fits there beside what the driver and the compute buffers take"
     else:
         why = f"{' and '.join(found.split.order)} alone is faster"
-    yield _note("device-left-out", f"{names} left out: {why}")
-
-
-def _note(code: str, message: str) -> Finding:
-    return Finding(severity="info", code=code, message=message)
+    yield finding("device-left-out", f"{names} left out: {why}")

@@ -33,6 +33,7 @@ from autofit_llama.planning.search import Bounds, Candidate
 from autofit_llama.planning.tables import Split, Tables, Target
 from autofit_llama.planning.terms import HOST_BUFFER, terms_of
 from autofit_llama.speed.costs import Kind, blocks
+from autofit_llama.speed.efficiencies import EFFICIENCIES
 from autofit_llama.speed.rates import speed_of
 
 FILLED_TOKENS = 4096
@@ -95,7 +96,7 @@ class LaunchProblem:
             for device in self.devices
         )
         self.machine_with_rates = _with_bandwidths(self.machine)
-        self.roofline = Roofline(self.machine_with_rates, op_offload="" if self.run.offloads else None)
+        self.roofline = Roofline(self.machine_with_rates, EFFICIENCIES, op_offload="" if self.run.offloads else None)
         self.kind = "experts" if self.sized.hparams.n_expert > 0 else "dense"
 
     def run_of(self, settings: LlamaSettings) -> Run:

@@ -14,6 +14,7 @@ from autofit_llama.memory.estimate import Companion, Estimate, Run, device_rules
 from autofit_llama.memory.layout import Layout, lay_out
 from autofit_llama.memory.weights import Weight
 from autofit_llama.speed.costs import Block, blocks, placed_work
+from autofit_llama.speed.efficiencies import EFFICIENCIES
 
 FILLED_TOKENS = 4096
 """The fill at which placements are compared: the same for every context."""
@@ -38,7 +39,7 @@ def speed_of(
     context = layout.context
     full = context.n_ctx_seq if n_filled is None else min(n_filled, context.n_ctx_seq)
     work = work_of(layout, run)
-    roofline = Roofline(machine, op_offload="" if run.offloads else None)
+    roofline = Roofline(machine, EFFICIENCIES, op_offload="" if run.offloads else None)
 
     def at(filled: int) -> Speed | None:
         return roofline.estimate(
@@ -47,14 +48,13 @@ def speed_of(
             n_sequences=min(n_sequences, context.n_seq_max),
             n_ubatch=n_ubatch or context.n_ubatch,
             draft=_draft(run, n_draft),
+            unmeasured="no runs with -sm tensor to compare with" if run.arguments.sliced else "",
         )
 
     speed = at(full)
     if speed is None:
         return None
     filled = f"with {full} tokens in the context"
-    if run.arguments.sliced:
-        filled += "; no runs with -sm tensor to compare with"
     start = at(0)
     return replace(
         speed,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.errors import EngineRefusalError, HardwareError, UsageError
+from autofit.planning.devices import choose
 
 from autofit_vllm.command.settings import VllmSettings
 from autofit_vllm.config.engine import Gpu
@@ -24,21 +25,18 @@ def select_devices(machine: Machine, settings: VllmSettings, wanted: Sequence[st
         EngineRefusalError: device ids that vLLM refuses.
     """
     devices = [_within(device, machine) for device in machine.devices if device.api == "cuda"]
-    unknown = next((word for word in wanted if not any(_named(device, [word]) for device in devices)), None)
-    if unknown is not None:
-        known = ", ".join(device.id for device in devices) or "none"
-        raise UsageError(f"no device {unknown[:60]!r} here that vLLM runs on", hint=f"devices: {known}")
+    allowed = {device.id for device in choose(devices, wanted, where="here that vLLM runs on")}
     visible = settings.env.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and machine.origin != "detected":  # detection has followed it
         devices = _visible(devices, visible)
     if settings.device_ids:
         devices = _by_id(devices, settings.device_ids)
-        outside = next((device for device in devices if wanted and not _named(device, wanted)), None)
+        outside = next((device for device in devices if wanted and device.id not in allowed), None)
         if outside is not None:
             given = ",".join(map(str, settings.device_ids))
-            raise UsageError(f"--device-ids {given} takes {outside.id}, which is not among the wished devices")
+            raise UsageError(f"--device-ids {given} takes {outside.id}, which is not among the devices of --device")
     elif wanted:
-        kept = [device for device in devices if _named(device, wanted)]
+        kept = [device for device in devices if device.id in allowed]
         if devices and not kept:
             raise UsageError(f"CUDA_VISIBLE_DEVICES={visible} hides {', '.join(wanted)[:60]}")
         devices = kept
@@ -75,11 +73,6 @@ def _within(device: Device, machine: Machine) -> Device:
     if device.pool != HOST_POOL or available is None:
         return device
     return dataclasses.replace(device, free_bytes=min(available, device.free_bytes or available))
-
-
-def _named(device: Device, wanted: Sequence[str]) -> bool:
-    names = {device.id.lower(), str(device.index), device.name.lower(), (device.uuid or device.id).lower()}
-    return any(word.lower() in names for word in wanted)
 
 
 def _visible(devices: Sequence[Device], variable: str) -> list[Device]:

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 from autofit.domain.plan import Alternative, Decision, Finding, NextRejected, Origin, Plan
 from autofit.domain.units import format_bytes
+from autofit.planning.decisions import arguments, origin_of
 
 from autofit_vllm.config.resolve.batch import batch_defaults
 from autofit_vllm.memory.kv import KvPlan
+from autofit_vllm.planning.codes import finding
 from autofit_vllm.planning.load import blocks_for, capacity_finding, mean_length
-from autofit_vllm.planning.plan import DEFAULT_MARGIN, Evaluation, Rank, build_plan, command, keyword_arguments
+from autofit_vllm.planning.plan import DEFAULT_MARGIN, Evaluation, Rank, build_plan, command, keyword_arguments, written
 from autofit_vllm.planning.prices import PRICES, nearest_wish, prices
 from autofit_vllm.planning.search import (
     ENOUGH_TOKENS,
@@ -22,6 +24,7 @@ from autofit_vllm.planning.search import (
     gpus_needed,
     offloadable_bytes,
 )
+from autofit_vllm.planning.speed import full_speed_of
 
 MAX_ALTERNATIVES = 5
 
@@ -36,13 +39,14 @@ def explain(
     findings: Sequence[Finding] = (),
 ) -> Plan:
     """The plan of the best candidate, with its reasons."""
+    decided = decisions(problem, best, others)
     plan = build_plan(
         best.evaluation,
         problem.machine,
-        argv=command(problem.settings, best.values, program=program, model=reference),
+        argv=(*program, reference, *arguments(decided), *problem.settings.args),
         env=_env(best),
         kwargs=keyword_arguments(problem.settings, _typed(best), reference),
-        decisions=decisions(problem, best, others),
+        decisions=decided,
         alternatives=alternatives(problem, best, others, program=program, reference=reference),
         findings=[
             *(capacity_finding(best.evaluation, best.load) if best.load and best.fits else ()),
@@ -50,7 +54,7 @@ def explain(
             *findings,
             *_findings(problem, best, others),
         ],
-        speed=best.speed if best.fits else None,
+        speed=full_speed_of(best.evaluation, problem.roofline) if best.fits else None,
     )
     if best.fits and not plan.fits:  # main memory is short: rates and prices are of nothing
         kept = tuple(found for found in plan.findings if found.code not in PRICES)
@@ -120,6 +124,7 @@ def decisions(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
                 origin=_origin(problem, name),
                 because=because,
                 next_rejected=rejected,
+                argv=written(name, value),
             )
         )
     partition = best.evaluation.settings.env.get(PARTITION)
@@ -146,10 +151,7 @@ def _origin(problem: Problem, name: str) -> Origin:
     wishes = {"max_model_len": "context", "max_num_seqs": "parallel", "kv_cache_dtype": "kv"}
     wish = wishes.get(name)
     slots = name == "max_num_seqs" and problem.n_slots is None
-    if wish is not None and getattr(problem.request, wish) and not slots:
-        origin = problem.request.origin(wish)
-        return origin if origin != "engine default" else "user"
-    return "solved"
+    return origin_of(problem.request, wish or "", bool(wish and getattr(problem.request, wish) and not slots))
 
 
 def _spelled(name: str) -> str:
@@ -344,7 +346,7 @@ def alternatives(
             context_tokens=chosen.length,
             device_bytes=chosen.evaluation.device_bytes,
             host_bytes=chosen.evaluation.host_bytes,
-            speed=chosen.speed,
+            speed=full_speed_of(chosen.evaluation, problem.roofline) if chosen.fits else None,
             because=because,
         )
         for title, chosen, because in picks[:MAX_ALTERNATIVES]
@@ -369,7 +371,7 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
     if best.fits:
         return []
     if best.late is not None:
-        return [Finding(severity="error", code="too-slow", message=best.late)]
+        return [finding("too-slow", best.late)]
     evaluation = best.evaluation
     n, length = problem.n_parallel, evaluation.config.max_model_len
     n = n if problem.request.fill == "full" else 1
@@ -383,30 +385,26 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
     message = f"{where} lacks {format_bytes(max(shortfall, 0))} for {load}"
     if fullest is not None and fullest.margin_asked and fullest.margin_bytes:
         message += f" beside the margin of {format_bytes(fullest.margin_bytes)}"
-    found = [Finding(severity="error", code="does-not-fit", message=message)]
+    found = [finding("does-not-fit", message)]
     found += nearest_wish(problem, best)
     room = _room(evaluation, fullest, n) if fullest is not None and fullest.margin_asked else 0
     if room > 0:
         message = f"a --margin of at most {format_bytes(room)} leaves enough for {load}"
-        return [*found, Finding(severity="info", code="margin-too-large", message=message)]
+        return [*found, finding("margin-too-large", message)]
     needed = gpus_needed(problem, length)
     if needed is not None:
         world, per_node = needed.world_size, len(problem.devices)
         nodes = f" in {-(-world // per_node)} nodes like this one" if 1 < per_node < world else ""
         found.append(
-            Finding(
-                severity="info",
-                code="gpus-needed",
-                message=f"{world} GPUs like {problem.devices[0].name}{nodes} would hold it: "
-                f"-tp {needed.tp} -pp {needed.pp}",
+            finding(
+                "gpus-needed",
+                f"{world} GPUs like {problem.devices[0].name}{nodes} would hold it: -tp {needed.tp} -pp {needed.pp}",
             )
         )
     elif offloadable_bytes(best) < shortfall or all(rank.n_sharing for rank in evaluation.ranks):
-        found.append(
-            Finding(severity="info", code="gpus-needed", message="no number of these GPUs up to 64 would hold it")
-        )
+        found.append(finding("gpus-needed", "no number of these GPUs up to 64 would hold it"))
     else:
         free = format_bytes(problem.machine.host.available_bytes or 0)
         message = f"main memory could hold what is missing, but {free} of it is free"
-        found.append(Finding(severity="info", code="main-memory-needed", message=message))
+        found.append(finding("main-memory-needed", message))
     return found

@@ -9,6 +9,7 @@ from autofit.domain.values import dataclass
 from autofit.speed import Roofline
 
 from autofit_vllm.memory.kv import KvPlan
+from autofit_vllm.planning.codes import finding
 from autofit_vllm.planning.plan import Evaluation
 from autofit_vllm.planning.speed import speed_of
 
@@ -97,4 +98,4 @@ def capacity_finding(evaluation: Evaluation, load: Load) -> list[Finding]:
         message += f"; all {load.n_slots:,} sequences at a time {mean}"
     if load.total_tokens_per_s is not None and load.tokens_per_s is not None and load.n_sequences:
         message += f", ~{format_rate(load.total_tokens_per_s)} tokens/s in all (~{format_rate(load.tokens_per_s)} each)"
-    return [Finding(severity="info", code="kv-capacity", message=message)]
+    return [finding("kv-capacity", message)]

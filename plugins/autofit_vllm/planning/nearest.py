@@ -10,6 +10,7 @@ from autofit.errors import EngineRefusalError
 
 from autofit_vllm.command.flags import flag_of
 from autofit_vllm.memory.budget import LIMIT
+from autofit_vllm.planning.codes import finding
 from autofit_vllm.planning.plan import Evaluation
 
 Again = Callable[[Mapping[str, Any]], Evaluation]  #: the command with other settings
@@ -76,4 +77,4 @@ def _finding(evaluation: Evaluation, change: Mapping[str, Any]) -> Finding:
     flags = " ".join(f"{flag_of(name)} {value}" for name, value in change.items())
     length = evaluation.config.max_model_len
     kept = "" if "max_model_len" in change else f" and keeps {length:,} tokens"
-    return Finding(severity="info", code="nearest", message=f"nearest: {flags} starts{kept}")
+    return finding("would-fit", f"nearest: {flags} starts{kept}")

@@ -13,6 +13,7 @@ from autofit.domain.request import Margin
 from autofit.domain.units import GIB, MIB, format_bytes
 from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError, HardwareError
+from autofit.planning.accounting import DeviceUse, account, margin_of
 
 from autofit_vllm.command.flags import flag_of, is_frontend
 from autofit_vllm.command.settings import VllmSettings
@@ -29,6 +30,7 @@ from autofit_vllm.memory.host import HostUse, host_use, request_state_bytes
 from autofit_vllm.memory.kv import KvCapacity, KvPlan, fit
 from autofit_vllm.memory.offload import Offload
 from autofit_vllm.modules.model import StageWeights, VllmModel
+from autofit_vllm.planning.codes import finding
 
 #: Kept free on each GPU unless `--margin` says otherwise: the figures beside weights and cache are bounds and
 #: public measurements, and both drivers and display servers take some tens of MiB more or less.
@@ -43,8 +45,7 @@ def cuda_total_bytes(device: Device) -> int:
 
 def margin_bytes(device: Device, index: int, margins: Sequence[Margin]) -> int:
     """The margin of a device; the last of `margins` is repeated."""
-    margin = margins[min(index, len(margins) - 1)] if margins else DEFAULT_MARGIN
-    return margin.of(cuda_total_bytes(device))
+    return margin_of(index, margins, cuda_total_bytes(device), DEFAULT_MARGIN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,10 +315,8 @@ def gpu_of(devices: Sequence[Device]) -> Gpu:
 
 def memory_of(evaluation: Evaluation, machine: Machine) -> Memory:
     """Pools in the engine's device order, the host last; GPUs that draw on main memory are part of its pool."""
-    pools = []
-    shared: list[MemoryItem] = []
-    lacking: list[int] = []
     n_blocks = evaluation.capacity.n_blocks if evaluation.capacity else 0
+    uses = []
     for rank in evaluation.ranks:
         cache = MemoryItem(
             kind="cache",
@@ -326,41 +325,17 @@ def memory_of(evaluation: Evaluation, machine: Machine) -> Memory:
             label=f"KV cache, {n_blocks} blocks",
             source="v1/core/kv_cache_planning.py",
         )
-        reserve = MemoryItem(kind="reserve", n_bytes=rank.margin_bytes, basis="assumed", label="margin")
-        items = (*evaluation.budget_of(rank).items, cache, reserve)
-        if rank.n_sharing:
-            shared += items
-            lacking.append(evaluation.used_bytes(rank) + rank.margin_bytes - rank.free_bytes)
-            continue
-        pools.append(
-            PoolUse(
-                id=rank.device.id,
-                name=rank.device.name,
+        uses.append(
+            DeviceUse(
+                device=rank.device,
+                items=(*evaluation.budget_of(rank).items, cache),
                 total_bytes=rank.total_bytes,
                 free_bytes=rank.free_bytes,
-                budget_bytes=rank.free_bytes - rank.margin_bytes,
-                items=items,
+                margin_bytes=rank.margin_bytes,
             )
         )
-    host = machine.host
-    budget = host.available_bytes
-    if shared and budget is not None:
-        items = tuple(shared)
-        kept = sum(item.n_bytes for item in items if item.kind == "reserve")
-        used = sum(item.n_bytes for item in items) - kept
-        # a GPU may take less than the host has: what it lacks, the pool lacks
-        budget = max(0, min(budget - kept, used - max(lacking)) if max(lacking) > 0 else budget - kept)
-    pools.append(
-        PoolUse(
-            id=HOST_POOL,
-            name="unified memory" if shared else "main memory",
-            total_bytes=host.total_bytes,
-            free_bytes=host.available_bytes,
-            budget_bytes=budget,
-            items=tuple(shared) or host_items(evaluation),
-        )
-    )
-    return Memory(pools=tuple(pools))
+    # processes are part of what a GPU takes that shares main memory with them
+    return account(uses, () if any(use.shares_memory for use in uses) else host_items(evaluation), machine)
 
 
 def host_items(evaluation: Evaluation) -> tuple[MemoryItem, ...]:
@@ -464,10 +439,9 @@ def build_plan(
 def _host_finding(host: PoolUse) -> Finding:
     """Main memory is short; what takes most of it is named."""
     most = max(host.items, key=lambda item: item.n_bytes if item.kind != "reserve" else 0)
-    return Finding(
-        severity="error",
-        code="host-memory",
-        message=f"{host.name} lacks {format_bytes(host.shortfall_bytes)}: {most.label} alone take "
+    return finding(
+        "does-not-fit",
+        f"{host.name} lacks {format_bytes(host.shortfall_bytes)}: {most.label} alone take "
         f"{format_bytes(most.n_bytes)} of the {format_bytes(host.free_bytes or 0)} that are free",
     )
 
@@ -475,28 +449,26 @@ def _host_finding(host: PoolUse) -> Finding:
 def findings_of(evaluation: Evaluation, machine: Machine) -> list[Finding]:
     """What somebody who starts this ought to know."""
     config, capacity = evaluation.config, evaluation.capacity
-    found = [Finding(severity="info", code="model-note", message=note) for note in evaluation.model.notes]
+    found = [finding("model-note", note) for note in evaluation.model.notes]
     if evaluation.model.basis == "bound":
         found.append(
-            Finding(
-                severity="warning",
-                code="unknown-architecture",
-                message=f"{evaluation.model.architecture} is not known: the figures are bounds, surely not too low",
+            finding(
+                "unknown-architecture",
+                f"{evaluation.model.architecture} is not known: the figures are bounds, surely not too low",
             )
         )
     if evaluation.refusal is not None:
         message = str(evaluation.refusal)
         if evaluation.refusal.hint:
             message += f" ({evaluation.refusal.hint})"
-        found.append(Finding(severity="error", code="kv-cache-too-small", message=message))
+        found.append(finding("kv-cache-too-small", message))
     if not evaluation.given_kv:
         found += _start_findings(evaluation)
     if capacity and not evaluation._graphs_fit:
         found.append(
-            Finding(
-                severity="error",
-                code="too-many-sequences",
-                message=f"max_num_seqs ({config.max_num_seqs}) exceeds available Mamba cache blocks "
+            finding(
+                "too-many-sequences",
+                f"max_num_seqs ({config.max_num_seqs}) exceeds available Mamba cache blocks "
                 f"({capacity.n_blocks}); use --max-num-seqs {capacity.n_blocks} or less",
             )
         )
@@ -504,19 +476,17 @@ def findings_of(evaluation: Evaluation, machine: Machine) -> list[Finding]:
     moves = bool(evaluation.offload or evaluation.settings.kv_offloading_size)
     if moves and any(rank.n_sharing for rank in evaluation.ranks):
         found.append(
-            Finding(
-                severity="warning",
-                code="one-memory",
-                message="GPU and processor share one memory: offloading frees none of it, and pins more than it moves",
+            finding(
+                "one-memory",
+                "GPU and processor share one memory: offloading frees none of it, and pins more than it moves",
             )
         )
     towers = sum(stage.tower_bytes for stage in evaluation.weights)
     if config.images and towers:
         found.append(
-            Finding(
-                severity="info",
-                code="images-kept",
-                message=f"encoders of images and sound take {format_bytes(towers)} of weights, and memory in the "
+            finding(
+                "images-kept",
+                f"encoders of images and sound take {format_bytes(towers)} of weights, and memory in the "
                 "first step; --language-model-only leaves them out if only text is wanted",
             )
         )
@@ -524,28 +494,25 @@ def findings_of(evaluation: Evaluation, machine: Machine) -> list[Finding]:
     shm = machine.host.shm_bytes
     if n_ranks > 1 and shm is not None and shm < SHM_BYTES:
         found.append(
-            Finding(
-                severity="warning",
-                code="small-shm",
-                message=f"shared memory: {format_bytes(shm)} for {n_ranks} workers, which need about 1 GiB; "
+            finding(
+                "small-shm",
+                f"shared memory: {format_bytes(shm)} for {n_ranks} workers, which need about 1 GiB; "
                 "in a container, start it with --ipc=host",
             )
         )
     names = {rank.device.name for rank in evaluation.ranks}
     if len(names) > 1 and config.parallel.layer_partition is None:
         found.append(
-            Finding(
-                severity="warning",
-                code="mixed-gpus",
-                message=f"{', '.join(sorted(names))}: shards are equal, so the smallest GPU governs",
+            finding(
+                "mixed-gpus",
+                f"{', '.join(sorted(names))}: shards are equal, so the smallest GPU governs",
             )
         )
     if evaluation.model.is_moe and config.gpu.cc[0] == 10 and config.graph_mode != "NONE":
         found.append(
-            Finding(
-                severity="warning",
-                code="blackwell-graphs",
-                message="CUDA graphs of large expert models have been seen to take tens of GiB on this GPU; "
+            finding(
+                "blackwell-graphs",
+                "CUDA graphs of large expert models have been seen to take tens of GiB on this GPU; "
                 "smaller --cudagraph-capture-sizes bound them",
             )
         )
@@ -563,18 +530,18 @@ def _device_findings(evaluation: Evaluation) -> list[Finding]:
             f"vLLM {evaluation.settings.version.version} is published for compute capability {need} and newer; "
             f"{old.name} has {have}: it would have to be built from source, and may lack kernels"
         )
-        found.append(Finding(severity="warning", code="old-gpu", message=message))
+        found.append(finding("old-gpu", message))
     if config.dtype == "float32" and evaluation.model.dtype != "float32":
         message = (
             f"the model runs in float32 here: {config.gpu.name} has no bfloat16, and vLLM does not run "
             f"{evaluation.model.model_type} in float16; weights and cache take twice the memory"
         )
         if evaluation.settings.dtype != "float32" or not evaluation.settings.pins("dtype"):
-            found.append(Finding(severity="warning", code="float32", message=message))
+            found.append(finding("float32", message))
     if evaluation.offload is not None and not any(rank.n_sharing for rank in evaluation.ranks):
         moved = format_bytes(sum(evaluation.offload.moved) * config.parallel.tp * config.parallel.dp)
         message = f"{moved} of weights stay in main memory, which decides the speed"
-        found.append(Finding(severity="info", code="weights-on-host", message=message))
+        found.append(finding("weights-in-ram", message))
     return found
 
 
@@ -587,10 +554,9 @@ def _start_findings(evaluation: Evaluation) -> list[Finding]:
         if free < requested:
             highest = max(0.0, free / rank.total_bytes - 0.005)
             found.append(
-                Finding(
-                    severity="error",
-                    code="not-enough-free",
-                    message=f"Free memory on device {rank.device.id} ({free / GIB:.2f}/"
+                finding(
+                    "not-enough-free",
+                    f"Free memory on device {rank.device.id} ({free / GIB:.2f}/"
                     f"{rank.total_bytes / GIB:.2f} GiB) on startup is less than desired GPU memory "
                     f"utilization ({evaluation.utilization}, {requested / GIB:.2f} GiB); "
                     f"at most {highest:.2f} will start",
@@ -606,7 +572,7 @@ def _start_findings(evaluation: Evaluation) -> list[Finding]:
             else "graphs, tables and workspaces come on top of the utilization; lower --gpu-memory-utilization"
         )
         message = f"{format_bytes(evaluation.overrun_bytes)} more than {_allowed(evaluation)}: {why}"
-        found.append(Finding(severity="error", code="out-of-memory", message=message))
+        found.append(finding("does-not-fit", message))
     return found
 
 
@@ -626,19 +592,20 @@ def command(
     for name, value in values.items():
         if name in settings.given:
             continue
-        argv += _flag(name, value)
+        argv += written(name, value)
     return (*argv, *settings.args)
 
 
-def _flag(name: str, value: object) -> list[str]:
+def written(name: str, value: object) -> tuple[str, ...]:
+    """The arguments of one value."""
     flag = flag_of(name)
     if value is True:
-        return [flag]
+        return (flag,)
     if value is None or value is False:
-        return []
+        return ()
     if isinstance(value, (tuple, list)):
-        return [flag, *map(str, value)]
-    return [flag, str(value)]
+        return (flag, *map(str, value))
+    return flag, str(value)
 
 
 def keyword_arguments(settings: VllmSettings, values: Mapping[str, object], model: str) -> dict[str, object]:

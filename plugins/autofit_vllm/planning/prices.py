@@ -8,10 +8,11 @@ from autofit.domain.plan import Finding
 from autofit.domain.units import format_rate
 
 from autofit_vllm.config.resolve.parallel import possible_tp
+from autofit_vllm.planning.codes import finding
 from autofit_vllm.planning.search import LOSSY_KV, Candidate, Problem, gpus_needed, longest_plan
 
 #: findings that speak of a plan that fits
-PRICES = frozenset({"kv-capacity", "idle-gpus", "lossy-kv", "offload-price", "nodes"})
+PRICES = frozenset({"kv-capacity", "idle-gpus", "lossy-cache", "offload-price", "nodes"})
 
 
 def prices(problem: Problem, best: Candidate, others: Sequence[Candidate]) -> list[Finding]:
@@ -45,7 +46,7 @@ def _left_out(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
             rates = f"~{format_rate(_rate(every))} tokens/s instead of ~{format_rate(_rate(best))} for one sequence"
             total = f"~{format_rate(every.total_speed)} instead of ~{format_rate(best.total_speed)} in all"
             message += f" at {rates}, {total}"
-    return [Finding(severity="info", code="idle-gpus", message=message)]
+    return [finding("idle-gpus", message)]
 
 
 def _eight_bits(problem: Problem, best: Candidate, others: Sequence[Candidate]) -> list[Finding]:
@@ -63,7 +64,7 @@ def _eight_bits(problem: Problem, best: Candidate, others: Sequence[Candidate]) 
     else:
         message = f"an fp8 KV cache holds more sequences of {best.length:,} tokens at a time"
     message += f"; {keep} keeps {dtype}"
-    return [Finding(severity="info", code="lossy-kv", message=message)]
+    return [finding("lossy-cache", message)]
 
 
 def _offloaded_price(problem: Problem, best: Candidate) -> list[Finding]:
@@ -82,7 +83,7 @@ def _offloaded_price(problem: Problem, best: Candidate) -> list[Finding]:
     if needed is not None:
         count = needed.world_size
         message += f"; {count} GPUs like {problem.devices[0].name} hold {best.length:,} tokens without it"
-    return [Finding(severity="warning", code="offload-price", message=message)]
+    return [finding("offload-price", message)]
 
 
 def _nodes(problem: Problem, best: Candidate) -> list[Finding]:
@@ -93,7 +94,7 @@ def _nodes(problem: Problem, best: Candidate) -> list[Finding]:
         f"planned for {nodes} nodes like this one, {len(best.evaluation.ranks) // nodes} GPUs on each: start the "
         "command on each with its own --node-rank and the --master-addr of the first, with --headless on all but that"
     )
-    return [Finding(severity="info", code="nodes", message=message)]
+    return [finding("nodes", message)]
 
 
 def nearest_wish(problem: Problem, best: Candidate) -> list[Finding]:
@@ -106,7 +107,7 @@ def nearest_wish(problem: Problem, best: Candidate) -> list[Finding]:
     rate = f", ~{format_rate(_rate(shorter))} tokens/s" if shorter.speed else ""
     kv = " with an fp8 KV cache" if shorter.values.get("kv_cache_dtype") == LOSSY_KV else ""
     message = f"nearest: -c {shorter.length} fits{kv}{rate}"
-    return [Finding(severity="info", code="nearest", message=message)]
+    return [finding("would-fit", message)]
 
 
 def _rate(candidate: Candidate) -> float:

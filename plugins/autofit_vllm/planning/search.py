@@ -32,6 +32,7 @@ from autofit_vllm.config.resolve.parallel import possible_tp
 from autofit_vllm.memory.kv import KvPlan, plan_kv
 from autofit_vllm.memory.offload import Offload, given_offload, movable_bytes, smallest_offload, smallest_prefetch
 from autofit_vllm.modules.model import LatentCache, PackedCache, Parallel, StageWeights, VllmModel
+from autofit_vllm.planning.efficiencies import EFFICIENCIES
 from autofit_vllm.planning.load import Load, blocks_for, load_of, mean_length, sequences_at
 from autofit_vllm.planning.plan import Evaluation, Rank, check_dtype, evaluate, gpu_of, ranks_of, replace_settings
 from autofit_vllm.planning.speed import speed_of
@@ -101,7 +102,7 @@ class Problem:
 
     @cached_property
     def roofline(self) -> Roofline:
-        return Roofline(self.machine, engine="vllm", op_offload=None)
+        return Roofline(self.machine, EFFICIENCIES)
 
     @property
     def target(self) -> int:

@@ -17,7 +17,7 @@ from autofit_vllm.planning.plan import Evaluation
 
 DEFAULT_LINK = 25_000_000_000  #: bytes/s, PCIe 4.0 x16 in practice
 LINK_EFFICIENCY = 0.8
-TYPICAL_FILL_TOKENS = 4096  #: at which rates are told, if the context is not shorter
+TYPICAL_FILL_TOKENS = 4096  #: at which plans are compared, if the context is not shorter
 #: Storage type that stands for a quantisation method's kernels: how bits unpack is what matters.
 _TYPES = (
     ("gptq", "q4_0"),
@@ -166,6 +166,23 @@ def _slower(rate: float, seconds: float, *, overlaps: bool) -> float:
     return 1.0 / max(1.0 / rate, seconds) if overlaps else 1.0 / (1.0 / rate + seconds)
 
 
+def full_speed_of(evaluation: Evaluation, roofline: Roofline) -> Speed | None:
+    """Rates of one sequence with its context full, and near the start of it: what a plan tells.
+
+    `None` where the machine's bandwidth is unknown.
+    """
+    length = evaluation.capacity.max_model_len if evaluation.capacity else evaluation.config.max_model_len
+    full = speed_of(evaluation, roofline, n_filled=length)
+    if full is None:
+        return None
+    start = speed_of(evaluation, roofline, n_filled=0)
+    return replace(
+        full,
+        start_tokens_per_s=None if start is None else start.decode_tokens_per_s,
+        basis=f"{full.basis}; with {length} tokens in the context",
+    )
+
+
 def speed_of(
     evaluation: Evaluation,
     roofline: Roofline,
@@ -174,8 +191,8 @@ def speed_of(
     n_filled: int | None = None,
     n_replicas: int = 1,
 ) -> Speed | None:
-    """Rates per sequence, with `n_sequences` in each of `n_replicas` that are busy; `None` where the machine's
-    bandwidth is unknown."""
+    """Rates per sequence, with `n_sequences` in each of `n_replicas` that are busy, filled to `n_filled` or to what
+    plans are compared at; `None` where the machine's bandwidth is unknown."""
     if evaluation.config.gpu.cpu or not evaluation.ranks:
         return None
     placed = list(zip(layer_works(evaluation, n_replicas), places(evaluation), strict=True))

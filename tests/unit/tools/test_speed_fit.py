@@ -64,7 +64,10 @@ def rows() -> list[dict[str, object]]:
 def test_the_table_is_as_generated(fit_speed: ModuleType) -> None:
     text = Path(efficiencies.__file__).read_text(encoding="utf-8")
     n_runs = int(re.search(r"# Fitted to (\d+) public runs", text)[1])  # type: ignore[index]
-    assert fit_speed.source(efficiencies.TABLE, n_runs) == text
+    shipped = fit_speed.shipped()
+    assert fit_speed.source(shipped, n_runs) == text
+    for engine in fit_speed.ENGINES.values():
+        assert fit_speed.engine_source(shipped, engine) == (ROOT / engine.path).read_text(encoding="utf-8")
 
 
 def test_runs_are_read_as_their_commands_say(fit_speed: ModuleType, tmp_path: Path) -> None:

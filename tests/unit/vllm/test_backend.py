@@ -515,7 +515,7 @@ def test_a_margin_is_memory_that_a_checked_command_must_leave() -> None:
     tight = check(LLAMA, *args, margin=f"{left + 1}B")
     assert not tight.fits
     assert not tight.memory.fits
-    (finding,) = [finding for finding in tight.findings if finding.code == "out-of-memory"]
+    (finding,) = [finding for finding in tight.findings if finding.code == "does-not-fit"]
     assert "beside a margin of" in finding.message
 
 
@@ -526,7 +526,7 @@ def test_a_checked_device() -> None:
     assert ids(check(SMALL, "--device-ids", "1", machine=cards, device=["1"])) == ["GPU1", "host"]
     with pytest.raises(EngineRefusalError, match=r"World size \(2\) is larger than .* \(1\)"):
         check(SMALL, "-tp", "2", machine=cards, device="GPU1")
-    with pytest.raises(UsageError, match="--device-ids 0 takes GPU0, which is not among the wished"):
+    with pytest.raises(UsageError, match="--device-ids 0 takes GPU0, which is not among the devices"):
         check(SMALL, "--device-ids", "0", machine=cards, device="GPU1")
     with pytest.raises(UsageError, match="CUDA_VISIBLE_DEVICES=0 hides GPU1"):
         check(SMALL, machine=cards, device="GPU1", environ={"CUDA_VISIBLE_DEVICES": "0"})
@@ -715,7 +715,7 @@ def test_single_precision_for_want_of_another_is_said() -> None:
 
 def test_weights_in_main_memory_are_said() -> None:
     found = plan(LLAMA, machine=autofit.load_machine("rtx-3060-12gb", ram="64GiB"))
-    (finding,) = [finding for finding in found.findings if finding.code == "weights-on-host"]
+    (finding,) = [finding for finding in found.findings if finding.code == "weights-in-ram"]
     assert "which decides the speed" in finding.message
 
 

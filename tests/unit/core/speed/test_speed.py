@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from autofit.domain.machine import HOST_POOL, Device, Host, Link, Machine
 from autofit.domain.model import TensorInfo
-from autofit.speed import Draft, LayerWork, Place, Read, Roofline, Step, n_kernels, quant_class, reads
+from autofit.speed import Draft, LayerWork, Place, Read, Step, n_kernels, quant_class, reads
+from autofit.speed import Roofline as AnyRoofline
 from autofit.speed.efficiencies import TABLE
 from autofit.speed.rates import generation
 from autofit.speed.roofline import placement
 
+from autofit_llama.speed.efficiencies import EFFICIENCIES as LLAMA
+from autofit_vllm.planning.efficiencies import EFFICIENCIES as VLLM
+
 GB = 10**9
+Roofline = partial(AnyRoofline, engine=LLAMA)
 
 
 def device(index: int = 0, **changes: object) -> Device:
@@ -101,7 +107,7 @@ def test_sums_of_layers_and_hops_are_a_step() -> None:
     step = Step(n_filled=4096)
     layers = sum(roofline.layer_seconds(layer, place, step) for layer, place in model)
     hops = roofline.hop_seconds(HOST_POOL, "GPU0", 16384) + roofline.hop_seconds("GPU0", "GPU1", 16384)
-    constant = max(TABLE.rows[key].step_s for key in ("cpu", "llama/cuda"))
+    constant = max(LLAMA.rows[key].step_s for key in ("cpu", "cuda"))
     assert roofline.step_seconds(model, step) == pytest.approx(layers + hops + constant)
     assert roofline.hop_seconds("GPU1", "GPU1", 16384) == 0
 
@@ -155,7 +161,7 @@ def test_unequal_shares_wait_for_the_rank_with_most_to_read() -> None:
 
 
 def test_ranks_share_a_block_and_pay_for_reducing() -> None:
-    roofline = Roofline(machine(device(0), device(1)), engine="vllm")
+    roofline = Roofline(machine(device(0), device(1)), engine=VLLM)
     shared = Place("GPU0", ranks=("GPU0", "GPU1"))
     one, two = (roofline.layer_seconds(DENSE, place, Step()) for place in (GPU, shared))
     assert one / 2 < two < one
@@ -309,13 +315,14 @@ def test_kernels_grow_with_what_a_block_has() -> None:
 
 
 def test_the_table_is_within_nature() -> None:
-    for name, row in TABLE.rows.items():
+    for name, row in (*TABLE.rows.items(), *LLAMA.rows.items(), *VLLM.rows.items()):
         for field in ("weights", "experts", "cache", "flops", "attention", "vector"):
             assert 0 < getattr(row, field) < 1, (name, field)
         assert 0 < row.kernel_s < 1e-4
         assert math.isfinite(row.step_s)
     assert all(band.factor > 1 for band in (*TABLE.decode.values(), *TABLE.prefill.values()))
-    assert TABLE.rows["default"].n == 0 < TABLE.rows["llama/cuda"].n
+    assert TABLE.rows["default"].n == TABLE.rows["cpu"].n == 0
+    assert all(row.n > 0 for row in (*LLAMA.rows.values(), *VLLM.rows.values()))
 
 
 def test_an_unknown_api_has_the_default_row() -> None:
@@ -323,3 +330,12 @@ def test_an_unknown_api_has_the_default_row() -> None:
     cuda = Roofline(machine(device())).estimate([(DENSE, GPU)] * 32)
     assert speed is not None and cuda is not None
     assert speed.decode_tokens_per_s < cuda.decode_tokens_per_s
+    assert speed.high / speed.decode_tokens_per_s > 2 > cuda.high / cuda.decode_tokens_per_s
+    assert speed.basis.endswith("no runs of this engine on GPU0 to compare with")
+
+
+def test_an_engine_of_which_nothing_is_measured_says_so() -> None:
+    speed = AnyRoofline(machine(device())).estimate([(DENSE, GPU)] * 32)
+    assert speed is not None
+    assert speed.high / speed.low > 4
+    assert "no runs of this engine" in speed.basis

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from autofit.domain.machine import HOST_POOL, Device, Host, Machine
-from autofit.speed import LayerWork, Place, Roofline, Step
+from autofit.speed import LayerWork, Place, Step
+from autofit.speed import Roofline as AnyRoofline
 
 from autofit_llama.graph.devices import CUDA
 from autofit_llama.memory.estimate import Run, estimate, size
@@ -13,9 +16,11 @@ from autofit_llama.model.context import ContextParams
 from autofit_llama.model.resolve import caches, resolve_context
 from autofit_llama.planning.tables import Split, Tables, Target
 from autofit_llama.speed.costs import Block, blocks, cache_bytes, placed_work, weights_bytes
+from autofit_llama.speed.efficiencies import EFFICIENCIES
 from autofit_llama.speed.rates import speed_of, work_of
 from support.descriptors import names, spec
 
+Roofline = partial(AnyRoofline, engine=EFFICIENCIES)
 CARDS = tuple(
     Device(
         id=f"GPU{i}", index=i, name="a card", api="cuda", total_bytes=1 << 40, free_bytes=1 << 40, runtime_bytes=0,

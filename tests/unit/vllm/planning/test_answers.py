@@ -101,7 +101,7 @@ def test_the_cheapest_change_comes_first(tmp_path: Path) -> None:
     flags = ("-dp", "8", "--enable-expert-parallel", "--max-model-len", "200000", "--gpu-memory-utilization", "0.95")
     short = check(model, "8xh200", *flags)
     assert not short.fits
-    message = told(short)["nearest"]
+    message = told(short)["would-fit"]
     assert message.startswith("nearest: --max-num-batched-tokens 2048") and "keeps 200,000 tokens" in message
     change = message.removeprefix("nearest: ").split(" starts")[0].split()
     assert check(model, "8xh200", *flags, *change).fits
@@ -110,9 +110,9 @@ def test_the_cheapest_change_comes_first(tmp_path: Path) -> None:
 
 def test_a_shorter_context_is_the_last_resort() -> None:
     long = check(CONFIGS / "llama3-8b", "rtx-4090", "--max-model-len", "131072", "--kv-cache-dtype", "fp8")
-    assert "nearest: --max-model-len" in told(long)["nearest"]
+    assert "nearest: --max-model-len" in told(long)["would-fit"]
     few = check(CONFIGS / "qwen3-8b", "rtx-4090", "--max-model-len", "40960", "--max-num-seqs", "512")
-    assert "--max-num-seqs" in told(few)["nearest"] and "--max-model-len" not in told(few)["nearest"]
+    assert "--max-num-seqs" in told(few)["would-fit"] and "--max-model-len" not in told(few)["would-fit"]
 
 
 def test_offloading_comes_with_its_price_and_what_would_spare_it(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_offloading_comes_with_its_price_and_what_would_spare_it(tmp_path: Path)
     message = told(found)["offload-price"]
     assert "needs no offloading" in message and "2 GPUs like" in message
     assert "--cpu-offload-gb" not in plan(model, "a100-80gb", context="16k").argv
-    assert "--kv bf16 keeps" in told(found)["lossy-kv"]
+    assert "--kv bf16 keeps" in told(found)["lossy-cache"]
 
 
 def test_a_plan_that_is_too_slow_shows_no_rate() -> None:

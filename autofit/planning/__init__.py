@@ -1,0 +1,1 @@
+"""What every backend needs to plan: accounting of memory, choice of devices, decisions, findings. Pure."""

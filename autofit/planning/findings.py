@@ -1,0 +1,61 @@
+"""Codes of findings: stable, with one severity and one meaning each; one fact has one code, whatever the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from autofit.domain.memory import DeviceLimit, Memory, PoolUse
+from autofit.domain.plan import Code, Finding
+from autofit.domain.text import printable
+from autofit.domain.units import format_bytes
+
+COMMON: Mapping[str, Code] = {
+    "machine": Code("info", "what the sources of the machine's facts said"),
+    "unknown-memory": Code("warning", "free memory of a pool is unknown, so it is not checked"),
+    "settings-file": Code("info", "settings of a file are in force: which, and whose"),
+    "settings-not-trusted": Code("warning", "settings of a directory's file that count once the user trusts it"),
+    "does-not-fit": Code("error", "a pool lacks memory: which, and how much"),
+    "too-slow": Code("error", "a rate or a time to the first token that was asked for is not reached"),
+    "would-fit": Code("info", "the nearest value with which the plan would fit"),
+    "weights-in-ram": Code("info", "weights stay in main memory, which limits the decode rate"),
+    "lossy-cache": Code("info", "the KV cache is quantized and loses some precision"),
+    "context-beyond-training": Code("warning", "the context is longer than the model was trained for"),
+    "unknown-architecture": Code("warning", "the model's architecture is unknown: figures are upper bounds"),
+}
+
+
+def codes(own: Mapping[str, Code]) -> Mapping[str, Code]:
+    """The codes of a backend: the common ones and its own.
+
+    Raises:
+        ValueError: a code of its own is a common one.
+    """
+    taken = sorted(COMMON.keys() & own.keys())
+    if taken:
+        raise ValueError(f"common codes need no definition: {', '.join(taken)}")
+    return {**COMMON, **own}
+
+
+def tell(known: Mapping[str, Code], code: str, message: str) -> Finding:
+    """A finding with the severity of its code.
+
+    Raises:
+        KeyError: a code that is not defined.
+    """
+    return Finding(severity=known[code].severity, code=code, message=message)
+
+
+def does_not_fit(memory: Memory) -> Finding:
+    """The pool that lacks most, and how much to the byte."""
+    worst = max(memory.pools, key=lambda pool: pool.shortfall_bytes)
+    return tell(COMMON, "does-not-fit", f"does not fit: {_lacks(worst, worst.shortfall_bytes)}")
+
+
+def _lacks(pool: PoolUse, n_bytes: int) -> str:
+    """Pool and amount, in the words of the summary; a device's own limit where that is what is passed."""
+    amount = f"{format_bytes(n_bytes)} ({n_bytes} bytes) more"
+    tightest, name = pool.tightest, printable(pool.name, 40)
+    if isinstance(tightest, DeviceLimit):
+        device = f"{tightest.id} {printable(tightest.name, 40)}"
+        return f"{device} needs {amount} of the {format_bytes(tightest.limit_bytes)} that it may take of {name}"
+    return f"{pool.id} {name} needs {amount}"

@@ -1,0 +1,42 @@
+"""Codes of the findings that only plans of llama.cpp have."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from autofit.domain.plan import Code
+from autofit.planning.findings import codes, tell
+
+OWN = {
+    "runs-short": Code("warning", "the engine starts, and memory runs short when something has grown"),
+    "engine-fit-gave-up": Code("warning", "llama.cpp's own --fit gives up, and the command runs as it stands"),
+    "no-pipeline-parallelism": Code("info", "llama.cpp turns pipeline parallelism off, for which memory lacks"),
+    "bench-combinations": Code(
+        "info", "llama-bench runs several combinations; the one with the least memory left is shown"
+    ),
+    "bounded-compute": Code("info", "no graph for this architecture: compute buffers are an upper bound"),
+    "context-price": Code("info", "what the length of the context costs in decode rate"),
+    "device-left-out": Code("info", "a device that would not make the plan better is not used"),
+    "engine-fit": Code("info", "the engine's own --fit may change what is not pinned"),
+    "engine-version-newer": Code("info", "the engine is newer than what autofit knows"),
+    "engine-version-older": Code("info", "the engine is older, and its rules may have differed"),
+    "engine-version-uncertain": Code("info", "the engine's build number is unknown"),
+    "experimental-split": Code("info", "-sm tensor is experimental in llama.cpp"),
+    "inputs-one-micro-batch": Code("warning", "inputs longer than a micro-batch are rejected"),
+    "large-prompt-cache": Code("info", "memory runs short once the prompt cache reaches its limit"),
+    "micro-batch": Code("info", "a micro-batch that trades decode rate for prompt processing"),
+    "no-embeddings": Code("warning", "an embedding model whose embeddings are not turned on"),
+    "number-cut": Code("warning", "a number that llama.cpp reads only in part"),
+    "reads-from-disk": Code("warning", "memory-mapped weights do not fit in RAM and are read from disk"),
+    "settings-file-unsure": Code("warning", "a settings file that this version may or may not read"),
+    "slots-share-context": Code("info", "slots share one context, each held to the trained length"),
+    "split-length": Code("warning", "-ts has more or fewer numbers than there are devices"),
+    "unknown-flags": Code("warning", "flags that autofit does not know: passed through, their memory is not counted"),
+    "unlimited-prompt-cache": Code("warning", "the prompt cache has no limit and may fill main memory"),
+    "unread-settings": Code("warning", "settings that this program or version does not read"),
+    "unverified-device": Code("info", "the figures for this API are not verified on hardware"),
+    "unverified-overrides": Code(
+        "warning", "some -ot patterns abort under -sm tensor, and not all of them are detected"
+    ),
+}
+finding = partial(tell, codes(OWN))

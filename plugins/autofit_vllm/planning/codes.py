@@ -1,0 +1,34 @@
+"""Codes of the findings that only plans of vLLM have."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from autofit.domain.plan import Code
+from autofit.planning.findings import codes, tell
+
+OWN = {
+    "kv-capacity": Code("info", "how many sequences the KV cache holds"),
+    "nodes": Code("info", "the plan needs several nodes"),
+    "offload-price": Code("warning", "what offloaded weights cost in decode rate"),
+    "idle-gpus": Code("info", "GPUs that the plan does not use"),
+    "blackwell-graphs": Code("warning", "CUDA graphs of large expert models may take tens of GiB on this GPU"),
+    "draft-unknown": Code("warning", "the draft model's architecture is unknown"),
+    "float32": Code("warning", "the model runs in float32 on this GPU"),
+    "gpus-needed": Code("info", "how many such GPUs would hold it"),
+    "images-kept": Code("info", "encoders of images and sound take memory"),
+    "kv-cache-too-small": Code("error", "vLLM refuses to start: the KV cache does not hold one request"),
+    "kv-memory-given": Code("info", "--kv-cache-memory-bytes replaces the measurement"),
+    "main-memory-needed": Code("info", "main memory could hold what is missing, if more of it were free"),
+    "margin-too-large": Code("info", "it would fit without the margin"),
+    "mixed-gpus": Code("warning", "GPUs differ, and the smallest governs"),
+    "model-note": Code("info", "what is special about how vLLM builds this model"),
+    "not-enough-free": Code("error", "vLLM refuses to start: less is free than --gpu-memory-utilization asks for"),
+    "old-gpu": Code("warning", "the published wheel has no kernels for this GPU"),
+    "omni": Code("warning", "only a part of the model runs in vLLM"),
+    "one-memory": Code("warning", "GPU and CPU share one memory: offloading frees none"),
+    "small-shm": Code("warning", "shared memory is too small for the workers"),
+    "too-many-sequences": Code("error", "more sequences than cache blocks, which full CUDA graphs need"),
+    "two-offloads": Code("warning", "two kinds of weight offload are set, and one wins"),
+}
+finding = partial(tell, codes(OWN))
