@@ -91,7 +91,7 @@ def _build(cls: Any, data: object, where: str) -> Any:
 
             raise HardwareError(f"{where}: no key {printable(str(key), 60)!r}", hint=close_names(str(key), known))
         values[key] = _convert(_HINTS[cls][key], value, f"{where}: {key}")
-        if key.endswith("_per_s") and value == 0:
+        if (key.endswith("_per_s") or key.startswith(("n_cores", "n_numa", "n_sm"))) and value == 0:
             raise HardwareError(f"{where}: {key}: must be above 0", hint="null says that it is unknown")
     for key, field in known.items():
         if key not in values and field.default is MISSING and field.default_factory is MISSING:

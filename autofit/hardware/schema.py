@@ -29,6 +29,7 @@ class Key:
     low: float = 0
     high: float = 1 << 60
     words: tuple[str, ...] = ()
+    items: str = ""  #: of a list: `texts` or `numbers`
 
 
 def _bytes(about: str, low: float = 1 << 20, high: float = 1 << 50) -> Key:
@@ -62,11 +63,11 @@ DEVICE: dict[str, Key] = {
     "link_bytes_per_s": _rate("to the host, one direction"),
     "nvlink_bytes_per_s": _rate("to its peers, one direction, all links together"),
     "uuid": Key(str, "as the driver writes it"),
-    "pci_ids": Key(list, "vendor:device on the bus, where the driver gives no name"),
+    "pci_ids": Key(list, "vendor:device on the bus, where the driver gives no name", items="texts"),
 }
 HOST: dict[str, Key] = {
     "total_bytes": _bytes("main memory"),
-    "sizes_gib": Key(list, "the sizes it is sold with, where `total_bytes` is not given"),
+    "sizes_gib": Key(list, "the sizes it is sold with, where `total_bytes` is not given", items="numbers"),
     "memory_type": DEVICE["memory_type"],
     "bus_width_bits": DEVICE["bus_width_bits"],
     "memory_rate_bits_per_s": DEVICE["memory_rate_bits_per_s"],
@@ -81,10 +82,10 @@ HOST: dict[str, Key] = {
 LINK: dict[str, Key] = {
     "kind": Key(str, "NVLink 3, Infinity Fabric"),
     "bytes_per_s": _rate("between two devices, one direction"),
-    "devices": Key(list, "indices of the devices it joins pairwise; all when not given"),
+    "devices": Key(list, "indices of the devices it joins pairwise; all when not given", items="numbers"),
 }
 SOURCE: dict[str, Key] = {
-    "figures": Key(list, "the keys this vouches for; `host.x` for a key of the host"),
+    "figures": Key(list, "the keys this vouches for; `host.x` for a key of the host", items="texts"),
     "basis": Key(str, "", words=get_args(Basis)),
     "name": Key(str, "the document, or how it was measured"),
     "url": Key(str, "where the document is"),
@@ -104,7 +105,7 @@ BENCH_ROW: dict[str, Key] = {
 TOP: dict[str, Key] = {
     "schema": Key(int, "", SCHEMA, SCHEMA),
     "kind": Key(str, "", words=KINDS),
-    "aliases": Key(list, "other names it answers to"),
+    "aliases": Key(list, "other names it answers to", items="texts"),
     "summary": Key(str, "one line"),
     "source": Key(list, "where the figures come from"),
 }
@@ -131,7 +132,7 @@ def check(table: Mapping[str, Any], name: str, text: str = "") -> None:
     kind = table.get("kind")
     if kind not in KINDS:
         report.fail("kind", f"must be one of {', '.join(KINDS)}")
-    report.table(table, GPU if kind == "gpu" else MACHINE, required=("name",))
+    report.table(table, GPU if kind == "gpu" else MACHINE, required=("name", "api") if kind == "gpu" else ("name",))
     for row in report.rows(table, "source"):
         report.table(row, SOURCE, within="source", required=("figures", "basis", "name"))
     if kind == "gpu":
@@ -206,6 +207,11 @@ def _problem(value: object, key: Key) -> str | None:
             dict: "a table",
         }
         return f"must be {kinds[key.type]}, is {printable(repr(value), 40)}"
+    wanted = {"texts": str, "numbers": int}.get(key.items)
+    if isinstance(value, list) and wanted and any(type(item) is not wanted for item in value):
+        return f"must be a list of {'texts' if wanted is str else 'whole numbers'}"
+    if isinstance(value, list) and any(type(item) is int and not 0 <= item < 1 << 32 for item in value):
+        return "a number in it is out of range"
     if isinstance(value, str):
         if key.words and value not in key.words:
             return f"must be one of {', '.join(key.words)}, is {printable(repr(value), 40)}"

@@ -12,7 +12,7 @@ TARGETS = {
         Target("vllm-config", vllm.make, vllm.run, 40),
         Target("command-lines", text.make_command, text.run_command, 60),
         Target("options", text.make_options, text.run_options, 400),
-        Target("profiles", text.make_toml, text.run_toml, 100),
+        Target("profiles", text.make_toml, text.run_toml, 60),
         Target("recordings", text.make_recording, text.run_recording, 30),
         Target("yaml", text.make_yaml, text.run_yaml, 400),
         Target("json", text.make_json, text.run_json, 300),

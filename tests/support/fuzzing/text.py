@@ -9,10 +9,10 @@ from typing import Any
 
 import autofit
 from autofit.errors import UsageError
-from autofit.hardware import machine_from_dict, machine_to_dict, schema
+from autofit.hardware import machine_from_dict, machine_to_dict
 from autofit.hardware.record import machine_from_json
 from autofit.hardware.report import describe
-from autofit.profiles import data_dir, parse_toml
+from autofit.profiles import data_dir
 from autofit.readers.documents import parse_json
 from autofit.settings import layers
 from autofit.settings.options import OPTIONS
@@ -22,6 +22,7 @@ from autofit.text import shell
 from autofit_vllm.command.yaml import parse_yaml
 from support import TINY
 from support.fuzzing.gguf import sound
+from support.fuzzing.headers import folder
 from support.fuzzing.values import DIGITS, TEXTS, mutate_tree, wild
 
 LLAMA_FLAGS = (
@@ -114,7 +115,7 @@ WORDS = (
     "x" * 5000,
     "a=int:9" + "9" * 300,
 )
-TOML_VALUES = ("[]", "{}", "-1", "0", "inf", "nan", "true", "1979-05-27", '""')
+TOML_VALUES = ("[true]", '["x"]', "[1, 2]", "[[1]]", "[]", "{}", "-1", "0", "inf", "nan", "true", "1979-05-27", '""')
 YAML_LINES = ("a: {b: [c", "&a *b", "!!python/object:x", "? x")
 JSON_PARTS = ('"', "{", "[" * 3000, "]", ",", "\\u0000", "9" * 5000, "NaN", "\\ud800", "\x00")
 CONFIG = {
@@ -187,8 +188,8 @@ def make_toml(rng: random.Random) -> Any:
     for _ in range(rng.randrange(1, 6)):
         at = rng.randrange(len(lines))
         key, equals, _ = lines[at].partition("=")
-        change = rng.randrange(4)
-        if change == 0 and equals:
+        change = rng.randrange(5)
+        if change in (0, 4) and equals:
             lines[at] = f"{key}= {rng.choice((*DIGITS, *TOML_VALUES))}"
         elif change == 1:
             lines.insert(at, rng.choice(lines))
@@ -200,7 +201,11 @@ def make_toml(rng: random.Random) -> Any:
 
 
 def run_toml(given: Any) -> None:
-    schema.check(parse_toml(given, "x.toml"), "x.toml", given)
+    path = folder() / "x.toml"
+    path.write_text(given, "utf-8", errors="surrogatepass")
+    found = autofit.load_machine(str(path), ram="64GiB")
+    assert describe(found).replace("\n", "").isprintable(), "a control character"
+    sound(autofit.plan("llama", tiny(), found, settings=None))
 
 
 def make_recording(rng: random.Random) -> Any:
