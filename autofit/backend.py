@@ -69,6 +69,13 @@ class Backend(ABC):
         """Paths of files, whether they exist or not, that this engine takes settings from beside its command line."""
         return ()
 
+    def beside(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Of the files of a model's folder, those that the engine could load with it: role -> name.
+
+        They come to `plan` in `Request.beside`, read, to be offered; they are not part of the plan.
+        """
+        return {}
+
     @abstractmethod
     def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
         """The best plan that keeps every flag of `command` exactly and fits.

@@ -6,12 +6,14 @@ import errno
 import os
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autofit.errors import ModelError, PluginError, UsageError
+from autofit.errors import AutofitError, ModelError, PluginError, UsageError
 from autofit.files import read_bounded
 from autofit.host import blamed, host
 from autofit.host import resolve as resolve_ref
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from autofit.hookspecs import ModelReaderRef
     from autofit.settings.keywords import CheckOptions, PlanOptions
 
+MAX_NEIGHBORS = 1000  #: files of a model's folder that are looked at
 MAX_SETTINGS_BYTES = 1 << 20
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 _HIDES = ("_VISIBLE_DEVICES", "_DEVICE_ORDER")  #: ends of variables that choose devices, or number them
@@ -248,6 +251,8 @@ def plan_of(
         written = written_as(reference, found)
         # an example without a file keeps its reference, which a check reads again
         request = replace(request, model_reference=written if os.path.exists(written) else reference)  # noqa: PTH110
+    if reference is not None:
+        request = replace(request, beside=_beside(backend, found, command.companions))
     found = _with_companions(found, command.companions)
     _check_format(backend, found)
     machine = machine_of(options, _variables(settings)) if machine is None else machine
@@ -434,6 +439,23 @@ def _with_companions(model: ModelSpec, named: Mapping[str, str]) -> ModelSpec:
         return model
     extra = {role: _read(_locate(path)) for role, path in missing.items()}
     return replace(model, companions={**model.companions, **extra})
+
+
+def _beside(backend: Backend, model: ModelSpec, named: Mapping[str, str]) -> dict[str, ModelSpec]:
+    """The models of the same folder that the engine could load too, but for roles that the command names."""
+    path = model.files[0].path if model.files else ""
+    if not os.path.isfile(path):  # noqa: PTH113 - a path of any text; an example has no file
+        return {}
+    folder = os.path.dirname(path)  # noqa: PTH120
+    own = {os.path.basename(file.path) for file in model.files}  # noqa: PTH119
+    found = {}
+    with suppress(OSError), os.scandir(folder or ".") as entries:
+        names = sorted(entry.name for entry in islice(entries, MAX_NEIGHBORS) if entry.name not in own)
+        for role, name in backend.beside(names).items():
+            if role not in named:
+                with suppress(AutofitError):
+                    found[role] = _read(_locate(os.path.join(folder, name)))  # noqa: PTH118
+    return found
 
 
 def _reviewed(plan: Plan, model: ModelSpec, machine: Machine) -> Plan:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from autofit.domain.plan import Origin
 from autofit.domain.units import round_up
 from autofit.domain.values import dataclass, field
+
+if TYPE_CHECKING:
+    from autofit.domain.model import ModelSpec
 
 Prefer = Literal["speed", "context", "quality", "throughput"]
 Fill = Literal["mean", "full"]
@@ -60,6 +63,7 @@ class Request:
     explain: bool = True  #: say of settings what the next better value lacks, which takes an estimate of its own
     #: figures of the engine's own log that replace the backend's, by name (`Backend.measurements`)
     measured: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, ModelSpec] = field(default_factory=dict)  #: models of the same folder, by `Backend.beside`
     model_reference: str | None = None  #: what to write for the model in the command
     origins: Mapping[str, Origin] = field(default_factory=dict)
 

@@ -75,6 +75,11 @@ class LlamaBackend(Backend):
 
         return paths(environ)
 
+    def beside(self, names: Sequence[str]) -> Mapping[str, str]:
+        from autofit_llama.command.model_files import beside
+
+        return beside(names)
+
     def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
         from autofit_llama.planning.decide import plan
 

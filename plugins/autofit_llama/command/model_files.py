@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 from autofit.domain.model import ModelSpec
@@ -46,3 +46,17 @@ def _remote(repository: str | None = None, url: str | None = None, docker: str |
     if repository is not None:
         return f"hf:{repository}"
     return url if url is not None or docker is None else f"docker:{docker}"
+
+
+def beside(names: Sequence[str]) -> Mapping[str, str]:
+    """Of the files in a model's folder, the projector and the draft model by the names that publishers give them.
+
+    Of several projectors the one in f16 is taken, as it is what most repositories recommend.
+    """
+    found = {}
+    for role in ("mmproj", "draft"):
+        fitting = [name for name in names if name.lower().endswith(".gguf") and role in name.lower()]
+        half = [name for name in fitting if "f16" in name.lower() and "bf16" not in name.lower()]
+        if fitting:
+            found[role] = (half or fitting)[0]
+    return found

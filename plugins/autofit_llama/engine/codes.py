@@ -16,6 +16,8 @@ OWN = {
     ),
     "bounded-compute": Code("info", "no graph for this architecture: compute buffers are an upper bound"),
     "context-price": Code("info", "what the length of the context costs in decode rate"),
+    "draft-head": Code("info", "the model's own draft head (MTP) would make decoding faster"),
+    "file-beside": Code("info", "a file of the model's folder that the engine could load with it"),
     "device-left-out": Code("info", "a device that would not make the plan better is not used"),
     "engine-fit": Code("info", "the engine's own --fit may change what is not pinned"),
     "engine-version-newer": Code("info", "the engine is newer than what autofit knows"),

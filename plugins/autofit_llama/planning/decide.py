@@ -64,6 +64,10 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
     argv = _argv(task, explained)
     findings = [*task.pins.findings, *findings_of(task.pins.reading, run, final, fit=bool(settings.fit))]
     findings += [*nearest, *prices(task, goals, answer, final)]
+    if task.request.beside or task.sized.hparams.n_layer_nextn:
+        from autofit_llama.planning.beside import offers  # most models come alone
+
+        findings += offers(task, settings, final)
     kwargs: Mapping[str, object] = {}
     why_not: str | None = None
     if task.request.explain:  # a search of its own

@@ -47,7 +47,7 @@ def speed_of(
             n_filled=filled,
             n_sequences=min(n_sequences, context.n_seq_max),
             n_ubatch=n_ubatch or context.n_ubatch,
-            draft=_draft(run, n_draft),
+            draft=_draft(layout, run, n_draft),
             unmeasured="no runs with -sm tensor to compare with" if run.arguments.sliced else "",
         )
 
@@ -63,8 +63,8 @@ def speed_of(
     )
 
 
-def work_of(layout: Layout, run: Run) -> list[tuple[LayerWork, Place]]:
-    """The blocks of a laid-out model with their places."""
+def work_of(layout: Layout, run: Run, *, draft_head: bool = False) -> list[tuple[LayerWork, Place]]:
+    """The layers of a laid-out model with their places: all that a step computes, or those of its draft head."""
     names = [device.id for device in run.devices]
     plan, placement = layout.weight_plan, layout.placement
 
@@ -76,7 +76,8 @@ def work_of(layout: Layout, run: Run) -> list[tuple[LayerWork, Place]]:
         home = plan.copies.get((weight.name, weight.slot)) if weight.duplicate else plan.homes.get(weight.name)
         return names[home] if home is not None and home >= 0 else HOST_POOL
 
-    work = placed_work(_blocks(layout), layer_of, home_of, cache_on_host=not layout.context.offload_kqv)
+    found = _blocks(layout, draft_head=draft_head)
+    work = placed_work(found, layer_of, home_of, cache_on_host=not layout.context.offload_kqv)
     return _sliced(work, layout, run) if run.arguments.sliced and len(names) > 1 else work
 
 
@@ -111,13 +112,19 @@ def _shares(layout: Layout, run: Run) -> tuple[tuple[float, ...], tuple[float, .
     return blocks, output
 
 
-def _blocks(layout: Layout) -> tuple[Block, ...]:
-    return blocks(layout.hparams, layout.context, layout.weights, layout.caches)
+def _blocks(layout: Layout, *, draft_head: bool) -> tuple[Block, ...]:
+    """A draft head (nextn layers) runs in a context of its own, with the output layer behind it."""
+    hp = layout.hparams
+    found = blocks(hp, layout.context, layout.weights, layout.caches)
+    others = range(hp.n_layer) if draft_head else range(hp.n_layer, hp.n_layer_all)
+    return tuple(block for block in found if block.slot not in others)
 
 
-def _draft(run: Run, n_draft: int) -> Draft | None:
-    if n_draft < 1 or not run.drafts:
+def _draft(layout: Layout, run: Run, n_draft: int) -> Draft | None:
+    if n_draft < 1 or not (run.drafts or run.mtp):
         return None
+    if run.mtp is not None:
+        return Draft(layers=tuple(work_of(layout, run, draft_head=True)), n_tokens=n_draft)
     companion: Companion = run.drafts[0]
     layout = lay_out(companion.sized, device_rules(companion.devices), companion.arguments)
     own = replace(run, sized=companion.sized, devices=companion.devices, arguments=companion.arguments)

@@ -37,9 +37,9 @@ def machine(*cards: Device, ram_gib: float | None = 256) -> Machine:
     return Machine(host=host, devices=cards)
 
 
-def plan(on: Machine, *argv: str, model: str = DENSE, **wishes: object) -> Plan:
+def plan(on: Machine, *argv: str, model: str = DENSE, part: str = "models", **wishes: object) -> Plan:
     request = Request(engine_args=argv, alternatives=False, **wishes)  # type: ignore[arg-type]
-    return BACKEND.plan(BACKEND.command(request), spec("models", model), on, request)
+    return BACKEND.plan(BACKEND.command(request), spec(part, model), on, request)
 
 
 def value(found: Plan, flag: str) -> str | None:
