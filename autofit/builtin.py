@@ -35,8 +35,10 @@ def autofit_register_renderers() -> Iterable[RendererRef]:
     return (
         RendererRef("shell", "one ready command line of a POSIX shell", "autofit.render.shell:render", "false"),
         RendererRef("eval", "the same, all in quotes, for eval", "autofit.render.shell:render_eval", "false"),
-        RendererRef("nul", "words that end in a zero byte, for xargs -0", "autofit.render.shell:render_nul", "false\0"),
-        RendererRef("lines", "one word a line", "autofit.render.shell:render_lines", "false"),
+        RendererRef(
+            "nul", "arguments that end in a NUL byte, for xargs -0", "autofit.render.shell:render_nul", "false\0"
+        ),
+        RendererRef("lines", "one argument per line", "autofit.render.shell:render_lines", "false"),
         RendererRef("fish", "one command line of fish", "autofit.render.shell:render_fish", "false"),
         RendererRef(
             "powershell",

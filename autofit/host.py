@@ -311,7 +311,7 @@ def _all_of(kind: type[Any], offered: Iterable[Any], hook: str) -> list[Any]:
         PluginError: one is of another kind, or a reference without words.
     """
     if isinstance(offered, str):
-        raise PluginError(f"{hook} must return a list of {kind.__name__}, not one text")
+        raise PluginError(f"{hook} must return a list of {kind.__name__}, not a string")
     items = list(offered)
     for item in items:
         if not isinstance(item, kind):

@@ -2,7 +2,7 @@
 
     python bench/checkpoints.py deepseek-v3 DIRECTORY
 
-`deepseek-v3` writes 163 files with the 91,991 names of the block-quantised original, `llama3-8b` four with 291.
+`deepseek-v3` writes 163 files with the 91,991 names of the block-quantized original, `llama3-8b` four with 291.
 """
 
 from __future__ import annotations
@@ -103,21 +103,21 @@ def _attention(block: str, config: Mapping[str, Any]) -> Iterator[Tensor]:
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     q_rank, kv_rank = config["q_lora_rank"], config["kv_lora_rank"]
     nope, rope, value = (config[key] for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
-    yield from _quantised(f"{block}.q_a_proj", (q_rank, hidden))
-    yield from _quantised(f"{block}.q_b_proj", (heads * (nope + rope), q_rank))
-    yield from _quantised(f"{block}.kv_a_proj_with_mqa", (kv_rank + rope, hidden))
-    yield from _quantised(f"{block}.kv_b_proj", (heads * (nope + value), kv_rank))
-    yield from _quantised(f"{block}.o_proj", (hidden, heads * value))
+    yield from _quantized(f"{block}.q_a_proj", (q_rank, hidden))
+    yield from _quantized(f"{block}.q_b_proj", (heads * (nope + rope), q_rank))
+    yield from _quantized(f"{block}.kv_a_proj_with_mqa", (kv_rank + rope, hidden))
+    yield from _quantized(f"{block}.kv_b_proj", (heads * (nope + value), kv_rank))
+    yield from _quantized(f"{block}.o_proj", (hidden, heads * value))
     yield f"{block}.q_a_layernorm.weight", "BF16", (q_rank,)
     yield f"{block}.kv_a_layernorm.weight", "BF16", (kv_rank,)
 
 
 def _feed_forward(block: str, hidden: int, width: int) -> Iterator[Tensor]:
     for part, shape in (("gate", (width, hidden)), ("up", (width, hidden)), ("down", (hidden, width))):
-        yield from _quantised(f"{block}.{part}_proj", shape)
+        yield from _quantized(f"{block}.{part}_proj", shape)
 
 
-def _quantised(name: str, shape: tuple[int, int]) -> Iterator[Tensor]:
+def _quantized(name: str, shape: tuple[int, int]) -> Iterator[Tensor]:
     yield f"{name}.weight", "F8_E4M3", shape
     yield f"{name}.weight_scale_inv", "F32", (-(-shape[0] // 128), -(-shape[1] // 128))
 

@@ -34,11 +34,11 @@ def check_words(command: str, words: tuple[str, ...]) -> None:
     first = words[0]
     if first in _LAUNCHERS or first.startswith("-"):
         raise UsageError(
-            f"{command}: {printable(first, 60)} is no engine's program",
+            f"{command}: {printable(first, 60)} is not a program of any engine",
             hint="give the engine's command alone; variables may stand before it: NAME=value llama-server ...",
         )
     if len(words) == 1 and " " in first and not os.path.exists(first):  # noqa: PTH110 - a word, maybe no path
-        raise UsageError(f"{command}: a whole command in one word", hint="leave out the quotes around it")
+        raise UsageError(f"{command}: a whole command in one argument", hint="leave out the quotes around it")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -72,11 +72,13 @@ def write_product(product: str) -> None:
     """
     end = "" if product.endswith("\0") else "\n"
     if sys.stdout.isatty() and not all(c.isprintable() or c in "\n\0" or c >= "\udca0" for c in product):
-        raise UsageError("the words hold control characters, and stdout is a terminal", hint="write them into a pipe")
+        raise UsageError(
+            "the command holds control characters, and stdout is a terminal", hint="write them into a pipe"
+        )
     try:
         data = (product + end).encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:  # half of a character, in a format of a plugin
-        raise UsageError(f"the format holds what is no text, at character {error.start}") from None
+        raise UsageError(f"the output is not text at character {error.start}") from None
     binary = getattr(sys.stdout, "buffer", None)
     if binary is None:  # a stream that somebody put there
         print(product, end=end)

@@ -16,9 +16,9 @@ from autofit.text import shell
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "directory", nargs="?", metavar="DIR", help="whose autofit.toml; without it, list what is trusted"
+        "directory", nargs="?", metavar="DIR", help="directory of the autofit.toml; without it, list trusted files"
     )
-    parser.add_argument("--remove", action="store_true", help="trust it no longer")
+    parser.add_argument("--remove", action="store_true", help="stop trusting it")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -88,7 +88,7 @@ class Host:
     shm_bytes: int | None = None
     memlock_bytes: int | None = None  #: `None` is unlimited or unknown
     hugepages_bytes: int | None = None
-    has_repack: bool | None = None  #: AVX2 or NEON: llama.cpp's CPU builds re-lay quantised weights
+    has_repack: bool | None = None  #: AVX2 or NEON: llama.cpp's CPU builds re-lay quantized weights
     notes: tuple[str, ...] = ()
 
 

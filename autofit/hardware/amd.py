@@ -45,7 +45,7 @@ def find(system: System, host: Host) -> Facts:
         node = nodes.get(card.pci)
         device, sources = _device(system, host, card, node, position)
         if device is None:
-            findings.append(f"AMD device {card.pci} ({card.pci_id}): its driver gives no memory figures")
+            findings.append(f"AMD device {card.pci} ({card.pci_id}): its driver reports no memory figures")
             continue
         found.append((node.order if node else 1000 + position, device, sources))
     if not found and system.exists("/dev/kfd"):
@@ -98,7 +98,7 @@ def _device(
             device = replace(device, pool=HOST_POOL, total_bytes=gtt, free_bytes=free)
             notes.append(f"unified memory: the pool is main memory, up to {format_bytes(gtt)} (GTT)")
             if vram > 1 << 30:
-                notes.append(f"the carve-out ({format_bytes(vram)}) lies idle: make it small, or more than GTT")
+                notes.append(f"the carve-out ({format_bytes(vram)}) is unused: make it smaller, or larger than GTT")
             sources = {
                 f"{id}.total_bytes": "measured: sysfs, mem_info_gtt",
                 f"{id}.free_bytes": "derived: GTT and main memory",

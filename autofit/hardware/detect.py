@@ -185,7 +185,7 @@ def _unexplained(system: System, seen: frozenset[str]) -> Iterable[str]:
         vendor = system.number(f"{base}/vendor") or 0
         if vendor in GPU_VENDORS:
             driver = system.link(f"{base}/driver")
-            state = f"its driver {printable(driver)} gives no figures" if driver else "no driver is bound to it"
+            state = f"its driver {printable(driver)} reports no figures" if driver else "no driver is bound to it"
             number = f"{vendor:04x}:{system.number(f'{base}/device') or 0:04x}"
             yield f"{GPU_VENDORS[vendor]} device {printable(pci)} ({number}) is on the bus, but {state}"
     if any(name.startswith("davinci") and name[7:].isdecimal() for name in system.names("/dev")):

@@ -160,7 +160,7 @@ def _cpu_name(system: System) -> str | None:
 
 
 def _has_repack(system: System) -> bool | None:
-    """AVX2 or NEON, which llama.cpp's CPU builds need to re-lay quantised weights (ggml-cpu/repack.cpp)."""
+    """AVX2 or NEON, which llama.cpp's CPU builds need to re-lay quantized weights (ggml-cpu/repack.cpp)."""
     match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", system.text("/proc/cpuinfo") or "", re.MULTILINE)
     if match is None:
         return None

@@ -61,7 +61,7 @@ def load_machine(
     memory = Ram(total_bytes=ram) if isinstance(ram, int) else parse_ram(ram) if isinstance(ram, str) else ram
     if memory is not None and memory.total_bytes <= 0:
         raise UnknownHardwareError(
-            f"main memory of {memory.total_bytes} bytes makes no sense", hint="write --ram 64GiB"
+            f"main memory of {memory.total_bytes} bytes is out of range", hint="write --ram 64GiB"
         )
     dirs = tuple(profile_dirs)
     each = [name for text in wanted for name in _each(text, dirs)]

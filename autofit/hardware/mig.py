@@ -97,7 +97,7 @@ def _cut(card: Profile, n_compute: int, gb: int, n_memory: int) -> Profile:
             {
                 "figures": ["memory_total_bytes", "bandwidth_bytes_per_s", "n_sm", "fp16_flops_per_s"],
                 "basis": "derived",
-                "name": f"{n_memory} of {parts} slices of memory and {n_sm} multiprocessors of {card.id}",
+                "name": f"{n_memory} of {parts} memory slices and {n_sm} multiprocessors of {card.id}",
             },
             *table["source"],
         ],

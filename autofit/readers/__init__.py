@@ -36,7 +36,7 @@ def read_model(model: ModelFiles | str | os.PathLike[str] | Sequence[str]) -> Mo
     else:
         paths = [os.fspath(path) for path in model]
     if not paths:
-        raise UsageError("no model file is named")
+        raise UsageError("no model file was given")
     if len(paths) > 1:
         _check_shards(paths)
     return _read_directory(Path(paths[0])) if _is_directory(paths[0]) else _read_file(paths[0])

@@ -34,7 +34,7 @@ def read_description(path: str | Path) -> ModelSpec:
     try:
         return _to_spec(description, Path(path).name.removesuffix(".json.gz") + ".gguf")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise CorruptModelError(printable(path), "no description of a model") from error
+        raise CorruptModelError(printable(path), "not a model description") from error
 
 
 def _to_spec(description: dict[str, Any], name: str) -> ModelSpec:

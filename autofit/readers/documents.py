@@ -22,7 +22,7 @@ def parse_json(raw: bytes, path: str, offset_bytes: int = 0) -> Any:
         return CorruptModelError(printable(path), cause, offset_bytes=offset_bytes + at)
 
     if raw.count(b",") > MAX_ITEMS:
-        raise fail(f"a JSON document of more than {MAX_ITEMS} items is absurd")
+        raise fail(f"the JSON document has more than {MAX_ITEMS} items; no model file has that many")
     try:
         return json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -33,4 +33,4 @@ def parse_json(raw: bytes, path: str, offset_bytes: int = 0) -> Any:
     except RecursionError as error:
         raise fail("JSON nested too deeply") from error
     except ValueError as error:  # an integer of thousands of digits
-        raise fail("a JSON number of absurd length") from error
+        raise fail("a JSON number has too many digits") from error

@@ -103,7 +103,7 @@ def read_small(path: str, limit: int) -> bytes:
     """
     with open_file(path) as file:
         if file.size_bytes > limit:
-            raise ModelError(f"{printable(path)}: {file.size_bytes} bytes are absurd for this file (limit {limit})")
+            raise ModelError(f"{printable(path)}: the file has {file.size_bytes} bytes; at most {limit} are accepted")
         return file.read(0, limit)
 
 
@@ -124,5 +124,5 @@ def foreign(start: bytes) -> str | None:
     if start.startswith((b"<!", b"<html", b"<HTML", b"<?xml")):
         return "this is a web page, not the model: download the file itself"
     if start.startswith((b"PK", b"\x80\x02")):
-        return "pickled weights are not read: convert them to safetensors or GGUF"
+        return "pickled weights are not supported: convert them to safetensors or GGUF"
     return None

@@ -206,7 +206,7 @@ class _Parser:
     def short(self, what: str, need: int, at: int) -> CorruptModelError:
         """The error for something that would reach beyond the header."""
         if self.limit < self.file_bytes:
-            return self.fail(f"{what} would end beyond {self.limit} bytes: an absurd header", at)
+            return self.fail(f"{what} would end beyond {self.limit} bytes, the limit of a header", at)
         left = self.file_bytes - self.pos
         return self.fail(
             f"{what} needs {need} bytes, {left} are left in the file",
@@ -240,7 +240,7 @@ class _Parser:
         if length > self.limit - self.pos:
             raise self.short(what, length, start)
         if length > limit:
-            raise self.fail(f"{what} of {length} bytes is absurd (limit {limit})", start)
+            raise self.fail(f"{what} has {length} bytes; at most {limit} are accepted", start)
         at = self.window(length)
         self.pos += length
         return self.data[at : at + length].decode("utf-8", "backslashreplace")
@@ -270,9 +270,9 @@ class _Parser:
         n_tensors, n_keys = self.take(self.layout.counts, "the counts")
         left = self.limit - self.pos
         if n_tensors > min(MAX_TENSORS, left // MIN_TENSOR_BYTES):
-            raise self.fail(f"{n_tensors} tensors are absurd: the header has at most {left} more bytes", at)
+            raise self.fail(f"the header declares {n_tensors} tensors, but has at most {left} more bytes", at)
         if n_keys > min(MAX_KEYS, left // MIN_KEY_BYTES):
-            raise self.fail(f"{n_keys} metadata keys are absurd: the header has at most {left} more bytes", at + 8)
+            raise self.fail(f"the header declares {n_keys} metadata keys, but has at most {left} more bytes", at + 8)
         return n_tensors, n_keys
 
     def metadata(self, n_keys: int) -> dict[str, object]:
@@ -357,7 +357,7 @@ class _Parser:
     def alignment(self, metadata: Mapping[str, object]) -> int:
         value = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
         if type(value) is not int or value <= 0 or value & (value - 1) or value >> 32:
-            raise self.fail(f"{ALIGNMENT_KEY} is {printable(str(value), 40)}, which is no power of two", self.pos)
+            raise self.fail(f"{ALIGNMENT_KEY} is {printable(str(value), 40)}, which is not a power of two", self.pos)
         return value
 
     def tensor_table(self, n_tensors: int) -> list[_Entry]:
@@ -402,7 +402,7 @@ class _Parser:
         return self.fail(
             f"tensor {printable(name)} has the type {removed}, which engines no longer read",
             at,
-            "quantise the model again",
+            "quantize the model again",
         )
 
     def place(self, entries: Sequence[_Entry], alignment: int, file_index: int) -> list[TensorInfo]:

@@ -89,7 +89,7 @@ def parse_header(data: bytes, path: str, file_bytes: int, file_index: int = 0) -
         raise fail("not safetensors: no JSON object starts here", 8, foreign(data[:64]))
     n_bytes = int.from_bytes(data[:8], "little")
     if n_bytes > MAX_HEADER_BYTES:
-        raise fail(f"a header of {n_bytes} bytes is absurd (limit {MAX_HEADER_BYTES})", 0)
+        raise fail(f"the header has {n_bytes} bytes; at most {MAX_HEADER_BYTES} are accepted", 0)
     start = 8 + n_bytes
     if start > file_bytes:
         cause = f"a header of {n_bytes} bytes, but {file_bytes - 8} are left in the file"
@@ -97,12 +97,12 @@ def parse_header(data: bytes, path: str, file_bytes: int, file_index: int = 0) -
     raw = data[8:start]
     entries = parse_json(raw, path, 8)
     if not isinstance(entries, dict):
-        raise fail("the header is no JSON object", 8)
+        raise fail("the header is not a JSON object", 8)
     if raw.count(b'"data_offsets"') > len(entries):  # JSON lets a name come twice; the parser keeps the last
         _refuse_duplicates(raw, path)
     notes = entries.pop("__metadata__", None)
     if len(entries) > MAX_TENSORS:
-        raise fail(f"{len(entries)} tensors are absurd (limit {MAX_TENSORS})", 8)
+        raise fail(f"the header declares {len(entries)} tensors; at most {MAX_TENSORS} are accepted", 8)
     tensors = _tensors(entries, path, start, file_index)
     _check_tiling(tensors, path, start, file_bytes)
     return Header(tensors, notes if isinstance(notes, dict) else {})
@@ -156,7 +156,7 @@ def _shown(value: object) -> str:
     try:
         return printable(str(value), 60)
     except (ValueError, RecursionError):  # an integer of thousands of digits
-        return "something absurd"
+        return "too large to show"
 
 
 def _check_tiling(tensors: Sequence[TensorInfo], path: str, start: int, file_bytes: int) -> None:
@@ -228,7 +228,7 @@ def _read_index(path: Path) -> ModelSpec:
         # a name, not a path: an index must not lead elsewhere
         if not name.endswith(".safetensors") or Path(name).name != name or {"\0", "\\"} & {*name}:
             raise CorruptModelError(
-                printable(str(path)), f"the weight_map names no file beside it: {printable(name, 80)}"
+                printable(str(path)), f"the weight_map names a file outside this directory: {printable(name, 80)}"
             )
     return _read_files([path.with_name(name) for name in names], weight_map)
 
@@ -307,7 +307,7 @@ def _to_spec(
 def _read_object(path: Path) -> dict[str, Any]:
     value = parse_json(read_small(str(path), MAX_JSON_BYTES), str(path))
     if not isinstance(value, dict):
-        raise CorruptModelError(printable(str(path)), "no JSON object", offset_bytes=0)
+        raise CorruptModelError(printable(str(path)), "not a JSON object", offset_bytes=0)
     return value
 
 

@@ -140,12 +140,12 @@ OPTIONS: tuple[Option, ...] = (
            help="tokens that a sequence holds on average, where a paged cache is shared (default: a quarter of the "
                 "context)"),
     Option(name="fill", metavar="HOW", parse=one_of(*FILLS), choices=FILLS,
-           help="room for --parallel sequences: one full context and the others at --mean-tokens (mean), or a full "
+           help="KV cache for --parallel sequences: one full context and the others at --mean-tokens (mean), or a full "
                 "context for each (full)"),
     Option(name="min_tps", metavar="RATE", parse=parse_rate,
-           help="tokens per second that each sequence decodes at least"),
+           help="minimum decode rate of each sequence, in tokens per second"),
     Option(name="max_ttft", metavar="SECONDS", parse=parse_seconds,
-           help="seconds until the first token of a prompt of the planned context, at most"),
+           help="maximum seconds until the first token, for a prompt of the planned context"),
     Option(name="margin", metavar="SIZE|%[,...]", parse=parse_margins,
            help="memory to leave free on each device: 1GiB, 8%%, or one for each: 1GiB,2GiB"),
     Option(name="on", metavar="NAME[:SIZE]", parse=str, many=True,
@@ -157,13 +157,13 @@ OPTIONS: tuple[Option, ...] = (
     Option(name="device", metavar="ID", parse=str, many=True,
            help="use only these devices (GPU0, an index or a UUID)"),
     Option(name="prefer", metavar="GOAL", parse=one_of(*PREFERENCES), choices=PREFERENCES,
-           help="what to optimize for when not everything can be had"),
+           help="what to optimize for"),
     Option(name="kv", metavar="TYPE", parse=parse_kv_type,
-           help="type of the KV cache: auto (a lossy one where it helps) or a name of the engine's"),
+           help="KV cache type: auto (a quantized one where it helps) or a type of the engine"),
     Option(name="preset", metavar="NAME", parse=str, help="start from a named set of options (see profiles/presets)"),
     Option(name="engine_version", metavar="VERSION", parse=str, help="plan for this version of the engine"),
     Option(name="strict", parse=parse_flag,
-           help="a command that starts, and runs short of memory later, does not fit (exit code 3)"),
+           help="exit code 3 also for a command that starts and runs short of memory later"),
     Option(name="force", parse=parse_flag, help="print the command even when it does not fit"),
 )  # fmt: skip
 BY_NAME = {option.name: option for option in OPTIONS}

@@ -37,7 +37,7 @@ def resolve(reference: str) -> ModelFiles:
         UsageError: not a reference at all.
     """
     if not reference or "\0" in reference:
-        raise UsageError("an empty model reference" if not reference else "a model reference with a zero byte")
+        raise UsageError("the model reference is empty" if not reference else "the model reference contains a NUL byte")
     scheme = scheme_of(reference)
     if scheme in (None, "file"):
         return find_path(reference)

@@ -13,7 +13,7 @@ class Efficiency:
 
     Fractions of the memory bandwidth: `weights` for dense weights of the class `super`, `experts` for routed
     experts, `cache` for keys, values and recurrent state. Fractions of the dense FP16 rate: `flops` for
-    weights, `attention` for many queries at once, `vector` for the one query of decoding against a quantised
+    weights, `attention` for many queries at once, `vector` for the one query of decoding against a quantized
     cache, whose kernels unpack a row anew for every head. An expert that gets `expert_tokens` tokens of a
     step reaches half of `flops`: the rest of its tiles is padding.
 

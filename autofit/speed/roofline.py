@@ -76,7 +76,7 @@ class Roofline:
         return tuple(name for name in _parts(places) if self._rates.get(name) is None)
 
     def layer_seconds(self, layer: LayerWork, place: Place, step: Step) -> float:
-        """Seconds of one block in one step, without the hops to its neighbours.
+        """Seconds of one block in one step, without the hops to its neighbors.
 
         Raises:
             ValueError: the bandwidth of a device in `place` is unknown.
@@ -254,7 +254,7 @@ class Roofline:
         ):
             # Attention goes where its neighbors in the graph went.
             name, there, copied = "", self._helper, n_bytes / self._helper.link
-        one_by_one = name == HOST_POOL or (n_new == 1 and layer.cache_is_quantised)
+        one_by_one = name == HOST_POOL or (n_new == 1 and layer.cache_is_quantized)
         rate = there.vector if one_by_one else there.attention
         return copied + max(n_bytes / there.cache, n_flops / rate)
 

@@ -77,7 +77,7 @@ class LayerWork:
 
     `dense` is read whole in every step, `experts` (all routed experts of the block) as far as tokens choose
     them. `cache_token_bytes` is moved per token that is cached and at most `window_tokens` of them: K and V
-    rows, for latent attention the K row alone, and what an engine unpacks of a quantised row in between.
+    rows, for latent attention the K row alone, and what an engine unpacks of a quantized row in between.
     `state_bytes` is a sequence's recurrent state, read and written in each step. `attention_flops` are the
     operations of one query against one cached token: 2 · heads · (key + value dimension). `hidden_bytes` is
     what a token hands to the next block: hidden size times the bytes of the activation type.
@@ -89,7 +89,7 @@ class LayerWork:
     n_experts: int = 0
     n_experts_used: int = 0
     cache_token_bytes: int = 0
-    cache_is_quantised: bool = False
+    cache_is_quantized: bool = False
     window_tokens: int | None = None
     state_bytes: int = 0
     attention_flops: int = 0

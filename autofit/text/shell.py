@@ -30,7 +30,7 @@ def word(text: str, *, always: bool = False) -> str:
     if all(map(_is_shown, text)):
         return text if not always and _PLAIN.fullmatch(text) else "'" + text.replace("'", "'\"'\"'") + "'"
     if text.endswith("\n"):
-        raise _refusal(text, "a word that ends in a line break cannot be written on one line")
+        raise _refusal(text, "an argument that ends in a line break cannot be written on one line")
     first, rest = text[0], text[1:]
     body = (_octal(first) if first == "-" else _printf(first)) + "".join(map(_printf, rest))
     return f"\"$(printf '{body}')\""
@@ -109,7 +109,7 @@ def separated(words: Iterable[str], env: Iterable[tuple[str, str]], end: str) ->
     found = [*(["env", *assigned] if assigned else []), *words]
     for text in found:
         if end in _checked(text) or (end == "\n" and not all(map(_is_shown, text))):
-            raise _refusal(text, "a word with a control character cannot be written as a line")
+            raise _refusal(text, "an argument with a control character cannot be written on one line")
     return "".join(f"{text}{end}" for text in found)
 
 
@@ -146,7 +146,7 @@ def _checked(text: str) -> str:
     except UnicodeEncodeError:
         raise _refusal(text, "a name with half a character (a lone surrogate) cannot be an argument") from None
     if "\0" in found:
-        raise _refusal(text, "a word with a zero byte cannot be an argument")
+        raise _refusal(text, "an argument cannot contain a NUL byte")
     return found
 
 

@@ -166,7 +166,7 @@ class VllmBackend(Backend):
         from autofit_vllm.memory.offload import given_offload
 
         gpu = gpu_of(devices)
-        quantization = read_quantisation(vllm_model, model, settings, gpu)
+        quantization = read_quantization(vllm_model, model, settings, gpu)
         draft = _draft_of(model, settings, gpu, needed=False)
         if draft is None and draft_reference(settings) is not None:
             vllm_model = dataclasses.replace(vllm_model, draft=None)  # what drafts is not known
@@ -209,7 +209,7 @@ class VllmBackend(Backend):
         cpu = is_cpu_build(settings, machine)
         visible = () if cpu else select_devices(machine, settings)
         machine, devices = _on_nodes(machine, settings, request.device)
-        quantization = read_quantisation(vllm_model, model, settings, gpu_of(devices))
+        quantization = read_quantization(vllm_model, model, settings, gpu_of(devices))
         draft = _draft_of(model, settings, gpu_of(devices))
         vllm_model = attach(vllm_model, draft)
         known: dict[tuple[object, ...], tuple[StageWeights, ...]] = {}
@@ -321,7 +321,7 @@ def _overridden(config: Mapping[str, object], overrides: Mapping[str, Any]) -> d
     return result
 
 
-def read_quantisation(model: VllmModel, spec: ModelSpec, settings: VllmSettings, gpu: Gpu) -> Quantization:
+def read_quantization(model: VllmModel, spec: ModelSpec, settings: VllmSettings, gpu: Gpu) -> Quantization:
     """How the weights are kept on this kind of GPU.
 
     Raises:
@@ -334,7 +334,7 @@ def read_quantisation(model: VllmModel, spec: ModelSpec, settings: VllmSettings,
         requested=settings.quantization.lower() if settings.quantization else None,
         model_type=model.model_type,
         architecture=model.architecture,
-        quantised_layers=packed,
+        quantized_layers=packed,
         ggml_types={tensor.name: tensor.type for tensor in spec.tensors} if spec.format == "gguf" else None,
         allow_deprecated=settings.allow_deprecated_quantization,
         env=settings.env,

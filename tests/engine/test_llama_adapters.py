@@ -110,6 +110,6 @@ def test_a_lora_adapter(tmp_path: Path, n: int, where: tuple[str, ...]) -> None:
         assert found[: len(weights) + len(lora)] == weights + lora
         if lora:
             first, again = found[-2:]
-            more = sizes(plan, f"GPU{i}", "products with LoRA adapters, at most")
+            more = sizes(plan, f"GPU{i}", "LoRA products, at most")
             assert [first] == computed(plan, f"GPU{i}")
             assert first <= again <= first + sum(more)

@@ -62,11 +62,11 @@ def mutated(raw: dict[str, Any], rng: random.Random) -> dict[str, Any]:
 def test_nonsense_in_a_configuration(seed: int) -> None:
     rng = random.Random(seed)
     names = sorted(recorded()["configs"])
-    quantisations = list(recorded()["quantisations"].values())
+    quantizations = list(recorded()["quantizations"].values())
     for _ in range(60):
         raw = dict(recorded()["configs"][rng.choice(names)])
         if rng.random() < 0.4:
-            raw["quantization_config"] = rng.choice(quantisations)
+            raw["quantization_config"] = rng.choice(quantizations)
         raw = mutated(raw, rng)
         layout = Parallel(tp=rng.choice([1, 2, 3]), pp=rng.choice([1, 2]), expert_parallel=rng.random() < 0.3)
         try:

@@ -1,5 +1,5 @@
 """Parameters, buffers and caches of many models as vLLM itself builds them: published configurations in many
-quantisations, on several GPUs, split in several ways. Recorded byte for byte."""
+quantizations, on several GPUs, split in several ways. Recorded byte for byte."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def arguments(words: list[str]) -> tuple[Parallel, Options, str | None]:
 
 def configuration(row: dict[str, Any]) -> dict[str, Any]:
     config = dict(recorded()["configs"][row["model"]])
-    if "quantisation" in row:
-        config["quantization_config"] = recorded()["quantisations"][row["quantisation"]]
+    if "quantization" in row:
+        config["quantization_config"] = recorded()["quantizations"][row["quantization"]]
     return config
 
 
@@ -113,7 +113,7 @@ def test_model(name: str) -> None:
     for row in recorded()["rows"]:
         if row["model"] != name:
             continue
-        label = " ".join([row.get("quantisation", ""), row["gpu"], *row["args"]]).strip()
+        label = " ".join([row.get("quantization", ""), row["gpu"], *row["args"]]).strip()
         try:
             model, ranks = predicted(row)
         except AutofitError as error:

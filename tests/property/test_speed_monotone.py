@@ -60,7 +60,7 @@ def layers(draw: st.DrawFn) -> LayerWork:
         n_experts=n_experts,
         n_experts_used=draw(st.integers(1, n_experts)) if n_experts else 0,
         cache_token_bytes=draw(st.integers(0, 10**5)),
-        cache_is_quantised=draw(st.booleans()),
+        cache_is_quantized=draw(st.booleans()),
         window_tokens=draw(st.none() | st.integers(1, 10**5)),
         state_bytes=draw(st.integers(0, 10**7)),
         attention_flops=draw(st.integers(0, 10**6)),

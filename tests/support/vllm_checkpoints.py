@@ -21,7 +21,7 @@ def tensor(name: str, shape: tuple[int, ...], kind: str = "BF16") -> TensorInfo:
 
 
 def tensors_of(model: VllmModel, prefix: str = "") -> Iterator[TensorInfo]:
-    """Every tensor of an unquantised checkpoint of this model."""
+    """Every tensor of an unquantized checkpoint of this model."""
     seen: set[str] = set()
     for module in model.modules:
         if module.name not in seen:

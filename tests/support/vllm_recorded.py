@@ -14,7 +14,7 @@ DATA = support.DATA / "vllm"
 
 @cache
 def recorded() -> dict[str, Any]:
-    """`configs` by name, `quantisations` by name, and `rows`."""
+    """`configs` by name, `quantizations` by name, and `rows`."""
     with gzip.open(DATA / "models.json.gz", "rt", encoding="utf-8") as file:
         data: dict[str, Any] = json.load(file)
     return data

@@ -198,10 +198,10 @@ def vllm_models() -> str:
         words = ", ".join(f"`{name}`" for name in sorted(names))
         lines += [f"## {title} ({len(names)})", "", *wrap(words, 118, break_on_hyphens=False), ""]
     lines += ["## Not compared with vLLM's own classes", "", *wrap(NOT_COMPARED, 118), ""]
-    lines += ["## Quantisation", "", "| method | planned |", "| --- | --- |"]
+    lines += ["## Quantization", "", "| method | planned |", "| --- | --- |"]
     for name in sorted({*METHODS, *OUTSIDE}):
         reason = NOT_PLANNED.get(name)
-        plug_in = "with the plug-in, where it is installed" if name in OUTSIDE else "as vLLM creates its parameters"
+        plug_in = "with the plugin, where it is installed" if name in OUTSIDE else "as vLLM creates its parameters"
         lines.append(f"| `{name}` | {plug_in if reason is None else 'no' + reason} |")
     return "\n".join(lines) + "\n"
 

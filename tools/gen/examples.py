@@ -68,7 +68,7 @@ def with_types(recorded: dict[str, Any], types: dict[str, int], file_type: int) 
 
 
 def dry_run(quantize: str, path: Path, name: str) -> dict[str, int]:
-    """The type of each tensor after quantising the file at `path`, as llama.cpp chooses it."""
+    """The type of each tensor after quantizing the file at `path`, as llama.cpp chooses it."""
     done = subprocess.run([quantize, "--dry-run", str(path), name], capture_output=True, text=True, check=True)
     lines = (done.stdout + done.stderr).splitlines()
     found = [match for match in map(_LINE.fullmatch, map(str.strip, lines)) if match]

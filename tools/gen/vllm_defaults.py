@@ -3,7 +3,7 @@
     python tools/gen/vllm_defaults.py > plugins/autofit_vllm/architectures/defaults.json
 
 Run where `transformers` and `vllm` can be imported. For every model type: the defaults of the keys that the
-plug-in reads, and the class's own spellings of them (`attribute_map`).
+plugin reads, and the class's own spellings of them (`attribute_map`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_ITEMS = 80  #: longer lists are per layer of one model
 
 
 def keys_read() -> tuple[set[str], tuple[str, ...]]:
-    """Words that stand as strings in the plug-in, and those that follow a prefix in an f-string."""
+    """Words that stand as strings in the plugin, and those that follow a prefix in an f-string."""
     words, endings = set(), set()
     for path in PLUGIN.rglob("*.py"):
         source = path.read_text("utf-8")

@@ -242,7 +242,7 @@ _WEIGHTS = {"decode": 1.0, "prefill": 0.4, "draft": 0.2}
 
 def fit(runs: Sequence[Run], start: Vector | None = None, n_rounds: int = 12) -> Vector:
     """Logarithms of the parameters, by damped Gauss-Newton steps on reweighted least squares."""
-    centre = np.log([prior.value for prior in PRIORS.values()])
+    center = np.log([prior.value for prior in PRIORS.values()])
     widths = np.array([prior.width for prior in PRIORS.values()])
     sizes = Counter((run.group, run.draft is None) for run in runs)
 
@@ -255,9 +255,9 @@ def fit(runs: Sequence[Run], start: Vector | None = None, n_rounds: int = 12) ->
             # The square root of Huber's loss, with the sign of the residual.
             loss = size if size <= HUBER else math.sqrt(HUBER * (2 * size - HUBER))
             values.append(weight * math.copysign(loss, item.value))
-        return np.concatenate([values, (x - centre) / widths])
+        return np.concatenate([values, (x - center) / widths])
 
-    x = centre.copy() if start is None else start.copy()
+    x = center.copy() if start is None else start.copy()
     now = errors(x)
     damping = 1e-2
     for _ in range(n_rounds):

@@ -1,7 +1,7 @@
 """Public runs as inputs of the speed model: the machine, the model's blocks, where they lie, how full the
 cache is.
 
-A run names a GPU, a model, a quantisation and a command. What a run does not say (the layers of a model, the
+A run names a GPU, a model, a quantization and a command. What a run does not say (the layers of a model, the
 bandwidth of a card) is looked up here, in published figures; what nobody says (how much of a model that
 cannot fit lies in RAM) is taken from the peak that the run reports.
 
@@ -78,7 +78,7 @@ HOSTS: Mapping[str, tuple[float, int]] = {
     "8745H": (89.6e9, 8),
 }
 
-# Bits per weight of a whole file, as llama.cpp quantises dense models of 7 to 30 billion parameters.
+# Bits per weight of a whole file, as llama.cpp quantizes dense models of 7 to 30 billion parameters.
 BITS: Mapping[str, float] = {
     "BF16": 16, "F16": 16, "Q8_0": 8.5, "FP8": 8.1, "Q8_K_XL": 9.3, "Q6_K_XL": 7.0, "Q6_K": 6.57,
     "Q5_K_M": 5.7,
@@ -437,7 +437,7 @@ def shape_of(name: str) -> Shape | None:
 
 
 def quant_name(text: str, command: str = "") -> str | None:
-    """The key of `BITS` for a quantisation as runs spell it."""
+    """The key of `BITS` for a quantization as runs spell it."""
     if "-qat-" in command.lower():
         return "QAT"
     name = text.upper().replace("UD-", "").replace("UNSLOTH-DYNAMIC-", "")
@@ -457,7 +457,7 @@ def blocks_of(
     def weights(n_elements: int, n_bits: float = bits, name: str = type_name) -> tuple[Read, ...]:
         return (Read(name, int(n_elements * n_bits / 8), n_elements),) if n_elements else ()
 
-    # Dynamic quantisers keep the attention of MoE models higher than the experts; outputs are q6_K or more.
+    # Dynamic quantizers keep the attention of MoE models higher than the experts; outputs are q6_K or more.
     is_mixed = is_dynamic and shape.n_experts > 0 and bits < 8
     dense_bits = max(bits, 6.6) if is_mixed else bits
     dense_type = "q6_K" if dense_bits != bits else type_name
@@ -467,7 +467,7 @@ def blocks_of(
         if block in made:
             layers.append(made[block])
             continue
-        # A quantised cache with heads over 256 has no vector kernel: CUDA first unpacks it to f16 (fattn.cu).
+        # A quantized cache with heads over 256 has no vector kernel: CUDA first unpacks it to f16 (fattn.cu).
         unpacked = 4.0 if cache_bits < 16 and block.head_dim > 256 and not is_vllm else 0.0
         layers.append(
             LayerWork(
@@ -476,7 +476,7 @@ def blocks_of(
                 n_experts=shape.n_experts if block.experts else 0,
                 n_experts_used=shape.n_used if block.experts else 0,
                 cache_token_bytes=int(block.cache_elements * (cache_bits / 8 + unpacked)),
-                cache_is_quantised=cache_bits < 16 and not unpacked and not is_vllm,
+                cache_is_quantized=cache_bits < 16 and not unpacked and not is_vllm,
                 window_tokens=block.window,
                 state_bytes=block.state_bytes,
                 attention_flops=2 * block.n_heads_by_dims,

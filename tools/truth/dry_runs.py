@@ -47,8 +47,8 @@ def random_case(rng: random.Random, model: ModelSpec) -> tuple[str, list[str], l
     flash_attn = rng.choice(("on", "on", "off", "auto"))
     args = ["-c", str(rng.choice((512, 2048, 4096, 4096, 16384, 32768))), "-fa", flash_attn]
     args += ["-ngl", str(rng.choice((99, 99, 99, n_blocks(model), rng.randint(0, n_blocks(model)))))]
-    quantised = rng.random() < 0.3
-    if quantised:
+    quantized = rng.random() < 0.3
+    if quantized:
         kind = rng.choice(("q8_0", "q4_0"))
         args += ["-ctk", kind, *(["-ctv", kind] if flash_attn == "on" else [])]
     args += sometimes(0.3, "-ub", str(rng.choice((128, 256, 1024, 2048))))

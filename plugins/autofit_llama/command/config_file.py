@@ -52,7 +52,7 @@ def flags_of(
         try:
             sections = parse(text)
         except ValueError as error:
-            raise UsageError(f"{program} refuses {printable(path, 120)}: {error}", hint="mend that file") from error
+            raise UsageError(f"{program} refuses {printable(path, 120)}: {error}", hint="correct that file") from error
         for section in sections.values():
             unread += [f"{key} of {path}" for key in sorted(section) if key not in by_key and key != "version"]
         for name in (_GLOBAL, _DEFAULT):
@@ -100,6 +100,6 @@ def parse(text: str) -> Mapping[str, Mapping[str, str]]:
         end = None if at < 0 else _LINE_END.match(text, at)
         if end is None:
             line = 1 + len(re.findall(r"\r\n|\n|\r", text[:begin]))
-            raise ValueError(f"line {line} is no `key = value`, no [section] and no comment")
+            raise ValueError(f"line {line} is not `key = value`, [section] or a comment")
         at = end.end()
     return sections

@@ -181,7 +181,7 @@ def bench_runs(reading: Reading) -> tuple[LlamaSettings, ...]:
     n_runs = math.prod(map(len, lists.values()))
     if n_runs > _MAX_RUNS:
         raise UsageError(
-            f"llama-bench would run {n_runs} combinations of these lists, of which {_MAX_RUNS} are looked at",
+            f"llama-bench would run {n_runs} combinations of these lists; at most {_MAX_RUNS} are checked",
             hint="check fewer values at a time",
         )
     return tuple(_run(dict(zip(lists, values, strict=True)), n_ctx) for values in product(*lists.values()))

@@ -100,7 +100,7 @@ def _write_draft_max(value: int, version: Version) -> Sequence[str]:
 
 
 def _write_overrides(prefix: str) -> _Writer:
-    """Overrides in their order; neighbouring patterns share a flag."""
+    """Overrides in their order; neighboring patterns share a flag."""
 
     def write(overrides: Sequence[Override], version: Version) -> Sequence[str]:
         argv: list[str] = []

@@ -61,9 +61,9 @@ def decoder(
     parallel_gate: bool = True,
     final_scale: bool = False,
 ) -> None:
-    """Attention, then feed-forward, each on the normalised residual stream.
+    """Attention, then feed-forward, each on the normalized residual stream.
 
-    `post_norms`: what each of them gives is normalised too. `factors`: the file may hold rotary factors.
+    `post_norms`: what each of them gives is normalized too. `factors`: the file may hold rotary factors.
     """
     norm: Norm = g.rms if kind == "rms" else g.layer_norm
     x = g.inp_embd()
@@ -167,7 +167,7 @@ def jais2(g: Graph) -> None:
 
 
 def maincoder(g: Graph) -> None:
-    """src/models/maincoder.cpp: queries and keys are normalised after the rotation."""
+    """src/models/maincoder.cpp: queries and keys are normalized after the rotation."""
     decoder(g, qk_norm_after_rope=True)
 
 
@@ -235,7 +235,7 @@ def gptneox(g: Graph) -> None:
 
 
 def command_r(g: Graph) -> None:
-    """src/models/command-r.cpp: one norm for attention and feed-forward; q and k normalised in some sizes."""
+    """src/models/command-r.cpp: one norm for attention and feed-forward; q and k normalized in some sizes."""
     x = g.inp_embd()
     pos = g.inp_pos()
     inp = g.inp_attn_kv()
@@ -256,7 +256,7 @@ def command_r(g: Graph) -> None:
 
 
 def mpt(g: Graph) -> None:
-    """src/models/mpt.cpp: ALiBi or learned positions; q and k may be normalised over all heads at once."""
+    """src/models/mpt.cpp: ALiBi or learned positions; q and k may be normalized over all heads at once."""
     h, n = g.h, g.n_tokens
     x = g.inp_embd()
     inp = g.inp_attn_kv()
@@ -314,7 +314,7 @@ def deci(g: Graph) -> None:
 
 
 def apertus(g: Graph) -> None:
-    """src/models/apertus.cpp: q and k normalised per head, xIELU without a gate."""
+    """src/models/apertus.cpp: q and k normalized per head, xIELU without a gate."""
     x = g.inp_embd()
     pos = g.inp_pos()
     inp = g.inp_attn_kv()
@@ -410,7 +410,7 @@ def smollm3(g: Graph) -> None:
 
 
 def stablelm(g: Graph) -> None:
-    """src/models/stablelm.cpp: q and k may be normalised; the feed-forward may share the attention's norm."""
+    """src/models/stablelm.cpp: q and k may be normalized; the feed-forward may share the attention's norm."""
     x = g.inp_embd()
     pos = g.inp_pos()
     inp = g.inp_attn_kv()
@@ -457,7 +457,7 @@ def exaone4(g: Graph) -> None:
 
 
 def olmo2(g: Graph) -> None:
-    """src/models/olmo2.cpp: norms after each half, q and k normalised over all heads at once."""
+    """src/models/olmo2.cpp: norms after each half, q and k normalized over all heads at once."""
     h, n = g.h, g.n_tokens
     x = g.inp_embd()
     pos = g.inp_pos()
@@ -526,7 +526,7 @@ def talkie(g: Graph) -> None:
 
 
 def hunyuan(g: Graph) -> None:
-    """src/models/hunyuan-vl.cpp, hunyuan-dense.cpp: keys, then queries are normalised after the rotation."""
+    """src/models/hunyuan-vl.cpp, hunyuan-dense.cpp: keys, then queries are normalized after the rotation."""
     x = g.inp_embd()
     pos = g.inp_pos()
     inp = g.inp_attn_kv()

@@ -50,7 +50,7 @@ def moe_decoder(
 ) -> None:
     """Attention, then experts. Blocks before the first expert block are dense.
 
-    `qk_norm`: queries and keys are normalised per head (where the file has the norms), over all heads, or per
+    `qk_norm`: queries and keys are normalized per head (where the file has the norms), over all heads, or per
     head after the rotation (keys first). `shared_first`: the shared experts come before the routed ones.
     `all_rows`: those without logits are left out after the last norm only, for a block that predicts further.
     """

@@ -27,7 +27,7 @@ def qwen2(g: Graph) -> None:
 
 
 def qwen3(g: Graph) -> None:
-    """src/models/qwen3.cpp, qwen3moe.cpp: queries and keys are normalised per head."""
+    """src/models/qwen3.cpp, qwen3moe.cpp: queries and keys are normalized per head."""
     _attention_and_ffn(g, qk_norm=True)
 
 
@@ -117,7 +117,7 @@ def _hybrid(g: Graph, linear: Callable[[Graph, RecurrentInput, Layer, Tensor, in
 
 
 def gated_qkv(g: Graph, w: Layer, x: Tensor, il: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries, keys, values and the output gate, which shares the queries' matrix; q and k normalised."""
+    """Queries, keys, values and the output gate, which shares the queries' matrix; q and k normalized."""
     h, n = g.h, g.n_tokens
     head, n_head, n_kv = h.n_embd_head_v(il), h.n_head[il], h.n_head_kv[il]
     q, k, v = g.qkv(w, x, il, head=2 * head, head_k=head, head_v=head, reshape=False)

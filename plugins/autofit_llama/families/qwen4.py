@@ -74,7 +74,7 @@ def qwen4exp(g: Graph) -> None:
 
 
 def _narrow(g: Graph, w: Layer | None, x: Tensor, name: str, il: int) -> tuple[Tensor, Tensor]:
-    """build_hc_mix: the gated mean of the streams, and the streams normalised, [streams * n_embd, tokens]."""
+    """build_hc_mix: the gated mean of the streams, and the streams normalized, [streams * n_embd, tokens]."""
     need = w.need if w is not None else g.need
     n_embd, n_streams, n = x.ne[:3]
     normed = ggml.reshape(ggml.mul(ggml.rms_norm(x), need(name + "_norm")), n_embd * n_streams, n)

@@ -21,7 +21,7 @@ def t5(g: Graph) -> None:
     h, n = g.h, g.n_tokens
     if g.n_seqs > 1 and not g.context.kv_unified:
         raise EngineRefusalError(
-            "llama.cpp aborts: t5's position biases do not go with a cache per sequence", hint="use -kvu or -np 1"
+            "llama.cpp aborts: t5's position biases do not support one KV cache per sequence", hint="use -kvu or -np 1"
         )
     x = g.inp_embd()
     n_enc = h.n_ctx_train

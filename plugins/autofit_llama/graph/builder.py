@@ -927,7 +927,7 @@ class Graph:
 
 
 def hadamard(x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotates heads before they are quantised (llama-impl.h:llama_mul_mat_hadamard)."""
+    """Rotates heads before they are quantized (llama-impl.h:llama_mul_mat_hadamard)."""
     n = rotation.ne[0]
     rows = ggml.n_elements(x) // n
     y = ggml.reshape(x, n, rows) if ggml.is_contiguous(x) else ggml.cont(x, n, rows)

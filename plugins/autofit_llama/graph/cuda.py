@@ -474,7 +474,7 @@ def _topk_moe(nodes: Sequence[Tensor], i: int, end: int) -> int:
         )
         if normed:
             at += 5
-        # a reshape that starts no normalisation ends the match before the scale is looked for
+        # a reshape that starts no normalization ends the match before the scale is looked for
         if (normed or nodes[at].op != "RESHAPE") and follows(at, "SCALE"):
             at += 1
     count = at - i

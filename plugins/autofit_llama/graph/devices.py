@@ -1,6 +1,6 @@
 """The rules of the devices that a graph may run on: what each runs, and how much a tensor takes there.
 
-CUDA and RPC are modelled to the byte. Metal and Vulkan also reorder nodes before they run them, which is not:
+CUDA and RPC are modeled to the byte. Metal and Vulkan also reorder nodes before they run them, which is not:
 their figures are close, not exact. CPU: ggml/src/ggml-cpu/ggml-cpu.cpp. RPC: ggml/src/ggml-rpc/ggml-rpc.cpp,
 whose servers size tensors by the rules of their own CPU.
 """
@@ -136,7 +136,7 @@ def cpu_supports(t: Tensor) -> bool:
     return True
 
 
-#: ggml-cpu.c:type_traits_cpu, vec_dot_type; a quantised matrix never meets its own as second source
+#: ggml-cpu.c:type_traits_cpu, vec_dot_type; a quantized matrix never meets its own as second source
 _DOT_TYPES = {"f32": "f32", "f16": "f16", "bf16": "bf16"}
 
 

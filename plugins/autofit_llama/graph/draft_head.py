@@ -11,7 +11,7 @@ from autofit_llama.graph.ggml import Tensor
 
 
 def join(g: Graph, w: Layer, *, kind: str = "rms", own_table: bool = True) -> Tensor:
-    """The embedding of the token and the hidden state, each normalised, side by side into one matrix."""
+    """The embedding of the token and the hidden state, each normalized, side by side into one matrix."""
     tokens, hidden = g.input("i32", g.n_tokens), g.input("f32", g.h.n_embd, g.n_tokens)
     table = w["nextn.embed_tokens"] if own_table else None
     x = ggml.get_rows(table if table is not None else g.need("token_embd"), tokens)

@@ -67,7 +67,7 @@ def weighed(g: Graph, x: Tensor, weights: Tensor, il: int) -> Tensor:
 
 
 def _sinkhorn(comb: Tensor, n_iter: int) -> Tensor:
-    """Rows and columns are normalised in turn."""
+    """Rows and columns are normalized in turn."""
     comb = ggml.soft_max(comb)
     eps = ggml.fill(ggml.new("f32", 1))
     comb = ggml.add(comb, eps)

@@ -70,7 +70,7 @@ class GraphModel:
         return self.layer_dev[il] if self.context.offload_kqv else HOST
 
     def rotations(self, *, swa: bool) -> tuple[int, int]:
-        """Sides of the Hadamard matrices for quantised K and V, 0 for none.
+        """Sides of the Hadamard matrices for quantized K and V, 0 for none.
 
         llama-kv-cache.cpp: only where all layers of the cache have heads of one size, and it has layers at
         all.

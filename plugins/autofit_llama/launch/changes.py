@@ -30,7 +30,11 @@ def _fitted(one: Effective) -> Iterator[Finding]:
         message = f"{program}'s own --fit gives up, since {one.fitted.gave_up}: {left}"
         yield finding("engine-fit-gave-up", message)
     elif changed:
-        how = f"starts it {with_what}" if one.asked.loads else f"prints {' '.join(changed)}, which is not checked here"
+        how = (
+            f"starts it {with_what}"
+            if one.asked.loads
+            else f"prints {' '.join(changed)}; those arguments are not checked here"
+        )
         message = f"{program}'s own --fit {how}"
         if one.asked.loads:
             message += "; with -fit off the command would run as it stands"

@@ -260,14 +260,14 @@ def check_launch(launch: Launch, hp: HParams, apis: tuple[str, ...]) -> None:
     if mode == "none" and apis and launch.main_gpu >= len(apis):
         raise EngineRefusalError(
             f"llama.cpp refuses: invalid value for main_gpu: {launch.main_gpu}, with {len(apis)} devices",
-            hint="count from 0 in the order of the devices",
+            hint="devices are numbered from 0, in the engine's order",
         )
     if mode == "row":
         without = next((api for api in apis if api not in _SPLITS_ROWS), None)
         if without is not None:
             raise EngineRefusalError(
                 f"llama.cpp refuses: device of {without} does not support split buffers",
-                hint="use -sm layer: CUDA lost row splits in pull request 24216, and older builds are not modelled",
+                hint="use -sm layer: pull request 24216 removed row splits from CUDA, and older builds are not modeled",
             )
     if mode == "tensor":
         if not apis:
@@ -294,7 +294,7 @@ def check_stands_alone(hp: HParams, names: Collection[str]) -> None:
     if alone == "never" or (alone == "with its own ends" and not _OWN_ENDS.issubset(names)):
         raise EngineRefusalError(
             f"llama.cpp refuses: {hp.arch} requires ctx_other to be set",
-            hint="it only drafts for another model: give that with -m and this one with -md",
+            hint="this is a draft model: give the model it drafts for with -m, and this one with -md",
         )
 
 

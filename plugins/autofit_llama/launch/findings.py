@@ -115,7 +115,7 @@ def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
         return
     numbers, n = parse_split(str(split.value)), len(run.devices)
     if n > 1 and any(numbers) and len(numbers) != n:
-        what = "the rest is ignored" if len(numbers) > n else "the other devices get no layers"
+        what = "the last ones are ignored" if len(numbers) > n else "the other devices get no layers"
         message = f"-ts has {len(numbers)} number{'' if len(numbers) == 1 else 's'} for {n} devices: {what}"
         yield finding("split-length", message)
 
@@ -127,12 +127,12 @@ def _prompt_cache(run: Run, memory: Memory) -> Iterator[Finding]:
     host, limit = memory.pool(HOST_POOL), run.server.prompt_cache_bytes
     left = None if host.budget_bytes is None else host.budget_bytes - host.used_bytes + (limit or 0)
     if limit is None:
-        message = "the cache of past prompts has no limit (--cache-ram -1) and is not counted: it may fill main memory"
+        message = "the prompt cache has no limit (--cache-ram -1) and is not counted: it may fill all RAM"
         if left is not None:
             message += f"; --cache-ram {max(left - SPARE_BYTES, 0) // MIB} is what there is room for"
         yield finding("unlimited-prompt-cache", message)
     elif left is not None and 0 <= left < limit:
-        message = f"the cache of past prompts may grow to {format_bytes(limit)}, more than is left for it"
+        message = f"the prompt cache may grow to {format_bytes(limit)}, more than is free"
         room = left - SPARE_BYTES if left > SPARE_BYTES + 256 * MIB else 0
         yield finding("large-prompt-cache", f"{message}: --cache-ram {room // MIB} fits")
 

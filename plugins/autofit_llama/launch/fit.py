@@ -131,7 +131,7 @@ def fit(task: FitTask, measure: Measure) -> Fitted:
         overrides=task.overrides,
     )
     if task.split_mode == "tensor":
-        return Fitted(choice=start, gave_up="it is not implemented for -sm tensor")
+        return Fitted(choice=start, gave_up="--fit does not support -sm tensor")
     longest = min(task.n_ctx_train * task.n_streams, _U32)
     choice = start if task.n_ctx else replace(start, n_ctx=longest)
     full = measure(choice)
@@ -185,16 +185,16 @@ def _shorten(
 def _check_open(task: FitTask) -> None:
     """What the engine changes only where nobody else has."""
     if not task.free_bytes:
-        raise _GivesUpError("a shorter context is not enough to fit into main memory")
+        raise _GivesUpError("the model does not fit in RAM even with the shortest context")
     if task.n_gpu_layers != AUTO_LAYERS:
         raise _GivesUpError("-ngl is set")
     if len(task.free_bytes) > 1:
         if any(task.tensor_split[: len(task.free_bytes)]):
             raise _GivesUpError("-ts is set")
         if task.split_mode == "row":
-            raise _GivesUpError("it is not implemented for -sm row")
+            raise _GivesUpError("--fit does not support -sm row")
     if task.overrides:
-        raise _GivesUpError("tensors are placed by -ot, -cmoe, -ncmoe or -ncffn")
+        raise _GivesUpError("-ot, -cmoe, -ncmoe or -ncffn is set")
 
 
 class _Filling:
@@ -321,7 +321,7 @@ class _Filling:
             il = (il + one.n_full) & _U32
             for i in range(il, (il + one.n_part) & _U32):
                 if len(overrides) + 1 >= MAX_OVERRIDES:
-                    raise _GivesUpError(f"it needs more than {MAX_OVERRIDES - 1} overrides")
+                    raise _GivesUpError(f"more than {MAX_OVERRIDES - 1} tensor overrides would be needed")
                 kind: _Overflow = one.overflow if i == il else "MOE"
                 pattern, buffer = _PATTERNS[kind].format(i), to if i == il else "CPU"
                 overrides.append(Override(kind="pattern", pattern=pattern, buffer=buffer))
@@ -349,5 +349,5 @@ def _quotient(a: int, b: int) -> int:
         _GivesUpError: by zero, which ends the engine.
     """
     if b == 0:
-        raise _GivesUpError("it divides by zero: more layers take no more memory")
+        raise _GivesUpError("llama.cpp divides by zero where more layers take no more memory")
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)

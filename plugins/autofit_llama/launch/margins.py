@@ -9,8 +9,8 @@ from autofit.domain.request import Margin
 from autofit.domain.units import MIB
 
 NOTHING = Margin()
-MODELLED = Margin(n_bytes=64 * MIB, fraction=0.01)
-"""Where context, scratch and buffers are all modelled: what allocators lose to rounding and fragments.
+MODELED = Margin(n_bytes=64 * MIB, fraction=0.01)
+"""Where context, scratch and buffers are all modeled: what allocators lose to rounding and fragments.
 
 With these terms in the model, 3 % of the card in all was enough on 19 tight cells (unslothai/unsloth#6718).
 """
@@ -27,9 +27,9 @@ def margins_of(wished: Sequence[Margin], devices: Sequence[Device]) -> Mapping[s
 def default_margin(device: Device) -> tuple[Margin, str]:
     """The margin of a device that nobody asked one for."""
     if device.runtime_bytes == 0:
-        return NOTHING, "none: its free memory is stated, without any overhead, and buffers are exact"
+        return NOTHING, "none: its free memory is stated without overhead, and buffers are exact"
     if device.api == "rpc":
-        return MODELLED, "64 MiB and 1 %: the server's own process is not counted"
+        return MODELED, "64 MiB and 1 %: the server's own process is not counted"
     if device.runtime_bytes is not None or (device.api == "cuda" and device.n_sm is not None):
-        return MODELLED, "64 MiB and 1 %: buffers are exact, the driver's share is modelled"
-    return ASSUMED, f"256 MiB and 2 %: what {device.api} takes beside the buffers is assumed"
+        return MODELED, "64 MiB and 1 %: buffers are exact, the driver's share is modeled"
+    return ASSUMED, f"256 MiB and 2 %: memory of {device.api} outside the buffers is assumed"

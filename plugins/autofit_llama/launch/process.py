@@ -145,7 +145,7 @@ def _check_companions(model: ModelSpec, hp: HParams, tensors: Mapping[str, Tenso
     for role, other in model.companions.items():
         if role == "mmproj" and other.architecture != "clip":
             raise EngineRefusalError(
-                f"llama.cpp refuses: {printable(other.name)} is no projector, but {printable(other.architecture)}",
+                f"llama.cpp refuses: {printable(other.name)} is not a projector but {printable(other.architecture)}",
                 hint="--mmproj takes the mmproj file that comes with a model",
             )
         if role.startswith("lora"):
@@ -185,8 +185,8 @@ def _check_buffers(launch: Launch, names: Sequence[str]) -> None:
     for override in launch.overrides:
         if override.kind == "pattern" and override.buffer in names:
             raise EngineRefusalError(
-                f"llama.cpp aborts: with -sm tensor no operation finds what -ot puts on {override.buffer} alone",
-                hint="-ot may name CPU",
+                f"llama.cpp aborts: -sm tensor cannot use tensors that -ot puts on {override.buffer} alone",
+                hint="with -sm tensor, -ot may put tensors on CPU only",
             )
 
 

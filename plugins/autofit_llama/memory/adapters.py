@@ -30,8 +30,8 @@ def check_lora(adapter: ModelSpec, hp: HParams, tensors: Mapping[str, TensorInfo
     """
     if adapter.metadata.get("general.type") != "adapter" or adapter.metadata.get("adapter.type", "lora") != "lora":
         raise EngineRefusalError(
-            f"llama.cpp refuses: {printable(adapter.name)} is no LoRA adapter (general.type is not 'adapter')",
-            hint="--lora takes what convert_lora_to_gguf.py makes",
+            f"llama.cpp refuses: {printable(adapter.name)} is not a LoRA adapter (general.type is not 'adapter')",
+            hint="--lora takes files of convert_lora_to_gguf.py",
         )
     if adapter.architecture != hp.arch:
         raise EngineRefusalError(
@@ -98,7 +98,7 @@ def check_control_vectors(vectors: Iterable[ModelSpec], hp: HParams) -> None:
             raise _vector_refusal(vector, "no direction tensors in it")
         for tensor in vector.tensors:
             if _direction(tensor.name) < 1:
-                raise _vector_refusal(vector, f"{printable(tensor.name, 60)} is no direction of a layer from 1 on")
+                raise _vector_refusal(vector, f"{printable(tensor.name, 60)} is not a direction of a layer from 1 on")
             if tensor.type != "f32":
                 raise _vector_refusal(vector, f"{printable(tensor.name, 60)} is {tensor.type}, not f32")
             if any(n != 1 for n in tensor.ne[1:]):
@@ -158,12 +158,12 @@ def _direction(name: str) -> int:
 def _lora_refusal(adapter: ModelSpec, because: str) -> EngineRefusalError:
     return EngineRefusalError(
         f"llama.cpp refuses the LoRA adapter {printable(adapter.name)}: {because}",
-        hint="it was made for another model, or is damaged",
+        hint="the file is damaged, or was made for another model",
     )
 
 
 def _vector_refusal(vector: ModelSpec, because: str) -> EngineRefusalError:
     return EngineRefusalError(
         f"llama.cpp skips the control vector {printable(vector.name)}: {because}",
-        hint="it would start without one; --control-vector takes what llama-cvector-generator makes",
+        hint="it would start without it; --control-vector takes files of llama-cvector-generator",
     )

@@ -32,7 +32,7 @@ def bound_buffers(
 ) -> ComputeBuffers:
     """An upper bound of what llama-context.cpp:sched_reserve takes, the same for every device.
 
-    `layer_bytes` is the cache of each block: with a quantised cache, or on the host, it is copied into the buffer.
+    `layer_bytes` is the cache of each block: with a quantized cache, or on the host, it is copied into the buffer.
     """
     n_tokens = ctx.n_tokens
     n_heads = max(hp.n_head, default=0)

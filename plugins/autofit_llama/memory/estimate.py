@@ -180,7 +180,7 @@ def _context_items(
         "weights in pinned memory",
         "llama-model.cpp:make_cpu_buft_list",
     )
-    _add(host, "weights", plan.repacked_bytes, known, "weights re-laid for the CPU", "ggml-cpu/repack.cpp")
+    _add(host, "weights", plan.repacked_bytes, known, "weights repacked for the CPU", "ggml-cpu/repack.cpp")
     _add(
         host,
         "weights",
@@ -285,7 +285,7 @@ def _adapter_items(
     homes, hp = layout.weight_plan.homes, layout.hparams
     if run.arguments.sliced and run.adapters:
         raise EngineRefusalError(
-            "llama.cpp aborts with -sm tensor: it cuts weights, but not the LoRA adapters on them",
+            "llama.cpp aborts with -sm tensor: it splits weights, but not their LoRA adapters",
             hint="use -sm layer, or merge the adapters with llama-export-lora",
         )
     counted: list[tuple[Kind, Basis, str, tuple[tuple[int, ...], int]]] = [
@@ -294,7 +294,7 @@ def _adapter_items(
     if run.adapters:
         n_tokens, n_used = layout.context.n_tokens, max(hp.n_expert_used, default=1)
         more = lora_compute_bytes(run.adapters, homes, len(rules), n_tokens=n_tokens, n_expert_used=max(n_used, 1))
-        counted.append(("compute", "derived", "products with LoRA adapters, at most", more))
+        counted.append(("compute", "derived", "LoRA products, at most", more))
     if run.has_control_vector:
         found = control_vector_bytes(hp, layout.placement, rules)
         if run.arguments.sliced:  # whole on each

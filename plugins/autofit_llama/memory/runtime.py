@@ -35,7 +35,7 @@ OFFLOADED_EXPERTS = "294 MiB at -ub 4096, ggml-org/llama.cpp#23527"
 VULKAN_EXPERTS = "1.9 GiB with experts of 2816 x 1408 x 128: twice these in half precision"
 #: what makes memory grow
 FULL_PROMPT = "a prompt fills a micro-batch"
-FULL_PROMPT_CACHE = "the cache of past prompts is full"
+FULL_PROMPT_CACHE = "the prompt cache is full"
 ALL_CHECKPOINTS = "conversations have all their checkpoints"
 AN_IMAGE = "an image is encoded"
 NCCL_FIRST_BYTES, NCCL_MORE_BYTES = 640 * MIB, 205 * MIB
@@ -172,7 +172,7 @@ def collectives(devices: Sequence[Device], *, n_tokens: int, n_embd: int) -> tup
         return ()
     nccl = NCCL_FIRST_BYTES + NCCL_MORE_BYTES * (len(devices) - 2)
     return (
-        _runtime(nccl, "assumed", "NCCL", "what it was seen to take with vLLM; less in a build without it"),
+        _runtime(nccl, "assumed", "NCCL", "as observed with vLLM; less in a build without NCCL"),
         MemoryItem(kind="transient", n_bytes=round_up(2 * n_tokens * n_embd, 2 * MIB), basis="derived",
                    label="sums in half precision", source="ggml-cuda.cu:ggml_backend_cuda_comm_allreduce_nccl",
                    when=FULL_PROMPT),

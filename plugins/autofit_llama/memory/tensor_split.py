@@ -157,12 +157,12 @@ class Slices:
         if here and has_cache and not context.offload_kqv:
             if fused or any(hp.is_recr[il] for il in here):
                 what = "the fused attention" if fused else "the recurrent state"
-                _abort(f"it cannot put together {what} of this model on the host", "leave out -nkvo, or use -sm layer")
+                _abort(f"it cannot gather {what} of this model on the host", "leave out -nkvo, or use -sm layer")
             if context.n_streams > 1:
-                _abort("caches of several sequences cannot stay on the host", "leave out -nkvo, or add -kvu")
+                _abort("KV caches of several sequences cannot stay on the host", "leave out -nkvo, or add -kvu")
         if self.how.whole:
             if 0 < len(here) < hp.n_layer_all:
-                _abort(f"{hp.arch} shares its caches between blocks", "use -ngl all, or -sm layer")
+                _abort(f"{hp.arch} shares its KV caches between layers", "use -ngl all, or -sm layer")
             return
         for il in here:
             self._check_block(il, homes, cached=has_cache and context.offload_kqv)
@@ -180,18 +180,18 @@ class Slices:
             taken = [homes.get(f"blk.{il}.{rest}") for rest in takers]
             off = next((rest for rest, home in made.items() if home != 0), None)
             if off is not None and (0 in made.values() or 0 in taken or (cached and i == 0)):
-                _abort(f"blk.{il}.{off} is on the host, and what goes with it is cut", "change -ot, or use -sm layer")
+                _abort(f"blk.{il}.{off} is on the host, but its counterparts are split", "change -ot, or use -sm layer")
 
     def _check_single_head(self, il: int, homes: Mapping[str, int], context: Context) -> None:
         """Refuse what works on rows as long as a single head of K or V: of one token, those are taken to be cut."""
         if self.hparams.n_head[il] == 1:
-            _abort(f"block {il} has a single head")
+            _abort(f"layer {il} has a single head")
         if f"blk.{il}.attn_k_norm.weight" in homes:
-            _abort(f"block {il} has a single head of K, and norms it")
+            _abort(f"layer {il} has a single head of K, and normalizes it")
         k, v = self.hparams.n_embd_head_k(il), self.hparams.n_embd_head_v(il)
-        rotates_k = _is_quantised(context.type_k) and k % 64 == 0 and rotation_side(k) == k
-        if rotates_k or (_is_quantised(context.type_v) and v == 64):
-            _abort(f"block {il} has a single head of K, and a quantised cache rotates it", "use an f16 cache")
+        rotates_k = _is_quantized(context.type_k) and k % 64 == 0 and rotation_side(k) == k
+        if rotates_k or (_is_quantized(context.type_v) and v == 64):
+            _abort(f"layer {il} has a single head of K, and a quantized KV cache rotates it", "use an f16 cache")
 
     def weight_bytes(self, name: str, type_name: str, ne: tuple[int, ...]) -> tuple[int, ...]:
         """What one weight takes on each device.
@@ -279,12 +279,12 @@ class Slices:
                     high = whole - whole % granularity
                 lengths[(j + rotation) % n_devices] += (high - low) * repeats
                 if cut.axis == 0 and (high - low) % block:
-                    _abort(f"it cannot cut {name} for {n_devices} devices")
+                    _abort(f"it cannot split {name} over {n_devices} devices")
                 low = high
         if sum(lengths) != ne[cut.axis]:
-            _abort(f"{name} is not what it takes it for")
+            _abort(f"{name} has another shape than it expects")
         if cut.axis == 0 and ne[0] == block > 1 and len(ne) > 1 and 0 in lengths:
-            _abort(f"{name} has rows of a single block, and a device without any")
+            _abort(f"rows of {name} are one quantization block long, so a device would get none")
         return tuple(lengths)
 
     def _like(self, name: str, il: int, cut: Cut, type_name: str) -> str:
@@ -292,7 +292,7 @@ class Slices:
             return type_name
         found = next((t for other in cut.like if (t := self.types.get(f"blk.{il}.{other}")) is not None), None)
         if found is None:
-            _abort(f"it cuts {name} like {cut.like[0]}, which block {il} does not have")
+            _abort(f"it splits {name} like {cut.like[0]}, which layer {il} does not have")
         return found
 
     def _like_before(self, il: int) -> int:
@@ -313,7 +313,7 @@ class Slices:
         if len(each) == 1:
             each *= len(runs)
         if len(each) != len(runs):
-            _abort(f"the parts of a tensor of block {il} are not those of its architecture")
+            _abort(f"a tensor of layer {il} has other parts than its architecture")
         return tuple(Segment(n, repeats, g) for (n, repeats), g in zip(runs, each, strict=True))
 
     def _runs(self, cut: Cut, il: int, ne: tuple[int, ...], *, is_bias: bool) -> tuple[tuple[int, int], ...]:
@@ -368,13 +368,13 @@ class Slices:
         if self._is_dsv4 and part in ("sinks", "dsv4_q_b", "dsv4_out_a", "dsv4_out_b"):
             per_group = hp.n_head[il] // hp.dsv4_o_group_count
             if part == "dsv4_out_b" and hp.dsv4_o_lora_rank % block:
-                _abort(f"the output projection of block {il} cannot be cut between its groups")
+                _abort(f"the output projection of layer {il} cannot be split between its groups")
             by_part = {"sinks": per_group, "dsv4_q_b": per_group * hp.n_embd_head_k(il), "dsv4_out_a": 1}
             return (by_part.get(part, hp.dsv4_o_lora_rank),)
         n_gqa, head_k, head_v = hp.n_gqa(il), hp.n_embd_head_k(il), hp.n_embd_head_v(il)
         group = n_gqa * head_k
         if group == 0:
-            _abort(f"block {il} has no attention heads")
+            _abort(f"layer {il} has no attention heads")
         while block < _FAST and block * len(self.devices) < group:
             block *= 2
         q = lcm(group, block)
@@ -397,7 +397,7 @@ class Slices:
                 return (gated_q, k) if n_runs == 2 else (q, k, v)
 
 
-def _is_quantised(type_name: str) -> bool:
+def _is_quantized(type_name: str) -> bool:
     return GGML_TYPES_BY_NAME[type_name].block_elements > 1
 
 

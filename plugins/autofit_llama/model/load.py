@@ -59,7 +59,7 @@ def read_hparams(model: ModelSpec) -> HParams:
     meta = Metadata(model)
     if meta.arch == "clip":
         raise UnsupportedModelError(
-            "clip is not a language model", hint="give it to llama-server with --mmproj, beside its model"
+            "clip is not a language model", hint="give it to llama-server with --mmproj, together with its model"
         )
     arch = architecture_of(meta.arch)
     d = _base(meta, arch)

@@ -83,11 +83,11 @@ def _contexts(task: Task, search: Search, goals: Goals, answer: Answer) -> Itera
 
 def _caches(task: Task, search: Search, goals: Goals, answer: Answer) -> Iterator[_Option]:
     if answer.lossless is not None:
-        yield _Option("an f16 cache", _costs(answer.found, answer.lossless, goals), answer.lossless)
+        yield _Option("an f16 KV cache", _costs(answer.found, answer.lossless, goals), answer.lossless)
     elif len(goals.kv_types) > 1 and goals.kv_types[0] == ("f16", "f16"):
         lossy = reach(search, goals._replace(kv_types=goals.kv_types[1:]))
         if lossy is not None:
-            yield _Option("a q8_0 cache", "loses some precision for less than it has to gain", lossy.found)
+            yield _Option("a q8_0 KV cache", "loses some precision, for a gain below the threshold", lossy.found)
 
 
 def _micro_batches(task: Task, search: Search, goals: Goals, answer: Answer) -> Iterator[_Option]:

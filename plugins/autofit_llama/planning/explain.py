@@ -15,23 +15,22 @@ from autofit_llama.command.write import render
 from autofit_llama.memory.estimate import Estimate
 from autofit_llama.model.context import CELL_PADDING
 from autofit_llama.planning.goals import Goals
-from autofit_llama.planning.problem import ONE_BY_ONE
 from autofit_llama.planning.search import Found, Search
 
 if TYPE_CHECKING:
     from autofit_llama.planning.task import Task
 
 DEFAULT_BATCH, DEFAULT_UBATCH = 2048, 512
-_FLASH_ON = "every device in use supports it for this model: attention scores need no buffer"
+_FLASH_ON = "every device in use supports it for this model; attention scores need no buffer"
 _BECAUSE = {
     "n_batch": "holds at least one micro-batch",
-    "n_ubatch": "prompts are read in fewer passes",
-    "embedding": "the model pools: without this flag the server refuses requests for embeddings",
-    "pooling": "the model ranks: without this flag the server refuses requests for reranking",
-    "n_threads": "the cores worth using: decoding waits for memory, not for more threads",
-    "cache_ram_mib": "what main memory has left for past prompts, in MiB; the default is 8192",
-    "n_checkpoints": "as many copies of the state as main memory has left for",
-    "fit": "everything is decided here: there is nothing left for the engine to fit",
+    "n_ubatch": "faster prompt processing: fewer passes over the weights",
+    "embedding": "this is an embedding model: without this flag the server rejects embedding requests",
+    "pooling": "this is a reranking model: without this flag the server rejects reranking requests",
+    "n_threads": "one thread per physical or performance core: memory bandwidth limits decoding",
+    "cache_ram_mib": "MiB of RAM left for the prompt cache; the default is 8192",
+    "n_checkpoints": "as many context checkpoints as fit in the RAM left",
+    "fit": "every setting is explicit, so llama.cpp's --fit is turned off",
 }
 
 
@@ -143,21 +142,21 @@ def _reason(name: str, task: Task, search: Search, goals: Goals, found: Found, s
     if name == "devices":
         return _why_devices(task, found)
     if name == "tensor_split" and task.shares_blocks:
-        return "of every tensor, for each device: what it reads or holds differs, and the slowest is waited for"
+        return "share of each tensor per device, weighted by bandwidth and memory; the slowest device sets the pace"
     if name == "tensor_split":
         counts = ", ".join(f"{device} {count}" for device, count in found.split.rows)
-        return f"rows per device ({counts}), the same whatever is free when it starts"
+        return f"layers per device ({counts}); pinned, so the split does not depend on free memory at start-up"
     if name in ("type_k", "type_v"):
         return _why_kv(task, candidate.type_k if name == "type_k" else candidate.type_v)
     if name == "flash_attn":
         if task.shares_blocks:
             return "-sm tensor needs it"
         on = settings.flash_attn == "on"
-        return _FLASH_ON if on else "a device in use does not support it for this model's heads"
+        return _FLASH_ON if on else "a device in use does not support flash attention for this model's head size"
     if name == "n_ubatch" and candidate.n_ubatch < DEFAULT_UBATCH:
-        return "smaller compute buffers leave room for weights"
+        return "smaller compute buffers leave more memory for weights"
     if name in ("n_batch", "n_ubatch") and task.base.embedding:
-        return "the whole input: without it the server refuses inputs that are longer than this"
+        return "an input must fit in one micro-batch; the server rejects longer inputs"
     if name == "n_parallel":
         return _why_parallel(task)
     return _BECAUSE[name]
@@ -198,58 +197,61 @@ def _why_context(task: Task, goals: Goals, found: Found) -> str:
         return f"{each}, as asked"
     if n_ctx >= goals.most:
         capped = goals.most < task.trained
-        return f"{each}: " + ("the most that was asked for" if capped else "all the model was trained for")
+        return f"{each}: " + ("the maximum asked for" if capped else "the trained context")
     if not found.memory.fits:
-        return f"{each}: the least that is useful"
+        return f"{each}: the shortest useful context"
     if goals.prefer == "context":
-        return f"{each}: the longest at this decode rate"
-    return f"{each}: the longest that costs no decode rate"
+        return f"{each}: the longest context at this decode rate"
+    return f"{each}: the longest context without a lower decode rate"
 
 
 def _why_devices(task: Task, found: Found) -> str:
     used = _and(found.split.order)
     left = [device.id for device in task.devices if device.id not in found.split.order]
     if not found.split.order:
-        return "no device is used: nothing fits on one, or the processor is faster"
+        return "no device is used: no layer fits on one, or the CPU is faster"
     if left:
-        return f"{used}: {_and(left)} would add nothing but a hop"
-    return f"{used} in this order, the fastest that fits"
+        return f"{used}: {_and(left)} would only add a transfer between devices"
+    return f"{used} in this order: the fastest assignment that fits"
 
 
 def _why_layers(task: Task, found: Found) -> str:
     n_blocks = task.sized.hparams.n_layer_all
     head = found.split.head
     if head == 0:
-        return f"all {n_blocks} blocks and the output layer on {_and(found.split.order)}"
-    return f"{head} of {n_blocks} blocks stay in main memory: the rest fills {_and(found.split.order)}"
+        return f"all {n_blocks} layers and the output layer on {_and(found.split.order)}"
+    return f"{head} of {n_blocks} layers stay in RAM; the others fill {_and(found.split.order)}"
 
 
 def _why_overrides(found: Found, search: Search) -> str:
     parts, split_ = [], found.split
-    what = "experts" if search.tables(found.candidate).bulk_kind == "experts" else "feed-forwards"
+    what = "experts" if search.tables(found.candidate).bulk_kind == "experts" else "feed-forward weights"
     if split_.lean:
-        parts.append(f"the {what} of {split_.lean} blocks stay in main memory, no more than has to")
+        parts.append(f"the {what} of the first {split_.lean} layers stay in RAM, the minimum that fits")
     if split_.spilled:
         blocks = _and([str(slot) for slot in dict.fromkeys(slot for slot, _ in split_.spilled)])
         plural = "s" if " and " in blocks else ""
-        parts.append(f"parts of block{plural} {blocks}{' too' if parts else ''}, so that devices are full")
+        parts.append(f"parts of layer{plural} {blocks}{' too' if parts else ''}, so that devices are full")
     for slot, projection, device in split_.moved:
-        parts.append(f"{projection} of block {slot} fills {device}")
+        parts.append(f"{projection} of layer {slot} fills {device}")
     if not parts and found.candidate.one_by_one:
-        return f"matches no tensor ({ONE_BY_ONE}): micro-batches do not overlap, which would cost four copies"
+        return (
+            "this pattern matches no tensor: it only disables pipeline parallelism, "
+            "which would need four copies of the compute buffers"
+        )
     return "; ".join(parts)
 
 
 def _why_kv(task: Task, value: str) -> str:
     if task.request.kv not in (None, "auto"):
         return "as asked"
-    return f"{value} fits where f16 would cost context or speed"
+    return f"{value} fits; f16 would shorten the context or lower the decode rate"
 
 
 def _why_parallel(task: Task) -> str:
     if task.request.parallel is not None:
         return "as asked"
-    return "one sequence has the whole context; left out, llama-server makes 4 slots"
+    return "one sequence gets the whole context; llama-server's default is 4 slots"
 
 
 def _next_context(task: Task, search: Search, goals: Goals, found: Found) -> NextRejected | None:
@@ -257,7 +259,9 @@ def _next_context(task: Task, search: Search, goals: Goals, found: Found) -> Nex
         return None
     n_ctx = min(goals.most, (found.candidate.n_ctx_seq // CELL_PADDING + 1) * CELL_PADDING)
     longer = found.candidate._replace(n_ctx_seq=n_ctx)
-    return _lacking(search, found._replace(candidate=longer), str(n_ctx * task.n_parallel), "for the same placement")
+    return _lacking(
+        search, found._replace(candidate=longer), str(n_ctx * task.n_parallel), "with the same layers on each device"
+    )
 
 
 def _next_layers(task: Task, search: Search, found: Found) -> NextRejected | None:
@@ -274,7 +278,7 @@ def _next_layers(task: Task, search: Search, found: Found) -> NextRejected | Non
     elif search.problem.bounds.split is not None:
         more = more._replace(rows=search.rows_at(more.head))
     n = search.problem.n_rows - more.head
-    return _lacking(search, found._replace(split=more), str(n), "with one more block")
+    return _lacking(search, found._replace(split=more), str(n), "with one more layer on a device")
 
 
 def _next_lean(search: Search, found: Found) -> NextRejected | None:
@@ -285,7 +289,7 @@ def _next_lean(search: Search, found: Found) -> NextRejected | None:
     lean = split_.lean if split_.spilled else split_.lean - 1
     less = split_._replace(lean=lean if lean > split_.head else 0, spilled=())
     word = "-ncmoe" if search.tables(found.candidate).bulk_kind == "experts" else "-ncffn"
-    return _lacking(search, found._replace(split=less), f"{word} {lean}", "with one more block whole")
+    return _lacking(search, found._replace(split=less), f"{word} {lean}", "with one layer more whole on a device")
 
 
 def _lacking(search: Search, other: Found, value: str, because: str) -> NextRejected | None:

@@ -54,7 +54,7 @@ def _relaxations(task: Task, goals: Goals) -> Iterator[str]:
             word = _said(LlamaSettings(**{name: pinned[name]}))
             value = _without(task, name)
             if value is not None:
-                yield f"{word} cannot hold; {value} would fit"
+                yield f"{word} does not fit; {value} would fit"
     if "n_ctx" not in pinned and goals.least > LEAST_TOKENS:
         shorter = _shorter(task, goals)
         if shorter is not None:
@@ -66,7 +66,7 @@ def _memory(task: Task, search: Search, nearest: Found) -> Iterator[str]:
     short = [pool for pool in nearest.memory.pools if pool.shortfall_bytes > 0]
     if short:
         lacks = [f"{format_bytes(pool.shortfall_bytes)} more on {pool.id}" for pool in short]
-        yield f"{' and '.join(lacks)} would do"
+        yield f"{' and '.join(lacks)} would fit"
     tables, bounds = search.tables(nearest.candidate), search.problem.bounds
     if task.shares_blocks:
         return
@@ -76,7 +76,7 @@ def _memory(task: Task, search: Search, nearest: Found) -> Iterator[str]:
         memory = search.measure(nearest.candidate, alone)
         pool = memory.pool(search.problem.pool_of[first])
         reserve = (pool.free_bytes or 0) - (pool.budget_bytes or 0)
-        yield f"one device like {first} with {format_bytes(pool.used_bytes + reserve)} free would hold all of it"
+        yield f"one device like {first} with {format_bytes(pool.used_bytes + reserve)} free would hold the whole model"
 
 
 def _without(task: Task, name: str) -> str | None:

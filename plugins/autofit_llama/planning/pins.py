@@ -129,7 +129,7 @@ def check_pins(pins: Pins, request: Request, machine: Machine, hp: HParams) -> N
     if given.n_parallel is not None and not -1 <= given.n_parallel <= MAX_SEQUENCES:
         raise UsageError(f"-np {given.n_parallel}: llama.cpp takes 1 to {MAX_SEQUENCES} sequences")
     if given.n_ctx is not None and given.n_ctx < 0:
-        raise UsageError(f"-c {given.n_ctx}: a context is a number of tokens, or 0 for the trained one")
+        raise UsageError(f"-c {given.n_ctx}: the context must be a number of tokens, or 0 for the trained context")
     _check_limits(given, request)
     _check_model(pins, request)
     _check_cache_types(given, request)
@@ -147,7 +147,9 @@ def check_pins(pins: Pins, request: Request, machine: Machine, hp: HParams) -> N
         wrong = next((o for o in given.overrides if o.kind in ("cpu_moe", "n_cpu_moe")), None)
         if wrong is not None and (wrong.kind == "cpu_moe" or wrong.n_blocks):
             word = "-cmoe" if wrong.kind == "cpu_moe" else f"-ncmoe {wrong.n_blocks}"
-            raise UsageError(f"{word}: this model has no experts", hint="-ncffn N is for dense feed-forwards")
+            raise UsageError(
+                f"{word}: this model has no experts", hint="-ncffn N keeps dense feed-forward weights in RAM"
+            )
 
 
 def _check_limits(given: LlamaSettings, request: Request) -> None:

@@ -85,7 +85,7 @@ def _devices(task: Task, found: Found) -> Iterator[Finding]:
         return
     names = ", ".join(f"{device.id} ({printable(device.name, 40)})" for device in left)
     if found.split.on_host:
-        why = "no layer fits there beside what the driver and the compute buffers take"
+        why = "no layer fits there with the driver's memory and the compute buffers"
     else:
         why = f"{' and '.join(found.split.order)} alone is faster"
     yield finding("device-left-out", f"{names} left out: {why}")

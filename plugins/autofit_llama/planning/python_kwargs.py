@@ -69,7 +69,7 @@ def python_kwargs(
             return dict(python_arguments(one)), None
     except UsageError as error:
         return {}, f"no keyword arguments: {error.message}"
-    return {}, "llama_cpp.Llama keeps logits of a whole batch, for which there is no room"
+    return {}, "llama_cpp.Llama keeps the logits of a whole batch, and they do not fit"
 
 
 def _on_devices(said: LlamaSettings, settings: LlamaSettings, run: Run, machine: Machine) -> LlamaSettings:

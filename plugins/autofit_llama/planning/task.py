@@ -164,7 +164,7 @@ class Task:
     def kv_types(self) -> tuple[tuple[str, str], ...]:
         """Pairs for K and V that may be chosen, lossless first."""
         given, wish = self.pins.settings, self.request.kv
-        # Cut caches of quantised types came later to the engine than -sm tensor: they are only taken if asked for.
+        # Cut caches of quantized types came later to the engine than -sm tensor: they are only taken if asked for.
         auto = ("f16",) if self.shares_blocks else ("f16", "q8_0")
         types = auto if wish in (None, "auto") else (wish,)
         pairs = [(given.type_k or name, given.type_v or name) for name in types]

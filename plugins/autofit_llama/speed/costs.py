@@ -33,7 +33,7 @@ PROJECTIONS = (
 )  #: in the order in which they leave a device: small copies first
 _BULK = re.compile(r"\.ffn_(up|down|gate|gate_up)(?:_(?:ch|)exps|(?=\.))")
 _OUTPUT_KERNELS = 4
-_VECTOR_HEAD = 256  #: fattn.cu: longer heads have no vector kernel, so that a quantised cache is unpacked first
+_VECTOR_HEAD = 256  #: fattn.cu: longer heads have no vector kernel, so that a quantized cache is unpacked first
 _COMPRESSED = frozenset(("csa", "hca", "lid"))
 
 
@@ -253,7 +253,7 @@ def _merged(block: Block, here: Mapping[Kind, Sequence[Weight]]) -> LayerWork:
         n_experts=experts.n_experts if experts else 0,
         n_experts_used=experts.n_experts_used if experts else 0,
         cache_token_bytes=own.cache_token_bytes,
-        cache_is_quantised=own.cache_is_quantised,
+        cache_is_quantized=own.cache_is_quantized,
         window_tokens=own.window_tokens,
         state_bytes=own.state_bytes,
         attention_flops=own.attention_flops,
@@ -289,8 +289,8 @@ def _own_work(
         return LayerWork(hidden_bytes=4 * hp.n_embd)  # a draft head that is not loaded
     mixer = _mixer(hp, slot, cached)
     head_k, head_v = hp.n_embd_head_k(slot), hp.n_embd_head_v(slot)
-    quantised = any(GGML_TYPES_BY_NAME[tensor.type].block_elements > 1 for _, tensor in cached)
-    unpacked = quantised and max(head_k, head_v) > _VECTOR_HEAD
+    quantized = any(GGML_TYPES_BY_NAME[tensor.type].block_elements > 1 for _, tensor in cached)
+    unpacked = quantized and max(head_k, head_v) > _VECTOR_HEAD
     token_bytes = state_bytes = 0
     for cache, tensor in cached:
         if cache.name == "recurrent" or cache.name.endswith("_state"):
@@ -301,7 +301,7 @@ def _own_work(
     return LayerWork(
         dense=reads(weights),
         cache_token_bytes=token_bytes,
-        cache_is_quantised=quantised and not unpacked,
+        cache_is_quantized=quantized and not unpacked,
         window_tokens=hp.n_swa if hp.is_swa[slot] and hp.n_swa else None,
         state_bytes=state_bytes,
         attention_flops=2 * hp.n_head[slot] * (head_k + head_v) if token_bytes else 0,

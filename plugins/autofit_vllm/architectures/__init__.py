@@ -67,7 +67,7 @@ def build_from_config(raw: Mapping[str, Any], options: Options | None = None) ->
     if architecture is None:
         named = ", ".join(printable(str(name), 60) for name in root.items_of("architectures")[:4])
         words = named or printable(root.model_type, 60) or "unnamed"
-        raise UnsupportedModelError(f"architecture {words} is not known here")
+        raise UnsupportedModelError(f"unknown architecture {words}")
     options = options or Options()
     builder = Builder(root, root, options)
     base, conversion = base_of(architecture)

@@ -62,7 +62,7 @@ class Builder:
         "notes",
         "options",
         "prefix",
-        "quantised_caches",
+        "quantized_caches",
         "quantization",
         "root",
         "scale_dtype",
@@ -80,7 +80,7 @@ class Builder:
         self.caches: list[Cache] = []
         self.notes: list[str] = []
         self.quantization: Mapping[str, object] = {}  #: what the model's class adds to the file's
-        self.quantised_caches = True  #: whether attention is told of the quantisation
+        self.quantized_caches = True  #: whether attention is told of the quantization
         self.scale_dtype: str | None = None  #: of attention's scales; `model` in the models of Transformers
 
     def named(self, name: str) -> str:
@@ -166,7 +166,7 @@ class Builder:
         tied_to: str | None = "model.embed_tokens",
         tied: bool | None = None,
         padding: int = 64,
-        quantisable: bool = True,
+        quantizable: bool = True,
         everywhere: bool = False,
     ) -> None:
         """The LM head on the last stage, or on all; a tied one has no weight of its own."""
@@ -180,7 +180,7 @@ class Builder:
                 stage=EVERY if everywhere else LAST,
                 rows=config.int("vocab_size") if rows is None else rows,
                 columns=config.int("hidden_size") if columns is None else columns,
-                head=quantisable,
+                head=quantizable,
                 bias=bias,
                 tied_to=self.named(tied_to) if tied and tied_to else None,
                 padding=padding,
@@ -279,7 +279,7 @@ class Scope:
         parts: Parts,
         *,
         bias: bool = False,
-        quantisable: bool = True,
+        quantizable: bool = True,
         dtype: str | None = None,
         spreads_tokens: bool = False,
         undivided_with: frozenset[str] = frozenset(),
@@ -297,7 +297,7 @@ class Scope:
                 in_size=in_size,
                 parts=tuple(Part(*part) for part in parts),
                 bias=bias,
-                quantisable=quantisable,
+                quantizable=quantizable,
                 dtype=dtype,
                 tower=self.tower,
                 spreads_tokens=spreads_tokens,
@@ -364,7 +364,7 @@ class Scope:
         )
 
     def norm(self, name: str, size: int | None = None, *, bias: bool = False, dtype: str | None = None) -> None:
-        """A normalisation: one weight per element, and a bias for LayerNorm."""
+        """A normalization: one weight per element, and a bias for LayerNorm."""
         size = self.builder.hidden_size if size is None else size
         self.plain(f"{name}.weight", size, dtype=dtype)
         if bias:
@@ -410,7 +410,7 @@ class Scope:
         )
 
     def buffer(self, name: str, *shape: int, dtype: str | None = None, parts: Sequence[Part] = ()) -> None:
-        """Memory by its full name; neighbours that share one pass the same."""
+        """Memory by its full name; neighbors that share one pass the same."""
         self.builder.buffers.append(
             Buffer(name=name, stage=self.stage, shape=shape, parts=tuple(parts), dtype=dtype, tower=self.tower)
         )
@@ -430,7 +430,7 @@ class Scope:
         sinks: bool = False,
         backend: str | None = None,
         shared: bool = False,
-        quantisable: bool = True,
+        quantizable: bool = True,
     ) -> None:
         """The cache of an attention layer; `shared` ones read another layer's."""
         self.builder.modules.append(
@@ -438,7 +438,7 @@ class Scope:
                 name=self._name(name),
                 stage=self.stage,
                 kv_heads=kv_heads,
-                quantisable=quantisable and self.builder.quantised_caches,
+                quantizable=quantizable and self.builder.quantized_caches,
                 scale_dtype=self.builder.scale_dtype,
             )
         )
@@ -526,9 +526,9 @@ class Scope:
         sinks: bool = False,
         rope: bool = True,
         cache: str = "attn",
-        quantisable: bool = True,
+        quantizable: bool = True,
     ) -> None:
-        """Grouped-query attention with a fused projection; `head_norms` normalise each head of Q and K."""
+        """Grouped-query attention with a fused projection; `head_norms` normalize each head of Q and K."""
         builder, config = self.builder, self.builder.config
         heads = config.int("num_attention_heads") if heads is None else heads
         kv_heads = builder.kv_heads if kv_heads is None else kv_heads
@@ -542,9 +542,9 @@ class Scope:
             head_size=head_size,
             names=names,
             bias=bias,
-            quantisable=quantisable,
+            quantizable=quantizable,
         )
-        here.row(out, heads * head_size, builder.hidden_size, bias=out_bias, quantisable=quantisable)
+        here.row(out, heads * head_size, builder.hidden_size, bias=out_bias, quantizable=quantizable)
         for norm in head_norms:
             here.norm(norm, head_size)
         if rope:
@@ -561,7 +561,7 @@ class Scope:
         fused: str = "gate_up_proj",
         names: Sequence[str] = ("gate_proj", "up_proj"),
         down: str = "down_proj",
-        quantisable: bool = True,
+        quantizable: bool = True,
         replicated: bool = False,
         spreads_tokens: bool = False,
     ) -> None:
@@ -571,7 +571,7 @@ class Scope:
         here = self / name
         parts = ((names[0], size), (names[-1], size))
         kinds: tuple[LinearKind, LinearKind] = ("replicated",) * 2 if replicated else ("column", "row")
-        more: dict[str, Any] = {"bias": bias, "quantisable": quantisable, "spreads_tokens": spreads_tokens}
+        more: dict[str, Any] = {"bias": bias, "quantizable": quantizable, "spreads_tokens": spreads_tokens}
         here.linear(kinds[0], fused, hidden, parts, **more)
         here.linear(kinds[1], down, size, hidden, **more)
 
@@ -585,7 +585,7 @@ class Scope:
         hidden_size: int | None = None,
         out_size: int | None = None,
         bias: bool = True,
-        quantisable: bool = True,
+        quantizable: bool = True,
         spreads_tokens: bool = False,
         divides: int = 0,
     ) -> None:
@@ -594,7 +594,7 @@ class Scope:
         here = self / name
         more: dict[str, Any] = {
             "bias": bias,
-            "quantisable": quantisable,
+            "quantizable": quantizable,
             "spreads_tokens": spreads_tokens,
             "divides": divides,
         }

@@ -246,7 +246,7 @@ def causal_lm_builder(text: Config) -> ModelBuilder:
             return model_builder(name)
     if text.model_type in CAUSAL_LM:
         return model_builder(CAUSAL_LM[text.model_type])
-    raise UnsupportedModelError(f"text_config of model type {printable(text.model_type, 60)} is not known here")
+    raise UnsupportedModelError(f"unknown model type {printable(text.model_type, 60)} of text_config")
 
 
 def base_of(name: str) -> tuple[Architecture, str | None]:
@@ -261,4 +261,4 @@ def base_of(name: str) -> tuple[Architecture, str | None]:
         base = name.removesuffix(suffix) + "ForCausalLM"
         if name.endswith(suffix) and base in BY_ARCHITECTURE:
             return architecture_of(base), conversion
-    raise UnsupportedModelError(f"architecture {printable(name, 60)} is not known here")
+    raise UnsupportedModelError(f"unknown architecture {printable(name, 60)}")

@@ -160,7 +160,7 @@ def add_weights(
 # -- A checkpoint's own layers ---------------------------------------------------------------------
 
 #: Model types whose checkpoints carry layers that predict further (config/speculative.py:hf_config_override),
-#: and how their two inputs are joined: undivided and never quantised, or divided over the output.
+#: and how their two inputs are joined: undivided and never quantized, or divided over the output.
 _JOINED_WHOLE = frozenset(
     {
         "deepseek_v3",
@@ -219,7 +219,7 @@ def _joint(model: VllmModel, name: str) -> list[Module]:
             kind="replicated" if whole else "column",
             in_size=2 * size,
             parts=(Part("fc", size),),
-            quantisable=not whole,
+            quantizable=not whole,
         ),
         *(Plain(name=f"{name}.{norm}.weight", stage=last, shape=(size,)) for norm in ("enorm", "hnorm", "norm")),
     ]

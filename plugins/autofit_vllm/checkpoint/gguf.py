@@ -1,6 +1,6 @@
-"""A GGUF file as the checkpoint that vLLM's plug-in makes of it: a configuration, and tensors for their types.
+"""A GGUF file as the checkpoint that vLLM's plugin makes of it: a configuration, and tensors for their types.
 
-The plug-in does not read the model's sizes from the file. It takes a `config.json`: that of `--hf-config-path`,
+The plugin does not read the model's sizes from the file. It takes a `config.json`: that of `--hf-config-path`,
 of `--tokenizer`, or of the file's directory (plugin.py:_get_gguf_config_source). Where none of these is at hand,
 the configuration is worked out from the file's own keys.
 """
@@ -18,7 +18,7 @@ from autofit.errors import UnsupportedModelError
 
 from autofit_vllm.command.settings import VllmSettings
 
-#: model types whose tensors the plug-in finds, what GGUF calls them and what vLLM does
+#: model types whose tensors the plugin finds, what GGUF calls them and what vLLM does
 #: (weights_adapter/default.py:build_name_map)
 _KNOWN = {
     "llama": ("llama", "LlamaForCausalLM"),
@@ -31,10 +31,10 @@ _KNOWN = {
 }
 _SOURCES = ("hf_config_path", "tokenizer")  #: flags that say where the configuration is, first wins
 _NO_CONFIGURATION = (
-    "vLLM's plug-in reads config.json from the file's directory, and there is none: name the model's repository "
+    "vLLM's plugin reads config.json from the file's directory, and there is none: name the model's repository "
     "with --hf-config-path or --tokenizer; its sizes are taken from the file here"
 )
-#: those whose fused experts have no name in the plug-in's map, so that it stops (Transformers 5.16 and later)
+#: those whose fused experts have no name in the plugin's map, so that it stops (Transformers 5.16 and later)
 _UNMAPPED = frozenset({"qwen2moe", "qwen3moe"})
 #: keys of a configuration by the file's, after the architecture's name
 _SIZES = {
@@ -56,14 +56,14 @@ def as_checkpoint(spec: ModelSpec, settings: VllmSettings) -> tuple[ModelSpec, t
     """The model with the configuration that vLLM will see, without tensors (their names are GGUF's), and notes.
 
     Raises:
-        UnsupportedModelError: an architecture whose tensors the plug-in does not find.
+        UnsupportedModelError: an architecture whose tensors the plugin does not find.
     """
     from autofit_vllm.quantization.plugins import require
 
     require("gguf", settings.env)
     if spec.architecture in _UNMAPPED:
         raise UnsupportedModelError(
-            f"{spec.name}: Failed to map GGUF parameters: vLLM's plug-in has no name for the experts of "
+            f"{spec.name}: Failed to map GGUF parameters: vLLM's plugin has no name for the experts of "
             f"{spec.architecture}",
             hint="use the safetensors checkpoint, or `autofit llama`",
         )
@@ -74,7 +74,7 @@ def as_checkpoint(spec: ModelSpec, settings: VllmSettings) -> tuple[ModelSpec, t
     if own != spec.architecture or "vision_config" in config:
         raise UnsupportedModelError(
             f"{spec.name}: a GGUF file of {printable(spec.architecture, 40)} as {printable(kind, 40)} is not one that "
-            "can be planned for vLLM's plug-in",
+            "can be planned for vLLM's plugin",
             hint=f"known: {', '.join(sorted(name for name, _ in _KNOWN.values()))}; or use `autofit llama`",
         )
     names = {tensor.name for tensor in spec.tensors}
@@ -111,7 +111,7 @@ def _derived(spec: ModelSpec) -> Mapping[str, Any]:
 
     model_type = next((kind for kind, (name, _) in _KNOWN.items() if name == own), None)
     if model_type == "llama" and key("expert_count"):
-        model_type = "mixtral"  # The plug-in has no names for its experts.
+        model_type = "mixtral"  # The plugin has no names for its experts.
     sizes = {name: value for name, gguf in _SIZES.items() if (value := key(gguf)) is not None}
     names = {tensor.name for tensor in spec.tensors}
     config: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """A checkpoint's tensors against the modules that its configuration describes.
 
 vLLM creates its parameters from the configuration and copies the checkpoint into them, so the configuration
-decides what is in memory. The tensors say what it leaves open (element type, which layers are quantised) and
+decides what is in memory. The tensors say what it leaves open (element type, which layers are quantized) and
 confirm the rest: layer by layer they must hold what the modules do.
 """
 
@@ -222,7 +222,7 @@ def model_behind_towers(spec: ModelSpec, options: Options) -> VllmModel | None:
         return None
     if not spec.tensors and not options.language_model_only:
         raise UnsupportedModelError(
-            f"the encoders of {word} are not known here, and there are no tensors to tell their size",
+            f"unknown encoders of {word}, and no tensors to take their size from",
             hint="give the directory of the checkpoint, or --language-model-only",
         )
     builder = Builder(root, root, options)
@@ -233,7 +233,7 @@ def model_behind_towers(spec: ModelSpec, options: Options) -> VllmModel | None:
     model = check_against_tensors(model, spec)
     shape = (_beside(model, spec.tensors),)
     towers = Plain(name="towers", stage=FIRST, shape=shape, dtype="uint8", tower="image")
-    note = f"the encoders of {word} are not known here: as if tensor parallelism divided none of their weights"
+    note = f"unknown encoders of {word}: counted as replicated on every GPU"
     return replace(model, modules=(*model.modules, towers), basis="bound", notes=(*model.notes, note))
 
 
@@ -269,19 +269,19 @@ def bound_model(spec: ModelSpec, options: Options) -> VllmModel:
     words = named or printable(root.model_type, 60) or "unnamed"
     if not spec.tensors:
         raise UnsupportedModelError(
-            f"architecture {words} is not known here, and there are no tensors to bound it by",
+            f"unknown architecture {words}, and no tensors to bound its size by",
             hint="give the directory of the checkpoint rather than its config.json",
         )
     if any(word in key for key in text.given for word in _RECURRENT_KEYS):
         raise UnsupportedModelError(
-            f"architecture {words} is not known here, and keeps a state whose size its configuration does not tell"
+            f"unknown architecture {words}, and config.json does not state the size of its recurrent state"
         )
     heads, size = attention_heads(text), head_size(text)
     kv_heads = key_value_heads(text)
     n_layers = text.layers("num_hidden_layers", "num_layers", "n_layers", "n_layer")
     if not (heads and size and kv_heads):
         raise UnsupportedModelError(
-            f"architecture {words} is not known here, and its configuration does not tell the size of its cache"
+            f"unknown architecture {words}, and config.json does not state the size of its KV cache"
         )
     dtype = config_dtype(root, text) or "float32"
     known = any(word in CLASSES for word in root.items_of("architectures") if isinstance(word, str))
@@ -318,7 +318,7 @@ def bound_model(spec: ModelSpec, options: Options) -> VllmModel:
         basis="bound",
         notes=(
             (
-                f"architecture {words} is not known here: weights are an upper bound from the tensors, as if "
+                f"unknown architecture {words}: weights are an upper bound from the tensors, as if "
                 "tensor parallelism divided none of them"
             ),
             *(() if known else ("vLLM runs it only if its Transformers backend takes it",)),

@@ -349,8 +349,8 @@ def _expand(args: Sequence[str]) -> list[str]:
     value}'`."""
     plain: list[str] = []
     nested: dict[str, dict[str, Any]] = {}
-    pending = [_normalise(arg) for arg in args]
-    queue = [part for index, arg in enumerate(pending) for part in _optimisation(arg, pending[index + 1 : index + 2])]
+    pending = [_normalize(arg) for arg in args]
+    queue = [part for index, arg in enumerate(pending) for part in _optimization(arg, pending[index + 1 : index + 2])]
     position = 0
     while position < len(queue):
         arg = queue[position]
@@ -373,7 +373,7 @@ def _expand(args: Sequence[str]) -> list[str]:
     return plain
 
 
-def _normalise(arg: str) -> str:
+def _normalize(arg: str) -> str:
     if not arg.startswith("--"):
         return arg
     name, equals, value = arg.partition("=")
@@ -381,7 +381,7 @@ def _normalise(arg: str) -> str:
     return head.replace("_", "-") + dot + tail + equals + value
 
 
-def _optimisation(arg: str, following: Sequence[str]) -> list[str]:
+def _optimization(arg: str, following: Sequence[str]) -> list[str]:
     if arg.startswith("-O") and arg != "-O":
         return ["--optimization-level", arg[3:] if arg[2] == "=" else arg[2:]]
     if arg == "-O" and following and following[0] in ("0", "1", "2", "3"):

@@ -252,7 +252,7 @@ def _program_words(argv: Sequence[str]) -> int:
             return 1
         if argv[1] == "serve":
             return 2
-        raise UsageError(f"`vllm {argv[1][:40]}` is not planned", hint="only `vllm serve` is; after -- come its flags")
+        raise UsageError(f"`vllm {argv[1][:40]}` is not supported", hint="only `vllm serve` is; put its flags after --")
     return 0
 
 

@@ -34,7 +34,7 @@ VERSIONS: dict[str, VersionFacts] = {
 
 #: Flags that older versions had and the parser now rejects, with what to write instead.
 REMOVED_FLAGS: dict[str, str] = {
-    "--swap-space": "swap space is gone; --kv-offloading-size GIB keeps KV blocks in host memory",
+    "--swap-space": "swap space is gone; --kv-offloading-size GIB keeps KV blocks in RAM",
     "--calculate-kv-scales": "scales come from the checkpoint (removed in 0.28); drop the flag",
     "--num-scheduler-steps": "multi-step scheduling is gone; --async-scheduling is on by default",
     "--multi-step-stream-outputs": "multi-step scheduling is gone; drop the flag",

@@ -2,7 +2,7 @@
 
 The order is platforms/cuda.py:_get_backend_priorities, the conditions are each backend's own
 (v1/attention/backends/*.py: supports_*, supports_combination). Only what decides block size, page size or a
-refusal is modelled. FlashInfer and the FlashAttention builds of vLLM's wheels are taken as installed.
+refusal is modeled. FlashInfer and the FlashAttention builds of vLLM's wheels are taken as installed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CUTLASS_BLOCK_SIZE = 128
 FA4_HD256_PAGE_SIZE = 128
 
 
-def is_quantised(kv_dtype: str) -> bool:
+def is_quantized(kv_dtype: str) -> bool:
     """Whether the cache is kept in fewer bits than the model's type (is_quantized_kv_cache)."""
     return kv_dtype not in ("auto", "float16", "bfloat16", "float32", "half", "float", "int8")
 
@@ -167,7 +167,7 @@ def flash_attention_version(query: LayerQuery) -> int | None:
 def _hd256_fallback(query: LayerQuery) -> bool:
     """When FA4's kernel for heads of 256 is not used (fa_utils.py:_fa4_hd256_fallback_reason)."""
     odd_block = query.block_size is not None and query.block_size % FA4_HD256_PAGE_SIZE != 0
-    return query.sinks or query.softcap or is_quantised(query.kv_dtype) or odd_block or query.mm_prefix or query.dcp > 1
+    return query.sinks or query.softcap or is_quantized(query.kv_dtype) or odd_block or query.mm_prefix or query.dcp > 1
 
 
 def _fa4_head_256(query: LayerQuery) -> bool:
@@ -188,7 +188,7 @@ def _flash_attention(query: LayerQuery) -> str | None:
     version = flash_attention_version(query)
     if query.sinks and (query.cc < (9, 0) or version not in (3, 4)):
         return "attention sinks not supported"
-    if is_quantised(query.kv_dtype):
+    if is_quantized(query.kv_dtype):
         hopper = query.cc[0] == 9 and (version == 3 or (version == 4 and query.head_size == 512))
         if not hopper and not (query.cc[0] == 10 and version == 4):
             return "FP8 KV cache requires FA3 on SM90, FA4 with head_size=512 on SM90, or FA4 on SM100"
@@ -529,7 +529,7 @@ def priorities(query: LayerQuery) -> tuple[str, ...]:
         return (*composite, "FLASH_ATTN", "FLASHINFER", "TRITON_ATTN", "FLEX_ATTENTION", "TURBOQUANT")
     if major == 10:
         sparse: tuple[str, ...] = ("FLASHMLA_SPARSE", "FLASHINFER_MLA_SPARSE")
-        if is_quantised(query.kv_dtype):
+        if is_quantized(query.kv_dtype):
             sparse = ("FLASHINFER_MLA_SPARSE", "FLASHMLA_SPARSE")
         elif query.n_heads <= 16:
             sparse = ("FLASH_ATTN_MLA_SPARSE_FA4", "FLASHINFER_MLA_SPARSE", "FLASHMLA_SPARSE")

@@ -3,7 +3,7 @@
 v1/worker/gpu_worker.py:determine_available_memory measures; here the same terms are computed beforehand:
 
     before the snapshot    CUDA context, cuBLAS, NCCL: outside vLLM's budget
-    requested              ceil(total * utilisation): refused when less than that is free
+    requested              ceil(total * utilization): refused when less than that is free
     - consumed             weights, buffers, input and sampler state, workspaces, memory of libraries
     - transient peak       of one step of `max_num_batched_tokens` dummy tokens
     - graph estimate       CUDA graphs to be captured
@@ -80,7 +80,7 @@ class RankBudget:
     graphs: MemoryItem
     after: tuple[MemoryItem, ...]
     ipc_bytes: int = 0  #: `--mm-ipc-gpu-memory-gb`, taken from the cache
-    graphs_deducted: bool = True  #: else they come on top of the utilisation
+    graphs_deducted: bool = True  #: else they come on top of the utilization
 
     @property
     def outside_bytes(self) -> int:
@@ -97,7 +97,7 @@ class RankBudget:
 
     @property
     def planned_bytes(self) -> int:
-        """What the utilisation must cover without a KV cache."""
+        """What the utilization must cover without a KV cache."""
         graphs = self.graphs.n_bytes if self.graphs_deducted else 0
         return self.consumed_bytes + self.peak.n_bytes + graphs + self.ipc_bytes
 
@@ -339,7 +339,7 @@ def _experts_bytes(model: VllmModel, config: EngineConfig) -> int:
 
 
 def _unpacked_bytes(model: VllmModel, config: EngineConfig) -> int:
-    """All experts of a layer, which the bitsandbytes plug-in unpacks at once (vllm_bnb_plugin's
+    """All experts of a layer, which the bitsandbytes plugin unpacks at once (vllm_bnb_plugin's
     quantization/fused_moe.py)."""
     ranks = config.parallel.tp * config.parallel.dp * config.parallel.pcp
     elements = 3 * model.n_experts * model.hidden_size * model.moe_intermediate_size
@@ -389,7 +389,7 @@ def graphs_item(model: VllmModel, config: EngineConfig) -> MemoryItem:
 
 
 def _after(config: EngineConfig, kv: KvPlan, flashinfer_bytes: int) -> tuple[MemoryItem, ...]:
-    """Allocated once the cache is, and so outside the utilisation."""
+    """Allocated once the cache is, and so outside the utilization."""
     if config.gpu.cpu:
         return ()
     tables = sum(2 * config.max_num_seqs * -(-kv.max_len // group.first.block_tokens) * 4 for group in kv.groups)

@@ -20,7 +20,7 @@ from autofit_vllm.memory.attention_backends import (
     AttentionBackend,
     LayerQuery,
     common_block_size,
-    is_quantised,
+    is_quantized,
     select,
 )
 from autofit_vllm.modules.dtypes import dtype_bytes
@@ -384,7 +384,7 @@ def _canonical_kv_dtype(attention: Iterable[AttentionLayer], config: EngineConfi
         name, kv_dtype = part.backend.name, config.kv_cache_dtype
         if name.endswith("_DSV4") and _packs_rows(name, config):
             return _PACKED_FORMAT
-        if name == "FLASHMLA_SPARSE" and is_quantised(kv_dtype) and kv_dtype != "nvfp4_ds_mla":
+        if name == "FLASHMLA_SPARSE" and is_quantized(kv_dtype) and kv_dtype != "nvfp4_ds_mla":
             return "fp8_ds_mla"
         if name == "FLASHINFER_MLA_SPARSE_SM120" and kv_dtype in ("auto", "fp8", "fp8_e4m3"):
             return "fp8_ds_mla"
@@ -580,7 +580,7 @@ def _align_states(
 def _align_skipped(
     first: AttentionLayer, model: VllmModel, config: EngineConfig, block: int, state_page: int | None
 ) -> tuple[int, int | None]:
-    """Quantised blocks grow until their page holds an unquantised one
+    """Quantized blocks grow until their page holds an unquantized one
     (_align_heterogeneous_kv_block_size)."""
     primary = _token_page_bytes(model, config, config.kv_cache_dtype, backend=first.backend)
     largest = _token_page_bytes(model, config, "auto", backend=first.backend)
@@ -603,7 +603,7 @@ def _token_page_bytes(
     if model.uses_mla:
         return model.head_size * element_bytes(kv_dtype, config.dtype)
     heads = max(1, model.n_kv_heads // config.parallel.tp)
-    if backend is not None and kv_dtype not in backend.kv_dtypes and is_quantised(kv_dtype):
+    if backend is not None and kv_dtype not in backend.kv_dtypes and is_quantized(kv_dtype):
         return heads * 2 * model.head_size * element_bytes(kv_dtype, config.dtype)
     return heads * packed_bytes(kv_dtype, config.dtype, model.head_size, model.head_size)
 

@@ -92,7 +92,7 @@ def _tensors(
         if module.fp32_without_kernel and not _routes_in_half(quantization.capability):
             dtype = "float32"
         shape = linear_shape(module, parallel, dtype, quantization.name)
-        scheme = quantization.linear(module) if module.quantisable else NONE.linear(module)
+        scheme = quantization.linear(module) if module.quantizable else NONE.linear(module)
         tensors = scheme.loaded_linear(shape) if loaded else scheme.linear(shape)
         tower = module.tower is not None
         for suffix, size, kind in tensors:
@@ -104,7 +104,7 @@ def _tensors(
         yield from _vocabulary_tensors(module, parallel, dtype, quantization)
     elif isinstance(module, Experts):
         local = experts_shape(module, parallel, dtype)
-        method = quantization.experts(module, local) if module.quantisable else NONE.experts(module, local)
+        method = quantization.experts(module, local) if module.quantizable else NONE.experts(module, local)
         if method is UNQUANTISED and module.fused_routing and quantization.capability // 10 == 10:
             # (fused_moe/oracle/unquantized.py) TRT-LLM's kernels work on tiles of 128.
             local = replace(local, intermediate_rank=round_up(local.intermediate_rank, 128))
@@ -113,7 +113,7 @@ def _tensors(
     elif isinstance(module, Attention):
         if not loaded:
             heads = max(1, module.kv_heads // parallel.tp)
-            scales = quantization.attention(heads, dtype, latent=module.latent) if module.quantisable else ()
+            scales = quantization.attention(heads, dtype, latent=module.latent) if module.quantizable else ()
             for suffix, size, kind in scales:
                 kind = dtype if module.scale_dtype == "model" else kind
                 yield RankTensor(f"{module.name}.{suffix}", size, kind, "scale", False)
@@ -172,7 +172,7 @@ def weights_per_rank(
         raise EngineRefusalError(
             "Prequant BitsAndBytes models with tensor parallelism is not supported. Please try with pipeline "
             "parallelism.",
-            hint="use --pipeline-parallel-size, or the unquantised checkpoint with --quantization bitsandbytes",
+            hint="use --pipeline-parallel-size, or the unquantized checkpoint with --quantization bitsandbytes",
         )
     try:
         return tuple(
@@ -231,13 +231,13 @@ def _modules_of(model: VllmModel, parallel: Parallel, stage: int) -> Iterator[Mo
 
 
 def _absorbed_bytes(model: VllmModel, parallel: Parallel, stage: int, dtype: str, quantization: Quantization) -> int:
-    """The up-projections of latent attention, unpacked beside their quantised form: W_UK and W_UV
+    """The up-projections of latent attention, unpacked beside their quantized form: W_UK and W_UV
     (layers/attention/mla_attention.py:process_weights_after_loading)."""
     total = 0
     for module in _modules_of(model, parallel, stage):
         if not isinstance(module, Linear) or not module.name.endswith(".kv_b_proj"):
             continue
-        if module.quantisable and quantization.linear(module) is not UNQUANTISED:
+        if module.quantizable and quantization.linear(module) is not UNQUANTISED:
             shape = linear_shape(module, parallel, dtype)
             total += shape.out_rank * shape.in_rank * dtype_bytes(dtype)
     return total

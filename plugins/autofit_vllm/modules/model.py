@@ -67,7 +67,7 @@ class Parallel:
 class Part(NamedTuple):
     """One slice of a module's output that is divided on its own, and loaded from a weight of its own.
 
-    `name` is the checkpoint's name for it beside the module's own (`q_proj` in `qkv_proj`); neighbours of one
+    `name` is the checkpoint's name for it beside the module's own (`q_proj` in `qkv_proj`); neighbors of one
     name are one tensor there.
     """
 
@@ -91,7 +91,7 @@ class Linear:
     in_size: int
     parts: tuple[Part, ...]
     bias: bool = False
-    quantisable: bool = True
+    quantizable: bool = True
     dtype: str | None = None  #: `None`: the model's
     heads: int = 0  #: qkv only: query heads, KV heads, and the sizes of a head of K and of V
     kv_heads: int = 0
@@ -101,7 +101,7 @@ class Linear:
     lora: bool = True  #: LoRA may wrap it
     spreads_tokens: bool = False  #: undivided where ranks share out tokens: `Parallel.spreads_tokens`
     fp32_without_kernel: bool = False  #: in fp32 on GPUs that have no kernel for routers
-    undivided_with: frozenset[str] = frozenset()  #: methods of quantisation under which every rank has it all
+    undivided_with: frozenset[str] = frozenset()  #: methods of quantization under which every rank has it all
     divides: int = 0  #: when set, every rank has it all unless this divides among them
     multiple: int = 1  #: that a rank's output is filled up to
 
@@ -128,7 +128,7 @@ class Vocabulary:
     rows: int
     columns: int
     padding: int = 64  #: rows are rounded up to a multiple of this
-    head: bool = False  #: an LM head: quantised when the checkpoint says so
+    head: bool = False  #: an LM head: quantized when the checkpoint says so
     bias: bool = False
     tied_to: str | None = None  #: shares the parameter of that module when both are on one stage
     dtype: str | None = None
@@ -147,9 +147,9 @@ class Experts:
     intermediate_size: int
     gated: bool = True  #: gate and up; otherwise one projection in
     bias: bool = False
-    quantisable: bool = True
+    quantizable: bool = True
     least_width: int = 0  #: a rank's slice of each expert is filled up to this where ranks slice them
-    plain_class: bool = True  #: `RoutedExperts` itself, which is all that compressed-tensors quantises
+    plain_class: bool = True  #: `RoutedExperts` itself, which is all that compressed-tensors quantizes
     fused_routing: bool = True  #: FlashInfer's TRT-LLM kernels for Blackwell know how a token's experts are chosen
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")  #: the checkpoint's, of one expert
 
@@ -175,8 +175,8 @@ class Attention:
     stage: Stage
     kv_heads: int
     latent: bool = False  #: MLA
-    quantisable: bool = True
-    scale_dtype: str | None = None  #: of its scales; `None`: the quantisation's, `model`: the model's
+    quantizable: bool = True
+    scale_dtype: str | None = None  #: of its scales; `None`: the quantization's, `model`: the model's
 
 
 Module = Linear | Vocabulary | Experts | Plain | Attention
@@ -379,7 +379,7 @@ class VllmModel:
     supports_pipeline: bool = True
     supports_lora: bool = True  #: else vLLM stops at `--enable-lora` (lora_model_runner_mixin.py:load_lora_model)
     modalities: tuple[str, ...] = ()
-    quantization: Mapping[str, object] | None = None  #: the checkpoint's quantisation configuration
+    quantization: Mapping[str, object] | None = None  #: the checkpoint's quantization configuration
     ssm_dtype: str | None = None  #: the checkpoint's recurrent state type, where vLLM takes it
     draft: Draft | None = None
     basis: Literal["derived", "bound"] = "derived"  #: `bound`: an unknown architecture, surely not too low

@@ -34,7 +34,7 @@ def round_up(amount: int, multiple: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearShape:
-    """A linear layer on one rank: what its quantisation method is told (layers/linear.py)."""
+    """A linear layer on one rank: what its quantization method is told (layers/linear.py)."""
 
     in_size: int
     in_rank: int

@@ -130,7 +130,7 @@ def decisions(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
     partition = best.evaluation.settings.env.get(PARTITION)
     if partition is not None:
         given = PARTITION in problem.settings.env
-        because = "given; kept as it is" if given else "stages on smaller GPUs take fewer layers"
+        because = "kept as given" if given else "stages on smaller GPUs take fewer layers"
         origin: Origin = "environment" if given else "solved"
         found.append(Decision(setting=PARTITION, value=partition, origin=origin, because=because))
     for name, value in problem.settings.given.items():
@@ -141,7 +141,7 @@ def decisions(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
                 setting=_spelled(name),
                 value=_text(value),
                 origin="user",
-                because="given; kept as it is",
+                because="kept as given",
             )
         )
     return found
@@ -167,32 +167,33 @@ def _because_layout(problem: Problem, best: Candidate) -> str:
     n = len(best.evaluation.ranks)
     if parallel.dp > 1:
         if problem.pads_heads(n):
-            return f"{parallel.dp} replicas share the experts; {n} ways of dividing the heads would pad them"
+            return f"{parallel.dp} replicas share the experts; tensor parallelism over {n} GPUs would pad the heads"
         return f"{parallel.dp} replicas on {n} GPUs serve the most sequences"
     if parallel.pp > 1:
-        return f"{parallel.pp} stages of {parallel.tp} on {n} GPUs hold what fewer stages do not"
-    return f"the heads divide over {parallel.tp} GPUs, which share weights and cache"
+        return f"{parallel.pp} pipeline stages of {parallel.tp} GPUs: fewer stages do not fit"
+    return f"the attention heads divide over {parallel.tp} GPUs; weights and KV cache are sharded"
 
 
 def _because_length(problem: Problem, best: Candidate) -> str:
     goal, _ = problem.lengths
     if not best.fits:
-        return "nothing longer would be any nearer"
+        return "nothing fits; a longer context would only increase the shortfall"
     if best.length >= goal:
-        return "as wished" if problem.request.context else "the model's own length fits"
+        return "as asked" if problem.request.context else "the model's full length fits"
     n = problem.n_parallel
     if n == 1:
-        return "the longest that one sequence can hold in the cache that is left"
+        return "the longest context that fits in the KV cache"
     share = "each as long" if problem.request.fill == "full" else "the others at their average length"
-    return f"the longest that one of {n} sequences can hold in the cache that is left, {share}"
+    return f"the longest context of one of {n} sequences that fits in the KV cache, {share}"
 
 
 def _because_sequences(problem: Problem, best: Candidate) -> str:
     config = best.evaluation.config
     if problem.n_slots is not None:
-        return "as wished"
+        return "as asked"
     own = config.max_num_seqs * best.evaluation.model.vocab_size * 4
-    return f"vLLM's default depends on the GPU; {config.max_num_seqs} slots cost {format_bytes(own)} of counters"
+    state = f"{config.max_num_seqs} sequences need {format_bytes(own)} of sampler state"
+    return f"{state}; vLLM's own default depends on the GPU"
 
 
 def _because_tokens(problem: Problem, best: Candidate) -> str:
@@ -200,8 +201,10 @@ def _because_tokens(problem: Problem, best: Candidate) -> str:
     config = best.evaluation.config
     tokens0, _ = batch_defaults(config.gpu, world_size=config.parallel.world_size)
     if config.max_num_batched_tokens == config.max_num_seqs > tokens0:
-        return f"a step holds a token of each of {config.max_num_seqs} sequences, or vLLM refuses; it peaks at {peak}"
-    return f"vLLM's default depends on the GPU; a step this large peaks at about {peak}"
+        return (
+            f"vLLM requires one token per step for each of {config.max_num_seqs} sequences; activations peak at {peak}"
+        )
+    return f"activations of a step this large peak at about {peak}; vLLM's own default depends on the GPU"
 
 
 def _because_utilization(problem: Problem, best: Candidate) -> str:
@@ -217,8 +220,8 @@ def _because_utilization(problem: Problem, best: Candidate) -> str:
     return (
         f"{tightest.device.id} has {format_bytes(tightest.free_bytes)} free of "
         f"{format_bytes(tightest.total_bytes)}; "
-        f"{'processes, ' if tightest.n_sharing else ''}context, NCCL and what is allocated after the cache take "
-        f"{outside} beside it, and a margin of "
+        f"{'processes, ' if tightest.n_sharing else ''}CUDA context, NCCL and allocations after the KV cache take "
+        f"{outside} outside the budget, and a margin of "
         f"{format_bytes(tightest.margin_bytes)}{default} is kept"
     )
 
@@ -226,40 +229,44 @@ def _because_utilization(problem: Problem, best: Candidate) -> str:
 def _because_dtype(problem: Problem, best: Candidate) -> str:
     own, got = best.evaluation.model.dtype, best.evaluation.config.dtype
     if own == got:
-        return "the checkpoint's"
-    return f"the checkpoint is {own}, which vLLM does not run on this GPU" if own != "float32" else "fp32 is halved"
+        return "the checkpoint's dtype"
+    return (
+        f"vLLM does not run {own}, the checkpoint's dtype, on this GPU"
+        if own != "float32"
+        else "a float32 checkpoint runs in half precision"
+    )
 
 
 def _because_kv(problem: Problem, best: Candidate) -> str:
     if problem.request.kv not in (None, "auto"):
-        return "as wished"
-    return "an 8-bit cache makes room for what was wished; --kv bf16 or f16 keeps the model's type"
+        return "as asked"
+    return "an 8-bit KV cache makes this plan fit; --kv bf16 or f16 keeps the model's type"
 
 
 def _because_eager(problem: Problem, best: Candidate) -> str:
-    return "a last resort: CUDA graphs did not fit, and without them each token is slower"
+    return "CUDA graphs do not fit; decoding is slower without them"
 
 
 def _because_offload(problem: Problem, best: Candidate) -> str:
     moved = best.evaluation.offload
     parallel = best.parallel
     pinned = moved.host_bytes * parallel.tp * parallel.dp if moved else 0
-    how = "copied ahead of their use" if moved and moved.prefetches else "read over PCIe"
-    return f"the weights do not fit; {format_bytes(pinned)} of pinned main memory hold them, {how}"
+    how = "copied ahead of use" if moved and moved.prefetches else "read over PCIe"
+    return f"the weights do not fit in GPU memory; {format_bytes(pinned)} stay in pinned RAM, {how}"
 
 
 def _because_experts(problem: Problem, best: Candidate) -> str:
     if best.parallel.dp > 1:
-        return "whole experts per GPU: the least traffic between them"
-    return f"slices of {best.parallel.tp} would cut the blocks of the quantization; whole experts cost no byte more"
+        return "each GPU holds whole experts: least traffic between GPUs"
+    return f"shards over {best.parallel.tp} GPUs would cut quantization blocks; whole experts cost no byte more"
 
 
 def _because_context_parallel(problem: Problem, best: Candidate) -> str:
-    return "the cache would otherwise be the same on every GPU"
+    return "without it, the KV cache is replicated on every GPU"
 
 
 def _because_devices(problem: Problem, best: Candidate) -> str:
-    return "the GPUs with the most free memory; shards are equal"
+    return "the GPUs with the most free memory; shards are equal in size"
 
 
 def _next_length(problem: Problem, best: Candidate, others: Sequence[Candidate]) -> NextRejected | None:
@@ -324,21 +331,21 @@ def alternatives(
             picks.append((title, chosen, because))
 
     longer = [c for c in fitting if c.length > best.length]
-    pick("longer context", longer, lambda c: (c.length, _rate(c)), "not what was preferred")
+    pick("longer context", longer, lambda c: (c.length, _rate(c)), "worse at the goal of --prefer")
     fewer = [c for c in fitting if len(c.evaluation.ranks) < len(best.evaluation.ranks)]
     pick(
         "fewer GPUs",
         fewer,
         lambda c: (-len(c.evaluation.ranks), c.length, _rate(c)),
-        "slower, or with less context",
+        "slower, or a shorter context",
     )
     faster = [c for c in fitting if _rate(c) > _rate(best)]
-    pick("faster for one sequence", faster, lambda c: (_rate(c), c.length), "less of what was preferred")
+    pick("faster for one sequence", faster, lambda c: (_rate(c), c.length), "worse at the goal of --prefer")
     many = [c for c in fitting if c.total_speed > best.total_speed]
-    pick("more in total", many, lambda c: c.total_speed, "slower for one sequence, or with less context")
+    pick("higher total throughput", many, lambda c: c.total_speed, "slower for one sequence, or a shorter context")
     kv = [c for c in fitting if c.evaluation.config.kv_cache_dtype != best.evaluation.config.kv_cache_dtype]
-    pick("another cache type", kv, lambda c: c.length, "the cache is lossy in one of them")
-    pick("another layout", fitting, lambda c: (c.length, _rate(c)), "not better at anything asked for")
+    pick("another KV cache type", kv, lambda c: c.length, "one of the two KV cache types is lossy")
+    pick("another layout", fitting, lambda c: (c.length, _rate(c)), "no better for this request")
     return [
         Alternative(
             title=title,
@@ -382,7 +389,7 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
     fullest = min(evaluation.ranks, key=lambda rank: evaluation.available_bytes[rank.stage], default=None)
     where = fullest.device.id if fullest else "the GPU"
     load = f"{n} sequences of {length} tokens" if n > 1 else f"{length} tokens"
-    message = f"{where} lacks {format_bytes(max(shortfall, 0))} for {load}"
+    message = f"{where} needs {format_bytes(max(shortfall, 0))} more for {load}"
     if fullest is not None and fullest.margin_asked and fullest.margin_bytes:
         message += f" beside the margin of {format_bytes(fullest.margin_bytes)}"
     found = [finding("does-not-fit", message)]

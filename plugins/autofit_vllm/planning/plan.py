@@ -286,7 +286,7 @@ def _available(
     stated: int | Sequence[int] | None,
     held_back_fraction: float,
 ) -> tuple[int, ...]:
-    """KV memory per stage: stated, given by `--kv-cache-memory-bytes`, or what the utilisation leaves."""
+    """KV memory per stage: stated, given by `--kv-cache-memory-bytes`, or what the utilization leaves."""
     n_stages = config.parallel.pp
     if stated is not None:
         return tuple([stated] * n_stages if isinstance(stated, int) else stated)
@@ -528,7 +528,7 @@ def _device_findings(evaluation: Evaluation) -> list[Finding]:
         have, need = (f"{cc[0]}.{cc[1]}" for cc in (old.compute_capability, least))
         message = (
             f"vLLM {evaluation.settings.version.version} is published for compute capability {need} and newer; "
-            f"{old.name} has {have}: it would have to be built from source, and may lack kernels"
+            f"{old.name} has {have}: build it from source; kernels may be missing"
         )
         found.append(finding("old-gpu", message))
     if config.dtype == "float32" and evaluation.model.dtype != "float32":
@@ -567,7 +567,7 @@ def _start_findings(evaluation: Evaluation) -> list[Finding]:
         pins = evaluation.settings.pins
         pinned = next((flag_of(n) for n in ("num_gpu_blocks_override", "kv_cache_memory_bytes") if pins(n)), None)
         why = (
-            f"{pinned} is taken as it is; lower it"
+            f"vLLM uses {pinned} as given; lower it"
             if pinned
             else "graphs, tables and workspaces come on top of the utilization; lower --gpu-memory-utilization"
         )
@@ -578,7 +578,7 @@ def _start_findings(evaluation: Evaluation) -> list[Finding]:
 
 def _allowed(evaluation: Evaluation) -> str:
     margins = [rank.margin_bytes for rank in evaluation.ranks if rank.margin_asked]
-    return f"is free beside a margin of {format_bytes(max(margins))}" if any(margins) else "is free"
+    return f"is free with a margin of {format_bytes(max(margins))}" if any(margins) else "is free"
 
 
 # -- Command lines ---------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def _left_out(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
     every = max(whole, key=lambda c: (min(c.length, best.length), c.total_speed, _rate(c)), default=None)
     if every is None:
         heads = ", ".join(map(str, possible_tp(problem.model, len(problem.devices))))
-        message = f"{names} not used: no layout of this model over all {len(problem.devices)} GPUs fits"
+        message = f"{names} not used: no way to shard this model over all {len(problem.devices)} GPUs fits"
         message += f" (tensor parallel sizes: {heads})"
     else:
         parallel = every.parallel
@@ -57,12 +57,12 @@ def _eight_bits(problem: Problem, best: Candidate, others: Sequence[Candidate]) 
     plain = [c for c in others if c.values.get("kv_cache_dtype") is None and c.holds and c.evaluation.offload is None]
     longest = max((c.length for c in plain), default=0)
     if best.evaluation.offload is not None:
-        message = "an fp8 KV cache leaves more weights on the GPU"
+        message = "with an fp8 KV cache, more weights fit on the GPU"
     elif longest < best.length:
-        instead = f"{longest:,} tokens fit without it" if longest else "without it, they do not"
+        instead = f"{longest:,} tokens fit without it" if longest else "without it they do not"
         message = f"an fp8 KV cache makes {best.length:,} tokens fit: {instead}"
     else:
-        message = f"an fp8 KV cache holds more sequences of {best.length:,} tokens at a time"
+        message = f"with an fp8 KV cache, more sequences of {best.length:,} tokens run at a time"
     message += f"; {keep} keeps {dtype}"
     return [finding("lossy-cache", message)]
 
@@ -92,7 +92,7 @@ def _nodes(problem: Problem, best: Candidate) -> list[Finding]:
         return []
     message = (
         f"planned for {nodes} nodes like this one, {len(best.evaluation.ranks) // nodes} GPUs on each: start the "
-        "command on each with its own --node-rank and the --master-addr of the first, with --headless on all but that"
+        "command on each with its own --node-rank and the --master-addr of the first, and --headless on all others"
     )
     return [finding("nodes", message)]
 

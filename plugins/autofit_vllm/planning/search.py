@@ -210,7 +210,7 @@ def solve(problem: Problem) -> tuple[Candidate, list[Candidate]]:
     if not enough_fits():
         found += _offloaded(problem, found)
     if not found:
-        raise refusals[0] if refusals else EngineRefusalError("no layout uses these nodes and GPUs evenly")
+        raise refusals[0] if refusals else EngineRefusalError("no parallel sizes use these nodes and GPUs evenly")
     found = [_timed(candidate, problem) for candidate in found]
     best = max(found, key=lambda candidate: _score(candidate, problem))
     return _no_slower(problem, best), [candidate for candidate in found if candidate is not best]

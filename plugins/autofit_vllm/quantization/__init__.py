@@ -1,4 +1,4 @@
-"""How a checkpoint's weights are quantised, and what each layer keeps because of it."""
+"""How a checkpoint's weights are quantized, and what each layer keeps because of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["NONE", "UNQUANTISED", "Quantization", "Scheme", "Tensor", "checkpoin
 
 
 def checkpoint_method(raw: Mapping[str, Any] | None) -> str | None:
-    """The word for a checkpoint's own quantisation, ModelOpt's older files included; `None` if it has none
+    """The word for a checkpoint's own quantization, ModelOpt's older files included; `None` if it has none
     (transformers_utils/model_arch_config_convertor.py:_normalize_quantization_config). ModelOpt as the producer does
     not decide: DeepSeek-V4's NVFP4 files are of it, and of the method `fp8`."""
     if not raw:
@@ -33,12 +33,12 @@ def quantization_for(
     requested: str | None = None,
     model_type: str = "",
     architecture: str = "",
-    quantised_layers: Iterable[str] = (),
+    quantized_layers: Iterable[str] = (),
     ggml_types: Mapping[str, str] | None = None,
     allow_deprecated: bool = False,
     env: Mapping[str, str] | None = None,
 ) -> Quantization:
-    """The quantisation of a checkpoint on a GPU, or the one asked for while loading.
+    """The quantization of a checkpoint on a GPU, or the one asked for while loading.
 
     `raw` is its configuration's `quantization_config`, `architecture` the model's class in vLLM, which renames the
     layers that `raw` lists, `requested` the word after `--quantization`, `ggml_types` the types of a GGUF file's
@@ -46,7 +46,7 @@ def quantization_for(
 
     Raises:
         EngineRefusalError: the two contradict each other, the GPU is too old, or vLLM does not know the word.
-        UnsupportedModelError: a plug-in of vLLM is needed, or the layout is not known here.
+        UnsupportedModelError: a plugin of vLLM is needed, or the layout is not known here.
     """
     generation = min(capability[0] * 10 + capability[1], 999)
     method = checkpoint_method(raw)
@@ -62,7 +62,7 @@ def quantization_for(
             requested=requested,
             model_type=model_type,
             architecture=architecture,
-            quantised_layers=quantised_layers,
+            quantized_layers=quantized_layers,
             ggml_types=ggml_types or {},
             allow_deprecated=allow_deprecated,
             env=env or {},
@@ -71,6 +71,6 @@ def quantization_for(
         raise EngineRefusalError(
             f"The quantization method {found.name} is not supported for the current GPU. Minimum capability: "
             f"{found.min_capability}. Current capability: {generation}.",
-            hint="use a newer GPU or another quantisation",
+            hint="use a newer GPU or another quantization",
         )
     return replace(found, capability=generation)

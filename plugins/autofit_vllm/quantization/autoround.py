@@ -35,7 +35,7 @@ class AutoRound(Quantization):
     width: Width
     awq: bool
     layers: Mapping[str, Width] = field(default_factory=dict)  #: by name or pattern; 16 bits: left alone
-    blocks: tuple[str, ...] = ()  #: what is quantised lies below one of these
+    blocks: tuple[str, ...] = ()  #: what is quantized lies below one of these
 
     def linear(self, module: Linear) -> Scheme:
         return self._scheme(self._width(module.name, module.shards, default=True))
@@ -96,7 +96,7 @@ def auto_round(config: Mapping[str, Any], capability: int) -> AutoRound:
     UnsupportedModelError: a floating-point layout.
     """
     if config.get("data_type", "int") != "int":
-        raise UnsupportedModelError(f"AutoRound's data type {config['data_type']} is not known here")
+        raise UnsupportedModelError(f"unknown AutoRound data type {config['data_type']}")
     packing = config.get("packing_format") or "auto_round:auto_gptq"
     if packing not in ("auto_round:auto_gptq", "auto_round:auto_awq"):
         raise EngineRefusalError(f"INC int quantization does not support packing_format {packing!r}")

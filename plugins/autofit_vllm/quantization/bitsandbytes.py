@@ -1,4 +1,4 @@
-"""bitsandbytes, as vLLM's plug-in keeps it: four bits with a scale per block, or eight with one per row
+"""bitsandbytes, as vLLM's plugin keeps it: four bits with a scale per block, or eight with one per row
 (vllm_bnb_plugin)."""
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class BitsAndBytes(Quantization):
 
 
 def bitsandbytes(config: Mapping[str, Any], *, stored: bool) -> BitsAndBytes:
-    """`stored`: the checkpoint holds quantised weights; otherwise they are quantised to four bits while loading.
+    """`stored`: the checkpoint holds quantized weights; otherwise they are quantized to four bits while loading.
 
     Raises:
         EngineRefusalError: packed into another type than bytes.
@@ -94,7 +94,7 @@ def bitsandbytes(config: Mapping[str, Any], *, stored: bool) -> BitsAndBytes:
     return BitsAndBytes(
         name="bitsandbytes",
         min_capability=70,
-        # In fp32 the plug-in counts four weights a byte, and cannot load them
+        # In fp32 the plugin counts four weights a byte, and cannot load them
         # (quantization/utils.py:calculate_quant_ratio).
         dtypes=("float16", "bfloat16"),
         while_loading=True,

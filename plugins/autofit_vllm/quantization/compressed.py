@@ -26,7 +26,7 @@ _ACTIVATION_FORMATS = frozenset({"naive-quantized", "int-quantized", "float-quan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
-    """How one kind of value is quantised (compressed_tensors' QuantizationArgs, with its defaults)."""
+    """How one kind of value is quantized (compressed_tensors' QuantizationArgs, with its defaults)."""
 
     bits: int = 8
     kind: str = "int"
@@ -68,9 +68,9 @@ class Arguments:
                 scale_dtype=None if raw.get("scale_dtype") is None else str(raw["scale_dtype"]),
             )
         except (TypeError, ValueError, OverflowError):
-            raise EngineRefusalError("quantization_config: a group's weights make no sense") from None
+            raise EngineRefusalError("quantization_config: the weights of a group are invalid") from None
         if not 0 < read.bits <= 32 or read.group == 0 or min(*(read.block or (1, 1)), 1) < 1:
-            raise EngineRefusalError("quantization_config: a group's weights make no sense")
+            raise EngineRefusalError("quantization_config: the weights of a group are invalid")
         return read
 
 

@@ -1,4 +1,4 @@
-"""GGUF files, as vLLM's plug-in keeps them: the file's own blocks, under one type per weight (vllm_gguf_plugin)."""
+"""GGUF files, as vLLM's plugin keeps them: the file's own blocks, under one type per weight (vllm_gguf_plugin)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autofit_vllm.quantization.names import bare
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor
 
 _PLAIN = frozenset({"f32", "f16", "bf16"})  #: loaded in the model's type
-#: what the plug-in has kernels for (quantization/utils.py:DEQUANT_TYPES)
+#: what the plugin has kernels for (quantization/utils.py:DEQUANT_TYPES)
 _KERNELS = frozenset(
     (
         "q4_0 q4_1 q5_0 q5_1 q8_0 q8_1 q2_K q3_K q4_K q5_K q6_K "
@@ -104,7 +104,7 @@ class Gguf(Quantization):
     def experts(self, module: Experts, shape: ExpertsShape) -> Scheme:
         kinds = tuple(self._type(f"{module.name}.{name}") for name in module.names)
         if _PLAIN.intersection(kinds):
-            raise EngineRefusalError(f"{module.name}: the plug-in loads quantised experts only, not {kinds[0]}")
+            raise EngineRefusalError(f"{module.name}: the plugin loads quantized experts only, not {kinds[0]}")
         return self._of(module.name, kinds)
 
     def _of(self, name: str, kinds: tuple[str, ...]) -> Scheme:

@@ -141,16 +141,16 @@ class Gptq(Quantization):
     symmetric: bool
     head: bool
     dynamic: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    listed: tuple[str, ...] = ()  #: layers that are quantised; empty: all
+    listed: tuple[str, ...] = ()  #: layers that are quantized; empty: all
     in_bytes: bool = False  #: experts by moe_wna16, as asked for
 
     def linear(self, module: Linear) -> Scheme:
-        if not self._quantised(module.name, module.shards):
+        if not self._quantized(module.name, module.shards):
             return UNQUANTISED
         return self._scheme(module.name)
 
     def vocabulary(self, module: Vocabulary) -> Scheme:
-        if not (module.head and self.head) or not self._quantised(module.name, (module.name,)):
+        if not (module.head and self.head) or not self._quantized(module.name, (module.name,)):
             return UNQUANTISED
         return self._scheme(module.name)
 
@@ -163,13 +163,13 @@ class Gptq(Quantization):
             return Wna16ExpertsScheme(bits=bits, group=group, zero_points=not self.symmetric)
         return GptqScheme(bits=bits, group=group, capability=self.capability)
 
-    def _quantised(self, name: str, shards: tuple[str, ...]) -> bool:
+    def _quantized(self, name: str, shards: tuple[str, ...]) -> bool:
         if self._rule(name) is None:
             return False
         return not self.listed or all_or_none(shards, lambda shard: substring(shard, self.listed))
 
     def _rule(self, name: str) -> Mapping[str, Any] | None:
-        """What `dynamic` changes for this layer; `None`: not quantised (utils/gptq_utils.py)."""
+        """What `dynamic` changes for this layer; `None`: not quantized (utils/gptq_utils.py)."""
         for pattern, changes in self.dynamic.items():
             if pattern.startswith("-:"):
                 if regex_matches(pattern[2:], name):
@@ -187,8 +187,8 @@ class Gptq(Quantization):
         )
 
 
-def gptq(config: Mapping[str, Any], capability: int, quantised_layers: Iterable[str] = ()) -> Gptq:
-    """`quantised_layers` are those that the checkpoint's tensors show as packed; without files all are.
+def gptq(config: Mapping[str, Any], capability: int, quantized_layers: Iterable[str] = ()) -> Gptq:
+    """`quantized_layers` are those that the checkpoint's tensors show as packed; without files all are.
 
     Raises:
         EngineRefusalError: an ordering, width or grouping that vLLM no longer takes.
@@ -207,7 +207,7 @@ def gptq(config: Mapping[str, Any], capability: int, quantised_layers: Iterable[
         raise EngineRefusalError(f"Marlin does not support group_size = {group}. Only -1, 32, 64, 128 are.")
     listed = config.get("modules_in_block_to_quantize")
     # Experts are judged by their block, not one by one.
-    names = tuple(name for name in (_flat(listed) if listed else quantised_layers) if ".experts." not in name)
+    names = tuple(name for name in (_flat(listed) if listed else quantized_layers) if ".experts." not in name)
     return Gptq(
         name="auto_gptq",
         min_capability=75,

@@ -50,7 +50,7 @@ METHODS = (
 
 #: why some methods of METHODS are left out
 NOT_PLANNED = {
-    "torchao": ": its tensors are of the torchao package, which vLLM needs beside it",
+    "torchao": ": its tensors are of the torchao package, which vLLM needs as well",
     "humming": ": its kernels choose how weights are kept when they are loaded",
     "online": ": its schemes come from --quantization-config, which is not read here",
 }
@@ -73,16 +73,16 @@ def read(
     requested: str | None,
     model_type: str,
     architecture: str,
-    quantised_layers: Iterable[str],
+    quantized_layers: Iterable[str],
     ggml_types: Mapping[str, str],
     allow_deprecated: bool,
     env: Mapping[str, str],
 ) -> Quantization:
-    """What `quantization_for` promises, for a checkpoint that is quantised or a word after `--quantization`."""
+    """What `quantization_for` promises, for a checkpoint that is quantized or a word after `--quantization`."""
     if (word := method or requested or "") in OUTSIDE:
         require(word, env)
     if method is None:
-        found = _unquantised_checkpoint(requested)
+        found = _unquantized_checkpoint(requested)
     else:
         try:
             if method == "gguf":
@@ -90,11 +90,11 @@ def read(
 
                 found = gguf(ggml_types)
             else:
-                found = _read(method, renamed(raw, method, architecture), generation, model_type, quantised_layers)
+                found = _read(method, renamed(raw, method, architecture), generation, model_type, quantized_layers)
         except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             # The file is untrusted: a number where a list should be, a group of nothing.
             cause = f"{type(error).__name__}: {printable(str(error), 80)}"
-            raise ModelError(f"config.json: quantization_config makes no sense ({cause})") from error
+            raise ModelError(f"config.json: quantization_config is invalid ({cause})") from error
         found = _as_requested(requested, method, found)
     if found.name in ("fbgemm_fp8", "fp_quant") and not allow_deprecated:
         raise EngineRefusalError(
@@ -104,7 +104,7 @@ def read(
     return found
 
 
-def _unquantised_checkpoint(requested: str | None) -> Quantization:
+def _unquantized_checkpoint(requested: str | None) -> Quantization:
     if requested is None:
         return NONE
     word = "fp8_per_tensor" if requested == "fp8" else requested
@@ -122,8 +122,8 @@ def _unquantised_checkpoint(requested: str | None) -> Quantization:
     if word not in METHODS and word not in OUTSIDE:
         raise EngineRefusalError(f"Unknown quantization method: {word}. Must be one of {', '.join(METHODS)}.")
     raise EngineRefusalError(
-        f"--quantization {word}: the checkpoint is not quantised that way",
-        hint=f"to quantise while loading: {', '.join(sorted(SHORTHANDS))}",
+        f"--quantization {word}: the checkpoint is not quantized that way",
+        hint=f"to quantize while loading: {', '.join(sorted(SHORTHANDS))}",
     )
 
 
@@ -131,7 +131,7 @@ def _as_requested(requested: str | None, method: str, found: Quantization) -> Qu
     """The method after `--quantization` has had its say (override_quantization_method).
 
     Raises:
-        EngineRefusalError: the checkpoint is quantised in another way.
+        EngineRefusalError: the checkpoint is quantized in another way.
     """
     if isinstance(found, Mxfp4) and found.name == "gpt_oss_mxfp4" and requested in COMPOSABLE:
         return composed(found, requested)
@@ -161,10 +161,10 @@ def _read(
     raw: Mapping[str, Any],
     capability: int,
     model_type: str,
-    quantised_layers: Iterable[str],
+    quantized_layers: Iterable[str],
 ) -> Quantization:
     if method == "gptq":
-        return gptq(raw, capability, quantised_layers)
+        return gptq(raw, capability, quantized_layers)
     if method == "awq":
         return awq(raw)
     if method in ("auto-round", "inc"):
@@ -204,6 +204,6 @@ def _read_seldom(method: str, raw: Mapping[str, Any], model_type: str) -> Quanti
         raise EngineRefusalError(f"Unknown quantization method: {printable(method, 60)}.")
     reason = NOT_PLANNED.get(method, "")
     raise UnsupportedModelError(
-        f"the layout of {method} checkpoints is not known here{reason}",
+        f"the layout of {method} checkpoints is unknown{reason}",
         hint="check the plan against `vllm serve`'s own log",
     )

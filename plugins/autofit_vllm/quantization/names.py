@@ -1,4 +1,4 @@
-"""Whether a layer is meant by a list of names in a quantisation configuration.
+"""Whether a layer is meant by a list of names in a quantization configuration.
 
 The configuration names layers as the checkpoint does; vLLM rewrites those names into its own per model. What
 differs between the two are the wrappers in front (`model.`, `language_model.`), so both sides are compared

@@ -1,6 +1,6 @@
-"""Unquantised checkpoints that are quantised while they load (layers/quantization/online).
+"""Unquantized checkpoints that are quantized while they load (layers/quantization/online).
 
-Weights are created in the model's type, layer by layer, and replaced by their quantised form at once: the peak
+Weights are created in the model's type, layer by layer, and replaced by their quantized form at once: the peak
 is the final size and one layer.
 """
 
@@ -19,7 +19,7 @@ from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnlineScheme(Scheme):
-    """Created unquantised, kept as `final`; `rounding` are multiples of an expert's width and hidden size."""
+    """Created unquantized, kept as `final`; `rounding` are multiples of an expert's width and hidden size."""
 
     final: Scheme
     rounding: tuple[int, int] = (1, 1)
@@ -109,7 +109,7 @@ def online(shorthand: str) -> Online:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composed(Quantization):
-    """gpt-oss under a shorthand: what its checkpoint leaves alone is quantised while loading, and its experts are not
+    """gpt-oss under a shorthand: what its checkpoint leaves alone is quantized while loading, and its experts are not
     filled up for any kernel (config/quantization.py:resolve_quantization_config)."""
 
     base: Mxfp4

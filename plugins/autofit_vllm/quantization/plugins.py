@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from autofit.errors import UnsupportedModelError
 
 GROUP = "vllm.general_plugins"
-ALLOWED = "VLLM_PLUGINS"  #: the only plug-ins that vLLM loads, where it is set
+ALLOWED = "VLLM_PLUGINS"  #: the only plugins that vLLM loads, where it is set
 
-#: entry point, distribution, and what to install for each method of quantisation that left vLLM's own package
+#: entry point, distribution, and what to install for each method of quantization that left vLLM's own package
 _OUTSIDE = {
     "bitsandbytes": ("bitsandbytes", "vllm-bnb-plugin", "vllm-bnb-plugin bitsandbytes"),
     "gguf": ("gguf", "vllm-gguf-plugin", "vllm-gguf-plugin"),
@@ -19,7 +19,7 @@ OUTSIDE = frozenset(_OUTSIDE)
 
 
 def require(method: str, env: Mapping[str, str]) -> None:
-    """Whoever names the plug-in in VLLM_PLUGINS has it where the plan will run; else it must be installed here.
+    """Whoever names the plugin in VLLM_PLUGINS has it where the plan will run; else it must be installed here.
 
     Raises:
         UnsupportedModelError: neither, or VLLM_PLUGINS leaves it out.
@@ -30,13 +30,13 @@ def require(method: str, env: Mapping[str, str]) -> None:
         if entry in allowed.split(","):
             return
         raise UnsupportedModelError(
-            f"vLLM takes {method} with the plug-in {distribution} only, which {ALLOWED} leaves out",
+            f"vLLM supports {method} only through the plugin {distribution}, and {ALLOWED} excludes it",
             hint=f"add {entry} to {ALLOWED}",
         )
     if not _is_installed(entry):
         raise UnsupportedModelError(
-            f"vLLM takes {method} with the plug-in {distribution} only, and it is not installed here",
-            hint=f"pip install {packages}, or set {ALLOWED}={entry} if vLLM has the plug-in where it runs"
+            f"vLLM supports {method} only through the plugin {distribution}, and it is not installed here",
+            hint=f"pip install {packages}, or set {ALLOWED}={entry} if the plugin is installed where vLLM runs"
             + ("; or use `autofit llama`" if method == "gguf" else ""),
         )
 

@@ -33,7 +33,7 @@ class QuarkFp8Scheme(Fp8Scheme):
 
     def experts(self, shape: ExpertsShape) -> Iterator[Tensor]:
         if self.scale_dtype != "float32":
-            raise EngineRefusalError("Quark: no experts whose blocks have a bare exponent for a scale")
+            raise EngineRefusalError("Quark: MoE experts with exponent-only (E8M0) block scales are not supported")
         for tensor in Fp8Scheme.experts(self, shape):
             if tensor.suffix == "w13_weight_scale" and self.granularity == "tensor" and self.fused:
                 tensor = tensor._replace(shape=(shape.count, 1))
@@ -171,7 +171,7 @@ def scheme_of(config: Mapping[str, Any], capability: int, *, gpt_oss: bool = Fal
         return _NVFP4
     weight, inputs = _one(config.get("weight")), _one(config.get("input_tensors"))
     if weight is None:
-        raise EngineRefusalError("No quark compatible scheme was found: no weights that it knows")
+        raise EngineRefusalError("No quark compatible scheme was found: unknown weights")
     kind, form = weight.get("dtype"), weight.get("qscheme")
     static = inputs is not None and not inputs.get("is_dynamic")
     input_kind = None if inputs is None else inputs.get("dtype")
@@ -202,7 +202,7 @@ def _fp8(weight: Mapping[str, Any], static: bool, capability: int, *, gpt_oss: b
         raise EngineRefusalError(
             f"Quantization scheme is not supported for the current GPU. Min capability: 89. Current capability: "
             f"{capability}.",
-            hint="use a newer GPU or another quantisation",
+            hint="use a newer GPU or another quantization",
         )
     if form == "per_block":
         exponents = weight.get("scale_type") == "float8_e8m0fnu"

@@ -1,4 +1,4 @@
-"""The parameters a layer creates under a quantisation: names, shapes and types, as `create_weights` makes them."""
+"""The parameters a layer creates under a quantization: names, shapes and types, as `create_weights` makes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Tensor(NamedTuple):
 
 
 class Scheme:
-    """How one layer keeps its weights. The base is unquantised (layers/linear.py:UnquantizedLinearMethod)."""
+    """How one layer keeps its weights. The base is unquantized (layers/linear.py:UnquantizedLinearMethod)."""
 
     def linear(self, shape: LinearShape) -> Iterable[Tensor]:
         return (Tensor("weight", (shape.out_rank, shape.in_rank), shape.dtype),)
@@ -33,7 +33,7 @@ class Scheme:
         yield from expert_biases(shape)
 
     def loaded_linear(self, shape: LinearShape) -> Iterable[Tensor]:
-        """What `linear` has become once the weights are loaded: quantised on loading, or with scales beside it."""
+        """What `linear` has become once the weights are loaded: quantized on loading, or with scales beside it."""
         return self.linear(shape)
 
     def loaded_experts(self, shape: ExpertsShape) -> Iterable[Tensor]:
@@ -51,7 +51,7 @@ def expert_biases(shape: ExpertsShape, dtype: str | None = None) -> Iterator[Ten
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    """Which scheme each layer of a model gets. The base quantises nothing.
+    """Which scheme each layer of a model gets. The base quantizes nothing.
 
     `name` is vLLM's word for it, `min_capability` the lowest compute capability times ten that it accepts.
     """
@@ -75,7 +75,7 @@ class Quantization:
         return UNQUANTISED
 
     def attention(self, kv_heads: int, dtype: str, *, latent: bool) -> Iterable[Tensor]:
-        """Scales that an attention layer gets for a quantised cache."""
+        """Scales that an attention layer gets for a quantized cache."""
         return ()
 
 

@@ -30,7 +30,7 @@ PATTERNS = ("re:(a+)+$", "re:([a-z._0-9]+)+!$", "re:.*", "re:(", "re:[", "*", ""
 
 
 def make(rng: random.Random) -> Any:
-    configs, quantizations = recorded()["configs"], recorded()["quantisations"]
+    configs, quantizations = recorded()["configs"], recorded()["quantizations"]
     raw = dict(configs[rng.choice(sorted(configs))])
     if rng.random() < 0.35:
         raw["quantization_config"] = json.loads(json.dumps(quantizations[rng.choice(sorted(quantizations))]))
@@ -51,7 +51,7 @@ def model_of(config: Any) -> ModelSpec:
     """The model of a `config.json`, by the reader's own steps, but for the file."""
     metadata = parse_json(json.dumps(config).encode(), "config.json")
     if not isinstance(metadata, dict):
-        raise CorruptModelError("config.json", "no JSON object")
+        raise CorruptModelError("config.json", "not a JSON object")
     text = text_config(metadata)
     classes = metadata.get("architectures")
     first = classes[0] if isinstance(classes, list) and classes else metadata.get("model_type")

@@ -116,12 +116,12 @@ def test_an_installed_distribution_is_found_by_its_entry_point(tmp_path: Path, m
 
 def test_a_plugin_that_ends_the_process_is_recorded_and_the_rest_works(quiet_host: Host) -> None:
     def leave() -> Any:
-        raise SystemExit("no licence")
+        raise SystemExit("no license")
 
     quiet_host._load("on load", leave)
     add(quiet_host, "in a hook", autofit_register_backends=leave)
     assert "llama" in quiet_host.backends()
-    assert record(quiet_host, "on load").error == record(quiet_host, "in a hook").error == "SystemExit: no licence"
+    assert record(quiet_host, "on load").error == record(quiet_host, "in a hook").error == "SystemExit: no license"
 
 
 def test_of_a_plugin_that_breaks_halfway_nothing_is_taken(quiet_host: Host) -> None:

@@ -88,8 +88,8 @@ def test_a_fit_finds_a_card_that_is_slower_than_its_prior(fit_speed: ModuleType,
     path = tmp_path / "runs.json"
     path.write_text(json.dumps(rows()[:2]), encoding="utf-8")
     runs, _ = fit_speed.load(path)
-    centre = [math.log(prior.value) for prior in fit_speed.PRIORS.values()]
-    prior = fit_speed.table(centre)
+    center = [math.log(prior.value) for prior in fit_speed.PRIORS.values()]
+    prior = fit_speed.table(center)
     halved = [
         fit_speed.dataclasses.replace(run, decode=fit_speed.predict(run, prior)[0] / 2, prefill=None) for run in runs
     ]

@@ -86,7 +86,7 @@ def test_gguf_is_told_plainly(tmp_path: Path) -> None:
 
     spec = dataclasses.replace(autofit.read_model(LLAMA), format="gguf")
     _, settings = parse_command(["vllm", "serve", "x"])
-    with pytest.raises(UnsupportedModelError, match="plug-in") as caught:
+    with pytest.raises(UnsupportedModelError, match="plugin") as caught:
         read_vllm_model(spec, settings)
     assert caught.value.hint is not None and "autofit llama" in caught.value.hint
     with pytest.raises(ModelError):
@@ -96,7 +96,7 @@ def test_gguf_is_told_plainly(tmp_path: Path) -> None:
 def test_bitsandbytes_is_told_plainly() -> None:
     with pytest.raises(UnsupportedModelError, match="bitsandbytes") as caught:
         plan(LLAMA, "--quantization", "bitsandbytes")
-    assert caught.value.hint is not None and "plug-in" in caught.value.hint
+    assert caught.value.hint is not None and "plugin" in caught.value.hint
 
 
 def test_heads_that_do_not_divide_name_what_would(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""GGUF files and bitsandbytes: what vLLM takes with plug-ins of its own, planned where these are installed."""
+"""GGUF files and bitsandbytes: what vLLM takes with plugins of its own, planned where these are installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from autofit.domain.plan import Plan
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
-from autofit_vllm.backend import read_quantisation, read_vllm_model
+from autofit_vllm.backend import read_quantization, read_vllm_model
 from autofit_vllm.command.settings import parse_command
 from autofit_vllm.config.engine import Gpu
 from autofit_vllm.config.resolve import resolve
@@ -43,7 +43,7 @@ SIZES = {
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Distributions of the plug-ins, as an installer leaves them: nothing of them is imported."""
+    """Distributions of the plugins, as an installer leaves them: nothing of them is imported."""
     for package, entry in (("vllm_gguf_plugin", "gguf"), ("vllm_bnb_plugin", "bitsandbytes")):
         info = tmp_path / "site" / f"{package}-0.0.5.dist-info"
         info.mkdir(parents=True)
@@ -113,7 +113,7 @@ def read(path: Path, *args: str, env: dict[str, str] | None = None) -> tuple[Vll
     spec = autofit.read_model(path)
     _, settings = parse_command(["vllm", "serve", str(path), *args], env)
     model = read_vllm_model(spec, settings)
-    return model, read_quantisation(model, spec, settings, HOPPER)
+    return model, read_quantization(model, spec, settings, HOPPER)
 
 
 def plan(model: Path, *args: str, **wishes: Any) -> Plan:
@@ -223,7 +223,7 @@ def in_four_bits(rows: int, columns: int) -> int:
 
 
 @pytest.mark.usefixtures("installed")
-def test_quantising_to_four_bits_while_loading() -> None:
+def test_quantizing_to_four_bits_while_loading() -> None:
     model, quantization = read(LLAMA, "-q", "bitsandbytes")
     (stage,) = weights_per_rank(model, Parallel(), dtype="bfloat16", quantization=quantization)
     sizes = [(4096, 4096), (1024, 4096), (1024, 4096), (4096, 4096), (14336, 4096), (14336, 4096), (4096, 14336)]

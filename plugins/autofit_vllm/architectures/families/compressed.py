@@ -135,7 +135,7 @@ def _attention(here: Scope, rate: int) -> None:
         indexer, index = here / "indexer", config.int("index_head_dim")
         index_heads = config.int("index_n_heads")
         indexer.replicated("wq_b", query, index_heads * index)
-        indexer.replicated("weights_proj", hidden, index_heads, quantisable=False)
+        indexer.replicated("weights_proj", hidden, index_heads, quantizable=False)
         _compressor(indexer / "compressor", rate, index)
         bytes_per_row = index + index // 128 * 4
         indexer.packed_cache("k_cache", "DEEPSEEK_V4_INDEXER", bytes_per_row, tokens_per_row=rate, aligned=True)
@@ -162,7 +162,7 @@ def _compressor(here: Scope, rate: int, size: int) -> None:
     width = (2 if rate == _INDEXED else 1) * size  # These groups overlap.
     here.plain("ape", rate, width, dtype="float32")
     parts = (("wkv", width), ("wgate", width))
-    here.replicated("fused_wkv_wgate", here.builder.hidden_size, parts, quantisable=False)
+    here.replicated("fused_wkv_wgate", here.builder.hidden_size, parts, quantizable=False)
     here.norm("norm", size)
     here.packed_cache(
         "state_cache",
@@ -286,7 +286,7 @@ def _delta_attention(here: Scope) -> None:
         here.column(name, size, inner)
     here.plain("dt_bias", inner, axis=0, dtype="float32")
     for name in ("q_conv1d", "k_conv1d", "v_conv1d"):
-        here.column(name, kernel, inner, quantisable=False, dtype="float32")
+        here.column(name, kernel, inner, quantizable=False, dtype="float32")
     here.plain("A_log", 1, 1, heads, 1, axis=2, dtype="float32")
     here.norm("o_norm", size)
     here.row("o_proj", inner, hidden)

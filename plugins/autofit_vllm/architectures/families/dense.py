@@ -92,7 +92,7 @@ def _one_kind_of_window(b: Builder) -> None:
 
 
 def qwen2(b: Builder) -> None:
-    """models/qwen2.py and models/mimo.py: a bias on Q, K and V; some checkpoints normalise the heads."""
+    """models/qwen2.py and models/mimo.py: a bias on Q, K and V; some checkpoints normalize the heads."""
     config = b.config
     norms = ("q_norm", "k_norm") if config.flag("qk_norm") else ()
     _one_kind_of_window(b)
@@ -119,7 +119,7 @@ def qwen2(b: Builder) -> None:
 
 
 def qwen3(b: Builder) -> None:
-    """models/qwen3.py: normalised heads, no bias unless asked for."""
+    """models/qwen3.py: normalized heads, no bias unless asked for."""
     bias = b.config.flag("attention_bias")
     _one_kind_of_window(b)
     b.embedding()
@@ -311,7 +311,7 @@ def minicpm(b: Builder) -> None:
     """
     config = b.config
     if config.int("num_experts", default=0):
-        raise UnsupportedModelError("MiniCPM's mixture of experts is not known here")
+        raise UnsupportedModelError("MiniCPM's mixture of experts is not supported")
     bias = config.flag("attention_bias")
     b.embedding(everywhere=True)
     for layer in b.layers():
@@ -370,7 +370,7 @@ def bloom(b: Builder) -> None:
         layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
     b.scope("", EVERY).norm("transformer.ln_f", bias=True)
     if not config.flag("tie_word_embeddings", True):
-        b.head(tied=False, everywhere=True, quantisable=False)
+        b.head(tied=False, everywhere=True, quantizable=False)
 
 
 def chatglm(b: Builder) -> None:
@@ -535,7 +535,7 @@ def opt(b: Builder) -> None:
         tied_to="model.decoder.embed_tokens",
         tied=config.flag("tie_word_embeddings", True),
         everywhere=True,
-        quantisable=False,
+        quantizable=False,
     )
 
 

@@ -64,15 +64,15 @@ def bert_classifier(b: Builder) -> None:
     hidden = b.hidden_size
     top = b.scope("", EVERY)
     top.column("bert.pooler.dense", hidden, hidden, bias=True)
-    top.replicated("classifier", hidden, labels(b), bias=True, quantisable=False, dtype=_HEAD_DTYPE)
+    top.replicated("classifier", hidden, labels(b), bias=True, quantizable=False, dtype=_HEAD_DTYPE)
 
 
 def roberta_classifier(b: Builder) -> None:
     _bert(b, "roberta")
     hidden = b.hidden_size
     top = b.scope("classifier", EVERY)
-    top.replicated("dense", hidden, hidden, bias=True, quantisable=False, dtype=_HEAD_DTYPE)
-    top.replicated("out_proj", hidden, labels(b), bias=True, quantisable=False, dtype=_HEAD_DTYPE)
+    top.replicated("dense", hidden, hidden, bias=True, quantizable=False, dtype=_HEAD_DTYPE)
+    top.replicated("out_proj", hidden, labels(b), bias=True, quantizable=False, dtype=_HEAD_DTYPE)
 
 
 def with_rope(b: Builder) -> None:
@@ -142,12 +142,12 @@ def modernbert_classifier(b: Builder) -> None:
     _modernbert(b, "model")
     hidden = b.hidden_size
     top = b.scope("", EVERY)
-    top.replicated("classifier", hidden, labels(b), bias=True, quantisable=False, dtype=_HEAD_DTYPE)
+    top.replicated("classifier", hidden, labels(b), bias=True, quantizable=False, dtype=_HEAD_DTYPE)
     bias = b.config.flag("classifier_bias")
-    top.replicated("pooling.dense", hidden, hidden, bias=bias, quantisable=False, dtype=_HEAD_DTYPE)
+    top.replicated("pooling.dense", hidden, hidden, bias=bias, quantizable=False, dtype=_HEAD_DTYPE)
     top.norm("pooling.norm", dtype=_HEAD_DTYPE)
 
 
 def classifier(b: Builder) -> None:
     """What a causal model gets in place of its head (models/adapters.py:as_seq_cls_model)."""
-    b.scope("", EVERY).replicated("score", b.hidden_size, labels(b), quantisable=False, dtype=_HEAD_DTYPE)
+    b.scope("", EVERY).replicated("score", b.hidden_size, labels(b), quantizable=False, dtype=_HEAD_DTYPE)

@@ -18,15 +18,15 @@ def router(
     dtype: str | None = None,
     bias: str | None = None,
     linear_bias: bool = False,
-    quantisable: bool = False,
+    quantizable: bool = False,
     fp32_without_kernel: bool = False,
 ) -> None:
-    """The gate, which few models let be quantised; `bias` names the correction that some add to its scores, in fp32."""
+    """The gate, which few models let be quantized; `bias` names the correction that some add to its scores, in fp32."""
     here.replicated(
         name,
         here.builder.hidden_size,
         count,
-        quantisable=quantisable,
+        quantizable=quantizable,
         dtype=dtype,
         bias=linear_bias,
         fp32_without_kernel=fp32_without_kernel,
@@ -69,10 +69,10 @@ def mixture(
 def known_routing(config: Config, *, scoring: str = "softmax", corrected: bool = False, default: bool = False) -> bool:
     """Whether kernels that route and compute in one know this way of choosing
     (fused_moe/config.py:get_routing_method_type, fused_moe/experts/trtllm_bf16_moe.py)."""
-    normalised = config.flag("norm_topk_prob", default)
+    normalized = config.flag("norm_topk_prob", default)
     if corrected:
-        return scoring == "sigmoid" and normalised
-    return scoring == "sigmoid" or normalised
+        return scoring == "sigmoid" and normalized
+    return scoring == "sigmoid" or normalized
 
 
 def _norms(layer: Scope) -> None:
@@ -96,15 +96,15 @@ def _is_sparse(config: Config, index: int) -> bool:
     return index not in dense and expert_count(config) > 0 and step > 0 and (index + 1) % step == 0
 
 
-def qwen_mixture(layer: Scope, *, spreads_tokens: bool = False, gate_quantisable: bool = False) -> None:
+def qwen_mixture(layer: Scope, *, spreads_tokens: bool = False, gate_quantizable: bool = False) -> None:
     """(models/qwen2_moe.py:Qwen2MoeSparseMoeBlock) the shared expert has a gate of its own."""
     config = layer.builder.config
     here = layer / "mlp"
     count = expert_count(config)
-    router(here, count, quantisable=gate_quantisable)
+    router(here, count, quantizable=gate_quantizable)
     shared = config.int("shared_expert_intermediate_size", default=0)
     if shared:
-        here.replicated("shared_expert_gate", layer.builder.hidden_size, 1, quantisable=False)
+        here.replicated("shared_expert_gate", layer.builder.hidden_size, 1, quantizable=False)
         here.gated_mlp("shared_expert", shared, spreads_tokens=spreads_tokens)
     here.experts(
         "experts",
@@ -128,7 +128,7 @@ def qwen2_moe(b: Builder) -> None:
 
 
 def qwen3_moe(b: Builder) -> None:
-    """models/qwen3_moe.py: normalised heads, no shared expert unless the file has one."""
+    """models/qwen3_moe.py: normalized heads, no shared expert unless the file has one."""
     b.embedding(everywhere=True)
     for layer in b.layers():
         layer.attention(
@@ -137,7 +137,7 @@ def qwen3_moe(b: Builder) -> None:
             window=b.layer_window(layer.stage),
         )
         if _is_sparse(b.config, layer.stage):
-            qwen_mixture(layer, gate_quantisable=True)
+            qwen_mixture(layer, gate_quantizable=True)
         else:
             layer.gated_mlp()
         _norms(layer)
@@ -145,7 +145,7 @@ def qwen3_moe(b: Builder) -> None:
 
 
 def olmoe(b: Builder) -> None:
-    """models/olmoe.py: Q and K normalised as a whole, on every rank."""
+    """models/olmoe.py: Q and K normalized as a whole, on every rank."""
     config = b.config
     heads, kv_heads, size = config.int("num_attention_heads"), b.kv_heads, b.head_size
     b.embedding(everywhere=True)
@@ -189,11 +189,11 @@ def gpt_oss(b: Builder) -> None:
         )
         _norms(layer)
     b.final_norm(everywhere=True)
-    b.head(tied_to="model.embedding", everywhere=True, quantisable=False)
+    b.head(tied_to="model.embedding", everywhere=True, quantizable=False)
 
 
 def minimax_m2(b: Builder) -> None:
-    """models/minimax_m2.py: Q and K normalised over all heads."""
+    """models/minimax_m2.py: Q and K normalized over all heads."""
     config = b.config
     heads, kv_heads, size = config.int("num_attention_heads"), b.kv_heads, b.head_size
     b.embedding()
@@ -351,7 +351,7 @@ def phimoe(b: Builder) -> None:
         )
         layer.norms("input_layernorm", "post_attention_layernorm", bias=True)
     b.final_norm(bias=True, everywhere=True)
-    b.head(bias=True, everywhere=True, quantisable=False)
+    b.head(bias=True, everywhere=True, quantizable=False)
 
 
 def dbrx(b: Builder) -> None:
@@ -378,7 +378,7 @@ def dbrx(b: Builder) -> None:
         here.norms("norm_1", "norm_2")
         ffn = layer / "ffn"
         count = feed.int("moe_num_experts")
-        ffn.replicated("router.layer", hidden, count, quantisable=False)
+        ffn.replicated("router.layer", hidden, count, quantizable=False)
         ffn.experts(
             "experts",
             count,
@@ -399,7 +399,7 @@ def bailing_moe(b: Builder) -> None:
     width = config.int("moe_intermediate_size")
     correction = "gate.expert_bias" if config.flag("moe_router_enable_expert_bias") else None
     gate_dtype = "float32" if config.text("router_dtype") == "fp32" else None
-    b.quantised_caches = False
+    b.quantized_caches = False
     b.embedding("model.word_embeddings")
     for layer in b.layers():
         layer.attention(

@@ -17,7 +17,7 @@ _NORMS = (
 
 
 def _attention(layer: Scope, *, head_size: int, kv_heads: int, window: int | None, shared: bool, rope_of: str) -> None:
-    """Attention with normalised heads; a layer that shares its cache projects queries only."""
+    """Attention with normalized heads; a layer that shares its cache projects queries only."""
     b = layer.builder
     config, hidden = b.config, b.hidden_size
     heads, bias = config.int("num_attention_heads"), config.flag("attention_bias")

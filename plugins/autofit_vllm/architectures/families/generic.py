@@ -84,7 +84,7 @@ def _experts(layer: Scope) -> None:
         width = config.int("intermediate_size")
     gate = "gate.wg" if config.model_type == "hunyuan_v1_moe" else "experts.gate"
     linear = gate == "gate.wg"  # The other routers are no linear layers.
-    (layer / "mlp").replicated(gate, layer.builder.hidden_size, count, quantisable=linear)
+    (layer / "mlp").replicated(gate, layer.builder.hidden_size, count, quantizable=linear)
     shared = _number(config.get("num_shared_expert", config.get("n_shared_experts")), layer.stage)
     if shared:
         (here / "_shared_experts._layer").gated_mlp("shared_experts", width * shared)
@@ -119,7 +119,7 @@ def olmo(b: Builder) -> None:
 
 
 def olmo2(b: Builder) -> None:
-    """Norms after the sublayers, Q and K normalised as a whole; Olmo 3 slides in three of four layers."""
+    """Norms after the sublayers, Q and K normalized as a whole; Olmo 3 slides in three of four layers."""
     bias = b.config.flag("attention_bias")
     if b.config.model_type == "olmo3" and not b.config.items_of("layer_types"):
         count = b.config.layers()

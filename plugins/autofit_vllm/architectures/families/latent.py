@@ -75,7 +75,7 @@ def _indexer(here: Scope, query_rank: int, rope_dtype: str | None, *, rope: bool
     index = here / "indexer"
     index.replicated("wq_b", query_rank, heads * size)
     parts = (("wk", size), ("weights_proj", heads))
-    index.replicated("wk_weights_proj", here.builder.hidden_size, parts, quantisable=False)
+    index.replicated("wk_weights_proj", here.builder.hidden_size, parts, quantizable=False)
     index.norm("k_norm", size, bias=True, dtype="float32")
     row = size + size // _INDEX_BLOCK * 4
     if pool > 1:
@@ -220,7 +220,7 @@ def longcat_flash(b: Builder) -> None:
             layer.gated_mlp(f"mlps.{half}", feed)
             layer.norms(f"input_layernorm.{half}", f"post_attention_layernorm.{half}")
         here = layer / "mlp"
-        here.replicated("router.classifier", b.hidden_size, count + empty, quantisable=False, dtype="float32")
+        here.replicated("router.classifier", b.hidden_size, count + empty, quantizable=False, dtype="float32")
         here.plain("router.e_score_correction_bias", count + empty, dtype="float32")
         width = config.int("expert_ffn_hidden_size", "moe_intermediate_size")
         here.experts("experts", count, width, top_k=experts_per_token(config), fused_routing=False)

@@ -130,7 +130,7 @@ def step3(b: Builder) -> None:
         here.norm("inter_norm", queries)
         here.column("wq", queries, heads * size)
         here.rope(size, max_position=config.int("max_position_embedding", "max_position_embeddings"))
-        here.cache("attn", heads=heads, kv_heads=1, head_size=size, quantisable=False)
+        here.cache("attn", heads=heads, kv_heads=1, head_size=size, quantizable=False)
         if layer.stage in sparse:
             moe = layer / "moe"
             router(moe, expert_count(config))

@@ -19,15 +19,15 @@ from autofit_vllm.modules.model import LAST, Part
 def mamba1_mixer(
     here: Scope, inner: int, *, state: int, rank: int, kernel: int, bias: bool, conv_bias: bool, norms: bool
 ) -> None:
-    """layers/mamba/mamba_mixer.py: never quantised."""
+    """layers/mamba/mamba_mixer.py: never quantized."""
     hidden = here.builder.hidden_size
     here.plain("A", inner, state, axis=0, dtype="float32")
     here.plain("D", inner, axis=0)
-    here.column("conv1d", kernel, inner, bias=conv_bias, quantisable=False)
-    here.column("in_proj", hidden, (("in_proj", inner), ("in_proj", inner)), bias=bias, quantisable=False)
-    here.row("x_proj", inner, rank + 2 * state, quantisable=False)
-    here.column("dt_proj", rank, inner, bias=True, quantisable=False)
-    here.row("out_proj", inner, hidden, bias=bias, quantisable=False)
+    here.column("conv1d", kernel, inner, bias=conv_bias, quantizable=False)
+    here.column("in_proj", hidden, (("in_proj", inner), ("in_proj", inner)), bias=bias, quantizable=False)
+    here.row("x_proj", inner, rank + 2 * state, quantizable=False)
+    here.column("dt_proj", rank, inner, bias=True, quantizable=False)
+    here.row("out_proj", inner, hidden, bias=bias, quantizable=False)
     if norms:
         here.norm("dt_layernorm", rank)
         here.norm("b_layernorm", state)
@@ -63,7 +63,7 @@ def mamba2_mixer(
     here.plain("A", heads, axis=0, dtype="float32")
     here.plain("D", heads, axis=0)
     here.plain("dt_bias", heads, axis=0)
-    here.column("conv1d", kernel, conv, bias=conv_bias, quantisable=False)
+    here.column("conv1d", kernel, conv, bias=conv_bias, quantizable=False)
     here.column("in_proj", hidden, fused, bias=bias)
     here.row("out_proj", inner, hidden, bias=bias)
     if norm:
@@ -98,7 +98,7 @@ def mamba(b: Builder) -> None:
         )
         layer.norm("norm")
     b.final_norm("backbone.norm_f", everywhere=True)
-    b.head(tied_to="backbone.embeddings", everywhere=True, quantisable=False)
+    b.head(tied_to="backbone.embeddings", everywhere=True, quantizable=False)
 
 
 def _time_step_rank(config: Config, hidden: int, *keys: str) -> int:
@@ -128,7 +128,7 @@ def mamba2(b: Builder) -> None:
         )
         layer.norm("norm")
     b.final_norm("backbone.norm_f", everywhere=True)
-    b.head(tied_to="backbone.embeddings", everywhere=True, quantisable=False)
+    b.head(tied_to="backbone.embeddings", everywhere=True, quantizable=False)
 
 
 def jamba(b: Builder) -> None:
@@ -136,7 +136,7 @@ def jamba(b: Builder) -> None:
     config = b.config
     inner = b.hidden_size * config.int("mamba_expand", default=2)
     width = config.int("intermediate_size")
-    b.quantised_caches = False
+    b.quantized_caches = False
     b.embedding(everywhere=True)
     for layer in b.layers():
         period, offset = config.int("attn_layer_period", default=8), config.int("attn_layer_offset", default=4)
@@ -163,7 +163,7 @@ def jamba(b: Builder) -> None:
             layer.gated_mlp("feed_forward")
         layer.norms("input_layernorm", "pre_ff_layernorm")
     b.final_norm("model.final_layernorm", everywhere=True)
-    b.head(everywhere=True, quantisable=False)
+    b.head(everywhere=True, quantizable=False)
 
 
 def falcon_h1(b: Builder) -> None:
@@ -199,7 +199,7 @@ def falcon_h1(b: Builder) -> None:
         layer.gated_mlp("feed_forward")
         layer.norms("input_layernorm", "pre_ff_layernorm")
     b.final_norm("model.final_layernorm")
-    b.head(quantisable=False)
+    b.head(quantizable=False)
 
 
 def nemotron_h(b: Builder) -> None:
@@ -323,7 +323,7 @@ def lfm2(b: Builder) -> None:
             width = int(multiplier * width)
         multiple = config.int("block_multiple_of", default=256)
         width = multiple * -(-width // multiple)
-    b.quantised_caches = False
+    b.quantized_caches = False
     b.embedding(everywhere=True)
     for layer in b.layers():
         _lfm2_mixer(layer)
@@ -336,7 +336,7 @@ def lfm2(b: Builder) -> None:
 def lfm2_moe(b: Builder) -> None:
     """models/lfm2_moe.py."""
     config = b.config
-    b.quantised_caches = False
+    b.quantized_caches = False
     b.embedding(everywhere=True)
     for layer in b.layers():
         _lfm2_mixer(layer)
@@ -346,7 +346,7 @@ def lfm2_moe(b: Builder) -> None:
             here = layer / "feed_forward"
             count = expert_count(config)
             bias = "gate.e_score_correction_bias" if config.flag("use_expert_bias") else None
-            router(here, count, bias=bias, quantisable=True)
+            router(here, count, bias=bias, quantizable=True)
             width = config.int("moe_intermediate_size")
             here.experts(
                 "experts",
@@ -370,7 +370,7 @@ def _lfm2_mixer(layer: Scope) -> None:
     here = layer / "short_conv"
     width = config.int("conv_dim", default=b.hidden_size)
     kernel, bias = config.int("conv_L_cache"), config.flag("conv_bias")
-    here.column("conv", kernel, width, bias=bias, quantisable=False)
+    here.column("conv", kernel, width, bias=bias, quantizable=False)
     parts = (("in_proj", width),) * 3
     here.column("in_proj", width, parts, bias=bias)
     here.row("out_proj", width, b.hidden_size, bias=bias)
@@ -388,7 +388,7 @@ def delta_net(layer: Scope, *, log_dtype: str = "float32") -> None:
     here = layer / "linear_attn"
     here.plain("dt_bias", value_heads, axis=0)
     here.plain("A_log", value_heads, axis=0, dtype=log_dtype)
-    here.column("conv1d", kernel, (("conv1d", keys), ("conv1d", keys), ("conv1d", values)), quantisable=False)
+    here.column("conv1d", kernel, (("conv1d", keys), ("conv1d", keys), ("conv1d", values)), quantizable=False)
     if config.model_type == "qwen3_next":  # One weight, its rows interleaved by key head.
         here.column("in_proj_qkvz", hidden, 2 * keys + 2 * values)
         here.column("in_proj_ba", hidden, 2 * value_heads)
@@ -468,7 +468,7 @@ def qwen3_next(b: Builder) -> None:
         feed(layer)
     b.final_norm()
     first = config.model_type == "qwen3_next"
-    b.head(everywhere=first, quantisable=not first)
+    b.head(everywhere=first, quantizable=not first)
     b.predict(
         config.int("num_nextn_predict_layers", default=1) if first else config.maybe_int("mtp_num_hidden_layers"),
         predict,
@@ -502,7 +502,7 @@ def olmo_hybrid(b: Builder) -> None:
             here.column("b_proj", hidden, value_heads)
             here.column("a_proj", hidden, value_heads)
             conv = (("q_conv1d", keys), ("k_conv1d", keys), ("v_conv1d", values))
-            here.column("conv1d", kernel, conv, quantisable=False)
+            here.column("conv1d", kernel, conv, quantizable=False)
             here.norm("o_norm", value_size)
             here.row("o_proj", values, hidden)
             here.state(
@@ -593,7 +593,7 @@ def _kimi_delta(layer: Scope, linear: Config) -> None:
     here.column("f_b_proj", size, inner)
     here.plain("dt_bias", inner, axis=0, dtype="float32")
     conv = (("q_conv1d", inner), ("k_conv1d", inner), ("v_conv1d", inner))
-    here.column("conv1d", kernel, conv, quantisable=False, dtype="float32")
+    here.column("conv1d", kernel, conv, quantizable=False, dtype="float32")
     here.plain("A_log", heads, axis=0, dtype="float32")
     if not full:
         here.replicated("g_a_proj", hidden, size)
@@ -614,7 +614,7 @@ def zamba2(b: Builder) -> None:
     size = config.int("attention_head_dim")
     wide = config.int("attention_hidden_size", default=2 * hidden)
     rank, feed = config.int("adapter_rank"), config.int("intermediate_size")
-    b.quantised_caches = False
+    b.quantized_caches = False
     b.embedding(everywhere=True)
     for order, index in enumerate(hybrid):
         here = b.scope(f"model.layers.{index}.shared_transformer", index)
@@ -649,7 +649,7 @@ def zamba2(b: Builder) -> None:
         )
         here.norm("input_layernorm")
     b.final_norm("model.final_layernorm", everywhere=True)
-    b.head(everywhere=True, quantisable=False)
+    b.head(everywhere=True, quantizable=False)
 
 
 def bailing_linear(b: Builder) -> None:

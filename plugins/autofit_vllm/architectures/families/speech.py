@@ -65,7 +65,7 @@ def qwen2_audio(b: Builder) -> None:
             tower.plain(f"{name}.weight", size, channels, 3)
             tower.plain(f"{name}.bias", size)
         tower.plain("embed_positions.weight", audio.int("max_source_positions"), size)
-        more: dict[str, Any] = {"quantisable": False}
+        more: dict[str, Any] = {"quantizable": False}
         for index in range(audio.layers("encoder_layers")):
             layer = tower / f"layers.{index}"
             for name in ("q_proj", "k_proj", "v_proj", "out_proj"):

@@ -71,7 +71,7 @@ def _siglip_layers(here: Scope, config: Config, count: int, *, aligned_only: boo
         block.norm("layer_norm1", hidden, bias=True)
         feed = config.int("intermediate_size")
         aligned = (hidden % 64 == 0 and feed % 64 == 0) or not aligned_only
-        block.mlp(feeds, "fc1", "fc2", feed, hidden_size=hidden, quantisable=aligned)
+        block.mlp(feeds, "fc1", "fc2", feed, hidden_size=hidden, quantizable=aligned)
         block.norm("layer_norm2", hidden, bias=True)
 
 
@@ -148,7 +148,7 @@ def mistral3(b: Builder) -> None:
         width, merge = vision.int("hidden_size"), root.int("spatial_merge_size", default=2)
         bias = root.flag("multimodal_projector_bias")
         projector.norm("norm", width)
-        projector.replicated("patch_merger.merging_layer", width * merge**2, width, quantisable=False)
+        projector.replicated("patch_merger.merging_layer", width * merge**2, width, quantizable=False)
         projector.column("linear_1", width, hidden, bias=bias)
         projector.row("linear_2", hidden, hidden, bias=bias)
     language_model(b)
@@ -177,8 +177,8 @@ def cohere2_vision(b: Builder) -> None:
         width = root.int("alignment_intermediate_size") // 2
         merged = vision.int("hidden_size") * root.int("downsample_factor", default=2) ** 2
         parts = (("linear_1", width), ("linear_1", width))
-        projector.column("linear_1", merged, parts, bias=True, quantisable=False)
-        projector.row("linear_2", width, hidden, bias=True, quantisable=False)
+        projector.column("linear_1", merged, parts, bias=True, quantizable=False)
+        projector.row("linear_2", width, hidden, bias=True, quantizable=False)
     language_model(b)
 
 
@@ -200,11 +200,11 @@ def qwen3_omni(b: Builder) -> None:
 def _qwen3_hearing(tower: Scope, audio: Config) -> None:
     hidden, heads, feed = (audio.int(k) for k in ("d_model", "encoder_attention_heads", "encoder_ffn_dim"))
     narrow, mels = audio.int("downsample_hidden_size"), audio.int("num_mel_bins", default=128)
-    more: dict[str, Any] = {"quantisable": False, "divides": heads}
+    more: dict[str, Any] = {"quantizable": False, "divides": heads}
     for index, channels in enumerate((1, narrow, narrow), start=1):
         tower.plain(f"conv2d{index}.weight", narrow, channels, 3, 3)
         tower.plain(f"conv2d{index}.bias", narrow)
-    tower.replicated("conv_out", narrow * -(-mels // 8), hidden, quantisable=False)
+    tower.replicated("conv_out", narrow * -(-mels // 8), hidden, quantizable=False)
     sizes: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
     for index in range(audio.layers("encoder_layers")):
         block = tower / f"layers.{index}"
@@ -215,8 +215,8 @@ def _qwen3_hearing(tower: Scope, audio: Config) -> None:
         for norm in ("self_attn_layer_norm", "final_layer_norm"):
             block.norm(norm, hidden, bias=True)
     tower.norm("ln_post", hidden, bias=True)
-    tower.replicated("proj1", hidden, hidden, bias=True, quantisable=False)
-    tower.replicated("proj2", hidden, audio.int("output_dim"), bias=True, quantisable=False)
+    tower.replicated("proj1", hidden, hidden, bias=True, quantizable=False)
+    tower.replicated("proj2", hidden, audio.int("output_dim"), bias=True, quantizable=False)
     tower.buffer(f"{tower.prefix}.positional_embedding", audio.int("max_source_positions"), hidden, dtype="float32")
 
 
@@ -430,7 +430,7 @@ def glm4v(b: Builder) -> None:
 
 
 def glm_ocr(b: Builder) -> None:
-    """models/glm_ocr.py and glm5next: a tower whose heads are normalised."""
+    """models/glm_ocr.py and glm5next: a tower whose heads are normalized."""
     from autofit_vllm.architectures.families.compressed import glm5_next
     from autofit_vllm.architectures.families.dense import glm4
 
@@ -495,7 +495,7 @@ def internvl_hf(b: Builder) -> None:
             block.plain("attention.projection_layer.weight", hidden, hidden)
             block.plain("attention.projection_layer.bias", hidden)
             feed = vision.int("intermediate_size")
-            block.mlp("mlp", "fc1", "fc2", feed, hidden_size=hidden, quantisable=False)
+            block.mlp("mlp", "fc1", "fc2", feed, hidden_size=hidden, quantizable=False)
             layer_norm = vision.text("norm_type", "layer_norm") == "layer_norm"
             for norm in ("layernorm_before", "layernorm_after"):
                 block.norm(norm, hidden, bias=layer_norm)
@@ -554,7 +554,7 @@ def internvl_chat(b: Builder) -> None:
 
 
 def llama4(b: Builder) -> None:
-    """models/mllama4.py: the encoder is never quantised."""
+    """models/mllama4.py: the encoder is never quantized."""
     from autofit_vllm.architectures.families.experts import llama4 as language
 
     root = b.config
@@ -567,26 +567,26 @@ def llama4(b: Builder) -> None:
         tower.plain("class_embedding", hidden)
         tower.plain("positional_embedding_vlm", positions, hidden)
         tower.column(
-            "patch_embedding.linear", vision.int("num_channels", default=3) * patch**2, hidden, quantisable=False
+            "patch_embedding.linear", vision.int("num_channels", default=3) * patch**2, hidden, quantizable=False
         )
         tower.norm("layernorm_pre", hidden, bias=True)
         tower.norm("layernorm_post", hidden, bias=True)
         for index in range(vision.layers()):
             block = tower / f"model.layers.{index}"
             sizes: dict[str, Any] = {"heads": heads, "kv_heads": heads, "head_size": hidden // heads}
-            block.qkv("self_attn.qkv_proj", hidden, bias=True, quantisable=False, **sizes)
-            block.row("self_attn.o_proj", hidden, hidden, bias=True, quantisable=False)
-            block.mlp("mlp", "fc1", "fc2", vision.int("intermediate_size"), hidden_size=hidden, quantisable=False)
+            block.qkv("self_attn.qkv_proj", hidden, bias=True, quantizable=False, **sizes)
+            block.row("self_attn.o_proj", hidden, hidden, bias=True, quantizable=False)
+            block.mlp("mlp", "fc1", "fc2", vision.int("intermediate_size"), hidden_size=hidden, quantizable=False)
             for norm in ("input_layernorm", "post_attention_layernorm"):
                 block.norm(norm, hidden, bias=True)
         ratio = vision.number("pixel_shuffle_ratio", 0.5)
         wide, mid = vision.int("projector_input_dim"), vision.int("projector_output_dim")
-        tower.column("vision_adapter.mlp.fc1", int(hidden / ratio**2), wide, quantisable=False)
-        tower.row("vision_adapter.mlp.fc2", wide, mid, quantisable=False)
+        tower.column("vision_adapter.mlp.fc1", int(hidden / ratio**2), wide, quantizable=False)
+        tower.row("vision_adapter.mlp.fc2", wide, mid, quantizable=False)
         # One complex number per pair of rotated elements, of eight bytes.
         tower.buffer("vision_model.rope", positions, hidden // heads // 2, dtype="int64")
         out = root.section("text_config").int("hidden_size")
-        projector.column("linear_1", vision.int("vision_output_dim"), out, quantisable=False)
+        projector.column("linear_1", vision.int("vision_output_dim"), out, quantizable=False)
     language_model(b, build=language)
 
 
@@ -626,8 +626,8 @@ def kimi_vl(b: Builder) -> None:
     vision = root.section("vision_config", model_type="moonvit")
     tower, projector = b.tower("vision_tower", "image"), b.tower("multi_modal_projector", "image")
     if tower is not None and projector is not None:
-        moonvit(tower, vision, quantisable=False)
-        _merged_patches(projector, vision, root.section("text_config").int("hidden_size"), quantisable=False)
+        moonvit(tower, vision, quantizable=False)
+        _merged_patches(projector, vision, root.section("text_config").int("hidden_size"), quantizable=False)
     # Its class of configuration is DeepSeek V2's, whose defaults differ.
     b.config = root.replace(text_config={"norm_topk_prob": False, **root.table("text_config")})
     language_model(b, build=deepseek_v2)
@@ -639,17 +639,17 @@ def kimi_k25(b: Builder) -> None:
 
     root = b.config
     vision, text = root.section("vision_config", model_type="kimi_k25_vision"), root.section("text_config")
-    quantised = root.table("quantization_config") or text.table("quantization_config")
-    method = quantised.get("quant_method")
+    quantized = root.table("quantization_config") or text.table("quantization_config")
+    method = quantized.get("quant_method")
     told = method not in (None, "compressed-tensors")
     tower, projector = b.tower("vision_tower", "vision_chunk"), b.tower("mm_projector", "vision_chunk")
     if tower is not None and projector is not None:
-        moonvit(tower, vision, quantisable=told)
+        moonvit(tower, vision, quantizable=told)
         frames = vision.int("init_pos_emb_time", "pos_emb_time", default=4)
         dtype = "float32" if told else None
         tower.buffer(f"{tower.prefix}.time_weight", frames, 1, vision.int("hidden_size"), dtype=dtype)
         # Whatever it was made of, the projector is cast to the model's type.
-        _merged_patches(projector, vision, text.int("hidden_size"), quantisable=False)
+        _merged_patches(projector, vision, text.int("hidden_size"), quantizable=False)
     language_model(b, build=deepseek_v2)
 
 
@@ -662,13 +662,13 @@ def gemma4(b: Builder) -> None:
     if tower is not None and embedder is not None:
         width = vision.int("hidden_size")
         _gemma4_vision(tower, vision)
-        embedder.replicated("embedding_projection", width, hidden, quantisable=_in_64s(b, vision))
+        embedder.replicated("embedding_projection", width, hidden, quantizable=_in_64s(b, vision))
     audio = root.section("audio_config", model_type="gemma4_audio")
     tower, embedder = b.tower("audio_tower", "audio"), b.tower("embed_audio", "audio")
     if audio.given and tower is not None and embedder is not None:
         _gemma4_audio(tower, audio)
         out = audio.int("output_proj_dims", default=1536)
-        embedder.replicated("embedding_projection", out, hidden, quantisable=_in_64s(b, audio))
+        embedder.replicated("embedding_projection", out, hidden, quantizable=_in_64s(b, audio))
     language_model(b)
 
 
@@ -679,9 +679,9 @@ def _in_64s(b: Builder, config: Config) -> bool:
     return not any(config.int(key, default=0) % 64 for key in ("hidden_size", "intermediate_size"))
 
 
-def _clipped(here: Scope, name: str, in_size: int, out_size: int, *, quantisable: bool, clips: bool) -> None:
+def _clipped(here: Scope, name: str, in_size: int, out_size: int, *, quantizable: bool, clips: bool) -> None:
     """A linear layer whose input and output may be held between four learned numbers."""
-    here.replicated(f"{name}.linear", in_size, out_size, quantisable=quantisable)
+    here.replicated(f"{name}.linear", in_size, out_size, quantizable=quantizable)
     for bound in ("input_min", "input_max", "output_min", "output_max") if clips else ():
         here.buffer(f"{here.prefix}.{name}.{bound}")
 
@@ -689,10 +689,10 @@ def _clipped(here: Scope, name: str, in_size: int, out_size: int, *, quantisable
 def _gemma4_vision(tower: Scope, vision: Config) -> None:
     hidden, feed, size = vision.int("hidden_size"), vision.int("intermediate_size"), vision.int("head_dim")
     heads, kv_heads = vision.int("num_attention_heads"), vision.int("num_key_value_heads")
-    more = {"quantisable": _in_64s(tower.builder, vision), "clips": vision.flag("use_clipped_linears")}
+    more = {"quantizable": _in_64s(tower.builder, vision), "clips": vision.flag("use_clipped_linears")}
     here = tower / "patch_embedder"
     here.plain("position_embedding_table", 2, vision.int("position_embedding_size", default=10240), hidden)
-    here.replicated("input_proj", 3 * vision.int("patch_size") ** 2, hidden, quantisable=more["quantisable"])
+    here.replicated("input_proj", 3 * vision.int("patch_size") ** 2, hidden, quantizable=more["quantizable"])
     for index in range(vision.layers()):
         block = tower / f"encoder.layers.{index}"
         _clipped(block, "self_attn.q_proj", hidden, heads * size, **more)
@@ -715,14 +715,14 @@ def _gemma4_vision(tower: Scope, vision: Config) -> None:
 
 def _gemma4_audio(tower: Scope, audio: Config) -> None:
     hidden, heads = audio.int("hidden_size"), audio.int("num_attention_heads")
-    more = {"quantisable": _in_64s(tower.builder, audio), "clips": audio.flag("use_clipped_linears", True)}
+    more = {"quantizable": _in_64s(tower.builder, audio), "clips": audio.flag("use_clipped_linears", True)}
     first, second = (audio.items_of("subsampling_conv_channels") or [128, 32])[:2]
     here = tower / "subsample_conv_projection"
     here.plain("layer0.conv.weight", first, 1, 3, 3)
     here.norm("layer0.norm", first)
     here.plain("layer1.conv.weight", second, first, 3, 3)
     here.norm("layer1.norm", second)
-    here.replicated("input_proj_linear", second * first // 4, hidden, quantisable=more["quantisable"])
+    here.replicated("input_proj_linear", second * first // 4, hidden, quantizable=more["quantizable"])
     tower.buffer(f"{tower.prefix}.inv_timescales", 1, 1, hidden // 2)
     for index in range(audio.layers()):
         block = tower / f"layers.{index}"
@@ -734,7 +734,7 @@ def _gemma4_audio(tower: Scope, audio: Config) -> None:
         block.plain("self_attn.per_dim_scale", hidden // heads)
         for name in ("q_proj", "k_proj", "v_proj", "post"):
             _clipped(block, f"self_attn.{name}", hidden, hidden, **more)
-        block.replicated("self_attn.relative_k_proj", hidden, hidden, quantisable=more["quantisable"])
+        block.replicated("self_attn.relative_k_proj", hidden, hidden, quantizable=more["quantizable"])
         block.buffer(f"{block.prefix}.self_attn.softcap")
         _clipped(block, "lconv1d.linear_start", hidden, 2 * hidden, **more)
         _clipped(block, "lconv1d.linear_end", hidden, hidden, **more)
@@ -744,7 +744,7 @@ def _gemma4_audio(tower: Scope, audio: Config) -> None:
         for name in ("norm_pre_attn", "norm_post_attn", "norm_out"):
             block.norm(name, hidden)
     out = audio.int("output_proj_dims", default=1536)
-    tower.replicated("output_proj", hidden, out, bias=True, quantisable=more["quantisable"])
+    tower.replicated("output_proj", hidden, out, bias=True, quantizable=more["quantizable"])
 
 
 def minimax_m3(b: Builder) -> None:
@@ -792,8 +792,8 @@ def kimi_k3(b: Builder) -> None:
         moonvit(tower, vision, bias=False, divides=vision.int("num_attention_heads"))
         frames = vision.int("init_pos_emb_time", default=4)
         tower.buffer(f"{tower.prefix}.time_weight", frames, 1, hidden, dtype="float32")
-        projector.replicated("linear_1", merged, merged, quantisable=False)
-        projector.replicated("linear_2", merged, out, quantisable=False)
+        projector.replicated("linear_1", merged, merged, quantizable=False)
+        projector.replicated("linear_2", merged, out, quantizable=False)
         projector.norm("post_norm", out)
     language_model(b, build=kimi_linear)
 
@@ -810,8 +810,8 @@ def llava_onevision(b: Builder) -> None:
         else:
             clip(tower, vision, layers=layers, post_norm=False)
         bias = root.flag("multimodal_projector_bias", True)
-        projector.replicated("linear_1", vision.int("hidden_size"), hidden, bias=bias, quantisable=False)
-        projector.replicated("linear_2", hidden, hidden, bias=bias, quantisable=False)
+        projector.replicated("linear_1", vision.int("hidden_size"), hidden, bias=bias, quantizable=False)
+        projector.replicated("linear_2", hidden, hidden, bias=bias, quantizable=False)
     b.scope("", -3).plain("image_newline", hidden)
     language_model(b)
 
@@ -828,12 +828,12 @@ def paddleocr(b: Builder) -> None:
         siglip(tower, vision)
         size = vision.int("hidden_size") // vision.int("num_attention_heads")
         tower.buffer(f"{tower.prefix}.inv_freq", size // 4, dtype="float32")
-        _merged_patches(projector, vision, (text if text.given else root).int("hidden_size"), quantisable=False)
+        _merged_patches(projector, vision, (text if text.given else root).int("hidden_size"), quantizable=False)
     language_model(b, build=ernie4_5)
 
 
 def lfm2_vl(b: Builder) -> None:
-    """models/lfm2_vl.py: SigLIP 2 over flattened patches, neighbours folded before they are projected."""
+    """models/lfm2_vl.py: SigLIP 2 over flattened patches, neighbors folded before they are projected."""
     root = b.config
     vision, out = root.section("vision_config"), root.section("text_config").int("hidden_size")
     tower, projector = b.tower("vision_tower", "image"), b.tower("multi_modal_projector", "image")
@@ -848,8 +848,8 @@ def lfm2_vl(b: Builder) -> None:
         if root.flag("projector_use_layernorm", True):
             projector.norm("layer_norm", folded, bias=True)
         bias = root.flag("projector_bias", True)
-        projector.replicated("linear_1", folded, inner, bias=bias, quantisable=False)
-        projector.replicated("linear_2", inner, out, bias=bias, quantisable=False)
+        projector.replicated("linear_1", folded, inner, bias=bias, quantizable=False)
+        projector.replicated("linear_2", inner, out, bias=bias, quantizable=False)
     language_model(b)
 
 
@@ -872,12 +872,12 @@ def minicpmv4_6(b: Builder) -> None:
         within.norm("layer_norm1", hidden, bias=True)
         folded, width = 4 * hidden, 4 * vision.int("intermediate_size")
         within.norm("pre_norm", folded, bias=True)
-        within.replicated("linear_1", folded, width, bias=True, quantisable=False)
-        within.replicated("linear_2", width, hidden, bias=True, quantisable=False)
+        within.replicated("linear_1", folded, width, bias=True, quantizable=False)
+        within.replicated("linear_2", width, hidden, bias=True, quantizable=False)
         last = after / "mlp.0"
         last.norm("pre_norm", folded, bias=True)
-        last.replicated("linear_1", folded, folded, bias=True, quantisable=False)
-        last.replicated("linear_2", folded, out, bias=True, quantisable=False)
+        last.replicated("linear_1", folded, folded, bias=True, quantizable=False)
+        last.replicated("linear_2", folded, out, bias=True, quantizable=False)
     # Whether the head is tied, the text's own configuration says here.
     b.config = root.replace(tie_word_embeddings=root.section("text_config").flag("tie_word_embeddings"))
     language_model(b)

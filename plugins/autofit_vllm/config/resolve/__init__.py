@@ -23,7 +23,7 @@ from autofit_vllm.config.resolve.batch import (
     resolve_batch,
     uses_v2_runner,
 )
-from autofit_vllm.config.resolve.dtype import boundary_layers, check_quantisation, resolve_dtype, resolve_kv_dtype
+from autofit_vllm.config.resolve.dtype import boundary_layers, check_quantization, resolve_dtype, resolve_kv_dtype
 from autofit_vllm.config.resolve.graphs import capture_sizes, graph_mode
 from autofit_vllm.config.resolve.length import resolve_max_len
 from autofit_vllm.config.resolve.parallel import resolve_parallel
@@ -51,7 +51,7 @@ def resolve(
     if settings.enable_lora and not model.supports_lora:
         raise EngineRefusalError(f"{model.architecture} does not support LoRA yet.")
     dtype = resolve_dtype(settings, model, gpu)
-    check_quantisation(quantization, dtype)
+    check_quantization(quantization, dtype)
     pooling = model.is_pooling or settings.pooling
     max_len = resolve_max_len(settings, model)
     parallel = resolve_parallel(settings, model, gpu, n_gpus=n_gpus)

@@ -85,7 +85,7 @@ def resolve_dtype(settings: VllmSettings, model: VllmModel, gpu: Gpu) -> str:
     return dtype
 
 
-def check_quantisation(quantization: Quantization, dtype: str) -> None:
+def check_quantization(quantization: Quantization, dtype: str) -> None:
     """Whether the method computes in this type (config/vllm.py:_get_quantization_config)."""
     if quantization.name is not None and dtype not in quantization.dtypes:
         raise EngineRefusalError(
@@ -123,7 +123,7 @@ def resolve_kv_dtype(settings: VllmSettings, model: VllmModel, gpu: Gpu, quantiz
 
 
 def boundary_layers(kv_dtype: str, model: VllmModel) -> frozenset[str]:
-    """The first and last two layers stay unquantised under TurboQuant
+    """The first and last two layers stay unquantized under TurboQuant
     (turboquant/config.py:get_boundary_skip_layers)."""
     if not kv_dtype.startswith("turboquant_") or model.is_hybrid:
         return frozenset()

@@ -337,7 +337,7 @@ def test_a_key_twice_and_a_key_without_name(tmp_path: Path) -> None:
     "alignment", [Typed("u32", 0), Typed("u32", 48), "32", Typed("f32", 32.0), Typed("u64", 1 << 40)]
 )
 def test_an_alignment_that_is_none(tmp_path: Path, alignment: object) -> None:
-    corrupt(write(tmp_path, metadata={**ARCH, "general.alignment": alignment}), "which is no power of two")
+    corrupt(write(tmp_path, metadata={**ARCH, "general.alignment": alignment}), "which is not a power of two")
 
 
 def patched(tmp_path: Path, layout: str, at_end: int, *values: int) -> Path:

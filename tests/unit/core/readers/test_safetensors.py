@@ -151,7 +151,7 @@ def test_deep_nesting(tmp_path: Path, text: bytes) -> None:
 def test_a_number_of_absurd_length(tmp_path: Path) -> None:
     corrupt(
         sf.write(tmp_path / "m.safetensors", b'{"a":' + b"9" * 10_000 + b"}"),
-        "a JSON number of absurd length",
+        "a JSON number has too many digits",
     )
 
 
@@ -257,7 +257,7 @@ def test_a_broken_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"hidden_size": 64,}')
     corrupt(tmp_path, "config.json: byte")
     (tmp_path / "config.json").write_text("[]")
-    corrupt(tmp_path, "no JSON object")
+    corrupt(tmp_path, "not a JSON object")
 
 
 @pytest.mark.parametrize("key", list(sf.CONFIG))

@@ -131,10 +131,10 @@ def test_a_window_bounds_what_the_cache_costs() -> None:
     assert roofline.layer_seconds(DENSE, GPU, far) > roofline.layer_seconds(DENSE, GPU, near)
 
 
-def test_a_quantised_cache_is_unpacked_for_every_head() -> None:
+def test_a_quantized_cache_is_unpacked_for_every_head() -> None:
     """Half the bytes, and yet more time at depth (ggml-cuda/fattn.cu, vector kernel)."""
     roofline = Roofline(machine(device()))
-    half = replace(DENSE, cache_token_bytes=2176, cache_is_quantised=True)
+    half = replace(DENSE, cache_token_bytes=2176, cache_is_quantized=True)
     far = Step(n_filled=32768)
     assert roofline.layer_seconds(half, GPU, far) > roofline.layer_seconds(DENSE, GPU, far)
 

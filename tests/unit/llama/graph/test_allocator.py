@@ -44,7 +44,7 @@ def test_of_equal_holes_the_last_is_taken() -> None:
     assert arena.allocate(32) == second
 
 
-def test_neighbouring_holes_merge() -> None:
+def test_neighboring_holes_merge() -> None:
     arena = Arena(1)
     a, b, c, _ = (arena.allocate(n) for n in (10, 10, 10, 10))
     for addr in (a, c, b):

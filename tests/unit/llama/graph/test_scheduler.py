@@ -59,7 +59,7 @@ def test_an_operation_runs_where_its_weight_is() -> None:
     assert (a.dev, b.dev, c.dev) == (0, 1, CPU)
 
 
-def test_others_follow_their_neighbours_and_devices_come_before_the_cpu() -> None:
+def test_others_follow_their_neighbors_and_devices_come_before_the_cpu() -> None:
     a = ggml.mul_mat(weight(HOST), given())
     between = ggml.silu(a)
     b = ggml.mul_mat(weight(0), between)
@@ -151,7 +151,7 @@ def test_a_pipeline_holds_four_of_every_input_and_cut() -> None:
     assert sizes(PIPELINE_COPIES) == [5 * one, 5 * one, 4 * one]
 
 
-def test_quantised_rows_are_padded_on_cuda_alone() -> None:
+def test_quantized_rows_are_padded_on_cuda_alone() -> None:
     t = Tensor("CONT", "q8_0", (64, 4, 1, 1))
     assert CUDA.alloc_bytes(t) == 68 * 4 + 34 * (512 - 64) // 32
     assert RPC.alloc_bytes(t) == 68 * 4
@@ -187,7 +187,7 @@ def test_flash_attention_takes_the_head_sizes_that_have_kernels() -> None:
     assert RPC.supports(attention(48, 48))
 
 
-def test_a_quantised_cache_costs_its_f16_copy_in_the_node() -> None:
+def test_a_quantized_cache_costs_its_f16_copy_in_the_node() -> None:
     plain = CUDA.alloc_bytes(attention(128, 128))
     assert CUDA.alloc_bytes(attention(128, 128, kind="q8_0")) == plain + 2 * 2 * (128 * 2 * 512)
     assert RPC.alloc_bytes(attention(128, 128, kind="q8_0")) == plain

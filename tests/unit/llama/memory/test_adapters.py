@@ -121,7 +121,7 @@ def test_products_with_an_adapter_take_compute_memory(tmp_path: Path) -> None:
     for flag, n_ubatch in ((f"{path}", 512), (f"{path},{path}", 64)):
         found = check("--lora", flag, "-ub", str(n_ubatch), "-ts", "1,1", on=CARDS)
         expected = {"GPU0": 4 * n_ubatch * (14336 + 8), "GPU1": 4 * n_ubatch * (4096 + 8)}
-        assert counted(found, "products with LoRA adapters, at most") == expected
+        assert counted(found, "LoRA products, at most") == expected
 
 
 def test_norms_of_an_adapter_are_passed_over(tmp_path: Path) -> None:

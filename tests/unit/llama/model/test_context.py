@@ -73,7 +73,7 @@ def test_a_block_of_a_type_must_divide_the_head() -> None:
         context(odd, type_k="q8_0", flash_attn="on")
 
 
-def test_a_quantised_v_turns_flash_attention_on() -> None:
+def test_a_quantized_v_turns_flash_attention_on() -> None:
     assert context(type_v="q8_0", type_k="q8_0").flash_attn == "on"
 
 
@@ -87,7 +87,7 @@ def test_keys_and_values_of_every_block() -> None:
     assert {tensor.n_bytes for tensor in found} == {8192 * 8 * 128 * 2}
 
 
-def test_quantised_caches_are_whole_blocks() -> None:
+def test_quantized_caches_are_whole_blocks() -> None:
     assert tensors(LLAMA, n_ctx=256, type_k="q8_0")[0].n_bytes == 256 * cache_row_bytes("q8_0", 1024)
     with pytest.raises(EngineRefusalError, match="rows of 33 elements"):
         cache_row_bytes("q4_0", 33)

@@ -253,12 +253,12 @@ def test_a_context_that_is_stretched() -> None:
 
 
 def test_a_prompt_cache_that_grows_too_large() -> None:
-    """The server starts: what is short is short once the cache of past prompts is full."""
+    """The server starts: what is short is short once the prompt cache is full."""
     small = machine("cpu", ram="8GiB:none")
     found = check("-c", "4096", on=small)
     assert found.fits
     assert found.verdict == "starts"
-    assert "when the cache of past prompts is full" in finding(found, "runs-short")
+    assert "when the prompt cache is full" in finding(found, "runs-short")
     assert not check("-c", "4096", on=small, strict=True).fits
     limit = finding(found, "large-prompt-cache").split("--cache-ram ")[1].split()[0]
     assert int(limit) > 1024

@@ -157,7 +157,7 @@ def test_prediction_layers_are_kept_apart() -> None:
     assert with_draft.draft_bytes == 2 * (attention + mixture + small) + 4 * 256
 
 
-def test_latent_attention_unpacks_what_is_quantised() -> None:
+def test_latent_attention_unpacks_what_is_quantized() -> None:
     from autofit_vllm.quantization import quantization_for
 
     model = build_from_config(config("deepseek-v2-lite"))

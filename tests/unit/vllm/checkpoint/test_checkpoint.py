@@ -144,9 +144,9 @@ def _packed(raw: dict[str, Any], skip: str) -> Any:
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
-def test_layers_without_packed_tensors_are_not_quantised(method: str) -> None:
-    quantised = {"quant_method": method, "bits": 4, "group_size": 128, "zero_point": True, "sym": True}
-    raw = {**config("llama3.2-1b"), "quantization_config": quantised}
+def test_layers_without_packed_tensors_are_not_quantized(method: str) -> None:
+    quantized = {"quant_method": method, "bits": 4, "group_size": 128, "zero_point": True, "sym": True}
+    raw = {**config("llama3.2-1b"), "quantization_config": quantized}
     model = build_model(spec(raw, tuple(_packed(raw, "o_proj"))))
     quantization = quantization_for(model.quantization, capability=(9, 0))
     schemes = {module.name: quantization.linear(module) for module in model.modules if hasattr(module, "in_size")}

@@ -10,7 +10,7 @@ from autofit_vllm.command.settings import from_given, parse_command
 from autofit_vllm.config.engine import Gpu
 from autofit_vllm.config.resolve import resolve
 from autofit_vllm.config.resolve.batch import batch_defaults
-from autofit_vllm.config.resolve.dtype import check_quantisation, resolve_dtype
+from autofit_vllm.config.resolve.dtype import check_quantization, resolve_dtype
 from autofit_vllm.config.resolve.parallel import possible_tp
 from autofit_vllm.memory.attention_backends import LayerQuery, common_block_size, flash_attention_version, select
 from autofit_vllm.quantization import Quantization
@@ -183,10 +183,10 @@ def test_graphs(args: list[str], mode: str, n: int, largest: int) -> None:
     assert max(resolved.capture_sizes, default=0) == largest
 
 
-def test_quantisation_decides_types() -> None:
+def test_quantization_decides_types() -> None:
     method = Quantization(name="mxfp4", dtypes=("bfloat16",), kv_cache_dtype="fp8_e4m3")
     with pytest.raises(EngineRefusalError, match="float16 is not supported for quantization method mxfp4"):
-        check_quantisation(method, "float16")
+        check_quantization(method, "float16")
     resolved = resolve(from_given({}), vllm_models.llama_8b(), gpu("h100"), quantization=method)
     assert resolved.kv_cache_dtype == "fp8_e4m3"
     fp8 = Quantization(name="fp8")

@@ -56,7 +56,7 @@ def test_bytes_of_a_token_and_head(kv_dtype: str, n_bytes: int) -> None:
         ("turboquant_4bit_nc", 32, 673_792),
     ],
 )
-def test_quantised_caches_of_qwen2_5_7b(kv_dtype: str, block: int, n_bytes: int) -> None:
+def test_quantized_caches_of_qwen2_5_7b(kv_dtype: str, block: int, n_bytes: int) -> None:
     """28 layers of 4 KV heads; TurboQuant keeps two at each end in 16 bits, with blocks that fit both."""
     model = vllm_models.model(
         tuple(vllm_models.full(i, heads=28, kv_heads=4) for i in range(28)), n_heads=28, n_kv_heads=4

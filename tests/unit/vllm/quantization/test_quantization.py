@@ -1,4 +1,4 @@
-"""Which layers a checkpoint's configuration quantises, what they then keep, and what vLLM refuses."""
+"""Which layers a checkpoint's configuration quantizes, what they then keep, and what vLLM refuses."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def gptq(**more: Any) -> dict[str, Any]:
     return {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, **more}
 
 
-def test_plain_checkpoints_quantise_nothing() -> None:
+def test_plain_checkpoints_quantize_nothing() -> None:
     found = quantization_for(None, capability=HOPPER)
     assert (found.name, found.linear(linear())) == (None, UNQUANTISED)
     assert size_of(found, linear()) == 1024 * 256 * 2
@@ -140,9 +140,9 @@ def test_layouts_that_vllm_refuses(raw: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "gguf"])
 def test_plug_ins_are_named(method: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=f"takes {method} with the plug-in") as raised:
+    with pytest.raises(UnsupportedModelError, match=f"takes {method} with the plugin") as raised:
         quantization_for({"quant_method": method}, capability=HOPPER)
-    assert "plug-in" in (raised.value.hint or "")
+    assert "plugin" in (raised.value.hint or "")
 
 
 @pytest.mark.parametrize(
@@ -166,14 +166,14 @@ def test_what_is_asked_for_must_be_what_the_checkpoint_is(requested: str | None,
             quantization_for(gptq(), capability=HOPPER, requested=requested)
 
 
-def test_quantising_while_loading() -> None:
+def test_quantizing_while_loading() -> None:
     found = quantization_for(None, capability=HOPPER, requested="fp8")
     assert (found.name, found.while_loading) == ("fp8_per_tensor", True)
     shape = linear_shape(linear(), Parallel(), "bfloat16")
     kinds = {tensor.dtype for tensor in found.linear(linear()).loaded_linear(shape)}
     assert kinds == {"float8_e4m3fn", "float32"}
     assert size_of(found, linear()) == 1024 * 256 * 2, "created as they are in the checkpoint"
-    with pytest.raises(EngineRefusalError, match="not quantised that way"):
+    with pytest.raises(EngineRefusalError, match="not quantized that way"):
         quantization_for(None, capability=HOPPER, requested="gptq")
     with pytest.raises(EngineRefusalError, match="Unknown quantization method: nonsense"):
         quantization_for(None, capability=HOPPER, requested="nonsense")
@@ -272,7 +272,7 @@ def test_auto_round_gives_layers_widths_of_their_own() -> None:
     assert size_of(found, linear()) < size_of(found, linear("model.layers.1.mlp.gate_up_proj"))
 
 
-def test_nothing_is_scaled_where_nothing_is_quantised() -> None:
+def test_nothing_is_scaled_where_nothing_is_quantized() -> None:
     assert list(NONE.attention(8, "bfloat16", latent=False)) == []
 
 

@@ -1,0 +1,99 @@
+"""The words of the glossary: what readers see uses them, and never those that it rules out."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+
+GLOSSARY = ROOT / "docs" / "glossary.md"
+SOURCES = sorted([*ROOT.glob("autofit/**/*.py"), *ROOT.glob("plugins/**/*.py")])
+PAGES = [ROOT / "README.md", *sorted(path for path in ROOT.glob("docs/*.md") if path != GLOSSARY)]
+
+
+@cache
+def banned() -> tuple[str, ...]:
+    """The last column of each table, and the list of spellings."""
+    text = GLOSSARY.read_text(encoding="utf-8")
+    cells = [line.rsplit("|", 2)[1] for line in text.splitlines() if line.startswith("| ")]
+    spellings = text.partition("\nNever: ")[2].rstrip().rstrip(".")
+    words = [word.strip() for part in (*cells, spellings) for word in re.split(r",\s", part)]
+    return tuple(word for word in words if word and word not in ("never", "---", "–"))
+
+
+@cache
+def pattern() -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, banned()))})(?![\w-])", re.IGNORECASE)
+
+
+def found_in(text: str) -> list[str]:
+    """Banned words in `text`, but not in code spans: names keep the spelling that they have."""
+    return [match[0] for match in pattern().finditer(re.sub(r"`[^`\n]*`", "", text))]
+
+
+def literals(source: str) -> Iterator[tuple[int, str]]:
+    """(line, text) of all strings of a module that may reach somebody: docstrings and single names do not."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = None  # a docstring, or a comment on an attribute
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield node.lineno, "".join(str(v.value) if isinstance(v, ast.Constant) else "{}" for v in node.values)
+        elif id(node) in inside:
+            continue
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip():
+            yield node.lineno, node.value
+
+
+def test_the_glossary_rules_words_out() -> None:
+    assert len(banned()) > 80
+    assert {"plug-in", "hop", "quantised", "analyse", "room for"} <= set(banned())
+
+
+def test_a_term_is_not_ruled_out_elsewhere() -> None:
+    text = GLOSSARY.read_text(encoding="utf-8")
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")]
+    terms = [term.strip() for row in rows for term in row[1].split(",")]
+    assert len(terms) > 25
+    assert [term for term in terms if found_in(term)] == []
+    assert [row[2] for row in rows if found_in(row[2])] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("the experts of 3 blocks stay in RAM", ["blocks stay"]),
+        ("3 quantised caches, as Wished", ["quantised", "Wished"]),
+        ("use `--wish` or hopscotch", []),
+        ("KV blocks, whole quantization blocks", []),
+    ],
+)
+def test_words_are_found(text: str, words: list[str]) -> None:
+    assert found_in(text) == words
+
+
+def test_strings_are_collected() -> None:
+    source = '"""A hop."""\n\ndef f(n):\n    "A hop."\n    return "a hop", "hop", f"{n} hops and a hop"\n'
+    assert sorted(literals(source)) == [(5, "a hop"), (5, "{} hops and a hop")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_messages_use_the_words_of_the_glossary(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    if not pattern().search(source):
+        return
+    assert [(line, text, words) for line, text in literals(source) if (words := found_in(text))] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_pages_use_the_words_of_the_glossary(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [(number, words) for number, line in enumerate(lines, 1) if (words := found_in(line))] == []
