@@ -66,7 +66,7 @@ def _memory(task: Task, search: Search, nearest: Found) -> Iterator[str]:
     short = [pool for pool in nearest.memory.pools if pool.shortfall_bytes > 0]
     if short:
         lacks = [f"{format_bytes(pool.shortfall_bytes)} more on {pool.id}" for pool in short]
-        yield f"{' and '.join(lacks)} would fit"
+        yield f"{' and '.join(lacks)} would be enough"
     tables, bounds = search.tables(nearest.candidate), search.problem.bounds
     if task.shares_blocks:
         return

@@ -62,8 +62,8 @@ class Builder:
         "notes",
         "options",
         "prefix",
-        "quantized_caches",
         "quantization",
+        "quantized_caches",
         "root",
         "scale_dtype",
     )

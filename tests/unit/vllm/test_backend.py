@@ -71,7 +71,7 @@ def test_custom_code_is_never_run(tmp_path: Path) -> None:
         auto_map={"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
     )
     (model / "modeling_own.py").write_text("raise SystemExit('this must not run')", encoding="utf-8")
-    with pytest.raises(UnsupportedModelError, match="OwnForCausalLM is not known"):
+    with pytest.raises(UnsupportedModelError, match="unknown architecture OwnForCausalLM"):
         plan(model)
 
 
@@ -591,7 +591,7 @@ def test_more_sequences_than_a_step_has_tokens() -> None:
     assert grown.fits
     assert grown.engine_report["max_num_seqs"] == grown.engine_report["max_num_batched_tokens"] == 4096
     (decision,) = [decision for decision in grown.decisions if decision.setting == "--max-num-batched-tokens"]
-    assert "a token of each of 4096 sequences" in decision.because
+    assert "one token per step for each of 4096 sequences" in decision.because
     pinned = plan(SMALL, "--max-num-seqs", "3000", machine=autofit.load_machine("a100-80gb", ram="64GiB"))
     assert pinned.fits and pinned.engine_report["max_num_batched_tokens"] == 3000
     with pytest.raises(EngineRefusalError, match=r"\(256\) must be greater than or equal to max_num_seqs \(300\)"):
@@ -604,7 +604,7 @@ def test_sequences_that_are_never_together_anywhere() -> None:
     found = plan(LLAMA, parallel=4096, fill="full", kv="bf16")
     assert not found.fits
     assert any("4096 sequences of 4096 tokens" in finding.message for finding in found.findings)
-    assert any("no number of these GPUs" in finding.message for finding in found.findings)
+    assert any("does not fit on 64 of these GPUs" in finding.message for finding in found.findings)
 
 
 @pytest.mark.parametrize(
@@ -626,7 +626,7 @@ def test_a_margin_that_leaves_nothing() -> None:
     assert not found.fits
     assert codes(found) == {"does-not-fit", "margin-too-large", "machine"}
     lacks, most = (finding.message for finding in found.findings if finding.code != "machine")
-    assert "beside the margin of 23.28 GiB" in lacks
+    assert "with the margin of 23.28 GiB" in lacks
     (room,) = re.findall(r"at most ([0-9.]+) GiB leaves enough for 4096 tokens", most)
     assert plan(LLAMA, margin=f"{float(room) - 0.05}GiB").fits
 
@@ -649,10 +649,12 @@ def test_too_little_main_memory_is_said() -> None:
     found = plan(LLAMA, machine=autofit.load_machine("rtx-4090", ram="2GiB:none"))
     assert not found.fits
     (finding,) = found.findings
-    assert finding.message.startswith("main memory lacks 1.54 GiB: server and 1 worker alone take 3.50 GiB")
+    assert finding.message.startswith(
+        "main memory needs 1.54 GiB more; the largest item is server and 1 worker: 3.50 GiB"
+    )
     box = autofit.load_machine("cpu", ram="16GiB")
     found = autofit.check(["vllm", "serve", str(LLAMA)], box, environ={"VLLM_CPU_KVCACHE_SPACE": "8"})
-    assert any("parameters alone take" in finding.message for finding in found.findings)
+    assert any("largest item is parameters" in finding.message for finding in found.findings)
 
 
 def test_every_gpu_must_run_the_type() -> None:
@@ -690,8 +692,8 @@ def test_a_preset_for_many_users_leaves_the_engine_its_slots() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--kv-cache-memory-bytes", "40G"], "--kv-cache-memory-bytes is taken as it is; lower it"),
-        (["--num-gpu-blocks-override", "100000"], "--num-gpu-blocks-override is taken as it is; lower it"),
+        (["--kv-cache-memory-bytes", "40G"], "vLLM uses --kv-cache-memory-bytes as given; lower it"),
+        (["--num-gpu-blocks-override", "100000"], "vLLM uses --num-gpu-blocks-override as given; lower it"),
         (["--gpu-memory-utilization", "0.99"], "at most 0.98 will start"),
     ],
 )

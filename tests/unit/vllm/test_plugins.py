@@ -158,7 +158,7 @@ def test_rows_are_cut_between_blocks() -> None:
 
 
 def test_without_the_plug_in_its_name_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="vllm-gguf-plugin only, and it is not installed") as caught:
+    with pytest.raises(UnsupportedModelError, match="vllm-gguf-plugin, and it is not installed") as caught:
         plan(gguf_file(tmp_path, "llama"))
     assert caught.value.hint is not None
     assert "pip install vllm-gguf-plugin" in caught.value.hint
@@ -167,7 +167,7 @@ def test_without_the_plug_in_its_name_is_told(tmp_path: Path) -> None:
 def test_plug_ins_are_those_that_vllm_may_load(tmp_path: Path) -> None:
     path = gguf_file(tmp_path, "llama")
     assert read(path, env={"VLLM_PLUGINS": "other,gguf"})[1].name == "gguf"
-    with pytest.raises(UnsupportedModelError, match="VLLM_PLUGINS leaves out"):
+    with pytest.raises(UnsupportedModelError, match="VLLM_PLUGINS excludes"):
         read(path, env={"VLLM_PLUGINS": "other"})
 
 
@@ -269,7 +269,7 @@ def test_eight_bits_run_without_graphs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("raw", [None, {"quant_method": "bitsandbytes", "load_in_4bit": True}])
 def test_bitsandbytes_without_the_plug_in(raw: dict[str, Any] | None) -> None:
-    with pytest.raises(UnsupportedModelError, match="vllm-bnb-plugin only, and it is not installed"):
+    with pytest.raises(UnsupportedModelError, match="vllm-bnb-plugin, and it is not installed"):
         quantization_for(raw, capability=(9, 0), requested=None if raw else "bitsandbytes")
 
 

@@ -37,9 +37,9 @@ def test_variables_before_the_program_count_and_stay(first: list[str], capsys: p
     ("command", "message"),
     [
         (["A=1"], "no command"),
-        (["env", "-i", "llama-server"], "-i is no engine's program"),
-        (["nice", "llama-server"], "nice is no engine's program"),
-        ([f"llama-server -m {TINY}"], "whole command in one word"),
+        (["env", "-i", "llama-server"], "-i is not a program of any engine"),
+        (["nice", "llama-server"], "nice is not a program of any engine"),
+        ([f"llama-server -m {TINY}"], "whole command in one argument"),
         (["CUDA_VISIBLE_DEVICES=0", "llama-server", "-m", TINY], "not among those of --on"),
     ],
 )

@@ -72,10 +72,10 @@ def write(tmp_path: Path, document: object) -> Path:
 @pytest.mark.parametrize(
     ("document", "cause"),
     [
-        ({}, "no description"),
-        ([], "no description"),
-        ({"kv": 3}, "no description"),
-        ({"kv": [["a", "array:99", {"count": 1}]], "tensors": []}, "no description"),
+        ({}, "not a model description"),
+        ([], "not a model description"),
+        ({"kv": 3}, "not a model description"),
+        ({"kv": [["a", "array:99", {"count": 1}]], "tensors": []}, "not a model description"),
         (b"{", "broken JSON"),
         (b" " * (MAX_BYTES + 1), "bytes unpacked"),
     ],

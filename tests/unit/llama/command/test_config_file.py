@@ -157,7 +157,7 @@ def test_a_plan_keeps_what_a_file_says_and_does_not_repeat_it() -> None:
     assert said["c"] == ("2048", "settings file")
     assert "hunter2" not in str(found.to_dict())
     note = next(one for one in found.findings if one.code == "settings-file")
-    assert note.message.startswith(f"llama-server reads {PATH}, and so its api-key, c, ")
+    assert note.message.startswith(f"llama-server reads {PATH}; its settings count here: api-key, c, ")
 
 
 def test_a_wish_and_an_argument_take_the_place_of_a_file() -> None:

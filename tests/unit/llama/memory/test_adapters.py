@@ -54,9 +54,9 @@ def test_rows_lie_with_their_blocks(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"n_embd": 2048}, "has 2048 values, the model 4096"),
-        ({"name": "direction.x{}"}, "no direction of a layer"),
-        ({"name": "blk.{}"}, "no direction of a layer"),
-        ({"layers": (0,)}, "no direction of a layer"),
+        ({"name": "direction.x{}"}, "is not a direction of a layer"),
+        ({"name": "blk.{}"}, "is not a direction of a layer"),
+        ({"layers": (0,)}, "is not a direction of a layer"),
         ({"layers": ()}, "no direction tensors"),
         ({"kind": "f16"}, "is f16, not f32"),
         ({"n_rows": 2}, "more than one dimension"),
@@ -98,8 +98,8 @@ A, B = Tensor("blk.0.attn_q.weight.lora_a", (4096, 8)), Tensor("blk.0.attn_q.wei
 @pytest.mark.parametrize(
     ("metadata", "tensors", "message"),
     [
-        ({"general.type": "model"}, [A, B], "no LoRA adapter"),
-        ({"adapter.type": "ia3"}, [A, B], "no LoRA adapter"),
+        ({"general.type": "model"}, [A, B], "is not a LoRA adapter"),
+        ({"adapter.type": "ia3"}, [A, B], "is not a LoRA adapter"),
         ({"general.architecture": "gemma"}, [A, B], "for gemma on a model of llama"),
         ({}, [A], "lacks one half"),
         ({}, [A, B._replace(ne=(8, 1024))], "another shape"),

@@ -118,7 +118,7 @@ def test_a_remote_device_that_nobody_described() -> None:
     assert plan("--rpc", "box:50052", "-dev", "CUDA0", model=TINY).fits
 
 
-@pytest.mark.parametrize(("flag", "message"), [("--mmproj", "is no projector"), ("--lora", "no LoRA adapter")])
+@pytest.mark.parametrize(("flag", "message"), [("--mmproj", "is not a projector"), ("--lora", "is not a LoRA adapter")])
 def test_a_companion_that_is_something_else(flag: str, message: str) -> None:
     with pytest.raises(EngineRefusalError, match=message):
         autofit.check(["llama-server", "-m", TINY, flag, TINY], machine("rtx-3090"))

@@ -346,7 +346,7 @@ def test_a_pin_that_cannot_hold_is_told_with_the_nearest_value() -> None:
     assert value(found, "-ngl") == "99"
     messages = [finding.message for finding in found.findings]
     assert any(message.startswith("does not fit: GPU0 ") and " needs " in message for message in messages)
-    nearest = next(message for message in messages if message.startswith("-ngl 99 cannot hold"))
+    nearest = next(message for message in messages if message.startswith("-ngl 99 does not fit"))
     layers = nearest.split("-ngl ")[2].split()[0]
     assert plan(small, "-ngl", layers, *long).fits
 
@@ -364,7 +364,7 @@ def test_nothing_fits_and_what_would_is_said() -> None:
     assert not found.fits
     codes = [finding.code for finding in found.findings]
     assert "does-not-fit" in codes
-    assert any("would hold all of it" in finding.message for finding in found.findings)
+    assert any("would hold the whole model" in finding.message for finding in found.findings)
 
 
 def test_what_lacks_is_main_memory_where_the_card_can_be_filled_to_its_limit() -> None:

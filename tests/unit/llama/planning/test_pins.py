@@ -121,7 +121,7 @@ def test_llama_bench_shows_the_combination_with_least_room() -> None:
     found = autofit.check(command, machine("rtx-3060-12gb"))
     assert not found.fits
     assert "4 combinations of these lists, 2 of them fit" in finding(found, "bench-combinations")
-    assert finding(found, "bench-combinations").endswith("least room left: -ngl 99 -ctk f16")
+    assert finding(found, "bench-combinations").endswith("the least memory left: -ngl 99 -ctk f16")
     one = autofit.check([*command[:-4], "-ctk", "f16", "-ngl", "99"], machine("rtx-3060-12gb"))
     assert found.memory == one.memory
     assert "bench-combinations" not in codes(one)
@@ -231,7 +231,7 @@ YARN = ("--rope-scaling", "yarn", "--rope-scale", "2")
 @pytest.mark.parametrize("stretched", [(), YARN])
 def test_a_server_holds_its_slots_to_the_trained_context(stretched: tuple[str, ...]) -> None:
     message = finding(check("-np", "1", "-c", "262144", *stretched), "context-beyond-training")
-    assert "holds a slot to the 131072" in message
+    assert "limits a slot to the trained context of 131072" in message
     key = message.split("--override-kv ")[1]
     assert key == "llama.context_length=int:262144"
     assert "context-beyond-training" not in codes(check("-np", "1", "-c", "262144", *stretched, "--override-kv", key))
@@ -239,7 +239,7 @@ def test_a_server_holds_its_slots_to_the_trained_context(stretched: tuple[str, .
 
 def test_slots_that_share_more_than_the_trained_context() -> None:
     shared = check("-c", "262144", "-np", "2", "-kvu")
-    assert "262144 tokens are shared by 2 slots" in finding(shared, "slots-share-context")
+    assert "262144 tokens of context are shared by 2 slots" in finding(shared, "slots-share-context")
     assert "context-beyond-training" not in codes(shared)
     assert "context-beyond-training" in codes(check("-c", "524288", "-np", "2", "-kvu"))
     assert not {"slots-share-context", "context-beyond-training"} & codes(check("-c", "262144", "-np", "2"))

@@ -220,7 +220,7 @@ def test_a_single_head_with_a_norm_is_for_one_device() -> None:
     model = build([{"header_bytes": 0, "file_bytes": 0, **described, "tensors": tensors}], ["m.gguf"])
     command = BACKEND.parse(("llama-server", "-m", "m.gguf", "-sm", "tensor", "-c", "512"))
     assert BACKEND.check(command, model, machine(24)).fits
-    with pytest.raises(EngineRefusalError, match="a single head of K, and norms it"):
+    with pytest.raises(EngineRefusalError, match="a single head of K, and normalizes it"):
         BACKEND.check(command, model, machine(24, 24))
 
 

@@ -64,7 +64,7 @@ def test_an_adapter_keeps_what_its_class_can_do(name: str, base: str, conversion
 
 
 def test_a_name_that_nobody_builds_has_no_base() -> None:
-    with pytest.raises(UnsupportedModelError, match="not known here"):
+    with pytest.raises(UnsupportedModelError, match="unknown architecture"):
         base_of("Evil\x1bForCausalLM")
 
 

@@ -182,7 +182,7 @@ def _bytes(model: Any, **layout: int) -> list[int]:
 def test_an_unknown_architecture_is_bounded_by_its_tensors() -> None:
     model = build_model(spec(UNKNOWN, _novel()))
     assert model.basis == "bound"
-    assert "not known here" in model.notes[0]
+    assert "unknown architecture NovelForCausalLM" in model.notes[0]
     whole = 3 * 512 * 1000 * 2
     assert _bytes(model) == [whole]
     assert _bytes(model, tp=2) == [whole], "nothing is known to divide"
@@ -191,13 +191,13 @@ def test_an_unknown_architecture_is_bounded_by_its_tensors() -> None:
 
 
 def test_without_tensors_an_unknown_architecture_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="NovelForCausalLM is not known here"):
+    with pytest.raises(UnsupportedModelError, match="unknown architecture NovelForCausalLM, and no tensors"):
         build_model(spec(UNKNOWN))
 
 
 @pytest.mark.parametrize("key", ["mamba_d_state", "linear_num_key_heads", "conv_kernel"])
 def test_an_unknown_state_is_not_taken_for_attention(key: str) -> None:
-    with pytest.raises(UnsupportedModelError, match="a state whose size"):
+    with pytest.raises(UnsupportedModelError, match="does not state the size of its recurrent state"):
         build_model(spec({**UNKNOWN, key: 16}, _novel()))
 
 
@@ -219,7 +219,7 @@ def test_a_known_language_model_behind_unknown_encoders(name: str) -> None:
         assert bound >= exact
         assert bound == exact or tp > 1
     bare = spec({**raw, "architectures": [unknown]})
-    with pytest.raises(UnsupportedModelError, match="and there are no tensors to tell their size"):
+    with pytest.raises(UnsupportedModelError, match="and no tensors to take their size from"):
         build_model(bare)
     without = build_model(bare, language_model_only=True)
     alone = build_model(spec(raw), language_model_only=True)

@@ -140,7 +140,7 @@ def test_layouts_that_vllm_refuses(raw: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "gguf"])
 def test_plug_ins_are_named(method: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=f"takes {method} with the plugin") as raised:
+    with pytest.raises(UnsupportedModelError, match=f"supports {method} only through the plugin") as raised:
         quantization_for({"quant_method": method}, capability=HOPPER)
     assert "plugin" in (raised.value.hint or "")
 
