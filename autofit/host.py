@@ -262,7 +262,7 @@ def blamed(reference: str, *, prints: bool = False) -> Iterator[None]:
             yield
     except (AutofitError, KeyboardInterrupt, BrokenPipeError):
         raise
-    except BaseException as error:  # a module that finds no licence may well call sys.exit()
+    except BaseException as error:  # a module that finds no license may well call sys.exit()
         raise PluginError(f"{reference}: {_one_line(error)}", hint="see `autofit plugins`") from error
 
 

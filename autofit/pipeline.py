@@ -58,7 +58,7 @@ def _locate(reference: str) -> ModelFiles:
     from autofit.sources import scheme_of, unknown
 
     if not reference or "\0" in reference:
-        raise UsageError("an empty model reference" if not reference else "a model reference with a zero byte")
+        raise UsageError("the model reference is empty" if not reference else "the model reference contains a NUL byte")
     scheme = scheme_of(reference) or ""
     for ref in host().model_sources().values():
         if scheme not in ref.schemes:
@@ -467,7 +467,7 @@ def _reviewed(plan: Plan, model: ModelSpec, machine: Machine) -> Plan:
         tell(
             COMMON,
             "unknown-memory",
-            f"free memory of {pool.name} ({pool.id}) is unknown: not checked; --ram SIZE states it",
+            f"free memory of {pool.name} ({pool.id}) is unknown and not checked; state it with --ram SIZE",
         )
         for pool in plan.memory.pools
         if pool.budget_bytes is None

@@ -10,14 +10,14 @@ from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 
 COMMON: Mapping[str, Code] = {
-    "machine": Code("info", "what the sources of the machine's facts said"),
+    "machine": Code("info", "a note by a source of the machine's figures"),
     "unknown-memory": Code("warning", "free memory of a pool is unknown, so it is not checked"),
-    "settings-file": Code("info", "settings of a file are in force: which, and whose"),
-    "settings-not-trusted": Code("warning", "settings of a directory's file that count once the user trusts it"),
-    "does-not-fit": Code("error", "a pool lacks memory: which, and how much"),
+    "settings-file": Code("info", "settings that a file sets, and the file"),
+    "settings-not-trusted": Code("warning", "settings of a directory's autofit.toml, ignored until the user trusts it"),
+    "does-not-fit": Code("error", "a pool needs more memory: which, and how much"),
     "too-slow": Code("error", "a rate or a time to the first token that was asked for is not reached"),
     "would-fit": Code("info", "the nearest value with which the plan would fit"),
-    "weights-in-ram": Code("info", "weights stay in main memory, which limits the decode rate"),
+    "weights-in-ram": Code("info", "weights stay in RAM, which limits the decode rate"),
     "lossy-cache": Code("info", "the KV cache is quantized and loses some precision"),
     "context-beyond-training": Code("warning", "the context is longer than the model was trained for"),
     "unknown-architecture": Code("warning", "the model's architecture is unknown: figures are upper bounds"),
@@ -57,5 +57,5 @@ def _lacks(pool: PoolUse, n_bytes: int) -> str:
     tightest, name = pool.tightest, printable(pool.name, 40)
     if isinstance(tightest, DeviceLimit):
         device = f"{tightest.id} {printable(tightest.name, 40)}"
-        return f"{device} needs {amount} of the {format_bytes(tightest.limit_bytes)} that it may take of {name}"
+        return f"{device} needs {amount} of the {format_bytes(tightest.limit_bytes)} that it can use of {name}"
     return f"{pool.id} {name} needs {amount}"

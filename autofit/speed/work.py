@@ -54,7 +54,7 @@ def reads(tensors: Iterable[TensorInfo]) -> tuple[Read, ...]:
 
 
 # Kernels that one token starts in one block beside its norms, counted on graphs with fused
-# kernels (an activation's quantisation is a kernel of its own). The time of one is fitted, so only
+# kernels (an activation's quantization is a kernel of its own). The time of one is fitted, so only
 # the ratios matter.
 _MIXER_KERNELS: dict[Mixer, int] = {
     "full": 13, "sliding": 13, "chunked": 13, "latent": 17, "recurrent": 22, "shortconv": 9, "none": 0,

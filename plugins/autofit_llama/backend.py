@@ -150,7 +150,7 @@ def _several(runs: Sequence[LlamaSettings], shown: int, fits: Sequence[bool]) ->
 
     which = what_differs(runs[shown], runs)
     message = f"llama-bench runs {len(runs)} combinations of these lists, {sum(fits)} of them fit; shown is the one"
-    yield finding("bench-combinations", f"{message} with least room left: {which}")
+    yield finding("bench-combinations", f"{message} with the least memory left: {which}")
 
 
 def _counted(reading: Reading, env: Mapping[str, str]) -> Mapping[str, str]:

@@ -50,7 +50,7 @@ class Bad(Backend):
 
     def parse(self, argv, env=None, *, version=None, model=None):
         if "parse" in argv:
-            sys.exit("no licence")
+            sys.exit("no license")
         return ParsedCommand(program=argv[:1], model="example:tiny", companions={}, settings=tuple(argv))
 
     def plan(self, command, model, machine, request):
@@ -102,7 +102,7 @@ ON = ("--on", "rtx-3090", "--ram", "64GiB")
         (("bad", "example:tiny", *ON, "--", "raises"), 1, "", "bad: Own: no plan"),
         (("bad", "example:tiny", *ON, "--", "type"), 1, "", "must return a Plan, not str"),
         (("bad", "example:tiny", *ON, "--", "memory"), 1, "", "memory of its Plan must be Memory, not NoneType"),
-        (("bad", "example:tiny", *ON, "--", "parse"), 1, "", "SystemExit: no licence"),
+        (("bad", "example:tiny", *ON, "--", "parse"), 1, "", "SystemExit: no license"),
         (("bad", "example:tiny", *ON, "--kv", "q8_0"), 2, "", "bad does not support --kv"),
         (("bad", "example:tiny", *ON, "--prefer", "speed"), 2, "", "bad does not support --prefer"),
         (("check", *ON, "--", "bad-server", "type"), 1, "", "must return a Plan, not str"),

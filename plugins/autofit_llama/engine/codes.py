@@ -9,18 +9,18 @@ from autofit.planning.findings import codes, tell
 
 OWN = {
     "runs-short": Code("warning", "the engine starts, and memory runs short when something has grown"),
-    "engine-fit-gave-up": Code("warning", "llama.cpp's own --fit gives up, and the command runs as it stands"),
-    "no-pipeline-parallelism": Code("info", "llama.cpp turns pipeline parallelism off, for which memory lacks"),
+    "engine-fit-gave-up": Code("warning", "llama.cpp's own --fit gives up, and the command runs unchanged"),
+    "no-pipeline-parallelism": Code("info", "llama.cpp turns pipeline parallelism off: its compute buffers do not fit"),
     "bench-combinations": Code(
         "info", "llama-bench runs several combinations; the one with the least memory left is shown"
     ),
-    "bounded-compute": Code("info", "no graph for this architecture: compute buffers are an upper bound"),
-    "context-price": Code("info", "what the length of the context costs in decode rate"),
+    "bounded-compute": Code("info", "no compute graph for this architecture: compute buffers are upper bounds"),
+    "context-price": Code("info", "the decode rate that the context costs"),
     "draft-head": Code("info", "the model's own draft head (MTP) would make decoding faster"),
     "file-beside": Code("info", "a file of the model's folder that the engine could load with it"),
     "device-left-out": Code("info", "a device that would not make the plan better is not used"),
-    "engine-fit": Code("info", "the engine's own --fit may change what is not pinned"),
-    "engine-version-newer": Code("info", "the engine is newer than what autofit knows"),
+    "engine-fit": Code("info", "the engine's own --fit may change settings that are not given"),
+    "engine-version-newer": Code("info", "the engine is newer than the newest that autofit knows"),
     "engine-version-older": Code("info", "the engine is older, and its rules may have differed"),
     "engine-version-uncertain": Code("info", "the engine's build number is unknown"),
     "experimental-split": Code("info", "-sm tensor is experimental in llama.cpp"),
@@ -31,10 +31,10 @@ OWN = {
     "number-cut": Code("warning", "a number that llama.cpp reads only in part"),
     "reads-from-disk": Code("warning", "memory-mapped weights do not fit in RAM and are read from disk"),
     "settings-file-unsure": Code("warning", "a settings file that this version may or may not read"),
-    "slots-share-context": Code("info", "slots share one context, each held to the trained length"),
+    "slots-share-context": Code("info", "slots share one context, each limited to the trained context"),
     "split-length": Code("warning", "-ts has more or fewer numbers than there are devices"),
     "unknown-flags": Code("warning", "flags that autofit does not know: passed through, their memory is not counted"),
-    "unlimited-prompt-cache": Code("warning", "the prompt cache has no limit and may fill main memory"),
+    "unlimited-prompt-cache": Code("warning", "the prompt cache has no limit and may fill all RAM"),
     "unread-settings": Code("warning", "settings that this program or version does not read"),
     "unverified-device": Code("info", "the figures for this API are not verified on hardware"),
     "unverified-overrides": Code(

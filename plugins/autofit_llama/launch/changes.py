@@ -26,8 +26,8 @@ def _fitted(one: Effective) -> Iterator[Finding]:
     if one.fitted.gave_up is not None:
         if one.found.memory.fits and not changed:
             return
-        left = f"the command runs {with_what}" if changed else "the command runs as it stands"
-        message = f"{program}'s own --fit gives up, since {one.fitted.gave_up}: {left}"
+        left = f"the command runs {with_what}" if changed else "the command runs unchanged"
+        message = f"{program}'s own --fit gives up because {one.fitted.gave_up}: {left}"
         yield finding("engine-fit-gave-up", message)
     elif changed:
         how = (
@@ -37,7 +37,7 @@ def _fitted(one: Effective) -> Iterator[Finding]:
         )
         message = f"{program}'s own --fit {how}"
         if one.asked.loads:
-            message += "; with -fit off the command would run as it stands"
+            message += "; with -fit off the command runs unchanged"
         yield finding("engine-fit", message)
 
 
@@ -59,8 +59,8 @@ def _changed(one: Effective) -> list[str]:
 
 def _no_overlap(one: Effective) -> Iterator[Finding]:
     if one.overlap_lacks_bytes:
-        message = f"pipeline parallelism lacks {format_bytes(one.overlap_lacks_bytes)} for its compute buffers"
-        message += ": llama.cpp tries again without it, and so it is counted here"
+        message = f"compute buffers for pipeline parallelism need {format_bytes(one.overlap_lacks_bytes)} more"
+        message += ": llama.cpp falls back to running without it, as counted here"
         yield finding("no-pipeline-parallelism", message)
 
 

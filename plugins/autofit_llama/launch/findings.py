@@ -47,10 +47,10 @@ def _fitting(reading: Reading, memory: Memory, fit: bool) -> Iterator[Finding]:
     host = memory.pool(HOST_POOL)
     mapped = sum(item.n_bytes for item in host.items if item.mapped)
     if 0 < host.start_shortfall_bytes <= mapped:
-        message = f"{format_bytes(mapped)} of the weights on the host are memory-mapped: the server starts, and reads"
-        yield finding("reads-from-disk", f"{message} them from disk for every token")
+        message = f"{format_bytes(mapped)} of weights are memory-mapped and do not all fit in RAM: the server starts"
+        yield finding("reads-from-disk", f"{message}, but reads them from disk for every token")
     if fit:
-        message = f"{reading.program}'s own --fit may change what is not pinned; add -fit off to run exactly this"
+        message = f"{reading.program}'s own --fit may change settings that are not given; -fit off keeps them"
         yield finding("engine-fit", message)
 
 
@@ -66,27 +66,27 @@ def _runs_short(memory: Memory) -> Finding:
 
 def _sliced(run: Run) -> Iterator[Finding]:
     if run.arguments.sliced:
-        message = "-sm tensor is experimental in llama.cpp: memory is checked, that it runs well here is not"
+        message = "-sm tensor is experimental in llama.cpp: memory is verified, run-time behavior is not"
         yield finding("experimental-split", message)
         if any(override.kind == "pattern" for override in run.arguments.overrides):
-            message = "llama.cpp aborts at some of what -ot can say with -sm tensor, and not all of that is known here"
+            message = "some -ot patterns make llama.cpp abort under -sm tensor; not all of them are detected"
             yield finding("unverified-overrides", message)
 
 
 def _known(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
     if reading.unknown:
         words = printable(" ".join(reading.unknown), 200)
-        yield finding("unknown-flags", f"not known to autofit, passed and not counted: {words}")
+        yield finding("unknown-flags", f"unknown flags, passed through; their memory is not counted: {words}")
     hparams = run.sized.hparams
     if not hparams.known:
-        message = f"the architecture {hparams.arch!r} is not known here: its cache and compute are bounded"
+        message = f"unknown architecture {hparams.arch!r}: KV cache and compute buffers are upper bounds"
         yield finding("unknown-architecture", message)
     elif not found.layout.has_graph:
-        message = f"no graph for the architecture {hparams.arch!r}: the compute buffers are an upper bound"
+        message = f"no compute graph for architecture {hparams.arch!r}: compute buffers are upper bounds"
         yield finding("bounded-compute", message)
     other = next((device for device in run.devices if device.api not in ("cuda", "rpc")), None)
     if other is not None:
-        message = f"{other.id}: the rules of {other.api} are read from the engine's source, not verified on one"
+        message = f"{other.id}: figures for {other.api} follow llama.cpp's source and are not verified on hardware"
         yield finding("unverified-device", message)
 
 
@@ -97,14 +97,14 @@ def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
         message = f"{reading.program} {reading.version.name} does not read the setting{s} {names}"
         yield finding("unread-settings", message)
     for path in reading.unsure:
-        message = f"it is not known whether llama.cpp {reading.version.name} reads {printable(path)}: it is not counted"
+        message = f"llama.cpp {reading.version.name} may read {printable(path)} or not; its settings are ignored here"
         yield finding("settings-file-unsure", message)
     in_force: dict[str, list[str]] = {}
     for flag, replaced in reading.unwritten("file"):
         if not replaced:
             in_force.setdefault(flag.path or "", []).append(flag.spelling)
     for path, keys in in_force.items():
-        message = f"{reading.program} reads {path}, and so its {', '.join(keys)} count here"
+        message = f"{reading.program} reads {path}; its settings count here: {', '.join(keys)}"
         yield finding("settings-file", printable(message, 300))
     for flag in reading.flags:
         if flag.cut is not None:
@@ -129,7 +129,7 @@ def _prompt_cache(run: Run, memory: Memory) -> Iterator[Finding]:
     if limit is None:
         message = "the prompt cache has no limit (--cache-ram -1) and is not counted: it may fill all RAM"
         if left is not None:
-            message += f"; --cache-ram {max(left - SPARE_BYTES, 0) // MIB} is what there is room for"
+            message += f"; --cache-ram {max(left - SPARE_BYTES, 0) // MIB} fits"
         yield finding("unlimited-prompt-cache", message)
     elif left is not None and 0 <= left < limit:
         message = f"the prompt cache may grow to {format_bytes(limit)}, more than is free"
@@ -145,12 +145,14 @@ def _context(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
         return
     key = f"{run.sized.hparams.arch}.context_length=int:{n_ctx}"
     if run.server is not None and shared and context.n_ctx <= trained * context.n_seq_max:
-        slots = f"{context.n_seq_max} slots, each held to the {trained} that the model was trained for"
-        message = f"{n_ctx} tokens are shared by {slots}"
+        slots = f"{context.n_seq_max} slots; each slot is limited to the trained context of {trained}"
+        message = f"{n_ctx} tokens of context are shared by {slots}"
         yield finding("slots-share-context", message)
     elif run.server is not None:
-        message = f"{n_ctx} tokens per sequence, but {reading.program} holds a slot to the {trained} that the model was"
-        message += f" trained for; more needs RoPE scaling (--rope-scaling yarn) and --override-kv {printable(key, 80)}"
+        message = (
+            f"{n_ctx} tokens per sequence, but {reading.program} limits a slot to the trained context of {trained}"
+        )
+        message += f"; more needs RoPE scaling (--rope-scaling yarn) and --override-kv {printable(key, 80)}"
         yield finding("context-beyond-training", message)
     elif not any(flag.option.key in _STRETCHES for flag in reading.flags):
         message = f"{n_ctx} tokens per sequence, but the model was trained for {trained}: it needs RoPE scaling"
@@ -164,9 +166,9 @@ def _embeddings(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding
         return
     if not context.embeddings and run.sized.hparams.pooling_type > POOLING_NONE:
         flag = "--reranking" if run.sized.hparams.pooling_type == POOLING_RANK else "--embedding"
-        message = f"the model is one for embeddings: {reading.program} answers no request for any without {flag}"
+        message = f"this is an embedding model: {reading.program} rejects embedding requests without {flag}"
         yield finding("no-embeddings", message)
     longest = min(context.n_ctx_seq, run.sized.hparams.n_ctx_train or context.n_ctx_seq)
     if not context.splits_inputs(bool(layout.caches)) and context.n_ubatch + CELL_PADDING <= longest:
-        message = f"inputs of more than {context.n_ubatch} tokens are refused: an embedding takes one micro-batch"
-        yield finding("inputs-one-micro-batch", f"{message}; -b {longest} -ub {longest} takes all")
+        message = f"inputs longer than {context.n_ubatch} tokens are rejected: an input must fit in one micro-batch"
+        yield finding("inputs-one-micro-batch", f"{message}; -b {longest} -ub {longest} accepts all")

@@ -159,7 +159,7 @@ class Slices:
                 what = "the fused attention" if fused else "the recurrent state"
                 _abort(f"it cannot gather {what} of this model on the host", "leave out -nkvo, or use -sm layer")
             if context.n_streams > 1:
-                _abort("KV caches of several sequences cannot stay on the host", "leave out -nkvo, or add -kvu")
+                _abort("KV KV caches of several sequences cannot stay on the host", "leave out -nkvo, or add -kvu")
         if self.how.whole:
             if 0 < len(here) < hp.n_layer_all:
                 _abort(f"{hp.arch} shares its KV caches between layers", "use -ngl all, or -sm layer")

@@ -175,11 +175,16 @@ def _unsaid(task: Task, settings: LlamaSettings, found: Found) -> Iterator[Decis
     """Defaults that were left as they are, for a reason."""
     given = task.pins.settings
     if given.n_ubatch is None and found.candidate.n_ubatch == DEFAULT_UBATCH:
-        yield remark("-ub", "512", "engine default", "larger ones speed up prompts only, and cost buffers")
+        yield remark(
+            "-ub",
+            "512",
+            "engine default",
+            "a larger micro-batch only speeds up prompt processing and needs larger compute buffers",
+        )
     if given.type_k is None and found.candidate.type_k == "f16":
-        yield remark("-ctk", "f16", "engine default", "lossless; --kv auto may choose less")
+        yield remark("-ctk", "f16", "engine default", "lossless; --kv auto may choose a quantized type")
     if task.pins.reading.program == "llama-server" and settings.cache_ram_mib is None and given.cache_ram_mib is None:
-        yield remark("-cram", "8192", "engine default", "main memory has room for it")
+        yield remark("-cram", "8192", "engine default", "fits in RAM")
 
 
 def _origin(task: Task, name: str) -> Origin:

@@ -53,11 +53,11 @@ class Pins:
         """One for each flag, in order, those of variables first: a command says all that it was planned with."""
         for key, replaced in self.reading.unwritten("file"):
             value = "" if key.option.key in SECRET else join(key.written()[1:])
-            because = "something later takes its place" if replaced else f"{key.path} says so"
+            because = "overridden by a later value" if replaced else f"set in {key.path}"
             yield remark(key.spelling, value, "settings file", because)
         for variable, replaced in self.reading.unwritten("env"):
             if replaced or variable.option.key in (*SECRET, "model"):
-                because = "an argument takes its place" if replaced else "kept as it is set"
+                because = "overridden by an argument" if replaced else "set in the environment"
                 yield remark(variable.spelling, "", "environment", because)
             else:
                 setting, *values = variable.written()
@@ -75,7 +75,12 @@ class Pins:
                 end = at + 1
                 while end < len(self.tokens) and not is_flag(self.tokens[end]):
                     end += 1
-                yield argument(token, self.tokens[at + 1 : end], "user", "not known to autofit, passed through")
+                yield argument(
+                    token,
+                    self.tokens[at + 1 : end],
+                    "user",
+                    "unknown to autofit, passed through; its memory is not counted",
+                )
                 at = end
 
 

@@ -47,7 +47,7 @@ def _context(goals: Goals, answer: Answer) -> Iterator[Finding]:
     rate, faster = goals.rate(answer.found), goals.rate(answer.compared)
     if faster > _WORTH_A_WORD * rate:
         n_ctx, shorter = answer.found.candidate.n_ctx_seq, answer.compared.candidate.n_ctx_seq
-        message = f"a context of {n_ctx} tokens costs decode rate: ~{format_rate(rate)} tokens/s"
+        message = f"a context of {n_ctx} tokens lowers the decode rate: ~{format_rate(rate)} tokens/s"
         yield finding("context-price", f"{message}, ~{format_rate(faster)} with -c {shorter}")
 
 

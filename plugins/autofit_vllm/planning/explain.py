@@ -266,7 +266,7 @@ def _because_context_parallel(problem: Problem, best: Candidate) -> str:
 
 
 def _because_devices(problem: Problem, best: Candidate) -> str:
-    return "the GPUs with the most free memory; shards are equal in size"
+    return "the GPUs with the most free memory; shards are equal in size in size"
 
 
 def _next_length(problem: Problem, best: Candidate, others: Sequence[Candidate]) -> NextRejected | None:
@@ -391,12 +391,12 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
     load = f"{n} sequences of {length} tokens" if n > 1 else f"{length} tokens"
     message = f"{where} needs {format_bytes(max(shortfall, 0))} more for {load}"
     if fullest is not None and fullest.margin_asked and fullest.margin_bytes:
-        message += f" beside the margin of {format_bytes(fullest.margin_bytes)}"
+        message += f" with the margin of {format_bytes(fullest.margin_bytes)}"
     found = [finding("does-not-fit", message)]
     found += nearest_wish(problem, best)
     room = _room(evaluation, fullest, n) if fullest is not None and fullest.margin_asked else 0
     if room > 0:
-        message = f"a --margin of at most {format_bytes(room)} leaves enough for {load}"
+        message = f"with a --margin of at most {format_bytes(room)}, {load} fit"
         return [*found, finding("margin-too-large", message)]
     needed = gpus_needed(problem, length)
     if needed is not None:
@@ -409,9 +409,9 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
             )
         )
     elif offloadable_bytes(best) < shortfall or all(rank.n_sharing for rank in evaluation.ranks):
-        found.append(finding("gpus-needed", "no number of these GPUs up to 64 would hold it"))
+        found.append(finding("gpus-needed", "it does not fit on 64 of these GPUs either"))
     else:
         free = format_bytes(problem.machine.host.available_bytes or 0)
-        message = f"main memory could hold what is missing, but {free} of it is free"
+        message = f"offloading the missing weights would fit, but only {free} of RAM is free"
         found.append(finding("main-memory-needed", message))
     return found

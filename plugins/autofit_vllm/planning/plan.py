@@ -441,8 +441,8 @@ def _host_finding(host: PoolUse) -> Finding:
     most = max(host.items, key=lambda item: item.n_bytes if item.kind != "reserve" else 0)
     return finding(
         "does-not-fit",
-        f"{host.name} lacks {format_bytes(host.shortfall_bytes)}: {most.label} alone take "
-        f"{format_bytes(most.n_bytes)} of the {format_bytes(host.free_bytes or 0)} that are free",
+        f"{host.name} needs {format_bytes(host.shortfall_bytes)} more; the largest item is {most.label}: "
+        f"{format_bytes(most.n_bytes)} of {format_bytes(host.free_bytes or 0)} free",
     )
 
 
@@ -454,7 +454,7 @@ def findings_of(evaluation: Evaluation, machine: Machine) -> list[Finding]:
         found.append(
             finding(
                 "unknown-architecture",
-                f"{evaluation.model.architecture} is not known: the figures are bounds, surely not too low",
+                f"unknown architecture {evaluation.model.architecture}: figures are upper bounds",
             )
         )
     if evaluation.refusal is not None:
@@ -478,7 +478,7 @@ def findings_of(evaluation: Evaluation, machine: Machine) -> list[Finding]:
         found.append(
             finding(
                 "one-memory",
-                "GPU and processor share one memory: offloading frees none of it, and pins more than it moves",
+                "unified memory: offloading weights frees nothing and uses additional pinned memory",
             )
         )
     towers = sum(stage.tower_bytes for stage in evaluation.weights)
@@ -486,8 +486,8 @@ def findings_of(evaluation: Evaluation, machine: Machine) -> list[Finding]:
         found.append(
             finding(
                 "images-kept",
-                f"encoders of images and sound take {format_bytes(towers)} of weights, and memory in the "
-                "first step; --language-model-only leaves them out if only text is wanted",
+                f"image and audio encoders take {format_bytes(towers)} of weights, and memory in the first "
+                "step; --language-model-only leaves them out for text alone",
             )
         )
     n_ranks = len(evaluation.ranks)
@@ -505,15 +505,15 @@ def findings_of(evaluation: Evaluation, machine: Machine) -> list[Finding]:
         found.append(
             finding(
                 "mixed-gpus",
-                f"{', '.join(sorted(names))}: shards are equal, so the smallest GPU governs",
+                f"{', '.join(sorted(names))}: shards are equal in size, so the smallest GPU sets the limit",
             )
         )
     if evaluation.model.is_moe and config.gpu.cc[0] == 10 and config.graph_mode != "NONE":
         found.append(
             finding(
                 "blackwell-graphs",
-                "CUDA graphs of large expert models have been seen to take tens of GiB on this GPU; "
-                "smaller --cudagraph-capture-sizes bound them",
+                "CUDA graphs of large MoE models take tens of GiB on this GPU, by public reports; "
+                "smaller --cudagraph-capture-sizes limit them",
             )
         )
     return found
@@ -540,7 +540,7 @@ def _device_findings(evaluation: Evaluation) -> list[Finding]:
             found.append(finding("float32", message))
     if evaluation.offload is not None and not any(rank.n_sharing for rank in evaluation.ranks):
         moved = format_bytes(sum(evaluation.offload.moved) * config.parallel.tp * config.parallel.dp)
-        message = f"{moved} of weights stay in main memory, which decides the speed"
+        message = f"{moved} of weights stay in RAM; reading them over PCIe limits decoding"
         found.append(finding("weights-in-ram", message))
     return found
 

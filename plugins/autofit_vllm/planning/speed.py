@@ -18,7 +18,7 @@ from autofit_vllm.planning.plan import Evaluation
 DEFAULT_LINK = 25_000_000_000  #: bytes/s, PCIe 4.0 x16 in practice
 LINK_EFFICIENCY = 0.8
 TYPICAL_FILL_TOKENS = 4096  #: at which plans are compared, if the context is not shorter
-#: Storage type that stands for a quantisation method's kernels: how bits unpack is what matters.
+#: Storage type that stands for a quantization method's kernels: how bits unpack is what matters.
 _TYPES = (
     ("gptq", "q4_0"),
     ("awq", "q4_0"),

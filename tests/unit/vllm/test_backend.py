@@ -516,7 +516,7 @@ def test_a_margin_is_memory_that_a_checked_command_must_leave() -> None:
     assert not tight.fits
     assert not tight.memory.fits
     (finding,) = [finding for finding in tight.findings if finding.code == "does-not-fit"]
-    assert "beside a margin of" in finding.message
+    assert "with a margin of" in finding.message
 
 
 def test_a_checked_device() -> None:
@@ -627,7 +627,7 @@ def test_a_margin_that_leaves_nothing() -> None:
     assert codes(found) == {"does-not-fit", "margin-too-large", "machine"}
     lacks, most = (finding.message for finding in found.findings if finding.code != "machine")
     assert "with the margin of 23.28 GiB" in lacks
-    (room,) = re.findall(r"at most ([0-9.]+) GiB leaves enough for 4096 tokens", most)
+    (room,) = re.findall(r"at most ([0-9.]+) GiB, 4096 tokens fit", most)
     assert plan(LLAMA, margin=f"{float(room) - 0.05}GiB").fits
 
 
@@ -718,7 +718,7 @@ def test_single_precision_for_want_of_another_is_said() -> None:
 def test_weights_in_main_memory_are_said() -> None:
     found = plan(LLAMA, machine=autofit.load_machine("rtx-3060-12gb", ram="64GiB"))
     (finding,) = [finding for finding in found.findings if finding.code == "weights-in-ram"]
-    assert "which decides the speed" in finding.message
+    assert "reading them over PCIe limits decoding" in finding.message
 
 
 def test_vllm_is_started_with_a_directory() -> None:
