@@ -62,7 +62,7 @@ def mutated(raw: dict[str, Any], rng: random.Random) -> dict[str, Any]:
 def test_nonsense_in_a_configuration(seed: int) -> None:
     rng = random.Random(seed)
     names = sorted(recorded()["configs"])
-    quantizations = list(recorded()["quantizations"].values())
+    quantizations = list(recorded()["quantisations"].values())
     for _ in range(60):
         raw = dict(recorded()["configs"][rng.choice(names)])
         if rng.random() < 0.4:

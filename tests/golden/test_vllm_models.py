@@ -65,8 +65,8 @@ def arguments(words: list[str]) -> tuple[Parallel, Options, str | None]:
 
 def configuration(row: dict[str, Any]) -> dict[str, Any]:
     config = dict(recorded()["configs"][row["model"]])
-    if "quantization" in row:
-        config["quantization_config"] = recorded()["quantizations"][row["quantization"]]
+    if "quantisation" in row:
+        config["quantization_config"] = recorded()["quantisations"][row["quantisation"]]
     return config
 
 
@@ -113,7 +113,7 @@ def test_model(name: str) -> None:
     for row in recorded()["rows"]:
         if row["model"] != name:
             continue
-        label = " ".join([row.get("quantization", ""), row["gpu"], *row["args"]]).strip()
+        label = " ".join([row.get("quantisation", ""), row["gpu"], *row["args"]]).strip()
         try:
             model, ranks = predicted(row)
         except AutofitError as error:

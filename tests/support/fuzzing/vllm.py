@@ -30,7 +30,7 @@ PATTERNS = ("re:(a+)+$", "re:([a-z._0-9]+)+!$", "re:.*", "re:(", "re:[", "*", ""
 
 
 def make(rng: random.Random) -> Any:
-    configs, quantizations = recorded()["configs"], recorded()["quantizations"]
+    configs, quantizations = recorded()["configs"], recorded()["quantisations"]
     raw = dict(configs[rng.choice(sorted(configs))])
     if rng.random() < 0.35:
         raw["quantization_config"] = json.loads(json.dumps(quantizations[rng.choice(sorted(quantizations))]))
