@@ -253,9 +253,9 @@ def _sparse_bytes(model: VllmModel, config: EngineConfig) -> int:
     """Keys that a prompt step gathers for an indexer and for the attention to what it picks."""
     length, tokens = config.max_model_len, config.max_num_batched_tokens
     factor = 5 if length <= 262_144 else 2  # config/vllm.py: sparse_mla_prefill_workspace_factor
-    if any(isinstance(cache, LatentCache) and cache.sparse for cache in model.caches):
+    if any(isinstance(cache, LatentCache) and cache.sparse for cache in model.distinct_caches):
         return factor * length * _GATHERED_BYTES
-    packed = [cache for cache in model.caches if isinstance(cache, PackedCache)]
+    packed = [cache for cache in model.distinct_caches if isinstance(cache, PackedCache)]
     rates = [cache.tokens_per_row for cache in packed if cache.plain_elements and cache.tokens_per_row > 1]
     if not rates:
         return 0
@@ -310,7 +310,7 @@ def _layers_peak(model: VllmModel, config: EngineConfig) -> int:
         width = max(width, 2 * streams * model.hidden_size + (model.n_heads // tp + 2 * heads) * model.head_size)
     indexed = any(
         isinstance(cache, IndexerCache) or (isinstance(cache, PackedCache) and cache.backend.endswith("INDEXER"))
-        for cache in model.caches
+        for cache in model.distinct_caches
     )
     return tokens * width * size + (_INDEXER_LOGITS_BYTES if indexed else 0)
 

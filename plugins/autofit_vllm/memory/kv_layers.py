@@ -33,6 +33,7 @@ from autofit_vllm.modules.model import (
     PackedCache,
     StateCache,
     VllmModel,
+    alike,
 )
 from autofit_vllm.modules.sharding import round_up
 
@@ -184,7 +185,6 @@ def element_bytes(kv_dtype: str, dtype: str) -> int:
 class AttentionLayer:
     """A cached attention layer with the backend that vLLM takes for it."""
 
-    cache: AttentionCache | LatentCache | IndexerCache | PackedCache
     backend: AttentionBackend
     query: LayerQuery
     kv_dtype: str
@@ -208,21 +208,31 @@ def lay_out(model: VllmModel, config: EngineConfig) -> Layout:
         EngineRefusalError: no backend, or no block size, serves this model so.
     """
     caches = [*model.caches, *(config.draft.caches if config.draft else ())]
-    attention = [_attention(cache, model, config) for cache in caches if not isinstance(cache, StateCache)]
+    kinds = tuple(alike(caches)) if config.draft else model.cache_kinds
+    known: dict[tuple[int, bool], AttentionLayer] = {}  # of layers that are alike one asks for its backend
+    parts: list[AttentionLayer | None] = []
+    for kind, cache in zip(kinds, caches, strict=True):
+        if isinstance(cache, StateCache):
+            parts.append(None)
+            continue
+        key = kind, _skipped(cache, config)
+        if key not in known:
+            known[key] = _attention(cache, model, config)
+        parts.append(known[key])
+    attention = list(known.values())
     states = [cache for cache in caches if isinstance(cache, StateCache)]
     kv_dtype = _canonical_kv_dtype(attention, config)
     block, state_page, skip_page = _block_size(attention, model, config, states, kv_dtype)
     aligned = config.prefix_caching and bool(states)
     checkpoints = _checkpoint_tokens(states, model, config) is not None
     layers: list[LayerCache] = []
-    by_name = {part.cache.name: part for part in attention}
-    for cache in caches:
+    for part, cache in zip(parts, caches, strict=True):
         if isinstance(cache, StateCache):
             layers.append(_state_layer(cache, config, block, state_page, aligned=aligned, checkpoints=checkpoints))
-            continue
-        layer = _attention_layer(by_name[cache.name], config, block, skip_page, kv_dtype)
-        if layer is not None:
-            layers.append(layer)
+        elif part is not None:
+            layer = _attention_layer(part, cache, config, block, skip_page, kv_dtype)
+            if layer is not None:
+                layers.append(layer)
     return Layout(
         layers=tuple(layers),
         block_tokens=block,
@@ -266,9 +276,9 @@ def _attention(
             kernel = dataclasses.replace(
                 kernel, fixed=kernel.fixed[1:]
             )  # (utils/deep_gemm.py:get_paged_mqa_page_sizes)
-        return AttentionLayer(cache=cache, backend=kernel, query=query, kv_dtype=kv_dtype)
+        return AttentionLayer(backend=kernel, query=query, kv_dtype=kv_dtype)
     if isinstance(cache, IndexerCache):
-        return AttentionLayer(cache=cache, backend=OWN[cache.backend], query=query, kv_dtype=kv_dtype)
+        return AttentionLayer(backend=OWN[cache.backend], query=query, kv_dtype=kv_dtype)
     if isinstance(cache, LatentCache):
         topk = model.config.get("index_topk")
         nope = model.config.get("qk_nope_head_dim")
@@ -302,7 +312,7 @@ def _attention(
         and config.parallel.dcp > 1
     ):
         raise EngineRefusalError("DCP not support sliding window.", hint="use --decode-context-parallel-size 1")
-    return AttentionLayer(cache=cache, backend=backend, query=query, kv_dtype=kv_dtype)
+    return AttentionLayer(backend=backend, query=query, kv_dtype=kv_dtype)
 
 
 def _own_backend(cache: PackedCache, config: EngineConfig) -> str:
@@ -392,9 +402,14 @@ def _canonical_kv_dtype(attention: Iterable[AttentionLayer], config: EngineConfi
 
 
 def _attention_layer(
-    part: AttentionLayer, config: EngineConfig, block: int, skip_page: int | None, kv_dtype: str
+    part: AttentionLayer,
+    cache: AttentionCache | LatentCache | IndexerCache | PackedCache,
+    config: EngineConfig,
+    block: int,
+    skip_page: int | None,
+    kv_dtype: str,
 ) -> LayerCache | None:
-    cache, query = part.cache, part.query
+    query = part.query
     if isinstance(cache, PackedCache):
         return _packed_layer(part, cache, config, block, kv_dtype)
     if isinstance(cache, IndexerCache):

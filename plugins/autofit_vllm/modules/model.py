@@ -15,10 +15,12 @@ Element types are spelled as torch spells them without the prefix: `bfloat16`, `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from operator import attrgetter
+from typing import Any, Literal
 
-from autofit.domain.values import dataclass, field
+from autofit.domain.values import NamedTuple, dataclass, field, fields
 
 from autofit_vllm.modules.dtypes import dtype_bytes
 
@@ -345,7 +347,20 @@ class Draft:
     caches: tuple[Cache, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def alike(parts: Iterable[Module | Cache]) -> Iterator[int]:
+    """Of each part the number of the first that differs from it in its layer alone, and in the name before the last
+    dot: most layers of a model are alike, and what holds for one need not be found out for sixty."""
+    getters: dict[type, Any] = {}
+    first: dict[tuple[object, ...], int] = {}
+    for number, part in enumerate(parts):
+        of = type(part)
+        if of not in getters:
+            getters[of] = attrgetter(*(f.name for f in fields(part) if f.name not in ("name", "stage")))
+        key = of, part.name[part.name.rfind(".") :], getters[of](part)
+        yield first.setdefault(key, number)
+
+
+@dataclass(frozen=True, kw_only=True)
 class VllmModel:
     """A model as vLLM sees it, before any flag is applied."""
 
@@ -389,6 +404,26 @@ class VllmModel:
     @property
     def is_moe(self) -> bool:
         return self.n_experts > 0
+
+    @cached_property
+    def places(self) -> frozenset[Stage]:
+        """Where there are modules."""
+        return frozenset(module.stage for module in self.modules)
+
+    @cached_property
+    def module_kinds(self) -> tuple[int, ...]:
+        """Of each module the number of the first that is like it: see `alike`."""
+        return tuple(alike(self.modules))
+
+    @cached_property
+    def distinct_caches(self) -> tuple[Cache, ...]:
+        """One cache of each kind: what one rank of a layer keeps is the same for all of a kind."""
+        return tuple(cache for number, cache in enumerate(self.caches) if self.cache_kinds[number] == number)
+
+    @cached_property
+    def cache_kinds(self) -> tuple[int, ...]:
+        """Of each cache the number of the first that is like it: see `alike`."""
+        return tuple(alike(self.caches))
 
 
 # -- Weights

@@ -354,7 +354,10 @@ def _context_parallel(problem: Problem, tp: int) -> list[int]:
     model = problem.model
     if problem.request.prefer not in ("context", "throughput") or tp == 1:
         return [1]
-    if any(getattr(cache, "kind", None) in ("sliding", "chunked") for cache in model.caches) or model.is_hybrid:
+    if (
+        any(getattr(cache, "kind", None) in ("sliding", "chunked") for cache in model.distinct_caches)
+        or model.is_hybrid
+    ):
         return [1]
     if model.uses_mla:
         return [1, tp]

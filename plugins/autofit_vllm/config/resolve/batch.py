@@ -121,7 +121,7 @@ def hybrid_manager(settings: VllmSettings, model: VllmModel, method: str | None)
     """Whether each kind of layer keeps only what it needs (config/vllm.py:
     disable_hybrid_kv_cache_manager)."""
     disabled = False
-    if any(getattr(cache, "kind", None) == "chunked" for cache in model.caches):
+    if any(getattr(cache, "kind", None) == "chunked" for cache in model.distinct_caches):
         allowed = settings.env.get("VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE", "1") not in ("", "0")
         disabled = method in ("eagle", "eagle3", "mtp") or not allowed
     wish = settings.disable_hybrid_kv_cache_manager
