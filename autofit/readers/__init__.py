@@ -91,10 +91,10 @@ def _read_file(path: str) -> ModelSpec:
 
 def _read_directory(directory: Path) -> ModelSpec:
     try:
-        names = {entry.name for entry in os.scandir(directory)}
+        entries = {entry.name: entry for entry in os.scandir(directory)}
     except OSError as error:
         raise explain(str(directory), error) from error
-    names = {name for name in names if not (name.endswith(_SUFFIXES) and (directory / name).is_dir())}
+    names = {name for name, entry in entries.items() if not (name.endswith(_SUFFIXES) and _leads_to_directory(entry))}
     ggufs = _first_shards(directory, names)
     has_safetensors = any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
     if ggufs and has_safetensors:
@@ -107,6 +107,11 @@ def _read_directory(directory: Path) -> ModelSpec:
     from autofit.readers.safetensors import read_safetensors
 
     return read_safetensors(directory)
+
+
+def _leads_to_directory(entry: os.DirEntry[str]) -> bool:
+    """A link is followed by its path: one that goes round in a circle leads nowhere."""
+    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
 def _only_model(directory: Path, ggufs: Sequence[Path]) -> ModelSpec:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, chain
 from math import prod
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from autofit.domain.dtypes import SAFETENSORS_BITS
 from autofit.domain.model import ModelFile, ModelSpec, TensorInfo
 from autofit.domain.text import printable
+from autofit.domain.values import NamedTuple
 from autofit.errors import CorruptModelError, IncompleteModelError, ModelError, ModelNotFoundError
 from autofit.readers.documents import parse_json
 from autofit.readers.files import OpenFile, foreign, open_file, read_small
@@ -29,6 +31,9 @@ MAX_TENSORS = 1 << 18  #: of one file
 MAX_JSON_BYTES = 1 << 26
 BESIDE = ("generation_config", "quantize_config", "quant_config", "hf_quant_config", "adapter_config")
 INDEX_SUFFIX = ".safetensors.index.json"
+_ENTRY = itemgetter("dtype", "shape", "data_offsets")
+#: of a `TensorInfo`: positions are read at half the time of names
+_NAME, _N_BYTES, _FILE, _OFFSET = itemgetter(0), itemgetter(3), itemgetter(4), itemgetter(5)
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5,6})\.safetensors", re.DOTALL | re.ASCII)
 
 
@@ -104,40 +109,41 @@ def parse_header(data: bytes, path: str, file_bytes: int, file_index: int = 0) -
     if len(entries) > MAX_TENSORS:
         raise fail(f"the header declares {len(entries)} tensors; at most {MAX_TENSORS} are accepted", 8)
     tensors = _tensors(entries, path, start, file_index)
-    _check_tiling(tensors, path, start, file_bytes)
+    if [*accumulate(map(_N_BYTES, tensors), initial=start)] != [*map(_OFFSET, tensors), file_bytes]:
+        tensors.sort(key=itemgetter(5, 3))  # offset, size
+        _check_tiling(tensors, path, start, file_bytes)
     return Header(tensors, notes if isinstance(notes, dict) else {})
 
 
 def _tensors(entries: Mapping[str, Any], path: str, start: int, file_index: int) -> list[TensorInfo]:
-    """The entries of a header as tensors, in the order of their data.
+    """The entries of a header as tensors, in its order.
 
-    A model may have 90 000 of them: one lean pass, and the reason of a refusal is found when there is one.
+    A model may have 90 000 of them: what can be is held against all at once, and why is found out where something is
+    wrong.
     """
+    new, bits_of = tuple.__new__, SAFETENSORS_BITS
     tensors = []
-    new, bits_of, integer = tuple.__new__, SAFETENSORS_BITS, {int}
-    for name, entry in entries.items():
-        try:
-            dtype, shape = entry["dtype"], entry["shape"]
-            begin, end = entry["data_offsets"]
-            sound = (
-                type(begin) is int
-                and type(end) is int
-                and 0 <= begin <= end
-                and prod(shape) * bits_of[dtype] == (end - begin) << 3
-                and (not shape or ({*map(type, shape)} == integer and min(shape) >= 0))
-            )
-        except (TypeError, ValueError, KeyError):
-            sound = False
-        if not sound:
-            cause = f"tensor {printable(name, 80)} {_refusal(entry)}"
-            raise CorruptModelError(printable(path), cause, offset_bytes=8)
-        tensors.append(new(TensorInfo, (name, dtype, tuple(shape), end - begin, file_index, start + begin)))
-    tensors.sort(key=itemgetter(5, 3))  # offset, size
+    try:
+        rows = [*map(_ENTRY, entries.values())]
+        sides = [*chain.from_iterable(shape for _, shape, _ in rows)]
+        offsets = chain.from_iterable(offsets for _, _, offsets in rows)
+        sound = {*map(type, sides), *map(type, offsets)} <= {int} and min(sides, default=0) >= 0
+        for name, (dtype, shape, (begin, end)) in zip(entries, rows, strict=True) if sound else ():
+            n_bytes = end - begin
+            if not 0 <= begin <= end or prod(shape) * bits_of[dtype] != n_bytes << 3:
+                sound = False
+                break
+            tensors.append(new(TensorInfo, (name, dtype, tuple(shape), n_bytes, file_index, start + begin)))
+    except (TypeError, ValueError, KeyError):
+        sound = False
+    if not sound:
+        name, fault = next((name, fault) for name, entry in entries.items() if (fault := _fault(entry)))
+        raise CorruptModelError(printable(path), f"tensor {printable(name, 80)} {fault}", offset_bytes=8)
     return tensors
 
 
-def _refusal(entry: Any) -> str:
-    """Why an entry of a header cannot be right."""
+def _fault(entry: Any) -> str | None:
+    """What is wrong with an entry of a header, if anything is."""
     if not isinstance(entry, dict) or {"dtype", "shape", "data_offsets"} - entry.keys():
         return "lacks dtype, shape or data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -148,6 +154,8 @@ def _refusal(entry: Any) -> str:
     if not isinstance(offsets, list) or [type(at) for at in offsets] != [int, int] or not 0 <= offsets[0] <= offsets[1]:
         return f"has no valid data_offsets: {_shown(offsets)}"
     need, rest = divmod(prod(shape) * SAFETENSORS_BITS[dtype], 8)
+    if not rest and need == offsets[1] - offsets[0]:
+        return None
     takes = "no whole number of bytes" if rest else f"{_shown(need)} bytes"
     return f"({dtype} {_shown(shape)}) takes {takes}, its data_offsets say {offsets[1] - offsets[0]}"
 
@@ -256,6 +264,9 @@ def _read_files(paths: Sequence[Path], weight_map: Mapping[str, str] | None) -> 
 def _unique(tensors: list[TensorInfo], paths: Sequence[Path], weight_map: Mapping[str, str] | None) -> list[TensorInfo]:
     """Every tensor once: where two shards have it, the index decides."""
     names = [path.name for path in paths]
+    homes = dict(zip(map(_NAME, tensors), map(names.__getitem__, map(_FILE, tensors)), strict=True))
+    if len(homes) == len(tensors) and weight_map in (None, homes):
+        return tensors
     if weight_map is not None:
         tensors = [t for t in tensors if weight_map.get(t.name, names[t.file_index]) == names[t.file_index]]
         absent = weight_map.keys() - {tensor.name for tensor in tensors}

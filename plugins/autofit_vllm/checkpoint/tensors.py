@@ -7,9 +7,8 @@ confirm the rest: layer by layer they must hold what the modules do.
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
@@ -69,31 +68,38 @@ def check_against_tensors(model: VllmModel, spec: ModelSpec) -> VllmModel:
 
 def contents(model: VllmModel, tensors: Iterable[TensorInfo]) -> Contents:
     """The tensors of a checkpoint sorted into decoder layers, the rest, and what vLLM leaves in the file."""
-    found = Contents()
-    stack, own, float_bytes = _stack(model), range(model.n_layers), dtype_bytes(model.dtype)
-    floats, layer_of, product = _FLOATS, _LAYER.search, math.prod
-    layers = found.layers
-    head, index = "\0", None  # most tensors are of the same layer as the one before
-    for name, kind, shape, n_bytes, _, _ in tensors:
-        if kind in floats:
-            n_bytes = float_bytes * product(shape)
+    stack, own, layer_of = _stack(model), range(model.n_layers), _LAYER.search
+    layers: defaultdict[int, Counter[str]] = defaultdict(Counter)  # bytes by type, as all of these
+    outside, predicting, ignored = Counter[str](), Counter[str](), Counter[str]()
+    head, layer = "\0", None  # most tensors are of the same layer as the one before
+    for name, kind, _, n_bytes, _, _ in tensors:
         if not name.startswith(head):
             match = layer_of(name)
-            head = "\0" if match is None else name[: match.end()]
-            in_stack = match is not None and _is_stack(bare(name[: match.start(1) - 1]), stack)
-            index = int(match[1]) if match is not None and in_stack else None
+            head, layer = "\0" if match is None else name[: match.end()], None
+            if match is not None and _is_stack(bare(name[: match.start(1) - 1]), stack):
+                index = int(match[1])
+                layer = layers[index] if index in own else predicting
         if name.endswith(_NEVER_LOADED):
-            found.ignored_bytes += n_bytes
-        elif index is not None:
-            if index in own:
-                layers[index] += n_bytes
-            else:
-                found.prediction_bytes += n_bytes
-        elif _PREDICTION.search(name) is not None:
-            found.prediction_bytes += n_bytes
+            ignored[kind] += n_bytes
+        elif layer is not None:
+            layer[kind] += n_bytes
         else:
-            found.outside_bytes += n_bytes
-    return found
+            (predicting if _PREDICTION.search(name) else outside)[kind] += n_bytes
+    float_bytes = dtype_bytes(model.dtype)
+    return Contents(
+        layers=Counter({index: _cast(by_type, float_bytes) for index, by_type in layers.items() if by_type}),
+        outside_bytes=_cast(outside, float_bytes),
+        prediction_bytes=_cast(predicting, float_bytes),
+        ignored_bytes=_cast(ignored, float_bytes),
+    )
+
+
+def _cast(by_type: Mapping[str, int], float_bytes: int) -> int:
+    """Bytes of tensors whose floats take `float_bytes` each; `by_type` are those of the file."""
+    return sum(
+        n_bytes // dtype_bytes(SAFETENSORS[kind]) * float_bytes if kind in _FLOATS else n_bytes
+        for kind, n_bytes in by_type.items()
+    )
 
 
 def _stack(model: VllmModel) -> str:
