@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pluggy
+
+from autofit.domain.values import NamedTuple
 
 if TYPE_CHECKING:
     from autofit.domain.machine import Machine

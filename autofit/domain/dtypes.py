@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from autofit.domain.values import NamedTuple
 
 
 class GgmlType(NamedTuple):

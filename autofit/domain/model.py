@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from autofit.domain.values import dataclass, field
+from autofit.domain.values import NamedTuple, dataclass, field
 
 Mixer = Literal["full", "sliding", "chunked", "latent", "recurrent", "shortconv", "none"]
 FeedForwardKind = Literal["dense", "experts", "none"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from autofit.domain.memory import KINDS, Memory
-from autofit.domain.values import dataclass, field
+from autofit.domain.values import NamedTuple, dataclass, field
 
 SCHEMA = 1
 Origin = Literal[

@@ -9,19 +9,36 @@ are left out.
 from __future__ import annotations
 
 import dataclasses
+from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import MISSING, Field, FrozenInstanceError, field, fields, replace
+from inspect import get_annotations
 from operator import attrgetter
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, TypeVar
 
-__all__ = ["dataclass", "field", "fields", "replace"]
+__all__ = ["NamedTuple", "dataclass", "field", "fields", "replace"]
 
 _T = TypeVar("_T")
 
 if TYPE_CHECKING:
     from dataclasses import dataclass
+    from typing import NamedTuple
 else:
+
+    class _NamedTupleMeta(type):
+        """Makes a class with annotations a named tuple, as `typing` does, which compiles every annotation first."""
+
+        def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type[tuple[Any, ...]]:
+            names = tuple(body["__annotations__"])
+            defaults = [body[field_name] for field_name in names if field_name in body]
+            made = namedtuple(name, names, defaults=defaults, module=body["__module__"])
+            for key, value in body.items():
+                if key not in names:
+                    setattr(made, key, value)
+            return made
+
+    NamedTuple = type.__new__(_NamedTupleMeta, "NamedTuple", (), {})
 
     def dataclass(cls=None, /, *, frozen: bool = False, slots: bool = False, kw_only: bool = False):
         """`dataclasses.dataclass` with the options that are used here."""
@@ -31,7 +48,8 @@ else:
             cls.__doc__ = cls.__doc__ or cls.__name__  # else the signature is rendered for it
             if "__eq__" in own and vars(cls)["__hash__"] is None:  # Python's own doing, not the author's
                 own -= {"__hash__"}
-            made = dataclasses.dataclass(init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)(cls)
+            plain = dataclasses.dataclass(init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)
+            made = _unparsed(plain, cls)
             for name, method in (_FROZEN if frozen else _OPEN).items():
                 if name not in own:
                     setattr(made, name, method)
@@ -40,6 +58,20 @@ else:
             return made
 
         return make if cls is None else make(cls)
+
+
+def _unparsed(make: Callable[[type[Any]], type[Any]], cls: type[Any]) -> type[Any]:
+    """`make(cls)`, which parses every annotation three times to see whether it is a field; here all are but class
+    variables."""
+    annotations = get_annotations(cls)
+    cls.__annotations__ = {
+        name: object if isinstance(text, str) and "ClassVar" not in text else text for name, text in annotations.items()
+    }
+    made = make(cls)
+    made.__annotations__ = annotations
+    for f in fields(made):
+        f.type = annotations.get(f.name, f.type)
+    return made
 
 
 _UNCOMPILED = 4  #: instances made without a compiled `__init__`: most classes never need more

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from autofit.domain.dtypes import GGML_TYPES, REMOVED_GGML_TYPES
 from autofit.domain.model import ModelFile, ModelSpec, StringArray, TensorInfo
 from autofit.domain.text import printable
+from autofit.domain.values import NamedTuple
 from autofit.errors import CorruptModelError, IncompleteModelError
 from autofit.readers.files import OpenFile, foreign, open_file
 from autofit.readers.layers import gguf_layers

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from autofit.domain.model import FeedForwardKind, LayerSpec, Mixer, TensorInfo
+from autofit.domain.values import NamedTuple
 
 MAX_LAYERS = 4096  #: blocks that a configuration alone may claim
 MAX_FIGURE = 1 << 40  #: what a figure of a configuration must be below to be believed

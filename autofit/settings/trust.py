@@ -6,7 +6,6 @@ user is little (`docs/SECURITY.md`).
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,8 @@ def config_dir(environ: Mapping[str, str]) -> Path:
 
 def trusted(environ: Mapping[str, str]) -> dict[str, str]:
     """Absolute path -> hash of the content that was trusted. What is no such list trusts nothing."""
+    import json
+
     try:
         found = json.loads(read_bounded(_store(environ), MAX_BYTES))
     except (OSError, ValueError, RecursionError):
@@ -60,6 +61,8 @@ def forget(path: Path, environ: Mapping[str, str]) -> bool:
 
 
 def _save(entries: Mapping[str, str], environ: Mapping[str, str]) -> None:
+    import json
+
     store = _store(environ)
     try:
         write_whole(store, (json.dumps(dict(sorted(entries.items())), indent=2) + "\n").encode())

@@ -19,7 +19,8 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise, repeat
 from math import inf, prod
 from types import MappingProxyType
-from typing import NamedTuple
+
+from autofit.domain.values import NamedTuple
 
 HEAD = "host"
 _MAX_STATES = 32  # with more subsets of unlike sites than this, they are tried in one order only

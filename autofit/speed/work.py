@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from autofit.domain.model import FeedForwardKind, Mixer, TensorInfo
-from autofit.domain.values import dataclass
+from autofit.domain.values import NamedTuple, dataclass
 
 QuantClass = Literal["float", "byte", "block", "super", "super3", "codebook"]
 _FLOAT = ("f", "bf", "tf")

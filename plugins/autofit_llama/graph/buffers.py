@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple
 
-from autofit.domain.values import dataclass, replace
+from autofit.domain.values import NamedTuple, dataclass, replace
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_llama.graph.builder import HYPER_OPS, Builder, Fused, Graph

@@ -7,9 +7,8 @@ the scheduler and the allocator decide on, so what they need is here and nothing
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from autofit.domain.dtypes import GGML_TYPES_BY_NAME
+from autofit.domain.values import NamedTuple
 
 #: elements and bytes of a block, by type name
 BLOCKS = {t.name: (t.block_elements, t.block_bytes) for t in GGML_TYPES_BY_NAME.values()}

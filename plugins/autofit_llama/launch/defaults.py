@@ -9,10 +9,10 @@ tools/llama-bench/llama-bench.cpp:cmd_params_defaults.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 from autofit.domain.model import ModelSpec
-from autofit.domain.values import dataclass, replace
+from autofit.domain.values import NamedTuple, dataclass, replace
 from autofit.errors import EngineRefusalError, UsageError
 
 from autofit_llama.command.options import Program

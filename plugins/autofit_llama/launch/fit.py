@@ -8,9 +8,9 @@ context it has shortened by then stays short (`cparams` is changed in place), an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from autofit.domain.values import dataclass, replace
+from autofit.domain.values import NamedTuple, dataclass, replace
 
 from autofit_llama.command.values import AUTO_LAYERS
 from autofit_llama.engine.vocabulary import Override, SplitMode

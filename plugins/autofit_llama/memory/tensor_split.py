@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import accumulate
 from math import lcm, prod
-from typing import Literal, NamedTuple, NoReturn
+from typing import Literal, NoReturn
 
 from autofit.domain.dtypes import GGML_TYPES_BY_NAME, row_bytes
-from autofit.domain.values import dataclass, field, replace
+from autofit.domain.values import NamedTuple, dataclass, field, replace
 from autofit.errors import EngineRefusalError
 
 from autofit_llama.graph.devices import DeviceRules, device_bytes

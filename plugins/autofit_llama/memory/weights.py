@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from operator import add
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from autofit.domain.model import ModelSpec, TensorInfo
 from autofit.domain.units import GIB, round_up
-from autofit.domain.values import dataclass, field
+from autofit.domain.values import NamedTuple, dataclass, field
 
 from autofit_llama.engine.vocabulary import LazyMode, Operation
 from autofit_llama.graph.devices import device_bytes

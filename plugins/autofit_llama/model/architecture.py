@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from autofit.domain.values import dataclass, field
+from autofit.domain.values import NamedTuple, dataclass, field
 
 from autofit_llama.engine.vocabulary import Operation
 from autofit_llama.model.caches import ATTENTION, Memory

@@ -8,9 +8,8 @@ record: one of the `Memory` values at the end, or one of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
-from autofit.domain.values import dataclass
+from autofit.domain.values import NamedTuple, dataclass
 
 from autofit_llama.model.context import Context, cache_row_bytes
 from autofit_llama.model.hparams import HParams

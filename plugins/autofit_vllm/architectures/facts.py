@@ -4,7 +4,8 @@ and config/model.py)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+
+from autofit.domain.values import NamedTuple
 
 from autofit_vllm.architectures.config import Config
 from autofit_vllm.architectures.rope import all_rope_parameters

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from autofit.domain.values import dataclass, field
+from autofit.domain.values import NamedTuple, dataclass, field
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_vllm.modules.model import Experts, Linear, Vocabulary

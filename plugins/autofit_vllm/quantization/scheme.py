@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
-from autofit.domain.values import dataclass
+from autofit.domain.values import NamedTuple, dataclass
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.modules.model import Experts, Linear, Vocabulary

@@ -7,7 +7,8 @@ import dataclasses
 import pickle
 import sys
 import threading
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
+from typing import NamedTuple as TypingNamedTuple
 
 import pytest
 from autofit.domain import values
@@ -210,3 +211,42 @@ def test_first_instances_may_be_made_by_many_threads_at_once() -> None:
         for thread in threads:
             thread.join()
         assert sorted((one.a, one.b, one.d) for one in made) == [(a, (a,), 2 * a) for a in range(6) for _ in range(8)]
+
+
+class Pair(values.NamedTuple):
+    """Two."""
+
+    left: int
+    right: tuple[int, ...] = ()
+
+    @property
+    def both(self) -> tuple[int, ...]:
+        return (self.left, *self.right)
+
+
+class TypingPair(TypingNamedTuple):
+    """Two."""
+
+    left: int
+    right: tuple[int, ...] = ()
+
+
+def test_named_tuples_are_those_of_the_standard_library() -> None:
+    assert (Pair._fields, Pair._field_defaults) == (TypingPair._fields, TypingPair._field_defaults)
+    assert (Pair.__doc__, Pair.__module__, Pair.__qualname__) == ("Two.", __name__, "Pair")
+    assert Pair.__annotations__ == {"left": "int", "right": "tuple[int, ...]"}
+    assert Pair(1, (2,)).both == (1, 2) and Pair(1) == (1, ()) and repr(Pair(1)) == "Pair(left=1, right=())"
+    assert pickle.loads(pickle.dumps(Pair(3))) == Pair(3) and type(copy.deepcopy(Pair(3))) is Pair
+    with pytest.raises(TypeError):
+        Pair()  # type: ignore[call-arg]
+
+
+def test_class_variables_are_no_fields_and_types_are_kept() -> None:
+    @values.dataclass(frozen=True)
+    class Thing:
+        a: int
+        kind: ClassVar[str] = "thing"
+        b: tuple[int, ...] = ()
+
+    assert [(f.name, f.type) for f in values.fields(Thing)] == [("a", "int"), ("b", "tuple[int, ...]")]
+    assert Thing(1).kind == "thing" and Thing.__annotations__["kind"] == "ClassVar[str]"
