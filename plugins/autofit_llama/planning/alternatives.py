@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from math import log
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.plan import Alternative, Speed
 from autofit.domain.units import format_bytes, format_rate
+from autofit.domain.values import NamedTuple
 from autofit.errors import EngineRefusalError
 from autofit.solve import pareto_front
 

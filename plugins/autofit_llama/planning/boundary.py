@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, product
 from math import prod
-from typing import NamedTuple
 
 from autofit.domain.machine import HOST_POOL
+from autofit.domain.values import NamedTuple
 
 from autofit_llama.planning.tables import Split, Tables
 

@@ -7,8 +7,9 @@ context and decode rate.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
+from autofit.domain.values import NamedTuple
 from autofit.errors import EngineRefusalError
 from autofit.solve import largest
 

@@ -7,11 +7,11 @@ anything is left on the host, hardly on the exact cuts.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.memory import Memory
-from autofit.domain.values import dataclass, field
+from autofit.domain.values import NamedTuple, dataclass, field
 from autofit.solve import Chain, Room
 
 from autofit_llama.planning.tables import Split, Tables

@@ -34,7 +34,7 @@ from autofit_llama.planning.tables import Split, Tables, Target
 from autofit_llama.planning.terms import HOST_BUFFER, terms_of
 from autofit_llama.speed.costs import Kind, blocks
 from autofit_llama.speed.efficiencies import EFFICIENCIES
-from autofit_llama.speed.rates import speed_of
+from autofit_llama.speed.rates import speed_of, work_of
 
 FILLED_TOKENS = 4096
 """The fill at which decode rates are compared and told: the same for every context."""
@@ -77,6 +77,7 @@ class LaunchProblem:
     _estimates: dict[tuple[Candidate, Split], Estimate] = field(default_factory=dict, init=False)
     machine_with_rates: Machine = field(init=False)  #: every device has a bandwidth, if only to be compared
     _tables: dict[Candidate, Tables] = field(default_factory=dict, init=False)
+    _works: dict[tuple[Candidate, Split], list[tuple[LayerWork, Place]]] = field(default_factory=dict, init=False)
     _speeds: dict[tuple[Candidate, Split, int], Speed | None] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -287,7 +288,10 @@ class LaunchProblem:
         if key not in self._speeds:
             found = self.estimated(candidate, split)
             run = self.run_of(self.solved(candidate, split))
-            self._speeds[key] = speed_of(run, found, self.machine_with_rates, n_ubatch=n_ubatch)
+            work = self._works.get(key[:2])
+            if work is None:
+                work = self._works[key[:2]] = work_of(found.layout, run)
+            self._speeds[key] = speed_of(run, found, self.machine_with_rates, n_ubatch=n_ubatch, work=work)
         return self._speeds[key]
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.memory import Memory
-from autofit.domain.values import dataclass, field
+from autofit.domain.values import NamedTuple, dataclass, field
 from autofit.solve import Placement, Span, balance, excess_bytes, host_bytes, seconds, solve
 
 from autofit_llama.memory.placement import place_layers

@@ -12,9 +12,10 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from math import inf
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from autofit.domain.machine import HOST_POOL
+from autofit.domain.values import NamedTuple
 from autofit.solve import HEAD, Chain, Floor, Placement, Room, Site, Tails
 from autofit.speed import LayerWork, Place, Roofline, Step
 

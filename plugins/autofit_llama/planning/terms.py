@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+
+from autofit.domain.values import NamedTuple
 
 from autofit_llama.planning.tables import Split
 from autofit_llama.speed.costs import Block, Kind

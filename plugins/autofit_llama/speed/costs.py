@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from autofit.domain.dtypes import GGML_TYPES_BY_NAME
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.model import FeedForwardKind, Mixer
 from autofit.domain.units import round_up
+from autofit.domain.values import NamedTuple
 from autofit.speed import LayerWork, Place, Read, n_kernels
 
 from autofit_llama.graph.devices import DeviceRules, device_bytes

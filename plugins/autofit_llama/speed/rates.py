@@ -29,16 +29,18 @@ def speed_of(
     n_filled: int | None = None,
     n_sequences: int = 1,
     n_ubatch: int | None = None,
+    work: Sequence[tuple[LayerWork, Place]] | None = None,
 ) -> Speed | None:
     """Expected rates of `run`; `None` when the bandwidth of a device in use is unknown.
 
     Decode is per sequence, with `n_sequences` busy and their contexts full (or filled to `n_filled`), and near
     the start of them. `n_draft` tokens are guessed ahead. `n_ubatch` stands in for the run's own micro-batch.
+    `work` is that of `work_of`, where it is known already.
     """
     layout = found.layout
     context = layout.context
     full = context.n_ctx_seq if n_filled is None else min(n_filled, context.n_ctx_seq)
-    work = work_of(layout, run)
+    work = work_of(layout, run) if work is None else work
     roofline = Roofline(machine, EFFICIENCIES, op_offload="" if run.offloads else None)
 
     def at(filled: int) -> Speed | None:
