@@ -149,7 +149,7 @@ def machine_of(options: Options, environ: Mapping[str, str] | None = None) -> Ma
     """The machine that `on` describes, or this one, as a process with these variables sees it.
 
     Raises:
-        HardwareError: an unknown name. UsageError: more main memory than this machine has.
+        HardwareError: an unknown name. UsageError: more RAM than this machine has.
     """
     names, ram = options.get("on"), options.get("ram")
     if names:

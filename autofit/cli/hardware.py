@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:SIZE]",
         help="describe this hardware, not this machine; repeat for several devices",
     )
-    parser.add_argument("--ram", metavar="SIZE", help="main memory of the hardware given by --on")
+    parser.add_argument("--ram", metavar="SIZE", help="RAM of the hardware given by --on")
     parser.add_argument("--model", metavar="FILE", help="calibrate: let llama-bench measure this model")
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
@@ -209,7 +209,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     name = args.name or THIS_MACHINE
     path = _path(name)
     machine = detect_machine()
-    print("measuring main memory ...", file=sys.stderr)
+    print("measuring RAM ...", file=sys.stderr)
     measured = measure_ram(machine)
     if args.model:
         print("running llama-bench ...", file=sys.stderr)
@@ -221,7 +221,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     save(path, table, _heading(name))
     rate = measured.ram_bandwidth_bytes_per_s
     spread = f"{len(measured.passes)} passes, the slowest {min(measured.passes) / 1e9:.1f}"
-    print(f"main memory  {rate / 1e9:.1f} GB/s read by {measured.n_threads} threads ({spread})")
+    print(f"RAM  {rate / 1e9:.1f} GB/s read by {measured.n_threads} threads ({spread})")
     for row in measured.llama_bench:
         print(f"{row['test']:<12} {row['tokens_per_s']} tokens/s  {row['model']}")
     print(f"written to {path}", file=sys.stderr)

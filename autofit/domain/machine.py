@@ -74,7 +74,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """Processor and main memory. `available_bytes` is what can be taken without swap, within every limit."""
+    """Processor and RAM. `available_bytes` is what can be taken without swap, within every limit."""
 
     total_bytes: int | None
     available_bytes: int | None

@@ -1,4 +1,4 @@
-"""Main memory as people state it: `64GiB`, `128GB` as it is sold, `64GiB:60GiB` with what is free of it."""
+"""RAM as people state it: `64GiB`, `128GB` as it is sold, `64GiB:60GiB` with what is free of it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from autofit.domain.values import dataclass
 from autofit.errors import UsageError
 
 SYSTEM_SHARES = {"server": GIB, "desktop": 2 * GIB, "windows": 4 * GIB, "macos": 4 * GIB, "none": 0}
-"""What an operating system and its desktop hold of main memory at rest, by kind: Linux without and with a desktop,
+"""What an operating system and its desktop hold of RAM at rest, by kind: Linux without and with a desktop,
 Windows 11, macOS. Assumed: round figures above what these systems report after start."""
 MAX_SHARE = 8
-"""A small machine runs a small system: the share is at most this part of main memory."""
+"""A small machine runs a small system: the share is at most this part of RAM."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ram:
-    """Main memory that was stated. `free_bytes` is `None` where the system's share decides; `system` names it."""
+    """RAM that was stated. `free_bytes` is `None` where the system's share decides; `system` names it."""
 
     total_bytes: int
     free_bytes: int | None = None
@@ -34,7 +34,7 @@ class Ram:
 
 
 def parse_ram(text: str) -> Ram:
-    """Main memory from `SIZE`, `SIZE:FREE` or `SIZE:SYSTEM`.
+    """RAM from `SIZE`, `SIZE:FREE` or `SIZE:SYSTEM`.
 
     Raises:
         UsageError: not a size, no memory at all, more free than there is, or an unknown kind of system.
@@ -42,7 +42,7 @@ def parse_ram(text: str) -> Ram:
     whole, colon, rest = text.partition(":")
     total = sold_bytes(whole)
     if total <= 0:
-        raise UsageError(f"main memory of {total} bytes is out of range", hint="write --ram 64GiB")
+        raise UsageError(f"RAM of {total} bytes is out of range", hint="write --ram 64GiB")
     if not colon:
         return Ram(total_bytes=total)
     if rest.strip().lower() in SYSTEM_SHARES:
@@ -57,7 +57,7 @@ def parse_ram(text: str) -> Ram:
 
 
 def sold_bytes(text: str) -> int:
-    """Bytes of main memory as it is sold: modules hold powers of two, so that `128GB` on a box is 128 GiB.
+    """Bytes of RAM as it is sold: modules hold powers of two, so that `128GB` on a box is 128 GiB.
 
     A size in GB that no pair of modules adds up to (odd, or with a fraction) is 10**9 bytes each, as everywhere.
 

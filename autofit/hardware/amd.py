@@ -1,7 +1,7 @@
 """AMD devices from sysfs and the KFD topology, in ROCm's order; AMD's own tools where sysfs is hidden.
 
 Memory is what the kernel driver counts, never what a name suggests. On an APU the driver serves an engine
-either from the carve-out or from main memory (GTT), whichever is larger (amdgpu_ttm.c:amdgpu_ttm_init,
+either from the carve-out or from RAM (GTT), whichever is larger (amdgpu_ttm.c:amdgpu_ttm_init,
 `apu_prefer_gtt`).
 """
 
@@ -93,18 +93,18 @@ def _device(
         device = replace(device, integrated=True)
         if gtt is not None and vram < gtt:
             gtt_used = system.number(f"{card.path}/mem_info_gtt_used") or 0
-            # hipMalloc is not seen in gtt_used on every kernel: main memory that is available bounds it
+            # hipMalloc is not seen in gtt_used on every kernel: RAM that is available bounds it
             free = min(gtt - gtt_used, host.available_bytes) if host.available_bytes is not None else None
             device = replace(device, pool=HOST_POOL, total_bytes=gtt, free_bytes=free)
-            notes.append(f"unified memory: the pool is main memory, up to {format_bytes(gtt)} (GTT)")
+            notes.append(f"unified memory: the pool is RAM, up to {format_bytes(gtt)} (GTT)")
             if vram > 1 << 30:
                 notes.append(f"the carve-out ({format_bytes(vram)}) is unused: make it smaller, or larger than GTT")
             sources = {
                 f"{id}.total_bytes": "measured: sysfs, mem_info_gtt",
-                f"{id}.free_bytes": "derived: GTT and main memory",
+                f"{id}.free_bytes": "derived: GTT and RAM",
             }
         else:
-            notes.append(f"carve-out of {format_bytes(vram)} out of main memory")
+            notes.append(f"carve-out of {format_bytes(vram)} out of RAM")
     rate, origin, note = drm.link(system, card)
     if note:
         notes.append(note)

@@ -142,7 +142,7 @@ def _device(
 
 
 def _shared(device: Device, host: Host, gfx: str, gtt: int | None) -> Device:
-    """An APU whose larger part of memory is main memory."""
+    """An APU whose larger part of memory is RAM."""
     if gfx in APU_GFX and device.total_bytes is not None and gtt is not None and device.total_bytes < gtt:
         return replace(device, integrated=True, pool=HOST_POOL, total_bytes=gtt, free_bytes=host.available_bytes)
     return device

@@ -37,7 +37,7 @@ def find(system: System, host: Host) -> Facts:
     device, known = enrich(device, variant if device.n_sm else None)
     sources = {
         "MTL0.total_bytes": origin,
-        "MTL0.free_bytes": "derived: main memory available, within the limit",
+        "MTL0.free_bytes": "derived: RAM available, within the limit",
         **known,
     }
     return Facts(devices=(device,), sources=sources)
@@ -52,7 +52,7 @@ def _limit(system: System, ram_bytes: int) -> tuple[int, str]:
         n = int(match[1]) if match else 0
         if n:
             return min(n * MIB if key.endswith("_mb") else n, ram_bytes), f"measured: sysctl {key}"
-    return working_set_bytes(ram_bytes, _macos(system) or LAST_BEFORE_26), "assumed: Metal's usual share of main memory"
+    return working_set_bytes(ram_bytes, _macos(system) or LAST_BEFORE_26), "assumed: Metal's usual share of RAM"
 
 
 def _macos(system: System) -> int | None:

@@ -1,4 +1,4 @@
-"""What this machine really does: how fast it reads main memory, and what llama.cpp's benchmark says."""
+"""What this machine really does: how fast it reads RAM, and what llama.cpp's benchmark says."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Calibration:
 
 
 def measure_ram(machine: Machine, *, seconds: float = 2.0, buffer_bytes: int | None = None) -> Calibration:
-    """Read main memory with all performance cores at once for `seconds`; the best pass counts.
+    """Read RAM with all performance cores at once for `seconds`; the best pass counts.
 
     `memchr` looks for a byte that is not there: the C library's widest loads, outside Python's lock.
 
@@ -127,7 +127,7 @@ def run_llama_bench(system: System, model: str, *, n_gpu_layers: int = 99) -> tu
     try:
         rows = json.loads(system.run(argv, BENCH_SECONDS))
     except ToolError as cause:
-        raise EngineError(str(cause), hint="without --model only main memory is measured") from None
+        raise EngineError(str(cause), hint="without --model only RAM is measured") from None
     except (ValueError, RecursionError) as cause:
         raise EngineError(f"llama-bench: its answer is not JSON: {cause}") from cause
     found = [_row(row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

@@ -57,7 +57,7 @@ class Profile:
             host = table.get("host", {})
             ram = host.get("total_bytes")
             memory = format_bytes(ram) if ram else f"{listed(host['sizes_gib'])}" if "sizes_gib" in host else "? RAM"
-            return f"{table['name']}: {', '.join(rows) or 'no GPU'}, {memory} of main memory"
+            return f"{table['name']}: {', '.join(rows) or 'no GPU'}, {memory} of RAM"
         total, rate = table.get("memory_total_bytes"), table.get("bandwidth_bytes_per_s")
         facts = [format_bytes(total) if total else "any size", f"{rate / 1e9:.4g} GB/s" if rate else None]
         return f"{table['name']}: {', '.join(fact for fact in facts if fact)}"

@@ -18,7 +18,7 @@ UNLIMITED = 1 << 60  #: version 1 says "no limit" with a number close to 2**63
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """One group that bounds memory. `available_bytes`: what is left below the limit, page cache given up."""
+    """A memory cgroup. `available_bytes`: limit minus usage, with reclaimable page cache counted as free."""
 
     path: str
     limit_bytes: int

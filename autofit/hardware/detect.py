@@ -222,8 +222,7 @@ def _counted(system: System, found: list[Device], findings: list[str]) -> list[D
     discrete = [device for device in found if not device.integrated]
     small = [] if asked else [device for device in found if _is_small(device, bool(discrete))]
     findings.extend(
-        f"{device.name} (integrated, shares main memory) is not counted; AUTOFIT_INTEGRATED=1 counts it"
-        for device in small
+        f"{device.name} (integrated, shares RAM) is not counted; AUTOFIT_INTEGRATED=1 counts it" for device in small
     )
     counted = [device for device in found if device not in small]
     apis = list(dict.fromkeys(device.api for device in counted))

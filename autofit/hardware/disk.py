@@ -21,7 +21,7 @@ class Disk:
     kind: str
     free_bytes: int | None
     remote: bool = False
-    in_memory: bool = False  #: files there are main memory already
+    in_memory: bool = False  #: files there are RAM already
     rotational: bool | None = None
 
 

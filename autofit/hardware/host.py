@@ -1,4 +1,4 @@
-"""Processor and main memory: what is there, and what this process may take of it."""
+"""Processor and RAM: what is there, and what this process may take of it."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def _integrated(system: System, host: Host, card: drm.Card, id: str, index: int)
         pool=HOST_POOL,
         vendor="intel",
         integrated=True,
-        notes=("shares main memory", ONE_ALLOCATION),
+        notes=("shares RAM", ONE_ALLOCATION),
     )
 
 

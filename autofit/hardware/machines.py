@@ -50,7 +50,7 @@ def load_machine(
 ) -> Machine:
     """The machine that these names describe. A repeated name is one more device.
 
-    Of `ram`, and of the main memory of a machine among the names, the operating system keeps its share, which a
+    Of `ram`, and of the RAM of a machine among the names, the operating system keeps its share, which a
     finding states; not beside generic devices alone, which stand for what is free. Without either, `host` stands in
     (else what this machine has), and a finding says so.
 
@@ -60,9 +60,7 @@ def load_machine(
     """
     memory = Ram(total_bytes=ram) if isinstance(ram, int) else parse_ram(ram) if isinstance(ram, str) else ram
     if memory is not None and memory.total_bytes <= 0:
-        raise UnknownHardwareError(
-            f"main memory of {memory.total_bytes} bytes is out of range", hint="write --ram 64GiB"
-        )
+        raise UnknownHardwareError(f"RAM of {memory.total_bytes} bytes is out of range", hint="write --ram 64GiB")
     dirs = tuple(profile_dirs)
     each = [name for text in wanted for name in _each(text, dirs)]
     if len(each) > MAX_DEVICES:
@@ -91,7 +89,7 @@ def load_machine(
         sources["host.available_bytes"] = "measured: this machine"
         if main.available_bytes is not None:
             here = format_bytes(main.available_bytes)
-            findings.append(f"main memory is taken from this machine, {here} free; --ram SIZE states another")
+            findings.append(f"RAM is taken from this machine, {here} free; --ram SIZE states another")
     assert main is not None
     devices: list[Device] = []
     links: list[Link] = []
@@ -148,8 +146,8 @@ def _share_finding(memory: Ram, share_bytes: int, system: str = "the operating s
         return []
     total = f"{memory.total_bytes / GIB:.4g}GiB"
     free = f"{(memory.total_bytes - share_bytes) / GIB:.4g}GiB"
-    kept = f"{format_bytes(share_bytes)} of main memory are left to {system}"
-    return [f"{kept}; --ram {total}:{free} states what is free"]
+    kept = f"{format_bytes(share_bytes)} of RAM are left to {system}"
+    return [f"{kept}; --ram {total}:{free} states free memory"]
 
 
 def _of(sources: Mapping[str, str], owner: str) -> list[tuple[str, str]]:
@@ -164,7 +162,7 @@ def _this_host() -> Host:
 
 
 def _with_ram(machine: Machine, memory: Ram | None) -> Machine:
-    """A recorded machine with other main memory: all that is stated is free, as in the record."""
+    """A recorded machine with other RAM: all that is stated is free, as in the record."""
     if memory is None:
         return machine
     host = replace(machine.host, total_bytes=memory.total_bytes, available_bytes=memory.stated_bytes, limit_bytes=None)
@@ -224,7 +222,7 @@ def _split_size(wanted: str) -> tuple[str, int | None]:
 
 
 def _named(name: str, size_bytes: int | None, dirs: tuple[str | Path, ...]) -> tuple[Profile, int | None]:
-    """A profile, and the main memory that a name such as `m2-max-64gb` states.
+    """A profile, and the RAM that a name such as `m2-max-64gb` states.
 
     Of cards that differ in memory alone, `size_bytes` chooses: `rtx-3080:10GiB`.
     """
@@ -255,7 +253,7 @@ def _holds(card: Profile, free_bytes: int) -> bool:
 
 
 def _sizes_sold(name: str, dirs: tuple[str | Path, ...]) -> dict[int, Profile]:
-    """The machines of one chip by their main memory in GiB; a chip may come with two GPUs: m4-max, m4-max-32core."""
+    """The machines of one chip by their RAM in GiB; a chip may come with two GPUs: m4-max, m4-max-32core."""
     bases = names.find(name, dirs)
     known = files("hardware", dirs)
     variants = {s: path for s, path in known.items() if any(s.startswith(f"{base}-") for base in bases)}
@@ -317,11 +315,9 @@ def _device(
 
 
 def _shared_bytes(table: Mapping[str, Any], host: Host | None) -> int:
-    """What a device of a unified machine may take of main memory."""
+    """What a device of a unified machine may take of RAM."""
     if host is None or host.total_bytes is None:
-        raise UnknownHardwareError(
-            f"{table['name']} shares main memory, whose size is unknown", hint="write --ram 64GiB"
-        )
+        raise UnknownHardwareError(f"{table['name']} shares RAM, whose size is unknown", hint="write --ram 64GiB")
     if table.get("memory_total_bytes") is not None:
         return int(min(table["memory_total_bytes"], host.total_bytes))
     if table["api"] == "metal":
@@ -387,7 +383,7 @@ def _system_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
 
 
 def _sold_with(profile: Profile, free_bytes: int | None) -> int:
-    """Main memory of a machine that is sold with several sizes: the smallest that can have so much free."""
+    """RAM of a machine that is sold with several sizes: the smallest that can have so much free."""
     sizes = profile.table.get("host", {}).get("sizes_gib", [])
     if len(sizes) == 1:
         return int(sizes[0]) * GIB
@@ -397,7 +393,7 @@ def _sold_with(profile: Profile, free_bytes: int | None) -> int:
     hint = "write --ram 64GiB"
     if sizes:
         hint = f"it is sold with {listed(sizes)}: write {profile.id}-{sizes[0]}gb, or --ram SIZE"
-    raise UnknownHardwareError(f"{profile.id}: the size of main memory is unknown", hint=hint)
+    raise UnknownHardwareError(f"{profile.id}: the size of RAM is unknown", hint=hint)
 
 
 def _links(row: Mapping[str, Any], devices: list[Device], profile: Profile) -> Iterable[Link]:

@@ -248,7 +248,7 @@ TEGRA = {
 
 
 def _tegra(system: System, host: Host) -> Facts | None:
-    """A Jetson, which has no NVML before JetPack 6: the device tree names the chip; memory is main memory."""
+    """A Jetson, which has no NVML before JetPack 6: the device tree names the chip; memory is RAM."""
     compatible = system.text("/proc/device-tree/compatible") or ""
     chip = next((chip for chip in TEGRA if f"nvidia,{chip}" in compatible), None)
     if chip is None:
@@ -265,11 +265,11 @@ def _tegra(system: System, host: Host) -> Facts | None:
         vendor="nvidia",
         integrated=True,
         compute_capability=TEGRA[chip],
-        notes=("unified memory: the pool is main memory",),
+        notes=("unified memory: the pool is RAM",),
     )
     device, sources = enrich(device)
     sources |= {
-        "CUDA0.total_bytes": "derived: main memory",
-        "CUDA0.free_bytes": "derived: main memory available",
+        "CUDA0.total_bytes": "derived: RAM",
+        "CUDA0.free_bytes": "derived: RAM available",
     }
     return Facts(devices=(device,), sources=sources)

@@ -84,10 +84,10 @@ def read_card(
             total_bytes=host.total_bytes,
             free_bytes=host.available_bytes,
         )
-        notes.append("unified memory: the pool is main memory")
+        notes.append("unified memory: the pool is RAM")
         sources |= {
-            f"{id}.total_bytes": "derived: main memory",
-            f"{id}.free_bytes": "derived: main memory available",
+            f"{id}.total_bytes": "derived: RAM",
+            f"{id}.free_bytes": "derived: RAM available",
         }
     elif not is_mig:
         why = why_not(memory.reason or "unknown error")
@@ -155,7 +155,7 @@ def _notes(system: System, nvml: Nvml, handle: Any) -> Iterator[str]:
     model = nvml.ask("nvmlDeviceGetDriverModel", handle).value
     current = model[0] if isinstance(model, (list, tuple)) and model else model
     if is_wsl(system) or (system.platform == "win32" and current == WDDM):
-        yield "WDDM: what exceeds free memory spills into main memory, slowly and without an error"
+        yield "WDDM: allocations beyond free memory go to RAM, slowly and without an error"
     ecc = nvml.ask("nvmlDeviceGetEccMode", handle).value
     if isinstance(ecc, (list, tuple)) and ecc and ecc[0] == 1:
         yield "ECC on"

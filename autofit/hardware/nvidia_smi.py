@@ -64,13 +64,13 @@ def _device(index: int, row: dict[str, str], host: Host) -> Device:
         compute_capability=(int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None,
     )
     if row["memory.total"] in ("[N/A]", "N/A", "[Not Supported]"):
-        # GB10 and Jetson: main memory is their memory. [Insufficient Permissions] is another matter
+        # GB10 and Jetson: RAM is their memory. [Insufficient Permissions] is another matter
         return replace(
             device,
             pool=HOST_POOL,
             integrated=True,
             total_bytes=host.total_bytes,
             free_bytes=host.available_bytes,
-            notes=("unified memory: the pool is main memory",),
+            notes=("unified memory: the pool is RAM",),
         )
     return device

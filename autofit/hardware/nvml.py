@@ -37,7 +37,7 @@ REMEDIES = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A value, or why there is none (a word of `REASONS`)."""
+    """The value, or `None` and one of the `REASONS`."""
 
     value: Any = None
     reason: str | None = None

@@ -63,7 +63,7 @@ def _device(device: Device) -> Iterator[str]:
     free = "free memory unknown" if device.free_bytes is None else f"{format_bytes(device.free_bytes)} free"
     total = "" if device.total_bytes is None else f" of {format_bytes(device.total_bytes)}"
     kept = f", the driver keeps {format_bytes(device.reserved_bytes)}" if device.reserved_bytes else ""
-    where = ", out of main memory" if device.pool == HOST_POOL else ""
+    where = ", out of RAM" if device.pool == HOST_POOL else ""
     yield f"{device.id:<7} {printable(device.name)} · {free}{total}{kept}{where}"
     details = _joined(
         device.api
@@ -102,10 +102,10 @@ def _links(machine: Machine) -> Iterator[str]:
 def _unknown(machine: Machine) -> Iterator[str]:
     host = machine.host
     if host.available_bytes is None:
-        yield "free main memory: state it with --ram SIZE"
+        yield "free RAM: state it with --ram SIZE"
     if host.bandwidth_bytes_per_s is None:
         way = "`autofit hardware calibrate` measures it" if machine.origin == "detected" else "profile key host.{key}"
-        yield f"speed of main memory: {way.format(key='bandwidth_bytes_per_s')}"
+        yield f"speed of RAM: {way.format(key='bandwidth_bytes_per_s')}"
     for device in machine.devices:
         if device.free_bytes is None:
             yield f"{device.id}, free memory: state it with --on {device.profile or 'NAME'}:SIZE"

@@ -49,7 +49,7 @@ DEVICE: dict[str, Key] = {
     "memory_total_bytes": _bytes("as the driver reports it (NVML, sysfs)"),
     "memory_reserved_bytes": _bytes("kept by the driver, out of the total", 0, 1 << 34),
     "memory_reserved_fraction": Key(float, "kept by the driver, of the size that is stated for the card", 0.0, 0.5),
-    "memory_host_fraction": Key(float, "what the device may take of main memory, on a unified machine", 0.1, 1.0),
+    "memory_host_fraction": Key(float, "what the device may take of RAM, on a unified machine", 0.1, 1.0),
     "runtime_bytes": _bytes("what driver context and libraries take in the engine's process", 0, 1 << 34),
     "memory_type": Key(str, "GDDR6X, HBM3, LPDDR5X"),
     "bus_width_bits": Key(int, "", 32, 1 << 15),
@@ -66,7 +66,7 @@ DEVICE: dict[str, Key] = {
     "pci_ids": Key(list, "vendor:device on the bus, where the driver gives no name", items="texts"),
 }
 HOST: dict[str, Key] = {
-    "total_bytes": _bytes("main memory"),
+    "total_bytes": _bytes("RAM"),
     "sizes_gib": Key(list, "the sizes it is sold with, where `total_bytes` is not given", items="numbers"),
     "memory_type": DEVICE["memory_type"],
     "bus_width_bits": DEVICE["bus_width_bits"],
@@ -113,7 +113,7 @@ GPU = {**TOP, **DEVICE}
 MACHINE = {
     **TOP,
     "name": DEVICE["name"],
-    "host": Key(dict, "processor and main memory"),
+    "host": Key(dict, "processor and RAM"),
     "device": Key(list, "its devices, in the order in which engines number them"),
     "link": Key(list, "links between the devices"),
     "calibration": Key(dict, "what `hardware calibrate` measured"),

@@ -1,4 +1,4 @@
-"""How much of main memory Metal recommends to use (`recommendedMaxWorkingSetSize`) while no limit is set."""
+"""How much of RAM Metal recommends to use (`recommendedMaxWorkingSetSize`) while no limit is set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LARGEST = (512, 48)
 def working_set_bytes(total_bytes: int, macos: int | None = None) -> int:
     """The working set of a Mac with so much memory under a major version of macOS; the newest where it is `None`.
 
-    Before macOS 26 two thirds of main memory below 36 GB, three quarters from there; below 16 GB still two thirds.
+    Before macOS 26 two thirds of RAM below 36 GB, three quarters from there; below 16 GB still two thirds.
     """
     least, kept = _LARGEST
     if total_bytes >= least * GIB:

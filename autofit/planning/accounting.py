@@ -30,7 +30,7 @@ class DeviceUse:
 
     @property
     def shares_memory(self) -> bool:
-        """Whether the device draws on main memory."""
+        """Whether the device draws on RAM."""
         return self.device.pool == HOST_POOL
 
 
@@ -40,7 +40,7 @@ def margin_of(index: int, margins: Sequence[Margin], total_bytes: int, default: 
 
 
 def account(uses: Sequence[DeviceUse], host_items: Sequence[MemoryItem], machine: Machine) -> Memory:
-    """One pool per device in the given order, the host last; devices that draw on main memory are part of its pool.
+    """One pool per device in the given order, the host last; devices that draw on RAM are part of its pool.
 
     Such a device may take less than the host has (Metal's working set, a GTT limit): the pool has a limit for it.
     """
@@ -50,7 +50,7 @@ def account(uses: Sequence[DeviceUse], host_items: Sequence[MemoryItem], machine
     free = machine.host.available_bytes
     host = PoolUse(
         id=HOST_POOL,
-        name="unified memory" if sharing else "main memory",
+        name="unified memory" if sharing else "RAM",
         total_bytes=machine.host.total_bytes,
         free_bytes=free,
         budget_bytes=None if free is None else max(free - reserve, 0),

@@ -151,8 +151,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(name="on", metavar="NAME[:SIZE]", parse=str, many=True,
            help="plan for this hardware, not this machine: rtx-3090, 2x3060, m3-max-36gb; repeat for several devices"),
     Option(name="ram", metavar="SIZE[:FREE]", parse=parse_ram,
-           help="main memory of the hardware given by --on, as it is sold: 64GiB; the operating system's share is "
-                "taken off, unless what is free follows (64GiB:60GiB), or the kind of system (server, desktop, "
+           help="RAM of the hardware given by --on, as it is sold: 64GiB; the operating system's share is "
+                "taken off, unless free memory follows (64GiB:60GiB), or the kind of system (server, desktop, "
                 "windows, macos, none)"),
     Option(name="device", metavar="ID", parse=str, many=True,
            help="use only these devices (GPU0, an index or a UUID)"),

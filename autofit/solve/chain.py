@@ -28,7 +28,7 @@ _SAME_S = 1e-12  # seconds that rounding may make of equal sums
 
 
 class Room(NamedTuple):
-    """Bytes a site has for blocks, by its place among the sites in use: what stands beside them differs."""
+    """Memory available for layers on a device, by its position (first, middle, last, only): overhead differs."""
 
     middle: int
     first: int
@@ -511,7 +511,7 @@ class Floor:
         return max(least, bisect_left(self.bulk, self.bulk[head] + need, head)) if need > 0 else least
 
     def seconds(self, i: int, lean: int) -> float:
-        """Of blocks i..n, those before `lean` lean at least."""
+        """Lower bound in seconds for layers i..n when at least the layers before `lean` are offloaded."""
         if lean > self.n:
             return inf
         return self.whole[self.n] - self.whole[i] + self.least_loss[max(i, lean)] - self.loss[i]

@@ -72,7 +72,7 @@ class Roofline:
         self._helper = None if op_offload is None else self._rates[op_offload]
 
     def unknown(self, places: Sequence[Place]) -> tuple[str, ...]:
-        """Devices among the places whose memory bandwidth nobody stated: no speed can be told."""
+        """Devices with unknown memory bandwidth; no rate can be predicted for them."""
         return tuple(name for name in _parts(places) if self._rates.get(name) is None)
 
     def layer_seconds(self, layer: LayerWork, place: Place, step: Step) -> float:

@@ -29,7 +29,7 @@ CARDS = ("rtx-3060-12gb", "rtx-4090", "a100-40gb", "h100-80gb", "h200")
 
 @st.composite
 def cases(draw: st.DrawFn) -> dict[str, Any]:
-    """A model, its weights, cards, main memory and wishes."""
+    """A model, its weights, cards, RAM and wishes."""
     kind = draw(st.sampled_from(["dense", "few heads", "experts", "hybrid"]))
     n_layers = draw(st.sampled_from([28, 48, 60]))
     heads, kv_heads = (56, 8) if kind == "few heads" else (32, 8)

@@ -109,7 +109,7 @@ def test_never_over_budget_and_never_altered(asked: Problem) -> None:
 @given(models(), st.floats(0.5, 20.0), st.integers(1, 8))
 def test_more_memory_is_never_worse(model: VllmModel, size: float, extra: int) -> None:
     def length(gib: int) -> int:
-        # Main memory would make room of its own, and is left out.
+        # RAM would make room of its own, and is left out.
         sized = f"generic-cuda:{gib}GiB"
         asked = problem(model, int(size * GIB), sized, context=0, args=("--dtype", "half"), ram="4GiB")
         try:

@@ -1,6 +1,6 @@
 """Public reports of llama.cpp on real cards (tests/data/llama/reports.jsonl), and what `check` says of the commands.
 
-A row: build, hardware (names of profiles, or files under `report_hardware`), main memory, the model's description,
+A row: build, hardware (names of profiles, or files under `report_hardware`), RAM, the model's description,
 arguments, and what happened: `ran` or `oom`, with MiB in use of each device, or of all together, where that was told.
 `limits` says what a row cannot show.
 """

@@ -229,10 +229,10 @@ source.
 Of a card that is not listed a driver's reserve and a context are kept; its bandwidth is unknown, and so no rate is
 told.
 
-## Main memory
+## RAM
 
-`--ram 64GB` is main memory as it is sold (64 GiB). The operating system and its desktop keep a share, which the plan
-states: {shares}, and at most an {most}th of main memory. Without a word it is macOS on a Mac, a server on a rented
+`--ram 64GB` is RAM as it is sold (64 GiB). The operating system and its desktop keep a share, which the plan
+states: {shares}, and at most an {most}th of RAM. Without a word it is macOS on a Mac, a server on a rented
 machine, a desktop elsewhere. `--ram 64GB:server` (or another word) says which, `--ram 64GiB:60GiB` what is free.
 Beside `generic-*` devices alone all of it is free.
 

@@ -68,7 +68,7 @@ _RADEON_780M = Device(
     bandwidth_bytes_per_s=89_600_000_000,
     fp16_flops_per_s=17_200_000_000_000,
 )
-# Main memory of the hosts that runs name: two channels of what the platform takes, eight on EPYC.
+# RAM of the hosts that runs name: two channels of what the platform takes, eight on EPYC.
 HOSTS: Mapping[str, tuple[float, int]] = {
     "Ryzen 5 5600X": (51.2e9, 6),
     "Ryzen 7 3700X": (51.2e9, 8),

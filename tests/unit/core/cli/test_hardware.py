@@ -80,7 +80,7 @@ class TestReport:
         self, here: Any, capsys: pytest.CaptureFixture[str]
     ) -> None:
         here("dgx-spark")
-        assert "out of main memory" in out(capsys)
+        assert "out of RAM" in out(capsys)
 
     @pytest.mark.parametrize(
         "name",
@@ -294,7 +294,7 @@ def test_equal_devices_of_a_machine_are_listed_as_one(
     assert main(["hardware", "save", "box", "--on", "rtx-3090", "--on", "t4", "--on", "rtx-3090", "--ram", "8GiB"]) == 0
     capsys.readouterr()
     assert main(["hardware", "list", "box"]) == 0
-    assert capsys.readouterr().out == "box  box: 2 x rtx-3090, 1 x t4, 8.00 GiB of main memory\n"
+    assert capsys.readouterr().out == "box  box: 2 x rtx-3090, 1 x t4, 8.00 GiB of RAM\n"
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan"])

@@ -1,4 +1,4 @@
-"""Main memory, control groups and cores, on recorded trees."""
+"""RAM, control groups and cores, on recorded trees."""
 
 from __future__ import annotations
 

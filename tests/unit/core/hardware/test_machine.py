@@ -164,7 +164,7 @@ class TestNamesAndSizes:
 
 
 class TestSystemShare:
-    """What the operating system of a machine that is described keeps of main memory."""
+    """What the operating system of a machine that is described keeps of RAM."""
 
     @pytest.mark.parametrize(
         ("names", "ram", "gib"),
@@ -186,9 +186,9 @@ class TestSystemShare:
     @pytest.mark.parametrize(
         ("name", "ram", "said"),
         [
-            ("m3-max", "36GB", "4.00 GiB of main memory are left to macOS and its desktop; --ram 36GiB:32GiB"),
-            ("rtx-3090", "32GB", "2.00 GiB of main memory are left to the operating system and desktop"),
-            ("rtx-3090", "32GB:server", "1.00 GiB of main memory are left"),
+            ("m3-max", "36GB", "4.00 GiB of RAM are left to macOS and its desktop; --ram 36GiB:32GiB"),
+            ("rtx-3090", "32GB", "2.00 GiB of RAM are left to the operating system and desktop"),
+            ("rtx-3090", "32GB:server", "1.00 GiB of RAM are left"),
             ("rtx-3090", "32GiB:31GiB", ""),
             ("generic-cuda:24GiB", "32GiB", ""),
         ],
@@ -270,7 +270,7 @@ class TestUnified:
         assert (found.devices[0].free_bytes, found.host.total_bytes) == (40 * GIB, 48 * GIB)
 
     def test_no_size_at_all(self) -> None:
-        with pytest.raises(HardwareError, match="size of main memory is unknown"):
+        with pytest.raises(HardwareError, match="size of RAM is unknown"):
             load_machine("m4-max")
 
     def test_free_memory_stated(self) -> None:

@@ -31,7 +31,7 @@ class TestHeadroomAndOtherProcesses:
 
     def test_windows_spills_to_shared_memory_silently(self, found: Any) -> None:
         (card,) = found("wsl2-rtx-4090").devices
-        assert any("spills into main memory" in note for note in card.notes)
+        assert any("go to RAM, slowly" in note for note in card.notes)
 
     def test_vram_held_by_others_is_seen_and_named(self, found: Any) -> None:
         (card,) = found("memory-held-from-another-container").devices

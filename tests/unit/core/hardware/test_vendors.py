@@ -50,7 +50,7 @@ class TestIntel:
         result = found("intel-uhd-only", tmp_path)
         assert not result.devices
         (device,) = found("intel-uhd-only", tmp_path / "again", env={"AUTOFIT_INTEGRATED": "1"}).devices
-        # main memory, not the 1.6 of 52 GiB that SYCL shows
+        # RAM, not the 1.6 of 52 GiB that SYCL shows
         assert (device.pool, device.total_bytes) == ("host", result.host.total_bytes)
 
     def test_i915_counts_local_memory_in_one_file(self, tmp_path: Path) -> None:

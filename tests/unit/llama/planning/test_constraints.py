@@ -134,7 +134,7 @@ def test_a_model_of_another_format(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["m2-max", "strix-halo"])
 def test_a_shared_device_has_a_limit_of_its_own(name: str) -> None:
-    """Metal's working set, a GTT limit: main memory that the device may not take is not the device's."""
+    """Metal's working set, a GTT limit: RAM that the device may not take is not the device's."""
     shared = autofit.load_machine(name, ram="32GiB:none")
     limit = shared.devices[0].free_bytes
     assert limit is not None

@@ -133,7 +133,7 @@ def test_experts_stay_in_ram_by_the_shortest_flags() -> None:
 
 
 def test_at_a_pinned_split_the_faster_command_is_taken_not_the_smaller() -> None:
-    """Experts in main memory, all else on the cards, and not whole blocks there."""
+    """Experts in RAM, all else on the cards, and not whole blocks there."""
     found = plan(machine(card(0, 4), card(1, 5)), "-ts", "1,2", model="qwen3-30b-a3b-Q4_K_M", context=4096)
     assert value(found, "-ngl") == "49"
     assert int(value(found, "-ncmoe") or 0) > 30

@@ -146,7 +146,7 @@ def test_utilization_leaves_what_others_hold() -> None:
     assert highest_utilization(total_bytes=total, free_bytes=0, budget=found, margin_bytes=0) == 0.0
 
 
-# -- Main memory -----------------------------------------------------------------------------------
+# -- RAM -----------------------------------------------------------------------------------
 
 
 def test_pinned_allocations_are_powers_of_two() -> None:

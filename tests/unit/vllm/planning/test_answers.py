@@ -116,7 +116,7 @@ def test_a_shorter_context_is_the_last_resort() -> None:
 
 
 def test_offloading_comes_with_its_price_and_what_would_spare_it(tmp_path: Path) -> None:
-    """70 GiB of weights on a card of 80: 131,072 tokens only with weights in main memory, and an 8-bit cache first."""
+    """70 GiB of weights on a card of 80: 131,072 tokens only with weights in RAM, and an 8-bit cache first."""
     weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": {**weights, "strategy": "token"}}
     eight = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"a": group}}

@@ -250,7 +250,7 @@ def test_layouts_cover_the_machine() -> None:
 
 
 def test_a_handful_of_tokens_is_not_enough() -> None:
-    """Where little more than the weights fits, main memory is asked as well."""
+    """Where little more than the weights fits, RAM is asked as well."""
     asked = problem(qwen3_8b(), int(20.9 * GIB), "rtx-4090", ram="64GiB")
     chosen, _ = solve(asked)
     assert chosen.fits
