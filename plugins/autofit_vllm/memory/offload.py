@@ -78,7 +78,22 @@ def given_offload(settings: VllmSettings, stages: tuple[StageWeights, ...]) -> O
         )
     elif settings.offload_backend in ("auto", "uva") and settings.cpu_offload_gb > 0:
         found = offload(stages, settings.cpu_offload_gb, settings.cpu_offload_params)
-    return None if found is None else replace(found, values={})
+    if found is None:
+        return None
+    if any(found.moved) and not offloadable(stages, settings.cpu_offload_params or settings.offload_params):
+        raise EngineRefusalError(
+            "Cannot copy out of meta tensor; no data! Weights that are quantized while they load cannot be offloaded",
+            hint="offload a checkpoint that is quantized already, or leave --quantization or offloading away",
+        )
+    return replace(found, values={})
+
+
+def offloadable(stages: tuple[StageWeights, ...], params: tuple[str, ...]) -> bool:
+    """Whether what is moved has data when layers are built: online quantization creates its weights on the meta device
+    (layers/quantization/online/fp8.py:OnlineLinearBase), and offloaders copy them then (offloader/uva.py,
+    offloader/prefetch.py)."""
+    touched = {"experts"} if experts_only(params) else {"linear"} if params else {"linear", "experts"}
+    return not any(touched & set(stage.on_meta) for stage in stages)
 
 
 # -- UVA -------------------------------------------------------------------------------------------

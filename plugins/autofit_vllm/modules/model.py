@@ -443,6 +443,7 @@ class StageWeights:
     extra_bytes: int  #: what post-processing adds for good: W_UK and W_UV, padding of kernels
     lora_bytes: int
     draft_bytes: int
+    on_meta: tuple[str, ...] = ()  #: "linear", "experts": parameters without data until they are loaded
 
     @property
     def total_bytes(self) -> int:

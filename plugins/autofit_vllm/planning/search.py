@@ -30,7 +30,14 @@ from autofit_vllm.config.resolve.batch import batch_defaults
 from autofit_vllm.config.resolve.dtype import supported_dtypes
 from autofit_vllm.config.resolve.parallel import possible_tp
 from autofit_vllm.memory.kv import KvPlan, plan_kv
-from autofit_vllm.memory.offload import Offload, given_offload, movable_bytes, smallest_offload, smallest_prefetch
+from autofit_vllm.memory.offload import (
+    Offload,
+    given_offload,
+    movable_bytes,
+    offloadable,
+    smallest_offload,
+    smallest_prefetch,
+)
 from autofit_vllm.modules.model import LatentCache, PackedCache, Parallel, StageWeights, VllmModel
 from autofit_vllm.planning.efficiencies import EFFICIENCIES
 from autofit_vllm.planning.load import Load, blocks_for, load_of, mean_length, sequences_at
@@ -717,6 +724,8 @@ def _ways(problem: Problem, base: _Base, length: int, params: tuple[str, ...]) -
         needed * per_block - have
         for per_block, have in zip(wanted.kv.bytes_per_block, wanted.available_bytes, strict=True)
     )
+    if not offloadable(base.weights, params):
+        return
     for way in (smallest_offload, smallest_prefetch):
         found = way(base.weights, lacking, params)
         if found is not None:
@@ -877,6 +886,8 @@ def offloadable_bytes(candidate: Candidate) -> int:
     """Weights that main memory could take, on all ranks."""
     evaluation = candidate.evaluation
     params = ("experts",) if evaluation.model.is_moe else ()
+    if not offloadable(evaluation.weights, params):
+        return 0
     return sum(movable_bytes(evaluation.weights[rank.stage], params) for rank in evaluation.ranks)
 
 

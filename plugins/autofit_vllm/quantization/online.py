@@ -102,6 +102,9 @@ def online(shorthand: str) -> Online:
         min_capability=80 if shorthand == "experts_int8" else 75,
         dtypes=("bfloat16", "float16"),
         while_loading=True,
+        on_meta=tuple(
+            kind for kind, scheme in (("linear", linear), ("experts", experts)) if scheme is not UNQUANTISED
+        ),
         linear_scheme=linear,
         experts_scheme=experts,
     )
@@ -130,6 +133,7 @@ def composed(base: Mxfp4, shorthand: str) -> Composed:
         min_capability=base.min_capability,
         dtypes=base.dtypes,
         while_loading=True,
+        on_meta=tuple(kind for kind in rest.on_meta if kind == "linear"),
         base=base,
         rest=rest,
     )

@@ -60,6 +60,7 @@ class Quantization:
     min_capability: int = 0
     dtypes: tuple[str, ...] = ("bfloat16", "float16", "float32")  #: activations it accepts
     while_loading: bool = False  #: what is kept is not what was created: see `Scheme.loaded_linear`
+    on_meta: tuple[str, ...] = ()  #: "linear", "experts": created without data, which only loading brings
     one_rank: bool = False  #: tensor parallelism cannot divide the blocks of its checkpoints
     eager: bool = False  #: its kernels cannot be captured in CUDA graphs
     kv_cache_dtype: str | None = None  #: what `--kv-cache-dtype auto` becomes

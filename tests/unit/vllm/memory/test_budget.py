@@ -7,6 +7,9 @@ import json
 
 import pytest
 
+import autofit
+from autofit.errors import EngineRefusalError
+
 from autofit_vllm.architectures import build_from_config
 from autofit_vllm.config.engine import EngineConfig
 from autofit_vllm.memory.budget import (
@@ -26,6 +29,7 @@ from support import DATA, vllm_models
 from support.vllm_models import GIB, config
 
 MIB = 1 << 20
+_ATTENTION = ("--cpu-offload-params", "self_attn")
 
 
 def budget(model: VllmModel, resolved: EngineConfig, *, stage: int = 0, **more: object) -> RankBudget:
@@ -219,3 +223,25 @@ def test_an_image_without_a_size_is_an_assumption(vision: dict[str, object], bas
     encoder = next(item for item in items if item.label == "image encoder")
     assert encoder.basis == basis
     assert ("16384" in (encoder.source or "")) is (basis == "assumed")
+
+
+@pytest.mark.parametrize(
+    ("flags", "takes"),
+    [
+        (["--quantization", "fp8", "--cpu-offload-gb", "20"], False),
+        (["--quantization", "fp8_per_block", "--offload-group-size", "4"], False),
+        (["--quantization", "int8_per_channel_weight_only", "--cpu-offload-gb", "2"], False),
+        (["--quantization", "int8_per_channel_weight_only", "--cpu-offload-gb", "2", *_ATTENTION], True),
+        (["--cpu-offload-gb", "20"], True),
+    ],
+)
+def test_weights_quantized_while_loading_cannot_be_offloaded(flags: list[str], takes: bool) -> None:
+    """They are on the meta device when an offloader copies them (offloader/uva.py)."""
+    argv = ["vllm", "serve", str(DATA / "vllm" / "configs" / "qwen3-30b-a3b"), *flags]
+    if takes:
+        found = autofit.check(argv, autofit.load_machine("a100-80gb"))
+        weights = sum(item.n_bytes for item in found.memory.pool("GPU0").items if item.kind == "weights")
+        assert weights > 0
+        return
+    with pytest.raises(EngineRefusalError, match="meta tensor"):
+        autofit.check(argv, autofit.load_machine("a100-80gb"))
