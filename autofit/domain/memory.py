@@ -109,6 +109,15 @@ class PoolUse:
             return self
         return least
 
+    @property
+    def tightest_at_start(self) -> PoolUse | DeviceLimit:
+        """The same by what is needed before the engine answers anything."""
+        own = None if self.budget_bytes is None else self.budget_bytes - self.start_bytes
+        least = min(self.limits, key=lambda limit: limit.limit_bytes - limit.start_bytes, default=None)
+        if least is None or (own is not None and own <= least.limit_bytes - least.start_bytes):
+            return self
+        return least
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:

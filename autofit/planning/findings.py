@@ -46,15 +46,20 @@ def tell(known: Mapping[str, Code], code: str, message: str) -> Finding:
 
 
 def does_not_fit(memory: Memory) -> Finding:
-    """The pool that lacks most, and how much to the byte."""
-    worst = max(memory.pools, key=lambda pool: pool.shortfall_bytes)
-    return tell(COMMON, "does-not-fit", f"does not fit: {_lacks(worst, worst.shortfall_bytes)}")
+    """The pool that lacks most to the byte; where the engine does not even start, the one that lacks most for that."""
+    if memory.starts:
+        worst = max(memory.pools, key=lambda pool: pool.shortfall_bytes)
+        return tell(COMMON, "does-not-fit", f"does not fit: {_lacks(worst, worst.tightest, worst.shortfall_bytes)}")
+    worst = max(memory.pools, key=lambda pool: pool.start_shortfall_bytes)
+    tightest, to_start = worst.tightest_at_start, worst.start_shortfall_bytes
+    lacking = to_start + tightest.used_bytes - tightest.start_bytes
+    part = f", {format_bytes(to_start)} of it to start" if to_start < lacking else ""
+    return tell(COMMON, "does-not-fit", f"does not fit: {_lacks(worst, tightest, lacking)}{part}")
 
 
-def _lacks(pool: PoolUse, n_bytes: int) -> str:
+def _lacks(pool: PoolUse, tightest: PoolUse | DeviceLimit, n_bytes: int) -> str:
     """Pool and amount, in the words of the summary; a device's own limit where that is what is passed."""
-    amount = f"{format_bytes(n_bytes)} ({n_bytes} bytes) more"
-    tightest, name = pool.tightest, printable(pool.name, 40)
+    amount, name = f"{format_bytes(n_bytes)} ({n_bytes} bytes) more", printable(pool.name, 40)
     if isinstance(tightest, DeviceLimit):
         device = f"{tightest.id} {printable(tightest.name, 40)}"
         return f"{device} needs {amount} of the {format_bytes(tightest.limit_bytes)} that it can use of {name}"
