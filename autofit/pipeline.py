@@ -317,6 +317,8 @@ def check(
         plan = _is_plan(backend.check(command, found, machine, request), backend.name)
     if plan.verdict == "starts":
         plan = replace(plan, fits=not stated.get("strict"))
+    elif not plan.fits:
+        plan = replace(plan, speed=None)  # of what never runs
     plan = replace(plan, env={**assigned, **plan.env}, findings=(*plan.findings, *stated.notes))
     return _reviewed(plan, found, machine)
 

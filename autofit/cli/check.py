@@ -10,6 +10,7 @@ from autofit.cli.options import add_options, add_output, given
 from autofit.cli.plan import show
 from autofit.domain.text import printable
 from autofit.errors import UsageError
+from autofit.host import host
 from autofit.pipeline import check, split_assignments
 from autofit.settings.options import CHECKED
 
@@ -19,6 +20,8 @@ _LAUNCHERS = ("env", "exec", "nice", "nohup", "numactl", "setsid", "sudo", "task
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [options] -- ENGINE COMMAND"
+    programs = [ref.programs[0] for ref in host().backends().values() if ref.programs]
+    parser.epilog = f"The command is written after -- as it would be run: {', '.join(programs)}, and their flags."
     add_options(parser, only=CHECKED)
     add_output(parser)
 

@@ -161,6 +161,8 @@ def run_backend(ref: BackendRef, arguments: list[str]) -> int:
     own, engine_args = split_at_dashes(arguments)
     parser = new_parser(ref.name, ref.summary)
     plan.add_arguments(parser)
+    if {"-h", "--help"} & set(own):
+        plan.add_help(parser, ref.name)
     return plan.run(parser.parse_args(own), ref.name, engine_args)
 
 

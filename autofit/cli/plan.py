@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from autofit.cli.options import add_options, add_output, given
@@ -11,7 +13,9 @@ from autofit.domain.text import printable
 from autofit.errors import PluginError, UsageError
 from autofit.host import blamed, host, resolve
 from autofit.pipeline import plan_of, stated_options
+from autofit.profiles import list_presets
 from autofit.settings.layers import HERE
+from autofit.settings.options import BY_NAME, OWN
 
 if TYPE_CHECKING:
     from autofit.domain.plan import Plan
@@ -23,6 +27,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a file, a directory, or example:NAME")
     add_options(parser)
     add_output(parser)
+
+
+_EXAMPLES = {
+    "MODEL": "for this machine, as it is now",
+    "MODEL -c 64k --parallel 4": "four sequences of 64k tokens",
+    "MODEL --on rtx-3090 --ram 64GiB": "for hardware that you do not have",
+    "MODEL --preset chat --explain": "with a reason for every setting",
+    "MODEL -- --port 9000": "engine flags go after --, and are kept exactly",
+}
+
+
+def add_help(parser: argparse.ArgumentParser, backend_name: str) -> None:
+    """What only a reader of `--help` needs: the backend's own options and KV types, presets, formats and examples."""
+    from autofit.sources.examples import example_names
+
+    backend = host().backend(backend_name)
+    for action in parser._actions:
+        if action.dest in BY_NAME and action.dest not in OWN | backend.supports:
+            action.help = argparse.SUPPRESS
+        if action.dest == "kv":
+            action.help = f"{action.help}: {', '.join(backend.kv_types)}"
+    sections = {
+        "presets": list_presets(host().profile_dirs()),
+        "formats": {name: ref.summary for name, ref in host().renderers().items()},
+        "examples": {f"{parser.prog} {words}": about for words, about in _EXAMPLES.items()},
+    }
+    if "gguf" in backend.formats[:1]:
+        sections["models that come with autofit"] = dict.fromkeys((f"example:{name}" for name in example_names()), "")
+    parser.formatter_class = partial(argparse.RawDescriptionHelpFormatter, width=parser._get_formatter()._width)
+    parser.epilog = "\n\n".join(_section(title, rows) for title, rows in sections.items())
+
+
+def _section(title: str, rows: Mapping[str, str]) -> str:
+    width = max(map(len, rows), default=0)
+    return "\n".join([f"{title}:", *(f"  {word:<{width}}  {about}".rstrip() for word, about in rows.items())])
 
 
 def run(args: argparse.Namespace, backend_name: str, engine_args: list[str] | None) -> int:

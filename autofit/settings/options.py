@@ -160,7 +160,7 @@ OPTIONS: tuple[Option, ...] = (
            help="what to optimize for"),
     Option(name="kv", metavar="TYPE", parse=parse_kv_type,
            help="KV cache type: auto (a quantized one where it helps) or a type of the engine"),
-    Option(name="preset", metavar="NAME", parse=str, help="start from a named set of options (see profiles/presets)"),
+    Option(name="preset", metavar="NAME", parse=str, help="a named set of options, below what is given beside it"),
     Option(name="engine_version", metavar="VERSION", parse=str, help="plan for this version of the engine"),
     Option(name="strict", parse=parse_flag,
            help="exit code 3 also for a command that starts and runs short of memory later"),

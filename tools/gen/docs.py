@@ -23,7 +23,7 @@ from autofit.hardware.catalog import list_profiles
 from autofit.host import Host, resolve
 from autofit.planning.findings import COMMON
 from autofit.profiles import data_dir
-from autofit.settings.options import OPTIONS
+from autofit.settings.options import OPTIONS, OWN
 
 from autofit_llama.model.architecture import every_architecture
 from autofit_vllm.architectures import choose_architecture
@@ -72,7 +72,8 @@ def cli() -> str:
         plan.add_arguments(parser)
         lines += ["", f"## autofit {name}", "", f"{backend.summary[:1].upper()}{backend.summary[1:]}.", ""]
         lines += ["```", f"usage: {parser.usage}", "```", "", *_rows(parser, skipped=_SHARED), ""]
-        shown = ", ".join(f"`{option.flag}`" for option in OPTIONS)
+        supported = OWN | host.backend(name).supports
+        shown = ", ".join(f"`{option.flag}`" for option in OPTIONS if option.name in supported)
         lines += wrap(f"Planning options, as above: {shown}.", 118, break_on_hyphens=False)
         programs = ", ".join(f"`{program}`" for program in backend.programs)
         lines += [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -42,6 +43,23 @@ def test_each_command_has_help(command: str) -> None:
     done = autofit(command, "--help")
     assert done.returncode == 0
     assert done.stdout.startswith("usage: autofit")
+
+
+@pytest.mark.parametrize(
+    ("command", "kv_type", "refused"), [("llama", "q5_1", ("--mean-tokens", "--fill HOW")), ("vllm", "fp8_e5m2", ())]
+)
+def test_help_of_a_plan_shows_values_presets_and_examples(
+    command: str, kv_type: str, refused: tuple[str, ...]
+) -> None:
+    text = autofit(command, "--help").stdout
+    assert kv_type in text
+    assert not any(option in text for option in refused)
+    for line in ("chat ", "coding-agent ", "long-context ", "throughput ", "low-memory ", "powershell "):
+        assert re.search(rf"^  {line} *\S", text, re.MULTILINE), line
+    assert "engine flags go after --" in text
+    for example in re.findall(rf"^  autofit {command} MODEL(.*?)  ", text, re.MULTILINE)[:4]:
+        done = autofit(command, "/nonexistent.gguf", *example.split())
+        assert "no such file" in done.stderr, example
 
 
 def test_a_plan_prints_one_command_on_stdout_and_all_else_on_stderr() -> None:

@@ -118,3 +118,19 @@ def test_a_long_prompt_is_told_apart_from_the_start() -> None:
     message = next(finding.message for finding in found.findings if finding.code == "runs-short")
     assert message.startswith("starts; GPU0 ")
     assert "when a prompt fills a micro-batch" in message
+
+
+def test_what_lacks_at_the_start_is_named_and_no_rate_of_what_never_runs_is_told() -> None:
+    """A prompt cache that main memory has no room for is not what stops a Mac whose working set is passed."""
+    command = ["llama-server", "-m", "example:mixtral-8x7b-q4_k_m", "-ngl", "99", "-c", "8192"]
+    found = autofit.check(command, autofit.load_machine("m2-max", ram="32GB"))
+    message = next(finding.message for finding in found.findings if finding.code == "does-not-fit")
+    limit = found.memory.pools[0].limits[0]
+    assert f"does not fit: {limit.id} {limit.name} needs" in message
+    assert f"({limit.used_bytes - limit.limit_bytes} bytes)" in message
+    assert found.speed is None
+    card = autofit.check(command, autofit.load_machine("rtx-3090", ram="64GiB"))
+    message = next(finding.message for finding in card.findings if finding.code == "does-not-fit")
+    pool = card.memory.pool("GPU0")
+    assert f"({pool.shortfall_bytes} bytes) more" in message
+    assert message.endswith("of it to start")
