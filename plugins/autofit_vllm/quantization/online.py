@@ -102,9 +102,7 @@ def online(shorthand: str) -> Online:
         min_capability=80 if shorthand == "experts_int8" else 75,
         dtypes=("bfloat16", "float16"),
         while_loading=True,
-        on_meta=tuple(
-            kind for kind, scheme in (("linear", linear), ("experts", experts)) if scheme is not UNQUANTISED
-        ),
+        on_meta=tuple(kind for kind, scheme in (("linear", linear), ("experts", experts)) if scheme is not UNQUANTISED),
         linear_scheme=linear,
         experts_scheme=experts,
     )

@@ -48,9 +48,7 @@ def test_each_command_has_help(command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "kv_type", "refused"), [("llama", "q5_1", ("--mean-tokens", "--fill HOW")), ("vllm", "fp8_e5m2", ())]
 )
-def test_help_of_a_plan_shows_values_presets_and_examples(
-    command: str, kv_type: str, refused: tuple[str, ...]
-) -> None:
+def test_help_of_a_plan_shows_values_presets_and_examples(command: str, kv_type: str, refused: tuple[str, ...]) -> None:
     text = autofit(command, "--help").stdout
     assert kv_type in text
     assert not any(option in text for option in refused)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 
-import pytest
-
 import autofit
+import pytest
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.architectures import build_from_config
