@@ -289,7 +289,7 @@ def _stage_weights(scales: _Scales, stage: int, lora: LoraSpec | None, with_draf
         extra_bytes=extra,
         lora_bytes=0 if lora is None else sum(lora_bytes(module, parallel, lora) for module in modules),
         draft_bytes=draft,
-        on_meta=tuple(kind for kind in quantization.on_meta if by_kind[kind]),
+        on_meta=tuple(kind for kind in quantization.on_meta if by_class[Experts if kind == "experts" else Linear]),
     )
 
 
