@@ -48,7 +48,7 @@ from autofit_vllm.quantization import Quantization, quantization_for
 if TYPE_CHECKING:
     from autofit_vllm.planning.load import Load
 
-CPU_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"  #: GiB of KV cache in main memory
+CPU_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"  #: GiB of KV cache in RAM
 SERVE = ("vllm", "serve")
 
 

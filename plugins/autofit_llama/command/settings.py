@@ -12,7 +12,7 @@ from autofit_llama.engine.vocabulary import FlashAttention, LazyMode, LoadMode, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaSettings:
-    """What a command says; `None` is not said. The last of a flag said twice counts, but for lists that grow.
+    """Flags of a command line; `None` means not given. A repeated flag overrides, except list flags, which append.
 
     `n_ctx` 0 is the trained context and never to be reduced, `n_gpu_layers` -1 is `auto`, -2 `all`; empty
     `devices` are `-dev none`; `n_parallel` -1 is `auto`; `fit_target_mib` is repeated for every device when

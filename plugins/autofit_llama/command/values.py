@@ -1,4 +1,4 @@
-"""How the values of llama.cpp's flags are read; what is wrong with one is a `ValueError` in its words.
+"""Parse values of llama.cpp's flags; a `ValueError` repeats llama.cpp's own wording.
 
 Source: common/arg.cpp, the handler of each option.
 """

@@ -19,7 +19,7 @@ from autofit_llama.engine.vocabulary import POOLING_NONE, POOLING_RANK
 from autofit_llama.memory.estimate import Estimate, Run
 from autofit_llama.model.context import CELL_PADDING
 
-SPARE_BYTES = 1 * GIB  #: of main memory, kept free beside a prompt cache
+SPARE_BYTES = 1 * GIB  #: of RAM, kept free beside a prompt cache
 #: options with which a model may read more than it was trained for
 _STRETCHES = frozenset(("rope-scaling", "rope-scale", "rope-freq-base", "rope-freq-scale", "yarn-orig-ctx"))
 

@@ -36,7 +36,7 @@ class FitTask:
 
     `n_ctx` 0 is open. `n_ctx_min` is `--fit-ctx`, `None` after `-c 0`, which keeps the whole context. `n_layer` counts
     draft layers only where these are loaded. `free_bytes` are those the engine sees, its own context on each device
-    taken off; `host_total_bytes` is main memory, all of it, which counts without a device alone.
+    taken off; `host_total_bytes` is RAM, all of it, which counts without a device alone.
     """
 
     n_ctx: int

@@ -1,4 +1,4 @@
-"""A compute buffer that is surely not too low, for an architecture without a graph: from its tensors alone.
+"""An upper bound of the compute buffer for an architecture without a graph, from its tensors alone.
 
 Every operation of the fattest block is taken to be alive at once, at its full width, next to every input of the graph.
 The engine's allocator reuses memory, so its peak is lower; how much lower is not known, and the plan says so.

@@ -1,4 +1,4 @@
-"""What is settled once the placement is known: the server's caches in main memory, threads, and no fitting."""
+"""What is settled once the placement is known: the server's caches in RAM, threads, and no fitting."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def complete(task: Task, solved: LlamaSettings, found: Found, final: Estimate) -
 
 
 def _server_caches(task: Task, final: Estimate) -> dict[str, Any]:
-    """`--cache-ram` and `--ctx-checkpoints`: the defaults (`None`), or what main memory has left for them."""
+    """`--cache-ram` and `--ctx-checkpoints`: the defaults (`None`), or what RAM has left for them."""
     given = task.pins.settings
     pool = final.memory.pool(HOST_POOL)
     spare = None if pool.budget_bytes is None else max(0, pool.budget_bytes - pool.used_bytes - SPARE_BYTES)

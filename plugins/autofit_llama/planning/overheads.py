@@ -1,4 +1,4 @@
-"""What stands beside the blocks on a device, as far as estimates have shown: and so how much room blocks have.
+"""Overhead per device (everything but layers), learned from full estimates, and the memory it leaves for layers.
 
 Compute buffers, runtime and what the user fixed depend on the place of a device in the chain and on whether
 anything is left on the host, hardly on the exact cuts.
@@ -101,7 +101,7 @@ class Known:
     _fixed_bytes: int = 0  #: weights of no block, or that the user has placed, on the host whatever else
 
     def has_seen(self, candidate: Candidate) -> bool:
-        """Whether anything is known that `beside` goes by."""
+        """Whether any estimate with these cache types has been recorded."""
         return any((other.type_k, other.type_v) == (candidate.type_k, candidate.type_v) for other in self._latest)
 
     def learn(self, candidate: Candidate, tables: Tables, split: Split, memory: Memory) -> bool:
@@ -127,7 +127,7 @@ class Known:
         return is_news
 
     def beside(self, candidate: Candidate, role: Role) -> int:
-        """What stands beside the blocks, as learnt; or what it surely is not below, so that nothing is missed.
+        """Learned overhead in bytes, or a lower bound while this role of the device has not been estimated.
 
         Compute buffers grow with the micro-batch and the context, at most in proportion, and with copies for overlap.
         """

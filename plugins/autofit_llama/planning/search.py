@@ -1,6 +1,6 @@
 """The placement for one context and one set of caches: exact search, then proof by the full estimate.
 
-What stands beside the blocks on a device is learnt on the way: propose a split, estimate it in full, and
+The overhead of a device, everything but layers, is learned on the way: propose a split, estimate it in full, and
 propose again with what that has shown, until the answer stays the same and fits. Whatever is returned as
 fitting has been estimated in full.
 """
@@ -296,6 +296,6 @@ def shortfall_bytes(memory: Memory) -> int:
 
 
 def _lacks(found: Found) -> tuple[int, int]:
-    """What is missing on devices, then what is in all: main memory takes what devices have no room for."""
+    """What is missing on devices, then what is in all: RAM takes what devices have no room for."""
     missing = shortfall_bytes(found.memory)
     return missing - max(0, found.memory.pool(HOST_POOL).shortfall_bytes), missing

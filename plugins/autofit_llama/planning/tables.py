@@ -1,4 +1,4 @@
-"""From blocks to a chain for the exact search, and from its answer to what the engine is told.
+"""Build the layer-assignment problem from layer costs, and convert its solution to a `Split`.
 
 A unit is a whole block, or (finer) a block's own part and each projection of its bulk: cut there, a device is
 filled to the last tensor, and the rest of the block's bulk overflows to the next device or to RAM.

@@ -144,7 +144,7 @@ class Task:
         )
 
     def reads_whole_inputs(self, params: ContextParams, n_ctx: int) -> bool:
-        """Whether the server takes no input longer than a micro-batch, and nobody has said how long that is."""
+        """Whether inputs must fit in one micro-batch and neither -b nor -ub is set."""
         given, hp = self.pins.settings, self.sized.hparams
         if not self.base.embedding or given.n_ubatch is not None or given.n_batch is not None:
             return False

@@ -69,7 +69,7 @@ class TensorSearch(Search):
         return tuple(dict.fromkeys(((1,) * n, *map(_percent, parts))))
 
     def _rooms(self, candidate: Candidate, limits: Sequence[int | None]) -> Sequence[int | None]:
-        """Bytes that each device has for its part, beside what is whole on every one: seen on one without a part."""
+        """Memory left on each device for its shard after replicated tensors, measured with an empty shard."""
         problem = self.problem
         assert isinstance(problem, LaunchProblem)
         *_, last = problem.devices

@@ -67,7 +67,7 @@ def across_nodes(devices: Sequence[Device], n_nodes: int) -> tuple[Device, ...]:
 
 
 def _within(device: Device, machine: Machine) -> Device:
-    """A device that draws on main memory has no more than is available there
+    """A device that draws on RAM has no more than is available there
     (utils/mem_utils.py:MemorySnapshot.measure)."""
     available = machine.host.available_bytes
     if device.pool != HOST_POOL or available is None:

@@ -1,1 +1,1 @@
-"""Bytes of weights, caches and start-up, on the GPU and in main memory."""
+"""Bytes of weights, caches and start-up, on the GPU and in RAM."""

@@ -106,7 +106,7 @@ class RankBudget:
         return (*self.consumed, self.peak, self.graphs, *self.outside, *self.after)
 
     def with_host(self, host: HostUse) -> RankBudget:
-        """The budget of a rank whose device draws on main memory: vLLM then measures that, processes and
+        """The budget of a rank whose device draws on RAM: vLLM then measures that, processes and
         pinned weights included (utils/mem_utils.py:MemorySnapshot.measure)."""
         return replace(
             self,

@@ -1,4 +1,4 @@
-"""Main memory: what vLLM's processes, offloaded weights and caches take of it, by when they take it."""
+"""RAM: what vLLM's processes, offloaded weights and caches take of it, by when they take it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from autofit_vllm.modules.model import VllmModel
 WORKER_BYTES = 3 * GIB // 2  #: resident set of one worker process, without weights
 SERVER_BYTES = 2 * GIB  #: API server and engine core
 #: Compilers of kernels, and files read ahead of the weights, while vLLM starts. Where a GPU has memory of its own, they
-#: are gone before main memory is short; a GPU that shares it must leave the room. On a GB10 of 121.7 GiB vLLM ran out
+#: are gone before RAM is short; a GPU that shares it must leave the room. On a GB10 of 121.7 GiB vLLM ran out
 #: with 9.7 GiB outside its budget and started with 18.3 (recipes/pull/632).
 START_BYTES = 8 * GIB
 

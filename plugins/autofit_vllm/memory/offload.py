@@ -1,4 +1,4 @@
-"""Weights in main memory: what vLLM's two ways of it free on the GPU, and what the host pays."""
+"""Weights in RAM: what vLLM's two ways of it free on the GPU, and what the host pays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Offload:
     copies the next layer into a pool on the GPU while the current one computes."""
 
     params: tuple[str, ...]  #: names that restrict it; none: all of a layer
-    moved: tuple[int, ...]  #: bytes in main memory, per stage
+    moved: tuple[int, ...]  #: bytes in RAM, per stage
     pool: tuple[int, ...]  #: bytes on the GPU that stand in for them, per stage
     host_bytes: int  #: pinned, of one rank of every stage together
     prefetches: bool = False

@@ -397,7 +397,7 @@ class VllmModel:
     quantization: Mapping[str, object] | None = None  #: the checkpoint's quantization configuration
     ssm_dtype: str | None = None  #: the checkpoint's recurrent state type, where vLLM takes it
     draft: Draft | None = None
-    basis: Literal["derived", "bound"] = "derived"  #: `bound`: an unknown architecture, surely not too low
+    basis: Literal["derived", "bound"] = "derived"  #: `bound`: an upper bound for an unknown architecture
     notes: tuple[str, ...] = ()  #: what a reader of the plan ought to know
     config: Mapping[str, object] = field(default_factory=dict)  #: of the text model, defaults filled in
 

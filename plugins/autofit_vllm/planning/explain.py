@@ -56,7 +56,7 @@ def explain(
         ],
         speed=full_speed_of(best.evaluation, problem.roofline) if best.fits else None,
     )
-    if best.fits and not plan.fits:  # main memory is short: rates and prices are of nothing
+    if best.fits and not plan.fits:  # RAM is short: rates and prices are of nothing
         kept = tuple(found for found in plan.findings if found.code not in PRICES)
         return replace(plan, speed=None, findings=kept)
     if best.fits and best.load is not None:

@@ -52,7 +52,7 @@ def margin_bytes(device: Device, index: int, margins: Sequence[Margin]) -> int:
 class Rank:
     """One GPU of a replica: its stage, and what is free on it for vLLM's budget.
 
-    `n_sharing` ranks draw on main memory, as this one does where it is not 0."""
+    `n_sharing` ranks draw on RAM, as this one does where it is not 0."""
 
     device: Device
     stage: int
@@ -135,7 +135,7 @@ class Evaluation:
 
     @property
     def host_bytes(self) -> int:
-        """What is taken of main memory: by GPUs that share it, too."""
+        """What is taken of RAM: by GPUs that share it, too."""
         sharing = [self.used_bytes(rank) for rank in self.ranks if rank.n_sharing]
         return sum(sharing) if sharing else sum(item.n_bytes for item in host_items(self))
 
@@ -314,7 +314,7 @@ def gpu_of(devices: Sequence[Device]) -> Gpu:
 
 
 def memory_of(evaluation: Evaluation, machine: Machine) -> Memory:
-    """Pools in the engine's device order, the host last; GPUs that draw on main memory are part of its pool."""
+    """Pools in the engine's device order, the host last; GPUs that draw on RAM are part of its pool."""
     n_blocks = evaluation.capacity.n_blocks if evaluation.capacity else 0
     uses = []
     for rank in evaluation.ranks:
@@ -334,12 +334,12 @@ def memory_of(evaluation: Evaluation, machine: Machine) -> Memory:
                 margin_bytes=rank.margin_bytes,
             )
         )
-    # processes are part of what a GPU takes that shares main memory with them
+    # processes are part of what a GPU takes that shares RAM with them
     return account(uses, () if any(use.shares_memory for use in uses) else host_items(evaluation), machine)
 
 
 def host_items(evaluation: Evaluation) -> tuple[MemoryItem, ...]:
-    """Main memory that no GPU shares: processes, offloaded weights, caches; all of vLLM's CPU build."""
+    """RAM that no GPU shares: processes, offloaded weights, caches; all of vLLM's CPU build."""
     items = list(evaluation.host.items)
     if evaluation.config.gpu.cpu:
         n_blocks = evaluation.capacity.n_blocks if evaluation.capacity else 0
@@ -413,7 +413,7 @@ def build_plan(
     length = evaluation.capacity.max_model_len if evaluation.capacity else evaluation.config.max_model_len
     host = memory.pool(HOST_POOL)
     # A stated KV memory replaces the accounting: whether weights fit beside it is not asked. On the CPU
-    # it is main memory, which holds everything else too.
+    # it is RAM, which holds everything else too.
     asked = evaluation.config.gpu.cpu or not evaluation.given_kv
     if asked and host.shortfall_bytes > 0 and (evaluation.fits or not any(r.n_sharing for r in evaluation.ranks)):
         own.append(_host_finding(host))
@@ -437,7 +437,7 @@ def build_plan(
 
 
 def _host_finding(host: PoolUse) -> Finding:
-    """Main memory is short; what takes most of it is named."""
+    """RAM is short; what takes most of it is named."""
     most = max(host.items, key=lambda item: item.n_bytes if item.kind != "reserve" else 0)
     return finding(
         "does-not-fit",

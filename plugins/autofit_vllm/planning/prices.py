@@ -1,4 +1,4 @@
-"""What the choices of a plan cost, for its summary: GPUs left out, an 8-bit cache, weights in main memory."""
+"""What the choices of a plan cost, for its summary: GPUs left out, an 8-bit cache, weights in RAM."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Every layout that the model divides over is tried. Within one, the length comes first, at vLLM's smallest default
 batch; larger batches are taken as far as they do not shorten it, smaller ones as far as it takes to reach what was
-wished. Then come an 8-bit cache, no CUDA graphs, and last experts or layers in main memory. What the user pinned is
+wished. Then come an 8-bit cache, no CUDA graphs, and last experts or layers in RAM. What the user pinned is
 never touched.
 
 The cache is paged: `--parallel N` are N sequences at a time, not N full contexts. One full context is guaranteed."""
@@ -249,7 +249,7 @@ def _base_of(problem: Problem, candidate: Candidate) -> _Base:
 
 
 def _graphs_decide(candidate: Candidate) -> bool:
-    """Whether what CUDA graphs take is about what is missing."""
+    """Whether dropping CUDA graphs would roughly cover the shortfall."""
     evaluation = candidate.evaluation
     graphs = max(budget.graphs.n_bytes for budget in evaluation.budgets)
     return evaluation.shortfall_bytes <= 2 * graphs + GIB // 2
@@ -690,11 +690,11 @@ def _holds(evaluation: Evaluation, length: int, n_sequences: int, mean_tokens: i
     return not have or needed <= min(have)
 
 
-# -- Main memory -----------------------------------------------------------------------------------
+# -- RAM -------------------------------------------------------------------------------------------
 
 
 def _offloaded(problem: Problem, found: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates that keep experts, or layers, in main memory: the least with which a moderate load fits."""
+    """Candidates that keep experts, or layers, in RAM: the least with which a moderate load fits."""
     if any(problem.settings.pins(name) for name in ("cpu_offload_gb", "offload_group_size")):
         return []
     if any(device.pool == HOST_POOL for device in problem.devices):
@@ -883,7 +883,7 @@ def _unpinned(settings: VllmSettings) -> VllmSettings:
 
 
 def offloadable_bytes(candidate: Candidate) -> int:
-    """Weights that main memory could take, on all ranks."""
+    """Weights that RAM could take, on all ranks."""
     evaluation = candidate.evaluation
     params = ("experts",) if evaluation.model.is_moe else ()
     if not offloadable(evaluation.weights, params):
