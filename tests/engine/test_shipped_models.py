@@ -74,7 +74,7 @@ def test_the_tiny_model_serves_and_answers(server: str) -> None:
 def test_the_descriptions_are_what_llama_quantize_chooses() -> None:
     script = [
         sys.executable,
-        str(ROOT / "bench" / "make_examples.py"),
+        str(ROOT / "tools" / "gen" / "examples.py"),
         str(BIN / "llama-quantize"),
         "--check",
     ]
