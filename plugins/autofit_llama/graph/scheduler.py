@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autofit.domain.values import dataclass, field
+from autofit.errors import EngineRefusalError
 
 from autofit_llama.graph.allocator import Arena, Held, allocate
 from autofit_llama.graph.cuda import fusion_dependencies
@@ -119,7 +120,10 @@ class Scheduler:
                 if src.dev < 0:
                     src.dev = src.root.dev if src.root is not None else t.dev
             if t.dev < 0:
-                t.dev = next(dev for dev in range(cpu + 1) if self.supports(dev, t))
+                t.dev = next((dev for dev in range(cpu + 1) if self.supports(dev, t)), -1)
+            if t.dev < 0:  # GGML_ASSERT(*cur_backend_id != -1)
+                types = ", ".join(f"{src.name or src.op} of {src.type}" for src in t.src)
+                raise EngineRefusalError(f"no device and no CPU runs {t.op} on {types}")
 
     def _most_inputs(self, t: Tensor) -> int:
         best, best_inputs = -1, -1

@@ -17,7 +17,7 @@ from autofit_vllm.quantization.floating import (
     MicroscaledScheme,
     Nvfp4Scheme,
 )
-from autofit_vllm.quantization.names import all_or_none, exact_or_regex
+from autofit_vllm.quantization.names import Listed, all_or_none, listed
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor, expert_biases
 
 _WORD = 32
@@ -238,7 +238,8 @@ class CompressedTensors(Quantization):
     """compressed_tensors.py:CompressedTensorsConfig."""
 
     groups: tuple[tuple[str, Scheme], ...]  #: targets in their order
-    ignored: tuple[str, ...]
+    targets: Listed  #: of the groups
+    ignored: Listed
     per_head_scales: bool = False
 
     def linear(self, module: Linear) -> Scheme:
@@ -270,18 +271,14 @@ class CompressedTensors(Quantization):
             yield Tensor(f"{name}_zero_point", (count,), dtype)
 
     def _ignores(self, name: str, shards: tuple[str, ...]) -> bool:
-        def listed(value: str) -> bool:
-            return any(exact_or_regex(value, entry) for entry in self.ignored)
-
-        return listed(name) or all_or_none(shards, listed)
+        return self.ignored.means(name) or all_or_none(shards, self.ignored.means)
 
     def _of(self, name: str, shards: tuple[str, ...], class_name: str) -> Scheme:
-        for target, scheme in self.groups:
-            if exact_or_regex(name, target):
-                return scheme
-        firsts = [next((g for g in self.groups if exact_or_regex(shard, g[0])), None) for shard in shards]
-        if firsts[0] is not None and all(first is not None for first in firsts):
-            return firsts[0][1]
+        first = self.targets.first(name)
+        if first is None and all(map(self.targets.means, shards)):
+            first = self.targets.first(shards[0])
+        if first is not None:
+            return self.groups[first][1]
         for target, scheme in self.groups:
             if not target.startswith("re:") and target.lower() in class_name.lower():
                 return scheme
@@ -320,6 +317,7 @@ def compressed_tensors(config: Mapping[str, Any], capability: int) -> Compressed
         min_capability=70,
         kv_cache_dtype="fp8" if eight else None,
         groups=tuple(groups),
-        ignored=tuple(entry for entry in config.get("ignore") or () if isinstance(entry, str)),
+        targets=listed(target for target, _ in groups),
+        ignored=listed(entry for entry in config.get("ignore") or () if isinstance(entry, str)),
         per_head_scales=isinstance(cache, Mapping) and cache.get("strategy") == "attn_head",
     )

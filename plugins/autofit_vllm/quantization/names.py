@@ -8,16 +8,19 @@ without them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from typing import Any
 
+from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
 _WRAPPERS = frozenset({"model", "language_model", "thinker"})
 _MAX_PATTERN = 512
-_NESTED = re.compile(r"[)*+}](?<!\\.)[*+{]")  #: a repetition of what repeats may backtrack without end
-_UNBOUNDED = re.compile(r"(?<!\\)(?<!\\d)[*+]|,\}")
-_MAX_UNBOUNDED = 4  #: the steps of a match grow with the name's length to this power
+_NAME_LENGTH = 64  #: of a layer's name, about
+_MAX_STEPS = (_NAME_LENGTH + 1) ** 4  #: of all patterns of one list at one name, by `_ways`
+_NO_CHOICE = re.compile(r"[^*+?{|]*(?:[*+?{][^*+?{|]*)?")  #: one repetition at most, no alternatives
+_REPEATS = frozenset({"MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"})
 
 
 @lru_cache(maxsize=65536)
@@ -29,20 +32,97 @@ def bare(name: str) -> str:
     return ".".join(parts)
 
 
-@lru_cache(maxsize=1024)
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The entries of one list, each a name or a pattern (`re:`), read once: a name is looked up, not compared."""
+
+    names: Mapping[str, int]  #: without wrappers -> the first entry of that name
+    patterns: tuple[tuple[int, re.Pattern[str]], ...]  #: with the number of the entry
+
+    def first(self, name: str) -> int | None:
+        """The first entry that means a layer
+        (layers/quantization/compressed_tensors/utils.py:is_equal_or_regex_match)."""
+        named = self.names.get(bare(name))
+        for number, pattern in self.patterns:
+            if named is not None and named < number:
+                break
+            if pattern.match(name):
+                return number
+        return named
+
+    def means(self, name: str) -> bool:
+        return self.first(name) is not None
+
+    def any_below(self, prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in self.names)
+
+
+def listed(entries: Iterable[str]) -> Listed:
+    """Raises:
+    EngineRefusalError: no pattern, or matching might not end.
+    """
+    names: dict[str, int] = {}
+    patterns: dict[str, int] = {}
+    for number, entry in enumerate(entries):
+        if entry.startswith("re:"):
+            patterns.setdefault(entry[3:], number)
+        else:
+            names.setdefault(bare(entry), number)
+    found = tuple((number, _compiled(pattern)) for pattern, number in patterns.items())
+    if sum(map(_steps, patterns)) > _MAX_STEPS:
+        raise EngineRefusalError(f"quantization_config: matching {len(patterns)} patterns may not end")
+    return Listed(names, found)
+
+
+@lru_cache(maxsize=16384)
 def _compiled(pattern: str) -> re.Pattern[str]:
-    unbounded = len(_UNBOUNDED.findall(pattern))
-    if len(pattern) > _MAX_PATTERN or unbounded > _MAX_UNBOUNDED or _NESTED.search(pattern):
-        raise EngineRefusalError(f"quantization_config: matching the pattern {pattern[:60]!r} may not end")
+    import warnings
+
+    if len(pattern) > _MAX_PATTERN:
+        raise EngineRefusalError(f"quantization_config: pattern {pattern[:60]!r} of {len(pattern)} characters")
     try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise EngineRefusalError(f"quantization_config: bad pattern {pattern!r}: {error}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a later Python may read differently
+            compiled = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise EngineRefusalError(f"quantization_config: bad pattern {pattern[:60]!r}: {error}") from None
+    if _steps(pattern) > _MAX_STEPS:
+        raise EngineRefusalError(f"quantization_config: matching the pattern {pattern[:60]!r} may not end")
+    return compiled
 
 
-@lru_cache(maxsize=1024)
-def _glob(pattern: str) -> re.Pattern[str]:
-    return re.compile(".*".join(re.escape(piece) for piece in pattern[:_MAX_PATTERN].split("*")) + r"\Z")
+@lru_cache(maxsize=16384)
+def _steps(pattern: str) -> int:
+    """About how many steps Python's `re` may take at one name."""
+    if _NO_CHOICE.fullmatch(pattern):
+        return _NAME_LENGTH
+    from re import _parser  # type: ignore[attr-defined]
+
+    return _ways(_parser.parse(pattern))
+
+
+def _ways(items: Iterable[tuple[Any, Any]]) -> int:
+    """In how many ways a parsed pattern may match at one place: all of them are tried where none leads on.
+
+    Alternatives add up, what follows each other multiplies, and a repetition of what itself has several ways is a
+    power. More than `_MAX_STEPS` is not told apart.
+    """
+    ways = 1
+    for operation, value in items:
+        name = str(operation)
+        if name == "BRANCH":
+            ways *= sum(map(_ways, value[1]))
+        elif name in _REPEATS:
+            least, most, item = value
+            least, most = min(least, _NAME_LENGTH), min(most, _NAME_LENGTH)
+            inner = _ways(item)
+            ways *= inner**most * (most - least + 1) if inner > 1 else most - least + 1
+        elif name == "GROUPREF_EXISTS":
+            ways *= sum(_ways(item) for item in value[1:] if item is not None)
+        elif name in ("SUBPATTERN", "ASSERT", "ASSERT_NOT", "ATOMIC_GROUP"):
+            ways *= _ways(value if name == "ATOMIC_GROUP" else value[-1])
+        ways = min(ways, _MAX_STEPS + 1)
+    return ways
 
 
 def regex_matches(pattern: str, name: str) -> bool:
@@ -56,7 +136,24 @@ def regex_searches(pattern: str, name: str) -> bool:
 
 
 def glob_matches(pattern: str, name: str) -> bool:
-    return _glob(pattern).match(name) is not None or _glob(bare(pattern)).match(bare(name)) is not None
+    return _glob_matches(pattern, name) or _glob_matches(bare(pattern), bare(name))
+
+
+def _glob_matches(pattern: str, name: str) -> bool:
+    """Where `*` stands for anything: each piece at the first place that it has, which is enough."""
+    first, *others = pattern.split("*")
+    if not others:
+        return pattern == name
+    *middle, last = others
+    at = len(first)
+    if not name.startswith(first):
+        return False
+    for piece in middle:
+        found = name.find(piece, at)
+        if found < 0:
+            return False
+        at = found + len(piece)
+    return len(name) - len(last) >= at and name.endswith(last)
 
 
 def exact(name: str, listed: Iterable[str]) -> bool:
@@ -65,13 +162,6 @@ def exact(name: str, listed: Iterable[str]) -> bool:
 
 def substring(name: str, listed: Iterable[str]) -> bool:
     return any(entry in name or bare(entry) in bare(name) for entry in listed)
-
-
-def exact_or_regex(name: str, entry: str) -> bool:
-    """compressed-tensors' rule (layers/quantization/compressed_tensors/utils.py:is_equal_or_regex_match)."""
-    if entry.startswith("re:"):
-        return regex_matches(entry[3:], name)
-    return name == entry or bare(name) == bare(entry)
 
 
 def all_or_none(shards: tuple[str, ...], match: Callable[[str], bool]) -> bool:

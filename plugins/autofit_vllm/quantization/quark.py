@@ -12,7 +12,7 @@ from autofit.errors import EngineRefusalError
 from autofit_vllm.modules.model import Experts, Linear
 from autofit_vllm.modules.sharding import ExpertsShape, LinearShape, round_up
 from autofit_vllm.quantization.floating import Fp8Scheme, MicroscaledScheme, Nvfp4Scheme, cache_scales, gpt_oss_rounding
-from autofit_vllm.quantization.names import all_or_none, bare, exact_or_regex
+from autofit_vllm.quantization.names import Listed, all_or_none, bare, listed
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor, cdiv, expert_biases
 
 _MX_GROUP = 32  #: weights that share an exponent
@@ -230,7 +230,7 @@ class Quark(Quantization):
 
     overall: Mapping[str, Any]
     layers: Mapping[str, Mapping[str, Any]]
-    excluded: tuple[str, ...]
+    excluded: Listed
     gpt_oss: bool
 
     def linear(self, module: Linear) -> Scheme:
@@ -240,7 +240,7 @@ class Quark(Quantization):
 
     def experts(self, module: Experts, shape: ExpertsShape) -> Scheme:
         below = bare(module.name) + "."
-        if self._excludes(module.name, (module.name,)) or any(bare(name).startswith(below) for name in self.excluded):
+        if self._excludes(module.name, (module.name,)) or self.excluded.any_below(below):
             return UNQUANTISED
         return scheme_of(self._entry(module.name, (module.name,)), self.capability, gpt_oss=self.gpt_oss)
 
@@ -248,10 +248,7 @@ class Quark(Quantization):
         return () if latent else cache_scales(dtype)
 
     def _excludes(self, name: str, shards: tuple[str, ...]) -> bool:
-        def listed(value: str) -> bool:
-            return any(exact_or_regex(value, entry) for entry in self.excluded)
-
-        return listed(name) or all_or_none(shards, listed)
+        return self.excluded.means(name) or all_or_none(shards, self.excluded.means)
 
     def _entry(self, name: str, shards: tuple[str, ...]) -> Mapping[str, Any]:
         found = [self._named(shard) for shard in shards]
@@ -296,5 +293,5 @@ def quark(config: Mapping[str, Any], *, gpt_oss: bool = False) -> Quark:
         overall=overall if isinstance(overall, Mapping) else {},
         layers=named,
         gpt_oss=gpt_oss,
-        excluded=tuple(str(name) for name in config.get("exclude") or ()),
+        excluded=listed(str(name) for name in config.get("exclude") or ()),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from autofit_vllm.modules.model import Experts, Linear, Parallel, Part, Vocabula
 from autofit_vllm.modules.sharding import experts_shape, linear_shape
 from autofit_vllm.quantization import NONE, UNQUANTISED, Quantization, quantization_for
 from autofit_vllm.quantization.name_maps import rename_of, renamed
-from autofit_vllm.quantization.names import bare, exact_or_regex, regex_matches, skipped
+from autofit_vllm.quantization.names import bare, glob_matches, listed, regex_matches, skipped
 
 HOPPER = (9, 0)
 
@@ -197,7 +199,30 @@ def test_wrappers_in_front_of_names_do_not_count() -> None:
     assert bare("model.language_model.layers.0.mlp") == "layers.0.mlp"
     assert bare("language_model.model.layers.0.mlp") == "layers.0.mlp"
     assert bare("model") == "model"
-    assert exact_or_regex("language_model.model.layers.0.mlp.gate", "model.layers.0.mlp.gate")
+    assert listed(("model.layers.0.mlp.gate",)).means("language_model.model.layers.0.mlp.gate")
+
+
+def test_many_patterns_that_are_cheap_each_are_refused_together() -> None:
+    listed(f"re:.*a.*{n}" for n in range(1000))
+    with pytest.raises(EngineRefusalError, match="5000 patterns"):
+        listed(f"re:.*a.*{n}" for n in range(5000))
+
+
+def test_the_first_entry_that_means_a_layer() -> None:
+    found = listed(("re:model.layers.1.*", "layers.2.mlp", "re:.*mlp", "layers.2.mlp", "layers.1.mlp"))
+    names = ("model.layers.1.mlp", "model.layers.2.mlp", "layers.1.mlp", "layers.9.mlp", "layers.9.attn")
+    assert [found.first(name) for name in names] == [0, 1, 2, 2, None]
+
+
+@pytest.mark.parametrize("pattern", ["", "a", "*", "a*", "*a", "a*a", "*a*b*", "**ab", "a*b*a", "b*ab*b", "ab*ba"])
+def test_stars_match_as_fnmatch_has_them(pattern: str) -> None:
+    for letters in (letters for n in range(6) for letters in product("ab", repeat=n)):
+        name = "".join(letters)
+        assert glob_matches(pattern, name) == fnmatch.fnmatchcase(name, pattern), name
+
+
+def test_stars_without_number_are_matched_at_once() -> None:
+    assert not glob_matches("*a" * 250 + "!", "a" * 400)
 
 
 def test_parts_of_a_fused_layer_must_agree() -> None:
@@ -217,7 +242,19 @@ def test_patterns_leave_layers_out() -> None:
 
 @pytest.mark.parametrize(
     "pattern",
-    [r"(a+)+$", r"(.*)*x", r"(?:a|a)+b", ".*a.*b.*c.*d.*e", "(", "a" * 600],
+    [
+        r"(a+)+$",
+        r"(.*)*x",
+        r"(?:a|a)+b",
+        ".*a.*b.*c.*d.*e",
+        "(",
+        "a" * 600,
+        ".?" * 60 + "!",
+        ".{0,30}" * 12 + "!",
+        "(?:.|..)" * 40 + "!",
+        "(?=" + ".?" * 60 + "!)",
+        "a{99999999999}",
+    ],
 )
 def test_patterns_that_might_not_end_are_refused(pattern: str) -> None:
     with pytest.raises(EngineRefusalError, match="pattern"):
@@ -232,6 +269,8 @@ def test_patterns_that_might_not_end_are_refused(pattern: str) -> None:
         r"model\.layers\.(?:[0-9]|1[0-9])\.self_attn\..*",
         r"^(?!.*self_attn).*$",
         r".*\.layers\.\d+\.mlp\.experts\.\d+\..*",
+        r"model\.layers\.(" + "|".join(map(str, range(80))) + r")\.mlp\.(gate|up|down)_proj",
+        r"(?:[a-z]{3}\.)?model\.(?:layers)+\.\d{1,3}$",
     ],
 )
 def test_patterns_of_published_checkpoints_are_taken(pattern: str) -> None:
