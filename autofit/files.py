@@ -5,7 +5,23 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+
+def config_home(environ: Mapping[str, str]) -> Path:
+    """`$XDG_CONFIG_HOME`, or `~/.config`; a place where nothing is when neither is an absolute path.
+
+    A relative one would be a part of whatever directory the user is in, which others may have filled.
+    """
+    home = environ.get("HOME") or environ.get("USERPROFILE") or "~"
+    for found in (Path(environ.get("XDG_CONFIG_HOME", "")), Path(home) / ".config"):
+        # os.path leaves a `~` alone that it cannot look up, pathlib raises
+        path = Path(os.path.expanduser(found))  # noqa: PTH111
+        if path.is_absolute():
+            return path
+    return Path(os.devnull)
 
 
 def read_bounded(path: str | os.PathLike[str], limit_bytes: int) -> bytes:
@@ -43,12 +59,28 @@ def write_whole(path: Path, data: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # a name of its own for each writer: two that save at the same time must not write into one file
     temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}-{os.urandom(4).hex()}.new")
+    with _no_signals():
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _no_signals() -> Iterator[None]:
+    """Signals that end the process wait until a small file is whole: they would leave a part of it behind."""
+    import signal
+
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autofit.errors import AutofitError, UsageError
-from autofit.files import read_bounded, write_whole
+from autofit.files import config_home, read_bounded, write_whole
 
 Kind = Literal["hardware", "presets"]
 MAX_FILE_BYTES = 1 << 20
@@ -38,7 +38,7 @@ def user_dir(env: Mapping[str, str] | None = None, platform: str = sys.platform)
         return Path(env.get("APPDATA") or home / "AppData" / "Roaming") / "autofit"
     if platform == "darwin" and not env.get("XDG_CONFIG_HOME"):
         return home / "Library" / "Application Support" / "autofit"
-    return Path(env.get("XDG_CONFIG_HOME") or home / ".config") / "autofit"
+    return config_home(env) / "autofit"
 
 
 def search_dirs(kind: Kind, extra_dirs: Iterable[str | Path] = ()) -> list[Path]:

@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         report(error)
         give_up_stdout()
         return 1
+    except MemoryError:
+        print("autofit: out of memory", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from autofit.hardware.facts import Facts
 
 MAX_ANSWER_BYTES = 1 << 22
+MAX_SECONDS = 120
 
 
 class ChildError(Exception):
@@ -95,6 +96,9 @@ def _answer(ask: Callable[[], Facts], sends: int) -> None:
 
         sends = fcntl.fcntl(sends, fcntl.F_DUPFD, 3)  # it may have the number of a stream that was closed
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.alarm(MAX_SECONDS)  # nobody else ends a child that hangs after the parent was killed
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):  # what the library prints is nobody's answer
             os.dup2(nowhere, stream)

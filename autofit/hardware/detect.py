@@ -130,12 +130,18 @@ def _ask_all(system: System, host: Host, sources: Sequence[tuple[str, Source]]) 
         except Exception as error:  # a source must not take the others with it, whatever a driver sends back
             answers[position] = Facts(findings=(f"{name}: {type(error).__name__}: {printable(str(error))}",))
 
+    started: list[threading.Thread] = []
     threads = [
         threading.Thread(target=ask, args=(position, name), daemon=True) for position, (name, _) in enumerate(sources)
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
+    for position, thread in enumerate(threads):
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, or no memory for them
+            ask(position, sources[position][0])
+        else:
+            started.append(thread)
+    for thread in started:
         thread.join(system.seconds_left)
     return [answer or _late(system, name) for answer, (name, _) in zip(answers, sources, strict=True)]
 

@@ -37,7 +37,12 @@ class Surroundings:
 
     def files(self) -> list[Path]:
         """`autofit.toml` of the directory, then the user's."""
-        return [path for path in (self.own_file, config_dir(self.variables) / SETTINGS_FILE) if path.is_file()]
+        users = config_dir(self.variables) / SETTINGS_FILE
+        own = () if self._directory_is(users.parent) else (self.own_file,)
+        return [path for path in (*own, users) if path.is_file()]
+
+    def _directory_is(self, other: Path) -> bool:
+        return os.path.realpath(self.directory) == os.path.realpath(other)
 
     @property
     def own_file(self) -> Path:

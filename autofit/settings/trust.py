@@ -7,19 +7,19 @@ user is little (`docs/SECURITY.md`).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from autofit.errors import UsageError
-from autofit.files import read_bounded, write_whole
+from autofit.files import config_home, read_bounded, write_whole
 
 MAX_BYTES = 1 << 20
 
 
 def config_dir(environ: Mapping[str, str]) -> Path:
     """Where the user's own settings are."""
-    # os.path leaves a `~` alone that it cannot look up, pathlib raises
-    return Path(os.path.expanduser(environ.get("XDG_CONFIG_HOME") or "~/.config")) / "autofit"  # noqa: PTH111
+    return config_home(environ) / "autofit"
 
 
 def trusted(environ: Mapping[str, str]) -> dict[str, str]:
@@ -35,7 +35,7 @@ def trusted(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_trusted(path: Path, text: str, environ: Mapping[str, str]) -> bool:
-    return trusted(environ).get(os.path.realpath(path)) == _digest(text)
+    return trusted(environ).get(_name(path)) == _digest(text)
 
 
 def trust(path: Path, text: str, environ: Mapping[str, str]) -> None:
@@ -44,7 +44,8 @@ def trust(path: Path, text: str, environ: Mapping[str, str]) -> None:
     Raises:
         UsageError: the list cannot be written.
     """
-    _save({**trusted(environ), os.path.realpath(path): _digest(text)}, environ)
+    with _alone(environ):
+        _save({**trusted(environ), _name(path): _digest(text)}, environ)
 
 
 def forget(path: Path, environ: Mapping[str, str]) -> bool:
@@ -53,11 +54,35 @@ def forget(path: Path, environ: Mapping[str, str]) -> bool:
     Raises:
         UsageError: the list cannot be written.
     """
-    known = trusted(environ)
-    was = known.pop(os.path.realpath(path), None) is not None
-    if was:
-        _save(known, environ)
+    with _alone(environ):
+        known = trusted(environ)
+        was = known.pop(_name(path), None) is not None
+        if was:
+            _save(known, environ)
     return was
+
+
+def _name(path: Path) -> str:
+    """The file's place. A link that lies in another directory is another file, whatever it points to."""
+    return os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118
+
+
+@contextmanager
+def _alone(environ: Mapping[str, str]) -> Iterator[None]:
+    """Others that change the list wait meanwhile, where directories can be locked."""
+    try:
+        import fcntl
+
+        _store(environ).parent.mkdir(parents=True, exist_ok=True)
+        directory = os.open(_store(environ).parent, os.O_RDONLY)
+    except (ImportError, OSError):  # what is wrong with it, the save says
+        yield
+        return
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
 
 
 def _save(entries: Mapping[str, str], environ: Mapping[str, str]) -> None:

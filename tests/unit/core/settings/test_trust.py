@@ -122,3 +122,72 @@ def test_the_list_holds_paths_with_the_content_that_was_trusted(here: Path) -> N
     assert not is_trusted(here / "other" / "autofit.toml", "a = 1", environ)
     assert list(json.loads((here.parent / "config/autofit/trusted.json").read_text())) == [os.path.realpath(path)]
     assert forget(path, environ) and not forget(path, environ)
+
+
+def test_a_link_to_a_trusted_file_is_not_trusted_in_another_directory(here: Path) -> None:
+    config = here.parent / "config"
+    mine = here.parent / "mine"
+    mine.mkdir()
+    (mine / "autofit.toml").write_text('engine-args = ["--port", "9000"]\n')
+    assert autofit("trust", str(mine), cwd=here, config=config).returncode == 0
+    (here / "autofit.toml").symlink_to(mine / "autofit.toml")
+    argv, said = plan(here)
+    assert "9000" not in argv and "not trusted" in said
+
+
+def test_a_trusted_file_in_a_directory_that_moved_is_not_trusted(here: Path) -> None:
+    config = here.parent / "config"
+    (here / "autofit.toml").write_text('engine-args = ["--port", "9000"]\n')
+    assert autofit("trust", ".", cwd=here, config=config).returncode == 0
+    moved = here.rename(here.with_name("moved"))
+    argv, said = plan(moved)
+    assert "9000" not in argv and "not trusted" in said
+
+
+def test_a_link_to_the_trusted_directory_is_that_directory(here: Path) -> None:
+    (here / "autofit.toml").write_text('engine-args = ["--port", "9000"]\n')
+    link = here.with_name("link")
+    link.symlink_to(here)
+    assert autofit("trust", str(link), cwd=here, config=here.parent / "config").returncode == 0
+    assert "9000" in plan(here)[0]
+
+
+def test_the_file_of_a_parent_directory_does_not_count(here: Path) -> None:
+    (here.parent / "autofit.toml").write_text("parallel = 7\n" + HOSTILE)
+    argv, said = plan(here)
+    assert "7" not in argv and "0.0.0.0" not in argv and "autofit.toml" not in said
+
+
+def test_in_the_directory_of_the_users_settings_they_are_read_once_and_are_the_users(here: Path) -> None:
+    own = here.parent / "config" / "autofit"
+    own.mkdir()
+    (own / "autofit.toml").write_text('engine-args = ["--port", "9000"]\n')
+    done = autofit(*PLAN, cwd=own, config=here.parent / "config")
+    assert shlex.split(done.stdout).count("9000") == 1 and "not trusted" not in done.stderr
+
+
+def test_only_the_users_flags_let_a_checkpoint_run_its_code(here: Path) -> None:
+    """Settings without trust, a chat template, generation settings, a list of files beside the model: none of them."""
+    model = here / "model"
+    model.mkdir()
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 512, "intermediate_size": 1024,
+        "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 1000,
+        "max_position_embeddings": 4096, "torch_dtype": "bfloat16", "trust_remote_code": True,
+        "auto_map": {"AutoModelForCausalLM": "evil.Model"},
+    }  # fmt: skip
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "generation_config.json").write_text('{"trust_remote_code": true, "max_new_tokens": 7}')
+    (model / "chat_template.jinja").write_text("{{ '--trust-remote-code' }}")
+    (model / "evil.py").write_text("raise SystemExit('ran')")
+    for folder in (here, model):
+        (folder / "autofit.toml").write_text(HOSTILE + "[vllm]\n" + HOSTILE)
+        (folder / "config.yaml").write_text("trust-remote-code: true\n")
+    words = ("vllm", str(model), "--on", "rtx-3090", "--ram", "64GiB")
+    for cwd in (here, model):
+        done = autofit(*words, cwd=cwd, config=here.parent / "config")
+        assert done.returncode == 0, done.stderr
+        assert "--trust-remote-code" not in done.stdout and "0.0.0.0" not in done.stdout
+        assert "not trusted" in done.stderr
+    done = autofit(*words, "--", "--trust-remote-code", cwd=here, config=here.parent / "config")
+    assert "--trust-remote-code" in done.stdout
