@@ -38,11 +38,8 @@ class Surroundings:
     def files(self) -> list[Path]:
         """`autofit.toml` of the directory, then the user's."""
         users = config_dir(self.variables) / SETTINGS_FILE
-        own = () if self._directory_is(users.parent) else (self.own_file,)
-        return [path for path in (*own, users) if path.is_file()]
-
-    def _directory_is(self, other: Path) -> bool:
-        return os.path.realpath(self.directory) == os.path.realpath(other)
+        found = [path for path in (self.own_file, users) if path.is_file()]
+        return found[1:] if len(found) == 2 and found[0].samefile(users) else found
 
     @property
     def own_file(self) -> Path:
