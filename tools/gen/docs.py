@@ -124,6 +124,37 @@ def _rows(parser: argparse.ArgumentParser, skipped: frozenset[str] = frozenset()
         yield f"| {' | '.join(cells)} |"
 
 
+PLOTTO = DOCS.parent / "examples" / "autofit-plotto"
+FIRST_PLUGIN = """\
+## A first plugin
+
+Two files in an empty folder make an engine that autofit plans for. `pyproject.toml`:
+
+```toml
+{project}```
+
+`autofit_plotto.py`:
+
+```python
+{module}```
+
+`factory` names the class, and the class derives from `Backend`: nothing else is accepted. In an environment that has
+autofit:
+
+```console
+$ pip install .
+$ autofit plotto example:tiny --on rtx-3090 --ram 64GiB
+plotto ...tiny.gguf
+  GPU0  NVIDIA GeForce RTX 3090  ... used of 23.57 GiB free  weights 385.0 KiB · runtime ...
+...
+```
+
+[write-a-backend.md](write-a-backend.md) goes on from here: flags, a solved context, decisions, rates, tests.
+`autofit plugins` shows a plugin that is broken with its error, `AUTOFIT_DEBUG=traceback` the traceback.
+
+"""
+
+
 def hooks() -> str:
     lines = [
         "# Hooks",
@@ -132,6 +163,10 @@ def hooks() -> str:
         "",
     ]
     lines += ["`autofit.hookspecs.hookimpl` and found through the entry-point group `autofit`.", ""]
+    lines += FIRST_PLUGIN.format(
+        project=(PLOTTO / "pyproject.toml").read_text(encoding="utf-8"),
+        module=(PLOTTO / "autofit_plotto.py").read_text(encoding="utf-8"),
+    ).splitlines()
     for name, function in sorted(vars(hookspecs).items()):
         if not name.startswith("autofit_"):
             continue

@@ -1,0 +1,1 @@
+"""Hearth, an invented engine, for autofit."""
