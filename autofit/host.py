@@ -194,9 +194,10 @@ class Host:
         with blamed(refs[name].factory):
             backend = factory()
             if not isinstance(backend, Backend):
+                made = type(backend).__name__
                 raise PluginError(
-                    f"{refs[name].factory} must make a Backend, not {type(backend).__name__}",
-                    hint=f"class {type(backend).__name__:.60}(autofit.backend.Backend): docs/hooks.md has a whole plugin",
+                    f"{refs[name].factory} must make a Backend, not {made}",
+                    hint=f"class {made:.60}(autofit.backend.Backend): docs/hooks.md has a whole plugin",
                 )
             return backend
 
