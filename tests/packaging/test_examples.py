@@ -25,6 +25,7 @@ from support import ROOT
 HEARTH, PLOTTO = ROOT / "examples" / "autofit-hearth", ROOT / "examples" / "autofit-plotto"
 TUTORIAL, HOOKS = ROOT / "docs" / "write-a-backend.md", ROOT / "docs" / "hooks.md"
 MOST_PLUMBING_LINES = 60
+ALIKE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE  # a column is as wide as its widest word
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -118,7 +119,7 @@ def test_commands_of_the_page_print_what_it_shows(name: str, request: pytest.Fix
     assert commands[0][0].startswith("pip install"), "what the fixture does"
     for command, shown in commands[1:]:
         printed = followed.run(shlex.split(command)).stdout
-        assert doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS), f"{command}\n{printed}"
+        assert doctest.OutputChecker().check_output(shown, printed, ALIKE), f"{command}\n{printed}"
 
 
 def test_without_the_package_there_is_no_such_engine(hearth: Followed) -> None:
