@@ -238,7 +238,10 @@ def _read_index(path: Path) -> ModelSpec:
             raise CorruptModelError(
                 printable(str(path)), f"the weight_map names a file outside this directory: {printable(name, 80)}"
             )
-    return _read_files([path.with_name(name) for name in names], weight_map)
+    paths, config = [path.with_name(name) for name in names], path.with_name("config.json")
+    if config.is_file() and not any(shard.exists() for shard in paths):
+        return _to_spec(config, [], [], {})  # before the download: as with the configuration alone
+    return _read_files(paths, weight_map)
 
 
 def _read_files(paths: Sequence[Path], weight_map: Mapping[str, str] | None) -> ModelSpec:

@@ -207,7 +207,7 @@ def _why_context(task: Task, goals: Goals, found: Found) -> str:
         return f"{each}: the shortest useful context"
     if goals.prefer == "context":
         return f"{each}: the longest context at this decode rate"
-    return f"{each}: the longest context without a lower decode rate"
+    return f"{each}: the longest context that keeps most of the decode rate of a short one"
 
 
 def _why_devices(task: Task, found: Found) -> str:

@@ -276,3 +276,14 @@ def test_a_huge_json_file_is_not_read(tmp_path: Path) -> None:
     path.touch()
     os.truncate(path, 1 << 40)
     refused(path, "the file has 1099511627776 bytes; at most")
+
+
+def test_an_index_before_its_shards_is_the_configuration_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    alone = read_safetensors(tmp_path)
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert read_safetensors(tmp_path) == alone
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"")
+    with pytest.raises(ModelNotFoundError, match="model-00002-of-00002.safetensors: missing, one of 2 shards"):
+        read_safetensors(tmp_path)
