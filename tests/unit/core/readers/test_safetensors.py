@@ -285,5 +285,5 @@ def test_an_index_before_its_shards_is_the_configuration_alone(tmp_path: Path) -
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert read_safetensors(tmp_path) == alone
     (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"")
-    with pytest.raises(ModelNotFoundError, match="model-00002-of-00002.safetensors: missing, one of 2 shards"):
+    with pytest.raises(ModelNotFoundError, match=r"model-00002-of-00002\.safetensors: missing, one of 2 shards"):
         read_safetensors(tmp_path)
