@@ -139,6 +139,9 @@ class LaunchProblem:
         )
 
     def step(self, candidate: Candidate) -> Step:
+        if self.settings.embedding:  # whole inputs, and nothing is decoded
+            n_tokens = min(FILLED_TOKENS, candidate.n_ctx_seq)
+            return Step(n_tokens, 1, 0)
         filled = min(FILLED_TOKENS, candidate.n_ctx_seq)
         if self.deep:
             filled = max(filled, candidate.n_ctx_seq // 2)

@@ -116,6 +116,8 @@ class Task:
             speed = problem.speed(found.candidate, found.split)
             if speed is None:
                 return 1.0 / found.seconds
+            if self.base.embedding:  # nothing is decoded
+                return speed.prefill_tokens_per_s or 0.0
             full = speed.decode_tokens_per_s
             return full if prefer == "context" else speed.start_tokens_per_s or full
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import autofit
 import pytest
 from autofit.domain.machine import Device, Host, Machine
 from autofit.domain.plan import Plan
@@ -477,3 +478,16 @@ def test_the_nearest_context_is_the_longest_and_not_the_fastest() -> None:
     assert plan(on, model=EXPERTS, context=65_536).fits
     assert longest > 65_536
     assert plan(on, model=EXPERTS, context=longest).fits
+
+
+@pytest.mark.parametrize("model", ["nomic-embed-text-v1.5-Q8_0", "bge-large-en-v1.5-F16"])
+@pytest.mark.parametrize("on", ["m3-max-36gb", "m2-16gb", "rtx-3060"])
+def test_an_embedding_model_runs_where_inputs_are_read_fastest(on: str, model: str) -> None:
+    """A token alone may be faster on the CPU beside a GPU that has to be started for it; whole inputs are not."""
+    found = plan(autofit.load_machine(on), model=model)
+    assert "--embedding" in found.argv
+    assert "-dev" not in found.argv
+    on_cpu = plan(autofit.load_machine(on), "-dev", "none", model=model)
+    assert found.speed is not None
+    assert on_cpu.speed is not None
+    assert (found.speed.prefill_tokens_per_s or 0) > 2 * (on_cpu.speed.prefill_tokens_per_s or 0)
