@@ -111,6 +111,17 @@ class Config(Mapping[str, Any]):
             raise ModelError(f"config.json: {count} layers")
         return count
 
+    def times(self, key: str, *, default: Whole, each: Whole = 1) -> Whole:
+        """How often something of `each` parts is built, bounded as layers are.
+
+        Raises:
+            ModelError: not a number, or more parts than any model has.
+        """
+        count = self.int(key, default=default)
+        if count * each > _MAX_LAYERS:
+            raise ModelError(f"config.json: {key} is {printable(str(count), 40)}")
+        return count
+
     def number(self, key: str, default: float) -> float:
         value = self._values.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float):

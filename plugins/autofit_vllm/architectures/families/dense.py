@@ -681,7 +681,7 @@ def step1(b: Builder) -> None:
 def iquest_loop(b: Builder) -> None:
     """models/iquest_loopcoder.py: llama's layers, passed several times; later passes have a window of their own."""
     config = b.config
-    heads, passes = config.int("num_attention_heads"), config.int("loop_num", default=2)
+    heads, passes = config.int("num_attention_heads"), config.times("loop_num", default=2, each=config.layers())
     size = b.hidden_size // heads
     b.embedding(everywhere=True)
     for layer in b.layers():
