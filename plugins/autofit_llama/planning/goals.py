@@ -206,6 +206,8 @@ class _Contexts:
     def beyond(self, first: Found, most: int, passes: Callable[[Found], bool]) -> Found:
         """The answer for the longest context from that of `first` up to `most` that fits and `passes`."""
         first = self.stretched(first, most, passes)
+        if not self.search.learns and self.goals.prefer != "context":
+            return first  # each context would take as many estimates as the first: -sm tensor is not proposed anyway
         # the same contexts whatever memory there is, so that more of it passes wherever less does
         steps = [n_ctx for n_ctx in _steps(self.goals.least, most) if n_ctx > first.candidate.n_ctx_seq]
 
@@ -223,7 +225,7 @@ class _Contexts:
 
     def looked_again(self, found: Found, longer: Sequence[int], passes: Callable[[Found], bool]) -> Found:
         """The answer of a search without the knowledge of other contexts, which may have hidden a better one."""
-        if not found.split.on_host:
+        if not (found.split.on_host and self.search.learns):
             return found
         fresh = type(self.search)(self.search.problem)
         again = fresh.best(found.candidate)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
+from typing import ClassVar
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.memory import Memory
@@ -45,6 +46,7 @@ class Found(NamedTuple):
 class Search:
     """Searches for one problem; remembers what stands beside the blocks, and every estimate."""
 
+    learns: ClassVar[bool] = True  #: whether what estimates have shown decides what is proposed next
     problem: Problem
     known: Known = field(init=False)
     measured: dict[tuple[Candidate, Split], Memory] = field(default_factory=dict)

@@ -8,7 +8,7 @@ estimates finds the first that fits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.values import dataclass, field
@@ -29,7 +29,9 @@ _T = TypeVar("_T")
 class TensorSearch(Search):
     """`Search` for devices that share every block. The rows of a split are the numbers of `-ts`."""
 
+    learns: ClassVar[bool] = False
     seconds: dict[tuple[Candidate, Split], float] = field(default_factory=dict)
+    _levels_that_lack: dict[Shares, int] = field(default_factory=dict)  #: of the last context: the next one's is near
 
     def best(self, candidate: Candidate) -> Found | None:
         return self.resident(candidate) or self.spilled(candidate)
@@ -108,8 +110,9 @@ class TensorSearch(Search):
             spare = self.spare(self._measured(candidate, *levels[k], shares))
             return any(n_bytes < 0 for name, n_bytes in spare.items() if name != HOST_POOL)
 
-        last = largest(lacks, 0, len(levels) - 1)
+        last = largest(lacks, 0, len(levels) - 1, hint=self._levels_that_lack.get(shares))
         first = 0 if last is None else last + 1
+        self._levels_that_lack[shares] = first - 1
         return self._measured(candidate, *levels[first], shares) if first < len(levels) else None
 
     def _levels(self) -> Sequence[tuple[int, int]]:
