@@ -6,7 +6,7 @@ At start it allocates on one GPU:
 - KV cache: keys and values in 16 bits, contiguous: every slot has its whole context, rounded up to 64 tokens;
 - compute: for a prompt chunk of 512 tokens two hidden states in 16 bits, and logits in 32 bits for each slot.
 
-Main memory holds a staging buffer of 64 MiB. Served are 16-bit Llama-like checkpoints (dense layers with attention
+RAM holds a staging buffer of 64 MiB. Served are 16-bit Llama-like checkpoints (dense layers with attention
 over the whole context), up to the context that they were trained for.
 """
 
@@ -115,7 +115,7 @@ def context_item(gpu):
 
 
 def host_items():
-    """What main memory holds."""
+    """What RAM holds."""
     return (MemoryItem(kind="runtime", n_bytes=STAGING_BYTES, basis="exact", label="staging buffer"),)
 
 
