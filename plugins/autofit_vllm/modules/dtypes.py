@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from autofit.domain.text import printable
+from autofit.errors import EngineRefusalError
+
 _BYTES = {
     "float64": 8,
     "int64": 8,
@@ -45,6 +48,9 @@ def dtype_bytes(dtype: str) -> int:
     """Bytes of one element.
 
     Raises:
-        KeyError: not an element type that vLLM keeps weights or caches in.
+        EngineRefusalError: not an element type that vLLM keeps weights or caches in.
     """
-    return _BYTES[dtype]
+    found = _BYTES.get(dtype)
+    if found is None:
+        raise EngineRefusalError(f"vLLM keeps no weights or caches as {printable(dtype, 40)!r}")
+    return found
