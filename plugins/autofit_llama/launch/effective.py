@@ -56,8 +56,12 @@ def effective(
     found = estimate(run, machine, of_devices)
     lacks = _overlap_lacks(run, found, machine)
     if lacks > 0:
-        run = replace(run, arguments=replace(run.arguments, pipeline=False))
-        found = estimate(run, machine, of_devices)
+        plain = replace(run, arguments=replace(run.arguments, pipeline=False))
+        again = estimate(plain, machine, of_devices)
+        if again.memory.starts:  # else it is refused with what was asked for
+            run, found = plain, again
+        else:
+            lacks = 0
     return Effective(asked=asked, launch=launch, run=run, found=found, fitted=fitted, overlap_lacks_bytes=max(lacks, 0))
 
 

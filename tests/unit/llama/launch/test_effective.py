@@ -84,6 +84,14 @@ def test_pipeline_parallelism_is_dropped_where_its_buffers_do_not_fit() -> None:
     assert large.engine_report["sched_copies"] == 4
 
 
+def test_pipeline_parallelism_is_told_as_asked_where_nothing_would_start_anyway() -> None:
+    argv = "-ngl 99 -fit off -c 8192 -np 1 -ub 2048".split()
+    found = check(cards("rtx-3060-12gb", 2), *argv, model="qwen2.5-72b-IQ4_XS")
+    assert not found.fits
+    assert found.engine_report["sched_copies"] == 4
+    assert "no-pipeline-parallelism" not in codes(found)
+
+
 def test_a_build_that_keeps_logits_of_every_row() -> None:
     argv = "-ngl 99 --n-cpu-moe 26 -c 8192 -b 4096 -ub 4096 -np 1 -fit off".split()
     card = cards("rtx-3060-12gb")
