@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,21 @@ from support.recorded_machines import machine
 PLAN = ("llama", "example:tiny", "--on", "rtx-3090", "--ram", "64GiB")
 SAVE = ("hardware", "save", "box", "--on", "rtx-3090", "--ram", "64GiB")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs limits and signals of Linux")
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_heard() -> Iterator[None]:
+    """What starts the tests may ignore signals (nohup, a job in the background), and children would inherit that."""
+    ignored = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None))
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN
+    ]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def start(*args: str, before: str = "", cwd: Path | None = None, **env: str) -> subprocess.Popen[bytes]:
