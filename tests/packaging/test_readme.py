@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -42,6 +43,36 @@ def test_cold_starts_are_measured_without_an_argument() -> None:
     assert "`python bench/startup.py`" in README
     printed = _run("bench/startup.py", "--runs", "1")
     assert len(re.findall(r"^(?:python|autofit) .* \d+ ms +\d+ ms +\d+\.\d$", printed, re.MULTILINE)) == 6, printed
+
+
+def test_the_printed_plan_is_the_one_shown() -> None:
+    shown = README.split("```console\n$ autofit ", 1)[1].split("```", 1)[0]
+    command, _, printed = shown.partition("\n")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("AUTOFIT_", "LLAMA_ARG_"))}
+    run = subprocess.run(
+        [sys.executable, "-m", "autofit", *command.split()],
+        capture_output=True,
+        text=True,
+        env=environ | {"XDG_CONFIG_HOME": "/nonexistent", "PYTHONIOENCODING": "utf-8"},
+    )
+    assert (run.stdout + run.stderr).splitlines() == printed.splitlines()
+
+
+#: a phrase of the table of answers, with the command behind it
+ANSWERS = [
+    ("~1.8 tokens/s with 32k context", "example:mixtral-8x7b-f16 --on a100-40gb --ram 128GiB"),
+    ("~53 tokens/s, ~35 with a full context", "example:mixtral-8x22b-q3_k_m --on a100-80gb -c 65536 --ram 128GiB"),
+    ("~1.4 tokens/s (0.9-2.4)", "example:mixtral-8x22b-q3_k_m --on rtx-3090 --ram 128GiB -c 65536"),
+    ("~5.6 tokens/s", "example:mixtral-8x7b-q4_k_m --on rtx-4060-ti-16gb --ram 64GiB -c 16k"),
+]
+
+
+@pytest.mark.parametrize(("phrase", "command"), ANSWERS)
+def test_the_rates_of_the_answers_are_those_told(phrase: str, command: str) -> None:
+    assert phrase in README
+    argv = [sys.executable, "-m", "autofit", "llama", *command.split()]
+    told = subprocess.run(argv, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "utf-8"}).stderr
+    assert all(f"~{rate}" in told for rate in re.findall(r"~([0-9.]+)", phrase))
 
 
 def _run(*argv: str) -> str:

@@ -153,7 +153,7 @@ def second_context(device: Device, label: str) -> tuple[MemoryItem, ...]:
     if device.api not in {"cuda", "rocm"} or device.runtime_bytes == 0:
         return ()
     n_bytes = _blas_bytes(device) + GRAPHS_BYTES + SECOND_POOL_BYTES
-    source = "eight public runs with draft heads, 40 to 130 MiB beyond the buffers"
+    source = "an allowance chosen from public runs with draft heads, 40 to 130 MiB beyond the buffers"
     return (_runtime(n_bytes, "measured", f"cuBLAS, graphs and pool of the {label}", source),)
 
 
