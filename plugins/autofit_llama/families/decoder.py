@@ -10,7 +10,7 @@ from collections.abc import Callable
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer, every
 from autofit_llama.graph.ggml import Tensor
-from autofit_llama.model.architecture import Architecture, DraftTensors, reads
+from autofit_llama.model.architecture import Architecture, DraftTensors, has_80_layers, reads
 from autofit_llama.model.caches import NO_CACHE
 from autofit_llama.model.metadata_reader import MAX_LAYERS, HParamsDraft, Metadata
 from autofit_llama.model.rules import (
@@ -725,6 +725,7 @@ ARCHITECTURES = (
         scales=(),
         graph=deci,
         rotates_whole_heads=True,
+        is_70b=has_80_layers,
     ),
     Architecture(
         name="dream",
@@ -858,6 +859,7 @@ ARCHITECTURES = (
         output="tied",
         scales=(),
         graph=jais2,
+        is_70b=lambda hp: hp.n_layer == 68,
     ),
     Architecture(
         name="llada",
@@ -915,6 +917,7 @@ ARCHITECTURES = (
         output="tied",
         scales=(),
         graph=orion,
+        is_70b=has_80_layers,
     ),
     Architecture(
         name="olmo2",

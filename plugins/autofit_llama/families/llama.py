@@ -5,7 +5,7 @@ from __future__ import annotations
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, every
 from autofit_llama.model.architecture import Architecture, reads
-from autofit_llama.model.hparams import GATING_SIGMOID
+from autofit_llama.model.hparams import GATING_SIGMOID, HParams
 from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
 from autofit_llama.model.rules import (
     deepstack,
@@ -164,6 +164,10 @@ def _load_mistral3(d: HParamsDraft, meta: Metadata) -> None:
             meta.refuse("rope.scaling.original_context_length", "is 0")
 
 
+def _is_70b(hp: HParams) -> bool:
+    return hp.n_layer == 80 and hp.n_expert != 8 and hp.n_head[0] != hp.n_head_kv[0]
+
+
 ARCHITECTURES = (
     Architecture(
         name="granite",
@@ -217,6 +221,7 @@ ARCHITECTURES = (
         scales=("ffn", "experts"),
         graph=llama,
         rotates_whole_heads=True,
+        is_70b=_is_70b,
     ),
     Architecture(
         name="llama-embed",
@@ -227,6 +232,7 @@ ARCHITECTURES = (
         scales=("ffn", "experts"),
         graph=llama_embed,
         rotates_whole_heads=True,
+        is_70b=_is_70b,
     ),
     Architecture(
         name="llama4",

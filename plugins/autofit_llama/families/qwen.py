@@ -9,7 +9,7 @@ from autofit_llama.graph.builder import Graph, Layer, RecurrentInput
 from autofit_llama.graph.draft_head import head, join
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.recurrent import conv_state, delta_net
-from autofit_llama.model.architecture import Architecture, TensorSplit, reads
+from autofit_llama.model.architecture import Architecture, TensorSplit, has_80_layers, reads
 from autofit_llama.model.caches import (
     attending_in_trunk,
     hybrid,
@@ -302,6 +302,7 @@ ARCHITECTURES = (
         output="tied",
         scales=(),
         graph=qwen2,
+        is_70b=has_80_layers,
     ),
     Architecture(
         name="qwen3",

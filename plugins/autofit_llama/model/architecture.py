@@ -77,6 +77,14 @@ def trunk(hp: HParams) -> Sequence[int]:
     return range(hp.n_layer or hp.n_layer_all)
 
 
+def never(hp: HParams) -> bool:
+    return False
+
+
+def has_80_layers(hp: HParams) -> bool:
+    return hp.n_layer == 80
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """One architecture. `name` is `general.architecture` (src/llama-arch.cpp), `source` its file of src/models.
@@ -95,6 +103,7 @@ class Architecture:
     # load_hparams
     sizes: Rule | None = None  #: reads what other architectures have in `embedding_length`
     lone_expert_is_dense: bool = False
+    is_70b: Callable[[HParams], bool] = never  #: load_arch_hparams makes it LLM_TYPE_70B, which llama-quantize asks for
     rotates_whole_heads: bool = False  #: `rope.dimension_count` has to be the head size
 
     # create_memory, llama_context
