@@ -43,7 +43,7 @@ def laid_out(row: Row) -> Layout:
     launch = launch_of(settings_of(reading), reading.program)
     machine = Machine(host=Host(total_bytes=256 * GIB, available_bytes=256 * GIB), devices=cards)
     run = run_of(launch, model.model, machine, sized=model)
-    return lay_out(model, device_rules(run.devices), run.arguments)
+    return lay_out(model, device_rules(run.devices, run.arguments), run.arguments)
 
 
 def judge(row: Row) -> str | None:

@@ -1,8 +1,8 @@
-"""What changed on llama.cpp's command line, by build number.
+"""What changed in llama.cpp, by build number.
 
-Memory figures are those of the newest build known here; only spellings and defaults of older ones are kept.
-A change is known to lie between two builds: the last one seen without it and the first one seen with it.
-Flags are refused only where they are surely absent, and written only where they are surely present.
+Changes of its command line are here; a change of a rule of memory is beside that rule. A change is known to lie between
+two builds: the last one seen without it and the first one seen with it. Flags are refused only where they are surely
+absent, and written only where they are surely present.
 """
 
 from __future__ import annotations
@@ -18,22 +18,33 @@ from autofit_llama.engine.codes import finding
 
 #: the source that docstrings cite as FILE or FILE:NAME; tools/check_sources.py says what a newer one changed
 SOURCE = "llama.cpp of llama-cpp-python 0.3.36"
-NEWEST = 11063  #: the build whose sources the memory model follows (version 0.5.0)
+REFERENCE = 11311  #: its build: what is followed where no build is named
+NEWEST = 11434  #: the newest build that memory was held against
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """`without`: the last build known not to have it; `has`: the first one known to have it."""
+    """`without`: the last build known not to have it; `has`: the first one known to have it.
+
+    Of a rule of memory, `name` says what it is about in words, and `larger` whether a launch takes no less with the
+    change than without: builds between the two follow the rule that takes more. `source` names it in both versions.
+    """
 
     without: int
     has: int
     source: str
+    name: str = ""
+    larger: bool = True
 
     def surely_in(self, build: int) -> bool:
         return build >= self.has
 
     def surely_not_in(self, build: int) -> bool:
         return build <= self.without
+
+    def is_between(self, build: int) -> bool:
+        """Whether it is not known which rule the build follows."""
+        return self.without < build < self.has
 
 
 _CHANGES = {
@@ -54,9 +65,9 @@ _CHANGES = {
 #: rules of memory; where it is not known which one a build has, the one that takes more is followed
 _RULES = {
     "few-outputs": Change(without=9272, has=9849, source="tools/server/server-context.cpp:server_output_limits"),
-    "fit-draft": Change(without=9272, has=NEWEST, source="common/fit.h:common_fit_extra_model"),
+    "fit-draft": Change(without=9272, has=11063, source="common/fit.h:common_fit_extra_model"),
 }
-_SETTINGS_FILES = Change(without=9297, has=NEWEST, source="pull request 26118")
+_SETTINGS_FILES = Change(without=9297, has=11063, source="pull request 26118")
 
 #: option -> the change that brought it
 _OPTIONS = {
@@ -137,7 +148,7 @@ LEGACY = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """A build of llama.cpp, as far as its command line goes; `newer` than is known here, and so with flags unknown."""
+    """A build of llama.cpp; `newer` than is known here, and so with flags unknown."""
 
     build: int
     newer: bool = False
@@ -145,11 +156,15 @@ class Version:
     @property
     def has_unknown_flags(self) -> bool:
         """Whether it may have flags that are not known here: newer ones, or ones that are gone since."""
-        return self.newer or self.build != NEWEST
+        return self.newer or self.build != REFERENCE
 
     def has(self, change: str) -> bool:
         """Whether this build surely has it."""
         return (_CHANGES.get(change) or _RULES[change]).surely_in(self.build)
+
+    def follows(self, rule: Change) -> bool:
+        """Whether memory is counted by the rule as it is since the change."""
+        return self.build >= rule.has or (rule.larger and self.build > rule.without)
 
     def lacks(self, change: str) -> bool:
         """Whether this build surely lacks it."""
@@ -177,7 +192,7 @@ class Version:
         return f"b{self.build}"
 
 
-LATEST = Version(build=NEWEST)
+LATEST = Version(build=REFERENCE)
 NEWER = Version(build=NEWEST, newer=True)
 
 _BUILD = r"(?:^|\bb|\bbuild:?\s*|\bversion:?\s*)(\d{3,6})\b"
@@ -185,7 +200,7 @@ _RELEASE = r"\bv?(\d+)\.(\d+)(?:\.(\d+))?"
 
 
 def find_version(text: str | None) -> tuple[Version, tuple[Finding, ...]]:
-    """The version that `--engine-version` or an engine's own `--version` names; `None` is the newest.
+    """The version that `--engine-version` or an engine's own `--version` names; `None` is the reference.
 
     Understands `b8864`, `8864`, `version: 8864 (abcdef)`, `0.4.1-dev (build 10989)`, `0.5.0`. A newer build
     than is known here is taken for the newest, with a finding.
@@ -202,7 +217,7 @@ def find_version(text: str | None) -> tuple[Version, tuple[Finding, ...]]:
     elif release:
         # releases are numbered since shortly before 0.4.0, the first without the memory-mapping flags
         number = int(release[1]), int(release[2])
-        build = NEWEST if number >= (0, 5) else 10989 if number == (0, 4) else 10874
+        build = 11063 if number >= (0, 5) else 10989 if number == (0, 4) else 10874
         if number > (0, 5):
             return NEWER, (_newer(text),)
     else:
@@ -226,8 +241,8 @@ def _newer(name: str) -> Finding:
 def _uncertain(version: Version) -> tuple[Finding, ...]:
     between = [key for key, change in _CHANGES.items() if change.without < version.build < change.has]
     findings = []
-    if version.build < NEWEST - 1000:
-        message = f"memory figures are those of llama.cpp b{NEWEST}; {version.name} may differ"
+    if version.build < REFERENCE - 1000:
+        message = f"memory figures are those of llama.cpp b{REFERENCE}; {version.name} may differ"
         findings.append(finding("engine-version-older", message))
     if between:
         message = f"it is not known whether llama.cpp {version.name} has: {_words(between)}"

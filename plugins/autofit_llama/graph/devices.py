@@ -13,6 +13,7 @@ from autofit.domain.dtypes import GGML_TYPES_BY_NAME, row_bytes
 from autofit.domain.units import GIB, round_up
 from autofit.domain.values import dataclass, replace
 
+from autofit_llama.engine.versions import LATEST, Version
 from autofit_llama.graph import cuda, metal
 from autofit_llama.graph.allocator import ENDLESS
 from autofit_llama.graph.cuda import ROW_PADDING
@@ -54,6 +55,7 @@ class DeviceRules:
     fusion: bool = True
     pinned_host: bool = True
     members: tuple[DeviceRules, ...] = ()
+    version: Version = LATEST
 
     @property
     def is_exact(self) -> bool:
@@ -95,11 +97,12 @@ METAL = DeviceRules(kind="metal", alignment=32, fusion=False, pinned_host=False)
 VULKAN = DeviceRules(kind="vulkan", alignment=64, max_buffer_bytes=GIB, fusion=False)
 
 
-def rules_for(api: str, compute_capability: tuple[int, int] | None = None) -> DeviceRules:
+def rules_for(api: str, compute_capability: tuple[int, int] | None = None, version: Version = LATEST) -> DeviceRules:
     """The rules of a device of the given API; an API without rules of its own is planned for as Vulkan."""
+    rules = {"cuda": CUDA, "rocm": ROCM, "rpc": RPC, "metal": METAL}.get(api, VULKAN)
     if api == "cuda" and compute_capability is not None:
-        return replace(CUDA, compute_capability=100 * compute_capability[0] + 10 * compute_capability[1])
-    return {"cuda": CUDA, "rocm": ROCM, "rpc": RPC, "metal": METAL}.get(api, VULKAN)
+        rules = replace(rules, compute_capability=100 * compute_capability[0] + 10 * compute_capability[1])
+    return rules if version == LATEST else replace(rules, version=version)
 
 
 def _batch(t: Tensor) -> int:

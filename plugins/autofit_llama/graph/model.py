@@ -8,6 +8,7 @@ from autofit.domain.dtypes import GGML_TYPES_BY_NAME
 from autofit.domain.model import TensorInfo
 from autofit.domain.values import dataclass
 
+from autofit_llama.engine.versions import Version
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.model.context import Context
 from autofit_llama.model.hparams import HParams
@@ -34,6 +35,10 @@ class GraphModel:
     def home(self, name: str, il: int) -> int:
         """Where a loaded weight lies for block `il` (-1: for none in particular)."""
         return self.copies[name, il] if (name, il) in self.copies else self.homes[name]
+
+    @property
+    def version(self) -> Version:
+        return self.context.version
 
     @property
     def output_home(self) -> int:

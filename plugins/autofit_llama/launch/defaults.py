@@ -222,6 +222,7 @@ def _context_params(
         op_offload=_or(settings.op_offload, True),
         embeddings=embedding,
         pooling_type=pooling,
+        version=version,
     )
 
 

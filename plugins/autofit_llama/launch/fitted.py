@@ -48,7 +48,7 @@ def _task(launch: Launch, run: Run, machine: Machine) -> FitTask:
     targets += [targets[0] if len(targets) == 1 else 1024 * MIB] * (MAX_DEVICES - len(targets))
     registered = [device.id for _, device in engine_devices(machine, merged=True)]
     if run.projector_device in registered:  # added by its number among all devices (server-context.cpp:load_model)
-        projector = sum(item.n_bytes for item in projector_items(run, device_rules(run.devices)))
+        projector = sum(item.n_bytes for item in projector_items(run, device_rules(run.devices, run.arguments)))
         targets[registered.index(run.projector_device)] += projector
     return FitTask(
         n_ctx=context.n_ctx,
@@ -79,7 +79,7 @@ class _Dry:
 
     def __init__(self, launch: Launch, run: Run) -> None:
         self.launch, self.run = launch, run
-        self.rules = device_rules(run.devices)
+        self.rules = device_rules(run.devices, run.arguments)
         self.extra: tuple[int, Measured] | None = None
 
     def measure(self, choice: FitChoice) -> Measured:
@@ -120,7 +120,9 @@ class _Dry:
             found = Measured(nothing, nothing, 0)
             for one in self.run.drafts:
                 layout = lay_out(
-                    one.sized, device_rules(one.devices), replace(one.arguments, context=asked, mmap=False)
+                    one.sized,
+                    device_rules(one.devices, one.arguments),
+                    replace(one.arguments, context=asked, mmap=False),
                 )
                 found = _on(self.run.devices, one.devices, _measured(layout))
             return found

@@ -91,8 +91,9 @@ def size(model: ModelSpec) -> Sized:
     return Sized(model, read_hparams(model))
 
 
-def device_rules(devices: Sequence[Device]) -> tuple[DeviceRules, ...]:
-    return tuple(rules_for(device.api, device.compute_capability) for device in devices)
+def device_rules(devices: Sequence[Device], arguments: Arguments) -> tuple[DeviceRules, ...]:
+    version = arguments.context.version
+    return tuple(rules_for(device.api, device.compute_capability, version) for device in devices)
 
 
 def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = (), *, layout: Layout | None = None) -> Estimate:
@@ -103,7 +104,7 @@ def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = (), *, layo
     Raises:
         EngineRefusalError: llama.cpp would refuse these arguments.
     """
-    rules = device_rules(run.devices)
+    rules = device_rules(run.devices, run.arguments)
     layout = layout or lay_out(run.sized, rules, run.arguments)
     items: dict[str, list[MemoryItem]] = {device.id: [] for device in run.devices}
     host: list[MemoryItem] = []
@@ -234,7 +235,7 @@ def _extra_context(
 
 
 def _draft_items(draft: Companion, items: Mapping[str, list[MemoryItem]], host: list[MemoryItem]) -> None:
-    layout = lay_out(draft.sized, device_rules(draft.devices), draft.arguments)
+    layout = lay_out(draft.sized, device_rules(draft.devices, draft.arguments), draft.arguments)
     plan = layout.weight_plan
     for i, device in enumerate(draft.devices):
         _add(
@@ -313,7 +314,7 @@ def allocated_compute(run: Run) -> tuple[tuple[int, ...], int]:
     The engine's own dry run, which `estimate` follows, forgets where norms are pinned and never builds the graph of
     generation; it is seldom lower, and on several devices often higher.
     """
-    compute = lay_out(run.sized, device_rules(run.devices), run.arguments, dry_run=False).compute
+    compute = lay_out(run.sized, device_rules(run.devices, run.arguments), run.arguments, dry_run=False).compute
     return compute.device_bytes, compute.host_bytes
 
 

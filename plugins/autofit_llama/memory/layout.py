@@ -10,6 +10,7 @@ from autofit.domain.model import ModelSpec, TensorInfo
 from autofit.domain.values import dataclass, replace
 from autofit.errors import UnsupportedModelError
 
+from autofit_llama.engine.versions import LATEST, Version
 from autofit_llama.engine.vocabulary import LazyMode, Override
 from autofit_llama.graph.buffers import ComputeBuffers, Known, compute_buffers
 from autofit_llama.graph.devices import DeviceRules, device_bytes
@@ -81,13 +82,17 @@ class Sized:
         self.hparams = hparams
         self.tensors: Mapping[str, TensorInfo] = {tensor.name: tensor for tensor in model.tensors}
         self.known = Known()
-        self._loaded: dict[tuple[bool, LazyMode], tuple[Weight, ...]] = {}
+        self._loaded: dict[tuple[bool, LazyMode, Version], tuple[Weight, ...]] = {}
         self._slices: dict[tuple[tuple[DeviceRules, ...], tuple[float, ...], bool], Slices] = {}
 
-    def weights(self, *, load_mtp: bool = False, lazy_mode: LazyMode = "auto") -> tuple[Weight, ...]:
-        key = (load_mtp, lazy_mode)
+    def weights(
+        self, *, load_mtp: bool = False, lazy_mode: LazyMode = "auto", version: Version = LATEST
+    ) -> tuple[Weight, ...]:
+        key = (load_mtp, lazy_mode, version)
         if key not in self._loaded:
-            self._loaded[key] = loaded_weights(self.model, self.hparams, load_mtp=load_mtp, lazy_mode=lazy_mode)
+            self._loaded[key] = loaded_weights(
+                self.model, self.hparams, load_mtp=load_mtp, lazy_mode=lazy_mode, version=version
+            )
         return self._loaded[key]
 
     def slices(self, devices: tuple[DeviceRules, ...], splits: tuple[float, ...], *, load_mtp: bool) -> Slices:
@@ -112,7 +117,7 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
     """
     hp = sized.hparams
     context = resolve_context(hp, arguments.context)
-    weights = sized.weights(load_mtp=arguments.load_mtp, lazy_mode=arguments.lazy_mode)
+    weights = sized.weights(load_mtp=arguments.load_mtp, lazy_mode=arguments.lazy_mode, version=context.version)
     slices, splits = None, arguments.splits
     if arguments.sliced:
         slices = sized.slices(tuple(devices), splits, load_mtp=arguments.load_mtp)

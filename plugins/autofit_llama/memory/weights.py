@@ -17,6 +17,7 @@ from autofit.domain.model import ModelSpec, TensorInfo
 from autofit.domain.units import GIB, round_up
 from autofit.domain.values import NamedTuple, dataclass, field
 
+from autofit_llama.engine.versions import LATEST, Version
 from autofit_llama.engine.vocabulary import LazyMode, Operation
 from autofit_llama.graph.devices import device_bytes
 from autofit_llama.graph.ggml import HOST, HOST_REPACKED
@@ -140,7 +141,12 @@ _SUFFIX = re.compile(r"\.(weight|bias|scales?|input_scale|lora_a|lora_b)$")
 
 
 def loaded_weights(
-    model: ModelSpec, hp: HParams, *, load_mtp: bool = False, lazy_mode: LazyMode = "auto"
+    model: ModelSpec,
+    hp: HParams,
+    *,
+    load_mtp: bool = False,
+    lazy_mode: LazyMode = "auto",
+    version: Version = LATEST,
 ) -> tuple[Weight, ...]:
     """Every tensor that the engine creates for `model`, second copies included."""
     weights = list(_weights(model.tensors, hp, load_mtp, lazy_mode))

@@ -9,6 +9,7 @@ from autofit.domain.units import round_up
 from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
+from autofit_llama.engine.versions import LATEST, Version
 from autofit_llama.engine.vocabulary import (
     POOLING_LAST,
     POOLING_RANK,
@@ -45,6 +46,7 @@ class ContextParams:
     pooling_type: int = POOLING_UNSPECIFIED
     causal: bool | None = None  #: `--attention`; `None`: as the model says
     mtp: bool = False
+    version: Version = LATEST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,7 @@ class Context:
     pooling_type: int
     causal: bool
     mtp: bool
+    version: Version = LATEST
 
     @property
     def v_transposed(self) -> bool:

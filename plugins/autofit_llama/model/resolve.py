@@ -70,6 +70,7 @@ def resolve_context(hp: HParams, params: ContextParams) -> Context:
         pooling_type=POOLING_NONE if pooling == POOLING_UNSPECIFIED else pooling,
         causal=causal,
         mtp=params.mtp,
+        version=params.version,
     )
 
 

@@ -92,7 +92,7 @@ class LaunchProblem:
                 id=device.id,
                 kind=(_make(device, alone=device.id in special), *self._memory(device)),
                 make=_make(device, alone=device.id in special),
-                rules=rules_for(device.api, device.compute_capability),
+                rules=rules_for(device.api, device.compute_capability, self.version),
             )
             for device in self.devices
         )
@@ -167,7 +167,7 @@ class LaunchProblem:
     def _make_tables(self, candidate: Candidate) -> Tables:
         hp, arguments = self.sized.hparams, self.run.arguments
         context = self._context(candidate)
-        weights = self.sized.weights(load_mtp=arguments.load_mtp, lazy_mode=arguments.lazy_mode)
+        weights = self.sized.weights(load_mtp=arguments.load_mtp, lazy_mode=arguments.lazy_mode, version=self.version)
         fixed = [matcher(override) for override in arguments.overrides]
 
         def is_fixed(weight: Weight) -> bool:

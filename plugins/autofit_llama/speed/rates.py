@@ -99,7 +99,7 @@ def _sliced(work: Sequence[tuple[LayerWork, Place]], layout: Layout, run: Run) -
 def _shares(layout: Layout, run: Run) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The part of the blocks, and of the output layer, that each device reads in a step."""
     arguments, plan = run.arguments, layout.weight_plan
-    slices = run.sized.slices(device_rules(run.devices), arguments.splits, load_mtp=arguments.load_mtp)
+    slices = run.sized.slices(device_rules(run.devices, arguments), arguments.splits, load_mtp=arguments.load_mtp)
     n_output, n_devices = layout.hparams.n_layer_all, len(run.devices)
     whole, parts = [0, 0], [[0] * n_devices, [0] * n_devices]
     for weight in layout.weights:
@@ -128,6 +128,6 @@ def _draft(layout: Layout, run: Run, n_draft: int) -> Draft | None:
     if run.mtp is not None:
         return Draft(layers=tuple(work_of(layout, run, draft_head=True)), n_tokens=n_draft)
     companion: Companion = run.drafts[0]
-    layout = lay_out(companion.sized, device_rules(companion.devices), companion.arguments)
+    layout = lay_out(companion.sized, device_rules(companion.devices, companion.arguments), companion.arguments)
     own = replace(run, sized=companion.sized, devices=companion.devices, arguments=companion.arguments)
     return Draft(layers=tuple(work_of(layout, own)), n_tokens=n_draft)

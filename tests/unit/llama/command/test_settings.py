@@ -14,7 +14,7 @@ from autofit_llama.command.reading import read
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.values import parse_override
 from autofit_llama.command.write import render
-from autofit_llama.engine.versions import LATEST, Version, find_version
+from autofit_llama.engine.versions import LATEST, NEWEST, Version, find_version
 from autofit_llama.engine.vocabulary import Override
 from autofit_llama.launch.defaults import Launch, check_launch, check_stands_alone, chosen, launch_of, python_arguments
 from autofit_llama.model.context import ContextParams
@@ -322,10 +322,11 @@ def test_a_pattern_that_a_command_cannot_hold() -> None:
         ("8000", 8000, ["engine-version-older", "engine-version-uncertain"]),
         ("version: 10989 (abcdef)", 10989, []),
         ("0.4.1-dev (build 10989)", 10989, []),
-        ("0.5.0-dev", LATEST.build, []),
+        ("0.5.0-dev", 11063, []),
         ("0.3.0", 10874, ["engine-version-uncertain"]),
-        ("b99999", LATEST.build, ["engine-version-newer"]),
-        ("1.0", LATEST.build, ["engine-version-newer"]),
+        ("b11434", 11434, []),
+        ("b99999", NEWEST, ["engine-version-newer"]),
+        ("1.0", NEWEST, ["engine-version-newer"]),
     ],
 )
 def test_versions(text: str | None, build: int, codes: list[str]) -> None:
