@@ -50,21 +50,38 @@ def model_of(row: Row, models: Path | None = None) -> ModelSpec | str:
     return spec(part, name)
 
 
+#: where a report tells only the month, its first build: b9525 is of 2026-06-05 (ggml-org/llama.cpp#24175), 12 a day
+_MONTHS = {"2026-06": 9475}
+_FIRST_LOAD_MODE = 10361  #: builds before it have other words for `-lm`
+
+
 def build_of(row: Row) -> str | None:
-    """The build where a number is told, and its flags are those of today.
+    """The build where a number or a month is told.
 
     The documentation of llama-fit-params shows a build that had `--fit` before any release.
     """
     found = re.search(r"\bb(\d{4,5})\b", row["build"])
-    other = "-lm " in f"{row['args']} " or "fit-params" in row["source"]
-    return f"b{found[1]}" if found and not other else None
+    number = int(found[1]) if found else _MONTHS.get(row["build"])
+    return None if number is None or "fit-params" in row["source"] else f"b{number}"
+
+
+def words_of(row: Row) -> list[str]:
+    """The command, in the words of its build: rows are all written with today's.
+
+    A binding has logits for every token, as llama-fit-params has and no server.
+    """
+    build = build_of(row)
+    args, program = row["args"], "llama-fit-params" if "rows of logits" in row["note"] else "llama-server"
+    if build is not None and int(build[1:]) < _FIRST_LOAD_MODE:
+        args = args.replace("-lm none", "--no-mmap")
+    return [program, "-m", row["model"], *shlex.split(args)]
 
 
 def judge(row: Row, *, hardware: Path = DATA / "report_hardware", models: Path | None = None) -> Verdict:
     names = [str(hardware / name) if name.endswith(".toml") else name for name in row["hardware"]]
     options = dict(zip(row["extra"][::2], row["extra"][1::2], strict=True))
     plan = autofit.check(
-        ["llama-server", "-m", row["model"], *shlex.split(row["args"])],
+        words_of(row),
         load_machine(*names, ram=row["ram"]),
         model=model_of(row, models),
         engine_version=build_of(row),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
@@ -15,7 +14,7 @@ from autofit.planning.accounting import DeviceUse, account, margin_of
 
 from autofit_llama.graph.devices import DeviceRules, device_bytes, rules_for
 from autofit_llama.graph.ggml import HOST
-from autofit_llama.memory import runtime
+from autofit_llama.memory import runtime, scratch
 from autofit_llama.memory.adapters import control_vector_bytes, lora_bytes, lora_compute_bytes
 from autofit_llama.memory.layout import Arguments, Layout, Sized, lay_out
 from autofit_llama.memory.placement import HOST_PINNED
@@ -120,7 +119,7 @@ def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = (), *, layo
         if run.arguments.sliced:
             hidden = layout.hparams.n_embd
             items[device.id] += runtime.collectives(run.devices, n_tokens=layout.context.n_tokens, n_embd=hidden)
-        items[device.id] += runtime.prompt_scratch(device, _products(layout, 0 if run.arguments.sliced else i, run))
+        items[device.id] += scratch.prompt_scratch(device, _products(layout, 0 if run.arguments.sliced else i, run))
     host += runtime.host_runtime(
         n_vocab=layout.hparams.n_vocab,
         n_output_rows=layout.context.n_outputs_max,
@@ -337,33 +336,32 @@ def _checkpoint_items(layout: Layout, server: Server) -> tuple[MemoryItem, ...]:
     )
 
 
-def _products(layout: Layout, device: int, run: Run) -> runtime.Products:
+def _products(layout: Layout, device: int, run: Run) -> scratch.Products:
     """What a context multiplies on a device. Prompts have experts of the host copied to the first one."""
     hp, context = layout.hparams, layout.context
-    dense = experts = offloaded = largest = 0
     homes = layout.weight_plan.homes
     n_used = max(hp.n_expert_used, default=1)
     copies = run.offloads and device == 0
+    found: dict[scratch.Product, None] = {}
+    offloaded = 0
     for weight in layout.weights:
         home = homes.get(weight.name)
-        if home != device and not (copies and home in (HOST, HOST_PINNED)):
+        is_copied = copies and home in (HOST, HOST_PINNED)
+        if (home != device and not is_copied) or weight.op not in ("MUL_MAT", "MUL_MAT_ID"):
             continue
+        n_in, n_out, n_experts = (*weight.ne, 1, 1)[:3]
+        n_rows = context.n_outputs if weight.slot == hp.n_layer_all else context.n_tokens
+        product = scratch.Product(weight.type, n_in, n_out, n_rows)
         if weight.op == "MUL_MAT_ID":
-            largest = max(largest, math.prod(weight.ne))
-        if weight.type in ("f32", "f16", "bf16"):
-            continue
-        if weight.op == "MUL_MAT":
-            dense = max(dense, weight.ne[0] if home == device else 0)
-        elif weight.op == "MUL_MAT_ID":
-            experts = max(experts, weight.ne[0] * n_used)
-            offloaded = offloaded if home == device else hp.n_embd * n_used
+            product = product._replace(n_experts=n_experts, n_used=n_used)
+            if is_copied and weight.type not in ("f32", "f16", "bf16"):
+                offloaded = hp.n_embd * n_used
+        found[product._replace(is_copied=is_copied)] = None
     attends = layout.cache_device_bytes[device] > 0 and not layout.compute.flash_attn
-    return runtime.Products(
+    return scratch.Products(
         n_tokens=context.n_tokens,
-        dense_row=dense,
-        expert_row=experts,
+        each=tuple(found),
         offloaded_expert_row=offloaded,
-        largest_experts=largest,
         scores=context.n_tokens * context.n_ctx * max(hp.n_head, default=0) if attends else 0,
     )
 

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from autofit.domain.machine import Device
-from autofit.domain.memory import Basis, MemoryItem
+from autofit.domain.memory import MemoryItem
 from autofit.domain.units import MIB, round_up
-from autofit.domain.values import dataclass
 
-CONTEXT_MIB = ((0, 0), (34, 107), (84, 285), (128, 421), (188, 650))
-"""Multiprocessors -> CUDA context and modules, which grow with them: RTX 4060 Ti (ggml-org/llama.cpp#23604), A40, RTX
-4090, RTX PRO 6000; what nvidia-smi shows for a llama-server beyond its buffers, cuBLAS and graphs."""
+from autofit_llama.memory.scratch import FULL_PROMPT
+
+CONTEXT_MIB = ((0, 0), (34, 132), (84, 285), (128, 444), (188, 672))
+"""Multiprocessors -> CUDA context and modules, which grow with them: RTX 4060 Ti, A40, RTX 4090, RTX PRO 6000. What
+nvidia-smi shows for a llama-server beyond its buffers, cuBLAS and graphs, the largest of one to five processes."""
 CONTEXT_MIB_PER_WIDE_SM = 3.8
 """The same of a GA100, 265 MiB with 70 multiprocessors, which hold more threads; assumed for those after it."""
 UNKNOWN_CUDA_CONTEXT_BYTES = 450 * MIB
@@ -24,17 +25,10 @@ HIP_CONTEXT_BYTES = 410 * MIB
 OTHER_CONTEXT_BYTES = 200 * MIB
 PROCESS_BYTES = 40 * MIB
 """Resident set of llama-fit-params on header-only models: 29 to 42 MB."""
-MMQ_FIXUP_BYTES = 10 * MIB
 GRAPHS_BYTES = 8 * MIB
 SECOND_POOL_BYTES = 64 * MIB
 """Pool of a second context at work, a cuBLAS handle's kernels among it: what public runs with draft heads show."""
-OFFLOADED_EXPERT_FACTOR = 9
-"""Half bytes per element of the rows that experts on the host are multiplied with, on the device: 294 MiB grew at
-4096 tokens, 8 of 256 experts and rows of 2048 (ggml-org/llama.cpp#23527)."""
-OFFLOADED_EXPERTS = "294 MiB at -ub 4096, ggml-org/llama.cpp#23527"
-VULKAN_EXPERTS = "1.9 GiB with experts of 2816 x 1408 x 128: twice these in half precision"
 #: what makes memory grow
-FULL_PROMPT = "a prompt fills a micro-batch"
 FULL_PROMPT_CACHE = "the prompt cache is full"
 ALL_CHECKPOINTS = "conversations have all their checkpoints"
 AN_IMAGE = "an image is encoded"
@@ -91,70 +85,13 @@ def _cuda_context(device: Device) -> tuple[int, str, str]:
     return context, "measured" if measured else "assumed", where
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Products:
-    """What one context multiplies on one device in a full micro-batch, as far as its scratch depends on it.
-
-    Rows are elements of the widest input: of a quantized matrix, of experts times those used per token; 0 if there is
-    none. `offloaded_expert_row` is the hidden state times the experts used, where experts are copied to the device from
-    the host; `largest_experts` the elements of the largest tensor of experts; `scores` those of attention without flash
-    attention (tokens x cells x heads).
-    """
-
-    n_tokens: int
-    dense_row: int = 0
-    expert_row: int = 0
-    offloaded_expert_row: int = 0
-    largest_experts: int = 0
-    scores: int = 0
-
-
-def prompt_scratch(device: Device, products: Products, label: str = "") -> tuple[MemoryItem, ...]:
-    """A device's growth at the first full prompt. Metal's and RPC's is in their compute buffers, or the server's.
-
-    Sources: ggml-cuda/mmq.cu:ggml_cuda_mul_mat_q (36 bytes per 32 values, rows padded to 512; fix-up of tiles),
-    ggml-cuda.cu:ggml_cuda_mul_mat_cublas_impl (scores in half precision), ggml_cuda_pool_vmm (steps of 2 MiB, never
-    shrinks); ggml-vulkan.cpp:ggml_vk_mul_mat_q_f16 (prealloc_y: the input in half precision).
-    """
-    if device.runtime_bytes == 0:
-        return ()
-    of = f" of the {label}" if label else ""
-    found: list[tuple[int, Basis, str, str]] = []
-    if device.api in {"cuda", "rocm"}:
-        row = max(round_up(products.dense_row, 512), round_up(products.expert_row, 512))
-        n_bytes = products.n_tokens * row * 9 // 8 if row else 0
-        basis: Basis = "derived"
-        source = "ggml-cuda/mmq.cu:ggml_cuda_mul_mat_q"
-        offloaded = products.n_tokens * round_up(products.offloaded_expert_row, 512) * OFFLOADED_EXPERT_FACTOR // 2
-        if offloaded > n_bytes:
-            n_bytes, basis, source = offloaded, "measured", OFFLOADED_EXPERTS
-        if n_bytes:
-            scratch = round_up(n_bytes + MMQ_FIXUP_BYTES, 2 * MIB)
-            found.append((scratch, basis, "matrix multiplication scratch", source))
-        if products.scores:
-            source = "ggml-cuda.cu:ggml_cuda_mul_mat_cublas_impl"
-            found.append(
-                (round_up(2 * products.scores, 2 * MIB), "derived", "attention scores, half precision", source)
-            )
-    if device.api == "vulkan":
-        inputs = 2 * products.n_tokens * max(products.dense_row, products.expert_row, products.offloaded_expert_row)
-        if inputs:
-            found.append((inputs, "derived", "inputs in half precision", "ggml-vulkan.cpp:ggml_vk_mul_mat_q_f16"))
-        if products.largest_experts:
-            found.append((4 * products.largest_experts, "measured", "expert multiplication scratch", VULKAN_EXPERTS))
-    return tuple(
-        MemoryItem(kind="transient", n_bytes=n, basis=basis, label=f"{what}{of}", source=source, when=FULL_PROMPT)
-        for n, basis, what, source in found
-    )
-
-
 def second_context(device: Device, label: str) -> tuple[MemoryItem, ...]:
     """What another context of the process (a draft model or head) has for itself on a device it computes on."""
     if device.api not in {"cuda", "rocm"} or device.runtime_bytes == 0:
         return ()
     n_bytes = _blas_bytes(device) + GRAPHS_BYTES + SECOND_POOL_BYTES
-    source = "an allowance chosen from public runs with draft heads, 40 to 130 MiB beyond the buffers"
-    return (_runtime(n_bytes, "measured", f"cuBLAS, graphs and pool of the {label}", source),)
+    source = "an allowance chosen from 6 public runs with draft heads, 40 to 130 MiB beyond the buffers"
+    return (_runtime(n_bytes, "assumed", f"cuBLAS, graphs and pool of the {label}", source),)
 
 
 def _blas_bytes(device: Device) -> int:
