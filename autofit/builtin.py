@@ -20,6 +20,7 @@ def autofit_register_commands() -> Iterable[CommandRef]:
         CommandRef("check", "will this engine command fit? where does each byte go?", "autofit.cli.check"),
         CommandRef("report", "one small file for a bug report, without weights or secrets", "autofit.cli.report"),
         CommandRef("inspect", "what is in a model file: tensors by group and type, layers", "autofit.cli.inspect"),
+        CommandRef("models", "what lies in the caches on this machine, and whether it fits here", "autofit.cli.models"),
         CommandRef(
             "hardware",
             "what this machine has, or a profile of one that you do not have",
@@ -71,6 +72,30 @@ def autofit_register_model_sources() -> Iterable[ModelSourceRef]:
     return (
         ModelSourceRef("path", "a file or a directory", "autofit.sources:find_path", ("", "file")),
         ModelSourceRef("example", "the models described inside autofit", "autofit.sources.examples:find", ("example",)),
+        ModelSourceRef(
+            "hub",
+            "a repository, ORG/REPO[:QUANT or FILE][@REVISION], on disk or at Hugging Face",
+            "autofit.sources.hub:find",
+            ("", "hf"),
+            "autofit.sources.hub_cache:stored",
+        ),
+        ModelSourceRef(
+            "ollama", "a model of Ollama's", "autofit.sources.ollama:find", ("ollama",), "autofit.sources.ollama:stored"
+        ),
+        ModelSourceRef(
+            "lmstudio",
+            "a model in LM Studio's folder",
+            "autofit.sources.lmstudio:find",
+            ("lmstudio",),
+            "autofit.sources.lmstudio:stored",
+        ),
+        ModelSourceRef(
+            "modelscope",
+            "a repository that ModelScope's client has downloaded",
+            "autofit.sources.modelscope:find",
+            ("modelscope",),
+            "autofit.sources.modelscope:stored",
+        ),
     )
 
 

@@ -30,7 +30,10 @@ class BackendRef(NamedTuple):
 
 class ModelReaderRef(NamedTuple):
     """A file format. `factory` is `module:function(paths) -> ModelSpec`; chosen by suffix (`/`: directories), then by
-    first bytes; an empty suffix takes what is left."""
+    first bytes; an empty suffix takes what is left.
+
+    For files that are not on this disk it is called `function(paths, storage)`: `storage.open(path)` reads pieces of
+    them (`autofit.domain.model.Storage`)."""
 
     name: str
     summary: str
@@ -40,13 +43,16 @@ class ModelReaderRef(NamedTuple):
 
 
 class ModelSourceRef(NamedTuple):
-    """A way to name a model. `factory` is `module:function(reference) -> local paths or None`; the empty scheme is
-    that of paths."""
+    """A way to name a model. `factory` is `module:function(reference)`, which returns paths, `ModelFiles` or `None`;
+    the empty scheme is that of names without one.
+
+    `stored` is `module:function(environ)`, which yields a `StoredModel` for each model that lies on this machine."""
 
     name: str
     summary: str
     factory: str
     schemes: tuple[str, ...] = ()
+    stored: str = ""
 
 
 class HardwareSourceRef(NamedTuple):

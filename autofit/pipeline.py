@@ -6,17 +6,16 @@ import errno
 import os
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autofit.errors import AutofitError, ModelError, PluginError, UsageError
+from autofit.domain.text import printable
+from autofit.errors import IncompleteModelError, ModelError, PluginError, UsageError
 from autofit.files import read_bounded
 from autofit.host import blamed, host
 from autofit.host import resolve as resolve_ref
+from autofit.references import beside, find, missing, with_companions, written_as
 from autofit.settings.layers import HERE, Options, Surroundings
 from autofit.settings.options import BY_NAME, CHECKED, OWN
 
@@ -28,88 +27,23 @@ if TYPE_CHECKING:
     from autofit.domain.model import ModelFiles, ModelSpec
     from autofit.domain.plan import Plan
     from autofit.domain.ram import Ram
-    from autofit.hookspecs import ModelReaderRef
     from autofit.settings.keywords import CheckOptions, PlanOptions
 
-MAX_NEIGHBORS = 1000  #: files of a model's folder that are looked at
 MAX_SETTINGS_BYTES = 1 << 20
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 _HIDES = ("_VISIBLE_DEVICES", "_DEVICE_ORDER")  #: ends of variables that choose devices, or number them
 
 
 def read_model(reference: str | os.PathLike[str], *, companions: Mapping[str, str] | None = None) -> ModelSpec:
-    """The model that `reference` names: a path, a directory, `example:NAME`, or what a plugin's source knows.
+    """The model that `reference` names: a path, a directory, `example:NAME`, a repository, or what a plugin's source
+    knows.
 
     `companions` maps a role (`mmproj`, `draft`, `lora`) to another reference.
 
     Raises:
         ModelNotFoundError, CorruptModelError, UnsupportedModelError
     """
-    model = _read(_locate(_reference("read_model()", reference)))
-    if companions:
-        extra = {role: _read(_locate(other)) for role, other in companions.items()}
-        model = replace(model, companions={**model.companions, **extra})
-    return model
-
-
-def _locate(reference: str) -> ModelFiles:
-    """The local files of a reference, from the first source of its scheme that knows it."""
-    from autofit.domain.model import ModelFiles
-    from autofit.sources import scheme_of, unknown
-
-    if not reference or "\0" in reference:
-        raise UsageError("the model reference is empty" if not reference else "the model reference contains a NUL byte")
-    scheme = scheme_of(reference) or ""
-    for ref in host().model_sources().values():
-        if scheme not in ref.schemes:
-            continue
-        source = resolve_ref(ref.factory)
-        with blamed(ref.factory):
-            found = source(reference)
-            if isinstance(found, ModelFiles):
-                return found
-            if found is not None:
-                paths = [found] if isinstance(found, (str, os.PathLike)) else found
-                return ModelFiles(reference=reference, paths=tuple(map(os.fspath, paths)))
-    raise unknown(reference)
-
-
-def _read(files: ModelFiles) -> ModelSpec:
-    """The model in these files, through the reader of their suffix, or else of their first bytes."""
-    from autofit.domain.model import ModelSpec
-
-    chosen = _reader_of(files.paths[0] if files.paths else "")
-    reader = resolve_ref(chosen.factory)
-    with blamed(chosen.factory):
-        model = reader(files.paths)
-        if not isinstance(model, ModelSpec):
-            raise PluginError(f"{chosen.factory} must return a ModelSpec, not {type(model).__name__}")
-        return model
-
-
-def _reader_of(path: str) -> ModelReaderRef:
-    """By suffix, where a directory has `/`; by first bytes; else the reader of what has neither, with suffix ``."""
-    from autofit.readers.files import first_bytes
-
-    refs = tuple(host().model_readers().values())
-    # os.path answers for any text, pathlib raises for some
-    name = f"{path}/" if os.path.isdir(path) else path  # noqa: PTH112
-    if chosen := next((ref for ref in refs if name.endswith(tuple(filter(None, ref.suffixes)))), None):
-        return chosen
-    magics = [ref for ref in refs if ref.magic]
-    start = first_bytes(path, max(len(ref.magic) for ref in magics)) if magics else b""
-    found = next((ref for ref in magics if start.startswith(ref.magic)), None)
-    return found or next(ref for ref in refs if "" in ref.suffixes)
-
-
-def written_as(reference: str, model: ModelSpec) -> str:
-    """What a command says for the model that `reference` led to: its first file, or the checkpoint's directory."""
-    from autofit.sources import scheme_of
-
-    if model.format == "gguf":
-        return model.files[0].path
-    # os.path leaves a `~` alone that it cannot look up, pathlib raises
-    return str(Path(model.files[0].path).parent) if scheme_of(reference) else os.path.expanduser(reference)  # noqa: PTH111
+    return with_companions(find(_reference("read_model()", reference)).model, companions or {})
 
 
 def detect_machine(environ: Mapping[str, str] | None = None) -> Machine:
@@ -246,20 +180,20 @@ def plan_of(
     with blamed(backend_name):
         parsed = backend.command(request, model=reference or model.name)  # type: ignore[union-attr]
         command = _is_command(parsed, backend_name)
-    found: ModelSpec = model if reference is None else read_model(reference)  # type: ignore[assignment]
-    if reference is not None:
-        written = written_as(reference, found)
-        # an example without a file keeps its reference, which a check reads again
-        request = replace(request, model_reference=written if os.path.exists(written) else reference)  # noqa: PTH110
-    if reference is not None:
-        request = replace(request, beside=_beside(backend, found, command.companions))
-    found = _with_companions(found, command.companions)
+    found, files = _found(model)
+    if files is not None and reference is not None:
+        request = replace(
+            request,
+            model_reference=written_as(reference, found, files),
+            beside=beside(backend, found, files, command.companions),
+        )
+    found = with_companions(found, command.companions)
     _check_format(backend, found)
     machine = machine_of(options, _variables(settings)) if machine is None else machine
     machine = host().adjust_machine(_checked(machine), backend_name)
     with blamed(backend_name):
         plan = _is_plan(backend.plan(command, found, machine, request), backend_name)
-    return _reviewed(replace(plan, findings=(*plan.findings, *options.notes)), found, machine)
+    return _reviewed(replace(plan, findings=(*plan.findings, *options.notes)), found, machine, files)
 
 
 def check(
@@ -310,8 +244,9 @@ def check(
                 f"{argv[0]}: the command names no model", hint="write it as the engine takes it, such as -m model.gguf"
             )
         model = command.model
-    found: ModelSpec = model if _is_model(model) else read_model(model)  # type: ignore[assignment, arg-type]
-    found = _with_companions(found, command.companions)
+    found, files = _found(model)
+    _check_complete(found)
+    found = with_companions(found, command.companions)
     machine = host().adjust_machine(_checked(machine), backend.name)
     with blamed(backend.name):
         plan = _is_plan(backend.check(command, found, machine, request), backend.name)
@@ -320,7 +255,7 @@ def check(
     elif not plan.fits:
         plan = replace(plan, speed=None)  # of what never runs
     plan = replace(plan, env={**assigned, **plan.env}, findings=(*plan.findings, *stated.notes))
-    return _reviewed(plan, found, machine)
+    return _reviewed(plan, found, machine, files)
 
 
 def split_assignments(words: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -434,36 +369,34 @@ def _is_command(found: object, backend: str) -> ParsedCommand:
     return found
 
 
-def _with_companions(model: ModelSpec, named: Mapping[str, str]) -> ModelSpec:
-    """The model with the files that the engine's own flags name beside it."""
-    missing = {role: path for role, path in named.items() if role not in model.companions}
-    if not missing:
-        return model
-    extra = {role: _read(_locate(path)) for role, path in missing.items()}
-    return replace(model, companions={**model.companions, **extra})
+def _found(model: ModelSpec | str | os.PathLike[str]) -> tuple[ModelSpec, ModelFiles | None]:
+    """The model itself, or that of a reference and where it was found."""
+    if _is_model(model):
+        return model, None  # type: ignore[return-value]
+    return find(_reference("read_model()", model))
 
 
-def _beside(backend: Backend, model: ModelSpec, named: Mapping[str, str]) -> dict[str, ModelSpec]:
-    """The models of the same folder that the engine could load too, but for roles that the command names."""
-    path = model.files[0].path if model.files else ""
-    if not os.path.isfile(path):  # noqa: PTH113 - a path of any text; an example has no file
-        return {}
-    folder = os.path.dirname(path)  # noqa: PTH120
-    own = {os.path.basename(file.path) for file in model.files}  # noqa: PTH119
-    found = {}
-    with suppress(OSError), os.scandir(folder or ".") as entries:
-        names = sorted(entry.name for entry in islice(entries, MAX_NEIGHBORS) if entry.name not in own)
-        for role, name in backend.beside(names).items():
-            if role not in named:
-                with suppress(AutofitError):
-                    found[role] = _read(_locate(os.path.join(folder, name)))  # noqa: PTH118
-    return found
+def _check_complete(model: ModelSpec) -> None:
+    """Refuse what an engine refuses to start with: files that are not whole.
+
+    Raises:
+        IncompleteModelError
+    """
+    if model.missing_bytes and not model.n_missing_files:
+        raise IncompleteModelError(
+            f"{printable(model.files[0].path)}: {model.missing_bytes} of {model.weights_bytes} bytes of weights are "
+            "missing",
+            hint="the file is incomplete: download it to its end; a plan can be made meanwhile",
+        )
 
 
-def _reviewed(plan: Plan, model: ModelSpec, machine: Machine) -> Plan:
-    """The plan with what the machine's sources said, what could not be checked, and the plugins' findings."""
+def _reviewed(plan: Plan, model: ModelSpec, machine: Machine, files: ModelFiles | None) -> Plan:
+    """The plan with what sources of the model and the machine said, what could not be checked, and the plugins'
+    findings."""
     from autofit.planning.findings import COMMON, tell
 
+    about = tuple(tell(COMMON, "model-source", text) for text in (files.notes if files is not None else ()))
+    lacking = tuple(tell(COMMON, "incomplete-files", text) for text in missing(model))
     said = tuple(tell(COMMON, "machine", text) for text in machine.findings)
     unknown = tuple(
         tell(
@@ -474,7 +407,9 @@ def _reviewed(plan: Plan, model: ModelSpec, machine: Machine) -> Plan:
         for pool in plan.memory.pools
         if pool.budget_bytes is None
     )
-    return host().review_plan(replace(plan, findings=(*plan.findings, *said, *unknown)), model, machine)
+    return host().review_plan(
+        replace(plan, findings=(*plan.findings, *about, *lacking, *said, *unknown)), model, machine
+    )
 
 
 def _is_model(value: object) -> bool:

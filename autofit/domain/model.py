@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
+from typing import Literal, Protocol
 
 from autofit.domain.values import NamedTuple, dataclass, field
 
@@ -34,12 +35,60 @@ class TensorInfo(NamedTuple):
         return n
 
 
+class ByteFile(Protocol):
+    """A file of which pieces can be read; where it lies is its storage's affair."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def window_bytes(self) -> int:
+        """Bytes to read at a time where it is not known how many are needed."""
+
+    def read(self, offset_bytes: int, n_bytes: int) -> bytes:
+        """`n_bytes` from `offset_bytes` on, or what there is of them."""
+
+
+class Storage(Protocol):
+    """Where files of models lie: the disk, or a repository elsewhere. Paths are its own."""
+
+    def open(self, path: str) -> AbstractContextManager[ByteFile]:
+        """The file at `path`, for reading. Raises: ModelNotFoundError, ModelError."""
+
+    def is_file(self, path: str) -> bool: ...
+    def is_directory(self, path: str) -> bool: ...
+    def names(self, directory: str) -> Collection[str]:
+        """Names of the files in a directory. Raises: ModelNotFoundError, ModelError."""
+
+    def expect(self, wanted: Mapping[str, int]) -> None:
+        """These files are opened next, and about so many bytes of the start of each are read."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles:
-    """Where a reference led: files in order, or one directory. `reference` is what the user wrote."""
+    """Where a reference led: files in order, or one directory. `reference` is what the user wrote.
+
+    `storage` is where the paths are, `None` for this machine's disk. `written` is what a command says for the model
+    where that is no path. `beside` maps roles (`mmproj`) to references of files that the same place offers with it;
+    `notes` are facts that a plan should tell.
+    """
 
     reference: str
     paths: tuple[str, ...]
+    storage: Storage | None = None
+    written: str | None = None
+    beside: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class StoredModel(NamedTuple):
+    """A model that lies in a cache on this machine."""
+
+    name: str  #: what to write for MODEL
+    path: str  #: its first file, or its directory
+    size_bytes: int  #: of all of its files
+    place: str  #: whose cache it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +146,8 @@ class ModelSpec:
     n_vocab: int | None = None
     context_train_tokens: int | None = None
     companions: Mapping[str, ModelSpec] = field(default_factory=dict)
+    missing_bytes: int = 0  #: of the weights, which the files lack: a download that is not finished
+    n_missing_files: int = 0  #: files that an index names and that are not there; the figures are the configuration's
 
     @property
     def weights_bytes(self) -> int:

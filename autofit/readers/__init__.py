@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from autofit.domain.model import ModelFiles
+from autofit.domain.model import ModelFiles, Storage
 from autofit.domain.text import printable
 from autofit.errors import CorruptModelError, ModelError, UsageError
-from autofit.readers.files import explain, first_bytes, foreign
+from autofit.readers.files import DISK, first_bytes, foreign
 
 if TYPE_CHECKING:
     from autofit.domain.model import ModelSpec
@@ -19,18 +19,17 @@ Role = Literal["model", "mmproj", "lora", "draft"]
 
 _DRAFTS = {"eagle3", "dflash", "gemma4-assistant"}  # architectures that only ever serve another model
 _MAX_CANDIDATES = 32
-_SUFFIXES = (".gguf", ".safetensors")
 
 
-def read_model(model: ModelFiles | str | os.PathLike[str] | Sequence[str]) -> ModelSpec:
-    """The model at a path, in a directory, or in these files (the shards of one model).
+def read_model(model: ModelFiles | str | os.PathLike[str] | Sequence[str], storage: Storage | None = None) -> ModelSpec:
+    """The model at a path, in a directory, or in these files (the shards of one model), of the disk or of `storage`.
 
     Raises:
         ModelNotFoundError: nothing is there. CorruptModelError: a file contradicts itself.
         ModelError: it cannot be read, it is no model, or a directory holds several.
     """
     if isinstance(model, ModelFiles):
-        paths = list(model.paths)
+        paths, storage = list(model.paths), storage or model.storage
     elif isinstance(model, (str, os.PathLike)):
         paths = [os.fspath(model)]
     else:
@@ -39,7 +38,8 @@ def read_model(model: ModelFiles | str | os.PathLike[str] | Sequence[str]) -> Mo
         raise UsageError("no model file was given")
     if len(paths) > 1:
         _check_shards(paths)
-    return _read_directory(Path(paths[0])) if _is_directory(paths[0]) else _read_file(paths[0])
+    where = storage or DISK
+    return _read_directory(Path(paths[0]), where) if where.is_directory(paths[0]) else _read_file(paths[0], where)
 
 
 def role_of(model: ModelSpec) -> Role:
@@ -63,38 +63,34 @@ def group_of(model: ModelSpec) -> Callable[[str], str]:
     return hf_group
 
 
-def _read_file(path: str) -> ModelSpec:
+def _read_file(path: str, storage: Storage) -> ModelSpec:
     name = Path(path).name
     if name.endswith(".gguf"):
         from autofit.readers.gguf import read_gguf
 
-        return read_gguf(path)
+        return read_gguf(path, storage)
     if name.endswith((".safetensors", ".safetensors.index.json")) or name == "config.json":
         from autofit.readers.safetensors import read_safetensors
 
-        return read_safetensors(path)
+        return read_safetensors(path, storage)
     if name.endswith(".json.gz"):
         from autofit.readers.description import read_description
 
         return read_description(path)
-    start = first_bytes(path, 64)
+    start = first_bytes(path, 64, storage)
     if start[:4] == b"GGUF":
         from autofit.readers.gguf import read_gguf
 
-        return read_gguf(path)
+        return read_gguf(path, storage)
     if start[8:9] == b"{":
         from autofit.readers.safetensors import read_safetensors
 
-        return read_safetensors(path)
+        return read_safetensors(path, storage)
     raise CorruptModelError(printable(path), "neither GGUF nor safetensors", offset_bytes=0, hint=foreign(start))
 
 
-def _read_directory(directory: Path) -> ModelSpec:
-    try:
-        entries = {entry.name: entry for entry in os.scandir(directory)}
-    except OSError as error:
-        raise explain(str(directory), error) from error
-    names = {name for name, entry in entries.items() if not (name.endswith(_SUFFIXES) and _leads_to_directory(entry))}
+def _read_directory(directory: Path, storage: Storage) -> ModelSpec:
+    names = set(storage.names(str(directory)))
     ggufs = _first_shards(directory, names)
     has_safetensors = any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
     if ggufs and has_safetensors:
@@ -103,24 +99,19 @@ def _read_directory(directory: Path) -> ModelSpec:
             hint=_choose(ggufs),
         )
     if ggufs:
-        return _only_model(directory, ggufs)
+        return _only_model(directory, ggufs, storage)
     from autofit.readers.safetensors import read_safetensors
 
-    return read_safetensors(directory)
+    return read_safetensors(directory, storage)
 
 
-def _leads_to_directory(entry: os.DirEntry[str]) -> bool:
-    """A link is followed by its path: one that goes round in a circle leads nowhere."""
-    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
-
-
-def _only_model(directory: Path, ggufs: Sequence[Path]) -> ModelSpec:
+def _only_model(directory: Path, ggufs: Sequence[Path], storage: Storage) -> ModelSpec:
     """The one file that is a model and no companion of one."""
     from autofit.readers.gguf import read_gguf
 
     if len(ggufs) > _MAX_CANDIDATES:
         raise ModelError(f"{printable(str(directory))}: {len(ggufs)} GGUF models", hint=_choose(ggufs))
-    found = [(path, read_gguf(path)) for path in ggufs]
+    found = [(path, read_gguf(path, storage)) for path in ggufs]
     models = [(path, model) for path, model in found if role_of(model) == "model"] or found
     if len(models) > 1:
         raise ModelError(
@@ -148,13 +139,6 @@ def _check_shards(paths: Sequence[str]) -> None:
             f"{printable(paths[0])}: these {len(paths)} files are not the shards of one model",
             hint="name one file, or one shard: the others are found by their names",
         )
-
-
-def _is_directory(path: str) -> bool:
-    try:
-        return Path(path).is_dir()
-    except (OSError, ValueError) as error:
-        raise explain(path, error) from error
 
 
 def _choose(paths: Sequence[Path]) -> str:

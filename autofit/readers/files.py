@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
+from autofit.domain.model import Storage
 from autofit.domain.text import printable
 from autofit.domain.values import dataclass
 from autofit.errors import ModelError, ModelNotFoundError
 
 MAX_JSON_BYTES = 1 << 26
 MAX_JSON_ITEMS = 1 << 21  #: commas: what a parsed document takes in memory grows with them, not with its bytes
+WINDOW_BYTES = 1 << 18  #: read at a time: vocabularies make headers of 6 to 12 MB
 
 _KINDS = {
     stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
@@ -28,6 +31,7 @@ class OpenFile:
     path: str
     descriptor: int
     size_bytes: int
+    window_bytes: int = WINDOW_BYTES
 
     def read(self, offset_bytes: int, n_bytes: int) -> bytes:
         """`n_bytes` from `offset_bytes` on, or what there is of them.
@@ -76,6 +80,45 @@ def open_file(path: str) -> Iterator[OpenFile]:
         os.close(descriptor)
 
 
+class Disk:
+    """The files of this machine, as a `Storage`."""
+
+    def open(self, path: str) -> AbstractContextManager[OpenFile]:
+        return open_file(path)
+
+    def is_file(self, path: str) -> bool:
+        return Path(path).is_file()
+
+    def is_directory(self, path: str) -> bool:
+        try:
+            return Path(path).is_dir()
+        except (OSError, ValueError) as error:
+            raise explain(path, error) from error
+
+    def names(self, directory: str) -> set[str]:
+        """Names in a directory, but for a model file's that leads to a directory."""
+        try:
+            with os.scandir(directory) as entries:
+                return {entry.name for entry in entries if not (_is_model(entry.name) and _leads_to_directory(entry))}
+        except OSError as error:
+            raise explain(directory, error) from error
+
+    def expect(self, wanted: Mapping[str, int]) -> None:
+        return None
+
+
+DISK = Disk()
+
+
+def _is_model(name: str) -> bool:
+    return name.endswith((".gguf", ".safetensors"))
+
+
+def _leads_to_directory(entry: os.DirEntry[str]) -> bool:
+    """A link is followed by its path: one that goes round in a circle leads nowhere."""
+    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
+
+
 def explain(path: str, error: Exception) -> ModelError:
     """The error of the operating system as one of ours."""
     if isinstance(error, FileNotFoundError):
@@ -95,25 +138,25 @@ def explain(path: str, error: Exception) -> ModelError:
     return ModelError(f"{printable(path)}: not a path")
 
 
-def read_small(path: str, limit: int) -> bytes:
+def read_small(path: str, limit: int, storage: Storage = DISK) -> bytes:
     """The whole file at `path`, which must not have more than `limit` bytes.
 
     Raises:
         ModelNotFoundError, ModelError: as `open_file`, or it is too large to be what it should be.
     """
-    with open_file(path) as file:
+    with storage.open(path) as file:
         if file.size_bytes > limit:
             raise ModelError(f"{printable(path)}: the file has {file.size_bytes} bytes; at most {limit} are accepted")
         return file.read(0, limit)
 
 
-def first_bytes(path: str, count: int) -> bytes:
+def first_bytes(path: str, count: int, storage: Storage = DISK) -> bytes:
     """Up to `count` bytes from the start of the file at `path`.
 
     Raises:
         ModelNotFoundError, ModelError: as `open_file`.
     """
-    with open_file(path) as file:
+    with storage.open(path) as file:
         return file.read(0, count)
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from autofit.domain.dtypes import GGML_TYPES, REMOVED_GGML_TYPES
-from autofit.domain.model import ModelFile, ModelSpec, StringArray, TensorInfo
+from autofit.domain.model import ByteFile, ModelFile, ModelSpec, Storage, StringArray, TensorInfo
 from autofit.domain.text import printable
 from autofit.domain.values import NamedTuple
 from autofit.errors import CorruptModelError, IncompleteModelError
-from autofit.readers.files import OpenFile, foreign, open_file
+from autofit.readers.files import DISK, WINDOW_BYTES, foreign
 from autofit.readers.layers import gguf_layers
 
 MAGIC = b"GGUF"
@@ -40,7 +40,8 @@ MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 18
 MAX_KEPT = 1 << 14  #: numbers of one array that are kept; a longer one belongs to a vocabulary
 MAX_KEPT_IN_ALL = 1 << 20
-WINDOW_BYTES = 1 << 18  #: read at a time: vocabularies make headers of 6 to 12 MB
+HEAD_BYTES = 1 << 20  #: of a file that is not on disk, asked for first: headers without a large vocabulary are whole
+SHARD_HEAD_BYTES = 1 << 16  #: the same of a shard but the first: a tensor table of about 1,000 lines
 
 ELEMENT_NAMES = {
     0: "u8", 1: "i8", 2: "u16", 3: "i16", 4: "u32", 5: "i32", 6: "f32",
@@ -58,6 +59,7 @@ class Header(NamedTuple):
     metadata: dict[str, object]
     tensors: list[TensorInfo]
     end_bytes: int
+    missing_bytes: int = 0  #: of the data, beyond the end of the file
 
 
 class _Layout:
@@ -88,27 +90,33 @@ class _Entry(NamedTuple):
 _LITTLE, _BIG = _Layout("<"), _Layout(">")
 
 
-def read_gguf(path: str | Path) -> ModelSpec:
+def read_gguf(path: str | Path, storage: Storage = DISK) -> ModelSpec:
     """The model in the GGUF file at `path`. Of a split model any shard will do: all are found and read.
 
     Raises:
         ModelNotFoundError: no such file, or a shard is missing (it is named).
         CorruptModelError: a file contradicts itself or ends too early.
     """
-    shards = _find_shards(str(path))
+    shards = _find_shards(str(path), storage)
+    storage.expect({shard: SHARD_HEAD_BYTES if index else HEAD_BYTES for index, shard in enumerate(shards)})
     files, headers = [], []
     for index, shard in enumerate(shards):
-        with open_file(shard) as file:
+        with storage.open(shard) as file:
             headers.append(parse_header(file, index))
         files.append(ModelFile(path=shard, size_bytes=file.size_bytes))
     metadata = headers[0].metadata
     if len(shards) == 1:
         _check_whole(shards[0], metadata)
     tensors = headers[0].tensors if len(shards) == 1 else _join(shards, headers)
-    return to_spec(metadata, tensors, files)
+    return to_spec(metadata, tensors, files, sum(header.missing_bytes for header in headers))
 
 
-def to_spec(metadata: Mapping[str, object], tensors: Sequence[TensorInfo], files: Sequence[ModelFile]) -> ModelSpec:
+def to_spec(
+    metadata: Mapping[str, object],
+    tensors: Sequence[TensorInfo],
+    files: Sequence[ModelFile],
+    missing_bytes: int = 0,
+) -> ModelSpec:
     """The model that these keys and tensors describe.
 
     Raises:
@@ -135,6 +143,7 @@ def to_spec(metadata: Mapping[str, object], tensors: Sequence[TensorInfo], files
         if isinstance(vocabulary, StringArray)
         else _positive(metadata.get(f"{architecture}.vocab_size")),
         context_train_tokens=_positive(metadata.get(f"{architecture}.context_length")),
+        missing_bytes=missing_bytes,
     )
 
 
@@ -146,18 +155,21 @@ def shard_names(name: str) -> list[str]:
     return [f"{match[1]}-{number:05d}-of-{match[3]}.gguf" for number in range(1, int(match[3]) + 1)]
 
 
-def parse_header(file: OpenFile, file_index: int = 0) -> Header:
+def parse_header(file: ByteFile, file_index: int = 0) -> Header:
     """Keys and tensors of the header that a file starts with.
 
     Raises:
         CorruptModelError: with the byte and the cause.
     """
-    parser = _Parser(file.read(0, WINDOW_BYTES), file.path, file.size_bytes, file.read)
+    start = file.read(0, file.window_bytes)
+    parser = _Parser(start, file.path, file.size_bytes, file.read, file.window_bytes)
     n_tensors, n_keys = parser.start()
     metadata = parser.metadata(n_keys)
     alignment = parser.alignment(metadata)
     entries = parser.tensor_table(n_tensors)
-    return Header(metadata, parser.place(entries, alignment, file_index), parser.pos)
+    tensors = parser.place(entries, alignment, file_index)
+    end = tensors[-1].offset_bytes + tensors[-1].n_bytes if tensors else 0
+    return Header(metadata, tensors, parser.pos, max(end - file.size_bytes, 0))
 
 
 _LEAP = 512  #: strings
@@ -187,12 +199,18 @@ class _Parser:
     """
 
     def __init__(
-        self, data: bytes, path: str, file_bytes: int, read: Callable[[int, int], bytes] | None = None
+        self,
+        data: bytes,
+        path: str,
+        file_bytes: int,
+        read: Callable[[int, int], bytes] | None = None,
+        window_bytes: int = WINDOW_BYTES,
     ) -> None:
         self.data = data
         self.base = 0
         self.path = path
         self.file_bytes = file_bytes
+        self.window_bytes = window_bytes
         self.limit = min(file_bytes, MAX_HEADER_BYTES)
         self.read = read or (lambda offset, n_bytes: data[offset : offset + n_bytes])
         self.pos = 0
@@ -222,7 +240,7 @@ class _Parser:
         return self.pos - self.base
 
     def move_window(self, need: int = 0) -> None:
-        self.data = self.read(self.pos, min(max(need, WINDOW_BYTES), self.limit - self.pos))
+        self.data = self.read(self.pos, min(max(need, self.window_bytes), self.limit - self.pos))
         self.base = self.pos
 
     def take(self, layout: struct.Struct, what: str) -> tuple[Any, ...]:
@@ -414,22 +432,15 @@ class _Parser:
         for at, name, type_name, shape, n_bytes, offset in entries:
             if offset != expected:
                 raise self.fail(f"the data of tensor {printable(name)} is at offset {offset}, not {expected}", at)
-            end = start + offset + n_bytes
-            if end > self.file_bytes:
-                raise self.fail(
-                    f"the data of tensor {printable(name)} ends at byte {end}, the file at {self.file_bytes}",
-                    start + offset,
-                    "the file is incomplete: download it again",
-                )
             tensors.append(TensorInfo(name, type_name, shape, n_bytes, file_index, start + offset))
             expected = offset + -(-n_bytes // alignment) * alignment
         return tensors
 
 
-def _find_shards(path: str) -> list[str]:
+def _find_shards(path: str, storage: Storage) -> list[str]:
     """The shards of the model that `path` is one of; all of them are there, or none is."""
     shards = shard_names(path)
-    missing = [shard for shard in shards if not Path(shard).exists()] if len(shards) > 1 else []
+    missing = [shard for shard in shards if not storage.is_file(shard)] if len(shards) > 1 else []
     if missing and len(missing) < len(shards):
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise IncompleteModelError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate, chain
 from math import prod
 from operator import itemgetter
@@ -18,17 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from autofit.domain.dtypes import SAFETENSORS_BITS
-from autofit.domain.model import ModelFile, ModelSpec, TensorInfo
+from autofit.domain.model import ByteFile, ModelFile, ModelSpec, Storage, TensorInfo
 from autofit.domain.text import printable
-from autofit.domain.values import NamedTuple
+from autofit.domain.values import NamedTuple, replace
 from autofit.errors import CorruptModelError, IncompleteModelError, ModelError, ModelNotFoundError
 from autofit.readers.documents import parse_json
-from autofit.readers.files import OpenFile, foreign, open_file, read_small
+from autofit.readers.files import DISK, foreign, read_small
 from autofit.readers.hf_layers import figure, hf_layers, text_config
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors/src/tensor.rs:MAX_HEADER_SIZE
 MAX_TENSORS = 1 << 18  #: of one file
 MAX_JSON_BYTES = 1 << 26
+MAX_SHARDS = 4096
+DOCUMENT_BYTES = 1 << 16  #: asked for first, of a file that is not on disk and is read whole
+HEAD_BYTES = 1 << 17  #: of a file whose number of tensors is not known
+ENTRY_BYTES = 96  #: of a header's entry without the name: dtype, shape and data_offsets, with their numbers
 BESIDE = ("generation_config", "quantize_config", "quant_config", "hf_quant_config", "adapter_config")
 INDEX_SUFFIX = ".safetensors.index.json"
 _ENTRY = itemgetter("dtype", "shape", "data_offsets")
@@ -42,9 +46,10 @@ class Header(NamedTuple):
 
     tensors: list[TensorInfo]
     notes: Mapping[str, object]
+    missing_bytes: int = 0  #: of the data, beyond the end of the file
 
 
-def read_safetensors(path: str | Path) -> ModelSpec:
+def read_safetensors(path: str | Path, storage: Storage = DISK) -> ModelSpec:
     """The model at `path`: a `.safetensors` file (any shard), an index, a directory, or a `config.json`.
 
     Raises:
@@ -52,19 +57,19 @@ def read_safetensors(path: str | Path) -> ModelSpec:
         CorruptModelError: a file contradicts itself or the index.
     """
     path = Path(path)
-    if path.is_dir():
-        return _read_directory(path)
+    if storage.is_directory(str(path)):
+        return _read_directory(path, storage)
     if path.name.endswith(INDEX_SUFFIX):
-        return _read_index(path)
+        return _read_index(path, storage)
     if path.name.endswith(".json"):
-        return _to_spec(path, [], [], {})
-    return _read_files(_shards(path), None)
+        return _to_spec(path, storage, [], [])
+    return _read_files(_shards(path), None, storage)
 
 
-def no_weights(directory: Path) -> ModelError:
+def no_weights(directory: Path, names: Collection[str]) -> ModelError:
     """The error for a directory that holds no model, with what it holds instead."""
     where = printable(str(directory))
-    if any(directory.glob("*.bin")) or any(directory.glob("*.pt")):
+    if any(name.endswith((".bin", ".pt")) for name in names):
         return ModelNotFoundError(f"{where}: only pickled weights (.bin, .pt)", hint="convert them to safetensors")
     return ModelNotFoundError(f"{where}: no model in this directory", hint="it should hold .gguf or .safetensors files")
 
@@ -72,7 +77,7 @@ def no_weights(directory: Path) -> ModelError:
 # -- one file --------------------------------------------------------------------------------------
 
 
-def _read_header(file: OpenFile, file_index: int) -> Header:
+def _read_header(file: ByteFile, file_index: int) -> Header:
     length = int.from_bytes(file.read(0, 8), "little")
     data = file.read(0, 8 + max(length, 64) if length <= MAX_HEADER_BYTES else 72)  # 64: to tell what else it is
     return parse_header(data, file.path, file.size_bytes, file_index)
@@ -109,10 +114,11 @@ def parse_header(data: bytes, path: str, file_bytes: int, file_index: int = 0) -
     if len(entries) > MAX_TENSORS:
         raise fail(f"the header declares {len(entries)} tensors; at most {MAX_TENSORS} are accepted", 8)
     tensors = _tensors(entries, path, start, file_index)
+    missing = 0
     if [*accumulate(map(_N_BYTES, tensors), initial=start)] != [*map(_OFFSET, tensors), file_bytes]:
         tensors.sort(key=itemgetter(5, 3))  # offset, size
-        _check_tiling(tensors, path, start, file_bytes)
-    return Header(tensors, notes if isinstance(notes, dict) else {})
+        missing = _check_tiling(tensors, path, start, file_bytes)
+    return Header(tensors, notes if isinstance(notes, dict) else {}, missing)
 
 
 def _tensors(entries: Mapping[str, Any], path: str, start: int, file_index: int) -> list[TensorInfo]:
@@ -167,22 +173,21 @@ def _shown(value: object) -> str:
         return "too large to show"
 
 
-def _check_tiling(tensors: Sequence[TensorInfo], path: str, start: int, file_bytes: int) -> None:
-    """Tensors follow each other, without gap or overlap, to the end of the file (Metadata::validate)."""
+def _check_tiling(tensors: Sequence[TensorInfo], path: str, start: int, file_bytes: int) -> int:
+    """Tensors follow each other, without gap or overlap, to the end of the file (Metadata::validate).
+
+    Returns the bytes of data that an unfinished file lacks.
+    """
     end = start
     for name, _, _, n_bytes, _, offset in tensors:
-        cause = hint = None
         if offset != end:
             cause = "overlaps the one before it" if offset < end else f"leaves a gap of {offset - end} bytes before it"
-        elif offset + n_bytes > file_bytes:
-            cause = f"ends at byte {offset + n_bytes}, the file at {file_bytes}"
-            hint = "the file is incomplete: download it again"
-        if cause:
             cause = f"the data of tensor {printable(name, 80)} {cause}"
-            raise CorruptModelError(printable(path), cause, offset_bytes=offset, hint=hint)
+            raise CorruptModelError(printable(path), cause, offset_bytes=offset)
         end = offset + n_bytes
-    if end != file_bytes:
+    if end < file_bytes:
         raise CorruptModelError(printable(path), f"{file_bytes - end} bytes after the last tensor", offset_bytes=end)
+    return end - file_bytes
 
 
 def _refuse_duplicates(raw: bytes, path: str) -> None:
@@ -200,22 +205,23 @@ def _refuse_duplicates(raw: bytes, path: str) -> None:
 # -- which files -----------------------------------------------------------------------------------
 
 
-def _read_directory(directory: Path) -> ModelSpec:
-    indexes = sorted(directory.glob("*" + INDEX_SUFFIX))
+def _read_directory(directory: Path, storage: Storage) -> ModelSpec:
+    names = sorted(storage.names(str(directory)))
+    indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
     if indexes:
-        usual = directory / ("model" + INDEX_SUFFIX)
-        return _read_index(usual if usual in indexes else indexes[0])
-    files = sorted(directory.glob("*.safetensors"))
+        usual = "model" + INDEX_SUFFIX
+        return _read_index(directory / (usual if usual in indexes else indexes[0]), storage)
+    files = [directory / name for name in names if name.endswith(".safetensors")]
     if not files:
         config = directory / "config.json"
-        pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt"))
-        if config.is_file() and not pickled:
-            return _to_spec(config, [], [], {})  # vLLM runs it with dummy weights; the format says "config"
-        raise no_weights(directory)
-    usual = directory / "model.safetensors"
-    if usual in files:
-        return _read_files([usual], None)
-    return _read_files(_shards(files[0]) if _SHARD.fullmatch(files[0].name) else files, None)
+        pickled = any(name.endswith((".bin", ".pt")) for name in names)
+        if storage.is_file(str(config)) and not pickled:
+            return _to_spec(config, storage, [], [])  # vLLM runs it with dummy weights; the format says "config"
+        raise no_weights(directory, names)
+    usual_file = directory / "model.safetensors"
+    if usual_file in files:
+        return _read_files([usual_file], None, storage)
+    return _read_files(_shards(files[0]) if _SHARD.fullmatch(files[0].name) else files, None, storage)
 
 
 def _shards(path: Path) -> list[Path]:
@@ -226,42 +232,79 @@ def _shards(path: Path) -> list[Path]:
     return [path.with_name(f"{match[1]}-{number:05d}-of-{match[3]}.safetensors") for number in numbers]
 
 
-def _read_index(path: Path) -> ModelSpec:
-    index = parse_json(read_small(str(path), MAX_JSON_BYTES), str(path))
+def _read_index(path: Path, storage: Storage) -> ModelSpec:
+    config = path.with_name("config.json")
+    _expect_documents(storage, config, str(path))
+    index = parse_json(read_small(str(path), MAX_JSON_BYTES, storage), str(path))
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or {*map(type, weight_map.values())} != {str}:
         raise CorruptModelError(printable(str(path)), "no weight_map from tensor names to file names")
     names = sorted(set(weight_map.values()))
+    if len(names) > MAX_SHARDS:
+        raise CorruptModelError(printable(str(path)), f"{len(names)} shards; at most {MAX_SHARDS} are accepted")
     for name in names:
         # a name, not a path: an index must not lead elsewhere
         if not name.endswith(".safetensors") or Path(name).name != name or {"\0", "\\"} & {*name}:
             raise CorruptModelError(
                 printable(str(path)), f"the weight_map names a file outside this directory: {printable(name, 80)}"
             )
-    paths, config = [path.with_name(name) for name in names], path.with_name("config.json")
-    if config.is_file() and not any(shard.exists() for shard in paths):
-        return _to_spec(config, [], [], {})  # before the download: as with the configuration alone
-    return _read_files(paths, weight_map)
+    paths = [path.with_name(name) for name in names]
+    n_missing = sum(not storage.is_file(str(shard)) for shard in paths)
+    if n_missing and storage.is_file(str(config)):
+        # before or amid the download: as with the configuration alone
+        spec = _to_spec(config, storage, [], [])
+        return replace(spec, missing_bytes=_total_bytes(index), n_missing_files=n_missing)
+    return _read_files(paths, weight_map, storage)
 
 
-def _read_files(paths: Sequence[Path], weight_map: Mapping[str, str] | None) -> ModelSpec:
-    missing = [path for path in paths if not path.exists()] if len(paths) > 1 or weight_map else []
+def _total_bytes(index: Mapping[str, Any]) -> int:
+    """Bytes of all weights as an index says them; 0 where it does not."""
+    notes = index.get("metadata")
+    total = notes.get("total_size") if isinstance(notes, dict) else None
+    return total if type(total) is int and 0 < total < 1 << 60 else 0
+
+
+def _read_files(paths: Sequence[Path], weight_map: Mapping[str, str] | None, storage: Storage) -> ModelSpec:
+    missing = [path for path in paths if not storage.is_file(str(path))] if len(paths) > 1 or weight_map else []
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise IncompleteModelError(
             f"{printable(str(missing[0]))}: missing, one of {len(paths)} shards{more}",
             hint="download the model again",
         )
+    if weight_map is None:
+        _expect_documents(storage, paths[0].with_name("config.json"))
+    storage.expect(_head_bytes(paths, weight_map))
     files: list[ModelFile] = []
     tensors: list[TensorInfo] = []
     notes: Mapping[str, object] = {}
+    missing_bytes = 0
     for path in paths:
-        with open_file(str(path)) as file:
+        with storage.open(str(path)) as file:
             header = _read_header(file, len(files))
         files.append(ModelFile(path=str(path), size_bytes=file.size_bytes))
         tensors += header.tensors
         notes = notes or header.notes
-    return _to_spec(paths[0].with_name("config.json"), files, _unique(tensors, paths, weight_map), notes)
+        missing_bytes += header.missing_bytes
+    config = paths[0].with_name("config.json")
+    spec = _to_spec(config, storage, files, _unique(tensors, paths, weight_map), notes)
+    return replace(spec, missing_bytes=missing_bytes) if missing_bytes else spec
+
+
+def _expect_documents(storage: Storage, config: Path, *others: str) -> None:
+    """What is read beside the weights, asked for at once."""
+    names = [str(config), *(str(config.with_name(f"{stem}.json")) for stem in BESIDE), *others]
+    storage.expect({name: DOCUMENT_BYTES for name in names if storage.is_file(name)})
+
+
+def _head_bytes(paths: Sequence[Path], weight_map: Mapping[str, str] | None) -> dict[str, int]:
+    """About as many bytes as the header of each file has: a line for each tensor."""
+    if weight_map is None:
+        return {str(path): HEAD_BYTES for path in paths}
+    sizes = {path.name: 1024 for path in paths}
+    for name, file in weight_map.items():
+        sizes[file] += len(name) + ENTRY_BYTES
+    return {str(path): min(sizes[path.name], MAX_HEADER_BYTES) for path in paths}
 
 
 def _unique(tensors: list[TensorInfo], paths: Sequence[Path], weight_map: Mapping[str, str] | None) -> list[TensorInfo]:
@@ -291,14 +334,20 @@ def _unique(tensors: list[TensorInfo], paths: Sequence[Path], weight_map: Mappin
 
 
 def _to_spec(
-    config: Path, files: Sequence[ModelFile], tensors: Sequence[TensorInfo], notes: Mapping[str, object]
+    config: Path,
+    storage: Storage,
+    files: Sequence[ModelFile],
+    tensors: Sequence[TensorInfo],
+    notes: Mapping[str, object] | None = None,
 ) -> ModelSpec:
     """The model of these tensors and of the file `config`, which only a model without tensors must have."""
-    metadata = _read_object(config) if not files or config.is_file() else {}
+    if not files:
+        _expect_documents(storage, config)
+    metadata = _read_object(config, storage) if not files or storage.is_file(str(config)) else {}
     for stem in BESIDE:
         beside = config.with_name(f"{stem}.json")
-        if stem not in metadata and beside.is_file():
-            metadata[stem] = _read_object(beside)
+        if stem not in metadata and storage.is_file(str(beside)):
+            metadata[stem] = _read_object(beside, storage)
     if notes:
         metadata.setdefault("__metadata__", dict(notes))
     text = text_config(metadata)
@@ -308,7 +357,7 @@ def _to_spec(
         name=_name(config.parent, metadata),
         format="safetensors" if files else "config",
         architecture=architecture if isinstance(architecture, str) else "unknown",
-        files=tuple(files) or (ModelFile(path=str(config), size_bytes=config.stat().st_size),),
+        files=tuple(files) or (ModelFile(path=str(config), size_bytes=_size(config, storage)),),
         tensors=tuple(tensors),
         layers=hf_layers(text, tensors),
         metadata=metadata,
@@ -318,8 +367,13 @@ def _to_spec(
     )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    value = parse_json(read_small(str(path), MAX_JSON_BYTES), str(path))
+def _size(path: Path, storage: Storage) -> int:
+    with storage.open(str(path)) as file:
+        return file.size_bytes
+
+
+def _read_object(path: Path, storage: Storage) -> dict[str, Any]:
+    value = parse_json(read_small(str(path), MAX_JSON_BYTES, storage), str(path))
     if not isinstance(value, dict):
         raise CorruptModelError(printable(str(path)), "not a JSON object", offset_bytes=0)
     return value

@@ -59,8 +59,14 @@ def model_from_dict(data: Mapping[str, Any], *, depth: int = 0) -> ModelSpec:
         layers=tuple(_layer_from_dict(layer) for layer in data["layers"]),
         metadata=metadata,
         companions={_text(role): model_from_dict(other, depth=depth + 1) for role, other in data["companions"].items()},
-        **{name: None if data[name] is None else _count(data[name]) for name in _FIGURES},
+        hidden_elements=_figure(data["hidden_elements"]),
+        n_vocab=_figure(data["n_vocab"]),
+        context_train_tokens=_figure(data["context_train_tokens"]),
     )
+
+
+def _figure(value: Any) -> int | None:
+    return None if value is None else _count(value)
 
 
 def _file_name(path: str) -> str:

@@ -6,19 +6,11 @@ import os
 import re
 
 from autofit.domain.model import ModelFiles
+from autofit.domain.names import parse_bare
 from autofit.domain.text import printable
 from autofit.errors import ModelNotFoundError, UsageError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*(?<!\.gguf)(?<!\.json)(?<!\.safetensors)", re.ASCII)
-_NOT_YET = {
-    "hf": "download it first (`hf download REPOSITORY`) and give the path",
-    "http": "download the file first and give its path",
-    "https": "download the file first and give its path",
-    "docker": "give the path of the model's file",
-    "ollama": "give the path of the blob that `ollama show --modelfile NAME` prints after FROM",
-    "lmstudio": "give the path of the file under LM Studio's models folder",
-}
 
 
 def scheme_of(reference: str) -> str | None:
@@ -28,51 +20,55 @@ def scheme_of(reference: str) -> str | None:
 
 
 def resolve(reference: str) -> ModelFiles:
-    """The local files of a reference: a path, a directory, `file://PATH` or `example:NAME`.
-
-    A path that exists wins over a scheme of the same spelling.
+    """The files on this disk that a path, `file://PATH` or `example:NAME` leads to.
 
     Raises:
-        ModelNotFoundError: nothing is there, or the scheme has no source.
-        UsageError: not a reference at all.
+        ModelNotFoundError: it is a name of something else. UsageError: not a reference at all.
     """
-    if not reference or "\0" in reference:
-        raise UsageError("the model reference is empty" if not reference else "the model reference contains a NUL byte")
-    scheme = scheme_of(reference)
-    if scheme in (None, "file"):
-        return find_path(reference)
-    if scheme == "example":
+    check(reference)
+    if scheme_of(reference) == "example":
         from autofit.sources.examples import find
 
         return find(reference)
-    raise unknown(reference)
+    found = find_path(reference)
+    if found is None:
+        raise unknown(reference)
+    return found
 
 
-def find_path(reference: str) -> ModelFiles:
-    """A path, a directory or `file://PATH`.
+def check(reference: str) -> None:
+    """Raises: UsageError, for a text that names nothing."""
+    if not reference or "\0" in reference:
+        raise UsageError("the model reference is empty" if not reference else "the model reference contains a NUL byte")
+
+
+def find_path(reference: str) -> ModelFiles | None:
+    """A path, a directory or `file://PATH`; `None` for the name of a repository, where nothing has that path.
 
     Raises:
-        ModelNotFoundError: it looks like a repository, and is no path. UsageError: a file URL of another machine.
+        UsageError: a file URL of another machine.
     """
-    if scheme_of(reference) is None:
-        # Path().expanduser() raises for an unknown user, and would make a flag of `./-m.gguf`
-        path = os.path.expanduser(reference)  # noqa: PTH111
-        if _REPOSITORY.fullmatch(reference) and not os.path.lexists(path):
-            raise ModelNotFoundError(
-                f"{reference}: no such file or directory", hint=f"if it is a repository, {_NOT_YET['hf']}"
-            )
-        return ModelFiles(reference=reference, paths=(path,))
-    return ModelFiles(reference=reference, paths=(_file_path(reference),))
+    scheme = scheme_of(reference)
+    if scheme == "file":
+        return ModelFiles(reference=reference, paths=(_file_path(reference),))
+    if scheme is not None:
+        return None
+    # Path().expanduser() raises for an unknown user, and would make a flag of `./-m.gguf`
+    path = os.path.expanduser(reference)  # noqa: PTH111
+    if parse_bare(reference) is not None and not os.path.lexists(path):
+        return None
+    return ModelFiles(reference=reference, paths=(path,))
 
 
 def unknown(reference: str) -> ModelNotFoundError:
     """The error for a reference that no source knows."""
     scheme = scheme_of(reference)
-    if scheme in _NOT_YET:
-        return ModelNotFoundError(
-            f"{printable(reference)}: {scheme} references are not read yet", hint=_NOT_YET[scheme]
-        )
-    return ModelNotFoundError(f"{printable(reference)}: no such file, and no source for {scheme!r}")
+    if scheme is None:
+        return ModelNotFoundError(f"{printable(reference)}: no such file or directory")
+    return ModelNotFoundError(
+        f"{printable(reference)}: no such file, and no source for {scheme!r}",
+        hint="a model of Ollama's is ollama:NAME:TAG, a repository hf:ORG/REPO; `autofit plugins` lists the sources",
+    )
 
 
 def _file_path(reference: str) -> str:

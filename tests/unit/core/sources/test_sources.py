@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from autofit.errors import AutofitError, ModelNotFoundError, UsageError
-from autofit.sources import resolve
+from autofit.sources import find_path, resolve
 from autofit.sources.examples import example_names
 
 
@@ -20,11 +20,13 @@ def test_an_unknown_home_is_left_to_the_reader() -> None:
     assert resolve("~no-such-user/m.gguf").paths == ("~no-such-user/m.gguf",)
 
 
-def test_a_name_like_a_repository_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_like_a_repository_is_one_where_no_file_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelNotFoundError, match="Qwen/Qwen3-8B: no such file or directory") as caught:
+    assert find_path("Qwen/Qwen3-8B") is None
+    with pytest.raises(ModelNotFoundError, match="Qwen/Qwen3-8B: no such file or directory"):
         resolve("Qwen/Qwen3-8B")
-    assert "if it is a repository, download it first" in (caught.value.hint or "")
     Path("Qwen/Qwen3-8B").mkdir(parents=True)
     assert resolve("Qwen/Qwen3-8B").paths == ("Qwen/Qwen3-8B",)
 
@@ -65,15 +67,6 @@ def test_an_unknown_example_lists_them(name: str) -> None:
         resolve(f"example:{name}")
     assert "mixtral-8x7b-q4_k_m" in (caught.value.hint or "")
     assert caught.value.message.isprintable()
-
-
-@pytest.mark.parametrize(
-    "reference", ["hf:a/b", "HF:a/b", "https://x/y.gguf", "http://x", "ollama:llama3", "lmstudio:a"]
-)
-def test_sources_that_are_not_there_yet_say_what_to_do(reference: str) -> None:
-    with pytest.raises(ModelNotFoundError, match="not read yet") as caught:
-        resolve(reference)
-    assert "path" in (caught.value.hint or "")
 
 
 def test_an_unknown_scheme() -> None:
