@@ -706,6 +706,7 @@ ARCHITECTURES = (
         output="tied",
         scales=(),
         graph=cogvlm,
+        mixes_inputs=False,
     ),
     Architecture(
         name="command-r",

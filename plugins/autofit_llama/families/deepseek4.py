@@ -371,6 +371,7 @@ ARCHITECTURES = (
         output="own",
         scales=(),
         graph=deepseek4,
+        mixes_inputs=False,
         memory=Memory(caches=_caches, rolls_back=True),
         one_cache_type=True,
         tensor_split=TensorSplit(grouped_output=True),

@@ -33,7 +33,7 @@ def gemma_embedding(g: Graph) -> None:
 
 
 def _sandwich(g: Graph, *, cache: InputOf = windowed, qk_norm: bool = True) -> Tensor:
-    x = ggml.scale(g.inp_embd())
+    x = g.inp_embd(scaled=True) if qk_norm else ggml.scale(g.inp_embd())
     pos = g.inp_pos()
     inp = cache(g)
     out_ids = g.inp_out_ids()

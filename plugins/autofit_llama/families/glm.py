@@ -5,6 +5,7 @@ from __future__ import annotations
 from autofit.domain.units import round_up
 from autofit.domain.values import dataclass
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.families.deepseek import dense_or_shared_moe
 from autofit_llama.families.kimi import delta_attention
 from autofit_llama.graph import ggml
@@ -33,6 +34,22 @@ from autofit_llama.model.rules import (
 
 _POOL_PADDING = 64  #: src/llama-memory-hybrid-idx.cpp:kpool_pad
 _GATHER_MAX_TOKENS = 16
+
+
+WHOLE_ROWS = Change(
+    without=11349,
+    has=11368,
+    source="src/models/glm5-next.cpp:build_kpool_select, masks from a seed and from whole rows",
+    name="masks of selected cells made from whole rows",
+    larger=False,
+)
+FIXED_GATHER = Change(
+    without=11401,
+    has=11434,
+    source="src/models/glm5-next.cpp:build_inp_kpool, by the tokens of a micro-batch and by the context's numbers",
+    name="selected cells gathered by the context's numbers",
+    larger=False,
+)
 
 
 @dataclass(slots=True)
@@ -97,11 +114,18 @@ def _inp_pools(g: Graph) -> _Pools:
         g.input("f32", n_selected, 1, 1, n),
         g.input("i32", size, max(1, n_new)),
         g.input("i64", max(1, n_new)),
-        n <= _GATHER_MAX_TOKENS and cells > n_selected,
+        _gathers(g, n_selected),
     )
     for t in (pools.cells, pools.members, pools.mask, pools.tail, pools.live):
         g.expand(t)
     return pools
+
+
+def _gathers(g: Graph, n_selected: int) -> bool:
+    h, context = g.h, g.context
+    if g.follows(FIXED_GATHER):
+        return context.n_ubatch <= _GATHER_MAX_TOKENS and context.n_ctx > h.indexer_top_k + h.indexer_kpool - 1
+    return g.n_tokens <= _GATHER_MAX_TOKENS and context.n_ctx_seq > n_selected
 
 
 def _attention(
@@ -178,17 +202,22 @@ def _select(g: Graph, mask: Tensor, pools: _Pools, w: Layer, x: Tensor, q_latent
     selected = ggml.reshape(selected, size * n_top, n)
     if h.indexer_kpool_select_tail:
         selected = ggml.concat(selected, pools.tail, 0)
-    return selected if pools.gather else _mask_of(mask, selected, pools.live)
+    return selected if pools.gather else _mask_of(g, mask, selected, pools.live)
 
 
-def _mask_of(mask: Tensor, selected: Tensor, live: Tensor) -> Tensor:
+def _mask_of(g: Graph, mask: Tensor, selected: Tensor, live: Tensor) -> Tensor:
     """The causal mask where only selected cells are left; what is not live goes to rows behind all cells."""
     n_kv, (n_selected, n) = mask.ne[0], selected.ne[:2]
-    seed = ggml.cast(ggml.view(selected, (1,)), "f32")
-    closed = ggml.fill(seed if mask.type == "f32" else ggml.cast(seed, mask.type))
-    closed = ggml.repeat_4d(closed, 1, n_kv + n_selected, n, 1)
+    if g.follows(WHOLE_ROWS):
+        g.expand(selected)
+        closed = ggml.repeat_4d(ggml.fill(ggml.new(mask.type, n_kv + n_selected)), n_kv + n_selected, n, 1, 1)
+        zeros = ggml.repeat_4d(ggml.fill(ggml.new(mask.type, n_selected)), n_selected, n, 1, 1)
+    else:
+        seed = ggml.cast(ggml.view(selected, (1,)), "f32")
+        closed = ggml.fill(seed if mask.type == "f32" else ggml.cast(seed, mask.type))
+        closed = ggml.repeat_4d(closed, 1, n_kv + n_selected, n, 1)
+        zeros = ggml.repeat_4d(ggml.fill(seed), 1, n_selected, n, 1)
     closed = ggml.reshape(closed, 1, n_kv + n_selected, n)
-    zeros = ggml.repeat_4d(ggml.fill(seed), 1, n_selected, n, 1)
     zeros = ggml.reshape(zeros, 1, n_selected, n)
     is_live = ggml.exp(ggml.reshape(live, n_selected, n))
     dump = ggml.arange(n_selected)

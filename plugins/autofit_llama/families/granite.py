@@ -114,5 +114,6 @@ ARCHITECTURES = (
         output="tied",
         scales=(),
         graph=granite_switch,
+        mixes_inputs=False,
     ),
 )

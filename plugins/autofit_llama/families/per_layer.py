@@ -49,7 +49,7 @@ def gemma4(g: Graph) -> None:
     """src/models/gemma4.cpp: dense, or experts beside the feed-forward; values may be the keys."""
     h = g.h
     _share_caches(g)
-    x = ggml.scale(g.inp_embd())
+    x = g.inp_embd(scaled=True)
     pos = g.inp_pos()
     inp = g.inp_attn_kv_iswa()
     out_ids = g.inp_out_ids()
@@ -114,7 +114,7 @@ def gemma3n(g: Graph) -> None:
     h, n = g.h, g.n_tokens
     n_streams, active = h.n_altup, h.i_altup_act
     _share_caches(g)
-    x = ggml.scale(g.inp_embd())
+    x = g.inp_embd(scaled=True)
     pos = g.inp_pos()
     inp = g.inp_attn_kv_iswa()
     inputs = _per_layer_inputs(g, x, h.n_embd_altup)
@@ -294,6 +294,7 @@ ARCHITECTURES = (
         output="tied",
         scales=(),
         graph=None,
+        mixes_inputs=False,
         memory=Memory(caches=_borrowed_caches),
         stands_alone="never",
         rope_factors=lambda hp: [il for il in range(hp.n_layer_nextn) if not hp.is_swa[il]],

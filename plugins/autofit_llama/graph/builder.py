@@ -14,6 +14,7 @@ from typing import Literal
 from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.engine.vocabulary import POOLING_CLS, POOLING_LAST, POOLING_MEAN, POOLING_NONE, POOLING_RANK
 from autofit_llama.graph import ggml
 from autofit_llama.graph.ggml import HOST, HOST_PINNED, NONE, Tensor
@@ -26,6 +27,19 @@ from autofit_llama.model.hparams import (
     GATING_SOFTMAX_WEIGHT,
     GATING_SQRT_SOFTPLUS,
     HParams,
+)
+
+MIXED_INPUTS = Change(
+    without=11393,
+    has=11401,
+    source="src/llama-graph.cpp:build_inp_embd, with two branches and with three",
+    name="a branch of the graph for tokens beside embeddings",
+)
+ONE_GATHER = Change(
+    without=11368,
+    has=11393,
+    source="src/llama-graph.cpp:build_rs, from state_copy_main and state_copy_extra, and from state_copy",
+    name="recurrent states gathered all at once",
 )
 
 #: parts of hyper-connections that may be fused, each by itself
@@ -54,11 +68,13 @@ class AttentionInput:
 
 @dataclass(slots=True)
 class RecurrentInput:
-    """Which rows of the state caches the sequences read (llm_graph_input_rs)."""
+    """Which rows of the state caches the sequences read (llm_graph_input_rs): all, this batch's, and the others, or
+    all but the first.
+    """
 
     ids: Tensor
     main: Tensor
-    extra: Tensor
+    others: Tensor
 
 
 def missing(name: str) -> EngineRefusalError:
@@ -148,6 +164,9 @@ class Graph:
     @property
     def context(self) -> Context:
         return self.model.context
+
+    def follows(self, rule: Change) -> bool:
+        return self.model.version.follows(rule)
 
     def weight(self, name: str, il: int = -1) -> Tensor | None:
         """The weight `name` (".weight" may be left out), as it lies for block `il`; the same object every
@@ -283,23 +302,37 @@ class Graph:
 
     # inputs
 
-    def inp_embd(self, table: Tensor | None = None) -> Tensor:
-        """Rows of the embedding table, beside the input for ready-made embeddings (build_inp_embd)."""
-        h = self.h
+    def inp_embd(self, table: Tensor | None = None, *, scaled: bool = False) -> Tensor:
+        """Rows of the embedding table, beside the input for ready-made embeddings (build_inp_embd).
+
+        `scaled`: what is made of tokens is multiplied by a number of the architecture's.
+        """
+        h, mixed = self.h, self.follows(MIXED_INPUTS)
         self.tokens = tokens = self.input("i32", self.n_tokens)
         embd = self.input("f32", h.n_embd_inp, self.n_tokens)
-        x = ggml.get_rows(table if table is not None else self.need("token_embd"), tokens)
-        if h.n_embd_inp != h.n_embd:
-            x = ggml.pad(x, h.n_embd_inp - h.n_embd)
+        x = self._embedded(table, tokens)
         self.expand(x)
         self.expand(embd)
+        if mixed and self.arch.mixes_inputs and not self.context.mtp:
+            ids, slots = self.input("i32", self.n_tokens), self.input("i64", self.n_tokens)
+            rows = ggml.dup(self.input("f32", h.n_embd_inp, self.n_tokens))
+            self.expand(ggml.set_rows(rows, self._embedded(table, ids), slots))
         if h.n_embd_inp != h.n_embd:
             x = ggml.view(x, (h.n_embd, self.n_tokens), (x.nb[1],))
+        by_row = mixed and (scaled or (h.f_embedding_scale != 0.0 and h.n_deepstack_layers > 0))
+        if (by_row or h.f_embedding_scale != 0.0) and not ggml.is_contiguous(x):
+            x = ggml.cont(x)
+        if by_row:
+            return self.expand(ggml.mul(x, self.input("f32", 1, self.n_tokens)))
         if h.f_embedding_scale != 0.0:
-            if not ggml.is_contiguous(x):
-                x = ggml.cont(x)
             x = ggml.scale(x)
-        return self.expand(x)
+        self.expand(x)
+        return ggml.scale(x) if scaled else x
+
+    def _embedded(self, table: Tensor | None, tokens: Tensor) -> Tensor:
+        h = self.h
+        x = ggml.get_rows(table if table is not None else self.need("token_embd"), tokens)
+        return x if h.n_embd_inp == h.n_embd else ggml.pad(x, h.n_embd_inp - h.n_embd)
 
     def inp_pos(self) -> Tensor:
         return self.input("i32", self.n_tokens * self.h.n_pos_per_embd)
@@ -353,7 +386,8 @@ class Graph:
     def inp_rs(self) -> RecurrentInput:
         n_rs, n_seqs = self.model.state_rows, self.n_seqs
         ids = self.input("i32", n_rs)
-        return RecurrentInput(ids, ggml.view(ids, (n_seqs,)), ggml.view(ids, (n_rs - n_seqs,), (), n_seqs * 4))
+        first = 1 if self.follows(ONE_GATHER) else n_seqs
+        return RecurrentInput(ids, ggml.view(ids, (n_seqs,)), ggml.view(ids, (n_rs - first,), (), first * 4))
 
     # attention
 
@@ -835,14 +869,22 @@ class Graph:
         inp: RecurrentInput,
         cache: Tensor,
         width: int,
-        get_rows: Callable[[Tensor, Tensor], Tensor] = ggml.get_rows,
+        get_rows: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """The state rows of this batch's sequences (build_rs); rows of others are moved along."""
         n_seqs, n_rs = self.n_seqs, self.model.state_rows
         states = ggml.reshape(cache, width, cache.ne[1])
         self.expand(ggml.scale(ggml.view(states, (width,)), inplace=True))
-        rows = self.expand(get_rows(states, inp.main))
-        extra = ggml.get_rows(states, inp.extra)
+        if self.follows(ONE_GATHER):
+            copied = inp.ids if get_rows is None else inp.others
+            every = ggml.get_rows(states, copied)
+            first = n_rs - copied.ne[0]
+            own = ggml.view(every, (width, n_seqs), (every.nb[1],)) if get_rows is None else get_rows(states, inp.main)
+            rows = self.expand(own)
+            extra = ggml.view(every, (width, n_rs - n_seqs), (every.nb[1],), (n_seqs - first) * every.nb[1])
+        else:
+            rows = self.expand((get_rows or ggml.get_rows)(states, inp.main))
+            extra = ggml.get_rows(states, inp.others)
         rest = ggml.view(cache, (width, n_rs - n_seqs), (cache.nb[1],), n_seqs * cache.nb[1])
         self.expand(ggml.cpy(extra, rest))
         return rows

@@ -7,8 +7,9 @@ shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+from autofit_llama.engine.versions import Change, Version
 from autofit_llama.graph.ggml import (
     BLOCKS,
     AttentionParams,
@@ -314,8 +315,20 @@ def flash_attn_bytes(t: Tensor, cc: int) -> int:
 Keep = Callable[[Tensor, Tensor], None]  #: keep(tensor, until)
 
 
-def fusion_dependencies(nodes: Sequence[Tensor], start: int, end: int, keep: Keep) -> None:
-    """Allocation dependencies of one split, nodes[start:end] (ggml_backend_cuda_graph_optimize)."""
+SHARED_EXPERTS = Change(
+    without=11368,
+    has=11393,
+    source="ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_graph_optimize, without and with ggml_cuda_match_shared_expert",
+    name="shared experts fused with routed ones",
+)
+
+
+def fusion_dependencies(nodes: list[Tensor], start: int, end: int, keep: Keep, version: Version) -> None:
+    """Allocation dependencies of one split, nodes[start:end], some of which are moved together
+    (ggml_backend_cuda_graph_optimize).
+    """
+    if version.follows(SHARED_EXPERTS):
+        _join_shared_experts(nodes, start, end, keep)
     i = start
     while i < end:
         op = nodes[i].op
@@ -339,14 +352,79 @@ def fusion_dependencies(nodes: Sequence[Tensor], start: int, end: int, keep: Kee
         i += 1
 
 
+def _join_shared_experts(nodes: list[Tensor], start: int, end: int, keep: Keep) -> None:
+    """Gate, up and activation of the shared experts right behind those of the routed ones."""
+    i = start
+    while i + 5 < end:
+        if nodes[i].op == "MUL_MAT_ID":
+            for j in range(i + 3, end - 2):
+                if nodes[j].op == nodes[j + 1].op == "MUL_MAT_ID":
+                    break
+                if nodes[j].op == "MUL_MAT" and _match_shared_expert(nodes, i, j):
+                    nodes[i + 3 : j + 3] = [*nodes[j : j + 3], *nodes[i + 3 : j]]
+                    up = nodes[i + 2].src[1]
+                    keep(up.src[1], nodes[i + 5])
+                    keep(up.src[2], nodes[i + 5])
+                    i += 5
+                    break
+        i += 1
+
+
+def _match_shared_expert(nodes: Sequence[Tensor], i: int, j: int) -> bool:
+    """ggml_cuda_match_shared_expert: the same activation of products with matrices of one type and size."""
+    both = [*nodes[i : i + 3], *nodes[j : j + 3]]
+    if [t.op for t in both] != ["MUL_MAT_ID", "MUL_MAT_ID", "GLU", "MUL_MAT", "MUL_MAT", "GLU"]:
+        return False
+    routed, shared = both[2], both[5]
+    if not _fusable_subgraph(both, {id(routed), id(shared)}):
+        return False
+    for glu, first, second in ((routed, *both[:2]), (shared, *both[3:5])):
+        if len(glu.src) != 2 or {id(t) for t in glu.src} != {id(first), id(second)} or not _fuses_products(glu):
+            return False
+    up, shared_up = routed.src[1], shared.src[1]
+    weight, x, narrow, shared_x = up.src[0], up.src[1], shared_up.src[0], shared_up.src[1]
+    return (
+        weight.home is not None
+        and is_quantized(weight.type)
+        and x.op == "RESHAPE"
+        and x.src[0] is shared_x
+        and x.ne[1] == x.ne[3] == 1
+        and is_contiguous(shared_x)
+        and shared_x.ne[2:] == (1, 1)
+        and weight.type == narrow.type
+        and weight.ne[:2] == narrow.ne[:2]
+        and weight.nb[1] == narrow.nb[1]
+        and narrow.ne[2:] == (1, 1)
+        and narrow.op == shared.src[0].src[0].op == "NONE"
+        and routed.param == shared.param
+    )
+
+
+def _fuses_products(glu: Tensor) -> bool:
+    """ggml_cuda_should_fuse_mul_mat, without biases and scales."""
+    gate, up = glu.src
+    a, b = up.src[0], gate.src[0]
+    return (
+        (a.type, a.ne, a.nb) == (b.type, b.ne, b.nb)
+        and all(x is y for x, y in zip(up.src[1:], gate.src[1:], strict=True))
+        and glu.param in ("swiglu", "geglu", "swiglu_oai", "swiglu_clamp")
+    )
+
+
 def _fusable(nodes: Sequence[Tensor], start: int, count: int, outputs: tuple[int, ...], end: int) -> bool:
-    """ggml_can_fuse_subgraph: apart from `outputs`, nothing inside is read, viewed or wanted outside."""
+    """ggml_can_fuse_subgraph of nodes that follow each other."""
     if start + count > end:
         return False
-    inside = nodes[start : start + count]
+    return _fusable_subgraph(nodes[start : start + count], {id(nodes[k]) for k in outputs})
+
+
+def _fusable_subgraph(inside: Sequence[Tensor], outputs: Collection[int]) -> bool:
+    """ggml_can_fuse_subgraph_ext: apart from the nodes with the ids `outputs`, nothing inside is read, viewed or wanted
+    outside.
+    """
     ids = {id(t) for t in inside}
     for offset, t in enumerate(inside):
-        if start + offset in outputs:
+        if id(t) in outputs:
             continue
         if t.is_output:
             return False

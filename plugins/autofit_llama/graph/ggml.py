@@ -229,6 +229,10 @@ def cont(a: Tensor, *dims: int) -> Tensor:
     return Tensor("CONT", a.type, shape(*dims) if dims else a.ne, [a])
 
 
+def dup(a: Tensor) -> Tensor:
+    return _like("DUP", a, [a])
+
+
 def cast(a: Tensor, type_name: str) -> Tensor:
     t = Tensor("CPY", type_name, a.ne, [a])
     t.src.append(t)  # its own second source, as in ggml_cast

@@ -145,7 +145,7 @@ class Scheduler:
         owner = t.dev if t.dev >= 0 else buffer.dev
         return owner == dev
 
-    def split(self, leafs: Sequence[Tensor], nodes: Sequence[Tensor]) -> Schedule:
+    def split(self, leafs: Sequence[Tensor], nodes: list[Tensor]) -> Schedule:
         """Passes 5 and 6, fusion dependencies, and the graph that is allocated."""
         n_copies = self.n_copies
         copies: dict[tuple[int, int], list[Tensor]] = {}
@@ -186,7 +186,7 @@ class Scheduler:
 
         for s in splits:
             if s.dev < self.cpu and self.devices[s.dev].fusion:
-                fusion_dependencies(nodes, s.start, s.end, keep)
+                fusion_dependencies(nodes, s.start, s.end, keep, self.devices[s.dev].version)
 
         out: list[tuple[Tensor, int]] = []
         position = [0] * (len(nodes) + 1)

@@ -15,6 +15,7 @@ from autofit_llama.command.reading import Reading
 from autofit_llama.command.values import parse_split
 from autofit_llama.engine.codes import finding
 from autofit_llama.engine.numbers import integer
+from autofit_llama.engine.versions import LATEST
 from autofit_llama.engine.vocabulary import POOLING_NONE, POOLING_RANK
 from autofit_llama.memory.estimate import Estimate, Run
 from autofit_llama.model.context import CELL_PADDING
@@ -84,10 +85,21 @@ def _known(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
     elif not found.layout.has_graph:
         message = f"no compute graph for architecture {hparams.arch!r}: compute buffers are upper bounds"
         yield finding("bounded-compute", message)
+    if run.arguments.context.version != LATEST:
+        yield from _unsure(run)
     other = next((device for device in run.devices if device.api not in ("cuda", "rpc")), None)
     if other is not None:
         message = f"{other.id}: figures for {other.api} follow llama.cpp's source and are not verified on hardware"
         yield finding("unverified-device", message)
+
+
+def _unsure(run: Run) -> Iterator[Finding]:
+    from autofit_llama.memory.changes import unsure  # few commands need it
+
+    version = run.arguments.context.version
+    if names := unsure(run.sized.hparams.arch, version):
+        message = f"it is not known whether llama.cpp {version.name} has: {', '.join(names)}"
+        yield finding("engine-version-uncertain", f"{message}; what takes more memory is counted")
 
 
 def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:

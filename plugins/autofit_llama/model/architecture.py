@@ -123,6 +123,7 @@ class Architecture:
 
     # build_arch_graph
     draft_graph: GraphBuilder | Literal["not replayed"] | None = None  #: LLM_GRAPH_TYPE_DECODER_MTP
+    mixes_inputs: bool = True  #: llm_arch_supports_mixed_batch
     fused_clamp: bool = False  #: a clamped SwiGLU is one operation (build_ffn, build_moe_ffn)
     unused_output_bias: bool = False
     rank_activation: Literal["tanh", "gelu"] = "tanh"  #: build_pooling

@@ -1,0 +1,30 @@
+"""Other builds of llama.cpp: what their own dry runs say, against `check` with their build number."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from support.llama_versions import KINDS, Row, files, judge, rows_of
+
+N_PER_BUILD = 25
+
+
+def sample(path: Path) -> Sequence[Row]:
+    """Some rows of every build; tools/accuracy/llama_versions.py judges all."""
+    rows = list(rows_of(path))
+    return random.Random(20261129).sample(rows, min(N_PER_BUILD, len(rows)))
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.name.partition(".")[0])
+def test_builds_allocate_what_is_said(path: Path) -> None:
+    build = int(re.findall(r"\d+", path.name)[-1])
+    judged = [(row, judge(row, build)) for row in sample(path) if "devices" in row]
+    for row, one in judged:
+        assert {"model", "context"} <= set(one.exact), (row, one.what)
+        assert not one.is_low, (row, one.what)
+    assert sum(one.exact == KINDS or one.is_near for _, one in judged) >= 0.99 * len(judged)
