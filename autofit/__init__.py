@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from autofit.pipeline import load_machine as load_machine
     from autofit.pipeline import plan as plan
     from autofit.pipeline import read_model as read_model
+    from autofit.quants import quantizations as quantizations
     from autofit.settings.layers import Surroundings as Surroundings
 
 _HOMES = {
@@ -53,6 +54,7 @@ _HOMES = {
     "detect_machine": "autofit.pipeline",
     "load_machine": "autofit.pipeline",
     "plan": "autofit.pipeline",
+    "quantizations": "autofit.quants",
     "read_model": "autofit.pipeline",
 }
 __all__ = ["__version__", *_HOMES]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from autofit.domain.machine import Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Code, Plan
 from autofit.domain.request import NOTHING_ASKED, Request
 from autofit.domain.values import dataclass
+
+if TYPE_CHECKING:
+    from autofit.domain.quantization import Quantization
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,16 @@ class Backend(ABC):
         They come to `plan` in `Request.beside`, read, to be offered; they are not part of the plan.
         """
         return {}
+
+    def quantizations(self, model: ModelSpec, words: Sequence[str] = ()) -> Sequence[Quantization]:
+        """Every form in which this engine could be given `model`, exact bytes with each; none if it has no say.
+
+        `words` are flags of the program that makes such forms, for the types that it gives.
+
+        Raises:
+            UsageError: flags that the program refuses. ModelError: there is nothing to quantize.
+        """
+        return ()
 
     @abstractmethod
     def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:

@@ -95,6 +95,7 @@ class StoredModel(NamedTuple):
 class ModelFile:
     path: str
     size_bytes: int
+    header_bytes: int | None = None  #: before the padding that leads to the data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

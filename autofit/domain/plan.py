@@ -147,7 +147,7 @@ class Plan:
                 }
                 for pool in self.memory.pools
             ],
-            "speed": None if self.speed is None else _speed(self.speed),
+            "speed": None if self.speed is None else speed_to_dict(self.speed),
             "context_tokens": self.context_tokens,
             "safe_fill_tokens": self.safe_fill_tokens,
             "decisions": [
@@ -174,7 +174,7 @@ class Plan:
                     "context_tokens": a.context_tokens,
                     "device_bytes": a.device_bytes,
                     "host_bytes": a.host_bytes,
-                    "speed": None if a.speed is None else _speed(a.speed),
+                    "speed": None if a.speed is None else speed_to_dict(a.speed),
                     "because": a.because,
                 }
                 for a in self.alternatives
@@ -193,7 +193,7 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _speed(speed: Speed) -> dict[str, object]:
+def speed_to_dict(speed: Speed) -> dict[str, object]:
     return {
         "decode_tokens_per_s": round(speed.decode_tokens_per_s, 2),
         "low": round(speed.low, 2),

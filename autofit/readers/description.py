@@ -48,7 +48,11 @@ def _to_spec(description: dict[str, Any], name: str) -> ModelSpec:
         for dim in ne[1:]:
             n_bytes *= dim
         tensors.append(TensorInfo(name, type_name, tuple(ne[::-1]), n_bytes, 0, start + offset))
-    file = ModelFile(path=description.get("file", name), size_bytes=description["file_bytes"])
+    file = ModelFile(
+        path=description.get("file", name),
+        size_bytes=description["file_bytes"],
+        header_bytes=description["header_bytes"],
+    )
     return to_spec(metadata, tensors, [file])
 
 

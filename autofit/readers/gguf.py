@@ -103,7 +103,7 @@ def read_gguf(path: str | Path, storage: Storage = DISK) -> ModelSpec:
     for index, shard in enumerate(shards):
         with storage.open(shard) as file:
             headers.append(parse_header(file, index))
-        files.append(ModelFile(path=shard, size_bytes=file.size_bytes))
+        files.append(ModelFile(path=shard, size_bytes=file.size_bytes, header_bytes=headers[-1].end_bytes))
     metadata = headers[0].metadata
     if len(shards) == 1:
         _check_whole(shards[0], metadata)

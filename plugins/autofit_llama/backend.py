@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from autofit.backend import Backend, ParsedCommand
 from autofit.domain.machine import HOST_POOL, Machine
@@ -31,6 +31,9 @@ from autofit_llama.memory.estimate import Run, allocated_compute, size
 from autofit_llama.model.metadata import overridden
 from autofit_llama.model.validate import contradictions
 from autofit_llama.speed.rates import speed_of
+
+if TYPE_CHECKING:
+    from autofit.domain.quantization import Quantization
 
 
 class LlamaBackend(Backend):
@@ -79,6 +82,14 @@ class LlamaBackend(Backend):
         from autofit_llama.command.model_files import beside
 
         return beside(names)
+
+    def quantizations(self, model: ModelSpec, words: Sequence[str] = ()) -> Sequence[Quantization]:
+        from autofit_llama.quantization.forms import forms
+
+        if model.format not in self.formats:
+            return ()
+        with contradictions(model):
+            return forms(model, words)
 
     def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
         from autofit_llama.planning.decide import plan

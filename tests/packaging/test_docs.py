@@ -48,7 +48,7 @@ def test_the_page_about_architectures_shows_code_that_is_there() -> None:
 
 def test_the_page_about_architectures_explains_every_field() -> None:
     page = (ROOT / "docs" / "add-an-architecture.md").read_text().partition("## vLLM")[0]
-    explained = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| (`[^|]+) \|", page, re.MULTILINE))))
+    explained = set(re.findall(r"`([a-z0-9_]+)`", "".join(re.findall(r"^\| (`[^|]+) \|", page, re.MULTILINE))))
     assert {field.name for field in fields(Architecture)} <= explained
 
 

@@ -86,7 +86,10 @@ def build(shards: list[dict[str, Any]], paths: list[str]) -> ModelSpec:
         name=paths[0].removesuffix(".gguf"),
         format="gguf",
         architecture=arch,
-        files=tuple(ModelFile(path=p, size_bytes=s["file_bytes"]) for p, s in zip(paths, shards, strict=True)),
+        files=tuple(
+            ModelFile(path=p, size_bytes=s["file_bytes"], header_bytes=s["header_bytes"])
+            for p, s in zip(paths, shards, strict=True)
+        ),
         tensors=tuple(tensors),
         layers=(),
         metadata=metadata,

@@ -37,6 +37,7 @@ class Options:
     pure: bool = False
     leave_output: bool = False
     allow_requantize: bool = False
+    keep_split: bool = False
     output_type: str | None = None
     token_embedding_type: str | None = None
     tensor_types: tuple[tuple[str, str], ...] = ()

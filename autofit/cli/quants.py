@@ -1,0 +1,118 @@
+"""`autofit quants MODEL`: every quantization, with its exact size, whether it fits and how fast, and which to take."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from autofit.cli.options import add_options, given
+from autofit.domain.text import printable
+from autofit.domain.units import format_bytes, format_rate
+from autofit.quants import Quants, Row, device_shortfall, quantizations
+
+TAKES_COMMAND = True
+_SKIPPED = ("force", "strict")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from autofit.settings.options import OPTIONS
+
+    parser.usage = f"{parser.prog} MODEL [options] [-- flags of the program that quantizes]"
+    parser.add_argument("model", metavar="MODEL", help="a file, a directory, or example:NAME")
+    parser.add_argument("--backend", metavar="NAME", help="ask this engine alone")
+    add_options(parser, only=tuple(option.name for option in OPTIONS if option.name not in _SKIPPED))
+    group = parser.add_argument_group("output")
+    group.add_argument("--format", choices=("text", "json"), default="text")
+    group.add_argument("--tensors", action="store_true", help="with --format json: the type of every tensor")
+
+
+def run(args: argparse.Namespace) -> int:
+    options: Any = {name: value for name, value in given(args).items() if value is not None}
+    found = quantizations(args.model, backend=args.backend, quantize_args=args.engine_args or (), **options)
+    if args.format == "json":
+        import json
+
+        print(json.dumps(found.to_dict(tensors=args.tensors), indent=2, allow_nan=False))
+    else:
+        print("\n".join(lines(found)))
+    return 0 if found.recommended is not None else 3
+
+
+def lines(found: Quants) -> Iterator[str]:
+    """The table for people, and what to take."""
+    model = found.model
+    yield f"{printable(model.name, 80)}  {model.n_parameters:,} parameters, {printable(model.architecture, 40)}"
+    backends = list(dict.fromkeys(row.backend for row in found.rows))
+    for backend in backends:
+        rows = [row for row in found.rows if row.backend == backend]
+        if len(backends) > 1:
+            yield ""
+            yield backend
+        yield from _table(rows, found)
+        yield from _legend(rows)
+    if found.recommended is None:
+        yield f"none: {found.because}"
+    else:
+        yield f"take {found.recommended.quantization.name}: {found.because}"
+
+
+def _table(rows: Sequence[Row], found: Quants) -> Iterator[str]:
+    table: list[tuple[str, ...]] = [
+        ("name", "bytes", "size", "bits", "fits", "context", "decode", "prefill", "loss", "")
+    ]
+    table += [_cells(row, found.model.n_parameters) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    aligned = "<>>><>>>><"
+    for row, cells in zip((None, *rows), table, strict=True):
+        mark = "*" if row is not None and row is found.recommended else " "
+        texts = (f"{cell:{side}{width}}" for cell, side, width in zip(cells, aligned, widths, strict=True))
+        yield f"{mark} {'  '.join(texts)}".rstrip()
+
+
+def _cells(row: Row, n_parameters: int) -> tuple[str, ...]:
+    form, weights = row.quantization, row.quantization.weights_bytes
+    if weights is None:
+        return (form.name, "", "", "", "not made", "", "", "", "", printable(form.refusal, 120))
+    n_bytes = form.file_bytes or weights
+    bits = f"{weights * 8 / n_parameters:.2f}" if n_parameters else ""
+    speed, context = row.speed, row.context_tokens
+    decode, prefill = row.decode_tokens_per_s, None if speed is None else speed.prefill_tokens_per_s
+    return (
+        form.name,
+        f"{n_bytes:,}",
+        format_bytes(n_bytes),
+        bits,
+        "full speed" if row.full_speed else "in RAM" if row.fits else "no",
+        f"{context:,}" if context else "",
+        f"~{format_rate(decode)}" if decode else "",
+        f"~{format_rate(prefill)}" if prefill else "",
+        f"{form.quality[0].value:+.4f}" if form.quality else "",
+        ", ".join(_remarks(row)),
+    )
+
+
+def _remarks(row: Row) -> Iterator[str]:
+    if row.quantization.at_hand:
+        yield "this file"
+    elif row.file is not None:
+        yield "in this folder"
+    if row.quantization.same_as:
+        yield f"the same as {row.quantization.same_as}"
+    if row.quantization.only_for:
+        yield f"for {row.quantization.only_for}"
+    if row.quantization.needs:
+        yield f"needs {row.quantization.needs}"
+    if not row.fits:
+        yield f"lacks {device_shortfall(row)}" if device_shortfall(row) else printable(row.because, 120)
+    yield from row.quantization.notes
+
+
+def _legend(rows: Sequence[Row]) -> Iterator[str]:
+    """What a column means, where its words do not say it."""
+    figures = [figure for row in rows for figure in row.quantization.quality]
+    models = " and ".join(dict.fromkeys(figure.model for figure in figures))
+    if figures:
+        yield f"loss: {figures[0].measure} published for {models} ({figures[0].source}); not of this model"
+    if any(row.fits for row in rows):
+        yield "decode, prefill: tokens/s, with an empty context; context: tokens that fit with it"

@@ -1,0 +1,363 @@
+"""Which quantization of a model to take: every form that the engines know, planned as the form at hand would be."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from autofit.domain.machine import HOST_POOL
+from autofit.domain.text import printable
+from autofit.domain.units import format_bytes, format_rate
+from autofit.domain.values import dataclass
+from autofit.errors import AutofitError, ModelError, UsageError
+from autofit.host import blamed, host
+from autofit.pipeline import machine_of, plan_of, read_model, stated_options
+from autofit.references import MAX_NEIGHBORS
+from autofit.settings.layers import HERE, Options, Surroundings
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from autofit.domain.machine import Machine
+    from autofit.domain.model import ModelSpec
+    from autofit.domain.plan import Plan, Speed
+    from autofit.domain.quantization import Quantization
+    from autofit.settings.keywords import PlanOptions
+
+SCHEMA = 1
+READING_TOKENS_PER_S = 10.0  #: what a form in RAM should reach to be recommended, where nobody says --min-tps
+FEW_BITS = 3.5  #: per weight; below, a form in RAM is the last resort
+IN_RAM_TOKENS = 16_384  #: the context for which a form is planned that does not fit on the devices
+#: names of a model's files differ by the quantization alone, at the end and behind one of these
+_SEPARATORS = "-._"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormFile:
+    """A file beside the named one whose name says that it has a form. `size_bytes` counts all of its shards."""
+
+    path: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One form, planned. `full_speed`: no weights of it wait in RAM while there are devices."""
+
+    backend: str
+    quantization: Quantization
+    plan: Plan | None = None
+    because: str = ""  #: why it does not fit, or is not made at all
+    file: FormFile | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.plan is not None and self.plan.fits
+
+    @property
+    def full_speed(self) -> bool:
+        if self.plan is None or not self.fits or any(found.code == "weights-in-ram" for found in self.plan.findings):
+            return False
+        pools = self.plan.memory.pools
+        on_devices = sum(pool.sum_bytes("weights") for pool in pools if pool.id != HOST_POOL)
+        return len(pools) == 1 or 2 * on_devices > self.weights_bytes  # else a type that no device computes with
+
+    @property
+    def speed(self) -> Speed | None:
+        return self.plan.speed if self.plan is not None and self.fits else None
+
+    @property
+    def context_tokens(self) -> int | None:
+        return self.plan.context_tokens if self.plan is not None and self.fits else None
+
+    @property
+    def weights_bytes(self) -> int:
+        return self.quantization.weights_bytes or 0
+
+    @property
+    def bits_per_weight(self) -> float:
+        model = self.quantization.model
+        return 0.0 if model is None or not model.n_parameters else self.weights_bytes * 8 / model.n_parameters
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """With an empty context, which tells forms apart whose contexts differ."""
+        return None if self.speed is None else self.speed.start_tokens_per_s or self.speed.decode_tokens_per_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quants:
+    """Every form of a model, the largest first, and the one to take."""
+
+    model: ModelSpec
+    machine: Machine
+    rows: tuple[Row, ...]
+    recommended: Row | None
+    because: str
+
+    def to_dict(self, *, tensors: bool = False) -> dict[str, Any]:
+        """JSON values, schema 1 (`docs/quants.md`); with `tensors` the type of each tensor in each form."""
+        chosen = self.recommended
+        return {
+            "schema": SCHEMA,
+            "model": self.model.name,
+            "architecture": self.model.architecture,
+            "parameters": self.model.n_parameters,
+            "recommended": None
+            if chosen is None
+            else {"backend": chosen.backend, "name": chosen.quantization.name, "because": self.because},
+            "because": self.because,
+            "quantizations": [_row(row, self.model.n_parameters, tensors) for row in self.rows],
+        }
+
+
+def quantizations(
+    model: ModelSpec | str | os.PathLike[str],
+    machine: Machine | None = None,
+    *,
+    backend: str | None = None,
+    quantize_args: Sequence[str] = (),
+    settings: Surroundings | None = HERE,
+    **options: Unpack[PlanOptions],
+) -> Quants:
+    """Every quantization of `model`: exact bytes, whether and how it fits on `machine`, and which one to take.
+
+    `options` are those of `plan()`; `quantize_args` are flags of the program that quantizes. Without `backend`, every
+    engine is asked that has a say.
+
+    Raises:
+        UsageError, ModelError, HardwareError, PluginError
+    """
+    named = isinstance(model, (str, os.PathLike))
+    found: ModelSpec = read_model(model) if named else model  # type: ignore[arg-type, assignment]
+    names = tuple(host().backends()) if backend is None else (backend,)
+    rows: list[Row] = []
+    here = machine
+    prefer = None
+    floor = None
+    for name in names:
+        engine = host().backend(name)
+        with blamed(name):
+            forms = tuple(engine.quantizations(found, tuple(quantize_args)))
+        if not forms:
+            continue
+        stated = stated_options(name, options, settings)
+        prefer, floor = stated.get("prefer"), stated.get("min_tps")
+        if here is None:
+            here = machine_of(stated, None if settings is None else settings.variables)
+        size_up = Sizing.of(host().adjust_machine(here, name), found)
+        rows += [planned(name, form, here, stated, settings, size_up) for form in forms]
+    if not rows or here is None:
+        raise ModelError(
+            f"{printable(found.name, 80)}: no engine says how a {found.format} model is quantized",
+            hint="name a GGUF file, or a directory with safetensors and config.json",
+        )
+    rows = list(_with_files(rows, found))
+    rows.sort(key=lambda row: (row.quantization.model is None, -row.weights_bytes))
+    chosen, because = recommend(rows, prefer=prefer, min_tokens_per_s=floor)
+    return Quants(model=found, machine=here, rows=tuple(rows), recommended=chosen, because=because)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizing:
+    """What can be said of a form from the bytes of its weights alone. Unknown memory is no limit."""
+
+    device_bytes: int | None
+    all_bytes: int | None
+    context_tokens: int  #: with which a form is planned that leaves weights in RAM, unless a context is asked for
+
+    @classmethod
+    def of(cls, machine: Machine, model: ModelSpec) -> Sizing:
+        pools = {device.pool: device.free_bytes for device in machine.devices if device.pool != HOST_POOL}
+        on_devices = None if None in pools.values() else sum(n for n in pools.values() if n is not None)
+        host_bytes = machine.host.available_bytes
+        return cls(
+            device_bytes=on_devices if pools else None,
+            all_bytes=None if on_devices is None or host_bytes is None else on_devices + host_bytes,
+            context_tokens=min(IN_RAM_TOKENS, model.context_train_tokens or IN_RAM_TOKENS),
+        )
+
+    def shortfall_bytes(self, form: Quantization) -> int:
+        """What the weights alone lack in all memory there is."""
+        return max(0, (form.weights_bytes or 0) - self.all_bytes) if self.all_bytes is not None else 0
+
+    def options_for(self, form: Quantization, options: Options) -> Options:
+        """Where weights stay in RAM, a longer context is paid with the rate, and looking for the longest takes long."""
+        asked = any(options.get(name) is not None for name in ("context", "min_context", "max_context"))
+        if asked or self.device_bytes is None or (form.weights_bytes or 0) <= self.device_bytes:
+            return options
+        return replace(options, values={**options.values, "context": self.context_tokens})
+
+
+def planned(
+    backend: str,
+    form: Quantization,
+    machine: Machine,
+    options: Options,
+    settings: Surroundings | None,
+    sizing: Sizing,
+) -> Row:
+    """The plan of a form; what the engine refuses is said, and no reason to stop."""
+    if form.model is None:
+        return Row(backend=backend, quantization=form, because=form.refusal)
+    if lacking := sizing.shortfall_bytes(form):
+        because = f"its weights alone need {format_bytes(lacking)} ({lacking} bytes) more than all memory"
+        return Row(backend=backend, quantization=form, because=because)
+    try:
+        wanted = sizing.options_for(form, options)
+        plan = plan_form(backend, form, machine, wanted, settings)
+        if not plan.fits and wanted is not options:
+            plan = plan_form(backend, form, machine, options, settings)
+    except UsageError:
+        raise  # of the options, which are the same for all
+    except AutofitError as error:
+        return Row(backend=backend, quantization=form, because=error.message)
+    because = next((f.message for f in plan.findings if f.severity == "error"), "") if not plan.fits else ""
+    return Row(backend=backend, quantization=form, plan=plan, because=because)
+
+
+def plan_form(
+    backend: str, form: Quantization, machine: Machine, options: Options, settings: Surroundings | None
+) -> Plan:
+    assert form.model is not None
+    return plan_of(backend, form.model, machine, options, settings, engine_args=form.engine_args, details=False)
+
+
+def recommend(
+    rows: Sequence[Row], *, prefer: str | None = None, min_tokens_per_s: float | None = None
+) -> tuple[Row | None, str]:
+    """The form to take, and why: the largest that fits as asked at full speed.
+
+    Files of floats are left to `prefer="quality"`, for they decode at half the rate of 8 bits. Where no form leaves
+    RAM alone, it is the largest that still decodes `READING_TOKENS_PER_S`, else the fastest, of those that have
+    `FEW_BITS` or more per weight.
+    """
+    fitting = [row for row in rows if row.fits and not row.quantization.same_as and not row.quantization.only_for]
+    if not fitting:
+        return None, "no form fits as asked"
+    packed = [row for row in fitting if not row.quantization.is_float]
+    choice = fitting if prefer == "quality" or not packed else packed
+    full = [row for row in choice if row.full_speed]
+    if prefer == "context" and full:
+        longest = max(row.context_tokens or 0 for row in full)
+        full = [row for row in full if (row.context_tokens or 0) == longest]
+    if full:
+        best = max(full, key=lambda row: row.weights_bytes)
+        return best, f"the largest that fits as asked at full speed{_next_larger(best, choice)}"
+    choice = [row for row in choice if row.bits_per_weight >= FEW_BITS] or choice
+    floor = min_tokens_per_s or READING_TOKENS_PER_S
+    usable = [row for row in choice if (row.decode_tokens_per_s or 0.0) >= floor]
+    if usable:
+        best = max(usable, key=lambda row: row.weights_bytes)
+        return best, f"the largest that decodes {format_rate(floor)} tokens/s or more; a part of its weights is in RAM"
+    best = max(choice, key=lambda row: (row.decode_tokens_per_s or 0.0, row.weights_bytes))
+    few = f" of {FEW_BITS} bits per weight or more" if best.bits_per_weight >= FEW_BITS else ""
+    return best, f"the fastest{few}; a part of its weights is in RAM, and none decodes {format_rate(floor)} tokens/s"
+
+
+def _next_larger(best: Row, rows: Iterable[Row]) -> str:
+    larger = [row for row in rows if row.weights_bytes > best.weights_bytes]
+    if not larger:
+        return ""
+    after = min(larger, key=lambda row: row.weights_bytes)
+    return f"; of {after.quantization.name} a part would stay in RAM" if not after.full_speed else ""
+
+
+def _with_files(rows: Sequence[Row], model: ModelSpec) -> Iterator[Row]:
+    """The rows with the files of the model's folder whose names say that they have a form."""
+    files = _neighbors(model)
+    prefix = _prefix(os.path.basename(model.files[0].path), rows) if model.files else None  # noqa: PTH119
+    for row in rows:
+        name = row.quantization.name.casefold()
+        wanted = {f"{prefix}{separator}{name}" for separator in _SEPARATORS} if prefix else set()
+        found = next((file for stem, file in files.items() if stem in wanted), None)
+        yield row if found is None else replace(row, file=found)
+
+
+def _prefix(file_name: str, rows: Sequence[Row]) -> str:
+    """What the names of a model's files have in common: one without what names its quantization."""
+    stem = _stem(file_name)
+    for row in sorted(rows, key=lambda row: -len(row.quantization.name)):
+        end = row.quantization.name.casefold()
+        if stem.endswith(end) and stem[: -len(end)].endswith(tuple(_SEPARATORS)):
+            return stem[: -len(end) - 1]
+    return stem
+
+
+def _stem(file_name: str) -> str:
+    return _SHARD.sub("", file_name.casefold()).removesuffix(".gguf")
+
+
+def _neighbors(model: ModelSpec) -> Mapping[str, FormFile]:
+    """Files of the model's folder by the stems of their names, shards together; nothing of what is not on disk."""
+    path = model.files[0].path if model.files else ""
+    found: dict[str, FormFile] = {}
+    if not os.path.isfile(path):  # noqa: PTH113 - a path of any text; an example has no file
+        return found
+    with suppress(OSError), os.scandir(os.path.dirname(path) or ".") as entries:  # noqa: PTH120
+        for entry in sorted(islice(entries, MAX_NEIGHBORS), key=lambda entry: entry.name):
+            with suppress(OSError):
+                if entry.name.casefold().endswith(".gguf") and entry.is_file():
+                    stem, size = _stem(entry.name), entry.stat().st_size
+                    first = found.get(stem)
+                    found[stem] = FormFile(
+                        path=entry.path if first is None else first.path,
+                        size_bytes=size + (0 if first is None else first.size_bytes),
+                    )
+    return found
+
+
+def _row(row: Row, n_parameters: int, tensors: bool) -> dict[str, Any]:
+    from autofit.domain.plan import speed_to_dict
+
+    form = row.quantization
+    weights = form.weights_bytes
+    return {
+        "backend": row.backend,
+        "name": form.name,
+        "weights_bytes": weights,
+        "file_bytes": form.file_bytes,
+        "bits_per_weight": None if weights is None or not n_parameters else round(weights * 8 / n_parameters, 4),
+        "types": dict(form.types_bytes),
+        "at_hand": form.at_hand,
+        "file": None if row.file is None else {"path": row.file.path, "size_bytes": row.file.size_bytes},
+        "same_as": form.same_as or None,
+        "only_for": form.only_for or None,
+        "needs": form.needs or None,
+        "refusal": form.refusal or None,
+        "notes": list(form.notes),
+        "quality": [
+            {"measure": q.measure, "value": q.value, "model": q.model, "source": q.source} for q in form.quality
+        ],
+        "engine_args": list(form.engine_args),
+        "fits": row.fits,
+        "full_speed": row.full_speed,
+        "because": row.because or None,
+        "context_tokens": row.context_tokens,
+        "speed": None if row.speed is None else speed_to_dict(row.speed),
+        "pools": [] if row.plan is None else _pools(row.plan),
+        **({"tensors": {t.name: t.type for t in form.model.tensors}} if tensors and form.model is not None else {}),
+    }
+
+
+def _pools(plan: Plan) -> list[dict[str, Any]]:
+    return [
+        {"id": pool.id, "used_bytes": pool.used_bytes, "budget_bytes": pool.budget_bytes} for pool in plan.memory.pools
+    ]
+
+
+def device_shortfall(row: Row) -> str:
+    """What a form that does not fit lacks, in few words."""
+    if row.plan is None:
+        return ""
+    worst = max(row.plan.memory.pools, key=lambda pool: pool.shortfall_bytes, default=None)
+    if worst is None or not worst.shortfall_bytes:
+        return ""
+    where = "RAM" if worst.id == HOST_POOL else worst.id
+    return f"{format_bytes(worst.shortfall_bytes)} more {where}"

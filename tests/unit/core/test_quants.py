@@ -1,0 +1,155 @@
+"""`autofit.quantizations` and `autofit quants`: every form planned, and which one is taken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import autofit
+import pytest
+from autofit.cli.main import main
+from autofit.domain.memory import Memory, MemoryItem, PoolUse
+from autofit.domain.model import ModelFile, ModelSpec, TensorInfo
+from autofit.domain.plan import Finding, Plan, Speed
+from autofit.domain.quantization import Quantization
+from autofit.errors import ModelError, UsageError
+from autofit.quants import Row, recommend
+
+from support import ggufs
+
+MIXTRAL, LLAMA = "example:mixtral-8x7b-q4_k_m", "example:llama-3.1-8b-q4_k_m"
+CARD = autofit.load_machine("rtx-3090", ram="64GiB")
+
+
+def _row(
+    name: str, n_bytes: int, *, rate: float = 50.0, in_ram: bool = False, fits: bool = True, context: int = 8192,
+    **form: Any,
+) -> Row:  # fmt: skip
+    tensor = TensorInfo("t", "x", (n_bytes // 2,), n_bytes, 0, 0)
+    model = ModelSpec(
+        name="m", format="gguf", architecture="llama", files=(ModelFile(path="m", size_bytes=0),), tensors=(tensor,),
+        layers=(), metadata={},
+    )  # fmt: skip
+    item = MemoryItem(kind="weights", label="w", n_bytes=n_bytes, basis="exact")
+    pool = PoolUse(id="GPU0", name="g", total_bytes=None, free_bytes=None, budget_bytes=None, items=(item,))
+    findings = (Finding(severity="info", code="weights-in-ram", message=""),) if in_ram else ()
+    plan = Plan(
+        backend="b", fits=fits, argv=(), memory=Memory(pools=(pool,)), context_tokens=context, findings=findings,
+        speed=Speed(decode_tokens_per_s=rate, low=rate, high=rate),
+    )  # fmt: skip
+    return Row(backend="b", quantization=Quantization(name=name, model=model, **form), plan=plan)
+
+
+def _taken(*rows: Row, **options: Any) -> str | None:
+    found = recommend(rows, **options)[0]
+    return None if found is None else found.quantization.name
+
+
+def test_the_largest_at_full_speed_is_taken() -> None:
+    rows = _row("big", 800, in_ram=True), _row("mid", 600), _row("small", 400), _row("float", 700, is_float=True)
+    assert _taken(*rows) == "mid"
+    assert _taken(*rows, prefer="quality") == "float"
+    assert recommend(rows)[1] == "the largest that fits as asked at full speed; of big a part would stay in RAM"
+
+
+def test_floats_are_taken_where_nothing_else_is() -> None:
+    assert _taken(_row("float", 700, is_float=True)) == "float"
+
+
+def test_the_longest_context_may_be_preferred() -> None:
+    rows = _row("mid", 600, context=4096), _row("small", 400, context=9000), _row("tiny", 300, context=9000)
+    assert _taken(*rows, prefer="context") == "small"
+
+
+def test_copies_and_forms_for_special_models_are_passed_over() -> None:
+    assert _taken(_row("copy", 600, same_as="x"), _row("one-bit", 500, only_for="others"), _row("x", 400)) == "x"
+
+
+def test_in_ram_the_largest_that_can_be_read_along() -> None:
+    rows = [
+        _row(name, size, rate=rate, in_ram=True) for name, size, rate in (("a", 900, 4), ("b", 800, 12), ("c", 700, 30))
+    ]
+    assert _taken(*rows) == "b"
+    assert _taken(*rows, min_tokens_per_s=20.0) == "c"
+    assert _taken(*rows, min_tokens_per_s=99.0) == "c"
+
+
+def test_none_where_nothing_fits() -> None:
+    assert recommend([_row("a", 900, fits=False)]) == (None, "no form fits as asked")
+
+
+@pytest.fixture(scope="module")
+def mixtral() -> dict[str, Any]:
+    return autofit.quantizations(MIXTRAL, CARD, settings=None).to_dict(tensors=True)
+
+
+def test_every_name_is_there_with_its_bytes(mixtral: dict[str, Any]) -> None:
+    rows = {row["name"]: row for row in mixtral["quantizations"]}
+    assert len(rows) == 35
+    assert [row["weights_bytes"] for row in rows.values()] == sorted(
+        (row["weights_bytes"] for row in rows.values()), reverse=True
+    )
+    q4 = rows["Q4_K_M"]
+    assert (q4["file_bytes"], q4["bits_per_weight"], q4["at_hand"]) == (28_448_459_872, 4.873, True)
+    assert sum(q4["types"].values()) == q4["weights_bytes"]
+    assert q4["tensors"]["output.weight"] == "q6_K"
+    assert rows["IQ2_XS"]["needs"] == "an importance matrix"
+    assert rows["Q4_K_M"]["quality"][0]["model"] == "Llama-3-8B"
+
+
+def test_a_row_is_the_plan_of_the_file(mixtral: dict[str, Any]) -> None:
+    """What a form is said to do is what `plan` says of it, once it is there."""
+    row = next(row for row in mixtral["quantizations"] if row["name"] == "Q4_K_M")
+    plan = autofit.plan("llama", MIXTRAL, CARD, context=row["context_tokens"], settings=None)
+    assert {pool["id"]: pool["used_bytes"] for pool in row["pools"]} == {
+        pool.id: pool.used_bytes for pool in plan.memory.pools
+    }
+    assert plan.speed is not None and row["speed"]["decode_tokens_per_s"] == round(plan.speed.decode_tokens_per_s, 2)
+
+
+def test_what_is_larger_than_all_memory_is_not_planned(mixtral: dict[str, Any]) -> None:
+    row = next(row for row in mixtral["quantizations"] if row["name"] == "F16")
+    assert not row["fits"] and row["pools"] == [] and "more than all memory" in row["because"]
+
+
+def test_the_table_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quants", LLAMA, "--on", "rtx-3090", "--ram", "64GiB", "-c", "8k"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "8,030,261,312 parameters" in out[0]
+    assert next(line for line in out if " Q4_K_M " in line).split()[1:4] == ["4,919,654,080", "4.58", "GiB"]
+    assert [line.split()[1] for line in out if line.startswith("* ")] == ["Q8_0"]
+    assert out[-1] == "take Q8_0: the largest that fits as asked at full speed"
+    assert "not of this model" in out[-3]
+
+
+def test_flags_of_the_program_that_quantizes(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["quants", LLAMA, "--on", "rtx-3090", "--ram", "64GiB", "-c", "8k", "--format", "json", "--tensors"]
+    assert main([*command, "--", "--pure", "--imatrix", "none.gguf"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["quantizations"]}
+    assert set(rows["Q4_K_M"]["types"]) == {"q4_K", "f32"}
+    assert rows["IQ1_S"]["needs"] is None
+    assert rows["Q4_K_M"]["file_bytes"] is None  # the matrix is named in the file
+    with pytest.raises(UsageError, match="unknown flag '--dry'"):
+        autofit.quantizations(LLAMA, CARD, quantize_args=["--dry"])
+
+
+def test_nothing_fits_is_an_exit_code_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quants", "example:mixtral-8x22b-q4_k_m", "--on", "rtx-3060-12gb", "--ram", "8GiB"]) == 3
+    assert capsys.readouterr().out.splitlines()[-1] == "none: no form fits as asked"
+
+
+def test_files_of_the_folder_are_marked(tmp_path: Path) -> None:
+    for name in ("Tiny-Q8_0.gguf", "tiny.f16.gguf", "other-Q4_0.gguf", "tiny-Q8_0.txt", "Tiny-UD-Q4_0.gguf"):
+        ggufs.llama(name="Tiny").write(tmp_path / name)
+    found = autofit.quantizations(tmp_path / "Tiny-Q8_0.gguf", CARD, settings=None)
+    assert {row.quantization.name: Path(row.file.path).name for row in found.rows if row.file} == {
+        "Q8_0": "Tiny-Q8_0.gguf",
+        "F16": "tiny.f16.gguf",
+    }
+
+
+def test_a_model_that_nobody_quantizes(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["NoSuch"], "model_type": "none"}')
+    with pytest.raises(ModelError, match="no engine says"):
+        autofit.quantizations(tmp_path, CARD, settings=None)
