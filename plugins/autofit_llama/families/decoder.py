@@ -11,7 +11,7 @@ from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer, every
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.model.architecture import Architecture, DraftTensors, has_80_layers, reads
-from autofit_llama.model.caches import NO_CACHE
+from autofit_llama.model.caches import NEXTN_WITH_ALL, NO_CACHE, plain
 from autofit_llama.model.metadata_reader import MAX_LAYERS, HParamsDraft, Metadata
 from autofit_llama.model.rules import (
     default,
@@ -794,6 +794,7 @@ ARCHITECTURES = (
         output="tied",
         scales=(),
         graph=glm4,
+        memory=plain(until=NEXTN_WITH_ALL),
         draft_tensors=DraftTensors(loadable=False),
     ),
     Architecture(

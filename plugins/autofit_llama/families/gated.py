@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.families.decoder import LayerAgain
 from autofit_llama.families.moe import experts, windowed
 from autofit_llama.graph import ggml
@@ -9,6 +10,7 @@ from autofit_llama.graph.builder import AttentionInput, Graph, Layer, every
 from autofit_llama.graph.draft_head import head, join, routed_and_shared
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.model.architecture import ATTENTION_AND_JOIN, Architecture, DraftTensors, TensorSplit, reads
+from autofit_llama.model.caches import plain
 from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
 from autofit_llama.model.rules import (
     SIGMOID,
@@ -109,9 +111,17 @@ def laguna(g: Graph) -> None:
     _gated_experts(g, inp=windowed(g), act="softplus")
 
 
+EVERY_ROW = Change(
+    without=9409,
+    has=9702,
+    source="src/models/step35.cpp, rows without logits left out in the last block, and after the last norm",
+    name="hidden states of all tokens of Step 3.5",
+)
+
+
 def step35(g: Graph) -> None:
     """src/models/step35.cpp: a gate per head, experts; all rows go through to the end."""
-    _gated_experts(g, inp=g.inp_attn_kv_iswa(), act="sigmoid", factors=True, all_rows=True)
+    _gated_experts(g, inp=g.inp_attn_kv_iswa(), act="sigmoid", factors=True, all_rows=g.follows(EVERY_ROW))
 
 
 def _gated_experts(g: Graph, *, inp: AttentionInput, act: str, factors: bool = False, all_rows: bool = False) -> None:
@@ -221,6 +231,14 @@ def _load_step35(d: HParamsDraft, meta: Metadata) -> None:
     gating(SIGMOID)(d, meta)
 
 
+_STEP35_APART = Change(
+    without=9409,
+    has=9702,
+    source="src/llama-model.cpp:create_memory, without and with a filter for LLM_ARCH_STEP35",
+    name="no caches for blocks of Step 3.5 that predict further",
+    larger=False,
+)
+
 ARCHITECTURES = (
     Architecture(
         name="afmoe",
@@ -300,6 +318,7 @@ ARCHITECTURES = (
         output="own",
         scales=(),
         graph=step35,
+        memory=plain(since=_STEP35_APART),
         rope_factors=lambda hp: range(hp.n_layer_all),
         draft_tensors=DraftTensors(skipped=ATTENTION_AND_JOIN),
         draft_graph=step35_draft,

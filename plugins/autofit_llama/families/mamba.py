@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, Layer, RecurrentInput
 from autofit_llama.graph.draft_head import head, join
@@ -210,6 +211,14 @@ def _plamo2_mamba(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int) ->
     return ggml.reshape(out, out.ne[0], n_t * n_seqs)
 
 
+EVERY_ROW = Change(
+    without=10235,
+    has=10361,
+    source="src/models/nemotron-h.cpp, rows without logits left out in the last block, and after the last norm",
+    name="hidden states of all tokens of Nemotron-H",
+)
+
+
 def nemotron_h(g: Graph) -> None:
     """src/models/nemotron-h.cpp, nemotron-h-moe.cpp: a block is Mamba-2, attention or feed-forward."""
     h = g.h
@@ -226,10 +235,14 @@ def nemotron_h(g: Graph) -> None:
             cur = g.attn(inp, w, q, k, v, il)
         else:
             cur = nemotron_ffn(g, w, cur, il)
+        if g.narrows(il, EVERY_ROW):
+            cur, x = g.select_outputs(out_ids, cur, x)
         x = ggml.add(cur, x)
     cur = g.final_norm(x)
-    g.h_nextn = cur
-    g.output(ggml.get_rows(cur, out_ids))
+    if g.follows(EVERY_ROW):
+        g.h_nextn = cur
+        cur = ggml.get_rows(cur, out_ids)
+    g.output(cur)
 
 
 def nemotron_ffn(g: Graph, w: Layer, x: Tensor, il: int) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.families.decoder import InputOf, Norm
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer, every
 from autofit_llama.graph.draft_head import grouped_attention, head, join, routed_and_shared
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.model.architecture import ATTENTION_AND_JOIN, Architecture, DraftTensors, reads
-from autofit_llama.model.caches import NO_CACHE
+from autofit_llama.model.caches import NEXTN_WITH_ALL, NO_CACHE, plain
 from autofit_llama.model.hparams import GATING_SIGMOID, GATING_SOFTMAX
 from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
 from autofit_llama.model.rules import (
@@ -460,6 +461,21 @@ def _load_smallthinker(d: HParamsDraft, meta: Metadata) -> None:
         d.n_no_rope_layer_step = d.n_layer
 
 
+_MIMO2_APART = Change(
+    without=10068,
+    has=10235,
+    source="src/llama-model.cpp:create_memory, without and with a filter for LLM_ARCH_MIMO2",
+    name="no caches for blocks of MiMo 2 that predict further",
+    larger=False,
+)
+_HY_V3_APART = Change(
+    without=9842,
+    has=10068,
+    source="src/llama-model.cpp:create_memory, without and with a filter for LLM_ARCH_HY_V3",
+    name="no caches for blocks of Hunyuan 3 that predict further",
+    larger=False,
+)
+
 ARCHITECTURES = (
     Architecture(
         name="arctic",
@@ -493,6 +509,7 @@ ARCHITECTURES = (
         output="own",
         scales=(),
         graph=bailingmoe2,
+        memory=plain(until=NEXTN_WITH_ALL),
         draft_tensors=DraftTensors(loadable=False),
     ),
     Architecture(
@@ -568,6 +585,7 @@ ARCHITECTURES = (
         output="tied",
         scales=(),
         graph=glm4moe,
+        memory=plain(until=NEXTN_WITH_ALL),
         draft_graph=glm4moe_draft,
     ),
     Architecture(
@@ -619,6 +637,7 @@ ARCHITECTURES = (
         output="tied",
         scales=("ffn", "experts", "shared"),
         graph=hy_v3,
+        memory=plain(since=_HY_V3_APART),
         draft_tensors=DraftTensors(skipped=ATTENTION_AND_JOIN | {"attn_q_norm", "attn_k_norm"}),
         draft_graph=hy_v3_draft,
     ),
@@ -659,6 +678,7 @@ ARCHITECTURES = (
         output="own",
         scales=(),
         graph=mimo2,
+        memory=plain(until=NEXTN_WITH_ALL, since=_MIMO2_APART),
         draft_graph=mimo2_draft,
     ),
     Architecture(

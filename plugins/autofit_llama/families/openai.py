@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph
 from autofit_llama.model.architecture import Architecture, reads
 from autofit_llama.model.hparams import GATING_SOFTMAX_WEIGHT
 from autofit_llama.model.rules import (
     swa_always,
+)
+
+EVERY_ROW = Change(
+    without=10068,
+    has=10235,
+    source="src/models/openai-moe.cpp, rows without logits left out in the last block, and after the last norm",
+    name="hidden states of all tokens of gpt-oss",
 )
 
 
@@ -25,6 +33,8 @@ def gpt_oss(g: Graph) -> None:
         cur = g.rms(x, w, "attn_norm", il)
         q, k, v = g.qkv(w, cur, il, head=h.n_rot(0))
         cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, sinks=w["attn_sinks"])
+        if g.narrows(il, EVERY_ROW):
+            cur, x = g.select_outputs(out_ids, cur, x)
         ffn_inp = ggml.add(cur, x)
         cur = g.rms(ffn_inp, w, "post_attention_norm", il)
         cur = g.moe(
@@ -32,8 +42,10 @@ def gpt_oss(g: Graph) -> None:
             gating=GATING_SOFTMAX_WEIGHT,
         )  # fmt: skip
         x = ggml.add(cur, ffn_inp)
-    g.h_nextn = x
-    g.finish(ggml.get_rows(x, out_ids))
+    if g.follows(EVERY_ROW):
+        g.h_nextn = x
+        x = ggml.get_rows(x, out_ids)
+    g.finish(x)
 
 
 ARCHITECTURES = (

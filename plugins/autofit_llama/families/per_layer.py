@@ -5,6 +5,7 @@ Later blocks have no cache of their own and read that of the last block of their
 
 from __future__ import annotations
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer, first
 from autofit_llama.graph.ggml import HOST, Tensor
@@ -45,6 +46,14 @@ def _per_layer_inputs(g: Graph, x: Tensor, width: int) -> Tensor:
     return ggml.cont(ggml.permute(ggml.scale(ggml.add(projected, rows)), 0, 2, 1, 3))
 
 
+EVERY_ROW = Change(
+    without=9409,
+    has=9702,
+    source="src/models/gemma4.cpp, rows without logits left out in the last block, and after the last norm",
+    name="hidden states of all tokens of Gemma 4",
+)
+
+
 def gemma4(g: Graph) -> None:
     """src/models/gemma4.cpp: dense, or experts beside the feed-forward; values may be the keys."""
     h = g.h
@@ -58,6 +67,8 @@ def gemma4(g: Graph) -> None:
     for il in g.layers():
         w = g.layer(il)
         cur = _gemma4_attention(g, inp, w, g.rms(x, w, "attn_norm", il), pos, il)
+        if g.narrows(il, EVERY_ROW):
+            cur, x = g.select_outputs(out_ids, cur, x)
         attn_out = ggml.add(g.rms(cur, w, "post_attention_norm", il), x)
         if w["ffn_gate_inp"] is not None:
             cur = _gemma4_experts(g, w, attn_out, il)
@@ -65,12 +76,16 @@ def gemma4(g: Graph) -> None:
             cur = g.ffn(w, g.rms(attn_out, w, "ffn_norm", il), il, act="gelu")
         x = ggml.add(g.rms(cur, w, "post_ffw_norm", -1), attn_out)
         if inputs is not None:
-            cur = ggml.mul(ggml.gelu(g.linear(w, "inp_gate", x)), _slice(inputs, il))
+            gate, here = ggml.gelu(g.linear(w, "inp_gate", x)), _slice(inputs, il)
+            cur = ggml.mul(gate, ggml.get_rows(here, out_ids) if g.narrows(il, EVERY_ROW) else here)
             x = ggml.add(x, g.rms(g.linear(w, "proj", cur), w, "post_norm", il))
         scale = w["layer_output_scale"]
         x = ggml.mul(x, scale) if scale is not None else x
-    g.h_nextn = g.final_norm(x)
-    g.output(ggml.get_rows(g.h_nextn, out_ids), soft_cap=h.f_final_logit_softcapping != 0.0)
+    cur = g.final_norm(x)
+    if g.follows(EVERY_ROW):
+        g.h_nextn = cur
+        cur = ggml.get_rows(cur, out_ids)
+    g.output(cur, soft_cap=h.f_final_logit_softcapping != 0.0)
 
 
 def _gemma4_attention(g: Graph, inp: AttentionInput, w: Layer, x: Tensor, pos: Tensor, il: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, Layer, RecurrentInput
 from autofit_llama.graph.draft_head import head, join
@@ -82,15 +83,29 @@ def _blocks(g: Graph, *, qk_norm: bool) -> Tensor:
 
 def qwen3next(g: Graph) -> None:
     """src/models/qwen3next.cpp: three gated delta nets, then one gated attention."""
-    _hybrid(g, _qwen3next_linear)
+    _hybrid(g, _qwen3next_linear, EVERY_ROW)
 
 
 def qwen35(g: Graph) -> None:
     """src/models/qwen35.cpp, qwen35moe.cpp: the same with separate alpha and beta, dense or with experts."""
-    _hybrid(g, qwen35_linear)
+    _hybrid(g, qwen35_linear, EVERY_ROW_35)
 
 
-def _hybrid(g: Graph, linear: Callable[[Graph, RecurrentInput, Layer, Tensor, int], Tensor]) -> None:
+EVERY_ROW = Change(
+    without=10235,
+    has=10361,
+    source="src/models/qwen3next.cpp, rows without logits left out in the last block, and after the last norm",
+    name="hidden states of all tokens of Qwen3-Next",
+)
+EVERY_ROW_35 = Change(
+    without=9409,
+    has=9702,
+    source="src/models/qwen35.cpp, rows without logits left out in the last block, and after the last norm",
+    name="hidden states of all tokens of Qwen3.5",
+)
+
+
+def _hybrid(g: Graph, linear: Callable[[Graph, RecurrentInput, Layer, Tensor, int], Tensor], every_row: Change) -> None:
     h = g.h
     x = g.inp_embd()
     rs = g.inp_rs()
@@ -107,13 +122,17 @@ def _hybrid(g: Graph, linear: Callable[[Graph, RecurrentInput, Layer, Tensor, in
             q, k, v, gate = gated_qkv(g, w, cur, il)
             cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, out=None)
             cur = gated_output(g, w, cur, gate)
+        if g.narrows(il, every_row):
+            cur, residual = g.select_outputs(out_ids, cur, residual)
         residual = ggml.add(cur, residual)
         cur = g.rms(residual, w, "post_attention_norm", il)
         cur = gated_shared_moe(g, w, cur, il)
         x = ggml.add(cur, residual)
     cur = g.final_norm(x)
-    g.h_nextn = cur
-    g.output(ggml.get_rows(cur, out_ids))
+    if g.follows(every_row):
+        g.h_nextn = cur
+        cur = ggml.get_rows(cur, out_ids)
+    g.output(cur)
 
 
 def gated_qkv(g: Graph, w: Layer, x: Tensor, il: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

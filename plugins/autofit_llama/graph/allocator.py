@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.graph.ggml import NONE, Tensor
 
 #: ggml_op_can_inplace
@@ -17,6 +18,13 @@ IN_PLACE = frozenset(
     FILL SCALE DIAG_MASK_ZERO DIAG_MASK_INF ADD ADD_ID ADD1 SUB MUL DIV SQR SQRT LOG UNARY ROPE ROPE_BACK
     SILU_BACK RMS_NORM RMS_NORM_BACK CLAMP SOFT_MAX SOFT_MAX_BACK
     """.split()
+)
+CLAMP_IN_PLACE = Change(
+    without=10605,
+    has=10852,
+    source="ggml-alloc.c:ggml_op_can_inplace, without and with GGML_OP_CLAMP",
+    name="clamps in place",
+    larger=False,
 )
 MAX_CHUNKS = 16
 ENDLESS = 1 << 62
@@ -116,8 +124,10 @@ def allocate(
     arenas: Sequence[Arena],
     alloc_bytes: Callable[[Tensor, int], int],
     moments: Sequence[int] = (),
+    *,
+    in_place: frozenset[str] = IN_PLACE,
 ) -> list[tuple[tuple[object, ...], Held]]:
-    """Runs the graph through the arenas.
+    """Runs the graph through the arenas; operations `in_place` may take the place of a source.
 
     `leafs` and `nodes` come with the index of their arena; `alloc_bytes(tensor, arena)` is what the tensor
     takes there. A node of operation NONE only keeps its sources alive (a copy of an input, a dependency).
@@ -138,7 +148,6 @@ def allocate(
             if src.is_input and not src.held and src.root is None:
                 _place(src, dev, arenas, alloc_bytes)
 
-    in_place = IN_PLACE
     states: list[tuple[tuple[object, ...], Held]] = []
     next_moment = moments[0] if moments else -1
     for index, (node, dev) in enumerate(nodes):

@@ -82,7 +82,7 @@ def compute_buffers(
     builder = _builder(arch, model.hparams, draft=context.mtp)
     shorten = shorten and not context.mtp
     n_copies = PIPELINE_COPIES if pipeline and all(d.pipeline for d in devices) else 1
-    scheduler = Scheduler(devices, op_offload=context.op_offload, n_copies=n_copies)
+    scheduler = Scheduler(devices, op_offload=context.op_offload, n_copies=n_copies, version=context.version)
     resolved = _resolve(builder, model, scheduler, context.flash_attn)
 
     n_tokens, n_seqs, n_outputs = context.n_tokens, context.n_seq_max, context.n_outputs

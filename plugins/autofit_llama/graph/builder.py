@@ -42,6 +42,21 @@ ONE_GATHER = Change(
     name="recurrent states gathered all at once",
 )
 
+HALF_MASKS = Change(
+    without=9409,
+    has=9702,
+    source="src/llama-graph.cpp:build_attn_inp_kq_mask, an f32 input with a cast and an f16 input",
+    name="attention masks in half precision",
+    larger=False,
+)
+SUMS_AT_ONCE = Change(
+    without=8390,
+    has=9093,
+    source="src/llama-graph.cpp:build_moe_ffn, sums of experts later and at once",
+    name="experts of a block summed up at once",
+    larger=False,
+)
+
 #: parts of hyper-connections that may be fused, each by itself
 HYPER_OPS = frozenset(("hc_pre", "hc_comb", "hc_post"))
 
@@ -214,6 +229,10 @@ class Graph:
     def is_last(self, il: int) -> bool:
         return il == self.h.n_layer - 1
 
+    def narrows(self, il: int, rule: Change) -> bool:
+        """Whether rows without logits end in this block: the last one, before `rule` kept them all."""
+        return self.is_last(il) and not self.follows(rule)
+
     # nodes
 
     def expand(self, t: Tensor) -> Tensor:
@@ -347,7 +366,7 @@ class Graph:
         m = self.model
         cells = m.swa_cells if swa else self.context.n_ctx_seq
         n_stream = 1 if self.context.kv_unified else self.n_seqs
-        mask = self.input("f16" if self.flash_attn else "f32", cells, self.n_tokens // n_stream, 1, n_stream)
+        mask = self._mask(cells, self.n_tokens // n_stream, 1, n_stream)
         inp = CacheInput(mask, self.input("i64", self.n_tokens))
         if values:
             inp.v_idxs = self.input("i64", self.n_tokens * (self.h.n_embd_v_gqa_max() if m.v_trans else 1))
@@ -355,6 +374,12 @@ class Graph:
         inp.k_rot = self.input("f32", k_rot, k_rot) if k_rot else None
         inp.v_rot = self.input("f32", v_rot, v_rot) if v_rot and values else None
         return inp
+
+    def _mask(self, *dims: int) -> Tensor:
+        """An input that says which cells are seen, in the type that attention reads (build_attn_inp_kq_mask)."""
+        if self.flash_attn and not self.follows(HALF_MASKS):
+            return ggml.cast(self.input("f32", *dims), "f16")
+        return self.input("f16" if self.flash_attn else "f32", *dims)
 
     def inp_attn_kv(self) -> AttentionInput:
         return AttentionInput("kv", self._cache_input(swa=False))
@@ -379,9 +404,9 @@ class Graph:
         )
 
     def inp_attn_no_cache(self) -> AttentionInput:
-        type_name, n = "f16" if self.flash_attn else "f32", self.n_tokens
-        swa = CacheInput(self.input(type_name, n, n)) if self.h.swa_type != "none" else None
-        return AttentionInput("no_cache", CacheInput(self.input(type_name, n, n)), swa)
+        n = self.n_tokens
+        swa = CacheInput(self._mask(n, n)) if self.h.swa_type != "none" else None
+        return AttentionInput("no_cache", CacheInput(self._mask(n, n)), swa)
 
     def inp_rs(self) -> RecurrentInput:
         n_rs, n_seqs = self.model.state_rows, self.n_seqs
@@ -817,14 +842,18 @@ class Graph:
 
     def _summed(self, experts: Tensor, n_used: int) -> Tensor:
         """The sum over the experts of each token, one addition after the other."""
-        self.expand(experts)
+        at_once = self.follows(SUMS_AT_ONCE)
+        if at_once:
+            self.expand(experts)
         n_embd, n_tokens = experts.ne[0], experts.ne[2]
         views = [ggml.view(experts, (n_embd, n_tokens), (experts.nb[2],), i * experts.nb[1]) for i in range(n_used)]
         for t in views:
             self.expand(t)
         total = views[0]
         for t in views[1:]:
-            total = self.expand(ggml.add(total, t))
+            total = ggml.add(total, t)
+            if at_once:
+                self.expand(total)
         return ggml.cont(total) if n_used == 1 else total
 
     def _expert_activation(

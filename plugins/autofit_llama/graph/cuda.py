@@ -27,16 +27,26 @@ ROW_PADDING = 512  #: MATRIX_ROW_PADDING
 KQ_STRIDE = 256  #: FATTN_KQ_STRIDE
 
 
-def supports(t: Tensor, cc: int) -> bool:
+FLASH_SCRATCH = Change(
+    without=8390,
+    has=9842,
+    source="ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_buffer_type_get_alloc_size, without and with copies for attention",
+    name="copies for flash attention in compute buffers",
+)
+
+
+def supports(t: Tensor, cc: int, version: Version) -> bool:
     """ggml_backend_cuda_device_supports_op for compute capability `cc` (890 is 8.9)."""
+    if t.op == "FLASH_ATTN_EXT":
+        return flash_attn_kernel(t, cc, version) != "none"
     check = _CHECKS.get(t.op)
-    return check(t, cc) if check is not None else t.op in _ALWAYS
+    return check(t, version) if check is not None else t.op in _ALWAYS
 
 
-def alloc_bytes(t: Tensor, cc: int) -> int:
+def alloc_bytes(t: Tensor, cc: int, version: Version) -> int:
     """Bytes of `t` before alignment (ggml_backend_cuda_buffer_type_get_alloc_size)."""
     if t.op == "FLASH_ATTN_EXT":
-        return flash_attn_bytes(t, cc)
+        return flash_attn_bytes(t, cc, version) if version.follows(FLASH_SCRATCH) else tensor_bytes(t)
     n_bytes = tensor_bytes(t)
     if t.ne[0] % ROW_PADDING and is_quantized(t.type):
         n_bytes += row_size(t.type, ROW_PADDING - t.ne[0] % ROW_PADDING)
@@ -81,12 +91,12 @@ _ALWAYS = frozenset(
 )
 
 
-def _unary(t: Tensor, _: int) -> bool:
+def _unary(t: Tensor, _: Version) -> bool:
     a = t.src[0]
     return t.param in _UNARY and not (a.type == "bf16" and t.param == "xielu") and is_contiguous(a)
 
 
-def _glu(t: Tensor, _: int) -> bool:
+def _glu(t: Tensor, _: Version) -> bool:
     a = t.src[0]
     if a.type == "bf16" and t.param in ("swiglu_oai", "swiglu_clamp"):
         return False
@@ -105,7 +115,7 @@ def _fwht(t: Tensor) -> bool:
     )
 
 
-def _mul_mat(t: Tensor, _: int) -> bool:
+def _mul_mat(t: Tensor, _: Version) -> bool:
     a, b = t.src[0], t.src[1]
     if a.nb[0] != BLOCKS[a.type][1] or b.nb[0] != BLOCKS[b.type][1]:
         return False
@@ -116,32 +126,44 @@ def _mul_mat(t: Tensor, _: int) -> bool:
     return a.type in _MATRIX_TYPES
 
 
-def _get_rows(t: Tensor, _: int) -> bool:
+#: before `K_ROWS`
+_FEW_ROW_TYPES = frozenset("f16 f32 bf16 i32 q4_0 q4_1 q5_0 q5_1 q8_0".split())
+K_ROWS = Change(
+    without=10068,
+    has=10235,
+    source="ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_device_supports_op, GET_ROWS without and with K-quants",
+    name="rows of K-quants on CUDA",
+)
+
+
+def _get_rows(t: Tensor, version: Version) -> bool:
     a = t.src[0]
+    if not version.follows(K_ROWS):
+        return a.type in _FEW_ROW_TYPES
     if a.type in ("iq4_nl", "mxfp4"):
         return a.ne[0] % 256 == 0
     return a.type in _ROW_TYPES
 
 
-def _set_rows(t: Tensor, _: int) -> bool:
+def _set_rows(t: Tensor, _: Version) -> bool:
     rows, ids = t.src[0], t.src[1]
     if ids.type not in ("i64", "i32"):
         return False
     return (t.type in _SET_TYPES and rows.type == "f32") or (t.type == "f16" and rows.type == "f16")
 
 
-def _set(t: Tensor, _: int) -> bool:
+def _set(t: Tensor, _: Version) -> bool:
     return t.type in ("f32", "i32") and t.type == t.src[0].type == t.src[1].type
 
 
-def _cpy(t: Tensor, _: int) -> bool:
+def _cpy(t: Tensor, _: Version) -> bool:
     a, b = t.src[0], t.src[1]
     if a.type in _FLOATS and b.type in _FLOATS:
         return True
     return (a.type, b.type) in _COPIES or (a.type == b.type and is_contiguous(a) and is_contiguous(b))
 
 
-def _concat(t: Tensor, _: int) -> bool:
+def _concat(t: Tensor, _: Version) -> bool:
     a, b = t.src[0], t.src[1]
     if a.type != b.type or a.type != t.type:
         return False
@@ -152,21 +174,31 @@ def _concat(t: Tensor, _: int) -> bool:
     return is_contiguous(a, 0, last) and is_contiguous(b, 0, last) and not (a.ne[0] % per_block or b.ne[0] % per_block)
 
 
-def _binary(t: Tensor, _: int) -> bool:
+def _binary(t: Tensor, _: Version) -> bool:
     a, b = t.src[0].type, t.src[1].type
     if "bf16" in (a, b, t.type):
         return a == "bf16" and t.type == "bf16" and b in ("bf16", "f32")
     return a in ("f32", "f16") and b in ("f32", "f16") and t.type in ("f32", "f16")
 
 
-def _ssm_scan(t: Tensor, _: int) -> bool:
+SMALL_SCANS = Change(
+    without=11181,
+    has=11205,
+    source="ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_device_supports_op, SSM_SCAN from 128 and from 96",
+    name="scans with 96 states on CUDA",
+    larger=False,
+)
+
+
+def _ssm_scan(t: Tensor, version: Version) -> bool:
     s = t.src[0]
     if t.src[3].ne[0] == 1:  # mamba2
-        return s.ne[0] in (96, 128, 256) and s.ne[1] % 16 == 0
+        sizes = (96, 128, 256) if version.follows(SMALL_SCANS) else (128, 256)
+        return s.ne[0] in sizes and s.ne[1] % 16 == 0
     return t.param == 1 and s.ne[0] == 16 and s.ne[1] == 1 and s.ne[2] % 128 == 0 and t.src[4].ne[1] == 1
 
 
-def _lightning_indexer(t: Tensor, _: int) -> bool:
+def _lightning_indexer(t: Tensor, _: Version) -> bool:
     q, k = t.src[0], t.src[1]
     if q.ne[0] != 128 or q.ne[1] not in (32, 64):
         return False
@@ -175,11 +207,11 @@ def _lightning_indexer(t: Tensor, _: int) -> bool:
     return k.type in ("f32", "bf16", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
 
-def _all_f32(t: Tensor, _: int) -> bool:
+def _all_f32(t: Tensor, _: Version) -> bool:
     return t.type == "f32" and all(s.type == "f32" for s in t.src)
 
 
-_CHECKS: dict[str, Callable[[Tensor, int], bool]] = {
+_CHECKS: dict[str, Callable[[Tensor, Version], bool]] = {
     "UNARY": _unary,
     "GLU": _glu,
     "MUL_MAT": _mul_mat,
@@ -215,7 +247,6 @@ _CHECKS: dict[str, Callable[[Tensor, int], bool]] = {
     "DSV4_HC_PRE": _all_f32,
     "DSV4_HC_POST": _all_f32,
     "LIGHTNING_INDEXER": _lightning_indexer,
-    "FLASH_ATTN_EXT": lambda t, cc: flash_attn_kernel(t, cc) != "none",
 }
 
 
@@ -227,7 +258,36 @@ _FA_EQUAL_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256})
 _FA_VECTOR = frozenset({("f16", "f16"), ("bf16", "bf16"), ("q4_0", "q4_0"), ("q8_0", "q8_0")})
 
 
-def flash_attn_kernel(t: Tensor, cc: int) -> str:
+ANY_CACHE_PAIR = Change(
+    without=9842,
+    has=10068,
+    source="ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, K and V of one type and of any",
+    name="flash attention on CUDA with K and V of different types",
+)
+BF16_CACHES = Change(
+    without=8390,
+    has=9842,
+    source="ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, without and with GGML_TYPE_BF16",
+    name="flash attention on CUDA with bf16 caches",
+    larger=False,
+)
+MORE_HEADS = Change(
+    without=8390,
+    has=9842,
+    source="ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, without and with heads of 192, 320 and 512",
+    name="flash attention on CUDA with heads of 192, 320 and 512",
+    larger=False,
+)
+UNEVEN_GROUPS = Change(
+    without=7698,
+    has=8095,
+    source="ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, gqa_opt_applies of even ratios and of all",
+    name="grouped flash attention for uneven groups",
+    larger=False,
+)
+
+
+def flash_attn_kernel(t: Tensor, cc: int, version: Version) -> str:
     """Which kernel runs the node (fattn.cu:ggml_cuda_get_best_fattn_kernel): none, vec, tile or mma."""
     p = t.param
     assert isinstance(p, AttentionParams)
@@ -235,21 +295,26 @@ def flash_attn_kernel(t: Tensor, cc: int) -> str:
     mask = t.src[3] if p.has_mask else None
     gqa_ratio = q.ne[2] // k.ne[2]
     gqa = gqa_ratio >= 2 and mask is not None and not p.has_alibi and k.ne[1] % KQ_STRIDE == 0
+    uneven, more = version.follows(UNEVEN_GROUPS), version.follows(MORE_HEADS)
+    if not uneven:
+        gqa = gqa and gqa_ratio % 2 == 0
     for x in (q, k, v, mask):
-        if x is not None and not is_quantized(x.type) and any(stride % 16 for stride in x.nb[1:]):
+        if uneven and x is not None and not is_quantized(x.type) and any(stride % 16 for stride in x.nb[1:]):
             gqa = False
     dk, dv = k.ne[0], v.ne[0]
     if dk in _FA_EQUAL_HEADS:
         fits = dv == dk
+    elif dk in (192, 320, 512) and not more:
+        fits = False
     elif dk == 192:
         fits = dv == 128 and gqa and gqa_ratio % 8 == 0
     elif dk == 320:
         fits = dv == 256 and gqa and gqa_ratio % 32 == 0
     elif dk in (512, 576):
-        fits = dv == 512 and gqa
+        fits = dv == 512 and gqa and (uneven or gqa_ratio % 16 == 0)
     else:
         fits = False
-    if not fits or k.type not in _FA_TYPES or v.type not in _FA_TYPES or (mask is not None and mask.ne[2] != 1):
+    if not fits or not _fa_pair(k.type, v.type, version) or (mask is not None and mask.ne[2] != 1):
         return "none"
 
     n_q = q.ne[1]
@@ -279,6 +344,13 @@ def flash_attn_kernel(t: Tensor, cc: int) -> str:
     return "tile"
 
 
+def _fa_pair(k: str, v: str, version: Version) -> bool:
+    """Whether there is a kernel for caches of these types."""
+    if version.follows(ANY_CACHE_PAIR):
+        return k in _FA_TYPES and v in _FA_TYPES
+    return k == v and (k in ("f32", "f16", "q4_0", "q8_0") or (k == "bf16" and version.follows(BF16_CACHES)))
+
+
 def _sparse(p: AttentionParams, q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
     """Whether so few cells are attended to that gathering them pays (shall_use_sparse, 1 by 8 columns)."""
     if mask is None or p.n_kv_max <= 0 or p.has_alibi or p.has_soft_cap:
@@ -288,11 +360,11 @@ def _sparse(p: AttentionParams, q: Tensor, k: Tensor, mask: Tensor | None) -> bo
     return k.ne[1] >= max(4096, 2 * min(q.ne[1], 8) * p.n_kv_max)
 
 
-def flash_attn_bytes(t: Tensor, cc: int) -> int:
+def flash_attn_bytes(t: Tensor, cc: int, version: Version) -> int:
     """The result and, behind it, the f16 copies of K and V that the kernel works on
     (fattn.cu:ggml_cuda_flash_attn_ext_get_alloc_size).
     """
-    kernel = flash_attn_kernel(t, cc)
+    kernel = flash_attn_kernel(t, cc, version)
     k, v = t.src[1], t.src[2]
     end = tensor_bytes(t)
     if kernel == "none":
@@ -323,16 +395,31 @@ SHARED_EXPERTS = Change(
 )
 
 
+WEIGHTED_SUMS = Change(
+    without=10739,
+    has=10752,
+    source="ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_graph_optimize, without and with moe_weighted_reduction",
+    name="weighted sums of experts that are fused",
+)
+ROUTING_KEPT = Change(
+    without=11117,
+    has=11138,
+    source="ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_graph_optimize, without and with topk_moe",
+    name="tensors of expert routing kept for fusion",
+)
+
+
 def fusion_dependencies(nodes: list[Tensor], start: int, end: int, keep: Keep, version: Version) -> None:
     """Allocation dependencies of one split, nodes[start:end], some of which are moved together
     (ggml_backend_cuda_graph_optimize).
     """
     if version.follows(SHARED_EXPERTS):
         _join_shared_experts(nodes, start, end, keep)
+    sums, routing = version.follows(WEIGHTED_SUMS), version.follows(ROUTING_KEPT)
     i = start
     while i < end:
         op = nodes[i].op
-        if op == "MUL":
+        if op == "MUL" and sums:
             match = _weighted_reduction(nodes, i, end)
             if match is not None:
                 kept, result, count = match
@@ -340,7 +427,7 @@ def fusion_dependencies(nodes: list[Tensor], start: int, end: int, keep: Keep, v
                     keep(t, result)
                 i += count - 1
                 op = nodes[i].op
-        if op in ("UNARY", "SOFT_MAX"):
+        if op in ("UNARY", "SOFT_MAX") and routing:
             count = _topk_moe(nodes, i, end)
             if count:
                 until = nodes[i + count]

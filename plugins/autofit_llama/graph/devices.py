@@ -73,14 +73,14 @@ class DeviceRules:
             return metal.flash_attn_supported(t)
         if self.kind == "vulkan" and t.op == "FLASH_ATTN_EXT":
             return _vulkan_flash_attn(t)
-        return cuda.supports(t, self.compute_capability)
+        return cuda.supports(t, self.compute_capability, self.version)
 
     def alloc_bytes(self, t: Tensor) -> int:
         """Bytes of `t` in the device's buffer, before alignment."""
         if self.members:
             return max(rules.alloc_bytes(t) for rules in self.members)
         if self.kind == "cuda":
-            return cuda.alloc_bytes(t, self.compute_capability)
+            return cuda.alloc_bytes(t, self.compute_capability, self.version)
         return metal.alloc_bytes(t) if self.kind == "metal" else tensor_bytes(t)
 
     def offloads(self, t: Tensor) -> bool:

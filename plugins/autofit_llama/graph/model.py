@@ -8,11 +8,18 @@ from autofit.domain.dtypes import GGML_TYPES_BY_NAME
 from autofit.domain.model import TensorInfo
 from autofit.domain.values import dataclass
 
-from autofit_llama.engine.versions import Version
+from autofit_llama.engine.versions import Change, Version
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.model.context import Context
 from autofit_llama.model.hparams import HParams
 from autofit_llama.model.resolve import caches
+
+ROTATED_CACHES = Change(
+    without=8390,
+    has=9093,
+    source="src/llama-kv-cache.cpp:build_input_k_rot, from no such input on",
+    name="quantized caches rotated",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +88,8 @@ class GraphModel:
         all.
         """
         h, context = self.hparams, self.context
+        if not self.version.follows(ROTATED_CACHES):
+            return 0, 0
         if not _quantized(context.type_k) and not _quantized(context.type_v):
             return 0, 0
         name = "swa" if swa else "base"

@@ -4,6 +4,7 @@ delta-net-base.cpp).
 
 from __future__ import annotations
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, Layer, RecurrentInput
 from autofit_llama.graph.ggml import Tensor
@@ -58,6 +59,14 @@ def mamba(g: Graph, inp: RecurrentInput, w: Layer, x: Tensor, il: int) -> Tensor
     return ggml.reshape(out, out.ne[0], n_t * n_seqs)
 
 
+FLAT_PRODUCTS = Change(
+    without=10362,
+    has=10605,
+    source="src/models/mamba-base.cpp:build_mamba2_layer, products of three dimensions and of two",
+    name="flat products around Mamba-2",
+)
+
+
 def mamba2(g: Graph, inp: RecurrentInput, w: Layer, x: Tensor, il: int) -> Tensor:
     """build_mamba2_layer."""
     h, n_seqs = g.h, g.n_seqs
@@ -68,8 +77,9 @@ def mamba2(g: Graph, inp: RecurrentInput, w: Layer, x: Tensor, il: int) -> Tenso
     width = d_inner + 2 * n_group * d_state
     conv_cache, state_cache = g.state("r", il, h.n_embd_r), g.state("s", il, h.n_embd_s)
     conv = ggml.reshape(g.rs(inp, conv_cache, h.n_embd_r), d_conv - 1, width, n_seqs)
-    zx = g.linear(w, "ssm_in", x)
-    zx = ggml.reshape(zx, zx.ne[0], n_t, n_seqs)
+    flat = g.follows(FLAT_PRODUCTS)
+    zx = g.linear(w, "ssm_in", x if flat else ggml.reshape(x, x.ne[0], n_t, n_seqs))
+    zx = ggml.reshape(zx, zx.ne[0], n_t, n_seqs) if flat else zx
     size = zx.nb[0]
     z = ggml.view(zx, (head, n_head, n_t, n_seqs), (head * size, *zx.nb[1:3]))
     x_bc = ggml.view(zx, (width, n_t, n_seqs), zx.nb[1:3], d_inner * size)
@@ -105,7 +115,10 @@ def mamba2(g: Graph, inp: RecurrentInput, w: Layer, x: Tensor, il: int) -> Tenso
     y = ggml.glu(ggml.cont(z), y)
     if w["ssm_norm"] is not None:
         y = g.rms(ggml.reshape(y, d_inner // n_group, n_group, n_t, n_seqs), w, "ssm_norm", il)
-    return g.linear(w, "ssm_out", ggml.reshape(y, d_inner, n_t * n_seqs))
+    if flat:
+        return g.linear(w, "ssm_out", ggml.reshape(y, d_inner, n_t * n_seqs))
+    out = g.linear(w, "ssm_out", ggml.reshape(y, d_inner, n_t, n_seqs))
+    return ggml.reshape(out, out.ne[0], n_t * n_seqs)
 
 
 def conv_state(g: Graph, inp: RecurrentInput, cache: Tensor, x: Tensor, kernel: int, channels: int) -> Tensor:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
 
-from autofit_llama.graph.allocator import Arena, Held, allocate
+from autofit_llama.engine.versions import LATEST, Change, Version
+from autofit_llama.graph.allocator import CLAMP_IN_PLACE, IN_PLACE, Arena, Held, allocate
 from autofit_llama.graph.cuda import fusion_dependencies
 from autofit_llama.graph.devices import DeviceRules, cpu_supports
 from autofit_llama.graph.ggml import HOST, NONE, VIEW_OPS, Tensor, tensor_bytes
@@ -20,6 +21,19 @@ from autofit_llama.graph.ggml import HOST, NONE, VIEW_OPS, Tensor, tensor_bytes
 HOST_ALIGNMENT = 32  #: ggml/src/ggml-backend.cpp:TENSOR_ALIGNMENT of CPU buffers, which pinned ones share
 PIPELINE_COPIES = 4  #: GGML_SCHED_MAX_COPIES
 _MAX_SRC = 10
+FREE_ATTENTION = Change(
+    without=10068,
+    has=10235,
+    source="ggml-backend.cpp:ggml_backend_sched_backend_id_from_cur, without and with FLASH_ATTN_EXT skipped",
+    name="flash attention that does not go where attention sinks are",
+    larger=False,
+)
+EVERY_INPUT = Change(
+    without=11243,
+    has=11258,
+    source="ggml-backend.cpp:ggml_backend_sched_split_graph, copies of inputs that are read and of all",
+    name="copies of all inputs for overlapping micro-batches",
+)
 
 
 @dataclass(slots=True)
@@ -46,11 +60,20 @@ class Schedule:
 class Scheduler:
     """Backends of a context. `n_copies` is 4 with pipeline parallelism, else 1."""
 
-    def __init__(self, devices: Sequence[DeviceRules], *, op_offload: bool = True, n_copies: int = 1) -> None:
+    def __init__(
+        self,
+        devices: Sequence[DeviceRules],
+        *,
+        op_offload: bool = True,
+        n_copies: int = 1,
+        version: Version = LATEST,
+    ) -> None:
         self.devices = tuple(devices)
         self.cpu = len(devices)
         self.op_offload = op_offload
         self.n_copies = n_copies
+        self.version = version
+        self.free_ops = ("ROPE", "FLASH_ATTN_EXT") if version.follows(FREE_ATTENTION) else ("ROPE",)
 
     def supports(self, dev: int, t: Tensor) -> bool:
         if dev == self.cpu:
@@ -79,7 +102,7 @@ class Scheduler:
                 return dev
         if t.is_input:
             return self.cpu
-        if t.op in ("ROPE", "FLASH_ATTN_EXT"):
+        if t.op in self.free_ops:
             return -1
         for src in t.src:
             if src.is_weight:
@@ -150,6 +173,7 @@ class Scheduler:
         n_copies = self.n_copies
         copies: dict[tuple[int, int], list[Tensor]] = {}
         splits: list[Split] = []
+        used: dict[Tensor, None] = {}
         split: Split | None = None
         for i, t in enumerate(nodes):
             if t.op in VIEW_OPS:
@@ -166,6 +190,8 @@ class Scheduler:
                 splits.append(split)
             src_list = t.src
             for j, src in enumerate(src_list):
+                if src.is_input:
+                    used[src] = None
                 if src.dev != dev and not self._reaches(src, dev):
                     copy = copies.get((id(src), dev))
                     if copy is None:
@@ -205,7 +231,7 @@ class Scheduler:
 
         first_leafs: list[tuple[Tensor, int]] = []
         if n_copies > 1:
-            for leaf in leafs:
+            for leaf in leafs if self.version.follows(EVERY_INPUT) else used:
                 if leaf.is_input and (id(leaf), leaf.dev) not in copies:
                     leaf.is_output = True
                     twins = [_copy_of(leaf, leaf.dev, True) for _ in range(n_copies - 1)]
@@ -227,7 +253,8 @@ class Scheduler:
         def alloc_bytes(t: Tensor, dev: int) -> int:
             return tensor_bytes(t) if dev == cpu else sizes[dev](t)
 
-        states = allocate(schedule.leafs, schedule.nodes, arenas, alloc_bytes, moments)
+        in_place = IN_PLACE if self.version.follows(CLAMP_IN_PLACE) else IN_PLACE - {"CLAMP"}
+        states = allocate(schedule.leafs, schedule.nodes, arenas, alloc_bytes, moments, in_place=in_place)
         return [arena.size_bytes for arena in arenas], states
 
 

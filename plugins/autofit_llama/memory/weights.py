@@ -17,7 +17,7 @@ from autofit.domain.model import ModelSpec, TensorInfo
 from autofit.domain.units import GIB, round_up
 from autofit.domain.values import NamedTuple, dataclass, field
 
-from autofit_llama.engine.versions import LATEST, Version
+from autofit_llama.engine.versions import LATEST, Change, Version
 from autofit_llama.engine.vocabulary import LazyMode, Operation
 from autofit_llama.graph.devices import device_bytes
 from autofit_llama.graph.ggml import HOST, HOST_REPACKED
@@ -77,6 +77,21 @@ class WeightPlan:
 
 
 _INPUTS = frozenset(("token_embd", "position_embd", "token_types", "per_layer_token_embd"))
+NORMS_ON_FIRST_BLOCK = Change(
+    without=8390,
+    has=9093,
+    source="src/llama-arch.cpp:LLM_TENSOR_INFOS, TOKEN_EMBD_NORM and PER_LAYER_TOKEN_EMBD elsewhere and as now",
+    name="norms of embeddings beside the first block",
+)
+#: before that
+_ONCE_INPUTS = frozenset(("token_embd", "position_embd", "token_types", "token_embd_norm", "conv1d"))
+_ONCE_OUTPUT = frozenset(("per_layer_token_embd", "per_layer_model_proj", "per_layer_proj_norm"))
+HRM_INIT_ON_FIRST_BLOCK = Change(
+    without=11205,
+    has=11236,
+    source="src/llama-arch.cpp:LLM_TENSOR_INFOS, HRM_Z_L_INIT of the input and of a block",
+    name="hrm.z_l_init beside the first block",
+)
 #: outside the blocks, but on the first block's device
 _FIRST_BLOCK = frozenset(
     (
@@ -149,7 +164,7 @@ def loaded_weights(
     version: Version = LATEST,
 ) -> tuple[Weight, ...]:
     """Every tensor that the engine creates for `model`, second copies included."""
-    weights = list(_weights(model.tensors, hp, load_mtp, lazy_mode))
+    weights = list(_weights(model.tensors, hp, load_mtp, lazy_mode, version))
     names = {tensor.name for tensor in model.tensors}
     output_from = architecture_of(hp.arch).output
     if output_from in ("tied", "tied first") and "output.weight" not in names:
@@ -160,8 +175,11 @@ def loaded_weights(
     return tuple(weights)
 
 
-def _weights(tensors: Iterable[TensorInfo], hp: HParams, load_mtp: bool, lazy_mode: LazyMode) -> Iterator[Weight]:
+def _weights(
+    tensors: Iterable[TensorInfo], hp: HParams, load_mtp: bool, lazy_mode: LazyMode, version: Version
+) -> Iterator[Weight]:
     arch = architecture_of(hp.arch)
+    inputs, first_block = _ends(version)
     for tensor in tensors:
         match = _BLOCK.match(tensor.name)
         path = tensor.name if match is None else match[2]
@@ -179,13 +197,22 @@ def _weights(tensors: Iterable[TensorInfo], hp: HParams, load_mtp: bool, lazy_mo
                 yield _weight(tensor, il, op, "attention")._replace(duplicate=i > 0)
         elif module == arch.output_norm:
             yield _weight(tensor, hp.n_layer_all, op, "output")
-        elif module in _INPUTS:
+        elif module in inputs:
             lazy = module == "per_layer_token_embd" and arch.lazy_embeddings and _is_lazy(tensor, lazy_mode)
             yield _weight(tensor, INPUT, op, "embedding")._replace(lazy=lazy)
-        elif module in _FIRST_BLOCK:
+        elif module in first_block:
             yield _weight(tensor, 0, op, "embedding")
         else:
             yield _weight(tensor, hp.n_layer_all, op, "output")
+
+
+def _ends(version: Version) -> tuple[frozenset[str], frozenset[str]]:
+    """Modules outside the blocks that are of the input layer, and those that are with the first block."""
+    if not version.follows(NORMS_ON_FIRST_BLOCK):
+        return _ONCE_INPUTS, _FIRST_BLOCK - _ONCE_INPUTS - _ONCE_OUTPUT
+    if not version.follows(HRM_INIT_ON_FIRST_BLOCK):
+        return _INPUTS | {"hrm.z_l_init"}, _FIRST_BLOCK - {"hrm.z_l_init"}
+    return _INPUTS, _FIRST_BLOCK
 
 
 def _weight(tensor: TensorInfo, slot: int, op: Operation, group: Group) -> Weight:

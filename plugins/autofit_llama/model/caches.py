@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from autofit.domain.values import NamedTuple, dataclass
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.model.context import Context, cache_row_bytes
 from autofit_llama.model.hparams import HParams
 
@@ -147,11 +148,35 @@ class Memory:
     is_recurrent: bool = False
 
 
-def trunk_or_draft(hp: HParams, ctx: Context) -> Filter:
-    """The trunk in the main context, the nextn blocks in the draft's; all where there is but one kind."""
+NEXTN_APART = Change(
+    without=10852,
+    has=10985,
+    source="src/llama-model.cpp:create_memory, filters for the architectures that it names, and for all",
+    name="no caches for blocks that predict further",
+    larger=False,
+)
+NEXTN_WITH_ALL = Change(
+    without=9409,
+    has=9702,
+    source="src/models/glm4-moe.cpp, glm4.cpp, bailingmoe2.cpp, mimo2.cpp: n_layer_kv_from_start set, and not",
+    name="caches for blocks that predict further",
+)
+
+
+def trunk_or_draft(hp: HParams, ctx: Context, *, until: Change | None = None, since: Change | None = None) -> Filter:
+    """The trunk in the main context, the nextn blocks in the draft's; all where there is but one kind.
+
+    Before `NEXTN_APART` only some architectures did without caches for nextn blocks: `until` one change, `since`
+    another.
+    """
     n_layer = hp.n_layer
     if hp.n_layer_nextn == 0 or n_layer == 0 or hp.router_layer >= 0:
         return lambda il: True
+    version = ctx.version
+    if not version.follows(NEXTN_APART) and not ctx.mtp:
+        before = until is not None and not version.follows(until)
+        if not before and (since is None or not version.follows(since)):
+            return lambda il: True
     return (lambda il: il >= n_layer) if ctx.mtp else (lambda il: il < n_layer)
 
 
@@ -192,5 +217,12 @@ def hybrid(
 
 
 NO_CACHE = Memory(caches=lambda hp, ctx: ())
-ATTENTION = Memory(caches=lambda hp, ctx: attention(hp, ctx, trunk_or_draft(hp, ctx)))
+
+
+def plain(*, until: Change | None = None, since: Change | None = None) -> Memory:
+    """One cache, or with sliding layers two; see `trunk_or_draft`."""
+    return Memory(caches=lambda hp, ctx: attention(hp, ctx, trunk_or_draft(hp, ctx, until=until, since=since)))
+
+
+ATTENTION = plain()
 RECURRENT = Memory(caches=lambda hp, ctx: (recurrent(hp, ctx, range(hp.n_layer)),), is_recurrent=True)

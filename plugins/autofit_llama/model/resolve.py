@@ -9,11 +9,20 @@ from __future__ import annotations
 from autofit.domain.dtypes import GGML_TYPES_BY_NAME
 from autofit.domain.units import round_up
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.engine.vocabulary import POOLING_NONE, POOLING_UNSPECIFIED, FlashAttention
 from autofit_llama.model.architecture import Architecture, architecture_of
 from autofit_llama.model.caches import Cache
 from autofit_llama.model.context import CELL_PADDING, MAX_SEQUENCES, Context, ContextParams, refuse
 from autofit_llama.model.hparams import HParams
+
+OUTPUTS_AS_ASKED = Change(
+    without=9409,
+    has=9702,
+    source="src/llama-context.cpp:graph_reserve, rows of logits rounded up with the tokens and as asked for",
+    name="rows of logits not rounded up",
+    larger=False,
+)
 
 
 def caches(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
@@ -47,6 +56,7 @@ def resolve_context(hp: HParams, params: ContextParams) -> Context:
     if not params.kv_unified:
         n_ctx = n_ctx_seq * n_seq_max
     n_tokens = min(n_ctx, n_ubatch)
+    rounded = round_up(n_tokens, n_seq_max)
     pooling = hp.pooling_type if params.pooling_type == POOLING_UNSPECIFIED else params.pooling_type
     return Context(
         n_ctx=n_ctx,
@@ -57,8 +67,8 @@ def resolve_context(hp: HParams, params: ContextParams) -> Context:
         n_batch=n_batch,
         n_ubatch=n_ubatch,
         n_outputs_max=n_outputs_max,
-        n_tokens=round_up(n_tokens, n_seq_max),
-        n_outputs=min(n_tokens, n_outputs_max),
+        n_tokens=rounded,
+        n_outputs=min(n_tokens if params.version.follows(OUTPUTS_AS_ASKED) else rounded, n_outputs_max),
         kv_unified=params.kv_unified,
         type_k=params.type_k,
         type_v=params.type_v,
