@@ -22,7 +22,7 @@ IN_PLACE = frozenset(
 CLAMP_IN_PLACE = Change(
     without=10605,
     has=10852,
-    source="ggml-alloc.c:ggml_op_can_inplace, without and with GGML_OP_CLAMP",
+    source="ggml/src/ggml-alloc.c:ggml_op_can_inplace, without and with GGML_OP_CLAMP",
     name="clamps in place",
     larger=False,
 )

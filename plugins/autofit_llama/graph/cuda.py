@@ -30,7 +30,7 @@ KQ_STRIDE = 256  #: FATTN_KQ_STRIDE
 FLASH_SCRATCH = Change(
     without=8390,
     has=9842,
-    source="ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_buffer_type_get_alloc_size, without and with copies for attention",
+    source="ggml/src/ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_buffer_type_get_alloc_size, with FLASH_ATTN_EXT",
     name="copies for flash attention in compute buffers",
 )
 
@@ -131,7 +131,7 @@ _FEW_ROW_TYPES = frozenset("f16 f32 bf16 i32 q4_0 q4_1 q5_0 q5_1 q8_0".split())
 K_ROWS = Change(
     without=10068,
     has=10235,
-    source="ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_device_supports_op, GET_ROWS without and with K-quants",
+    source="ggml/src/ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_device_supports_op, GET_ROWS without and with K-quants",
     name="rows of K-quants on CUDA",
 )
 
@@ -184,7 +184,7 @@ def _binary(t: Tensor, _: Version) -> bool:
 SMALL_SCANS = Change(
     without=11181,
     has=11205,
-    source="ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_device_supports_op, SSM_SCAN from 128 and from 96",
+    source="ggml/src/ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_device_supports_op, SSM_SCAN from 128 and from 96",
     name="scans with 96 states on CUDA",
     larger=False,
 )
@@ -261,27 +261,27 @@ _FA_VECTOR = frozenset({("f16", "f16"), ("bf16", "bf16"), ("q4_0", "q4_0"), ("q8
 ANY_CACHE_PAIR = Change(
     without=9842,
     has=10068,
-    source="ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, K and V of one type and of any",
+    source="ggml/src/ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, K and V of one type and of any",
     name="flash attention on CUDA with K and V of different types",
 )
 BF16_CACHES = Change(
     without=8390,
     has=9842,
-    source="ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, without and with GGML_TYPE_BF16",
+    source="ggml/src/ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, without and with GGML_TYPE_BF16",
     name="flash attention on CUDA with bf16 caches",
     larger=False,
 )
 MORE_HEADS = Change(
     without=8390,
     has=9842,
-    source="ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, without and with heads of 192, 320 and 512",
+    source="ggml/src/ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, without and with heads of 192, 320 and 512",
     name="flash attention on CUDA with heads of 192, 320 and 512",
     larger=False,
 )
 UNEVEN_GROUPS = Change(
     without=7698,
     has=8095,
-    source="ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, gqa_opt_applies of even ratios and of all",
+    source="ggml/src/ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, gqa_opt_applies of even ratios and of all",
     name="grouped flash attention for uneven groups",
     larger=False,
 )
@@ -390,7 +390,7 @@ Keep = Callable[[Tensor, Tensor], None]  #: keep(tensor, until)
 SHARED_EXPERTS = Change(
     without=11368,
     has=11393,
-    source="ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_graph_optimize, without and with ggml_cuda_match_shared_expert",
+    source="ggml/src/ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_graph_optimize, with match_shared_expert",
     name="shared experts fused with routed ones",
 )
 
@@ -398,13 +398,13 @@ SHARED_EXPERTS = Change(
 WEIGHTED_SUMS = Change(
     without=10739,
     has=10752,
-    source="ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_graph_optimize, without and with moe_weighted_reduction",
+    source="ggml/src/ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_graph_optimize, without and with moe_weighted_reduction",
     name="weighted sums of experts that are fused",
 )
 ROUTING_KEPT = Change(
     without=11117,
     has=11138,
-    source="ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_graph_optimize, without and with topk_moe",
+    source="ggml/src/ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_graph_optimize, without and with topk_moe",
     name="tensors of expert routing kept for fusion",
 )
 

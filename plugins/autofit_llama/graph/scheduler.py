@@ -24,14 +24,14 @@ _MAX_SRC = 10
 FREE_ATTENTION = Change(
     without=10068,
     has=10235,
-    source="ggml-backend.cpp:ggml_backend_sched_backend_id_from_cur, without and with FLASH_ATTN_EXT skipped",
+    source="ggml/src/ggml-backend.cpp:ggml_backend_sched_backend_id_from_cur, without and with FLASH_ATTN_EXT skipped",
     name="flash attention that does not go where attention sinks are",
     larger=False,
 )
 EVERY_INPUT = Change(
     without=11243,
     has=11258,
-    source="ggml-backend.cpp:ggml_backend_sched_split_graph, copies of inputs that are read and of all",
+    source="ggml/src/ggml-backend.cpp:ggml_backend_sched_split_graph, copies of inputs that are read and of all",
     name="copies of all inputs for overlapping micro-batches",
 )
 
