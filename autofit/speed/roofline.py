@@ -83,8 +83,8 @@ class Roofline:
         """
         # Steps of a token per sequence repeat a captured graph; others differ from one to the next.
         is_captured = step.n_tokens == step.n_sequences
-        here = self._at(place.device)
-        seconds = layer.n_kernels * (here.kernel_s if is_captured else here.launch_s)
+        each = [self._at(name) for name in place.ranks or (place.device,)]  # the slowest is waited for
+        seconds = layer.n_kernels * max(here.kernel_s if is_captured else here.launch_s for here in each)
         if not place.ranks:
             return seconds + self._part_of_step_seconds(layer, place, step)
         shares = place.shares or (1 / len(place.ranks),) * len(place.ranks)

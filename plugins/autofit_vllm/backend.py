@@ -34,15 +34,9 @@ from autofit_vllm.config.resolve import resolve
 from autofit_vllm.memory.kv import plan_kv
 from autofit_vllm.modules.model import StageWeights, VllmModel, Vocabulary
 from autofit_vllm.planning.codes import OWN, finding
-from autofit_vllm.planning.plan import (
-    Evaluation,
-    build_plan,
-    check_dtype,
-    evaluate,
-    gpu_of,
-    keyword_arguments,
-    ranks_of,
-)
+from autofit_vllm.planning.command import keyword_arguments
+from autofit_vllm.planning.evaluation import Evaluation, check_dtype, evaluate, gpu_of, ranks_of
+from autofit_vllm.planning.plan import build_plan
 from autofit_vllm.quantization import Quantization, quantization_for
 
 if TYPE_CHECKING:
@@ -198,7 +192,8 @@ class VllmBackend(Backend):
 
     def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
         from autofit_vllm.planning.explain import explain
-        from autofit_vllm.planning.search import Problem, solve
+        from autofit_vllm.planning.problem import Problem
+        from autofit_vllm.planning.search import solve
 
         reference = _directory_of(request.model_reference or model.name)
         settings = dataclasses.replace(

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from autofit_vllm.command.settings import parse_command
 from autofit_vllm.planning.explain import explain
 from autofit_vllm.planning.plan import memory_of
-from autofit_vllm.planning.search import Problem, solve
+from autofit_vllm.planning.problem import Problem
+from autofit_vllm.planning.search import solve
 from support import vllm_models
 from support.vllm_models import GIB, VllmModel
 from support.vllm_problems import problem

@@ -10,7 +10,8 @@ from autofit.hardware import load_machine
 from autofit_vllm.command.settings import parse_command
 from autofit_vllm.config.engine import EngineConfig
 from autofit_vllm.modules.model import StageWeights, VllmModel
-from autofit_vllm.planning.search import Candidate, Problem, solve
+from autofit_vllm.planning.problem import Candidate, Problem
+from autofit_vllm.planning.search import solve
 from support import vllm_models
 
 

@@ -10,7 +10,7 @@ from autofit.speed import Roofline
 
 from autofit_vllm.memory.kv import KvPlan
 from autofit_vllm.planning.codes import finding
-from autofit_vllm.planning.plan import Evaluation
+from autofit_vllm.planning.evaluation import Evaluation
 from autofit_vllm.planning.speed import speed_of
 
 MEAN_SHARE = 4  #: a sequence holds this part of the context on average, unless it is said

@@ -11,7 +11,7 @@ from autofit.errors import EngineRefusalError
 from autofit_vllm.command.flags import flag_of
 from autofit_vllm.memory.budget import LIMIT
 from autofit_vllm.planning.codes import finding
-from autofit_vllm.planning.plan import Evaluation
+from autofit_vllm.planning.evaluation import Evaluation
 
 Again = Callable[[Mapping[str, Any]], Evaluation]  #: the command with other settings
 

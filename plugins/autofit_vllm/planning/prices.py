@@ -9,7 +9,8 @@ from autofit.domain.units import format_rate
 
 from autofit_vllm.config.resolve.parallel import possible_tp
 from autofit_vllm.planning.codes import finding
-from autofit_vllm.planning.search import LOSSY_KV, Candidate, Problem, gpus_needed, longest_plan
+from autofit_vllm.planning.problem import LOSSY_KV, Candidate, Problem
+from autofit_vllm.planning.relief import gpus_needed, longest_plan
 
 #: findings that speak of a plan that fits
 PRICES = frozenset({"kv-capacity", "idle-gpus", "lossy-cache", "offload-price", "nodes"})
@@ -32,7 +33,7 @@ def _left_out(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
         return []
     names = ", ".join(idle) if len(idle) <= 3 else f"{idle[0]} to {idle[-1]} ({len(idle)} GPUs)"
     whole = [c for c in others if c.holds and len(c.evaluation.ranks) == len(problem.devices)]
-    every = max(whole, key=lambda c: (min(c.length, best.length), c.total_speed, _rate(c)), default=None)
+    every = max(whole, key=lambda c: (min(c.length, best.length), c.total_speed, c.rate), default=None)
     if every is None:
         heads = ", ".join(map(str, possible_tp(problem.model, len(problem.devices))))
         message = f"{names} not used: no way to shard this model over all {len(problem.devices)} GPUs fits"
@@ -43,7 +44,7 @@ def _left_out(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
         flags = " ".join(f"{flag} {size}" for flag, size in sizes if size > 1)
         message = f"{names} not used: {flags} on all GPUs holds {every.length:,} tokens"
         if every.speed is not None and best.speed is not None:
-            rates = f"~{format_rate(_rate(every))} tokens/s instead of ~{format_rate(_rate(best))} for one sequence"
+            rates = f"~{format_rate(every.rate)} tokens/s instead of ~{format_rate(best.rate)} for one sequence"
             total = f"~{format_rate(every.total_speed)} instead of ~{format_rate(best.total_speed)} in all"
             message += f" at {rates}, {total}"
     return [finding("idle-gpus", message)]
@@ -73,10 +74,10 @@ def _offloaded_price(problem: Problem, best: Candidate) -> list[Finding]:
         return []
     message = "reading offloaded weights limits decoding"
     if best.speed is not None:
-        message += f" to ~{format_rate(_rate(best))} tokens/s"
+        message += f" to ~{format_rate(best.rate)} tokens/s"
     shorter = longest_plan(problem)
     if shorter is not None:
-        rate = f" at ~{format_rate(_rate(shorter))} tokens/s" if shorter.speed else ""
+        rate = f" at ~{format_rate(shorter.rate)} tokens/s" if shorter.speed else ""
         kv = " with an fp8 KV cache" if shorter.values.get("kv_cache_dtype") == LOSSY_KV else ""
         message += f"; -c {shorter.length} needs no offloading{kv}{rate}"
     needed = gpus_needed(problem, best.length, 16)
@@ -104,11 +105,7 @@ def nearest_wish(problem: Problem, best: Candidate) -> list[Finding]:
     shorter = longest_plan(problem)
     if shorter is None or shorter.length >= best.evaluation.config.max_model_len:
         return []
-    rate = f", ~{format_rate(_rate(shorter))} tokens/s" if shorter.speed else ""
+    rate = f", ~{format_rate(shorter.rate)} tokens/s" if shorter.speed else ""
     kv = " with an fp8 KV cache" if shorter.values.get("kv_cache_dtype") == LOSSY_KV else ""
     message = f"nearest: -c {shorter.length} fits{kv}{rate}"
     return [finding("would-fit", message)]
-
-
-def _rate(candidate: Candidate) -> float:
-    return candidate.speed.decode_tokens_per_s if candidate.speed else 0.0

@@ -11,9 +11,10 @@ from autofit.domain.plan import Speed
 from autofit.speed import Draft, LayerWork, Place, Read, Roofline, n_kernels
 
 from autofit_vllm.memory.kv import stage_bounds
+from autofit_vllm.memory.offload import Offload
 from autofit_vllm.modules.dtypes import dtype_bytes
-from autofit_vllm.modules.model import AttentionCache, LatentCache, PackedCache, StateCache
-from autofit_vllm.planning.plan import Evaluation
+from autofit_vllm.modules.model import AttentionCache, LatentCache, PackedCache, StateCache, VllmModel
+from autofit_vllm.planning.evaluation import Evaluation, Rank
 
 DEFAULT_LINK = 25_000_000_000  #: bytes/s, PCIe 4.0 x16 in practice
 LINK_EFFICIENCY = 0.8
@@ -144,16 +145,15 @@ def _place(evaluation: Evaluation, stage: int) -> Place:
     return Place(device=ids[0], ranks=tuple(ids) if len(ids) > 1 else ())
 
 
-def _offload_seconds(evaluation: Evaluation, n_tokens: int) -> float:
+def offload_seconds(offload: Offload, ranks: Sequence[Rank], model: VllmModel, n_tokens: int) -> float:
     """Seconds that a step reads offloaded weights over PCIe; of experts, those that its tokens choose (a
     prefetched layer comes whole)."""
-    offload, model = evaluation.offload, evaluation.model
-    if offload is None or all(rank.n_sharing for rank in evaluation.ranks):
-        return 0.0  # nothing, or no bus between a processor and a GPU of one memory
+    if all(rank.n_sharing for rank in ranks):
+        return 0.0  # no bus between a processor and a GPU of one memory
     share = 1.0
     if offload.experts_only and model.n_experts and not offload.prefetches:
         share = 1.0 - (1.0 - model.n_experts_per_token / model.n_experts) ** n_tokens
-    links = [rank.device.link_bytes_per_s for rank in evaluation.ranks]
+    links = [rank.device.link_bytes_per_s for rank in ranks]
     known = [link for link in links if link]
     slowest = (min(known) if known else DEFAULT_LINK) * LINK_EFFICIENCY
     return share * sum(offload.moved) / slowest
@@ -204,10 +204,11 @@ def speed_of(
         n_ubatch=evaluation.config.max_num_batched_tokens,
         draft=_draft(evaluation, placed),
     )
-    waiting = _offload_seconds(evaluation, n_sequences)
-    if speed is None or not waiting:
+    offload = evaluation.offload
+    waiting = offload_seconds(offload, evaluation.ranks, evaluation.model, n_sequences) if offload else 0.0
+    if speed is None or offload is None or not waiting:
         return speed
-    overlaps = evaluation.offload is not None and evaluation.offload.prefetches
+    overlaps = offload.prefetches
     return replace(
         speed,
         decode_tokens_per_s=_slower(speed.decode_tokens_per_s, waiting, overlaps=overlaps),

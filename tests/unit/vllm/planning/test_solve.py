@@ -6,9 +6,11 @@ import pytest
 from autofit.domain.request import Margin
 from autofit.errors import EngineRefusalError
 
+from autofit_vllm.planning.evaluation import margin_bytes
 from autofit_vllm.planning.explain import explain
-from autofit_vllm.planning.plan import margin_bytes
-from autofit_vllm.planning.search import gpus_needed, layouts, solve
+from autofit_vllm.planning.layouts import layouts
+from autofit_vllm.planning.relief import gpus_needed
+from autofit_vllm.planning.search import solve
 from support.vllm_models import GIB, deepseek_v3, gemma3_27b, llama_8b, qwen3_6_27b, qwen3_8b
 from support.vllm_problems import best, problem
 

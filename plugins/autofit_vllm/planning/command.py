@@ -1,0 +1,51 @@
+"""The command and the keyword arguments of a plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autofit_vllm.command.flags import flag_of, is_frontend
+from autofit_vllm.command.settings import VllmSettings
+
+
+def command(
+    settings: VllmSettings, values: Mapping[str, object], *, program: Sequence[str], model: str
+) -> tuple[str, ...]:
+    """The command: our values first, then the user's flags exactly as given."""
+    argv = [*program, model]
+    for name, value in values.items():
+        if name in settings.given:
+            continue
+        argv += written(name, value)
+    return (*argv, *settings.args)
+
+
+def written(name: str, value: object) -> tuple[str, ...]:
+    """The arguments of one value."""
+    flag = flag_of(name)
+    if value is True:
+        return (flag,)
+    if value is None or value is False:
+        return ()
+    if isinstance(value, (tuple, list)):
+        return (flag, *map(str, value))
+    return flag, str(value)
+
+
+def keyword_arguments(settings: VllmSettings, values: Mapping[str, object], model: str) -> dict[str, object]:
+    """Arguments of `vllm.LLM` and `AsyncEngineArgs` that mean the same."""
+    result: dict[str, object] = {"model": model}
+    for name, value in {**values, **settings.given}.items():
+        if name == "model" or value is None or is_frontend(name, settings.version):
+            continue
+        result[name] = list(value) if isinstance(value, tuple) else value
+    return result
+
+
+def replace_settings(settings: VllmSettings, values: Mapping[str, Any]) -> VllmSettings:
+    """`settings` with `values` where the user pinned none."""
+    return dataclasses.replace(
+        settings, **{name: value for name, value in values.items() if name not in settings.given}
+    )

@@ -1,0 +1,97 @@
+"""Which candidate is best: what it holds, then how fast it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from autofit.domain.plan import Speed
+
+from autofit_vllm.planning.load import Load, load_of, mean_length, sequences_at
+from autofit_vllm.planning.problem import LOSSY_KV, Candidate, Problem
+from autofit_vllm.planning.speed import TYPICAL_FILL_TOKENS, speed_of
+
+READABLE = 20.0  #: tokens per second, faster than is read
+MUCH_FASTER = 1.3  #: times the rate is worth a cache of 8 bits
+
+
+def timed(candidate: Candidate, problem: Problem) -> Candidate:
+    """With the speed of one sequence alone, of as many as are served at a time, and whether that is fast enough."""
+    if not candidate.holds:
+        return candidate
+    request = problem.request
+    one = speed_of(candidate.evaluation, problem.roofline)
+    mean = mean_length(candidate.length, request)
+    load = load_of(candidate.evaluation, problem.roofline, mean, min_tps=request.min_tps)
+    return dataclasses.replace(candidate, speed=one, load=load, late=_late(candidate, problem, one, load))
+
+
+def _late(candidate: Candidate, problem: Problem, one: Speed | None, load: Load) -> str | None:
+    """Which wish for speed is not met, and by how much."""
+    request = problem.request
+    together = min(problem.n_parallel, sequences_at(candidate.evaluation, load.mean_tokens))
+    if request.min_tps is not None and one is not None:
+        rate = one.decode_tokens_per_s
+        if together > 1:
+            many = speed_of(candidate.evaluation, problem.roofline, n_sequences=together, n_filled=load.mean_tokens)
+            rate = many.decode_tokens_per_s if many else rate
+        if rate < request.min_tps:
+            each = f" each with {together} sequences" if together > 1 else ""
+            return f"--min-tps {request.min_tps:g} is not reached: ~{rate:.3g} tokens/s{each}"
+    if request.max_ttft is not None and one is not None and one.prefill_tokens_per_s:
+        seconds = candidate.length / one.prefill_tokens_per_s
+        if seconds > request.max_ttft:
+            prompt = f"a prompt of {candidate.length} tokens"
+            return f"--max-ttft {request.max_ttft:g} is not reached: ~{seconds:.3g} s until the first token of {prompt}"
+    return None
+
+
+def score(candidate: Candidate, problem: Problem) -> tuple[float, ...]:
+    """Larger is better. A plan that fits beats all that do not; a useful length comes before speed. What is compared
+    never depends on the other candidates, so that more memory never makes the choice worse."""
+    if not candidate.fits:
+        lacking = 0.0 if candidate.holds else -float(candidate.evaluation.shortfall_bytes)
+        return (0.0, float(candidate.holds), lacking, candidate.rate)
+    lossless = 0.0 if _chose_lossy(candidate, problem) else 1.0
+    eager = 0.0 if candidate.values.get("enforce_eager") else 1.0
+    parallel = candidate.parallel
+    # heads that are padded are computed and thrown away; the fewer ranks a replica has, the fewer copies of the cache
+    whole = -float(problem.pads_heads(parallel.tp)) - (parallel.tp - 1 if parallel.dp > 1 else 0) / 1000
+    fewer = -float(len(candidate.evaluation.ranks))
+    length, useful = float(candidate.length), float(min(candidate.length, problem.target))
+    prefer, rate = problem.request.prefer, candidate.rate
+    pace = _pace(candidate, problem)
+    wished = float(min(candidate.length, problem.wished))
+    # without a word on the cache's type, 8 bits are taken only where nothing else holds what was wished
+    kept = (wished, candidate.served, *pace, lossless) if problem.request.kv is None else (wished, *pace)
+    if prefer == "context":
+        return (1.0, *kept, length, candidate.served, lossless, eager, whole, rate, fewer)
+    if prefer == "throughput":
+        return (1.0, *kept, useful, candidate.served, eager, candidate.total_speed, lossless, length, fewer)
+    if prefer == "quality":
+        return (1.0, lossless, useful, candidate.served, *pace, eager, whole, rate, length, fewer)
+    return (1.0, *kept, useful, candidate.served, eager, lossless, whole, rate, length, fewer)
+
+
+def _chose_lossy(candidate: Candidate, problem: Problem) -> bool:
+    """Whether the cache has 8 bits though nobody asked for them."""
+    return candidate.values.get("kv_cache_dtype") == LOSSY_KV and problem.request.kv in (None, "auto")
+
+
+def _pace(candidate: Candidate, problem: Problem) -> tuple[float, float]:
+    """What weights in RAM and waiting stages cost, before other things are weighed: a plan that is slow to read loses
+    to one of `MUCH_FASTER` times its rate. Where the context or the sum of sequences counts, weights stay on GPUs if
+    they can."""
+    moved = candidate.evaluation.offload
+    least_moved = -float(sum(moved.moved)) if moved else 0.0
+    if problem.request.prefer in ("context", "throughput"):
+        rate = candidate.total_speed if problem.request.prefer == "throughput" else candidate.rate
+        return (rate if moved else math.inf, least_moved)
+    rate = candidate.rate
+    if not rate:
+        return (0.0, least_moved)
+    if _chose_lossy(candidate, problem):  # as fast as with a lossless cache: twice the tokens are the same bytes
+        filled = 2 * min(candidate.length, TYPICAL_FILL_TOKENS)
+        plain = speed_of(candidate.evaluation, problem.roofline, n_filled=filled)
+        rate = plain.decode_tokens_per_s if plain else rate
+    return (math.floor(math.log(min(rate, READABLE)) / math.log(MUCH_FASTER)), 0.0)
