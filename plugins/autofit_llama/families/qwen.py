@@ -9,7 +9,7 @@ from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, Layer, RecurrentInput
 from autofit_llama.graph.draft_head import head, join
 from autofit_llama.graph.ggml import Tensor
-from autofit_llama.graph.recurrent import conv_state, delta_net
+from autofit_llama.graph.recurrent import FUSED_DELTA, conv_state, delta_net
 from autofit_llama.model.architecture import Architecture, TensorSplit, has_80_layers, reads
 from autofit_llama.model.caches import (
     attending_in_trunk,
@@ -105,6 +105,15 @@ EVERY_ROW_35 = Change(
 )
 
 
+NORM_FIRST = Change(
+    without=8121,
+    has=8179,
+    source="src/models/qwen3next.cpp, attn_norm before the projections that need it, and before all",
+    name="norms of Qwen3-Next before all that reads them",
+    larger=False,
+)
+
+
 def _hybrid(g: Graph, linear: Callable[[Graph, RecurrentInput, Layer, Tensor, int], Tensor], every_row: Change) -> None:
     h = g.h
     x = g.inp_embd()
@@ -115,7 +124,9 @@ def _hybrid(g: Graph, linear: Callable[[Graph, RecurrentInput, Layer, Tensor, in
     for il in g.layers():
         w = g.layer(il)
         residual = x
-        cur = g.expand(g.rms(x, w, "attn_norm", il))
+        cur = g.rms(x, w, "attn_norm", il)
+        if g.follows(NORM_FIRST):
+            g.expand(cur)
         if h.is_recr[il]:
             cur = linear(g, rs, w, cur, il)
         else:
@@ -243,10 +254,10 @@ def gated_delta(
     def part(head: int, n_head: int, offset: int) -> Tensor:
         return ggml.view(y, (head, n_head, n_t, n_seqs), (4 * head, row, row * n_t), 4 * offset)
 
-    q = l2_norm(part(head_k, n_k, 0))
-    k = l2_norm(part(head_k, n_k, head_k * n_k))
+    q = l2_norm(g, part(head_k, n_k, 0))
+    k = l2_norm(g, part(head_k, n_k, head_k * n_k))
     v = part(head_v, n_v, 2 * head_k * n_k)
-    if repeat_interleaved and n_k != n_v:
+    if (repeat_interleaved or not g.follows(FUSED_DELTA)) and n_k != n_v:
         times, n = n_v // n_k, n_t * n_seqs
         q, k = (
             ggml.reshape(
@@ -263,9 +274,17 @@ def gated_delta(
     return ggml.mul(g.rms(out, w, "ssm_norm", il), ggml.unary(z, output_gate))
 
 
-def l2_norm(x: Tensor) -> Tensor:
+SCALED_NORMS = Change(
+    without=10605,
+    has=10852,
+    source="src/models/delta-net-base.cpp: ggml_l2_norm, and build_gdn_l2_norm",
+    name="L2 norms made of scaled RMS norms",
+)
+
+
+def l2_norm(g: Graph, x: Tensor) -> Tensor:
     """build_gdn_l2_norm: an RMSNorm, scaled."""
-    return ggml.scale(ggml.rms_norm(x))
+    return ggml.scale(ggml.rms_norm(x)) if g.follows(SCALED_NORMS) else ggml.l2_norm(x)
 
 
 def _split_qkvz(g: Graph, qkvz: Tensor, n_t: int) -> tuple[Tensor, Tensor]:

@@ -356,6 +356,23 @@ def softplus(a: Tensor) -> Tensor:
     return Tensor("UNARY", a.type, a.ne, [a], param="softplus")
 
 
+def cumsum(a: Tensor) -> Tensor:
+    return _like("CUMSUM", a, [a])
+
+
+def tri(a: Tensor) -> Tensor:
+    """The triangle above or below the diagonal, with it or without."""
+    return _like("TRI", a, [a])
+
+
+def diag(a: Tensor) -> Tensor:
+    return Tensor("DIAG", a.type, (a.ne[0], a.ne[0], a.ne[2], a.ne[3]), [a])
+
+
+def solve_tri(a: Tensor, b: Tensor) -> Tensor:
+    return Tensor("SOLVE_TRI", "f32", b.ne, [a, b])
+
+
 def neg(a: Tensor) -> Tensor:
     return Tensor("UNARY", a.type, a.ne, [a], param="neg")
 

@@ -137,6 +137,78 @@ def conv_state(g: Graph, inp: RecurrentInput, cache: Tensor, x: Tensor, kernel: 
     return y
 
 
+FUSED_DELTA = Change(
+    without=8179,
+    has=8390,
+    source="src/models/delta-net-base.cpp: build_delta_net_chunking, and ggml_gated_delta_net",
+    name="the delta net as one operation",
+    larger=False,
+)
+_CHUNK = 64  #: CHUNK_SIZE
+
+
+def chunked_delta_net(
+    g: Graph,
+    cache: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Tensor,
+    beta: Tensor,
+    state: Tensor,
+) -> Tensor:
+    """build_delta_net_chunking: chunks of 64 tokens, solved one by one; heads of q and k are as many as those of v."""
+    head, n_head, n_t, n_seqs = v.ne
+    padding = -n_t % _CHUNK
+    n_chunks, n = (n_t + padding) // _CHUNK, n_head * n_seqs
+
+    def chunks(t: Tensor) -> Tensor:
+        return ggml.reshape(t, t.ne[0], _CHUNK, n_chunks, n)
+
+    def padded(t: Tensor) -> Tensor:
+        return ggml.pad(ggml.permute(t, 0, 2, 1, 3), 0, padding)
+
+    def flipped(t: Tensor) -> Tensor:
+        return ggml.cont(ggml.transpose(t))
+
+    q, k, v, gate, beta = padded(ggml.scale(q)), padded(k), padded(v), padded(gate), padded(beta)
+    v_beta, k_beta = chunks(ggml.mul(v, beta)), chunks(ggml.mul(k, beta))
+    q, k = chunks(q), chunks(k)
+    sums = ggml.cumsum(flipped(chunks(gate)))
+    wide = ggml.repeat_4d(ggml.reshape(sums, 1, _CHUNK, n_chunks, n), _CHUNK, _CHUNK, n_chunks, n)
+    decay = ggml.exp(ggml.tri(ggml.sub(wide, sums)))
+    kb = ggml.mul(ggml.mul_mat(k, k_beta), decay)
+    kq = ggml.tri(ggml.mul(ggml.mul_mat(k, q), decay))
+    lower = ggml.tri(kb)
+    identity = ggml.diag(ggml.fill(ggml.view(lower, (_CHUNK,))))
+    solved = ggml.add(ggml.solve_tri(ggml.add(lower, identity), ggml.neg(lower)), identity)
+    v = ggml.mul_mat(flipped(v_beta), solved)
+    grown = ggml.exp(sums)
+    k_decayed = ggml.mul_mat(ggml.mul(flipped(k_beta), grown), solved)
+    q_grown = ggml.mul(q, flipped(grown))
+    last = ggml.cont(ggml.view(sums, (1, *sums.ne[1:]), sums.nb[1:], ggml.row_size(sums.type, sums.ne[0] - 1)))
+    last_grown = ggml.transpose(ggml.exp(last))
+    rest = flipped(ggml.exp(ggml.neg(ggml.sub(sums, last))))
+    k_rest = flipped(ggml.mul(k, rest))
+    s = ggml.cont(ggml.transpose(state), head, head, 1, n)
+    v_flipped = flipped(v)
+    for i in range(n_chunks):
+
+        def part(t: Tensor, i: int = i) -> Tensor:
+            return ggml.view(t, (*t.ne[:2], 1, t.ne[3]), t.nb[1:], t.nb[2] * i)
+
+        new = ggml.sub(part(v_flipped), ggml.mul_mat(part(k_decayed), s))
+        own = ggml.mul_mat(new, part(kq))
+        out = ggml.add(ggml.mul_mat(s, part(q_grown)), own)
+        v = ggml.set_(v, out, inplace=True)
+        s = ggml.add(ggml.mul(s, part(last_grown)), ggml.mul_mat(part(k_rest), new))
+    new_state = ggml.transpose(ggml.reshape(s, head, head, n_head, n_seqs))
+    g.expand(ggml.cpy(new_state, ggml.view(cache, (g.h.n_embd_s * n_seqs,))))
+    row = ggml.row_size(v.type, head)
+    strides = (row, row * _CHUNK * n_chunks, row * _CHUNK * n_chunks * n_head)
+    return ggml.permute(ggml.view(v, (head, n_t, n_head, n_seqs), strides), 0, 2, 1, 3)
+
+
 def delta_net(
     g: Graph,
     cache: Tensor,
@@ -147,7 +219,9 @@ def delta_net(
     beta: Tensor,
     state: Tensor,
 ) -> Tensor:
-    """build_recurrent_attn with the fused operation, which the engine always uses."""
+    """build_recurrent_attn with the fused operation, which the engine always uses since there is one."""
+    if not g.follows(FUSED_DELTA) and q.ne[2] > 1:
+        return chunked_delta_net(g, cache, q, k, v, gate, beta, state)
     h, kept = g.h, snapshots(g)
     head, n_head, n_seqs = state.ne[0], state.ne[2], state.ne[3]
     n_t = q.ne[2]
