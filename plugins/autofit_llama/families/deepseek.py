@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autofit.errors import EngineRefusalError
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer
 from autofit_llama.graph.draft_head import head, join, routed_and_shared
@@ -196,6 +197,15 @@ def plm(g: Graph) -> None:
     g.finish(x)
 
 
+WHOLE_ROPE = Change(
+    without=10362,
+    has=10605,
+    source="src/models/deepseek2.cpp, minicpm3.cpp, plm.cpp: rotated parts joined, and ggml_rope_set_offset",
+    name="queries rotated without taking them apart",
+    larger=False,
+)
+
+
 def latent_attention(
     g: Graph,
     inp: AttentionInput,
@@ -241,7 +251,11 @@ def latent_attention(
     v = ggml.cont(v)
     if h.arch == "plm":
         v = ggml.view(v, (head_v * n_head, n), (ggml.row_size(v.type, head_v * n_head),))
-    q = ggml.rope(q, pos, factors)
+    if g.follows(WHOLE_ROPE):
+        q = ggml.rope(q, pos, factors)
+    else:
+        q_pe = ggml.view(q, (rope, n_head, n), q.nb[1:3], ggml.row_size(q.type, nope))
+        q = ggml.concat(ggml.view(q, (nope, n_head, n), q.nb[1:3]), ggml.rope(q_pe, pos, factors), 0)
     k = ggml.concat(k_nope, ggml.repeat_4d(k_pe, rope, n_head, n, 1), 0)
     if attn_scale is not None:
         q = ggml.mul(q, attn_scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.families.deepseek import absorbed_qkv, dense_or_shared_moe
 from autofit_llama.families.qwen import l2_norm
 from autofit_llama.graph import ggml
@@ -21,6 +22,14 @@ from autofit_llama.model.rules import (
     recurrent_without_kv_heads,
 )
 
+NORM_FIRST = Change(
+    without=8179,
+    has=8390,
+    source="src/models/kimi-linear.cpp, attn_norm before the projections that need it, and before all",
+    name="norms of Kimi Linear before all that reads them",
+    larger=False,
+)
+
 
 def kimi_linear(g: Graph) -> None:
     """src/models/kimi-linear.cpp: attention without positions."""
@@ -32,7 +41,9 @@ def kimi_linear(g: Graph) -> None:
     for il in g.layers():
         w = g.layer(il)
         residual = x
-        cur = g.expand(g.rms(x, w, "attn_norm", il))
+        cur = g.rms(x, w, "attn_norm", il)
+        if g.follows(NORM_FIRST):
+            g.expand(cur)
         if h.is_recr[il]:
             cur = delta_attention(g, rs, w, cur, il)
         else:

@@ -35,11 +35,22 @@ def _slice(x: Tensor, i: int) -> Tensor:
     return ggml.view(x, x.ne[:2], (ggml.row_size(x.type, x.ne[0]),), i * x.ne[0] * x.ne[1] * 4)
 
 
+TABLE_FIRST = Change(
+    without=8390,
+    has=9093,
+    source="src/models/gemma3n.cpp, rows of per_layer_token_embd beside their projection, and before it",
+    name="the second table of embeddings read first",
+    larger=False,
+)
+
+
 def _per_layer_inputs(g: Graph, x: Tensor, width: int) -> Tensor:
     """[width, tokens, layers]: what the tokens' second table says, and a projection of their embeddings."""
     h, n = g.h, g.n_tokens
     rows = ggml.get_rows(g.need("per_layer_token_embd"), g.input("i32", n))
-    rows = g.expand(ggml.scale(ggml.reshape(rows, width, h.n_layer, n)))
+    rows = ggml.scale(ggml.reshape(rows, width, h.n_layer, n))
+    if g.follows(TABLE_FIRST):
+        g.expand(rows)
     projected = ggml.scale(ggml.mul_mat(g.need("per_layer_model_proj"), x))
     projected = ggml.reshape(projected, width, h.n_layer, n)
     projected = g.norm(projected, g.weight("per_layer_proj_norm"), -1)

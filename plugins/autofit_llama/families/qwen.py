@@ -275,7 +275,7 @@ def gated_delta(
 
 
 SCALED_NORMS = Change(
-    without=10605,
+    without=10793,
     has=10852,
     source="src/models/delta-net-base.cpp: ggml_l2_norm, and build_gdn_l2_norm",
     name="L2 norms made of scaled RMS norms",

@@ -21,7 +21,7 @@ IN_PLACE = frozenset(
 )
 CLAMP_IN_PLACE = Change(
     without=10605,
-    has=10852,
+    has=10615,
     source="ggml/src/ggml-alloc.c:ggml_op_can_inplace, without and with GGML_OP_CLAMP",
     name="clamps in place",
     larger=False,
