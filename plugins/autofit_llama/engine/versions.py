@@ -64,7 +64,7 @@ _CHANGES = {
 }
 #: rules of memory; where it is not known which one a build has, the one that takes more is followed
 _RULES = {
-    "few-outputs": Change(without=9272, has=9849, source="tools/server/server-context.cpp:server_output_limits"),
+    "few-outputs": Change(without=9453, has=9464, source="tools/server/server-context.cpp:server_output_limits"),
     "fit-draft": Change(without=9272, has=11063, source="common/fit.h:common_fit_extra_model"),
 }
 _SETTINGS_FILES = Change(without=9297, has=11063, source="pull request 26118")

@@ -12,6 +12,7 @@ from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.sparse import attn_selected, inp_attn_k_dsa, lightning_top_k
 from autofit_llama.model.architecture import Architecture, DraftTensors, reads
 from autofit_llama.model.caches import (
+    KEYS_ALONE,
     Cache,
     Memory,
     indexer,
@@ -38,7 +39,7 @@ def deepseek2(g: Graph) -> None:
     x = g.inp_embd()
     attn_scale = g.inp_attn_scale() if h.f_attn_temp_scale != 0.0 else None
     pos = g.inp_pos()
-    inp = g.inp_attn_k() if h.is_mla else g.inp_attn_kv()
+    inp = g.inp_attn_k() if h.is_mla and g.follows(KEYS_ALONE) else g.inp_attn_kv()
     out_ids = g.inp_out_ids()
     for il in g.layers():
         w = g.layer(il)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from autofit_llama.engine.versions import Change
 from autofit_llama.graph import ggml
-from autofit_llama.graph.builder import Graph, Layer, RecurrentInput
+from autofit_llama.graph.builder import READY_INPUTS, Graph, Layer, RecurrentInput
 from autofit_llama.graph.draft_head import head, join
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.recurrent import FUSED_DELTA, conv_state, delta_net
@@ -75,7 +75,7 @@ def _blocks(g: Graph, *, qk_norm: bool) -> Tensor:
         else:
             cur = g.moe(w, cur, il, weights_scale=h.expert_weights_scale)
         x = ggml.add(cur, ffn_inp)
-        if il < h.n_deepstack_layers:
+        if il < h.n_deepstack_layers and g.follows(READY_INPUTS):
             offset = (il + 1) * h.n_embd * 4
             x = ggml.add(x, ggml.view(embeddings, (h.n_embd, g.n_tokens), (embeddings.nb[1],), offset))
     return x

@@ -29,6 +29,12 @@ from autofit_llama.model.hparams import (
     HParams,
 )
 
+READY_INPUTS = Change(
+    without=7698,
+    has=8095,
+    source="src/llama-graph.cpp:build_inp_embd, with one branch and with two",
+    name="a branch of the graph for ready-made embeddings",
+)
 MIXED_INPUTS = Change(
     without=11393,
     has=11401,
@@ -44,7 +50,7 @@ ONE_GATHER = Change(
 
 HALF_MASKS = Change(
     without=9409,
-    has=9702,
+    has=9415,
     source="src/llama-graph.cpp:build_attn_inp_kq_mask, an f32 input with a cast and an f16 input",
     name="attention masks in half precision",
     larger=False,
@@ -328,6 +334,10 @@ class Graph:
         """
         h, mixed = self.h, self.follows(MIXED_INPUTS)
         self.tokens = tokens = self.input("i32", self.n_tokens)
+        if not self.follows(READY_INPUTS):
+            x = ggml.get_rows(table if table is not None else self.need("token_embd"), tokens)
+            x = self.expand(ggml.scale(x) if h.f_embedding_scale != 0.0 else x)
+            return ggml.scale(x) if scaled else x
         embd = self.input("f32", h.n_embd_inp, self.n_tokens)
         x = self._embedded(table, tokens)
         self.expand(x)
@@ -364,7 +374,7 @@ class Graph:
 
     def _cache_input(self, *, swa: bool, values: bool = True) -> CacheInput:
         m = self.model
-        cells = m.swa_cells if swa else self.context.n_ctx_seq
+        cells = m.swa_cells if swa else m.full_cells
         n_stream = 1 if self.context.kv_unified else self.n_seqs
         mask = self._mask(cells, self.n_tokens // n_stream, 1, n_stream)
         inp = CacheInput(mask, self.input("i64", self.n_tokens))
@@ -424,7 +434,7 @@ class Graph:
         if t is None:
             m, h = self.model, self.h
             c = self.context
-            cells = m.swa_cells if m.has_swa_cache and h.is_swa[il] else c.n_ctx_seq
+            cells = m.swa_cells if m.has_swa_cache and h.is_swa[il] else m.full_cells
             if kind == "k":
                 t = ggml.new(c.type_k, h.n_embd_k_gqa(il), cells, m.n_streams)
             else:

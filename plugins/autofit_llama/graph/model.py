@@ -10,6 +10,8 @@ from autofit.domain.values import dataclass
 
 from autofit_llama.engine.versions import Change, Version
 from autofit_llama.graph.ggml import HOST
+from autofit_llama.model.architecture import architecture_of
+from autofit_llama.model.caches import CELLS_OF_A_STREAM
 from autofit_llama.model.context import Context
 from autofit_llama.model.hparams import HParams
 from autofit_llama.model.resolve import caches
@@ -63,6 +65,14 @@ class GraphModel:
     @property
     def has_swa_cache(self) -> bool:
         return self.hparams.swa_type != "none"
+
+    @property
+    def full_cells(self) -> int:
+        """Cells of one stream of a full cache."""
+        c = self.context
+        if architecture_of(self.hparams.arch).memory.is_hybrid and not self.version.follows(CELLS_OF_A_STREAM):
+            return c.n_ctx
+        return c.n_ctx_seq
 
     @property
     def swa_cells(self) -> int:

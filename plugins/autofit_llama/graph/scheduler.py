@@ -7,13 +7,13 @@ tensor, -1 while unknown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
 
 from autofit_llama.engine.versions import LATEST, Change, Version
-from autofit_llama.graph.allocator import CLAMP_IN_PLACE, IN_PLACE, Arena, Held, allocate
+from autofit_llama.graph.allocator import CLAMP_IN_PLACE, ENDLESS, IN_PLACE, Arena, Held, allocate
 from autofit_llama.graph.cuda import fusion_dependencies
 from autofit_llama.graph.devices import DeviceRules, cpu_supports
 from autofit_llama.graph.ggml import HOST, NONE, VIEW_OPS, Tensor, tensor_bytes
@@ -21,12 +21,25 @@ from autofit_llama.graph.ggml import HOST, NONE, VIEW_OPS, Tensor, tensor_bytes
 HOST_ALIGNMENT = 32  #: ggml/src/ggml-backend.cpp:TENSOR_ALIGNMENT of CPU buffers, which pinned ones share
 PIPELINE_COPIES = 4  #: GGML_SCHED_MAX_COPIES
 _MAX_SRC = 10
+_MAX_INPUTS = 30  #: GGML_SCHED_MAX_SPLIT_INPUTS
 FREE_ATTENTION = Change(
     without=10142,
     has=10151,
     source="ggml/src/ggml-backend.cpp:ggml_backend_sched_backend_id_from_cur, without and with FLASH_ATTN_EXT skipped",
     name="flash attention that does not go where attention sinks are",
     larger=False,
+)
+GROWING_INPUTS = Change(
+    without=10235,
+    has=10361,
+    source="ggml/src/ggml-backend.cpp:ggml_backend_sched_split_graph, with an assertion and with split_inputs_grow",
+    name="splits of any number of inputs",
+)
+UNCOUNTED_INPUTS = Change(
+    without=10605,
+    has=10852,
+    source="ggml/src/ggml-backend.cpp:ggml_backend_sched_split_graph, with and without a look at n_inputs",
+    name="splits that go on with many inputs",
 )
 EVERY_INPUT = Change(
     without=11243,
@@ -73,6 +86,8 @@ class Scheduler:
         self.op_offload = op_offload
         self.n_copies = n_copies
         self.version = version
+        self.n_inputs_max = ENDLESS if version.follows(GROWING_INPUTS) else _MAX_INPUTS
+        self.counts_inputs = not version.follows(UNCOUNTED_INPUTS)
         self.free_ops = ("ROPE", "FLASH_ATTN_EXT") if version.follows(FREE_ATTENTION) else ("ROPE",)
 
     def supports(self, dev: int, t: Tensor) -> bool:
@@ -182,9 +197,7 @@ class Scheduler:
             if split is None:
                 split = Split(dev, 0)
                 splits.append(split)
-            elif dev != split.dev or (
-                split.inputs and any(s.is_weight and s.dev != dev and not self._reaches(s, dev) for s in t.src)
-            ):
+            elif dev != split.dev or self._is_full(split, t, copies):
                 split.end = i
                 split = Split(dev, i)
                 splits.append(split)
@@ -197,6 +210,12 @@ class Scheduler:
                     if copy is None:
                         copy = [_copy_of(src, dev, n_copies > 1) for _ in range(n_copies)]
                         copies[id(src), dev] = copy
+                        if len(split.inputs) >= self.n_inputs_max:
+                            raise EngineRefusalError(
+                                f"llama.cpp {self.version.name} aborts: an operation needs more than"
+                                f" {_MAX_INPUTS} inputs from other devices",
+                                hint="offload all layers or none, or use a newer llama.cpp",
+                            )
                         split.inputs.append(src)
                         split.first_use.append(i)
                     src_list[j] = copy[0]
@@ -240,6 +259,17 @@ class Scheduler:
                 for src in s.inputs:
                     first_leafs += [(t, s.dev) for t in copies[id(src), s.dev]]
         return Schedule(splits, first_leafs + [(t, t.dev) for t in leafs], out, position)
+
+    def _is_full(self, split: Split, t: Tensor, copies: Mapping[tuple[int, int], object]) -> bool:
+        """Whether `t`, of the split's own backend, starts another split because of what it has to have copied."""
+        if not split.inputs:
+            return False
+        dev = split.dev
+        if any(s.is_weight and s.dev != dev and not self._reaches(s, dev) for s in t.src):
+            return True
+        if not self.counts_inputs or len(split.inputs) < _MAX_INPUTS:
+            return False
+        return any(s.dev != dev and (id(s), dev) not in copies and not self._reaches(s, dev) for s in t.src)
 
     def reserve(
         self, schedule: Schedule, moments: Sequence[int] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from autofit.domain.values import NamedTuple, dataclass
+from autofit.domain.values import NamedTuple, dataclass, replace
 
 from autofit_llama.engine.versions import Change
 from autofit_llama.model.context import Context, cache_row_bytes
@@ -74,6 +74,15 @@ def sliding(
     return full, window
 
 
+KEYS_ALONE = Change(
+    without=7698,
+    has=8095,
+    source="src/llama-kv-cache.cpp, a V cache of every model, and none with MLA",
+    name="latent attention without a V cache",
+    larger=False,
+)
+
+
 def kv(
     hp: HParams,
     ctx: Context,
@@ -91,7 +100,7 @@ def kv(
     `key` and `value` give the row lengths where a cache works with changed hyperparameters.
     """
     key, value = key or hp.n_embd_k_gqa, value or hp.n_embd_v_gqa
-    k_only = hp.is_mla if k_only is None else k_only
+    k_only = hp.is_mla and ctx.version.follows(KEYS_ALONE) if k_only is None else k_only
     widest = max(map(value, range(hp.n_layer_all))) if ctx.v_transposed and not k_only else 0
     n_rows = n_cells * n_streams
     tensors = []
@@ -146,6 +155,7 @@ class Memory:
     caches: Callable[[HParams, Context], tuple[Cache, ...]]
     rolls_back: bool = False
     is_recurrent: bool = False
+    is_hybrid: bool = False
 
 
 NEXTN_APART = Change(
@@ -192,6 +202,15 @@ def recurring(hp: HParams, il: int) -> bool:
     return hp.is_recr[il]
 
 
+CELLS_OF_A_STREAM = Change(
+    without=7698,
+    has=8095,
+    source="src/llama-model.cpp:create_memory, attn_kv_size of hybrid models as n_ctx, and as n_ctx_seq",
+    name="streams of hybrid models that share the context",
+    larger=False,
+)
+
+
 def hybrid(
     *,
     rolls_back: bool,
@@ -211,9 +230,11 @@ def hybrid(
         wanted: Filter = lambda il: attends(hp, il)  # noqa: E731
         between = () if indexed is None else indexed(hp, ctx, wanted)
         states = recurrent(hp, ctx, [il for il in range(hp.n_layer) if recurs(hp, il)])
+        if not ctx.version.follows(CELLS_OF_A_STREAM):
+            ctx = replace(ctx, n_ctx_seq=ctx.n_ctx)
         return (*attention(hp, ctx, wanted), *between, states)
 
-    return Memory(caches=caches, rolls_back=rolls_back)
+    return Memory(caches=caches, rolls_back=rolls_back, is_hybrid=True)
 
 
 NO_CACHE = Memory(caches=lambda hp, ctx: ())
