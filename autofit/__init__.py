@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from autofit.pipeline import load_machine as load_machine
     from autofit.pipeline import plan as plan
     from autofit.pipeline import read_model as read_model
+    from autofit.quants import made_to_measure as made_to_measure
     from autofit.quants import quantizations as quantizations
     from autofit.settings.layers import Surroundings as Surroundings
 
@@ -54,6 +55,7 @@ _HOMES = {
     "detect_machine": "autofit.pipeline",
     "load_machine": "autofit.pipeline",
     "plan": "autofit.pipeline",
+    "made_to_measure": "autofit.quants",
     "quantizations": "autofit.quants",
     "read_model": "autofit.pipeline",
 }

@@ -13,7 +13,7 @@ from autofit.domain.request import NOTHING_ASKED, Request
 from autofit.domain.values import dataclass
 
 if TYPE_CHECKING:
-    from autofit.domain.quantization import Quantization
+    from autofit.domain.quantization import Quantization, Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +88,16 @@ class Backend(ABC):
             UsageError: flags that the program refuses. ModelError: there is nothing to quantize.
         """
         return ()
+
+    def recipe(self, model: ModelSpec, size_bytes: int, words: Sequence[str] = ()) -> Recipe | None:
+        """The largest form of at most `size_bytes` that can be made of `model`, and the command that makes it.
+
+        `None`: this engine's forms are not made to measure. `words` as for `quantizations`.
+
+        Raises:
+            UsageError: nothing is that small, or flags that the program refuses. ModelError
+        """
+        return None
 
     @abstractmethod
     def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.text import printable
-from autofit.domain.units import format_bytes, format_rate
+from autofit.domain.units import format_bytes, format_rate, parse_size
 from autofit.domain.values import dataclass
 from autofit.errors import AutofitError, ModelError, UsageError
 from autofit.host import blamed, host
@@ -24,12 +25,16 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from autofit.domain.machine import Machine
+    from autofit.domain.memory import PoolUse
     from autofit.domain.model import ModelSpec
     from autofit.domain.plan import Plan, Speed
-    from autofit.domain.quantization import Quantization
+    from autofit.domain.quantization import Quantization, Recipe
     from autofit.settings.keywords import PlanOptions
 
 SCHEMA = 1
+FIT = "fit"  #: the size that fits on the machine
+_TRIES = 14  #: at the largest size that fits
+_NEAR_BYTES = 1 << 20
 READING_TOKENS_PER_S = 10.0  #: what a form in RAM should reach to be recommended, where nobody says --min-tps
 FEW_BITS = 3.5  #: per weight; below, a form in RAM is the last resort
 IN_RAM_TOKENS = 16_384  #: the context for which a form is planned that does not fit on the devices
@@ -165,6 +170,109 @@ def quantizations(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A form made to measure: how to make it, and its plan."""
+
+    recipe: Recipe
+    row: Row
+    machine: Machine
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, schema 1."""
+        form = self.recipe.quantization
+        n_parameters = form.model.n_parameters if form.model is not None else 0
+        return {
+            "schema": SCHEMA,
+            "argv": list(self.recipe.argv),
+            "because": self.recipe.because,
+            "quantization": _row(self.row, n_parameters, True),
+        }
+
+
+def made_to_measure(
+    model: ModelSpec | str | os.PathLike[str],
+    machine: Machine | None = None,
+    *,
+    size: int | str = FIT,
+    backend: str | None = None,
+    quantize_args: Sequence[str] = (),
+    settings: Surroundings | None = HERE,
+    **options: Unpack[PlanOptions],
+) -> Measured:
+    """The largest form of at most `size` bytes that can be made of `model`, and the command that makes it.
+
+    `size` is a number of bytes, a text such as `20GiB`, or `fit`: what fits on the devices of `machine` as asked, with
+    a context of 16,384 tokens if none is.
+
+    Raises:
+        UsageError: nothing is that small. ModelError: no engine makes forms of this model to measure.
+    """
+    found: ModelSpec = read_model(model) if isinstance(model, (str, os.PathLike)) else model
+    for name in host().backends() if backend is None else (backend,):
+        stated = stated_options(name, options, settings)
+        if machine is None:
+            machine = machine_of(stated, None if settings is None else settings.variables)
+        made = partial(_made, name, found, machine, stated, settings, tuple(quantize_args))
+        if size == FIT:
+            done = _largest(made, Sizing.of(host().adjust_machine(machine, name), found))
+        else:
+            done = made(size if isinstance(size, int) else parse_size(size))
+        if done is not None:
+            return done
+    raise ModelError(f"{printable(found.name, 80)}: no engine makes forms of a {found.format} model to measure")
+
+
+def _made(
+    backend: str,
+    model: ModelSpec,
+    machine: Machine,
+    stated: Options,
+    settings: Surroundings | None,
+    words: tuple[str, ...],
+    n_bytes: int,
+) -> Measured | None:
+    """The recipe for a size, with its plan."""
+    with blamed(backend):
+        recipe = host().backend(backend).recipe(model, n_bytes, words)
+    if recipe is None:
+        return None
+    sizing = Sizing.of(host().adjust_machine(machine, backend), model)
+    row = planned(backend, recipe.quantization, machine, sizing.with_context(stated), settings, sizing)
+    return Measured(recipe=recipe, row=row, machine=machine)
+
+
+def _largest(made: Callable[[int], Measured | None], sizing: Sizing) -> Measured | None:
+    """The largest form that fits on the devices: guessed by what is left, then halved."""
+    most = sizing.device_bytes if sizing.device_bytes is not None else sizing.all_bytes
+    if most is None:
+        raise UsageError("free memory is unknown, so there is nothing to fit", hint="name a size: --size 20GiB")
+    best: Measured | None = None
+    low, high, guess = 0, most, most * 7 // 8
+    for _ in range(_TRIES):
+        found = made(guess)
+        if found is None:
+            return None
+        if found.row.full_speed:
+            best, low = found, guess
+            left = sum(max(0, pool.room_bytes or 0) for pool in _device_pools(found.row.plan))
+            guess = min(low + left, (low + high) // 2) if left > _NEAR_BYTES else (low + high) // 2
+        else:
+            high = guess
+            guess = (low + high) // 2
+        if high - low < _NEAR_BYTES:
+            break
+    if best is None:
+        raise UsageError("no file leaves the asked context on the devices", hint="ask for a shorter context: -c 8k")
+    return best
+
+
+def _device_pools(plan: Plan | None) -> Iterator[PoolUse]:
+    """The pools of devices, or the host's where there are none."""
+    pools = () if plan is None else plan.memory.pools
+    yield from [pool for pool in pools if pool.id != HOST_POOL] or pools
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sizing:
     """What can be said of a form from the bytes of its weights alone. Unknown memory is no limit."""
 
@@ -189,8 +297,13 @@ class Sizing:
 
     def options_for(self, form: Quantization, options: Options) -> Options:
         """Where weights stay in RAM, a longer context is paid with the rate, and looking for the longest takes long."""
-        asked = any(options.get(name) is not None for name in ("context", "min_context", "max_context"))
-        if asked or self.device_bytes is None or (form.weights_bytes or 0) <= self.device_bytes:
+        if self.device_bytes is None or (form.weights_bytes or 0) <= self.device_bytes:
+            return options
+        return self.with_context(options)
+
+    def with_context(self, options: Options) -> Options:
+        """The options with a context, where none is asked for."""
+        if any(options.get(name) is not None for name in ("context", "min_context", "max_context")):
             return options
         return replace(options, values={**options.values, "context": self.context_tokens})
 

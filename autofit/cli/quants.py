@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from autofit.cli.options import add_options, given
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate
-from autofit.quants import Quants, Row, device_shortfall, quantizations
+from autofit.quants import Quants, Row, device_shortfall, made_to_measure, quantizations
 
 TAKES_COMMAND = True
 _SKIPPED = ("force", "strict")
@@ -22,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a file, a directory, or example:NAME")
     parser.add_argument("--backend", metavar="NAME", help="ask this engine alone")
     add_options(parser, only=tuple(option.name for option in OPTIONS if option.name not in _SKIPPED))
+    parser.add_argument(
+        "--size", metavar="SIZE|fit", help="make a file of this size, or the largest that fits: prints the command"
+    )
     group = parser.add_argument_group("output")
     group.add_argument("--format", choices=("text", "json"), default="text")
     group.add_argument("--tensors", action="store_true", help="with --format json: the type of every tensor")
@@ -29,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     options: Any = {name: value for name, value in given(args).items() if value is not None}
+    if args.size is not None:
+        return _measured(args, options)
     found = quantizations(args.model, backend=args.backend, quantize_args=args.engine_args or (), **options)
     if args.format == "json":
         import json
@@ -37,6 +44,31 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(lines(found)))
     return 0 if found.recommended is not None else 3
+
+
+def _measured(args: argparse.Namespace, options: Any) -> int:
+    """The command on stdout, what comes of it on stderr."""
+    done = made_to_measure(
+        args.model, size=args.size, backend=args.backend, quantize_args=args.engine_args or (), **options
+    )
+    if args.format == "json":
+        import json
+
+        print(json.dumps(done.to_dict(), indent=2, allow_nan=False))
+        return 0
+    print(shlex.join(done.recipe.argv))
+    row, form = done.row, done.recipe.quantization
+    said = [f"{done.recipe.because}, {row.bits_per_weight:.2f} bits per weight", *form.notes]
+    if row.fits and row.decode_tokens_per_s is not None:
+        where = "full speed" if row.full_speed else "a part of the weights in RAM"
+        said.append(
+            f"{where}, context {row.context_tokens:,} tokens, decode ~{format_rate(row.decode_tokens_per_s)} tokens/s"
+        )
+    elif not row.fits:
+        said.append(f"it does not fit: {row.because}")
+    for line in said:
+        print(f"  {printable(line, 400)}", file=sys.stderr)
+    return 0 if row.fits else 3
 
 
 def lines(found: Quants) -> Iterator[str]:

@@ -33,7 +33,7 @@ from autofit_llama.model.validate import contradictions
 from autofit_llama.speed.rates import speed_of
 
 if TYPE_CHECKING:
-    from autofit.domain.quantization import Quantization
+    from autofit.domain.quantization import Quantization, Recipe
 
 
 class LlamaBackend(Backend):
@@ -90,6 +90,14 @@ class LlamaBackend(Backend):
             return ()
         with contradictions(model):
             return forms(model, words)
+
+    def recipe(self, model: ModelSpec, size_bytes: int, words: Sequence[str] = ()) -> Recipe | None:
+        from autofit_llama.quantization.recipe import recipe
+
+        if model.format not in self.formats:
+            return None
+        with contradictions(model):
+            return recipe(model, size_bytes, words)
 
     def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
         from autofit_llama.planning.decide import plan

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from autofit.errors import EngineRefusalError
 
+from autofit_llama.quantization.flags import read_flags
 from autofit_llama.quantization.forms import forms
 from autofit_llama.quantization.ftypes import FTYPES
 from autofit_llama.quantization.quantize import Options, quantize, source_of
@@ -58,3 +60,26 @@ def test_published_bits_per_weight(ftype: str) -> None:
     model = quant_models.in_type(descriptors.spec("models", "llama-3.1-8b-Q4_K_M"), "f16")
     outcome = quantize(source_of(model), FTYPES[ftype], Options(imatrix=ftype == "IQ3_XXS"))
     assert round(outcome.weights_bytes * 8 / model.n_parameters, 4) == PUBLISHED_BITS[ftype]
+
+
+@pytest.mark.parametrize("part", ["tiny", "models"])
+def test_dry_runs_of_llama_quantize(part: str) -> None:
+    """Every architecture, odd rows, flags: types, fallbacks, the need of a matrix, refusals."""
+    rows = [row for row in quant_models.runs() if row["part"] == part]
+    wrong = []
+    for row in rows:
+        source = source_of(descriptors.build([quant_models.unpacked(row)], ["m.gguf"]))
+        try:
+            outcome = quantize(source, FTYPES[row["ftype"]], read_flags(row["args"]))
+        except EngineRefusalError:
+            if "error" not in row:
+                wrong.append(row["model"])
+            continue
+        if "error" in row:
+            wrong.append(row["model"])
+            continue
+        types = [row["legend"][ord(letter) - ord("a")] for letter in row["types"]]
+        found = ([t.type for t in outcome.tensors], outcome.needs_imatrix, outcome.n_fallback)
+        if found != (types, row["needs_imatrix"], row["n_fallback"]):
+            wrong.append(row["model"])
+    assert len(rows) > 100 and not wrong

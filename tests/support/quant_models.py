@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from autofit.domain.dtypes import row_bytes
+from autofit.domain.dtypes import GGML_TYPES, row_bytes
 from autofit.domain.model import ModelFile, ModelSpec, TensorInfo
 
 import support
@@ -20,6 +22,32 @@ Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 def recorded(name: str) -> dict[str, Any]:
     return dict(json.loads(gzip.decompress((RECORDED / f"{name}.json.gz").read_bytes())))
+
+
+def unpacked(case: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a recorded run's source: matrices in one type of floats, some with rows of odd lengths."""
+    described = descriptors.description(case["part"], case["model"])
+    kind = {"f32": 0, "f16": 1, "bf16": 30}[case["source"]]
+    rng = None if case["widths"] is None else random.Random(case["widths"])
+    tensors, offset = [], 0
+    for name, ne, type_id, _ in described["tensors"]:
+        if len(ne) > 1 and type_id not in _KEPT:
+            type_id = kind
+            ne = ne if rng is None else [rng.choice((ne[0], ne[0], *_ODD)), *ne[1:]]
+        tensors.append([name, ne, type_id, offset])
+        row = row_bytes(GGML_TYPES[type_id].name, ne[0])
+        offset += -(-row * math.prod(ne[1:]) // 32) * 32
+    return {"header_bytes": 0, "file_bytes": 0, **described, "tensors": tensors}
+
+
+_KEPT = (0, 26)  #: f32, i32
+_ODD = (32, 64, 96, 100, 160, 288, 704, 1000, 1056)
+
+
+def runs() -> list[dict[str, Any]]:
+    """Dry runs of llama-quantize (tools/truth/quant_runs.py)."""
+    lines = gzip.decompress((support.DATA / "llama" / "quant_runs.jsonl.gz").read_bytes()).decode().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def in_type(model: ModelSpec, type_name: str) -> ModelSpec:

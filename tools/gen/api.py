@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 VALUES = (
     "autofit/settings/keywords.py:PlanOptions,CheckOptions",
     "autofit/settings/layers.py:Surroundings",
-    "autofit/quants.py:Quants,Row,FormFile",
-    "autofit/domain/quantization.py:Quantization,Quality",
+    "autofit/quants.py:Quants,Row,FormFile,Measured",
+    "autofit/domain/quantization.py:Quantization,Quality,Recipe",
     "autofit/domain/plan.py:Plan,Decision,NextRejected,Speed,Alternative,Finding",
     "autofit/domain/memory.py:Memory,PoolUse,MemoryItem",
     "autofit/domain/machine.py:Machine,Host,Device,Link,Holder",
@@ -36,7 +36,7 @@ def api() -> str:
     lines += ["## Functions of `autofit`", ""]
     defined = _defined("autofit/pipeline.py")
     lines += _functions("autofit/pipeline.py", [name for name in autofit.__all__ if name in defined])
-    lines += _functions("autofit/quants.py", ["quantizations"])
+    lines += _functions("autofit/quants.py", ["quantizations", "made_to_measure"])
     lines += [
         "## Values",
         "",

@@ -139,6 +139,29 @@ def test_nothing_fits_is_an_exit_code_of_its_own(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.splitlines()[-1] == "none: no form fits as asked"
 
 
+def test_made_to_measure_for_a_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["quants", MIXTRAL, "--on", "rtx-3090", "--ram", "64GiB", "-c", "8k", "--size", "fit"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("llama-quantize --tensor-type ")
+    assert "full speed, context 8,192 tokens" in printed.err
+    assert main([*command, "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    pool = found["quantization"]["pools"][0]
+    assert 0 <= pool["budget_bytes"] - pool["used_bytes"] < 256 << 20
+    assert found["quantization"]["full_speed"]
+
+
+def test_made_to_measure_by_size() -> None:
+    done = autofit.made_to_measure(LLAMA, CARD, size="5GB", context="8k", settings=None)
+    assert done.recipe.quantization.file_bytes is not None
+    assert 0 <= 5 * 10**9 - done.recipe.quantization.file_bytes < 1 << 20
+    with pytest.raises(UsageError, match="smallest file"):
+        autofit.made_to_measure(LLAMA, CARD, size=10**9, settings=None)
+    with pytest.raises(UsageError):
+        autofit.made_to_measure(LLAMA, CARD, size="much", settings=None)
+
+
 def test_files_of_the_folder_are_marked(tmp_path: Path) -> None:
     for name in ("Tiny-Q8_0.gguf", "tiny.f16.gguf", "other-Q4_0.gguf", "tiny-Q8_0.txt", "Tiny-UD-Q4_0.gguf"):
         ggufs.llama(name="Tiny").write(tmp_path / name)
