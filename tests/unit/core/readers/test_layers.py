@@ -17,7 +17,12 @@ from support import safetensor_files as sf
 from support.ggufs import Gguf, Tensor
 
 RECORDED = DATA / "llama"
-ALL = sorted(path for path in RECORDED.glob("*/*.json.gz") if "-of-" not in path.name or "00001-of" in path.name)
+ALL = sorted(
+    path
+    for folder in ("archs", "models")
+    for path in RECORDED.glob(f"{folder}/*.json.gz")
+    if "-of-" not in path.name or "00001-of" in path.name
+)
 
 
 def recorded(name: str) -> ModelSpec:
