@@ -24,8 +24,9 @@ ninja -C build llama-fit-params llama-server llama-completion llama-quantize ggm
 bin=$dir/build/bin
 inc="-I$src/include -I$src/ggml/include -I$src/ggml/src -I$src/common -I$src/src -I$src/vendor"
 libs="-L$bin -lllama-common -lllama -lggml -lggml-base -lggml-cpu -Wl,-rpath,$bin"
+python3 "$here/tests/engine/oracle/engine_header.py" "$src" >engine.h
 # shellcheck disable=SC2086  # the include paths and libraries are lists
-g++ -std=c++17 -O1 -o "$bin/oracle" "$here/tests/engine/oracle/oracle.cpp" $inc $libs
+g++ -std=c++17 -O1 -I"$dir" -o "$bin/oracle" "$here/tests/engine/oracle/oracle.cpp" $inc $libs
 gcc -shared -fPIC -O1 -o "$bin/memshim.so" "$here/tests/engine/oracle/memshim.c" -ldl
 python3 "$here/tests/engine/oracle/gen_fakecuda.py" "$src" >fakecuda.cpp
 # shellcheck disable=SC2086
