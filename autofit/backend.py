@@ -79,6 +79,13 @@ class Backend(ABC):
         """
         return {}
 
+    def loads(self, command: ParsedCommand, written: str, offered: Mapping[str, str]) -> Mapping[str, str]:
+        """Of the files that a model's repository offers beside it, those that the engine loads without being told to.
+
+        `written` is what the command says for the model; `offered` and what is returned are role -> reference.
+        """
+        return {}
+
     def quantizations(self, model: ModelSpec, words: Sequence[str] = ()) -> Sequence[Quantization]:
         """Every form in which this engine could be given `model`, exact bytes with each; none if it has no say.
 

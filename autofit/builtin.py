@@ -81,8 +81,16 @@ def autofit_register_model_sources() -> Iterable[ModelSourceRef]:
             "autofit.sources.hub_cache:stored",
         ),
         ModelSourceRef(
-            "ollama", "a model of Ollama's", "autofit.sources.ollama:find", ("ollama",), "autofit.sources.ollama:stored"
+            "url", "a GGUF or safetensors file by its address", "autofit.sources.url:find", ("http", "https")
         ),
+        ModelSourceRef(
+            "ollama",
+            "a model of Ollama's, on disk or in its registry",
+            "autofit.sources.ollama:find",
+            ("ollama",),
+            "autofit.sources.ollama:stored",
+        ),
+        ModelSourceRef("docker", "a model of Docker's registry", "autofit.sources.docker:find", ("docker",)),
         ModelSourceRef(
             "lmstudio",
             "a model in LM Studio's folder",

@@ -40,6 +40,14 @@ class IncompleteModelError(ModelNotFoundError):
     exit_code = 1
 
 
+class RemoteError(ModelError):
+    """A server does not answer, or not as it should, or must not be asked; `is_refusal`: it says that it will not."""
+
+    def __init__(self, message: str, *, hint: str | None = None, is_refusal: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.is_refusal = is_refusal
+
+
 class CorruptModelError(ModelError):
     """The file contradicts itself; `offset_bytes` is where."""
 

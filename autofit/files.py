@@ -24,6 +24,15 @@ def config_home(environ: Mapping[str, str]) -> Path:
     return Path(os.devnull)
 
 
+def cache_home(environ: Mapping[str, str]) -> Path | None:
+    """`$XDG_CACHE_HOME`, or `~/.cache` (`%LOCALAPPDATA%` on Windows); `None` when neither is an absolute path."""
+    home = environ.get("HOME") or environ.get("USERPROFILE") or ""
+    for found in (environ.get("XDG_CACHE_HOME"), environ.get("LOCALAPPDATA"), home and f"{home}/.cache"):
+        if found and Path(found).is_absolute():
+            return Path(found)
+    return None
+
+
 def read_bounded(path: str | os.PathLike[str], limit_bytes: int) -> bytes:
     """The bytes of an ordinary file.
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from autofit.domain.text import printable
@@ -15,7 +15,7 @@ from autofit.errors import IncompleteModelError, ModelError, PluginError, UsageE
 from autofit.files import read_bounded
 from autofit.host import blamed, host
 from autofit.host import resolve as resolve_ref
-from autofit.references import beside, find, missing, with_companions, written_as
+from autofit.references import beside, find, locate, missing, read, with_companions, written_as
 from autofit.settings.layers import HERE, Options, Surroundings
 from autofit.settings.options import BY_NAME, CHECKED, OWN
 
@@ -153,7 +153,7 @@ def stated_options(
 
 def plan_of(
     backend_name: str,
-    model: ModelSpec | str | os.PathLike[str],
+    model: ModelSpec | str | os.PathLike[str] | None,
     machine: Machine | None,
     options: Options,
     settings: Surroundings | None,
@@ -162,6 +162,9 @@ def plan_of(
     details: bool = True,
 ) -> Plan:
     """The plan for stated options: what the command line and `plan()` both come to.
+
+    Without `model`, the engine's own flags name it. Of several models under one name the largest is planned for that
+    fits as asked at full speed; where none does, the one that the engine would take.
 
     `details`: other plans, and what the next better value of a setting lacks, are looked for too.
     """
@@ -176,24 +179,57 @@ def plan_of(
         alternatives=details,
         explain=details,
     )
-    reference = None if _is_model(model) else _reference("plan()", model)
+    reference = None if model is None or _is_model(model) else _reference("plan()", model)
     with blamed(backend_name):
-        parsed = backend.command(request, model=reference or model.name)  # type: ignore[union-attr]
+        parsed = backend.command(request, model=reference or getattr(model, "name", None))
         command = _is_command(parsed, backend_name)
-    found, files = _found(model)
-    if files is not None and reference is not None:
-        request = replace(
-            request,
-            model_reference=written_as(reference, found, files),
-            beside=beside(backend, found, files, command.companions),
-        )
-    found = with_companions(found, command.companions)
-    _check_format(backend, found)
-    machine = machine_of(options, _variables(settings)) if machine is None else machine
-    machine = host().adjust_machine(_checked(machine), backend_name)
-    with blamed(backend_name):
-        plan = _is_plan(backend.plan(command, found, machine, request), backend_name)
-    return _reviewed(replace(plan, findings=(*plan.findings, *options.notes)), found, machine, files)
+    if model is None and command.model is None:
+        raise UsageError(f"{backend_name}: no model is named", hint=f"write it first: autofit {backend_name} MODEL ...")
+
+    @cache
+    def here() -> Machine:
+        """The machine, which is looked at when the model is known to be there."""
+        known = machine_of(options, _variables(settings)) if machine is None else machine
+        return host().adjust_machine(_checked(known), backend_name)
+
+    def plan_one(found: ModelSpec, files: ModelFiles | None) -> Plan:
+        asked, companions = request, command.companions
+        if files is not None:
+            written = written_as(files.reference, found, files)
+            companions = {**companions, **backend.loads(command, written, files.beside)}
+            if reference is not None:
+                offered = beside(backend, found, files, companions)
+                asked = replace(asked, model_reference=written, beside=offered)
+        found = with_companions(found, companions)
+        _check_format(backend, found)
+        on = here()
+        with blamed(backend_name):
+            plan = _is_plan(backend.plan(command, found, on, asked), backend_name)
+        return _reviewed(replace(plan, findings=(*plan.findings, *options.notes)), found, on, files)
+
+    if reference is None:
+        return plan_one(*_found(command.model if model is None else model))  # type: ignore[arg-type]
+    files = locate(reference)
+    return _best_offer(files, here, options, plan_one) or plan_one(read(files), files)
+
+
+def _best_offer(
+    files: ModelFiles,
+    here: Callable[[], Machine],
+    options: Options,
+    plan_one: Callable[[ModelSpec, ModelFiles], Plan],
+) -> Plan | None:
+    """The plan for one of several models of a name, where one of them fits well."""
+    if len(files.offers) < 2:
+        return None
+    from autofit.planning.findings import COMMON, tell
+    from autofit.planning.offers import choose
+
+    found = choose(files.offers, here(), options.get("prefer"), lambda offer: plan_one(*find(offer.reference)))
+    if found is None:
+        return None
+    plan, because = found
+    return replace(plan, findings=(*plan.findings, tell(COMMON, "model-source", because)))
 
 
 def check(
@@ -246,7 +282,11 @@ def check(
         model = command.model
     found, files = _found(model)
     _check_complete(found)
-    found = with_companions(found, command.companions)
+    companions = command.companions
+    if files is not None and files.beside:
+        loaded = backend.loads(command, written_as(files.reference, found, files), files.beside)
+        companions = {**companions, **loaded}
+    found = with_companions(found, companions)
     machine = host().adjust_machine(_checked(machine), backend.name)
     with blamed(backend.name):
         plan = _is_plan(backend.check(command, found, machine, request), backend.name)

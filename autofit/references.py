@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autofit import host as plugins
+from autofit.domain.names import is_elsewhere
 from autofit.domain.values import NamedTuple
 from autofit.errors import AutofitError, PluginError
 from autofit.host import blamed
@@ -77,7 +78,11 @@ def read(files: ModelFiles) -> ModelSpec:
     chosen = _reader_of(files.paths[0] if files.paths else "", files.storage)
     reader = resolve_ref(chosen.factory)
     with blamed(chosen.factory):
-        model = reader(files.paths) if files.storage is None else reader(files.paths, files.storage)
+        if files.storage is None:
+            model = reader(files.paths)
+        else:
+            model = reader(files.paths, files.storage)
+            files.storage.close()
         if not isinstance(model, ModelSpec):
             raise PluginError(f"{chosen.factory} must return a ModelSpec, not {type(model).__name__}")
         return model
@@ -110,8 +115,10 @@ def written_as(reference: str, model: ModelSpec, files: ModelFiles) -> str:
     else:
         # os.path leaves a `~` alone that it cannot look up, pathlib raises
         path = str(Path(model.files[0].path).parent) if scheme_of(reference) else os.path.expanduser(reference)  # noqa: PTH111
-    # an example without a file keeps its reference, which a check reads again
-    return path if os.path.exists(path) else reference  # noqa: PTH110
+    if not os.path.exists(path):  # noqa: PTH110
+        return reference  # an example without a file, which a check reads again
+    # a file that is called like a name elsewhere
+    return f"./{path}" if is_elsewhere(path) else path
 
 
 def with_companions(model: ModelSpec, named: Mapping[str, str]) -> ModelSpec:

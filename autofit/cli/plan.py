@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} MODEL [options] [-- engine flags, kept exactly]"
-    parser.add_argument("model", metavar="MODEL", help="a file, a directory, or example:NAME")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a file, a directory, a name (docs/names.md), or example:NAME"
+    )
     add_options(parser)
     add_output(parser)
 
@@ -34,6 +36,7 @@ _EXAMPLES = {
     "MODEL -c 64k --parallel 4": "four sequences of 64k tokens",
     "MODEL --on rtx-3090 --ram 64GiB": "for hardware that you do not have",
     "MODEL --preset chat --explain": "with a reason for every setting",
+    "ORG/REPO:Q4_K_M": "a repository's model, without downloading it",
     "MODEL -- --port 9000": "engine flags go after --, and are kept exactly",
 }
 

@@ -42,12 +42,9 @@ class ByteFile(Protocol):
     def path(self) -> str: ...
     @property
     def size_bytes(self) -> int: ...
-    @property
-    def window_bytes(self) -> int:
-        """Bytes to read at a time where it is not known how many are needed."""
 
-    def read(self, offset_bytes: int, n_bytes: int) -> bytes:
-        """`n_bytes` from `offset_bytes` on, or what there is of them."""
+    def read(self, offset_bytes: int, n_bytes: int, least_bytes: int | None = None) -> bytes:
+        """`n_bytes` from `offset_bytes` on, or what there is of them; fewer, but `least_bytes`, where more are dear."""
 
 
 class Storage(Protocol):
@@ -64,6 +61,9 @@ class Storage(Protocol):
     def expect(self, wanted: Mapping[str, int]) -> None:
         """These files are opened next, and about so many bytes of the start of each are read."""
 
+    def close(self) -> None:
+        """All that was wanted has been read."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles:
@@ -71,7 +71,7 @@ class ModelFiles:
 
     `storage` is where the paths are, `None` for this machine's disk. `written` is what a command says for the model
     where that is no path. `beside` maps roles (`mmproj`) to references of files that the same place offers with it;
-    `notes` are facts that a plan should tell.
+    `offers` are all models of a name that chooses none of them; `notes` are facts that a plan should tell.
     """
 
     reference: str
@@ -79,7 +79,16 @@ class ModelFiles:
     storage: Storage | None = None
     written: str | None = None
     beside: Mapping[str, str] = field(default_factory=dict)
+    offers: tuple[Offer, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+class Offer(NamedTuple):
+    """One of several models that a place offers under a name which chooses none of them."""
+
+    reference: str
+    quantization: str  #: as its files' names spell it, in capitals; empty where they say none
+    size_bytes: int
 
 
 class StoredModel(NamedTuple):

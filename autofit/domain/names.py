@@ -44,6 +44,11 @@ class HubName(NamedTuple):
         return f"hf:{self.repository}{choice}{f'@{self.revision}' if self.revision else ''}"
 
 
+def is_elsewhere(reference: str) -> bool:
+    """Whether a reference, or a path of a file that came from one, names something that is not on this disk."""
+    return reference.startswith(("hf:", "http://", "https://", "url:", "ollama:", "docker:"))
+
+
 def parse_hub(text: str) -> HubName | None:
     """`org/repo[:quant or file][@revision]`, `org/repo/file[@revision]` or `org/repo@revision/file`; `None`: neither.
 
@@ -87,7 +92,7 @@ def hub_of_url(url: str, hosts: Collection[str] = HUB_HOSTS) -> HubName | None:
     path = unquote(parts.path).strip("/")
     match = re.fullmatch(r"([^/]+/[^/:@]+)/(?:blob|resolve|raw|tree)/([^/]+)(?:/(.+))?", path)
     if match is None:
-        return parse_hub(path)
+        return parse_bare(path)  # a file at the top of the server is none
     file = f":{match[3]}" if match[3] else ""
     return parse_hub(f"{match[1]}{file}@{match[2]}")
 

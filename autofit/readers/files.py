@@ -16,7 +16,6 @@ from autofit.errors import ModelError, ModelNotFoundError
 
 MAX_JSON_BYTES = 1 << 26
 MAX_JSON_ITEMS = 1 << 21  #: commas: what a parsed document takes in memory grows with them, not with its bytes
-WINDOW_BYTES = 1 << 18  #: read at a time: vocabularies make headers of 6 to 12 MB
 
 _KINDS = {
     stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
@@ -31,9 +30,8 @@ class OpenFile:
     path: str
     descriptor: int
     size_bytes: int
-    window_bytes: int = WINDOW_BYTES
 
-    def read(self, offset_bytes: int, n_bytes: int) -> bytes:
+    def read(self, offset_bytes: int, n_bytes: int, least_bytes: int | None = None) -> bytes:
         """`n_bytes` from `offset_bytes` on, or what there is of them.
 
         Raises:
@@ -104,6 +102,9 @@ class Disk:
             raise explain(directory, error) from error
 
     def expect(self, wanted: Mapping[str, int]) -> None:
+        return None
+
+    def close(self) -> None:
         return None
 
 

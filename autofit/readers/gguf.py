@@ -20,7 +20,7 @@ from autofit.domain.model import ByteFile, ModelFile, ModelSpec, Storage, String
 from autofit.domain.text import printable
 from autofit.domain.values import NamedTuple
 from autofit.errors import CorruptModelError, IncompleteModelError
-from autofit.readers.files import DISK, WINDOW_BYTES, foreign
+from autofit.readers.files import DISK, foreign
 from autofit.readers.layers import gguf_layers
 
 MAGIC = b"GGUF"
@@ -40,6 +40,8 @@ MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 18
 MAX_KEPT = 1 << 14  #: numbers of one array that are kept; a longer one belongs to a vocabulary
 MAX_KEPT_IN_ALL = 1 << 20
+MIN_HEADER_BYTES = 24  #: magic, version and counts
+WINDOW_BYTES = 1 << 18  #: read at a time: vocabularies make headers of 6 to 12 MB
 HEAD_BYTES = 1 << 20  #: of a file that is not on disk, asked for first: headers without a large vocabulary are whole
 SHARD_HEAD_BYTES = 1 << 16  #: the same of a shard but the first: a tensor table of about 1,000 lines
 
@@ -161,8 +163,7 @@ def parse_header(file: ByteFile, file_index: int = 0) -> Header:
     Raises:
         CorruptModelError: with the byte and the cause.
     """
-    start = file.read(0, file.window_bytes)
-    parser = _Parser(start, file.path, file.size_bytes, file.read, file.window_bytes)
+    parser = _Parser(file.read(0, WINDOW_BYTES, MIN_HEADER_BYTES), file.path, file.size_bytes, file.read)
     n_tensors, n_keys = parser.start()
     metadata = parser.metadata(n_keys)
     alignment = parser.alignment(metadata)
@@ -199,20 +200,14 @@ class _Parser:
     """
 
     def __init__(
-        self,
-        data: bytes,
-        path: str,
-        file_bytes: int,
-        read: Callable[[int, int], bytes] | None = None,
-        window_bytes: int = WINDOW_BYTES,
+        self, data: bytes, path: str, file_bytes: int, read: Callable[[int, int, int], bytes] | None = None
     ) -> None:
         self.data = data
         self.base = 0
         self.path = path
         self.file_bytes = file_bytes
-        self.window_bytes = window_bytes
         self.limit = min(file_bytes, MAX_HEADER_BYTES)
-        self.read = read or (lambda offset, n_bytes: data[offset : offset + n_bytes])
+        self.read = read or (lambda offset, n_bytes, least: data[offset : offset + n_bytes])
         self.pos = 0
         self.n_kept = 0
         self.layout = _LITTLE
@@ -240,7 +235,7 @@ class _Parser:
         return self.pos - self.base
 
     def move_window(self, need: int = 0) -> None:
-        self.data = self.read(self.pos, min(max(need, self.window_bytes), self.limit - self.pos))
+        self.data = self.read(self.pos, min(max(need, WINDOW_BYTES), self.limit - self.pos), need)
         self.base = self.pos
 
     def take(self, layout: struct.Struct, what: str) -> tuple[Any, ...]:

@@ -1,14 +1,51 @@
-"""`hf:ORG/REPO[:QUANT or FILE][@REVISION]`, or that without a scheme: a repository of a hub."""
+"""`hf:ORG/REPO[:QUANT or FILE][@REVISION]`, or that without a scheme: a repository of a hub, on disk or elsewhere."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from autofit.domain.model import ModelFiles
-from autofit.domain.names import HubName, parse_bare, parse_hub
+from autofit.domain.model import ModelFiles, Offer
+from autofit.domain.names import HubName, is_file_name, parse_bare, parse_hub
 from autofit.domain.text import printable
-from autofit.errors import UsageError
+from autofit.domain.units import format_bytes
+from autofit.domain.values import NamedTuple
+from autofit.errors import CorruptModelError, ModelNotFoundError, RemoteError, UsageError
+from autofit.files import read_bounded
 from autofit.sources import hub_cache, scheme_of
+from autofit.sources.choice import GgufModel, choose, is_model, models_of, sibling, with_file
+from autofit.sources.folders import below
+
+if TYPE_CHECKING:
+    from autofit.remote.session import Session
+
+ENDPOINT = "https://huggingface.co"
+MAIN = "main"
+MAX_LIST_BYTES = 1 << 24  #: of one page of a list
+MAX_PAGES = 20  #: of 1,000 files each
+MAX_FILES = 20_000
+_TOKEN = re.compile(r"[\x21-\x7e]{1,512}")
+_NEXT = re.compile(r'<([^<>]+)>\s*;\s*rel="?next"?')
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Repository(NamedTuple):
+    """The files of one revision of a repository: path -> (bytes, hash of the content)."""
+
+    name: HubName
+    files: Mapping[str, tuple[int, str]]
+
+    @property
+    def models(self) -> tuple[GgufModel, ...]:
+        """Its GGUF models of which no shard is missing, in the order of their names."""
+        return tuple(m for m in models_of({path: size for path, (size, _) in self.files.items()}) if m.is_whole)
+
+    @property
+    def is_checkpoint(self) -> bool:
+        return any(path.endswith((".safetensors", ".safetensors.index.json")) for path in self.files)
 
 
 def name_of(reference: str) -> HubName | None:
@@ -29,15 +66,32 @@ def name_of(reference: str) -> HubName | None:
 
 
 def find(reference: str) -> ModelFiles | None:
-    """The files of a repository.
+    """The files of a repository: those on this disk, else those of the hub.
 
     Raises:
-        ModelNotFoundError: it is not there, or has no such model. UsageError: no such name.
+        ModelNotFoundError: it is not there, or has no such model. UsageError: no such name. RemoteError: the hub does
+        not answer.
     """
     name = name_of(reference)
     if name is None:
         return None
-    return on_disk(reference, name)
+    try:
+        return find_name(reference, name)
+    except (ModelNotFoundError, RemoteError) as error:
+        if scheme_of(reference) is not None:
+            raise
+        # it may be a path with a slip in it
+        raise type(error)(
+            f"{printable(reference)}: no such file or directory; as a repository: {error.message}", hint=error.hint
+        ) from error
+
+
+def find_name(reference: str, name: HubName) -> ModelFiles:
+    """The files of a repository by its name, as `find`."""
+    return on_disk(reference, name) or elsewhere(reference, name)
+
+
+# -- on this disk -------------------------------------------------------------------------------------------------
 
 
 def on_disk(reference: str, name: HubName) -> ModelFiles | None:
@@ -45,9 +99,223 @@ def on_disk(reference: str, name: HubName) -> ModelFiles | None:
     found = hub_cache.find_model(name, os.environ)
     if found is not None:
         snapshot, model = found
-        return ModelFiles(reference=reference, paths=(snapshot.files[model.files[0]].path,))
+        projector = sibling(snapshot.files, model.files[0], "mmproj")
+        beside = {"mmproj": snapshot.files[projector].path} if projector else {}
+        return ModelFiles(
+            reference=reference,
+            paths=(snapshot.files[model.files[0]].path,),
+            beside=beside,
+            offers=_offers(name, snapshot.models),
+        )
     here = hub_cache.find(name, os.environ)
+    if here is not None and name.file is not None and name.file in here.files and not is_model(name.file):
+        return ModelFiles(reference=reference, paths=(here.files[name.file].path,))
     if here is not None and name.choice is None and here.is_checkpoint and not here.models:
         return ModelFiles(reference=reference, paths=(str(here.directory),), written=name.written())
     plain = hub_cache.find_plain(name, os.environ) if name.revision is None else None
     return None if plain is None else ModelFiles(reference=reference, paths=(plain.path,))
+
+
+# -- at the hub ---------------------------------------------------------------------------------------------------
+
+
+def elsewhere(reference: str, name: HubName) -> ModelFiles:
+    """The files of a repository at the hub.
+
+    Raises:
+        ModelNotFoundError: it is not there, or has no such model. RemoteError: the hub does not answer.
+    """
+    session = session_of(name)
+    repository = list_repository(name, session)
+    if name.file is not None and name.file in repository.files and with_file(repository.models, name.file) is None:
+        return _remote(reference, repository, session, name.file)  # a projector, or a checkpoint's file
+    if repository.models:
+        return _gguf(reference, repository, session)
+    if repository.is_checkpoint and name.choice is None:
+        return _remote(reference, repository, session, "")
+    raise _none(repository)
+
+
+def session_of(name: HubName) -> Session:
+    from autofit.remote.session import Session
+
+    return Session(printable(name.repository, 60))
+
+
+def endpoint_of(environ: Mapping[str, str]) -> str:
+    """The hub's address: `MODEL_ENDPOINT`, `HF_ENDPOINT`, else Hugging Face (common.cpp:common_get_model_endpoint)."""
+    return (environ.get("MODEL_ENDPOINT") or environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
+
+
+def authorization_of(environ: Mapping[str, str]) -> str | None:
+    """The header that carries the user's token: `HF_TOKEN`, else the file that logging in has made.
+
+    Raises:
+        UsageError: it is no token; it is not shown.
+    """
+    token = environ.get("HF_TOKEN") or environ.get("HUGGING_FACE_HUB_TOKEN") or ""
+    where = "HF_TOKEN"
+    if not token and environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").lower() not in ("1", "true", "yes", "on"):
+        base = below(environ, {"HF_HOME": "", "XDG_CACHE_HOME": "huggingface"}, ".cache/huggingface")
+        path = Path(environ.get("HF_TOKEN_PATH") or base / "token")
+        where = printable(str(path))
+        try:
+            token = read_bounded(path, 4096).decode("ascii", "replace")
+        except OSError:
+            return None
+    token = token.strip()
+    if not token:
+        return None
+    if not _TOKEN.fullmatch(token):
+        raise UsageError(f"{where}: what it holds is not a token", hint="log in again, or set HF_TOKEN")
+    return f"Bearer {token}"
+
+
+def list_repository(name: HubName, session: Session) -> Repository:
+    """The files of a repository at the hub; the list is kept, and asked for again after an hour.
+
+    Raises:
+        ModelNotFoundError: there is no such repository or revision. RemoteError: the hub does not answer.
+        CorruptModelError: what it answers is no list.
+    """
+    revision = name.revision or MAIN
+    endpoint = endpoint_of(session.environ)
+    key = f"list\0{endpoint}\0{name.repository}\0{revision}"
+    fresh = {"fresh_s": float("inf")} if _COMMIT.fullmatch(revision) else {}
+    rows = session.remembered(key, lambda: _ask_for_list(name, endpoint, session), **fresh)
+    files = _files(rows, name)
+    return Repository(name, files)
+
+
+def url_of(name: HubName, file: str, environ: Mapping[str, str]) -> str:
+    """Where a file of a repository can be read."""
+    from urllib.parse import quote
+
+    revision = quote(name.revision or MAIN, safe="")
+    return f"{endpoint_of(environ)}/{name.repository}/resolve/{revision}/{quote(file)}"
+
+
+def _ask_for_list(name: HubName, endpoint: str, session: Session) -> list[Any]:
+    from urllib.parse import quote, urljoin
+
+    from autofit.remote.policy import origin_of
+    from autofit.remote.session import parse_document
+
+    authorization = authorization_of(session.environ)
+    revision = quote(name.revision or MAIN, safe="")
+    url = f"{endpoint}/api/models/{name.repository}/tree/{revision}?recursive=true"
+    rows: list[Any] = []
+    for _ in range(MAX_PAGES):
+        raw, headers = session.client.document(url, MAX_LIST_BYTES, authorization=authorization)
+        page = parse_document(raw, name.written())
+        if not isinstance(page, list):
+            raise CorruptModelError(name.written(), "the hub's list of files is none")
+        rows += [_row(item) for item in page if isinstance(item, dict) and item.get("type") == "file"]
+        following = _NEXT.search(headers.get("link", ""))
+        if following is None or len(rows) > MAX_FILES:
+            break
+        target = urljoin(url, following[1])
+        if origin_of(target) != origin_of(url):
+            raise CorruptModelError(name.written(), "the hub's list goes on at another server")
+        url = target
+    return rows
+
+
+def _row(item: Mapping[str, Any]) -> list[Any]:
+    """Path, bytes and hash of a line of the hub's list, unchecked."""
+    large = item.get("lfs")
+    oid = large.get("oid") if isinstance(large, dict) else None
+    return [item.get("path"), item.get("size"), oid or item.get("oid")]
+
+
+def _files(rows: Any, name: HubName) -> dict[str, tuple[int, str]]:
+    """The lines that make sense: a name that could lead elsewhere, or a size that is none, is no file."""
+    files = {}
+    for row in rows if isinstance(rows, list) else ():
+        if not isinstance(row, list) or len(row) != 3:
+            continue
+        path, size, identity = row
+        if not (isinstance(path, str) and is_file_name(path) and type(size) is int and 0 <= size < 1 << 60):
+            continue
+        if isinstance(identity, str) and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", identity):
+            files[path] = (size, identity)
+    if len(files) > MAX_FILES:
+        raise CorruptModelError(name.written(), f"more than {MAX_FILES} files")
+    return files
+
+
+def _gguf(reference: str, repository: Repository, session: Session) -> ModelFiles:
+    name, models = repository.name, repository.models
+    model = with_file(models, name.file) if name.file else choose(models, name.quantization)
+    if model is None:
+        raise _none(repository)
+    if name.choice is None and len(models) > 1:
+        session.notes.append(
+            f"{name.repository} has {len(models)} GGUF models; this is {model.files[0]}, which the engine takes where "
+            f"none is named: {_quantizations(models)}"
+        )
+    projector = sibling(repository.files, model.files[0], "mmproj")
+    beside = {"mmproj": name._replace(choice=projector).written()} if projector else {}
+    found = _remote(reference, repository, session, model.files[0])
+    from dataclasses import replace
+
+    written = _written(name, models, model, session.environ)
+    return replace(found, written=written, beside=beside, offers=_offers(name, models))
+
+
+def _remote(reference: str, repository: Repository, session: Session, file: str) -> ModelFiles:
+    """All files of a repository, of which `file`, or the whole of it, is the model."""
+    from autofit.remote.files import Listed
+
+    name = repository.name
+    root = HubName(name.repository, None, name.revision).written()
+    listed = {
+        path: Listed(url_of(name, path, session.environ), size, identity)
+        for path, (size, identity) in repository.files.items()
+    }
+    storage = session.storage(root, listed, lambda: authorization_of(session.environ))
+    return ModelFiles(
+        reference=reference,
+        paths=(f"{root}/{file}" if file else root,),
+        storage=storage,
+        written=name.written(),
+        notes=tuple(session.notes),
+    )
+
+
+def _offers(name: HubName, models: Sequence[GgufModel]) -> tuple[Offer, ...]:
+    """All models of a name that chooses none."""
+    if name.choice is not None:
+        return ()
+    named = [(name._replace(choice=model.files[0]).written(), model) for model in models]
+    return tuple(Offer(reference, model.quantization, model.size_bytes) for reference, model in named)
+
+
+def _written(name: HubName, models: Sequence[GgufModel], model: GgufModel, environ: Mapping[str, str]) -> str:
+    """How a command names one of several models: by quantization, where that is it; by file; else by address."""
+    if name.revision is not None:
+        return url_of(name, model.files[0], environ)
+    for word in (name.quantization, model.quantization):
+        if word and choose(models, word) == model:
+            return HubName(name.repository, word).written()
+    return HubName(name.repository, model.files[0]).written()
+
+
+def _none(repository: Repository) -> ModelNotFoundError:
+    name, models = repository.name, repository.models
+    if models and name.choice is not None:
+        return ModelNotFoundError(
+            f"{name.repository}: no model {printable(name.choice, 80)}", hint=f"it has {_quantizations(models)}"
+        )
+    if any(path.endswith((".bin", ".pt", ".pth")) for path in repository.files):
+        return ModelNotFoundError(f"{name.repository}: only pickled weights (.bin, .pt)", hint="name a converted one")
+    found = ", ".join(printable(path, 60) for path in list(repository.files)[:6]) or "no files"
+    return ModelNotFoundError(f"{name.written()}: no GGUF and no safetensors model", hint=f"it has {found}")
+
+
+def _quantizations(models: Sequence[GgufModel]) -> str:
+    words = [
+        f"{printable(model.quantization or model.files[0], 60)} ({format_bytes(model.size_bytes)})"
+        for model in sorted(models, key=lambda model: model.size_bytes)
+    ]
+    return ", ".join(words[:40]) + (f" and {len(words) - 40} more" if len(words) > 40 else "")

@@ -5,7 +5,6 @@ A manifest names layers by media type and digest; `blobs/sha256-DIGEST` is a GGU
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -17,15 +16,14 @@ from autofit.domain.values import NamedTuple
 from autofit.errors import CorruptModelError, ModelNotFoundError, UsageError
 from autofit.files import read_bounded
 from autofit.sources.folders import below, files_below
+from autofit.sources.registry import ACCEPT, MAX_MANIFEST_BYTES, blobs, parse_manifest
 
 PLACE = "Ollama"
 HOST, NAMESPACE, TAG = "registry.ollama.ai", "library", "latest"
-MAX_MANIFEST_BYTES = 1 << 20
 _MODEL = "application/vnd.ollama.image.model"
 _ROLES = {"application/vnd.ollama.image.projector": "mmproj", "application/vnd.ollama.image.adapter": "lora"}
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
 _NAME = re.compile(rf"(?:(?:([A-Za-z0-9.-]+(?::\d+)?)/)?({_PART})/)?({_PART})(?::({_PART}))?")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _SYSTEM = Path("/usr/share/ollama/.ollama/models")  #: of the service that its Linux installer sets up
 
 
@@ -39,14 +37,6 @@ class OllamaName(NamedTuple):
         parts = [self.model, self.namespace if self.namespace != NAMESPACE else "", self.host]
         kept = parts[: 3 if self.host != HOST else 2]
         return f"ollama:{'/'.join(part for part in reversed(kept) if part)}:{self.tag}"
-
-
-class Layer(NamedTuple):
-    """A GGUF file of a manifest. `role` is `model`, or that of a companion."""
-
-    role: str
-    digest: str
-    size_bytes: int
 
 
 def parse(reference: str) -> OllamaName:
@@ -67,51 +57,59 @@ def roots(environ: Mapping[str, str]) -> tuple[Path, ...]:
     return (own,) if environ.get("OLLAMA_MODELS") else (own, _SYSTEM)
 
 
-def parse_manifest(raw: bytes, name: str) -> tuple[Layer, ...]:
-    """The GGUF files that a manifest names, the model first.
-
-    Raises:
-        CorruptModelError: it is no manifest. ModelNotFoundError: none of its layers is a GGUF model.
-    """
-    try:
-        layers = json.loads(raw)["layers"]
-        found = [
-            Layer(_ROLES.get(layer["mediaType"], "model"), layer["digest"], layer["size"])
-            for layer in layers
-            if layer["mediaType"] in (_MODEL, *_ROLES)
-        ]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptModelError(printable(name), "not a manifest of Ollama's") from error
-    if any(not _is_sound(layer) for layer in found):
-        raise CorruptModelError(printable(name), "a layer of its manifest has no valid digest or size")
-    models = [layer for layer in found if layer.role == "model"]
-    if not models:
-        raise ModelNotFoundError(
-            f"{printable(name)}: its manifest names no GGUF file",
-            hint="it is kept in another format, or runs in the cloud: name the model's repository instead",
-        )
-    return (models[0], *(layer for layer in found if layer.role != "model"))
+def role_of(media_type: str) -> str | None:
+    """What a layer is, if it is a GGUF file."""
+    return "model" if media_type == _MODEL else _ROLES.get(media_type)
 
 
-def find(reference: str) -> ModelFiles | None:
-    """The blobs of a model on this disk; `None` if it is not here.
+def find(reference: str) -> ModelFiles:
+    """The blobs of a model: those on this disk, else those of its registry.
 
     Raises:
         UsageError: it is spelled otherwise. CorruptModelError, ModelNotFoundError: as `parse_manifest`.
+        RemoteError: the registry does not answer.
     """
     name = parse(reference)
+    return on_disk(reference, name) or elsewhere(reference, name)
+
+
+def on_disk(reference: str, name: OllamaName) -> ModelFiles | None:
+    """The blobs of a model on this disk; `None` if it is not here."""
     for root in roots(os.environ):
         try:
             raw = read_bounded(root / "manifests" / _relative(name), MAX_MANIFEST_BYTES)
         except OSError:
             continue
-        layers = parse_manifest(raw, reference)
+        layers = parse_manifest(raw, reference, role_of)
         paths = [root / "blobs" / layer.digest.replace(":", "-") for layer in layers]
         if not paths[0].is_file():
             return None
         beside = {layer.role: str(path) for layer, path in zip(layers[1:], paths[1:], strict=True)}
         return ModelFiles(reference=reference, paths=(str(paths[0]),), beside=beside)
     return None
+
+
+def elsewhere(reference: str, name: OllamaName) -> ModelFiles:
+    """The blobs of a model in its registry."""
+    from autofit.remote.session import Session
+
+    session = Session(printable(name.written().partition(":")[2], 60))
+    base = f"{_scheme(name.host)}://{name.host}/v2/{name.namespace}/{name.model}"
+    url = f"{base}/manifests/{name.tag}"
+
+    def ask() -> str:
+        return session.client.document(url, MAX_MANIFEST_BYTES, accept=ACCEPT)[0].decode("utf-8", "replace")
+
+    layers = parse_manifest(str(session.remembered(f"manifest\0{url}", ask)), reference, role_of)
+    files = {f"{layer.role}.gguf": (f"{base}/blobs/{layer.digest}", layer) for layer in layers}
+    root = f"ollama:{name.host}/{name.namespace}/{name.model}/{name.tag}"
+    return ModelFiles(
+        reference=reference,
+        paths=(f"{root}/model.gguf",),
+        storage=blobs(root, files, session),
+        written=files["model.gguf"][0],
+        notes=tuple(session.notes),
+    )
 
 
 def stored(environ: Mapping[str, str]) -> Iterator[StoredModel]:
@@ -123,7 +121,7 @@ def stored(environ: Mapping[str, str]) -> Iterator[StoredModel]:
                 continue
             name = OllamaName(*parts)
             try:
-                layers = parse_manifest(read_bounded(entry.path, MAX_MANIFEST_BYTES), entry.name)
+                layers = parse_manifest(read_bounded(entry.path, MAX_MANIFEST_BYTES), entry.name, role_of)
                 path = root / "blobs" / layers[0].digest.replace(":", "-")
                 size = path.stat().st_size
             except (OSError, ModelNotFoundError, CorruptModelError):
@@ -131,14 +129,10 @@ def stored(environ: Mapping[str, str]) -> Iterator[StoredModel]:
             yield StoredModel(name.written(), str(path), size, PLACE)
 
 
+def _scheme(host: str) -> str:
+    """A registry of this machine speaks without encryption; no other is spoken to so."""
+    return "http" if host.partition(":")[0] in ("127.0.0.1", "localhost") else "https"
+
+
 def _relative(name: OllamaName) -> Path:
     return Path(name.host.replace(":", "_"), name.namespace, name.model, name.tag)
-
-
-def _is_sound(layer: Layer) -> bool:
-    return (
-        isinstance(layer.digest, str)
-        and bool(_DIGEST.fullmatch(layer.digest))
-        and type(layer.size_bytes) is int
-        and 0 <= layer.size_bytes < 1 << 60
-    )

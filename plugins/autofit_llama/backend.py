@@ -16,7 +16,7 @@ from autofit.domain.values import replace
 from autofit.errors import ModelError
 from autofit.planning.devices import choose
 
-from autofit_llama.command.model_files import check_first, companions_of, model_of
+from autofit_llama.command.model_files import check_first, companions_of, loaded_with, model_of
 from autofit_llama.command.options import SECRET
 from autofit_llama.command.parse import Command, runs_of
 from autofit_llama.command.reading import Reading, read
@@ -98,6 +98,9 @@ class LlamaBackend(Backend):
             return None
         with contradictions(model):
             return recipe(model, size_bytes, words)
+
+    def loads(self, command: ParsedCommand, written: str, offered: Mapping[str, str]) -> Mapping[str, str]:
+        return loaded_with(command.settings.reading.program, command.settings.settings, written, offered)
 
     def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
         from autofit_llama.planning.decide import plan

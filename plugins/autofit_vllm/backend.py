@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from autofit.backend import Backend, ParsedCommand
 from autofit.domain.machine import Device, Machine
 from autofit.domain.model import ModelSpec
+from autofit.domain.names import is_elsewhere, parse_bare, parse_hub
 from autofit.domain.plan import Code, Finding, Plan, Speed
 from autofit.domain.request import NOTHING_ASKED, Margin, Request
 from autofit.domain.text import printable
@@ -86,7 +88,8 @@ class VllmBackend(Backend):
         program, settings = parse_command(argv, env, version=version, model=model)
         draft = draft_reference(settings)
         companions = {"draft": draft} if draft is not None and is_here(draft) else {}
-        return ParsedCommand(program=program, model=settings.model, companions=companions, settings=settings)
+        named = _named(settings)
+        return ParsedCommand(program=program, model=named, companions=companions, settings=settings)
 
     def check(
         self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request = NOTHING_ASKED
@@ -195,9 +198,12 @@ class VllmBackend(Backend):
         from autofit_vllm.planning.problem import Problem
         from autofit_vllm.planning.search import solve
 
-        reference = _directory_of(request.model_reference or model.name)
+        reference, revision = _served_as(request.model_reference or model.name)
         settings = dataclasses.replace(
-            command.settings, model=reference, given={**command.settings.given, "model": reference}
+            command.settings,
+            model=reference,
+            given={**command.settings.given, "model": reference},
+            args=(*revision, *command.settings.args),
         )
         vllm_model = read_vllm_model(model, settings)
         _check_options(request, settings)
@@ -260,6 +266,31 @@ def _on_nodes(machine: Machine, settings: VllmSettings, wanted: Sequence[str]) -
     local = select_devices(machine, settings, wanted)
     devices = across_nodes(local, settings.nnodes)
     return dataclasses.replace(machine, devices=(*machine.devices, *devices[len(local) :])), devices
+
+
+def _named(settings: VllmSettings) -> str | None:
+    """The model of a command; of a repository with the revision that `--revision` chooses."""
+    revision = settings.given.get("revision")
+    if settings.model is None or revision is None or os.path.lexists(settings.model):
+        return settings.model
+    return f"{settings.model}@{revision}" if parse_bare(settings.model) else settings.model
+
+
+def _served_as(reference: str) -> tuple[str, tuple[str, ...]]:
+    """What `vllm serve` is told for a reference, and the flags that belong to it.
+
+    Raises:
+        UsageError: a kind of name that vLLM does not take.
+    """
+    if not is_elsewhere(reference):
+        return _directory_of(reference), ()
+    name = parse_hub(reference.removeprefix("hf:")) if reference.startswith("hf:") else None
+    if name is None or name.file is not None:
+        raise UsageError(
+            f"vLLM does not load {printable(reference, 80)}", hint="download it and give its path, or name a repository"
+        )
+    served = f"{name.repository}:{name.choice}" if name.choice else name.repository
+    return served, ("--revision", name.revision) if name.revision else ()
 
 
 def _directory_of(reference: str) -> str:

@@ -23,6 +23,7 @@ ALLOWED = {
     "hardware/facts.py": "names of processes that hold memory of a device",
     "cli/hardware.py": "calibration with llama-bench",
     "testing.py": "the architecture of its tiny model",
+    "domain/names.py": "schemes of other programs' references",
     "builtin.py": "sources of other programs' models",
     "sources/hub_cache.py": "caches of other programs",
     "sources/ollama.py": "another program's names, manifests and media types",

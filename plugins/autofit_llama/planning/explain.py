@@ -10,6 +10,7 @@ from autofit.domain.units import format_bytes
 from autofit.domain.values import dataclass
 from autofit.planning.decisions import argument, arguments, origin_of, remark
 
+from autofit_llama.command.model_files import model_flags
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.write import render
 from autofit_llama.memory.estimate import Estimate
@@ -48,7 +49,7 @@ def explain(
     pins = task.pins
     decisions: list[Decision] = []
     if not _names_model(pins.settings):
-        decisions.append(argument("-m", [_model_path(task)], "user", "the model"))
+        decisions += [argument(flag, values, "user", "the model") for flag, values in _pairs(_model_flags(task))]
     decisions += pins.decisions()
     for name in said(task, found, settings):
         because = _reason(name, task, search, goals, found, settings)
@@ -69,14 +70,14 @@ def command_of(task: Task, found: Found, settings: LlamaSettings) -> tuple[str, 
     """The whole command for an answer, without reasons."""
     pins = task.pins
     program = pins.reading.words or (pins.reading.program,)
-    model = () if _names_model(pins.settings) else ("-m", _model_path(task))
+    model = () if _names_model(pins.settings) else _model_flags(task)
     names = said(task, found, settings)
     solved = [render(_only(settings, pins.settings, name), version=pins.version) for name in names]
     return (*program, *model, *arguments(pins.decisions()), *(token for tokens in solved for token in tokens))
 
 
-def _model_path(task: Task) -> str:
-    return task.request.model_reference or task.model.files[0].path
+def _model_flags(task: Task) -> tuple[str, ...]:
+    return model_flags(task.request.model_reference or task.model.files[0].path)
 
 
 def _only(settings: LlamaSettings, pinned: LlamaSettings, name: str) -> LlamaSettings:

@@ -20,6 +20,7 @@ from autofit.errors import UsageError
 from autofit.planning.decisions import argument, remark
 from autofit.planning.devices import choose
 
+from autofit_llama.command.model_files import model_of
 from autofit_llama.command.options import SECRET, is_flag
 from autofit_llama.command.parse import Command, settings_of
 from autofit_llama.command.reading import Reading
@@ -178,6 +179,13 @@ def _check_model(pins: Pins, request: Request) -> None:
                 f"model, whatever -m says: {printable(str(elsewhere.value), 80)}",
                 hint="unset it",
             )
+    elsewhere = next(filter(None, map(pins.reading.given, ("hf-repo", "model-url", "docker-repo"))), None)
+    if elsewhere is not None and request.model_reference not in (None, model_of(pins.settings)):
+        raise UsageError(
+            f"{elsewhere.spelling} {printable(str(elsewhere.value), 80)} contradicts the model that is planned for, "
+            f"{printable(str(request.model_reference), 80)}",
+            hint="name the model once",
+        )
     flag = pins.reading.given("model")
     if flag is None or flag.origin != "argv" or request.model_reference is None:
         return

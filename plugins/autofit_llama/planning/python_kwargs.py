@@ -16,6 +16,7 @@ from typing import Any
 
 from autofit.domain.machine import HOST_POOL, Machine
 from autofit.domain.model import ModelSpec
+from autofit.domain.names import is_elsewhere
 from autofit.domain.request import Margin
 from autofit.errors import EngineRefusalError, UsageError
 
@@ -50,6 +51,8 @@ def python_kwargs(
     """The keyword arguments, or none and the reason why the class cannot say this."""
     if not found.memory.fits:
         return {}, None
+    if is_elsewhere(model.files[0].path) and not settings.model:
+        return {}, "no keyword arguments: llama_cpp.Llama takes a path, and the model is not on this disk"
     context = found.layout.context
     said = replace(
         settings,

@@ -1,0 +1,493 @@
+"""HTTP with the standard library: pieces of files and small documents, bounded in time, bytes and redirects."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import socket
+import ssl
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from autofit.domain.text import printable
+from autofit.domain.values import NamedTuple
+from autofit.errors import ModelNotFoundError, RemoteError
+from autofit.remote.policy import Origin, is_public, may_have_secret, origin_of, redirected, shown
+
+TIMEOUT_S = 10.0  #: of one step: a connection, or a wait for more bytes
+DEADLINE_S = 120.0  #: of everything that one client does, from its first request on
+MAX_REDIRECTS = 5
+MAX_TRIES = 3  #: of a request that fails for a reason that may pass
+MAX_WAIT_S = 10.0  #: for a server that asks for a pause
+MAX_SIZE_BYTES = 1 << 50  #: of a file that a server may claim to have
+_CHUNK_BYTES = 1 << 16
+_REDIRECTS = (301, 302, 303, 307, 308)
+_PASSING = (429, 500, 502, 503, 504)
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
+
+_Failure = (OSError, http.client.HTTPException)
+
+
+class Piece(NamedTuple):
+    """A part of a file, or all of a small one.
+
+    `url` is where redirects led; `etag` names the content there, `linked_etag` the content that a redirect promised.
+    """
+
+    data: bytes
+    total_bytes: int
+    url: str
+    etag: str | None = None
+    linked_etag: str | None = None
+
+
+class _Answer(NamedTuple):
+    response: http.client.HTTPResponse
+    connection: http.client.HTTPConnection
+    url: str
+    linked_etag: str | None  #: of the file that a redirect led away from
+
+
+class Client:
+    """Connections of one task: a model's headers. Safe for several threads."""
+
+    def __init__(
+        self,
+        *,
+        progress: Callable[[int], None] | None = None,
+        done: Callable[[], None] | None = None,
+        deadline_s: float = DEADLINE_S,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self.n_requests = 0
+        self.n_bytes = 0
+        self._progress = progress
+        self._done = done
+        self._deadline_s = deadline_s
+        self._environ = environ
+        self._ends: float | None = None
+        self._lock = threading.Lock()
+        self._idle: dict[Origin, list[http.client.HTTPConnection]] = {}
+        self._open: set[http.client.HTTPConnection] = set()
+        self._context: ssl.SSLContext | None = None
+        self._timer: threading.Timer | None = None
+
+    def close(self) -> None:
+        """End all connections."""
+        with self._lock:
+            timer, self._timer = self._timer, None
+            idle = [one for several in self._idle.values() for one in several]
+            self._idle.clear()
+        if timer is not None:
+            timer.cancel()
+        for connection in idle:
+            self._drop(connection)
+        if self._done is not None:
+            self._done()
+
+    # -- what is asked for ------------------------------------------------------------------------------------
+
+    def piece(
+        self,
+        url: str,
+        start: int,
+        n_bytes: int,
+        *,
+        authorization: str | None = None,
+        total_bytes: int | None = None,
+        at: str | None = None,
+    ) -> Piece:
+        """`n_bytes` of a file from `start` on, fewer where it ends.
+
+        `total_bytes` is its size, where that is known; `at` is where redirects from `url` have led before.
+
+        Raises:
+            RemoteError: no answer, or one that is not what was asked for. ModelNotFoundError: there is no such file.
+        """
+        parts: list[bytes] = []
+        have, piece = 0, None
+        for left in reversed(range(MAX_TRIES)):
+            piece = self._part(url, at or url, start + have, n_bytes - have, authorization, total_bytes)
+            parts.append(piece.data)
+            have += len(piece.data)
+            if have >= min(n_bytes, max(piece.total_bytes - start, 0)):
+                return piece._replace(data=b"".join(parts))
+            if not left:
+                break
+        raise RemoteError(f"{shown(url)}: the connection broke off {MAX_TRIES} times", hint="try again later")
+
+    def document(
+        self, url: str, limit_bytes: int, *, authorization: str | None = None, accept: str = "application/json"
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """A whole small document and its headers.
+
+        Raises:
+            RemoteError, ModelNotFoundError: as `piece`, or it is longer than `limit_bytes`.
+        """
+        answer = self._ask(url, url, {"Accept": accept, "Accept-Encoding": "gzip"}, authorization, (200,))
+        response = answer.response
+        data = self._body(answer, limit_bytes + 1)
+        if response.getheader("Content-Encoding", "identity").lower() == "gzip":
+            data = _unpacked(data, limit_bytes + 1, url)
+        if len(data) > limit_bytes:
+            raise RemoteError(f"{shown(url)}: the answer has more than {limit_bytes} bytes, which is no list of files")
+        return data, {name.lower(): value for name, value in response.getheaders()}
+
+    # -- one request ------------------------------------------------------------------------------------------
+
+    def _part(
+        self, url: str, at: str, start: int, n_bytes: int, authorization: str | None, total_bytes: int | None
+    ) -> Piece:
+        headers = {"Range": f"bytes={start}-{start + n_bytes - 1}", "Accept-Encoding": "identity"}
+        answer = self._ask(url, at, headers, authorization, (200, 206, 416))
+        response = answer.response
+        try:
+            length, total = _claimed(response, start, n_bytes, url)
+            if total_bytes is not None and total != total_bytes:
+                raise RemoteError(
+                    f"{shown(url)}: has {total} bytes, its listing says {total_bytes}",
+                    hint="the repository may have changed meanwhile: try again",
+                )
+        except RemoteError:
+            self._drop(answer.connection)
+            raise
+        data = self._body(answer, length) if length else self._nothing(answer)
+        return Piece(data, total, answer.url, response.getheader("ETag"), answer.linked_etag)
+
+    def _ask(
+        self, url: str, at: str, headers: dict[str, str], authorization: str | None, wanted: tuple[int, ...]
+    ) -> _Answer:
+        """The answer to a request, redirects followed, tried again where that may help."""
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                answer = self._follow(url, at, headers, authorization)
+            except _Failure as error:
+                self._check_time(url)
+                if tries >= MAX_TRIES:
+                    raise RemoteError(
+                        f"{shown(url)}: no answer: {_words(error)}",
+                        hint="check the network; HF_HUB_OFFLINE=1 asks nobody",
+                    ) from error
+                self._pause(0.3 * tries, url)
+                continue
+            status = answer.response.status
+            if status in wanted:
+                return answer
+            asked = _pause_of(answer.response)
+            self._drop(answer.connection)
+            if status in _PASSING and tries < MAX_TRIES and asked is not None and asked <= MAX_WAIT_S:
+                self._pause(asked or 0.3 * tries, url)
+                continue
+            raise _refusal(url, answer.response, asked, has_token=authorization is not None)
+
+    def _follow(self, url: str, at: str, headers: dict[str, str], authorization: str | None) -> _Answer:
+        named, url = origin_of(url), at
+        etag = None
+        for _ in range(MAX_REDIRECTS + 1):
+            answer = self._send(url, named, headers, authorization)
+            response = answer.response
+            if response.status not in _REDIRECTS:
+                return answer._replace(linked_etag=etag)
+            etag = etag or response.getheader("X-Linked-ETag")
+            location = response.getheader("Location") or ""
+            self._nothing(answer)
+            url = redirected(url, location, named)
+        raise RemoteError(f"{shown(url)}: more than {MAX_REDIRECTS} redirects")
+
+    def _send(self, url: str, named: Origin, headers: dict[str, str], authorization: str | None) -> _Answer:
+        origin, parts = origin_of(url), urlsplit(url)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        sent = {**headers, "User-Agent": "autofit"}
+        if authorization is not None and may_have_secret(origin, named):
+            sent["Authorization"] = authorization
+        proxy = self._proxy(origin)
+        if proxy is not None and origin.scheme == "http":
+            path, sent = url, {**sent, **_proxy_headers(proxy)}
+        for reused in (True, False):
+            self._check_time(url)
+            connection = self._take(origin) if reused else None
+            if reused and connection is None:
+                continue
+            if connection is None:
+                connection = self._connect(origin, is_named=origin.host == named.host, proxy=proxy)
+            with self._lock:
+                self.n_requests += 1
+            try:
+                connection.request("GET", path, headers=sent)
+                return _Answer(connection.getresponse(), connection, url, None)
+            except BaseException as error:
+                self._drop(connection)
+                # a kept connection may have been ended by the server: that is no failure
+                if not (reused and isinstance(error, _Failure)):
+                    raise
+        raise AssertionError("unreachable")
+
+    # -- bodies -----------------------------------------------------------------------------------------------
+
+    def _body(self, answer: _Answer, n_bytes: int) -> bytes:
+        """Up to `n_bytes` of a body; what there is, where the connection breaks off."""
+        parts: list[bytes] = []
+        have = 0
+        try:
+            while have < n_bytes:
+                self._check_time(answer.url)
+                part = answer.response.read(min(_CHUNK_BYTES, n_bytes - have))
+                if not part:
+                    break
+                parts.append(part)
+                have += len(part)
+                self._count(len(part))
+        except http.client.IncompleteRead as error:
+            parts.append(error.partial)
+            self._count(len(error.partial))
+        except _Failure:
+            self._check_time(answer.url)
+        self._finish(answer)
+        return b"".join(parts)
+
+    def _nothing(self, answer: _Answer) -> bytes:
+        """Pass over a short body, so that the connection can serve again."""
+        length = answer.response.length
+        if length is not None and length <= _CHUNK_BYTES:
+            with suppress(*_Failure):
+                answer.response.read()
+        self._finish(answer)
+        return b""
+
+    def _finish(self, answer: _Answer) -> None:
+        """Keep the connection for another request if all of the answer was read."""
+        origin = origin_of(answer.url)
+        if answer.response.isclosed() and not answer.response.will_close and answer.connection.sock is not None:
+            with self._lock:
+                self._idle.setdefault(origin, []).append(answer.connection)
+        else:
+            self._drop(answer.connection)
+
+    def _count(self, n_bytes: int) -> None:
+        with self._lock:
+            self.n_bytes += n_bytes
+        if self._progress is not None:
+            self._progress(n_bytes)
+
+    # -- connections ------------------------------------------------------------------------------------------
+
+    def _take(self, origin: Origin) -> http.client.HTTPConnection | None:
+        with self._lock:
+            kept = self._idle.get(origin)
+            return kept.pop() if kept else None
+
+    def _connect(self, origin: Origin, *, is_named: bool, proxy: str | None) -> http.client.HTTPConnection:
+        to = origin if proxy is None else origin_of(_without_user(proxy))
+        connection: http.client.HTTPConnection
+        if origin.scheme == "https":
+            connection = http.client.HTTPSConnection(to.host, to.port, timeout=TIMEOUT_S, context=self._tls())
+            if proxy is not None:
+                connection.set_tunnel(origin.host, origin.port, headers=_proxy_headers(proxy))
+        else:
+            connection = http.client.HTTPConnection(to.host, to.port, timeout=TIMEOUT_S)
+
+        def dial(address: tuple[str, int], timeout: float, source: object = None) -> socket.socket:
+            return _dial(address, timeout, anywhere=is_named or proxy is not None)
+
+        connection._create_connection = dial  # type: ignore[attr-defined]
+        with self._lock:
+            self._open.add(connection)
+            if self._timer is None:
+                self._ends = time.monotonic() + self._deadline_s
+                self._timer = threading.Timer(self._deadline_s, self._expire)
+                self._timer.daemon = True
+                self._timer.start()
+        return connection
+
+    def _tls(self) -> ssl.SSLContext:
+        with self._lock:
+            if self._context is None:
+                self._context = ssl.create_default_context(cafile=self._environ.get("REQUESTS_CA_BUNDLE") or None)
+            return self._context
+
+    def _proxy(self, origin: Origin) -> str | None:
+        if proxy_bypass(origin.host):
+            return None
+        found = getproxies()
+        proxy = found.get(origin.scheme) or found.get("all")
+        if proxy is None:
+            return None
+        proxy = proxy if "://" in proxy else f"http://{proxy}"
+        if not proxy.startswith("http://"):
+            raise RemoteError(
+                f"a proxy of {printable(proxy.partition(':')[0], 20)}, which autofit does not speak",
+                hint="name one of http in HTTPS_PROXY, or the host in NO_PROXY",
+            )
+        return proxy
+
+    def _drop(self, connection: http.client.HTTPConnection) -> None:
+        with self._lock:
+            self._open.discard(connection)
+        connection.close()
+
+    # -- time -------------------------------------------------------------------------------------------------
+
+    def _expire(self) -> None:
+        """Whatever is waited for ends now: a server that sends a byte now and then would go on for ever."""
+        with self._lock:
+            connections = list(self._open)
+        for connection in connections:
+            if connection.sock is not None:
+                with suppress(OSError):
+                    connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def _check_time(self, url: str) -> None:
+        if self._ends is not None and time.monotonic() >= self._ends:
+            raise RemoteError(
+                f"{shown(url)}: no whole answer within {self._deadline_s:.0f} s", hint="the network is slow: try again"
+            )
+
+    def _pause(self, seconds: float, url: str) -> None:
+        time.sleep(seconds)
+        self._check_time(url)
+
+
+def _dial(address: tuple[str, int], timeout: float, *, anywhere: bool) -> socket.socket:
+    """A connection; to public addresses alone, unless `anywhere`: the name of a foreign server may lead home."""
+    failure: OSError | None = None
+    for family, kind, proto, _, where in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        if not anywhere and not is_public(str(where[0])):
+            raise RemoteError(
+                f"{printable(address[0], 80)}: a redirect leads to {where[0]}, an address of this machine or network",
+                hint="it is refused, since only the server wants it",
+            )
+        made = socket.socket(family, kind, proto)
+        made.settimeout(timeout)
+        try:
+            made.connect(where)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return made
+        except OSError as error:
+            failure = error
+            made.close()
+    raise failure or OSError("the name has no address")
+
+
+def _claimed(response: http.client.HTTPResponse, start: int, n_bytes: int, url: str) -> tuple[int, int]:
+    """(bytes that follow, size of the file) of an answer to a range.
+
+    Raises:
+        RemoteError: it answers something else.
+    """
+    if response.getheader("Content-Encoding", "identity").lower() not in ("", "identity"):
+        raise RemoteError(f"{shown(url)}: the server packs what it sends, so no part of the file can be read")
+    length = response.length
+    if response.status == 416:
+        match = re.fullmatch(r"bytes \*/(\d{1,18})", response.getheader("Content-Range", ""), re.ASCII)
+        if match is None or int(match[1]) > start:
+            raise RemoteError(
+                f"{shown(url)}: the server refuses bytes {start} to {start + n_bytes - 1} of the file (416)"
+            )
+        return 0, int(match[1])
+    if response.status == 200:
+        if start or length is None or length > n_bytes:
+            raise RemoteError(
+                f"{shown(url)}: the server cannot send a part of a file (it ignores Range), and its header alone is "
+                "wanted",
+                hint="download the file and give its path",
+            )
+        return length, length
+    match = _CONTENT_RANGE.fullmatch(response.getheader("Content-Range", ""))
+    if match is None:
+        raise RemoteError(f"{shown(url)}: the server does not say which part of the file it sends")
+    first, last, total = (int(part) for part in match.groups())
+    sound = first == start <= last < total <= MAX_SIZE_BYTES and last < start + n_bytes
+    if not sound or (last < start + n_bytes - 1 and last != total - 1) or length not in (None, last - first + 1):
+        raise RemoteError(
+            f"{shown(url)}: asked for bytes {start} to {start + n_bytes - 1}, "
+            f"the server says it sends {first} to {last} of {total}"
+        )
+    return last - first + 1, total
+
+
+def _refusal(
+    url: str, response: http.client.HTTPResponse, pause_s: float | None, *, has_token: bool
+) -> RemoteError | ModelNotFoundError:
+    """The error for a status; texts of the server are not repeated."""
+    status, code, where = response.status, response.getheader("X-Error-Code", ""), shown(url)
+    login = "set HF_TOKEN to a token of an account that may read it" if not has_token else "the token may not read it"
+    if code == "GatedRepo" or (status == 403 and not code):
+        return RemoteError(
+            f"{where}: access is refused (403)",
+            hint=f"its authors let in whom they know: ask on the repository's page, then {login}",
+            is_refusal=True,
+        )
+    if code == "RevisionNotFound":
+        return ModelNotFoundError(f"{where}: no such revision")
+    if status == 401:
+        return RemoteError(
+            f"{where}: not found, or not public (401)",
+            hint=f"check the name; if it is right, {login}",
+            is_refusal=True,
+        )
+    if status in (404, 410):
+        return ModelNotFoundError(f"{where}: not found ({status})", hint="check the name")
+    if status == 429:
+        when = "" if pause_s is None else f" for {pause_s:.0f} s"
+        more = "" if has_token else "; with a token (HF_TOKEN) the limit is higher"
+        return RemoteError(f"{where}: too many requests: the server asks for a pause{when} (429)", hint=f"wait{more}")
+    if status >= 500:
+        return RemoteError(f"{where}: the server has trouble ({status})", hint="try again later")
+    return RemoteError(f"{where}: the server answers {status}")
+
+
+def _pause_of(response: http.client.HTTPResponse) -> float | None:
+    """Seconds that a server asks to wait: 0 where it says nothing, `None` where it says something else."""
+    text = response.getheader("Retry-After")
+    if text is None:
+        return 0.0
+    if re.fullmatch(r"\d{1,6}", text.strip(), re.ASCII):
+        return float(text)
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError, TypeError):
+        return None
+
+
+def _unpacked(data: bytes, limit: int, url: str) -> bytes:
+    try:
+        return zlib.decompressobj(wbits=31).decompress(data, limit)
+    except zlib.error as error:
+        raise RemoteError(f"{shown(url)}: the answer is said to be gzip, and is not") from error
+
+
+def _without_user(proxy: str) -> str:
+    parts = urlsplit(proxy)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _proxy_headers(proxy: str) -> dict[str, str]:
+    user = urlsplit(proxy).netloc.rpartition("@")[0]
+    if not user:
+        return {}
+    from base64 import b64encode
+
+    return {"Proxy-Authorization": "Basic " + b64encode(unquote(user).encode()).decode("ascii")}
+
+
+def _words(error: Exception) -> str:
+    """The cause in words of ours or of the system; never those of a server."""
+    if isinstance(error, socket.gaierror):
+        return "the name of the server has no address"
+    if isinstance(error, TimeoutError):
+        return f"nothing came for {TIMEOUT_S:.0f} s"
+    if isinstance(error, ssl.SSLError):
+        return f"no secure connection: {printable(getattr(error, 'verify_message', '') or error.reason or 'TLS', 100)}"
+    if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
+        return "what it sends is not HTTP"
+    return printable(str(getattr(error, "strerror", None) or type(error).__name__), 100)

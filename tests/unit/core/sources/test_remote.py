@@ -1,0 +1,432 @@
+"""Models that are not on this machine, from a server like the Hub: what is read, kept, printed and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import autofit
+import pytest
+from autofit.cli.main import main
+from autofit.errors import AutofitError, ModelNotFoundError, RemoteError, UsageError
+from autofit.references import find, locate
+from autofit.sources import docker, hub
+
+from support import ROOT, caches, ggufs
+from support import safetensor_files as sf
+from support.hub_server import COMMIT, Content, Hub, content_of, serve
+
+TOKEN = "hf_abcdefghijklmnopqrstuvwxyz0123456789"
+CARD = autofit.load_machine("rtx-3090", ram="64GiB")
+VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "LLAMA_CACHE", "HF_TOKEN", "HF_TOKEN_PATH",
+             "HUGGING_FACE_HUB_TOKEN", "MODEL_ENDPOINT", "OLLAMA_MODELS", "HF_HUB_OFFLINE")  # fmt: skip
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub, its storage beside it, and a user who has nothing yet."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with serve() as storage, serve(Hub(storage=storage.url, plain=storage.plain)) as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.chdir(tmp_path)
+        served.elsewhere = storage  # type: ignore[attr-defined]
+        yield served
+
+
+def storage_of(served: Hub) -> Hub:
+    found: Hub = served.elsewhere  # type: ignore[attr-defined]
+    return found
+
+
+def n_requests(served: Hub) -> int:
+    return len(served.requests) + len(storage_of(served).requests)
+
+
+def gguf(tmp_path: Path, name: str = "m.gguf", **options: Any) -> Content:
+    return content_of(ggufs.llama(name="tiny", **options).write(tmp_path / name))
+
+
+def repository(tmp_path: Path, **options: Any) -> dict[str, Content]:
+    model = gguf(tmp_path, n_vocab=40_000, **options)
+    return {"README.md": Content(b"x", 1), "m-Q4_K_M.gguf": model, "m-Q8_0.gguf": model}
+
+
+def same(found: Any, local: Any) -> bool:
+    return bool(found.tensors == local.tensors and found.metadata == local.metadata and found.layers == local.layers)
+
+
+def test_a_header_is_read_in_few_requests_and_no_byte_twice(served: Hub, tmp_path: Path) -> None:
+    served.repositories["o/r"] = repository(tmp_path)
+    found = find("hf:o/r:Q8_0")
+    header = (tmp_path / "m.gguf").read_bytes()[: found.model.tensors[0].offset_bytes]
+    assert same(found.model, autofit.read_model(tmp_path / "m.gguf"))
+    storage = storage_of(served)
+    assert len(served.requests) == 2 and len(storage.requests) <= 3
+    assert storage.sent_bytes < len(header) + (1 << 20)
+    ranges = [request.range.removeprefix("bytes=").split("-") for request in storage.requests if request.range]
+    assert all(int(a[1]) + 1 == int(b[0]) for a, b in pairwise(ranges))
+    assert {request.authorization for request in storage.requests} == {None}
+
+
+def test_a_second_plan_asks_nobody(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.repositories["o/r"] = repository(tmp_path)
+    first = autofit.plan("llama", "o/r:Q8_0", CARD)
+    asked = n_requests(served)
+    second = autofit.plan("llama", "o/r:Q8_0", CARD)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    third = autofit.plan("llama", "hf:o/r:q8_0", CARD)
+    assert n_requests(served) == asked
+    assert first.argv == second.argv
+    assert first.argv[1:3] == ("-hf", "o/r:Q8_0") and third.argv[1:3] == ("-hf", "o/r:q8_0")
+    assert first.argv[3:] == third.argv[3:]
+    assert "--model" not in first.argv and "-m" not in first.argv and not first.kwargs
+    with pytest.raises(RemoteError, match="nobody may be asked"):
+        autofit.plan("llama", "hf:o/other", CARD)
+    for folder in (tmp_path / "cache").rglob("*.entry"):
+        folder.write_bytes(b"damaged")
+    with pytest.raises(RemoteError, match="nobody may be asked"):
+        autofit.plan("llama", "o/r:Q8_0", CARD)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert autofit.plan("llama", "o/r:Q8_0", CARD).argv == first.argv
+
+
+def test_the_printed_command_is_the_same_model_to_check(served: Hub, tmp_path: Path) -> None:
+    served.repositories["o/r"] = repository(tmp_path)
+    plan = autofit.plan("llama", "o/r:Q8_0", CARD)
+    checked = autofit.check(plan.argv, CARD)
+    assert [pool.used_bytes for pool in checked.memory.pools] == [pool.used_bytes for pool in plan.memory.pools]
+    by_flag = autofit.plan("llama", None, CARD, engine_args=["-hf", "o/r:Q8_0"])
+    assert sorted(by_flag.argv) == sorted(plan.argv)
+    by_file = autofit.check(["llama-server", "-hf", "o/r", "-hff", "m-Q8_0.gguf"], CARD)
+    assert by_file.fits
+    with pytest.raises(UsageError, match="contradicts the model"):
+        autofit.plan("llama", "o/r:Q8_0", CARD, engine_args=["-hf", "o/other"])
+    with pytest.raises(UsageError, match="no model is named"):
+        autofit.plan("llama", None, CARD)
+
+
+def test_a_list_that_is_not_fresh_is_asked_for_again_and_serves_when_nobody_answers(
+    served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autofit.remote import session
+
+    monkeypatch.setattr("autofit.remote.http.time.sleep", lambda seconds: None)
+    served.repositories["o/r"] = repository(tmp_path)
+    first = find("o/r:Q8_0")
+    monkeypatch.setattr(session, "FRESH_S", -1.0)
+    monkeypatch.setattr(session.Session.remembered, "__kwdefaults__", {"fresh_s": -1.0})
+    asked = n_requests(served)
+    assert find("o/r:Q8_0").files.notes == () and n_requests(served) == asked + 1
+    served.when("/api/", lambda handler: bool(handler.reply(503, b"")) or True)
+    stale = find("o/r:Q8_0")
+    assert same(stale.model, first.model)
+    assert "nobody answers" in stale.files.notes[0]
+    served.behaviors.clear()
+    served.when("/api/", lambda handler: bool(handler.reply(401, b"")) or True)
+    with pytest.raises(RemoteError, match="not public"):
+        find("o/r:Q8_0")
+
+
+def test_a_file_that_was_replaced_is_read_anew(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from autofit.remote import session
+
+    served.repositories["o/r"] = repository(tmp_path)
+    find("o/r:Q8_0")
+    monkeypatch.setattr(session.Session.remembered, "__kwdefaults__", {"fresh_s": -1.0})
+    served.repositories["o/r"] = repository(tmp_path, n_layer=3)
+    assert len(find("o/r:Q8_0").model.layers) == 3
+
+
+def test_a_branch_that_moves_while_it_is_read_is_refused(served: Hub, tmp_path: Path) -> None:
+    files = repository(tmp_path)
+    served.repositories["o/r"] = files
+
+    def move(handler: Any) -> bool:
+        other = gguf(tmp_path, "other.gguf", n_vocab=40_000, n_layer=3)
+        changed = Content(other.head, files["m-Q8_0.gguf"].size)
+        served.repositories["o/r"] = {**files, "m-Q8_0.gguf": changed}
+        return False
+
+    served.when("resolve", move)
+    with pytest.raises(RemoteError, match="replaced while it was read"):
+        find("o/r:Q8_0")
+
+
+def test_of_many_models_the_largest_at_full_speed_is_planned_for(served: Hub, tmp_path: Path) -> None:
+    sizes = {"BF16": 4000, "Q8_0": 3200, "Q4_K_M": 2200, "Q2_K": 1100}
+    files = {}
+    for number, (tag, n_ff) in enumerate(sizes.items()):
+        kind = "f16" if tag == "BF16" else "q8_0"
+        files[f"m-{tag}.gguf"] = gguf(
+            tmp_path, f"{number}.gguf", n_layer=8, n_embd=1024, n_ff=n_ff // 32 * 32, weight_type=kind, output_type=kind
+        )
+    served.repositories["o/many"] = files
+    whole = autofit.plan("llama", "o/many", CARD)
+    assert whole.argv[1:3] == ("-hf", "o/many:Q8_0")
+    assert any("of 4 models of that name Q8_0" in finding.message for finding in whole.findings)
+    quality = autofit.plan("llama", "o/many", CARD, prefer="quality")
+    assert quality.argv[1:3] == ("-hf", "o/many:BF16")
+    limit = files["m-Q8_0.gguf"].size + (2 << 20)
+    small = autofit.load_machine(f"generic-cuda:{limit >> 20}MiB", ram="64GiB")
+    assert autofit.plan("llama", "o/many", small, margin="1MiB", context=256).argv[1:3] == ("-hf", "o/many:Q4_K_M")
+    # the engine's own choice, where its own command is looked at
+    assert locate("o/many").written == "hf:o/many:Q4_K_M"
+    assert "has 4 GGUF models" in locate("o/many").notes[0]
+
+
+def test_a_projector_of_the_repository_is_counted_as_the_engine_loads_it(served: Hub, tmp_path: Path) -> None:
+    projector = ROOT / "tests/data"  # a model that is none is refused, so its reading shows
+    del projector
+    served.repositories["o/r"] = {**repository(tmp_path), "mmproj-F16.gguf": gguf(tmp_path, "p.gguf")}
+    with pytest.raises(AutofitError, match="is not a projector"):
+        autofit.check(["llama-server", "-hf", "o/r"], CARD)
+    assert autofit.check(["llama-server", "-hf", "o/r", "--no-mmproj"], CARD).fits
+    assert autofit.check(["llama-bench", "-hf", "o/r"], CARD).fits
+
+
+def test_split_files_are_read_side_by_side(served: Hub, tmp_path: Path) -> None:
+    whole = ggufs.llama(n_layer=6, n_vocab=40_000)
+    parts = [whole.tensors[:10], whole.tensors[10:30], whole.tensors[30:]]
+    files = {}
+    for number, tensors in enumerate(parts):
+        keys = {"split.no": ggufs.Typed("u16", number), "split.count": ggufs.Typed("u16", 3)}
+        keys |= {"split.tensors.count": ggufs.Typed("i32", len(whole.tensors))}
+        metadata = {**whole.metadata, **keys} if not number else {"general.architecture": "llama", **keys}
+        name = f"m-Q8_0-{number + 1:05d}-of-00003.gguf"
+        files[f"Q8_0/{name}"] = content_of(ggufs.Gguf(metadata=metadata, tensors=tensors).write(tmp_path / name))
+    served.repositories["o/split"] = files
+    found = find("o/split:Q8_0")
+    assert same(found.model, autofit.read_model(tmp_path / "m-Q8_0-00001-of-00003.gguf"))
+    assert found.files.written == "hf:o/split:Q8_0" and len(found.model.files) == 3
+    del files["Q8_0/m-Q8_0-00002-of-00003.gguf"]
+    served.repositories["o/less"] = files
+    with pytest.raises(ModelNotFoundError):
+        find("hf:o/less:Q8_0")
+
+
+def checkpoint(tmp_path: Path, n_shards: int) -> dict[str, Content]:
+    folder = tmp_path / f"checkpoint-{n_shards}"
+    folder.mkdir()
+    sf.write_sharded(folder, sf.llama(n_layer=20), n_shards)
+    (folder / "config.json").write_text(json.dumps({**sf.CONFIG, "num_hidden_layers": 20}))
+    (folder / "generation_config.json").write_text('{"temperature": 0.5}')
+    return {path.name: content_of(path) for path in folder.iterdir()}
+
+
+def test_a_checkpoint(served: Hub, tmp_path: Path) -> None:
+    served.repositories["o/st"] = {**checkpoint(tmp_path, 12), "pytorch_model.bin": Content(b"", 5)}
+    found = find("o/st")
+    local = autofit.read_model(tmp_path / "checkpoint-12")
+    assert same(found.model, local) and found.model.format == "safetensors"
+    header_bytes = sum(local.tensors[0].offset_bytes for _ in range(12))
+    storage = storage_of(served)
+    assert len(served.requests) == 1 + 3 + 12 and len(storage.requests) == 12
+    assert storage.sent_bytes < 2 * header_bytes + 12 * 2048
+    plan = autofit.plan("vllm", "o/st", CARD, context=512)
+    assert plan.argv[:3] == ("vllm", "serve", "o/st")
+    pinned = autofit.plan("vllm", f"hf:o/st@{COMMIT}", CARD, context=512)
+    assert pinned.argv[2] == "o/st" and pinned.argv[pinned.argv.index("--revision") + 1] == COMMIT
+    checked = autofit.check(pinned.argv, CARD)
+    assert [p.used_bytes for p in checked.memory.pools] == [p.used_bytes for p in plan.memory.pools]
+
+
+def test_a_checkpoint_whose_shards_are_missing_is_planned_from_its_configuration(served: Hub, tmp_path: Path) -> None:
+    files = checkpoint(tmp_path, 3)
+    del files["model-00002-of-00003.safetensors"]
+    served.repositories["o/st"] = files
+    plan = autofit.plan("vllm", "o/st", CARD, context=512)
+    assert any(finding.code == "incomplete-files" for finding in plan.findings)
+
+
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_a_list_of_many_pages(served: Hub, tmp_path: Path, n_rows: int) -> None:
+    served.repositories["o/r"], served.page = repository(tmp_path), n_rows
+    assert find("o/r:Q8_0").model.architecture == "llama"
+    served.page = 1000
+    link = {"Link": '<https://elsewhere.example.org/api>; rel="next"'}
+    served.when("/tree/", lambda handler: bool(handler.reply(200, b"[]", link)) or True)
+    with pytest.raises(AutofitError, match="another server"):
+        find("hf:o/other")
+
+
+def test_revisions(served: Hub, tmp_path: Path) -> None:
+    served.repositories["o/r"] = repository(tmp_path)
+    served.repositories["o/r@refs/pr/1"] = repository(tmp_path, n_layer=3)
+    assert len(find("o/r:Q8_0@refs/pr/1").model.layers) == 3
+    assert len(find(f"o/r@{COMMIT}:Q8_0").model.layers) == 2
+    plan = autofit.plan("llama", "o/r:Q8_0@refs/pr/1", CARD)
+    assert plan.argv[1] == "-mu" and plan.argv[2].endswith("/o/r/resolve/refs%2Fpr%2F1/m-Q8_0.gguf")
+    with pytest.raises(ModelNotFoundError, match="no such revision"):
+        find("o/r@nope")
+
+
+@pytest.mark.parametrize("where", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "home"])
+def test_tokens_are_found_and_never_shown(
+    served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served.repositories["o/r"], served.token = repository(tmp_path), TOKEN
+    if where in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.setenv(where, TOKEN)
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        path = {"HF_TOKEN_PATH": "t", "HF_HOME": "h/token", "home": ".cache/huggingface/token"}[where]
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(TOKEN + "\n")
+        if where != "home":
+            monkeypatch.setenv(where, str(tmp_path / ("h" if where == "HF_HOME" else path)))
+    assert main(["llama", "o/r:Q8_0", "--on", "rtx-3090", "--ram", "64GiB", "--explain"]) == 0
+    said = "".join(capsys.readouterr())
+    assert main(["llama", "o/r:Q8_0", "--on", "rtx-3090", "--ram", "64GiB", "--format", "json"]) == 0
+    said += "".join(capsys.readouterr())
+    assert main(["llama", "hf:o/none", "--on", "rtx-3090", "--ram", "64GiB"]) == 2
+    said += "".join(capsys.readouterr())
+    assert "abcdefghij" not in said and "secret" not in said
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*.entry"))
+    assert kept and TOKEN.encode() not in kept
+    assert {request.authorization for request in served.requests} == {f"Bearer {TOKEN}"}
+    assert {request.authorization for request in storage_of(served).requests} == {None}
+
+
+@pytest.mark.parametrize("token", ["a b", "x\r\nEvil: 1", "é", "y" * 600])
+def test_a_token_that_is_none_is_not_sent_and_not_shown(
+    served: Hub, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(UsageError, match="HF_TOKEN: what it holds is not a token") as caught:
+        find("hf:o/r")
+    assert token not in f"{caught.value.message}{caught.value.hint}" and not served.requests
+
+
+def test_without_a_token(served: Hub, tmp_path: Path) -> None:
+    served.repositories["o/r"], served.token = repository(tmp_path), TOKEN
+    with pytest.raises(RemoteError, match="not found, or not public") as caught:
+        find("hf:o/r")
+    assert "HF_TOKEN" in (caught.value.hint or "")
+    with pytest.raises(RemoteError, match="o/r: no such file or directory; as a repository: "):
+        find("o/r")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        b"", b"{}", b"[", b"[" * 100_000, b"null", b'"x"', b"[1, null, []]",
+        b'[{"type": "file"}]',
+        b'[{"type": "file", "path": 3, "size": 3, "oid": "x"}]',
+        json.dumps([{"type": "file", "path": path, "size": 5, "oid": "0" * 40} for path in
+                    ("../m.gguf", "/m.gguf", "a/../../m.gguf", "a\\m.gguf", "m\x1b[2J.gguf", "m\u202e.gguf")]).encode(),
+        json.dumps([{"type": "file", "path": "m.gguf", "size": size, "oid": "0" * 40} for size in
+                    (-1, 1 << 70, 1.5, "5", None, True)]).encode(),
+        json.dumps([{"type": "file", "path": "m.gguf", "size": 5, "oid": oid} for oid in
+                    (None, 3, "", "x" * 40, "0" * 41)]).encode(),
+    ],
+    ids=range(12),
+)  # fmt: skip
+def test_lists_that_are_none(served: Hub, rows: bytes) -> None:
+    served.documents["/api/models/o/r/tree/main"] = rows
+    with pytest.raises(AutofitError) as caught:
+        find("hf:o/r")
+    assert f"{caught.value.message}{caught.value.hint}".isprintable()
+
+
+def test_what_a_repository_has_is_said(served: Hub, tmp_path: Path) -> None:
+    served.repositories |= {
+        "o/r": repository(tmp_path), "o/bin": {"pytorch_model.bin": Content(b"", 3)}, "o/empty": {},
+    }  # fmt: skip
+    for name, cause, hint in (
+        ("o/r:Q3_K_S", "no model Q3_K_S", "Q4_K_M ("),
+        ("o/r:none.gguf", "no model none.gguf", "Q8_0 ("),
+        ("o/bin", "only pickled weights", "converted"),
+        ("o/empty", "no GGUF and no safetensors", "no files"),
+    ):
+        with pytest.raises(ModelNotFoundError, match=cause) as caught:
+            find(f"hf:{name}")
+        assert hint in (caught.value.hint or "")
+
+
+def test_addresses_of_files(served: Hub, tmp_path: Path) -> None:
+    served.plain["d/m.gguf"] = gguf(tmp_path, n_vocab=40_000)
+    url = f"{served.url}/d/m.gguf"
+    found = find(url)
+    assert same(found.model, autofit.read_model(tmp_path / "m.gguf"))
+    ranges = [request.range for request in served.requests]
+    assert ranges[0] == "bytes=0-1048575" and len(ranges) <= 2
+    assert find(url).model == found.model and len(served.requests) == len(ranges)
+    plan = autofit.plan("llama", url, CARD)
+    assert plan.argv[1:3] == ("-mu", url)
+    assert autofit.check(plan.argv, CARD).fits
+    with pytest.raises(UsageError, match="vLLM does not load"):
+        autofit.plan("vllm", url, CARD)
+    for wrong in (
+        f"{served.url}/d/",
+        f"{served.url}/d/e/m.bin",
+        "https://u:p@h/m.gguf",
+        f"{served.url}/d/%2e%2e/m.gguf",
+    ):
+        with pytest.raises(UsageError):
+            find(wrong)
+    served.repositories["o/r"] = repository(tmp_path)
+    assert find(f"{served.url}/o/r/blob/main/m-Q8_0.gguf").files.written is not None
+
+
+def test_the_registry_of_ollama(served: Hub, tmp_path: Path) -> None:
+    model = gguf(tmp_path, n_vocab=40_000)
+    digest = "sha256:" + "ab" * 32
+    host = served.url.removeprefix("http://")
+    manifest = caches.manifest({"application/vnd.ollama.image.model": (digest, model.size)})
+    served.documents["/v2/library/tiny/manifests/latest"] = manifest
+    served.plain[f"v2/library/tiny/blobs/{digest}"] = model
+    found = find(f"ollama:{host}/library/tiny")
+    assert same(found.model, autofit.read_model(tmp_path / "m.gguf"))
+    plan = autofit.plan("llama", f"ollama:{host}/library/tiny", CARD)
+    assert plan.argv[1:3] == ("-mu", f"{served.url}/v2/library/tiny/blobs/{digest}")
+    assert autofit.check(plan.argv, CARD).fits
+
+
+def test_the_registry_of_docker(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker, "REGISTRY", served.url)
+    monkeypatch.setattr(docker, "TOKENS", f"{served.url}/token")
+    model = gguf(tmp_path, n_vocab=40_000)
+    digest = "sha256:" + "cd" * 32
+    served.documents["/token"] = b'{"token": "anybody"}'
+    served.documents["/v2/ai/tiny/manifests/latest"] = caches.manifest(
+        {
+            "application/vnd.docker.ai.license": ("sha256:" + "0" * 64, 1),
+            "application/vnd.docker.ai.gguf.v3": (digest, model.size),
+        }
+    )
+    served.plain[f"v2/ai/tiny/blobs/{digest}"] = model
+    plan = autofit.plan("llama", "docker:tiny", CARD)
+    assert plan.argv[1:3] == ("-dr", "ai/tiny:latest")
+    assert served.requests[-1].authorization == "Bearer anybody"
+    assert autofit.check(["llama-server", "-dr", "tiny"], CARD).fits
+    for token in (b"[]", b'{"token": 3}', b'{"token": "a\\nb"}', b"{}"):
+        served.documents["/token"] = token
+        with pytest.raises(AutofitError, match="gives no token"):
+            find("docker:other")
+    for name in ("docker:", "docker:A/b", "docker:a/../b", "docker:a:b:c"):
+        with pytest.raises(UsageError):
+            find(name)
+
+
+def test_a_terminal_sees_no_control_characters_of_a_repository(
+    served: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = content_of(ggufs.llama(name="evil\x1b]0;pwned\x07", n_vocab=40_000).write(tmp_path / "e.gguf"))
+    served.repositories["o/r"] = {"m-Q4_K_M.gguf": evil}
+    assert main(["llama", "o/r", "--on", "rtx-3090", "--ram", "64GiB", "--explain"]) == 0
+    assert main(["inspect", "o/r"]) == 0
+    assert all(c.isprintable() or c == "\n" for c in "".join(capsys.readouterr()))
+
+
+def test_endpoints() -> None:
+    assert hub.endpoint_of({}) == "https://huggingface.co"
+    assert hub.endpoint_of({"HF_ENDPOINT": "https://a/", "MODEL_ENDPOINT": ""}) == "https://a"
+    assert hub.endpoint_of({"HF_ENDPOINT": "https://a", "MODEL_ENDPOINT": "https://b/"}) == "https://b"
+    assert os.environ["HF_HUB_OFFLINE"] == "1"  # of all other tests
