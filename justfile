@@ -34,9 +34,9 @@ gen: docs
     python tools/gen/dtypes.py
     python tools/gen/tiny.py
 
-# Rewrite the flag table from the llama.cpp that `just engines` fetched
-gen-flags:
-    python tools/gen/llama_flags.py "{{ llama_cpp }}/llama_cpp_python-0.3.36/vendor/llama.cpp/common/arg.cpp" > plugins/autofit_llama/command/flag_table.py
+# Add a build of llama.cpp to the tables of flags, defaults and architectures, from its source: just gen-build 11434 TREE
+gen-build build tree:
+    python tools/gen/llama_builds.py "$1=$2"
 
 # Rewrite the generated pages of docs/
 docs:

@@ -22,7 +22,7 @@ from autofit_llama.command.parse import Command, runs_of
 from autofit_llama.command.reading import Reading, read
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.codes import OWN, finding
-from autofit_llama.engine.versions import find_version
+from autofit_llama.engine.naming import find_version
 from autofit_llama.engine.vocabulary import KV_TYPES
 from autofit_llama.launch.defaults import launch_of
 from autofit_llama.launch.findings import findings_of

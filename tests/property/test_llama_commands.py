@@ -71,7 +71,9 @@ def test_what_is_written_again_says_the_same(argv: list[str]) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(COMMANDS, st.sampled_from([7549, 8000, 8864, 9297, 10434, 10874, 10875, LATEST.build]))
+@given(
+    COMMANDS, st.sampled_from([7549, 8000, 8121, 8864, 9297, 10068, 10361, 10434, 10867, 10875, 11434, LATEST.build])
+)
 def test_every_version_reads_what_is_written_for_it(argv: list[str], build: int) -> None:
     said = settings_of(read(argv))
     version = Version(build=build)

@@ -12,12 +12,13 @@ from functools import cache
 from typing import Literal
 
 from autofit.domain.text import printable
-from autofit.domain.values import dataclass
+from autofit.domain.values import dataclass, replace
 from autofit.errors import UsageError
 
 from autofit_llama.command.flag_table import TABLE
+from autofit_llama.engine.builds import around, numbers, within
 from autofit_llama.engine.numbers import integer, real, unsigned
-from autofit_llama.engine.versions import LEGACY, Version
+from autofit_llama.engine.versions import Version
 
 Program = Literal["llama-server", "llama-cli", "llama-completion", "llama-fit-params", "llama-bench"]
 Kind = Literal["switch", "bool", "int", "unsigned", "real", "text", "pair", "removed"]
@@ -32,57 +33,6 @@ PROGRAMS: Mapping[str, Program] = {
     "b": "llama-bench",
 }
 
-#: tools/llama-bench/llama-bench.cpp:parse_cmd_params; every value may be a list
-_BENCH_TABLE = """
-switch b - -h,--help
-switch b - --version
-text b - -m,--model
-text b - -hf,-hfr,--hf-repo
-text b - -hff,--hf-file
-text b HF_TOKEN -hft,--hf-token
-switch b - --offline
-text b - -p,--n-prompt
-text b - -n,--n-gen
-text b - -pg
-text b - -d,--n-depth
-text b - -b,--batch-size
-text b - -ub,--ubatch-size
-text b - -ctk,--cache-type-k
-text b - -ctv,--cache-type-v
-text b - -dev,--device
-switch b - --list-devices
-text b - -t,--threads
-text b - -C,--cpu-mask
-text b - --cpu-strict
-text b - --poll
-text b - -ngl,--n-gpu-layers
-text b - -ncmoe,--n-cpu-moe
-text b - -rpc,--rpc
-text b - -sm,--split-mode
-text b - -lm,--load-mode
-text b - -lzm,--lazy-mode
-text b - -mg,--main-gpu
-text b - -nkvo,--no-kv-offload
-text b - --numa
-text b - -fa,--flash-attn
-text b - -embd,--embeddings
-text b - -nopo,--no-op-offload
-text b - --no-host
-text b - --repack
-text b - -ts,--tensor-split
-text b - -ot,--override-tensor
-int b - -r,--repetitions
-int b - --prio
-int b - --delay
-text b - -o,--output
-text b - -oe,--output-err
-switch b - -v,--verbose
-switch b - --progress
-switch b - --no-warmup
-text b - -fitt,--fit-target
-text b - -fitc,--fit-ctx
-"""
-
 #: options whose values add up
 GROWING = frozenset(
     (
@@ -95,8 +45,11 @@ GROWING = frozenset(
 _COUNTS = frozenset(("gpu-layers", "spec-draft-ngl"))
 SECRET = frozenset(("api-key", "hf-token"))
 
-#: of options that the parser still knows, to refuse them
-_SUCCESSORS = {
+#: what to write instead of options that are gone
+SUCCESSORS = {
+    "mmap": "-lm mmap, or -lm none for --no-mmap",
+    "mlock": "-lm mmap+mlock, or -lm mlock with --no-mmap",
+    "direct-io": "-lm dio",
     "draft": "--spec-draft-n-max, or --spec-ngram-mod-n-max",
     "draft-min": "--spec-draft-n-min, or --spec-ngram-mod-n-min",
     "spec-ngram-size-n": "--spec-ngram-*-size-n",
@@ -107,7 +60,10 @@ _SUCCESSORS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One option of the engine. `key` is its first long spelling without dashes."""
+    """One option of the engine. `key` is the same in every build: the first long spelling of b11311, without dashes.
+
+    Where an option can only be denied (`--no-mmap` of old builds), there are `negations` and no `spellings`.
+    """
 
     key: str
     kind: Kind
@@ -140,10 +96,30 @@ class Flag:
         return (spellings[0],) if self.option.n_values == 0 else (spellings[0], str(self.value))
 
 
-def option(key: str, program: Program = "llama-server") -> Option:
-    """An option of the newest version by its key."""
-    found = (_option(key, line) for line in _lines().get(key, ()))
-    return next(option for option in found if program in option.programs)
+def option(key: str, version: Version, program: Program = "llama-server") -> Option | None:
+    """An option as it may be written in a command for this version; `None` where it is not sure to have it."""
+    found: Option | None = None
+    for build in around(version.build):
+        here = _option_of(build, key, program)
+        if here is None or (found is not None and here.n_values != found.n_values):
+            return None
+        found = here if found is None else _common(found, here)
+    return found
+
+
+def offers(version: Version, key: str, program: Program = "llama-server") -> bool:
+    """Whether an option may be written in a command for this version."""
+    return option(key, version, program) is not None
+
+
+def _common(older: Option, newer: Option) -> Option | None:
+    """The option with the spellings that both builds take."""
+    spellings = tuple(name for name in newer.spellings if name in older.spellings)
+    negations = tuple(name for name in newer.negations if name in older.negations)
+    if not spellings and not negations:
+        return None
+    kind = older.kind if older.kind in ("int", "unsigned", "real") else newer.kind
+    return replace(newer, kind=kind, spellings=spellings, negations=negations)
 
 
 TRUE_WORDS = frozenset(("on", "enabled", "true", "1"))
@@ -172,16 +148,20 @@ def flag_of(program: str, option: Option, positive: bool, values: Sequence[str],
     if values:
         value = values[0]
     try:
-        if option.kind == "int":
+        if option.key in _COUNTS:  # builds without the words for numbers take an int
+            if option.kind == "int" or values[0] not in ("auto", "all"):
+                _ = integer(values[0])
+        elif option.kind == "int":
             value = integer(values[0])
-        elif option.key in _COUNTS and values[0] not in ("auto", "all"):
-            _ = integer(values[0])
         elif option.kind == "real":
             real(values[0])
         elif option.kind == "unsigned":
             unsigned(values[0])
-        elif option.kind == "pair":  # the one there is holds two layer numbers
+        elif option.kind == "pair" and option.key == "control-vector-layer-range":
             _ = integer(values[0]), integer(values[1])
+        elif option.kind == "pair":  # a file and its scale, which are one word since
+            real(values[1])
+            value, values = f"{values[0]}:{values[1]}", values[:1]
     except ValueError as error:
         raise UsageError(f"{program} refuses {spelling} {values[0][:40]!r}: {error}") from error
     if option.kind == "int" or option.key in _COUNTS:
@@ -191,62 +171,81 @@ def flag_of(program: str, option: Option, positive: bool, values: Sequence[str],
 
 
 @cache
-def _lines() -> Mapping[str, tuple[str, ...]]:
-    """The lines of the tables by the key of their option: a key may mean another thing to another program."""
-    found: dict[str, tuple[str, ...]] = {}
-    for line in (*TABLE.strip().splitlines(), *_BENCH_TABLE.strip().splitlines()):
-        spellings = line.split(" ", 4)[3].split(",")
-        key = next((name for name in spellings if name.startswith("--")), spellings[0]).lstrip("-")
-        found[key] = (*found.get(key, ()), line)
-    return found
+def _lines() -> tuple[tuple[str, str], ...]:
+    """The lines of the table: the builds that have one, and the rest."""
+    return tuple(tuple(line.split(" ", 1)) for line in TABLE.strip().split("\n"))  # type: ignore[misc]
 
 
 @cache
-def _option(key: str, line: str) -> Option:
-    kind, letters, env, *names = line.split(" ")
+def _option(line: str) -> Option:
+    key, kind, letters, env, *names = line.split(" ")
     return Option(
         key=key,
         kind=kind,  # type: ignore[arg-type]
         programs=frozenset(PROGRAMS[letter] for letter in letters if letter != "-"),
         env=None if env == "-" else env,
-        spellings=tuple(names[0].split(",")),
+        spellings=() if names[0] == "-" else tuple(names[0].split(",")),
         negations=tuple(names[1].split(",")) if len(names) > 1 else (),
-        successor=_SUCCESSORS.get(key),
+        successor=SUCCESSORS.get(key),
     )
 
 
 @cache
-def _options() -> tuple[Option, ...]:
-    return tuple(_option(key, line) for key, lines in _lines().items() for line in lines)
+def _of_build(build: int) -> tuple[Option, ...]:
+    """The options of a recorded build."""
+    return tuple(_option(line) for runs, line in _lines() if within(runs, build))
 
 
 @cache
-def elsewhere() -> frozenset[str]:
-    return frozenset(name for option in _options() for name in (*option.spellings, *option.negations))
+def _by_key() -> Mapping[str, tuple[tuple[str, str], ...]]:
+    found: dict[str, tuple[tuple[str, str], ...]] = {}
+    for runs, line in _lines():
+        key = line[: line.index(" ")]
+        found[key] = (*found.get(key, ()), (runs, line))
+    return found
+
+
+@cache
+def _option_of(build: int, key: str, program: Program) -> Option | None:
+    """An option of a recorded build, but for those that it has only to refuse them."""
+    here = (_option(line) for runs, line in _by_key().get(key, ()) if within(runs, build))
+    return next((option for option in here if program in option.programs and option.kind != "removed"), None)
+
+
+def elsewhere(version: Version) -> frozenset[str]:
+    """Every spelling of any program of this version."""
+    return frozenset(
+        name
+        for build in around(version.build)
+        for option in _of_build(build)
+        for name in (*option.spellings, *option.negations)
+    )
+
+
+def builds_with(program: Program, spelling: str) -> tuple[int, ...]:
+    """The recorded builds whose program takes a flag, oldest first."""
+    found: list[int] = []
+    for runs, line in _lines():
+        if spelling in line:
+            option = _option(line)
+            names = (*option.spellings, *option.negations)
+            if spelling in names and program in option.programs and option.kind != "removed":
+                found += [build for build in numbers() if within(runs, build)]
+    return tuple(sorted(set(found)))
 
 
 @cache
 def accepted(program: Program, version: Version) -> tuple[Option, ...]:
-    """What a version may accept; a legacy option replaces the one that is kept to refuse it."""
-    legacy = tuple(
-        Option(
-            key=old.spellings[-1].lstrip("-"),
-            kind=old.kind,  # type: ignore[arg-type]
-            programs=frozenset((program,)),
-            env=old.env,
-            spellings=old.spellings,
-            negations=old.negations,
-            successor=old.successor,
-        )
-        for old in LEGACY
-        if program != "llama-bench" and not version.has(old.change)
-    )
-    taken = {name for option in legacy for name in option.spellings}
-    return legacy + tuple(
-        option
-        for option in _options()
-        if program in option.programs and not version.refuses(option.key) and option.spellings[0] not in taken
-    )
+    """What a version may accept. Where two builds that it may be like differ in an option, it is the newer one's."""
+    found: list[Option] = []
+    taken: set[str] = set()
+    newest_first = [option for build in reversed(around(version.build)) for option in _of_build(build)]
+    for option in sorted(newest_first, key=lambda option: option.kind == "removed"):  # one of them may still take it
+        names = {*option.spellings, *option.negations}
+        if program in option.programs and not taken & names:
+            found.append(option)
+            taken |= names
+    return tuple(found)
 
 
 @cache

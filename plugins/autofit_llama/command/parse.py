@@ -153,7 +153,7 @@ _PARSERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "image-max-tokens": ("image_max_tokens", same),
     "mtmd-batch-max-tokens": ("mtmd_batch_max_tokens", same),
     "spec-draft-n-max": ("draft_n_max", not_negative),
-    "draft-max": ("draft_n_max", not_negative),
+    "draft": ("draft_n_max", not_negative),
     "spec-draft-model": ("draft_model", same),
     "spec-draft-hf": ("draft_hf_repo", same),
     "spec-draft-ngl": ("draft_n_gpu_layers", parse_layers),

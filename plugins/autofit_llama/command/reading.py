@@ -19,18 +19,20 @@ from autofit_llama.command.options import (
     FALSE_WORDS,
     GROWING,
     PROGRAMS,
+    SUCCESSORS,
     TRUE_WORDS,
     Flag,
     Option,
     Origin,
     Program,
     accepted,
+    builds_with,
     elsewhere,
     flag_of,
     is_flag,
     spellings,
 )
-from autofit_llama.engine.versions import LATEST, LEGACY, Version
+from autofit_llama.engine.versions import LATEST, Version
 
 _PROGRAMS: Mapping[str, Program] = {name: name for name in PROGRAMS.values()}
 #: words of the program `llama` (app/llama.cpp)
@@ -140,7 +142,7 @@ def read(argv: Sequence[str], env: Mapping[str, str] | None = None, *, version: 
         flags=tuple(flags),
         unknown=tuple(unknown),
         unread=(*unread_variables(env or {}, program, version=version), *unread),
-        unsure=() if version.reads_files or not version.may_read_files else tuple(filter(_is_path, env or ())),
+        unsure=tuple(filter(_is_path, env or ())) if _may_read_files(version) else (),
         version=version,
     )
 
@@ -158,6 +160,11 @@ def unread_variables(env: Mapping[str, str], program: Program, *, version: Versi
     return tuple(sorted(name for name in env if name.startswith("LLAMA_ARG_") and name not in read_ones))
 
 
+def _may_read_files(version: Version) -> bool:
+    """Whether it is not known if this version reads settings files."""
+    return version.perhaps("settings_files", "on") and not version.surely("settings_files", "on")
+
+
 def _is_path(name: str) -> bool:
     """Of a settings file, and not the name of a variable."""
     return "/" in name or "\\" in name
@@ -166,7 +173,7 @@ def _is_path(name: str) -> bool:
 def _surroundings(program: Program, env: Mapping[str, str], version: Version) -> tuple[list[Flag], tuple[str, ...]]:
     """Flags of settings files and variables, and the keys of the files that are passed over."""
     files = {name: text for name, text in env.items() if _is_path(name)}
-    if not files or not version.reads_files:
+    if not files or not version.surely("settings_files", "on"):
         return list(_from_env(program, env, version)), ()
     from autofit_llama.command.config_file import flags_of
 
@@ -200,14 +207,30 @@ def _from_env(program: Program, env: Mapping[str, str], version: Version) -> Ite
             yield flag_of(program, option, True, (text,), name, "env")
 
 
+def _check_other_builds(program: Program, spelling: str, version: Version) -> None:
+    """Refuse a flag that this version does not have, and others do; the newest there is may have it again."""
+    for other in (program, *PROGRAMS.values()):
+        having = builds_with(other, spelling)
+        if not having:
+            continue
+        later = next((build for build in having if build > version.build), None)
+        if later is not None:
+            raise UsageError(
+                f"{program} refuses {spelling}: llama.cpp {version.name} is too old for it",
+                hint=f"b{later} has it; if that is the build: --engine-version b{later}",
+            )
+        key = spellings(other, Version(build=having[-1]))[spelling][0].key
+        raise UsageError(
+            f"{program} refuses {spelling}: removed from llama.cpp; b{having[-1]} was the last with it that is known",
+            hint=f"write {SUCCESSORS[key]}" if key in SUCCESSORS else None,
+        )
+
+
 def _check_unknown(program: Program, token: str, spelling: str, version: Version) -> None:
     """Refuse bare words, `--flag=value`, and flags of other versions and programs."""
     if not is_flag(token):
         hint = "give its flags alone, without the program" if PurePath(token).name in _PROGRAMS else None
         raise UsageError(f"{program} refuses {token[:80]!r}: it takes no positional argument", hint=hint)
-    for legacy in LEGACY:
-        if spelling in (*legacy.spellings, *legacy.negations) and version.has(legacy.change):
-            raise UsageError(f"{program} refuses {spelling}: removed from llama.cpp", hint=f"write {legacy.successor}")
     name, equals, _ = spelling.partition("=")
     if equals and name in spellings(program, version):
         raise UsageError(
@@ -217,10 +240,8 @@ def _check_unknown(program: Program, token: str, spelling: str, version: Version
     for other in PROGRAMS.values():
         if spelling in spellings(other, version):
             raise UsageError(f"{program} refuses {spelling}: it is a flag of {other}")
-        newest = spellings(other, LATEST).get(spelling)
-        if newest is not None and version.refuses(newest[0].key):
-            raise UsageError(f"{program} refuses {spelling}: llama.cpp {version.name} is too old for it")
-    if spelling in elsewhere():
+    _check_other_builds(program, spelling, version)
+    if spelling in elsewhere(version):
         raise UsageError(f"{program} refuses {spelling}: it is a flag of another program of llama.cpp")
     if not version.has_unknown_flags:
         hint = close_names(spelling, spellings(program, version), cutoff=0.7) or f"{program} --help lists its flags"

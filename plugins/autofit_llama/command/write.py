@@ -10,7 +10,7 @@ from typing import Any
 
 from autofit.errors import UsageError
 
-from autofit_llama.command.options import option
+from autofit_llama.command.options import Option, offers, option
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.values import (
     ALL_LAYERS,
@@ -37,10 +37,18 @@ def render(settings: LlamaSettings, *, version: Version = LATEST) -> tuple[str, 
 _Writer = Callable[[Any, Version], Sequence[str]]
 
 
-def _spelling(key: str, version: Version) -> str:
-    if not version.offers(key):
+def _option(key: str, version: Version) -> Option:
+    found = option(key, version)
+    if found is None:
         raise UsageError(f"llama.cpp {version.name} has no --{key}", hint="update llama.cpp, or leave it out")
-    return option(key).spellings[0]
+    return found
+
+
+def _spelling(key: str, version: Version) -> str:
+    found = _option(key, version)
+    if not found.spellings:
+        raise UsageError(f"llama.cpp {version.name} has no --{key}", hint="update llama.cpp, or leave it out")
+    return found.spellings[0]
 
 
 def _write(key: str, show: Callable[[Any], str] = str) -> _Writer:
@@ -49,11 +57,8 @@ def _write(key: str, show: Callable[[Any], str] = str) -> _Writer:
 
 def _write_bool(key: str) -> _Writer:
     def write(value: bool, version: Version) -> Sequence[str]:
-        spelling = _spelling(key, version)
-        if value:
-            return (spelling,)
-        negations = option(key).negations
-        return (negations[0],) if negations else ()
+        found = _option(key, version)
+        return (found.spellings if value else found.negations)[:1]
 
     return write
 
@@ -67,36 +72,39 @@ def _quoted(text: str) -> str:
 
 
 def _write_layers(key: str) -> _Writer:
+    """Words for numbers came in when the value became text."""
+
     def write(value: int, version: Version) -> Sequence[str]:
+        has_words = _option(key, version).kind == "text"
         if value == AUTO_LAYERS:
-            return (_spelling(key, version), "auto") if version.has("layer-words") else ()
-        word = "all" if version.has("layer-words") else "999"
-        return _spelling(key, version), word if value == ALL_LAYERS else str(value)
+            return (_spelling(key, version), "auto") if has_words else ()
+        return _spelling(key, version), ("all" if has_words else "999") if value == ALL_LAYERS else str(value)
 
     return write
 
 
 def _write_flash_attn(value: FlashAttention, version: Version) -> Sequence[str]:
-    if version.has("flash-attn-value"):
-        return "-fa", value
-    return ("-fa",) if value == "on" else ()
+    """A switch before it took a value."""
+    found = option("flash-attn", version)
+    if found is None or found.kind == "switch":
+        return ("-fa",) if value == "on" and found else ()
+    return "-fa", value
 
 
 def _write_load_mode(value: LoadMode, version: Version) -> Sequence[str]:
-    if version.offers("load-mode"):
-        return "-lm", value
-    return {
-        "auto": (),
-        "mmap": (),
-        "none": ("--no-mmap",),
-        "mlock": ("--no-mmap", "--mlock"),
-        "mmap+mlock": ("--mlock",),
-        "dio": ("-dio",),
-    }[value]
+    """`-lm`, or what older builds have for it."""
+    if offers(version, "load-mode"):
+        return _spelling("load-mode", version), value
+    direct = (_spelling("direct-io", version),) if value == "dio" else ()
+    locked = (_spelling("mlock", version),) if value in ("mlock", "mmap+mlock") else ()
+    unmapped = _option("mmap", version).negations[:1] if value in ("none", "mlock") else ()
+    return (*unmapped, *locked, *direct)
 
 
 def _write_draft_max(value: int, version: Version) -> Sequence[str]:
-    return ("--spec-draft-n-max" if version.offers("spec-draft-n-max") else "--draft-max", str(value))
+    if offers(version, "draft"):
+        return "--draft-max", str(value)
+    return _spelling("spec-draft-n-max", version), str(value)
 
 
 def _write_overrides(prefix: str) -> _Writer:
@@ -172,7 +180,7 @@ _WRITERS: Mapping[str, _Writer] = {
     "embedding": _write_bool("embedding"),
     "pooling": _write("pooling"),
     "backend_sampling": _write_bool("backend-sampling"),
-    "fit": lambda value, version: ("-fit", "on" if value else "off") if version.offers("fit") else (),
+    "fit": lambda value, version: ("-fit", "on" if value else "off") if offers(version, "fit") else (),
     "fit_target_mib": _write_list("fit-target"),
     "fit_ctx": _write("fit-ctx"),
     "cache_ram_mib": _write("cache-ram"),

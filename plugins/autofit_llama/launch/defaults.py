@@ -134,6 +134,8 @@ def launch_of(
     if program == "llama-cpp-python":
         settings = settings.or_else(_PYTHON_DEFAULTS)
     types = settings.spec_types or (() if draft is None else spec_types_of(draft))
+    if types and settings.draft_n_max is None:
+        settings = replace(settings, draft_n_max=max(version.numbers("draft_n_max")))
     serves = program in SERVERS
     has_draft = settings.draft_model is not None or settings.draft_hf_repo is not None
     batch = _batch(settings, program, version)
@@ -142,7 +144,7 @@ def launch_of(
     return Launch(
         program=program,
         context=_context_params(settings, batch, types, version, serves=serves),
-        n_gpu_layers=_or(settings.n_gpu_layers, 0 if version.lacks("all-layers-by-default") else AUTO_LAYERS),
+        n_gpu_layers=_or(settings.n_gpu_layers, 0 if version.surely("all_layers", "off") else AUTO_LAYERS),
         split_mode=settings.split_mode or "layer",
         tensor_split=settings.tensor_split or (),
         main_gpu=settings.main_gpu or 0,
@@ -154,15 +156,15 @@ def launch_of(
         repack=_or(settings.repack, True),
         no_host=settings.no_host or False,
         load_mtp=mtp,
-        fit=_or(settings.fit, not bench and not version.lacks("fit")) and program != "llama-cpp-python",
+        fit=_or(settings.fit, not bench and version.perhaps("fit", "on")) and program != "llama-cpp-python",
         fit_target_mib=settings.fit_target_mib or ((0,) if bench else (1024,)),
         fit_ctx=_or(settings.fit_ctx, 0 if bench else 4096),
-        fit_counts_draft=version.has("fit-draft"),
+        fit_counts_draft=version.surely("fit_draft", "on"),
         keep_context=settings.n_ctx == 0 and settings.fit_ctx is None,
         is_server=serves,
-        cache_ram_mib=_or(settings.cache_ram_mib, 8192),
-        n_checkpoints=_or(settings.n_checkpoints, 32),
-        checkpoint_min_step=_or(settings.checkpoint_min_step, 8192),
+        cache_ram_mib=_or(settings.cache_ram_mib, max(version.numbers("cache_ram_mib"), default=0)),
+        n_checkpoints=_or(settings.n_checkpoints, max(version.numbers("n_checkpoints"), default=0)),
+        checkpoint_min_step=_or(settings.checkpoint_min_step, min(version.numbers("checkpoint_min_step"), default=1)),
         mmproj_offload=_or(settings.mmproj_offload, True),
         mmproj_device=settings.mmproj_device,
         draft=_draft(settings, types, batch.n_parallel, has_draft) if serves and (has_draft or mtp) else None,
@@ -188,10 +190,10 @@ def _batch(settings: LlamaSettings, program: Program | Literal["llama-cpp-python
         if embedding and n_batch > n_ubatch:
             n_batch = n_ubatch
         if _or(settings.n_parallel, -1) < 0:
-            n_parallel, kv_unified = (1, kv_unified) if version.lacks("four-slots") else (SERVER_SLOTS, True)
+            n_parallel, kv_unified = (1, kv_unified) if version.surely("server_slots", "1") else (SERVER_SLOTS, True)
     if program == "llama-cpp-python" and embedding:
         n_parallel, kv_unified = min(n_batch, MAX_SEQUENCES), True
-    n_ctx = _or(settings.n_ctx, 4096 if version.lacks("fit") else 0)
+    n_ctx = _or(settings.n_ctx, 4096 if version.surely("n_ctx", "4096") else 0)
     if settings.n_ctx is None and (settings.kv_unified_per_slot or 0) > 0:
         n_ctx = n_parallel * (settings.kv_unified_per_slot or 0)
     if program == "llama-completion" and 0 < n_ctx < 8:
@@ -205,7 +207,7 @@ def _context_params(
     n_parallel, embedding = batch.n_parallel, settings.embedding or False
     pooling = POOLING_UNSPECIFIED if settings.pooling is None else POOLING[settings.pooling]
     n_draft = n_drafted(settings, types) if serves else 0
-    few_outputs = serves and version.has("few-outputs")
+    few_outputs = serves and version.surely("few_outputs", "on")
     return ContextParams(
         n_ctx=batch.n_ctx,
         n_batch=batch.n_batch,
@@ -216,7 +218,7 @@ def _context_params(
         kv_unified=batch.kv_unified,
         type_k=settings.type_k or "f16",
         type_v=settings.type_v or "f16",
-        flash_attn=settings.flash_attn or ("off" if version.lacks("flash-attn-value") else "auto"),
+        flash_attn=settings.flash_attn or ("off" if version.perhaps("flash_attn", "off") else "auto"),
         swa_full=settings.swa_full or False,
         offload_kqv=_or(settings.kv_offload, True),
         op_offload=_or(settings.op_offload, True),

@@ -26,7 +26,8 @@ from autofit_llama.command.parse import Command, settings_of
 from autofit_llama.command.reading import Reading
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.values import AUTO_LAYERS
-from autofit_llama.engine.versions import Version, find_version
+from autofit_llama.engine.naming import find_version
+from autofit_llama.engine.versions import Version
 from autofit_llama.launch.process import engine_devices
 from autofit_llama.model.context import MAX_SEQUENCES
 from autofit_llama.model.hparams import HParams

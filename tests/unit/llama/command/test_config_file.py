@@ -106,7 +106,7 @@ def test_keys_that_the_program_passes_over() -> None:
     assert values(read(["llama-completion"], {PATH: "no-display-prompt = 1"})) == [("display-prompt", False)]
 
 
-@pytest.mark.parametrize(("build", "counts", "unsure"), [(9000, False, ()), (10600, False, (PATH,)), (11063, True, ())])
+@pytest.mark.parametrize(("build", "counts", "unsure"), [(9000, False, ()), (10400, False, (PATH,)), (10605, True, ())])
 def test_builds_that_read_files(build: int, counts: bool, unsure: tuple[str, ...]) -> None:
     found = read(["llama-server"], {PATH: "c = 8"}, version=Version(build=build))
     assert (bool(found.flags), found.unsure) == (counts, unsure)

@@ -10,8 +10,10 @@ from autofit.errors import UsageError
 from autofit_llama.command.flag_table import TABLE
 from autofit_llama.command.options import option
 from autofit_llama.command.reading import Reading, find_program, read, unread_variables
+from autofit_llama.engine.builds import numbers, within
+from autofit_llama.engine.naming import find_version
 from autofit_llama.engine.numbers import integer, real
-from autofit_llama.engine.versions import NEWER, Version, find_version
+from autofit_llama.engine.versions import LATEST, NEWER, Version
 
 
 def values(reading: Reading) -> list[tuple[str, object]]:
@@ -187,14 +189,14 @@ def test_older_builds_know_what_newer_ones_removed() -> None:
         ("mmap", False),
         ("mlock", True),
         ("direct-io", False),
-        ("draft-max", 7),
+        ("draft", 7),
     ]
     with pytest.raises(UsageError, match="b8000 is too old"):
         read(["-lm", "none"], version=old)
 
 
 def test_between_two_known_builds_both_spellings_are_taken() -> None:
-    between = Version(build=10600)
+    between = Version(build=10100)
     assert values(read(["--no-mmap", "-lm", "none"], version=between)) == [
         ("mmap", False),
         ("load-mode", "none"),
@@ -211,15 +213,21 @@ def test_llama_bench_has_a_parser_of_its_own() -> None:
 
 
 def test_the_table_is_well_formed() -> None:
-    lines = [line.split(" ") for line in TABLE.strip().splitlines()]
-    assert len(lines) > 340
-    spellings = [name for columns in lines for cell in columns[3:] for name in cell.split(",")]
-    assert all(re.fullmatch(r"--?[A-Za-z][A-Za-z0-9.-]*", name) for name in spellings)
-    assert {columns[0] for columns in lines} == {"switch", "bool", "int", "unsigned", "real", "text", "pair", "removed"}
-    server = [name for c in lines if "s" in c[1] for cell in c[3:] for name in cell.split(",")]
-    assert len(server) == len(set(server))
+    for build in numbers():
+        lines = [line.split(" ") for line in TABLE.strip().splitlines() if within(line.split(" ")[0], build)]
+        assert len(lines) > 240
+        spellings = [name for columns in lines for cell in columns[5:] for name in cell.split(",") if cell != "-"]
+        assert all(re.fullmatch(r"--?[A-Za-z][A-Za-z0-9.-]*", name) for name in spellings)
+        kinds = {"switch", "bool", "int", "unsigned", "real", "text", "pair", "removed"}
+        assert {columns[2] for columns in lines} <= kinds
+        server = [name for c in lines if "s" in c[3] for cell in c[5:] for name in cell.split(",") if cell != "-"]
+        assert len(server) == len(set(server))
 
 
 def test_an_option_by_its_key() -> None:
-    assert option("kv-offload").negations == ("-nkvo", "--no-kv-offload")
-    assert option("override-tensor").env == "LLAMA_ARG_OVERRIDE_TENSOR"
+    found = option("kv-offload", LATEST)
+    assert found is not None
+    assert found.negations == ("-nkvo", "--no-kv-offload")
+    assert option("mlock", LATEST) is None  # gone
+    assert option("mlock", Version(build=10867)) is not None
+    assert option("n-cpu-ffn", Version(build=10361)) is None  # not there yet

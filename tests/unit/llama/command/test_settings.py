@@ -14,7 +14,8 @@ from autofit_llama.command.reading import read
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.values import parse_override
 from autofit_llama.command.write import render
-from autofit_llama.engine.versions import LATEST, NEWEST, Version, find_version
+from autofit_llama.engine.naming import find_version
+from autofit_llama.engine.versions import LATEST, NEWEST, Version
 from autofit_llama.engine.vocabulary import Override
 from autofit_llama.launch.defaults import Launch, check_launch, check_stands_alone, chosen, launch_of, python_arguments
 from autofit_llama.model.context import ContextParams
@@ -318,12 +319,21 @@ def test_a_pattern_that_a_command_cannot_hold() -> None:
     ("text", "build", "codes"),
     [
         (None, LATEST.build, []),
-        ("b8864", 8864, ["engine-version-older"]),
-        ("8000", 8000, ["engine-version-older", "engine-version-uncertain"]),
+        ("b8864", 8864, []),
+        ("8000", 8000, []),
+        ("b5000", 5000, ["engine-version-older"]),
         ("version: 10989 (abcdef)", 10989, []),
         ("0.4.1-dev (build 10989)", 10989, []),
-        ("0.5.0-dev", 11063, []),
-        ("0.3.0", 10874, ["engine-version-uncertain"]),
+        ("version: 10989 (abcdef)\nbuilt with GNU 14.2.0 for Linux x86_64", 10989, []),
+        ("version: 0.5.0-dev (build 11311, commit 1234567)", 11311, []),
+        ("version: 0.5.0 (build 0, commit unknown)", 11139, ["engine-version-uncertain"]),
+        ("0.5.0", 11139, ["engine-version-uncertain"]),
+        ("v0.4.0", 10799, ["engine-version-uncertain"]),
+        ("0.3.0", 10606, ["engine-version-uncertain"]),
+        ("0.0.6641", 6641, []),
+        ("8064+dfsg-1", 8064, []),
+        ("llama-cpp-7698", 7698, []),
+        ("ghcr.io/ggml-org/llama.cpp:server-cuda-b8121", 8121, []),
         ("b11434", 11434, []),
         ("b99999", NEWEST, ["engine-version-newer"]),
         ("1.0", NEWEST, ["engine-version-newer"]),
@@ -335,9 +345,10 @@ def test_versions(text: str | None, build: int, codes: list[str]) -> None:
     assert [finding.code for finding in findings] == codes
 
 
-def test_not_a_version() -> None:
+@pytest.mark.parametrize("text", ["newest", "", "b", "1", "ghcr.io/ggml-org/llama.cpp:server-cuda", "version: 0 (x)"])
+def test_not_a_version(text: str) -> None:
     with pytest.raises(UsageError, match="not a version"):
-        find_version("newest")
+        find_version(text)
 
 
 @pytest.mark.parametrize(
