@@ -81,7 +81,7 @@ def main() -> None:
         print(f"{name:30} {t.n_rows:5} {exact} {t.n_near:6} {t.n_low:6} {lacks:>14} {refused:>8} {t.n_wrong:5}")
     print(f"{(time.perf_counter() - begin) / max(n_rows, 1) * 1000:.1f} ms a row")
     for error, build, row, one in sorted(off, key=lambda each: -abs(each[0]))[: options.worst]:
-        print(f"{error:+8.3%} b{build} {row['id']} {row['model']} {row['program']} {' '.join(row['args'])}"
+        print(f"{error:+8.3%} b{build} {row['id']} {row['file']} {row['program']} {' '.join(row['args'])}"
               f" {row['device_memory_mib']} {one.what}")  # fmt: skip
     sys.exit(1 if off else 0)
 

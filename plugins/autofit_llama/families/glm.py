@@ -32,7 +32,7 @@ from autofit_llama.model.rules import (
     recurrent_without_kv_heads_all,
 )
 
-_POOL_PADDING = 64  #: src/llama-memory-hybrid-idx.cpp:kpool_pad
+POOL_PADDING = 64  #: src/llama-memory-hybrid-idx.cpp:kpool_pad
 _GATHER_MAX_TOKENS = 16
 
 
@@ -102,7 +102,7 @@ def _inp_pools(g: Graph) -> _Pools:
     h, n, size = g.h, g.n_tokens, g.h.indexer_kpool
     cells = g.context.n_ctx_seq
     n_new = cells // size * g.context.n_seq_max
-    n_pool = round_up(n_new + 1, _POOL_PADDING)
+    n_pool = round_up(n_new + 1, POOL_PADDING)
     n_selected = size * min(n_pool, h.indexer_top_k // size)
     n_selected += size - 1 if h.indexer_kpool_select_tail else 0
     pools = _Pools(

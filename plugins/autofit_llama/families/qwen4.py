@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from autofit.domain.units import round_up
 from autofit.domain.values import dataclass
 
+from autofit_llama.engine.versions import Change
+from autofit_llama.families.glm import POOL_PADDING, WHOLE_ROWS
 from autofit_llama.families.qwen import gated_shared_moe, qwen35_linear
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Fused, Graph, Layer, RecurrentInput, hadamard
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.hyper import selected_streams, streams
 from autofit_llama.graph.recurrent import snapshots
-from autofit_llama.graph.sparse import store_index_keys, top_k_mask
+from autofit_llama.graph.sparse import index_cache, store_index_keys, top_k_mask
 from autofit_llama.model.architecture import Architecture, reads
 from autofit_llama.model.caches import (
     Cache,
@@ -26,6 +29,20 @@ from autofit_llama.model.rules import (
     recurrent_interval,
 )
 
+POOLED_KEYS = Change(
+    without=11311,
+    has=11334,
+    source="src/models/qwen4exp.cpp:llm_graph_input_qsa, and llm_graph_input_kpool after it",
+    name="keys of an indexer that are kept pooled",
+)
+LIGHTNING_SCORES = Change(
+    without=11368,
+    has=11401,
+    source="src/models/qwen4exp.cpp:build_qsa_top_k, scores by plain operations and by LIGHTNING_INDEXER",
+    name="scores of pooled keys by one operation",
+    larger=False,
+)
+
 
 @dataclass(slots=True)
 class _Blocks:
@@ -38,6 +55,31 @@ class _Blocks:
     bias: Tensor
 
 
+@dataclass(slots=True)
+class _Pools:
+    """Inputs of an indexer that keeps the keys of `size` tokens pooled beside each (llm_graph_input_kpool)."""
+
+    size: int
+    k_idxs: Tensor
+    cells: Tensor
+    members: Tensor
+    mask: Tensor
+    tail: Tensor
+    new_members: Tensor
+    new_cells: Tensor
+    new_pos: Tensor
+
+    @property
+    def n_pool(self) -> int:
+        return self.cells.ne[0]
+
+    def n_top(self, top_k: int) -> int:
+        return min(self.n_pool, top_k // self.size)
+
+    def n_selected(self, top_k: int) -> int:
+        return self.size * self.n_top(top_k) + self.size - 1
+
+
 def qwen4exp(g: Graph) -> None:
     """src/models/qwen4exp.cpp."""
     h = g.h
@@ -47,7 +89,10 @@ def qwen4exp(g: Graph) -> None:
     out_ids = g.inp_out_ids()
     n_grams = _inp_n_grams(g) if h.ple_n_heads > 0 else None
     blocks: dict[int, _Blocks] = {}
+    pools = _inp_pools(g) if g.follows(POOLED_KEYS) and _pool_size(h) else None
     x = streams(g, x)
+    if g.follows(POOLED_KEYS):
+        g.expand(x)
     for il in g.layers():
         w = g.layer(il)
         if n_grams is not None and h.is_ple[il]:
@@ -59,9 +104,12 @@ def qwen4exp(g: Graph) -> None:
             cur = qwen35_linear(g, rs, w, cur, il, conv=_conv_state, output_gate="sigmoid")
         else:
             ratio = h.dsv4_compress_ratios[il] if h.indexer_head_size else 0
-            if ratio and ratio not in blocks:
-                blocks[ratio] = _inp_blocks(g, ratio)
-            cur = _attention(g, inp, w, cur, pos, blocks.get(ratio), il)
+            if g.follows(POOLED_KEYS):
+                cur = _attention(g, inp, w, cur, pos, pools if ratio else None, il)
+            else:
+                if ratio and ratio not in blocks:
+                    blocks[ratio] = _inp_blocks(g, ratio)
+                cur = _attention(g, inp, w, cur, pos, blocks.get(ratio), il)
         if g.is_last(il):
             cur, inject = g.select_outputs(out_ids, cur, inject)
             x = selected_streams(g, x, out_ids)
@@ -106,12 +154,17 @@ def _widen(g: Graph, x: Tensor, residual: Tensor, inject: Tensor, il: int) -> Te
 
 
 def _attention(
-    g: Graph, inp: AttentionInput, w: Layer, x: Tensor, pos: Tensor, blocks: _Blocks | None, il: int
+    g: Graph, inp: AttentionInput, w: Layer, x: Tensor, pos: Tensor, blocks: _Blocks | _Pools | None, il: int
 ) -> Tensor:
     """Gated attention, to the blocks that the indexer selects if there is one."""
     h, n = g.h, g.n_tokens
     head, n_head, n_kv = h.n_embd_head_v(il), h.n_head[il], h.n_head_kv[il]
-    top_k = None if blocks is None else _top_k(g, blocks, inp.full.mask, w, x, pos, il)
+    mask, most = inp.full.mask, h.indexer_top_k
+    if isinstance(blocks, _Pools):
+        mask, most = _pool_mask(g, blocks, mask, w, x, pos, il), blocks.n_selected(most)
+    elif blocks is not None:
+        top_k = _top_k(g, blocks, mask, w, x, pos, il)
+        mask, most = top_k_mask(mask, top_k), top_k.ne[0]
     both = g.linear(w, "attn_q", x)
     strides = (8 * head, 8 * head * n_head)
     q = g.rms(ggml.view(both, (head, n_head, n), strides), w, "attn_q_norm", il)
@@ -119,14 +172,16 @@ def _attention(
     v = ggml.reshape(g.linear(w, "attn_v", x), head, n_kv, n)
     gate = ggml.cont(ggml.view(both, (head, n_head, n), strides, 4 * head), head * n_head, n)
     q, k = ggml.rope(q, pos), ggml.rope(k, pos)
-    if top_k is None:
+    if blocks is None:
         cur = g.attn(inp, w, q, k, v, il, out=None)
     else:
-        cur = _attn_selected(g, inp, q, k, v, top_k, il)
+        cur = _attn_selected(g, inp, q, k, v, mask, most, il)
     return g.linear(w, "attn_output", ggml.mul(cur, ggml.sigmoid(gate)))
 
 
-def _attn_selected(g: Graph, inp: AttentionInput, q: Tensor, k: Tensor, v: Tensor, top_k: Tensor, il: int) -> Tensor:
+def _attn_selected(
+    g: Graph, inp: AttentionInput, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, n_kv_max: int, il: int
+) -> Tensor:
     """build_attn_qsa."""
     side = inp.full
     if side.k_rot is not None:
@@ -138,8 +193,7 @@ def _attn_selected(g: Graph, inp: AttentionInput, q: Tensor, k: Tensor, v: Tenso
     assert side.k_idxs is not None and side.v_idxs is not None
     g.store_k(k, side.k_idxs, il)
     g.store_v(v, side.v_idxs, il)
-    mask = top_k_mask(side.mask, top_k)
-    cur = g.mha(q, g.get_k(il), g.get_v(il), il, mask=mask, n_kv_max=top_k.ne[0])
+    cur = g.mha(q, g.get_k(il), g.get_v(il), il, mask=mask, n_kv_max=n_kv_max)
     return cur if side.v_rot is None else hadamard(cur, side.v_rot)
 
 
@@ -180,9 +234,7 @@ def _top_k(g: Graph, inp: _Blocks, mask: Tensor, w: Layer, x: Tensor, pos: Tenso
     scores = ggml.mul_mat(pooled, ggml.reshape(q, size, n_head * n_t, n_streams))
     scores = ggml.relu(ggml.reshape(scores, n_blocks, n_head, n_t, n_streams))
     heads = [ggml.view(scores, (n_blocks, n_t, n_streams), scores.nb[2:4], i * scores.nb[1]) for i in range(n_head)]
-    total = ggml.cont(heads[0])
-    for t in heads[1:]:
-        total = ggml.add(total, t)
+    total = _total(heads)
     if not h.use_alibi:
         total = ggml.add(total, inp.bias)
     by_cell = ggml.get_rows(ggml.cont(ggml.permute(total, 1, 0, 2, 3)), inp.block_of)
@@ -194,6 +246,96 @@ def _top_k(g: Graph, inp: _Blocks, mask: Tensor, w: Layer, x: Tensor, pos: Tenso
         by_cell = ggml.add(by_cell, ggml.reshape(wide, cells, n_t, n_streams))
     n_top = min(cells, h.indexer_top_k + ratio - 1)
     return ggml.reshape(ggml.cont(ggml.top_k(by_cell, n_top)), n_top, n_t, 1, n_streams)
+
+
+def _pool_size(h: HParams) -> int:
+    return max(h.dsv4_compress_ratios, default=0) if h.indexer_head_size else 0
+
+
+def _inp_pools(g: Graph) -> _Pools:
+    """build_inp_kpool."""
+    n, size = g.n_tokens, _pool_size(g.h)
+    n_new = g.context.n_ctx_seq // size * g.context.n_seq_max
+    n_pool = round_up(n_new + 1, POOL_PADDING)
+    n_new = max(1, n_new)
+    pools = _Pools(
+        size,
+        g.input("i64", n),
+        g.input("i32", n_pool),
+        g.input("i32", size, n_pool),
+        g.input("f16" if g.follows(LIGHTNING_SCORES) else "f32", n_pool, n),
+        g.input("i32", size - 1, n),
+        g.input("i32", size, n_new),
+        g.input("i64", n_new),
+        g.input("i32", 4 * n_new),
+    )
+    for t in (pools.cells, pools.members, pools.mask, pools.tail):
+        g.expand(t)
+    return pools
+
+
+def _pool_mask(g: Graph, pools: _Pools, mask: Tensor, w: Layer, x: Tensor, pos: Tensor, il: int) -> Tensor:
+    """build_qsa_sel: the causal mask where only the cells of the best pools and the last ones are left."""
+    h, n, size, n_pool = g.h, g.n_tokens, pools.size, pools.n_pool
+    head, n_head, n_new = h.indexer_head_size, h.indexer_n_head, pools.new_cells.ne[0]
+    k = ggml.concat(ggml.mul_mat(w.need("indexer.k_proj"), x), ggml.fill(ggml.new("f32", head, n)), 0)
+    store_index_keys(g, ggml.reshape(k, 2 * head, 1, n), pools.k_idxs, il)
+    cache = index_cache(g, il, 2)
+    n_cells = cache.ne[1] * cache.ne[2]
+    rows = ggml.view(cache, (head, n_cells), (cache.nb[1],))
+    rows = ggml.get_rows(rows, ggml.reshape(pools.new_members, size * n_new))
+    rows = ggml.reshape(rows, head, size, n_new)
+    parts = [ggml.view(rows, (head, n_new), (rows.nb[2],), i * rows.nb[1]) for i in range(size)]
+    new = g.rms(ggml.scale(_total(parts)), w, "indexer.k_norm", il)
+    new = ggml.reshape(ggml.rope(ggml.reshape(new, head, 1, n_new), pools.new_pos), head, n_new)
+    kept = ggml.view(cache, (head, n_cells), (cache.nb[1],), ggml.row_size(cache.type, head))
+    g.expand(ggml.set_rows(kept, new, pools.new_cells))
+    pooled = ggml.reshape(ggml.get_rows(kept, pools.cells), head, 1, n_pool)
+
+    q = ggml.reshape(ggml.mul_mat(w.need("indexer.q_proj"), x), head, n_head, n)
+    q = ggml.rope(g.rms(q, w, "indexer.q_norm", il), pos)
+    if g.follows(LIGHTNING_SCORES):
+        scores = ggml.lightning_indexer(q, pooled, ggml.fill(ggml.new("f32", n_head, n)), pools.mask)
+    else:
+        kq = ggml.mul_mat(ggml.reshape(pooled, head, n_pool), ggml.reshape(q, head, n_head * n))
+        kq = ggml.relu(ggml.reshape(kq, n_pool, n_head, n))
+        heads = [ggml.view(kq, (n_pool, n), (kq.nb[2],), i * kq.nb[1]) for i in range(n_head)]
+        scores = ggml.add(ggml.scale(_total(heads)), pools.mask)
+    n_top = pools.n_top(h.indexer_top_k)
+    top = ggml.top_k(scores, n_top)
+    ids = ggml.get_rows(pools.members, ggml.reshape(top, n_top * n))
+    ids = ggml.concat(ggml.reshape(ids, size * n_top, n), pools.tail, 0)
+    n_ids, n_kv = ids.ne[0], mask.ne[0]
+    if g.follows(WHOLE_ROWS):
+        g.expand(ids)
+        closed = ggml.repeat_4d(ggml.fill(ggml.new(mask.type, n_kv + n_ids)), n_kv + n_ids, n, 1, 1)
+        closed = ggml.reshape(closed, 1, n_kv + n_ids, n)
+        zeros = ggml.repeat_4d(ggml.fill(ggml.new(mask.type, n_ids)), n_ids, n, 1, 1)
+        zeros = ggml.reshape(zeros, 1, n_ids, n)
+        best = ggml.get_rows(ggml.reshape(scores, 1, n_pool, n), top)
+        live = ggml.repeat_4d(ggml.clamp(ggml.scale(best)), size, n_top, n, 1)
+        tail = ggml.clamp(ggml.scale(ggml.cast(pools.tail, "f32")))
+        live = ggml.concat(ggml.reshape(live, size * n_top, n), tail, 0)
+        dump = ggml.scale(ggml.cumsum(ggml.fill(live)))
+        wide = ggml.sub(ggml.cast(ids, "f32"), dump)
+        ids = ggml.cast(ggml.add(ggml.mul(wide, live), dump), "i32")
+    else:
+        seed = ggml.cast(ggml.view(ids, (1,)), "f32")
+        closed = ggml.fill(seed if mask.type == "f32" else ggml.cast(seed, mask.type))
+        closed = ggml.reshape(ggml.repeat_4d(closed, 1, n_kv + 1, n, 1), 1, n_kv + 1, n)
+        zeros = ggml.reshape(ggml.repeat_4d(ggml.fill(seed), 1, n_ids, n, 1), 1, n_ids, n)
+    left = ggml.set_rows(closed, zeros, ggml.reshape(ids, n_ids, n, 1))
+    row = left.nb[2]
+    left = ggml.view(left, mask.ne, (row, row * mask.ne[1], row * mask.ne[1] * mask.ne[2]))
+    return ggml.reshape(ggml.add(left, mask), *mask.ne)
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    """The sum of views, the first of them copied."""
+    total = ggml.cont(parts[0])
+    for t in parts[1:]:
+        total = ggml.add(total, t)
+    return total
 
 
 def _conv_state(g: Graph, rs: RecurrentInput, cache: Tensor, x: Tensor, kernel: int, channels: int) -> Tensor:
@@ -284,7 +426,8 @@ def _load_qwen4exp(d: HParamsDraft, meta: Metadata) -> None:
 def _indexed(hp: HParams, ctx: Context, wanted: Filter) -> tuple[Cache, ...]:
     if not hp.indexer_head_size:
         return ()
-    return (indexer(hp, ctx, wanted, k_only=True, n_keys=3 if hp.indexer_kpool else 1),)
+    n_keys = 2 if ctx.version.follows(POOLED_KEYS) and _pool_size(hp) else 1
+    return (indexer(hp, ctx, wanted, k_only=True, n_keys=n_keys),)
 
 
 ARCHITECTURES = (

@@ -29,7 +29,7 @@ KQ_STRIDE = 256  #: FATTN_KQ_STRIDE
 
 FLASH_SCRATCH = Change(
     without=8390,
-    has=9842,
+    has=9760,
     source="ggml/src/ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_buffer_type_get_alloc_size, with FLASH_ATTN_EXT",
     name="copies for flash attention in compute buffers",
 )
@@ -129,8 +129,8 @@ def _mul_mat(t: Tensor, _: Version) -> bool:
 #: before `K_ROWS`
 _FEW_ROW_TYPES = frozenset("f16 f32 bf16 i32 q4_0 q4_1 q5_0 q5_1 q8_0".split())
 K_ROWS = Change(
-    without=10068,
-    has=10235,
+    without=10088,
+    has=10091,
     source="ggml/src/ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_device_supports_op, GET_ROWS without and with K-quants",
     name="rows of K-quants on CUDA",
 )
@@ -182,7 +182,7 @@ def _binary(t: Tensor, _: Version) -> bool:
 
 
 SMALL_SCANS = Change(
-    without=11181,
+    without=11200,
     has=11205,
     source="ggml/src/ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_device_supports_op, SSM_SCAN from 128 and from 96",
     name="scans with 96 states on CUDA",
@@ -266,14 +266,14 @@ ANY_CACHE_PAIR = Change(
 )
 BF16_CACHES = Change(
     without=8390,
-    has=9842,
+    has=9760,
     source="ggml/src/ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, without and with GGML_TYPE_BF16",
     name="flash attention on CUDA with bf16 caches",
     larger=False,
 )
 MORE_HEADS = Change(
     without=8390,
-    has=9842,
+    has=9760,
     source="ggml/src/ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, without and with heads of 192, 320 and 512",
     name="flash attention on CUDA with heads of 192, 320 and 512",
     larger=False,

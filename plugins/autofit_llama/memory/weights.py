@@ -88,7 +88,7 @@ _ONCE_INPUTS = frozenset(("token_embd", "position_embd", "token_types", "token_e
 _ONCE_OUTPUT = frozenset(("per_layer_token_embd", "per_layer_model_proj", "per_layer_proj_norm"))
 HRM_INIT_ON_FIRST_BLOCK = Change(
     without=11205,
-    has=11236,
+    has=11218,
     source="src/llama-arch.cpp:LLM_TENSOR_INFOS, HRM_Z_L_INIT of the input and of a block",
     name="hrm.z_l_init beside the first block",
 )

@@ -159,8 +159,8 @@ class Memory:
 
 
 NEXTN_APART = Change(
-    without=10852,
-    has=10985,
+    without=10901,
+    has=10909,
     source="src/llama-model.cpp:create_memory, filters for the architectures that it names, and for all",
     name="no caches for blocks that predict further",
     larger=False,
