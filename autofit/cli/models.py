@@ -160,5 +160,7 @@ def _fit(row: Row) -> str:
         lack = max((pool.shortfall_bytes for pool in row.plan.memory.pools), default=0)
         return f"no: {format_bytes(lack)} more" if lack else "no"
     speed = row.plan.speed
-    rate = f", ~{speed.decode_tokens_per_s:,.0f} tokens/s" if speed and speed.decode_tokens_per_s else ""
+    rate = (
+        f", ~{speed.decode_tokens_per_s:,.0f} tokens/s" if speed and speed.decodes and speed.decode_tokens_per_s else ""
+    )
     return f"yes: {row.plan.context_tokens:,} tokens{rate}" if row.plan.context_tokens else "yes"

@@ -66,6 +66,7 @@ class Speed:
     prefill_low: float | None = None
     prefill_high: float | None = None
     basis: str = ""
+    decodes: bool = True  #: an embedding or reranking model reads its inputs, and decodes nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,11 +195,12 @@ def _finite(value: Any) -> Any:
 
 
 def speed_to_dict(speed: Speed) -> dict[str, object]:
+    start = speed.start_tokens_per_s if speed.decodes else None
     return {
-        "decode_tokens_per_s": round(speed.decode_tokens_per_s, 2),
-        "low": round(speed.low, 2),
-        "high": round(speed.high, 2),
-        "start_tokens_per_s": None if speed.start_tokens_per_s is None else round(speed.start_tokens_per_s, 2),
+        "decode_tokens_per_s": round(speed.decode_tokens_per_s, 2) if speed.decodes else None,
+        "low": round(speed.low, 2) if speed.decodes else None,
+        "high": round(speed.high, 2) if speed.decodes else None,
+        "start_tokens_per_s": None if start is None else round(start, 2),
         "prefill_tokens_per_s": None if speed.prefill_tokens_per_s is None else round(speed.prefill_tokens_per_s, 1),
         "prefill_low": None if speed.prefill_low is None else round(speed.prefill_low, 1),
         "prefill_high": None if speed.prefill_high is None else round(speed.prefill_high, 1),

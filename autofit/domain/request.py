@@ -12,7 +12,7 @@ from autofit.domain.values import dataclass, field
 if TYPE_CHECKING:
     from autofit.domain.model import ModelSpec
 
-Prefer = Literal["speed", "context", "quality", "throughput"]
+Prefer = Literal["speed", "context", "quality", "throughput", "memory"]
 Fill = Literal["mean", "full"]
 
 

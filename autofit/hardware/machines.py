@@ -3,6 +3,7 @@
 A name is `rtx-3090` (idle), `rtx-4070-ti:11GiB` (that much is free), `m2-max-64gb` (a machine with that much main
 memory), `a100-3g.20gb` (a MIG instance), `nvidia:8GiB` (a card that is not listed), `generic-cuda:24GiB`, `cpu`, a TOML
 profile or a JSON file of `autofit hardware detect --format json`. `2x3060`, `3060*2` and `3060,3060` are two cards.
+`rx-7900-xtx@vulkan` is a card that an engine's Vulkan build drives.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from autofit.profiles import files, read_text
 MAX_DEVICES = 256
 _COUNT_FIRST = re.compile(r"(\d{1,3})\s*[x×*]\s*(.+)", re.IGNORECASE)
 _COUNT_LAST = re.compile(r"(.+?)\s*(?:\*|×|\bx|(?<=\d)x)\s*(\d{1,3})", re.IGNORECASE)
+_API = re.compile(r"@([^:@]*)(?=:|$)")
+_DRIVEN_BY_VULKAN = ("cuda", "rocm", "sycl", "vulkan")
 _SIZED_NAME = re.compile(r"(.+?)[\s_-]+(\d{1,4})\s*gi?b", re.IGNORECASE)
 
 
@@ -174,7 +177,29 @@ def _is_path(name: str) -> bool:
 
 
 def _part(wanted: str, memory: Ram | None, dirs: tuple[str | Path, ...]) -> _Part:
-    """What one name, with the size behind it, adds."""
+    """What one name adds, with the size and the API behind it.
+
+    Raises:
+        UnknownHardwareError: an API that does not drive the card.
+    """
+    found = None if _is_path(wanted) else _API.search(wanted)
+    if found is None:
+        return _of_name(wanted, memory, dirs)
+    part = _of_name(wanted[: found.start()] + wanted[found.end() :], memory, dirs)
+    api = found[1].strip().lower()
+    for device in part.devices:
+        if api != device.api and not (api == "vulkan" and device.api in _DRIVEN_BY_VULKAN):
+            raise UnknownHardwareError(
+                f"{printable(wanted, 60)}: {printable(api, 20) or 'nothing'} does not drive {device.name}",
+                hint=f"it is planned for with {device.api}"
+                + (", or @vulkan" if device.api in _DRIVEN_BY_VULKAN else ""),
+            )
+    devices = tuple(replace(device, api=api) for device in part.devices)  # type: ignore[arg-type]
+    return replace(part, devices=devices)
+
+
+def _of_name(wanted: str, memory: Ram | None, dirs: tuple[str | Path, ...]) -> _Part:
+    """What a name, with the size behind it, adds."""
     name, free_bytes = _split_size(wanted)
     if names.key_of(name) == "cpu" and free_bytes is None:
         return _Part(devices=(), name="cpu", sources={})

@@ -24,8 +24,8 @@ def summary(plan: Plan) -> Iterator[str]:
         facts.append(f"context {plan.context_tokens:,} tokens")
     if plan.safe_fill_tokens is not None and plan.safe_fill_tokens != plan.context_tokens:
         facts.append(f"safe to fill to {plan.safe_fill_tokens:,}")
-    if plan.speed:
-        facts.append(speed(plan.speed))
+    if plan.speed and (rates := speed(plan.speed)):
+        facts.append(rates)
     if facts:
         yield "  " + " · ".join(facts)
     yield from (finding(found) for found in plan.findings)
@@ -38,19 +38,22 @@ def no_fit(plan: Plan) -> str:
 
 
 def speed(estimate: Speed) -> str:
-    """`decode ~45 tokens/s (32-58)`, from what rate it falls to that, and prefill where it is known."""
-    decode = estimate.decode_tokens_per_s
-    full = f"~{format_rate(decode)} tokens/s ({format_rate(estimate.low)}-{format_rate(estimate.high)})"
-    start = estimate.start_tokens_per_s
-    falls = start is not None and start > 1.1 * estimate.decode_tokens_per_s
-    text = (
-        f"decode ~{format_rate(start)}, with a full context {full}" if falls and start is not None else f"decode {full}"
-    )
+    """`decode ~45 tokens/s (32-58)`, from what rate it falls to that, and prompt processing where it is known."""
+    said = [_decode(estimate)] if estimate.decodes else []
     if estimate.prefill_tokens_per_s:
-        text += f" · prefill ~{format_rate(estimate.prefill_tokens_per_s)} tokens/s"
+        prompts = f"prompt processing ~{format_rate(estimate.prefill_tokens_per_s)} tokens/s"
         if estimate.prefill_low and estimate.prefill_high:
-            text += f" ({format_rate(estimate.prefill_low)}-{format_rate(estimate.prefill_high)})"
-    return text
+            prompts += f" ({format_rate(estimate.prefill_low)}-{format_rate(estimate.prefill_high)})"
+        said.append(prompts)
+    return " · ".join(said)
+
+
+def _decode(estimate: Speed) -> str:
+    decode, start = estimate.decode_tokens_per_s, estimate.start_tokens_per_s
+    full = f"~{format_rate(decode)} tokens/s ({format_rate(estimate.low)}-{format_rate(estimate.high)})"
+    if start is not None and start > 1.1 * decode:
+        return f"decode ~{format_rate(start)}, with a full context {full}"
+    return f"decode {full}"
 
 
 def finding(found: Finding) -> str:

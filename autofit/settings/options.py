@@ -12,7 +12,7 @@ from autofit.domain.units import parse_size, parse_tokens
 from autofit.domain.values import dataclass
 from autofit.errors import UsageError
 
-PREFERENCES = ("speed", "context", "quality", "throughput")
+PREFERENCES = ("speed", "context", "quality", "throughput", "memory")
 FILLS = ("mean", "full")
 _MOST_SECONDS = 1e6
 

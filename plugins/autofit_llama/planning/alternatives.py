@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MOST = 5
 COMFORTABLE_TOKENS = 32_768
-PROMPTS_FIRST = PromptTrade(1.25, 0.25)
+PROMPTS_FIRST = (PromptTrade(1.25, 0.25, 0.0),)
 PROMPT_GAIN = 1.1  #: how much faster prompts have to be read, to be worth a plan
 _BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8, "q5_1": 6, "q5_0": 5, "q4_1": 5, "q4_0": 4, "iq4_nl": 4}
 
@@ -101,7 +101,7 @@ def _micro_batches(task: Task, search: Search, goals: Goals, answer: Answer) -> 
     start = found
     if not found.split.on_host and task.exact_context is None and found.candidate.n_ctx_seq > goals.least:
         start = found._replace(candidate=found.candidate._replace(n_ctx_seq=goals.least))
-    larger = larger_ubatch(search, goals._replace(trade=PROMPTS_FIRST), start)
+    larger = larger_ubatch(search, goals._replace(trades=PROMPTS_FIRST), start)
     if larger.candidate.n_ubatch > found.candidate.n_ubatch:
         longest = stretch(search, larger, found.candidate.n_ctx_seq)
         title = f"micro-batches of {larger.candidate.n_ubatch}: faster prompt processing"

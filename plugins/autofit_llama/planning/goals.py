@@ -7,8 +7,9 @@ context and decode rate.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
+from autofit.domain.request import Prefer
+from autofit.domain.units import round_up
 from autofit.domain.values import NamedTuple
 from autofit.errors import EngineRefusalError
 from autofit.solve import largest
@@ -27,20 +28,28 @@ FLOOR_TOKENS = 16_384
 FLOOR_FRACTION = 0.5
 DECODE_FLOORS = (1.0, 2.0, 5.0, 10.0)
 """Tokens/s that `--prefer context` gives up no more than it must: barely usable, slow, reading speed, comfortable."""
+NOTICED_GAIN = 1.05  #: rates nearer to each other than this count as the same
 LOSSY_GAIN = 1.3  #: how much faster a lossy cache has to make decoding, to be taken where f16 fits too
+SPILL_GAIN = 5.0  #: times the share of decode rate lost is the share of context to win, for weights to leave a device
 CONTEXT_STEPS = 64
 SMALL_UBATCHES = (256, 128)
 LARGE_UBATCHES = (4096, 2048, 1024)
 
 
 class PromptTrade(NamedTuple):
-    """When a larger micro-batch is taken: prompt processing `gain` times as fast for at most `cost` of decode."""
+    """When a larger micro-batch is taken: prompt processing `gain` times as fast.
+
+    At most `cost` of the decode rate is given for it, and `context` of the context, where that is free.
+    """
 
     gain: float
     cost: float
+    context: float
 
 
-DECODE_FIRST, PROMPTS_TOO = PromptTrade(2.0, 0.05), PromptTrade(1.1, 0.1)
+DECODE_FIRST = (PromptTrade(2.0, 0.05, 0.25),)
+PROMPTS_TOO = (PromptTrade(1.1, 0.1, 0.5), PromptTrade(1.01, 0.01, 0.1), PromptTrade(1.002, 0.01, 0.0))
+MEMORY_FIRST: tuple[PromptTrade, ...] = ()
 
 
 class Goals(NamedTuple):
@@ -51,12 +60,12 @@ class Goals(NamedTuple):
     the context full where the context is what is preferred. `prompts` gives the prompt tokens/s.
     """
 
-    prefer: Literal["speed", "context", "quality", "throughput"]
+    prefer: Prefer
     least: int
     most: int
     rate: Callable[[Found], float] = lambda found: 1.0 / found.seconds
     prompts: Callable[[Found, int], float] = lambda found, n_ubatch: 0.0
-    """With a micro-batch of `n_ubatch` tokens; 0.0 where no rate is known."""
+    """Of a prompt of `COMPARED_TOKENS`, with a micro-batch of `n_ubatch` tokens; 0.0 where no rate is known."""
     meets: Callable[[Found, int], bool] = lambda found, n_ubatch: True
     """Whether decode rate and time to the first token are as wished, with a micro-batch of `n_ubatch` tokens."""
     kv_types: tuple[tuple[str, str], ...] = (("f16", "f16"),)
@@ -65,7 +74,7 @@ class Goals(NamedTuple):
     n_ubatch: int = 512
     n_batch: int = 2048
     free_ubatch: bool = True  #: neither -ub nor -b is pinned
-    trade: PromptTrade = DECODE_FIRST
+    trades: tuple[PromptTrade, ...] = DECODE_FIRST
 
     def candidate(self, n_ctx_seq: int, kv: tuple[str, str]) -> Candidate:
         return Candidate(n_ctx_seq, *kv, self.n_ubatch, self.n_batch)
@@ -78,9 +87,13 @@ class Goals(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The best answer, and what its choices cost: the answers that were passed over for it, where there are any."""
+    """The best answer, and what its choices cost: the answers that were passed over for it, where there are any.
+
+    `least_rate` is the decode rate that all choices together may not go below.
+    """
 
     found: Found
+    least_rate: float = 0.0
     compared: Found | None = None  #: with a shorter context, which decodes faster
     lossless: Found | None = None  #: with an f16 cache
     plain: Found | None = None  #: with the default micro-batch
@@ -91,7 +104,7 @@ def reach(search: Search, goals: Goals) -> Answer | None:
     answer = _any_type(search, goals)
     if answer is None or not goals.free_ubatch:
         return answer
-    larger = larger_ubatch(search, goals, answer.found)
+    larger = larger_ubatch(search, goals, answer.found, answer.least_rate)
     return answer if larger is answer.found else answer._replace(found=larger, plain=answer.found)
 
 
@@ -133,10 +146,26 @@ def _if_worth(search: Search, goals: Goals, kv: tuple[str, str], lossless: Answe
     if alike is None:
         return lossless
     only_way = goals.may_meet(alike) and not goals.may_meet(passed_over)
-    if not only_way and goals.rate(alike) < LOSSY_GAIN * goals.rate(passed_over):
+    if not only_way and not _is_worth(search, goals, alike, passed_over):
         return lossless
     lossy = _with_types(search, goals._replace(least=n_ctx), kv) or Answer(alike)
     return lossy._replace(lossless=passed_over)
+
+
+def _is_worth(search: Search, goals: Goals, lossy: Found, lossless: Found) -> bool:
+    """Whether a lossy cache decodes as much faster as it has to.
+
+    Also where it does with no more memory than it takes itself: else more memory would change to a lossless cache with
+    weights in RAM, and lose rate.
+    """
+    if goals.rate(lossy) >= LOSSY_GAIN * goals.rate(lossless):
+        return True
+    if lossy.split.on_host or not lossless.split.on_host:
+        return False
+    if goals.rate(lossy) < NOTICED_GAIN * goals.rate(lossless):
+        return False
+    tight = search.narrowed(lossy).best(lossless.candidate)
+    return tight is None or goals.rate(lossy) >= LOSSY_GAIN * goals.rate(tight)
 
 
 def _reach_of(goals: Goals, found: Found) -> tuple[float, ...]:
@@ -170,10 +199,10 @@ class _Contexts:
     def default(self) -> Answer | None:
         """The longest context that keeps its decode rate, and no less than the floor."""
         goals = self.goals
-        compared = min(max(COMPARED_TOKENS, goals.least), goals.most)
+        compared = goals.least if goals.prefer == "throughput" else min(max(COMPARED_TOKENS, goals.least), goals.most)
         at_once = self.search.resident_up_to(goals.candidate(compared, self.kv), goals.most)
         if at_once is not None and goals.may_meet(at_once):
-            return Answer(at_once)
+            return Answer(at_once, KEPT_FRACTION * goals.rate(at_once))
         first = self.at(compared) or self.at(goals.least)
         if first is None:
             return None
@@ -184,12 +213,25 @@ class _Contexts:
             return Answer(self.beyond(shortest, compared, goals.may_meet) if goals.may_meet(shortest) else shortest)
         reference = self.at(min(compared, COMPARED_TOKENS)) or first
         rate = goals.rate(reference)
-        found = self.beyond(first, goals.most, lambda f: goals.may_meet(f) and goals.rate(f) >= KEPT_FRACTION * rate)
+        found = self.worth_its_price(first, KEPT_FRACTION * rate)
+        kept = KEPT_FRACTION * min(rate, goals.rate(first))
         floor = min(goals.floor_tokens, goals.most)
         longer = self.at(floor) if found.candidate.n_ctx_seq < floor else None
         if longer is not None and goals.may_meet(longer) and goals.rate(longer) >= FLOOR_FRACTION * rate:
-            found = self.stretched(longer, goals.most, goals.may_meet)
-        return Answer(found, compared=None if found.split == reference.split else reference)
+            found, kept = self.stretched(longer, goals.most, goals.may_meet), FLOOR_FRACTION * rate
+        return Answer(found, kept, compared=None if found.split == reference.split else reference)
+
+    def worth_its_price(self, first: Found, least_rate: float) -> Found:
+        """The longest context at this rate; with weights left in RAM only where it is much longer than without."""
+        goals = self.goals
+        found = self.beyond(first, goals.most, lambda f: goals.may_meet(f) and goals.rate(f) >= least_rate)
+        if first.split.on_host or not found.split.on_host:
+            return found
+        n_ctx = found.candidate.n_ctx_seq
+        resident = self.beyond(first, n_ctx, lambda f: goals.may_meet(f) and not f.split.on_host)
+        longer = n_ctx / resident.candidate.n_ctx_seq - 1
+        slower = 1 - goals.rate(found) / goals.rate(resident)
+        return found if longer >= SPILL_GAIN * slower else resident
 
     def longest(self) -> Answer | None:
         """The longest context at the highest of the floors that the shortest reaches."""
@@ -305,28 +347,61 @@ def _share(low: Mapping[str, int], high: Mapping[str, int]) -> float:
     )
 
 
-def larger_ubatch(search: Search, goals: Goals, found: Found) -> Found:
-    """The micro-batch with which prompts are processed fastest, at the price that `goals.trade` allows.
+def larger_ubatch(search: Search, goals: Goals, found: Found, least_rate: float = 0.0) -> Found:
+    """The micro-batch with which prompts are processed fastest, at the price that `goals.trades` allow.
 
-    Where the first token comes too late, the smallest one with which it does not, whatever it costs of decode.
+    Together with what the context has cost, decoding does not go below `least_rate`: a shorter context makes room,
+    where it is free. Where the first token comes too late, the smallest micro-batch with which it does not, whatever
+    it costs of decode.
     """
     candidate, best = found.candidate, found
-    decode = (1 - goals.trade.cost) * goals.rate(found)
-    fastest = goals.prompts(found, candidate.n_ubatch)
-    enough = goals.trade.gain * fastest
-    late = not goals.meets(found, candidate.n_ubatch)
-    if not fastest:
+    plain = fastest = goals.prompts(found, candidate.n_ubatch)
+    if not plain:
         return found
+    late = not goals.meets(found, candidate.n_ubatch)
     for size in LARGE_UBATCHES:
         # the same placement is what a larger one comes to at most: its buffers only take memory away
         if not candidate.n_ubatch < size <= candidate.n_ctx_seq:
             continue
-        if not (late and goals.meets(found, size)) and goals.prompts(found, size) < max(enough, fastest):
+        gain = max(goals.prompts(found, size), fastest) / plain
+        trades = [trade for trade in goals.trades if trade.gain <= gain]
+        if late and goals.meets(found, size):
+            larger = search.best(_with_ubatch(candidate, size))
+            if larger is not None and goals.meets(larger, size):
+                best = larger
             continue
-        larger = search.best(candidate._replace(n_ubatch=size, n_batch=max(size, candidate.n_batch)))
-        if larger is None:
-            continue
-        worth = goals.rate(larger) >= decode and goals.prompts(larger, size) >= max(enough, fastest)
-        if goals.meets(larger, size) and (late or worth):
-            best, fastest = larger, fastest if late else goals.prompts(larger, size)
+        for trade in trades:
+            larger = _at_price(search, goals, found, size, trade, least_rate)
+            if larger is not None and goals.prompts(larger, size) > fastest:
+                best, fastest = larger, goals.prompts(larger, size)
+                break
     return best
+
+
+def _with_ubatch(candidate: Candidate, size: int) -> Candidate:
+    return candidate._replace(n_ubatch=size, n_batch=max(size, candidate.n_batch))
+
+
+def _at_price(
+    search: Search, goals: Goals, found: Found, size: int, trade: PromptTrade, least_rate: float
+) -> Found | None:
+    """The longest context up to that of `found` with which a larger micro-batch keeps to the `trade`."""
+    decode = max((1 - trade.cost) * goals.rate(found), min(least_rate, goals.rate(found)))
+    prompts = trade.gain * goals.prompts(found, found.candidate.n_ubatch)
+
+    def at(n_ctx: int) -> Found | None:
+        larger = search.best(_with_ubatch(found.candidate._replace(n_ctx_seq=n_ctx), size))
+        if larger is None or goals.rate(larger) < decode or goals.prompts(larger, size) < prompts:
+            return None
+        return larger if goals.meets(larger, size) else None
+
+    whole = at(found.candidate.n_ctx_seq)
+    if whole is not None or goals.prefer == "context":
+        return whole
+    n_ctx = found.candidate.n_ctx_seq
+    least = max(
+        size, goals.least, min(n_ctx, goals.floor_tokens), round_up(int((1 - trade.context) * n_ctx), CELL_PADDING)
+    )
+    steps = sorted({n for n in (least, *_steps(goals.least, goals.most)) if least <= n < n_ctx})
+    longest = largest(lambda k: at(steps[k]) is not None, 0, len(steps) - 1)
+    return None if longest is None else at(steps[longest])

@@ -80,6 +80,9 @@ class Problem(Protocol):
     def device_bytes(self, candidate: Candidate, split: Split) -> Mapping[str, int]:
         """What every device in use takes by itself, whatever pool it draws on."""
 
+    def narrowed(self, spare: Mapping[str, int]) -> Problem:
+        """The same problem with so many bytes less on devices."""
+
 
 class Role(NamedTuple):
     """A device of some kind, or the host, in its place."""

@@ -78,7 +78,7 @@ class LaunchProblem:
     machine_with_rates: Machine = field(init=False)  #: every device has a bandwidth, if only to be compared
     _tables: dict[Candidate, Tables] = field(default_factory=dict, init=False)
     _works: dict[tuple[Candidate, Split], list[tuple[LayerWork, Place]]] = field(default_factory=dict, init=False)
-    _speeds: dict[tuple[Candidate, Split, int], Speed | None] = field(default_factory=dict, init=False)
+    _speeds: dict[tuple[Candidate, Split, int, int | None], Speed | None] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.names = {device.id: name for name, device in self._engine_devices()}
@@ -285,16 +285,27 @@ class LaunchProblem:
         places = [*device_ids, HOST_POOL]
         return max(self.roofline.step_seconds([(LayerWork(), Place(name))], Step()) for name in places)
 
-    def speed(self, candidate: Candidate, split: Split, *, n_ubatch: int | None = None) -> Speed | None:
-        """The rates that a plan of this candidate and split tells; with `n_ubatch` instead of the candidate's."""
-        key = candidate, split._replace(seconds=0.0), n_ubatch or candidate.n_ubatch
+    def narrowed(self, spare: Mapping[str, int]) -> LaunchProblem:
+        less = {d.id: Margin(n_bytes=self.reserve_bytes(d) + spare.get(d.id, 0)) for d in self.devices}
+        return replace(self, margins=less)
+
+    def speed(
+        self, candidate: Candidate, split: Split, *, n_ubatch: int | None = None, n_filled: int | None = None
+    ) -> Speed | None:
+        """The rates that a plan of this candidate and split tells; with `n_ubatch` instead of the candidate's.
+
+        With `n_filled` tokens in the context instead of all, and a prompt of as many.
+        """
+        key = candidate, split._replace(seconds=0.0), n_ubatch or candidate.n_ubatch, n_filled
         if key not in self._speeds:
             found = self.estimated(candidate, split)
             run = self.run_of(self.solved(candidate, split))
             work = self._works.get(key[:2])
             if work is None:
                 work = self._works[key[:2]] = work_of(found.layout, run)
-            self._speeds[key] = speed_of(run, found, self.machine_with_rates, n_ubatch=n_ubatch, work=work)
+            self._speeds[key] = speed_of(
+                run, found, self.machine_with_rates, n_ubatch=n_ubatch, n_filled=n_filled, work=work
+            )
         return self._speeds[key]
 
 

@@ -142,6 +142,11 @@ class Search:
         limits = self.problem.limits
         return {name: limit - n_bytes for name, n_bytes in used.items() if (limit := limits[name]) is not None}
 
+    def narrowed(self, found: Found) -> Search:
+        """The same search with no more memory on devices than `found` takes."""
+        spare = {name: max(0, n_bytes) for name, n_bytes in self.spare(found).items() if name != HOST_POOL}
+        return type(self)(self.problem.narrowed(spare))
+
     def _may_be_resident(self, candidate: Candidate) -> bool:
         """Whether pins leave all blocks to devices, and these have room for them at all."""
         bounds, tables = self.problem.bounds, self.tables(candidate)

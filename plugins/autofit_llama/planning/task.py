@@ -24,9 +24,11 @@ from autofit_llama.model.hparams import HParams
 from autofit_llama.model.metadata import overridden
 from autofit_llama.model.resolve import caches, resolve_context
 from autofit_llama.planning.goals import (
+    COMPARED_TOKENS,
     DECODE_FIRST,
     DECODE_FLOORS,
     FLOOR_TOKENS,
+    MEMORY_FIRST,
     PROMPTS_TOO,
     USEFUL_TOKENS,
     Goals,
@@ -42,6 +44,8 @@ from autofit_llama.planning.pins import (
 )
 from autofit_llama.planning.problem import LaunchProblem
 from autofit_llama.planning.search import Found, Search
+
+_TRADES = {"throughput": PROMPTS_TOO, "memory": MEMORY_FIRST}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +126,8 @@ class Task:
             return full if prefer == "context" else speed.start_tokens_per_s or full
 
         def prompts(found: Found, n_ubatch: int) -> float:
-            speed = problem.speed(found.candidate, found.split, n_ubatch=n_ubatch)
+            n_prompt = max(COMPARED_TOKENS, n_ubatch)
+            speed = problem.speed(found.candidate, found.split, n_ubatch=n_ubatch, n_filled=n_prompt)
             return 0.0 if speed is None else speed.prefill_tokens_per_s or 0.0
 
         def meets(found: Found, n_ubatch: int) -> bool:
@@ -138,11 +143,11 @@ class Task:
             meets=meets,
             kv_types=self.kv_types(),
             floors=() if longest else DECODE_FLOORS,
-            floor_tokens=min(self.trained, FLOOR_TOKENS),
+            floor_tokens=0 if prefer == "throughput" else min(self.trained, FLOOR_TOKENS),
             n_ubatch=n_ubatch,
             n_batch=n_batch,
             free_ubatch=given.n_ubatch is None and given.n_batch is None and not self.base.embedding,
-            trade=PROMPTS_TOO if request.prefer == "throughput" else DECODE_FIRST,
+            trades=_TRADES.get(request.prefer, DECODE_FIRST),
         )
 
     def reads_whole_inputs(self, params: ContextParams, n_ctx: int) -> bool:

@@ -490,3 +490,18 @@ def test_planning_for_other_hardware_loads_no_driver() -> None:
 def test_what_stands_after_the_colon_is_a_size() -> None:
     with pytest.raises(UsageError, match="not a size: 'lots'"):
         load_machine("rtx-3090:lots")
+
+
+def test_a_card_that_vulkan_drives() -> None:
+    (card, other) = load_machine("2xrx-7900-xtx@vulkan", ram="64GiB").devices
+    plain = load_machine("rx-7900-xtx", ram="64GiB").devices[0]
+    assert card.api == other.api == "vulkan"
+    assert (card.name, card.free_bytes, card.bandwidth_bytes_per_s) == (
+        plain.name,
+        plain.free_bytes,
+        plain.bandwidth_bytes_per_s,
+    )
+    assert load_machine("rtx-3090@vulkan:20GiB", ram="64GiB").devices[0].free_bytes == 20 << 30
+    for wrong in ("rx-7900-xtx@cuda", "rx-7900-xtx@", "m3-max-36gb@vulkan"):
+        with pytest.raises(UnknownHardwareError, match="does not drive"):
+            load_machine(wrong, ram="64GiB")

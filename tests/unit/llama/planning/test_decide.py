@@ -491,3 +491,14 @@ def test_an_embedding_model_runs_where_inputs_are_read_fastest(on: str, model: s
     assert found.speed is not None
     assert on_cpu.speed is not None
     assert (found.speed.prefill_tokens_per_s or 0) > 2 * (on_cpu.speed.prefill_tokens_per_s or 0)
+
+
+def test_an_embedding_model_decodes_nothing() -> None:
+    found = autofit.plan(
+        "llama", spec("models", "nomic-embed-text-v1.5-Q8_0"), autofit.load_machine("rtx-3060", ram="32GiB")
+    )
+    assert found.speed is not None
+    assert not found.speed.decodes
+    told = found.to_dict()["speed"]
+    assert told["decode_tokens_per_s"] is None
+    assert told["prefill_tokens_per_s"] > 0

@@ -1,0 +1,80 @@
+"""What each preset is better at than the others, on ten machines, with a dense model and one with experts."""
+
+from __future__ import annotations
+
+import pytest
+from autofit.domain.machine import HOST_POOL
+from autofit.domain.plan import Plan
+from autofit.pipeline import load_machine, plan_of, stated_options
+
+from support.descriptors import spec
+
+MACHINES = (
+    (("rtx-3060",), "32GB"),
+    (("rtx-3060", "rtx-3060"), "64GB"),
+    (("rtx-4060-laptop",), "32GB"),
+    (("rtx-3090",), "64GB"),
+    (("rtx-3090", "rtx-4060-ti-16gb"), "64GB"),
+    (("rx-7900-xtx",), "64GB"),
+    (("a100-80gb",), "256GB"),
+    (("m3-max",), "36GB"),
+    (("gb10",), None),
+    (("strix-halo",), "128GB"),
+)
+PRESETS = ("chat", "coding-agent", "long-context", "throughput", "low-memory")
+
+
+def plans_of(model: str, devices: tuple[str, ...], ram: str | None) -> dict[str, Plan]:
+    machine = load_machine(*devices, ram=ram) if ram else load_machine(*devices)
+    return {
+        preset: plan_of(
+            "llama",
+            spec("models", model),
+            machine,
+            stated_options("llama", {"preset": preset}, None),
+            None,
+            details=False,
+        )
+        for preset in PRESETS
+    }
+
+
+def full(plan: Plan) -> float:
+    assert plan.speed is not None
+    return plan.speed.decode_tokens_per_s
+
+
+def prompts(plan: Plan) -> float:
+    assert plan.speed is not None
+    return plan.speed.prefill_tokens_per_s or 0.0
+
+
+def used(plan: Plan) -> int:
+    """Bytes, without what may grow in RAM."""
+    return sum(pool.used_bytes for pool in plan.memory.pools if pool.id != HOST_POOL) or sum(
+        limit.used_bytes for limit in plan.memory.pool(HOST_POOL).limits
+    )
+
+
+def best_at(plans: dict[str, Plan]) -> set[str]:
+    """The presets that differ from all others and are ahead of the others that are like them in what they are for."""
+    argvs = {name: tuple(plan.argv[3:]) for name, plan in plans.items()}
+    contexts = {name: plan.context_tokens or 0 for name, plan in plans.items()}
+    found = {name for name, argv in argvs.items() if list(argvs.values()).count(argv) == 1}
+    agent, long = plans["coding-agent"], plans["long-context"]
+    better = {
+        "chat": full(plans["chat"]) >= max(full(agent), full(long)),
+        "coding-agent": contexts["coding-agent"] >= 32_768 and prompts(agent) > prompts(long),
+        "long-context": contexts["long-context"] == max(contexts.values()),
+        "throughput": "8" in plans["throughput"].argv and 8 * full(plans["throughput"]) > full(plans["chat"]),
+        "low-memory": used(plans["low-memory"]) == min(map(used, plans.values())),
+    }
+    return {name for name in found if better[name]}
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-8b-Q4_K_M", "qwen3-30b-a3b-Q4_K_M"])
+def test_every_preset_has_its_own_answer(model: str) -> None:
+    ahead = [best_at(plans_of(model, devices, ram)) for devices, ram in MACHINES]
+    for preset in PRESETS:
+        where = [preset in one for one in ahead]
+        assert sum(where) >= 8, (preset, where)
