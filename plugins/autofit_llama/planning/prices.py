@@ -72,11 +72,13 @@ def _micro_batch(goals: Goals, answer: Answer) -> Iterator[Finding]:
         return
     found, plain = answer.found, answer.plain
     n, before = found.candidate.n_ubatch, plain.candidate.n_ubatch
-    prompts = (
-        f"~{format_rate(goals.prompts(found, n))} instead of ~{format_rate(goals.prompts(plain, before))} tokens/s"
-    )
-    decode = f"decode ~{format_rate(goals.rate(found))} instead of ~{format_rate(goals.rate(plain))}"
-    yield finding("micro-batch", f"micro-batches of {n} process prompts at {prompts} for {decode} (-ub {before})")
+    prompts, slower = format_rate(goals.prompts(found, n)), format_rate(goals.prompts(plain, before))
+    decode, faster = format_rate(goals.rate(found)), format_rate(goals.rate(plain))
+    price = "at the same decode rate" if decode == faster else f"for decode ~{decode} instead of ~{faster}"
+    message = f"micro-batches of {n} process prompts at ~{prompts} instead of ~{slower} tokens/s {price}"
+    if answer.found.candidate.n_ctx_seq < plain.candidate.n_ctx_seq:
+        message += f", in a context of {found.candidate.n_ctx_seq} instead of {plain.candidate.n_ctx_seq} tokens"
+    yield finding("micro-batch", f"{message} (-ub {before})")
 
 
 def _devices(task: Task, found: Found) -> Iterator[Finding]:
