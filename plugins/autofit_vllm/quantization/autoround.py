@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from autofit.domain.values import NamedTuple, dataclass, field
+from autofit.domain.values import NamedTuple, dataclass
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_vllm.modules.model import Experts, Linear, Vocabulary
@@ -16,7 +16,7 @@ from autofit_vllm.quantization.integer import (
     Wna16ExpertsScheme,
     marlin_takes_experts,
 )
-from autofit_vllm.quantization.names import bare, regex_searches
+from autofit_vllm.quantization.names import Below, bare, check_count, regex_searches
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, group_size_of
 
 _SPECIAL = frozenset(r"*+?^$()[]{}|\\")
@@ -28,13 +28,40 @@ class Width(NamedTuple):
     symmetric: bool
 
 
+class Widths:
+    """Widths by name or pattern, the first entry that means a layer; 16 bits: left alone."""
+
+    def __init__(self, widths: Mapping[str, Width]) -> None:
+        self._widths = tuple(widths.values())
+        self._names = {name: number for number, name in enumerate(widths)}
+        self._bare: dict[str, int] = {}
+        for number, name in enumerate(widths):
+            self._bare.setdefault(bare(name), number)
+        self._below = Below({bare(name): width for name, width in widths.items()})
+        self._patterns = tuple((number, name) for number, name in enumerate(widths) if _SPECIAL & set(name))
+        check_count(len(self._patterns))
+
+    def of(self, name: str) -> Width | None:
+        """Of a name, of the end of one, or of a pattern, in this order."""
+        parts = name.split(".")
+        ends = (".".join(parts[at:]) for at in range(1, len(parts)))
+        named = [self._bare.get(bare(name)), *map(self._names.get, ends)]
+        first = min((number for number in named if number is not None), default=None)
+        if first is None:
+            first = next((number for number, entry in self._patterns if regex_searches(entry, name)), None)
+        return None if first is None else self._widths[first]
+
+    def below(self, name: str) -> set[Width]:
+        return set(self._below.at(bare(name)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoRound(Quantization):
     """layers/quantization/inc/inc.py:INCConfig, its integer layouts."""
 
     width: Width
     awq: bool
-    layers: Mapping[str, Width] = field(default_factory=dict)  #: by name or pattern; 16 bits: left alone
+    layers: Widths
     blocks: tuple[str, ...] = ()  #: what is quantized lies below one of these
 
     def linear(self, module: Linear) -> Scheme:
@@ -46,7 +73,7 @@ class AutoRound(Quantization):
         return self._scheme(self._width(module.name, (module.name,), default=False))
 
     def experts(self, module: Experts, shape: ExpertsShape) -> Scheme:
-        below = {width for name, width in self.layers.items() if bare(name).startswith(bare(module.name))}
+        below = self.layers.below(module.name)
         if len(below) > 1:
             raise EngineRefusalError(
                 f"Fused MoE layer '{module.name}' requires consistent quant config for all sub-layers"
@@ -70,7 +97,7 @@ class AutoRound(Quantization):
 
     def _width(self, name: str, shards: tuple[str, ...], *, default: bool) -> Width | None:
         """(inc/config_parser.py:INCConfigParser._resolve_raw)"""
-        found = {self._listed(shard) for shard in (name, *shards)} - {None}
+        found = {self.layers.of(shard) for shard in (name, *shards)} - {None}
         if len(found) > 1:
             raise EngineRefusalError(f"Fused module '{name}' requires consistent quant config for {', '.join(shards)}")
         if found:
@@ -78,16 +105,6 @@ class AutoRound(Quantization):
         if self.blocks:
             default = any(bare(name).startswith(bare(block)) for block in self.blocks)
         return self.width if default else None
-
-    def _listed(self, name: str) -> Width | None:
-        short = bare(name)
-        for entry, width in self.layers.items():
-            if short == bare(entry) or name.endswith(f".{entry}"):
-                return width
-        for entry, width in self.layers.items():
-            if _SPECIAL & set(entry) and regex_searches(entry, name):
-                return width
-        return None
 
 
 def auto_round(config: Mapping[str, Any], capability: int) -> AutoRound:
@@ -110,14 +127,16 @@ def auto_round(config: Mapping[str, Any], capability: int) -> AutoRound:
         width=width,
         awq="awq" in packing,
         capability=capability,
-        layers={
-            name: Width(
-                group_size_of(own, "bits", default=width.bits),
-                group_size_of(own, "group_size", default=width.group),
-                bool(own.get("sym", width.symmetric)),
-            )
-            for name, own in (extra.items() if isinstance(extra, Mapping) else ())
-            if isinstance(own, Mapping)
-        },
+        layers=Widths(
+            {
+                name: Width(
+                    group_size_of(own, "bits", default=width.bits),
+                    group_size_of(own, "group_size", default=width.group),
+                    bool(own.get("sym", width.symmetric)),
+                )
+                for name, own in (extra.items() if isinstance(extra, Mapping) else ())
+                if isinstance(own, Mapping)
+            }
+        ),
         blocks=tuple(blocks.split(",")) if isinstance(blocks, str) else tuple(map(str, blocks)),
     )

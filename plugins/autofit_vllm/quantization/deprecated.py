@@ -11,7 +11,7 @@ from autofit.errors import EngineRefusalError
 from autofit_vllm.modules.model import Linear
 from autofit_vllm.modules.sharding import LinearShape
 from autofit_vllm.quantization.floating import Fp8Scheme
-from autofit_vllm.quantization.names import skipped
+from autofit_vllm.quantization.names import NameList, skipped
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor, group_size_of
 
 _FP_QUANT_GROUPS = {"mxfp4": 32, "nvfp4": 16}
@@ -30,10 +30,10 @@ class FbgemmScheme(Fp8Scheme):
 class Fbgemm(Quantization):
     """fbgemm_fp8.py:FBGEMMFp8Config. Experts stay as they are."""
 
-    ignored: tuple[str, ...]
+    ignored: NameList
 
     def linear(self, module: Linear) -> Scheme:
-        if skipped(module.name, module.shards, list(self.ignored)):
+        if skipped(module.name, module.shards, self.ignored):
             return UNQUANTISED
         return FbgemmScheme(granularity="channel")
 
@@ -43,7 +43,7 @@ def fbgemm(config: Mapping[str, Any]) -> Fbgemm:
         name="fbgemm_fp8",
         min_capability=80,
         dtypes=("bfloat16", "float16"),
-        ignored=tuple(str(name) for name in config.get("modules_to_not_convert") or ()),
+        ignored=NameList(str(name) for name in config.get("modules_to_not_convert") or ()),
     )
 
 

@@ -11,7 +11,7 @@ from autofit.errors import EngineRefusalError
 
 from autofit_vllm.modules.model import Experts, Linear
 from autofit_vllm.modules.sharding import ExpertsShape, LinearShape, round_up
-from autofit_vllm.quantization.names import experts_skipped, skipped
+from autofit_vllm.quantization.names import NameList, skipped
 from autofit_vllm.quantization.scheme import (
     UNQUANTISED,
     Quantization,
@@ -139,16 +139,16 @@ class Fp8(Quantization):
     """layers/quantization/fp8.py:Fp8Config."""
 
     scheme: Fp8Scheme
-    ignored: tuple[str, ...]
+    ignored: NameList
     four_bit_experts: Scheme | None = None
 
     def linear(self, module: Linear) -> Scheme:
-        if skipped(module.name, module.shards, list(self.ignored)):
+        if skipped(module.name, module.shards, self.ignored):
             return UNQUANTISED
         return self.scheme
 
     def experts(self, module: Experts, shape: ExpertsShape) -> Scheme:
-        if experts_skipped(module.name, list(self.ignored)):
+        if self.ignored.experts(module.name):
             return UNQUANTISED
         if self.four_bit_experts is not None:
             return self.four_bit_experts
@@ -205,7 +205,7 @@ def fp8(config: Mapping[str, Any], *, experts: Scheme | None = None) -> Fp8:
         min_capability=75,
         dtypes=("bfloat16", "float16"),
         scheme=scheme,
-        ignored=tuple(entry for entry in ignored if isinstance(entry, str)),
+        ignored=NameList(entry for entry in ignored if isinstance(entry, str)),
         four_bit_experts=experts if four or config.get("store_dtype") == "mxfp4" else None,
     )
 

@@ -10,7 +10,7 @@ from autofit.errors import EngineRefusalError
 
 from autofit_vllm.modules.model import Experts, Linear, Vocabulary
 from autofit_vllm.modules.sharding import ExpertsShape, LinearShape
-from autofit_vllm.quantization.names import all_or_none, regex_matches, skipped, substring
+from autofit_vllm.quantization.names import NameList, all_or_none, check_count, regex_matches, skipped
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor, group_size_of
 
 _WORD = 32  #: bits of the integers that weights are packed into
@@ -141,7 +141,7 @@ class Gptq(Quantization):
     symmetric: bool
     head: bool
     dynamic: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    listed: tuple[str, ...] = ()  #: layers that are quantized; empty: all
+    listed: NameList = field(default_factory=NameList)  #: layers that are quantized; empty: all
     in_bytes: bool = False  #: experts by moe_wna16, as asked for
 
     def linear(self, module: Linear) -> Scheme:
@@ -166,7 +166,7 @@ class Gptq(Quantization):
     def _quantized(self, name: str, shards: tuple[str, ...]) -> bool:
         if self._rule(name) is None:
             return False
-        return not self.listed or all_or_none(shards, lambda shard: substring(shard, self.listed))
+        return not self.listed or all_or_none(shards, self.listed.part_of)
 
     def _rule(self, name: str) -> Mapping[str, Any] | None:
         """What `dynamic` changes for this layer; `None`: not quantized (utils/gptq_utils.py)."""
@@ -207,7 +207,9 @@ def gptq(config: Mapping[str, Any], capability: int, quantized_layers: Iterable[
         raise EngineRefusalError(f"Marlin does not support group_size = {group}. Only -1, 32, 64, 128 are.")
     listed = config.get("modules_in_block_to_quantize")
     # Experts are judged by their block, not one by one.
-    names = tuple(name for name in (_flat(listed) if listed else quantized_layers) if ".experts." not in name)
+    names = NameList(name for name in (_flat(listed) if listed else quantized_layers) if ".experts." not in name)
+    if isinstance(dynamic, Mapping):
+        check_count(len(dynamic))
     return Gptq(
         name="auto_gptq",
         min_capability=75,
@@ -238,21 +240,21 @@ class Awq(Quantization):
     group: int
     zero_points: bool
     head: bool
-    ignored: tuple[str, ...] = ()
+    ignored: NameList = field(default_factory=NameList)
     in_bytes: bool = False
 
     def linear(self, module: Linear) -> Scheme:
-        if skipped(module.name, module.shards, list(self.ignored), part_of_name=True):
+        if skipped(module.name, module.shards, self.ignored, part_of_name=True):
             return UNQUANTISED
         return AwqScheme(bits=self.bits, group=self.group)
 
     def vocabulary(self, module: Vocabulary) -> Scheme:
-        if not (module.head and self.head) or substring(module.name, self.ignored):
+        if not (module.head and self.head) or self.ignored.part_of(module.name):
             return UNQUANTISED
         return AwqScheme(bits=self.bits, group=self.group)
 
     def experts(self, module: Experts, shape: ExpertsShape) -> Scheme:
-        if substring(module.name, self.ignored):
+        if self.ignored.part_of(module.name):
             return UNQUANTISED
         if self.in_bytes or not marlin_takes_experts(shape, self.group):
             return Wna16ExpertsScheme(bits=self.bits, group=self.group, zero_points=self.zero_points)
@@ -275,5 +277,5 @@ def awq(config: Mapping[str, Any]) -> Awq:
         group=group_size_of(config, "q_group_size", "group_size"),
         zero_points=bool(config.get("zero_point", True)),
         head=bool(config.get("lm_head", False)),
-        ignored=tuple(entry for entry in ignored if isinstance(entry, str)),
+        ignored=NameList(entry for entry in ignored if isinstance(entry, str)),
     )

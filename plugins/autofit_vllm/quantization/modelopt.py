@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from autofit.domain.values import dataclass
+from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.modules.model import Experts, Linear, Vocabulary
@@ -16,7 +16,7 @@ from autofit_vllm.quantization.floating import (
     Nvfp4Scheme,
     cache_scales,
 )
-from autofit_vllm.quantization.names import bare, glob_matches, skipped
+from autofit_vllm.quantization.names import Below, NameList, bare, skipped
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor, cdiv
 
 _ENCODERS = ("vision_tower", "vision_model", "vit_large_projector")
@@ -73,8 +73,9 @@ class ModelOpt(Quantization):
     """One algorithm for all layers that are not excluded, or one per layer (`layers`)."""
 
     scheme: Scheme
-    excluded: tuple[str, ...]
+    excluded: NameList
     layers: Mapping[str, str] | None = None  #: bare layer names to algorithms, of a mixed checkpoint
+    below: Below = field(default_factory=lambda: Below({}))  #: the same, by what they lie below
     group: int = 16
     claims: bool = False  #: this method is taken whatever word was asked for
 
@@ -101,12 +102,7 @@ class ModelOpt(Quantization):
         return UNQUANTISED if algorithm is None else scheme_of(algorithm, self.group)
 
     def _excludes(self, name: str, shards: tuple[str, ...]) -> bool:
-        listed = list(self.excluded)
-        if skipped(name, shards, listed):
-            return True
-        if any(entry != name and (entry in name or bare(entry) in bare(name)) for entry in listed):
-            return True
-        return any(glob_matches(entry, name) for entry in listed)
+        return skipped(name, shards, self.excluded) or self.excluded.part_of(name) or self.excluded.glob(name)
 
     def _algorithm(self, name: str, shards: tuple[str, ...]) -> str | None:
         """(modelopt.py:ModelOptMixedPrecisionConfig._resolve_quant_algo)"""
@@ -117,11 +113,8 @@ class ModelOpt(Quantization):
         if found:
             return found.pop()
         below = bare(name).removesuffix(".experts") + "." if name.endswith(".experts") else bare(name) + "."
-        for prefix in (bare(name) + ".", below):
-            for layer, algorithm in layers.items():
-                if layer.startswith(prefix):
-                    return algorithm
-        return None
+        algorithms = [*self.below.at(bare(name) + "."), *self.below.at(below)]
+        return str(algorithms[0]) if algorithms else None
 
 
 def modelopt(config: Mapping[str, Any]) -> ModelOpt:
@@ -142,7 +135,7 @@ def modelopt(config: Mapping[str, Any]) -> ModelOpt:
         excluded = config.get("ignore", config.get("exclude_modules"))
     group = inner.get("group_size")
     size = group if isinstance(group, int) and group > 0 else 16
-    names = tuple(_split_stars(entry for entry in excluded or () if isinstance(entry, str)))
+    names = NameList(_split_stars(entry for entry in excluded or () if isinstance(entry, str)))
     layers: dict[str, str] | None = None
     if algorithm == "MIXED_PRECISION":
         declared = inner.get("quantized_layers")
@@ -159,6 +152,7 @@ def modelopt(config: Mapping[str, Any]) -> ModelOpt:
         scheme=UNQUANTISED if layers is not None else scheme_of(algorithm, size),
         excluded=names,
         layers=layers,
+        below=Below(layers or {}),
         group=size,
         claims=algorithm in ("FP8", "MIXED_PRECISION") or "FP4" in algorithm or "MXFP8" in algorithm,
     )

@@ -8,8 +8,10 @@ without them.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from autofit.domain.values import dataclass
@@ -18,6 +20,7 @@ from autofit.errors import EngineRefusalError
 _WRAPPERS = frozenset({"model", "language_model", "thinker"})
 _MAX_PATTERN = 512
 _NAME_LENGTH = 64  #: of a layer's name, about
+_MAX_PATTERNS = 10_000  #: of one list; each has to be compiled
 _MAX_STEPS = (_NAME_LENGTH + 1) ** 4  #: of all patterns of one list at one name, by `_ways`
 _NO_CHOICE = re.compile(r"[^*+?{|]*(?:[*+?{][^*+?{|]*)?")  #: one repetition at most, no alternatives
 _REPEATS = frozenset({"MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"})
@@ -68,10 +71,22 @@ def listed(entries: Iterable[str]) -> Listed:
             patterns.setdefault(entry[3:], number)
         else:
             names.setdefault(bare(entry), number)
+    check_count(len(patterns))
     found = tuple((number, _compiled(pattern)) for pattern, number in patterns.items())
     if sum(map(_steps, patterns)) > _MAX_STEPS:
         raise EngineRefusalError(f"quantization_config: matching {len(patterns)} patterns may not end")
     return Listed(names, found)
+
+
+def check_count(n_patterns: int) -> None:
+    """Raises:
+    EngineRefusalError: too many to compile.
+    """
+    if n_patterns > _MAX_PATTERNS:
+        raise EngineRefusalError(
+            f"quantization_config: {n_patterns} patterns; at most {_MAX_PATTERNS} are read",
+            hint="list names instead, which may be any number",
+        )
 
 
 @lru_cache(maxsize=16384)
@@ -135,10 +150,6 @@ def regex_searches(pattern: str, name: str) -> bool:
     return _compiled(pattern).search(name) is not None
 
 
-def glob_matches(pattern: str, name: str) -> bool:
-    return _glob_matches(pattern, name) or _glob_matches(bare(pattern), bare(name))
-
-
 def _glob_matches(pattern: str, name: str) -> bool:
     """Where `*` stands for anything: each piece at the first place that it has, which is enough."""
     first, *others = pattern.split("*")
@@ -156,12 +167,99 @@ def _glob_matches(pattern: str, name: str) -> bool:
     return len(name) - len(last) >= at and name.endswith(last)
 
 
-def exact(name: str, listed: Iterable[str]) -> bool:
-    return any(name == entry or bare(name) == bare(entry) for entry in listed)
+class Globs:
+    """Many patterns with `*`, of which few are tried at a name: those whose rarest piece is in it."""
+
+    __slots__ = ("_by_length",)
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        split = {pattern: [piece for piece in pattern.split("*") if piece] or [""] for pattern in patterns}
+        count = Counter(piece for pieces in split.values() for piece in pieces)
+        self._by_length: dict[int, dict[str, list[str]]] = {}
+        for pattern, pieces in split.items():
+            piece = pieces[0] if len(pieces) == 1 else min(pieces, key=lambda piece: (count[piece], -len(piece)))
+            self._by_length.setdefault(len(piece), {}).setdefault(piece, []).append(pattern)
+
+    def match(self, name: str) -> bool:
+        for length, pieces in self._by_length.items():
+            for at in range(len(name) - length + 1):
+                patterns = pieces.get(name[at : at + length])
+                if patterns and any(_glob_matches(pattern, name) for pattern in patterns):
+                    return True
+        return False
 
 
-def substring(name: str, listed: Iterable[str]) -> bool:
-    return any(entry in name or bare(entry) in bare(name) for entry in listed)
+class NameList:
+    """Names of layers, prepared for what the methods ask of them: a list of any length is read once."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.names = tuple(dict.fromkeys(names))
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+    @cached_property
+    def _bare(self) -> frozenset[str]:
+        return frozenset(map(bare, self.names))
+
+    @cached_property
+    def _parts(self) -> tuple[Mapping[int, set[str]], Mapping[int, set[str]]]:
+        return _by_length(self.names), _by_length(self._bare)
+
+    @cached_property
+    def _globs(self) -> tuple[Globs, Globs]:
+        starred = [entry for entry in self.names if "*" in entry]
+        return Globs(starred), Globs(map(bare, starred))
+
+    @cached_property
+    def _experts(self) -> str:
+        return "\n".join(entry for entry in self.names if "experts" in entry)
+
+    def exact(self, name: str) -> bool:
+        return bare(name) in self._bare
+
+    def part_of(self, name: str) -> bool:
+        """Whether an entry is a part of the name."""
+        whole, short = self._parts
+        return _has_part(name, whole) or _has_part(bare(name), short)
+
+    def glob(self, name: str) -> bool:
+        """Whether an entry is the name, `*` standing for anything."""
+        whole, short = self._globs
+        return self.exact(name) or whole.match(name) or short.match(bare(name))
+
+    def experts(self, name: str) -> bool:
+        """Experts are meant when a listed expert lies below them."""
+        return bare(name) in self._experts
+
+
+def _by_length(names: Iterable[str]) -> Mapping[int, set[str]]:
+    found: dict[int, set[str]] = {}
+    for name in names:
+        found.setdefault(len(name), set()).add(name)
+    return found
+
+
+def _has_part(name: str, parts: Mapping[int, set[str]]) -> bool:
+    return any(name[at : at + n] in some for n, some in parts.items() for at in range(len(name) - n + 1))
+
+
+class Below:
+    """What is listed for layers, by the layer that they lie below."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._sorted = sorted((name, number) for number, name in enumerate(values))
+        self._values = tuple(values.values())
+
+    def at(self, prefix: str) -> list[Any]:
+        """The values of all names that begin so, as they are listed."""
+        found = []
+        for at in range(bisect_left(self._sorted, (prefix, -1)), len(self._sorted)):
+            name, number = self._sorted[at]
+            if not name.startswith(prefix):
+                break
+            found.append(number)
+        return [self._values[number] for number in sorted(found)]
 
 
 def all_or_none(shards: tuple[str, ...], match: Callable[[str], bool]) -> bool:
@@ -178,18 +276,10 @@ def all_or_none(shards: tuple[str, ...], match: Callable[[str], bool]) -> bool:
     return all(matched)
 
 
-def skipped(name: str, shards: tuple[str, ...], listed: list[str], *, part_of_name: bool = False) -> bool:
+def skipped(name: str, shards: tuple[str, ...], listed: NameList, *, part_of_name: bool = False) -> bool:
     """Whether a list of layers to leave alone means this one
     (layers/quantization/utils/quant_utils.py:is_layer_skipped)."""
     if not listed:
         return False
-    if part_of_name:
-        return substring(name, listed) or all_or_none(shards, lambda shard: substring(shard, listed))
-    if exact(name, listed):
-        return True
-    return all_or_none(shards, lambda shard: exact(shard, listed))
-
-
-def experts_skipped(name: str, listed: list[str]) -> bool:
-    """Experts are left alone when a listed expert lies below them."""
-    return any("experts" in entry and bare(name) in entry for entry in listed)
+    means = listed.part_of if part_of_name else listed.exact
+    return means(name) or all_or_none(shards, means)

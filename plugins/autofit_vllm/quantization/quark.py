@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 from autofit.domain.values import dataclass, replace
@@ -12,7 +14,7 @@ from autofit.errors import EngineRefusalError
 from autofit_vllm.modules.model import Experts, Linear
 from autofit_vllm.modules.sharding import ExpertsShape, LinearShape, round_up
 from autofit_vllm.quantization.floating import Fp8Scheme, MicroscaledScheme, Nvfp4Scheme, cache_scales, gpt_oss_rounding
-from autofit_vllm.quantization.names import Listed, all_or_none, bare, listed
+from autofit_vllm.quantization.names import Listed, all_or_none, bare, check_count, listed
 from autofit_vllm.quantization.scheme import UNQUANTISED, Quantization, Scheme, Tensor, cdiv, expert_biases
 
 _MX_GROUP = 32  #: weights that share an exponent
@@ -224,12 +226,32 @@ def _int8(weight: Mapping[str, Any], inputs: Mapping[str, Any] | None, static: b
     return QuarkInt8Scheme(channel=form == "per_channel", static=static)
 
 
+class Entries:
+    """Entries by a pattern with `*`, or by a name that has the layer's in it; the first counts."""
+
+    def __init__(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        self._entries = tuple(entries.values())
+        self._patterns = [(number, name[:512]) for number, name in enumerate(entries) if "*" in name]
+        check_count(len(self._patterns))
+        plain = [(number, name) for number, name in enumerate(entries) if "*" not in name]
+        self._numbers = [number for number, _ in plain]
+        self._starts = list(accumulate((len(name) + 1 for _, name in plain), initial=0))
+        self._text = "\n".join(name for _, name in plain)
+
+    def of(self, name: str) -> Mapping[str, Any] | None:
+        at = self._text.find(name)
+        plain = len(self._entries) if at < 0 or not self._numbers else self._numbers[bisect_right(self._starts, at) - 1]
+        matching = (number for number, pattern in self._patterns if fnmatch.fnmatchcase(name, pattern))
+        first = min(plain, next(matching, len(self._entries)))
+        return self._entries[first] if first < len(self._entries) else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quark(Quantization):
     """quark.py:QuarkConfig."""
 
     overall: Mapping[str, Any]
-    layers: Mapping[str, Mapping[str, Any]]
+    layers: Entries
     excluded: Listed
     gpt_oss: bool
 
@@ -261,10 +283,7 @@ class Quark(Quantization):
         return entries[0]
 
     def _named(self, name: str) -> Mapping[str, Any] | None:
-        for pattern, entry in self.layers.items():
-            if fnmatch.fnmatchcase(name, pattern[:512]) if "*" in pattern else name in pattern:
-                return entry
-        return None
+        return self.layers.of(name)
 
 
 def quark(config: Mapping[str, Any], *, gpt_oss: bool = False) -> Quark:
@@ -291,7 +310,7 @@ def quark(config: Mapping[str, Any], *, gpt_oss: bool = False) -> Quark:
         min_capability=70,
         dtypes=("float16", "bfloat16"),
         overall=overall if isinstance(overall, Mapping) else {},
-        layers=named,
+        layers=Entries(named),
         gpt_oss=gpt_oss,
         excluded=listed(str(name) for name in config.get("exclude") or ()),
     )

@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 from autofit.errors import AutofitError, EngineRefusalError, UnsupportedModelError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autofit_vllm.modules.dtypes import dtype_bytes
 from autofit_vllm.modules.model import Experts, Linear, Parallel, Part, Vocabulary
 from autofit_vllm.modules.sharding import experts_shape, linear_shape
 from autofit_vllm.quantization import NONE, UNQUANTISED, Quantization, quantization_for
 from autofit_vllm.quantization.name_maps import rename_of, renamed
-from autofit_vllm.quantization.names import bare, glob_matches, listed, regex_matches, skipped
+from autofit_vllm.quantization.names import Below, Globs, NameList, bare, listed, regex_matches, skipped
+from autofit_vllm.quantization.quark import Entries
 
 HOPPER = (9, 0)
 
@@ -218,19 +221,36 @@ def test_the_first_entry_that_means_a_layer() -> None:
 def test_stars_match_as_fnmatch_has_them(pattern: str) -> None:
     for letters in (letters for n in range(6) for letters in product("ab", repeat=n)):
         name = "".join(letters)
-        assert glob_matches(pattern, name) == fnmatch.fnmatchcase(name, pattern), name
+        assert Globs([pattern]).match(name) == fnmatch.fnmatchcase(name, pattern), name
 
 
 def test_stars_without_number_are_matched_at_once() -> None:
-    assert not glob_matches("*a" * 250 + "!", "a" * 400)
+    assert not Globs(["*a" * 250 + "!"]).match("a" * 400)
+
+
+@given(st.lists(st.text("ab*.", max_size=5), max_size=8), st.text("ab.", max_size=7))
+def test_a_list_is_read_as_each_entry_alone(entries: list[str], name: str) -> None:
+    """Prefixes of wrappers apart, which these names have not."""
+    names = NameList(entries)
+    assert names.glob(name) == any(fnmatch.fnmatchcase(name, entry) for entry in entries)
+    assert names.part_of(name) == any(entry in name for entry in entries)
+    assert names.exact(name) == (name in entries)
+    below = Below({entry: number for number, entry in enumerate(dict.fromkeys(entries))})
+    assert below.at(name) == [at for at, entry in enumerate(dict.fromkeys(entries)) if entry.startswith(name)]
+    first = next(
+        (entry for entry in entries if (fnmatch.fnmatchcase(name, entry) if "*" in entry else name in entry)), None
+    )
+    assert Entries({entry: {"entry": entry} for entry in entries}).of(name) == (
+        None if first is None else {"entry": first}
+    )
 
 
 def test_parts_of_a_fused_layer_must_agree() -> None:
     shards = ("l.q_proj", "l.k_proj", "l.v_proj")
-    assert skipped("l.qkv_proj", shards, list(shards))
-    assert not skipped("l.qkv_proj", shards, ["l.o_proj"])
+    assert skipped("l.qkv_proj", shards, NameList(shards))
+    assert not skipped("l.qkv_proj", shards, NameList(["l.o_proj"]))
     with pytest.raises(EngineRefusalError, match="treats the parts"):
-        skipped("l.qkv_proj", shards, ["l.k_proj"])
+        skipped("l.qkv_proj", shards, NameList(["l.k_proj"]))
 
 
 def test_patterns_leave_layers_out() -> None:
