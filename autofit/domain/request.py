@@ -56,6 +56,7 @@ class Request:
     device: tuple[str, ...] = ()
     engine_version: str | None = None
     engine_args: tuple[str, ...] = ()
+    arg_origins: tuple[Origin, ...] = ()  #: where the first of `engine_args` come from; the rest are the user's
     #: what the engine reads beside its command line: its own variables by name (`Backend.variables`), and the texts
     #: of its settings files by path (`Backend.settings_files`)
     engine_env: Mapping[str, str] = field(default_factory=dict)
@@ -69,6 +70,10 @@ class Request:
 
     def origin(self, name: str) -> Origin:
         return self.origins.get(name, "engine default")
+
+    def arg_origin(self, at: int) -> Origin:
+        """Where the argument at an index of `engine_args` comes from."""
+        return self.arg_origins[at] if at < len(self.arg_origins) else "user"
 
 
 NOTHING_ASKED = Request()

@@ -23,6 +23,11 @@ def argument(
     )
 
 
+def why_kept(origin: Origin) -> str:
+    """Why an engine flag stays that somebody has stated."""
+    return "kept as given" if origin == "user" else f"set in the {origin}"
+
+
 def remark(setting: str, value: str, origin: Origin, because: str) -> Decision:
     """A decision that the command line does not show: a default that is left, a variable, a margin."""
     return Decision(setting=setting, value=value, origin=origin, because=because)

@@ -55,7 +55,8 @@ class Options:
 
     values: Mapping[str, Any] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
-    engine_args: tuple[str, ...] = ()  #: from a settings file or a preset; come before the user's own
+    engine_args: tuple[str, ...] = ()  #: from settings files or a preset; come before the user's own
+    arg_origins: tuple[Origin, ...] = ()  #: where each of them comes from
     notes: tuple[Finding, ...] = ()  #: what came from settings files, and what of them was not used
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -124,14 +125,15 @@ def merge(layers: Sequence[tuple[Origin, Layer]]) -> Options:
     values: dict[str, Any] = {}
     origins: dict[str, Origin] = {}
     engine_args: tuple[str, ...] = ()
+    arg_origins: tuple[Origin, ...] = ()
     for origin, layer in layers:
         for name, value in layer.items():
             if name == "engine_args":
-                engine_args = (*value, *engine_args)
+                engine_args, arg_origins = (*value, *engine_args), (*[origin] * len(value), *arg_origins)
             elif name not in values:
                 values[name] = value
                 origins[name] = origin
-    return Options(values=values, origins=origins, engine_args=engine_args)
+    return Options(values=values, origins=origins, engine_args=engine_args, arg_origins=arg_origins)
 
 
 def from_given(given: Mapping[str, Any]) -> dict[str, Any]:

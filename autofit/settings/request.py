@@ -51,6 +51,7 @@ def to_request(
         device=tuple(options.get("device", ())),
         engine_version=options.get("engine_version"),
         engine_args=(*options.engine_args, *engine_args),
+        arg_origins=options.arg_origins,
         engine_env=dict(engine_env or {}),
         alternatives=alternatives,
         explain=explain,

@@ -152,3 +152,19 @@ def test_keywords_are_the_options() -> None:
         autofit.plan("llama", MODELS["llama"], contxt=4)  # type: ignore[call-arg]
     with pytest.raises(UsageError, match="unknown option 'context'"):
         autofit.check(COMMANDS["llama"], context=4)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_engine_flags_of_a_settings_file_are_told_as_the_files(backend: str, tmp_path: Path) -> None:
+    config = tmp_path / "config" / "autofit"
+    config.mkdir(parents=True)
+    (config / "autofit.toml").write_text('engine-args = ["--port", "9000", "--api-key", "a"]\n')
+    around = Surroundings(environ={"XDG_CONFIG_HOME": str(tmp_path / "config")}, directory=tmp_path)
+    machine = autofit.load_machine("h100-80gb", ram="64GiB")
+    plan = autofit.plan(
+        backend, MODELS[backend], machine, settings=around, engine_args=["--api-key", "b", "--host", "::1"]
+    )
+    told = [(decision.setting, decision.origin, decision.because) for decision in plan.decisions]
+    assert ("--port", "settings file", "set in the settings file") in told
+    assert ("--host", "user", "kept as given") in told
+    assert ("--api-key", "user", "kept as given") in told

@@ -17,7 +17,7 @@ from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 from autofit.domain.values import dataclass, replace
 from autofit.errors import UsageError
-from autofit.planning.decisions import argument, remark
+from autofit.planning.decisions import argument, remark, why_kept
 from autofit.planning.devices import choose
 
 from autofit_llama.command.model_files import model_of
@@ -50,6 +50,7 @@ class Pins:
     findings: tuple[Finding, ...]
 
     tokens: tuple[str, ...]  #: the flags as they were written, without the program
+    request: Request  #: says of each token where it comes from
 
     def decisions(self) -> Iterator[Decision]:
         """One for each flag, in order, those of variables first: a command says all that it was planned with."""
@@ -70,8 +71,8 @@ class Pins:
             token = self.tokens[at]
             spelled = token.replace("_", "-") if token.startswith("--") else token
             if flag is not None and spelled == flag.spelling:
-                n = 1 + flag.option.n_values
-                yield argument(token, self.tokens[at + 1 : at + n], "user", "kept as given")
+                n, origin = 1 + flag.option.n_values, self.request.arg_origin(at)
+                yield argument(token, self.tokens[at + 1 : at + n], origin, why_kept(origin))
                 flag, at = next(flags, None), at + n
             else:
                 end = at + 1
@@ -80,7 +81,7 @@ class Pins:
                 yield argument(
                     token,
                     self.tokens[at + 1 : end],
-                    "user",
+                    self.request.arg_origin(at),
                     "unknown to autofit, passed through; its memory is not counted",
                 )
                 at = end
@@ -110,6 +111,7 @@ def read_pins(command: Command, request: Request) -> Pins:
         version=version,
         findings=findings,
         tokens=tuple(command.argv[len(reading.words) :]),
+        request=request,
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from autofit.domain.plan import Decision, Finding, Origin, Plan
 from autofit.domain.units import format_bytes
-from autofit.planning.decisions import arguments, origin_of
+from autofit.planning.decisions import arguments, origin_of, remark, why_kept
 
+from autofit_vllm.command.flags import parse_flags
 from autofit_vllm.planning.alternatives import alternatives
 from autofit_vllm.planning.codes import finding
 from autofit_vllm.planning.command import keyword_arguments, written
@@ -104,17 +106,27 @@ def decisions(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
         because = "kept as given" if given else "stages on smaller GPUs take fewer layers"
         origin: Origin = "environment" if given else "solved"
         found.append(Decision(setting=PARTITION, value=partition, origin=origin, because=because))
+    origins = _given_origins(problem)
     for name, value in problem.settings.given.items():
-        if name in ("model", "spec_method", "spec_model", "spec_tokens"):
-            continue
-        found.append(
-            Decision(
-                setting=_spelled(name),
-                value=_text(value),
-                origin="user",
-                because="kept as given",
-            )
-        )
+        if name not in ("model", "spec_method", "spec_model", "spec_tokens"):
+            found.append(remark(_spelled(name), _text(value), origins[name], why_kept(origins[name])))
+    return found
+
+
+def _given_origins(problem: Problem) -> dict[str, Origin]:
+    """Where each setting comes from that a flag has given: the last one counts."""
+    settings, request = problem.settings, problem.request
+    found: dict[str, Origin] = dict.fromkeys(settings.given, "user")
+    own = settings.args[len(request.arg_origins) :]
+    if not request.arg_origins:
+        return found
+    users = parse_flags(own, settings.version)
+    at = 0
+    for origin, group in groupby(request.arg_origins):
+        n = len(list(group))
+        stated = parse_flags(settings.args[at : at + n], settings.version)
+        found.update({name: origin for name in stated if name in found and name not in users})
+        at += n
     return found
 
 

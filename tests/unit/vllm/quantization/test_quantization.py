@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from autofit.errors import AutofitError, EngineRefusalError, UnsupportedModelError
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autofit_vllm.modules.dtypes import dtype_bytes
@@ -228,6 +228,7 @@ def test_stars_without_number_are_matched_at_once() -> None:
     assert not Globs(["*a" * 250 + "!"]).match("a" * 400)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.text("ab*.", max_size=5), max_size=8), st.text("ab.", max_size=7))
 def test_a_list_is_read_as_each_entry_alone(entries: list[str], name: str) -> None:
     """Prefixes of wrappers apart, which these names have not."""
