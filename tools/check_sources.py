@@ -118,19 +118,28 @@ def _defined(body: Iterable[ast.stmt], parts: list[str]) -> Iterator[ast.stmt]:
             yield from _defined(inner, parts)
 
 
+def text_of(path: Path, name: str) -> str:
+    """The definitions that a C++ file has of `name`, to be read: without comments and empty lines ("" is all of it)."""
+    text = re.sub(r"//[^\n]*|/\*.*?\*/", " ", path.read_text(encoding="utf-8", errors="replace"), flags=re.DOTALL)
+    body = "\n".join(_c_definitions(text, name)) or _lines(text, name.rpartition("::")[2]) if name else text
+    return "\n".join(line.rstrip() for line in (body or "").splitlines() if line.strip())
+
+
 def _c(text: str, name: str) -> str | None:
     """The definitions of `name` (or `Class::name`), without comments and white space; else the lines that spell it."""
     text = re.sub(r"//[^\n]*|/\*.*?\*/", " ", text, flags=re.DOTALL)
     if not name:
         return re.sub(r"\s+", "", text)
-    last = name.rpartition("::")[2]
-    found = []
-    for match in re.finditer(rf"\b{re.escape(last)}\b", text):
+    found = [re.sub(r"\s+", "", body) for body in _c_definitions(text, name)]
+    return "\n".join(found) or _lines(text, name.rpartition("::")[2])
+
+
+def _c_definitions(text: str, name: str) -> Iterator[str]:
+    for match in re.finditer(rf"\b{re.escape(name.rpartition('::')[2])}\b", text):
         end = _definition_end(text, match.end())
         if end is not None:
             start = max(text.rfind(mark, 0, match.start()) for mark in ";}{") + 1
-            found.append(re.sub(r"\s+", "", text[start:end]))
-    return "\n".join(found) or _lines(text, last)
+            yield text[start:end]
 
 
 def _definition_end(text: str, at: int) -> int | None:

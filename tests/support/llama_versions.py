@@ -53,6 +53,11 @@ def files() -> list[Path]:
     return sorted(FOLDER.glob("rows-b*.jsonl.gz"))
 
 
+def build_of(path: Path) -> int:
+    """The build number in the name of a file of rows."""
+    return int(path.name.removeprefix("rows-b").partition(".")[0])
+
+
 def rows_of(path: Path) -> Iterator[Row]:
     for line in gzip.decompress(path.read_bytes()).decode().splitlines():
         yield json.loads(line)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from support.descriptors import description, names
-from support.llama_versions import files, rows_of
+from support.llama_versions import build_of, files, rows_of
 
 SERVER, FIT = "llama-server", "llama-fit-params"
 ONE, TWO, THREE = (24576,), (24576, 24576), (24576, 12288, 24576)
@@ -46,7 +46,7 @@ def cases() -> list[Case]:
 
 def recorded() -> Iterator[Case]:
     """The cases of the newest build that has rows."""
-    newest = max(files(), key=lambda path: int(path.name.removeprefix("rows-b").split(".")[0]))
+    newest = max(files(), key=build_of)
     for row in rows_of(newest):
         yield Case(row["file"], row["arch"], row["program"], tuple(row["args"]), tuple(row["device_memory_mib"]))
 

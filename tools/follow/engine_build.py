@@ -1,7 +1,7 @@
 """The dry run of any build of llama.cpp from b7698 on, with the device that only counts.
 
 Leaves `oracle` and `libfakecuda.so` of tests/engine/oracle, made for that source, with the libraries that they load.
-Of the engine's `common` only what the dry run calls is compiled; a call to anything else would end the program.
+Only what a dry run calls is compiled, without optimization; a call to anything else would end the program.
 """
 
 from __future__ import annotations
@@ -34,8 +34,18 @@ OPTIONS = (
         )
     ),
 )  # fmt: skip
-#: files of common/ that the dry run calls, where a build has them
+#: where the object files of a library are -> its name, in the order in which they need each other
+LIBRARIES = {
+    "ggml/src/CMakeFiles/ggml-base": "ggml-base",
+    "ggml/src/CMakeFiles/ggml-cpu": "ggml-cpu",
+    "ggml/src/CMakeFiles/ggml": "ggml",
+    "src/CMakeFiles/llama": "llama",
+}
+#: files of common/ that a dry run calls, where a build has them
 COMMON = ("arg", "common", "log", "speculative", "sampling", "json", "preset", "hf-cache", "download", "build-info")
+#: what computes, quantizes or writes is never called
+KERNELS = ("ggml-cpu/arch/", "ggml-cpu/tiled/", "ggml-cpu/simd", "ggml-cpu/quants")
+UNUSED = ("ops", "unary-ops", "binary-ops", "vec", "mmq", "llama-grammar", "llama-quant", "llama-model-saver")
 INCLUDES = ("include", "ggml/include", "ggml/src", "common", "src", "vendor")
 PROGRAMS = ("oracle", "libfakecuda.so")
 
@@ -64,6 +74,7 @@ def build(
     work.mkdir(parents=True, exist_ok=True)
     _compile_engine(tree, work, jobs, environ, say)
     say("compiling the dry run and the device that counts")
+    _link(work, out, environ)
     _compile_programs(tree, work, out, environ)
     shutil.rmtree(work)
     return out
@@ -75,7 +86,7 @@ def _compile_engine(tree: Path, work: Path, jobs: int, environ: dict[str, str], 
         environ["CCACHE_BASEDIR"] = str(tree)
         options += [f"-DCMAKE_{language}_COMPILER_LAUNCHER=ccache" for language in ("C", "CXX")]
     joined = work / "joined.cmake"
-    joined.write_text(listing(tree), encoding="utf-8")
+    joined.write_text(listing(tree, UNUSED), encoding="utf-8")
     try:
         _compile(tree, work, jobs, [*options, f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={joined}"], environ, say)
     except CompileError as error:
@@ -93,27 +104,48 @@ def _compile(
     listed = subprocess.run(
         ["ninja", "-C", str(work), "-t", "targets", "all"], env=environ, capture_output=True, text=True, check=True
     )
-    targets = [line.split(":")[0] for line in listed.stdout.splitlines()]
-    wanted = {f"{name}.cpp.o" for name in COMMON}
-    objects = [each for each in targets if each.startswith("common/") and each.rpartition("/")[2] in wanted]
-    say("compiling llama, ggml and what the dry run calls of common")
-    command = ["ninja", "-C", str(work), f"-j{jobs}", "llama", "ggml", "ggml-cpu", *objects]
-    _step(command, work / "ninja.log", environ)
+    made = [line.split(":")[0] for line in listed.stdout.splitlines()]
+    needed = [each for each in made if each.endswith(".o") and library_of(each)]
+    say(f"compiling {len(needed)} files of ggml, llama and common")
+    _step(["ninja", "-C", str(work), f"-j{jobs}", *needed], work / "ninja.log", environ)
+
+
+def library_of(made: str) -> str | None:
+    """The library that an object file goes to; `None` where a dry run does without.
+
+    >>> library_of("src/CMakeFiles/llama.dir/llama-context.cpp.o")
+    'llama'
+    >>> library_of("ggml/src/CMakeFiles/ggml-cpu.dir/ggml-cpu/arch/x86/quants.c.o")
+    """
+    folder, _, file = made.partition(".dir/")
+    name = Path(file).name.removesuffix(".o").rpartition(".")[0]
+    if folder.startswith("common/"):
+        return "engine-common" if name in COMMON else None
+    library = LIBRARIES.get(folder)
+    return None if library is None or name in UNUSED or file.startswith(KERNELS) else library
+
+
+def _link(work: Path, out: Path, environ: dict[str, str]) -> None:
+    objects: dict[str, list[str]] = {}
+    for path in sorted(work.rglob("*.o")):
+        library = library_of(path.relative_to(work).as_posix())
+        if library is not None:
+            objects.setdefault(library, []).append(str(path))
+    log, linked = work / "link.log", list[str]()
+    for library in (*LIBRARIES.values(), "engine-common"):
+        for path in objects[library]:  # so that what they name and no library has is nothing, in place of an error
+            _step(["objcopy", "--weaken", path], log, environ)
+        target = ["-o", str(out / f"lib{library}.so"), f"-Wl,-soname,lib{library}.so"]
+        _step(["g++", "-shared", *target, *objects[library], f"-L{out}", *linked, "-Wl,-rpath,$ORIGIN"], log, environ)
+        linked.append(f"-l{library}")
 
 
 def _compile_programs(tree: Path, work: Path, out: Path, environ: dict[str, str]) -> None:
-    for path in work.rglob("*.so*"):
-        target = out / path.name
-        target.unlink(missing_ok=True)
-        shutil.copy2(path, target, follow_symlinks=False)
-    includes = [f"-I{tree / name}" for name in INCLUDES]
-    libs = [f"-L{out}", "-lllama", "-lggml", "-lggml-base", "-lggml-cpu", "-Wl,-rpath,$ORIGIN"]
-    cxx = ["g++", "-std=c++17", "-w", "-fPIC"]
     log = work / "programs.log"
-    objects = [str(path) for path in work.joinpath("common").rglob("*.cpp.o")]
-    for path in objects:  # so that what they name and no library has is nothing, in place of an error
-        _step(["objcopy", "--weaken", path], log, environ)
-    _step([*cxx, "-shared", "-o", str(out / "libautofit-common.so"), *objects], log, environ)
+    includes = [f"-I{tree / name}" for name in INCLUDES]
+    cxx = ["g++", "-std=c++17", "-w", "-fPIC"]
+    names = [f"-l{library}" for library in reversed((*LIBRARIES.values(), "engine-common"))]
+    libs = [f"-L{out}", "-Wl,--no-as-needed", *names, "-Wl,-rpath,$ORIGIN", "-ldl", "-lpthread"]
     made = work / "made"
     made.mkdir(exist_ok=True)
     for script, name in (("engine_header.py", "engine.h"), ("gen_fakecuda.py", "fakecuda.cpp")):
@@ -124,9 +156,11 @@ def _compile_programs(tree: Path, work: Path, out: Path, environ: dict[str, str]
         if done.returncode:
             raise FollowError(f"{script} does not understand this source: {done.stderr.decode()[-600:]}")
         (out / f"{script}.log").write_bytes(done.stderr)
-    oracle = [*cxx, "-O1", "-o", str(out / "oracle"), str(ORACLE / "oracle.cpp"), f"-I{made}", *includes]
-    late = ["-lautofit-common", "-Wl,--unresolved-symbols=ignore-in-shared-libs", "-ldl", "-lpthread"]
-    _step([*oracle, *libs, *late], log, environ)
+    _step(
+        [*cxx, "-O1", "-o", str(out / "oracle"), str(ORACLE / "oracle.cpp"), f"-I{made}", *includes, *libs],
+        log,
+        environ,
+    )
     device = [*cxx, "-O1", "-shared", "-o", str(out / "libfakecuda.so"), str(made / "fakecuda.cpp"), *includes]
     _step([*device, *libs], log, environ)
 

@@ -44,12 +44,12 @@ def groups(defined: Mapping[str, set[str]], size: int) -> list[list[str]]:
     return [files for files, _ in made]
 
 
-def listing(tree: Path) -> str:
-    """CMake code, included after the engine's project(), that joins the files of libllama."""
+def listing(tree: Path, without: Sequence[str]) -> str:
+    """CMake code, included after the engine's project(), that joins the files of libllama but those `without`."""
     lines = ["function(autofit_join)"]
     n = 0
     for folder, size in SIZE.items():
-        paths = sorted((tree / folder).glob("*.cpp"))
+        paths = [path for path in sorted((tree / folder).glob("*.cpp")) if path.stem not in without]
         for files in groups({str(path): names(path.read_text(errors="replace")) for path in paths}, size):
             lines += _group(tree, files, n)
             n += 1

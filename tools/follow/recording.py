@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import SERVER, Case
+from engine_source import FollowError
 from model_files import write
 
 KINDS = ("model", "context", "compute")
@@ -78,3 +79,14 @@ def save(rows: Iterable[dict[str, Any]], path: Path) -> None:
     text = "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file that `save` wrote.
+
+    Raises:
+        FollowError: there is no such file.
+    """
+    if not path.is_file():
+        raise FollowError(f"no rows are recorded in {path}; --from names a build that has them")
+    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
