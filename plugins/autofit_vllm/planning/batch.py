@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from autofit_vllm.command.settings import VllmSettings
 from autofit_vllm.config.engine import EngineConfig
 from autofit_vllm.config.resolve.batch import batch_defaults
 from autofit_vllm.config.resolve.dtype import supported_dtypes
+from autofit_vllm.memory.budget import requested_bytes
 from autofit_vllm.memory.kv import KvPlan, plan_kv
 from autofit_vllm.memory.offload import Offload, given_offload
 from autofit_vllm.modules.model import StageWeights
@@ -174,7 +176,7 @@ class LayoutBase:
             length = 0
         shown = length or max(least, min(goal, ENOUGH_TOKENS))
         evaluation = self.evaluate(tokens, seqs, shown, held_back=0.0 if length else HELD_BACK)
-        served = min(1.0, sequences_at(evaluation, mean_length(shown, self.problem.request)) / self.problem.n_parallel)
+        served = self._served(evaluation, shown)
         return Candidate(evaluation=evaluation, values=self._printed(evaluation), length=length, served=served)
 
     def longest(self, evaluation: Evaluation, goal: int) -> int:
@@ -213,7 +215,33 @@ class LayoutBase:
         states = any(layer.kind == "state" for layer in evaluation.kv.layout.layers)
         return min(seqs, evaluation.capacity.n_blocks) if states else seqs
 
-    def evaluate(self, tokens: int, seqs: int, length: int, *, held_back: float = HELD_BACK) -> Evaluation:
+    def leanest(self, candidate: Candidate) -> Candidate:
+        """The same plan with the least of each GPU that holds it, what is held back for estimates included."""
+        config, request, n = candidate.evaluation.config, self.problem.request, self.problem.n_parallel
+        tokens, seqs, length = config.max_num_batched_tokens, config.max_num_seqs, candidate.length
+        full = self.evaluate(tokens, seqs, length)
+        blocks = blocks_for(full.kv, length, n, mean_length(length, request))
+        if any(layer.kind == "state" for layer in full.kv.layout.layers):
+            blocks = max(blocks, seqs + 1)
+        spare = [have - blocks * each for have, each in zip(full.available_bytes, full.kv.bytes_per_block, strict=True)]
+        least = max(
+            (requested_bytes(rank.total_bytes, full.utilization) - spare[rank.stage]) / rank.total_bytes
+            for rank in full.ranks
+        )
+        utilization = math.ceil(1e4 * least) / 1e4
+        if utilization >= full.utilization:
+            return candidate
+        evaluation = self.evaluate(tokens, seqs, length, held_back=0.0, utilization=utilization)
+        found = dataclasses.replace(candidate, evaluation=evaluation, values=self._printed(evaluation))
+        return found if found.holds and candidate.served == self._served(evaluation, length) else candidate
+
+    def _served(self, evaluation: Evaluation, length: int) -> float:
+        """The part of the sequences wished that the cache holds at their average length."""
+        return min(1.0, sequences_at(evaluation, mean_length(length, self.problem.request)) / self.problem.n_parallel)
+
+    def evaluate(
+        self, tokens: int, seqs: int, length: int, *, held_back: float = HELD_BACK, utilization: float | None = None
+    ) -> Evaluation:
         settings = _with(
             self.problem,
             self.layout,
@@ -226,7 +254,7 @@ class LayoutBase:
         kv = dataclasses.replace(self.kv, max_len=config.max_model_len, in_flight_tokens=config.max_in_flight_tokens)
         if not config.prefix_caching and self.problem.model.is_hybrid:
             kv = plan_kv(self.problem.model, config)  # states then span the whole length
-        pinned = settings.gpu_memory_utilization if settings.pins("gpu_memory_utilization") else None
+        pinned = settings.gpu_memory_utilization if settings.pins("gpu_memory_utilization") else utilization
         return evaluate(
             settings=settings,
             config=config,

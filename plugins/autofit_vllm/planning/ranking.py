@@ -68,6 +68,8 @@ def score(candidate: Candidate, problem: Problem) -> tuple[float, ...]:
         return (1.0, *kept, length, candidate.served, lossless, eager, whole, rate, fewer)
     if prefer == "throughput":
         return (1.0, *kept, useful, candidate.served, eager, candidate.total_speed, lossless, length, fewer)
+    if prefer == "memory":
+        return (1.0, *kept, useful, fewer, eager, lossless, whole, rate, length)
     if prefer == "quality":
         return (1.0, lossless, useful, candidate.served, *pace, eager, whole, rate, length, fewer)
     return (1.0, *kept, useful, candidate.served, eager, lossless, whole, rate, length, fewer)

@@ -62,6 +62,8 @@ def _because_tokens(problem: Problem, best: Candidate) -> str:
 
 def _because_utilization(problem: Problem, best: Candidate) -> str:
     ranks = best.evaluation.ranks
+    if problem.request.prefer == "memory":
+        return f"as little as {best.length} tokens need; the rest stays free"
     tightest = min(ranks, key=lambda rank: rank.free_bytes / max(rank.total_bytes, 1))
     budget = best.evaluation.budget_of(tightest)
     outside = format_bytes(budget.outside_bytes + budget.after_bytes)

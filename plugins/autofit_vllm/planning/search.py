@@ -43,7 +43,8 @@ def solve(problem: Problem) -> tuple[Candidate, list[Candidate]]:
     found = [timed(candidate, problem) for candidate in found]
     found += [timed(candidate, problem) for candidate in _worth_offloading(problem, found, enough_fits())]
     best = max(found, key=lambda candidate: score(candidate, problem))
-    return _no_slower(problem, best), [candidate for candidate in found if candidate is not best]
+    chosen = _leanest(problem, _no_slower(problem, best))
+    return chosen, [candidate for candidate in found if candidate is not best]
 
 
 def _worth_offloading(problem: Problem, found: Sequence[Candidate], enough_fits: bool) -> list[Candidate]:
@@ -54,6 +55,16 @@ def _worth_offloading(problem: Problem, found: Sequence[Candidate], enough_fits:
     if not 0 < max(rates) < READABLE or problem.request.prefer in ("context", "throughput"):
         return []
     return offloaded(problem, [candidate for candidate in found if not candidate.holds], faster_than=max(rates))
+
+
+def _leanest(problem: Problem, best: Candidate) -> Candidate:
+    """No more of the GPUs than the plan needs, where memory is to be left."""
+    pins, evaluation = problem.settings.pins, best.evaluation
+    stated = any(map(pins, ("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override")))
+    if problem.request.prefer != "memory" or stated or not best.fits or evaluation.given_kv:
+        return best
+    base = dataclasses.replace(base_of(problem, best), offload=evaluation.offload)
+    return timed(base.leanest(best), problem)
 
 
 def _no_slower(problem: Problem, best: Candidate) -> Candidate:
