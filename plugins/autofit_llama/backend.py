@@ -28,6 +28,7 @@ from autofit_llama.launch.defaults import launch_of
 from autofit_llama.launch.findings import findings_of
 from autofit_llama.launch.margins import margins_of
 from autofit_llama.memory.estimate import Run, allocated_compute, size
+from autofit_llama.model.known import check_architectures
 from autofit_llama.model.metadata import overridden
 from autofit_llama.model.validate import contradictions
 from autofit_llama.speed.rates import speed_of
@@ -126,6 +127,7 @@ class LlamaBackend(Backend):
             )
         check_first(command.model or "", model)
         model = overridden(model, settings.kv_overrides)
+        findings += check_architectures(model, version, named=request.engine_version is not None)
         sized = size(model)
 
         # an import that plans do without

@@ -19,6 +19,10 @@ _BUILD = re.compile(r"(?:^|\bb|\bbuild:?\s*|\bversion:?\s*|\bllama[-.]cpp[-_ ]|^
 _RELEASE = re.compile(r"(?<![\d.])v?(\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?(?![\d.]*\d)")
 
 
+#: builds of releases: the sources of v0.5.0 are those of b11149; those of v0.4.0 lie between b10798 and b10816
+RELEASES = {(0, 5, 0): 11149, (0, 4, 0): 10807}
+
+
 def find_version(text: str | None) -> tuple[Version, tuple[Finding, ...]]:
     """The version that `--engine-version` or an engine's own `--version` names; `None` is the reference.
 
@@ -54,9 +58,10 @@ def _build(text: str) -> tuple[int, bool]:
 def _build_of(release: tuple[int, int, int]) -> tuple[int, bool]:
     """A build of a release: one between the last that calls itself something older and the first that does not.
 
-    The number is raised in the commit that is released: the sources of v0.4.0 lie between b10798 and b10816, those of
-    v0.5.0 between b11138 and b11160.
+    The number is raised in the commit that is released: b11149, which is v0.5.0, is the first that calls itself so.
     """
+    if release in RELEASES:
+        return RELEASES[release], True
     dated = [(tuple(map(int, build.version.split("."))), build.number) for build in builds() if build.version]
     before = [number for named, number in dated if named < release]
     after = [number for named, number in dated if named >= release]

@@ -21,6 +21,7 @@ from autofit_llama.memory.layout import Sized
 from autofit_llama.model.architecture import architecture_of
 from autofit_llama.model.context import ContextParams
 from autofit_llama.model.hparams import HParams
+from autofit_llama.model.known import check_architectures
 from autofit_llama.model.metadata import overridden
 from autofit_llama.model.resolve import caches, resolve_context
 from autofit_llama.planning.goals import (
@@ -189,6 +190,8 @@ def task_of(command: Command, model: ModelSpec, machine: Machine, request: Reque
     pins = read_pins(command, request)
     given = pins.settings
     model = overridden(model, given.kv_overrides)
+    unsure = check_architectures(model, pins.version, named=request.engine_version is not None)
+    pins = replace(pins, findings=(*pins.findings, *unsure)) if unsure else pins
     sized = size(model)
     check_pins(pins, request, machine, sized.hparams)
     devices = devices_of(pins, request, machine)

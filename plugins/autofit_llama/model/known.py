@@ -1,0 +1,54 @@
+"""Which models a build of llama.cpp loads at all.
+
+Source: src/llama-model-loader.cpp:llama_model_loader (an unknown architecture), src/llama-arch.cpp:LLM_ARCH_NAMES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autofit.domain.model import ModelSpec
+from autofit.domain.plan import Finding
+from autofit.domain.text import printable
+from autofit.errors import EngineRefusalError, UnsupportedModelError
+
+from autofit_llama.engine.builds import around, first_with_architecture, has_architecture
+from autofit_llama.engine.codes import finding
+from autofit_llama.engine.versions import Version
+from autofit_llama.model.architecture import is_known
+
+
+def check_architectures(model: ModelSpec, version: Version, *, named: bool) -> tuple[Finding, ...]:
+    """Refuse a model that this version does not know; what may be said of one that it may not know.
+
+    `named`: somebody said which version it is. Where nobody did, an architecture that no recorded build has is taken
+    for one of a newer build, and bounded.
+
+    Raises:
+        EngineRefusalError: the version lacks the architecture.
+        UnsupportedModelError: it has it, and there is no record of what it takes.
+    """
+    draft = model.companions.get("draft")
+    return tuple(
+        found for one in (model, draft) if one is not None for found in _check(one.architecture, version, named=named)
+    )
+
+
+def _check(name: str, version: Version, *, named: bool) -> Iterator[Finding]:
+    having, first, shown = has_architecture(version.build, name), first_with_architecture(name), printable(name, 60)
+    if first is not None and any(having) and not is_known(name) and name != "clip":
+        raise UnsupportedModelError(
+            f"{shown}: llama.cpp has this architecture since b{first}, and autofit does not know what it takes",
+            hint="llama-fit-params of that build counts it",
+        )
+    if all(having) or (first is None and (version.newer or not named)):
+        return
+    if not any(having):
+        hint = "no build that is known has it" if first is None else f"b{first} has it: --engine-version b{first}"
+        raise EngineRefusalError(
+            f"llama.cpp {version.name} refuses: unknown model architecture: {shown!r}",
+            hint=f"{hint}, or a newer build" if first is None else hint,
+        )
+    last, next_one = around(version.build)
+    message = f"{shown} came after b{last} and before b{next_one}: llama.cpp {version.name} may not know it"
+    yield finding("engine-version-uncertain", message)
