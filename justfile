@@ -20,7 +20,7 @@ lint:
     ruff format --check .
     mypy
     lint-imports
-    check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
+    check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml .github/workflows/follow.yml
     check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/wrong-bytes.yml .github/ISSUE_TEMPLATE/wrong-speed.yml .github/ISSUE_TEMPLATE/new-architecture.yml
     towncrier build --draft --version next
 
@@ -45,6 +45,10 @@ docs:
 # What a newer source of an engine (llama or vllm) changed of the functions that our rules cite
 sources engine tree:
     python tools/check_sources.py "$1" "$2"
+
+# What a build of an engine does otherwise than those recorded, and whether we say so: `just follow llama.cpp 11434`
+follow engine build *args:
+    python tools/follow "$@"
 
 # Build the real engines that the engine tests start: once, some minutes
 engines:

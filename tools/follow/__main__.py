@@ -2,12 +2,13 @@
 
     python tools/follow llama.cpp BUILD [--from BUILD] [--source TREE] [--cache DIR] [--out DIR] [--keep]
 
-The source of b`BUILD` comes out of the package index (about 290 builds from b9093 on) or is TREE; it is compiled with
-the device that only counts, asked every recorded case, and `check --engine-version BUILD` is held against each row.
-`--from` is the build that it is compared with: the newest one below it whose rows are recorded. Printed: the score,
-flags and architectures that came and went, what the rows moved by architecture and kind of memory, and beside that the
-engine's own difference of each definition that our rules cite. The same goes to OUT/report.md, the rows to
-OUT/rows-bBUILD.jsonl.gz; `--keep` puts them to tests/data/llama/versions too. CACHE keeps sources and programs.
+BUILD is a number, such as 11434, or `newest`. Its source comes out of the package index (about 270 builds from b9093
+on) or is TREE; it is compiled with the device that only counts, asked every recorded case, and `check` with
+`--engine-version BUILD` is held against each row. `--from` is the build that it is compared with: the newest one below
+it whose rows are recorded. Printed: the score, architectures, flags and defaults that came and went, what rows moved by
+architecture and kind of memory, and beside that the engine's own difference of each definition that our rules cite. The
+same goes to OUT/report.md, the rows to OUT/rows-bBUILD.jsonl.gz; `--keep` puts these to tests/data/llama/versions too.
+CACHE keeps sources and programs.
 
 Exit code: 0 if every row is exact, 1 if one is not, 2 if it could not be done.
 """
@@ -21,20 +22,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(ROOT / "tools"), str(ROOT), str(ROOT / "plugins"), str(ROOT / "tests")]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT), str(ROOT / "plugins"), str(ROOT / "tests")]
 
-import moved
-from cases import cases
-from engine_build import build
-from engine_source import FollowError, fetch, tools_python
-from recording import load, record, save
-from report import Followed, text
-from score import score
-
+from follow import moved
+from follow.cases import cases
+from follow.engine_build import build
+from follow.engine_source import FollowError, fetch, known_builds, tools_python
+from follow.recording import load, record, save
+from follow.report import Followed, text
+from follow.score import score
 from support.llama_versions import FOLDER, build_of, files
 
+NEWEST = "newest"
 CACHE = Path.home() / ".cache" / "autofit-follow"
 
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="follow", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("engine", choices=("llama.cpp",))
-    parser.add_argument("build", type=build_number, metavar="BUILD")
+    parser.add_argument("build", type=build_or_newest, metavar="BUILD")
     parser.add_argument("--from", dest="base", type=build_number, metavar="BUILD")
     parser.add_argument("--source", type=Path, metavar="TREE", help="the source, if the package index has none")
     parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR")
@@ -61,23 +61,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def follow(options: argparse.Namespace) -> Followed:
     clock = Clock()
-    new = f"b{options.build}"
-    cache, out = options.cache.absolute(), (options.out or options.cache / str(options.build)).absolute()
-    base = options.base if options.base is not None else recorded_below(options.build)
+    number = known_builds()[-1] if options.build == NEWEST else options.build
+    cache = options.cache.absolute()
+    out = (options.out or cache / str(number)).absolute()
+    rows_file = out / f"rows-b{number}.jsonl.gz"
+    base = options.base if options.base is not None else recorded_below(number)
     python = tools_python(cache)
-    tree = options.source or fetch(options.build, cache, python)
+    tree = options.source or fetch(number, cache, python)
     base_tree = fetch(base, cache, python)
     clock.done("sources")
-    programs = build(tree.absolute(), cache / str(options.build), jobs=options.jobs, tools=Path(python).parent)
+    programs = build(tree.absolute(), cache / str(number), jobs=options.jobs, tools=Path(python).parent)
     clock.done("build")
     rows = record(programs, cache / "models", cases())
-    save(rows, out / f"rows-{new}.jsonl.gz")
+    save(rows, rows_file)
     clock.done("rows")
     before = load(FOLDER / f"rows-b{base}.jsonl.gz")
     found = Followed(
-        build=options.build,
+        build=number,
         base=base,
-        score=score(rows, options.build),
+        score=score(rows, number),
         before=moved.sheet(base_tree),
         after=moved.sheet(tree),
         moves=moved.moves(before, rows),
@@ -88,7 +90,7 @@ def follow(options: argparse.Namespace) -> Followed:
     (out / "report.md").write_text(said, encoding="utf-8")
     print(said)
     if options.keep:
-        shutil.copy(out / f"rows-{new}.jsonl.gz", FOLDER)
+        shutil.copy(rows_file, FOLDER)
     return found
 
 
@@ -113,6 +115,11 @@ def build_number(word: str) -> int:
     if not (number.isascii() and number.isdigit()) or len(number) > 9:
         raise argparse.ArgumentTypeError(f"{word!r} is no build number, such as b11434")
     return int(number)
+
+
+def build_or_newest(word: str) -> int | str:
+    """A build number, or `newest`."""
+    return NEWEST if word == NEWEST else build_number(word)
 
 
 class Clock:

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from engine_source import FollowError
-from joined import listing
+from follow.engine_source import FollowError
+from follow.joined import listing
 
 ROOT = Path(__file__).resolve().parents[2]
 ORACLE = ROOT / "tests" / "engine" / "oracle"
@@ -45,7 +45,7 @@ LIBRARIES = {
 COMMON = ("arg", "common", "log", "speculative", "sampling", "json", "preset", "hf-cache", "download", "build-info")
 #: what computes, quantizes or writes is never called
 KERNELS = ("ggml-cpu/arch/", "ggml-cpu/tiled/", "ggml-cpu/simd", "ggml-cpu/quants")
-UNUSED = ("ops", "unary-ops", "binary-ops", "vec", "mmq", "llama-grammar", "llama-quant", "llama-model-saver")
+UNUSED = ("ops", "unary-ops", "binary-ops", "mmq", "llama-grammar", "llama-quant", "llama-model-saver")
 INCLUDES = ("include", "ggml/include", "ggml/src", "common", "src", "vendor")
 PROGRAMS = ("oracle", "libfakecuda.so")
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cases import SERVER, Case
-from engine_source import FollowError
-from model_files import write
+from follow.cases import SERVER, Case
+from follow.engine_source import FollowError
+from follow.model_files import write
 
 KINDS = ("model", "context", "compute")
 SECONDS = 120

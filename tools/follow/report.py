@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from moved import KINDS, Definition, Move, Sheet, ranked
-from score import Score
+from follow.moved import KINDS, Definition, Move, Sheet, ranked
+from follow.score import Score
 
 MIB = 1 << 20
 SHOWN = 40
