@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
@@ -27,17 +28,20 @@ from autofit_vllm.checkpoint.draft import (
     read_draft,
     with_own_layers,
 )
-from autofit_vllm.command.flags import AUTO_LENGTH
-from autofit_vllm.command.settings import VllmSettings, parse_command
-from autofit_vllm.command.versions import OMNI
+from autofit_vllm.command.flags import AUTO_LENGTH, parse_flags
+from autofit_vllm.command.renamed import OMNI
+from autofit_vllm.command.settings import VllmSettings, from_given, parse_command, settings_of
 from autofit_vllm.config.devices import across_nodes, select_devices
 from autofit_vllm.config.engine import EngineConfig, Gpu
 from autofit_vllm.config.resolve import resolve
+from autofit_vllm.engine.caution import margins_for, safer, told
+from autofit_vllm.engine.codes import OWN as ENGINE_OWN
+from autofit_vllm.engine.versions import find_engine
 from autofit_vllm.memory.kv import plan_kv
 from autofit_vllm.modules.model import StageWeights, VllmModel, Vocabulary
 from autofit_vllm.planning.codes import OWN, finding
 from autofit_vllm.planning.command import keyword_arguments
-from autofit_vllm.planning.evaluation import Evaluation, check_dtype, evaluate, gpu_of, ranks_of
+from autofit_vllm.planning.evaluation import DEFAULT_MARGIN, Evaluation, check_dtype, evaluate, gpu_of, ranks_of
 from autofit_vllm.planning.plan import build_plan
 from autofit_vllm.quantization import Quantization, quantization_for
 
@@ -73,7 +77,7 @@ class VllmBackend(Backend):
             "engine_version",
         }
     )
-    findings: ClassVar[Mapping[str, Code]] = OWN
+    findings: ClassVar[Mapping[str, Code]] = {**OWN, **ENGINE_OWN}
     kv_types: ClassVar[tuple[str, ...]] = ("f16", "bf16", "fp8", "fp8_e4m3", "fp8_e5m2")
     measurements: ClassVar[frozenset[str]] = frozenset({"available_kv_bytes"})
 
@@ -96,11 +100,18 @@ class VllmBackend(Backend):
     ) -> Plan:
         """What the command takes. The measured `available_kv_bytes` replaces the KV memory of a rank (or of each
         stage)."""
-        stated = _kv_bytes(request.measured.get("available_kv_bytes"))
-        margins = request.margin or (Margin(),)
         settings: VllmSettings = command.settings
-        if request.engine_version is not None:
-            settings = dataclasses.replace(settings, version=_version(request.engine_version))
+        engine = settings.version if request.engine_version is None else find_engine(request.engine_version)
+        request = dataclasses.replace(request, margin=margins_for(engine, request.margin or (Margin(),)))
+        sides = [self._check(command, settings_of(settings, side), model, machine, request) for side in engine.sides()]
+        return told(functools.reduce(safer, sides), engine)
+
+    def _check(
+        self, command: ParsedCommand, settings: VllmSettings, model: ModelSpec, machine: Machine, request: Request
+    ) -> Plan:
+        """By the rules of one release."""
+        stated = _kv_bytes(request.measured.get("available_kv_bytes"))
+        margins = request.margin
         vllm_model = read_vllm_model(model, settings)
         machine, devices = _on_nodes(machine, settings, request.device)
         evaluation = self._evaluate(settings, vllm_model, model, devices, margins, stated)
@@ -194,16 +205,36 @@ class VllmBackend(Backend):
         )
 
     def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
+        settings: VllmSettings = command.settings
+        engine = settings.version
+        if engine.status == "newer":
+            request = dataclasses.replace(request, margin=margins_for(engine, request.margin or (DEFAULT_MARGIN,)))
+        *others, older = engine.sides()
+        plan = self._plan(command, settings_of(settings, older), model, machine, request)
+        for side in others:  # what the older release writes is known to both; it must fit by both
+            words = plan.argv[len(command.program or SERVE) :]
+            written = parse_flags(words, side)
+            there = from_given(written, args=words, env=settings.env, version=side)
+            asked = dataclasses.replace(request, margin=request.margin or (Margin(),))
+            account = self._check(command, there, model, machine, asked)
+            if not account.fits:
+                plan = self._plan(command, settings_of(settings, side), model, machine, request)
+        return told(plan, engine)
+
+    def _plan(
+        self, command: ParsedCommand, settings: VllmSettings, model: ModelSpec, machine: Machine, request: Request
+    ) -> Plan:
+        """By the rules of one release."""
         from autofit_vllm.planning.explain import explain
         from autofit_vllm.planning.problem import Problem
         from autofit_vllm.planning.search import solve
 
         reference, revision = _served_as(request.model_reference or model.name)
         settings = dataclasses.replace(
-            command.settings,
+            settings,
             model=reference,
-            given={**command.settings.given, "model": reference},
-            args=(*revision, *command.settings.args),
+            given={**settings.given, "model": reference},
+            args=(*revision, *settings.args),
         )
         vllm_model = read_vllm_model(model, settings)
         _check_options(request, settings)
@@ -299,12 +330,6 @@ def _directory_of(reference: str) -> str:
     return str(path.parent) if path.suffix in (".safetensors", ".json") else reference
 
 
-def _version(version: str) -> Any:
-    from autofit_vllm.command.versions import facts_of
-
-    return facts_of(version)
-
-
 def read_vllm_model(model: ModelSpec, settings: VllmSettings) -> VllmModel:
     """What vLLM builds from this checkpoint under these settings.
 
@@ -328,6 +353,7 @@ def read_vllm_model(model: ModelSpec, settings: VllmSettings) -> VllmModel:
         language_model_only=settings.language_model_only,
         disabled_modalities=settings.disabled_modalities,
         pooling=settings.pooling,
+        engine=settings.version,
     )
     built = with_own_layers(dataclasses.replace(built, notes=(*built.notes, *notes)) if notes else built, settings)
     if not settings.pooling:

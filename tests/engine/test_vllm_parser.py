@@ -15,7 +15,8 @@ import pytest
 from autofit.errors import AutofitError
 
 from autofit_vllm.command.flags import parse_flags
-from autofit_vllm.command.versions import REMOVED_FLAGS, facts_of
+from autofit_vllm.command.renamed import REMOVED_FLAGS
+from autofit_vllm.engine.versions import DEFAULT
 from autofit_vllm.planning.explain import explain
 from autofit_vllm.planning.search import solve
 from support import vllm_models
@@ -91,7 +92,7 @@ def ask() -> Iterator[Any]:
 @pytest.mark.parametrize("args", SPELLINGS, ids=" ".join)
 def test_spellings_mean_the_same(ask: Any, args: list[str]) -> None:
     try:
-        ours = parse_flags(["M", *args], facts_of(None))
+        ours = parse_flags(["M", *args], DEFAULT)
     except AutofitError:
         assert "error" in ask(["M", *args], [])
         return

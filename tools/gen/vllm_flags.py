@@ -22,7 +22,8 @@ from typing import Any
 
 from vllm_package import Class, Package, constant
 
-CLI = "vllm.entrypoints.common.cli_args"
+#: newer releases first
+CLI = tuple(f"vllm.entrypoints.{where}.cli_args" for where in ("common", "launchers", "openai"))
 ENGINE = "vllm.engine.arg_utils"
 CONFIGS = ("vllm.config", "vllm.config.offload", "vllm.config.quantization")
 DECORATORS = ("config", "dataclass")  #: what makes a class one of fields
@@ -364,14 +365,16 @@ def function(package: Package, module: str, name: str) -> ast.FunctionDef:
 
 
 def frontend(types: Types) -> Iterator[dict[str, Any]]:
-    """The server's own options: a field each, and what `_customize_cli_kwargs` makes of some."""
-    reader = Reader(types, CLI)
-    yield from reader.rows(function(types.package, CLI, "make_arg_parser"))
-    found = types.package.class_of(CLI, "FrontendArgs")
+    """The server's own options: a field each, and what `_customize_cli_kwargs` makes of some (before 0.14
+    `add_cli_args` itself)."""
+    module = next(name for name in CLI if types.package.tree(name) is not None)
+    reader = Reader(types, module)
+    yield from reader.rows(function(types.package, module, "make_arg_parser"))
+    found = types.package.class_of(module, "FrontendArgs")
     assert found is not None
     table = {each.name: kwargs_of(types, each) for each in types.fields(found)}
-    for owner in ("BaseFrontendArgs", "FrontendArgs"):
-        for node in ast.walk(function(types.package, CLI, f"{owner}._customize_cli_kwargs")):
+    for owner in reversed(types.package.lineage(found)):
+        for node in (part for method in _customizing(owner) for part in ast.walk(method)):
             match node:
                 case ast.Assign(
                     targets=[ast.Subscript(value=ast.Subscript(slice=ast.Constant(value=name)), slice=key)]
@@ -387,6 +390,12 @@ def frontend(types: Types) -> Iterator[dict[str, Any]]:
         if entry.pop("action", None):
             entry = {"kind": "append"}
         yield {"options": ["--" + name.replace("_", "-")], "dest": name, **entry}
+
+
+def _customizing(owner: Class) -> Iterator[ast.FunctionDef]:
+    for node in owner.node.body:
+        if isinstance(node, ast.FunctionDef) and node.name in ("_customize_cli_kwargs", "add_cli_args"):
+            yield node
 
 
 def engine(types: Types) -> Iterator[dict[str, Any]]:
@@ -427,15 +436,54 @@ def add_limits(types: Types, rows: dict[str, dict[str, Any]]) -> None:
 ORDER = ("options", "dest", "kind", "optional", "nargs", "choices", "frontend", "keys", "limits", "when")
 
 
-def flags(package: Package) -> str:
-    """The text of `flags-VERSION.json`."""
+def rows_of(package: Package) -> list[dict[str, Any]]:
+    """Every option, in the order of `--help`."""
     types = Types(package)
     rows = [{**row, "frontend": True} for row in frontend(types)] + list(engine(types))
     for row in rows:
         if (config := row.pop("config", None)) is not None and row["kind"] == "config":
             row["keys"] = types.keys(config)
     add_limits(types, {row["dest"]: row for row in rows})
-    lines = ",\n  ".join(json.dumps({key: row[key] for key in ORDER if key in row}) for row in rows)
+    return [{key: row[key] for key in ORDER if key in row} for row in rows]
+
+
+def defaults_of(package: Package) -> dict[str, Any]:
+    """What engine options are without being given, where that is a literal."""
+    types = Types(package)
+    found = package.class_of(ENGINE, "EngineArgs")
+    assert found is not None
+    values = ((each.name, _default(types, ENGINE, each.default)) for each in types.fields(found))
+    return {name: value for name, value in values if value is not UNKNOWN}
+
+
+UNKNOWN = object()
+
+
+def _default(types: Types, module: str, node: ast.expr | None) -> Any:
+    """The value of a field's default: a literal, one in `Field(...)`, or the default of another class's field."""
+    match node:
+        case None:
+            return UNKNOWN
+        case (
+            ast.Attribute(value=ast.Name(), attr=name)
+            | ast.Call(func=ast.Name(id="get_field"), args=[ast.Name(), ast.Constant(value=name)])
+        ):
+            owner = node.value if isinstance(node, ast.Attribute) else node.args[0]
+            found = types.package.class_of(module, owner)
+            fields = {each.name: each.default for each in types.fields(found)} if found else {}
+            return _default(types, found.module, fields.get(name)) if found else UNKNOWN
+        case ast.Call(keywords=words):
+            named = {word.arg: word.value for word in words}
+            return _default(types, module, named.get("default"))
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return UNKNOWN
+
+
+def flags(package: Package) -> str:
+    """The text of `flags-VERSION.json`."""
+    lines = ",\n  ".join(map(json.dumps, rows_of(package)))
     made = f"tools/gen/vllm_flags.py from vLLM {package.version}: do not edit"
     head = {"generated": made, "version": package.version, "program": "vllm serve"}
     return json.dumps(head)[:-1] + f',\n "options": [\n  {lines}\n]}}'

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+DOCKERFILE = "docker/Dockerfile"  #: of the published image; sdists have it, wheels do not
+
 
 @dataclass(frozen=True)
 class Class:
@@ -43,7 +45,7 @@ class Package:
     """Every source file of one distribution."""
 
     def __init__(self, path: Path) -> None:
-        self.files = dict(_sources(path))
+        self.files = dict(_sources(path))  #: sources by path, and the Dockerfile where there is one
         self.version = next(iter(_versions(path)), None)
 
     @functools.cache  # noqa: B019 (one package per run)
@@ -176,7 +178,7 @@ def _sources(path: Path) -> Iterator[tuple[str, str]]:
     """`vllm/...py` with its text, from a wheel, an sdist or a directory."""
     if path.is_dir():
         root = path if (path / "vllm").is_dir() else path.parent
-        for file in sorted((root / "vllm").rglob("*.py")):
+        for file in (*sorted((root / "vllm").rglob("*.py")), *root.glob(DOCKERFILE)):
             yield file.relative_to(root).as_posix(), file.read_text("utf-8")
     elif path.name.endswith(".whl"):
         with zipfile.ZipFile(path) as archive:
@@ -187,7 +189,7 @@ def _sources(path: Path) -> Iterator[tuple[str, str]]:
         with tarfile.open(path) as archive:
             for member in archive:
                 _, _, name = member.name.partition("/")
-                if member.isfile() and name.startswith("vllm/") and name.endswith(".py"):
+                if member.isfile() and (name == DOCKERFILE or (name.startswith("vllm/") and name.endswith(".py"))):
                     stream = archive.extractfile(member)
                     assert stream is not None
                     yield name, stream.read().decode("utf-8")

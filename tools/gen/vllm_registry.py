@@ -129,20 +129,27 @@ def abilities(package: Package, found: Class, *, pooling: bool) -> Iterator[str]
         yield "encoder_only"
 
 
-def registry(package: Package) -> str:
-    """The text of `registry.py`."""
+def classes(package: Package) -> dict[str, str]:
+    """By architecture: module and class, then its abilities."""
     generative, pooling, rest = ({}, {}, {})  # type: tuple[Table, Table, Table]
     for tables, group in ((GENERATIVE, generative), (POOLING, pooling), (REST, rest)):
         for name in tables:
-            group |= table(package, name)
-    lines = []
+            if name in package.names(REGISTRY):  # releases add and drop tables
+                group |= table(package, name)
+    result = {}
     for name, (module, cls) in sorted({**rest, **pooling, **generative}.items()):
         where = module if module.startswith("vllm.") else f"{MODELS}.{module}"
         found = package.class_of(where, cls)
         if found is None:
             raise SystemExit(f"{name}: {where} has no class {cls}")
         words = abilities(package, found, pooling=name in pooling and name not in generative)
-        lines.append(f'    "{name}": "{" ".join([f"{module}:{cls}", *words])}",')
+        result[name] = " ".join([f"{module}:{cls}", *words])
+    return result
+
+
+def registry(package: Package) -> str:
+    """The text of `registry.py`."""
+    lines = [f'    "{name}": "{entry}",' for name, entry in classes(package).items()]
     dropped = ast.literal_eval(_value(package, "_PREVIOUSLY_SUPPORTED_MODELS"))
     lines += ["}", "", "#: dropped architectures and the last version that had them", "DROPPED = {"]
     lines += [f'    "{name}": "{version}",' for name, version in sorted(dropped.items())]

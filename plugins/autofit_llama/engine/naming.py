@@ -1,6 +1,6 @@
 """Which build of llama.cpp a text names: a build number, a release, what `--version` prints, a tag of an image.
 
-Source: common/build-info.cpp.in:llama_print_build_info, CMakeLists.txt (LLAMA_VERSION), .github/workflows/docker.yml.
+Source: llama_print_build_info, in the template of build-info; CMakeLists.txt (LLAMA_VERSION), workflows/docker.yml.
 """
 
 from __future__ import annotations

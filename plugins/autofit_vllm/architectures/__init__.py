@@ -23,33 +23,41 @@ from autofit_vllm.architectures.facts import (
     ssm_dtype,
     uses_mla,
 )
-from autofit_vllm.architectures.record import Architecture
+from autofit_vllm.architectures.record import Architecture, is_missing
 from autofit_vllm.architectures.registry import DROPPED
 from autofit_vllm.architectures.validate import check_figures
+from autofit_vllm.engine.history import first_with, release_key
+from autofit_vllm.engine.versions import DEFAULT, Engine
 from autofit_vllm.modules.model import Experts, StateCache, VllmModel
 
 __all__ = ["Options", "build_from_config", "choose_architecture"]
 
 
-def choose_architecture(root: Config) -> str | None:
+def choose_architecture(root: Config, engine: Engine = DEFAULT) -> str | None:
     """The first of the file's `architectures` whose layers are known here; `None` if there is none.
 
     Raises:
-        UnsupportedModelError: vLLM dropped it.
+        UnsupportedModelError: this release dropped it, or has no class for it yet.
     """
     names = [name for name in root.items_of("architectures") if isinstance(name, str)]
     for name in names:
+        if is_missing(name, engine.release):
+            continue
         if name in BY_ARCHITECTURE:
             return name
         for suffix in CONVERTED:
             if name.endswith(suffix) and name.removesuffix(suffix) + "ForCausalLM" in BY_ARCHITECTURE:
                 return name
-        if name in DROPPED:
+        if name in DROPPED and release_key(engine.release) > release_key(DROPPED[name]):
             raise UnsupportedModelError(
                 f"Model architecture {name} was supported in vLLM until v{DROPPED[name]}, and is not supported "
                 "anymore.",
                 hint="use that version of vLLM",
             )
+    if missing := next((name for name in names if is_missing(name, engine.release)), None):
+        raise UnsupportedModelError(
+            f"vLLM {engine.version} has no class for {missing}", hint=f"vLLM {first_with('classes', missing)} has"
+        )
     if not names and root.model_type in CAUSAL_LM:
         return CAUSAL_LM[root.model_type]
     return None
@@ -63,14 +71,14 @@ def build_from_config(raw: Mapping[str, Any], options: Options | None = None) ->
     """
     check_figures(raw)
     root = Config(raw)
-    architecture = choose_architecture(root)
+    options = options or Options()
+    architecture = choose_architecture(root, options.engine)
     if architecture is None:
         named = ", ".join(printable(str(name), 60) for name in root.items_of("architectures")[:4])
         words = named or printable(root.model_type, 60) or "unnamed"
         raise UnsupportedModelError(f"unknown architecture {words}")
-    options = options or Options()
     builder = Builder(root, root, options)
-    base, conversion = base_of(architecture)
+    base, conversion = base_of(architecture, options.engine.release)
     builder.headless = conversion is not None or (options.pooling and not base.pooling)
     try:
         model_builder(base.name)(builder)

@@ -9,6 +9,7 @@ from autofit.domain.values import dataclass, replace
 
 from autofit_vllm.architectures.config import Config
 from autofit_vllm.architectures.rope import rope_cache_rows, rope_parameters, rotary_size
+from autofit_vllm.engine.versions import DEFAULT, Engine
 from autofit_vllm.modules.model import (
     EVERY,
     FIRST,
@@ -47,6 +48,7 @@ class Options:
     disabled_modalities: frozenset[str] = frozenset()  #: those with a limit of 0 per prompt
     disable_sliding_window: bool = False
     pooling: bool = False  #: `--runner pooling`, or `--convert`
+    engine: Engine = DEFAULT
 
 
 class Builder:

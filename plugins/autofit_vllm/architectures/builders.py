@@ -11,6 +11,7 @@ from autofit.errors import UnsupportedModelError
 from autofit_vllm.architectures.builder import Builder
 from autofit_vllm.architectures.config import Config
 from autofit_vllm.architectures.record import Architecture, architecture_of
+from autofit_vllm.engine.versions import NEWEST
 
 ModelBuilder = Callable[[Builder], None]
 
@@ -249,16 +250,16 @@ def causal_lm_builder(text: Config) -> ModelBuilder:
     raise UnsupportedModelError(f"unknown model type {printable(text.model_type, 60)} of text_config")
 
 
-def base_of(name: str) -> tuple[Architecture, str | None]:
+def base_of(name: str, release: str = NEWEST) -> tuple[Architecture, str | None]:
     """The architecture whose layers are built, and what an adapter makes of it: `embed`, `classify` or nothing.
 
     Raises:
         UnsupportedModelError
     """
     if name in BY_ARCHITECTURE:
-        return architecture_of(name), None
+        return architecture_of(name, release), None
     for suffix, conversion in CONVERTED.items():
         base = name.removesuffix(suffix) + "ForCausalLM"
         if name.endswith(suffix) and base in BY_ARCHITECTURE:
-            return architecture_of(base), conversion
+            return architecture_of(base, release), conversion
     raise UnsupportedModelError(f"unknown architecture {printable(name, 60)}")

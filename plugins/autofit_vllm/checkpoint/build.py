@@ -8,6 +8,7 @@ from autofit.domain.model import ModelSpec
 
 from autofit_vllm.architectures import Options, build_from_config, choose_architecture
 from autofit_vllm.architectures.config import Config
+from autofit_vllm.engine.versions import DEFAULT, Engine
 from autofit_vllm.modules.model import VllmModel
 
 
@@ -18,6 +19,7 @@ def build_model(
     disabled_modalities: Iterable[str] = (),
     disable_sliding_window: bool = False,
     pooling: bool = False,
+    engine: Engine = DEFAULT,
 ) -> VllmModel:
     """What vLLM builds for a model, from its configuration and, where the files are there, its tensors.
 
@@ -32,8 +34,9 @@ def build_model(
         disabled_modalities=frozenset(disabled_modalities),
         disable_sliding_window=disable_sliding_window,
         pooling=pooling,
+        engine=engine,
     )
-    architecture = choose_architecture(Config(spec.metadata))
+    architecture = choose_architecture(Config(spec.metadata), engine)
     if architecture is None:
         from autofit_vllm.checkpoint.tensors import bound_model
 

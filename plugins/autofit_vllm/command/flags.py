@@ -1,6 +1,7 @@
 """The command line of `vllm serve`, taken apart by vLLM's own rules.
 
-The options are data (`flags-VERSION.json`, written from vLLM's parser), the rules are those of
+The options are data (`flags-VERSION.json`, written from vLLM's parser, and `engine/history.json` for older releases),
+the rules are those of
 utils/argparse_utils.py:FlexibleArgumentParser: underscores for dashes, prefixes, `--no-x`,
 `--enable-x`/`--disable-x`,
 dotted JSON, `-O3`, human integers, and a YAML file in `--config`. What vLLM refuses is refused here.
@@ -19,7 +20,8 @@ from typing import Any, NoReturn
 
 from autofit.errors import EngineRefusalError, UsageError
 
-from autofit_vllm.command.versions import OMNI, REMOVED_FLAGS, RENAMED_KEYS, VersionFacts
+from autofit_vllm.command.renamed import OMNI, REMOVED_FLAGS, RENAMED_KEYS
+from autofit_vllm.engine.versions import NEWEST, Change, Engine
 
 DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -114,10 +116,32 @@ def _optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse_optional
 
 
-def negatives_of(option: str) -> tuple[str, ...]:
+#: `--disable-x` for `--enable-x`; before that booleans had `--no-x` alone
+OPPOSITES = Change(
+    since="0.33.0",
+    source="utils/argparse_utils.py:EnableDisableAction",
+    before="0.32.0: argparse.BooleanOptionalAction, by _compute_kwargs of engine/arg_utils.py",
+)
+#: `-O3` is a level of its own; before that a field of the compilation configuration
+LEVELS = Change(
+    since="0.12.0",
+    source="utils/argparse_utils.py:FlexibleArgumentParser",
+    before="0.11.2: parse_args of FlexibleArgumentParser makes -O.mode of it, and -O.level before 0.11.1",
+)
+#: `-O.x` is no key of the compilation configuration any more
+PLAIN_LEVELS = Change(
+    since="0.14.0",
+    source="utils/argparse_utils.py:FlexibleArgumentParser",
+    before="0.13.0: parse_args of FlexibleArgumentParser writes -cc for it",
+)
+
+
+def negatives_of(option: str, *, opposites: bool = True) -> tuple[str, ...]:
     """The spellings that switch `option` off (argparse_utils.py:EnableDisableAction)."""
     if not option.startswith("--"):
         return ()
+    if not opposites:
+        return ("--no-" + option[2:],)
     opposite = {"--enable-": "--disable-", "--disable-": "--enable-"}
     swapped = tuple(new + option.removeprefix(old) for old, new in opposite.items() if option.startswith(old))
     return ("--no-" + option[2:], *swapped)
@@ -126,8 +150,8 @@ def negatives_of(option: str) -> tuple[str, ...]:
 class _Switch(argparse.Action):
     """A flag with opposites: the last one given counts."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
-        self.off = {name for option in option_strings for name in negatives_of(option)}
+    def __init__(self, option_strings: Sequence[str], dest: str, *, opposites: bool, **_: Any) -> None:
+        self.off = {name for option in option_strings for name in negatives_of(option, opposites=opposites)}
         super().__init__([*option_strings, *sorted(self.off)], dest, nargs=0, default=argparse.SUPPRESS)
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
@@ -148,19 +172,24 @@ class _Parser(argparse.ArgumentParser):
 
 
 @functools.cache
-def _table(file: str) -> tuple[dict[str, Any], ...]:
-    text = (Path(__file__).parent / file).read_text(encoding="utf-8")
-    return tuple(json.loads(text)["options"])
+def _table(release: str) -> tuple[dict[str, Any], ...]:
+    text = (Path(__file__).parent / f"flags-{NEWEST}.json").read_text(encoding="utf-8")
+    newest = tuple(json.loads(text)["options"])
+    if release == NEWEST:
+        return newest
+    from autofit_vllm.engine.history import options_at
+
+    return options_at(release, newest)
 
 
 @functools.cache
-def _parser(file: str) -> _Parser:
+def _parser(release: str, *, opposites: bool) -> _Parser:
     parser = _Parser(prog="vllm serve", add_help=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("model_tag", nargs="?", default=argparse.SUPPRESS)
-    for row in _table(file):
+    for row in _table(release):
         kind = row["kind"]
         if kind == "switch":
-            parser.add_argument(*row["options"], dest=row["dest"], action=_Switch)
+            parser.add_argument(*row["options"], dest=row["dest"], action=_Switch, opposites=opposites)
         elif kind == "true":
             parser.add_argument(*row["options"], dest=row["dest"], action="store_true", default=argparse.SUPPRESS)
         elif kind == "append":
@@ -175,8 +204,8 @@ def _parser(file: str) -> _Parser:
 
 
 @functools.cache
-def _by_dest(file: str) -> dict[str, dict[str, Any]]:
-    return {row["dest"]: row for row in _table(file)}
+def _by_dest(release: str) -> dict[str, dict[str, Any]]:
+    return {row["dest"]: row for row in _table(release)}
 
 
 def flag_of(dest: str) -> str:
@@ -184,37 +213,38 @@ def flag_of(dest: str) -> str:
     return "--" + dest.replace("_", "-")
 
 
-def is_frontend(dest: str, facts: VersionFacts) -> bool:
+def is_frontend(dest: str, engine: Engine) -> bool:
     """Whether a setting is the HTTP server's, and so no argument of `vllm.LLM`."""
-    return bool(_by_dest(facts.flags_file).get(dest, {}).get("frontend"))
+    return bool(_by_dest(engine.release).get(dest, {}).get("frontend"))
 
 
-def parse_flags(args: Sequence[str], facts: VersionFacts, model: str | None = None) -> dict[str, Any]:
+def parse_flags(args: Sequence[str], engine: Engine, model: str | None = None) -> dict[str, Any]:
     """Values by destination, of what is given only. `args` are those after `vllm serve`, or after its `model`. With
     `--omni`, flags that vLLM does not know are vllm-omni's.
 
     Raises:
-        UsageError: what vLLM's parser refuses; removed flags are named with their successor.
+        UsageError: what this release's parser refuses; removed flags are named with their successor.
     """
     if len(args) > MAX_ARGUMENTS or sum(map(len, args)) > MAX_ARGUMENT_CHARS:
         raise UsageError("vllm serve: the command line is too long")
-    parser = _parser(facts.flags_file)
+    parser = _parser(engine.release, opposites=engine.has(OPPOSITES))
     omni = OMNI in args
     args = [arg for arg in args if arg != OMNI]
     named = _model_first([*([] if model is None else [model]), *args])
-    expanded = _expand(_insert_config(named, parser))
-    removed = [arg for arg in expanded if arg.partition("=")[0] in REMOVED_FLAGS]
+    expanded = _expand(_optimizing(_insert_config(named, parser), engine))
+    known = parser._option_string_actions
+    removed = [arg for arg in expanded if (name := arg.partition("=")[0]) in REMOVED_FLAGS and name not in known]
     if removed:  # before argparse takes one for an abbreviation
-        _refuse(removed, facts, parser)
+        _refuse(removed, engine, parser)
     try:
         values, unknown = parser.parse_known_args(expanded)
     except RecursionError:
         raise UsageError("vllm serve: a value is nested too deeply") from None
     if unknown and not omni:
-        _refuse(unknown, facts, parser)
+        _refuse(unknown, engine, parser)
     result = vars(values)
     for dest, value in result.items():
-        _check_keys(flag_of(dest), _with_underscores(dest, value), _by_dest(facts.flags_file).get(dest, {}).get("keys"))
+        _check_keys(flag_of(dest), _with_underscores(dest, value), _by_dest(engine.release).get(dest, {}).get("keys"))
     # A positional model wins over one from `--config` (entrypoints/cli/serve.py).
     if "model_tag" in result:
         result["model"] = result.pop("model_tag")
@@ -263,13 +293,13 @@ _LIMITS: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
 }
 
 
-def check_limits(given: Mapping[str, Any], facts: VersionFacts) -> None:
+def check_limits(given: Mapping[str, Any], engine: Engine) -> None:
     """Numbers and words that the parser takes and vLLM's configuration classes do not.
 
     Raises:
         EngineRefusalError
     """
-    rows = _by_dest(facts.flags_file)
+    rows = _by_dest(engine.release)
     for dest, value in given.items():
         row = rows.get(dest, {})
         limits = row.get("limits")
@@ -284,17 +314,28 @@ def check_limits(given: Mapping[str, Any], facts: VersionFacts) -> None:
             raise EngineRefusalError(f"{dest} must be {allowed}, not {value}")
 
 
-def _refuse(unknown: Sequence[str], facts: VersionFacts, parser: _Parser) -> NoReturn:
+def _refuse(unknown: Sequence[str], engine: Engine, parser: _Parser) -> NoReturn:
     first = next((arg for arg in unknown if arg.startswith("-")), unknown[0])
     name = first.partition("=")[0]
-    if name in REMOVED_FLAGS:
-        raise UsageError(f"vLLM {facts.version} has no flag {name}", hint=REMOVED_FLAGS[name])
     if first == unknown[0] and not name.startswith("-"):
         raise UsageError(
             f"vllm serve: unexpected argument {name[:60]!r}", hint="the model is named once, in front or by --model"
         )
-    hint = _close(name, parser._option_string_actions) or "see `vllm serve --help=all`"
-    raise UsageError(f"vLLM {facts.version} has no flag {name[:60]!r}", hint=hint)
+    hint = _elsewhere(name, engine) or _close(name, parser._option_string_actions) or "see `vllm serve --help=all`"
+    shown = name if name in REMOVED_FLAGS else repr(name[:60])
+    raise UsageError(f"vLLM {engine.version} has no flag {shown}", hint=hint)
+
+
+def _elsewhere(name: str, engine: Engine) -> str | None:
+    """Which release has a flag that this one has not, and what to write instead."""
+    instead = REMOVED_FLAGS.get(name)
+    if engine.newest:
+        return instead
+    from autofit_vllm.engine.history import first_with
+
+    dest = next((row["dest"] for row in _table(NEWEST) if name in row["options"]), None)
+    since = None if dest is None else first_with("flags", dest)
+    return f"vLLM {since} and newer have it" if since else instead
 
 
 def _model_first(args: list[str]) -> list[str]:
@@ -342,6 +383,27 @@ def _config_arguments(path: str, parser: _Parser) -> list[str]:
         else:
             args += [option, str(value)]
     return args
+
+
+def _optimizing(args: Sequence[str], engine: Engine) -> list[str]:
+    """`-O3` and `-O.key` as releases had them in which `-O` was the compilation configuration."""
+    if engine.has(PLAIN_LEVELS):
+        return list(args)
+    if engine.has(LEVELS):
+        return [f"--compilation-config{arg[2:]}" if arg.startswith("-O.") else arg for arg in args]
+    keys = _by_dest(engine.release)["compilation_config"].get("keys", {})
+    field = "--compilation-config." + ("mode" if "mode" in keys else "level")
+    result = []
+    for index, arg in enumerate(args):
+        level = re.fullmatch(r"-O=?(\w+)", arg)
+        spaced = arg == "-O" and tuple(args[index + 1 : index + 2]) in (("0",), ("1",), ("2",), ("3",))
+        if level is not None:
+            result.append(f"{field}={level[1]}")
+        elif arg.startswith("-O."):
+            result.append(f"--compilation-config{arg[2:]}")
+        else:
+            result.append(field if spaced else arg)
+    return result
 
 
 def _expand(args: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError, UsageError
 
 from autofit_vllm.command.flags import check_limits, parse_flags
-from autofit_vllm.command.versions import VersionFacts, facts_of
+from autofit_vllm.engine.versions import DEFAULT, Engine, find_engine
 
 Usage = Literal["server", "llm"]
 #: config/vllm.py: what `--enable-dbo` and `--ubatch-size` need
@@ -31,7 +32,7 @@ class VllmSettings:
     args: tuple[str, ...] = ()
     given: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
-    version: VersionFacts = field(default_factory=lambda: facts_of(None))
+    version: Engine = DEFAULT
     usage: Usage = "server"
 
     model: str | None = None
@@ -167,10 +168,29 @@ def parse_command(
         UsageError: not a command that serves, or flags that this version refuses.
     """
     n_program = _program_words(argv)
-    facts = facts_of(version)
+    engine = find_engine(version)
     args = tuple(argv[n_program:])
-    given = parse_flags(args, facts, model)
-    return tuple(argv[:n_program]), from_given(given, args=args, env=env or {}, version=facts)
+    given = _parse(args, engine, model)
+    return tuple(argv[:n_program]), from_given(given, args=args, env=env or {}, version=engine)
+
+
+def _parse(args: Sequence[str], engine: Engine, model: str | None) -> dict[str, Any]:
+    """Flags that either of the releases knows between which an engine lies; the newer one's refusal counts."""
+    first, *others = engine.sides()
+    try:
+        return parse_flags(args, first, model)
+    except UsageError:
+        for side in others:
+            with contextlib.suppress(UsageError):
+                return parse_flags(args, side, model)
+        raise
+
+
+def settings_of(settings: VllmSettings, engine: Engine) -> VllmSettings:
+    """The same flags by the defaults of another release."""
+    if settings.version == engine:
+        return settings
+    return from_given(settings.given, args=settings.args, env=settings.env, version=engine, usage=settings.usage)
 
 
 def from_given(
@@ -178,17 +198,18 @@ def from_given(
     *,
     args: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
-    version: VersionFacts | None = None,
+    version: Engine | None = None,
     usage: Usage = "server",
 ) -> VllmSettings:
     """Settings from values by destination, as `parse_flags` returns them."""
     values = dict(given)
-    version = version or facts_of(None)
+    version = version or DEFAULT
     check_limits(values, version)
     speculative = _speculative(values)
     if speculative is not None:
         values["speculative_config"] = speculative
-    kwargs = {name: _frozen(value) for name, value in values.items() if name in _FIELDS and value is not None}
+    stated = {**_defaults(version), **{name: value for name, value in values.items() if value is not None}}
+    kwargs = {name: _frozen(value) for name, value in stated.items() if name in _FIELDS}
     for name in (
         "eplb_config",
         "compilation_config",
@@ -212,6 +233,23 @@ def from_given(
         usage=usage,
         **kwargs,
     )
+
+
+#: the first is read where it is resolved; of the second, older releases change what they say is the default
+_RESOLVED = frozenset({"gpu_memory_utilization", "disable_hybrid_kv_cache_manager"})
+
+
+def _defaults(engine: Engine) -> Mapping[str, Any]:
+    """Of an older release, defaults that are others now, but for `_RESOLVED`."""
+    if engine.newest:
+        return {}
+    from autofit_vllm.engine.history import defaults_at
+
+    return {
+        name: value
+        for name, value in defaults_at(engine.release).items()
+        if value is not None and name not in _RESOLVED
+    }
 
 
 def _check(values: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from autofit_llama.engine.versions import SOURCE as LLAMA_SOURCE
-from autofit_vllm.command.versions import SOURCE as VLLM_SOURCE
+from autofit_vllm.engine.versions import SOURCE as VLLM_SOURCE
 from support import ROOT
 
 C = """

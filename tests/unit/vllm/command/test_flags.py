@@ -10,15 +10,15 @@ import pytest
 from autofit.errors import EngineRefusalError, UsageError
 
 from autofit_vllm.command.flags import negatives_of, parse_count, parse_flags
+from autofit_vllm.command.renamed import REMOVED_FLAGS
 from autofit_vllm.command.settings import parse_command
-from autofit_vllm.command.versions import REMOVED_FLAGS, VERSIONS, facts_of
 from autofit_vllm.command.yaml import parse_yaml
-
-FACTS = facts_of(None)
+from autofit_vllm.engine.history import releases
+from autofit_vllm.engine.versions import DEFAULT, find_engine
 
 
 def flags(*args: str) -> dict[str, Any]:
-    return parse_flags(args, FACTS)
+    return parse_flags(args, DEFAULT)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,9 @@ def test_bounded() -> None:
         flags("-cc", "[" * 100_000)
 
 
-def test_every_version_has_its_table() -> None:
-    for version in VERSIONS:
-        assert parse_flags(["-tp", "2"], facts_of(version)) == {"tensor_parallel_size": 2}
-    with pytest.raises(UsageError, match="not a version"):
-        facts_of("0.0.1")
+def test_every_release_has_its_table() -> None:
+    for release in releases():
+        assert parse_flags(["-tp", "2"], find_engine(release)) == {"tensor_parallel_size": 2}
 
 
 # -- Settings files --------------------------------------------------------------------------------

@@ -1,36 +1,6 @@
-"""What differs between versions of vLLM, as data. Everything that is not listed here holds for all of
-them."""
+"""What the newest known release calls flags and keys that older ones had under other names."""
 
 from __future__ import annotations
-
-from autofit.domain.values import dataclass
-from autofit.errors import UsageError
-
-DEFAULT_VERSION = "0.33.0"
-#: the source that docstrings cite as FILE or FILE:NAME; tools/check_sources.py says what a newer one changed
-SOURCE = f"vllm {DEFAULT_VERSION}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionFacts:
-    """One version: its flag table (a file beside this one) and the constants that moved between versions."""
-
-    version: str
-    flags_file: str
-    default_gpu_memory_utilization: float  #: config/cache.py:CacheConfig.gpu_memory_utilization
-    cudagraph_estimate_deducted: bool  #: vllm/envs.py:VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
-    least_capability: tuple[int, int]  #: the oldest GPUs that the published wheel holds kernels for
-
-
-VERSIONS: dict[str, VersionFacts] = {
-    "0.33.0": VersionFacts(
-        version="0.33.0",
-        flags_file="flags-0.33.0.json",
-        default_gpu_memory_utilization=0.92,
-        cudagraph_estimate_deducted=True,
-        least_capability=(7, 5),
-    ),
-}
 
 #: Flags that older versions had and the parser now rejects, with what to write instead.
 REMOVED_FLAGS: dict[str, str] = {
@@ -65,16 +35,3 @@ RENAMED_KEYS: dict[str, str] = {
 }
 #: hands the whole command to the vllm-omni package (entrypoints/cli/main.py:maybe_run_omni)
 OMNI = "--omni"
-
-
-def facts_of(version: str | None) -> VersionFacts:
-    """The facts of `version`, or of the newest known one.
-
-    Raises:
-        UsageError: a version autofit does not know.
-    """
-    facts = VERSIONS.get(version or DEFAULT_VERSION)
-    if facts is None:
-        known = ", ".join(VERSIONS)
-        raise UsageError(f"vLLM {version} is not a version autofit knows", hint=f"known: {known}")
-    return facts
