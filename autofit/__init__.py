@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from autofit.errors import ModelError as ModelError
     from autofit.errors import ModelNotFoundError as ModelNotFoundError
     from autofit.errors import PluginError as PluginError
+    from autofit.errors import RemoteError as RemoteError
     from autofit.errors import UnknownHardwareError as UnknownHardwareError
     from autofit.errors import UnsupportedModelError as UnsupportedModelError
     from autofit.errors import UsageError as UsageError
@@ -47,6 +48,7 @@ _HOMES = {
     "ModelError": "autofit.errors",
     "ModelNotFoundError": "autofit.errors",
     "PluginError": "autofit.errors",
+    "RemoteError": "autofit.errors",
     "UnknownHardwareError": "autofit.errors",
     "UnsupportedModelError": "autofit.errors",
     "UsageError": "autofit.errors",

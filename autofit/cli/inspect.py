@@ -32,7 +32,7 @@ _MAX_RANGES = 40  #: characters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a file, a directory, or example:NAME")
+    parser.add_argument("model", metavar="MODEL", help="a file, a directory, or a name (docs/names.md)")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--format", choices=("text", "json"), default="text")
 

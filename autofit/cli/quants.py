@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from autofit.settings.options import OPTIONS
 
     parser.usage = f"{parser.prog} MODEL [options] [-- flags of the program that quantizes]"
-    parser.add_argument("model", metavar="MODEL", help="a file, a directory, or example:NAME")
+    parser.add_argument("model", metavar="MODEL", help="a file, a directory, or a name (docs/names.md)")
     parser.add_argument("--backend", metavar="NAME", help="ask this engine alone")
     add_options(parser, only=tuple(option.name for option in OPTIONS if option.name not in _SKIPPED))
     parser.add_argument(

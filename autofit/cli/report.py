@@ -18,7 +18,7 @@ TAKES_COMMAND = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [options] MODEL -- ENGINE COMMAND"
-    parser.add_argument("model", metavar="MODEL", help="a file, a directory, or example:NAME")
+    parser.add_argument("model", metavar="MODEL", help="a file, a directory, or a name (docs/names.md)")
     add_options(parser, only=CHECKED)
     group = parser.add_argument_group("output")
     group.add_argument("-o", "--output", metavar="FILE", help="default autofit-report-ARCHITECTURE.json.gz")

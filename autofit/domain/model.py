@@ -53,6 +53,10 @@ class Storage(Protocol):
     def open(self, path: str) -> AbstractContextManager[ByteFile]:
         """The file at `path`, for reading. Raises: ModelNotFoundError, ModelError."""
 
+    @property
+    def is_dear(self) -> bool:
+        """Whether every byte costs: what can be told from other files is not read."""
+
     def is_file(self, path: str) -> bool: ...
     def is_directory(self, path: str) -> bool: ...
     def names(self, directory: str) -> Collection[str]:

@@ -81,6 +81,8 @@ def open_file(path: str) -> Iterator[OpenFile]:
 class Disk:
     """The files of this machine, as a `Storage`."""
 
+    is_dear = False
+
     def open(self, path: str) -> AbstractContextManager[OpenFile]:
         return open_file(path)
 

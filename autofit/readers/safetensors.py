@@ -208,6 +208,10 @@ def _refuse_duplicates(raw: bytes, path: str) -> None:
 def _read_directory(directory: Path, storage: Storage) -> ModelSpec:
     names = sorted(storage.names(str(directory)))
     indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
+    shards = _all_numbered(names)
+    if shards and indexes and storage.is_dear:
+        # an index repeats the names of all tensors, which the headers have
+        return _read_files([directory / name for name in shards], None, storage)
     if indexes:
         usual = "model" + INDEX_SUFFIX
         return _read_index(directory / (usual if usual in indexes else indexes[0]), storage)
@@ -222,6 +226,16 @@ def _read_directory(directory: Path, storage: Storage) -> ModelSpec:
     if usual_file in files:
         return _read_files([usual_file], None, storage)
     return _read_files(_shards(files[0]) if _SHARD.fullmatch(files[0].name) else files, None, storage)
+
+
+def _all_numbered(names: Sequence[str]) -> list[str]:
+    """The files of the one set of numbered shards, where there is one and none of it is missing."""
+    sets = {(match[1], match[3]) for name in names if (match := _SHARD.fullmatch(name))}
+    if len(sets) != 1:
+        return []
+    ((stem, count),) = sets
+    shards = [f"{stem}-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
+    return shards if len(shards) <= MAX_SHARDS and {*shards} <= {*names} else []
 
 
 def _shards(path: Path) -> list[Path]:
@@ -272,9 +286,10 @@ def _read_files(paths: Sequence[Path], weight_map: Mapping[str, str] | None, sto
             f"{printable(str(missing[0]))}: missing, one of {len(paths)} shards{more}",
             hint="download the model again",
         )
-    if weight_map is None:
-        _expect_documents(storage, paths[0].with_name("config.json"))
-    storage.expect(_head_bytes(paths, weight_map))
+    if storage.is_dear:
+        if weight_map is None:
+            _expect_documents(storage, paths[0].with_name("config.json"))
+        _fetch_headers(paths, weight_map, storage)
     files: list[ModelFile] = []
     tensors: list[TensorInfo] = []
     notes: Mapping[str, object] = {}
@@ -297,14 +312,25 @@ def _expect_documents(storage: Storage, config: Path, *others: str) -> None:
     storage.expect({name: DOCUMENT_BYTES for name in names if storage.is_file(name)})
 
 
-def _head_bytes(paths: Sequence[Path], weight_map: Mapping[str, str] | None) -> dict[str, int]:
-    """About as many bytes as the header of each file has: a line for each tensor."""
-    if weight_map is None:
-        return {str(path): HEAD_BYTES for path in paths}
-    sizes = {path.name: 1024 for path in paths}
-    for name, file in weight_map.items():
-        sizes[file] += len(name) + ENTRY_BYTES
-    return {str(path): min(sizes[path.name], MAX_HEADER_BYTES) for path in paths}
+def _fetch_headers(paths: Sequence[Path], weight_map: Mapping[str, str] | None, storage: Storage) -> None:
+    """Have all headers at hand: of each file about as much as its header has, then what lacks."""
+    if weight_map is not None:
+        guess = {path.name: 1024 for path in paths}
+        for name, file in weight_map.items():
+            guess[file] += len(name) + ENTRY_BYTES
+    else:
+        storage.expect({str(paths[0]): HEAD_BYTES})
+        # shards are alike: a tenth more than the first one's
+        guess = dict.fromkeys((path.name for path in paths), _header_bytes(paths[0], storage) * 11 // 10)
+    storage.expect({str(path): min(guess[path.name], MAX_HEADER_BYTES) for path in paths})
+    storage.expect({str(path): _header_bytes(path, storage) for path in paths})
+
+
+def _header_bytes(path: Path, storage: Storage) -> int:
+    """The length of a file's header with the 8 bytes that say it, as far as one is accepted."""
+    with storage.open(str(path)) as file:
+        length = int.from_bytes(file.read(0, 8), "little")
+    return 8 + length if length <= MAX_HEADER_BYTES else 72
 
 
 def _unique(tensors: list[TensorInfo], paths: Sequence[Path], weight_map: Mapping[str, str] | None) -> list[TensorInfo]:

@@ -55,6 +55,8 @@ class RemoteFile:
 class RemoteStorage:
     """The files of one model or repository. `root` is the path that all of theirs begin with."""
 
+    is_dear = True
+
     def __init__(
         self,
         root: str,
@@ -91,9 +93,9 @@ class RemoteStorage:
         return {name for name in below if "/" not in name}
 
     def expect(self, wanted: Mapping[str, int]) -> None:
-        """Read the start of several files side by side, but what is kept of them."""
+        """Read the start of several files side by side, but for what is here of them."""
         ends = {file: min(n, file.size_bytes) for path, n in wanted.items() if (file := self._file(path))}
-        lacking = {file: end for file, end in ends.items() if not file.head and end}
+        lacking = {file: end for file, end in ends.items() if len(file.head) < end}
         if len(lacking) == 1:
             for file, end in lacking.items():
                 self._grow(file, end)

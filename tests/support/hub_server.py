@@ -75,6 +75,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: Any) -> None:
         pass
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         hub = self.hub
         self.request_seen = Request(self.path, self.headers.get("Range"), self.headers.get("Authorization"))
@@ -134,21 +137,27 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
         content = files[path]
         if not is_large(path):
-            return self.file(content)
+            return self.file(content, {"X-Repo-Commit": COMMIT, "ETag": f'"{content.oid[:40]}"'})
         storage = self.hub.storage or self.hub.url
-        headers = {"Location": f"{storage}/xet/{content.oid}?X-Signature=secret", "X-Linked-ETag": f'"{content.oid}"'}
+        headers = {
+            "Location": f"{storage}/xet/{content.oid}?X-Signature=secret",
+            "X-Linked-ETag": f'"{content.oid}"',
+            "X-Linked-Size": str(content.size),
+            "X-Repo-Commit": COMMIT,
+        }
         with self.hub.lock:
             self.hub.plain[f"xet/{content.oid}"] = content
         return self.reply(302, b"Found. Redirecting", headers)
 
-    def file(self, content: Content) -> None:
+    def file(self, content: Content, extra: Mapping[str, str] | None = None) -> None:
         match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if match is None:
-            return self.reply(200, content.part(0, content.size))
+            return self.reply(200, content.part(0, content.size), extra)
         start, end = int(match[1]), min(int(match[2]) + 1, content.size)
         if start >= content.size:
             return self.reply(416, b"", {"Content-Range": f"bytes */{content.size}"})
         headers = {"Content-Range": f"bytes {start}-{end - 1}/{content.size}", "ETag": f'"{content.oid[:32]}"'}
+        headers |= extra or {}
         return self.reply(206, content.part(start, end), headers)
 
     def reply(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
@@ -158,8 +167,9 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in given.items():
             self.send_header(name, value)
         self.end_headers()
-        self.request_seen.sent_bytes += len(body)
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.request_seen.sent_bytes += len(body)
+            self.wfile.write(body)
 
 
 def is_large(path: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.fuzzing import Target, gguf, headers, text, vllm
+from support.fuzzing import Target, answers, gguf, headers, text, vllm
 
 TARGETS = {
     target.name: target
@@ -16,6 +16,7 @@ TARGETS = {
         Target("recordings", text.make_recording, text.run_recording, 30),
         Target("yaml", text.make_yaml, text.run_yaml, 400),
         Target("json", text.make_json, text.run_json, 300),
+        Target("answers", answers.make, answers.run, 150),
         Target("shell-words", text.make_word, text.run_word, 400),
     )
 }

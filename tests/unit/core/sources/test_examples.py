@@ -31,7 +31,8 @@ def test_a_description_is_what_the_real_header_says(name: str, tmp_path: Path) -
     shift = described.tensors[0].offset_bytes - real.tensors[0].offset_bytes
     shifted = tuple(t._replace(offset_bytes=t.offset_bytes + shift) for t in real.tensors)
     size = real.files[0].size_bytes + shift
-    files = (replace(real.files[0], path=described.files[0].path, size_bytes=size),)
+    header = described.files[0].header_bytes
+    files = (replace(real.files[0], path=described.files[0].path, size_bytes=size, header_bytes=header),)
     assert described == replace(real, tensors=shifted, files=files)
 
 

@@ -225,16 +225,32 @@ def test_a_checkpoint(served: Hub, tmp_path: Path) -> None:
     found = find("o/st")
     local = autofit.read_model(tmp_path / "checkpoint-12")
     assert same(found.model, local) and found.model.format == "safetensors"
-    header_bytes = sum(local.tensors[0].offset_bytes for _ in range(12))
+    firsts = {tensor.file_index: tensor.offset_bytes for tensor in reversed(local.tensors)}
     storage = storage_of(served)
-    assert len(served.requests) == 1 + 3 + 12 and len(storage.requests) == 12
-    assert storage.sent_bytes < 2 * header_bytes + 12 * 2048
+    # the list, two documents and no index; each shard once, and again where the first one's length was not enough
+    assert len(served.requests) == 1 + 2 + 12 and 12 <= len(storage.requests) < 24
+    assert storage.sent_bytes < 1.2 * sum(firsts.values()) + (1 << 17)
     plan = autofit.plan("vllm", "o/st", CARD, context=512)
     assert plan.argv[:3] == ("vllm", "serve", "o/st")
     pinned = autofit.plan("vllm", f"hf:o/st@{COMMIT}", CARD, context=512)
     assert pinned.argv[2] == "o/st" and pinned.argv[pinned.argv.index("--revision") + 1] == COMMIT
     checked = autofit.check(pinned.argv, CARD)
     assert [p.used_bytes for p in checked.memory.pools] == [p.used_bytes for p in plan.memory.pools]
+
+
+def test_a_checkpoint_whose_shards_are_not_numbered_is_read_by_its_index(served: Hub, tmp_path: Path) -> None:
+    files = checkpoint(tmp_path, 3)
+    index = json.loads(files.pop("model.safetensors.index.json").head)
+    renamed = {name: f"part{name[10]}.safetensors" for name in sorted(set(index["weight_map"].values()))}
+    index["weight_map"] = {tensor: renamed[name] for tensor, name in index["weight_map"].items()}
+    raw = json.dumps(index).encode()
+    served.repositories["o/st"] = {
+        **{renamed.get(name, name): content for name, content in files.items()},
+        "model.safetensors.index.json": Content(raw, len(raw)),
+    }
+    found = find("o/st").model
+    assert {t.name for t in found.tensors} == {*index["weight_map"]}
+    assert len(storage_of(served).requests) == 3  # the index tells how long each header is
 
 
 def test_a_checkpoint_whose_shards_are_missing_is_planned_from_its_configuration(served: Hub, tmp_path: Path) -> None:
