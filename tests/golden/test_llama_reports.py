@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import autofit
 import pytest
+from autofit.domain.machine import HOST_POOL
 from autofit.domain.units import MIB
 
 from support import llama_reports
@@ -23,3 +25,19 @@ def test_verdicts(row: llama_reports.Row) -> None:
     bound = any(word in row["limits"] for word in NOT_COMPARED)
     if verdict.over_bytes is not None and verdict.used_bytes and not bound:
         assert min(verdict.over_bytes) > -max(300 * MIB, verdict.used_bytes // 50), verdict
+
+
+@pytest.mark.parametrize("label", ["B05", "B17", "B19", "B31", "B37", "B39", "B61", "B67"])
+def test_what_experts_published_is_planned_as_well_or_better(label: str) -> None:
+    """For the published context and KV type: no more weights in main memory, and no lower rate."""
+    row = next(row for row in llama_reports.rows() if row["id"] == label)
+    machine, model = llama_reports.machine_of(row), llama_reports.model_of(row)
+    theirs = autofit.check(llama_reports.words_of(row), machine, model=model, settings=None)
+    kv = llama_reports.kv_of(row)
+    ours = autofit.plan("llama", model, machine, context=theirs.context_tokens, kv=kv, settings=None)
+    assert ours.fits
+    assert theirs.speed is not None
+    assert ours.speed is not None
+    in_ram = [plan.memory.pool(HOST_POOL).sum_bytes("weights") for plan in (ours, theirs)]
+    assert in_ram[0] <= in_ram[1]
+    assert ours.speed.decode_tokens_per_s >= 0.99 * theirs.speed.decode_tokens_per_s

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import autofit
+from autofit.domain.machine import Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.units import MIB
 from autofit.hardware import load_machine
@@ -77,12 +78,22 @@ def words_of(row: Row) -> list[str]:
     return [program, "-m", row["model"], *shlex.split(args)]
 
 
-def judge(row: Row, *, hardware: Path = DATA / "report_hardware", models: Path | None = None) -> Verdict:
+def machine_of(row: Row, hardware: Path = DATA / "report_hardware") -> Machine:
     names = [str(hardware / name) if name.endswith(".toml") else name for name in row["hardware"]]
+    return load_machine(*names, ram=row["ram"])
+
+
+def kv_of(row: Row) -> str:
+    """The type of the keys' cache that a command names."""
+    found = re.search(r"-ctk (\S+)", row["args"])
+    return found[1] if found else "f16"
+
+
+def judge(row: Row, *, hardware: Path = DATA / "report_hardware", models: Path | None = None) -> Verdict:
     options = dict(zip(row["extra"][::2], row["extra"][1::2], strict=True))
     plan = autofit.check(
         words_of(row),
-        load_machine(*names, ram=row["ram"]),
+        machine_of(row, hardware),
         model=model_of(row, models),
         engine_version=build_of(row),
         margin=options.get("--margin"),
