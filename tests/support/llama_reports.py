@@ -21,6 +21,7 @@ from autofit.domain.model import ModelSpec
 from autofit.domain.units import MIB
 from autofit.hardware import load_machine
 
+from autofit_llama.engine.builds import builds
 from support.descriptors import DATA, spec
 
 Row = Mapping[str, Any]
@@ -51,8 +52,6 @@ def model_of(row: Row, models: Path | None = None) -> ModelSpec | str:
     return spec(part, name)
 
 
-#: where a report tells only the month, its first build: b9525 is of 2026-06-05 (ggml-org/llama.cpp#24175), 12 a day
-_MONTHS = {"2026-06": 9475}
 _FIRST_LOAD_MODE = 10361  #: builds before it have other words for `-lm`
 
 
@@ -62,8 +61,13 @@ def build_of(row: Row) -> str | None:
     The documentation of llama-fit-params shows a build that had `--fit` before any release.
     """
     found = re.search(r"\bb(\d{4,5})\b", row["build"])
-    number = int(found[1]) if found else _MONTHS.get(row["build"])
+    number = int(found[1]) if found else _last_of(row["build"])
     return None if number is None or "fit-params" in row["source"] else f"b{number}"
+
+
+def _last_of(month: str) -> int | None:
+    """The last recorded build of a month: what has changed by then, has."""
+    return max((build.number for build in builds() if build.day.startswith(f"{month}-")), default=None)
 
 
 def words_of(row: Row) -> list[str]:

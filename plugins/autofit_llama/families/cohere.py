@@ -128,7 +128,8 @@ ARCHITECTURES = (
                     "nextn.shared_head_head",
                     "nextn.shared_head_norm",
                 )
-            )
+            ),
+            once_always=True,
         ),
         draft_graph=cohere2moe_draft,
     ),

@@ -320,7 +320,7 @@ ARCHITECTURES = (
         graph=step35,
         memory=plain(since=_STEP35_APART),
         rope_factors=lambda hp: range(hp.n_layer_all),
-        draft_tensors=DraftTensors(skipped=ATTENTION_AND_JOIN),
+        draft_tensors=DraftTensors(skipped=ATTENTION_AND_JOIN, once_always=True),
         draft_graph=step35_draft,
     ),
 )

@@ -638,7 +638,7 @@ ARCHITECTURES = (
         scales=("ffn", "experts", "shared"),
         graph=hy_v3,
         memory=plain(since=_HY_V3_APART),
-        draft_tensors=DraftTensors(skipped=ATTENTION_AND_JOIN | {"attn_q_norm", "attn_k_norm"}),
+        draft_tensors=DraftTensors(skipped=ATTENTION_AND_JOIN | {"attn_q_norm", "attn_k_norm"}, once_always=True),
         draft_graph=hy_v3_draft,
     ),
     Architecture(

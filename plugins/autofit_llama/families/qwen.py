@@ -10,7 +10,7 @@ from autofit_llama.graph.builder import READY_INPUTS, Graph, Layer, RecurrentInp
 from autofit_llama.graph.draft_head import head, join
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.recurrent import FUSED_DELTA, conv_state, delta_net
-from autofit_llama.model.architecture import Architecture, TensorSplit, has_80_layers, reads
+from autofit_llama.model.architecture import Architecture, DraftTensors, TensorSplit, has_80_layers, reads
 from autofit_llama.model.caches import (
     attending_in_trunk,
     hybrid,
@@ -365,6 +365,7 @@ ARCHITECTURES = (
         output="tied",
         scales=("ffn",),
         graph=qwen35,
+        draft_tensors=DraftTensors(once_always=True),
         memory=hybrid(rolls_back=True, attends=attending_in_trunk, plain_draft=True),
         tensor_split=TensorSplit(gated_queries=True),
         draft_graph=qwen35_draft,
@@ -383,6 +384,7 @@ ARCHITECTURES = (
         output="tied",
         scales=("experts", "shared"),
         graph=qwen35,
+        draft_tensors=DraftTensors(once_always=True),
         memory=hybrid(rolls_back=True, attends=attending_in_trunk, plain_draft=True),
         tensor_split=TensorSplit(gated_queries=True),
         draft_graph=qwen35_draft,

@@ -92,6 +92,13 @@ HRM_INIT_ON_FIRST_BLOCK = Change(
     source="src/llama-arch.cpp:LLM_TENSOR_INFOS, HRM_Z_L_INIT of the input and of a block",
     name="hrm.z_l_init beside the first block",
 )
+DRAFT_HEADS_AS_ASKED = Change(
+    without=10068,
+    has=10218,
+    source="src/models/qwen35.cpp, tensors of the draft head created by every load, and with TENSOR_SKIP",
+    name="draft heads loaded only where they are asked for",
+    larger=False,
+)
 #: outside the blocks, but on the first block's device
 _FIRST_BLOCK = frozenset(
     (
@@ -179,6 +186,7 @@ def _weights(
     tensors: Iterable[TensorInfo], hp: HParams, load_mtp: bool, lazy_mode: LazyMode, version: Version
 ) -> Iterator[Weight]:
     arch = architecture_of(hp.arch)
+    load_mtp = load_mtp or (arch.draft_tensors.once_always and not version.follows(DRAFT_HEADS_AS_ASKED))
     inputs, first_block = _ends(version)
     for tensor in tensors:
         match = _BLOCK.match(tensor.name)

@@ -59,12 +59,13 @@ class DraftTensors:
     """Tensors of blocks behind the trunk: they are skipped where no draft head is asked for (TENSOR_SKIP).
 
     `loadable`: they are loaded with the draft head; else never. `skipped`: only these are skipped. `kept`: these
-    never are.
+    never are. `once_always`: builds loaded them whatever was asked for (weights.py:DRAFT_HEADS_AS_ASKED).
     """
 
     loadable: bool = True
     skipped: frozenset[str] | None = None
     kept: frozenset[str] = frozenset()
+    once_always: bool = False
 
 
 #: of a block whose attention and joining matrices alone are skipped
