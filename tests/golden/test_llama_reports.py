@@ -9,8 +9,6 @@ from autofit.domain.units import MIB
 
 from support import llama_reports
 
-#: XIELU ran on the CPU in ROCm builds of that time, with its inputs copied back and forth
-UNEXPLAINED = frozenset(("B53",))
 #: rows whose file or unit is a guess
 NOT_COMPARED = ("guessed", "unknown", "unit unclear", "from another log")
 
@@ -20,7 +18,7 @@ def test_verdicts(row: llama_reports.Row) -> None:
     verdict = llama_reports.judge(row)
     if verdict.ran:
         assert verdict.says in ("fits", "starts"), verdict
-    elif row["id"] not in UNEXPLAINED:
+    else:
         assert verdict.says != "fits", verdict
     bound = any(word in row["limits"] for word in NOT_COMPARED)
     if verdict.over_bytes is not None and verdict.used_bytes and not bound:
@@ -41,3 +39,13 @@ def test_what_experts_published_is_planned_as_well_or_better(label: str) -> None
     in_ram = [plan.memory.pool(HOST_POOL).sum_bytes("weights") for plan in (ours, theirs)]
     assert in_ram[0] <= in_ram[1]
     assert ours.speed.decode_tokens_per_s >= 0.99 * theirs.speed.decode_tokens_per_s
+
+
+def test_an_operation_that_a_build_runs_on_the_cpu_fills_the_cards_with_copies() -> None:
+    """ggml-org/llama.cpp#16725: a compute buffer of 14136 MiB on the first card, from inputs of 80 xIELU."""
+    row = next(row for row in llama_reports.rows() if row["id"] == "B53")
+    words = ["llama-server", "-m", row["model"], *"-c 20480 -ngl 99 -fa on -ts 1,1".split()]
+    options = {"model": llama_reports.model_of(row), "engine_version": "b6816", "settings": None}
+    plan = autofit.check(words, llama_reports.machine_of(row), **options)
+    assert plan.engine_report["devices"][0]["compute_bytes"] // MIB == 14_136
+    assert plan.verdict == "does not fit"

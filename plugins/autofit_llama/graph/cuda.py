@@ -91,9 +91,20 @@ _ALWAYS = frozenset(
 )
 
 
-def _unary(t: Tensor, _: Version) -> bool:
+XIELU = Change(
+    without=6816,
+    has=7698,
+    source="ggml-cuda.cu:ggml_backend_cuda_device_supports_op, GGML_UNARY_OP_XIELU; ggml-org/llama.cpp#16725 without",
+    name="xIELU on CUDA and ROCm",
+    larger=False,
+)
+
+
+def _unary(t: Tensor, version: Version) -> bool:
     a = t.src[0]
-    return t.param in _UNARY and not (a.type == "bf16" and t.param == "xielu") and is_contiguous(a)
+    if t.param == "xielu" and (a.type == "bf16" or not version.follows(XIELU)):
+        return False
+    return t.param in _UNARY and is_contiguous(a)
 
 
 def _glu(t: Tensor, _: Version) -> bool:

@@ -9,12 +9,21 @@ from autofit.domain.model import ModelSpec
 from autofit.domain.request import Margin
 from autofit.domain.values import dataclass, replace
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.launch.defaults import Launch
 from autofit_llama.launch.fit import Fitted
 from autofit_llama.launch.process import run_of
 from autofit_llama.memory import runtime
 from autofit_llama.memory.estimate import Estimate, Run, allocated_compute, estimate
 from autofit_llama.memory.layout import Sized
+
+RETRIES = Change(
+    without=6816,
+    has=7698,
+    source="src/llama-context.cpp:sched_reserve, retrying; ggml-org/llama.cpp#16725 ends there",
+    name="a second try without pipeline parallelism",
+    larger=False,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +64,8 @@ def effective(
     of_devices = [kept[device.id] for device in run.devices]
     found = estimate(run, machine, of_devices)
     lacks = _overlap_lacks(run, found, machine)
+    if lacks > 0 and not run.arguments.context.version.follows(RETRIES):
+        lacks = 0
     if lacks > 0:
         plain = replace(run, arguments=replace(run.arguments, pipeline=False))
         again = estimate(plain, machine, of_devices)

@@ -93,7 +93,7 @@ HRM_INIT_ON_FIRST_BLOCK = Change(
     name="hrm.z_l_init beside the first block",
 )
 DRAFT_HEADS_AS_ASKED = Change(
-    without=10068,
+    without=10199,
     has=10218,
     source="src/models/qwen35.cpp, tensors of the draft head created by every load, and with TENSOR_SKIP",
     name="draft heads loaded only where they are asked for",
