@@ -123,7 +123,7 @@ class Backend(ABC):
     ) -> Plan:
         """What this command takes as it stands; nothing is changed.
 
-        Of `request`, `margin`, `device`, `engine_version` and `measured` count.
+        Of `request`, `margin`, `device`, `mean_tokens`, `engine_version` and `measured` count.
 
         Raises:
             EngineRefusalError: the engine would refuse to start with these arguments.

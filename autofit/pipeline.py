@@ -245,8 +245,9 @@ def check(
 
     The command may start with assignments, `NAME=value ...`, with `env` before them or not. `environ` holds more
     variables of the engine, which yield to them; those of `settings` yield to both. `options` are `on`, `ram`,
-    `device`, `margin` and `engine_version` as for `plan()`, and measurements that replace the backend's own figures. A
-    command that starts and runs short of memory later fits, and its `verdict` says so; with `strict` it does not fit.
+    `device`, `margin`, `mean_tokens` and `engine_version` as for `plan()`, and measurements that replace the backend's
+    own figures. A command that starts and runs short of memory later fits, and its `verdict` says so; with `strict` it
+    does not fit.
 
     Raises:
         UsageError: no backend understands the command. EngineRefusalError: the engine would refuse it.
@@ -261,6 +262,7 @@ def check(
     if machine is not None and {"on", "ram"} & options.keys():
         raise UsageError("check() got a machine, and on or ram as well", hint="leave one of them out")
     stated = stated_options(backend.name, options, settings, CHECKED)
+    _check_supported(backend, stated, CHECKED)
     hiding = next((name for name in assigned if name.endswith(_HIDES)), None)
     if machine is None and hiding and stated.get("on"):
         raise UsageError(
@@ -353,18 +355,18 @@ def _check_names(where: str, given: Iterable[str], known: Iterable[str]) -> None
             raise UsageError(f"{where} got an unknown option {name!r}", hint=suggest(name, known))
 
 
-def _check_supported(backend: Backend, options: Options) -> None:
-    """Refuse what the backend would pass over.
+def _check_supported(backend: Backend, options: Options, used: Container[str] = BY_NAME) -> None:
+    """Refuse what the backend would pass over, of the options in use.
 
     Raises:
         UsageError: an option that the backend does not support, or a KV type that its engine has not.
     """
     for name, origin in options.origins.items():
-        if name not in OWN and name not in backend.supports:
+        if name in used and name not in OWN and name not in backend.supports:
             known = ", ".join(BY_NAME[other].flag for other in sorted(backend.supports)) or "none"
             by = "" if origin == "user" else f" (set in the {origin})"
             raise UsageError(f"{backend.name} does not support {BY_NAME[name].flag}{by}", hint=f"it supports: {known}")
-    kv = options.get("kv")
+    kv = options.get("kv") if "kv" in used else None
     if kv not in (None, "auto", *backend.kv_types):
         raise UsageError(
             f"--kv {kv}: not a KV cache type of {backend.engine}", hint=f"known: auto, {', '.join(backend.kv_types)}"

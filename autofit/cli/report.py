@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     stated = given(args)
     hardware = {name: stated[name] for name in ("on", "ram")}
     machine = machine_of(stated_options(host().backend_of_program(words).name, hardware, HERE), environ)
-    options = {name: stated[name] for name in ("device", "margin", "engine_version")}
+    options = {name: stated[name] for name in ("device", "margin", "mean_tokens", "engine_version")}
     report = make_report(args.model, args.engine_args, machine, environ=environ, options=options)
     if args.show:
         import json

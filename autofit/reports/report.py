@@ -20,7 +20,7 @@ from autofit.errors import AutofitError, CorruptModelError, EngineRefusalError, 
 SCHEMA = 1
 MAX_PACKED_BYTES = 1 << 20
 MAX_BYTES = 1 << 25
-_OPTIONS = ("device", "margin", "engine_version")
+_OPTIONS = ("device", "margin", "mean_tokens", "engine_version")
 _SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 
 
@@ -35,7 +35,7 @@ def make_report(
     """The report of an engine's command, on a model and a machine, as JSON values.
 
     `environ` are the variables of the process; those that the engine reads are kept. Settings files do not count.
-    `options` are `device`, `margin` and `engine_version` as for `check()`. The report is replayed: `replays` says
+    `options` are `device`, `margin`, `mean_tokens` and `engine_version` as for `check()`. The report is replayed: `replays` says
     whether what was left out changes no figure.
 
     Raises:

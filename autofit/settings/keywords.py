@@ -21,6 +21,7 @@ class CheckOptions(TypedDict, total=False):
     ram: str | int | None
     device: Names | None
     margin: str | int | Sequence[str | int] | tuple[Margin, ...] | None
+    mean_tokens: str | int | None
     engine_version: str | None
     strict: bool | None
     available_kv_bytes: int | Sequence[int] | None

@@ -169,6 +169,6 @@ OPTIONS: tuple[Option, ...] = (
 BY_NAME = {option.name: option for option in OPTIONS}
 
 #: the options that `check` takes: a command says everything else itself
-CHECKED = ("on", "ram", "device", "margin", "engine_version", "strict")
+CHECKED = ("on", "ram", "device", "margin", "mean_tokens", "engine_version", "strict")
 #: the options that the core itself answers; all others are for the backend, which says which it supports
 OWN = frozenset({"on", "ram", "preset", "strict", "force"})

@@ -168,3 +168,13 @@ def test_engine_flags_of_a_settings_file_are_told_as_the_files(backend: str, tmp
     assert ("--port", "settings file", "set in the settings file") in told
     assert ("--host", "user", "kept as given") in told
     assert ("--api-key", "user", "kept as given") in told
+
+
+def test_a_check_refuses_an_option_that_the_backend_has_not() -> None:
+    machine = autofit.load_machine("h100-80gb", ram="64GiB")
+    short, long = (
+        autofit.check(COMMANDS["vllm"], machine, mean_tokens=n, environ={}).engine_report for n in ("1k", "16k")
+    )
+    assert short["mean_tokens"] == 1024 and long["mean_tokens"] == 16_384
+    with pytest.raises(UsageError, match="llama does not support --mean-tokens"):
+        autofit.check(COMMANDS["llama"], machine, mean_tokens="1k", environ={})
