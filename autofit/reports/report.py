@@ -35,8 +35,8 @@ def make_report(
     """The report of an engine's command, on a model and a machine, as JSON values.
 
     `environ` are the variables of the process; those that the engine reads are kept. Settings files do not count.
-    `options` are `device`, `margin`, `mean_tokens` and `engine_version` as for `check()`. The report is replayed: `replays` says
-    whether what was left out changes no figure.
+    `options` are `device`, `margin`, `mean_tokens` and `engine_version` as for `check()`. The report is replayed:
+    `replays` says whether what was left out changes no figure.
 
     Raises:
         UsageError: no backend understands the command. ModelError: no such model, or another engine's.

@@ -22,7 +22,7 @@ from autofit_vllm.planning.plan import build_plan
 from autofit_vllm.planning.prices import PRICES, nearest_wish, prices
 from autofit_vllm.planning.problem import Candidate, Problem
 from autofit_vllm.planning.reasons import REASONS, lacks, needed_bytes, next_length
-from autofit_vllm.planning.relief import gpus_needed
+from autofit_vllm.planning.relief import gpus_needed, node_of
 from autofit_vllm.planning.speed import full_speed_of
 
 
@@ -172,8 +172,8 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
         return [*found, finding("margin-too-large", message)]
     needed = gpus_needed(problem, length)
     if needed is not None:
-        world, per_node = needed.world_size, len(problem.devices)
-        nodes = f" in {-(-world // per_node)} nodes like this one" if 1 < per_node < world else ""
+        world, node = needed.world_size, node_of(problem)
+        nodes = f" in {world // node} machines of {node}" if world > node else ""
         found.append(
             finding(
                 "gpus-needed",

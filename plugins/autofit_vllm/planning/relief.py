@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 from autofit.errors import EngineRefusalError
 
@@ -17,6 +18,8 @@ from autofit_vllm.planning.problem import ENOUGH_TOKENS, Candidate, Layout, Prob
 from autofit_vllm.planning.ranking import timed
 from autofit_vllm.planning.search import search
 
+NODE = 8  #: GPUs of a usual server
+
 
 def longest_plan(problem: Problem) -> Candidate | None:
     """The best plan of whatever length fits, with all weights on GPUs."""
@@ -30,34 +33,49 @@ def longest_plan(problem: Problem) -> Candidate | None:
 
 
 def gpus_needed(problem: Problem, length: int, limit: int = 64) -> Parallel | None:
-    """How many GPUs like the first would hold the sequences that are wished, of this length, and how they would
-    share the model: tensor parallel within a node like this one, stages across nodes."""
-    sequences = max(OFFLOAD_SEQUENCES, problem.n_parallel)
+    """How many GPUs like the first would hold the sequences that are wished, of this length, and how they would share
+    the model: tensor parallel within a machine of up to `node_of`, stages across machines of as many GPUs each."""
     if not problem.devices:
         return None
-    device, per_node = problem.devices[0], len(problem.devices)
-    heads = possible_tp(problem.model)
-    least = _weights_bytes(problem) // max(1, device.total_bytes or 1)
-    n_nodes = max(1, -(-least // per_node))
-    while n_nodes * per_node <= limit:
-        world = n_nodes * per_node
-        n_nodes += max(1, n_nodes // 8)
-        for tp in sorted((tp for tp in heads if world % tp == 0 and tp <= max(8, per_node)), reverse=True):
-            pp = world // tp
-            if pp > max(1, problem.model.n_layers) or (pp > 1 and not problem.model.supports_pipeline):
-                continue
-            many = dataclasses.replace(problem, devices=(device,) * world, settings=_unpinned(problem.settings))
-            values = {"tensor_parallel_size": tp, "pipeline_parallel_size": pp}
-            layout = Layout(values=values, devices=many.devices, world_size=world)
-            try:
-                base = LayoutBase.of(many, layout, values)
-                tokens = max(OFFLOAD_STEP_TOKENS, sequences, problem.settings.max_num_seqs or 0)
-                candidate = base.candidate(tokens, sequences)
-                if candidate.fits and candidate.length >= min(length, problem.lengths[0]):
-                    return base.config.parallel
-            except EngineRefusalError:
-                continue
+    least = _weights_bytes(problem) // max(1, problem.devices[0].total_bytes or 1)
+    for tp, pp in _sizes(problem, limit):
+        found = _held_by(problem, tp, pp, length) if least <= tp * pp <= limit else None
+        if found is not None:
+            return found
     return None
+
+
+def node_of(problem: Problem) -> int:
+    """GPUs of a machine that is bought for more than this one holds."""
+    return max(NODE, len(problem.devices))
+
+
+def _sizes(problem: Problem, limit: int) -> Iterator[tuple[int, int]]:
+    """(tensor parallel, stages), by the number of GPUs: what the heads divide over, else machines that are full."""
+    node = node_of(problem)
+    heads = [tp for tp in possible_tp(problem.model) if tp <= node]
+    yield from ((tp, 1) for tp in heads)
+    most = max(1, problem.model.n_layers) if problem.model.supports_pipeline else 1
+    for world in (*range(2 * max(heads), node + 1, max(heads)), *range(2 * node, limit + 1, node)):
+        tp = max(tp for tp in heads if world % tp == 0)
+        if world // tp <= most:
+            yield tp, world // tp
+
+
+def _held_by(problem: Problem, tp: int, pp: int, length: int) -> Parallel | None:
+    """Whether so many GPUs hold it."""
+    sequences = max(OFFLOAD_SEQUENCES, problem.n_parallel)
+    devices = (problem.devices[0],) * (tp * pp)
+    many = dataclasses.replace(problem, devices=devices, settings=_unpinned(problem.settings))
+    values = {"tensor_parallel_size": tp, "pipeline_parallel_size": pp}
+    try:
+        base = LayoutBase.of(many, Layout(values=values, devices=devices, world_size=tp * pp), values)
+        tokens = max(OFFLOAD_STEP_TOKENS, sequences, problem.settings.max_num_seqs or 0)
+        candidate = base.candidate(tokens, sequences)
+    except EngineRefusalError:
+        return None
+    enough = candidate.fits and candidate.length >= min(length, problem.lengths[0])
+    return base.config.parallel if enough else None
 
 
 def _weights_bytes(problem: Problem) -> int:

@@ -139,3 +139,16 @@ def test_no_more_of_a_card_than_published_commands_take() -> None:
     for name, cards in (("llama3-8b", "rtx-4090"), ("llama3-70b", "2xa100-80gb"), ("gpt-oss-20b", "h100-80gb")):
         found = plan(CONFIGS / name, cards)
         assert found.fits and found.engine_report["gpu_memory_utilization"] <= 0.95  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("name", "cards", "needed"),
+    [
+        ("deepseek-v3", "h200", "8 GPUs like NVIDIA H200 would hold it: -tp 8 -pp 1"),
+        ("llama3-70b", "3xa100-40gb", "4 GPUs like NVIDIA A100-SXM4-40GB would hold it: -tp 4 -pp 1"),
+        ("mixtral-8x7b", "rtx-3060-12gb", "16 GPUs like NVIDIA GeForce RTX 3060 in 2 machines of 8 would hold it"),
+        ("qwen2.5-14b", "t4", "4 GPUs like Tesla T4 would hold it: -tp 4 -pp 1"),
+    ],
+)
+def test_gpus_that_are_missing_are_counted_as_tensor_parallelism_takes_them(name: str, cards: str, needed: str) -> None:
+    assert needed in told(plan(CONFIGS / name, cards, ram="16GiB"))["gpus-needed"]
