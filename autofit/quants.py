@@ -24,6 +24,7 @@ from autofit.settings.layers import HERE, Options, Surroundings
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from autofit.backend import Backend
     from autofit.domain.machine import Machine
     from autofit.domain.memory import PoolUse
     from autofit.domain.model import ModelSpec
@@ -33,8 +34,10 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 FIT = "fit"  #: the size that fits on the machine
+_AS_FAST = 0.97  #: rates nearer to each other than this are the same
 _TRIES = 14  #: at the largest size that fits
 _NEAR_BYTES = 1 << 20
+PLAIN_CACHE = "f16"
 READING_TOKENS_PER_S = 10.0  #: what a form in RAM should reach to be recommended, where nobody says --min-tps
 FEW_BITS = 3.5  #: per weight; below, a form in RAM is the last resort
 IN_RAM_TOKENS = 16_384  #: the context for which a form is planned that does not fit on the devices
@@ -87,8 +90,8 @@ class Row:
 
     @property
     def bits_per_weight(self) -> float:
-        model = self.quantization.model
-        return 0.0 if model is None or not model.n_parameters else self.weights_bytes * 8 / model.n_parameters
+        n_parameters = self.quantization.n_parameters
+        return self.weights_bytes * 8 / n_parameters if n_parameters else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float | None:
@@ -106,6 +109,11 @@ class Quants:
     recommended: Row | None
     because: str
 
+    @property
+    def n_parameters(self) -> int:
+        """Of the model; of one without files, what an engine makes of its configuration."""
+        return self.model.n_parameters or max((row.quantization.n_parameters for row in self.rows), default=0)
+
     def to_dict(self, *, tensors: bool = False) -> dict[str, Any]:
         """JSON values, schema 1 (`docs/quants.md`); with `tensors` the type of each tensor in each form."""
         chosen = self.recommended
@@ -113,12 +121,12 @@ class Quants:
             "schema": SCHEMA,
             "model": self.model.name,
             "architecture": self.model.architecture,
-            "parameters": self.model.n_parameters,
+            "parameters": self.n_parameters,
             "recommended": None
             if chosen is None
             else {"backend": chosen.backend, "name": chosen.quantization.name, "because": self.because},
             "because": self.because,
-            "quantizations": [_row(row, self.model.n_parameters, tensors) for row in self.rows],
+            "quantizations": [_row(row, tensors) for row in self.rows],
         }
 
 
@@ -179,13 +187,11 @@ class Measured:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, schema 1."""
-        form = self.recipe.quantization
-        n_parameters = form.model.n_parameters if form.model is not None else 0
         return {
             "schema": SCHEMA,
             "argv": list(self.recipe.argv),
             "because": self.recipe.because,
-            "quantization": _row(self.row, n_parameters, True),
+            "quantization": _row(self.row, True),
         }
 
 
@@ -202,7 +208,7 @@ def made_to_measure(
     """The largest form of at most `size` bytes that can be made of `model`, and the command that makes it.
 
     `size` is a number of bytes, a text such as `20GiB`, or `fit`: what fits on the devices of `machine` as asked, with
-    a context of 16,384 tokens if none is.
+    a context of 16,384 tokens and an f16 cache where none are.
 
     Raises:
         UsageError: nothing is that small. ModelError: no engine makes forms of this model to measure.
@@ -212,6 +218,8 @@ def made_to_measure(
         stated = stated_options(name, options, settings)
         if machine is None:
             machine = machine_of(stated, None if settings is None else settings.variables)
+        if size == FIT:
+            stated = _with_plain_cache(stated, host().backend(name))
         made = partial(_made, name, found, machine, stated, settings, tuple(quantize_args))
         if size == FIT:
             done = _largest(made, Sizing.of(host().adjust_machine(machine, name), found))
@@ -220,6 +228,13 @@ def made_to_measure(
         if done is not None:
             return done
     raise ModelError(f"{printable(found.name, 80)}: no engine makes forms of a {found.format} model to measure")
+
+
+def _with_plain_cache(options: Options, backend: Backend) -> Options:
+    """An f16 cache, if none is asked for: a type chosen by what fits would come and go with the size."""
+    if options.get("kv") is not None or "kv" not in backend.supports or not backend.kv_types:
+        return options
+    return replace(options, values={**options.values, "kv": PLAIN_CACHE if PLAIN_CACHE in backend.kv_types else None})
 
 
 def _made(
@@ -362,6 +377,9 @@ def recommend(
         full = [row for row in full if (row.context_tokens or 0) == longest]
     if full:
         best = max(full, key=lambda row: row.weights_bytes)
+        if kin := best.quantization.kin:
+            best = _fastest([row for row in full if row.quantization.kin == kin])
+            return best, f"the fastest of {kin}, the most that fits as asked at full speed"
         return best, f"the largest that fits as asked at full speed{_next_larger(best, choice)}"
     choice = [row for row in choice if row.bits_per_weight >= FEW_BITS] or choice
     floor = min_tokens_per_s or READING_TOKENS_PER_S
@@ -372,6 +390,22 @@ def recommend(
     best = max(choice, key=lambda row: (row.decode_tokens_per_s or 0.0, row.weights_bytes))
     few = f" of {FEW_BITS} bits per weight or more" if best.bits_per_weight >= FEW_BITS else ""
     return best, f"the fastest{few}; a part of its weights is in RAM, and none decodes {format_rate(floor)} tokens/s"
+
+
+def _fastest(rows: Sequence[Row]) -> Row:
+    """The fastest; of those as fast one that is published before one that the engine makes, then the smallest."""
+    for rate in (_decode, _prefill):
+        best = max(map(rate, rows))
+        rows = [row for row in rows if rate(row) >= _AS_FAST * best]
+    return min(rows, key=lambda row: (len(row.quantization.engine_args), row.weights_bytes))
+
+
+def _decode(row: Row) -> float:
+    return row.decode_tokens_per_s or 0.0
+
+
+def _prefill(row: Row) -> float:
+    return (row.speed.prefill_tokens_per_s if row.speed is not None else None) or 0.0
 
 
 def _next_larger(best: Row, rows: Iterable[Row]) -> str:
@@ -426,7 +460,7 @@ def _neighbors(model: ModelSpec) -> Mapping[str, FormFile]:
     return found
 
 
-def _row(row: Row, n_parameters: int, tensors: bool) -> dict[str, Any]:
+def _row(row: Row, tensors: bool) -> dict[str, Any]:
     from autofit.domain.plan import speed_to_dict
 
     form = row.quantization
@@ -436,10 +470,11 @@ def _row(row: Row, n_parameters: int, tensors: bool) -> dict[str, Any]:
         "name": form.name,
         "weights_bytes": weights,
         "file_bytes": form.file_bytes,
-        "bits_per_weight": None if weights is None or not n_parameters else round(weights * 8 / n_parameters, 4),
+        "bits_per_weight": round(row.bits_per_weight, 4) or None,
         "types": dict(form.types_bytes),
         "at_hand": form.at_hand,
         "file": None if row.file is None else {"path": row.file.path, "size_bytes": row.file.size_bytes},
+        "kin": form.kin or None,
         "same_as": form.same_as or None,
         "only_for": form.only_for or None,
         "needs": form.needs or None,

@@ -74,7 +74,7 @@ def _measured(args: argparse.Namespace, options: Any) -> int:
 def lines(found: Quants) -> Iterator[str]:
     """The table for people, and what to take."""
     model = found.model
-    yield f"{printable(model.name, 80)}  {model.n_parameters:,} parameters, {printable(model.architecture, 40)}"
+    yield f"{printable(model.name, 80)}  {found.n_parameters:,} parameters, {printable(model.architecture, 40)}"
     backends = list(dict.fromkeys(row.backend for row in found.rows))
     for backend in backends:
         rows = [row for row in found.rows if row.backend == backend]
@@ -93,7 +93,7 @@ def _table(rows: Sequence[Row], found: Quants) -> Iterator[str]:
     table: list[tuple[str, ...]] = [
         ("name", "bytes", "size", "bits", "fits", "context", "decode", "prefill", "loss", "")
     ]
-    table += [_cells(row, found.model.n_parameters) for row in rows]
+    table += [_cells(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     aligned = "<>>><>>>><"
     for row, cells in zip((None, *rows), table, strict=True):
@@ -102,12 +102,12 @@ def _table(rows: Sequence[Row], found: Quants) -> Iterator[str]:
         yield f"{mark} {'  '.join(texts)}".rstrip()
 
 
-def _cells(row: Row, n_parameters: int) -> tuple[str, ...]:
+def _cells(row: Row) -> tuple[str, ...]:
     form, weights = row.quantization, row.quantization.weights_bytes
     if weights is None:
         return (form.name, "", "", "", "not made", "", "", "", "", printable(form.refusal, 120))
     n_bytes = form.file_bytes or weights
-    bits = f"{weights * 8 / n_parameters:.2f}" if n_parameters else ""
+    bits = f"{row.bits_per_weight:.2f}" if row.bits_per_weight else ""
     speed, context = row.speed, row.context_tokens
     decode, prefill = row.decode_tokens_per_s, None if speed is None else speed.prefill_tokens_per_s
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autofit.domain.model import ModelSpec
-from autofit.domain.values import dataclass
+from autofit.domain.values import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,15 +20,20 @@ class Quality:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    """One form of a model. `name` is the engine's word for it; `model` holds its tensors, as a file of it would.
+    """One form of a model. `name` is the word for it; `model` is what a plan is made for.
 
-    `refusal` says why the engine would not make or take it: then there is no model, and no bytes.
+    `refusal` says why the engine would not make or take it: then there is no model, and no bytes. `kin` is the same
+    for forms that stand for each other: of these the fastest is taken.
     """
 
     name: str
     model: ModelSpec | None = None
+    weights_bytes: int | None = None  #: of all tensors, or of all parameters that the engine makes of them
+    n_parameters: int = 0  #: of the model itself, without scales
+    types_bytes: Mapping[str, int] = field(default_factory=dict)  #: of each tensor type, the heaviest first
     file_bytes: int | None = None  #: what lies on disk, headers included
     engine_args: tuple[str, ...] = ()  #: flags with which the engine takes the model in this form
+    kin: str = ""
     is_float: bool = False  #: nothing is packed
     at_hand: bool = False  #: it is the form of the file that was named
     same_as: str = ""  #: the name of another form with the same types
@@ -37,18 +42,6 @@ class Quantization:
     refusal: str = ""
     notes: tuple[str, ...] = ()
     quality: tuple[Quality, ...] = ()
-
-    @property
-    def weights_bytes(self) -> int | None:
-        return None if self.model is None else self.model.weights_bytes
-
-    @property
-    def types_bytes(self) -> Mapping[str, int]:
-        """Bytes of each tensor type, the heaviest first."""
-        found: dict[str, int] = {}
-        for tensor in () if self.model is None else self.model.tensors:
-            found[tensor.type] = found.get(tensor.type, 0) + tensor.n_bytes
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,8 @@ from autofit_vllm.planning.plan import build_plan
 from autofit_vllm.quantization import Quantization, quantization_for
 
 if TYPE_CHECKING:
+    from autofit.domain.quantization import Quantization as Form
+
     from autofit_vllm.planning.load import Load
 
 CPU_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"  #: GiB of KV cache in RAM
@@ -94,6 +96,11 @@ class VllmBackend(Backend):
         companions = {"draft": draft} if draft is not None and is_here(draft) else {}
         named = _named(settings)
         return ParsedCommand(program=program, model=named, companions=companions, settings=settings)
+
+    def quantizations(self, model: ModelSpec, words: Sequence[str] = ()) -> Sequence[Form]:
+        from autofit_vllm.planning.forms import forms
+
+        return () if words else forms(model)
 
     def check(
         self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request = NOTHING_ASKED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from autofit.domain.model import ModelSpec
 from autofit.domain.quantization import Quantization
@@ -81,6 +82,7 @@ def described(
     return Quantization(
         name=outcome.ftype.name,
         model=made,
+        **_weighed(made),
         file_bytes=made.files[0].size_bytes if known else None,
         is_float=outcome.ftype.default in FLOATS,
         at_hand=is_same(outcome),
@@ -89,6 +91,17 @@ def described(
         notes=notes,
         quality=quality_of(outcome.ftype.name),
     )
+
+
+def _weighed(model: ModelSpec) -> dict[str, Any]:
+    types: dict[str, int] = {}
+    for tensor in model.tensors:
+        types[tensor.type] = types.get(tensor.type, 0) + tensor.n_bytes
+    return {
+        "weights_bytes": sum(types.values()),
+        "n_parameters": model.n_parameters,
+        "types_bytes": dict(sorted(types.items(), key=lambda item: -item[1])),
+    }
 
 
 def is_same(outcome: Outcome) -> bool:
@@ -101,6 +114,7 @@ def _as_it_is(model: ModelSpec, source: Source, options: Options) -> Iterator[Qu
     yield Quantization(
         name="as it is",
         model=model,
+        **_weighed(model),
         file_bytes=sum(file.size_bytes for file in model.files) or None,
         is_float=all(tensor.type in FLOATS for tensor in source.tensors),
         at_hand=True,

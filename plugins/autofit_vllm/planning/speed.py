@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from autofit.domain.machine import HOST_POOL
@@ -13,7 +13,14 @@ from autofit.speed import Draft, LayerWork, Place, Read, Roofline, n_kernels
 from autofit_vllm.memory.kv import stage_bounds
 from autofit_vllm.memory.offload import Offload
 from autofit_vllm.modules.dtypes import dtype_bytes
-from autofit_vllm.modules.model import AttentionCache, LatentCache, PackedCache, StateCache, VllmModel
+from autofit_vllm.modules.model import (
+    AttentionCache,
+    LatentCache,
+    PackedCache,
+    StageWeights,
+    StateCache,
+    VllmModel,
+)
 from autofit_vllm.planning.evaluation import Evaluation, Rank
 
 DEFAULT_LINK = 25_000_000_000  #: bytes/s, PCIe 4.0 x16 in practice
@@ -34,14 +41,28 @@ _TYPES = (
 )
 
 
-def storage_type(quantization: str | None, dtype: str) -> str:
-    """The type of the weights for the speed model."""
+def storage_type(quantization: str | None, dtype: str, raw: Mapping[str, object] | None = None) -> str:
+    """The type of the weights for the speed model; `raw` is the checkpoint's `quantization_config`."""
     for word, name in _TYPES:
         if quantization and word in quantization:
-            return name
+            return "q8_0" if name == "q4_0" and raw and raw.get("bits") == 8 else name
     if quantization in ("compressed-tensors", "quark", "torchao", "inc", "humming"):
-        return "F8_E4M3"
+        return _of_groups(raw) or "F8_E4M3"
     return {"bfloat16": "BF16", "float16": "F16"}.get(dtype, "F32")
+
+
+def _of_groups(raw: Mapping[str, object] | None) -> str | None:
+    """The type that the first group of layers gets of compressed-tensors."""
+    groups = raw.get("config_groups") if raw else None
+    group = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
+    weights = group.get("weights") if isinstance(group, Mapping) else None
+    if not isinstance(group, Mapping) or not isinstance(weights, Mapping):
+        return None
+    if weights.get("type") == "float":
+        return "F8_E4M3" if weights.get("num_bits") == 8 else "mxfp4" if weights.get("group_size") == 32 else "nvfp4"
+    if weights.get("num_bits") == 8:
+        return "I8" if group.get("input_activations") else "q8_0"
+    return "q4_0"
 
 
 def layer_works(evaluation: Evaluation, n_replicas: int = 1) -> list[LayerWork]:
@@ -53,10 +74,11 @@ def layer_works(evaluation: Evaluation, n_replicas: int = 1) -> list[LayerWork]:
     total = sum(
         stage.parameter_bytes - stage.expert_bytes - stage.embedding_bytes - stage.tower_bytes for stage in stages
     )
-    dense = ranks * max(0, total)
-    experts = ranks * sum(stage.expert_bytes for stage in stages)
+    kept = _kept_fraction(stages)
+    dense = int(ranks * max(0, total) * kept)
+    experts = int(ranks * sum(stage.expert_bytes for stage in stages) * kept)
     n = max(1, model.n_layers)
-    kind = storage_type(config.quantization, config.dtype)
+    kind = storage_type(config.quantization, config.dtype, model.quantization)
     token = _cache_bytes(evaluation)
     works: list[LayerWork] = []
     same: dict[tuple[object, ...], LayerWork] = {}  # the speed model knows equal layers by identity
@@ -96,8 +118,15 @@ def layer_works(evaluation: Evaluation, n_replicas: int = 1) -> list[LayerWork]:
     return works
 
 
+def _kept_fraction(stages: Iterable[StageWeights]) -> float:
+    """How much of the weights is left once they are loaded: less than all where loading quantizes them."""
+    created = sum(stage.parameter_bytes - stage.embedding_bytes for stage in stages)
+    less = sum(min(0, stage.extra_bytes) for stage in stages)
+    return max(0.0, 1 + less / created) if created > 0 else 1.0
+
+
 def _elements(kind: str, n_bytes: int) -> int:
-    bits = {"q4_0": 4.5, "mxfp4": 4.25, "nvfp4": 4.5, "F8_E4M3": 8, "I8": 8, "F32": 32}.get(kind, 16)
+    bits = {"q4_0": 4.5, "mxfp4": 4.25, "nvfp4": 4.5, "F8_E4M3": 8, "I8": 8, "q8_0": 8.5, "F32": 32}.get(kind, 16)
     return int(n_bytes * 8 / bits)
 
 

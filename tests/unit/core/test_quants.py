@@ -17,9 +17,11 @@ from autofit.errors import ModelError, UsageError
 from autofit.quants import Row, recommend
 
 from support import ggufs
+from support.vllm_truth import DATA
 
-MIXTRAL, LLAMA = "example:mixtral-8x7b-q4_k_m", "example:llama-3.1-8b-q4_k_m"
+LLAMA = "example:llama-3.1-8b-q4_k_m"
 CARD = autofit.load_machine("rtx-3090", ram="64GiB")
+SMALL = autofit.load_machine("rtx-3060-12gb", ram="8GiB")
 
 
 def _row(
@@ -38,7 +40,11 @@ def _row(
         backend="b", fits=fits, argv=(), memory=Memory(pools=(pool,)), context_tokens=context, findings=findings,
         speed=Speed(decode_tokens_per_s=rate, low=rate, high=rate),
     )  # fmt: skip
-    return Row(backend="b", quantization=Quantization(name=name, model=model, **form), plan=plan)
+    return Row(
+        backend="b",
+        quantization=Quantization(name=name, model=model, weights_bytes=n_bytes, n_parameters=n_bytes // 2, **form),
+        plan=plan,
+    )
 
 
 def _taken(*rows: Row, **options: Any) -> str | None:
@@ -80,36 +86,36 @@ def test_none_where_nothing_fits() -> None:
 
 
 @pytest.fixture(scope="module")
-def mixtral() -> dict[str, Any]:
-    return autofit.quantizations(MIXTRAL, CARD, settings=None).to_dict(tensors=True)
+def llama() -> dict[str, Any]:
+    return autofit.quantizations(LLAMA, SMALL, settings=None).to_dict(tensors=True)
 
 
-def test_every_name_is_there_with_its_bytes(mixtral: dict[str, Any]) -> None:
-    rows = {row["name"]: row for row in mixtral["quantizations"]}
+def test_every_name_is_there_with_its_bytes(llama: dict[str, Any]) -> None:
+    rows = {row["name"]: row for row in llama["quantizations"]}
     assert len(rows) == 35
     assert [row["weights_bytes"] for row in rows.values()] == sorted(
         (row["weights_bytes"] for row in rows.values()), reverse=True
     )
     q4 = rows["Q4_K_M"]
-    assert (q4["file_bytes"], q4["bits_per_weight"], q4["at_hand"]) == (28_448_459_872, 4.873, True)
+    assert (q4["file_bytes"], q4["bits_per_weight"], q4["at_hand"]) == (4_919_654_080, 4.8944, True)
     assert sum(q4["types"].values()) == q4["weights_bytes"]
     assert q4["tensors"]["output.weight"] == "q6_K"
     assert rows["IQ2_XS"]["needs"] == "an importance matrix"
     assert rows["Q4_K_M"]["quality"][0]["model"] == "Llama-3-8B"
 
 
-def test_a_row_is_the_plan_of_the_file(mixtral: dict[str, Any]) -> None:
+def test_a_row_is_the_plan_of_the_file(llama: dict[str, Any]) -> None:
     """What a form is said to do is what `plan` says of it, once it is there."""
-    row = next(row for row in mixtral["quantizations"] if row["name"] == "Q4_K_M")
-    plan = autofit.plan("llama", MIXTRAL, CARD, context=row["context_tokens"], settings=None)
+    row = next(row for row in llama["quantizations"] if row["name"] == "Q4_K_M")
+    plan = autofit.plan("llama", LLAMA, SMALL, context=row["context_tokens"], settings=None)
     assert {pool["id"]: pool["used_bytes"] for pool in row["pools"]} == {
         pool.id: pool.used_bytes for pool in plan.memory.pools
     }
     assert plan.speed is not None and row["speed"]["decode_tokens_per_s"] == round(plan.speed.decode_tokens_per_s, 2)
 
 
-def test_what_is_larger_than_all_memory_is_not_planned(mixtral: dict[str, Any]) -> None:
-    row = next(row for row in mixtral["quantizations"] if row["name"] == "F16")
+def test_what_is_larger_than_all_memory_is_not_planned(llama: dict[str, Any]) -> None:
+    row = next(row for row in llama["quantizations"] if row["name"] == "F32")
     assert not row["fits"] and row["pools"] == [] and "more than all memory" in row["because"]
 
 
@@ -140,12 +146,12 @@ def test_nothing_fits_is_an_exit_code_of_its_own(capsys: pytest.CaptureFixture[s
 
 
 def test_made_to_measure_for_a_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["quants", MIXTRAL, "--on", "rtx-3090", "--ram", "64GiB", "-c", "8k", "--size", "fit"]
-    assert main(command) == 0
+    command = ["quants", LLAMA, "--on", "rtx-3060-12gb", "--ram", "64GiB", "-c", "32k", "--size"]
+    assert main([*command, "6GB"]) == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("llama-quantize --tensor-type ")
-    assert "full speed, context 8,192 tokens" in printed.err
-    assert main([*command, "--format", "json"]) == 0
+    assert "full speed, context 32,768 tokens" in printed.err
+    assert main([*command, "fit", "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
     pool = found["quantization"]["pools"][0]
     assert 0 <= pool["budget_bytes"] - pool["used_bytes"] < 256 << 20
@@ -176,3 +182,34 @@ def test_a_model_that_nobody_quantizes(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["NoSuch"], "model_type": "none"}')
     with pytest.raises(ModelError, match="no engine says"):
         autofit.quantizations(tmp_path, CARD, settings=None)
+
+
+QWEN = str(DATA / "configs" / "qwen3-8b")
+
+
+def test_published_forms_of_a_checkpoint() -> None:
+    found = autofit.quantizations(QWEN, autofit.load_machine("rtx-4090", ram="64GiB"), context="16k", settings=None)
+    rows = {row.quantization.name: row for row in found.rows if row.backend == "vllm"}
+    assert rows["original"].quantization.at_hand and rows["original"].weights_bytes == 2 * found.n_parameters
+    assert found.recommended is rows["FP8"] and "fastest of 8 bits" in found.because
+    assert rows["FP8"].decode_tokens_per_s is not None and rows["original"].decode_tokens_per_s is not None
+    assert rows["FP8"].decode_tokens_per_s > 1.5 * rows["original"].decode_tokens_per_s
+    assert rows["FP8 while loading"].quantization.engine_args == ("--quantization", "fp8")
+
+
+def test_a_form_that_cannot_be_made_says_why(tmp_path: Path) -> None:
+    config = json.loads((Path(QWEN) / "config.json").read_text()) | {"intermediate_size": 12_300}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = autofit.quantizations(tmp_path, CARD, context="8k", settings=None)
+    rows = {row.quantization.name: row for row in found.rows if row.backend == "vllm"}
+    assert "not divisible by group_size = 128" in rows["W4A16"].because
+    assert not rows["W4A16"].fits and rows["W8A8"].fits
+    assert found.rows[-1].quantization.model is None  # those that are not made come last
+
+
+def test_a_packed_checkpoint_is_a_form_of_its_own() -> None:
+    path = DATA / "configs" / "qwen2.5-7b-awq"
+    found = autofit.quantizations(path, CARD, context="8k", settings=None)
+    rows = {row.quantization.name: row for row in found.rows if row.backend == "vllm"}
+    assert rows["this checkpoint (awq)"].weights_bytes == rows["AWQ"].weights_bytes
+    assert rows["this checkpoint (awq)"].quantization.at_hand and not rows["original"].quantization.at_hand
