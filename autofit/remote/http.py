@@ -171,7 +171,7 @@ class Client:
                 answer = self._follow(url, at, headers, authorization)
             except _Failure as error:
                 self._check_time(url)
-                if tries >= MAX_TRIES:
+                if tries >= MAX_TRIES or isinstance(error, socket.gaierror):  # a name without an address stays so
                     raise RemoteError(
                         f"{shown(url)}: no answer: {_words(error)}",
                         hint="check the network; HF_HUB_OFFLINE=1 asks nobody",

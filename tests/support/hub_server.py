@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -177,12 +178,20 @@ def is_large(path: str) -> bool:
     return path.endswith((".gguf", ".safetensors"))
 
 
+class Listener(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a client that does not like the certificate
+
+
 @contextmanager
-def serve(hub: Hub | None = None, host: str = "127.0.0.1") -> Iterator[Hub]:
+def serve(hub: Hub | None = None, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Iterator[Hub]:
     """A hub that listens at `hub.url`."""
     hub = hub or Hub()
-    server = ThreadingHTTPServer((host, 0), type("Bound", (Handler,), {"hub": hub}))
-    server.daemon_threads = True
+    server = Listener((host, 0), type("Bound", (Handler,), {"hub": hub}))
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     hub.url = f"http://{host}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

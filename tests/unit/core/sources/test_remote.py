@@ -16,7 +16,7 @@ from autofit.errors import AutofitError, ModelNotFoundError, RemoteError, UsageE
 from autofit.references import find, locate
 from autofit.sources import docker, hub
 
-from support import ROOT, caches, ggufs
+from support import caches, ggufs
 from support import safetensor_files as sf
 from support.hub_server import COMMIT, Content, Hub, content_of, serve
 
@@ -182,13 +182,43 @@ def test_of_many_models_the_largest_at_full_speed_is_planned_for(served: Hub, tm
 
 
 def test_a_projector_of_the_repository_is_counted_as_the_engine_loads_it(served: Hub, tmp_path: Path) -> None:
-    projector = ROOT / "tests/data"  # a model that is none is refused, so its reading shows
-    del projector
-    served.repositories["o/r"] = {**repository(tmp_path), "mmproj-F16.gguf": gguf(tmp_path, "p.gguf")}
-    with pytest.raises(AutofitError, match="is not a projector"):
-        autofit.check(["llama-server", "-hf", "o/r"], CARD)
-    assert autofit.check(["llama-server", "-hf", "o/r", "--no-mmproj"], CARD).fits
+    vision = {"general.architecture": "clip", "general.type": "mmproj"}
+    tensors = [ggufs.Tensor("v.blk.0.attn_q.weight", (1024, 1024)), ggufs.Tensor("mm.0.weight", (1024, 512))]
+    projector = ggufs.Gguf(metadata=vision, tensors=tensors).write(tmp_path / "mmproj.gguf")
+    served.repositories["o/r"] = {**repository(tmp_path), "mmproj-F16.gguf": content_of(projector)}
+    local = ["llama-server", "-m", str(tmp_path / "m.gguf")]
+    with_it, alone = autofit.check([*local, "-mm", str(projector)], CARD), autofit.check(local, CARD)
+    remote = ["llama-server", "-hf", "o/r:Q8_0"]
+    assert used(with_it) != used(alone)
+    assert used(autofit.check(remote, CARD)) == used(with_it)
+    assert used(autofit.check([*remote, "--no-mmproj"], CARD)) == used(alone)
+    assert used(autofit.check([*remote, "-mm", str(projector)], CARD)) == used(with_it)
+    planned = autofit.plan("llama", "o/r:Q8_0", CARD, context=2048)
+    assert used(autofit.check(planned.argv, CARD)) == used(planned)
+    # another program does not load it, and neither does the server that is given a path
     assert autofit.check(["llama-bench", "-hf", "o/r"], CARD).fits
+    snapshot = caches.hub(tmp_path / "cache/huggingface/hub", "o/here", {
+        "m-Q8_0.gguf": tmp_path / "m.gguf", "mmproj-F16.gguf": projector,
+    })  # fmt: skip
+    here = autofit.plan("llama", "o/here", CARD, context=2048)
+    assert here.argv[1:3] == ("-m", str(snapshot / "m-Q8_0.gguf"))
+    assert used(autofit.check(["llama-server", "-hf", "o/here"], CARD)) == used(with_it)
+
+
+def used(plan: Any) -> list[int]:
+    return [pool.used_bytes for pool in plan.memory.pools]
+
+
+def test_several_models_on_this_machine_are_chosen_among_alike(
+    served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    small = ggufs.llama(n_layer=2).write(tmp_path / "small.gguf")
+    large = ggufs.llama(n_layer=4).write(tmp_path / "large.gguf")
+    snapshot = caches.hub(tmp_path / "cache/huggingface/hub", "o/here", {"m-Q4_K_M.gguf": small, "m-Q8_0.gguf": large})
+    assert autofit.plan("llama", "o/here", CARD).argv[1:3] == ("-m", str(snapshot / "m-Q8_0.gguf"))
+    assert Path(locate("o/here").paths[0]).name == "m-Q4_K_M.gguf"
+    assert not served.requests
 
 
 def test_split_files_are_read_side_by_side(served: Hub, tmp_path: Path) -> None:
