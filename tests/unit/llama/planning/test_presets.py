@@ -78,3 +78,29 @@ def test_every_preset_has_its_own_answer(model: str) -> None:
     for preset in PRESETS:
         where = [preset in one for one in ahead]
         assert sum(where) >= 8, (preset, where)
+
+
+def rates(model: str, *devices: str, ram: str, **options: object) -> Plan:
+    stated = stated_options("llama", options, None)
+    return plan_of("llama", spec("models", model), load_machine(*devices, ram=ram), stated, None, details=False)
+
+
+def start(plan: Plan) -> float:
+    assert plan.speed is not None
+    return plan.speed.start_tokens_per_s or plan.speed.decode_tokens_per_s
+
+
+def test_context_and_micro_batch_together_keep_nine_tenths_of_the_rate() -> None:
+    plan = rates("gpt-oss-120b-MXFP4_MOE", "rtx-3090", ram="128GiB")
+    shortest = rates("gpt-oss-120b-MXFP4_MOE", "rtx-3090", ram="128GiB", context=8192, prefer="memory")
+    assert "-ub" in plan.argv
+    assert "-ub" not in shortest.argv
+    assert (plan.context_tokens or 0) > 65_536
+    assert start(plan) >= 0.9 * start(shortest)
+
+
+def test_weights_stay_on_the_card_for_a_context_that_is_hardly_longer() -> None:
+    plan = rates("qwen3-32b-Q4_K_M", "rtx-3090", ram="64GiB")
+    embedding = 437_575_680  # the engine looks it up in RAM whatever is planned
+    assert plan.memory.pool(HOST_POOL).sum_bytes("weights") == embedding
+    assert 16_384 < (plan.context_tokens or 0) < 24_576
