@@ -90,9 +90,9 @@ def _compile_engine(tree: Path, work: Path, jobs: int, environ: dict[str, str], 
     try:
         _compile(tree, work, jobs, [*options, f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={joined}"], environ, say)
     except CompileError as error:
-        if "redefinition" not in str(error):
+        if "unity_" not in str(error):
             raise
-        say("files that share a name were joined; compiling each by itself")
+        say("joined files do not compile; compiling each by itself")
         _compile(tree, work, jobs, [*options, "-UCMAKE_PROJECT_llama.cpp_INCLUDE"], environ, say)
 
 

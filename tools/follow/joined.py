@@ -9,19 +9,21 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-SIZE = {"src": 8, "src/models": 16}
+SIZE = {"src": 8, "src/models": 20}
 _DEFINED = re.compile(
     r"^(?:#define\s+(\w+)|(?:struct|class|enum class|enum|union|namespace)\s+(\w+)[^;]*$"
-    r"|using\s+(\w+)\s*=|(?:static|inline|const|constexpr|template|typedef)\b[^;{}=()]*?(\w+)\s*(?:\(|=|\[|;))",
+    r"|using\s+(\w+)\s*=|(?:static|inline|const|constexpr|template|typedef)\b[^;{}=()]*?(?<![\w:])(\w+)\s*(?:\(|=|\[|;))",
     re.MULTILINE,
 )
 
 
 def names(text: str) -> set[str]:
-    """What a C++ file defines at file scope, macros too.
+    """What a C++ file defines at file scope, macros too; members of a class that is defined elsewhere are not.
 
     >>> sorted(names("static int two(int x) {\\n#define N 2\\nstruct cell {\\n    static int inner(int);\\n"))
     ['N', 'cell', 'two']
+    >>> names("const cell & row::of(int i) const {")
+    set()
     """
     return {name for found in _DEFINED.findall(text) for name in found if name}
 
