@@ -101,13 +101,24 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quants:
-    """Every form of a model, the largest first, and the one to take."""
+    """Every form of a model, the largest first, and the one to take with each backend that has any.
+
+    `recommended` is the first backend's that has one; first are those that take the model as it is.
+    """
 
     model: ModelSpec
     machine: Machine
     rows: tuple[Row, ...]
-    recommended: Row | None
-    because: str
+    choices: Mapping[str, tuple[Row | None, str]]
+
+    @property
+    def recommended(self) -> Row | None:
+        return next((row for row, _ in self.choices.values() if row is not None), None)
+
+    @property
+    def because(self) -> str:
+        chosen = self.recommended
+        return next(why for row, why in self.choices.values() if row is chosen)
 
     @property
     def n_parameters(self) -> int:
@@ -126,6 +137,10 @@ class Quants:
             if chosen is None
             else {"backend": chosen.backend, "name": chosen.quantization.name, "because": self.because},
             "because": self.because,
+            "choices": {
+                name: {"name": None if row is None else row.quantization.name, "because": why}
+                for name, (row, why) in self.choices.items()
+            },
             "quantizations": [_row(row, tensors) for row in self.rows],
         }
 
@@ -151,13 +166,20 @@ def quantizations(
     found: ModelSpec = read_model(model) if named else model  # type: ignore[arg-type, assignment]
     names = tuple(host().backends()) if backend is None else (backend,)
     rows: list[Row] = []
+    refused: dict[str, tuple[Row | None, str]] = {}
     here = machine
     prefer = None
     floor = None
     for name in names:
         engine = host().backend(name)
         with blamed(name):
-            forms = tuple(engine.quantizations(found, tuple(quantize_args)))
+            try:
+                forms = tuple(engine.quantizations(found, tuple(quantize_args)))
+            except ModelError as error:
+                if found.format in engine.formats or backend is not None:
+                    raise
+                refused[name] = None, error.message  # what it would have to be made into first
+                continue
         if not forms:
             continue
         stated = stated_options(name, options, settings)
@@ -173,8 +195,17 @@ def quantizations(
         )
     rows = list(_with_files(rows, found))
     rows.sort(key=lambda row: (row.quantization.model is None, -row.weights_bytes))
-    chosen, because = recommend(rows, prefer=prefer, min_tokens_per_s=floor)
-    return Quants(model=found, machine=here, rows=tuple(rows), recommended=chosen, because=because)
+    asked = sorted(dict.fromkeys(row.backend for row in rows), key=lambda name: _takes(name, found), reverse=True)
+    choices = {
+        name: recommend([row for row in rows if row.backend == name], prefer=prefer, min_tokens_per_s=floor)
+        for name in asked
+    }
+    return Quants(model=found, machine=here, rows=tuple(rows), choices=choices | refused)
+
+
+def _takes(backend: str, model: ModelSpec) -> bool:
+    """Whether a backend takes the model as it is."""
+    return model.format in host().backend(backend).formats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

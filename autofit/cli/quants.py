@@ -75,21 +75,18 @@ def lines(found: Quants) -> Iterator[str]:
     """The table for people, and what to take."""
     model = found.model
     yield f"{printable(model.name, 80)}  {found.n_parameters:,} parameters, {printable(model.architecture, 40)}"
-    backends = list(dict.fromkeys(row.backend for row in found.rows))
-    for backend in backends:
+    for backend, (chosen, because) in found.choices.items():
         rows = [row for row in found.rows if row.backend == backend]
-        if len(backends) > 1:
+        if len(found.choices) > 1:
             yield ""
             yield backend
-        yield from _table(rows, found)
-        yield from _legend(rows)
-    if found.recommended is None:
-        yield f"none: {found.because}"
-    else:
-        yield f"take {found.recommended.quantization.name}: {found.because}"
+        if rows:
+            yield from _table(rows, chosen)
+            yield from _legend(rows)
+        yield f"none: {because}" if chosen is None else f"take {chosen.quantization.name}: {because}"
 
 
-def _table(rows: Sequence[Row], found: Quants) -> Iterator[str]:
+def _table(rows: Sequence[Row], chosen: Row | None) -> Iterator[str]:
     table: list[tuple[str, ...]] = [
         ("name", "bytes", "size", "bits", "fits", "context", "decode", "prefill", "loss", "")
     ]
@@ -97,7 +94,7 @@ def _table(rows: Sequence[Row], found: Quants) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     aligned = "<>>><>>>><"
     for row, cells in zip((None, *rows), table, strict=True):
-        mark = "*" if row is not None and row is found.recommended else " "
+        mark = "*" if row is not None and row is chosen else " "
         texts = (f"{cell:{side}{width}}" for cell, side, width in zip(cells, aligned, widths, strict=True))
         yield f"{mark} {'  '.join(texts)}".rstrip()
 

@@ -88,7 +88,9 @@ class LlamaBackend(Backend):
         from autofit_llama.quantization.forms import forms
 
         if model.format not in self.formats:
-            return ()
+            from autofit_llama.quantization.conversion import converted
+
+            return tuple(replace(form, at_hand=False) for form in forms(converted(model), words))
         with contradictions(model):
             return forms(model, words)
 
