@@ -47,6 +47,9 @@ class Backend(ABC):
     kv_types: ClassVar[tuple[str, ...]] = ()  #: values of `kv`, but for `auto`
     #: codes of its own findings, beside those that all backends share (`autofit.planning.findings`)
     findings: ClassVar[Mapping[str, Code]] = {}
+    #: programs that print the engine's version for `--version`; the first that is installed is asked
+    asked: ClassVar[tuple[str, ...]] = ()
+    packages: ClassVar[tuple[str, ...]] = ()  #: Python distributions that bring the engine along
     measurements: ClassVar[frozenset[str]] = frozenset()  #: figures that `check` takes instead of its own
 
     @abstractmethod
@@ -67,6 +70,13 @@ class Backend(ABC):
         Raises:
             UsageError: a flag or value that this version of the engine refuses.
         """
+
+    def version_in(self, text: str, path: str = "") -> str | None:
+        """What `engine_version` may be for an engine that says `text` of itself, or that lies at `path`.
+
+        `None`: it says nothing that names a version, and the newest known is planned for.
+        """
+        return None
 
     def settings_files(self, environ: Mapping[str, str]) -> tuple[str, ...]:
         """Paths of files, whether they exist or not, that this engine takes settings from beside its command line."""

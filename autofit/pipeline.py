@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from autofit.backend import Backend, ParsedCommand
     from autofit.domain.machine import Machine
     from autofit.domain.model import ModelFiles, ModelSpec
-    from autofit.domain.plan import Plan
+    from autofit.domain.plan import Finding, Plan
     from autofit.domain.ram import Ram
+    from autofit.hardware.installed import Engine
     from autofit.settings.keywords import CheckOptions, PlanOptions
 
 MAX_SETTINGS_BYTES = 1 << 20
@@ -179,6 +180,8 @@ def plan_of(
         alternatives=details,
         explain=details,
     )
+    engine = _engine(backend, options, settings, here=machine is None)
+    request = replace(request, engine_version=engine.version)
     reference = None if model is None or _is_model(model) else _reference("plan()", model)
     with blamed(backend_name):
         parsed = backend.command(request, model=reference or getattr(model, "name", None))
@@ -205,7 +208,7 @@ def plan_of(
         on = here()
         with blamed(backend_name):
             plan = _is_plan(backend.plan(command, found, on, asked), backend_name)
-        return _reviewed(replace(plan, findings=(*plan.findings, *options.notes)), found, on, files)
+        return _reviewed(_for_engine(plan, engine, backend, options.notes), found, on, files)
 
     if reference is None:
         return plan_one(*_found(command.model if model is None else model))  # type: ignore[arg-type]
@@ -269,11 +272,13 @@ def check(
             f"check: {hiding} chooses among this machine's devices, not among those of --on",
             hint="--device GPU0 chooses among them",
         )
+    is_here = machine is None
     if machine is None:
         machine = machine_of(stated, {**_variables(settings), **(environ or {}), **assigned})
     inputs = {**engine_inputs(backend, settings), **_read_by(backend, {**(environ or {}), **_shown(assigned)})}
     measured = {name: value for name, value in options.items() if name in backend.measurements}
-    request = to_request(stated, engine_env=inputs, measured=measured)
+    engine = _engine(backend, stated, settings, program=argv[0], here=is_here)
+    request = replace(to_request(stated, engine_env=inputs, measured=measured), engine_version=engine.version)
     with blamed(backend.name):
         command = _is_command(backend.parse(argv, inputs, version=request.engine_version), backend.name)
     if model is None:
@@ -296,8 +301,31 @@ def check(
         plan = replace(plan, fits=not stated.get("strict"))
     elif not plan.fits:
         plan = replace(plan, speed=None)  # of what never runs
-    plan = replace(plan, env={**assigned, **plan.env}, findings=(*plan.findings, *stated.notes))
+    plan = _for_engine(replace(plan, env={**assigned, **plan.env}), engine, backend, stated.notes)
     return _reviewed(plan, found, machine, files)
+
+
+def _engine(
+    backend: Backend, options: Options, settings: Surroundings | None, *, program: str | None = None, here: bool
+) -> Engine:
+    """Which version of the engine the plan is for. Programs are only run for a machine that was not handed in."""
+    from autofit.hardware.installed import engine_of
+
+    environ = settings.variables if settings is not None and here else None
+    stated = options.get("engine_version")
+    origin = options.origins.get("engine_version", "user")
+    here = here and not options.get("on")
+    with blamed(backend.name):
+        return engine_of(backend, stated, origin, environ, program=program, here=here)
+
+
+def _for_engine(plan: Plan, engine: Engine, backend: Backend, notes: Sequence[Finding]) -> Plan:
+    """The plan with how its version is known, and what else there is to say."""
+    from autofit.planning.findings import COMMON, tell
+
+    said = () if engine.problem is None else (tell(COMMON, "engine-not-told", engine.problem),)
+    source = plan.engine_version and f"{backend.engine} {plan.engine_version}, {engine.source}"
+    return replace(plan, engine_source=source, findings=(*plan.findings, *notes, *said))
 
 
 def split_assignments(words: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:

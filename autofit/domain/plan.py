@@ -100,6 +100,7 @@ class Plan:
     findings: tuple[Finding, ...] = ()
     engine_report: Mapping[str, object] = field(default_factory=dict)
     engine_version: str | None = None
+    engine_source: str | None = None  #: how it is known which version that is
 
     @property
     def verdict(self) -> Verdict:
@@ -114,6 +115,7 @@ class Plan:
             "schema": SCHEMA,
             "backend": self.backend,
             "engine_version": self.engine_version,
+            "engine_source": self.engine_source,
             "fits": self.fits,
             "verdict": self.verdict,
             "argv": list(self.argv),

@@ -163,6 +163,15 @@ def run_tool(argv: Sequence[str], seconds: float) -> str:
     Raises:
         ToolError: not installed, failed, too slow, or too much output.
     """
+    return run_both(argv, seconds)[0]
+
+
+def run_both(argv: Sequence[str], seconds: float) -> tuple[str, str]:
+    """What a program prints on its two streams, under the limits of `run_tool`.
+
+    Raises:
+        ToolError: not installed, failed, too slow, or too much output.
+    """
     import subprocess
 
     program = find_program(argv[0], os.environ)
@@ -204,7 +213,7 @@ def run_tool(argv: Sequence[str], seconds: float) -> str:
     if process.returncode:
         said = (stderr[:400].strip() or stdout.strip()[:200]).splitlines()
         raise ToolError(f"{argv[0]}: exit code {process.returncode}{': ' + said[0] if said else ''}")
-    return stdout
+    return stdout, stderr
 
 
 class _Output(threading.Thread):

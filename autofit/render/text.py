@@ -28,6 +28,8 @@ def summary(plan: Plan) -> Iterator[str]:
         facts.append(rates)
     if facts:
         yield "  " + " · ".join(facts)
+    if plan.engine_source is not None:
+        yield f"  for {printable(plan.engine_source, 200)}"
     yield from (finding(found) for found in plan.findings)
 
 

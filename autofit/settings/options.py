@@ -161,7 +161,9 @@ OPTIONS: tuple[Option, ...] = (
     Option(name="kv", metavar="TYPE", parse=parse_kv_type,
            help="KV cache type: auto (a quantized one where it helps) or a type of the engine"),
     Option(name="preset", metavar="NAME", parse=str, help="a named set of options, below what is given beside it"),
-    Option(name="engine_version", metavar="VERSION", parse=str, help="plan for this version of the engine"),
+    Option(name="engine_version", metavar="VERSION", parse=str,
+           help="plan for this version of the engine: b8121, 0.5.0, an image with its tag, the path of a program that "
+                "says its version, or installed (docs/which-engine.md)"),
     Option(name="strict", parse=parse_flag,
            help="exit code 3 also for a command that starts and runs short of memory later"),
     Option(name="force", parse=parse_flag, help="print the command even when it does not fit"),

@@ -22,7 +22,7 @@ from autofit_llama.command.parse import Command, runs_of
 from autofit_llama.command.reading import Reading, read
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.codes import OWN, finding
-from autofit_llama.engine.naming import find_version
+from autofit_llama.engine.naming import find_version, version_in
 from autofit_llama.engine.vocabulary import KV_TYPES
 from autofit_llama.launch.defaults import launch_of
 from autofit_llama.launch.findings import findings_of
@@ -46,6 +46,11 @@ class LlamaBackend(Backend):
         "llama-bench",
         "llama-completion",
         "llama",
+        # engines made from llama.cpp, whose commands are refused by name
+        "llamafile",
+        "koboldcpp",
+        "ollama",
+        "lms",
     )
     engine: ClassVar[str] = "llama.cpp"
     formats: ClassVar[tuple[str, ...]] = ("gguf",)
@@ -54,6 +59,8 @@ class LlamaBackend(Backend):
         {"context", "min_context", "max_context", "parallel", "margin", "device", "prefer", "kv", "engine_version"}
         | {"min_tps", "max_ttft"}
     )
+    asked: ClassVar[tuple[str, ...]] = ("llama-server", "llama-cli")
+    packages: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
     findings: ClassVar[Mapping[str, Code]] = OWN
     kv_types: ClassVar[tuple[str, ...]] = KV_TYPES
 
@@ -73,6 +80,9 @@ class LlamaBackend(Backend):
             companions=companions_of(settings),
             settings=Command(reading=reading, settings=settings, argv=tuple(argv), env=_counted(reading, env or {})),
         )
+
+    def version_in(self, text: str, path: str = "") -> str | None:
+        return version_in(text, path)
 
     def settings_files(self, environ: Mapping[str, str]) -> tuple[str, ...]:
         from autofit_llama.command.config_file import paths
@@ -118,8 +128,8 @@ class LlamaBackend(Backend):
             return self._check(command, model, machine, request)
 
     def _check(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
-        margins = dict(margins_of(request.margin or (Margin(),), machine.devices))
         version, findings = find_version(request.engine_version)
+        margins = dict(margins_of(request.margin or (Margin(),), machine.devices, version))
         if request.device:
             machine = replace(machine, devices=choose(machine.devices, request.device))
         reading, settings = command.settings.reading, command.settings.settings

@@ -14,6 +14,18 @@ def autofit_register_backends() -> Iterable[BackendRef]:
             "llama",
             "plan a llama-server command for a GGUF model",
             "autofit_llama.backend:LlamaBackend",
-            ("llama-server", "llama-cli", "llama-fit-params", "llama-bench", "llama-completion", "llama"),
+            (
+                "llama-server",
+                "llama-cli",
+                "llama-fit-params",
+                "llama-bench",
+                "llama-completion",
+                "llama",
+                # engines made from llama.cpp, whose commands are refused by name
+                "llamafile",
+                "koboldcpp",
+                "ollama",
+                "lms",
+            ),
         ),
     )

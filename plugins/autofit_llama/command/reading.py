@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath, PureWindowsPath
 from shlex import quote
 
+from autofit.domain.text import printable
 from autofit.domain.values import dataclass
 from autofit.errors import UsageError
 from autofit.text.suggest import close_names
@@ -32,6 +33,7 @@ from autofit_llama.command.options import (
     is_flag,
     spellings,
 )
+from autofit_llama.engine.naming import stranger_of
 from autofit_llama.engine.versions import LATEST, Version
 
 _PROGRAMS: Mapping[str, Program] = {name: name for name in PROGRAMS.values()}
@@ -88,6 +90,11 @@ def find_program(argv: Sequence[str]) -> tuple[Program, tuple[str, ...], tuple[s
     name = PureWindowsPath(PurePath(argv[0]).name).name.removesuffix(".exe")
     if name == "llama" and len(argv) > 1 and argv[1] in _WORDS:
         return _WORDS[argv[1]], tuple(argv[:2]), tuple(argv[2:])
+    if name not in _PROGRAMS and (stranger := stranger_of(name)) is not None:
+        raise UsageError(
+            f"{printable(name, 60)} is {stranger}, whose flags and defaults are not known here",
+            hint="write what it loads as a command of llama-server to see what that takes",
+        )
     if name not in _PROGRAMS:
         known = ", ".join(PROGRAMS.values())
         raise UsageError(

@@ -6,6 +6,7 @@ beside its rule. What a build accepts, starts with and knows comes from the sour
 
 from __future__ import annotations
 
+from autofit.domain.units import MIB
 from autofit.domain.values import dataclass
 
 from autofit_llama.engine.builds import around, fact
@@ -14,6 +15,15 @@ from autofit_llama.engine.builds import around, fact
 SOURCE = "llama.cpp of llama-cpp-python 0.3.36"
 REFERENCE = 11311  #: its build: what is followed where no build is named
 NEWEST = 11434  #: the newest build that memory was held against
+OLDEST = 8121  #: the oldest one
+STEP_BYTES = 512 * MIB
+"""More than a device has taken in the newer one of any two recorded builds, in the same launch.
+
+The most was 504 MiB, b11434 over b11311 with pipeline parallelism and `-ub 2048`, and 360 MiB over the 3313 builds from
+b8121 (tools/accuracy/llama_moves.py, over the recorded rows).
+"""
+UNLIKE_BYTES = 2560 * MIB
+"""The same for the older one of two: 2496 MiB, b10068 over b11311; 99 of 100 devices took less than 640 MiB more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +53,16 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """A build of llama.cpp; `newer` than is known here, and so with flags unknown."""
+    """A build of llama.cpp as it is followed here.
+
+    `newer` than is known: `build` is then the newest known, and `asked` the number that was named, if there was one.
+    `fork`: another engine made from llama.cpp, by its name, whose own changes are not known.
+    """
 
     build: int
     newer: bool = False
+    asked: int | None = None
+    fork: str | None = None
 
     @property
     def has_unknown_flags(self) -> bool:
@@ -75,7 +91,17 @@ class Version:
 
     @property
     def name(self) -> str:
-        return f"b{self.build}"
+        return f"b{self.asked or self.build}" if self.fork is None else self.fork
+
+    @property
+    def behind_bytes(self) -> int:
+        """What a device may take more than is counted, of a build outside the recorded ones or a fork: assumed."""
+        if self.fork is not None or self.build < OLDEST:
+            return UNLIKE_BYTES
+        if not self.newer:
+            return 0
+        ahead = (self.asked or self.build) - NEWEST
+        return STEP_BYTES * max(1, -(-ahead // (NEWEST - OLDEST)))
 
 
 LATEST = Version(build=REFERENCE)

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from autofit.domain.machine import Device
 from autofit.domain.request import Margin
 from autofit.domain.units import MIB
+from autofit.domain.values import replace
+
+from autofit_llama.engine.versions import Version
 
 NOTHING = Margin()
 MODELED = Margin(n_bytes=64 * MIB, fraction=0.01)
@@ -17,11 +20,24 @@ With these terms in the model, 3 % of the card in all was enough on 19 tight cel
 ASSUMED = Margin(n_bytes=256 * MIB, fraction=0.02)
 
 
-def margins_of(wished: Sequence[Margin], devices: Sequence[Device]) -> Mapping[str, tuple[Margin, str]]:
-    """By device id: what to leave free, and the reason. `wished` is one per device, the last repeated."""
+def margins_of(
+    wished: Sequence[Margin], devices: Sequence[Device], version: Version
+) -> Mapping[str, tuple[Margin, str]]:
+    """By device id: what to leave free, and the reason. `wished` is one per device, the last repeated.
+
+    A version outside the recorded ones gets what it may take more beside that, wished or not.
+    """
+    found = {d.id: default_margin(d) for d in devices}
     if wished:
-        return {d.id: (wished[min(i, len(wished) - 1)], "as asked") for i, d in enumerate(devices)}
-    return {device.id: default_margin(device) for device in devices}
+        found = {d.id: (wished[min(i, len(wished) - 1)], "as asked") for i, d in enumerate(devices)}
+    more = version.behind_bytes
+    if not more:
+        return found
+    because = f"{more // MIB} MiB for {version.name}, which is not recorded (assumed)"
+    return {
+        name: (replace(margin, n_bytes=margin.n_bytes + more), f"{reason}; {because}")
+        for name, (margin, reason) in found.items()
+    }
 
 
 def default_margin(device: Device) -> tuple[Margin, str]:

@@ -147,7 +147,7 @@ def _context_items(
         if layout.has_graph
         else "an upper bound: no graph for this architecture"
     )
-    known: Basis = "exact" if layout.hparams.known else "derived"
+    known: Basis = "exact" if layout.hparams.known and not arguments.context.version.behind_bytes else "derived"
     for i, device in enumerate(devices):
         to = items[device.id]
         _add(to, "weights", plan.device_bytes[i], known, "weights", "llama-model.cpp:load_tensors")

@@ -183,7 +183,7 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
         compute=compute,
         partial_bytes=partial_bytes,
         has_graph=has_graph,
-        is_exact=has_graph and all(rules.is_exact for rules in devices),
+        is_exact=has_graph and all(rules.is_exact for rules in devices) and not arguments.context.version.behind_bytes,
     )
 
 

@@ -14,7 +14,7 @@ from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_llama.engine.builds import around, first_with_architecture, has_architecture
 from autofit_llama.engine.codes import finding
-from autofit_llama.engine.versions import Version
+from autofit_llama.engine.versions import NEWEST, Version
 from autofit_llama.model.architecture import is_known
 
 
@@ -29,9 +29,21 @@ def check_architectures(model: ModelSpec, version: Version, *, named: bool) -> t
         UnsupportedModelError: it has it, and there is no record of what it takes.
     """
     draft = model.companions.get("draft")
-    return tuple(
-        found for one in (model, draft) if one is not None for found in _check(one.architecture, version, named=named)
-    )
+    found = [
+        each for one in (model, draft) if one is not None for each in _check(one.architecture, version, named=named)
+    ]
+    if version.newer and version.fork is None and _has_experts(model):
+        message = (
+            f"builds newer than b{NEWEST} may keep a cache of experts on the GPU (b11739 can: moe_cache_size): it is "
+            "not counted, and takes memory where experts stay in RAM"
+        )
+        found.append(finding("engine-version-newer", message))
+    return tuple(found)
+
+
+def _has_experts(model: ModelSpec) -> bool:
+    n_experts = model.metadata.get(f"{model.architecture}.expert_count")
+    return isinstance(n_experts, int) and n_experts > 0
 
 
 def _check(name: str, version: Version, *, named: bool) -> Iterator[Finding]:

@@ -195,7 +195,7 @@ def task_of(command: Command, model: ModelSpec, machine: Machine, request: Reque
     sized = size(model)
     check_pins(pins, request, machine, sized.hparams)
     devices = devices_of(pins, request, machine)
-    margins = dict(margins_of(request.margin, machine.devices))
+    margins = dict(margins_of(request.margin, machine.devices, pins.version))
     check_margins({d.id: margins[d.id][0].of(d.total_bytes or d.free_bytes or 0) for d in devices}, machine)
     program = pins.reading.program
     n_parallel = given.n_parallel
