@@ -9,7 +9,8 @@ profile or a JSON file of `autofit hardware detect --format json`. `2x3060`, `30
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def load_machine(
             devices.append(replace(device, id=new, index=len(devices), pool=pool))
             sources |= {f"{new}.{figure}": basis for figure, basis in _of(part.sources, device.id)}
         links += [replace(link, a=renamed[link.a], b=renamed[link.b]) for link in part.links]
+    links += _on_boards(devices, links, dirs)
     sources |= {f"host.{figure}": basis for part in hosts for figure, basis in _of(part.sources, HOST_POOL)}
     return Machine(
         host=main,
@@ -419,6 +421,21 @@ def _sold_with(profile: Profile, free_bytes: int | None) -> int:
     if sizes:
         hint = f"it is sold with {listed(sizes)}: write {profile.id}-{sizes[0]}gb, or --ram SIZE"
     raise UnknownHardwareError(f"{profile.id}: the size of RAM is unknown", hint=hint)
+
+
+def _on_boards(devices: Sequence[Device], known: Iterable[Link], dirs: tuple[str | Path, ...]) -> Iterator[Link]:
+    """Links between modules of one kind, which are sold on boards that link them all."""
+    linked = {frozenset((link.a, link.b)) for link in known}
+    several = {name for name, n in Counter(device.profile for device in devices).items() if name and n > 1}
+    tables = {name: load_profile(name, dirs).table for name in sorted(several)}
+    for at, a in enumerate(devices):
+        table = tables.get(a.profile or "", {})
+        if not table.get("nvlink_switched"):
+            continue
+        kind = "NVLink" if a.api == "cuda" else "Infinity Fabric"
+        for b in devices[at + 1 :]:
+            if b.profile == a.profile and frozenset((a.id, b.id)) not in linked:
+                yield Link(a=a.id, b=b.id, kind=kind, bytes_per_s=table.get("nvlink_bytes_per_s"))
 
 
 def _links(row: Mapping[str, Any], devices: list[Device], profile: Profile) -> Iterable[Link]:

@@ -62,6 +62,7 @@ DEVICE: dict[str, Key] = {
     "link": Key(str, "to the host: PCIe 4.0 x16"),
     "link_bytes_per_s": _rate("to the host, one direction"),
     "nvlink_bytes_per_s": _rate("to its peers, one direction, all links together"),
+    "nvlink_switched": Key(bool, "a module on a board that links all of its kind; cards need bridges, which are extra"),
     "uuid": Key(str, "as the driver writes it"),
     "pci_ids": Key(list, "vendor:device on the bus, where the driver gives no name", items="texts"),
 }

@@ -271,11 +271,18 @@ class Roofline:
         n = len(ranks)
         if n < 2:
             return 0.0
+        n_tokens = step.n_sequences if layer.last_token_only else step.n_tokens
+        return 2 * self.ring_seconds(ranks, 2 * (n - 1) / n * n_tokens * layer.hidden_bytes)
+
+    def ring_seconds(self, ranks: Sequence[str], n_bytes: float) -> float:
+        """Seconds of one collective operation in which each rank sends `n_bytes` around a ring, at its slowest link.
+
+        Raises:
+            ValueError: the bandwidth of a rank is unknown.
+        """
         ring = zip(ranks, (*ranks[1:], ranks[0]), strict=True)
         slowest = max(self._seconds_per_byte(a, b) for a, b in ring)
-        latency = max(self._at(rank).efficiency.hop_s for rank in ranks)
-        n_tokens = step.n_sequences if layer.last_token_only else step.n_tokens
-        return 2 * (latency + 2 * (n - 1) / n * n_tokens * layer.hidden_bytes * slowest)
+        return max(self._at(rank).efficiency.hop_s for rank in ranks) + n_bytes * slowest
 
     def _stages(self, layers: Placed, step: Step) -> list[tuple[str, float]]:
         """Device and seconds of each block, the hop to it included."""

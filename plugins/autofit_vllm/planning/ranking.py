@@ -55,8 +55,10 @@ def score(candidate: Candidate, problem: Problem) -> tuple[float, ...]:
     lossless = 0.0 if _chose_lossy(candidate, problem) else 1.0
     eager = 0.0 if candidate.values.get("enforce_eager") else 1.0
     parallel = candidate.parallel
-    # heads that are padded are computed and thrown away; the fewer ranks a replica has, the fewer copies of the cache
-    whole = -float(problem.pads_heads(parallel.tp)) - (parallel.tp - 1 if parallel.dp > 1 else 0) / 1000
+    # heads that are padded are computed and thrown away: replicas on all GPUs then serve most, for some rate of one
+    # sequence alone; the fewer ranks a replica has, the fewer copies of the cache
+    replicas = 0.5 - (parallel.tp - 1) / 1000 if parallel.dp > 1 else 0.0
+    whole = replicas - float(problem.pads_heads(parallel.tp))
     fewer = -float(len(candidate.evaluation.ranks))
     length, useful = float(candidate.length), float(min(candidate.length, problem.target))
     prefer, rate = problem.request.prefer, candidate.rate

@@ -188,6 +188,17 @@ def offload_seconds(offload: Offload, ranks: Sequence[Rank], model: VllmModel, n
     return share * sum(offload.moved) / slowest
 
 
+def _exchange_seconds(evaluation: Evaluation, roofline: Roofline, n_tokens: int) -> float:
+    """Seconds that replicas which share experts take in a step of `n_tokens` each to gather the tokens of all, and to
+    hand back what the experts made of them, in each layer: `--all2all-backend allgather_reducescatter`, the default."""
+    model, parallel = evaluation.model, evaluation.config.parallel
+    if not model.is_moe or parallel.dp < 2:
+        return 0.0
+    ranks = [rank.device.id for rank in evaluation.ranks if rank.stage == 0]
+    n_bytes = (len(ranks) - 1) * n_tokens / parallel.tp * 2 * model.hidden_size
+    return 2 * model.n_layers * roofline.ring_seconds(ranks, n_bytes)
+
+
 def _slower(rate: float, seconds: float, *, overlaps: bool) -> float:
     """`rate` with transfers that wait for the computation, or go on beside it."""
     if rate <= 0:
@@ -234,6 +245,15 @@ def speed_of(
         draft=_draft(evaluation, placed),
     )
     offload = evaluation.offload
+    exchange = 0.0 if speed is None else _exchange_seconds(evaluation, roofline, n_sequences)
+    if speed is not None and exchange:
+        speed = replace(
+            speed,
+            decode_tokens_per_s=_slower(speed.decode_tokens_per_s, exchange, overlaps=False),
+            low=_slower(speed.low, exchange, overlaps=False),
+            high=_slower(speed.high, exchange, overlaps=False),
+            basis=f"{speed.basis}; exchange between replicas",
+        )
     waiting = offload_seconds(offload, evaluation.ranks, evaluation.model, n_sequences) if offload else 0.0
     if speed is None or offload is None or not waiting:
         return speed

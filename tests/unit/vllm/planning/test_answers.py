@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,19 @@ def test_replicas_share_experts_where_heads_would_be_padded() -> None:
     one = plan(CONFIGS / "deepseek-v4-flash", "b200")
     each = report["kv_cache_tokens"]
     assert 8 * each > 7 * one.engine_report["kv_cache_tokens"]  # type: ignore[operator]
+
+
+def test_replicas_that_share_experts_pay_for_the_exchange_between_them() -> None:
+    """Each gathers the tokens of all in every layer, over the links between modules of a board."""
+    found = plan(CONFIGS / "deepseek-v3", "8xh200", prefer="throughput")
+    assert found.speed is not None and "exchange between replicas" in found.speed.basis
+    ranks = plan(CONFIGS / "deepseek-v3", "8xh200", "-tp", "8", "-dp", "1")
+    assert ranks.speed is not None and "exchange" not in ranks.speed.basis
+    machine = autofit.load_machine("8xh200", ram="1TiB")
+    slow = dataclasses.replace(machine, links=())  # over PCIe
+    bridged = autofit.plan("vllm", CONFIGS / "deepseek-v3", slow, prefer="throughput", engine_args=("-dp", "8"))
+    fast, slower = (one.engine_report["total_tokens_per_s"] for one in (found, bridged))
+    assert fast > 1.2 * slower  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(("width", "whole"), [(768, False), (1536, True), (2048, False)])
