@@ -30,6 +30,7 @@ OWN = {
     "micro-batch": Code("info", "a micro-batch that trades decode rate for prompt processing"),
     "no-embeddings": Code("warning", "an embedding model whose embeddings are not turned on"),
     "number-cut": Code("warning", "a number that llama.cpp reads only in part"),
+    "rate-in-all": Code("info", "the decode rate of all sequences at once"),
     "reads-from-disk": Code("warning", "memory-mapped weights do not fit in RAM and are read from disk"),
     "settings-file-unsure": Code("warning", "a settings file that this version may or may not read"),
     "slots-share-context": Code("info", "slots share one context, each limited to the trained context"),

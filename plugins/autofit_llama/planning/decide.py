@@ -12,6 +12,7 @@ from autofit.domain.machine import Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Alternative, Finding, Plan, Speed
 from autofit.domain.request import Margin, Request
+from autofit.domain.units import format_rate
 from autofit.planning.decisions import arguments, remark
 
 from autofit_llama.command.parse import Command
@@ -80,6 +81,7 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
         decisions = (*decisions, none)
     n_ctx = final.layout.context.n_ctx_seq
     speed = _speed(task, run, final, settings) if final.memory.fits else None
+    findings += _in_all(task, run, final)
     missed = slower_than_wished(task.request, speed, n_ctx) if final.memory.fits else ()
     findings += [finding("too-slow", message) for message in missed]
     if missed:
@@ -106,6 +108,17 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
         engine_report=final.report,
         engine_version=task.pins.version.name,
     )
+
+
+def _in_all(task: Task, run: Run, final: Estimate) -> list[Finding]:
+    """The rate of all sequences at once, where several were asked for."""
+    n = task.n_parallel
+    speed = None if task.request.parallel is None or n < 2 else speed_of(run, final, task.machine, n_sequences=n)
+    if speed is None or not (speed.decodes and final.memory.fits):
+        return []
+    each = speed.start_tokens_per_s or speed.decode_tokens_per_s
+    message = f"{n} sequences at once decode ~{format_rate(each)} tokens/s each, ~{format_rate(n * each)} in all"
+    return [finding("rate-in-all", message)]
 
 
 def _margins(task: Task) -> dict[str, Margin]:
