@@ -223,7 +223,7 @@ def _best_offer(
     plan_one: Callable[[ModelSpec, ModelFiles], Plan],
 ) -> Plan | None:
     """The plan for one of several models of a name, where one of them fits well."""
-    if len(files.offers) < 2:
+    if files.is_chosen or len(files.offers) < 2:
         return None
     from autofit.planning.findings import COMMON, tell
     from autofit.planning.offers import choose

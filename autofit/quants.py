@@ -12,13 +12,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from autofit.domain.machine import HOST_POOL
+from autofit.domain.names import is_elsewhere
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate, parse_size
 from autofit.domain.values import dataclass
 from autofit.errors import AutofitError, ModelError, UsageError
 from autofit.host import blamed, host
 from autofit.pipeline import machine_of, plan_of, read_model, stated_options
-from autofit.references import MAX_NEIGHBORS
+from autofit.references import MAX_NEIGHBORS, locate
 from autofit.settings.layers import HERE, Options, Surroundings
 
 if TYPE_CHECKING:
@@ -475,6 +476,14 @@ def _stem(file_name: str) -> str:
 def _neighbors(model: ModelSpec) -> Mapping[str, FormFile]:
     """Files of the model's folder by the stems of their names, shards together; nothing of what is not on disk."""
     path = model.files[0].path if model.files else ""
+    if is_elsewhere(path):
+        with suppress(AutofitError):
+            return {
+                _stem(offer.reference.replace(":", "/").rpartition("/")[2]): FormFile(
+                    path=offer.reference, size_bytes=offer.size_bytes
+                )
+                for offer in locate(path).offers
+            }
     found: dict[str, FormFile] = {}
     if not os.path.isfile(path):  # noqa: PTH113 - a path of any text; an example has no file
         return found

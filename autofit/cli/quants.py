@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from autofit.cli.options import add_options, given
+from autofit.domain.names import is_elsewhere
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate
 from autofit.quants import Quants, Row, device_shortfall, made_to_measure, quantizations
@@ -125,7 +126,7 @@ def _remarks(row: Row) -> Iterator[str]:
     if row.quantization.at_hand:
         yield "this file"
     elif row.file is not None:
-        yield "in this folder"
+        yield "in the repository" if is_elsewhere(row.file.path) else "in this folder"
     if row.quantization.same_as:
         yield f"the same as {row.quantization.same_as}"
     if row.quantization.only_for:

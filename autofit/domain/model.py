@@ -75,7 +75,8 @@ class ModelFiles:
 
     `storage` is where the paths are, `None` for this machine's disk. `written` is what a command says for the model
     where that is no path. `beside` maps roles (`mmproj`) to references of files that the same place offers with it;
-    `offers` are all models of a name that chooses none of them; `notes` are facts that a plan should tell.
+    `offers` are all models of the place; `is_chosen`: the name says which of them. `notes` are facts that a plan should
+    tell.
     """
 
     reference: str
@@ -84,11 +85,12 @@ class ModelFiles:
     written: str | None = None
     beside: Mapping[str, str] = field(default_factory=dict)
     offers: tuple[Offer, ...] = ()
+    is_chosen: bool = False
     notes: tuple[str, ...] = ()
 
 
 class Offer(NamedTuple):
-    """One of several models that a place offers under a name which chooses none of them."""
+    """One of several models that a place offers."""
 
     reference: str
     quantization: str  #: as its files' names spell it, in capitals; empty where they say none

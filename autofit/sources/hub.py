@@ -106,6 +106,7 @@ def on_disk(reference: str, name: HubName) -> ModelFiles | None:
             paths=(snapshot.files[model.files[0]].path,),
             beside=beside,
             offers=_offers(name, snapshot.models),
+            is_chosen=name.choice is not None,
         )
     here = hub_cache.find(name, os.environ)
     if here is not None and name.file is not None and name.file in here.files and not is_model(name.file):
@@ -260,7 +261,8 @@ def _gguf(reference: str, repository: Repository, session: Session) -> ModelFile
     from dataclasses import replace
 
     written = _written(name, models, model, session.environ)
-    return replace(found, written=written, beside=beside, offers=_offers(name, models))
+    offers, is_chosen = _offers(name, models), name.choice is not None
+    return replace(found, written=written, beside=beside, offers=offers, is_chosen=is_chosen)
 
 
 def _remote(reference: str, repository: Repository, session: Session, file: str) -> ModelFiles:
@@ -284,9 +286,7 @@ def _remote(reference: str, repository: Repository, session: Session, file: str)
 
 
 def _offers(name: HubName, models: Sequence[GgufModel]) -> tuple[Offer, ...]:
-    """All models of a name that chooses none."""
-    if name.choice is not None:
-        return ()
+    """All models of a repository."""
     named = [(name._replace(choice=model.files[0]).written(), model) for model in models]
     return tuple(Offer(reference, model.quantization, model.size_bytes) for reference, model in named)
 

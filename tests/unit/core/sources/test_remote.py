@@ -181,6 +181,17 @@ def test_of_many_models_the_largest_at_full_speed_is_planned_for(served: Hub, tm
     assert "has 4 GGUF models" in locate("o/many").notes[0]
 
 
+def test_quantizations_that_the_repository_has_are_marked(
+    served: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served.repositories["o/r"] = {f"m-{tag}.gguf": gguf(tmp_path, n_vocab=2000) for tag in ("F16", "Q8_0", "IQ4_XS")}
+    assert main(["quants", "hf:o/r:F16", "--backend", "llama", "--on", "rtx-3090", "--ram", "64GiB"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    marked = {row.split()[row.startswith("*")] for row in rows if "in the repository" in row}
+    assert marked == {"F16", "Q8_0", "IQ4_XS"}
+    assert {offer.quantization for offer in locate("hf:o/r:F16").offers} == {"F16", "Q8_0", "IQ4_XS"}
+
+
 def test_a_projector_of_the_repository_is_counted_as_the_engine_loads_it(served: Hub, tmp_path: Path) -> None:
     vision = {"general.architecture": "clip", "general.type": "mmproj"}
     tensors = [ggufs.Tensor("v.blk.0.attn_q.weight", (1024, 1024)), ggufs.Tensor("mm.0.weight", (1024, 512))]
