@@ -10,7 +10,7 @@ from typing import Any
 
 Tensors = Mapping[str, tuple[str, Sequence[int]]]  #: name -> type and shape
 
-BITS = {"F32": 32, "BF16": 16, "F16": 16, "F8_E4M3": 8, "F4": 4, "U8": 8, "I32": 32, "I64": 64}
+BITS = {"F32": 32, "BF16": 16, "F16": 16, "F8_E4M3": 8, "F4": 4, "U8": 8, "I8": 8, "I32": 32, "I64": 64}
 
 
 def header(tensors: Mapping[str, tuple[str, Sequence[int]]], notes: Mapping[str, str] | None = None) -> dict[str, Any]:
