@@ -51,7 +51,7 @@ def _world_size(args: list[str]) -> int:
     return sizes["-tp"] * sizes["-pp"] * sizes["-dp"]
 
 
-def predict(row: dict[str, Any]) -> dict[str, Any] | AutofitError:
+def predict(row: dict[str, Any], engine_version: str | None = None) -> dict[str, Any] | AutofitError:
     """autofit's report for the same command, or its refusal."""
     env = dict(arg.split("=", 1) for arg in row["args"] if arg.startswith("VLLM_"))
     args = [arg for arg in row["args"] if not arg.startswith("VLLM_")]
@@ -62,6 +62,7 @@ def predict(row: dict[str, Any]) -> dict[str, Any] | AutofitError:
             _machine(row["gpu"], _world_size(args)),
             environ=env,
             available_kv_bytes=int(row["available_kv_gib"] * GIB),
+            engine_version=engine_version,
         )
     except (EngineRefusalError, UnsupportedModelError) as error:
         return error

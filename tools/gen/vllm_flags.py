@@ -117,6 +117,8 @@ class Types:
             for part in parts[1:]:
                 hint.bounds |= bounds(part)
             return hint
+        if name == "SkipValidation":
+            return self.hint(module, inner)
         if name in ("Optional", "Union"):
             hint = Hint(names={"None"}) if name == "Optional" else Hint()
             for part in parts:
@@ -256,8 +258,7 @@ class Reader:
         self.types, self.module = types, module
         self.tables: dict[str, Any] = {}
         counts = types.package.names(module).get("_compute_kwargs")
-        sets = (node for node in ast.walk(counts) if isinstance(node, ast.Set)) if counts else iter(())
-        self.counts: set[str] = next((ast.literal_eval(node) for node in sets if _all_text(node)), set())
+        self.counts = set(_counted(counts)) if counts else set()
 
     def table(self, name: str) -> dict[str, dict[str, Any]]:
         """`get_kwargs(NAME)`."""
@@ -352,8 +353,18 @@ class Reader:
         return words
 
 
-def _all_text(node: ast.Set) -> bool:
-    return all(isinstance(part, ast.Constant) and isinstance(part.value, str) for part in node.elts)
+def _counted(function: ast.AST) -> Iterator[str]:
+    """Fields that `_compute_kwargs` reads by `human_readable_int`: names in a set, or a tuple that `name` is looked up
+    in."""
+    for node in ast.walk(function):
+        match node:
+            case (
+                ast.Set(elts=parts)
+                | ast.Compare(left=ast.Name(id="name"), ops=[ast.In()], comparators=[ast.Tuple(elts=parts)])
+            ):
+                words = [constant(part) for part in parts]
+                if all(isinstance(word, str) for word in words):
+                    yield from words
 
 
 def function(package: Package, module: str, name: str) -> ast.FunctionDef:

@@ -8,6 +8,7 @@ from autofit.domain.machine import Device
 from autofit.domain.values import dataclass
 from autofit.errors import HardwareError
 
+from autofit_vllm.engine.versions import DEFAULT, Change, Engine
 from autofit_vllm.modules.model import Draft, Parallel
 
 GraphMode = Literal["NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE"]
@@ -43,6 +44,11 @@ class Gpu:
         return self.cc[0] * 10 + self.cc[1]
 
 
+IN_FLIGHT = Change(
+    since="0.26.0",
+    source="config/vllm.py:max_in_flight_tokens",
+    before="0.25.1: SlidingWindowSpec keeps one step of max_num_batched_tokens, whatever is scheduled ahead",
+)
 CPU = Gpu(name="CPU", total_bytes=0, cc=(0, 0), cpu=True)
 
 
@@ -51,6 +57,7 @@ class EngineConfig:
     """The engine's configuration after all defaults (config/vllm.py:VllmConfig), as far as memory depends
     on it."""
 
+    engine: Engine = DEFAULT
     gpu: Gpu
     parallel: Parallel
     dtype: str
@@ -89,4 +96,5 @@ class EngineConfig:
     @property
     def max_in_flight_tokens(self) -> int:
         """Tokens scheduled but not yet settled (config/vllm.py:max_in_flight_tokens)."""
-        return self.max_concurrent_batches * self.max_num_batched_tokens
+        batches = self.max_concurrent_batches if self.engine.has(IN_FLIGHT) else 1
+        return batches * self.max_num_batched_tokens

@@ -13,9 +13,26 @@ from autofit.domain.values import dataclass, replace
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.config.engine import EngineConfig
+from autofit_vllm.engine.versions import DEFAULT, Change, Engine
 from autofit_vllm.memory.kv_layers import Kind, LayerCache, Layout, lay_out, stage_of, uniform
 from autofit_vllm.modules.model import VllmModel
 from autofit_vllm.modules.sharding import round_up
+
+NULL_BLOCK = Change(
+    since="0.29.0",
+    source="v1/core/kv_cache_planning.py:_check_enough_kv_cache_memory",
+    before="0.28.0, v1/core/kv_cache_utils.py: a request may need every block",
+)
+CHECKED_BY_BLOCKS = Change(
+    since="0.14.0",
+    source="v1/core/kv_cache_planning.py:_max_memory_usage_bytes_from_groups",
+    before="0.13.0: check_enough_kv_cache_memory adds layer by layer, before layers are grouped, padded or promoted",
+)
+CONCURRENT_TOKENS = Change(
+    since="0.20.1",
+    source="v1/core/kv_cache_utils.py:get_kv_cache_capacity",
+    before="0.20.0: _report_kv_cache_config counts the tokens of the smallest block in a group's share of the blocks",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +65,13 @@ class KvPlan:
     max_len: int  #: the length that was asked for, or derived
     in_flight_tokens: int
     dcp: int
+    bounds: tuple[int, ...]  #: the stages' first layers, and the end
+    engine: Engine = DEFAULT
+
+    @property
+    def n_null_blocks(self) -> int:
+        """Blocks that no request may count on."""
+        return 1 if self.engine.has(NULL_BLOCK) else 0
 
     def blocks_per_request(self, max_len: int) -> int:
         """Blocks that one request of `max_len` tokens takes, over all groups."""
@@ -56,9 +80,17 @@ class KvPlan:
     def request_bytes(self, max_len: int, stage: int = 0) -> int:
         return self.blocks_per_request(max_len) * self.bytes_per_block[stage]
 
+    def checked_bytes(self, max_len: int, stage: int = 0) -> int:
+        """What a request of `max_len` must find free for the engine to start."""
+        if self.engine.has(CHECKED_BY_BLOCKS):
+            return self.request_bytes(max_len, stage)
+        here = [layer for layer in self.layout.layers if stage_of(layer, self.bounds) == stage]
+        pages = (layer.pages(max_len, in_flight_tokens=self.in_flight_tokens, dcp=self.dcp) for layer in here)
+        return sum(n * layer.page_bytes for n, layer in zip(pages, here, strict=True))
+
     def needed_bytes(self, max_len: int, stage: int = 0) -> int:
         """Memory of a stage with which a request of `max_len` starts: its blocks, and the null block."""
-        return (self.blocks_per_request(max_len) + 1) * self.bytes_per_block[stage]
+        return (self.blocks_per_request(max_len) + self.n_null_blocks) * self.bytes_per_block[stage]
 
     def longest(self, available_bytes: Sequence[int], limit: int | None = None) -> int:
         """The longest request that fits every stage, 0 if none: the same search as vLLM's
@@ -71,15 +103,20 @@ class KvPlan:
         ]
         if not usable:
             return limit
-        most = min(usable) - 1
+        most = min(usable) - self.n_null_blocks
         low, high, best = 1, limit, 0
         while low <= high:
             middle = (low + high) // 2
-            if self.blocks_per_request(middle) <= most:
+            if self._fits(middle, most, available_bytes):
                 best, low = middle, middle + 1
             else:
                 high = middle - 1
         return best
+
+    def _fits(self, max_len: int, n_blocks: int, available_bytes: Sequence[int]) -> bool:
+        if self.engine.has(CHECKED_BY_BLOCKS):
+            return self.blocks_per_request(max_len) <= n_blocks
+        return all(self.checked_bytes(max_len, stage) <= have for stage, have in enumerate(available_bytes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +147,8 @@ def plan_kv(model: VllmModel, config: EngineConfig) -> KvPlan:
         max_len=config.max_model_len,
         in_flight_tokens=config.max_in_flight_tokens,
         dcp=config.parallel.dcp,
+        bounds=bounds,
+        engine=config.engine,
     )
 
 
@@ -132,7 +171,7 @@ def fit(plan: KvPlan, config: EngineConfig, available_bytes: Sequence[int]) -> K
                 hint="give the cache more memory: a higher --gpu-memory-utilization, or more GPUs",
             )
     for stage, have in enumerate(available_bytes):
-        _check_enough(plan, stage, have - plan.bytes_per_block[stage], max_len)
+        _check_enough(plan, stage, have - plan.n_null_blocks * plan.bytes_per_block[stage], max_len)
     if not any(plan.bytes_per_block):
         raise EngineRefusalError("the layers of this configuration have a cache of 0 bytes")
     n_blocks = min(
@@ -147,9 +186,17 @@ def capacity(plan: KvPlan, n_blocks: int, max_len: int) -> KvCapacity:
     return KvCapacity(
         n_blocks=n_blocks,
         max_model_len=max_len,
-        n_tokens=int(concurrency * max_len),
+        n_tokens=_logged_tokens(plan, n_blocks, concurrency, max_len),
         max_concurrency=concurrency,
     )
+
+
+def _logged_tokens(plan: KvPlan, n_blocks: int, concurrency: float, max_len: int) -> int:
+    """`GPU KV cache size` of the log."""
+    if plan.engine.has(CONCURRENT_TOKENS):
+        return int(concurrency * max_len)
+    smallest = min(layer.block_tokens for group in plan.groups for layer in group.kinds)
+    return n_blocks // len(plan.groups) * smallest * plan.dcp
 
 
 def _check_enough(plan: KvPlan, stage: int, usable_bytes: int, max_len: int) -> None:
@@ -161,10 +208,13 @@ def _check_enough(plan: KvPlan, stage: int, usable_bytes: int, max_len: int) -> 
             "No available memory for the cache blocks.",
             hint="increase --gpu-memory-utilization, or use more GPUs",
         )
-    needed = plan.request_bytes(max_len, stage)
+    needed = plan.checked_bytes(max_len, stage)
     if needed <= usable_bytes:
         return
-    have = [usable_bytes + per_block if at == stage else 1 << 62 for at, per_block in enumerate(plan.bytes_per_block)]
+    null = plan.n_null_blocks
+    have = [
+        usable_bytes + null * per_block if at == stage else 1 << 62 for at, per_block in enumerate(plan.bytes_per_block)
+    ]
     estimate = plan.longest(have, max_len)
     advice = f" Based on the available memory, the estimated maximum model length is {estimate}." if estimate else ""
     raise EngineRefusalError(

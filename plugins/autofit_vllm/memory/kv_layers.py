@@ -15,6 +15,7 @@ from autofit.domain.values import dataclass, replace
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.config.engine import EngineConfig
+from autofit_vllm.engine.versions import Change
 from autofit_vllm.memory.attention_backends import (
     OWN,
     AttentionBackend,
@@ -45,6 +46,36 @@ LATENT_ALIGNMENT = 128  #: hybrid models with latent attention (platforms/interf
 #: (layers/mamba/gdn/olmo_gdn_linear_attn.py)
 OTHER_DELTA_NETS = frozenset({"OlmoHybridForCausalLM"})
 KDA_CHECKPOINT_TOKENS = 16  #: mamba/kda_checkpoint.py
+BLOCKS_BY_BACKEND = Change(
+    since="0.18.0",
+    source="platforms/interface.py:update_block_size_for_backend",
+    before="0.17.1: platforms/cuda.py (check_and_update_config) knows latent attention, models/config.py hybrids",
+)
+FLASHINFER_LATENT = Change(
+    since="0.15.0",
+    source="platforms/cuda.py:_get_backend_priorities",
+    before="0.14.1: dense latent attention is CUTLASS_MLA on compute capability 10",
+)
+STATE_EXPORTS = Change(
+    since="0.33.0",
+    source="mamba/gdn/qwen_gdn_linear_attn.py:_resolve_gdn_prefill_backend",
+    before="0.32.0: gated delta nets export no states for prefixes, and align with none",
+)
+ALIGNED_STATES = Change(
+    since="0.15.0",
+    source="v1/kv_cache_interface.py:MambaSpec",
+    before="0.14.1: without support of their own (Mamba 1 and 2), states are kept once, and prefixes not cached",
+)
+NO_WHOLE_STATES = Change(
+    since="0.32.0",
+    source="v1/kv_cache_interface.py:MambaSpec",
+    before="0.31.0: mamba_cache_mode all: with prefix caching Mamba 1 and 2 keep a state for every block",
+)
+MAMBA_EXPORTS = Change(
+    since="0.32.0",
+    source="layers/mamba/mamba_mixer2.py:get_kv_cache_spec",
+    before="0.31.0: num_prefill_checkpoint_blocks is 0",
+)
 GDN_CHECKPOINT_TOKENS = 64  #: qwen_gdn_linear_attn.py:FLASHINFER_GDN_CHECKPOINT_ALIGNMENT
 
 _KV_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -488,8 +519,13 @@ def _state_layer(
 ) -> LayerCache:
     speculative = 0 if config.replay_ssm else config.speculative_tokens
     n_pages = 1 + speculative
-    if aligned:
-        exports = cache.kind == "mamba2" or (cache.kind in ("gdn", "kda") and checkpoints)
+    if aligned and cache.kind in ("mamba1", "mamba2") and not config.engine.has(NO_WHOLE_STATES):
+        n_pages = -(-config.max_model_len // block) + speculative
+    elif aligned and not config.engine.has(ALIGNED_STATES):
+        aligned = False
+    elif aligned:
+        own = cache.kind == "mamba2" and config.engine.has(MAMBA_EXPORTS)
+        exports = own or (cache.kind in ("gdn", "kda") and checkpoints)
         n_pages = 2 + speculative + exports
     tokens = block if aligned else config.mamba_block_size or config.max_model_len
     return LayerCache(
@@ -509,7 +545,7 @@ def _checkpoint_tokens(states: Sequence[StateCache], model: VllmModel, config: E
     (mamba/abstract.py:get_mamba_prefill_checkpoint_alignment)."""
     if not states or not config.prefix_caching or model.architecture in OTHER_DELTA_NETS:
         return None
-    if all(_flashinfer_gdn(cache, config) for cache in states):
+    if config.engine.has(STATE_EXPORTS) and all(_flashinfer_gdn(cache, config) for cache in states):
         return GDN_CHECKPOINT_TOKENS
     return KDA_CHECKPOINT_TOKENS if all(_flash_kda(cache, config) for cache in states) else None
 
@@ -547,7 +583,10 @@ def _block_size(
     default = CPU_BLOCK_TOKENS if config.gpu.cpu else DEFAULT_BLOCK_TOKENS
     if not parts:
         return config.block_size or default, None, None
-    block = config.block_size or common_block_size(((part.backend, part.query) for part in parts), default)
+    if config.engine.has(BLOCKS_BY_BACKEND):
+        block = config.block_size or common_block_size(((part.backend, part.query) for part in parts), default)
+    else:
+        block = _older_block(config.block_size or default, model, config, parts)
     before, state_page, skip_page = block, None, None
     if states and model.is_hybrid:
         block, state_page = _align_states(parts, model, config, states, block, kv_dtype)
@@ -562,6 +601,22 @@ def _block_size(
                 f"Aligned KV cache block size {block} is not supported by attention backend(s): {', '.join(rejecting)}."
             )
     return block, state_page, skip_page
+
+
+def _older_block(block: int, model: VllmModel, config: EngineConfig, parts: Sequence[AttentionLayer]) -> int:
+    """What releases before `BLOCKS_BY_BACKEND` make of a block size: latent attention alone has sizes of its own."""
+    if not model.uses_mla or config.gpu.cpu:
+        return block
+    sparse = any(part.query.sparse for part in parts)
+    if sparse:
+        return 64
+    if config.gpu.cc[0] == 10:
+        nope = model.config.get("qk_nope_head_dim")
+        if config.engine.has(FLASHINFER_LATENT) and nope == 128:
+            return block if block == 32 or block % 64 == 0 else 64
+        return block if block % 128 == 0 else 128
+    dense = config.gpu.cc[0] == 9 and config.attention_backend in (None, "FLASHMLA")
+    return 64 if dense and block % 64 else block
 
 
 def _align_states(

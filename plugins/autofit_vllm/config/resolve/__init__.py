@@ -28,9 +28,20 @@ from autofit_vllm.config.resolve.graphs import capture_sizes, graph_mode
 from autofit_vllm.config.resolve.length import resolve_max_len
 from autofit_vllm.config.resolve.parallel import resolve_parallel
 from autofit_vllm.config.resolve.speculation import resolve_speculation
+from autofit_vllm.engine.versions import Change
 from autofit_vllm.modules.model import VllmModel
 from autofit_vllm.quantization import NONE, Quantization
 
+HYBRID_PREFIXES = Change(
+    since="0.28.0",
+    source="engine/arg_utils.py:_set_default_chunked_prefill_and_prefix_caching_args",
+    before="0.27.1: hybrid models cache no prefixes unless asked to",
+)
+OPTIONAL_CHUNKS = Change(
+    since="0.11.1",
+    source="engine/arg_utils.py:_set_default_chunked_prefill_and_prefix_caching_args",
+    before="0.11.0: _set_default_args_v1 turns chunked prefill on, whatever was asked",
+)
 #: transformers_utils/model_arch_config_convertor.py:MM_PREFIX_LM_MODELS
 MM_PREFIX_MODELS = frozenset({"bagel", "gemma3", "molmo2", "moondream3", "paligemma"})
 
@@ -71,6 +82,7 @@ def resolve(
     images = _encodes_images(settings, model)
     utilization = _utilization(settings)
     return EngineConfig(
+        engine=settings.version,
         gpu=gpu,
         parallel=parallel,
         dtype=dtype,
@@ -113,10 +125,11 @@ def resolve(
 def _chunks_and_prefixes(settings: VllmSettings, model: VllmModel) -> tuple[bool, bool]:
     """(chunked prefill, prefix caching) (engine/arg_utils.py:_set_default_chunked_prefill_and_prefix_caching_args)."""
     chunked, prefix = settings.enable_chunked_prefill, settings.enable_prefix_caching
-    if chunked is None:
+    if chunked is None or not settings.version.has(OPTIONAL_CHUNKS):
         chunked = not (model.is_encoder_decoder or model.is_encoder_only)
     if prefix is None:
         prefix = not (model.is_encoder_decoder or model.is_encoder_only or model.is_attention_free)
+        prefix = prefix and (not model.is_hybrid or settings.version.has(HYBRID_PREFIXES))
     return chunked, prefix
 
 

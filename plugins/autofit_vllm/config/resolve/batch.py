@@ -7,19 +7,33 @@ from autofit.errors import EngineRefusalError
 
 from autofit_vllm.command.settings import VllmSettings
 from autofit_vllm.config.engine import Gpu
+from autofit_vllm.engine.versions import DEFAULT, Change, Engine
 from autofit_vllm.modules.model import Parallel, VllmModel
 
+LARGEST_TIER = Change(
+    since="0.28.0",
+    source="engine/arg_utils.py:get_batch_defaults",
+    before="0.27.1: GPUs of 160 GiB and more are as those of 70",
+)
+SMALL_GB10 = Change(
+    since="0.33.0",
+    source="engine/arg_utils.py:get_batch_defaults",
+    before="0.32.0: compute capability 12.1 is as any other of its memory",
+)
 _BATCHED_DP_TOKENS = 256  #: config/scheduler.py:DEFAULT_MAX_NUM_BATCHED_TOKENS_FOR_BATCHED_DP
 
 
-def batch_defaults(gpu: Gpu, *, usage: str = "server", world_size: int = 1) -> tuple[int, int]:
+def batch_defaults(
+    gpu: Gpu, *, usage: str = "server", world_size: int = 1, engine: Engine = DEFAULT
+) -> tuple[int, int]:
     """(max_num_batched_tokens, max_num_seqs) by kind of device (engine/arg_utils.py:get_batch_defaults)."""
     server = usage == "server"
     if gpu.cpu:
         return (2048 * world_size, 128 * world_size) if server else (4096 * world_size, 256 * world_size)
-    if gpu.total_bytes >= 160 * GIB:
+    if gpu.total_bytes >= 160 * GIB and engine.has(LARGEST_TIER):
         return 16384, 1024
-    if gpu.total_bytes >= 70 * GIB and "a100" not in gpu.name.lower() and gpu.cc != (12, 1):
+    small = "a100" in gpu.name.lower() or (gpu.cc == (12, 1) and engine.has(SMALL_GB10))
+    if gpu.total_bytes >= 70 * GIB and not small:
         return (8192 if server else 16384), 1024
     return (2048 if server else 8192), 256
 
@@ -29,7 +43,9 @@ def resolve_batch(
 ) -> tuple[int, int]:
     """(max_num_batched_tokens, max_num_seqs)
     (arg_utils.py:_set_default_max_num_seqs_and_batched_tokens_args)."""
-    tokens, seqs = batch_defaults(gpu, usage=settings.usage, world_size=parallel.pp * parallel.tp)
+    tokens, seqs = batch_defaults(
+        gpu, usage=settings.usage, world_size=parallel.pp * parallel.tp, engine=settings.version
+    )
     batched_dp = settings.all2all_backend in ("deepep_low_latency", "nixl_ep")
     if batched_dp and parallel.expert_parallel and parallel.dp > 1:
         tokens = _BATCHED_DP_TOKENS
