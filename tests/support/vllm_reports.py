@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -71,12 +72,20 @@ def write_checkpoint(name: str, into: Path) -> Path:
     return directory
 
 
+def version_of(row: dict[str, Any]) -> str | None:
+    """The release that a report names; `None` where it names a month, or less."""
+    found = re.match(r"~?(\d+\.\d+[\w.]*)(?!x)", row["version"])
+    return None if found is None or found[1].endswith("x") else found[1]
+
+
 def judge(row: dict[str, Any], directory: Path) -> Verdict:
     """autofit's verdict on the report's command, on described cards."""
     ram = None if row["on"] == "gb10" else "2TiB"
     machine = autofit.load_machine(*[row["on"]] * row["n"], ram=ram)
     try:
-        plan = autofit.check(["vllm", "serve", str(directory), *row["args"]], machine, environ={})
+        plan = autofit.check(
+            ["vllm", "serve", str(directory), *row["args"]], machine, environ={}, engine_version=version_of(row)
+        )
     except EngineRefusalError:
         return Verdict(row=row, plan=None)
     return Verdict(row=row, plan=plan)
