@@ -42,6 +42,11 @@ def _machine(gpu: str, n: int) -> Any:
     return autofit.load_machine(*[PROFILES[gpu]] * n)
 
 
+def gpu_bytes(gpu: str) -> int:
+    """Memory of a row's GPU."""
+    return int(_machine(gpu, 1).devices[0].total_bytes)
+
+
 def _world_size(args: list[str]) -> int:
     """Ranks of all replicas; the flags of the rows are spelled like this."""
     sizes = {"-tp": 1, "-pp": 1, "-dp": 1}

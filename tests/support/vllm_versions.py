@@ -85,10 +85,13 @@ def weights_bytes(row: dict[str, Any]) -> int:
     return max(vllm_truth.weights(row))
 
 
-def request_bytes(row: dict[str, Any]) -> float | None:
+def request_bytes(row: dict[str, Any]) -> float:
     """Cache of one request of the full length."""
-    vllm = row["vllm"]
-    result = vllm["result"]
-    if "error" in result or not result.get("max_concurrency"):
-        return None
+    vllm, result = row["vllm"], row["vllm"]["result"]
     return float(result["num_gpu_blocks"] * max(vllm["bytes_per_block"]) / result["max_concurrency"])
+
+
+def moved_fraction(before: dict[str, Any], after: dict[str, Any]) -> float:
+    """By how much of a GPU's memory weights and one full request grew from one release to the other."""
+    total = vllm_truth.gpu_bytes(after["gpu"])
+    return sum(each(after) - each(before) for each in (weights_bytes, request_bytes)) / total

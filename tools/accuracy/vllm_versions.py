@@ -44,21 +44,23 @@ def main(arguments: list[str]) -> None:
 
 
 def show_moves(rows: list[dict[str, Any]]) -> None:
-    """Of rows that two recorded releases in succession have, the largest growth of each kind."""
+    """Of rows that two recorded releases in succession have, the largest growth; in all in parts of a GPU too."""
     by_row: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
-        by_row[vllm_truth.label(row)][row["version"]] = row
+        if not vllm_truth.refusal(row):
+            by_row[vllm_truth.label(row)][row["version"]] = row
     versions = list(dict.fromkeys(row["version"] for row in rows))
-    print(f"{'from':10} {'to':10} {'rows':>5} {'weights':>9} {'cache of a full request':>24}")
+    print(f"{'from':10} {'to':10} {'rows':>5} {'weights':>9} {'full request':>13} {'of the GPU':>11}")
     for before, after in itertools.pairwise(versions):
         pairs = [(found[before], found[after]) for found in by_row.values() if before in found and after in found]
         weights = [_growth(*map(vllm_versions.weights_bytes, pair)) for pair in pairs]
         cache = [_growth(*map(vllm_versions.request_bytes, pair)) for pair in pairs]
-        print(f"{before:10} {after:10} {len(pairs):5} {max(weights, default=0):+9.2%} {max(cache, default=0):+24.2%}")
+        parts = [vllm_versions.moved_fraction(*pair) for pair in pairs]
+        print(f"{before:10} {after:10} {len(pairs):5} {max(weights):+9.2%} {max(cache):+13.2%} {max(parts):+11.2%}")
 
 
-def _growth(before: float | None, after: float | None) -> float:
-    return after / before - 1 if before and after else 0.0
+def _growth(before: float, after: float) -> float:
+    return after / before - 1
 
 
 if __name__ == "__main__":

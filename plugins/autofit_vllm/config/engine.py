@@ -87,6 +87,7 @@ class EngineConfig:
     mamba_cache_dtype: str
     mamba_ssm_dtype: str
     mamba_block_size: int | None
+    mamba_cache_mode: str | None  #: as asked for
     replay_ssm: bool
     gdn_backend: str
     gpu_memory_utilization: float

@@ -28,10 +28,15 @@ CHECKED_BY_BLOCKS = Change(
     source="v1/core/kv_cache_planning.py:_max_memory_usage_bytes_from_groups",
     before="0.13.0: check_enough_kv_cache_memory adds layer by layer, before layers are grouped, padded or promoted",
 )
+CHECKED_OVERRIDE = Change(
+    since="0.20.1",
+    source="v1/core/kv_cache_planning.py:get_kv_cache_configs",
+    before="0.20.0: may_override_num_blocks comes after the check, which is of the memory there is",
+)
 CONCURRENT_TOKENS = Change(
     since="0.20.1",
     source="v1/core/kv_cache_utils.py:get_kv_cache_capacity",
-    before="0.20.0: _report_kv_cache_config counts the tokens of the smallest block in a group's share of the blocks",
+    before="0.20.0: _report_kv_cache_config divides blocks by groups, and counts the smallest block size",
 )
 
 
@@ -160,8 +165,9 @@ def fit(plan: KvPlan, config: EngineConfig, available_bytes: Sequence[int]) -> K
     """
     if not plan.groups:
         return KvCapacity(n_blocks=1, max_model_len=plan.max_len, n_tokens=0, max_concurrency=0.0)
-    if config.num_gpu_blocks_override is not None:
-        available_bytes = [config.num_gpu_blocks_override * per_block for per_block in plan.bytes_per_block]
+    override = config.num_gpu_blocks_override
+    if override is not None and plan.engine.has(CHECKED_OVERRIDE):
+        available_bytes = [override * per_block for per_block in plan.bytes_per_block]
     max_len = plan.max_len
     if config.auto_length:
         max_len = plan.longest(available_bytes)
@@ -177,7 +183,7 @@ def fit(plan: KvPlan, config: EngineConfig, available_bytes: Sequence[int]) -> K
     n_blocks = min(
         have // per_block for have, per_block in zip(available_bytes, plan.bytes_per_block, strict=True) if per_block
     )
-    return capacity(plan, n_blocks, max_len)
+    return capacity(plan, n_blocks if override is None else override, max_len)
 
 
 def capacity(plan: KvPlan, n_blocks: int, max_len: int) -> KvCapacity:

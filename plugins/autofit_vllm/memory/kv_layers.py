@@ -66,16 +66,22 @@ ALIGNED_STATES = Change(
     source="v1/kv_cache_interface.py:MambaSpec",
     before="0.14.1: without support of their own (Mamba 1 and 2), states are kept once, and prefixes not cached",
 )
+LAST_STATES = Change(
+    since="0.28.0",
+    source="models/config.py:MambaModelConfig",
+    before="0.27.1: with prefix caching Mamba 1 and 2 keep a state for every block (mamba_cache_mode all)",
+)
 NO_WHOLE_STATES = Change(
     since="0.32.0",
     source="v1/kv_cache_interface.py:MambaSpec",
-    before="0.31.0: mamba_cache_mode all: with prefix caching Mamba 1 and 2 keep a state for every block",
+    before="0.31.0: --mamba-cache-mode all asks for a state for every block",
 )
 MAMBA_EXPORTS = Change(
     since="0.32.0",
     source="layers/mamba/mamba_mixer2.py:get_kv_cache_spec",
     before="0.31.0: num_prefill_checkpoint_blocks is 0",
 )
+_NO_CHUNK_TOKENS = 2048
 GDN_CHECKPOINT_TOKENS = 64  #: qwen_gdn_linear_attn.py:FLASHINFER_GDN_CHECKPOINT_ALIGNMENT
 
 _KV_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -519,7 +525,7 @@ def _state_layer(
 ) -> LayerCache:
     speculative = 0 if config.replay_ssm else config.speculative_tokens
     n_pages = 1 + speculative
-    if aligned and cache.kind in ("mamba1", "mamba2") and not config.engine.has(NO_WHOLE_STATES):
+    if aligned and _keeps_whole_states(cache, config):
         n_pages = -(-config.max_model_len // block) + speculative
     elif aligned and not config.engine.has(ALIGNED_STATES):
         aligned = False
@@ -538,6 +544,19 @@ def _state_layer(
         padded_bytes=page,
         state_pages=n_pages,
     )
+
+
+def _keeps_whole_states(cache: StateCache, config: EngineConfig) -> bool:
+    """Whether a state is kept for every block of a prefix, and not only the last ones."""
+    if cache.kind not in ("mamba1", "mamba2") or config.engine.has(NO_WHOLE_STATES):
+        return False
+    return config.mamba_cache_mode == "all" if config.engine.has(LAST_STATES) else config.mamba_cache_mode != "align"
+
+
+def _chunk_tokens(model: VllmModel, config: EngineConfig) -> int:
+    """Tokens that a Mamba kernel goes through at a time (config/model.py:get_mamba_chunk_size)."""
+    found = config.mamba_block_size or model.config.get("mamba_chunk_size") or model.config.get("chunk_size")
+    return found if isinstance(found, int) and found > 0 else _NO_CHUNK_TOKENS
 
 
 def _checkpoint_tokens(states: Sequence[StateCache], model: VllmModel, config: EngineConfig) -> int | None:
@@ -640,6 +659,8 @@ def _align_states(
         alignment = max(alignment, LATENT_ALIGNMENT)
     if config.prefix_caching:
         alignment = math.lcm(alignment, _checkpoint_tokens(states, model, config) or 1)
+    if config.prefix_caching and any(_keeps_whole_states(cache, config) for cache in states):
+        alignment = math.lcm(alignment, _chunk_tokens(model, config))
     needed = alignment * -(-state // (alignment * token))
     needed = common * -(-needed // common)
     block = max(block, needed)

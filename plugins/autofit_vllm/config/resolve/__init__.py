@@ -114,6 +114,7 @@ def resolve(
         mamba_cache_dtype=settings.mamba_cache_dtype,
         mamba_ssm_dtype=_ssm_dtype(settings, model),
         mamba_block_size=settings.mamba_block_size,
+        mamba_cache_mode=settings.given.get("mamba_cache_mode"),
         replay_ssm=settings.use_replayssm,
         gdn_backend=_gdn_backend(settings),
         gpu_memory_utilization=utilization,
