@@ -199,8 +199,8 @@ def plm(g: Graph) -> None:
 
 
 WHOLE_ROPE = Change(
-    without=10362,
-    has=10605,
+    without=10549,
+    has=10568,
     source="src/models/deepseek2.cpp, minicpm3.cpp, plm.cpp: rotated parts joined, and ggml_rope_set_offset",
     name="queries rotated without taking them apart",
     larger=False,

@@ -112,8 +112,8 @@ def laguna(g: Graph) -> None:
 
 
 EVERY_ROW = Change(
-    without=9409,
-    has=9702,
+    without=9493,
+    has=9496,
     source="src/models/step35.cpp, rows without logits left out in the last block, and after the last norm",
     name="hidden states of all tokens of Step 3.5",
 )
@@ -232,8 +232,8 @@ def _load_step35(d: HParamsDraft, meta: Metadata) -> None:
 
 
 _STEP35_APART = Change(
-    without=9409,
-    has=9702,
+    without=9496,
+    has=9518,
     source="src/llama-model.cpp:create_memory, without and with a filter for LLM_ARCH_STEP35",
     name="no caches for blocks of Step 3.5 that predict further",
     larger=False,

@@ -462,14 +462,14 @@ def _load_smallthinker(d: HParamsDraft, meta: Metadata) -> None:
 
 
 _MIMO2_APART = Change(
-    without=10068,
-    has=10235,
+    without=10182,
+    has=10189,
     source="src/llama-model.cpp:create_memory, without and with a filter for LLM_ARCH_MIMO2",
     name="no caches for blocks of MiMo 2 that predict further",
     larger=False,
 )
 _HY_V3_APART = Change(
-    without=9842,
+    without=9946,
     has=10068,
     source="src/llama-model.cpp:create_memory, without and with a filter for LLM_ARCH_HY_V3",
     name="no caches for blocks of Hunyuan 3 that predict further",

@@ -270,8 +270,8 @@ _FA_VECTOR = frozenset({("f16", "f16"), ("bf16", "bf16"), ("q4_0", "q4_0"), ("q8
 
 
 ANY_CACHE_PAIR = Change(
-    without=10852,
-    has=10985,
+    without=10867,
+    has=10878,
     source="ggml/src/ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, K and V of one type and of any",
     name="flash attention on CUDA with K and V of different types",
 )

@@ -60,7 +60,7 @@ def mamba(g: Graph, inp: RecurrentInput, w: Layer, x: Tensor, il: int) -> Tensor
 
 
 FLAT_PRODUCTS = Change(
-    without=10362,
+    without=10603,
     has=10605,
     source="src/models/mamba-base.cpp:build_mamba2_layer, products of three dimensions and of two",
     name="flat products around Mamba-2",

@@ -30,14 +30,14 @@ FREE_ATTENTION = Change(
     larger=False,
 )
 GROWING_INPUTS = Change(
-    without=10235,
-    has=10361,
+    without=10240,
+    has=10248,
     source="ggml/src/ggml-backend.cpp:ggml_backend_sched_split_graph, with an assertion and with split_inputs_grow",
     name="splits of any number of inputs",
 )
 UNCOUNTED_INPUTS = Change(
-    without=10605,
-    has=10852,
+    without=10830,
+    has=10840,
     source="ggml/src/ggml-backend.cpp:ggml_backend_sched_split_graph, with and without a look at n_inputs",
     name="splits that go on with many inputs",
 )

@@ -166,8 +166,8 @@ NEXTN_APART = Change(
     larger=False,
 )
 NEXTN_WITH_ALL = Change(
-    without=9409,
-    has=9702,
+    without=9518,
+    has=9528,
     source="src/models/glm4-moe.cpp, glm4.cpp, bailingmoe2.cpp, mimo2.cpp: n_layer_kv_from_start set, and not",
     name="caches for blocks that predict further",
 )
