@@ -59,7 +59,7 @@ def deepseek2(g: Graph) -> None:
         else:
             routed = g.moe(
                 w, cur, il, norm_weights=h.expert_weights_norm, weights_scale=h.expert_weights_scale,
-                gating=h.expert_gating_func, precise=h.arch == "mistral4",
+                gating=h.expert_gating_func, precise=h.arch == "mistral4" and g.follows(PRECISE_EXPERTS),
             )  # fmt: skip
             shared = g.ffn(w, cur, il, up="ffn_up_shexp", gate="ffn_gate_shexp", down="ffn_down_shexp")
             cur = ggml.add(routed, shared)
@@ -76,6 +76,9 @@ def deepseek32(g: Graph) -> None:
     a gate per head weighs what attention gives.
     """
     h, n = g.h, g.n_tokens
+    if h.arch == "glm-dsa" and not g.follows(GLM_INDEXED):
+        deepseek2(g)
+        return
     sliding = h.swa_type != "none"
     x = g.inp_embd()
     pos = g.inp_pos()
@@ -198,6 +201,32 @@ def plm(g: Graph) -> None:
     g.finish(x)
 
 
+PRECISE_EXPERTS = Change(
+    without=11104,
+    has=11117,
+    source="src/llama-graph.cpp:build_moe_ffn, without and with ggml_prec_set_src for LLM_ARCH_MISTRAL4",
+    name="experts of Mistral 4 that CUDA does not multiply",
+)
+GLM_INDEXED = Change(
+    without=10103,
+    has=10142,
+    source="src/models/glm-dsa.cpp, the graph of DeepSeek 2 and its own; src/llama-model.cpp:create_memory",
+    name="GLM DSA with an indexer",
+)
+_GLM_APART = Change(
+    without=10173,
+    has=10178,
+    source="src/llama-model.cpp:create_memory, without and with filters for LLM_ARCH_GLM_DSA",
+    name="no caches for blocks of GLM DSA that predict further",
+    larger=False,
+)
+_DSA_APART = Change(
+    without=10235,
+    has=10240,
+    source="src/llama-model.cpp:create_memory, without and with filters for LLM_ARCH_DEEPSEEK32",
+    name="no caches for blocks of DeepSeek 3.2 that predict further",
+    larger=False,
+)
 WHOLE_ROPE = Change(
     without=10549,
     has=10568,
@@ -295,10 +324,13 @@ def _dsa_caches(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
     """deepseek32, glm-dsa: the MLA cache and the indexer's keys (src/llama-kv-cache-dsa.cpp)."""
     if ctx.mtp and hp.n_layer_nextn:
         return (kv(hp, ctx, "base", lambda il: il >= hp.n_layer, ctx.n_ctx_seq, ctx.n_streams),)
-    wanted = trunk_or_draft(hp, ctx)
     full = hp.arch != "glm-dsa"
-    index = indexer(hp, ctx, lambda il: il < hp.n_layer and (full or hp.is_indexer_full[il]))
-    return kv(hp, ctx, "base", wanted, ctx.n_ctx_seq, ctx.n_streams), index
+    if not full and not ctx.version.follows(GLM_INDEXED):
+        return (kv(hp, ctx, "base", lambda il: True, ctx.n_ctx_seq, ctx.n_streams),)
+    apart = ctx.version.follows(_DSA_APART if full else _GLM_APART)
+    n_layer = hp.n_layer if apart else hp.n_layer_all
+    index = indexer(hp, ctx, lambda il: il < n_layer and (full or hp.is_indexer_full[il]))
+    return kv(hp, ctx, "base", lambda il: il < n_layer, ctx.n_ctx_seq, ctx.n_streams), index
 
 
 def _dots3note_caches(hp: HParams, ctx: Context) -> tuple[Cache, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from autofit_llama.engine.versions import Change
 from autofit_llama.graph.ggml import NONE, Tensor
 
 #: ggml_op_can_inplace
@@ -18,13 +17,6 @@ IN_PLACE = frozenset(
     FILL SCALE DIAG_MASK_ZERO DIAG_MASK_INF ADD ADD_ID ADD1 SUB MUL DIV SQR SQRT LOG UNARY ROPE ROPE_BACK
     SILU_BACK RMS_NORM RMS_NORM_BACK CLAMP SOFT_MAX SOFT_MAX_BACK
     """.split()
-)
-CLAMP_IN_PLACE = Change(
-    without=10605,
-    has=10615,
-    source="ggml/src/ggml-alloc.c:ggml_op_can_inplace, without and with GGML_OP_CLAMP",
-    name="clamps in place",
-    larger=False,
 )
 MAX_CHUNKS = 16
 ENDLESS = 1 << 62
@@ -124,10 +116,8 @@ def allocate(
     arenas: Sequence[Arena],
     alloc_bytes: Callable[[Tensor, int], int],
     moments: Sequence[int] = (),
-    *,
-    in_place: frozenset[str] = IN_PLACE,
 ) -> list[tuple[tuple[object, ...], Held]]:
-    """Runs the graph through the arenas; operations `in_place` may take the place of a source.
+    """Runs the graph through the arenas; operations of `IN_PLACE` may take the place of a source.
 
     `leafs` and `nodes` come with the index of their arena; `alloc_bytes(tensor, arena)` is what the tensor
     takes there. A node of operation NONE only keeps its sources alive (a copy of an input, a dependency).
@@ -161,7 +151,7 @@ def allocate(
             not node.held
             and node.root is None
             and node.home is None
-            and not (node.op in in_place and _reuse(node, arenas, alloc_bytes))
+            and not (node.op in IN_PLACE and _reuse(node, arenas, alloc_bytes))
         ):
             _place(node, dev, arenas, alloc_bytes)
         for src in node.src:

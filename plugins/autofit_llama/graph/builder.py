@@ -55,6 +55,19 @@ HALF_MASKS = Change(
     name="attention masks in half precision",
     larger=False,
 )
+FUSED_CLAMPS = Change(
+    without=10705,
+    has=10724,
+    source="src/llama-graph.cpp:build_ffn, ggml_swiglu_split of two clamps and ggml_swiglu_clamp",
+    name="clamps inside gated units",
+    larger=False,
+)
+CLAMPS_APART = Change(
+    without=10605,
+    has=10615,
+    source="ggml/src/ggml.c:ggml_clamp, a view and a tensor of its own",
+    name="clamps that are no views",
+)
 SUMS_AT_ONCE = Change(
     without=8390,
     has=9093,
@@ -188,6 +201,9 @@ class Graph:
 
     def follows(self, rule: Change) -> bool:
         return self.model.version.follows(rule)
+
+    def clamp(self, x: Tensor) -> Tensor:
+        return ggml.clamp(x, inplace=not self.follows(CLAMPS_APART))
 
     def weight(self, name: str, il: int = -1) -> Tensor | None:
         """The weight `name` (".weight" may be left out), as it lies for block `il`; the same object every
@@ -535,7 +551,7 @@ class Graph:
             elif parts[0] is not None and parts[1] is not None and parts[2] is not None:
                 y = ggml.add(y, ggml.concat(ggml.concat(parts[0], parts[1], 0), parts[2], 0))
             if clamp:
-                y = ggml.clamp(y)
+                y = self.clamp(y)
             out, offset = [], 0
             for size, count in sizes:
                 if reshape:
@@ -549,7 +565,7 @@ class Graph:
         out = []
         for name in ("attn_q", "attn_k", "attn_v"):
             y = self.linear(w, name, x, bias=True)
-            out.append(ggml.clamp(y) if clamp else y)
+            out.append(self.clamp(y) if clamp else y)
         if reshape:
             out = [ggml.reshape(y, size, count, n) for y, (size, count) in zip(out, sizes, strict=True)]
         return out[0], out[1], out[2]
@@ -726,9 +742,12 @@ class Graph:
 
     def _clamped_swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         if self.arch.fused_clamp:
-            return ggml.glu(gate, up, "swiglu_clamp")
-        up = ggml.clamp(up)
-        return ggml.mul(ggml.clamp(ggml.silu(gate)), up)
+            if self.follows(FUSED_CLAMPS):
+                return ggml.glu(gate, up, "swiglu_clamp")
+            up = self.clamp(up)
+            return ggml.glu(self.clamp(gate), up, "swiglu")
+        up = self.clamp(up)
+        return ggml.mul(self.clamp(ggml.silu(gate)), up)
 
     def linear_id(self, w: Layer, name: str, x: Tensor, ids: Tensor) -> Tensor:
         """build_lora_mm_id: one matrix per selected expert, and their scales."""
@@ -801,7 +820,7 @@ class Graph:
             weights = ggml.reshape(weights, 1, n_used, n_tokens)
         if norm_weights:
             weights = ggml.reshape(weights, n_used, n_tokens)
-            weights = ggml.div(weights, ggml.clamp(ggml.sum_rows(weights)))
+            weights = ggml.div(weights, self.clamp(ggml.sum_rows(weights)))
             weights = ggml.reshape(weights, 1, n_used, n_tokens)
         if weights_scale not in (0.0, 1.0):
             weights = ggml.scale(weights)

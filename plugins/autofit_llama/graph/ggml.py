@@ -303,8 +303,8 @@ def scale(a: Tensor, *, inplace: bool = False) -> Tensor:
     return (_view_tensor if inplace else _like)("SCALE", a, [a])
 
 
-def clamp(a: Tensor) -> Tensor:
-    return _like("CLAMP", a, [a])
+def clamp(a: Tensor, *, inplace: bool = False) -> Tensor:
+    return (_view_tensor if inplace else _like)("CLAMP", a, [a])
 
 
 def sqr(a: Tensor) -> Tensor:

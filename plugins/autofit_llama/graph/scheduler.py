@@ -13,7 +13,7 @@ from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
 
 from autofit_llama.engine.versions import LATEST, Change, Version
-from autofit_llama.graph.allocator import CLAMP_IN_PLACE, ENDLESS, IN_PLACE, Arena, Held, allocate
+from autofit_llama.graph.allocator import ENDLESS, Arena, Held, allocate
 from autofit_llama.graph.cuda import fusion_dependencies
 from autofit_llama.graph.devices import DeviceRules, cpu_supports
 from autofit_llama.graph.ggml import HOST, NONE, VIEW_OPS, Tensor, tensor_bytes
@@ -283,8 +283,7 @@ class Scheduler:
         def alloc_bytes(t: Tensor, dev: int) -> int:
             return tensor_bytes(t) if dev == cpu else sizes[dev](t)
 
-        in_place = IN_PLACE if self.version.follows(CLAMP_IN_PLACE) else IN_PLACE - {"CLAMP"}
-        states = allocate(schedule.leafs, schedule.nodes, arenas, alloc_bytes, moments, in_place=in_place)
+        states = allocate(schedule.leafs, schedule.nodes, arenas, alloc_bytes, moments)
         return [arena.size_bytes for arena in arenas], states
 
 

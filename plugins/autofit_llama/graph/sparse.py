@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from autofit.domain.values import dataclass
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, CacheInput, Graph, Layer
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.model import rotation_side
+
+
+WHOLE_INDEXER_ROPE = Change(
+    without=10452,
+    has=10453,
+    source="src/models/deepseek32.cpp, indexer_q_pe rotated apart and indexer_q as a whole",
+    name="an indexer's queries rotated without taking them apart",
+)
 
 
 @dataclass(slots=True)
@@ -56,14 +65,23 @@ def store_index_keys(g: Graph, k: Tensor, ids: Tensor, il: int) -> Tensor:
     return ggml.view(cache, (cache.ne[0], 1, cache.ne[1], cache.ne[2]), (row, row, row * cache.ne[1]))
 
 
+def _rotated(g: Graph, x: Tensor, pos: Tensor) -> Tensor:
+    if g.follows(WHOLE_INDEXER_ROPE):
+        return ggml.rope(x, pos)
+    rotated = g.h.n_rot_full
+    first = ggml.view(x, (rotated, *x.ne[1:3]), x.nb[1:3])
+    rest = ggml.view(x, (x.ne[0] - rotated, *x.ne[1:3]), x.nb[1:3], 4 * rotated)
+    return ggml.concat(ggml.rope(first, pos), rest, 0)
+
+
 def lightning_top_k(g: Graph, inp: IndexedInput, w: Layer, x: Tensor, q_latent: Tensor, pos: Tensor, il: int) -> Tensor:
     """The lightning indexer: which cells each token attends to, best first."""
     h, n = g.h, g.n_tokens
     head, n_head = h.indexer_head_size, h.indexer_n_head
     q = ggml.mul_mat(w.need("indexer.attn_q_b"), q_latent)
-    q = ggml.rope(ggml.reshape(q, head, n_head, n), pos)
+    q = _rotated(g, ggml.reshape(q, head, n_head, n), pos)
     k = g.layer_norm(ggml.mul_mat(w.need("indexer.attn_k"), x), w, "indexer.k_norm", il)
-    k = ggml.rope(ggml.reshape(k, head, 1, n), pos)
+    k = _rotated(g, ggml.reshape(k, head, 1, n), pos)
     if inp.index.k_rot is not None:
         q, k = ggml.mul_mat(inp.index.k_rot, q), ggml.mul_mat(inp.index.k_rot, k)
     assert inp.index.k_idxs is not None

@@ -12,17 +12,23 @@ from autofit_llama.engine.versions import Change, Version
 from autofit_llama.model.family_index import FAMILIES
 
 _MODULES = (
+    "engine.versions",
+    "graph.allocator",
     "graph.buffers",
     "graph.builder",
     "graph.cuda",
     "graph.devices",
+    "graph.model",
     "graph.recurrent",
     "graph.scheduler",
+    "graph.sparse",
     "memory.placement",
     "memory.weights",
+    "model.architecture",
     "model.caches",
     "model.context",
     "model.resolve",
+    "model.rules",
 )
 
 

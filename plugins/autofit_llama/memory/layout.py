@@ -23,6 +23,7 @@ from autofit_llama.model.caches import Cache
 from autofit_llama.model.context import Context, ContextParams
 from autofit_llama.model.hparams import HParams
 from autofit_llama.model.resolve import caches, resolve_context
+from autofit_llama.model.rules import PATTERN_LISTS
 
 if TYPE_CHECKING:
     from autofit_llama.memory.tensor_split import Slices
@@ -85,6 +86,13 @@ class Sized:
         self._loaded: dict[tuple[bool, LazyMode, Version], tuple[Weight, ...]] = {}
         self._slices: dict[tuple[tuple[DeviceRules, ...], tuple[float, ...], bool], Slices] = {}
 
+    def hparams_of(self, version: Version) -> HParams:
+        """The hyperparameters as a build of the engine reads them."""
+        hp = self.hparams
+        if not hp.is_swa_by_period or version.follows(PATTERN_LISTS):
+            return hp
+        return replace(hp, is_swa=hp.is_swa_by_period)
+
     def weights(
         self, *, load_mtp: bool = False, lazy_mode: LazyMode = "auto", version: Version = LATEST
     ) -> tuple[Weight, ...]:
@@ -115,7 +123,7 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
     Raises:
         EngineRefusalError: the engine would refuse these arguments.
     """
-    hp = sized.hparams
+    hp = sized.hparams_of(arguments.context.version)
     context = resolve_context(hp, arguments.context)
     weights = sized.weights(load_mtp=arguments.load_mtp, lazy_mode=arguments.lazy_mode, version=context.version)
     slices, splits = None, arguments.splits

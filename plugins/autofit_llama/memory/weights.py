@@ -22,7 +22,7 @@ from autofit_llama.engine.vocabulary import LazyMode, Operation
 from autofit_llama.graph.devices import device_bytes
 from autofit_llama.graph.ggml import HOST, HOST_REPACKED
 from autofit_llama.memory.placement import HOST_PINNED, BufferRules, Placement
-from autofit_llama.model.architecture import Architecture, DraftTensors, architecture_of
+from autofit_llama.model.architecture import JOINED_SKIPPED, Architecture, DraftTensors, architecture_of
 from autofit_llama.model.hparams import HParams
 
 if TYPE_CHECKING:
@@ -93,11 +93,23 @@ HRM_INIT_ON_FIRST_BLOCK = Change(
     name="hrm.z_l_init beside the first block",
 )
 DRAFT_HEADS_AS_ASKED = Change(
-    without=10199,
-    has=10218,
+    without=10204,
+    has=10216,
     source="src/models/qwen35.cpp, tensors of the draft head created by every load, and with TENSOR_SKIP",
     name="draft heads loaded only where they are asked for",
     larger=False,
+)
+JOINS_IN_BLOCKS = Change(
+    without=9113,
+    has=9246,
+    source="src/llama-arch.cpp:LLM_TENSOR_INFOS, NEXTN_EH_PROJ of the output and of a block",
+    name="joining matrices of draft heads beside their blocks",
+)
+LATENT_MATRICES = Change(
+    without=9326,
+    has=9341,
+    source="src/llama-arch.cpp:LLM_TENSOR_INFOS, FFN_LATENT_DOWN of MUL and of MUL_MAT",
+    name="latent projections of experts on devices",
 )
 #: outside the blocks, but on the first block's device
 _FIRST_BLOCK = frozenset(
@@ -194,11 +206,15 @@ def _weights(
         suffix = _SUFFIX.search(path)
         module = path if suffix is None else path[: suffix.start()]
         if module in _UNUSED or (
-            match is not None and _skipped(int(match[1]), module, hp, arch.draft_tensors, load_mtp)
+            match is not None
+            and not _joined(module, suffix, version)
+            and _skipped(int(match[1]), module, hp, arch.draft_tensors, load_mtp)
         ):
             continue
-        op = _operation(module, suffix[1] if suffix else "", hp, arch)
-        if match is not None:
+        op = _operation(module, suffix[1] if suffix else "", hp, arch, version)
+        if match is not None and module.startswith("nextn.") and not version.follows(JOINS_IN_BLOCKS):
+            yield _weight(tensor, hp.n_layer_all, op, "output")
+        elif match is not None:
             yield _weight(tensor, int(match[1]), op, _group(module))
         elif module in _SHARED_BY_BLOCKS:
             for i, il in enumerate(arch.rope_factors(hp)):
@@ -240,6 +256,16 @@ def _is_lazy(tensor: TensorInfo, mode: LazyMode) -> bool:
     return mode == "on" or (mode == "auto" and tensor.n_bytes > LAZY_MIN_BYTES)
 
 
+def _joined(module: str, suffix: re.Match[str] | None, version: Version) -> bool:
+    """Whether a tensor is loaded whatever block it is of, as `JOINED_SKIPPED` says."""
+    if version.follows(JOINED_SKIPPED):
+        return False
+    if module in ("attn_qkv", "attn_q", "attn_k", "attn_v"):
+        is_bias = suffix is not None and suffix[1] == "bias"
+        return version.follows(NORMS_ON_FIRST_BLOCK) and (is_bias or module == "attn_qkv")
+    return module == "ffn_gate_up_exps"
+
+
 def _skipped(il: int, module: str, hp: HParams, draft: DraftTensors, load_mtp: bool) -> bool:
     """Whether a tensor of block `il` belongs to a draft head that is not loaded."""
     if il < hp.n_layer or hp.n_layer_nextn == 0 or hp.n_layer == 0 or hp.router_layer >= 0:
@@ -249,8 +275,10 @@ def _skipped(il: int, module: str, hp: HParams, draft: DraftTensors, load_mtp: b
     return module not in draft.kept if draft.skipped is None else module in draft.skipped
 
 
-def _operation(module: str, suffix: str, hp: HParams, arch: Architecture) -> Operation:
+def _operation(module: str, suffix: str, hp: HParams, arch: Architecture, version: Version) -> Operation:
     op: Operation = arch.ops.get(module) or _OPS.get(module, "MUL_MAT")
+    if module in ("ffn_latent_down", "ffn_latent_up") and not version.follows(LATENT_MATRICES):
+        op = "MUL"
     if suffix == "bias":
         return "ADD_ID" if op == "MUL_MAT_ID" else "ADD"
     if suffix in ("lora_a", "lora_b") and hp.router_layer >= 0:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from autofit.domain.values import NamedTuple, dataclass, field
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.engine.vocabulary import Operation
 from autofit_llama.model.caches import ATTENTION, Memory
 from autofit_llama.model.family_index import FAMILIES
@@ -52,6 +53,15 @@ class TensorSplit:
     whole_states: bool = False
     grouped_output: bool = False
     whole: bool = False
+
+
+JOINED_SKIPPED = Change(
+    without=10276,
+    has=10298,
+    source="src/llama-model.cpp:create_tensor_qkv, create_tensor_gate_up_exps, without and with a look at TENSOR_SKIP",
+    name="biases and joined matrices of draft heads left out",
+    larger=False,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,6 +58,7 @@ class HParams:
     swa_type: SwaType
     n_swa: int
     is_swa: tuple[bool, ...]
+    is_swa_by_period: tuple[bool, ...]  #: as builds before `rules.PATTERN_LISTS` take a list of layers; else empty
     is_recr: tuple[bool, ...]
     n_no_rope_layer_step: int
     f_attn_temp_scale: float

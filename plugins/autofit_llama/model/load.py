@@ -79,6 +79,7 @@ def _base(meta: Metadata, arch: Architecture) -> HParamsDraft:
         setattr(d, field, 0)
     for field, value in _DEFAULTS.items():
         setattr(d, field, value)
+    d.is_swa_by_period = ()
     d.use_alibi = d.attn_soft_cap = d.use_kq_norm = False
     d.f_attn_temp_offset = 0.0
 

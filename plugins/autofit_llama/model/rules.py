@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.model.hparams import RopeType
 from autofit_llama.model.metadata_reader import HParamsDraft, Metadata, fit
 
 Rule = Callable[[HParamsDraft, Metadata], None]
+
+
+PATTERN_LISTS = Change(
+    without=11028,
+    has=11040,
+    source="src/llama-model.cpp:load_swa_pattern; before it, get_key_or_arr of one number in src/models",
+    name="lists of sliding layers",
+)
 
 
 def _period(d: HParamsDraft, meta: Metadata, n_pattern: int, first: bool) -> None:
@@ -16,11 +25,13 @@ def _period(d: HParamsDraft, meta: Metadata, n_pattern: int, first: bool) -> Non
     pattern = meta.get("attention.sliding_window_pattern")
     if isinstance(pattern, tuple):
         d.is_swa = fit(meta.read("attention.sliding_window_pattern", "flags", 0, 0), d.n_layer_all)
+        d.is_swa_by_period = tuple(_sliding(d, n_pattern, first))
         return
-    n = meta.number("attention.sliding_window_pattern", default=n_pattern)
-    d.is_swa = [
-        il < d.n_layer and (n == 0 or (il % n != 0 if first else il % n < n - 1)) for il in range(d.n_layer_all)
-    ]
+    d.is_swa = _sliding(d, meta.number("attention.sliding_window_pattern", default=n_pattern), first)
+
+
+def _sliding(d: HParamsDraft, n: int, first: bool) -> list[bool]:
+    return [il < d.n_layer and (n == 0 or (il % n != 0 if first else il % n < n - 1)) for il in range(d.n_layer_all)]
 
 
 def swa(n_pattern: int, *, first: bool = False, kind: str = "standard") -> Rule:
