@@ -10,7 +10,6 @@ from autofit_llama.graph.builder import AttentionInput, CacheInput, Graph, Layer
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.model import rotation_side
 
-
 WHOLE_INDEXER_ROPE = Change(
     without=10452,
     has=10453,

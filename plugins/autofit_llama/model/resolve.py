@@ -23,6 +23,12 @@ OUTPUTS_AS_ASKED = Change(
     name="rows of logits not rounded up",
     larger=False,
 )
+ONE_CACHE_TYPE = Change(
+    without=10204,
+    has=10216,
+    source="src/llama-context.cpp:llama_init_from_model, without and with a look at is_mla",
+    name="one type for both caches of latent attention",
+)
 
 
 def caches(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
@@ -92,7 +98,8 @@ def _check(hp: HParams, arch: Architecture, params: ContextParams) -> FlashAtten
         refuse("n_batch and n_ubatch cannot both be zero")
     if params.n_ctx == 0 and hp.n_ctx_train == 0:
         refuse("the model states no trained context", "say -c")
-    if (hp.is_mla or arch.one_cache_type) and params.type_k != params.type_v:
+    one_type = (hp.is_mla or arch.one_cache_type) and params.version.follows(ONE_CACHE_TYPE)
+    if one_type and params.type_k != params.type_v:
         refuse(
             f"{hp.arch} does not support different K ({params.type_k}) and V ({params.type_v}) cache types",
             "give -ctk and -ctv the same type",
