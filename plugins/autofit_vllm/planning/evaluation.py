@@ -227,19 +227,7 @@ def evaluate(
         state_bytes=request_state_bytes(model, config),
     )
     if utilization is None:
-        utilization = min(
-            (
-                highest_utilization(
-                    total_bytes=rank.total_bytes,
-                    free_bytes=rank.free_bytes,
-                    budget=_budget_of(rank, budgets, host),
-                    margin_bytes=rank.margin_bytes,
-                    limit=UNIFIED_LIMIT if rank.n_sharing else LIMIT,
-                )
-                for rank in ranks
-            ),
-            default=0.0,
-        )
+        utilization = _highest(ranks, budgets, host)
     given = available_kv_bytes is not None
     by_rank = [(rank, _budget_of(rank, budgets, host)) for rank in ranks]
     available = _available(config, by_rank, budgets, utilization, available_kv_bytes, held_back_fraction)
@@ -264,6 +252,21 @@ def evaluate(
         offload=offload,
         given_kv=given or config.gpu.cpu,
     )
+
+
+def _highest(ranks: Sequence[Rank], budgets: Sequence[RankBudget], host: HostUse) -> float:
+    """The highest utilization that every GPU allows."""
+    each = (
+        highest_utilization(
+            total_bytes=rank.total_bytes,
+            free_bytes=rank.free_bytes,
+            budget=_budget_of(rank, budgets, host),
+            margin_bytes=rank.margin_bytes,
+            limit=UNIFIED_LIMIT if rank.n_sharing else LIMIT,
+        )
+        for rank in ranks
+    )
+    return min(each, default=0.0)
 
 
 def _budget_of(rank: Rank, budgets: Sequence[RankBudget], host: HostUse) -> RankBudget:

@@ -59,6 +59,12 @@ def findings_of(evaluation: Evaluation, machine: Machine) -> list[Finding]:
                 "step; --language-model-only leaves them out for text alone",
             )
         )
+    return [*found, *_machine_findings(evaluation, machine)]
+
+
+def _machine_findings(evaluation: Evaluation, machine: Machine) -> list[Finding]:
+    """About several GPUs, and kinds of them."""
+    config, found = evaluation.config, []
     n_ranks = len(evaluation.ranks)
     shm = machine.host.shm_bytes
     if n_ranks > 1 and shm is not None and shm < SHM_BYTES:
