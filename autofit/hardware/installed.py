@@ -22,7 +22,6 @@ from autofit.domain.text import printable
 from autofit.domain.values import NamedTuple
 from autofit.errors import UsageError
 from autofit.files import cache_home, read_bounded, write_whole
-from autofit.hardware.system import ToolError, find_program, run_both
 
 SECONDS = 2.0  #: for one answer; a program that hangs is not asked again until its file changes
 MAX_SAID = 400  #: characters of an answer that are kept: the version is in the first line
@@ -43,6 +42,8 @@ def ask(program: str, environ: Mapping[str, str]) -> Said | None:
 
     `program` is a path, or a name to be found on `PATH` (`find_program`).
     """
+    from autofit.hardware.system import find_program  # most plans for described hardware do without
+
     path = find_program(program, environ)
     if path is None:
         return None
@@ -64,6 +65,8 @@ def ask(program: str, environ: Mapping[str, str]) -> Said | None:
 
 
 def _run(path: str) -> Said:
+    from autofit.hardware.system import ToolError, run_both
+
     try:
         out, err = run_both([path, "--version"], SECONDS)
     except ToolError as error:
