@@ -1,7 +1,7 @@
 """Models of the recorded truth: header descriptions (tests/data/llama) as `ModelSpec`.
 
 `models` are of real size and `archs` tiny, one file each; `tiny` are tiny ones of nearly every architecture,
-all in one file.
+all in one file; `plain` are these without the tensors that older builds do not know and no model needs.
 
 A description holds every metadata key with its GGUF type, and every tensor as name, dims in ne order, ggml
 type id and offset; the strings of a vocabulary are only counted.
@@ -45,22 +45,29 @@ def names(part: str) -> list[str]:
 
 
 def description(part: str, name: str) -> dict[str, Any]:
-    """The description itself: of `tiny`, or of a model of one file."""
+    """The description itself: of `tiny` or `plain`, or of a model of one file."""
     if part == "tiny":
         return _tiny()[name]
+    if part == "plain":
+        return _plain(_tiny()[name])
     return dict(json.loads(gzip.decompress((DATA / part / f"{name}.json.gz").read_bytes())))
 
 
 @cache
 def spec(part: str, name: str) -> ModelSpec:
     """The model that `name` describes; its other shards are found."""
-    if part == "tiny":
-        return build([{"header_bytes": 0, "file_bytes": 0, **_tiny()[name]}], [f"{name}.gguf"])
+    if part in ("tiny", "plain"):
+        return build([{"header_bytes": 0, "file_bytes": 0, **description(part, name)}], [f"{name}.gguf"])
     shards = [name]
     if match := re.fullmatch(r"(.+)-00001-of-(\d{5})", name):
         shards = [f"{match[1]}-{i:05d}-of-{match[2]}" for i in range(1, int(match[2]) + 1)]
     read = [json.loads(gzip.decompress((DATA / part / f"{shard}.json.gz").read_bytes())) for shard in shards]
     return build(read, [f"{shard}.gguf" for shard in shards])
+
+
+def _plain(described: dict[str, Any]) -> dict[str, Any]:
+    optional = re.compile(r"\.(?:input_)?scale$|attn_[qkv]\.bias$")
+    return {**described, "tensors": [tensor for tensor in described["tensors"] if not optional.search(tensor[0])]}
 
 
 @cache

@@ -48,7 +48,13 @@ def groups(defined: Mapping[str, set[str]], size: int) -> list[list[str]]:
 
 def listing(tree: Path, without: Sequence[str]) -> str:
     """CMake code, included after the engine's project(), that joins the files of libllama but those `without`."""
-    lines = ["function(autofit_join)"]
+    # a property that is set by a whole path is that of a source which is listed with it
+    lines = [
+        "function(autofit_join)",
+        "  get_target_property(files llama SOURCES)",
+        f'  list(TRANSFORM files PREPEND "{tree}/src/" REGEX "^[^/]")',
+        "  set_property(TARGET llama PROPERTY SOURCES ${files})",
+    ]
     n = 0
     for folder, size in SIZE.items():
         paths = [path for path in sorted((tree / folder).glob("*.cpp")) if path.stem not in without]
@@ -62,4 +68,5 @@ def listing(tree: Path, without: Sequence[str]) -> str:
 
 def _group(tree: Path, files: Sequence[str], n: int) -> list[str]:
     listed = " ".join(f'"{file}"' for file in files)
-    return [f'  set_source_files_properties({listed} DIRECTORY "{tree}/src" PROPERTIES UNITY_GROUP g{n})']
+    said = f"UNITY_GROUP g{n} SKIP_UNITY_BUILD_INCLUSION OFF"  # newer builds join their models, and skip the rest
+    return [f'  set_source_files_properties({listed} DIRECTORY "{tree}/src" PROPERTIES {said})']

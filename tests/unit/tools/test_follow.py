@@ -161,13 +161,31 @@ def test_cases_are_of_all_models_and_each_is_asked_once(follow: SimpleNamespace)
     ("stdout", "stderr", "code", "error"),
     [
         ("", "x\nsched.cpp:12: GGML_ASSERT(n < 30) failed\n", -6, "sched.cpp:12: GGML_ASSERT(n < 30) failed"),
-        ("", "", -11, "exit code -11"),
+        ("", "load: 3 tensors\n", -11, "ended by signal 11"),
+        ("", "", 9, "exit code 9"),
         (json.dumps({"error": "model", "log": "load: adding 9 dummy tokens\nerror loading model: unknown x\n"}), "", 3,
          "model: error loading model: unknown x"),
     ],
 )  # fmt: skip
 def test_a_refusal_keeps_its_reason(follow: SimpleNamespace, stdout: str, stderr: str, code: int, error: str) -> None:
     assert follow.recording.parse(stdout, stderr, code)["error"] == error
+
+
+def test_a_model_with_unknown_tensors_is_asked_without_them(
+    follow: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = "model: done_getting_tensors: wrong number of tensors; expected 80, got 36"
+
+    def answer(folder: Path, file: Path, case: Any) -> dict[str, Any]:
+        names = {tensor.name for tensor in read_gguf(file).tensors}
+        told = {"file": case.file}
+        return {**told, "error": refusal} if any(name.endswith("scale") for name in names) else {**told, "devices": []}
+
+    monkeypatch.setattr(follow.recording, "row", answer)
+    case = follow.cases.Case("tiny/afmoe-moe.gguf", "afmoe", "llama-server", (), (1,))
+    assert follow.recording.record(tmp_path, tmp_path, [case]) == [{"file": "plain/afmoe-moe.gguf", "devices": []}]
+    monkeypatch.setattr(follow.recording, "row", lambda *_: {"error": refusal})
+    assert follow.recording.record(tmp_path, tmp_path, [case]) == []
 
 
 def row(model: int = 5, compute: int = 7, **other: Any) -> Mapping[str, Any]:
