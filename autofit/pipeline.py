@@ -105,14 +105,14 @@ def machine_of(options: Options, environ: Mapping[str, str] | None = None) -> Ma
 
 def plan(
     backend: str,
-    model: ModelSpec | str | os.PathLike[str],
+    model: ModelSpec | str | os.PathLike[str] | None,
     machine: Machine | None = None,
     *,
     engine_args: Sequence[object] = (),
     settings: Surroundings | None = HERE,
     **options: Unpack[PlanOptions],
 ) -> Plan:
-    """The best plan for `model` on `machine` (this one, if not given).
+    """The best plan for `model` on `machine` (this one, if not given). `None`: `engine_args` name the model.
 
     `options` are those of the command line, as text or as values: `context="32k"`, `margin="1GiB"`, `parallel=4`.
     `engine_args` are the engine's own flags: kept exactly, the rest is solved around them. `settings` are the

@@ -67,7 +67,7 @@ def parse_hub(text: str) -> HubName | None:
     repository, choice = _split(head)
     if not _REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
         return None
-    if (at and not _is_revision(revision)) or (choice is not None and not _is_choice(choice)):
+    if (at and not is_branch(revision)) or (choice is not None and not _is_choice(choice)):
         return None
     return HubName(repository, choice, revision if at else None)
 
@@ -120,5 +120,6 @@ def _is_choice(text: str) -> bool:
     return is_file_name(text) if text.endswith(FILE_SUFFIXES) else bool(_CHOICE.fullmatch(text))
 
 
-def _is_revision(text: str) -> bool:
+def is_branch(text: str) -> bool:
+    """Whether a text can name a branch, a tag or a commit."""
     return bool(_REVISION.fullmatch(text)) and ".." not in text and "//" not in text

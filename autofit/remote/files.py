@@ -134,6 +134,8 @@ class RemoteStorage:
 
     def _grow(self, file: RemoteFile, end: int) -> None:
         """Have the first `end` bytes of a file at least, and all of its header if that can be told."""
+        if file.path.endswith(".json"):
+            end = file.size_bytes  # read whole in any case, and small files are not served in parts everywhere
         if end > MAX_HEAD_BYTES or sum(len(other.head) for other in self.files.values()) > MAX_HEADS_BYTES:
             raise ModelError(f"{printable(file.path)}: a header of more than {MAX_HEAD_BYTES} bytes")
         if not self._may_ask:

@@ -421,7 +421,7 @@ def _refusal(
     login = "set HF_TOKEN to a token of an account that may read it" if not has_token else "the token may not read it"
     if code == "GatedRepo" or (status == 403 and not code):
         return RemoteError(
-            f"{where}: access is refused (403)",
+            f"{where}: access is refused ({status})",
             hint=f"its authors let in whom they know: ask on the repository's page, then {login}",
             is_refusal=True,
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autofit.domain.model import ModelFiles, Offer
-from autofit.domain.names import HubName, is_file_name, parse_bare, parse_hub
+from autofit.domain.names import HubName, is_branch, is_file_name, parse_bare, parse_hub
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 from autofit.domain.values import NamedTuple
@@ -33,10 +33,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Repository(NamedTuple):
-    """The files of one revision of a repository: path -> (bytes, hash of the content)."""
+    """The files of one revision of a repository: path -> (bytes, hash of the content). `branch` is the hub's own."""
 
     name: HubName
     files: Mapping[str, tuple[int, str]]
+    branch: str
 
     @property
     def models(self) -> tuple[GgufModel, ...]:
@@ -183,9 +184,10 @@ def list_repository(name: HubName, session: Session) -> Repository:
     endpoint = endpoint_of(session.environ)
     key = f"list\0{endpoint}\0{name.repository}\0{revision}"
     fresh = {"fresh_s": float("inf")} if _COMMIT.fullmatch(revision) else {}
-    rows = session.remembered(key, lambda: _ask_for_list(name, endpoint, session), **fresh)
-    files = _files(rows, name)
-    return Repository(name, files)
+    found = session.remembered(key, lambda: _ask(name, endpoint, session), **fresh)
+    branch, rows = found if isinstance(found, list) and len(found) == 2 else (None, [])
+    branch = branch if isinstance(branch, str) and is_branch(branch) else revision
+    return Repository(name, _files(rows, name), branch)
 
 
 def url_of(name: HubName, file: str, environ: Mapping[str, str]) -> str:
@@ -194,6 +196,26 @@ def url_of(name: HubName, file: str, environ: Mapping[str, str]) -> str:
 
     revision = quote(name.revision or MAIN, safe="")
     return f"{endpoint_of(environ)}/{name.repository}/resolve/{revision}/{quote(file)}"
+
+
+def _ask(name: HubName, endpoint: str, session: Session) -> list[Any]:
+    """Revision and lines of its list: of `main`, or where a hub calls it otherwise, of its first branch."""
+    from autofit.remote.session import parse_document
+
+    try:
+        return [name.revision or MAIN, _ask_for_list(name, endpoint, session)]
+    except ModelNotFoundError:
+        if name.revision is not None or endpoint == ENDPOINT:
+            raise
+        url = f"{endpoint}/api/models/{name.repository}/refs"
+        raw, _ = session.client.document(url, MAX_LIST_BYTES, authorization=authorization_of(session.environ))
+        refs = parse_document(raw, name.written())
+        branches = refs.get("branches") if isinstance(refs, dict) else None
+        names = [each.get("name") for each in branches or () if isinstance(each, dict)]
+        branch = next((each for each in names if isinstance(each, str) and is_branch(each)), None)
+        if branch is None:
+            raise
+        return [branch, _ask_for_list(name._replace(revision=branch), endpoint, session)]
 
 
 def _ask_for_list(name: HubName, endpoint: str, session: Session) -> list[Any]:
@@ -270,9 +292,9 @@ def _remote(reference: str, repository: Repository, session: Session, file: str)
     from autofit.remote.files import Listed
 
     name = repository.name
-    root = HubName(name.repository, None, name.revision).written()
+    root, at = HubName(name.repository, None, name.revision).written(), name._replace(revision=repository.branch)
     listed = {
-        path: Listed(url_of(name, path, session.environ), size, identity)
+        path: Listed(url_of(at, path, session.environ), size, identity)
         for path, (size, identity) in repository.files.items()
     }
     storage = session.storage(root, listed, lambda: authorization_of(session.environ))

@@ -103,6 +103,12 @@ class Handler(BaseHTTPRequestHandler):
         quoted = urlsplit(self.path).path
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", quoted):
             return self.tree(*map(unquote, match.groups()))
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/refs", quoted):
+            names = [
+                each.partition("@")[2] or "main" for each in hub.repositories if each.partition("@")[0] == match[1]
+            ]
+            refs = {"branches": [{"name": each, "targetCommit": COMMIT} for each in names]}
+            return self.reply(200 if names else 404, json.dumps(refs).encode())
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", quoted):
             return self.resolve(*map(unquote, match.groups()))
         return self.reply(404, b"not found", {"X-Error-Code": "RepoNotFound"})

@@ -279,6 +279,14 @@ def test_a_checkpoint(served: Hub, tmp_path: Path) -> None:
     assert [p.used_bytes for p in checked.memory.pools] == [p.used_bytes for p in plan.memory.pools]
 
 
+def test_documents_may_come_whole_from_a_server_that_does_not_serve_parts_of_them(served: Hub, tmp_path: Path) -> None:
+    files = checkpoint(tmp_path, 2)
+    long = json.dumps({**json.loads(files["config.json"].head), "note": "x" * 100_000}).encode()
+    served.repositories["o/st"] = {**files, "config.json": Content(long, len(long))}
+    served.when(r"config\.json", lambda handler: bool(handler.headers.__delitem__("Range")))
+    assert len(find("o/st").model.layers) == 20
+
+
 def test_a_checkpoint_whose_shards_are_not_numbered_is_read_by_its_index(served: Hub, tmp_path: Path) -> None:
     files = checkpoint(tmp_path, 3)
     index = json.loads(files.pop("model.safetensors.index.json").head)
@@ -322,6 +330,17 @@ def test_revisions(served: Hub, tmp_path: Path) -> None:
     assert plan.argv[1] == "-mu" and plan.argv[2].endswith("/o/r/resolve/refs%2Fpr%2F1/m-Q8_0.gguf")
     with pytest.raises(ModelNotFoundError, match="no such revision"):
         find("o/r@nope")
+
+
+def test_a_hub_that_calls_its_branch_otherwise(served: Hub, tmp_path: Path) -> None:
+    served.repositories["o/r@master"] = repository(tmp_path)
+    assert find("hf:o/r:Q8_0").model.architecture == "llama"
+    assert served.requests[-1].path == "/o/r/resolve/master/m-Q8_0.gguf"
+    assert autofit.plan("llama", "o/r:Q8_0", CARD).argv[1:3] == ("-hf", "o/r:Q8_0")
+    for refs in (b"[]", b"{}", b'{"branches": 3}', b'{"branches": [3, {"name": "../x"}, {}]}', b"{"):
+        served.documents["/api/models/o/none/refs"] = refs
+        with pytest.raises(AutofitError):
+            find("hf:o/none")
 
 
 @pytest.mark.parametrize("where", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "home"])
