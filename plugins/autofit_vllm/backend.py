@@ -36,7 +36,7 @@ from autofit_vllm.config.engine import EngineConfig, Gpu
 from autofit_vllm.config.resolve import resolve
 from autofit_vllm.engine.caution import margins_for, safer, told
 from autofit_vllm.engine.codes import OWN as ENGINE_OWN
-from autofit_vllm.engine.versions import find_engine
+from autofit_vllm.engine.versions import find_engine, find_version
 from autofit_vllm.memory.kv import plan_kv
 from autofit_vllm.modules.model import StageWeights, VllmModel, Vocabulary
 from autofit_vllm.planning.codes import OWN, finding
@@ -80,6 +80,7 @@ class VllmBackend(Backend):
         }
     )
     findings: ClassVar[Mapping[str, Code]] = {**OWN, **ENGINE_OWN}
+    packages: ClassVar[tuple[str, ...]] = ("vllm",)
     kv_types: ClassVar[tuple[str, ...]] = ("f16", "bf16", "fp8", "fp8_e4m3", "fp8_e5m2")
     measurements: ClassVar[frozenset[str]] = frozenset({"available_kv_bytes"})
 
@@ -101,6 +102,10 @@ class VllmBackend(Backend):
         from autofit_vllm.planning.forms import forms
 
         return () if words else forms(model)
+
+    def version_in(self, text: str, path: str = "") -> str | None:
+        found = find_version(text)
+        return None if found is None else found[0]
 
     def check(
         self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request = NOTHING_ASKED
@@ -218,6 +223,8 @@ class VllmBackend(Backend):
             request = dataclasses.replace(request, margin=margins_for(engine, request.margin or (DEFAULT_MARGIN,)))
         *others, older = engine.sides()
         plan = self._plan(command, settings_of(settings, older), model, machine, request)
+        if not older.newest:
+            parse_flags(plan.argv[len(command.program or SERVE) :], older)  # what it has not is refused, not written
         for side in others:  # what the older release writes is known to both; it must fit by both
             words = plan.argv[len(command.program or SERVE) :]
             written = parse_flags(words, side)
@@ -397,6 +404,7 @@ def read_quantization(model: VllmModel, spec: ModelSpec, settings: VllmSettings,
         ggml_types={tensor.name: tensor.type for tensor in spec.tensors} if spec.format == "gguf" else None,
         allow_deprecated=settings.allow_deprecated_quantization,
         env=settings.env,
+        engine=settings.version,
     )
 
 

@@ -39,12 +39,9 @@ def _used_bytes(plan: Plan) -> int:
 
 
 def told(plan: Plan, engine: Engine) -> Plan:
-    """The plan, naming the engine that it is for; figures of one that is not known are no longer exact."""
-    if engine.origin == "the newest known":
-        return plan
-    note = finding("engine-version", _words(engine))
+    """The plan; figures of an engine that is not known are no longer exact, and it says why."""
     if engine.status == "known":
-        return dataclasses.replace(plan, findings=(*plan.findings, note))
+        return plan
     pools = tuple(
         dataclasses.replace(
             pool,
@@ -57,16 +54,7 @@ def told(plan: Plan, engine: Engine) -> Plan:
     )
     memory = dataclasses.replace(plan.memory, pools=pools)
     warning: Finding = finding(f"engine-version-{engine.status}", _caution(engine))
-    return dataclasses.replace(plan, memory=memory, findings=(*plan.findings, note, warning))
-
-
-def _words(engine: Engine) -> str:
-    known = {
-        "asked for": "as --engine-version says",
-        "installed": "which is installed here",
-        "of the image": "as the image says",
-    }
-    return f"for vLLM {engine.version}, {known[engine.origin]}"
+    return dataclasses.replace(plan, memory=memory, findings=(*plan.findings, warning))
 
 
 def _caution(engine: Engine) -> str:

@@ -8,7 +8,6 @@ from autofit.domain.plan import Code
 from autofit.planning.findings import codes, tell
 
 OWN = {
-    "engine-version": Code("info", "the vLLM that the plan is for, and how it is known"),
     "engine-version-between": Code("warning", "a vLLM between two known releases: the safer of both is taken"),
     "engine-version-newer": Code("warning", "a vLLM newer than the newest known: a margin is left, no figure is exact"),
 }

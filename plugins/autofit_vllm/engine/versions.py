@@ -21,15 +21,15 @@ OLDEST = "0.10.0"
 SOURCE = f"vllm {NEWEST}"
 
 Status = Literal["known", "between", "newer"]
-Origin = Literal["asked for", "installed", "of the image", "the newest known"]
 
 #: 0.21.0, v0.21, 0.21.1.dev3+g1a2b3c, 0.22.0rc1, 0.8.5.post1, 0.33.0+cu130
 _VERSION = re.compile(
-    r"(?:vllm\s*(?:==)?\s*)?v?(?P<numbers>\d{1,6}(?:\.\d{1,6}){1,3})[.-]?"
+    r"(?:vllm\s*(?:==)?\s*)?v?(?P<version>(?P<numbers>\d{1,6}(?:\.\d{1,6}){1,3})[.-]?"
     r"(?:(?P<pre>a|b|rc)\.?(?P<n_pre>\d{1,6})\.?)?(?:(?P<post>post)\d{0,6}\.?)?(?:(?P<dev>dev)\d{0,9})?"
-    r"(?:\+[a-z0-9._-]{1,80})?",
+    r"(?:\+[a-z0-9._-]{1,80})?)(?:-[a-z0-9._-]{1,80})?",
     re.ASCII,
 )
+MAX_TEXT_CHARS = 300
 _MOVING = ("nightly", "main", "latest")  #: names of builds that are another one every day
 _UNTAGGED = (0, 1, 0, 0)  #: 0.1.devN: what a source without tags calls itself
 
@@ -50,7 +50,6 @@ class Engine:
     version: str
     release: str
     status: Status = "known"
-    origin: Origin = "the newest known"
     neighbors: tuple[str, ...] = ()  #: `between`: the known releases before and after
 
     @property
@@ -88,7 +87,27 @@ _UTILIZATION, _UTILIZES = 0.92, "gpu_memory_utilization"
 DEFAULT = Engine(version=NEWEST, release=NEWEST)
 
 
-def find_engine(text: str | None, origin: Origin = "asked for") -> Engine:
+def _tag(text: str) -> str:
+    """Of an image, `vllm/vllm-openai:v0.21.0-x86_64`, its tag; of one without a tag the moving one."""
+    text = text.partition("@")[0]
+    name, colon, tag = text.rpartition(":")
+    if colon and "/" not in tag:
+        return tag if re.fullmatch(r"[a-z0-9._:/-]+", name) else text
+    return "latest" if re.fullmatch(r"[a-z0-9._:-]+(/[a-z0-9._-]+)+", text) else text
+
+
+def find_version(text: str) -> tuple[str, Engine | None] | None:
+    """The version that a text names, and its engine, `None` of one older than any known; `None`: no version."""
+    found = _VERSION.fullmatch(_tag(text.strip().lower()[:MAX_TEXT_CHARS]))
+    if found is None:
+        return None
+    try:
+        return found["version"], find_engine(text)
+    except UsageError:
+        return found["version"], None
+
+
+def find_engine(text: str | None) -> Engine:
     """The engine that a version names; `None` is the newest known.
 
     Raises:
@@ -96,28 +115,28 @@ def find_engine(text: str | None, origin: Origin = "asked for") -> Engine:
     """
     if text is None:
         return DEFAULT
-    words = text.strip().lower()
-    if words in _MOVING:
-        return Engine(version=words, release=NEWEST, status="newer", origin=origin)
-    found = _VERSION.fullmatch(words[:200])
+    words = _tag(text.strip().lower()[:MAX_TEXT_CHARS])
+    if words.partition("-")[0] in _MOVING:
+        return Engine(version=printable(words, 40), release=NEWEST, status="newer")
+    found = _VERSION.fullmatch(words)
     if found is None:
         raise UsageError(
             f"{printable(text, 40)!r} is not a version of vLLM", hint="such as 0.21.0, 0.21.1.dev3 or nightly"
         )
     numbers = release_key(found["numbers"])
-    version = words.removeprefix("vllm").lstrip("= v")
+    version = found["version"]
     if numbers == _UNTAGGED and found["dev"]:
-        return Engine(version=version, release=NEWEST, status="newer", origin=origin)
+        return Engine(version=version, release=NEWEST, status="newer")
     plain = not (found["pre"] or found["post"] or found["dev"])
     known = {release_key(release): release for release in releases()} if numbers != release_key(NEWEST) else {}
     if plain and (numbers in known or numbers == release_key(NEWEST)):
-        return Engine(version=version, release=known.get(numbers, NEWEST), origin=origin)
+        return Engine(version=version, release=known.get(numbers, NEWEST))
     phase = -2 if found["dev"] and not found["post"] else -1 if found["pre"] else 1 if found["post"] else 0
     place = (*numbers, phase)
     if place > (*release_key(NEWEST), 0):
-        return Engine(version=version, release=NEWEST, status="newer", origin=origin)
+        return Engine(version=version, release=NEWEST, status="newer")
     if place < (*release_key(OLDEST), 0):
         raise UsageError(f"vLLM {version} is older than any that autofit knows", hint=f"the oldest is {OLDEST}")
     before = [release for release in releases() if (*release_key(release), 0) < place]
     after = [release for release in releases() if (*release_key(release), 0) > place]
-    return Engine(version=version, release=after[0], status="between", origin=origin, neighbors=(before[-1], after[0]))
+    return Engine(version=version, release=after[0], status="between", neighbors=(before[-1], after[0]))

@@ -8,6 +8,7 @@ from typing import Any
 
 from autofit.errors import EngineRefusalError
 
+from autofit_vllm.engine.versions import DEFAULT, Engine
 from autofit_vllm.quantization.scheme import NONE, UNQUANTISED, Quantization, Scheme, Tensor
 
 __all__ = ["NONE", "UNQUANTISED", "Quantization", "Scheme", "Tensor", "checkpoint_method", "quantization_for"]
@@ -37,6 +38,7 @@ def quantization_for(
     ggml_types: Mapping[str, str] | None = None,
     allow_deprecated: bool = False,
     env: Mapping[str, str] | None = None,
+    engine: Engine = DEFAULT,
 ) -> Quantization:
     """The quantization of a checkpoint on a GPU, or the one asked for while loading.
 
@@ -66,6 +68,7 @@ def quantization_for(
             ggml_types=ggml_types or {},
             allow_deprecated=allow_deprecated,
             env=env or {},
+            engine=engine,
         )
     if generation < found.min_capability:
         raise EngineRefusalError(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
+from autofit_vllm.engine.versions import DEFAULT, Change, Engine
 from autofit_vllm.modules.model import Experts, Linear
 from autofit_vllm.modules.sharding import ExpertsShape, LinearShape, round_up
 from autofit_vllm.quantization.names import NameList, skipped
@@ -302,16 +303,34 @@ class Mxfp4(Quantization):
         return self.scheme
 
 
-def gpt_oss_rounding(capability: int) -> tuple[int, int]:
+_ROUNDING = "layers/fused_moe/oracle/mxfp4.py:mxfp4_round_up_hidden_size_and_intermediate_size"
+TRITON_ON_HOPPER = Change(
+    since="0.33.0",
+    source=_ROUNDING,
+    before="0.32.0: FLASHINFER_CUTLASS_MXFP4_BF16 comes first, and needs multiples of 128",
+)
+CUTLASS_ON_HOPPER = Change(
+    since="0.20.0",
+    source=_ROUNDING,
+    before="0.19.1: Triton's kernels if they are installed, else Marlin, which takes more and is taken to be it",
+)
+NARROW_TILES = Change(
+    since="0.27.0", source=_ROUNDING, before="0.26.0: TRT-LLM needs multiples of 256 of the width, too"
+)
+
+
+def gpt_oss_rounding(capability: int, engine: Engine = DEFAULT) -> tuple[int, int]:
     """Multiples of width and hidden size that the kernel of a GPU generation needs: Triton on Hopper, TRT-LLM
     on Blackwell, Marlin elsewhere (layers/fused_moe/oracle/mxfp4.py)."""
-    if 90 <= capability < 100:
-        return 64, 1
+    if 90 <= capability < 100 and engine.has(CUTLASS_ON_HOPPER):
+        return (64, 1) if engine.has(TRITON_ON_HOPPER) else (128, 128)
+    if 100 <= capability < 110 and not engine.has(NARROW_TILES):
+        return 256, 256
     return 128, 256
 
 
-def mxfp4(capability: int, *, gpt_oss: bool) -> Mxfp4:
-    rounding = gpt_oss_rounding(capability) if gpt_oss else (128, 256)
+def mxfp4(capability: int, *, gpt_oss: bool, engine: Engine = DEFAULT) -> Mxfp4:
+    rounding = gpt_oss_rounding(capability, engine) if gpt_oss else (128, 256)
     return Mxfp4(
         name="gpt_oss_mxfp4" if gpt_oss else "mxfp4",
         min_capability=80,

@@ -9,6 +9,7 @@ from typing import Any
 from autofit.domain.text import printable
 from autofit.errors import EngineRefusalError, ModelError, UnsupportedModelError
 
+from autofit_vllm.engine.versions import Engine
 from autofit_vllm.quantization.autoround import auto_round
 from autofit_vllm.quantization.compressed import compressed_tensors
 from autofit_vllm.quantization.floating import Mxfp4, fp8, mxfp4
@@ -77,9 +78,12 @@ def read(
     ggml_types: Mapping[str, str],
     allow_deprecated: bool,
     env: Mapping[str, str],
+    engine: Engine,
 ) -> Quantization:
     """What `quantization_for` promises, for a checkpoint that is quantized or a word after `--quantization`."""
-    if (word := method or requested or "") in OUTSIDE:
+    check_release(method, engine)
+    check_release(requested, engine)
+    if (word := method or requested or "") in OUTSIDE and word not in methods_at(engine):
         require(word, env)
     if method is None:
         found = _unquantized_checkpoint(requested)
@@ -90,7 +94,9 @@ def read(
 
                 found = gguf(ggml_types)
             else:
-                found = _read(method, renamed(raw, method, architecture), generation, model_type, quantized_layers)
+                found = _read(
+                    method, renamed(raw, method, architecture), generation, model_type, quantized_layers, engine
+                )
         except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             # The file is untrusted: a number where a list should be, a group of nothing.
             cause = f"{type(error).__name__}: {printable(str(error), 80)}"
@@ -102,6 +108,25 @@ def read(
             hint="pass --allow-deprecated-quantization",
         )
     return found
+
+
+def methods_at(engine: Engine) -> frozenset[str]:
+    """Methods that an older release has in itself; none of the newest, whose own are `METHODS`."""
+    if engine.newest:
+        return frozenset()
+    from autofit_vllm.engine.history import facts_at
+
+    return frozenset(facts_at(engine.release)["quantizations"])
+
+
+def check_release(word: str | None, engine: Engine) -> None:
+    """Raises: EngineRefusalError, for a method that an older release has not and the newest has."""
+    known = methods_at(engine)
+    if known and word in METHODS and word not in known:
+        raise EngineRefusalError(
+            f"Unknown quantization method: {word}. Must be one of {', '.join(sorted(known))}.",
+            hint="a newer vLLM has it",
+        )
 
 
 def _unquantized_checkpoint(requested: str | None) -> Quantization:
@@ -162,6 +187,7 @@ def _read(
     capability: int,
     model_type: str,
     quantized_layers: Iterable[str],
+    engine: Engine,
 ) -> Quantization:
     if method == "gptq":
         return gptq(raw, capability, quantized_layers)
@@ -178,7 +204,7 @@ def _read(
     if method.startswith("modelopt"):
         return modelopt(raw)
     if method in ("mxfp4", "gpt_oss_mxfp4"):
-        return mxfp4(capability, gpt_oss=model_type == "gpt_oss")
+        return mxfp4(capability, gpt_oss=model_type == "gpt_oss", engine=engine)
     return _read_seldom(method, raw, model_type)
 
 
