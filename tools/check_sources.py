@@ -38,7 +38,16 @@ _CITED = re.compile(
     r"(?<![\w/.{}*,-])((?:[\w.*-]+/)*[\w.*-]*\w\.(?:cpp|cuh?|hpp|h|c|m|metal|py))\b(?![/-]\w)(?::([A-Za-z_][\w:~.]*))?"
 )
 _NO_FILE = frozenset(
-    {"llama.cpp", "ggml-org/llama.cpp", "app/llama.cpp", "src/models/X.cpp", "transformer.h", "g.h", "self.h"}
+    {
+        "llama.cpp",
+        "ik_llama.cpp",
+        "ggml-org/llama.cpp",
+        "app/llama.cpp",
+        "src/models/X.cpp",
+        "transformer.h",
+        "g.h",
+        "self.h",
+    }
 )
 _OWN = tuple(f"{name}/" for name in ("tools", "bench", "tests"))
 
