@@ -19,13 +19,14 @@ KINDS = ("model", "context", "compute")
 SECONDS = 120
 #: why a build refuses a file that has tensors which it does not know, and so says nothing about memory
 UNKNOWN_TENSORS = "wrong number of tensors"
+UNKNOWN_ARCHITECTURE = "unknown model architecture"
 
 
 def record(folder: Path, models: Path, asked: Iterable[Case]) -> list[dict[str, Any]]:
     """A row for each case, with `error` where the build refuses or dies; `folder` has its programs.
 
     A tiny model with tensors that the build does not know is asked again without those that no model needs, and left
-    out if these were not the ones.
+    out if that says no more.
     """
     found = []
     for case in asked:
@@ -33,8 +34,9 @@ def record(folder: Path, models: Path, asked: Iterable[Case]) -> list[dict[str, 
         if UNKNOWN_TENSORS in made.get("error", "") and case.part != "models":
             plain = case._replace(file=f"plain/{case.name}.gguf")
             made = row(folder, write(plain.part, plain.name, models), plain)
-        if UNKNOWN_TENSORS not in made.get("error", ""):
-            found.append(made)
+            if "error" in made and UNKNOWN_ARCHITECTURE not in made["error"]:
+                continue
+        found.append(made)
     return found
 
 
