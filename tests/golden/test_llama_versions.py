@@ -11,7 +11,7 @@ import pytest
 
 from support.llama_versions import KINDS, Row, files, judge, rows_of
 
-N_PER_BUILD = 25
+N_PER_BUILD = 16
 
 
 def sample(path: Path) -> Sequence[Row]:

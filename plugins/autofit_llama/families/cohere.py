@@ -115,7 +115,7 @@ ARCHITECTURES = (
             """,
             _load_cohere2moe,
             gating(SIGMOID),
-            swa_always(4, first=True),
+            swa_always(4, first=True, lists=True),
         ),
         rope="norm",
         output="tied",

@@ -289,7 +289,7 @@ ARCHITECTURES = (
     Architecture(
         name="muse-glimmer",
         source="muse-glimmer.cpp",
-        hparams=reads("f_norm_rms_eps n_swa f_final_logit_softcapping? f_logit_scale", swa_always(4)),
+        hparams=reads("f_norm_rms_eps n_swa f_final_logit_softcapping? f_logit_scale", swa_always(4, lists=True)),
         rope="norm",
         output="own",
         scales=(),

@@ -664,7 +664,7 @@ ARCHITECTURES = (
     Architecture(
         name="mellum",
         source="mellum.cpp",
-        hparams=reads("f_norm_rms_eps n_ff_exp n_swa?", swa(4)),
+        hparams=reads("f_norm_rms_eps n_ff_exp n_swa?", swa(4, lists=True)),
         rope="neox",
         output="own",
         scales=("experts",),

@@ -22,7 +22,13 @@ from autofit_llama.engine.vocabulary import LazyMode, Operation
 from autofit_llama.graph.devices import device_bytes
 from autofit_llama.graph.ggml import HOST, HOST_REPACKED
 from autofit_llama.memory.placement import HOST_PINNED, BufferRules, Placement
-from autofit_llama.model.architecture import JOINED_SKIPPED, Architecture, DraftTensors, architecture_of
+from autofit_llama.model.architecture import (
+    JOINED_EXPERTS_SKIPPED,
+    JOINED_SKIPPED,
+    Architecture,
+    DraftTensors,
+    architecture_of,
+)
 from autofit_llama.model.hparams import HParams
 
 if TYPE_CHECKING:
@@ -257,13 +263,15 @@ def _is_lazy(tensor: TensorInfo, mode: LazyMode) -> bool:
 
 
 def _joined(module: str, suffix: re.Match[str] | None, version: Version) -> bool:
-    """Whether a tensor is loaded whatever block it is of, as `JOINED_SKIPPED` says."""
+    """Whether a tensor is loaded whatever block it is of."""
+    if module == "ffn_gate_up_exps":
+        return not version.follows(JOINED_EXPERTS_SKIPPED)
     if version.follows(JOINED_SKIPPED):
         return False
     if module in ("attn_qkv", "attn_q", "attn_k", "attn_v"):
         is_bias = suffix is not None and suffix[1] == "bias"
         return version.follows(NORMS_ON_FIRST_BLOCK) and (is_bias or module == "attn_qkv")
-    return module == "ffn_gate_up_exps"
+    return False
 
 
 def _skipped(il: int, module: str, hp: HParams, draft: DraftTensors, load_mtp: bool) -> bool:

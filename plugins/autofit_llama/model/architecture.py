@@ -58,8 +58,15 @@ class TensorSplit:
 JOINED_SKIPPED = Change(
     without=10276,
     has=10298,
-    source="src/llama-model.cpp:create_tensor_qkv, create_tensor_gate_up_exps, without and with a look at TENSOR_SKIP",
-    name="biases and joined matrices of draft heads left out",
+    source="src/llama-model.cpp:create_tensor_qkv, without and with a look at TENSOR_SKIP",
+    name="biases and joined attention matrices of draft heads left out",
+    larger=False,
+)
+JOINED_EXPERTS_SKIPPED = Change(
+    without=11010,
+    has=11028,
+    source="src/llama-model.cpp:create_tensor_gate_up_exps, without and with a look at TENSOR_SKIP",
+    name="joined experts of draft heads left out",
     larger=False,
 )
 

@@ -20,12 +20,15 @@ PATTERN_LISTS = Change(
 )
 
 
-def _period(d: HParamsDraft, meta: Metadata, n_pattern: int, first: bool) -> None:
-    """src/llama-model.cpp:load_swa_pattern: an array, a period, or the architecture's own period."""
+def _period(d: HParamsDraft, meta: Metadata, n_pattern: int, first: bool, lists: bool) -> None:
+    """src/llama-model.cpp:load_swa_pattern: an array, a period, or the architecture's own period.
+
+    `lists`: an array was read by every build.
+    """
     pattern = meta.get("attention.sliding_window_pattern")
     if isinstance(pattern, tuple):
         d.is_swa = fit(meta.read("attention.sliding_window_pattern", "flags", 0, 0), d.n_layer_all)
-        d.is_swa_by_period = tuple(_sliding(d, n_pattern, first))
+        d.is_swa_by_period = () if lists else tuple(_sliding(d, n_pattern, first))
         return
     d.is_swa = _sliding(d, meta.number("attention.sliding_window_pattern", default=n_pattern), first)
 
@@ -34,21 +37,21 @@ def _sliding(d: HParamsDraft, n: int, first: bool) -> list[bool]:
     return [il < d.n_layer and (n == 0 or (il % n != 0 if first else il % n < n - 1)) for il in range(d.n_layer_all)]
 
 
-def swa(n_pattern: int, *, first: bool = False, kind: str = "standard") -> Rule:
+def swa(n_pattern: int, *, first: bool = False, kind: str = "standard", lists: bool = False) -> Rule:
     """Sliding layers in a period; without a window (optional key) there are none."""
 
     def rule(d: HParamsDraft, meta: Metadata) -> None:
         if d.n_swa > 0:
             d.swa_type = kind
-            _period(d, meta, n_pattern, first)
+            _period(d, meta, n_pattern, first, lists)
 
     return rule
 
 
-def swa_always(n_pattern: int, *, first: bool = False, kind: str = "standard") -> Rule:
+def swa_always(n_pattern: int, *, first: bool = False, kind: str = "standard", lists: bool = False) -> Rule:
     def rule(d: HParamsDraft, meta: Metadata) -> None:
         d.swa_type = kind
-        _period(d, meta, n_pattern, first)
+        _period(d, meta, n_pattern, first, lists)
 
     return rule
 
