@@ -12,6 +12,7 @@ from autofit.domain.values import dataclass, field
 from autofit.errors import EngineRefusalError
 from autofit.planning.accounting import DeviceUse, account, margin_of
 
+from autofit_llama.graph.cuda import FLASH_SCRATCH
 from autofit_llama.graph.devices import DeviceRules, device_bytes, rules_for
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.memory import runtime, scratch
@@ -363,7 +364,21 @@ def _products(layout: Layout, device: int, run: Run) -> scratch.Products:
         each=tuple(found),
         offloaded_expert_row=offloaded,
         scores=context.n_tokens * context.n_ctx * max(hp.n_head, default=0) if attends else 0,
+        copied_cells=_copied_cells(layout, device),
     )
+
+
+def _copied_cells(layout: Layout, device: int) -> int:
+    """Elements of K and V of the largest layer on a device that flash attention copies where no buffer has room."""
+    if layout.context.version.follows(FLASH_SCRATCH) or not layout.compute.flash_attn:
+        return 0
+    sizes: dict[tuple[str, int], int] = {}
+    for tensor in (tensor for cache in layout.caches for tensor in cache.tensors):
+        is_here = tensor.il < len(layout.placement.blocks) and layout.placement.blocks[tensor.il] == device
+        if is_here and tensor.side in ("k", "v") and tensor.cache in ("base", "swa") and tensor.type != "f16":
+            key = (tensor.cache, tensor.il)
+            sizes[key] = sizes.get(key, 0) + tensor.n_elements * tensor.n_rows
+    return max(sizes.values(), default=0)
 
 
 def _uses(

@@ -53,13 +53,15 @@ class Products:
 
     `each` are its products in the order of the model, those alike once. `offloaded_expert_row` is the hidden state
     times the experts used, where experts are copied to the device from the host; `scores` those of attention without
-    flash attention (tokens x cells x heads).
+    flash attention (tokens x cells x heads). `copied_cells`: elements of the largest layer's cache that flash
+    attention copies in half precision, in builds whose compute buffers have no room for that (cuda.py:FLASH_SCRATCH).
     """
 
     n_tokens: int
     each: tuple[Product, ...] = ()
     offloaded_expert_row: int = 0
     scores: int = 0
+    copied_cells: int = 0
 
 
 def prompt_scratch(device: Device, products: Products, label: str = "") -> tuple[MemoryItem, ...]:
@@ -100,6 +102,9 @@ def _cuda_items(device: Device, products: Products) -> _Items:
     if products.scores:
         source = "ggml-cuda.cu:ggml_cuda_mul_mat_cublas_impl"
         yield round_up(2 * products.scores, 2 * MIB), "derived", "attention scores, half precision", source
+    if products.copied_cells:
+        source = "ggml-cuda/fattn-common.cuh:launch_fattn"
+        yield round_up(2 * products.copied_cells, 2 * MIB), "derived", "K and V in half precision", source
 
 
 def _vulkan_items(device: Device, products: Products) -> _Items:

@@ -71,3 +71,11 @@ def test_items_say_what_they_are() -> None:
     assert labels["weights unpacked for cuBLAS"].n_bytes > 250 * MIB
     (only,) = prompt_scratch(cuda(8, 6), products)
     assert only.label == "matrix multiplication scratch"
+
+
+def test_old_builds_copy_caches_at_the_first_prompt() -> None:
+    kept = Products(n_tokens=512, each=(DENSE,))
+    copied = Products(n_tokens=512, each=(DENSE,), copied_cells=32 * MIB)
+    more = {item.label: item.n_bytes for item in prompt_scratch(cuda(8, 6), copied)}
+    assert more.pop("K and V in half precision") == 64 * MIB
+    assert more == {item.label: item.n_bytes for item in prompt_scratch(cuda(8, 6), kept)}
