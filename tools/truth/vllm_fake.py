@@ -213,8 +213,6 @@ def _without_memory(function: Any) -> Any:
 def _replace_platform() -> None:
     import psutil
     import vllm.platforms
-    import vllm.utils
-    from vllm.model_executor.models import registry
     from vllm.platforms import cuda
     from vllm.platforms.interface import DeviceCapability
 
@@ -239,6 +237,9 @@ def _replace_platform() -> None:
     }
     methods = {name: classmethod(answer) for name, answer in answers.items()}
     vllm.platforms._current_platform = type("Described", (cuda.CudaPlatformBase,), methods)()
+    import vllm.utils  # only now: modules keep the platform that they find when they are imported
+    from vllm.model_executor.models import registry
+
     # a process of its own would see the machine as it is
     inspect = registry._LazyRegisteredModel
     inspect.inspect_model_cls = lambda self: registry._ModelInfo.from_model_cls(self.load_model_cls())
