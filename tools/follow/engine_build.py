@@ -90,7 +90,7 @@ def _compile_engine(tree: Path, work: Path, jobs: int, environ: dict[str, str], 
     try:
         _compile(tree, work, jobs, [*options, f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={joined}"], environ, say)
     except CompileError as error:
-        if "unity_" not in str(error):
+        if "unity_" not in str(error) or "error:" not in str(error):
             raise
         say("joined files do not compile; compiling each by itself")
         _compile(tree, work, jobs, [*options, "-UCMAKE_PROJECT_llama.cpp_INCLUDE"], environ, say)
