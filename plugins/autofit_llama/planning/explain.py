@@ -295,7 +295,8 @@ def _next_lean(search: Search, found: Found) -> NextRejected | None:
     lean = split_.lean if split_.spilled else split_.lean - 1
     less = split_._replace(lean=lean if lean > split_.head else 0, spilled=())
     word = "-ncmoe" if search.tables(found.candidate).bulk_kind == "experts" else "-ncffn"
-    return _lacking(search, found._replace(split=less), f"{word} {lean}", "with one layer more whole on a device")
+    value = f"{word} {lean}" if search.problem.counts_blocks else f"-ot of {lean} layers"
+    return _lacking(search, found._replace(split=less), value, "with one layer more whole on a device")
 
 
 def _lacking(search: Search, other: Found, value: str, because: str) -> NextRejected | None:

@@ -70,6 +70,10 @@ class Problem(Protocol):
     def can_overlap(self) -> bool:
         """Whether several devices work on micro-batches at the same time unless told not to."""
 
+    @property
+    def counts_blocks(self) -> bool:
+        """Whether the build has `-ncmoe`, or `-ncffn`, for what this model can leave in RAM."""
+
     def tables(self, candidate: Candidate) -> Tables: ...
 
     def measure(self, candidate: Candidate, split: Split) -> Memory: ...

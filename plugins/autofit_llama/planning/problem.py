@@ -16,7 +16,7 @@ from autofit.domain.request import Margin
 from autofit.domain.values import dataclass, field, replace
 from autofit.speed import LayerWork, Place, Roofline, Step
 
-from autofit_llama.command.options import Program
+from autofit_llama.command.options import Program, offers
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.versions import LATEST, Version
 from autofit_llama.engine.vocabulary import FlashAttention, Override
@@ -73,6 +73,7 @@ class LaunchProblem:
     targets: tuple[Target, ...] = field(init=False)
     roofline: Roofline = field(init=False)
     kind: Kind = field(init=False)
+    counts_blocks: bool = field(init=False)
     _flash: dict[frozenset[DeviceRules], bool] = field(default_factory=dict, init=False)
     _estimates: dict[tuple[Candidate, Split], Estimate] = field(default_factory=dict, init=False)
     machine_with_rates: Machine = field(init=False)  #: every device has a bandwidth, if only to be compared
@@ -99,6 +100,8 @@ class LaunchProblem:
         self.machine_with_rates = _with_bandwidths(self.machine)
         self.roofline = Roofline(self.machine_with_rates, EFFICIENCIES, op_offload="" if self.run.offloads else None)
         self.kind = "experts" if self.sized.hparams.n_expert > 0 else "dense"
+        flag = "n-cpu-moe" if self.kind == "experts" else "n-cpu-ffn"
+        self.counts_blocks = offers(self.version, flag, self.program)
 
     def run_of(self, settings: LlamaSettings) -> Run:
         launch = self._launch_of(settings)
@@ -197,7 +200,8 @@ class LaunchProblem:
     def solved(self, candidate: Candidate, split: Split) -> LlamaSettings:
         """The settings with a candidate and a split written in: a complete command."""
         any_tables = next(iter(self._tables.values()), None) or self.tables(candidate)
-        pinned, terms = self.settings, terms_of(split, any_tables.blocks, self.kind)
+        pinned = self.settings
+        terms = terms_of(split, any_tables.blocks, self.kind, counted=self.counts_blocks)
         overrides = list(pinned.overrides)
         if terms.n_lean:
             lean = "n_cpu_moe" if self.kind == "experts" else "n_cpu_ffn"

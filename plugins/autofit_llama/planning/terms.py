@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from autofit.domain.values import NamedTuple
 
@@ -15,8 +15,8 @@ HOST_BUFFER = "CPU"
 class Terms(NamedTuple):
     """What `-ngl`, `-ts`, `-ncmoe` or `-ncffn`, and `-ot` (pattern, buffer or device) have to be.
 
-    `n_lean` is the first number of blocks whose bulk stays in RAM; `tensor_split` is in rows per device,
-    in the order of `devices`.
+    `n_lean` is the first number of blocks whose bulk stays in RAM, 0 where patterns say it; `tensor_split` is in
+    rows per device, in the order of `devices`.
     """
 
     n_gpu_layers: int
@@ -26,22 +26,30 @@ class Terms(NamedTuple):
     patterns: tuple[tuple[str, str], ...]
 
 
-def terms_of(split: Split, found: Sequence[Block], kind: Kind) -> Terms:
-    """The terms of a split; places in patterns are device ids, or `CPU`."""
+def terms_of(split: Split, found: Sequence[Block], kind: Kind, *, counted: bool = True) -> Terms:
+    """The terms of a split; places in patterns are device ids, or `CPU`.
+
+    Not `counted`: the build has no flag for a number of blocks, and a pattern names each of their parts.
+    """
     n_rows = len(found)
     rows = tuple(count for _, count in split.rows)
-    parts = [(slot, projection, HOST_BUFFER) for slot, projection in split.spilled] + list(split.moved)
+    spilled = split.spilled if counted else (*_bulk_of(found, range(split.head, split.lean), kind), *split.spilled)
+    parts = [(slot, projection, HOST_BUFFER) for slot, projection in spilled] + list(split.moved)
     return Terms(
         n_gpu_layers=n_rows - split.head,
         devices=split.order,
         tensor_split=rows,
-        n_lean=split.lean,
+        n_lean=split.lean if counted else 0,
         patterns=tuple(
             (pattern, place)
             for slot, projection, place in parts
             for pattern in patterns_of(slot, projection, kind, chunked=_is_chunked(found[slot]))
         ),
     )
+
+
+def _bulk_of(found: Sequence[Block], slots: Iterable[int], kind: Kind) -> Iterator[tuple[int, str]]:
+    return ((slot, part.projection) for slot in slots for part in found[slot].bulk if part.kind == kind)
 
 
 def patterns_of(slot: int, projection: str, kind: Kind, *, chunked: bool = False) -> Sequence[str]:

@@ -109,3 +109,22 @@ def test_99_of_100_devices_moved_less_than_the_margins() -> None:
         assert more[int(0.99 * len(more))] <= STEP_BYTES
         assert -more[len(more) // 100] <= UNLIKE_BYTES
     assert compared > 100
+
+
+@pytest.mark.parametrize(
+    ("build", "model", "card", "flag"),
+    [
+        ("b10705", MODEL, "nvidia:6GiB", "-ncffn"),
+        ("b10704", MODEL, "nvidia:6GiB", "-ot"),
+        ("b8864", MODEL, "nvidia:6GiB", "-ot"),
+        ("b8864", MIXTRAL, "nvidia:12GiB", "-ncmoe"),
+        ("b6000", MIXTRAL, "nvidia:12GiB", "--override-tensor"),
+    ],
+)
+def test_weights_stay_in_ram_whether_or_not_a_build_counts_layers(build: str, model: str, card: str, flag: str) -> None:
+    on = autofit.load_machine(card, ram="64GiB")
+    found = autofit.plan("llama", model, on, context="8k", engine_version=build, settings=None)
+    assert flag in found.argv
+    assert found.memory.fits
+    checked = autofit.check(found.argv, on, engine_version=build, settings=None)
+    assert [pool.used_bytes for pool in checked.memory.pools] == [pool.used_bytes for pool in found.memory.pools]
