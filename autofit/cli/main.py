@@ -220,14 +220,34 @@ def new_parser(word: str, summary: str) -> argparse.ArgumentParser:
 def _hint(parser: argparse.ArgumentParser, word: str, message: str) -> str:
     """What to do about arguments that are not autofit's: the engine's go behind `--`."""
     _, found, rest = message.partition("unrecognized arguments: ")
-    if not found or not rest.startswith("-") or "-- " not in (parser.usage or ""):
+    usage = parser.usage or ""
+    takes_command = usage.endswith("-- ENGINE COMMAND")
+    if not found or "-- " not in usage or not (takes_command or rest.startswith("-")):
         return f"see `autofit {word} --help`"
     from autofit.text.suggest import close_names
 
     flags = [name for action in parser._actions for name in action.option_strings]
-    close = close_names(rest.split()[0], flags, 1, cutoff=0.8)
-    after = f"flags of the engine go after --: autofit {word} ... -- {rest}"
+    close = close_names(rest.split()[0], flags, 1, cutoff=0.8) if rest.startswith("-") else None
+    after = (
+        _command_after(word, rest)
+        if takes_command
+        else f"flags of the engine go after --: autofit {word} ... -- {rest}"
+    )
     return f"{close} {after}" if close else after
+
+
+def _command_after(word: str, rest: str) -> str:
+    """Where the command goes that `rest` is, or is a part of: flags alone, or a model, are no command."""
+    from autofit.host import host
+
+    programs = [program for ref in host().backends().values() for program in ref.programs]
+    if rest.split()[0].replace("\\", "/").rpartition("/")[2] in programs:
+        return f"the command goes after --: autofit {word} ... -- {rest}"
+    first = [ref.programs[0] for ref in host().backends().values() if ref.programs]
+    return (
+        f"the whole command of the engine goes after --: autofit {word} ... -- ENGINE COMMAND, "
+        f"with its model and flags ({', '.join(first)})"
+    )
 
 
 def _columns() -> int:

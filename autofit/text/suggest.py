@@ -9,8 +9,29 @@ def close_names(name: str, known: Iterable[str], n: int = 3, *, cutoff: float = 
     """`did you mean a, b or c?`, or `None` where nothing known is close; `cutoff` is from 0 (anything) to 1 (equal)."""
     from difflib import get_close_matches
 
-    close = get_close_matches(name, sorted(known), n=n, cutoff=cutoff)
+    return _did_you_mean(get_close_matches(name, sorted(known), n=n, cutoff=cutoff))
+
+
+def _did_you_mean(close: list[str]) -> str | None:
     return f"did you mean {' or '.join(filter(None, [', '.join(close[:-1]), *close[-1:]]))}?" if close else None
+
+
+def close_flags(flag: str, known: Iterable[str], n: int = 3, *, cutoff: float = 0.7) -> str | None:
+    """As `close_names`, of flags: one that begins with the words of `flag` comes first, however much longer it is.
+
+    `-ctx` may have meant `--ctx-size` although `-ctv` has more letters of it.
+    """
+    from difflib import get_close_matches
+
+    flags = sorted(known)
+    words = _words(flag)
+    begun = sorted((name for name in flags if _words(name)[: len(words)] == words), key=lambda name: (len(name), name))
+    similar = get_close_matches(flag, flags, n=n, cutoff=cutoff)
+    return _did_you_mean(list(dict.fromkeys([*begun[:1], *similar]))[:n])
+
+
+def _words(flag: str) -> list[str]:
+    return flag.lstrip("-").replace("_", "-").split("-")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

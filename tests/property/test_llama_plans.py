@@ -102,7 +102,7 @@ def _with(plan: Plan, decision: Decision, value: str) -> list[str]:
             at = argv.index(old.setting, len(argv) - argv[::-1].index(old.setting) - 1)
             kept = [p for p in argv[at + 1].split(",") if not p.endswith("=CPU")] if old.setting == "-ot" else []
             argv[at : at + 2] = ["-ot", ",".join(kept)] if kept else []
-        word, number = value.split()
+        word, number, *_ = value.split()  # "without -ot" may follow, which is left out above
         return [*argv, word, number] if int(number) else argv
     at = argv.index(decision.setting)
     argv[at + 1] = value

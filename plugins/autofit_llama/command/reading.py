@@ -14,7 +14,7 @@ from shlex import quote
 from autofit.domain.text import printable
 from autofit.domain.values import dataclass
 from autofit.errors import UsageError
-from autofit.text.suggest import close_names
+from autofit.text.suggest import close_flags
 
 from autofit_llama.command.options import (
     FALSE_WORDS,
@@ -251,7 +251,7 @@ def _check_unknown(program: Program, token: str, spelling: str, version: Version
     if spelling in elsewhere(version):
         raise UsageError(f"{program} refuses {spelling}: it is a flag of another program of llama.cpp")
     if not version.has_unknown_flags:
-        hint = close_names(spelling, spellings(program, version), cutoff=0.7) or f"{program} --help lists its flags"
+        hint = close_flags(spelling, spellings(program, version)) or f"{program} --help lists its flags"
         raise UsageError(
             f"{program} refuses {token[:80]!r}: invalid argument in llama.cpp {version.name}",
             hint=f"{hint}; if a newer build has it, name that: --engine-version b{version.build + 1}",

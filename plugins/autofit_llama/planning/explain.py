@@ -296,6 +296,8 @@ def _next_lean(search: Search, found: Found) -> NextRejected | None:
     less = split_._replace(lean=lean if lean > split_.head else 0, spilled=())
     word = "-ncmoe" if search.tables(found.candidate).bulk_kind == "experts" else "-ncffn"
     value = f"{word} {lean}" if search.problem.counts_blocks else f"-ot of {lean} layers"
+    if split_.spilled and search.problem.counts_blocks:
+        value += " without -ot"
     return _lacking(search, found._replace(split=less), value, "with one layer more whole on a device")
 
 

@@ -89,5 +89,6 @@ def _devices(task: Task, found: Found) -> Iterator[Finding]:
     if found.split.on_host:
         why = "no layer fits there with the driver's memory and the compute buffers"
     else:
-        why = f"{' and '.join(found.split.order)} alone is faster"
+        *first, last = found.split.order
+        why = f"{', '.join(first)} and {last} alone are faster" if first else f"{last} alone is faster"
     yield finding("device-left-out", f"{names} left out: {why}")

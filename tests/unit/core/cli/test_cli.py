@@ -140,6 +140,28 @@ def test_usage_errors_are_one_line_and_exit_2(args: list[str], message: str) -> 
     assert len(done.stderr.splitlines()) <= 2
 
 
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["check", MODEL, "-ngl", "20"], "the whole command of the engine goes after --: autofit check ... -- ENGINE"),
+        (["check", "-ngl", "20"], "the whole command of the engine goes after --: autofit check ... -- ENGINE"),
+        (["check", "-ngl", "20", "--", "llama-server", "-m", MODEL], "the whole command of the engine goes after --"),
+        (
+            ["check", "/opt/bin/llama-server", "-ngl", "9"],
+            "goes after --: autofit check ... -- /opt/bin/llama-server -ngl 9",
+        ),
+        (["report", MODEL, "-ngl", "20"], "the whole command of the engine goes after --: autofit report"),
+        (["llama", MODEL, "-ngl", "20"], "flags of the engine go after --: autofit llama ... -- -ngl 20"),
+        (["check", "--rem", "1"], "did you mean --ram?"),
+        (["inspect", MODEL, "-ngl", "20"], "autofit inspect --help"),
+    ],
+)
+def test_what_belongs_to_the_engine_is_told_to_go_behind_the_dashes(args: list[str], hint: str) -> None:
+    done = autofit(*args)
+    assert done.returncode == 2
+    assert hint in done.stderr
+
+
 def test_a_missing_model_is_one_line_and_exit_2(tmp_path: Path) -> None:
     done = autofit("llama", str(tmp_path / "no such.gguf"))
     assert done.returncode == 2

@@ -90,7 +90,15 @@ def test_unknown_flags_are_kept_in_order_with_what_follows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "meant"), [("--ctx-sise", "--ctx-size"), ("--batchsize", "--batch-size"), ("--frob", None)]
+    ("flag", "meant"),
+    [
+        ("--ctx-sise", "--ctx-size"),
+        ("--batchsize", "--batch-size"),
+        ("-ctx", "--ctx-size"),
+        ("--batch", "--batch-size"),
+        ("-flash", "--flash-attn"),
+        ("--frob", None),
+    ],
 )
 def test_a_flag_that_the_newest_build_refuses(flag: str, meant: str | None) -> None:
     """No build is named: it is the one that is known, and what it does not know it calls an invalid argument."""

@@ -133,6 +133,20 @@ def test_experts_stay_in_ram_by_the_shortest_flags() -> None:
     assert lean.next_rejected.pool == "GPU0"
 
 
+def test_the_next_value_of_experts_in_ram_is_never_the_chosen_one() -> None:
+    """With parts of one block more in RAM, what lacks is the same count without them."""
+    seen = set()
+    for gib, n_ctx in ((8, 8192), (8, 16384), (10, 8192), (10, 16384)):
+        found = plan(machine(card(0, gib)), model="qwen3-30b-a3b-Q4_K_M", context=n_ctx)
+        lean = next(decision for decision in found.decisions if decision.setting == "-ncmoe")
+        parts = any(decision.setting == "-ot" for decision in found.decisions)
+        if lean.next_rejected is not None:
+            assert lean.next_rejected.value != f"-ncmoe {lean.value}"
+            assert lean.next_rejected.value.endswith(" without -ot") == parts
+            seen.add(parts)
+    assert seen == {True, False}
+
+
 def test_at_a_pinned_split_the_faster_command_is_taken_not_the_smaller() -> None:
     """Experts in RAM, all else on the cards, and not whole blocks there."""
     found = plan(machine(card(0, 4), card(1, 5)), "-ts", "1,2", model="qwen3-30b-a3b-Q4_K_M", context=4096)
