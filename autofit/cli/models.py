@@ -77,9 +77,9 @@ def described(models: Sequence[StoredModel], options: dict[str, object] | None) 
     from autofit.settings.layers import HERE
 
     machine: Machine | None = None
-    if options is not None and models:
-        words = {name: options[name] for name in ("on", "ram")}
-        machine = machine_of(stated_options("models", words, HERE, ("on", "ram")))
+    if options is not None:
+        stated = stated_options("models", options, HERE, ("on", "ram", "context", "margin"))
+        machine = machine_of(stated) if models or stated.get("on") else None
     for one in models:
         try:
             model = find(one.path).model

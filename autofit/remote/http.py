@@ -422,7 +422,7 @@ def _refusal(
     if code == "GatedRepo" or (status == 403 and not code):
         return RemoteError(
             f"{where}: access is refused ({status})",
-            hint=f"its authors let in whom they know: ask on the repository's page, then {login}",
+            hint=f"{login}: access is asked for on the repository's page",
             is_refusal=True,
         )
     if code == "RevisionNotFound":

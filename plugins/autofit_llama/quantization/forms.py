@@ -78,7 +78,9 @@ def described(
     made = written(model, source, outcome)
     known = header_bytes(model) is not None and not options.imatrix and not options.keep_split and not notes
     if outcome.n_fallback:
-        notes += (f"{outcome.n_fallback} tensors get another type: their rows are not whole blocks",)
+        n = outcome.n_fallback
+        what = "1 tensor gets another type: its rows" if n == 1 else f"{n} tensors get another type: their rows"
+        notes += (f"{what} are not whole blocks",)
     return Quantization(
         name=outcome.ftype.name,
         model=made,

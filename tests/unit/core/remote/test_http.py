@@ -166,6 +166,7 @@ def test_refusals_say_what_to_do(
         client.piece(f"{hub.url}/f?X-Signature=secret", 0, 100, authorization="Bearer hf_secret")
     text = f"{caught.value.message} {caught.value.hint}"
     assert caught.value.hint or "revision" in text
+    assert ("the token may not read it" in text) is (status in (401, 403))
     assert "secret" not in text and "words" not in text and text.isprintable()
 
 

@@ -329,6 +329,8 @@ def test_a_pattern_that_a_command_cannot_hold() -> None:
         ("version: 0.5.0 (build 0, commit unknown)", 11149, []),
         ("0.5.0", 11149, []),
         ("v0.4.0", 10807, []),
+        ("llama.cpp 0.5.0", 11149, []),
+        ("ghcr.io/ggml-org/llama.cpp:server-v0.5.0", 11149, []),
         ("0.3.0", 10606, ["engine-version-uncertain"]),
         ("0.4.1", 10951, ["engine-version-uncertain"]),
         ("0.0.6641", 6641, ["engine-version-older"]),
@@ -346,7 +348,13 @@ def test_versions(text: str | None, build: int, codes: list[str]) -> None:
     assert [finding.code for finding in findings] == codes
 
 
-@pytest.mark.parametrize("text", ["newest", "", "b", "1", "ghcr.io/ggml-org/llama.cpp:server-cuda", "version: 0 (x)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("newest", "", "b", "1", "ghcr.io/ggml-org/llama.cpp:server-cuda", "version: 0 (x)"),
+        *("ls (GNU coreutils) 9.1", "vllm/vllm-openai:v0.11.0", "Python 3.13.2"),
+    ],
+)
 def test_not_a_version(text: str) -> None:
     with pytest.raises(UsageError, match="not a version"):
         find_version(text)
