@@ -48,6 +48,8 @@ KERNELS = ("ggml-cpu/arch/", "ggml-cpu/tiled/", "ggml-cpu/simd", "ggml-cpu/quant
 UNUSED = ("ops", "unary-ops", "binary-ops", "mmq", "llama-grammar", "llama-quant", "llama-model-saver")
 INCLUDES = ("include", "ggml/include", "ggml/src", "common", "src", "vendor")
 PROGRAMS = ("oracle", "libfakecuda.so")
+#: what the device that counts is made of
+DEVICE = Path("ggml", "src", "ggml-cuda", "ggml-cuda.cu")
 
 
 class CompileError(FollowError):
@@ -60,7 +62,8 @@ def build(
     """Compile the dry run of the source at `tree` into `out`; what was compiled before is kept.
 
     Raises:
-        FollowError: no CMake, Ninja or C++ compiler; or the last lines of what they printed.
+        FollowError: no CMake, Ninja or C++ compiler, or no CUDA code in the source; or the last lines of what they
+            printed.
     """
     if all((out / name).is_file() for name in PROGRAMS):
         return out
@@ -70,6 +73,11 @@ def build(
     for name, remedy in (("cmake", "pip install cmake"), ("ninja", "pip install ninja"), ("g++", "a C++ compiler")):
         if shutil.which(name, path=environ["PATH"]) is None:
             raise FollowError(f"{name} is not on the PATH; needed: {remedy}")
+    if not (tree / DEVICE).is_file():
+        raise FollowError(
+            f"{tree} has no {DEVICE.as_posix()}, of which the device that counts is made; sdists of the package index "
+            "before b9760 leave it out. A source that has it: --source TREE"
+        )
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
     _compile_engine(tree, work, jobs, environ, say)

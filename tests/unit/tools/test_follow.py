@@ -95,6 +95,17 @@ def test_without_cmake_the_remedy_is_named(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the programs are shell scripts")
+def test_a_source_without_cuda_code_is_refused_before_it_is_compiled(
+    follow: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cmake", "ninja", "g++"):
+        program(tmp_path / "bin", name, "exit 3")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(follow.engine_source.FollowError, match=r"has no ggml/src/ggml-cuda/ggml-cuda\.cu.*--source"):
+        follow.engine_build.build(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the programs are shell scripts")
 def test_a_failed_step_shows_its_errors_and_the_end_of_its_log(
     follow: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +114,9 @@ def test_a_failed_step_shows_its_errors_and_the_end_of_its_log(
         program(bin_folder, name, "exit 0")
     program(bin_folder, "cmake", "echo configuring; echo 'CMake Error: no such generator'; echo last line; exit 3")
     monkeypatch.setenv("PATH", str(bin_folder))
-    (tmp_path / "tree").mkdir()
+    device = tmp_path / "tree" / follow.engine_build.DEVICE
+    device.parent.mkdir(parents=True)
+    device.touch()
     said: list[str] = []
     with pytest.raises(follow.engine_source.FollowError) as error:
         follow.engine_build.build(tmp_path / "tree", tmp_path / "out", say=said.append)
