@@ -16,7 +16,7 @@ from autofit.domain.values import NamedTuple
 from autofit.errors import CorruptModelError, ModelNotFoundError, RemoteError, UsageError
 from autofit.files import read_bounded
 from autofit.sources import hub_cache, scheme_of
-from autofit.sources.choice import GgufModel, choose, is_model, models_of, sibling, with_file
+from autofit.sources.choice import GgufModel, choose, is_model, models_of, sibling, split_name, with_file
 from autofit.sources.folders import below
 
 if TYPE_CHECKING:
@@ -42,7 +42,11 @@ class Repository(NamedTuple):
     @property
     def models(self) -> tuple[GgufModel, ...]:
         """Its GGUF models of which no shard is missing, in the order of their names."""
-        return tuple(m for m in models_of({path: size for path, (size, _) in self.files.items()}) if m.is_whole)
+        return tuple(model for model in self.all_models if model.is_whole)
+
+    @property
+    def all_models(self) -> tuple[GgufModel, ...]:
+        return models_of({path: size for path, (size, _) in self.files.items()})
 
     @property
     def is_checkpoint(self) -> bool:
@@ -328,6 +332,13 @@ def _none(repository: Repository) -> ModelNotFoundError:
     if models and name.choice is not None:
         return ModelNotFoundError(
             f"{name.repository}: no model {printable(name.choice, 80)}", hint=f"it has {_quantizations(models)}"
+        )
+    if parts := [model for model in repository.all_models if not model.is_whole]:
+        file = parts[0].files[0]
+        n_shards = split_name(file).n_shards
+        return ModelNotFoundError(
+            f"{name.written()}: {printable(file, 80)} is one of {n_shards} shards, and not all are there",
+            hint="wait until all of them are uploaded, or name another repository",
         )
     if any(path.endswith((".bin", ".pt", ".pth")) for path in repository.files):
         return ModelNotFoundError(f"{name.repository}: only pickled weights (.bin, .pt)", hint="name a converted one")

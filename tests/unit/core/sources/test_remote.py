@@ -414,12 +414,14 @@ def test_lists_that_are_none(served: Hub, rows: bytes) -> None:
 def test_what_a_repository_has_is_said(served: Hub, tmp_path: Path) -> None:
     served.repositories |= {
         "o/r": repository(tmp_path), "o/bin": {"pytorch_model.bin": Content(b"", 3)}, "o/empty": {},
+        "o/part": {"m-Q8_0-00001-of-00002.gguf": Content(b"", 3)},
     }  # fmt: skip
     for name, cause, hint in (
         ("o/r:Q3_K_S", "no model Q3_K_S", "Q4_K_M ("),
         ("o/r:none.gguf", "no model none.gguf", "Q8_0 ("),
         ("o/bin", "only pickled weights", "converted"),
         ("o/empty", "no GGUF and no safetensors", "no files"),
+        ("o/part", "m-Q8_0-00001-of-00002.gguf is one of 2 shards", "another repository"),
     ):
         with pytest.raises(ModelNotFoundError, match=cause) as caught:
             find(f"hf:{name}")
