@@ -81,8 +81,10 @@ def read(files: ModelFiles) -> ModelSpec:
         if files.storage is None:
             model = reader(files.paths)
         else:
-            model = reader(files.paths, files.storage)
-            files.storage.close()
+            try:
+                model = reader(files.paths, files.storage)
+            finally:
+                files.storage.close()
         if not isinstance(model, ModelSpec):
             raise PluginError(f"{chosen.factory} must return a ModelSpec, not {type(model).__name__}")
         return model

@@ -63,6 +63,7 @@ class RemoteStorage:
         files: Mapping[str, Listed],
         *,
         connect: Callable[[], Client],
+        disconnect: Callable[[], None],
         store: Store,
         authorization: Callable[[], str | None] | None = None,
         may_ask: bool = True,
@@ -70,7 +71,7 @@ class RemoteStorage:
         self.root = root
         self.files = {f"{root}/{name}": RemoteFile(f"{root}/{name}", each, self._grow) for name, each in files.items()}
         self._connect = connect
-        self._client: Client | None = None
+        self._disconnect = disconnect
         self._store = store
         self._authorization = authorization
         self._may_ask = may_ask
@@ -119,8 +120,7 @@ class RemoteStorage:
 
     def close(self) -> None:
         """Keep what was read, and end the connections."""
-        if self._client is not None:
-            self._client.close()
+        self._disconnect()
         for group in self._changed:
             self._store.put(self._key(group), _packed([f for f in self.files.values() if _group(f.path) == group]))
         self._changed.clear()
@@ -158,7 +158,7 @@ class RemoteStorage:
     def _piece(self, file: RemoteFile, start: int, n_bytes: int) -> Piece:
         """From where redirects led before; an address that has run out is asked for again."""
         url, total = file.listed.url, file.size_bytes
-        client = self._client = self._connect()
+        client = self._connect()
         secret = self._authorization() if self._authorization is not None else None
         if file.url != url:
             with suppress(RemoteError, ModelNotFoundError):

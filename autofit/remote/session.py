@@ -65,6 +65,7 @@ class Session:
         try:
             found = ask()
         except RemoteError as error:
+            self.close()
             if kept is None or error.is_refusal:
                 raise
             self.notes.append(f"nobody answers ({error.message}): the list of files is of {_date(kept[0])}")
@@ -80,10 +81,23 @@ class Session:
             root,
             files,
             connect=lambda: self.client,
+            disconnect=self.close,
             store=self.store,
             authorization=authorization,
             may_ask=not self.is_offline,
         )
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:  # else a storage goes on with the connections, and ends them
+            self.close()
+
+    def close(self) -> None:
+        """End the connections, if there are any."""
+        if self._client is not None:
+            self._client.close()
 
     def _kept(self, key: str) -> tuple[float, Any] | None:
         data = self.store.get(key)

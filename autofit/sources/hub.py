@@ -131,15 +131,15 @@ def elsewhere(reference: str, name: HubName) -> ModelFiles:
     Raises:
         ModelNotFoundError: it is not there, or has no such model. RemoteError: the hub does not answer.
     """
-    session = session_of(name)
-    repository = list_repository(name, session)
-    if name.file is not None and name.file in repository.files and with_file(repository.models, name.file) is None:
-        return _remote(reference, repository, session, name.file)  # a projector, or a checkpoint's file
-    if repository.models:
-        return _gguf(reference, repository, session)
-    if repository.is_checkpoint and name.choice is None:
-        return _remote(reference, repository, session, "")
-    raise _none(repository)
+    with session_of(name) as session:
+        repository = list_repository(name, session)
+        if name.file is not None and name.file in repository.files and with_file(repository.models, name.file) is None:
+            return _remote(reference, repository, session, name.file)  # a projector, or a checkpoint's file
+        if repository.models:
+            return _gguf(reference, repository, session)
+        if repository.is_checkpoint and name.choice is None:
+            return _remote(reference, repository, session, "")
+        raise _none(repository)
 
 
 def session_of(name: HubName) -> Session:

@@ -70,10 +70,10 @@ def test_a_proxy_opens_a_tunnel_and_sees_no_token(
         while b"\r\n\r\n" not in head:
             head += near.recv(1 << 16)
         asked.append(head)
-        far = socket.create_connection(to)
-        near.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-        threading.Thread(target=pump, args=(far, near), daemon=True).start()
-        pump(near, far)
+        with near, socket.create_connection(to) as far:
+            near.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            threading.Thread(target=pump, args=(far, near), daemon=True).start()
+            pump(near, far)
 
     def pump(source: socket.socket, target: socket.socket) -> None:
         try:

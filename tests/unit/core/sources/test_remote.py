@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from autofit.cli.main import main
 from autofit.errors import AutofitError, ModelNotFoundError, RemoteError, UsageError
 from autofit.references import find, locate
+from autofit.remote.http import Client
 from autofit.sources import docker, hub
 
 from support import caches, ggufs
@@ -508,3 +510,17 @@ def test_endpoints() -> None:
     assert hub.endpoint_of({"HF_ENDPOINT": "https://a/", "MODEL_ENDPOINT": ""}) == "https://a"
     assert hub.endpoint_of({"HF_ENDPOINT": "https://a", "MODEL_ENDPOINT": "https://b/"}) == "https://b"
     assert os.environ["HF_HUB_OFFLINE"] == "1"  # of all other tests
+
+
+@pytest.mark.parametrize("name", ["hf:o/r:Q8_0", "hf:o/r:Q2_K", "hf:o/r:broken", "hf:o/none"])
+def test_no_connection_outlives_a_model(name: str, served: Hub, tmp_path: Path) -> None:
+    """Read, without such a quantization, not a model, and not there."""
+    served.repositories["o/r"] = {**repository(tmp_path), "m-broken.gguf": Content(b"GGUF" + b"\xff" * 60, 64)}
+    made: list[Client] = []
+    with pytest.MonkeyPatch.context() as patch:
+        start = Client.__init__
+        patch.setattr(Client, "__init__", lambda self, **options: (made.append(self), start(self, **options))[1])
+        with suppress(AutofitError):
+            find(name)
+    assert made
+    assert not any(client._open for client in made)
