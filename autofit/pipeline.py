@@ -319,6 +319,12 @@ def _engine(
         return engine_of(backend, stated, origin, environ, program=program, here=here)
 
 
+def with_engine(backend: str, options: Options, settings: Surroundings | None) -> Options:
+    """The options with the engine's version in them, for several plans on a machine that the caller did not hand in."""
+    version = _engine(host().backend(backend), options, settings, here=True).version
+    return options if version is None else replace(options, values={**options.values, "engine_version": version})
+
+
 def _for_engine(plan: Plan, engine: Engine, backend: Backend, notes: Sequence[Finding]) -> Plan:
     """The plan with how its version is known, and what else there is to say."""
     from autofit.planning.findings import COMMON, tell

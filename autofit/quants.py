@@ -18,7 +18,7 @@ from autofit.domain.units import format_bytes, format_rate, parse_size
 from autofit.domain.values import dataclass
 from autofit.errors import AutofitError, ModelError, UsageError
 from autofit.host import blamed, host
-from autofit.pipeline import machine_of, plan_of, read_model, stated_options
+from autofit.pipeline import machine_of, plan_of, read_model, stated_options, with_engine
 from autofit.references import MAX_NEIGHBORS, locate
 from autofit.settings.layers import HERE, Options, Surroundings
 
@@ -187,6 +187,8 @@ def quantizations(
         prefer, floor = stated.get("prefer"), stated.get("min_tps")
         if here is None:
             here = machine_of(stated, None if settings is None else settings.variables)
+        if machine is None:
+            stated = with_engine(name, stated, settings)
         size_up = Sizing.of(host().adjust_machine(here, name), found)
         rows += [planned(name, form, here, stated, settings, size_up) for form in forms]
     if not rows or here is None:
@@ -246,10 +248,13 @@ def made_to_measure(
         UsageError: nothing is that small. ModelError: no engine makes forms of this model to measure.
     """
     found: ModelSpec = read_model(model) if isinstance(model, (str, os.PathLike)) else model
+    is_given = machine is not None
     for name in host().backends() if backend is None else (backend,):
         stated = stated_options(name, options, settings)
         if machine is None:
             machine = machine_of(stated, None if settings is None else settings.variables)
+        if not is_given:
+            stated = with_engine(name, stated, settings)
         if size == FIT:
             stated = _with_plain_cache(stated, host().backend(name))
         made = partial(_made, name, found, machine, stated, settings, tuple(quantize_args))

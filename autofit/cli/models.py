@@ -93,7 +93,7 @@ def described(models: Sequence[StoredModel], options: dict[str, object] | None) 
 
 
 def _planned(one: StoredModel, model: ModelSpec, machine: Machine, options: dict[str, object]) -> Row:
-    from autofit.pipeline import plan_of, stated_options
+    from autofit.pipeline import plan_of, stated_options, with_engine
     from autofit.settings.layers import HERE
 
     name = next((name for name in host().backends() if model.format in host().backend(name).formats), None)
@@ -101,7 +101,9 @@ def _planned(one: StoredModel, model: ModelSpec, machine: Machine, options: dict
         return Row(one, model, None, f"no backend serves {model.format} models")
     wanted = {key: options[key] for key in ("context", "margin")}
     try:
-        stated = replace(stated_options(name, wanted, HERE), notes=())
+        if options["on"]:
+            wanted["on"] = options["on"]  # an engine of another machine is not asked
+        stated = with_engine(name, replace(stated_options(name, wanted, HERE), notes=()), HERE)
         return Row(one, model, plan_of(name, model, machine, stated, HERE, details=False), None)
     except AutofitError as error:
         return Row(one, model, None, error.message)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import autofit
 import pytest
 from autofit.cli.main import main
+from autofit.cli.models import described
 from autofit.domain.memory import Memory, MemoryItem, PoolUse
-from autofit.domain.model import ModelFile, ModelSpec, TensorInfo
+from autofit.domain.model import ModelFile, ModelSpec, StoredModel, TensorInfo
 from autofit.domain.plan import Finding, Plan, Speed
 from autofit.domain.quantization import Quantization
 from autofit.errors import ModelError, UsageError
 from autofit.quants import Row, recommend
 
-from support import ggufs
+from support import ROOT, ggufs
 from support.vllm_truth import DATA
 
 LLAMA = "example:llama-3.1-8b-q4_k_m"
@@ -213,3 +216,24 @@ def test_a_packed_checkpoint_is_a_form_of_its_own() -> None:
     rows = {row.quantization.name: row for row in found.rows if row.backend == "vllm"}
     assert rows["this checkpoint (awq)"].weights_bytes == rows["AWQ"].weights_bytes
     assert rows["this checkpoint (awq)"].quantization.at_hand and not rows["original"].quantization.at_hand
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a script stands for the engine")
+def test_plans_for_this_machine_are_for_its_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tmp_path / "llama-server"
+    engine.write_text("#!/bin/sh\necho 'version: 8864 (a)'\n")
+    engine.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tiny = "example:tiny"
+    elsewhere = {"engine_version": "installed", "on": ["rtx-3090"]}
+    wishes: list[dict[str, Any]] = [{}, elsewhere, {"engine_version": str(engine)}]
+    for wish in wishes:
+        rows = autofit.quantizations(tiny, **wish).rows
+        assert {row.plan.engine_version for row in rows if row.plan is not None} == {"b8864"}
+    (row,) = autofit.quantizations(tiny, CARD).rows[:1]
+    assert row.plan is not None and row.plan.engine_version == "b11311"
+    stored = [StoredModel(name="tiny", path=str(ROOT / "autofit/_models/tiny.gguf"), size_bytes=1, place="x")]
+    for on, version in ((None, "b8864"), (["rtx-3090"], "b11311")):
+        (one,) = described(stored, {"on": on, "ram": None, "context": None, "margin": None})
+        assert one.plan is not None and one.plan.engine_version == version
