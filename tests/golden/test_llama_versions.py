@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.llama_versions import KINDS, Row, files, judge, rows_of
+from support.llama_versions import FOLDER, KINDS, Row, files, judge, rows_of
 
 N_PER_BUILD = 16
 
@@ -28,3 +28,12 @@ def test_builds_allocate_what_is_said(path: Path) -> None:
         assert {"model", "context"} <= set(one.exact), (row, one.what)
         assert not one.is_low, (row, one.what)
     assert sum(one.exact == KINDS or one.is_near for _, one in judged) >= 0.99 * len(judged)
+
+
+@pytest.mark.parametrize(("build", "arch"), [(8121, "kimi-linear"), (8390, "glm-dsa"), (10068, "kimi-linear")])
+def test_rules_that_few_models_follow(build: int, arch: str) -> None:
+    rows = [row for row in rows_of(FOLDER / f"rows-b{build}.jsonl.gz") if row["arch"] == arch and "devices" in row]
+    assert rows
+    for row in rows:
+        one = judge(row, build)
+        assert one.exact == KINDS, (row, one.what)

@@ -17,21 +17,21 @@ from follow.model_files import write
 
 KINDS = ("model", "context", "compute")
 SECONDS = 120
-#: why a build refuses a file that has tensors which it does not know, and so says nothing about memory
-UNKNOWN_TENSORS = "wrong number of tensors"
+#: why a build refuses a file whose tensors are not those that it knows, and so says nothing about memory
+UNLIKE_TENSORS = ("wrong number of tensors", "missing tensor")
 UNKNOWN_ARCHITECTURE = "unknown model architecture"
 
 
 def record(folder: Path, models: Path, asked: Iterable[Case]) -> list[dict[str, Any]]:
     """A row for each case, with `error` where the build refuses or dies; `folder` has its programs.
 
-    A tiny model with tensors that the build does not know is asked again without those that no model needs, and left
-    out if that says no more.
+    A tiny model with other tensors than the build knows is asked again without those that no model needs, and left out
+    if that says no more.
     """
     found = []
     for case in asked:
         made = row(folder, write(case.part, case.name, models), case)
-        if UNKNOWN_TENSORS in made.get("error", "") and case.part != "models":
+        if case.part != "models" and any(reason in made.get("error", "") for reason in UNLIKE_TENSORS):
             plain = case._replace(file=f"plain/{case.name}.gguf")
             made = row(folder, write(plain.part, plain.name, models), plain)
             if "error" in made and UNKNOWN_ARCHITECTURE not in made["error"]:

@@ -13,6 +13,7 @@ from autofit_llama.graph.sparse import attn_selected, inp_attn_k_dsa, lightning_
 from autofit_llama.model.architecture import Architecture, DraftTensors, reads
 from autofit_llama.model.caches import (
     KEYS_ALONE,
+    NEXTN_WITH_ALL,
     Cache,
     Memory,
     indexer,
@@ -326,7 +327,8 @@ def _dsa_caches(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
         return (kv(hp, ctx, "base", lambda il: il >= hp.n_layer, ctx.n_ctx_seq, ctx.n_streams),)
     full = hp.arch != "glm-dsa"
     if not full and not ctx.version.follows(GLM_INDEXED):
-        return (kv(hp, ctx, "base", lambda il: True, ctx.n_ctx_seq, ctx.n_streams),)
+        n_cached = hp.n_layer_all if ctx.version.follows(NEXTN_WITH_ALL) else hp.n_layer
+        return (kv(hp, ctx, "base", lambda il: il < n_cached, ctx.n_ctx_seq, ctx.n_streams),)
     apart = ctx.version.follows(_DSA_APART if full else _GLM_APART)
     n_layer = hp.n_layer if apart else hp.n_layer_all
     index = indexer(hp, ctx, lambda il: il < n_layer and (full or hp.is_indexer_full[il]))

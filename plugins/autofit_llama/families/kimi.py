@@ -29,6 +29,13 @@ NORM_FIRST = Change(
     name="norms of Kimi Linear before all that reads them",
     larger=False,
 )
+DECAYS_ON_DEVICES = Change(
+    without=10739,
+    has=10752,
+    source="src/models/kimi-linear.cpp, ssm_a as LLM_TENSOR_SSM_A, of a scan, and as LLM_TENSOR_SSM_A_NOSCAN",
+    name="decays of Kimi Linear on devices",
+    larger=False,
+)
 
 
 def kimi_linear(g: Graph) -> None:
@@ -329,6 +336,7 @@ ARCHITECTURES = (
         scales=(),
         graph=kimi_linear,
         memory=hybrid(rolls_back=False),
+        ops_before={"ssm_a": (DECAYS_ON_DEVICES, "SSM_SCAN")},
         tensor_split=None,
         reserves_one_sequence=True,
     ),

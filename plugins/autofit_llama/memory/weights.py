@@ -285,6 +285,9 @@ def _skipped(il: int, module: str, hp: HParams, draft: DraftTensors, load_mtp: b
 
 def _operation(module: str, suffix: str, hp: HParams, arch: Architecture, version: Version) -> Operation:
     op: Operation = arch.ops.get(module) or _OPS.get(module, "MUL_MAT")
+    change, before = arch.ops_before.get(module, (None, op))
+    if change is not None and not version.follows(change):
+        op = before
     if module in ("ffn_latent_down", "ffn_latent_up") and not version.follows(LATENT_MATRICES):
         op = "MUL"
     if suffix == "bias":

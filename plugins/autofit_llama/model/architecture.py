@@ -133,6 +133,7 @@ class Architecture:
 
     # load_arch_tensors
     ops: Mapping[str, Operation] = field(default_factory=dict)  #: where not as in LLM_TENSOR_INFOS
+    ops_before: Mapping[str, tuple[Change, Operation]] = field(default_factory=dict)  #: the same, until a change
     output_norm: str = "output_norm"
     lazy_embeddings: bool = False  #: per_layer_token_embd is made with TENSOR_READ_LAZY
     rope_factors: Callable[[HParams], Sequence[int]] = trunk  #: blocks that ask for rope factors

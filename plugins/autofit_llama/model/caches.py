@@ -168,7 +168,7 @@ NEXTN_APART = Change(
 NEXTN_WITH_ALL = Change(
     without=9518,
     has=9528,
-    source="src/models/glm4-moe.cpp, glm4.cpp, bailingmoe2.cpp, mimo2.cpp: n_layer_kv_from_start set, and not",
+    source="src/models/glm4-moe.cpp, glm4.cpp, glm-dsa.cpp, bailingmoe2.cpp, mimo2.cpp: n_layer_kv_from_start, or none",
     name="caches for blocks that predict further",
 )
 
