@@ -30,7 +30,10 @@ def test_builds_allocate_what_is_said(path: Path) -> None:
     assert sum(one.exact == KINDS or one.is_near for _, one in judged) >= 0.99 * len(judged)
 
 
-@pytest.mark.parametrize(("build", "arch"), [(8121, "kimi-linear"), (8390, "glm-dsa"), (10068, "kimi-linear")])
+@pytest.mark.parametrize(
+    ("build", "arch"),
+    [(7698, "lfm2"), (7698, "openelm"), (8121, "kimi-linear"), (8390, "glm-dsa"), (10068, "kimi-linear")],
+)
 def test_rules_that_few_models_follow(build: int, arch: str) -> None:
     rows = [row for row in rows_of(FOLDER / f"rows-b{build}.jsonl.gz") if row["arch"] == arch and "devices" in row]
     assert rows

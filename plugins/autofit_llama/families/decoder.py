@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import AttentionInput, Graph, Layer, every
 from autofit_llama.graph.ggml import Tensor
@@ -478,6 +479,15 @@ def olmo2(g: Graph) -> None:
     g.finish(x)
 
 
+VALUES_IN_PLACE = Change(
+    without=7698,
+    has=8095,
+    source="src/models/openelm.cpp, Vcur with ggml_cont and as a view",
+    name="values of OpenELM that are not copied",
+    larger=False,
+)
+
+
 def openelm(g: Graph) -> None:
     """src/models/openelm.cpp: heads differ per block; q, k and v are views of one matrix' result."""
     h, n = g.h, g.n_tokens
@@ -493,6 +503,8 @@ def openelm(g: Graph) -> None:
         q = ggml.view(y, (head, n_head, n), y.nb[1:3])
         k = ggml.view(y, (head, n_kv, n), y.nb[1:3], y.nb[1] * n_head)
         v = ggml.view(y, (head, n_kv, n), y.nb[1:3], y.nb[1] * (n_head + n_kv))
+        if not g.follows(VALUES_IN_PLACE):
+            v = ggml.cont(v)
         q, k = g.rms(q, w, "attn_q_norm", il), g.rms(k, w, "attn_k_norm", il)
         cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il)
         if g.is_last(il):

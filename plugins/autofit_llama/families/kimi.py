@@ -32,8 +32,8 @@ NORM_FIRST = Change(
 DECAYS_ON_DEVICES = Change(
     without=10739,
     has=10752,
-    source="src/models/kimi-linear.cpp, ssm_a as LLM_TENSOR_SSM_A, of a scan, and as LLM_TENSOR_SSM_A_NOSCAN",
-    name="decays of Kimi Linear on devices",
+    source="src/models/kimi-linear.cpp, kimi-k3.cpp, bailingmoe3.cpp: LLM_TENSOR_SSM_A and LLM_TENSOR_SSM_A_NOSCAN",
+    name="decays of delta attention on devices",
     larger=False,
 )
 
@@ -298,6 +298,7 @@ ARCHITECTURES = (
         output="tied",
         scales=(),
         graph=bailingmoe3,
+        ops_before={"ssm_a": (DECAYS_ON_DEVICES, "SSM_SCAN")},
         memory=hybrid(rolls_back=True, plain_draft=True),
         tensor_split=None,
         draft_graph="not replayed",
@@ -318,6 +319,7 @@ ARCHITECTURES = (
         output="own",
         scales=(),
         graph=kimi_k3,
+        ops_before={"ssm_a": (DECAYS_ON_DEVICES, "SSM_SCAN")},
         memory=hybrid(rolls_back=True),
         tensor_split=None,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, Layer, RecurrentInput
 from autofit_llama.graph.ggml import Tensor
@@ -13,6 +14,14 @@ from autofit_llama.model.caches import (
 from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
 from autofit_llama.model.rules import (
     recurrent_without_kv_heads,
+)
+
+WINDOWS = Change(
+    without=8095,
+    has=8121,
+    source="src/llama-model.cpp:load_hparams, LLM_ARCH_LFM2 without and with LLM_KV_ATTENTION_SLIDING_WINDOW",
+    name="sliding windows of LFM2",
+    larger=False,
 )
 
 
@@ -90,6 +99,7 @@ ARCHITECTURES = (
         name="lfm2",
         source="lfm2.cpp",
         hparams=reads("n_shortconv_l_cache f_norm_rms_eps n_swa?", _load_lfm2),
+        windows_since=WINDOWS,
         rope="neox",
         output="tied",
         scales=(),

@@ -19,6 +19,7 @@ from autofit_llama.graph.model import GraphModel
 from autofit_llama.memory.bound import bound_buffers
 from autofit_llama.memory.placement import Placement, buffer_rules, place_layers
 from autofit_llama.memory.weights import HOST_ALIGNMENT, Weight, WeightPlan, loaded_weights, place_weights
+from autofit_llama.model.architecture import architecture_of
 from autofit_llama.model.caches import Cache
 from autofit_llama.model.context import Context, ContextParams
 from autofit_llama.model.hparams import HParams
@@ -89,6 +90,9 @@ class Sized:
     def hparams_of(self, version: Version) -> HParams:
         """The hyperparameters as a build of the engine reads them."""
         hp = self.hparams
+        windows = architecture_of(hp.arch).windows_since
+        if windows is not None and not version.follows(windows):
+            return replace(hp, n_swa=0, swa_type="none", is_swa=(False,) * len(hp.is_swa))
         if not hp.is_swa_by_period or version.follows(PATTERN_LISTS):
             return hp
         return replace(hp, is_swa=hp.is_swa_by_period)

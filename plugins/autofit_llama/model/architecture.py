@@ -122,6 +122,7 @@ class Architecture:
     sizes: Rule | None = None  #: reads what other architectures have in `embedding_length`
     lone_expert_is_dense: bool = False
     is_70b: Callable[[HParams], bool] = never  #: load_arch_hparams makes it LLM_TYPE_70B, which llama-quantize asks for
+    windows_since: Change | None = None  #: before it the key of sliding windows is not read
     rotates_whole_heads: bool = False  #: `rope.dimension_count` has to be the head size
 
     # create_memory, llama_context
