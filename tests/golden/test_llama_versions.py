@@ -32,7 +32,14 @@ def test_builds_allocate_what_is_said(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("build", "arch"),
-    [(7698, "lfm2"), (7698, "openelm"), (8121, "kimi-linear"), (8390, "glm-dsa"), (10068, "kimi-linear")],
+    [
+        (7698, "lfm2"),
+        (7698, "openelm"),
+        (8121, "kimi-linear"),
+        (8390, "glm-dsa"),
+        (9842, "deepseek32"),
+        (10068, "kimi-linear"),
+    ],
 )
 def test_rules_that_few_models_follow(build: int, arch: str) -> None:
     rows = [row for row in rows_of(FOLDER / f"rows-b{build}.jsonl.gz") if row["arch"] == arch and "devices" in row]

@@ -16,6 +16,13 @@ WHOLE_INDEXER_ROPE = Change(
     source="src/models/deepseek32.cpp, indexer_q_pe rotated apart and indexer_q as a whole",
     name="an indexer's queries rotated without taking them apart",
 )
+FUSED_INDEXER = Change(
+    without=9946,
+    has=10068,
+    source="src/models/deepseek32.cpp, indexer_kq and indexer_score of many operations, and ggml_lightning_indexer",
+    name="the lightning indexer as one operation",
+    larger=False,
+)
 
 
 @dataclass(slots=True)
@@ -30,13 +37,13 @@ class IndexedInput:
 
 
 def inp_attn_k_dsa(g: Graph, *, rotated: bool, swa: bool = False) -> IndexedInput:
-    """build_attn_inp_k_dsa, build_attn_inp_k_dsa_iswa: the indexer is always fused and wants an f16 mask.
+    """build_attn_inp_k_dsa, build_attn_inp_k_dsa_iswa: a fused indexer wants an f16 mask, any other f32.
 
     `rotated`: its queries and keys are, whatever the cache's type (llama-kv-cache.cpp).
     """
     main = g.inp_attn_k().full
     index = g.inp_attn_k().full
-    index.mask = g.input("f16", *index.mask.ne)
+    index.mask = g.input("f16" if g.follows(FUSED_INDEXER) else "f32", *index.mask.ne)
     if rotated:
         side = rotation_side(g.h.indexer_head_size)
         index.k_rot = g.input("f32", side, side)
@@ -93,7 +100,13 @@ def lightning_top_k(g: Graph, inp: IndexedInput, w: Layer, x: Tensor, q_latent: 
         (n_head, n // streams, 1, streams),
         (weights.nb[1], weights.nb[2] // streams, weights.nb[3] // streams),
     )
-    scores = ggml.lightning_indexer(q, keys, ggml.scale(weights), inp.index.mask)
+    if g.follows(FUSED_INDEXER):
+        scores = ggml.lightning_indexer(q, keys, ggml.scale(weights), inp.index.mask)
+    else:
+        q, keys = ggml.permute(q, 0, 2, 1, 3), ggml.permute(keys, 0, 2, 1, 3)
+        heads = ggml.relu(ggml.cont(ggml.permute(ggml.mul_mat(keys, q), 2, 1, 0, 3)))
+        scores = ggml.sum_rows(ggml.mul(heads, ggml.scale(weights)))
+        scores = ggml.add(ggml.cont(ggml.permute(scores, 2, 1, 0, 3)), inp.index.mask)
     return ggml.cont(ggml.top_k(scores, min(scores.ne[0], h.indexer_top_k)))
 
 
