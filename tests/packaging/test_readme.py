@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from support import ROOT, recorded
+from support import ROOT, llama_versions, recorded, vllm_versions
 from support.commands import tiny_rows
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,6 +37,20 @@ def test_the_rows_of_vllm_are_those_compared() -> None:
     total = re.search(r"^all +(\d+) +(\d+)/\2 +\2/\2 +\2/\2 +\+0\.000% +(\d+)/\3$", printed, re.MULTILINE)
     assert total, printed
     assert (command[1], command[3]) == (total[1], total[3])
+
+
+def test_the_rows_of_other_releases_are_those_recorded() -> None:
+    words = (
+        r"(\d+) builds of llama\.cpp from b(\d+) to b(\d+) \((\d+) rows, .*?"
+        r"and what (\d+) releases of\s+vLLM before 0\.33\.0 resolve and allocate \((\d+) rows"
+    )
+    told = re.search(words, README, re.DOTALL)
+    assert told
+    builds = sorted(map(llama_versions.build_of, llama_versions.files()))
+    n_rows = sum("devices" in row for path in llama_versions.files() for row in llama_versions.rows_of(path))
+    rows = list(vllm_versions.rows())
+    releases = {row["version"] for row in rows}
+    assert tuple(map(int, told.groups())) == (len(builds), builds[0], builds[-1], n_rows, len(releases), len(rows))
 
 
 def test_cold_starts_are_measured_without_an_argument() -> None:
