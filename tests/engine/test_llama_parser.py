@@ -12,9 +12,10 @@ import pytest
 from autofit.errors import AutofitError
 from autofit.sources import resolve
 
-from autofit_llama.command.flag_table import TABLE
+from autofit_llama.command.options import Program, accepted
 from autofit_llama.command.parse import settings_of
 from autofit_llama.command.reading import read
+from autofit_llama.engine.versions import LATEST
 from autofit_llama.launch.defaults import launch_of
 
 BIN = Path(os.environ.get("AUTOFIT_LLAMA_BIN", "/nonexistent"))
@@ -22,7 +23,6 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.skipif(not (BIN / "llama-fit-params").exists(), reason="AUTOFIT_LLAMA_BIN names no llama.cpp"),
 ]
-ROWS = [line.split(" ") for line in TABLE.strip().splitlines()]
 #: what the parser looks up on the machine, and what it reads from files or does at once
 ELSEWHERE = re.compile(
     "device|override-tensor|file|lora|vector|model|repo|rpc|mmproj|mask|range|url|schema|template|grammar"
@@ -34,29 +34,31 @@ VALUES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("program", "letter"), [("llama-server", "s"), ("llama-fit-params", "f"), ("llama-completion", "p")]
-)
-def test_every_spelling_of_the_help_is_known_and_no_other(program: str, letter: str) -> None:
+@pytest.mark.parametrize("program", ["llama-server", "llama-fit-params", "llama-completion"])
+def test_every_spelling_of_the_help_is_known_and_no_other(program: Program) -> None:
     if not (BIN / program).exists():
         pytest.skip(f"{program} is not there")
     help_text = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, check=False).stdout
     lines = [line for line in help_text.splitlines() if re.match("-[-a-zA-Z]", line)]
     theirs = {name for line in lines for name in re.findall(r"(?:^|, +)(--?[A-Za-z][\w.-]*)", line)}
-    ours = {name for row in ROWS if letter in row[1] for cell in row[3:] for name in cell.split(",")}
+    ours = {name for option in accepted(program, LATEST) for name in (*option.spellings, *option.negations)}
     assert ours == theirs
 
 
 def test_values_are_refused_alike() -> None:
     rng = random.Random(7)
     model = resolve("example:tiny").paths[0]
-    rows = [row for row in ROWS if "f" in row[1] and not ELSEWHERE.search(row[3]) and not AT_ONCE.search(row[3])]
+    spelled = [
+        (option, names)
+        for option in accepted("llama-fit-params", LATEST)
+        if (names := (*option.spellings, *option.negations))
+        and not ELSEWHERE.search(",".join(names))
+        and not AT_ONCE.search(",".join(names))
+    ]
     different = []
     for _ in range(80):
-        row = rng.choice(rows)
-        flag = rng.choice([name for cell in row[3:] for name in cell.split(",")])
-        n_values = {"switch": 0, "bool": 0, "pair": 2}.get(row[0], 1)
-        args = [flag, *(rng.choice(VALUES) for _ in range(n_values))]
+        option, names = rng.choice(spelled)
+        args = [rng.choice(names), *(rng.choice(VALUES) for _ in range(option.n_values))]
         command = [str(BIN / "llama-fit-params"), "-m", model, "-fit", "off", *args]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         refused = bool(re.search("error while handling|invalid argument", done.stderr))
