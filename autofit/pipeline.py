@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -18,6 +17,7 @@ from autofit.host import resolve as resolve_ref
 from autofit.references import beside, find, locate, missing, read, with_companions, written_as
 from autofit.settings.layers import HERE, Options, Surroundings
 from autofit.settings.options import BY_NAME, CHECKED, OWN
+from autofit.text.launchers import ASSIGNMENT, Wrapped, unwrap
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from autofit.settings.keywords import CheckOptions, PlanOptions
 
 MAX_SETTINGS_BYTES = 1 << 20
-_ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 _HIDES = ("_VISIBLE_DEVICES", "_DEVICE_ORDER")  #: ends of variables that choose devices, or number them
 
 
@@ -246,8 +245,9 @@ def check(
 ) -> Plan:
     """What an engine's command takes as it stands: `check(["llama-server", "-m", "model.gguf", "-ngl", "99"])`.
 
-    The command may start with assignments, `NAME=value ...`, with `env` before them or not. `environ` holds more
-    variables of the engine, which yield to them; those of `settings` yield to both. `options` are `on`, `ram`,
+    The command may start with assignments, `NAME=value ...`, and with launchers (`env`, `nice -n 5`, `uv run`:
+    `autofit.text.launchers`). `environ` holds more variables of the engine, which yield to them; those of `settings`
+    yield to both. `options` are `on`, `ram`,
     `device`, `margin`, `mean_tokens` and `engine_version` as for `plan()`, and measurements that replace the backend's
     own figures. A command that starts and runs short of memory later fits, and its `verdict` says so; with `strict` it
     does not fit.
@@ -257,7 +257,9 @@ def check(
     """
     from autofit.settings.request import to_request
 
-    assigned, argv = split_assignments(_arguments("check()", argv))
+    assigned, rest = split_assignments(_arguments("check()", argv))
+    wrapped = unwrap(rest)
+    argv = wrapped.argv
     if environ is not None and not isinstance(environ, Mapping):
         raise UsageError(f"environ is a mapping of variables, not {type(environ).__name__}")
     backend = host().backend_of_program(argv)
@@ -266,7 +268,9 @@ def check(
         raise UsageError("check() got a machine, and on or ram as well", hint="leave one of them out")
     stated = stated_options(backend.name, options, settings, CHECKED)
     _check_supported(backend, stated, CHECKED)
-    hiding = next((name for name in assigned if name.endswith(_HIDES)), None)
+    around = {**_variables(settings), **(environ or {}), **assigned}
+    launched = wrapped.variables(around)
+    hiding = next((name for name in (*assigned, *wrapped.assigned) if name.endswith(_HIDES)), None)
     if machine is None and hiding and stated.get("on"):
         raise UsageError(
             f"check: {hiding} chooses among this machine's devices, not among those of --on",
@@ -274,8 +278,8 @@ def check(
         )
     is_here = machine is None
     if machine is None:
-        machine = machine_of(stated, {**_variables(settings), **(environ or {}), **assigned})
-    inputs = {**engine_inputs(backend, settings), **_read_by(backend, {**(environ or {}), **_shown(assigned)})}
+        machine = machine_of(stated, _seen(around, launched))
+    inputs = _engine_inputs(backend, settings, wrapped, {**(environ or {}), **assigned})
     measured = {name: value for name, value in options.items() if name in backend.measurements}
     engine = _engine(backend, stated, settings, program=argv[0], here=is_here)
     request = replace(to_request(stated, engine_env=inputs, measured=measured), engine_version=engine.version)
@@ -301,8 +305,9 @@ def check(
         plan = replace(plan, fits=not stated.get("strict"))
     elif not plan.fits:
         plan = replace(plan, speed=None)  # of what never runs
-    plan = _for_engine(replace(plan, env={**assigned, **plan.env}), engine, backend, stated.notes)
-    return _reviewed(plan, found, machine, files)
+    env = {**assigned, **({} if wrapped.prefix else plan.env)}  # launchers change variables by themselves
+    plan = replace(plan, argv=(*wrapped.prefix, *plan.argv), env=env)
+    return _reviewed(_for_engine(plan, engine, backend, stated.notes), found, machine, files)
 
 
 def _engine(
@@ -336,9 +341,11 @@ def _for_engine(plan: Plan, engine: Engine, backend: Backend, notes: Sequence[Fi
 
 def split_assignments(words: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """The variables that a command sets before its program, as a shell or `env` does, and the command itself."""
-    rest = tuple(words[1:] if words[:1] in (["env"], ("env",)) else words)
+    rest = tuple(words)
+    if rest[:1] == ("env",) and not "".join(rest[1:2]).startswith("-"):
+        rest = rest[1:]
     assigned: dict[str, str] = {}
-    while rest and (match := _ASSIGNMENT.fullmatch(rest[0])):
+    while rest and (match := ASSIGNMENT.fullmatch(rest[0])):
         assigned[match[1]], rest = match[2], rest[1:]
     return assigned, rest
 
@@ -363,6 +370,23 @@ def engine_inputs(backend: Backend, settings: Surroundings | None) -> dict[str, 
             raise UsageError(f"{path}: {error.strerror or error}{what}", hint=f"{backend.name} reads it too") from error
         files[path] = data.decode("utf-8", "surrogateescape")
     return {**files, **_read_by(backend, _shown(environ))}
+
+
+def _engine_inputs(
+    backend: Backend, settings: Surroundings | None, wrapped: Wrapped, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """What the engine of a command reads, of variables behind its launchers; those of `environ` are before them."""
+    if not wrapped.changes:
+        return {**engine_inputs(backend, settings), **_read_by(backend, _shown(environ))}
+    if settings is None:
+        return _read_by(backend, _shown(wrapped.variables(environ)))
+    return engine_inputs(backend, replace(settings, environ=wrapped.variables({**settings.variables, **environ})))
+
+
+def _seen(around: Mapping[str, str], launched: Mapping[str, str]) -> dict[str, str]:
+    """The variables to look at this machine with: ours, but for those that choose devices of the engine."""
+    chosen = {name: value for name, value in launched.items() if name.endswith(_HIDES)}
+    return {**_shown(around), **chosen}
 
 
 def _read_by(backend: Backend, environ: Mapping[str, str]) -> dict[str, str]:

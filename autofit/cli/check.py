@@ -13,9 +13,9 @@ from autofit.errors import UsageError
 from autofit.host import host
 from autofit.pipeline import check, split_assignments
 from autofit.settings.options import CHECKED
+from autofit.text.launchers import unwrap
 
 TAKES_COMMAND = True
-_LAUNCHERS = ("env", "exec", "nice", "nohup", "numactl", "setsid", "sudo", "taskset", "time", "timeout")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,15 +30,15 @@ def check_words(command: str, words: tuple[str, ...]) -> None:
     """Refuse what only a shell would take apart.
 
     Raises:
-        UsageError: nothing, a launcher before the engine, or a whole command in one word.
+        UsageError: nothing, a flag, or a whole command in one word.
     """
     if not words:
         raise UsageError(f"{command}: no command", hint=f"write it after --: autofit {command} ... -- ENGINE COMMAND")
     first = words[0]
-    if first in _LAUNCHERS or first.startswith("-"):
+    if first.startswith("-"):
         raise UsageError(
             f"{command}: {printable(first, 60)} is not a program of any engine",
-            hint="give the engine's command alone; variables may stand before it: NAME=value llama-server ...",
+            hint="write the command as it would be run: llama-server -m model.gguf ...",
         )
     if len(words) == 1 and " " in first and not os.path.exists(first):  # noqa: PTH110 - a word, maybe no path
         raise UsageError(f"{command}: a whole command in one argument", hint="leave out the quotes around it")
@@ -46,6 +46,9 @@ def check_words(command: str, words: tuple[str, ...]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _, words = split_assignments(args.engine_args or ())
-    check_words("check", words)
+    wrapped = unwrap(words)
+    check_words("check", wrapped.argv)
+    if wrapped.directory is not None:
+        os.chdir(wrapped.directory)  # paths of the command are relative to it
     options: Any = {name: value for name, value in given(args).items() if name in CHECKED and value is not None}
     return show(check(args.engine_args, **options), args, force=True)

@@ -31,15 +31,18 @@ def run(args: argparse.Namespace) -> int:
     from autofit.pipeline import machine_of, split_assignments, stated_options
     from autofit.reports.report import make_report, pack
     from autofit.settings.layers import HERE
+    from autofit.text.launchers import unwrap
 
     assigned, words = split_assignments(args.engine_args or ())
+    wrapped = unwrap(words)
+    words = wrapped.argv
     check_words("report", words)
-    environ = {**os.environ, **assigned}
+    environ = wrapped.variables({**os.environ, **assigned})
     stated = given(args)
     hardware = {name: stated[name] for name in ("on", "ram")}
     machine = machine_of(stated_options(host().backend_of_program(words).name, hardware, HERE), environ)
     options = {name: stated[name] for name in ("device", "margin", "mean_tokens", "engine_version")}
-    report = make_report(args.model, args.engine_args, machine, environ=environ, options=options)
+    report = make_report(args.model, words, machine, environ=environ, options=options)
     if args.show:
         import json
 

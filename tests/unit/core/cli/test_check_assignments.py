@@ -37,8 +37,11 @@ def test_variables_before_the_program_count_and_stay(first: list[str], capsys: p
     ("command", "message"),
     [
         (["A=1"], "no command"),
-        (["env", "-i", "llama-server"], "-i is not a program of any engine"),
-        (["nice", "llama-server"], "nice is not a program of any engine"),
+        (["env", "-i"], "no command"),
+        (["nice", "-n", "5"], "no command"),
+        (["nice", "-n"], "a value is expected"),
+        (["-ngl", "5"], "-ngl is not a program of any engine"),
+        (["nice", "env", "CUDA_VISIBLE_DEVICES=0", "llama-server", "-m", TINY], "not among those of --on"),
         ([f"llama-server -m {TINY}"], "whole command in one argument"),
         (["CUDA_VISIBLE_DEVICES=0", "llama-server", "-m", TINY], "not among those of --on"),
     ],
@@ -54,3 +57,20 @@ def test_devices_are_hidden_as_the_command_says(monkeypatch: pytest.MonkeyPatch)
     autofit.check(["CUDA_VISIBLE_DEVICES=1", "llama-server", "-m", TINY])
     assert main(["check", "-q", "--", "CUDA_VISIBLE_DEVICES=1", "llama-server", "-m", TINY]) == 0
     assert [env["CUDA_VISIBLE_DEVICES"] for env in asked] == ["1", "1"]
+
+
+def test_launchers_stay_and_their_variables_count(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["nohup", "nice", "-n", "5", "env", "LLAMA_ARG_CTX_SIZE=512", "llama-server", "-m", TINY]
+    found = autofit.check(command, CARD, environ={"LLAMA_ARG_CTX_SIZE": "1024"})
+    assert (found.context_tokens, found.argv, dict(found.env)) == (512, tuple(command), {})
+    cleared = autofit.check(["env", "-i", "llama-server", "-m", TINY], CARD, environ={"LLAMA_ARG_CTX_SIZE": "512"})
+    assert cleared.context_tokens == autofit.check(["llama-server", "-m", TINY], CARD).context_tokens != 512
+    assert main(["check", *ON, "-q", "--", *command]) == 0
+    assert shlex.split(capsys.readouterr().out) == command
+
+
+def test_the_directory_of_a_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir("/")
+    command = ["env", "-C", str(support.TINY.parent), "llama-server", "-m", support.TINY.name]
+    assert main(["check", *ON, "-q", "--", *command]) == 0
+    assert shlex.split(capsys.readouterr().out) == command
