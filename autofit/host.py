@@ -1,7 +1,8 @@
 """Loads plugins, keeps a broken one from stopping the rest, and forwards each hook.
 
-Nothing else touches pluggy's hook relay. Built-ins are listed by module name, so their order is fixed and a
-checkout works without package metadata; third parties come through the entry-point group `autofit`.
+Built-ins are listed by module name, so their order is fixed and a checkout works without package metadata; third
+parties come through the entry-point group `autofit`. Their plugins are checked and called by pluggy, which nothing else
+touches and which is loaded when there is one: the built-ins are known to be right (a test registers them with it).
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ import sys
 from _thread import allocate_lock  # threading itself takes long to import
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-import pluggy
 
 from autofit import hookspecs
 from autofit.domain.text import printable
@@ -23,6 +22,8 @@ from autofit.domain.values import dataclass, replace
 from autofit.errors import AutofitError, PluginError, UsageError
 
 if TYPE_CHECKING:
+    import pluggy
+
     from autofit.backend import Backend
     from autofit.domain.machine import Machine
     from autofit.domain.model import ModelSpec
@@ -48,8 +49,7 @@ class Host:
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         environ = os.environ if environ is None else environ
-        self._manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
-        self._manager.add_hookspecs(hookspecs)
+        self._plugins: dict[str, object] = {}
         self.records: list[PluginRecord] = []
         for module in BUILTINS:
             self._load(module, partial(import_module, module))
@@ -81,11 +81,13 @@ class Host:
             with off_stdout():
                 plugin = load()
             hash(plugin)  # pluggy keeps plugins in sets
-            if self._manager.has_plugin(name):
+            if name in self._plugins:
                 raise PluginError(f"another plugin is called {name!r}")
-            self._manager.register(plugin, name=name)
-            hooks = tuple(sorted(caller.name for caller in self._manager.get_hookcallers(plugin) or ()))
-            unknown = [h for h in dir(plugin) if h.startswith("autofit_") and self._is_pending(plugin, h)]
+            self._plugins[name] = plugin
+            if name not in BUILTINS:
+                self._manager.register(plugin, name=name)
+            hooks = tuple(hook for hook in dir(plugin) if hook.startswith("autofit_") and _implements(plugin, hook))
+            unknown = [hook for hook in hooks if not hasattr(hookspecs, hook)]
             if unknown:
                 raise PluginError(f"no such hook: {', '.join(unknown)}")
             record = PluginRecord(name=name, distribution=distribution, version=version, hooks=hooks)
@@ -96,13 +98,19 @@ class Host:
             taken = any(record.name == name for record in self.records)
             self._disable(f"{distribution}: {name}" if taken else name, error, distribution, version)
 
-    def _is_pending(self, plugin: object, hook: str) -> bool:
-        return hasattr(getattr(plugin, hook), f"{hookspecs.PROJECT_NAME}_impl") and not hasattr(hookspecs, hook)
+    @cached_property
+    def _manager(self) -> pluggy.PluginManager:
+        """What checks and calls the plugins of others."""
+        import pluggy
+
+        manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
+        manager.add_hookspecs(hookspecs)
+        return manager
 
     def _disable(
         self, name: str, error: BaseException, distribution: str | None = None, version: str | None = None
     ) -> None:
-        if self._manager.has_plugin(name):
+        if self._plugins.pop(name, None) is not None and name not in BUILTINS and self._manager.has_plugin(name):
             self._manager.unregister(name=name)
         known = next((record for record in self.records if record.name == name), None)
         self.records = [record for record in self.records if record.name != name]
@@ -119,13 +127,15 @@ class Host:
 
     def _offering(self, hook: str) -> list[tuple[str, object]]:
         """The plugins that implement this hook, first registered first."""
-        return [(name, plugin) for name, plugin in self._manager.list_name_plugin() if hasattr(plugin, hook)]
+        return [(name, plugin) for name, plugin in self._plugins.items() if hasattr(plugin, hook)]
 
     def _call(self, name: str, plugin: object, hook: str, **arguments: object) -> list[Any]:
         """Call one plugin alone, so that its result and its exception have an owner."""
-        others = [other for other in self._manager.get_plugins() if other is not plugin]
         try:
             with off_stdout():
+                if name in BUILTINS:
+                    return [getattr(plugin, hook)(**arguments)]  # as its hookspec has it: nothing to leave out
+                others = [other for other in self._manager.get_plugins() if other is not plugin]
                 return list(self._manager.subset_hook_caller(hook, others)(**arguments))
         except KeyboardInterrupt:
             raise
@@ -306,6 +316,11 @@ def off_stdout() -> Iterator[None]:
             _Stdout.n_calls -= 1
             if not _Stdout.n_calls:
                 sys.stdout, _Stdout.kept = _Stdout.kept, None
+
+
+def _implements(plugin: object, hook: str) -> bool:
+    """Whether a plugin has marked this as a hook of ours."""
+    return hasattr(getattr(plugin, hook), f"{hookspecs.PROJECT_NAME}_impl")
 
 
 def _all_of(kind: type[Any], offered: Iterable[Any], hook: str) -> list[Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from autofit.domain.text import printable
+from autofit.domain.values import replace
 from autofit.errors import IncompleteModelError, ModelError, PluginError, UsageError
 from autofit.files import read_bounded
 from autofit.host import blamed, host

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from autofit.domain.machine import HOST_POOL
 from autofit.domain.names import is_elsewhere
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate, parse_size
-from autofit.domain.values import dataclass
+from autofit.domain.values import dataclass, replace
 from autofit.errors import AutofitError, ModelError, UsageError
 from autofit.host import blamed, host
 from autofit.pipeline import machine_of, plan_of, read_model, stated_options, with_engine

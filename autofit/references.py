@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autofit import host as plugins
 from autofit.domain.names import is_elsewhere
-from autofit.domain.values import NamedTuple
+from autofit.domain.values import NamedTuple, replace
 from autofit.errors import AutofitError, PluginError
 from autofit.host import blamed
 from autofit.host import resolve as resolve_ref

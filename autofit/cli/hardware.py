@@ -195,8 +195,8 @@ def _path(name: str) -> Path:
 
 def _calibrate(args: argparse.Namespace) -> int:
     import datetime
-    from dataclasses import replace
 
+    from autofit.domain.values import replace
     from autofit.hardware.calibrate import measure_ram, run_llama_bench
     from autofit.hardware.catalog import THIS_MACHINE
     from autofit.hardware.report import profile_table

@@ -6,14 +6,13 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from autofit.cli.options import add_options, given
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
-from autofit.domain.values import NamedTuple
+from autofit.domain.values import NamedTuple, replace
 from autofit.errors import AutofitError
 from autofit.host import blamed, host, resolve
 

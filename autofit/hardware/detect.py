@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from autofit.domain.machine import HOST_POOL, Device, Host, Machine
 from autofit.domain.text import printable
+from autofit.domain.values import replace
 from autofit.errors import HardwareError
 from autofit.hardware import amd, apple, engines, intel, nvidia
 from autofit.hardware.catalog import THIS_MACHINE, read_profile

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import combinations
 
 from autofit.domain.machine import HOST_POOL, Device, Host, Link
 from autofit.domain.text import printable
+from autofit.domain.values import replace
 from autofit.hardware import nvidia_smi, visible
 from autofit.hardware.facts import Facts, enrich
 from autofit.hardware.nvidia_card import Card, read_card

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from autofit.domain.machine import HOST_POOL, Device, Host
 from autofit.domain.text import printable
 from autofit.domain.units import MIB
+from autofit.domain.values import replace
 from autofit.hardware.facts import number
 from autofit.hardware.system import System, ToolError
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from autofit.domain.machine import HOST_POOL, Device, Holder, Host, Link, Machine
 from autofit.domain.text import printable
+from autofit.domain.values import MISSING, fields, is_dataclass
 from autofit.errors import HardwareError
 
 SCHEMA = 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
 from typing import Any, get_args
 
 from autofit.domain.model import FeedForwardKind, LayerSpec, Mixer, ModelFile, ModelSpec, StringArray, TensorInfo
+from autofit.domain.values import MISSING, fields
 from autofit.reports.scrub import scrub_json
 
 MAX_TENSORS = 1 << 18

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from autofit.domain.machine import Machine
+from autofit.domain.values import replace
 
 HIDDEN = "hidden"
 MAX_CHARS = 1000  #: longer text is prose (a chat template), which no figure depends on

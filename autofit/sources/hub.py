@@ -284,7 +284,7 @@ def _gguf(reference: str, repository: Repository, session: Session) -> ModelFile
     projector = sibling(repository.files, model.files[0], "mmproj")
     beside = {"mmproj": name._replace(choice=projector).written()} if projector else {}
     found = _remote(reference, repository, session, model.files[0])
-    from dataclasses import replace
+    from autofit.domain.values import replace
 
     written = _written(name, models, model, session.environ)
     offers, is_chosen = _offers(name, models), name.choice is not None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Literal
 
 from autofit.domain.machine import HOST_POOL, Device, Host
+from autofit.domain.values import replace
 from autofit.speed.efficiency import Efficiencies, Efficiency, Table
 from autofit.speed.work import Read, quant_class
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from autofit.domain.names import is_elsewhere, parse_bare, parse_hub
 from autofit.domain.plan import Code, Finding, Plan, Speed
 from autofit.domain.request import NOTHING_ASKED, Margin, Request
 from autofit.domain.text import printable
+from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError, UsageError
 
 from autofit_vllm.checkpoint.draft import (
@@ -114,7 +114,7 @@ class VllmBackend(Backend):
         stage)."""
         settings: VllmSettings = command.settings
         engine = settings.version if request.engine_version is None else find_engine(request.engine_version)
-        request = dataclasses.replace(request, margin=margins_for(engine, request.margin or (Margin(),)))
+        request = replace(request, margin=margins_for(engine, request.margin or (Margin(),)))
         sides = [self._check(command, settings_of(settings, side), model, machine, request) for side in engine.sides()]
         return told(functools.reduce(safer, sides), engine)
 
@@ -133,7 +133,7 @@ class VllmBackend(Backend):
         speed, load = _rates(evaluation, machine, request)
         near = self._nearest(evaluation, settings, vllm_model, model, devices, margins)
         if near and evaluation.refusal is not None:  # what it says of a shorter context is not the cheapest change
-            evaluation = dataclasses.replace(evaluation, refusal=EngineRefusalError(str(evaluation.refusal)))
+            evaluation = replace(evaluation, refusal=EngineRefusalError(str(evaluation.refusal)))
         plan = build_plan(
             evaluation,
             machine,
@@ -151,7 +151,7 @@ class VllmBackend(Backend):
         )
         if load is None:
             return plan
-        return dataclasses.replace(plan, engine_report={**plan.engine_report, **load.report})
+        return replace(plan, engine_report={**plan.engine_report, **load.report})
 
     def _nearest(
         self,
@@ -167,7 +167,7 @@ class VllmBackend(Backend):
         from autofit_vllm.planning.nearest import nearest
 
         def again(change: Mapping[str, Any]) -> Evaluation:
-            changed = dataclasses.replace(settings, **change)
+            changed = replace(settings, **change)
             return self._evaluate(changed, vllm_model, model, devices, margins, None, known=evaluation.weights)
 
         return nearest(evaluation, again)
@@ -189,7 +189,7 @@ class VllmBackend(Backend):
         quantization = read_quantization(vllm_model, model, settings, gpu)
         draft = _draft_of(model, settings, gpu, needed=False)
         if draft is None and draft_reference(settings) is not None:
-            vllm_model = dataclasses.replace(vllm_model, draft=None)  # what drafts is not known
+            vllm_model = replace(vllm_model, draft=None)  # what drafts is not known
         vllm_model = attach(vllm_model, draft)
         n_gpus = None if stated is not None else len(devices) // settings.nnodes
         config = resolve(settings, vllm_model, gpu, quantization=quantization, n_gpus=n_gpus)
@@ -220,7 +220,7 @@ class VllmBackend(Backend):
         settings: VllmSettings = command.settings
         engine = settings.version
         if engine.status == "newer":
-            request = dataclasses.replace(request, margin=margins_for(engine, request.margin or (DEFAULT_MARGIN,)))
+            request = replace(request, margin=margins_for(engine, request.margin or (DEFAULT_MARGIN,)))
         *others, older = engine.sides()
         plan = self._plan(command, settings_of(settings, older), model, machine, request)
         if not older.newest:
@@ -229,7 +229,7 @@ class VllmBackend(Backend):
             words = plan.argv[len(command.program or SERVE) :]
             written = parse_flags(words, side)
             there = from_given(written, args=words, env=settings.env, version=side)
-            asked = dataclasses.replace(request, margin=request.margin or (Margin(),))
+            asked = replace(request, margin=request.margin or (Margin(),))
             account = self._check(command, there, model, machine, asked)
             if not account.fits:
                 plan = self._plan(command, settings_of(settings, side), model, machine, request)
@@ -244,7 +244,7 @@ class VllmBackend(Backend):
         from autofit_vllm.planning.search import solve
 
         reference, revision = _served_as(request.model_reference or model.name)
-        settings = dataclasses.replace(
+        settings = replace(
             settings,
             model=reference,
             given={**settings.given, "model": reference},
@@ -310,7 +310,7 @@ def _on_nodes(machine: Machine, settings: VllmSettings, wanted: Sequence[str]) -
         return machine, ()
     local = select_devices(machine, settings, wanted)
     devices = across_nodes(local, settings.nnodes)
-    return dataclasses.replace(machine, devices=(*machine.devices, *devices[len(local) :])), devices
+    return replace(machine, devices=(*machine.devices, *devices[len(local) :])), devices
 
 
 def _named(settings: VllmSettings) -> str | None:
@@ -361,7 +361,7 @@ def read_vllm_model(model: ModelSpec, settings: VllmSettings) -> VllmModel:
         # what `torch_dtype` was is in `dtype` when overrides come, and the old name changes nothing any more
         overrides = {key: value for key, value in settings.hf_overrides.items() if key != "torch_dtype"}
         metadata = _overridden(model.metadata, overrides)
-        model = dataclasses.replace(model, metadata=metadata)
+        model = replace(model, metadata=metadata)
     built = build_model(
         model,
         language_model_only=settings.language_model_only,
@@ -369,12 +369,12 @@ def read_vllm_model(model: ModelSpec, settings: VllmSettings) -> VllmModel:
         pooling=settings.pooling,
         engine=settings.version,
     )
-    built = with_own_layers(dataclasses.replace(built, notes=(*built.notes, *notes)) if notes else built, settings)
+    built = with_own_layers(replace(built, notes=(*built.notes, *notes)) if notes else built, settings)
     if not settings.pooling:
         return built
     # A generative model that is made to embed loses its head (model_executor/models/adapters.py).
     kept = tuple(part for part in built.modules if not (isinstance(part, Vocabulary) and part.head))
-    return dataclasses.replace(built, modules=kept)
+    return replace(built, modules=kept)
 
 
 def _overridden(config: Mapping[str, object], overrides: Mapping[str, Any]) -> dict[str, object]:

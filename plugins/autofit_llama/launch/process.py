@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.model import ModelSpec, TensorInfo
 from autofit.domain.text import printable
 from autofit.domain.units import MIB
+from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError, HardwareError
 
 from autofit_llama.launch.defaults import Draft, Launch, buffer_names, check_launch, check_stands_alone

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from autofit.domain.model import ModelSpec
+from autofit.domain.values import replace
 
 from autofit_llama.command.values import parse_override
 

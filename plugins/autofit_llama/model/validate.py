@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from autofit.domain.text import printable
+from autofit.domain.values import fields
 from autofit.errors import CorruptModelError
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from shlex import join
 
 from autofit.domain.model import ModelSpec
@@ -12,6 +11,7 @@ from autofit.domain.plan import Finding
 from autofit.domain.request import Margin
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate
+from autofit.domain.values import replace
 from autofit.errors import AutofitError
 
 from autofit_llama.command.settings import LlamaSettings

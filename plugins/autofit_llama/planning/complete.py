@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.units import MIB
+from autofit.domain.values import replace
 
 from autofit_llama.command.options import offers
 from autofit_llama.command.settings import LlamaSettings

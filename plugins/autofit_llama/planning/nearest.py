@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from autofit.domain.plan import Finding
 from autofit.domain.units import format_bytes
+from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError
 
 from autofit_llama.command.settings import LlamaSettings

@@ -11,13 +11,13 @@ Source: llama_cpp/llama.py:Llama.__init__ (llama-cpp-python 0.3.36).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from autofit.domain.machine import HOST_POOL, Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.names import is_elsewhere
 from autofit.domain.request import Margin
+from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError, UsageError
 
 from autofit_llama.command.settings import LlamaSettings

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from math import inf
 from typing import TypeVar
 
 from autofit.domain.machine import HOST_POOL
-from autofit.domain.values import NamedTuple
+from autofit.domain.values import NamedTuple, replace
 from autofit.solve import HEAD, Chain, Floor, Placement, Room, Site, Tails
 from autofit.speed import LayerWork, Place, Roofline, Step
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from operator import add
 
 from autofit.domain.machine import HOST_POOL, Machine
 from autofit.domain.plan import Speed
+from autofit.domain.values import replace
 from autofit.speed import Draft, LayerWork, Place, Roofline
 
 from autofit_llama.memory.estimate import Companion, Estimate, Run, device_rules

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from autofit.domain.model import ModelSpec
-from autofit.domain.values import dataclass
+from autofit.domain.values import dataclass, replace
 from autofit.errors import AutofitError, ModelError, UnsupportedModelError
 
 from autofit_vllm.command.settings import VllmSettings
@@ -109,7 +108,7 @@ def build_draft(spec: ModelSpec, gpu: Gpu) -> DraftModel:
         model = build_model(spec)
     except UnsupportedModelError:
         approximate = True
-        shaped = dataclasses.replace(spec, metadata={**spec.metadata, "architectures": [HEAD_CLASS]}, tensors=())
+        shaped = replace(spec, metadata={**spec.metadata, "architectures": [HEAD_CLASS]}, tensors=())
         model = build_model(shaped)
     if not model.caches and not model.modules:
         raise ModelError(f"{spec.name}: not a draft model that can be counted")
@@ -132,16 +131,16 @@ def attach(target: VllmModel, draft: DraftModel | None) -> VllmModel:
     if draft is None:
         return target
     caches = tuple(
-        dataclasses.replace(cache, name=f"draft_model.{cache.name}", stage=max(0, target.n_layers - 1))
+        replace(cache, name=f"draft_model.{cache.name}", stage=max(0, target.n_layers - 1))
         for cache in draft.layers.caches
     )
     note: Mapping[bool, tuple[str, ...]] = {
         True: (f"the draft model's class is not known: counted as {HEAD_CLASS} of its shape",),
         False: (),
     }
-    return dataclasses.replace(
+    return replace(
         target,
-        draft=dataclasses.replace(draft.layers, caches=caches),
+        draft=replace(draft.layers, caches=caches),
         notes=(*target.notes, *note[draft.approximate]),
     )
 
@@ -153,7 +152,7 @@ def add_weights(
     if draft is None:
         return stages
     last = stages[-1]
-    grown = dataclasses.replace(last, draft_bytes=last.draft_bytes + draft.n_bytes(config))
+    grown = replace(last, draft_bytes=last.draft_bytes + draft.n_bytes(config))
     return (*stages[:-1], grown)
 
 
@@ -206,7 +205,7 @@ def with_own_layers(model: VllmModel, settings: VllmSettings) -> VllmModel:
         modules += [_renamed(part, like, name) for part in model.modules if part.stage == like]
         caches += [_renamed(cache, like, name) for cache in model.caches if cache.stage == like]
         modules += _joint(model, name)
-    return dataclasses.replace(model, draft=Draft(n_layers=count, modules=tuple(modules), caches=tuple(caches)))
+    return replace(model, draft=Draft(n_layers=count, modules=tuple(modules), caches=tuple(caches)))
 
 
 def _joint(model: VllmModel, name: str) -> list[Module]:
@@ -227,4 +226,4 @@ def _joint(model: VllmModel, name: str) -> list[Module]:
 
 def _renamed(part: Any, like: int, name: str) -> Any:
     """The same under another name, on the last layer's stage."""
-    return dataclasses.replace(part, name=re.sub(rf"^.*?layers\.{like}\.", f"{name}.", part.name))
+    return replace(part, name=re.sub(rf"^.*?layers\.{like}\.", f"{name}.", part.name))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Literal
 
-from autofit.domain.values import dataclass, field
+from autofit.domain.values import dataclass, field, fields
 from autofit.errors import EngineRefusalError, UsageError
 
 from autofit_vllm.command.flags import check_limits, parse_flags
@@ -146,7 +145,7 @@ class VllmSettings:
         return name in self.given
 
 
-_FIELDS = frozenset(f.name for f in dataclasses.fields(VllmSettings)) - {
+_FIELDS = frozenset(f.name for f in fields(VllmSettings)) - {
     "args",
     "given",
     "env",

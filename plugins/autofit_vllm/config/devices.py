@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
+from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError, HardwareError, UsageError
 from autofit.planning.devices import choose
 
@@ -60,9 +60,7 @@ def across_nodes(devices: Sequence[Device], n_nodes: int) -> tuple[Device, ...]:
     """
     if n_nodes > MAX_NODES:
         raise EngineRefusalError(f"--nnodes {n_nodes}: at most {MAX_NODES} machines are planned for")
-    others = (
-        dataclasses.replace(device, id=f"node{node}/{device.id}") for node in range(1, n_nodes) for device in devices
-    )
+    others = (replace(device, id=f"node{node}/{device.id}") for node in range(1, n_nodes) for device in devices)
     return (*devices, *others)
 
 
@@ -72,7 +70,7 @@ def _within(device: Device, machine: Machine) -> Device:
     available = machine.host.available_bytes
     if device.pool != HOST_POOL or available is None:
         return device
-    return dataclasses.replace(device, free_bytes=min(available, device.free_bytes or available))
+    return replace(device, free_bytes=min(available, device.free_bytes or available))
 
 
 def _visible(devices: Sequence[Device], variable: str) -> list[Device]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from autofit.domain.plan import Finding, Plan
 from autofit.domain.request import Margin
+from autofit.domain.values import replace
 
 from autofit_vllm.engine.codes import finding
 from autofit_vllm.engine.versions import NEWEST, Engine
@@ -21,7 +21,7 @@ def margins_for(engine: Engine, margins: Sequence[Margin]) -> tuple[Margin, ...]
     """`margins` with what is left free for rules that may have moved."""
     if engine.status != "newer":
         return tuple(margins)
-    return tuple(dataclasses.replace(each, fraction=each.fraction + NEWER_FRACTION) for each in margins)
+    return tuple(replace(each, fraction=each.fraction + NEWER_FRACTION) for each in margins)
 
 
 def safer(one: Plan, other: Plan) -> Plan:
@@ -43,18 +43,18 @@ def told(plan: Plan, engine: Engine) -> Plan:
     if engine.status == "known":
         return plan
     pools = tuple(
-        dataclasses.replace(
+        replace(
             pool,
             items=tuple(
-                dataclasses.replace(item, basis="assumed" if item.basis in ("exact", "derived") else item.basis)
+                replace(item, basis="assumed" if item.basis in ("exact", "derived") else item.basis)
                 for item in pool.items
             ),
         )
         for pool in plan.memory.pools
     )
-    memory = dataclasses.replace(plan.memory, pools=pools)
+    memory = replace(plan.memory, pools=pools)
     warning: Finding = finding(f"engine-version-{engine.status}", _caution(engine))
-    return dataclasses.replace(plan, memory=memory, findings=(*plan.findings, warning))
+    return replace(plan, memory=memory, findings=(*plan.findings, warning))
 
 
 def _caution(engine: Engine) -> str:

@@ -237,7 +237,7 @@ def _composite_blackwell(query: LayerQuery) -> str | None:
 
 
 def _plain_prefix(query: LayerQuery) -> LayerQuery:
-    from dataclasses import replace
+    from autofit.domain.values import replace
 
     return replace(query, mm_prefix=False)
 

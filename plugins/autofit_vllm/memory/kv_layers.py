@@ -6,7 +6,6 @@ as in platforms/interface.py:update_block_size_for_backend; pages as the backend
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -310,9 +309,7 @@ def _attention(
     if isinstance(cache, PackedCache):
         kernel = OWN[_own_backend(cache, config)]
         if cache.backend == "GLM5_NEXT_INDEXER" and config.gpu.cc[0] == 12:
-            kernel = dataclasses.replace(
-                kernel, fixed=kernel.fixed[1:]
-            )  # (utils/deep_gemm.py:get_paged_mqa_page_sizes)
+            kernel = replace(kernel, fixed=kernel.fixed[1:])  # (utils/deep_gemm.py:get_paged_mqa_page_sizes)
         return AttentionLayer(backend=kernel, query=query, kv_dtype=kv_dtype)
     if isinstance(cache, IndexerCache):
         return AttentionLayer(backend=OWN[cache.backend], query=query, kv_dtype=kv_dtype)

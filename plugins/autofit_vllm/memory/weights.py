@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Literal, get_args
 
 from autofit.domain.text import printable
-from autofit.domain.values import NamedTuple
+from autofit.domain.values import NamedTuple, replace
 from autofit.errors import EngineRefusalError, ModelError
 
 from autofit_vllm.memory.lora import LoraSpec, lora_bytes

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from autofit.domain.values import dataclass
+from autofit.domain.values import dataclass, replace
 
 from autofit_vllm.command.settings import VllmSettings
 from autofit_vllm.config.engine import EngineConfig
@@ -232,7 +231,7 @@ class LayoutBase:
         if utilization >= full.utilization:
             return candidate
         evaluation = self.evaluate(tokens, seqs, length, held_back=0.0, utilization=utilization)
-        found = dataclasses.replace(candidate, evaluation=evaluation, values=self._printed(evaluation))
+        found = replace(candidate, evaluation=evaluation, values=self._printed(evaluation))
         return found if found.holds and candidate.served == self._served(evaluation, length) else candidate
 
     def _served(self, evaluation: Evaluation, length: int) -> float:
@@ -251,7 +250,7 @@ class LayoutBase:
             max_num_seqs=seqs,
         )
         config = self.problem.resolve(settings, self.config.gpu)
-        kv = dataclasses.replace(self.kv, max_len=config.max_model_len, in_flight_tokens=config.max_in_flight_tokens)
+        kv = replace(self.kv, max_len=config.max_model_len, in_flight_tokens=config.max_in_flight_tokens)
         if not config.prefix_caching and self.problem.model.is_hybrid:
             kv = plan_kv(self.problem.model, config)  # states then span the whole length
         pinned = settings.gpu_memory_utilization if settings.pins("gpu_memory_utilization") else utilization
@@ -293,7 +292,7 @@ class LayoutBase:
 def _with(problem: Problem, layout: Layout, values: Mapping[str, Any], **more: Any) -> VllmSettings:
     given = {name: value for name, value in {**values, **more}.items() if name != "device_ids"}
     settings = replace_settings(problem.settings, given)
-    return dataclasses.replace(settings, env={**settings.env, **layout.env}) if layout.env else settings
+    return replace(settings, env={**settings.env, **layout.env}) if layout.env else settings
 
 
 def _holds(evaluation: Evaluation, length: int, n_sequences: int, mean_tokens: int) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from autofit.domain.values import replace
 
 from autofit_vllm.command.flags import flag_of, is_frontend
 from autofit_vllm.command.settings import VllmSettings
@@ -46,6 +47,4 @@ def keyword_arguments(settings: VllmSettings, values: Mapping[str, object], mode
 
 def replace_settings(settings: VllmSettings, values: Mapping[str, Any]) -> VllmSettings:
     """`settings` with `values` where the user pinned none."""
-    return dataclasses.replace(
-        settings, **{name: value for name, value in values.items() if name not in settings.given}
-    )
+    return replace(settings, **{name: value for name, value in values.items() if name not in settings.given})

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import groupby
 
 from autofit.domain.plan import Decision, Finding, Origin, Plan
 from autofit.domain.units import format_bytes
+from autofit.domain.values import replace
 from autofit.planning.decisions import arguments, origin_of, remark, why_kept
 
 from autofit_vllm.command.flags import parse_flags

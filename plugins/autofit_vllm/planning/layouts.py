@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from autofit.domain.machine import Device
 from autofit.domain.units import GIB
+from autofit.domain.values import replace
 
 from autofit_vllm.command.settings import VllmSettings
 from autofit_vllm.config.resolve.parallel import possible_tp
@@ -141,7 +141,7 @@ def _uneven(problem: Problem, layout: Layout, *, tp: int, pp: int, dp: int) -> I
         open_ = [at for at in range(pp) if step > 0 or counts[at] > 1]
         at = max(open_, key=lambda at: step * (room[at] / counts[at]))
         counts[at] += step
-    yield dataclasses.replace(layout, env={PARTITION: ",".join(map(str, counts))})
+    yield replace(layout, env={PARTITION: ",".join(map(str, counts))})
 
 
 def _choices(devices: tuple[Device, ...], n: int) -> list[tuple[Device, ...]]:

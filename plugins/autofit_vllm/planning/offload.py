@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 from autofit.domain.machine import HOST_POOL
+from autofit.domain.values import replace
 
 from autofit_vllm.memory.offload import Offload, movable_bytes, offloadable, smallest_offload, smallest_prefetch
 from autofit_vllm.planning.batch import LayoutBase, base_of, best_batch
@@ -35,7 +35,7 @@ def offloaded(problem: Problem, found: Sequence[Candidate], *, faster_than: floa
                 continue
             pinned = moved.host_bytes * candidate.parallel.tp * candidate.parallel.dp
             if not available or pinned + candidate.evaluation.host_bytes <= available:
-                moved_base = dataclasses.replace(base, offload=moved)
+                moved_base = replace(base, offload=moved)
                 result.append(best_batch(problem, moved_base, problem.worth, cap=problem.worth))
     return result
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from autofit.domain.machine import Device, Machine
 from autofit.domain.plan import Speed
 from autofit.domain.request import Request
-from autofit.domain.values import dataclass, field
+from autofit.domain.values import dataclass, field, replace
 from autofit.speed import Roofline
 
 from autofit_vllm.command.settings import VllmSettings
@@ -53,7 +52,7 @@ class Problem:
             whole = settings.max_model_len or 0 if settings.enable_chunked_prefill is False else 0
             default, _ = batch_defaults(gpu)
             if seqs > max(default, whole):
-                settings = dataclasses.replace(settings, max_num_batched_tokens=seqs)
+                settings = replace(settings, max_num_batched_tokens=seqs)
         return resolve(
             settings, self.model, gpu, quantization=self.quantization, n_gpus=len(self.devices) // settings.nnodes
         )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 from autofit.domain.plan import Speed
+from autofit.domain.values import replace
 
 from autofit_vllm.planning.load import Load, load_of, mean_length, sequences_at
 from autofit_vllm.planning.problem import LOSSY_KV, Candidate, Problem
@@ -23,7 +23,7 @@ def timed(candidate: Candidate, problem: Problem) -> Candidate:
     one = speed_of(candidate.evaluation, problem.roofline)
     mean = mean_length(candidate.length, request)
     load = load_of(candidate.evaluation, problem.roofline, mean, min_tps=request.min_tps)
-    return dataclasses.replace(candidate, speed=one, load=load, late=_late(candidate, problem, one, load))
+    return replace(candidate, speed=one, load=load, late=_late(candidate, problem, one, load))
 
 
 def _late(candidate: Candidate, problem: Problem, one: Speed | None, load: Load) -> str | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
+from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.command.settings import VllmSettings
@@ -23,8 +23,8 @@ NODE = 8  #: GPUs of a usual server
 
 def longest_plan(problem: Problem) -> Candidate | None:
     """The best plan of whatever length fits, with all weights on GPUs."""
-    request = dataclasses.replace(problem.request, context=0, min_context=None, min_tps=None, max_ttft=None)
-    free = dataclasses.replace(problem, request=request)
+    request = replace(problem.request, context=0, min_context=None, min_tps=None, max_ttft=None)
+    free = replace(problem, request=request)
     if problem.settings.pins("max_model_len"):
         return None
     found = [timed(candidate, free) for candidate in search(free, eager=False)[0]]
@@ -66,7 +66,7 @@ def _held_by(problem: Problem, tp: int, pp: int, length: int) -> Parallel | None
     """Whether so many GPUs hold it."""
     sequences = max(OFFLOAD_SEQUENCES, problem.n_parallel)
     devices = (problem.devices[0],) * (tp * pp)
-    many = dataclasses.replace(problem, devices=devices, settings=_unpinned(problem.settings))
+    many = replace(problem, devices=devices, settings=_unpinned(problem.settings))
     values = {"tensor_parallel_size": tp, "pipeline_parallel_size": pp}
     try:
         base = LayoutBase.of(many, Layout(values=values, devices=devices, world_size=tp * pp), values)
@@ -90,7 +90,7 @@ def _weights_bytes(problem: Problem) -> int:
 
 def _unpinned(settings: VllmSettings) -> VllmSettings:
     given = {name: value for name, value in settings.given.items() if name not in LAYOUT_VALUES}
-    return dataclasses.replace(
+    return replace(
         settings,
         given=given,
         tensor_parallel_size=1,

@@ -9,11 +9,11 @@ The cache is paged: `--parallel N` are N sequences at a time, not N full context
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autofit.domain.units import GIB
+from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.planning.batch import base_of, best_of_layout
@@ -63,7 +63,7 @@ def _leanest(problem: Problem, best: Candidate) -> Candidate:
     stated = any(map(pins, ("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override")))
     if problem.request.prefer != "memory" or stated or not best.fits or evaluation.given_kv:
         return best
-    base = dataclasses.replace(base_of(problem, best), offload=evaluation.offload)
+    base = replace(base_of(problem, best), offload=evaluation.offload)
     return timed(base.leanest(best), problem)
 
 
@@ -76,7 +76,7 @@ def _no_slower(problem: Problem, best: Candidate) -> Candidate:
     seqs = max(1, best.load.n_sequences // config.parallel.dp)
     if seqs >= config.max_num_seqs:
         return best
-    base = dataclasses.replace(base_of(problem, best), offload=best.evaluation.offload)
+    base = replace(base_of(problem, best), offload=best.evaluation.offload)
     fewer = timed(base.candidate(config.max_num_batched_tokens, seqs, limit=best.length), problem)
     return fewer if fewer.fits and fewer.length >= best.length else best
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.model import Mixer
 from autofit.domain.plan import Speed
+from autofit.domain.values import replace
 from autofit.speed import Draft, LayerWork, Place, Read, Roofline, n_kernels
 
 from autofit_vllm.memory.kv import stage_bounds

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
+from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.engine.versions import DEFAULT, Engine

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from autofit.domain.text import printable
+from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError, ModelError, UnsupportedModelError
 
 from autofit_vllm.engine.versions import Engine

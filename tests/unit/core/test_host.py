@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pluggy
 import pytest
+from autofit import hookspecs
 from autofit.domain.machine import Host as HostFacts
 from autofit.domain.machine import Machine
 from autofit.domain.memory import Memory
 from autofit.domain.plan import Plan
 from autofit.errors import PluginError, UsageError
-from autofit.hookspecs import BackendRef, RendererRef, hookimpl
-from autofit.host import AUTOLOAD_OFF, Host, resolve
+from autofit.hookspecs import PROJECT_NAME, BackendRef, RendererRef, hookimpl
+from autofit.host import AUTOLOAD_OFF, BUILTINS, Host, resolve
 
 
 @pytest.fixture
@@ -34,6 +37,36 @@ def record(host: Host, name: str) -> Any:
 def test_the_builtins_offer_both_engines(quiet_host: Host) -> None:
     assert list(quiet_host.backends())[:2] == ["llama", "vllm"]
     assert not [record for record in quiet_host.records if record.error]
+
+
+@pytest.mark.parametrize("name", BUILTINS)
+def test_the_builtins_are_plugins_as_anybodys_are(name: str) -> None:
+    """The host calls their hooks itself: pluggy would find nothing wrong with them, and call them alike."""
+    module = import_module(name)
+    manager = pluggy.PluginManager(PROJECT_NAME)
+    manager.add_hookspecs(hookspecs)
+    manager.register(module)
+    manager.check_pending()
+    callers = manager.get_hookcallers(module) or []
+    assert callers and sorted(caller.name for caller in callers) == [h for h in dir(module) if h.startswith("autofit_")]
+    for caller in callers:
+        (implementation,) = caller.get_hookimpls()
+        assert caller.spec is not None and implementation.argnames == caller.spec.argnames
+        assert not implementation.wrapper and not implementation.hookwrapper
+
+
+def test_a_marker_takes_the_options_of_pluggy(quiet_host: Host) -> None:
+    plugin = ModuleType("late")
+    calls = []
+
+    @hookimpl(trylast=True)
+    def autofit_register_renderers() -> Iterable[RendererRef]:
+        calls.append("asked")
+        return [RendererRef("late", "y", "module:function")]
+
+    plugin.autofit_register_renderers = autofit_register_renderers  # type: ignore[attr-defined]
+    quiet_host._load("late", lambda: plugin)
+    assert "late" in quiet_host.renderers() and calls == ["asked"]
 
 
 def test_a_plugin_that_raises_on_load_is_recorded_and_the_rest_works(quiet_host: Host) -> None:

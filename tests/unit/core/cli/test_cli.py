@@ -14,7 +14,21 @@ import pytest
 
 from support import ROOT
 
-HEAVY = {"numpy", "torch", "gguf", "vllm", "llama_cpp", "pydantic", "rich", "tomlkit", "pynvml", "asyncio"}
+HEAVY = {
+    "numpy",
+    "dataclasses",
+    "inspect",
+    "pluggy",
+    "torch",
+    "gguf",
+    "vllm",
+    "llama_cpp",
+    "pydantic",
+    "rich",
+    "tomlkit",
+    "pynvml",
+    "asyncio",
+}
 MODEL = "example:mixtral-8x7b-q4_k_m"
 
 
