@@ -30,6 +30,11 @@ class ParsedCommand:
     settings: Any
 
 
+def program_name(argv: Sequence[str]) -> str:
+    """The name of a command's program, without its folder, and without `.exe`."""
+    return argv[0].replace("\\", "/").rpartition("/")[2].removesuffix(".exe") if argv else ""
+
+
 class Backend(ABC):
     """One serving engine: what it accepts, what it costs, how it is started.
 
@@ -50,6 +55,11 @@ class Backend(ABC):
     #: programs that print the engine's version for `--version`; the first that is installed is asked
     asked: ClassVar[tuple[str, ...]] = ()
     packages: ClassVar[tuple[str, ...]] = ()  #: Python distributions that bring the engine along
+    #: the programs among `programs` that load a model, which `run` and the shims fill in
+    wrapped: ClassVar[tuple[str, ...]] = ()
+    modules: ClassVar[tuple[str, ...]] = ()  #: modules that do so too, started by `python -m`
+    #: flags with which such a program prints something and ends
+    informing: ClassVar[frozenset[str]] = frozenset({"-h", "--help", "--version"})
     measurements: ClassVar[frozenset[str]] = frozenset()  #: figures that `check` takes instead of its own
 
     @abstractmethod
@@ -70,6 +80,23 @@ class Backend(ABC):
         Raises:
             UsageError: a flag or value that this version of the engine refuses.
         """
+
+    def program_in(self, argv: Sequence[str]) -> tuple[str, ...]:
+        """The words of a command that start the engine (`vllm serve`, `python -m MODULE`); the rest are its flags.
+
+        None: the command loads no model, since it prints its help or is another subcommand. It is started as it is.
+
+        Raises:
+            UsageError: a program that is known by name, and not planned for.
+        """
+        n = 3 if self.starts_module(argv) else 1
+        name = program_name(argv)
+        is_ours = n == 3 or name in (self.wrapped or self.programs)
+        return tuple(argv[:n]) if is_ours and not self.informing & set(argv[n:]) else ()
+
+    def starts_module(self, argv: Sequence[str]) -> bool:
+        """Whether a command starts one of `modules`."""
+        return program_name(argv).startswith("python") and argv[1:2] == ("-m",) and "".join(argv[2:3]) in self.modules
 
     def version_in(self, text: str, path: str = "") -> str | None:
         """What `engine_version` may be for an engine that says `text` of itself, or that lies at `path`.
@@ -141,5 +168,5 @@ class Backend(ABC):
 
     def command(self, request: Request, *, model: str | None = None) -> ParsedCommand:
         """The engine's own flags of a request, taken apart once: what `plan` keeps."""
-        argv = (self.programs[0], *request.engine_args)
+        argv = (*(request.program or (self.programs[0],)), *request.engine_args)
         return self.parse(argv, request.engine_env, version=request.engine_version, model=model)

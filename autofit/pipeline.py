@@ -158,12 +158,14 @@ def plan_of(
     options: Options,
     settings: Surroundings | None,
     *,
+    program: Sequence[str] = (),
     engine_args: Sequence[object] = (),
     details: bool = True,
 ) -> Plan:
     """The plan for stated options: what the command line and `plan()` both come to.
 
-    Without `model`, the engine's own flags name it. Of several models under one name the largest is planned for that
+    `program` are the words that start the engine, of a command that is filled in. Without `model`, the engine's own
+    flags name it. Of several models under one name the largest is planned for that
     fits as asked at full speed; where none does, the one that the engine would take.
 
     `details`: other plans, and what the next better value of a setting lacks, are looked for too.
@@ -174,12 +176,14 @@ def plan_of(
     _check_supported(backend, options)
     request = to_request(
         options,
+        program=program,
         engine_args=_arguments("engine_args", engine_args),
         engine_env=engine_inputs(backend, settings),
         alternatives=details,
         explain=details,
     )
-    engine = _engine(backend, options, settings, here=machine is None)
+    asked = next(iter(program), None)
+    engine = _engine(backend, options, settings, program=asked, here=machine is None)
     request = replace(request, engine_version=engine.version)
     reference = None if model is None or _is_model(model) else _reference("plan()", model)
     with blamed(backend_name):
@@ -213,6 +217,39 @@ def plan_of(
         return plan_one(*_found(command.model if model is None else model))  # type: ignore[arg-type]
     files = locate(reference)
     return _best_offer(files, here, options, plan_one) or plan_one(read(files), files)
+
+
+def plan_command(
+    argv: Sequence[object],
+    given: Mapping[str, Any],
+    settings: Surroundings,
+    machine: Machine | None = None,
+    *,
+    details: bool = False,
+) -> Plan:
+    """An engine's command with what it leaves open filled in, and everything it says kept.
+
+    It is the plan of `autofit BACKEND -- FLAGS`, for the program that the command names. `settings` are the variables
+    that the engine will have, and the directory it is started in.
+
+    Raises:
+        UsageError: no backend understands the command, or it names no model. Others as for `plan()`.
+    """
+    words = _arguments("run", argv)
+    backend = host().backend_of_program(words)
+    options = stated_options(backend.name, given, settings)
+    with blamed(backend.name):
+        n_program = len(backend.program_in(words)) or 1
+    return plan_of(
+        backend.name,
+        None,
+        machine,
+        options,
+        settings,
+        program=words[:n_program],
+        engine_args=words[n_program:],
+        details=details,
+    )
 
 
 def _best_offer(
@@ -279,7 +316,7 @@ def check(
     is_here = machine is None
     if machine is None:
         machine = machine_of(stated, _seen(around, launched))
-    inputs = _engine_inputs(backend, settings, wrapped, {**(environ or {}), **assigned})
+    inputs = _engine_inputs(backend, settings, wrapped, {**(environ or {}), **_shown(assigned)})
     measured = {name: value for name, value in options.items() if name in backend.measurements}
     engine = _engine(backend, stated, settings, program=argv[0], here=is_here)
     request = replace(to_request(stated, engine_env=inputs, measured=measured), engine_version=engine.version)
@@ -377,10 +414,12 @@ def _engine_inputs(
 ) -> dict[str, str]:
     """What the engine of a command reads, of variables behind its launchers; those of `environ` are before them."""
     if not wrapped.changes:
-        return {**engine_inputs(backend, settings), **_read_by(backend, _shown(environ))}
-    if settings is None:
-        return _read_by(backend, _shown(wrapped.variables(environ)))
-    return engine_inputs(backend, replace(settings, environ=wrapped.variables({**settings.variables, **environ})))
+        return {**engine_inputs(backend, settings), **_read_by(backend, environ)}
+    around = {**_shown({} if settings is None else settings.variables), **environ}
+    chosen = [name for name in wrapped.assigned if name.endswith(_HIDES)]  # detection follows them
+    launched = {name: value for name, value in wrapped.variables(around).items() if name not in chosen}
+    files = {} if settings is None else engine_inputs(backend, replace(settings, environ=launched))
+    return {**files, **_read_by(backend, launched)}
 
 
 def _seen(around: Mapping[str, str], launched: Mapping[str, str]) -> dict[str, str]:

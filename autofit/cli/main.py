@@ -186,7 +186,7 @@ def run_command(ref: CommandRef, arguments: list[str]) -> int:
     if not getattr(command, "TAKES_COMMAND", False):
         own = arguments
     args = parser.parse_args(own)
-    args.engine_args = engine_args
+    args.own, args.engine_args = own, engine_args
     code = run(args)
     if not isinstance(code, int):
         raise PluginError(f"{ref.factory}: run() must return an exit code, not {type(code).__name__}")

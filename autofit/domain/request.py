@@ -39,7 +39,7 @@ class Request:
     token of a prompt of the planned context.
     `margin` is empty for the default (see the backend), else one per device, the last repeated.
     `origins` says where each option comes from; one not named there is a default.
-    `engine_args` are the flags after `--`: kept exactly.
+    `engine_args` are the flags after `--`, or those of a wrapped command: kept exactly.
     """
 
     context: int | None = None
@@ -55,6 +55,7 @@ class Request:
     kv: str | None = None
     device: tuple[str, ...] = ()
     engine_version: str | None = None
+    program: tuple[str, ...] = ()  #: the words of a wrapped command that start its engine; none: the backend's own
     engine_args: tuple[str, ...] = ()
     arg_origins: tuple[Origin, ...] = ()  #: where the first of `engine_args` come from; the rest are the user's
     #: what the engine reads beside its command line: its own variables by name (`Backend.variables`), and the texts

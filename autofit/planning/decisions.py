@@ -25,7 +25,7 @@ def argument(
 
 def why_kept(origin: Origin) -> str:
     """Why an engine flag stays that somebody has stated."""
-    return "kept as given" if origin == "user" else f"set in the {origin}"
+    return "kept as given" if origin in ("user", "wrapped command") else f"set in the {origin}"
 
 
 def remark(setting: str, value: str, origin: Origin, because: str) -> Decision:

@@ -13,6 +13,7 @@ from autofit.settings.layers import Options
 def to_request(
     options: Options,
     *,
+    program: Sequence[str] = (),
     engine_args: Sequence[str] = (),
     engine_env: Mapping[str, str] | None = None,
     alternatives: bool = True,
@@ -50,8 +51,9 @@ def to_request(
         kv=options.get("kv"),
         device=tuple(options.get("device", ())),
         engine_version=options.get("engine_version"),
+        program=tuple(program),
         engine_args=(*options.engine_args, *engine_args),
-        arg_origins=options.arg_origins,
+        arg_origins=(*options.arg_origins, *(["wrapped command"] * len(engine_args) if program else ())),
         engine_env=dict(engine_env or {}),
         alternatives=alternatives,
         explain=explain,

@@ -147,14 +147,24 @@ class Change:
 class Wrapped:
     """A command taken out of its launchers.
 
-    `prefix` are the launchers as they were written, `argv` the command (empty: there is none), `directory` where they
-    start it, joined where several say so.
+    `launchers` are the words of each as they were written, `argv` the command (empty: there is none), `directory`
+    where they start it, joined where several say so.
     """
 
-    prefix: tuple[str, ...]
+    launchers: tuple[tuple[str, ...], ...]
     argv: tuple[str, ...]
     changes: tuple[Change, ...] = ()
     directory: str | None = None
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """All launchers as they were written."""
+        return tuple(word for words in self.launchers for word in words)
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The launchers as programs: words that only a shell knows go, or become what has the same effect."""
+        return tuple(word for words in self.launchers for word in _as_program(words))
 
     @property
     def assigned(self) -> tuple[str, ...]:
@@ -180,16 +190,16 @@ def unwrap(words: tuple[str, ...]) -> Wrapped:
     Raises:
         UsageError: an option of a launcher without its value, quotes that do not end, or launchers without end.
     """
-    prefix: list[str] = []
+    launchers: list[tuple[str, ...]] = []
     changes: list[Change] = []
     directory: str | None = None
     rest = list(words)
     for _ in range(MAX_LAUNCHERS):
         launcher = launcher_of(rest)
         if launcher is None:
-            return Wrapped(prefix=tuple(prefix), argv=tuple(rest), changes=tuple(changes), directory=directory)
+            return Wrapped(launchers=tuple(launchers), argv=tuple(rest), changes=tuple(changes), directory=directory)
         read = _read(launcher, rest)
-        prefix += read.words
+        launchers.append(tuple(read.words))
         changes += read.changes
         if read.directory is not None:
             directory = read.directory if directory is None else _joined(directory, read.directory)
@@ -208,6 +218,14 @@ def launcher_of(words: list[str] | tuple[str, ...]) -> Launcher | None:
     while at < len(words) and words[at].startswith("-"):  # options before the word: uv --quiet run
         at += 2 if words[at] in launcher.valued else 1
     return launcher if tuple(words[at : at + 1]) == launcher.words else None
+
+
+def _as_program(words: tuple[str, ...]) -> tuple[str, ...]:
+    launcher = launcher_of(words)
+    if launcher is None or not launcher.is_builtin:
+        return words
+    cleared = any(word[:1] == "-" and "c" in word for word in words[1:]) and bool(launcher.clears)
+    return ("env", "-i") if cleared else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

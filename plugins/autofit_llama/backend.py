@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from autofit.backend import Backend, ParsedCommand
+from autofit.backend import Backend, ParsedCommand, program_name
 from autofit.domain.machine import HOST_POOL, Machine
 from autofit.domain.memory import Memory
 from autofit.domain.model import ModelSpec
@@ -17,12 +17,12 @@ from autofit.errors import ModelError
 from autofit.planning.devices import choose
 
 from autofit_llama.command.model_files import check_first, companions_of, loaded_with, model_of
-from autofit_llama.command.options import SECRET
+from autofit_llama.command.options import INFORMING, SECRET
 from autofit_llama.command.parse import Command, runs_of
-from autofit_llama.command.reading import Reading, read
+from autofit_llama.command.reading import WORDS, Reading, find_program, read
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.codes import OWN, finding
-from autofit_llama.engine.naming import find_version, version_in
+from autofit_llama.engine.naming import find_version, stranger_of, version_in
 from autofit_llama.engine.vocabulary import KV_TYPES
 from autofit_llama.launch.defaults import launch_of
 from autofit_llama.launch.findings import findings_of
@@ -60,6 +60,8 @@ class LlamaBackend(Backend):
         | {"min_tps", "max_ttft"}
     )
     asked: ClassVar[tuple[str, ...]] = ("llama-server", "llama-cli")
+    wrapped: ClassVar[tuple[str, ...]] = ("llama-server", "llama-cli", "llama-completion", "llama-bench", "llama")
+    informing: ClassVar[frozenset[str]] = INFORMING
     packages: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
     findings: ClassVar[Mapping[str, Code]] = OWN
     kv_types: ClassVar[tuple[str, ...]] = KV_TYPES
@@ -80,6 +82,14 @@ class LlamaBackend(Backend):
             companions=companions_of(settings),
             settings=Command(reading=reading, settings=settings, argv=tuple(argv), env=_counted(reading, env or {})),
         )
+
+    def program_in(self, argv: Sequence[str]) -> tuple[str, ...]:
+        words = super().program_in(argv)
+        if words and program_name(argv) == "llama":
+            return find_program(argv)[1] if "".join(argv[1:2]) in WORDS else ()
+        if not words and stranger_of(program_name(argv)):
+            find_program(argv)  # refuses it by name
+        return words
 
     def version_in(self, text: str, path: str = "") -> str | None:
         return version_in(text, path)

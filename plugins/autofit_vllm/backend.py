@@ -30,7 +30,14 @@ from autofit_vllm.checkpoint.draft import (
 )
 from autofit_vllm.command.flags import AUTO_LENGTH, parse_flags
 from autofit_vllm.command.renamed import OMNI
-from autofit_vllm.command.settings import VllmSettings, from_given, parse_command, settings_of
+from autofit_vllm.command.settings import (
+    PYTHON_MODULES,
+    VllmSettings,
+    from_given,
+    named_by_flags,
+    parse_command,
+    settings_of,
+)
 from autofit_vllm.config.devices import across_nodes, select_devices
 from autofit_vllm.config.engine import EngineConfig, Gpu
 from autofit_vllm.config.resolve import resolve
@@ -81,6 +88,8 @@ class VllmBackend(Backend):
     )
     findings: ClassVar[Mapping[str, Code]] = {**OWN, **ENGINE_OWN}
     packages: ClassVar[tuple[str, ...]] = ("vllm",)
+    modules: ClassVar[tuple[str, ...]] = PYTHON_MODULES
+    informing: ClassVar[frozenset[str]] = frozenset({"-h", "--help", "-v", "--version"})
     kv_types: ClassVar[tuple[str, ...]] = ("f16", "bf16", "fp8", "fp8_e4m3", "fp8_e5m2")
     measurements: ClassVar[frozenset[str]] = frozenset({"available_kv_bytes"})
 
@@ -102,6 +111,15 @@ class VllmBackend(Backend):
         from autofit_vllm.planning.forms import forms
 
         return () if words else forms(model)
+
+    def program_in(self, argv: Sequence[str]) -> tuple[str, ...]:
+        n = 2 if super().program_in(argv) else 0
+        if self.starts_module(argv):
+            n = 4 if argv[2].endswith("cli.main") else 3
+        serves = n == 3 or argv[n - 1 : n] == ("serve",)
+        flags = argv[n:]
+        asks = any(flag in self.informing or flag.startswith("--help=") for flag in flags)
+        return tuple(argv[:n]) if n and serves and not asks else ()
 
     def version_in(self, text: str, path: str = "") -> str | None:
         found = find_version(text)
@@ -213,7 +231,10 @@ class VllmBackend(Backend):
 
     def command(self, request: Request, *, model: str | None = None) -> ParsedCommand:
         return self.parse(
-            (*SERVE, *request.engine_args), request.engine_env, version=request.engine_version, model=model
+            (*(request.program or SERVE), *request.engine_args),
+            request.engine_env,
+            version=request.engine_version,
+            model=model,
         )
 
     def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
@@ -243,13 +264,16 @@ class VllmBackend(Backend):
         from autofit_vllm.planning.problem import Problem
         from autofit_vllm.planning.search import solve
 
-        reference, revision = _served_as(request.model_reference or model.name)
-        settings = replace(
-            settings,
-            model=reference,
-            given={**settings.given, "model": reference},
-            args=(*revision, *settings.args),
-        )
+        if request.model_reference is None and named_by_flags(settings):
+            reference = None
+        else:
+            reference, revision = _served_as(request.model_reference or model.name)
+            settings = replace(
+                settings,
+                model=reference,
+                given={**settings.given, "model": reference},
+                args=(*revision, *settings.args),
+            )
         vllm_model = read_vllm_model(model, settings)
         _check_options(request, settings)
         cpu = is_cpu_build(settings, machine)

@@ -43,6 +43,13 @@ GROWING = frozenset(
 )  # fmt: skip
 #: numbers for which there are words as well
 _COUNTS = frozenset(("gpu-layers", "spec-draft-ngl"))
+#: switches with which a program prints something and ends
+INFORMING = frozenset(
+    (
+        "-h", "--help", "--usage", "--version", "--license", "-cl", "--cache-list", "--list-devices",
+        "--completion-bash",
+    )
+)  # fmt: skip
 SECRET = frozenset(("api-key", "hf-token"))
 
 #: what to write instead of options that are gone

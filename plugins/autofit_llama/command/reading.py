@@ -38,7 +38,7 @@ from autofit_llama.engine.versions import LATEST, Version
 
 _PROGRAMS: Mapping[str, Program] = {name: name for name in PROGRAMS.values()}
 #: words of the program `llama` (app/llama.cpp)
-_WORDS: Mapping[str, Program] = {
+WORDS: Mapping[str, Program] = {
     "serve": "llama-server",
     "server": "llama-server",
     "cli": "llama-cli",
@@ -88,8 +88,8 @@ def find_program(argv: Sequence[str]) -> tuple[Program, tuple[str, ...], tuple[s
     if not argv or argv[0].startswith("-"):
         return "llama-server", (), tuple(argv)
     name = PureWindowsPath(PurePath(argv[0]).name).name.removesuffix(".exe")
-    if name == "llama" and len(argv) > 1 and argv[1] in _WORDS:
-        return _WORDS[argv[1]], tuple(argv[:2]), tuple(argv[2:])
+    if name == "llama" and len(argv) > 1 and argv[1] in WORDS:
+        return WORDS[argv[1]], tuple(argv[:2]), tuple(argv[2:])
     if name not in _PROGRAMS and (stranger := stranger_of(name)) is not None:
         raise UsageError(
             f"{printable(name, 60)} is {stranger}, whose flags and defaults are not known here",

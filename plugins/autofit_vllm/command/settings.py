@@ -173,6 +173,11 @@ def parse_command(
     return tuple(argv[:n_program]), from_given(given, args=args, env=env or {}, version=engine)
 
 
+def named_by_flags(settings: VllmSettings) -> bool:
+    """Whether the flags themselves name the model, as against whoever plans for it."""
+    return settings.model is not None and _parse(settings.args, settings.version, None).get("model") is not None
+
+
 def _parse(args: Sequence[str], engine: Engine, model: str | None) -> dict[str, Any]:
     """Flags that either of the releases knows between which an engine lies; the newer one's refusal counts."""
     first, *others = engine.sides()

@@ -15,7 +15,7 @@ MAX_ALTERNATIVES = 5
 
 
 def alternatives(
-    problem: Problem, best: Candidate, others: Sequence[Candidate], *, program: Sequence[str], reference: str
+    problem: Problem, best: Candidate, others: Sequence[Candidate], *, program: Sequence[str], reference: str | None
 ) -> list[Alternative]:
     """Up to five other plans, each the best at one thing that this one is not."""
     worth = min(problem.target, ENOUGH_TOKENS, best.length)
@@ -57,7 +57,7 @@ def alternatives(
     ]
 
 
-def _command(problem: Problem, chosen: Candidate, *, program: Sequence[str], reference: str) -> tuple[str, ...]:
+def _command(problem: Problem, chosen: Candidate, *, program: Sequence[str], reference: str | None) -> tuple[str, ...]:
     """The command of an alternative, with the variable that it needs."""
     argv = command(problem.settings, chosen.values, program=program, model=reference)
     partition = chosen.evaluation.settings.env.get(PARTITION)

@@ -12,15 +12,23 @@ from autofit_vllm.command.settings import VllmSettings
 
 
 def command(
-    settings: VllmSettings, values: Mapping[str, object], *, program: Sequence[str], model: str
+    settings: VllmSettings, values: Mapping[str, object], *, program: Sequence[str], model: str | None
 ) -> tuple[str, ...]:
-    """The command: our values first, then the user's flags exactly as given."""
-    argv = [*program, model]
-    for name, value in values.items():
-        if name in settings.given:
-            continue
-        argv += written(name, value)
-    return (*argv, *settings.args)
+    """The command of a plan; `model` as for `whole`."""
+    solved = [written(name, value) for name, value in values.items() if name not in settings.given]
+    return whole(settings, [word for words in solved for word in words], program=program, model=model)
+
+
+def whole(
+    settings: VllmSettings, solved: Sequence[str], *, program: Sequence[str], model: str | None
+) -> tuple[str, ...]:
+    """The model, then what was solved, then the user's flags exactly as given.
+
+    `model` `None`: the flags name it. They come first then: it may be the positional argument.
+    """
+    if model is None:
+        return (*program, *settings.args, *solved)
+    return (*program, model, *solved, *settings.args)
 
 
 def written(name: str, value: object) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from autofit.planning.decisions import arguments, origin_of, remark, why_kept
 from autofit_vllm.command.flags import parse_flags
 from autofit_vllm.planning.alternatives import alternatives
 from autofit_vllm.planning.codes import finding
-from autofit_vllm.planning.command import keyword_arguments, written
+from autofit_vllm.planning.command import keyword_arguments, whole, written
 from autofit_vllm.planning.evaluation import Evaluation, Rank
 from autofit_vllm.planning.layouts import PARTITION
 from autofit_vllm.planning.load import capacity_finding
@@ -32,7 +32,7 @@ def explain(
     others: Sequence[Candidate],
     *,
     program: Sequence[str],
-    reference: str,
+    reference: str | None,
     findings: Sequence[Finding] = (),
 ) -> Plan:
     """The plan of the best candidate, with its reasons."""
@@ -40,9 +40,9 @@ def explain(
     plan = build_plan(
         best.evaluation,
         problem.machine,
-        argv=(*program, reference, *arguments(decided), *problem.settings.args),
+        argv=whole(problem.settings, arguments(decided), program=program, model=reference),
         env=_env(best),
-        kwargs=keyword_arguments(problem.settings, _typed(best), reference),
+        kwargs=keyword_arguments(problem.settings, _typed(best), reference or problem.settings.model or ""),
         decisions=decided,
         alternatives=alternatives(problem, best, others, program=program, reference=reference),
         findings=[

@@ -1,0 +1,178 @@
+"""`autofit run -- COMMAND`: an engine's command with what it leaves open filled in, and started."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from autofit.backend import program_name
+from autofit.cli.check import check_words
+from autofit.cli.options import add_options, add_output, given
+from autofit.domain.text import printable
+from autofit.domain.values import replace
+from autofit.host import host
+from autofit.launch.start import NOT_FOUND, StartError, become
+from autofit.pipeline import plan_command, split_assignments
+from autofit.settings.layers import Surroundings
+from autofit.settings.options import OPTIONS
+from autofit.text.launchers import Wrapped, unwrap
+
+if TYPE_CHECKING:
+    from autofit.domain.plan import Plan
+
+TAKES_COMMAND = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [options] -- ENGINE COMMAND"
+    parser.epilog = (
+        "The command is written after -- as it would be run: launchers, the engine, its flags. What it says is kept, "
+        "what it leaves open is filled in, and the process becomes the engine. Exit code 3: it does not fit."
+    )
+    add_options(parser)
+    add_output(parser)
+    group = parser.add_argument_group("starting")
+    group.add_argument("-n", "--dry-run", action="store_true", help="print the command and start nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    assigned, words = split_assignments(args.engine_args or ())
+    wrapped = unwrap(words)
+    check_words("run", wrapped.argv)
+    environ = {**os.environ, **assigned}
+    if args.dry_run:
+        return _dry_run(args, wrapped, environ, assigned)
+    if wrapped.programs:
+        return _behind(args, wrapped, environ)
+    argv = wrapped.argv
+    is_filled = is_engine(argv)
+    path = program_path(argv[0], environ)
+    if not is_filled:
+        return become(path, argv[1:], environ)
+    plan = planned(args, argv, environ)
+    if not plan.fits and not args.force:
+        return _refuse(args, plan)
+    if not args.quiet:
+        _tell(args, plan)
+    return become(path, plan.argv[1:], {**environ, **plan.env})
+
+
+def is_engine(argv: Sequence[str]) -> bool:
+    """Whether a command starts an engine that loads a model.
+
+    Raises:
+        UsageError: an engine that is known by name, and not planned for.
+    """
+    name = program_name(argv)
+    module = name.startswith("python") and argv[1:2] == ("-m",)
+    for ref in host().backends().values():
+        if name in ref.programs or (module and host().backend(ref.name).starts_module(argv)):
+            return bool(host().backend(ref.name).program_in(argv))
+    return False
+
+
+def planned(args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str]) -> Plan:
+    """The plan of an engine's command, for this machine as it is now."""
+    return plan_command(argv, given(args), Surroundings(environ=environ), details=args.explain)
+
+
+def program_path(name: str, environ: Mapping[str, str]) -> str:
+    """The absolute path of a program; the current directory is not searched.
+
+    Raises:
+        StartError: it is not there.
+    """
+    from autofit.hardware.system import find_program
+
+    path = find_program(name, environ)
+    if path is None:
+        from autofit.text.suggest import suggest
+
+        is_path = os.path.basename(name) != name  # noqa: PTH119 - a word
+        cause = "no such file, or it may not be executed" if is_path else "PATH has no such program"
+        known = [word for ref in host().backends().values() for word in ref.programs]
+        hint = None if is_path or name in known else suggest(name, known)
+        raise StartError(f"{printable(name)}: {cause}", exit_code=NOT_FOUND, hint=hint)
+    return path
+
+
+def _behind(args: argparse.Namespace, wrapped: Wrapped, environ: Mapping[str, str]) -> int:
+    """Become the launchers, which start `autofit run` again for the command behind them.
+
+    So it measures what they leave the command: its variables, user, processors, and limits of memory.
+    """
+    launchers = wrapped.programs
+    if launchers[0] == "time" and not _is_installed("time", environ):  # a word of bash
+        n_own = len(wrapped.launchers[0])
+        launchers = ("bash", "-c", " ".join(["time", *launchers[1:n_own], '"$@"']), "time", *launchers[n_own:])
+    own = [*args.own, *_lost_options(args, wrapped, environ)]
+    path = program_path(launchers[0], environ)
+    return become(path, (*launchers[1:], *autofit_command(), "run", *own, "--", *wrapped.argv), environ)
+
+
+def autofit_command() -> tuple[str, ...]:
+    """This program, for whoever starts it again; `-P`: modules of the current directory are not ours."""
+    return (sys.executable, "-P", "-m", "autofit")
+
+
+def _is_installed(name: str, environ: Mapping[str, str]) -> bool:
+    from autofit.hardware.system import find_program
+
+    return find_program(name, environ) is not None
+
+
+def _lost_options(args: argparse.Namespace, wrapped: Wrapped, environ: Mapping[str, str]) -> list[str]:
+    """Options that variables set, which launchers do not hand on."""
+    left = wrapped.variables(environ)
+    lost = [one for one in OPTIONS if one.variable in environ and one.variable not in left]
+    stated = {name for name, value in given(args).items() if value is not None}
+    return [
+        one.flag if one.metavar is None else f"{one.flag}={environ[one.variable]}"
+        for one in lost
+        if one.name not in stated
+    ]
+
+
+def _dry_run(
+    args: argparse.Namespace, wrapped: Wrapped, environ: Mapping[str, str], assigned: Mapping[str, str]
+) -> int:
+    from autofit.cli.plan import show, write_product
+    from autofit.text import shell
+
+    if wrapped.directory is not None:
+        os.chdir(wrapped.directory)
+    if not is_engine(wrapped.argv):
+        write_product(shell.command((*wrapped.prefix, *wrapped.argv), sorted(assigned.items())))
+        return 0
+    plan = planned(args, wrapped.argv, wrapped.variables(environ))
+    env = {**assigned, **plan.env}
+    return show(replace(plan, argv=(*wrapped.prefix, *plan.argv), env=env), args, force=bool(args.force))
+
+
+def _refuse(args: argparse.Namespace, plan: Plan) -> int:
+    """Say what is missing, and the nearest that would fit."""
+    from autofit.render import text
+
+    lines = [f"autofit: not started: {text.no_fit(plan)}"]
+    if not args.quiet:
+        lines = [*text.summary(plan), lines[0]]
+    lines += [text.finding(found) for found in plan.findings if found.code == "would-fit"][:1] if args.quiet else []
+    print("\n".join(lines), file=sys.stderr)
+    return 3
+
+
+def _tell(args: argparse.Namespace, plan: Plan) -> None:
+    """What was added to the command, and what it takes."""
+    from autofit.render import text
+    from autofit.text import shell
+
+    added = [word for one in plan.decisions if one.origin != "wrapped command" for word in one.argv]
+    print(f"autofit: adds {shell.shown(added)}" if added else "autofit: adds nothing", file=sys.stderr)
+    for line in text.summary(plan):
+        print(line, file=sys.stderr)
+    if args.explain:
+        for line in text.explain(plan):
+            print(line, file=sys.stderr)

@@ -1,0 +1,212 @@
+"""`autofit run`: what is missing is filled in, what is given is kept, and the process becomes the engine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import autofit
+import pytest
+from autofit.cli.main import main
+
+from support.fake_engines import TINY, Engines, write_program
+from support.vllm_truth import DATA
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes as Linux has them")
+QWEN = str(DATA / "configs" / "qwen3-0.6b")
+ON = ("--on", "rtx-3090", "--ram", "64GiB")
+SERVER = ("llama-server", "-m", TINY)
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> Engines:
+    return Engines(tmp_path)
+
+
+def test_the_process_becomes_the_engine(engines: Engines) -> None:
+    """Same process, absolute path, arguments filled in; no child, descriptor, thread or signal of ours stays."""
+    reads, writes = os.pipe()
+    process = engines.start("run", "--", *SERVER, "--port", "9", pass_fds=[writes], stdout=-1, stderr=-1)
+    out, err = process.communicate(timeout=60)
+    os.close(reads)
+    os.close(writes)
+    said = engines.said
+    assert (said["pid"], process.returncode) == (process.pid, 0)
+    assert said["program"] == str(engines.bin / "llama-server")
+    assert said["argv"][:4] == ["-m", TINY, "--port", "9"]
+    assert {"-c", "-np", "-fit"} <= set(said["argv"])
+    assert out == "" and "autofit: adds -c 4096" in err
+    assert said["fds"] == [0, 1, 2, writes]
+    assert (said["children"], said["threads"], int(said["blocked"], 16)) == ([], "1", 0)
+    assert said["env"] == {**engines.environ, "FAKE_DOES": ""}
+
+
+def test_it_is_the_plan_of_the_command_line(engines: Engines) -> None:
+    """One composition: what `run` starts is what `autofit llama` prints for the same flags."""
+    flags = ["-m", TINY, "-ngl", "1", "--temp", "0.5"]
+    assert engines.run("run", "-q", *ON, "-c", "512", "--", "llama-server", *flags).returncode == 0
+    printed = engines.run("llama", "-q", *ON, "-c", "512", "--", *flags).stdout
+    assert ["llama-server", *engines.said["argv"]] == shlex.split(printed)
+
+
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        (["vllm", "serve", QWEN, "--port", "9"], [QWEN, "--port", "9", "--max-model-len"]),
+        (["vllm", "serve", "--port", "9", "--model", QWEN], ["--port", "9", "--model", QWEN, "--max-model-len"]),
+        (["python3", "-m", "vllm.entrypoints.openai.api_server", "--model", QWEN], ["--model", QWEN]),
+        (["python", "-m", "vllm.entrypoints.cli.main", "serve", QWEN], [QWEN, "--max-model-len"]),
+    ],
+)
+def test_commands_of_vllm(command: list[str], kept: list[str], engines: Engines) -> None:
+    """The model is named once, where the command names it."""
+    for name in ("python", "python3"):
+        write_program(engines.bin / name, (engines.bin / "vllm").read_text(encoding="utf-8"))
+    done = engines.run("run", "-q", *ON, "--", *command)
+    assert done.returncode == 0, done.stderr
+    argv = [command[0], *engines.said["argv"]]
+    n = len(command) - len([word for word in command if word in (QWEN, "--port", "9", "--model")])
+    assert argv[:n] == command[:n]
+    assert argv[n : n + len(kept)] == kept
+    assert sum(QWEN in word for word in argv) == 1
+
+
+def test_nothing_is_started_that_does_not_fit(engines: Engines) -> None:
+    done = engines.run("run", "--", *SERVER, "-c", "2000000000", "-ctk", "f16")
+    assert (done.returncode, done.stdout, engines.says.exists()) == (3, "", False)
+    assert "autofit: not started: does not fit: host RAM needs" in done.stderr and "would fit" in done.stderr
+    quiet = engines.run("run", "-q", "--", *SERVER, "-c", "2000000000")
+    assert quiet.returncode == 3 and "not started" in quiet.stderr and "would fit" in quiet.stderr
+    forced = engines.run("run", "-q", "--force", "--", *SERVER, "-c", "2000000000")
+    assert forced.returncode == 0 and "2000000000" in engines.said["argv"]
+
+
+@pytest.mark.parametrize("command", [("llama-server", "--version"), ("vllm", "--help"), ("vllm", "collect-env")])
+def test_what_loads_no_model_is_started_as_it_is(command: tuple[str, ...], engines: Engines) -> None:
+    done = engines.run("run", "--", *command)
+    assert done.returncode == 0 and "adds" not in done.stderr
+    if "--version" not in command:
+        assert engines.said["argv"] == list(command[1:])
+        assert engines.said["env"]["PATH"] == engines.environ["PATH"]
+
+
+def test_dry_run_prints_and_starts_nothing(engines: Engines) -> None:
+    done = engines.run("run", "-n", *ON, "--", "A=1", "nice", "-n", "5", *SERVER, "-c", "512")
+    assert (done.returncode, engines.says.exists()) == (0, False)
+    assert shlex.split(done.stdout)[:9] == ["A=1", "nice", "-n", "5", "llama-server", "-m", TINY, "-c", "512"]
+    assert "GPU0" in done.stderr
+    refused = engines.run("run", "--dry-run", "-q", *ON, "--", *SERVER, "-c", "2000000000")
+    assert (refused.returncode, refused.stdout) == (3, "false\n")
+
+
+def test_launchers_start_it_and_it_measures_behind_them(engines: Engines) -> None:
+    """The engine's process is the launcher's, with its variables, priority and processors."""
+    words = ["env", "-u", "HOME", "B=2", "nice", "-n", "7", "taskset", "-c", "0", "stdbuf", "-oL", "exec", *SERVER]
+    process = engines.start("run", "-q", "--", "A=1", *words)
+    assert process.wait(60) == 0
+    said = engines.said
+    assert (said["pid"], said["nice"]) == (process.pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + 7))
+    assert said["env"]["A"] == "1" and said["env"]["B"] == "2" and "HOME" not in said["env"]
+    assert said["argv"][said["argv"].index("-t") + 1] == "1"  # one processor is left to it
+
+
+def test_options_in_variables_outlive_launchers_that_clear_them(engines: Engines) -> None:
+    command = ["env", "-i", f"PATH={engines.environ['PATH']}", f"FAKE_SAYS={engines.says}", *SERVER]
+    done = engines.run("run", "-q", "--", *command, env={"AUTOFIT_CONTEXT": "512"})
+    assert done.returncode == 0, done.stderr
+    assert engines.said["argv"][2:4] == ["-c", "512"]
+    assert "AUTOFIT_CONTEXT" not in engines.said["env"]
+
+
+def test_time_is_a_word_of_bash_where_there_is_no_such_program(engines: Engines) -> None:
+    for name in ("bash", "sh"):
+        (engines.bin / name).symlink_to(f"/bin/{name}")
+    done = engines.run("run", "-q", "--", "time", "-p", *SERVER, env={"PATH": str(engines.bin)})
+    assert done.returncode == 0 and "real" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("does", ["sys.exit(7)", "os.kill(os.getpid(), signal.SIGTERM)", "os.abort()"])
+def test_exit_status(does: str, engines: Engines) -> None:
+    code = engines.run("run", "-q", "--", *SERVER, does=does).returncode
+    assert code == {"s": 7, "o": -signal.SIGTERM}.get(does[0] if "abort" not in does else "", -signal.SIGABRT)
+
+
+def test_stdin_is_the_engines(engines: Engines) -> None:
+    done = engines.run(
+        "run", "-q", "--", *SERVER, does="print(sys.stdin.read())", stdin=None, input="every word\nof it"
+    )
+    assert done.stdout == "every word\nof it\n"
+
+
+def test_a_closed_pipe_ends_the_engine_as_without_autofit(engines: Engines) -> None:
+    """Python ignores SIGPIPE; what it starts must not."""
+    script = '"$0" -P -m autofit run -q -- sh -c "yes; echo \\$? >&2" | head -n 1'
+    done = subprocess.run(
+        ["bash", "-c", script, sys.executable], env=engines.environ, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "y\n" and done.stderr == f"{128 + signal.SIGPIPE}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], 2, "no command"),
+        (["llama-sever", "-m", TINY], 127, "did you mean llama-server?"),
+        (["./llama-server", "-m", TINY], 127, "no such file"),
+        (["bin/notes", "-m", TINY], 127, "may not be executed"),
+        (["ollama", "serve"], 2, "ollama is Ollama"),
+        (["llama-server"], 2, "no model is named"),
+        (["llama-server", "-m", "/nowhere.gguf"], 2, "no such file"),
+        (["llama-server", "-m", TINY, "--frobnicate"], 2, "refuses '--frobnicate'"),
+        (["nice", "-n"], 2, "a value is expected"),
+        (["bin/broken", "-m", TINY], 127, "the interpreter that its first line names"),
+        (["bin/binary", "-m", TINY], 126, ""),
+    ],
+)
+def test_what_cannot_be_started(words: list[str], code: int, message: str, engines: Engines) -> None:
+    (engines.bin / "notes").write_text("no program", encoding="utf-8")
+    write_program(engines.bin / "broken", "#!/nowhere/sh\n")
+    write_program(engines.bin / "binary", "\x7fELF\0broken")
+    done = engines.run("run", "--", *words)
+    assert done.returncode == code and message in done.stderr, (done.returncode, done.stderr)
+    assert not engines.says.exists()
+
+
+def test_a_program_of_the_current_directory_is_not_found(engines: Engines) -> None:
+    write_program(engines.folder / "llama-server", "#!/bin/sh\necho wrong")
+    path = f"::.:{engines.environ['PATH']}"
+    assert engines.run("run", "-q", "--", *SERVER, env={"PATH": path}).stdout == ""
+    assert engines.said["program"] == str(engines.bin / "llama-server")
+
+
+def test_a_script_without_a_first_line_is_started_as_shells_do(engines: Engines) -> None:
+    write_program(engines.bin / "llama-cli", 'echo "$@"\n')
+    assert engines.run("run", "-q", *ON, "--", "llama-cli", "-m", TINY).stdout.startswith(f"-m {TINY} ")
+
+
+def test_modules_of_the_current_directory_are_not_ours(engines: Engines) -> None:
+    """Behind launchers autofit starts itself again: by `-P`, whatever lies in the directory."""
+    (engines.folder / "autofit").mkdir()
+    (engines.folder / "autofit" / "__main__.py").write_text("print('wrong')", encoding="utf-8")
+    assert engines.run("run", "-q", "--", "nice", *SERVER).stdout == ""
+    assert engines.said["argv"][0] == "-m"
+
+
+def test_wrapped_flags_say_where_they_come_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "-n", *ON, "--explain", "--", "llama-server", "-m", TINY, "-c", "512"]) == 0
+    assert "-c 512" in (err := capsys.readouterr().err)
+    assert "[wrapped command] kept as given" in err
+
+
+def test_backends_say_which_programs_are_theirs() -> None:
+    from autofit.host import host
+
+    for ref in host().backends().values():
+        backend = host().backend(ref.name)
+        assert set(backend.wrapped) <= set(ref.programs) == set(backend.programs)
+        assert backend.program_in(("something-else", "-m", "x")) == ()
+    assert autofit.__version__
