@@ -14,6 +14,7 @@ from autofit.domain.values import dataclass
 
 if TYPE_CHECKING:
     from autofit.domain.quantization import Quantization, Recipe
+    from autofit.logs.watch import Watch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +166,17 @@ class Backend(ABC):
         Raises:
             EngineRefusalError: the engine would refuse to start with these arguments.
         """
+
+    def watch(self) -> Watch | None:
+        """A reader of what the engine prints, fed as it comes: `autofit.logs.watch.Watch` with the engine's messages.
+
+        `None`: its output is not understood.
+        """
+        return None
+
+    def places(self, machine: Machine) -> Mapping[str, str]:
+        """The names that the engine's log has for devices of `machine`: name -> pool. Places in RAM need none."""
+        return {}
 
     def command(self, request: Request, *, model: str | None = None) -> ParsedCommand:
         """The engine's own flags of a request, taken apart once: what `plan` keeps."""

@@ -35,6 +35,7 @@ from autofit_llama.speed.rates import speed_of
 
 if TYPE_CHECKING:
     from autofit.domain.quantization import Quantization, Recipe
+    from autofit.logs.watch import Watch
 
 
 class LlamaBackend(Backend):
@@ -121,6 +122,18 @@ class LlamaBackend(Backend):
             return None
         with contradictions(model):
             return recipe(model, size_bytes, words)
+
+    def watch(self) -> Watch:
+        from autofit.logs.watch import Watch
+
+        from autofit_llama.logs.messages import MESSAGES
+
+        return Watch(self.engine, MESSAGES)
+
+    def places(self, machine: Machine) -> Mapping[str, str]:
+        from autofit_llama.launch.process import engine_devices
+
+        return {name: device.pool for name, device in engine_devices(machine)}
 
     def loads(self, command: ParsedCommand, written: str, offered: Mapping[str, str]) -> Mapping[str, str]:
         return loaded_with(command.settings.reading.program, command.settings.settings, written, offered)

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autofit.backend import Backend, ParsedCommand
-from autofit.domain.machine import Device, Machine
+from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.names import is_elsewhere, parse_bare, parse_hub
 from autofit.domain.plan import Code, Finding, Plan, Speed
@@ -54,6 +54,7 @@ from autofit_vllm.quantization import Quantization, quantization_for
 
 if TYPE_CHECKING:
     from autofit.domain.quantization import Quantization as Form
+    from autofit.logs.watch import Watch
 
     from autofit_vllm.planning.load import Load
 
@@ -120,6 +121,17 @@ class VllmBackend(Backend):
         flags = argv[n:]
         asks = any(flag in self.informing or flag.startswith("--help=") for flag in flags)
         return tuple(argv[:n]) if n and serves and not asks else ()
+
+    def watch(self) -> Watch:
+        from autofit.logs.watch import Watch
+
+        from autofit_vllm.logs.messages import MESSAGES
+
+        return Watch(self.engine, MESSAGES)
+
+    def places(self, machine: Machine) -> Mapping[str, str]:
+        devices = {f"cuda:{index}": device.pool for index, device in enumerate(machine.devices)}
+        return devices or {"cuda:0": HOST_POOL}  # its CPU build logs as rank 0
 
     def version_in(self, text: str, path: str = "") -> str | None:
         found = find_version(text)

@@ -1,0 +1,110 @@
+"""Lines out of whatever a log is kept in: pieces of any size, any line end, colors, UTF-16, bytes that are no text.
+
+Time and memory are bounded: a line is cut at `MAX_LINE_BYTES`, and what holds none of the words looked for is dropped
+before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator, Sequence
+
+MAX_LINE_BYTES = 1 << 15
+_COLORS = re.compile(r"(?:\x1b|\\u001b|\\x1b|\\033)(?:\[[0-9;?]{0,24}[ -/]?[@-~]|\][^\x07\x1b]{0,200}\x07?)")
+_ENDS = re.compile(rb"[\r\n]+")
+_UTF_16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+
+
+class Lines:
+    """Lines that hold one of `needles`, with their numbers, out of pieces of a log.
+
+    A carriage return ends a line, as progress bars use it; only newlines are counted.
+    """
+
+    def __init__(self, needles: Sequence[bytes]) -> None:
+        self.look_for(needles)
+        self._rest = b""
+        self._is_cut = False  # the rest of the line that goes on is dropped
+        self._decoder: codecs.IncrementalDecoder | None = None
+        self._head = b""  # of a log of which not even the mark is there yet
+        self._is_begun = False
+        self.number = 1
+
+    def look_for(self, needles: Sequence[bytes]) -> None:
+        """From now on, lines that hold one of these."""
+        self._needles = tuple(needles)
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, str]]:
+        """The next piece: number and text of each whole line in it that is of interest."""
+        data = self._as_utf_8(data)
+        if not data:
+            return
+        if self._is_cut:
+            data = self._behind_cut(data)
+        whole, sep, rest = self._split(data)
+        if not sep:
+            self._keep(data)
+            return
+        # what is of no interest goes as a whole: a flood is searched, but not taken apart
+        start, number, self._rest = self._rest + whole, self.number, b""
+        self.number += start.count(b"\n") + sep.count(b"\n")
+        if any(needle in start for needle in self._needles):
+            yield from self._of_interest(start, number)
+        self._keep(rest)
+
+    def end(self) -> Iterator[tuple[int, str]]:
+        """The last line, where the log ends without a newline."""
+        text, self._head, self._rest = self._rest or self._head, b"", b""
+        if any(needle in text for needle in self._needles):
+            yield from self._of_interest(text, self.number)
+
+    def _split(self, data: bytes) -> tuple[bytes, bytes, bytes]:
+        """What is before the last line end, that end, and what is behind it."""
+        at = max(data.rfind(b"\n"), data.rfind(b"\r"))
+        return (data[:at], data[at : at + 1], data[at + 1 :]) if at >= 0 else (data, b"", b"")
+
+    def _behind_cut(self, data: bytes) -> bytes:
+        """What is left where the rest of a line is dropped: nothing before its end."""
+        ends = _ENDS.search(data)
+        if ends is None:
+            return b""
+        self._is_cut = False
+        return data[ends.start() :]
+
+    def _keep(self, data: bytes) -> None:
+        """Put the start of a line away until its end comes; of an endless one, no more than its start."""
+        if self._is_cut:
+            return
+        self._rest += data[: MAX_LINE_BYTES - len(self._rest)]
+        if len(self._rest) >= MAX_LINE_BYTES:
+            # the start of a long line may say something; it is told when its end comes
+            self._is_cut = not any(needle in self._rest for needle in self._needles)
+            if self._is_cut:
+                self._rest = b""
+
+    def _of_interest(self, block: bytes, number: int) -> Iterator[tuple[int, str]]:
+        for raw in block.split(b"\n"):
+            for line in _ENDS.split(raw) if b"\r" in raw else (raw,):
+                if any(needle in line for needle in self._needles):
+                    yield number, clean(line[:MAX_LINE_BYTES])
+            number += 1
+
+    def _as_utf_8(self, data: bytes) -> bytes:
+        """Windows' shells redirect output as UTF-16, with a mark at its start."""
+        if not self._is_begun and data:
+            if len(self._head + data) < 2:
+                self._head += data
+                return b""
+            data, self._head, self._is_begun = self._head + data, b"", True
+            name = _UTF_16.get(data[:2])
+            if name is not None:
+                self._decoder = codecs.getincrementaldecoder(name)(errors="replace")
+                data = data[2:]
+        return self._decoder.decode(data).encode("utf-8", "replace") if self._decoder is not None else data
+
+
+def clean(line: bytes) -> str:
+    """A line as text, without colors; what is no UTF-8 becomes a replacement character."""
+    text = line.decode("utf-8", "replace").rstrip()
+    return _COLORS.sub("", text) if "\x1b" in text or "\\" in text else text

@@ -1,0 +1,1 @@
+"""What vLLM prints while it starts and runs, and what can be told from it."""
