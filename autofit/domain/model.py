@@ -148,7 +148,9 @@ class ModelSpec:
     """A model: files, every tensor, every layer, and the metadata that the engines read.
 
     `metadata` holds the GGUF keys as they are spelled, or the parsed `config.json`; vocabulary arrays are
-    `StringArray`. `companions` maps a role (`mmproj`, `draft`, `lora`) to another model.
+    `StringArray`. `metadata_types` are the GGUF types of its values (`u32`, `str`; `u32[]` of an array), where the file
+    was read and nothing has replaced them: engines refuse a number of another type. `companions` maps a
+    role (`mmproj`, `draft`, `lora`) to another model.
     """
 
     name: str
@@ -161,6 +163,7 @@ class ModelSpec:
     hidden_elements: int | None = None
     n_vocab: int | None = None
     context_train_tokens: int | None = None
+    metadata_types: Mapping[str, str] = field(default_factory=dict)
     companions: Mapping[str, ModelSpec] = field(default_factory=dict)
     missing_bytes: int = 0  #: of the weights, which the files lack: a download that is not finished
     n_missing_files: int = 0  #: files that an index names and that are not there; the figures are the configuration's

@@ -53,7 +53,16 @@ def _to_spec(description: dict[str, Any], name: str) -> ModelSpec:
         size_bytes=description["file_bytes"],
         header_bytes=description["header_bytes"],
     )
-    return to_spec(metadata, tensors, [file])
+    return to_spec(metadata, tensors, [file], types={key: _type(kind) for key, kind, _ in description["kv"]})
+
+
+def _type(kind: int | str) -> str:
+    if isinstance(kind, int):
+        return ELEMENT_NAMES[kind]
+    element = kind.removeprefix("array:")
+    if element == kind:
+        return kind
+    return f"{element if element == 'str' else ELEMENT_NAMES[int(element)]}[]"
 
 
 def _value(kind: int | str, value: Any) -> Any:

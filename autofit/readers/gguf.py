@@ -62,6 +62,7 @@ class Header(NamedTuple):
     tensors: list[TensorInfo]
     end_bytes: int
     missing_bytes: int = 0  #: of the data, beyond the end of the file
+    types: Mapping[str, str] = {}  #: of the values of `metadata`, as in `ModelSpec.metadata_types`
 
 
 class _Layout:
@@ -110,7 +111,8 @@ def read_gguf(path: str | Path, storage: Storage = DISK) -> ModelSpec:
     if len(shards) == 1:
         _check_whole(shards[0], metadata)
     tensors = headers[0].tensors if len(shards) == 1 else _join(shards, headers)
-    return to_spec(metadata, tensors, files, sum(header.missing_bytes for header in headers))
+    missing_bytes = sum(header.missing_bytes for header in headers)
+    return to_spec(metadata, tensors, files, missing_bytes, types=headers[0].types)
 
 
 def to_spec(
@@ -118,6 +120,8 @@ def to_spec(
     tensors: Sequence[TensorInfo],
     files: Sequence[ModelFile],
     missing_bytes: int = 0,
+    *,
+    types: Mapping[str, str] | None = None,
 ) -> ModelSpec:
     """The model that these keys and tensors describe.
 
@@ -140,6 +144,7 @@ def to_spec(
         tensors=tuple(tensors),
         layers=gguf_layers(architecture, metadata, tensors),
         metadata=metadata,
+        metadata_types=types or {},
         hidden_elements=_positive(metadata.get(f"{architecture}.embedding_length")),
         n_vocab=vocabulary.count
         if isinstance(vocabulary, StringArray)
@@ -170,7 +175,7 @@ def parse_header(file: ByteFile, file_index: int = 0) -> Header:
     entries = parser.tensor_table(n_tensors)
     tensors = parser.place(entries, alignment, file_index)
     end = tensors[-1].offset_bytes + tensors[-1].n_bytes if tensors else 0
-    return Header(metadata, tensors, parser.pos, max(end - file.size_bytes, 0))
+    return Header(metadata, tensors, parser.pos, max(end - file.size_bytes, 0), parser.types)
 
 
 _LEAP = 512  #: strings
@@ -211,6 +216,7 @@ class _Parser:
         self.pos = 0
         self.n_kept = 0
         self.layout = _LITTLE
+        self.types: dict[str, str] = {}
 
     # -- pieces -------------------------------------------------------------------------------------------
 
@@ -298,22 +304,23 @@ class _Parser:
                 raise self.fail("an empty metadata key", at)
             if key in metadata:
                 raise self.fail(f"metadata key {printable(key, 80)} is there twice", at)
-            metadata[key] = self.value(printable(key, 80))
+            metadata[key], self.types[key] = self.value(printable(key, 80))
         return metadata
 
-    def value(self, key: str) -> object:
+    def value(self, key: str) -> tuple[object, str]:
+        """A value, and the name of its type."""
         at = self.pos
         (kind,) = self.take(self.layout.u32, f"the type of {key}")
         if kind == _STRING:
-            return self.string(key, MAX_STRING_BYTES)
+            return self.string(key, MAX_STRING_BYTES), ELEMENT_NAMES[kind]
         if kind == _ARRAY:
             return self.array(key)
         scalar = self.layout.scalars.get(kind)
         if scalar is None:
             raise self.fail(f"{key} has the unknown type {kind}", at)
-        return self.take(scalar, key)[0]
+        return self.take(scalar, key)[0], ELEMENT_NAMES[kind]
 
-    def array(self, key: str) -> object:
+    def array(self, key: str) -> tuple[object, str]:
         at = self.pos
         kind, count = self.take(self.layout.array, f"the array {key}")
         if kind == _ARRAY:
@@ -325,14 +332,15 @@ class _Parser:
             raise self.short(f"{key}, an array of {count},", count * size, at + 4)
         if kind == _STRING:
             self.skip_strings(count, key)
-            return StringArray(count=count, element_type="str")
+            return StringArray(count=count, element_type="str"), "str[]"
+        name = ELEMENT_NAMES[kind]
         if count > MAX_KEPT or self.n_kept + count > MAX_KEPT_IN_ALL:
             self.pos += count * size
-            return StringArray(count=count, element_type=ELEMENT_NAMES[kind])
+            return StringArray(count=count, element_type=name), f"{name}[]"
         start = self.window(count * size)
         self.pos += count * size
         self.n_kept += count
-        return struct.unpack_from(f"{self.layout.order}{count}{_CODES[kind]}", self.data, start)
+        return struct.unpack_from(f"{self.layout.order}{count}{_CODES[kind]}", self.data, start), f"{name}[]"
 
     def skip_strings(self, count: int, key: str) -> None:
         """Step over `count` strings: vocabularies have half a million, so no more is done for each than must be."""
@@ -369,9 +377,10 @@ class _Parser:
             self.pos += length
 
     def alignment(self, metadata: Mapping[str, object]) -> int:
-        value = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
-        if type(value) is not int or value <= 0 or value & (value - 1) or value >> 32:
-            raise self.fail(f"{ALIGNMENT_KEY} is {printable(str(value), 40)}, which is not a power of two", self.pos)
+        value, kind = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT), self.types.get(ALIGNMENT_KEY, "u32")
+        if type(value) is not int or kind != "u32" or value <= 0 or value & (value - 1):
+            shown = printable(str(value), 40)
+            raise self.fail(f"{ALIGNMENT_KEY} is {kind} {shown}, which is not a power of two of type u32", self.pos)
         return value
 
     def tensor_table(self, n_tensors: int) -> list[_Entry]:

@@ -27,6 +27,7 @@ from autofit_llama.engine.vocabulary import KV_TYPES
 from autofit_llama.launch.defaults import launch_of
 from autofit_llama.launch.findings import findings_of
 from autofit_llama.launch.margins import margins_of
+from autofit_llama.loading.check import check_loads
 from autofit_llama.memory.estimate import Run, allocated_compute, size
 from autofit_llama.model.known import check_architectures
 from autofit_llama.model.metadata import overridden
@@ -164,6 +165,7 @@ class LlamaBackend(Backend):
         model = overridden(model, settings.kv_overrides)
         findings += check_architectures(model, version, named=request.engine_version is not None)
         sized = size(model)
+        findings += check_loads(model, version)
 
         # an import that plans do without
         from autofit_llama.launch.changes import changes_of, chosen_by_engine, fit_report

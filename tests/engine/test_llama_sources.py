@@ -24,3 +24,9 @@ def test_nothing_cited_differs() -> None:
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 changed, 0 gone, " in done.stdout
+
+
+def test_the_tensors_asked_for_are_those_of_the_source() -> None:
+    argv = [sys.executable, "tools/gen/llama_tensors.py", str(TREES[-1]), "--check"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr

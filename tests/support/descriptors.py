@@ -100,10 +100,19 @@ def build(shards: list[dict[str, Any]], paths: list[str]) -> ModelSpec:
         tensors=tuple(tensors),
         layers=(),
         metadata=metadata,
+        metadata_types={key: type_name(kind) for key, kind, _ in shards[0]["kv"]},
         hidden_elements=metadata.get(f"{arch}.embedding_length"),  # type: ignore[arg-type]
         n_vocab=tokens.count if isinstance(tokens, StringArray) else None,
         context_train_tokens=metadata.get(f"{arch}.context_length"),  # type: ignore[arg-type]
     )
+
+
+def type_name(kind: int | str) -> str:
+    """A type as `ModelSpec.metadata_types` has it."""
+    if isinstance(kind, str) and kind.startswith("array:"):
+        element = kind.removeprefix("array:")
+        return f"{element if element == 'str' else _ELEMENTS[int(element)]}[]"
+    return kind if isinstance(kind, str) else _ELEMENTS[kind]
 
 
 def _value(kind: int | str, value: Any) -> object:

@@ -24,6 +24,7 @@ OWN = {
     "engine-version-newer": Code("warning", "the engine is newer than the newest that autofit knows"),
     "engine-version-older": Code("warning", "the engine is older than the oldest whose memory is known"),
     "engine-version-uncertain": Code("info", "the engine's build number is unknown"),
+    "file-may-be-refused": Code("warning", "the file is one that the build which is known best refuses to load"),
     "experimental-split": Code("info", "-sm tensor is experimental in llama.cpp"),
     "inputs-one-micro-batch": Code("warning", "inputs longer than a micro-batch are rejected"),
     "large-prompt-cache": Code("info", "memory runs short once the prompt cache reaches its limit"),

@@ -28,6 +28,7 @@ from autofit_llama.model.metadata_reader import KEYS, HParamsDraft, Metadata, wo
 from autofit_llama.model.rules import (
     recurrent_interval,
 )
+from autofit_llama.model.validate import MAX_FIGURE
 
 POOLED_KEYS = Change(
     without=11311,
@@ -421,6 +422,12 @@ def _load_qwen4exp(d: HParamsDraft, meta: Metadata) -> None:
             meta.refuse("ple.ngram_size", "or heads_per_ngram is out of range")
         if d.ple_conv_kernel == 0 or d.n_embd_per_layer == 0:
             meta.refuse("ple.conv_kernel", "or embedding_length_per_layer_input is 0")
+        meta.wide("ple.layer_multipliers", d.ple_ngram_size)
+        d.ple_head_offsets = meta.wide("ple.head_offsets", d.ple_n_heads)
+        d.ple_head_vocab_sizes = meta.wide("ple.head_vocab_sizes", d.ple_n_heads)
+        for offset, n_rows in zip(d.ple_head_offsets, d.ple_head_vocab_sizes, strict=True):
+            if n_rows == 0 or offset + n_rows > MAX_FIGURE:
+                meta.refuse("ple.head_vocab_sizes", f"holds {n_rows} after row {offset}")
 
 
 def _indexed(hp: HParams, ctx: Context, wanted: Filter) -> tuple[Cache, ...]:

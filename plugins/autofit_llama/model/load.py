@@ -6,7 +6,6 @@ What an architecture reads and adds by itself (load_arch_hparams) is in its reco
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from autofit.domain.model import ModelSpec
 from autofit.domain.values import fields
@@ -56,6 +55,13 @@ def read_hparams(model: ModelSpec) -> HParams:
         CorruptModelError: a key is missing, has the wrong type or a value that the engine's loader rejects.
         UnsupportedModelError: llama.cpp names the architecture but cannot load it as a language model.
     """
+    draft = draft_of(model)
+    read_ones = vars(draft)
+    return validate(HParams(**{field.name: read_ones[field.name] for field in fields(HParams)}), model)
+
+
+def draft_of(model: ModelSpec) -> HParamsDraft:
+    """All that the engine reads, also what only its loader asks about; raises as `read_hparams` does."""
     meta = Metadata(model)
     if meta.arch == "clip":
         raise UnsupportedModelError(
@@ -66,7 +72,8 @@ def read_hparams(model: ModelSpec) -> HParams:
     read(d, meta, arch.hparams.fields)
     for rule in arch.hparams.rules:
         rule(d, meta)
-    return validate(HParams(**_finish(d, arch)), model)
+    _finish(d, arch)
+    return d
 
 
 def _base(meta: Metadata, arch: Architecture) -> HParamsDraft:
@@ -165,7 +172,7 @@ _PER_LAYER: Mapping[str, object] = {
 }  # fmt: skip
 
 
-def _finish(d: HParamsDraft, arch: Architecture) -> dict[str, Any]:
+def _finish(d: HParamsDraft, arch: Architecture) -> None:
     for field, fill in _PER_LAYER.items():
         values = fit(getattr(d, field), d.n_layer_all, fill)
         setattr(d, field, tuple(map(bool, values)) if isinstance(fill, bool) else tuple(values))
@@ -173,5 +180,3 @@ def _finish(d: HParamsDraft, arch: Architecture) -> dict[str, Any]:
     d.rope_type = arch.rope if isinstance(arch.rope, str) else arch.rope(d)
     d.n_embd_inp = d.n_embd_inp or d.n_embd * (1 + d.n_deepstack_layers)
     d.known = is_known(d.arch)
-    read_ones = vars(d)
-    return {field.name: read_ones[field.name] for field in fields(HParams)}

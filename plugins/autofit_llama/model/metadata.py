@@ -21,14 +21,16 @@ def overridden(model: ModelSpec, overrides: Sequence[str]) -> ModelSpec:
     """
     if not overrides:
         return model
-    metadata = dict(model.metadata)
+    metadata, types = dict(model.metadata), dict(model.metadata_types)
     for text in overrides:
         key, value = parse_override(text)
         if key not in metadata or type(metadata[key]) is type(value):
             metadata[key] = value
+            types.pop(key, None)
     architecture = metadata.get("general.architecture")
     return replace(
         model,
         metadata=metadata,
+        metadata_types=types,
         architecture=architecture if isinstance(architecture, str) else model.architecture,
     )

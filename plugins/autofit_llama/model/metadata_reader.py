@@ -21,6 +21,10 @@ _U32 = 1 << 32
 Kind = Literal["int", "float", "bool", "str", "layers", "trunk", "floats", "flags", "ints", "four"]
 
 
+_NAMES = {"float": "f32", "bool": "bool", "str": "str"}
+_LISTS = ("u32[]", "i32[]", "bool[]")  #: what get_arr puts into an std::array of 32-bit numbers
+
+
 def words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
@@ -160,6 +164,7 @@ class Metadata:
 
     def __init__(self, model: ModelSpec) -> None:
         self._metadata = model.metadata
+        self._types = model.metadata_types
         self._path = model.files[0].path if model.files else model.name
         self.tensor_names = frozenset(tensor.name for tensor in model.tensors if ".nextn." in tensor.name)
         self.arch = model.architecture
@@ -170,6 +175,12 @@ class Metadata:
     def get(self, key: str) -> object:
         return self._metadata.get(f"{self.arch}.{key}")
 
+    def hold(self, key: str, *expected: str) -> None:
+        """Refuse a value that the file has with another type than one of these (get_key, get_arr)."""
+        found = self._types.get(f"{self.arch}.{key}")
+        if found is not None and found not in expected:
+            self.refuse(key, f"is {found} {_shown(self.get(key))}, the engine expects {' or '.join(expected)}")
+
     def number(self, key: str, *, default: int | None = None) -> int:
         """A uint32. `default`: what a missing key means; without one it is refused."""
         value = self.get(key)
@@ -177,6 +188,7 @@ class Metadata:
             if default is None:
                 self.refuse(key, "is missing")
             return default
+        self.hold(key, "u32")
         if type(value) is not int or not 0 <= value < _U32:
             self.refuse(key, f"is not an unsigned 32-bit number: {value!r:.40}")
         return value
@@ -191,19 +203,29 @@ class Metadata:
                 return self.number(key)
             case "float" | "bool" | "str":
                 expected = {"float": float, "bool": bool, "str": str}[kind]
+                self.hold(key, _NAMES[kind])
                 if type(value) is not expected:
                     self.refuse(key, f"is not a {kind}: {value!r:.40}")
                 return value
             case "four":
+                self.hold(key, "i32", *_LISTS)
                 return (*self._per_layer(key, value, 4, int),)
             case "layers":
+                self.hold(key, "u32", *_LISTS)
                 return self._per_layer(key, value, n_layer_all, int)
             case "trunk":
+                self.hold(key, "u32", *_LISTS)
                 return self._per_layer(key, value, n_layer, int)
             case "floats":
+                self.hold(key, "f32", "f32[]")
                 return self._per_layer(key, value, n_layer_all, float)
             case "flags" | "ints":
-                return self._array(key, value, int) if isinstance(value, tuple) else None
+                if isinstance(value, StringArray):
+                    self.refuse(key, f"has {value.count} entries of {value.element_type}, not numbers of {MAX_LAYERS}")
+                if not isinstance(value, tuple):
+                    return None
+                self.hold(key, *_LISTS)
+                return self._array(key, value, int)
 
     def _per_layer(self, key: str, value: object, n: int, element: type) -> list[Any]:
         # src/llama-model-loader.cpp:get_key_or_arr: one value for all, or exactly n of them; truth values are
@@ -226,6 +248,17 @@ class Metadata:
                 self.refuse(key, f"holds {item!r:.40}, not {element.__name__}")
         return list(value)
 
+    def wide(self, key: str, n: int) -> tuple[int, ...]:
+        """`n` numbers of 64 bits without a sign."""
+        value = self.get(key)
+        self.hold(key, "u64[]")
+        if not isinstance(value, tuple) or len(value) != n:
+            self.refuse(key, f"is not an array of {n}")
+        for item in value:
+            if type(item) is not int or item < 0:
+                self.refuse(key, f"holds {item!r:.40}, not an unsigned 64-bit number")
+        return value
+
     def count(self, key: str) -> int | None:
         """The length of an array, also of one that was skipped."""
         value = self.get(key)
@@ -244,6 +277,10 @@ class Metadata:
         if isinstance(tokens, tuple):
             return len(tokens)
         return self.number("vocab_size", default=0)
+
+
+def _shown(value: object) -> str:
+    return f"of {len(value)}" if isinstance(value, tuple) else f"{value!r:.40}"
 
 
 def fit(values: Sequence[Any], n: int, fill: Any = False) -> list[Any]:

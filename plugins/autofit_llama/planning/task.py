@@ -16,6 +16,7 @@ from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.vocabulary import POOLING_NONE, POOLING_RANK
 from autofit_llama.launch.defaults import SERVERS, launch_of
 from autofit_llama.launch.margins import margins_of
+from autofit_llama.loading.check import check_loads
 from autofit_llama.memory.estimate import size
 from autofit_llama.memory.layout import Sized
 from autofit_llama.model.architecture import architecture_of
@@ -191,6 +192,7 @@ def task_of(command: Command, model: ModelSpec, machine: Machine, request: Reque
     given = pins.settings
     model = overridden(model, given.kv_overrides)
     unsure = check_architectures(model, pins.version, named=request.engine_version is not None)
+    unsure += check_loads(model, pins.version)
     pins = replace(pins, findings=(*pins.findings, *unsure)) if unsure else pins
     sized = size(model)
     check_pins(pins, request, machine, sized.hparams)
