@@ -17,7 +17,6 @@ from autofit.host import resolve as resolve_ref
 from autofit.references import beside, find, locate, missing, read, with_companions, written_as
 from autofit.settings.layers import HERE, Options, Surroundings
 from autofit.settings.options import BY_NAME, CHECKED, OWN
-from autofit.text.launchers import ASSIGNMENT, Wrapped, unwrap
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from autofit.domain.ram import Ram
     from autofit.hardware.installed import Engine
     from autofit.settings.keywords import CheckOptions, PlanOptions
+    from autofit.text.launchers import Wrapped
 
 MAX_SETTINGS_BYTES = 1 << 20
 _HIDES = ("_VISIBLE_DEVICES", "_DEVICE_ORDER")  #: ends of variables that choose devices, or number them
@@ -293,6 +293,7 @@ def check(
         UsageError: no backend understands the command. EngineRefusalError: the engine would refuse it.
     """
     from autofit.settings.request import to_request
+    from autofit.text.launchers import unwrap
 
     assigned, rest = split_assignments(_arguments("check()", argv))
     wrapped = unwrap(rest)
@@ -378,6 +379,8 @@ def _for_engine(plan: Plan, engine: Engine, backend: Backend, notes: Sequence[Fi
 
 def split_assignments(words: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """The variables that a command sets before its program, as a shell or `env` does, and the command itself."""
+    from autofit.text.launchers import ASSIGNMENT
+
     rest = tuple(words)
     if rest[:1] == ("env",) and not "".join(rest[1:2]).startswith("-"):
         rest = rest[1:]

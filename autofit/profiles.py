@@ -59,6 +59,17 @@ def files(kind: Kind, extra_dirs: Iterable[str | Path] = ()) -> dict[str, Path]:
     return found
 
 
+def find_file(kind: Kind, name: str, extra_dirs: Iterable[str | Path] = ()) -> Path | None:
+    """The file that `files` has under this very name, if any."""
+    for directory in search_dirs(kind, extra_dirs):
+        try:
+            if f"{name}.toml" in {entry.name for entry in os.scandir(directory)}:
+                return directory / f"{name}.toml"
+        except OSError:
+            continue
+    return None
+
+
 def read_text(path: Path, error: type[AutofitError] = UsageError) -> str:
     """The text of a profile.
 

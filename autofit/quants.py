@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.names import is_elsewhere
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate, parse_size
 from autofit.domain.values import dataclass, replace
@@ -43,7 +44,7 @@ FEW_BITS = 3.5  #: per weight; below, a form in RAM is the last resort
 IN_RAM_TOKENS = 16_384  #: the context for which a form is planned that does not fit on the devices
 #: names of a model's files differ by the quantization alone, at the end and behind one of these
 _SEPARATORS = "-._"
-_SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)", re.ASCII)
+_SHARD = lazy_pattern(r"-\d{5}-of-\d{5}(?=\.gguf$)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.values import NamedTuple
 
 HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
@@ -12,10 +13,10 @@ FILE_SUFFIXES = (".gguf", ".safetensors", ".json")
 MAX_NAME = 1024  #: characters of a whole name
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
-_REPOSITORY = re.compile(rf"(?:{_PART}/)?{_PART}")
-_BARE = re.compile(rf"{_PART}/{_PART}(?<!\.gguf)(?<!\.json)(?<!\.safetensors)")
-_CHOICE = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?")
-_REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./-]{0,198}[A-Za-z0-9_])?")
+_REPOSITORY = lazy_pattern(rf"(?:{_PART}/)?{_PART}")
+_BARE = lazy_pattern(rf"{_PART}/{_PART}(?<!\.gguf)(?<!\.json)(?<!\.safetensors)")
+_CHOICE = lazy_pattern(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?")
+_REVISION = lazy_pattern(r"[A-Za-z0-9_](?:[A-Za-z0-9_./-]{0,198}[A-Za-z0-9_])?")
 
 
 class HubName(NamedTuple):

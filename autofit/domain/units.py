@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from autofit.domain.patterns import lazy_pattern
 from autofit.errors import UsageError
 
 KIB = 1 << 10
@@ -19,7 +20,7 @@ _UNITS = {
     "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12, "tb": 10**12,
     "kib": KIB, "mib": MIB, "gib": GIB, "tib": 1 << 40,
 }  # fmt: skip
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*", re.ASCII)
+_SIZE = lazy_pattern(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*", re.ASCII)
 MAX_BYTES = 1 << 60
 LEAST_BARE_BYTES = MIB
 

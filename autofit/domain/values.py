@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 __all__ = ["MISSING", "NamedTuple", "dataclass", "field", "fields", "is_dataclass", "replace"]
 
 _T = TypeVar("_T")
-_UNCOMPILED = 4  #: instances made without a compiled `__init__` or `__new__`: most classes never need more
+_UNCOMPILED = 64  #: instances made without a compiled `__init__`: compiling takes as long as it saves for so many
+_UNCOMPILED_TUPLES = 16  #: the same of named tuples
 
 if TYPE_CHECKING:
     from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
@@ -57,9 +58,12 @@ else:
         Raises:
             TypeError: it is no dataclass.
         """
-        own = getattr(class_or_instance, "__fields__", None)
-        if own is not None:
-            return own
+        cls = class_or_instance if isinstance(class_or_instance, type) else type(class_or_instance)
+        for own in map(vars, cls.__mro__):
+            if "__fields__" in own:
+                return own["__fields__"]
+            if "__dataclass_fields__" in own:
+                break
         import dataclasses
 
         return dataclasses.fields(class_or_instance)
@@ -236,7 +240,14 @@ def _first_init(cls: type[Any], frozen: bool) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **given: Any) -> None:
         nonlocal left
         left -= 1
-        if left < 0 or args or not _set_plainly(self, fields(cls), given):
+        if args:
+            names = [f.name for f in cls.__fields__ if f.init and not f.kw_only]
+            in_order = dict(zip(names, args, strict=False))
+            known = len(args) <= len(names) and not in_order.keys() & given.keys()
+            given_all = {**in_order, **given}
+        else:
+            known, given_all = True, given
+        if left < 0 or not known or not _set_plainly(self, cls.__fields__, given_all):
             cls.__init__ = _init(cls, frozen)
             cls.__init__(self, *args, **given)
 
@@ -247,17 +258,17 @@ def _set_plainly(self: Any, known: tuple[Any, ...], given: dict[str, Any]) -> bo
     """Whether `given` were fields and no field is left without a value; if so, all are set."""
     n_given = 0
     for f in known:
-        if not f.init:
-            return False
-        if f.name in given:
+        if f.init and f.name in given:
             value = given[f.name]
             n_given += 1
         elif f.default is not MISSING:
             value = f.default
         elif f.default_factory is not MISSING:
             value = f.default_factory()
-        else:
+        elif f.init:
             return False
+        else:
+            continue
         object.__setattr__(self, f.name, value)
     if n_given != len(given):
         return False
@@ -387,7 +398,7 @@ except ImportError:  # as `collections` has it for other Pythons
 
 def _first_new(cls: type[Any], names: tuple[str, ...], defaults: dict[str, Any]) -> Callable[..., Any]:
     """A `__new__` that fills the tuple itself, until compiling one pays."""
-    left = _UNCOMPILED
+    left = _UNCOMPILED_TUPLES
 
     def __new__(made: Any, /, *args: Any, **given: Any) -> Any:
         nonlocal left

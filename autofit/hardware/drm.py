@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.values import dataclass
 from autofit.hardware.facts import number, pcie_bytes_per_s
 from autofit.hardware.system import System
@@ -83,7 +84,7 @@ def users(system: System, pci: str) -> dict[int, int] | None:
     return held
 
 
-_OWN_MEMORY = re.compile(r"drm-resident-(?:vram|local)\d*|drm-memory-vram")
+_OWN_MEMORY = lazy_pattern(r"drm-resident-(?:vram|local)\d*|drm-memory-vram")
 
 
 def _fdinfo(text: str) -> dict[str, str]:

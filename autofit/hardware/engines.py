@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import re
-
 from autofit.domain.machine import HOST_POOL, Api, Device, Host
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.units import MIB
 from autofit.hardware.facts import Facts, enrich
@@ -25,7 +24,7 @@ APIS: dict[str, Api] = {
     "CANN": "cann",
     "RPC": "rpc",
 }
-_LINE = re.compile(r"\s*([A-Za-z]+)(\d*)(?:\[[^\]]*\])?: (.*) \((\d{1,9}) MiB, (\d{1,9}) MiB free\)\s*")
+_LINE = lazy_pattern(r"\s*([A-Za-z]+)(\d*)(?:\[[^\]]*\])?: (.*) \((\d{1,9}) MiB, (\d{1,9}) MiB free\)\s*")
 
 
 def find(system: System, host: Host) -> Facts:

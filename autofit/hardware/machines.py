@@ -15,23 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from autofit.domain.machine import HOST_POOL, Device, Host, Link, Machine
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.ram import Ram, parse_ram
 from autofit.domain.text import printable
 from autofit.domain.units import GIB, format_bytes, parse_size
 from autofit.domain.values import dataclass, replace
 from autofit.errors import HardwareError, UnknownHardwareError
-from autofit.hardware import mig, names
+from autofit.hardware import names
 from autofit.hardware.catalog import FIGURES, Profile, listed, load_profile, read_profile
-from autofit.hardware.record import machine_from_json
-from autofit.hardware.working_set import working_set_bytes
-from autofit.profiles import files, read_text
+from autofit.profiles import files, find_file, read_text
 
 MAX_DEVICES = 256
-_COUNT_FIRST = re.compile(r"(\d{1,3})\s*[x×*]\s*(.+)", re.IGNORECASE)
-_COUNT_LAST = re.compile(r"(.+?)\s*(?:\*|×|\bx|(?<=\d)x)\s*(\d{1,3})", re.IGNORECASE)
-_API = re.compile(r"@([^:@]*)(?=:|$)")
+_COUNT_FIRST = lazy_pattern(r"(\d{1,3})\s*[x×*]\s*(.+)", re.IGNORECASE)
+_COUNT_LAST = lazy_pattern(r"(.+?)\s*(?:\*|×|\bx|(?<=\d)x)\s*(\d{1,3})", re.IGNORECASE)
+_API = lazy_pattern(r"@([^:@]*)(?=:|$)")
 _DRIVEN_BY_VULKAN = ("cuda", "rocm", "sycl", "vulkan")
-_SIZED_NAME = re.compile(r"(.+?)[\s_-]+(\d{1,4})\s*gi?b", re.IGNORECASE)
+_SIZED_NAME = lazy_pattern(r"(.+?)[\s_-]+(\d{1,4})\s*gi?b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +69,7 @@ def load_machine(
     if len(each) > MAX_DEVICES:
         raise UnknownHardwareError(f"{len(each)} devices; at most {MAX_DEVICES} are planned for")
     if len(each) == 1 and _is_path(each[0]) and each[0].lower().endswith(".json"):
-        recorded = machine_from_json(read_text(Path(each[0]), HardwareError), each[0])
+        recorded = _recorded(each[0])
         return replace(_with_ram(recorded, memory), origin="file")
     parts = [_part(name, memory, dirs) for name in each]
     hosts = [part for part in parts if part.host is not None]
@@ -207,7 +206,7 @@ def _of_name(wanted: str, memory: Ram | None, dirs: tuple[str | Path, ...]) -> _
         return _Part(devices=(), name="cpu", sources={})
     if _is_path(name):
         if name.lower().endswith(".json"):
-            machine = machine_from_json(read_text(Path(name), HardwareError), name)
+            machine = _recorded(name)
             return _Part(
                 devices=machine.devices,
                 host=machine.host,
@@ -234,6 +233,13 @@ def _of_name(wanted: str, memory: Ram | None, dirs: tuple[str | Path, ...]) -> _
     return _Part(devices=(device,), name=device.name, findings=findings, sources=_sources("0", profile))
 
 
+def _recorded(path: str) -> Machine:
+    """The machine that a JSON file describes."""
+    from autofit.hardware.record import machine_from_json
+
+    return machine_from_json(read_text(Path(path), HardwareError), path)
+
+
 def _split_size(wanted: str) -> tuple[str, int | None]:
     """`rtx-4070-ti:11GiB` -> the name and the free bytes; the colon of a Windows drive is no separator."""
     name, colon, size = wanted.rpartition(":")
@@ -253,6 +259,10 @@ def _named(name: str, size_bytes: int | None, dirs: tuple[str | Path, ...]) -> t
 
     Of cards that differ in memory alone, `size_bytes` chooses: `rtx-3080:10GiB`.
     """
+    if (path := find_file("hardware", name, dirs)) is not None:
+        return read_profile(path), None
+    from autofit.hardware import mig
+
     if (instance := mig.find(name, dirs)) is not None:
         return instance, None
     sized = _SIZED_NAME.fullmatch(name)
@@ -348,6 +358,8 @@ def _shared_bytes(table: Mapping[str, Any], host: Host | None) -> int:
     if table.get("memory_total_bytes") is not None:
         return int(min(table["memory_total_bytes"], host.total_bytes))
     if table["api"] == "metal":
+        from autofit.hardware.working_set import working_set_bytes
+
         return working_set_bytes(host.total_bytes)
     return int(host.total_bytes * table.get("memory_host_fraction", 1.0))
 

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.units import GIB, MIB
 from autofit.errors import UnknownHardwareError
 from autofit.hardware import names
 from autofit.hardware.catalog import Profile, read_profile
 
-_NAME = re.compile(r"(.+?)[\s_-]+(?:mig[\s_-]+)?(\d)g[._](\d{1,3})gb(?:[+._](?:me|gfx))*", re.IGNORECASE)
+_NAME = lazy_pattern(r"(.+?)[\s_-]+(?:mig[\s_-]+)?(\d)g[._](\d{1,3})gb(?:[+._](?:me|gfx))*", re.IGNORECASE)
 MEMORY_SLICES = {1: (1, 2), 2: (2,), 3: (4,), 4: (4,), 7: (8,)}
 """Slices of compute -> slices of memory, of eight."""
 SMALL_MEMORY_SLICES = {1: (1,), 2: (2,), 4: (4,)}

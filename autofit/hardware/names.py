@@ -11,20 +11,21 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.errors import HardwareError, UnknownHardwareError
-from autofit.profiles import files, read_text
+from autofit.profiles import files, find_file, read_text
 
-_NOISE = re.compile(
+_NOISE = lazy_pattern(
     r"\((?:r|tm|c)\)|[®™]|\b(?:nvidia|geforce|amd|radeon|intel|apple|tesla|graphics|accelerator|corporation|gpu|inc)\b"
 )
 #: what people leave out: `3090`, `a770`, `p5.48xlarge`
-_FAMILY = re.compile(r"^(?:rtx|gtx|rx|arcpro|arc|aws|gcp|azure)")
-_SIZED_STEM = re.compile(r"(.+)-\d+gb(?:-pcie)?")
-_ALIASES = re.compile(r"^aliases\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOTALL)
-_PCI_IDS = re.compile(r"^pci_ids\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOTALL)
-_NAME = re.compile(r'^name\s*=\s*"([^"]*)"', re.MULTILINE)
-_QUOTED = re.compile(r'"([^"]*)"')
+_FAMILY = lazy_pattern(r"^(?:rtx|gtx|rx|arcpro|arc|aws|gcp|azure)")
+_SIZED_STEM = lazy_pattern(r"(.+)-\d+gb(?:-pcie)?")
+_ALIASES = lazy_pattern(r"^aliases\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOTALL)
+_PCI_IDS = lazy_pattern(r"^pci_ids\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOTALL)
+_NAME = lazy_pattern(r'^name\s*=\s*"([^"]*)"', re.MULTILINE)
+_QUOTED = lazy_pattern(r'"([^"]*)"')
 
 
 def key_of(name: str) -> str:
@@ -36,10 +37,10 @@ def key_of(name: str) -> str:
 
 def find(name: str, extra_dirs: Iterable[str | Path] = ()) -> dict[str, Path]:
     """The profiles a name means: none, one, or several that differ in memory. Name -> file."""
-    known = files("hardware", extra_dirs)
-    if name in known:
-        return {name: known[name]}
-    key = key_of(name)
+    extra_dirs = tuple(extra_dirs)
+    if (path := find_file("hardware", name, extra_dirs)) is not None:
+        return {name: path}
+    known, key = files("hardware", extra_dirs), key_of(name)
     return (
         {stem: path for stem, path in known.items() if key in _keys(stem)}
         or {stem: path for stem, path in known.items() if key in alias_keys(path)}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from autofit.domain.machine import HOST_POOL, Device, Holder, Host, Link, Machine
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.values import MISSING, fields, is_dataclass
 from autofit.errors import HardwareError
@@ -15,7 +16,7 @@ from autofit.errors import HardwareError
 SCHEMA = 1
 MAX_DEVICES = 256
 MAX_TEXT = 4000  #: characters
-_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+_ID = lazy_pattern(r"[\w.:-]{1,64}", re.ASCII)
 
 
 def machine_to_dict(machine: Machine) -> dict[str, Any]:

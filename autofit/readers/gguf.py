@@ -17,6 +17,7 @@ from typing import Any
 
 from autofit.domain.dtypes import GGML_TYPES, REMOVED_GGML_TYPES
 from autofit.domain.model import ByteFile, ModelFile, ModelSpec, Storage, StringArray, TensorInfo
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.values import NamedTuple
 from autofit.errors import CorruptModelError, IncompleteModelError
@@ -52,7 +53,7 @@ ELEMENT_NAMES = {
 _STRING, _ARRAY = 8, 9
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _OLD_MAGICS = {b"lmgg", b"tjgg", b"fmgg", b"algg"}  # GGML, GGJT, GGMF and GGLA, stored as little-endian words
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL | re.ASCII)
+_SHARD = lazy_pattern(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL | re.ASCII)
 
 
 class Header(NamedTuple):

@@ -7,22 +7,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autofit.domain.model import FeedForwardKind, LayerSpec, Mixer, TensorInfo
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.values import NamedTuple
 
 MAX_LAYERS = 4096  #: blocks that a configuration alone may claim
 MAX_FIGURE = 1 << 40  #: what a figure of a configuration must be below to be believed
 
-_BLOCK = re.compile(r"(?:(.*?)\.)?(\d{1,5})\.(.+)", re.ASCII | re.DOTALL)
-_EXPERT = re.compile(r"(^|\.)experts\.|_experts?\.\d")
-_MIXING = re.compile(
+_BLOCK = lazy_pattern(r"(?:(.*?)\.)?(\d{1,5})\.(.+)", re.ASCII | re.DOTALL)
+_EXPERT = lazy_pattern(r"(^|\.)experts\.|_experts?\.\d")
+_MIXING = lazy_pattern(
     r"(^|\.)(self_attn|self_attention|attn|attention|cross_attn|linear_attn|mixer|mamba|ssm|conv|short_conv"
     r"|time_mix\w*|temporal_block|SelfAttention|EncDecAttention)\."
 )
-_FEEDING = re.compile(
+_FEEDING = lazy_pattern(
     r"(^|\.)(mlp|ffn|feed_forward|ff|block_sparse_moe|moe|shared_experts?|shared_mlp|router|gate"
     r"|DenseReluDense|fc1|fc2)(\.|$)"
 )
-_RECURRENT = re.compile(r"A_log|conv1d|dt_proj|in_proj_qkvz|time_mix|\bssm\b")
+_RECURRENT = lazy_pattern(r"A_log|conv1d|dt_proj|in_proj_qkvz|time_mix|\bssm\b")
 _KINDS: dict[str, Mixer] = {
     "full_attention": "full", "attention": "full", "global": "full", "hybrid": "full",
     "sliding_attention": "sliding", "local": "sliding", "chunked_attention": "chunked",

@@ -19,6 +19,7 @@ from typing import Any
 
 from autofit.domain.dtypes import SAFETENSORS_BITS
 from autofit.domain.model import ByteFile, ModelFile, ModelSpec, Storage, TensorInfo
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.values import NamedTuple, replace
 from autofit.errors import CorruptModelError, IncompleteModelError, ModelError, ModelNotFoundError
@@ -38,7 +39,7 @@ INDEX_SUFFIX = ".safetensors.index.json"
 _ENTRY = itemgetter("dtype", "shape", "data_offsets")
 #: of a `TensorInfo`: positions are read at half the time of names
 _NAME, _N_BYTES, _FILE, _OFFSET = itemgetter(0), itemgetter(3), itemgetter(4), itemgetter(5)
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5,6})\.safetensors", re.DOTALL | re.ASCII)
+_SHARD = lazy_pattern(r"(.+)-(\d{5})-of-(\d{5,6})\.safetensors", re.DOTALL | re.ASCII)
 
 
 class Header(NamedTuple):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.values import NamedTuple
 from autofit.errors import ModelError, ModelNotFoundError, RemoteError
@@ -21,8 +22,8 @@ MAX_HEAD_BYTES = 1 << 27  #: of one file; readers accept less
 MAX_HEADS_BYTES = 1 << 28  #: of all files of a model
 N_THREADS = 16
 STEP_BYTES = 1 << 17
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.ASCII)
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHARD = lazy_pattern(r"-\d{5}-of-\d{5}\.gguf$", re.ASCII)
+_SHA256 = lazy_pattern(r"[0-9a-f]{64}")
 
 
 class Listed(NamedTuple):

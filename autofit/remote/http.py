@@ -15,6 +15,7 @@ from contextlib import suppress
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.values import NamedTuple
 from autofit.errors import ModelNotFoundError, RemoteError
@@ -29,7 +30,7 @@ MAX_SIZE_BYTES = 1 << 50  #: of a file that a server may claim to have
 _CHUNK_BYTES = 1 << 16
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PASSING = (429, 500, 502, 503, 504)
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
+_CONTENT_RANGE = lazy_pattern(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
 
 _Failure = (OSError, http.client.HTTPException)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from autofit.domain.model import FeedForwardKind, LayerSpec, Mixer, ModelFile, ModelSpec, StringArray, TensorInfo
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.values import MISSING, fields
 from autofit.reports.scrub import scrub_json
 
@@ -15,8 +16,8 @@ MAX_LAYERS = 1 << 14
 _FORMATS = ("gguf", "safetensors", "config")
 _FIGURES = ("hidden_elements", "n_vocab", "context_train_tokens")
 _LAYER = {field.name: field for field in fields(LayerSpec)}
-_SHARD = re.compile(r"-\d{5}-of-\d{5,6}(?=\.)")
-_PROSE = re.compile(r"general\.(?!architecture$|type$)|tokenizer\.chat_template|_name_or_path$")
+_SHARD = lazy_pattern(r"-\d{5}-of-\d{5,6}(?=\.)")
+_PROSE = lazy_pattern(r"general\.(?!architecture$|type$)|tokenizer\.chat_template|_name_or_path$")
 
 
 def model_to_dict(model: ModelSpec) -> dict[str, Any]:

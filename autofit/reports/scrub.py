@@ -8,17 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autofit.domain.machine import Machine
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.values import replace
 
 HIDDEN = "hidden"
 MAX_CHARS = 1000  #: longer text is prose (a chat template), which no figure depends on
-_PLACE = re.compile(r"/|^~|^[A-Za-z]:\\|^\\\\|@|\.(?:gguf|safetensors|json|jinja|txt|log|pem|key|crt|ya?ml|toml|ini)$")
-_PRIVATE = re.compile(
+_PLACE = lazy_pattern(
+    r"/|^~|^[A-Za-z]:\\|^\\\\|@|\.(?:gguf|safetensors|json|jinja|txt|log|pem|key|crt|ya?ml|toml|ini)$"
+)
+_PRIVATE = lazy_pattern(
     r"-a$|.*[-_.](?:keys?|token|password|secret|auth|user(?:name)?|host(?:name)?|alias|name|headers?|cookie"
     r"|cert(?:file)?|keyfile|proxy|ur[li]|prompt|template|root(?:path)?|origins|file|dir|path|log|api)$",
     re.IGNORECASE,
 )
-_ADDRESS = re.compile(r"\b((?:\d{1,3}\.){3}\d{1,3}|localhost|[A-Za-z][\w-]*(?:\.[A-Za-z][\w-]*)+)(?=:\d+\b)")
+_ADDRESS = lazy_pattern(r"\b((?:\d{1,3}\.){3}\d{1,3}|localhost|[A-Za-z][\w-]*(?:\.[A-Za-z][\w-]*)+)(?=:\d+\b)")
 
 
 def scrub_command(words: Sequence[str], names: Mapping[str, str]) -> list[str]:

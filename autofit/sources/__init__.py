@@ -7,10 +7,11 @@ import re
 
 from autofit.domain.model import ModelFiles
 from autofit.domain.names import parse_bare
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.errors import ModelNotFoundError, UsageError
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
+_SCHEME = lazy_pattern(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
 
 
 def scheme_of(reference: str) -> str | None:

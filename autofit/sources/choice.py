@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.values import NamedTuple
 
 DEFAULT_TAGS = ("Q4_K_M", "Q8_0")  #: tried in this order where nothing was chosen
 _COMPANIONS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")  #: parts of names of files beside models
-_SPLIT = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})", re.ASCII | re.DOTALL | re.IGNORECASE)
-_TAG = re.compile(r"[-.]([A-Z0-9_]+)$", re.ASCII | re.IGNORECASE)
-_DIGITS = re.compile(r"[0-9]{1,9}", re.ASCII)
+_SPLIT = lazy_pattern(r"(.+)-([0-9]{5})-of-([0-9]{5})", re.ASCII | re.DOTALL | re.IGNORECASE)
+_TAG = lazy_pattern(r"[-.]([A-Z0-9_]+)$", re.ASCII | re.IGNORECASE)
+_DIGITS = lazy_pattern(r"[0-9]{1,9}", re.ASCII)
 
 
 class GgufModel(NamedTuple):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from urllib.parse import quote
 
 from autofit.domain.model import ModelFiles
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.errors import CorruptModelError, UsageError
 from autofit.sources.hub_cache import own_cache
@@ -17,8 +17,8 @@ TOKENS = "https://auth.docker.io/token"
 SERVICE = "registry.docker.io"
 NAMESPACE, TAG = "ai", "latest"
 _PART = r"[a-z0-9](?:[a-z0-9._-]{0,126}[a-z0-9])?"
-_NAME = re.compile(rf"(?:({_PART})/)?({_PART})(?::([A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}}))?")
-_TOKEN = re.compile(r"[\x21-\x7e]{1,8192}")
+_NAME = lazy_pattern(rf"(?:({_PART})/)?({_PART})(?::([A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}}))?")
+_TOKEN = lazy_pattern(r"[\x21-\x7e]{1,8192}")
 
 
 def find(reference: str) -> ModelFiles:

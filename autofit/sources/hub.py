@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autofit.domain.model import ModelFiles, Offer
 from autofit.domain.names import HubName, is_branch, is_file_name, parse_bare, parse_hub
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 from autofit.domain.values import NamedTuple
@@ -27,9 +28,9 @@ MAIN = "main"
 MAX_LIST_BYTES = 1 << 24  #: of one page of a list
 MAX_PAGES = 20  #: of 1,000 files each
 MAX_FILES = 20_000
-_TOKEN = re.compile(r"[\x21-\x7e]{1,512}")
-_NEXT = re.compile(r'<([^<>]+)>\s*;\s*rel="?next"?')
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TOKEN = lazy_pattern(r"[\x21-\x7e]{1,512}")
+_NEXT = lazy_pattern(r'<([^<>]+)>\s*;\s*rel="?next"?')
+_COMMIT = lazy_pattern(r"[0-9a-f]{40}")
 
 
 class Repository(NamedTuple):

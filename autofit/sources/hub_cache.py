@@ -13,6 +13,7 @@ from pathlib import Path
 
 from autofit.domain.model import StoredModel
 from autofit.domain.names import HubName
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.values import NamedTuple
 from autofit.files import read_bounded
 from autofit.sources.choice import GgufModel, choose, models_of, with_file
@@ -20,7 +21,7 @@ from autofit.sources.folders import Entry, below, files_below, folders_in, home
 
 PLACE = "Hugging Face"
 OWN_PLACE = "llama.cpp"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_COMMIT = lazy_pattern(r"[0-9a-f]{40}")
 _PREFIX = "models--"
 
 

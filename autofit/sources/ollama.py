@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from autofit.domain.model import ModelFiles, StoredModel
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.values import NamedTuple
 from autofit.errors import CorruptModelError, ModelNotFoundError, UsageError
@@ -23,7 +24,7 @@ HOST, NAMESPACE, TAG = "registry.ollama.ai", "library", "latest"
 _MODEL = "application/vnd.ollama.image.model"
 _ROLES = {"application/vnd.ollama.image.projector": "mmproj", "application/vnd.ollama.image.adapter": "lora"}
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
-_NAME = re.compile(rf"(?:(?:([A-Za-z0-9.-]+(?::\d+)?)/)?({_PART})/)?({_PART})(?::({_PART}))?")
+_NAME = lazy_pattern(rf"(?:(?:([A-Za-z0-9.-]+(?::\d+)?)/)?({_PART})/)?({_PART})(?::({_PART}))?")
 _SYSTEM = Path("/usr/share/ollama/.ollama/models")  #: of the service that its Linux installer sets up
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from autofit.domain.model import ModelFiles
 from autofit.domain.names import HUB_HOSTS, hub_of_url, is_file_name
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.errors import CorruptModelError, UsageError
 from autofit.sources import hub
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from autofit.remote.http import Piece
 
 FIRST_BYTES = 1 << 20  #: of the first file, whose header is long
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")  #: a blob of a registry
+_DIGEST = lazy_pattern(r"sha256:[0-9a-f]{64}")  #: a blob of a registry
 SHARD_BYTES = 1 << 16  #: of each other shard
 MAX_SHARDS = 512
 

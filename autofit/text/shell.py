@@ -10,14 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.errors import UsageError
 
-_PLAIN = re.compile(r"[A-Za-z0-9@%+:,./_-][A-Za-z0-9@%+=:,./_-]*")  # `=word` is a path in zsh
-_FISH_PLAIN = re.compile(r"[A-Za-z0-9@+:,./_-][A-Za-z0-9@+=:,./_-]*")
-_POWERSHELL_PLAIN = re.compile(r"[0-9]{1,9}|-{1,2}[A-Za-z][A-Za-z0-9-]*")  # all else may be a number, a list, two words
-_PRINTF_PLAIN = re.compile(r"[A-Za-z0-9@+=:,./_ -]")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PLAIN = lazy_pattern(r"[A-Za-z0-9@%+:,./_-][A-Za-z0-9@%+=:,./_-]*")  # `=word` is a path in zsh
+_FISH_PLAIN = lazy_pattern(r"[A-Za-z0-9@+:,./_-][A-Za-z0-9@+=:,./_-]*")
+_POWERSHELL_PLAIN = lazy_pattern(
+    r"[0-9]{1,9}|-{1,2}[A-Za-z][A-Za-z0-9-]*"
+)  # all else may be a number, a list, two words
+_PRINTF_PLAIN = lazy_pattern(r"[A-Za-z0-9@+=:,./_ -]")
+_NAME = lazy_pattern(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def word(text: str, *, always: bool = False) -> str:

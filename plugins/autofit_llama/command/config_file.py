@@ -10,14 +10,15 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.errors import UsageError
 
 from autofit_llama.command.options import TRUE_WORDS, Flag, Option, make_flag
 
-_KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*")
-_VALUE_END = re.compile(r"[;#\r\n]|\Z")
-_LINE_END = re.compile(r"[ \t]*(?:[;#][^\r\n]*)?(?:\r\n|\n|\r|\Z)")
+_KEY = lazy_pattern(r"([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*")
+_VALUE_END = lazy_pattern(r"[;#\r\n]|\Z")
+_LINE_END = lazy_pattern(r"[ \t]*(?:[;#][^\r\n]*)?(?:\r\n|\n|\r|\Z)")
 _GLOBAL, _DEFAULT = "*", "default"
 
 

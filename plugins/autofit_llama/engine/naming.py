@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.plan import Finding
 from autofit.domain.text import printable
 from autofit.domain.units import MIB
@@ -17,9 +18,9 @@ from autofit_llama.engine.builds import around, builds
 from autofit_llama.engine.codes import finding
 from autofit_llama.engine.versions import LATEST, NEWEST, OLDEST, REFERENCE, Version
 
-_BUILD = re.compile(r"(?:^|\bb|\bbuild:?\s*|\bversion:?\s*|\bllama[-.]cpp[-_ ]|^0\.0\.)(\d{3,6})\b(?!\.)")
+_BUILD = lazy_pattern(r"(?:^|\bb|\bbuild:?\s*|\bversion:?\s*|\bllama[-.]cpp[-_ ]|^0\.0\.)(\d{3,6})\b(?!\.)")
 #: at the start, or of what calls itself llama: the number of another program's release says nothing
-_RELEASE = re.compile(r"(?:^(?:version:\s*)?|llama.*?(?<![\d.]))v?(\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?(?![\d.]*\d)")
+_RELEASE = lazy_pattern(r"(?:^(?:version:\s*)?|llama.*?(?<![\d.]))v?(\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?(?![\d.]*\d)")
 
 
 #: builds of releases: the sources of v0.5.0 are those of b11149; those of v0.4.0 lie between b10798 and b10816

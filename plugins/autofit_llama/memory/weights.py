@@ -14,6 +14,7 @@ from operator import add
 from typing import TYPE_CHECKING, Literal
 
 from autofit.domain.model import ModelSpec, TensorInfo
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.units import GIB, round_up
 from autofit.domain.values import NamedTuple, dataclass, field
 
@@ -176,8 +177,8 @@ _OPS = _by_name(
 )
 
 
-_BLOCK = re.compile(r"(?:enc\.|dec\.)?(?:blk|posnet|convnext)\.([0-9]{1,4})\.(.+)")
-_SUFFIX = re.compile(r"\.(weight|bias|scales?|input_scale|lora_a|lora_b)$")
+_BLOCK = lazy_pattern(r"(?:enc\.|dec\.)?(?:blk|posnet|convnext)\.([0-9]{1,4})\.(.+)")
+_SUFFIX = lazy_pattern(r"\.(weight|bias|scales?|input_scale|lora_a|lora_b)$")
 
 
 def loaded_weights(
@@ -297,9 +298,9 @@ def _operation(module: str, suffix: str, hp: HParams, arch: Architecture, versio
     return op
 
 
-_SHARED = re.compile(r"ffn_(?:gate|up|down|gate_inp)_shexp")
-_DENSE = re.compile(r"ffn_(?:gate|up|down)$|channel_mix_")
-_ATTENTION = re.compile(r"attn|ssm_|time_mix_|shortconv|indexer|post_attention|cross_")
+_SHARED = lazy_pattern(r"ffn_(?:gate|up|down|gate_inp)_shexp")
+_DENSE = lazy_pattern(r"ffn_(?:gate|up|down)$|channel_mix_")
+_ATTENTION = lazy_pattern(r"attn|ssm_|time_mix_|shortconv|indexer|post_attention|cross_")
 
 
 def _group(module: str) -> Group:

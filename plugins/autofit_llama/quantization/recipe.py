@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from autofit.domain.dtypes import GGML_TYPES_BY_NAME, row_bytes
 from autofit.domain.model import ModelSpec
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.quantization import Recipe
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, round_up
@@ -34,7 +35,7 @@ _ORDER = (
 _FILLERS = ("q3_K", "q4_0", "q4_K", "q5_0", "q5_K", "q5_1", "q6_K", "q8_0")  #: types that need no matrix
 _MOVES = 64  #: changes of type that fill the last bytes
 _ROUNDS = 8  #: in which naming some tensors may change what others get
-_BLOCK = re.compile(r"blk\.(\d+)\.(.+)", re.ASCII)
+_BLOCK = lazy_pattern(r"blk\.(\d+)\.(.+)", re.ASCII)
 
 
 class Step(NamedTuple):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from autofit.domain.dtypes import GGML_TYPES_BY_NAME
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.values import NamedTuple, dataclass
 from autofit.errors import EngineRefusalError
 
@@ -38,7 +39,7 @@ ATTN_V = frozenset({"attn_v", "attn_qkv", "attn_kv_b"})  #: src/llama-quant.cpp:
 _LOW = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M"})
 _IQ2_SM = frozenset({"IQ2_S", "IQ2_M"})
 _ASKS_GQA = frozenset("Q2_K Q2_K_S IQ3_XXS IQ3_XS IQ3_S IQ4_NL IQ4_XS".split())
-_BLOCK = re.compile(r"blk\.\s*([+-]?\d{1,9})", re.ASCII)  # what sscanf reads with "blk.%d."
+_BLOCK = lazy_pattern(r"blk\.\s*([+-]?\d{1,9})", re.ASCII)  # what sscanf reads with "blk.%d."
 
 # Types that attn_output gets with 8 experts, whatever the rest of the file is.
 _WIDER_OUTPUT = frozenset("Q2_K IQ3_XS IQ3_XXS Q3_K_S Q3_K_M IQ4_NL Q4_K_S Q4_K_M IQ3_S IQ3_M IQ4_XS".split())

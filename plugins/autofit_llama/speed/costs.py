@@ -7,13 +7,13 @@ may lie elsewhere: routed experts, or a dense feed-forward. The bulk moves by pr
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from autofit.domain.dtypes import GGML_TYPES_BY_NAME
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.model import FeedForwardKind, Mixer
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.units import round_up
 from autofit.domain.values import NamedTuple
 from autofit.speed import LayerWork, Place, Read, n_kernels
@@ -32,7 +32,7 @@ PROJECTIONS = (
     "gate_up",
     "down",
 )  #: in the order in which they leave a device: small copies first
-_BULK = re.compile(r"\.ffn_(up|down|gate|gate_up)(?:_(?:ch|)exps|(?=\.))")
+_BULK = lazy_pattern(r"\.ffn_(up|down|gate|gate_up)(?:_(?:ch|)exps|(?=\.))")
 _OUTPUT_KERNELS = 4
 _VECTOR_HEAD = 256  #: fattn.cu: longer heads have no vector kernel, so that a quantized cache is unpacked first
 _COMPRESSED = frozenset(("csa", "hca", "lid"))

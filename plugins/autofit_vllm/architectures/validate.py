@@ -6,19 +6,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.errors import ModelError
 
 MAX_FIGURE = (1 << 31) - 1
 MAX_DEPTH = 12
 #: keys of sizes and counts, by their last word; a window, a token or one layer may be negative, which means none
-_SIZES = re.compile(
+_SIZES = lazy_pattern(
     r"(?:^|.*_)(?:size|sizes|dim|dims|heads|layers|experts|rank|groups|per_tok|per_token|topk|top_k|kernel|width|channels"
     r"|depth|embd|embeddings|inner|state|hidden|ffn)",
     re.ASCII,
 )
-_COUNTS = re.compile(r"num_[a-z_]*(?:heads|layers|experts|per_tok)|hidden_size|intermediate_size|vocab_size")
-_MAY_BE_NEGATIVE = re.compile(r".*window.*|.*vision_feature.*|.*_token.*|max_window_layers|.*group_size")
+_COUNTS = lazy_pattern(r"num_[a-z_]*(?:heads|layers|experts|per_tok)|hidden_size|intermediate_size|vocab_size")
+_MAY_BE_NEGATIVE = lazy_pattern(r".*window.*|.*vision_feature.*|.*_token.*|max_window_layers|.*group_size")
 _POSITIVE = frozenset("hidden_size num_attention_heads vocab_size n_embd n_head d_model num_heads".split())
 _SKIPPED = frozenset("quantization_config compression_config rope_scaling rope_parameters generation_config".split())
 

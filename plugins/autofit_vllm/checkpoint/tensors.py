@@ -7,12 +7,12 @@ confirm the rest: layer by layer they must hold what the modules do.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from autofit.domain.model import ModelSpec, TensorInfo
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.values import dataclass, field, replace
 from autofit.errors import EngineRefusalError, UnsupportedModelError
@@ -36,8 +36,8 @@ _NEVER_LOADED = (
     *("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"),
     *(".masked_bias", ".g_idx", ".position_ids", ".attn.bias", ".attention.bias"),
 )
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d{1,5})\.")
-_PREDICTION = re.compile(r"(?:^|\.)(?:mtp|mtp_layers|nextn_predict_layers)\.")
+_LAYER = lazy_pattern(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d{1,5})\.")
+_PREDICTION = lazy_pattern(r"(?:^|\.)(?:mtp|mtp_layers|nextn_predict_layers)\.")
 _REFERENCE = (9, 0)  #: compute capability that the comparison assumes; only padding of kernels depends on it
 _SLACK_BYTES = 1 << 16
 _SLACK = 0.002  #: of a layer: scales and biases that only one of the two sides has

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from autofit.domain.patterns import lazy_pattern
 from autofit.errors import EngineRefusalError, UsageError
 
 from autofit_vllm.command.renamed import OMNI, REMOVED_FLAGS, RENAMED_KEYS
@@ -30,7 +31,7 @@ MAX_ARGUMENTS = 10_000
 AUTO_LENGTH = -1
 
 MAX_DIGITS = 19  #: what an integer of 64 bits has
-_COUNT = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT])", re.ASCII)
+_COUNT = lazy_pattern(r"(\d+(?:\.\d+)?)([kKmMgGtT])", re.ASCII)
 
 
 class FlagError(argparse.ArgumentTypeError):

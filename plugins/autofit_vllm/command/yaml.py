@@ -6,21 +6,21 @@ Anything else (anchors, tags, block text, several documents) is refused with its
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+from autofit.domain.patterns import lazy_pattern
 from autofit.errors import UsageError
 from autofit.files import read_bounded
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
 
-_KEY = re.compile(
+_KEY = lazy_pattern(
     r"""(?:"(?P<dq>[^"\\]*)"|'(?P<sq>[^']*)'|(?P<plain>[^\s'"#&*!|>%@`\[\]{},][^:#]*?))\s*:(?:\s+(?P<value>.*))?$"""
 )
-_INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)")
-_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?)")
+_INT = lazy_pattern(r"[-+]?(?:0|[1-9][0-9_]*)")
+_FLOAT = lazy_pattern(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?)")
 _TRUE = {"yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"}
 _FALSE = {"no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"}
 _NULL = {"", "~", "null", "Null", "NULL"}

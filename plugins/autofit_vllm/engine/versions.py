@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.values import dataclass, replace
 from autofit.errors import UsageError
@@ -23,7 +24,7 @@ SOURCE = f"vllm {NEWEST}"
 Status = Literal["known", "between", "newer"]
 
 #: 0.21.0, v0.21, 0.21.1.dev3+g1a2b3c, 0.22.0rc1, 0.8.5.post1, 0.33.0+cu130
-_VERSION = re.compile(
+_VERSION = lazy_pattern(
     r"(?:vllm\s*(?:==)?\s*)?v?(?P<version>(?P<numbers>\d{1,6}(?:\.\d{1,6}){1,3})[.-]?"
     r"(?:(?P<pre>a|b|rc)\.?(?P<n_pre>\d{1,6})\.?)?(?:(?P<post>post)\d{0,6}\.?)?(?:(?P<dev>dev)\d{0,9})?"
     r"(?:\+[a-z0-9._-]{1,80})?)(?:-[a-z0-9._-]{1,80})?",

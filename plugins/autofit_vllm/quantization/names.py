@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, lru_cache
 from typing import Any
 
+from autofit.domain.patterns import lazy_pattern
 from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError
 
@@ -22,7 +23,7 @@ _MAX_PATTERN = 512
 _NAME_LENGTH = 64  #: of a layer's name, about
 _MAX_PATTERNS = 10_000  #: of one list; each has to be compiled
 _MAX_STEPS = (_NAME_LENGTH + 1) ** 4  #: of all patterns of one list at one name, by `_ways`
-_NO_CHOICE = re.compile(r"[^*+?{|]*(?:[*+?{][^*+?{|]*)?")  #: one repetition at most, no alternatives
+_NO_CHOICE = lazy_pattern(r"[^*+?{|]*(?:[*+?{][^*+?{|]*)?")  #: one repetition at most, no alternatives
 _REPEATS = frozenset({"MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"})
 
 

@@ -48,12 +48,24 @@ def outcome(action: Any) -> Any:
         return type(error), str(error)
 
 
+@pytest.fixture(params=["looked up", "compiled", "some of each"])
+def making(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How instances are made: field by field, by a compiled method, or first one and then the other."""
+    n = {"looked up": 10**6, "compiled": 0, "some of each": 3}[request.param]
+    monkeypatch.setattr(values, "_UNCOMPILED", n)
+    monkeypatch.setattr(values, "_UNCOMPILED_TUPLES", n)
+
+
+@pytest.mark.usefixtures("making")
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_as_the_standard_library_has_it(options: dict[str, bool]) -> None:
     ours, theirs = make(values.dataclass, **options), make(dataclasses.dataclass, **options)
     actions: list[Any] = [
         lambda cls: cls(a=1),
         lambda cls: cls(1, (2,)),
+        lambda cls: cls(1, (2,), e="x").e,
+        lambda cls: cls(1, a=1),
+        lambda cls: cls(1, (2,), {}, "x", 5),
         lambda cls: cls(),
         lambda cls: cls(a=1, z=2),
         lambda cls: cls(a=1, d=2),
@@ -75,7 +87,7 @@ def test_as_the_standard_library_has_it(options: dict[str, bool]) -> None:
         lambda cls: copy.deepcopy(cls(a=1, c={"x": 1})),
         lambda cls: hasattr(cls(a=1), "__dict__"),
     ]
-    for action in actions * 2:  # as looked up at first, then as compiled
+    for action in actions * 2:
         assert outcome(lambda action=action: action(ours)) == outcome(lambda action=action: action(theirs))
 
 
@@ -175,6 +187,7 @@ def test_what_holds_itself_is_shown(decorate: Any) -> None:
     assert repr(node).endswith(".Node(next=...)")
 
 
+@pytest.mark.usefixtures("making")
 @pytest.mark.parametrize("decorate", [values.dataclass, dataclasses.dataclass])
 def test_generic_inherited_and_matched(decorate: Any) -> None:
     @decorate(frozen=True)
@@ -196,6 +209,45 @@ def test_generic_inherited_and_matched(decorate: Any) -> None:
     assert copy.copy(Triple(1, c=5)) == dataclasses.replace(Triple(1), c=5)
 
 
+@pytest.mark.usefixtures("making")
+@pytest.mark.parametrize("base", [values.dataclass, dataclasses.dataclass])
+@pytest.mark.parametrize("derived", [values.dataclass, dataclasses.dataclass])
+def test_ours_and_theirs_may_be_bases_of_each_other(base: Any, derived: Any) -> None:
+    @base(frozen=True)
+    class Base:
+        a: int
+        b: list[int] = dataclasses.field(default_factory=list)
+        c: str = dataclasses.field(default="x", compare=False)
+
+    @derived(frozen=True)
+    class Derived(Base):
+        d: int = 4
+
+    assert (
+        [f.name for f in dataclasses.fields(Derived)]
+        == [f.name for f in values.fields(Derived)]
+        == ["a", "b", "c", "d"]
+    )
+    assert [(f.type, f.compare) for f in dataclasses.fields(Derived)][1:3] == [("list[int]", True), ("str", False)]
+    assert dataclasses.asdict(Derived(1)) == {"a": 1, "b": [], "c": "x", "d": 4}
+    assert Derived(1, d=2) == values.replace(Derived(5, d=2, c="y"), a=1) != Derived(1)
+    with pytest.raises(TypeError):
+        Derived()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Derived(1).d = 5
+
+
+@pytest.mark.parametrize("decorate", [values.dataclass, dataclasses.dataclass])
+def test_a_default_that_instances_would_share_is_refused(decorate: Any) -> None:
+    with pytest.raises(ValueError, match=r"mutable default .*list.* for field b is not allowed: use default_factory"):
+
+        @decorate()
+        class Thing:
+            a: int
+            b: list[int] = []  # noqa: RUF012 - what is refused
+
+
+@pytest.mark.usefixtures("making")
 def test_first_instances_may_be_made_by_many_threads_at_once() -> None:
     for _ in range(20):
         cls = make(values.dataclass, frozen=True, slots=True, kw_only=True)
@@ -224,21 +276,50 @@ class Pair(values.NamedTuple):
         return (self.left, *self.right)
 
 
-class TypingPair(TypingNamedTuple):
-    """Two."""
-
-    left: int
-    right: tuple[int, ...] = ()
-
-
+@pytest.mark.usefixtures("making")
 def test_named_tuples_are_those_of_the_standard_library() -> None:
-    assert (Pair._fields, Pair._field_defaults) == (TypingPair._fields, TypingPair._field_defaults)
-    assert (Pair.__doc__, Pair.__module__, Pair.__qualname__) == ("Two.", __name__, "Pair")
+    class Two(values.NamedTuple):
+        """Two."""
+
+        left: int
+        right: tuple[int, ...] = ()
+
+    class Theirs(TypingNamedTuple):
+        """Two."""
+
+        left: int
+        right: tuple[int, ...] = ()
+
+    assert (Two._fields, Two._field_defaults) == (Theirs._fields, Theirs._field_defaults)
+    assert (Two.__doc__, Two.__module__) == ("Two.", __name__) and Two.__match_args__ == Theirs.__match_args__
+    actions: list[Any] = [
+        lambda cls: tuple(cls(1, (2,))),
+        lambda cls: tuple(cls(1)),
+        lambda cls: tuple(cls(right=(), left=3)),
+        lambda cls: tuple(cls(1, right=(3,))),
+        lambda cls: cls(),
+        lambda cls: cls(1, 2, 3),
+        lambda cls: cls(1, left=2),
+        lambda cls: cls(1, middle=2),
+        lambda cls: tuple(cls._make([1, 2])),
+        lambda cls: cls._make([1]),
+        lambda cls: tuple(cls(1)._replace(right=(4,))),
+        lambda cls: cls(1)._replace(middle=4),
+        lambda cls: cls(1)._asdict(),
+        lambda cls: cls(1) == (1, ()),
+        lambda cls: hash(cls(1)) == hash((1, ())),
+        lambda cls: setattr(cls(1), "left", 2),
+        lambda cls: repr(cls(1)).partition("(")[2],
+    ]
+    for action in actions * 2:
+        ours, theirs = outcome(lambda action=action: action(Two)), outcome(lambda action=action: action(Theirs))
+        assert str(ours).replace("Two.", "") == str(theirs).replace("Theirs.", "")
+
+
+def test_named_tuples_have_methods_and_can_be_pickled_and_copied() -> None:
     assert Pair.__annotations__ == {"left": "int", "right": "tuple[int, ...]"}
-    assert Pair(1, (2,)).both == (1, 2) and Pair(1) == (1, ()) and repr(Pair(1)) == "Pair(left=1, right=())"
+    assert Pair(1, (2,)).both == (1, 2) and repr(Pair(1)) == "Pair(left=1, right=())"
     assert pickle.loads(pickle.dumps(Pair(3))) == Pair(3) and type(copy.deepcopy(Pair(3))) is Pair
-    with pytest.raises(TypeError):
-        Pair()  # type: ignore[call-arg]
 
 
 def test_class_variables_are_no_fields_and_types_are_kept() -> None:
