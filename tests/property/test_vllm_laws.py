@@ -87,30 +87,20 @@ def found(asked: Problem) -> Candidate | None:
         return None
 
 
-def is_lossless(candidate: Candidate) -> bool:
-    return candidate.values.get("kv_cache_dtype") is None
-
-
 def no_worse(case: dict[str, Any], before: Candidate | None, after: Candidate | None) -> None:
-    """Better in something where it is worse in anything: a lossless cache reads slower than 8 bits, and is worth it."""
+    """No plan is lost, and of length and rate one is lost only where the other grows."""
     if before is None or not before.fits:
         return
     assert after is not None and after.fits
-    assert before.speed is not None and after.speed is not None
-    if case["wishes"]["prefer"] == "context":
-        assert after.length >= before.length
-        return
-    if case["wishes"]["prefer"] == "throughput":
-        gains = after.length > before.length or is_lossless(after) > is_lossless(before) or after.served > before.served
-        gains |= before.evaluation.offload is not None and after.evaluation.offload is None
-        assert gains or after.total_speed >= 0.999 * before.total_speed
-        return
-    faster = after.speed.decode_tokens_per_s / before.speed.decode_tokens_per_s
+    prefer = case["wishes"]["prefer"]
     useful = 32768 if case["wishes"]["context"] is None else before.length
-    assert after.length >= min(before.length, useful)
-    gains_type = is_lossless(after) and not is_lossless(before)
-    assert after.length >= before.length or faster > 1.0, "a shorter context only for a higher rate"
-    assert faster >= 0.999 or after.length > before.length or gains_type, "a lower rate only for more context or bits"
+    assert after.length >= (before.length if prefer == "context" else min(before.length, useful))
+    in_ram = before.evaluation.offload is not None and after.evaluation.offload is not None
+    rates = (before.total_speed, after.total_speed) if prefer == "throughput" else (before.pace, after.pace)
+    assert after.length >= before.length or rates[1] > rates[0], "a shorter context only for a higher rate"
+    if in_ram and after.pace >= 0.999 * before.pace:
+        return  # layers leave in groups: what is left for the cache falls where a smaller group is enough
+    assert after.length > before.length or rates[1] >= 0.999 * rates[0], "a lower rate only for more context"
 
 
 @LAWS
@@ -155,9 +145,8 @@ def test_the_order_of_cards(names: list[str], size: float) -> None:
     assert (ordered is None) == (mixed is None)
     if ordered is not None and mixed is not None:
         assert mixed.fits == ordered.fits
-        if mixed.parallel.pp == ordered.parallel.pp == 1:  # the last of several stages has the head, on whatever card
-            assert mixed.length == ordered.length
-            assert mixed.rate == pytest.approx(ordered.rate, rel=0.001)
+        assert mixed.length == ordered.length
+        assert mixed.rate == pytest.approx(ordered.rate, rel=0.001)
 
 
 @pytest.mark.parametrize("prefer", ["speed", "context", "throughput", "quality"])

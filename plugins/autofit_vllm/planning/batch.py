@@ -36,9 +36,9 @@ def best_of_layout(problem: Problem, layout: Layout, values: Mapping[str, Any], 
     Raises:
         EngineRefusalError
     """
-    # with a longer context than is useful, sequences would be longer on average, and fewer at a time
+    # with a longer context than was wished, sequences would be longer on average, and fewer at a time
     if problem.request.prefer == "throughput":
-        cap = min(cap or problem.target, problem.target)
+        cap = min(cap or problem.wished, problem.wished)
     return best_batch(
         problem, LayoutBase.of(problem, layout, values), min(problem.target, cap or problem.target), cap=cap
     )

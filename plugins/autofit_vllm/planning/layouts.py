@@ -115,7 +115,7 @@ def _placed(problem: Problem, *, tp: int, pp: int, dp: int, expert: bool, dcp: i
     if problem.settings.pins("device_ids") or world > len(devices) or problem.settings.nnodes > 1:
         yield Layout(values=values, devices=devices, world_size=world)
         return
-    for chosen in _choices(devices, world):
+    for chosen in _choices(devices, world, n_stages=pp):
         ids = [(problem.visible or devices).index(device) for device in chosen]
         own = {} if ids == list(range(world)) else {"device_ids": ",".join(map(str, ids))}
         yield Layout(values={**values, **own}, devices=chosen, world_size=world)
@@ -144,12 +144,25 @@ def _uneven(problem: Problem, layout: Layout, *, tp: int, pp: int, dp: int) -> I
     yield replace(layout, env={PARTITION: ",".join(map(str, counts))})
 
 
-def _choices(devices: tuple[Device, ...], n: int) -> list[tuple[Device, ...]]:
+def _choices(devices: tuple[Device, ...], n: int, *, n_stages: int = 1) -> list[tuple[Device, ...]]:
     """`n` devices in their own order: those with the most free memory, of which the least governs since shards are
-    equal; and the fastest."""
+    equal; and the fastest. Stages of unlike devices are laid from the roomiest to the least one and back, in whatever
+    order they are plugged in: those that share a stage are alike then, and the vocabulary falls to the one or the other end.
+    """
     room = [device.free_bytes or 0 for device in devices]
     rate = [device.bandwidth_bytes_per_s or 0 for device in devices]
     roomiest = sorted(range(len(devices)), key=lambda at: (-room[at], -rate[at], at))
     fastest = sorted(range(len(devices)), key=lambda at: (-rate[at], -room[at], at))
     chosen = dict.fromkeys(tuple(sorted(order[:n])) for order in (roomiest, fastest))
+    if n_stages > 1:
+        chosen = dict.fromkeys(order for places in chosen for order in _ordered(places, room, rate))
     return [tuple(devices[at] for at in places) for places in chosen]
+
+
+def _ordered(places: tuple[int, ...], room: Sequence[int], rate: Sequence[int]) -> list[tuple[int, ...]]:
+    kinds = [(room[at], rate[at]) for at in places]
+    if len(set(kinds)) == 1:
+        return [places]
+    falling = tuple(sorted(places, key=lambda at: (-room[at], -rate[at], at)))
+    rising = tuple(sorted(places, key=lambda at: (room[at], rate[at], at)))
+    return [rising, falling] if places == rising else [falling, rising]

@@ -14,6 +14,7 @@ from autofit_vllm.planning.problem import Candidate, Problem
 from autofit_vllm.planning.speed import offload_seconds
 
 OFFLOAD_STEP_TOKENS, OFFLOAD_SEQUENCES = 2048, 16  #: the load that weights make room for
+MANY = (16, 64, 256)  #: sequences that weights make room for where their sum counts
 
 
 def offloaded(problem: Problem, found: Sequence[Candidate], *, faster_than: float = 0.0) -> list[Candidate]:
@@ -30,7 +31,7 @@ def offloaded(problem: Problem, found: Sequence[Candidate], *, faster_than: floa
         if candidate.values.get("enforce_eager"):
             continue
         base = base_of(problem, candidate)
-        for moved in _ways(problem, base, problem.worth, params):
+        for moved in _all_ways(problem, base, params):
             if faster_than and offload_seconds(moved, base.ranks, problem.model, 1) * faster_than >= 1:
                 continue
             pinned = moved.host_bytes * candidate.parallel.tp * candidate.parallel.dp
@@ -40,12 +41,27 @@ def offloaded(problem: Problem, found: Sequence[Candidate], *, faster_than: floa
     return result
 
 
-def _ways(problem: Problem, base: LayoutBase, length: int, params: tuple[str, ...]) -> Iterator[Offload]:
+def _all_ways(problem: Problem, base: LayoutBase, params: tuple[str, ...]) -> Iterator[Offload]:
+    """What to move for the wished sequences, and where their sum counts for more of them: a step reads what is in RAM
+    once for all."""
+    least = problem.n_parallel
+    counts = [least]
+    if problem.request.prefer == "throughput":
+        counts += [n for n in MANY if least < n <= (problem.n_slots or MANY[-1])]
+    found: list[Offload] = []
+    for n in counts:
+        found += [way for way in _ways(problem, base, problem.worth, n, params) if way not in found]
+    yield from found
+
+
+def _ways(
+    problem: Problem, base: LayoutBase, length: int, n_parallel: int, params: tuple[str, ...]
+) -> Iterator[Offload]:
     """The least of each kind of offload with which a moderate load of this length fits."""
     sequences = max(OFFLOAD_SEQUENCES, problem.n_parallel)
     wanted = base.evaluate(max(OFFLOAD_STEP_TOKENS, sequences), sequences, length)
     mean = mean_length(length, problem.request)
-    needed = blocks_for(wanted.kv, length, problem.n_parallel, mean)
+    needed = blocks_for(wanted.kv, length, n_parallel, mean)
     lacking = tuple(
         needed * per_block - have
         for per_block, have in zip(wanted.kv.bytes_per_block, wanted.available_bytes, strict=True)

@@ -130,6 +130,7 @@ class Candidate:
     length: int  #: tokens of one sequence; 0 when nothing fits
     served: float = 0.0  #: part of the sequences wished that the cache holds at their average length, at most 1
     speed: Speed | None = None  #: of one sequence alone
+    pace: float = 0.0  #: `rate` with 8 bits of cache that nobody asked for counted as those they stand for
     load: Load | None = None  #: as many sequences as are served at a time
     late: str | None = None  #: the wish for speed that is not met
 

@@ -9,7 +9,7 @@ from autofit.domain.values import replace
 
 from autofit_vllm.planning.load import Load, load_of, mean_length, sequences_at
 from autofit_vllm.planning.problem import LOSSY_KV, Candidate, Problem
-from autofit_vllm.planning.speed import TYPICAL_FILL_TOKENS, speed_of
+from autofit_vllm.planning.speed import speed_of
 
 READABLE = 20.0  #: tokens per second, faster than is read
 MUCH_FASTER = 1.3  #: times the rate is worth a cache of 8 bits
@@ -23,7 +23,17 @@ def timed(candidate: Candidate, problem: Problem) -> Candidate:
     one = speed_of(candidate.evaluation, problem.roofline)
     mean = mean_length(candidate.length, request)
     load = load_of(candidate.evaluation, problem.roofline, mean, min_tps=request.min_tps)
-    return replace(candidate, speed=one, load=load, late=_late(candidate, problem, one, load))
+    late = _late(candidate, problem, one, load)
+    return replace(candidate, speed=one, pace=_pace(candidate, problem, one), load=load, late=late)
+
+
+def _pace(candidate: Candidate, problem: Problem, one: Speed | None) -> float:
+    """The rate that plans are compared by: a cache of 8 bits that nobody asked for counts as the lossless one. So more
+    memory, with which that one fits, loses no rate."""
+    if one is None or not _chose_lossy(candidate, problem):
+        return one.decode_tokens_per_s if one else 0.0
+    plain = speed_of(candidate.evaluation, problem.roofline, as_lossless=True)
+    return plain.decode_tokens_per_s if plain else 0.0
 
 
 def _late(candidate: Candidate, problem: Problem, one: Speed | None, load: Load) -> str | None:
@@ -61,20 +71,19 @@ def score(candidate: Candidate, problem: Problem) -> tuple[float, ...]:
     whole = replicas - float(problem.pads_heads(parallel.tp))
     fewer = -float(len(candidate.evaluation.ranks))
     length, useful = float(candidate.length), float(min(candidate.length, problem.target))
-    prefer, rate = problem.request.prefer, candidate.rate
-    pace = _pace(candidate, problem)
+    prefer, rate = problem.request.prefer, float(f"{candidate.pace:.3g}")
+    price = _price(candidate, problem)
     wished = float(min(candidate.length, problem.wished))
-    # without a word on the cache's type, 8 bits are taken only where nothing else holds what was wished
-    kept = (wished, candidate.served, *pace, lossless) if problem.request.kv is None else (wished, *pace)
+    if prefer == "throughput":  # the sum decides, whatever makes it: bits of the cache, slots, where weights lie
+        return (1.0, wished, candidate.served, candidate.total_speed, lossless, eager, useful, length, fewer)
     if prefer == "context":
-        return (1.0, *kept, length, candidate.served, lossless, eager, whole, rate, fewer)
-    if prefer == "throughput":
-        return (1.0, *kept, useful, candidate.served, eager, candidate.total_speed, lossless, length, fewer)
+        return (1.0, wished, candidate.served, *price, length, eager, whole, rate, lossless, fewer)
     if prefer == "memory":
-        return (1.0, *kept, useful, fewer, eager, lossless, whole, rate, length)
+        return (1.0, wished, *price, useful, candidate.served, fewer, eager, whole, rate, lossless, length)
     if prefer == "quality":
-        return (1.0, lossless, useful, candidate.served, *pace, eager, whole, rate, length, fewer)
-    return (1.0, *kept, useful, candidate.served, eager, lossless, whole, rate, length, fewer)
+        return (1.0, lossless, useful, candidate.served, *price, eager, whole, rate, length, fewer)
+    # 8 bits are taken where nothing else holds as much, or where what does is slower
+    return (1.0, wished, *price, useful, candidate.served, eager, whole, rate, lossless, length, fewer)
 
 
 def _chose_lossy(candidate: Candidate, problem: Problem) -> bool:
@@ -82,20 +91,14 @@ def _chose_lossy(candidate: Candidate, problem: Problem) -> bool:
     return candidate.values.get("kv_cache_dtype") == LOSSY_KV and problem.request.kv in (None, "auto")
 
 
-def _pace(candidate: Candidate, problem: Problem) -> tuple[float, float]:
+def _price(candidate: Candidate, problem: Problem) -> tuple[float, float]:
     """What weights in RAM and waiting stages cost, before other things are weighed: a plan that is slow to read loses
-    to one of `MUCH_FASTER` times its rate. Where the context or the sum of sequences counts, weights stay on GPUs if
-    they can."""
+    to one of `MUCH_FASTER` times its rate. Where the context counts, weights stay on GPUs if they can."""
     moved = candidate.evaluation.offload
     least_moved = -float(sum(moved.moved)) if moved else 0.0
-    if problem.request.prefer in ("context", "throughput"):
-        rate = candidate.total_speed if problem.request.prefer == "throughput" else candidate.rate
-        return (rate if moved else math.inf, least_moved)
-    rate = candidate.rate
+    if problem.request.prefer == "context":
+        return (candidate.pace if moved else math.inf, least_moved)
+    rate = candidate.pace
     if not rate:
         return (0.0, least_moved)
-    if _chose_lossy(candidate, problem):  # as fast as with a lossless cache: twice the tokens are the same bytes
-        filled = 2 * min(candidate.length, TYPICAL_FILL_TOKENS)
-        plain = speed_of(candidate.evaluation, problem.roofline, n_filled=filled)
-        rate = plain.decode_tokens_per_s if plain else rate
     return (math.floor(math.log(min(rate, READABLE)) / math.log(MUCH_FASTER)), 0.0)

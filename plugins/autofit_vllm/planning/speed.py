@@ -65,9 +65,10 @@ def _of_groups(raw: Mapping[str, object] | None) -> str | None:
     return "q4_0"
 
 
-def layer_works(evaluation: Evaluation, n_replicas: int = 1) -> list[LayerWork]:
+def layer_works(evaluation: Evaluation, n_replicas: int = 1, *, as_lossless: bool = False) -> list[LayerWork]:
     """One entry per decoder layer, and the output stage: what the ranks of one replica read and compute. Experts are
-    shared by all replicas, so that the tokens of `n_replicas` choose among those of one."""
+    shared by all replicas, so that the tokens of `n_replicas` choose among those of one. `as_lossless`: with a cache of
+    the model's type, where it has 8 bits."""
     model, config = evaluation.model, evaluation.config
     ranks = config.parallel.tp
     stages = evaluation.weights
@@ -80,6 +81,8 @@ def layer_works(evaluation: Evaluation, n_replicas: int = 1) -> list[LayerWork]:
     n = max(1, model.n_layers)
     kind = storage_type(config.quantization, config.dtype, model.quantization)
     token = _cache_bytes(evaluation)
+    is_quantized = config.kv_cache_dtype not in ("auto", "float16", "bfloat16")
+    widened = dtype_bytes(config.dtype) if as_lossless and is_quantized else 1
     works: list[LayerWork] = []
     same: dict[tuple[object, ...], LayerWork] = {}  # the speed model knows equal layers by identity
     for index in range(n):
@@ -91,8 +94,8 @@ def layer_works(evaluation: Evaluation, n_replicas: int = 1) -> list[LayerWork]:
                 experts=(Read(kind, experts // n, _elements(kind, experts // n)),) if experts else (),
                 n_experts=model.n_experts,
                 n_experts_used=min(model.n_experts, model.n_experts_per_token * n_replicas),
-                cache_token_bytes=cache,
-                cache_is_quantized=config.kv_cache_dtype not in ("auto", "float16", "bfloat16"),
+                cache_token_bytes=cache * widened,
+                cache_is_quantized=is_quantized and not as_lossless,
                 window_tokens=window,
                 state_bytes=state,
                 attention_flops=flops,
@@ -230,12 +233,14 @@ def speed_of(
     n_sequences: int = 1,
     n_filled: int | None = None,
     n_replicas: int = 1,
+    as_lossless: bool = False,
 ) -> Speed | None:
     """Rates per sequence, with `n_sequences` in each of `n_replicas` that are busy, filled to `n_filled` or to what
     plans are compared at; `None` where the machine's bandwidth is unknown."""
     if evaluation.config.gpu.cpu or not evaluation.ranks:
         return None
-    placed = list(zip(layer_works(evaluation, n_replicas), places(evaluation), strict=True))
+    works = layer_works(evaluation, n_replicas, as_lossless=as_lossless)
+    placed = list(zip(works, places(evaluation), strict=True))
     length = evaluation.capacity.max_model_len if evaluation.capacity else evaluation.config.max_model_len
     speed = roofline.estimate(
         placed,
