@@ -147,7 +147,7 @@ def _uneven(problem: Problem, layout: Layout, *, tp: int, pp: int, dp: int) -> I
 def _choices(devices: tuple[Device, ...], n: int, *, n_stages: int = 1) -> list[tuple[Device, ...]]:
     """`n` devices in their own order: those with the most free memory, of which the least governs since shards are
     equal; and the fastest. Stages of unlike devices are laid from the roomiest to the least one and back, in whatever
-    order they are plugged in: those that share a stage are alike then, and the vocabulary falls to the one or the other end.
+    order they are plugged in: those that share a stage are alike then, and the vocabulary falls to either end.
     """
     room = [device.free_bytes or 0 for device in devices]
     rate = [device.bandwidth_bytes_per_s or 0 for device in devices]
