@@ -211,8 +211,9 @@ def _read_directory(directory: Path, storage: Storage) -> ModelSpec:
     indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
     shards = _all_numbered(names)
     if shards and indexes and storage.is_dear:
-        # an index repeats the names of all tensors, which the headers have
-        return _read_files([directory / name for name in shards], None, storage)
+        # an index repeats the names of all tensors, which the headers have: its length alone is of use
+        index_bytes = _size(directory / indexes[0], storage)
+        return _read_files([directory / name for name in shards], None, storage, index_bytes)
     if indexes:
         usual = "model" + INDEX_SUFFIX
         return _read_index(directory / (usual if usual in indexes else indexes[0]), storage)
@@ -279,7 +280,9 @@ def _total_bytes(index: Mapping[str, Any]) -> int:
     return total if type(total) is int and 0 < total < 1 << 60 else 0
 
 
-def _read_files(paths: Sequence[Path], weight_map: Mapping[str, str] | None, storage: Storage) -> ModelSpec:
+def _read_files(
+    paths: Sequence[Path], weight_map: Mapping[str, str] | None, storage: Storage, index_bytes: int = 0
+) -> ModelSpec:
     missing = [path for path in paths if not storage.is_file(str(path))] if len(paths) > 1 or weight_map else []
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -290,7 +293,7 @@ def _read_files(paths: Sequence[Path], weight_map: Mapping[str, str] | None, sto
     if storage.is_dear:
         if weight_map is None:
             _expect_documents(storage, paths[0].with_name("config.json"))
-        _fetch_headers(paths, weight_map, storage)
+        _expect_headers(paths, weight_map, storage, index_bytes)
     files: list[ModelFile] = []
     tensors: list[TensorInfo] = []
     notes: Mapping[str, object] = {}
@@ -313,18 +316,22 @@ def _expect_documents(storage: Storage, config: Path, *others: str) -> None:
     storage.expect({name: DOCUMENT_BYTES for name in names if storage.is_file(name)})
 
 
-def _fetch_headers(paths: Sequence[Path], weight_map: Mapping[str, str] | None, storage: Storage) -> None:
-    """Have all headers at hand: of each file about as much as its header has, then what lacks."""
+def _expect_headers(
+    paths: Sequence[Path], weight_map: Mapping[str, str] | None, storage: Storage, index_bytes: int
+) -> None:
+    """Ask for all headers side by side: of each file about as much as its header has."""
     if weight_map is not None:
         guess = {path.name: 1024 for path in paths}
         for name, file in weight_map.items():
             guess[file] += len(name) + ENTRY_BYTES
+    elif index_bytes:
+        # a tensor's line in an index has its name and its shard's; in a header 96 bytes beside the name
+        guess = dict.fromkeys((path.name for path in paths), 4096 + index_bytes * 3 // (2 * len(paths)))
     else:
         storage.expect({str(paths[0]): HEAD_BYTES})
         # shards are alike: a tenth more than the first one's
         guess = dict.fromkeys((path.name for path in paths), _header_bytes(paths[0], storage) * 11 // 10)
     storage.expect({str(path): min(guess[path.name], MAX_HEADER_BYTES) for path in paths})
-    storage.expect({str(path): _header_bytes(path, storage) for path in paths})
 
 
 def _header_bytes(path: Path, storage: Storage) -> int:

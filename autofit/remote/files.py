@@ -13,14 +13,16 @@ from autofit.domain.text import printable
 from autofit.domain.values import NamedTuple
 from autofit.errors import ModelError, ModelNotFoundError, RemoteError
 from autofit.remote.store import Store
-from autofit.remote.vocabulary import header_bytes
+from autofit.remote.vocabulary import header_bytes, stated_bytes
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     from autofit.remote.http import Client, Piece
 
 MAX_HEAD_BYTES = 1 << 27  #: of one file; readers accept less
 MAX_HEADS_BYTES = 1 << 28  #: of all files of a model
-N_THREADS = 16
+N_CONNECTIONS = 32  #: side by side: a hub takes 50 to 200 ms for each shard's address, hardly more for many at once
 STEP_BYTES = 1 << 17
 _SHARD = lazy_pattern(r"-\d{5}-of-\d{5}\.gguf$", re.ASCII)
 _SHA256 = lazy_pattern(r"[0-9a-f]{64}")
@@ -78,6 +80,9 @@ class RemoteStorage:
         self._may_ask = may_ask
         self._loaded: set[str] = set()
         self._changed: set[str] = set()  #: groups with more than what is kept of them
+        self._n_head_bytes = 0  #: of all files
+        self._pool: ThreadPoolExecutor | None = None
+        self._expected: dict[RemoteFile, Future[None]] = {}  #: on their way
 
     def open(self, path: str) -> AbstractContextManager[RemoteFile]:
         return _opened(self._file(path))
@@ -95,32 +100,33 @@ class RemoteStorage:
         return {name for name in below if "/" not in name}
 
     def expect(self, wanted: Mapping[str, int]) -> None:
-        """Read the start of several files side by side, but for what is here of them."""
+        """Begin to read the start of several files side by side, but for what is here of them. `open` waits for its."""
         ends = {file: min(n, file.size_bytes) for path, n in wanted.items() if (file := self._file(path))}
         lacking = {file: end for file, end in ends.items() if len(file.head) < end}
-        if len(lacking) == 1:
-            for file, end in lacking.items():
-                self._grow(file, end)
-        elif lacking:
+        if len(lacking) > 1 and self._pool is None:
             from concurrent.futures import ThreadPoolExecutor
 
-            with ThreadPoolExecutor(min(N_THREADS, len(lacking))) as pool:
-                try:
-                    for done in [pool.submit(self._grow, file, end) for file, end in lacking.items()]:
-                        done.result()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)  # the others would fail alike
-                    raise
+            self._pool = ThreadPoolExecutor(N_CONNECTIONS)
+        for file, end in lacking.items():
+            if self._pool is None:
+                self._fetch(file, end)
+            else:
+                self._expected[file] = self._pool.submit(self._fetch, file, end)
 
     def take(self, path: str, piece: Piece) -> None:
         """The start of a file, which was read before its size was known."""
         file = self.files[path]
         file.head, file.url = piece.data, piece.url
+        self._n_head_bytes += len(piece.data)
         self._loaded.add(_group(path))
         self._changed.add(_group(path))
 
     def close(self) -> None:
         """Keep what was read, and end the connections."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+        self._expected.clear()
         self._disconnect()
         for group in self._changed:
             self._store.put(self._key(group), _packed([f for f in self.files.values() if _group(f.path) == group]))
@@ -131,13 +137,32 @@ class RemoteStorage:
         if file is None:
             raise ModelNotFoundError(f"{printable(path)}: no such file there")
         self._load(_group(file.path))
+        if (expected := self._expected.pop(file, None)) is not None:
+            try:
+                expected.result()
+            except BaseException:
+                self._abandon()  # the others would fail alike
+                raise
         return file
+
+    def _abandon(self) -> None:
+        """Wait for nothing that is on its way."""
+        for expected in self._expected.values():
+            expected.cancel()
+        self._connect().abort()
+
+    def _fetch(self, file: RemoteFile, end: int) -> None:
+        """Have the first `end` bytes of a file, and all of a header whose length it says."""
+        self._grow(file, end)
+        stated = stated_bytes(file.head, file.path)
+        if stated is not None and len(file.head) < min(stated, file.size_bytes) and stated <= MAX_HEAD_BYTES:
+            self._grow(file, stated)
 
     def _grow(self, file: RemoteFile, end: int) -> None:
         """Have the first `end` bytes of a file at least, and all of its header if that can be told."""
         if file.path.endswith(".json"):
             end = file.size_bytes  # read whole in any case, and small files are not served in parts everywhere
-        if end > MAX_HEAD_BYTES or sum(len(other.head) for other in self.files.values()) > MAX_HEADS_BYTES:
+        if end > MAX_HEAD_BYTES or self._n_head_bytes > MAX_HEADS_BYTES:
             raise ModelError(f"{printable(file.path)}: a header of more than {MAX_HEAD_BYTES} bytes")
         if not self._may_ask:
             raise RemoteError(
@@ -154,6 +179,7 @@ class RemoteStorage:
             raise RemoteError(f"{printable(file.path)}: it was replaced while it was read", hint="try again")
         file.head += piece.data
         file.url = piece.url
+        self._n_head_bytes += len(piece.data)  # by threads: a bound need not be exact
         self._changed.add(_group(file.path))
 
     def _piece(self, file: RemoteFile, start: int, n_bytes: int) -> Piece:
@@ -181,6 +207,7 @@ class RemoteStorage:
             file = self.files.get(path)
             if file is not None and not file.head and Listed(url, size, identity) == file.listed:
                 file.head = head
+                self._n_head_bytes += len(head)
 
 
 @contextmanager

@@ -22,12 +22,14 @@ from autofit.errors import ModelNotFoundError, RemoteError
 from autofit.remote.policy import Origin, is_public, may_have_secret, origin_of, redirected, shown
 
 TIMEOUT_S = 10.0  #: of one step: a connection, or a wait for more bytes
-DEADLINE_S = 120.0  #: of everything that one client does, from its first request on
+PATIENCE_S = 30.0  #: for everything that one client does, from its first request on, and beside that
+PATIENT_BYTES_PER_S = 1 << 14  #: a second for so many bytes: a slow line is waited for, a server that drips is not
+DEADLINE_S = 300.0  #: for all of it
 MAX_REDIRECTS = 5
 MAX_TRIES = 3  #: of a request that fails for a reason that may pass
 MAX_WAIT_S = 10.0  #: for a server that asks for a pause
 MAX_SIZE_BYTES = 1 << 50  #: of a file that a server may claim to have
-_CHUNK_BYTES = 1 << 16
+_CHUNK_BYTES = 1 << 15
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PASSING = (429, 500, 502, 503, 504)
 _CONTENT_RANGE = lazy_pattern(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
@@ -63,16 +65,17 @@ class Client:
         *,
         progress: Callable[[int], None] | None = None,
         done: Callable[[], None] | None = None,
-        deadline_s: float = DEADLINE_S,
+        patience_s: float = PATIENCE_S,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self.n_requests = 0
         self.n_bytes = 0
         self._progress = progress
         self._done = done
-        self._deadline_s = deadline_s
+        self._patience_s = patience_s
         self._environ = environ
-        self._ends: float | None = None
+        self._started: float | None = None
+        self._n_bytes_before = 0
         self._lock = threading.Lock()
         self._idle: dict[Origin, list[http.client.HTTPConnection]] = {}
         self._open: set[http.client.HTTPConnection] = set()
@@ -82,7 +85,7 @@ class Client:
     def close(self) -> None:
         """End all connections."""
         with self._lock:
-            timer, self._timer = self._timer, None
+            timer, self._timer, self._started = self._timer, None, None
             idle = [one for several in self._idle.values() for one in several]
             self._idle.clear()
         if timer is not None:
@@ -91,6 +94,12 @@ class Client:
             self._drop(connection)
         if self._done is not None:
             self._done()
+
+    def abort(self) -> None:
+        """End what is on its way: it fails at once."""
+        with self._lock:
+            self._started = float("-inf")
+        self._shut()
 
     # -- what is asked for ------------------------------------------------------------------------------------
 
@@ -301,11 +310,9 @@ class Client:
         connection._create_connection = dial  # type: ignore[attr-defined]
         with self._lock:
             self._open.add(connection)
-            if self._timer is None:
-                self._ends = time.monotonic() + self._deadline_s
-                self._timer = threading.Timer(self._deadline_s, self._expire)
-                self._timer.daemon = True
-                self._timer.start()
+            if self._started is None:
+                self._started, self._n_bytes_before = time.monotonic(), self.n_bytes
+                self._wait(self._patience_s)
         return connection
 
     def _tls(self) -> ssl.SSLContext:
@@ -336,8 +343,23 @@ class Client:
 
     # -- time -------------------------------------------------------------------------------------------------
 
+    def _wait(self, seconds: float) -> None:
+        """Look after so many seconds whether time is up. With the lock."""
+        self._timer = threading.Timer(seconds, self._expire)
+        self._timer.daemon = True
+        self._timer.start()
+
     def _expire(self) -> None:
-        """Whatever is waited for ends now: a server that sends a byte now and then would go on for ever."""
+        """Whatever is waited for ends when time is up: a server that sends a byte now and then would go on for ever."""
+        with self._lock:
+            left = self._left_s()
+            if left is None:
+                return
+            if left > 0:
+                return self._wait(left)
+        self._shut()
+
+    def _shut(self) -> None:
         with self._lock:
             connections = list(self._open)
         for connection in connections:
@@ -345,10 +367,19 @@ class Client:
                 with suppress(OSError):
                     connection.sock.shutdown(socket.SHUT_RDWR)
 
+    def _left_s(self) -> float | None:
+        """Seconds until time is up; `None` while nothing was asked for."""
+        if self._started is None:
+            return None
+        earned = (self.n_bytes - self._n_bytes_before) / PATIENT_BYTES_PER_S
+        return self._started + min(self._patience_s + earned, DEADLINE_S) - time.monotonic()
+
     def _check_time(self, url: str) -> None:
-        if self._ends is not None and time.monotonic() >= self._ends:
+        left, started = self._left_s(), self._started
+        if left is not None and started is not None and left <= 0:
+            n_bytes, passed = self.n_bytes - self._n_bytes_before, time.monotonic() - started
             raise RemoteError(
-                f"{shown(url)}: no whole answer within {self._deadline_s:.0f} s", hint="the network is slow: try again"
+                f"{shown(url)}: too slow: {n_bytes} bytes came in {passed:.0f} s", hint="the network is slow: try again"
             )
 
     def _pause(self, seconds: float, url: str) -> None:

@@ -1,4 +1,4 @@
-"""How long the header of a GGUF file will be, told from its start: nearly all of it is the vocabulary.
+"""How long a file's header will be, told from its start. A safetensors file says it; of a GGUF nearly all is vocabulary.
 
 Measured on the headers of 26 published files: a token takes 19 bytes with its type, a merge 15.3 and a score 4.
 """
@@ -16,8 +16,15 @@ _MERGES = b"tokenizer.ggml.merges"
 _MAX_COUNT = 1 << 22
 
 
+def stated_bytes(head: bytes, path: str) -> int | None:
+    """The bytes of a safetensors file's header, with the 8 that say it; `None`: it is no such file, or no sound one."""
+    if not path.endswith(".safetensors") or head[8:9] != b"{":
+        return None
+    return 8 + int.from_bytes(head[:8], "little")
+
+
 def header_bytes(head: bytes | bytearray) -> int | None:
-    """About as many bytes as the header that starts with `head` will have; `None`: it does not say."""
+    """About as many bytes as the GGUF header that starts with `head` will have; `None`: it does not say."""
     if head[:4] != b"GGUF" or len(head) < 24:
         return None
     n_tensors = int.from_bytes(head[8:16], "little")

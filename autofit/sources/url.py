@@ -40,7 +40,7 @@ def _file(reference: str) -> ModelFiles:
     from concurrent.futures import ThreadPoolExecutor
     from urllib.parse import quote
 
-    from autofit.remote.files import N_THREADS, Listed
+    from autofit.remote.files import N_CONNECTIONS, Listed
     from autofit.remote.policy import origin_of, shown
     from autofit.remote.session import Session
 
@@ -59,7 +59,7 @@ def _file(reference: str) -> ModelFiles:
 
     def ask() -> list[list[Any]]:
         """Size of each file, and what changes with its content."""
-        with ThreadPoolExecutor(N_THREADS) as pool:
+        with ThreadPoolExecutor(N_CONNECTIONS) as pool:
             starts = [SHARD_BYTES if number else FIRST_BYTES for number in range(len(urls))]
             found = pool.map(lambda url, n: session.client.piece(url, 0, n), urls.values(), starts)
             pieces.update(zip(urls, found, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -30,7 +31,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setattr(module, "MAX_WAIT_S", 1.0)
-    client = Client(deadline_s=20)
+    client = Client(patience_s=20)
     yield client
     client.close()
 
@@ -255,11 +256,63 @@ def test_time_is_bounded(hub: Hub) -> None:
         return True
 
     hub.when("f", drip)
-    client = Client(deadline_s=0.5)
+    client = Client(patience_s=0.5)
     started = time.monotonic()
     with pytest.raises(RemoteError):
         client.piece(f"{hub.url}/f", 0, 10)
     assert time.monotonic() - started < 5
+    client.close()
+
+
+def test_a_slow_line_is_waited_for(hub: Hub) -> None:
+    """Bytes buy time: an answer that takes longer than the patience for silence, at a good rate, arrives."""
+    size = 20 * module.PATIENT_BYTES_PER_S
+
+    def flow(handler: Handler) -> bool:
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes 0-{size - 1}/{size}")
+        handler.send_header("Content-Length", str(size))
+        handler.end_headers()
+        for _ in range(10):
+            handler.wfile.write(bytes(size // 10))
+            handler.wfile.flush()
+            time.sleep(0.08)
+        return True
+
+    hub.when("f", flow)
+    client = Client(patience_s=0.5)
+    assert len(client.piece(f"{hub.url}/f", 0, size).data) == size
+    client.close()
+
+
+def test_aborted(hub: Hub) -> None:
+    """What is on its way fails at once when it is wanted no more, and the client serves again afterwards."""
+    released = threading.Event()
+
+    def hang(handler: Handler) -> bool:
+        released.wait(20)
+        return True
+
+    hub.when("hang", hang)
+    client, failures = Client(), []
+
+    def ask() -> None:
+        try:
+            client.piece(f"{hub.url}/hang", 0, 10)
+        except RemoteError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while not hub.requests:
+        time.sleep(0.01)
+    started = time.monotonic()
+    client.abort()
+    thread.join(10)
+    assert failures and time.monotonic() - started < 5
+    released.set()
+    client.close()
+    assert client.piece(f"{hub.url}/f", 0, 10).data == DATA[:10]
     client.close()
 
 
