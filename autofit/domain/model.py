@@ -63,7 +63,7 @@ class Storage(Protocol):
         """Names of the files in a directory. Raises: ModelNotFoundError, ModelError."""
 
     def expect(self, wanted: Mapping[str, int]) -> None:
-        """These files are opened next, and about so many bytes of the start of each are read; does not wait for them."""
+        """These files are opened next, and about so many bytes of each one's start are read; does not wait for them."""
 
     def close(self) -> None:
         """All that was wanted has been read."""

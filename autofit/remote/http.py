@@ -353,11 +353,10 @@ class Client:
         """Whatever is waited for ends when time is up: a server that sends a byte now and then would go on for ever."""
         with self._lock:
             left = self._left_s()
-            if left is None:
-                return
-            if left > 0:
-                return self._wait(left)
-        self._shut()
+            if left is not None and left > 0:
+                self._wait(left)
+        if left is not None and left <= 0:
+            self._shut()
 
     def _shut(self) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""How long a file's header will be, told from its start. A safetensors file says it; of a GGUF nearly all is vocabulary.
+"""How long a file's header will be, told from its start: safetensors say it; of a GGUF nearly all is the vocabulary.
 
 Measured on the headers of 26 published files: a token takes 19 bytes with its type, a merge 15.3 and a score 4.
 """

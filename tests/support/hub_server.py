@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+STEP_BYTES = 1 << 18  #: written at once
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -175,8 +176,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.request_seen.sent_bytes += len(body)
-            self.wfile.write(body)
+            for at in range(0, len(body), STEP_BYTES):  # a client may go away before the end
+                self.wfile.write(part := body[at : at + STEP_BYTES])
+                self.request_seen.sent_bytes += len(part)
 
 
 def is_large(path: str) -> bool:
