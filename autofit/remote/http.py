@@ -165,7 +165,7 @@ class Client:
                     hint="the repository may have changed meanwhile: try again",
                 )
         except RemoteError:
-            self._drop(answer.connection)
+            self._drop(answer.connection, answer.response)
             raise
         data = self._body(answer, length) if length else self._nothing(answer)
         return Piece(data, total, answer.url, response.getheader("ETag"), answer.linked_etag)
@@ -192,7 +192,7 @@ class Client:
             if status in wanted:
                 return answer
             asked = _pause_of(answer.response)
-            self._drop(answer.connection)
+            self._drop(answer.connection, answer.response)
             if status in _PASSING and tries < MAX_TRIES and asked is not None and asked <= MAX_WAIT_S:
                 self._pause(asked or 0.3 * tries, url)
                 continue
@@ -279,7 +279,7 @@ class Client:
             with self._lock:
                 self._idle.setdefault(origin, []).append(answer.connection)
         else:
-            self._drop(answer.connection)
+            self._drop(answer.connection, answer.response)
 
     def _count(self, n_bytes: int) -> None:
         with self._lock:
@@ -336,10 +336,12 @@ class Client:
             )
         return proxy
 
-    def _drop(self, connection: http.client.HTTPConnection) -> None:
+    def _drop(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse | None = None) -> None:
         with self._lock:
             self._open.discard(connection)
         connection.close()
+        if response is not None:
+            response.close()  # it holds the socket alone where the server ends the connection
 
     # -- time -------------------------------------------------------------------------------------------------
 
