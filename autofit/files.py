@@ -33,6 +33,29 @@ def cache_home(environ: Mapping[str, str]) -> Path | None:
     return None
 
 
+def runtime_dir(environ: Mapping[str, str]) -> Path | None:
+    """`autofit` below `$XDG_RUNTIME_DIR` or `/run/user/UID`, or `autofit-UID` below the directory for temporary files.
+
+    It need not exist. `None` on systems without users' numbers.
+    """
+    if not hasattr(os, "getuid"):
+        return None
+    for home in (environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{os.getuid()}"):
+        if os.path.isabs(home) and is_own(Path(home)):  # noqa: PTH117 - text that somebody set
+            return Path(home) / "autofit"
+    stated = environ.get("TMPDIR", "")
+    return Path(stated if stated.startswith("/") else "/tmp") / f"autofit-{os.getuid()}"  # noqa: S108 - checked by `is_own`
+
+
+def is_own(path: Path) -> bool:
+    """Whether a directory is there, the user's, and nobody else may write in it."""
+    try:
+        found = path.lstat()
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+
+
 def read_bounded(path: str | os.PathLike[str], limit_bytes: int) -> bytes:
     """The bytes of an ordinary file.
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from autofit.text.launchers import Wrapped
 
 MAX_SETTINGS_BYTES = 1 << 20
+RESERVATIONS_OFF = "AUTOFIT_RESERVATIONS"  #: with `0`, nothing is reserved, and what is reserved does not count
 _HIDES = ("_VISIBLE_DEVICES", "_DEVICE_ORDER")  #: ends of variables that choose devices, or number them
 
 
@@ -88,7 +89,7 @@ def machine_of(options: Options, environ: Mapping[str, str] | None = None) -> Ma
     names, ram = options.get("on"), options.get("ram")
     if names:
         return load_machine(*names, ram=ram)
-    machine = detect_machine(environ)
+    machine = _without_reserved(detect_machine(environ), os.environ if environ is None else environ)
     if ram is None:
         return machine
     available, wanted = machine.host.available_bytes, ram.stated_bytes
@@ -100,6 +101,18 @@ def machine_of(options: Options, environ: Mapping[str, str] | None = None) -> Ma
             hint="describe the whole machine: --on rtx-3090 --ram 64GiB, or --on cpu",
         )
     return replace(machine, host=replace(machine.host, available_bytes=wanted))
+
+
+def _without_reserved(machine: Machine, environ: Mapping[str, str]) -> Machine:
+    """This machine less what is reserved for engines that were started and have not taken it yet."""
+    from autofit.files import runtime_dir
+
+    place = runtime_dir(environ)
+    if place is None or not place.is_dir() or environ.get(RESERVATIONS_OFF) == "0":
+        return machine
+    from autofit.launch.ledger import without_reserved
+
+    return without_reserved(machine, environ)
 
 
 def plan(
@@ -158,11 +171,25 @@ def plan_of(
     options: Options,
     settings: Surroundings | None,
     *,
-    program: Sequence[str] = (),
     engine_args: Sequence[object] = (),
     details: bool = True,
 ) -> Plan:
-    """The plan for stated options: what the command line and `plan()` both come to.
+    """The plan for stated options: what the command line and `plan()` both come to."""
+    return plan_on(backend_name, model, machine, options, settings, engine_args=engine_args, details=details)[0]
+
+
+def plan_on(
+    backend_name: str,
+    model: ModelSpec | str | os.PathLike[str] | None,
+    machine: Machine | None,
+    options: Options,
+    settings: Surroundings | None,
+    *,
+    program: Sequence[str] = (),
+    engine_args: Sequence[object] = (),
+    details: bool = True,
+) -> tuple[Plan, Machine]:
+    """The plan for stated options, and the machine that it is for.
 
     `program` are the words that start the engine, of a command that is filled in. Without `model`, the engine's own
     flags name it. Of several models under one name the largest is planned for that
@@ -214,9 +241,9 @@ def plan_of(
         return _reviewed(_for_engine(plan, engine, backend, options.notes), found, on, files)
 
     if reference is None:
-        return plan_one(*_found(command.model if model is None else model))  # type: ignore[arg-type]
+        return plan_one(*_found(command.model if model is None else model)), here()  # type: ignore[arg-type]
     files = locate(reference)
-    return _best_offer(files, here, options, plan_one) or plan_one(read(files), files)
+    return _best_offer(files, here, options, plan_one) or plan_one(read(files), files), here()
 
 
 def plan_command(
@@ -226,8 +253,8 @@ def plan_command(
     machine: Machine | None = None,
     *,
     details: bool = False,
-) -> Plan:
-    """An engine's command with what it leaves open filled in, and everything it says kept.
+) -> tuple[Plan, Machine]:
+    """An engine's command with what it leaves open filled in, everything it says kept; and the machine it is for.
 
     It is the plan of `autofit BACKEND -- FLAGS`, for the program that the command names. `settings` are the variables
     that the engine will have, and the directory it is started in.
@@ -240,7 +267,7 @@ def plan_command(
     options = stated_options(backend.name, given, settings)
     with blamed(backend.name):
         n_program = len(backend.program_in(words)) or 1
-    return plan_of(
+    return plan_on(
         backend.name,
         None,
         machine,

@@ -15,12 +15,13 @@ from autofit.domain.text import printable
 from autofit.domain.values import replace
 from autofit.host import host
 from autofit.launch.start import NOT_FOUND, StartError, become
-from autofit.pipeline import plan_command, split_assignments
+from autofit.pipeline import RESERVATIONS_OFF, plan_command, split_assignments
 from autofit.settings.layers import Surroundings
 from autofit.settings.options import OPTIONS
 from autofit.text.launchers import Wrapped, unwrap
 
 if TYPE_CHECKING:
+    from autofit.domain.machine import Machine
     from autofit.domain.plan import Plan
 
 TAKES_COMMAND = True
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     path = program_path(argv[0], environ)
     if not is_filled:
         return become(path, argv[1:], environ)
-    plan = planned(args, argv, environ)
+    plan = _reserved(args, argv, environ)
     if not plan.fits and not args.force:
         return _refuse(args, plan)
     if not args.quiet:
@@ -74,7 +75,26 @@ def is_engine(argv: Sequence[str]) -> bool:
     return False
 
 
-def planned(args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str]) -> Plan:
+def _reserved(args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str]) -> Plan:
+    """The plan of a command, and what it takes reserved for this process until the engine has taken it."""
+    if environ.get(RESERVATIONS_OFF) == "0":
+        return planned(args, argv, environ)[0]
+    from autofit.launch.ledger import reserved
+    from autofit.launch.reservations import Claim, claims_of
+
+    def claims(found: tuple[Plan, Machine]) -> Mapping[str, Claim] | None:
+        plan, machine = found
+        starts = plan.fits or args.force
+        return claims_of(plan.memory, machine) if starts and machine.origin == "detected" else None
+
+    (plan, _), problem = reserved(environ, program_name(argv), lambda: planned(args, argv, environ), claims)
+    if problem is not None and (plan.fits or args.force):
+        what = "what it takes is not reserved: another launch may count on the same memory"
+        print(f"autofit: {what} ({problem})", file=sys.stderr)
+    return plan
+
+
+def planned(args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, Machine]:
     """The plan of an engine's command, for this machine as it is now."""
     return plan_command(argv, given(args), Surroundings(environ=environ), details=args.explain)
 
@@ -147,7 +167,7 @@ def _dry_run(
     if not is_engine(wrapped.argv):
         write_product(shell.command((*wrapped.prefix, *wrapped.argv), sorted(assigned.items())))
         return 0
-    plan = planned(args, wrapped.argv, wrapped.variables(environ))
+    plan, _ = planned(args, wrapped.argv, wrapped.variables(environ))
     env = {**assigned, **plan.env}
     return show(replace(plan, argv=(*wrapped.prefix, *plan.argv), env=env), args, force=bool(args.force))
 

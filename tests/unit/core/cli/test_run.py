@@ -40,7 +40,7 @@ def test_the_process_becomes_the_engine(engines: Engines) -> None:
     assert said["argv"][:4] == ["-m", TINY, "--port", "9"]
     assert {"-c", "-np", "-fit"} <= set(said["argv"])
     assert out == "" and "autofit: adds -c 4096" in err
-    assert said["fds"] == [0, 1, 2, writes]
+    assert said["fds"][:-1] == [0, 1, 2, writes] and said["fds"][-1] >= 100  # the last holds its reservation
     assert (said["children"], said["threads"], int(said["blocked"], 16)) == ([], "1", 0)
     assert said["env"] == {**engines.environ, "FAKE_DOES": ""}
 
@@ -210,3 +210,30 @@ def test_backends_say_which_programs_are_theirs() -> None:
         assert set(backend.wrapped) <= set(ref.programs) == set(backend.programs)
         assert backend.program_in(("something-else", "-m", "x")) == ()
     assert autofit.__version__
+
+
+def test_two_at_once_do_not_count_on_the_same_memory(engines: Engines) -> None:
+    """What the first was planned for and has not taken is left out for a second, and for plans; not when it is gone."""
+    first = engines.start("run", "-q", "--", *SERVER, "-cram", "2000", does="signal.pause()")
+    said = engines.wait_for_engine()
+    engines.says.unlink()
+    notice = f"are reserved for llama-server (process {said['pid']})"
+    try:
+        planned = engines.run("llama", TINY)
+        assert planned.returncode == 0 and "note: RAM: 2.0" in planned.stderr and notice in planned.stderr
+        second = engines.run("run", "--", *SERVER)
+        assert second.returncode == 0 and notice in second.stderr
+        alone = engines.run("llama", TINY, env={"AUTOFIT_RESERVATIONS": "0"})
+        assert notice not in alone.stderr
+        assert notice not in engines.run("llama", TINY, *ON).stderr  # other hardware
+    finally:
+        first.kill()
+        first.wait(30)
+    assert notice not in engines.run("llama", TINY).stderr
+
+
+def test_a_reservation_that_cannot_be_made_is_told(engines: Engines) -> None:
+    (engines.folder / "runtime" / "autofit").write_text("a file", encoding="utf-8")
+    done = engines.run("run", "-q", "--", *SERVER)
+    assert done.returncode == 0 and "another launch may count on the same memory" in done.stderr
+    assert engines.said["argv"][0] == "-m"
