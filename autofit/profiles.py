@@ -90,6 +90,10 @@ def parse_toml(text: str, name: str, error: type[AutofitError] = UsageError) -> 
     Raises:
         error: not TOML; the message holds line and column.
     """
+    from autofit.text import toml
+
+    if (table := toml.read(text)) is not None:
+        return table
     import tomllib
 
     # the time that a key takes grows with the square of its dots, and a key is on one line

@@ -189,7 +189,7 @@ def _short_strings() -> re.Pattern[bytes]:
     The first byte tells them apart and nothing is ever tried again, so this is the plain walk at twice its speed.
     """
     lengths = sorted(range(48), key=lambda n: abs(n - 7))
-    strings = [re.escape(bytes([n])) + rb"\0{7}" + rb".{%d}+" % n for n in lengths]
+    strings = [re.escape(bytes([n])) + rb"\0" * 7 + rb".{%d}+" % n for n in lengths]
     return re.compile(rb"(?s:%b){%d}+" % (b"|".join(strings), _LEAP))
 
 

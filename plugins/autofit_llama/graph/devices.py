@@ -14,7 +14,7 @@ from autofit.domain.units import GIB, round_up
 from autofit.domain.values import dataclass, replace
 
 from autofit_llama.engine.versions import LATEST, Version
-from autofit_llama.graph import cuda, metal
+from autofit_llama.graph import cuda
 from autofit_llama.graph.allocator import ENDLESS
 from autofit_llama.graph.cuda import ROW_PADDING
 from autofit_llama.graph.ggml import Tensor, n_rows, tensor_bytes
@@ -70,6 +70,8 @@ class DeviceRules:
         if self.kind == "rpc":
             return True
         if self.kind == "metal" and t.op == "FLASH_ATTN_EXT":
+            from autofit_llama.graph import metal
+
             return metal.flash_attn_supported(t)
         if self.kind == "vulkan" and t.op == "FLASH_ATTN_EXT":
             return _vulkan_flash_attn(t)
@@ -81,7 +83,11 @@ class DeviceRules:
             return max(rules.alloc_bytes(t) for rules in self.members)
         if self.kind == "cuda":
             return cuda.alloc_bytes(t, self.compute_capability, self.version)
-        return metal.alloc_bytes(t) if self.kind == "metal" else tensor_bytes(t)
+        if self.kind == "metal":
+            from autofit_llama.graph import metal
+
+            return metal.alloc_bytes(t)
+        return tensor_bytes(t)
 
     def offloads(self, t: Tensor) -> bool:
         """Whether a prompt-sized operation on a host weight moves here, weight and all."""

@@ -12,7 +12,6 @@ from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError, HardwareError
 
 from autofit_llama.launch.defaults import Draft, Launch, buffer_names, check_launch, check_stands_alone
-from autofit_llama.memory.adapters import check_control_vectors, check_lora
 from autofit_llama.memory.estimate import Companion, Run, Server, size
 from autofit_llama.memory.layout import Arguments, Sized
 from autofit_llama.model.context import ContextParams
@@ -142,6 +141,10 @@ def _check_known(launch: Launch, named: Sequence[tuple[str, Device]], machine: M
 
 def _check_companions(model: ModelSpec, hp: HParams, tensors: Mapping[str, TensorInfo]) -> None:
     """Refuse files that are not what they are given as (tools/mtmd/clip.cpp, src/llama-adapter.cpp)."""
+    if not model.companions:
+        return
+    from autofit_llama.memory.adapters import check_control_vectors, check_lora
+
     for role, other in model.companions.items():
         if role == "mmproj" and other.architecture != "clip":
             raise EngineRefusalError(

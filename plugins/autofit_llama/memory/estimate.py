@@ -16,7 +16,6 @@ from autofit_llama.graph.cuda import FLASH_SCRATCH
 from autofit_llama.graph.devices import DeviceRules, device_bytes, rules_for
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.memory import runtime, scratch
-from autofit_llama.memory.adapters import control_vector_bytes, lora_bytes, lora_compute_bytes
 from autofit_llama.memory.layout import Arguments, Layout, Sized, lay_out
 from autofit_llama.memory.placement import HOST_PINNED
 from autofit_llama.model.load import read_hparams
@@ -283,6 +282,10 @@ def _adapter_items(
     items: Mapping[str, list[MemoryItem]],
     host: list[MemoryItem],
 ) -> None:
+    if not (run.adapters or run.has_control_vector):
+        return
+    from autofit_llama.memory.adapters import control_vector_bytes, lora_bytes, lora_compute_bytes
+
     homes, hp = layout.weight_plan.homes, layout.hparams
     if run.arguments.sliced and run.adapters:
         raise EngineRefusalError(

@@ -16,7 +16,6 @@ from autofit_llama.graph.buffers import ComputeBuffers, Known, compute_buffers
 from autofit_llama.graph.devices import DeviceRules, device_bytes
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.graph.model import GraphModel
-from autofit_llama.memory.bound import bound_buffers
 from autofit_llama.memory.placement import Placement, buffer_rules, place_layers
 from autofit_llama.memory.weights import HOST_ALIGNMENT, Weight, WeightPlan, loaded_weights, place_weights
 from autofit_llama.model.architecture import architecture_of
@@ -175,6 +174,8 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
         )
         has_graph = True
     except UnsupportedModelError:
+        from autofit_llama.memory.bound import bound_buffers
+
         compute = bound_buffers(
             hp, context, sized.tensors, plan.homes, devices, layer_bytes=per_layer, pipeline=pipeline
         )

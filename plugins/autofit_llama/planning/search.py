@@ -17,7 +17,6 @@ from autofit.domain.values import NamedTuple, dataclass, field
 from autofit.solve import Placement, Span, balance, excess_bytes, host_bytes, seconds, solve
 
 from autofit_llama.memory.placement import place_layers
-from autofit_llama.planning.offload import propose
 from autofit_llama.planning.overheads import Bounds, Candidate, Known, Problem
 from autofit_llama.planning.tables import Split, Tables
 
@@ -99,6 +98,8 @@ class Search:
 
     def spilled(self, candidate: Candidate) -> Found | None:
         """Some of it on the host; where the fastest is too much for the host, as little as can be."""
+        from autofit_llama.planning.offload import propose
+
         tables = self.tables(candidate)
 
         def least_on_host(failed: set[Split]) -> Split | None:

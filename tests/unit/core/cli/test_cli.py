@@ -15,6 +15,8 @@ import pytest
 from support import ROOT
 
 HEAVY = {
+    "tomllib",
+    "json",
     "numpy",
     "dataclasses",
     "inspect",
