@@ -16,7 +16,6 @@ from support import ROOT
 
 HEAVY = {
     "tomllib",
-    "json",
     "numpy",
     "dataclasses",
     "inspect",

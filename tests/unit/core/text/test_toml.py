@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from autofit import profiles
 from autofit.text import toml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 OURS = sorted(profiles.data_dir().glob("*/*.toml"))
@@ -43,6 +43,7 @@ def test_our_own_files_are_read_without_tomllib(path: Path) -> None:
     assert same(toml.read(text), tomllib.loads(text))
 
 
+@settings(deadline=None)  # the first one loads modules
 @given(st.lists(st.sampled_from(PIECES), max_size=24).map("".join))
 @example('a = ["x\ny"]')
 @example("a = [1\n2]")
@@ -57,6 +58,7 @@ def test_it_reads_what_tomllib_reads(text: str) -> None:
     assert found is None or same(found, theirs(text))
 
 
+@settings(deadline=None)
 @given(st.sampled_from(OURS), st.data())
 def test_a_profile_with_a_few_characters_changed(path: Path, data: st.DataObject) -> None:
     text = path.read_text("utf-8")
