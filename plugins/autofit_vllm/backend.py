@@ -38,7 +38,7 @@ from autofit_vllm.command.settings import (
     parse_command,
     settings_of,
 )
-from autofit_vllm.config.devices import across_nodes, select_devices
+from autofit_vllm.config.devices import across_nodes, n_machines, select_devices
 from autofit_vllm.config.engine import EngineConfig, Gpu
 from autofit_vllm.config.resolve import resolve
 from autofit_vllm.engine.caution import margins_for, safer, told
@@ -49,6 +49,7 @@ from autofit_vllm.modules.model import StageWeights, VllmModel, Vocabulary
 from autofit_vllm.planning.codes import OWN, finding
 from autofit_vllm.planning.command import keyword_arguments
 from autofit_vllm.planning.evaluation import DEFAULT_MARGIN, Evaluation, check_dtype, evaluate, gpu_of, ranks_of
+from autofit_vllm.planning.nodes import nodes_finding
 from autofit_vllm.planning.plan import build_plan
 from autofit_vllm.quantization import Quantization, quantization_for
 
@@ -174,6 +175,7 @@ class VllmBackend(Backend):
             findings=[
                 *_capacity_findings(evaluation, load),
                 *near,
+                *nodes_finding(evaluation),
                 *_usage_findings(settings, vllm_model),
                 *_draft_findings(settings, model),
                 *_code_findings(settings, model),
@@ -221,7 +223,7 @@ class VllmBackend(Backend):
         if draft is None and draft_reference(settings) is not None:
             vllm_model = replace(vllm_model, draft=None)  # what drafts is not known
         vllm_model = attach(vllm_model, draft)
-        n_gpus = None if stated is not None else len(devices) // settings.nnodes
+        n_gpus = None if stated is not None else len(devices) // _n_nodes(devices)
         config = resolve(settings, vllm_model, gpu, quantization=quantization, n_gpus=n_gpus)
         if isinstance(stated, tuple) and len(stated) != config.parallel.pp:
             raise UsageError(f"available_kv_bytes has {len(stated)} values for {config.parallel.pp} pipeline stages")
@@ -312,6 +314,7 @@ class VllmBackend(Backend):
             quantization=quantization,
             weigh=weigh_once,
             vision=_vision(model),
+            nodes=_n_nodes(devices),
         )
         best, others = solve(problem)
         return explain(
@@ -345,8 +348,13 @@ def _on_nodes(machine: Machine, settings: VllmSettings, wanted: Sequence[str]) -
     if is_cpu_build(settings, machine):
         return machine, ()
     local = select_devices(machine, settings, wanted)
-    devices = across_nodes(local, settings.nnodes)
+    devices = across_nodes(local, n_machines(settings, len(local)))
     return replace(machine, devices=(*machine.devices, *devices[len(local) :])), devices
+
+
+def _n_nodes(devices: Sequence[Device]) -> int:
+    """Machines that `devices` are of: ids of all but the first name theirs (`across_nodes`)."""
+    return len({device.id.partition("/")[0] if "/" in device.id else "" for device in devices}) or 1
 
 
 def _named(settings: VllmSettings) -> str | None:

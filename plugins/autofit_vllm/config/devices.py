@@ -52,6 +52,18 @@ def select_devices(machine: Machine, settings: VllmSettings, wanted: Sequence[st
     return tuple(devices)
 
 
+def n_machines(settings: VllmSettings, n_local: int) -> int:
+    """Machines over which the ranks are spread: those of `--nnodes`, or as many as Ray fills that have `n_local` GPUs
+    each (v1/executor/ray_utils.py: one bundle of a GPU per rank, packed)."""
+    by_ray = "ray" in (settings.distributed_executor_backend, settings.data_parallel_backend)
+    if settings.nnodes > 1 or not by_ray or not n_local:
+        return settings.nnodes
+    replicas = settings.data_parallel_size if settings.data_parallel_backend == "ray" else 1
+    ranks = settings.tensor_parallel_size * settings.pipeline_parallel_size * replicas
+    least = -(-ranks // n_local)
+    return next((n for n in range(least, min(ranks, MAX_NODES) + 1) if ranks % n == 0), least)
+
+
 def across_nodes(devices: Sequence[Device], n_nodes: int) -> tuple[Device, ...]:
     """The devices of `--nnodes` machines like this one, node by node.
 

@@ -35,7 +35,7 @@ def layouts(problem: Problem) -> Iterator[list[Layout]]:
     if n == 0:
         yield [Layout(values={}, devices=(), world_size=1)]
         return
-    nodes = settings.nnodes
+    nodes = problem.nodes
     heads = [tp for tp in possible_tp(model) if tp <= n // nodes]
     for tp in _pinned(settings, "tensor_parallel_size", heads):
         most = min(n // tp, MAX_PIPELINE, max(model.n_layers, 1)) if model.supports_pipeline else 1
@@ -46,15 +46,17 @@ def layouts(problem: Problem) -> Iterator[list[Layout]]:
                     family = []
                     for pp in stages:
                         dp = replicas or n // (tp * pp)
-                        if (replicas or dp > 1) and _spans(tp * pp * dp, tp, nodes):
+                        if (replicas or dp > 1) and _spans(
+                            tp * pp * dp, tp, nodes, whole=not settings.pins("tensor_parallel_size")
+                        ):
                             for layout in _placed(problem, tp=tp, pp=pp, dp=dp, expert=expert, dcp=dcp):
                                 family += [layout, *_uneven(problem, layout, tp=tp, pp=pp, dp=dp)]
                     yield family
 
 
-def _spans(world_size: int, tp: int, nodes: int) -> bool:
-    """Whether each node has an equal part of the ranks, and tensor parallel ones are within a node."""
-    return nodes == 1 or (world_size % nodes == 0 and world_size // nodes % tp == 0)
+def _spans(world_size: int, tp: int, nodes: int, *, whole: bool) -> bool:
+    """Whether each node has an equal part of the ranks, and tensor parallel ones within it where `whole`."""
+    return nodes == 1 or (world_size % nodes == 0 and not (whole and world_size // nodes % tp))
 
 
 def _pinned(settings: VllmSettings, name: str, options: Sequence[Any]) -> Sequence[Any]:
@@ -112,7 +114,7 @@ def _placed(problem: Problem, *, tp: int, pp: int, dp: int, expert: bool, dcp: i
     if dcp > 1:
         values["decode_context_parallel_size"] = dcp
     world, devices = tp * pp * dp, problem.devices
-    if problem.settings.pins("device_ids") or world > len(devices) or problem.settings.nnodes > 1:
+    if problem.settings.pins("device_ids") or world > len(devices) or problem.nodes > 1:
         yield Layout(values=values, devices=devices, world_size=world)
         return
     for chosen in _choices(devices, world, n_stages=pp):

@@ -9,6 +9,7 @@ from autofit.domain.units import format_rate
 
 from autofit_vllm.config.resolve.parallel import possible_tp
 from autofit_vllm.planning.codes import finding
+from autofit_vllm.planning.nodes import nodes_finding
 from autofit_vllm.planning.problem import LOSSY_KV, Candidate, Problem
 from autofit_vllm.planning.relief import gpus_needed, longest_plan
 
@@ -22,7 +23,7 @@ def prices(problem: Problem, best: Candidate, others: Sequence[Candidate]) -> li
         *_left_out(problem, best, others),
         *_eight_bits(problem, best, others),
         *_offloaded_price(problem, best),
-        *_nodes(problem, best),
+        *nodes_finding(best.evaluation),
     ]
 
 
@@ -85,17 +86,6 @@ def _offloaded_price(problem: Problem, best: Candidate) -> list[Finding]:
         count = needed.world_size
         message += f"; {count} GPUs like {problem.devices[0].name} hold {best.length:,} tokens without it"
     return [finding("offload-price", message)]
-
-
-def _nodes(problem: Problem, best: Candidate) -> list[Finding]:
-    nodes = problem.settings.nnodes
-    if nodes == 1:
-        return []
-    message = (
-        f"planned for {nodes} nodes like this one, {len(best.evaluation.ranks) // nodes} GPUs on each: start the "
-        "command on each with its own --node-rank and the --master-addr of the first, and --headless on all others"
-    )
-    return [finding("nodes", message)]
 
 
 def nearest_wish(problem: Problem, best: Candidate) -> list[Finding]:

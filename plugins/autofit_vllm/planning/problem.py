@@ -43,6 +43,7 @@ class Problem:
     visible: tuple[Device, ...] = ()  #: those that `--device-ids` counts, where a wish leaves some out
     quantization: Quantization = NONE
     vision: Mapping[str, object] | None = None
+    nodes: int = 1  #: machines that `devices` are of, an equal part each
 
     def resolve(self, settings: VllmSettings, gpu: Gpu) -> EngineConfig:
         """The engine's configuration; a step that nobody chose holds a token of every sequence, or vLLM refuses
@@ -54,7 +55,7 @@ class Problem:
             if seqs > max(default, whole):
                 settings = replace(settings, max_num_batched_tokens=seqs)
         return resolve(
-            settings, self.model, gpu, quantization=self.quantization, n_gpus=len(self.devices) // settings.nnodes
+            settings, self.model, gpu, quantization=self.quantization, n_gpus=len(self.devices) // self.nodes
         )
 
     def slices_experts(self, tp: int) -> bool:

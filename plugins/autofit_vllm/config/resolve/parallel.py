@@ -5,6 +5,7 @@ from __future__ import annotations
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.command.settings import VllmSettings
+from autofit_vllm.config.devices import n_machines
 from autofit_vllm.config.engine import Gpu
 from autofit_vllm.modules.model import Parallel, VllmModel
 
@@ -35,7 +36,7 @@ def resolve_parallel(settings: VllmSettings, model: VllmModel, gpu: Gpu, *, n_gp
         redundant_experts=redundant if settings.enable_eplb else 0,
         layer_partition=_layer_partition(settings, model),
         vision_data_parallel=settings.mm_encoder_tp_mode == "data",
-        nnodes=settings.nnodes,
+        nnodes=settings.nnodes if n_gpus is None else n_machines(settings, n_gpus),
     )
     _check_data_parallel(settings, model)
     _check_nodes(settings, parallel)
@@ -152,6 +153,36 @@ def _check_data_parallel(settings: VllmSettings, model: VllmModel) -> None:
         raise EngineRefusalError(f"data_parallel_rank ({settings.data_parallel_rank}) must be in the range [0, {dp})")
     if settings.data_parallel_hybrid_lb and local is None:
         raise EngineRefusalError("`--data-parallel-hybrid-lb` requires `--data-parallel-size-local`.")
+    if settings.data_parallel_external_lb and settings.data_parallel_rank is None:
+        if settings.nnodes == 1:
+            raise EngineRefusalError(
+                "`--data-parallel-external-lb` requires a data-parallel rank",
+                hint="set --data-parallel-rank, or --nnodes and --node-rank, from which it follows",
+            )
+        if settings.nnodes % dp:
+            raise EngineRefusalError(
+                "`--node-rank` cannot unambiguously identify external data-parallel ranks when `--nnodes` is not "
+                "divisible by `--data-parallel-size`.",
+                hint="set a --data-parallel-rank of its own for each process",
+            )
+    _check_headless(settings)
+
+
+def _check_headless(settings: VllmSettings) -> None:
+    """A node without a server (entrypoints/cli/serve.py:run_headless)."""
+    given = settings.given
+    if not given.get("headless"):
+        return
+    servers = given.get("api_server_count")
+    if isinstance(servers, int) and servers > 0:
+        raise EngineRefusalError(
+            f"--api-server-count={servers} cannot be used with --headless",
+            hint="no API servers are started in headless mode",
+        )
+    if settings.data_parallel_hybrid_lb:
+        raise EngineRefusalError("data_parallel_hybrid_lb is not applicable in headless mode")
+    if settings.data_parallel_size_local == 0:
+        raise EngineRefusalError("data_parallel_size_local must be > 0 in headless mode")
 
 
 def _check_nodes(settings: VllmSettings, parallel: Parallel) -> None:
@@ -170,6 +201,14 @@ def _check_nodes(settings: VllmSettings, parallel: Parallel) -> None:
     if not 0 <= settings.node_rank < nnodes:
         raise EngineRefusalError(
             f"`--node-rank` must be between 0 and {nnodes - 1}; got `--node-rank {settings.node_rank}`."
+        )
+    # as many replicas on a node as its ranks hold, if nobody says (engine/arg_utils.py:create_engine_config)
+    local = settings.data_parallel_size_local or max(world // nnodes // parallel.world_size, 1)
+    groups = parallel.dp // local
+    if not settings.data_parallel_external_lb and groups and nnodes % groups:
+        raise EngineRefusalError(
+            f"nnodes ({nnodes}) must be divisible by the number of data parallel node groups ({groups} = "
+            f"data_parallel_size {parallel.dp} / data_parallel_size_local {local})"
         )
 
 

@@ -109,6 +109,25 @@ def test_nodes_are_machines_like_this_one() -> None:
     assert "--node-rank" in told(free)["nodes"]
 
 
+def test_a_node_is_told_which_ranks_it_has() -> None:
+    flags = ("-tp", "8", "-pp", "2", "--nnodes", "2", "--node-rank", "1", "--master-addr", "10.0.0.1", "--headless")
+    message = told(check(CONFIGS / "llama3-70b", "8xh100-80gb", *flags))["nodes"]
+    assert "2 nodes like this one with 8 GPUs each, of which this is node 1 (ranks 8 to 15)" in message
+    flags = ("-dp", "16", "-dpl", "8", "--data-parallel-start-rank", "8", "--enable-expert-parallel", "--headless")
+    found = check(CONFIGS / "deepseek-v3", "8xh200", *flags)
+    assert "replicas 8 to 15 of 16 run here" in told(found)["nodes"] and len(found.memory.pools) == 9
+
+
+def test_ray_fills_machines_like_this_one() -> None:
+    ray = ("--distributed-executor-backend", "ray")
+    found = check(CONFIGS / "deepseek-v3", "8xh200", "-tp", "8", "-pp", "2", *ray)
+    assert found.fits and len(found.memory.pools) == 17 and "2 nodes" in told(found)["nodes"]
+    one = check(CONFIGS / "deepseek-v3", "8xh200", "-tp", "8", *ray)
+    assert len(one.memory.pools) == 9 and "nodes" not in told(one)
+    planned = plan(CONFIGS / "deepseek-v3", "8xh100-80gb", "-tp", "16", *ray)
+    assert planned.fits and len(planned.memory.pools) == 17
+
+
 def test_the_cheapest_change_comes_first(tmp_path: Path) -> None:
     """DeepSeek-V4-Pro on eight H200 keeps its 200,000 tokens with shorter steps; a shorter context would do too."""
     model = vllm_reports.write_checkpoint("deepseek-ai--DeepSeek-V4-Pro", tmp_path)
