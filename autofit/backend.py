@@ -36,6 +36,19 @@ def program_name(argv: Sequence[str]) -> str:
     return argv[0].replace("\\", "/").rpartition("/")[2].removesuffix(".exe") if argv else ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contained:
+    """What a container of an engine's image starts, as a command of the engine; its paths are the container's.
+
+    `apis` are those that the image computes with (none: the CPU alone), `None` where that is not known. `directory`
+    is where it starts.
+    """
+
+    argv: tuple[str, ...]
+    apis: frozenset[str] | None = None
+    directory: str | None = None
+
+
 class Backend(ABC):
     """One serving engine: what it accepts, what it costs, how it is started.
 
@@ -103,6 +116,18 @@ class Backend(ABC):
         """What `engine_version` may be for an engine that says `text` of itself, or that lies at `path`.
 
         `None`: it says nothing that names a version, and the newest known is planned for.
+        """
+        return None
+
+    def in_image(
+        self, image: str, words: Sequence[str], *, entrypoint: Sequence[str] | None = None
+    ) -> Contained | None:
+        """What a container of an image of the engine starts with `words` behind it; `None`: that is not known.
+
+        `image` is as it is written, with its tag. `entrypoint` takes the place of the image's own.
+
+        Raises:
+            UsageError: words that the image's own program refuses, or of which no command of the engine comes.
         """
         return None
 

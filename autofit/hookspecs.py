@@ -37,12 +37,15 @@ else:
 
 
 class BackendRef(NamedTuple):
-    """An engine: `name` is the word on the command line, `factory` a dotted `package.module:Class`."""
+    """An engine: `name` is the word on the command line, `factory` a dotted `package.module:Class`.
+
+    `images` are the ends of the names of its container images, without a tag: `vllm-openai`, `ggml-org/llama.cpp`."""
 
     name: str
     summary: str
     factory: str
     programs: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
 
 
 class ModelReaderRef(NamedTuple):

@@ -227,6 +227,16 @@ class Host:
         known = sorted(word for ref in self.backends().values() for word in ref.programs)
         raise UsageError(f"no backend understands the command {program!r}", hint=f"known programs: {', '.join(known)}")
 
+    def backend_of_image(self, image: str) -> Backend | None:
+        """The backend whose engine a container image holds, by the image's name."""
+        from autofit.text.containers import repository_of
+
+        repository = f"/{repository_of(image)}"
+        for ref in self.backends().values():
+            if any(repository.endswith(f"/{name}") for name in ref.images):
+                return self.backend(ref.name)
+        return None
+
     def adjust_machine(self, machine: Machine, backend_name: str) -> Machine:
         """Fold the plugins' corrections, each over the one before."""
         hook, kind = "autofit_adjust_machine", type(machine)

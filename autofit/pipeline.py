@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cache, partial
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from autofit.domain.text import printable
 from autofit.domain.values import replace
 from autofit.errors import IncompleteModelError, ModelError, PluginError, UsageError
-from autofit.files import read_bounded
 from autofit.host import blamed, host
 from autofit.host import resolve as resolve_ref
+from autofit.inputs import HIDES, command_inputs, engine_inputs, seen, shown, split_assignments
 from autofit.references import beside, find, locate, missing, read, with_companions, written_as
 from autofit.settings.layers import HERE, Options, Surroundings
 from autofit.settings.options import BY_NAME, CHECKED, OWN
@@ -22,17 +21,15 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from autofit.backend import Backend, ParsedCommand
+    from autofit.containers import Inside
     from autofit.domain.machine import Machine
     from autofit.domain.model import ModelFiles, ModelSpec
     from autofit.domain.plan import Finding, Plan
     from autofit.domain.ram import Ram
     from autofit.hardware.installed import Engine
     from autofit.settings.keywords import CheckOptions, PlanOptions
-    from autofit.text.launchers import Wrapped
 
-MAX_SETTINGS_BYTES = 1 << 20
 RESERVATIONS_OFF = "AUTOFIT_RESERVATIONS"  #: with `0`, nothing is reserved, and what is reserved does not count
-_HIDES = ("_VISIBLE_DEVICES", "_DEVICE_ORDER")  #: ends of variables that choose devices, or number them
 
 
 def read_model(reference: str | os.PathLike[str], *, companions: Mapping[str, str] | None = None) -> ModelSpec:
@@ -310,8 +307,8 @@ def check(
     """What an engine's command takes as it stands: `check(["llama-server", "-m", "model.gguf", "-ngl", "99"])`.
 
     The command may start with assignments, `NAME=value ...`, and with launchers (`env`, `nice -n 5`, `uv run`:
-    `autofit.text.launchers`). `environ` holds more variables of the engine, which yield to them; those of `settings`
-    yield to both. `options` are `on`, `ram`,
+    `autofit.text.launchers`), or be a `docker run` of an engine's image (`autofit.containers`). `environ` holds more
+    variables of the engine, which yield to them; those of `settings` yield to both. `options` are `on`, `ram`,
     `device`, `margin`, `mean_tokens` and `engine_version` as for `plan()`, and measurements that replace the backend's
     own figures. A command that starts and runs short of memory later fits, and its `verdict` says so; with `strict` it
     does not fit.
@@ -324,65 +321,107 @@ def check(
 
     assigned, rest = split_assignments(_arguments("check()", argv))
     wrapped = unwrap(rest)
-    argv = wrapped.argv
     if environ is not None and not isinstance(environ, Mapping):
         raise UsageError(f"environ is a mapping of variables, not {type(environ).__name__}")
+    around = {**_variables(settings), **(environ or {}), **assigned}
+    launched = wrapped.variables(around)
+    inside = _opened(wrapped.argv, launched, may_ask=settings is not None and machine is None)
+    argv = wrapped.argv if inside is None else inside.argv
     backend = host().backend_of_program(argv)
     _check_names("check()", options, [*CHECKED, *backend.measurements])
     if machine is not None and {"on", "ram"} & options.keys():
         raise UsageError("check() got a machine, and on or ram as well", hint="leave one of them out")
     stated = stated_options(backend.name, options, settings, CHECKED)
     _check_supported(backend, stated, CHECKED)
-    around = {**_variables(settings), **(environ or {}), **assigned}
-    launched = wrapped.variables(around)
-    hiding = next((name for name in (*assigned, *wrapped.assigned) if name.endswith(_HIDES)), None)
-    if machine is None and hiding and stated.get("on"):
-        raise UsageError(
-            f"check: {hiding} chooses among this machine's devices, not among those of --on",
-            hint="--device GPU0 chooses among them",
-        )
+    _check_hiding((*assigned, *wrapped.assigned), machine, stated, inside)
     is_here = machine is None
     if machine is None:
-        machine = machine_of(stated, _seen(around, launched))
-    inputs = _engine_inputs(backend, settings, wrapped, {**(environ or {}), **_shown(assigned)})
+        machine = machine_of(stated, seen(around, launched if inside is None else inside.environ))
+    inputs = command_inputs(backend, settings, wrapped, {**(environ or {}), **shown(assigned)}, inside)
     measured = {name: value for name, value in options.items() if name in backend.measurements}
-    engine = _engine(backend, stated, settings, program=argv[0], here=is_here)
+    engine = _engine(backend, stated, settings, program=argv[0], here=is_here, inside=inside)
     request = replace(to_request(stated, engine_env=inputs, measured=measured), engine_version=engine.version)
     with blamed(backend.name):
         command = _is_command(backend.parse(argv, inputs, version=request.engine_version), backend.name)
-    if model is None:
-        if command.model is None:
-            raise UsageError(
-                f"{argv[0]}: the command names no model", hint="write it as the engine takes it, such as -m model.gguf"
-            )
-        model = command.model
+    if inside is not None:
+        command = inside.command(command)
+    if model is None and command.model is None:
+        raise UsageError(
+            f"{argv[0]}: the command names no model", hint="write it as the engine takes it, such as -m model.gguf"
+        )
+    found, files = _loaded(backend, command, command.model if model is None else model)
+    machine = host().adjust_machine(_checked(machine), backend.name)
+    if inside is not None:
+        machine = inside.machine(machine)
+    with blamed(backend.name):
+        plan = _is_plan(backend.check(command, found, machine, request), backend.name)
+    plan = _judged(plan, strict=bool(stated.get("strict")))
+    behind = wrapped.prefix or inside is not None  # launchers and containers change variables by themselves
+    whole = (*wrapped.prefix, *(plan.argv if inside is None else wrapped.argv))
+    plan = replace(plan, argv=whole, env={**assigned, **({} if behind else plan.env)})
+    return _reviewed(_for_engine(plan, engine, backend, stated.notes), found, machine, files)
+
+
+def _judged(plan: Plan, *, strict: bool) -> Plan:
+    if plan.verdict == "starts":
+        return replace(plan, fits=not strict)
+    return plan if plan.fits else replace(plan, speed=None)  # of what never runs
+
+
+def _loaded(backend: Backend, command: ParsedCommand, model: Any) -> tuple[ModelSpec, ModelFiles | None]:
+    """The model of a command with all that it loads beside it, and where it was found."""
     found, files = _found(model)
     _check_complete(found)
     companions = command.companions
     if files is not None and files.beside:
         loaded = backend.loads(command, written_as(files.reference, found, files), files.beside)
         companions = {**companions, **loaded}
-    found = with_companions(found, companions)
-    machine = host().adjust_machine(_checked(machine), backend.name)
-    with blamed(backend.name):
-        plan = _is_plan(backend.check(command, found, machine, request), backend.name)
-    if plan.verdict == "starts":
-        plan = replace(plan, fits=not stated.get("strict"))
-    elif not plan.fits:
-        plan = replace(plan, speed=None)  # of what never runs
-    env = {**assigned, **({} if wrapped.prefix else plan.env)}  # launchers change variables by themselves
-    plan = replace(plan, argv=(*wrapped.prefix, *plan.argv), env=env)
-    return _reviewed(_for_engine(plan, engine, backend, stated.notes), found, machine, files)
+    return with_companions(found, companions), files
+
+
+def _opened(argv: tuple[str, ...], around: Mapping[str, str], *, may_ask: bool) -> Inside | None:
+    """What runs in the container that a command starts; `None`: it starts none."""
+    from autofit.text.launchers import RUNNERS
+
+    if not argv or argv[0].rpartition("/")[2] not in RUNNERS:
+        return None
+    from autofit.containers import opened
+
+    return opened(argv, around, may_ask=may_ask)
+
+
+def _check_hiding(assigned: Sequence[str], machine: Machine | None, stated: Options, inside: Inside | None) -> None:
+    """Refuse a variable of the command that chooses devices of this machine, where another one is planned for.
+
+    Raises:
+        UsageError
+    """
+    names = assigned if inside is None else inside.environ
+    variable = next((name for name in names if name.endswith(HIDES)), None)
+    if variable is not None and machine is None and stated.get("on"):
+        raise UsageError(
+            f"check: {variable} chooses among this machine's devices, not among those of --on",
+            hint="--device GPU0 chooses among them",
+        )
 
 
 def _engine(
-    backend: Backend, options: Options, settings: Surroundings | None, *, program: str | None = None, here: bool
+    backend: Backend,
+    options: Options,
+    settings: Surroundings | None,
+    *,
+    program: str | None = None,
+    here: bool,
+    inside: Inside | None = None,
 ) -> Engine:
     """Which version of the engine the plan is for. Programs are only run for a machine that was not handed in."""
     from autofit.hardware.installed import engine_of
 
     environ = settings.variables if settings is not None and here else None
     stated = options.get("engine_version")
+    if stated is None and inside is not None:
+        with blamed(backend.name):
+            return inside.engine(backend)
     origin = options.origins.get("engine_version", "user")
     here = here and not options.get("on")
     with blamed(backend.name):
@@ -402,71 +441,6 @@ def _for_engine(plan: Plan, engine: Engine, backend: Backend, notes: Sequence[Fi
     said = () if engine.problem is None else (tell(COMMON, "engine-not-told", engine.problem),)
     source = plan.engine_version and f"{backend.engine} {plan.engine_version}, {engine.source}"
     return replace(plan, engine_source=source, findings=(*plan.findings, *notes, *said))
-
-
-def split_assignments(words: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The variables that a command sets before its program, as a shell or `env` does, and the command itself."""
-    from autofit.text.launchers import ASSIGNMENT
-
-    rest = tuple(words)
-    if rest[:1] == ("env",) and not "".join(rest[1:2]).startswith("-"):
-        rest = rest[1:]
-    assigned: dict[str, str] = {}
-    while rest and (match := ASSIGNMENT.fullmatch(rest[0])):
-        assigned[match[1]], rest = match[2], rest[1:]
-    return assigned, rest
-
-
-def engine_inputs(backend: Backend, settings: Surroundings | None) -> dict[str, str]:
-    """What an engine reads beside its command line: texts of settings files by path, and variables by name.
-
-    Variables that choose devices are left out: detection has followed them, and hardware that is only described is
-    not behind them.
-
-    Raises:
-        UsageError: a settings file that cannot be read, or is no such thing.
-    """
-    if settings is None:
-        return {}
-    environ, files = settings.variables, {}
-    for path in filter(os.path.isfile, backend.settings_files(environ)):
-        try:
-            data = read_bounded(path, MAX_SETTINGS_BYTES)
-        except OSError as error:
-            what = " of settings" if error.errno == errno.EFBIG else ""
-            raise UsageError(f"{path}: {error.strerror or error}{what}", hint=f"{backend.name} reads it too") from error
-        files[path] = data.decode("utf-8", "surrogateescape")
-    return {**files, **_read_by(backend, _shown(environ))}
-
-
-def _engine_inputs(
-    backend: Backend, settings: Surroundings | None, wrapped: Wrapped, environ: Mapping[str, str]
-) -> dict[str, str]:
-    """What the engine of a command reads, of variables behind its launchers; those of `environ` are before them."""
-    if not wrapped.changes:
-        return {**engine_inputs(backend, settings), **_read_by(backend, environ)}
-    around = {**_shown({} if settings is None else settings.variables), **environ}
-    chosen = [name for name in wrapped.assigned if name.endswith(_HIDES)]  # detection follows them
-    launched = {name: value for name, value in wrapped.variables(around).items() if name not in chosen}
-    files = {} if settings is None else engine_inputs(backend, replace(settings, environ=launched))
-    return {**files, **_read_by(backend, launched)}
-
-
-def _seen(around: Mapping[str, str], launched: Mapping[str, str]) -> dict[str, str]:
-    """The variables to look at this machine with: ours, but for those that choose devices of the engine."""
-    chosen = {name: value for name, value in launched.items() if name.endswith(_HIDES)}
-    return {**_shown(around), **chosen}
-
-
-def _read_by(backend: Backend, environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that the engine reads."""
-    prefixes = tuple(name for name in backend.variables if name.endswith("_"))
-    return {name: value for name, value in environ.items() if name in backend.variables or name.startswith(prefixes)}
-
-
-def _shown(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables but those that choose devices."""
-    return {name: value for name, value in environ.items() if not name.endswith(_HIDES)}
 
 
 def _variables(settings: Surroundings | None) -> Mapping[str, str]:

@@ -11,7 +11,8 @@ from autofit.cli.plan import show
 from autofit.domain.text import printable
 from autofit.errors import UsageError
 from autofit.host import host
-from autofit.pipeline import check, split_assignments
+from autofit.inputs import split_assignments
+from autofit.pipeline import check
 from autofit.settings.options import CHECKED
 from autofit.text.launchers import unwrap
 

@@ -14,8 +14,9 @@ from autofit.cli.options import add_options, add_output, given
 from autofit.domain.text import printable
 from autofit.domain.values import replace
 from autofit.host import host
+from autofit.inputs import split_assignments
 from autofit.launch.start import NOT_FOUND, StartError, become
-from autofit.pipeline import RESERVATIONS_OFF, plan_command, split_assignments
+from autofit.pipeline import RESERVATIONS_OFF, plan_command
 from autofit.settings.layers import Surroundings
 from autofit.settings.options import OPTIONS
 from autofit.text.launchers import Wrapped, unwrap

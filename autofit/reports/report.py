@@ -44,7 +44,8 @@ def make_report(
     from autofit import __version__
     from autofit.hardware import machine_to_dict
     from autofit.host import host
-    from autofit.pipeline import engine_inputs, read_model, split_assignments
+    from autofit.inputs import engine_inputs, split_assignments
+    from autofit.pipeline import read_model
     from autofit.reports.model import model_to_dict
     from autofit.reports.scrub import scrub_command, scrub_machine, scrub_variables
     from autofit.settings.layers import Surroundings

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from autofit.backend import Backend, ParsedCommand, program_name
+from autofit.backend import Backend, Contained, ParsedCommand, program_name
 from autofit.domain.machine import HOST_POOL, Machine
 from autofit.domain.memory import Memory
 from autofit.domain.model import ModelSpec
@@ -95,6 +95,13 @@ class LlamaBackend(Backend):
 
     def version_in(self, text: str, path: str = "") -> str | None:
         return version_in(text, path)
+
+    def in_image(
+        self, image: str, words: Sequence[str], *, entrypoint: Sequence[str] | None = None
+    ) -> Contained | None:
+        from autofit_llama.engine.images import in_image
+
+        return in_image(image, words, entrypoint)
 
     def settings_files(self, environ: Mapping[str, str]) -> tuple[str, ...]:
         from autofit_llama.command.config_file import paths

@@ -27,5 +27,6 @@ def autofit_register_backends() -> Iterable[BackendRef]:
                 "ollama",
                 "lms",
             ),
+            ("llama.cpp",),
         ),
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autofit.backend import Backend, ParsedCommand
+from autofit.backend import Backend, Contained, ParsedCommand
 from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.names import is_elsewhere, parse_bare, parse_hub
@@ -137,6 +137,13 @@ class VllmBackend(Backend):
     def version_in(self, text: str, path: str = "") -> str | None:
         found = find_version(text)
         return None if found is None else found[0]
+
+    def in_image(
+        self, image: str, words: Sequence[str], *, entrypoint: Sequence[str] | None = None
+    ) -> Contained | None:
+        from autofit_vllm.engine.images import in_image
+
+        return in_image(image, words, entrypoint)
 
     def check(
         self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request = NOTHING_ASKED

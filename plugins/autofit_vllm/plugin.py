@@ -15,5 +15,13 @@ def autofit_register_backends() -> Iterable[BackendRef]:
             "plan a vllm serve command for a safetensors model",
             "autofit_vllm.backend:VllmBackend",
             ("vllm",),
+            (
+                "vllm/vllm-openai",
+                "vllm/vllm-openai-rocm",
+                "vllm/vllm-openai-cpu",
+                "rocm/vllm",
+                "rocm/vllm-dev",
+                "nvidia/vllm",
+            ),
         ),
     )

@@ -20,7 +20,7 @@ from autofit.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from autofit.pipeline import engine_inputs
+from autofit.inputs import engine_inputs
 from autofit.settings.layers import Surroundings
 
 from autofit_vllm.backend import VllmBackend

@@ -7,7 +7,7 @@ import shlex
 import autofit
 import pytest
 from autofit.cli.main import main
-from autofit.pipeline import split_assignments
+from autofit.inputs import split_assignments
 
 import support
 

@@ -8,7 +8,7 @@ import autofit
 import pytest
 from autofit.domain.request import Request
 from autofit.errors import UsageError
-from autofit.pipeline import engine_inputs
+from autofit.inputs import engine_inputs
 from autofit.settings.layers import Surroundings
 
 from autofit_llama.backend import LlamaBackend
