@@ -160,8 +160,11 @@ def run_word(arguments: list[str]) -> int:
 
 def run_backend(ref: BackendRef, arguments: list[str]) -> int:
     from autofit.cli import plan
+    from autofit.cli.options import plain_arguments
 
     own, engine_args = split_at_dashes(arguments)
+    if (plain := plain_arguments(own)) is not None:
+        return plan.run(plain, ref.name, engine_args)
     parser = new_parser(ref.name, ref.summary)
     plan.add_arguments(parser)
     if {"-h", "--help"} & set(own):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -18,6 +17,9 @@ from autofit.settings.layers import HERE
 from autofit.settings.options import BY_NAME, OWN
 
 if TYPE_CHECKING:
+    import argparse
+    from types import SimpleNamespace
+
     from autofit.domain.plan import Plan
     from autofit.hookspecs import RendererRef
 
@@ -43,6 +45,8 @@ _EXAMPLES = {
 
 def add_help(parser: argparse.ArgumentParser, backend_name: str) -> None:
     """What only a reader of `--help` needs: the backend's own options and KV types, presets, formats and examples."""
+    import argparse
+
     from autofit.sources.examples import example_names
 
     backend = host().backend(backend_name)
@@ -67,14 +71,14 @@ def _section(title: str, rows: Mapping[str, str]) -> str:
     return "\n".join([f"{title}:", *(f"  {word:<{width}}  {about}".rstrip() for word, about in rows.items())])
 
 
-def run(args: argparse.Namespace, backend_name: str, engine_args: list[str] | None) -> int:
+def run(args: argparse.Namespace | SimpleNamespace, backend_name: str, engine_args: list[str] | None) -> int:
     options = stated_options(backend_name, given(args), HERE)
     details = args.explain or not _format(args.format).no_fit  # nobody would see them otherwise
     plan = plan_of(backend_name, args.model, None, options, HERE, engine_args=engine_args or (), details=details)
     return show(plan, args, force=options.get("force", False))
 
 
-def show(plan: Plan, args: argparse.Namespace, *, force: bool) -> int:
+def show(plan: Plan, args: argparse.Namespace | SimpleNamespace, *, force: bool) -> int:
     """The product on stdout, all else on stderr. A command that does not fit is printed only with `--force`."""
     from autofit.render import text
 

@@ -16,6 +16,7 @@ from support import ROOT
 
 HEAVY = {
     "tomllib",
+    "argparse",
     "numpy",
     "dataclasses",
     "inspect",
