@@ -11,6 +11,7 @@ from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Code, Plan
 from autofit.domain.request import NOTHING_ASKED, Request
 from autofit.domain.values import dataclass
+from autofit.text.programs import n_module_words, program_name
 
 if TYPE_CHECKING:
     from autofit.domain.quantization import Quantization, Recipe
@@ -29,11 +30,6 @@ class ParsedCommand:
     model: str | None
     companions: Mapping[str, str]
     settings: Any
-
-
-def program_name(argv: Sequence[str]) -> str:
-    """The name of a command's program, without its folder, and without `.exe`."""
-    return argv[0].replace("\\", "/").rpartition("/")[2].removesuffix(".exe") if argv else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,14 +99,14 @@ class Backend(ABC):
         Raises:
             UsageError: a program that is known by name, and not planned for.
         """
-        n = 3 if self.starts_module(argv) else 1
-        name = program_name(argv)
-        is_ours = n == 3 or name in (self.wrapped or self.programs)
+        n = n_module_words(argv) if self.starts_module(argv) else 1
+        is_ours = n > 1 or program_name(argv) in (self.wrapped or self.programs)
         return tuple(argv[:n]) if is_ours and not self.informing & set(argv[n:]) else ()
 
     def starts_module(self, argv: Sequence[str]) -> bool:
         """Whether a command starts one of `modules`."""
-        return program_name(argv).startswith("python") and argv[1:2] == ("-m",) and "".join(argv[2:3]) in self.modules
+        n = n_module_words(argv)
+        return n > 0 and argv[n - 1] in self.modules
 
     def version_in(self, text: str, path: str = "") -> str | None:
         """What `engine_version` may be for an engine that says `text` of itself, or that lies at `path`.

@@ -19,6 +19,7 @@ def autofit_register_commands() -> Iterable[CommandRef]:
     return (
         CommandRef("check", "will this engine command fit? where does each byte go?", "autofit.cli.check"),
         CommandRef("run", "fill in what an engine's command leaves open, and start it", "autofit.cli.run"),
+        CommandRef("shims", "a folder of programs that let scripts' engines through `run`", "autofit.cli.shims"),
         CommandRef("quants", "every quantization: exact size, fit and rates; which to take", "autofit.cli.quants"),
         CommandRef("report", "one small file for a bug report, without weights or secrets", "autofit.cli.report"),
         CommandRef("inspect", "what is in a model file: tensors by group and type, layers", "autofit.cli.inspect"),

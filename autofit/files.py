@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+SHIM_MARK = "#!/bin/sh\n# autofit shim\n"  #: how one begins
+
 
 def config_home(environ: Mapping[str, str]) -> Path:
     """`$XDG_CONFIG_HOME`, or `~/.config`; a place where nothing is when neither is an absolute path.
@@ -54,6 +56,15 @@ def is_own(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+
+
+def is_shim(path: str) -> bool:
+    """Whether a file is a shim of autofit (`autofit shims`)."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - for each program that is looked up
+            return file.read(64).startswith(SHIM_MARK.encode())
+    except OSError:
+        return False
 
 
 def read_bounded(path: str | os.PathLike[str], limit_bytes: int) -> bytes:

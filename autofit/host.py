@@ -20,6 +20,7 @@ from autofit import hookspecs
 from autofit.domain.text import printable
 from autofit.domain.values import dataclass, replace
 from autofit.errors import AutofitError, PluginError, UsageError
+from autofit.text.programs import n_module_words
 
 if TYPE_CHECKING:
     import pluggy
@@ -219,8 +220,8 @@ class Host:
         """
         program = os.path.basename(argv[0]) if argv else ""  # noqa: PTH119 - a word, not a path of this machine
         program = program.removesuffix(".exe")
-        if program.startswith("python") and argv[1:2] == ("-m",) and len(argv) > 2:
-            program = argv[2].partition(".")[0]
+        if n := n_module_words(argv):
+            program = argv[n - 1].partition(".")[0]
         for ref in self.backends().values():
             if program in ref.programs:
                 return self.backend(ref.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from autofit.cli.options import add_options, add_output, given
@@ -15,6 +16,7 @@ from autofit.inputs import split_assignments
 from autofit.pipeline import check
 from autofit.settings.options import CHECKED
 from autofit.text.launchers import unwrap
+from autofit.text.programs import n_module_words, program_name
 
 TAKES_COMMAND = True
 
@@ -22,7 +24,10 @@ TAKES_COMMAND = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [options] -- ENGINE COMMAND"
     programs = [ref.programs[0] for ref in host().backends().values() if ref.programs]
-    parser.epilog = f"The command is written after -- as it would be run: {', '.join(programs)}, and their flags."
+    parser.epilog = (
+        f"The command is written after -- as it would be run: {', '.join(programs)}, and their flags. Of a script, "
+        "each engine's command is checked: the script runs, and the engines that it finds on PATH do not."
+    )
     add_options(parser, only=CHECKED)
     add_output(parser)
 
@@ -45,11 +50,24 @@ def check_words(command: str, words: tuple[str, ...]) -> None:
         raise UsageError(f"{command}: a whole command in one argument", hint="leave out the quotes around it")
 
 
+def _is_engine(argv: Sequence[str]) -> bool:
+    """Whether a command's program may be an engine, by its name."""
+    programs = {program for ref in host().backends().values() for program in ref.programs}
+    return program_name(argv) in programs or n_module_words(argv) > 0
+
+
 def run(args: argparse.Namespace) -> int:
-    _, words = split_assignments(args.engine_args or ())
+    assigned, words = split_assignments(args.engine_args or ())
     wrapped = unwrap(words)
     check_words("check", wrapped.argv)
     if wrapped.directory is not None:
         os.chdir(wrapped.directory)  # paths of the command are relative to it
     options: Any = {name: value for name, value in given(args).items() if name in CHECKED and value is not None}
+    if not _is_engine(wrapped.argv):
+        from autofit.cli.scripts import check_script, is_script
+        from autofit.hardware.system import find_program
+
+        environ = wrapped.variables({**os.environ, **assigned})
+        if is_script(wrapped.argv, find_program(wrapped.argv[0], environ)):
+            return check_script(args, wrapped.argv, environ, options)
     return show(check(args.engine_args, **options), args, force=True)

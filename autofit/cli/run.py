@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from autofit.backend import program_name
 from autofit.cli.check import check_words
 from autofit.cli.options import add_options, add_output, given
 from autofit.domain.text import printable
@@ -20,6 +19,7 @@ from autofit.pipeline import RESERVATIONS_OFF, plan_command
 from autofit.settings.layers import Surroundings
 from autofit.settings.options import OPTIONS
 from autofit.text.launchers import Wrapped, unwrap
+from autofit.text.programs import n_module_words, program_name
 
 if TYPE_CHECKING:
     from autofit.domain.machine import Machine
@@ -53,13 +53,36 @@ def run(args: argparse.Namespace) -> int:
     is_filled = is_engine(argv)
     path = program_path(argv[0], environ)
     if not is_filled:
-        return become(path, argv[1:], environ)
+        return become(path, argv[1:], _with_shims(args, environ))
+    started = filled(args, argv, environ)
+    return started if isinstance(started, int) else become(path, started[0][1:], started[1])
+
+
+def filled(
+    args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str]
+) -> tuple[tuple[str, ...], dict[str, str]] | int:
+    """An engine's command with what it leaves open, and its variables; the exit code where it does not fit."""
     plan = _reserved(args, argv, environ)
     if not plan.fits and not args.force:
         return _refuse(args, plan)
     if not args.quiet:
         _tell(args, plan)
-    return become(path, plan.argv[1:], {**environ, **plan.env})
+    return plan.argv, {**environ, **plan.env}
+
+
+def _with_shims(args: argparse.Namespace, environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Variables for what is no engine, and may start some: a folder of shims comes first in PATH."""
+    import shlex
+
+    from autofit.cli.shims import texts_here
+    from autofit.files import cache_home, runtime_dir
+    from autofit.launch.shims import own_folder, with_shims
+
+    if os.name == "nt":
+        return environ
+    cache = cache_home(environ)
+    folder = own_folder((cache and cache / "autofit", runtime_dir(environ)), texts_here())
+    return with_shims(environ, folder, shlex.join(args.own))
 
 
 def is_engine(argv: Sequence[str]) -> bool:
@@ -68,8 +91,7 @@ def is_engine(argv: Sequence[str]) -> bool:
     Raises:
         UsageError: an engine that is known by name, and not planned for.
     """
-    name = program_name(argv)
-    module = name.startswith("python") and argv[1:2] == ("-m",)
+    name, module = program_name(argv), n_module_words(argv) > 0
     for ref in host().backends().values():
         if name in ref.programs or (module and host().backend(ref.name).starts_module(argv)):
             return bool(host().backend(ref.name).program_in(argv))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from autofit.domain.values import dataclass, field
+from autofit.files import is_shim
 
 if TYPE_CHECKING:
     import subprocess
@@ -139,7 +140,8 @@ def find_program(name: str, env: Mapping[str, str], platform: str = sys.platform
     """The absolute path of a program: one that is given by its path, or the first of that name on `PATH`.
 
     Entries that are empty or relative are left out on every system, and so is the current directory, where Windows
-    looks first: a file in a downloaded folder must not be started because it is called `nvidia-smi`.
+    looks first: a file in a downloaded folder must not be started because it is called `nvidia-smi`. Shims are left out
+    too: the program behind them is meant.
     """
     if os.path.basename(name) != name:  # noqa: PTH119 - somebody gave a path
         path = os.path.abspath(name)  # noqa: PTH100
@@ -152,7 +154,7 @@ def find_program(name: str, env: Mapping[str, str], platform: str = sys.platform
             continue
         for each in names:
             path = os.path.join(folder, each)  # noqa: PTH118
-            if os.path.isfile(path) and os.access(path, os.X_OK):  # noqa: PTH113
+            if os.path.isfile(path) and os.access(path, os.X_OK) and not is_shim(path):  # noqa: PTH113
                 return path
     return None
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from autofit.backend import Backend, Contained, ParsedCommand, program_name
+from autofit.backend import Backend, Contained, ParsedCommand
 from autofit.domain.machine import HOST_POOL, Machine
 from autofit.domain.memory import Memory
 from autofit.domain.model import ModelSpec
@@ -15,6 +15,7 @@ from autofit.domain.request import NOTHING_ASKED, Margin, Request
 from autofit.domain.values import replace
 from autofit.errors import ModelError
 from autofit.planning.devices import choose
+from autofit.text.programs import program_name
 
 from autofit_llama.command.model_files import check_first, companions_of, loaded_with, model_of
 from autofit_llama.command.options import INFORMING, SECRET

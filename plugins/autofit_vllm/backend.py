@@ -32,6 +32,7 @@ from autofit_vllm.command.flags import AUTO_LENGTH, parse_flags
 from autofit_vllm.command.renamed import OMNI
 from autofit_vllm.command.settings import (
     PYTHON_MODULES,
+    SERVER_MODULE,
     VllmSettings,
     from_given,
     named_by_flags,
@@ -115,13 +116,10 @@ class VllmBackend(Backend):
         return () if words else forms(model)
 
     def program_in(self, argv: Sequence[str]) -> tuple[str, ...]:
-        n = 2 if super().program_in(argv) else 0
-        if self.starts_module(argv):
-            n = 4 if argv[2].endswith("cli.main") else 3
-        serves = n == 3 or argv[n - 1 : n] == ("serve",)
-        flags = argv[n:]
-        asks = any(flag in self.informing or flag.startswith("--help=") for flag in flags)
-        return tuple(argv[:n]) if n and serves and not asks else ()
+        words = super().program_in(argv)
+        if words and words[-1] != SERVER_MODULE:  # its other subcommands load no model, or not as a server
+            words = (*words, "serve") if "".join(argv[len(words) : len(words) + 1]) == "serve" else ()
+        return () if any(flag.startswith("--help=") for flag in argv[len(words) :]) else words
 
     def watch(self) -> Watch:
         from autofit.logs.watch import Watch

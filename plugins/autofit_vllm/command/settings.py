@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from autofit.domain.values import dataclass, field, fields
 from autofit.errors import EngineRefusalError, UsageError
+from autofit.text.programs import n_module_words
 
 from autofit_vllm.command.flags import check_limits, parse_flags
 from autofit_vllm.engine.versions import DEFAULT, Engine, find_engine
@@ -18,7 +19,7 @@ Usage = Literal["server", "llm"]
 #: config/vllm.py: what `--enable-dbo` and `--ubatch-size` need
 MICROBATCHING = ("deepep_low_latency", "deepep_high_throughput", "nixl_ep")
 EXECUTORS = ("ray", "mp", "uni", "external_launcher")  #: config/parallel.py; or the path of a class
-PYTHON_MODULES = ("vllm.entrypoints.openai.api_server", "vllm.entrypoints.cli.main")
+SERVER_MODULE, MAIN_MODULE = PYTHON_MODULES = ("vllm.entrypoints.openai.api_server", "vllm.entrypoints.cli.main")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,8 +287,9 @@ def _program_words(argv: Sequence[str]) -> int:
         return 0
     first = PurePath(argv[0]).name
     if first.startswith("python"):
-        if tuple(argv[1:2]) == ("-m",) and tuple(argv[2:3]) and argv[2] in PYTHON_MODULES:
-            return 4 if argv[2].endswith("cli.main") and tuple(argv[3:4]) == ("serve",) else 3
+        n = n_module_words(argv)
+        if n and argv[n - 1] in PYTHON_MODULES:
+            return n + 1 if argv[n - 1] == MAIN_MODULE and tuple(argv[n : n + 1]) == ("serve",) else n
         raise UsageError(f"{' '.join(argv[:3])[:80]}: not a vLLM server", hint="write `vllm serve MODEL ...`")
     if first == "vllm":
         if len(argv) == 1 or argv[1].startswith("-"):
