@@ -1,0 +1,87 @@
+"""Containers of Kubernetes manifests, each as the `docker run` that it comes to.
+
+Every list of `containers` counts, of whatever kind of object. Source: the API of Kubernetes 1.34 (Container,
+EnvVar and the expansion of `$(NAME)` in third_party/forked/golang/expansion).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from autofit.deployments.container import Container, written
+from autofit.deployments.nodes import Node
+from autofit.deployments.written import IsEngine, Written
+
+_VARIABLE = re.compile(r"\$\$|\$\(([-A-Za-z_.][-A-Za-z0-9_.]*)\)")
+_GPU = re.compile(r"nvidia\.com/(?:gpu|mig-.*)|amd\.com/gpu|gpu\.intel\.com/.*")
+
+
+def commands(
+    document: Node, is_engine: IsEngine, directory: str | None, volumes: tuple[str, ...] = ()
+) -> tuple[Written, ...]:
+    """The commands of engines that the containers of a manifest start; `volumes` is what each sees besides."""
+    found: list[Written] = []
+    for pod in _pods(document, set()):
+        paths = {
+            volume.get("name").text: volume.get("hostPath", "path").text
+            for volume in pod.get("volumes").items
+            if volume.get("hostPath", "path").text
+        }
+        for container in pod.get("containers").items:
+            mounted = tuple(
+                f"{paths[mount.get('name').text]}:{mount.get('mountPath').text}"
+                for mount in container.get("volumeMounts").items
+                if mount.get("name").text in paths and mount.get("mountPath").text
+            )
+            read = _container(container, (*mounted, *volumes))
+            if read is not None:
+                found += written(read, is_engine, directory)
+    return tuple(found)
+
+
+def _pods(node: Node, seen: set[int]) -> Iterator[Node]:
+    """Every mapping with containers, in the order of the file."""
+    if id(node.value) in seen:
+        return
+    seen.add(id(node.value))
+    if node.get("containers").items:
+        yield node
+    for child in (*node.items, *node.pairs.values()):
+        if isinstance(child.value, (list, dict)):
+            yield from _pods(child, seen)
+
+
+def _container(node: Node, volumes: tuple[str, ...]) -> Container | None:
+    image = node.get("image").text
+    if not image:
+        return None
+    environ: dict[str, str] = {}
+    for item in node.get("env").items:
+        name, value = item.get("name").text, item.get("value").text
+        if name and value is not None:
+            environ[name] = _expanded(value, environ)
+    entrypoint, command = node.get("command"), node.get("args")
+    words = tuple(_expanded(word, environ) for word in command.texts)
+    start = tuple(_expanded(word, environ) for word in entrypoint.texts)
+    left = next((match for word in (*start, *words) for match in _VARIABLE.finditer(word) if match[1]), None)
+    return Container(
+        line=(command if command.line else entrypoint if entrypoint.line else node).line,
+        image=image,
+        command=words,
+        entrypoint=start or None,
+        environ=environ,
+        volumes=volumes,
+        gpus=_gpus(node),
+        directory=node.get("workingDir").text,
+        unknown=None if left is None else f"{left[0]} has its value in the cluster alone",
+    )
+
+
+def _expanded(text: str, environ: dict[str, str]) -> str:
+    return _VARIABLE.sub(lambda match: environ.get(match[1], match[0]) if match[1] else "$", text)
+
+
+def _gpus(node: Node) -> str | None:
+    resources = {**node.get("resources", "requests").pairs, **node.get("resources", "limits").pairs}
+    return next((value.text for name, value in resources.items() if _GPU.fullmatch(name) and value.text), None)

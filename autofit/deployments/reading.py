@@ -1,0 +1,110 @@
+"""Which reader a file has: by its name, else by what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+from autofit.deployments import compose, dockerfile, kubernetes, shell, swap, systemd
+from autofit.deployments.nodes import documents
+from autofit.deployments.written import MAX_BYTES, IsEngine, Written
+from autofit.domain.text import printable
+from autofit.domain.values import replace
+from autofit.errors import UsageError
+from autofit.files import read_bounded
+
+KINDS = (
+    "shell scripts, Procfiles, Dockerfiles, Compose files, systemd units, Kubernetes manifests, llama-swap "
+    "configurations"
+)
+_UNITS = (".service", ".conf")
+_PROCESS = re.compile(r"^([A-Za-z0-9_-]+):[ \t]*(.+)$")
+
+
+def read_commands(
+    path: str, is_engine: IsEngine, environ: Mapping[str, str], mapped: Sequence[tuple[str, str]] = ()
+) -> tuple[Written, ...]:
+    """The commands of engines that a file starts, in its order.
+
+    `environ` are the variables that it may name; `mapped` are pairs of a path as the file has it, and the one here
+    that stands for it.
+
+    Raises:
+        UsageError: the file is not readable, too large, not text, or not well formed.
+    """
+    try:
+        text = read_bounded(path, MAX_BYTES).decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{printable(path, 200)}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{printable(path, 200)}: not UTF-8 text", hint=f"it may be one of {KINDS}") from None
+    if "\0" in text:
+        raise UsageError(f"{printable(path, 200)}: not text: it holds zero bytes")
+    try:
+        found = _read(path, text, is_engine, environ, [(first, os.path.abspath(then)) for first, then in mapped])  # noqa: PTH100
+    except UsageError as error:
+        raise UsageError(f"{printable(path, 200)}: {error.message}", hint=error.hint) from None
+    return tuple(replace(one, argv=tuple(_moved(word, mapped) for word in one.argv)) for one in found)
+
+
+def _read(
+    path: str, text: str, is_engine: IsEngine, environ: Mapping[str, str], mapped: Sequence[tuple[str, str]]
+) -> tuple[Written, ...]:
+    folder, name = os.path.split(path)
+    directory, lowered = folder or None, name.lower()
+    volumes = tuple(f"{then}:{first}" for first, then in mapped)
+    if lowered.endswith((".yaml", ".yml", ".json")):
+        return _yaml(text, is_engine, {**_dot_env(folder), **environ}, directory, volumes)
+    if lowered.startswith(("dockerfile", "containerfile")) or lowered.endswith((".dockerfile", ".containerfile")):
+        return dockerfile.commands(text, is_engine, directory, volumes)
+    if lowered.endswith(_UNITS) or re.search(r"^\[Service\]\s*$", text, re.MULTILINE):
+        return systemd.commands(text, is_engine, environ.get("HOME"))
+    if lowered.startswith("procfile"):
+        return _procfile(text, is_engine, environ, directory)
+    return shell.commands(text, is_engine, environ, path=path)
+
+
+def _yaml(
+    text: str, is_engine: IsEngine, environ: Mapping[str, str], directory: str | None, volumes: tuple[str, ...]
+) -> tuple[Written, ...]:
+    found: list[Written] = []
+    for document in documents(text):
+        if document.get("services").pairs:
+            found += compose.commands(document, is_engine, environ, directory, volumes)
+        elif any(model.get("cmd").text for model in document.get("models").pairs.values()):
+            found += swap.commands(document, is_engine, environ, directory)
+        else:
+            found += kubernetes.commands(document, is_engine, directory, volumes)
+    return tuple(found)
+
+
+def _procfile(text: str, is_engine: IsEngine, environ: Mapping[str, str], directory: str | None) -> tuple[Written, ...]:
+    found: list[Written] = []
+    for line, row in enumerate(text.splitlines(), 1):
+        match = _PROCESS.match(row)
+        if match is not None:
+            inner = shell.commands(match[2], is_engine, environ, line=line)
+            found += [
+                replace(one, directory=os.path.join(directory or "", one.directory or "") or None) for one in inner
+            ]
+    return tuple(found)
+
+
+def _dot_env(folder: str) -> dict[str, str]:
+    """The variables of the `.env` beside a Compose file."""
+    try:
+        text = read_bounded(os.path.join(folder, ".env"), MAX_BYTES).decode("utf-8")  # noqa: PTH118
+    except (OSError, UnicodeDecodeError):
+        return {}
+    pairs = (row.strip().removeprefix("export ").partition("=") for row in text.splitlines() if row[:1] != "#")
+    return {name.strip(): value.strip().strip("\"'") for name, equals, value in pairs if equals}
+
+
+def _moved(word: str, mapped: Sequence[tuple[str, str]]) -> str:
+    """A word whose path, or whose value behind `=`, begins with one that another stands for."""
+    for first, then in mapped:
+        head, equals, path = word.partition("=") if word.startswith("-") and "=" in word else ("", "", word)
+        if path == first or path.startswith(first.rstrip("/") + "/"):
+            return head + equals + then.rstrip("/") + path[len(first.rstrip("/")) :]
+    return word

@@ -1,0 +1,30 @@
+"""A command as a file has it, and the limits of all readers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from autofit.domain.values import dataclass
+
+MAX_BYTES = 1 << 20  #: of a file
+MAX_WORDS_BYTES = 1 << 20  #: of what variables of a script make of a command
+MAX_COMMANDS = 1000
+UNKNOWN = "\0"  #: stands in a word for what only running tells; no argument can hold it
+
+IsEngine = Callable[[tuple[str, ...]], bool]  #: whether a command is one of an engine, by its program
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A command of an engine.
+
+    `argv` may begin with assignments and launchers, and be one of `docker run`. `environ` are the variables that the
+    file sets for it, `directory` where it starts (relative to that of the file; `None`: where its caller is).
+    `unknown` says what of it only running tells; then there is nothing to check.
+    """
+
+    line: int
+    argv: tuple[str, ...]
+    environ: tuple[tuple[str, str], ...] = ()
+    directory: str | None = None
+    unknown: str | None = None
