@@ -70,6 +70,7 @@ class Backend(ABC):
     modules: ClassVar[tuple[str, ...]] = ()  #: modules that do so too, started by `python -m`
     #: flags with which such a program prints something and ends
     informing: ClassVar[frozenset[str]] = frozenset({"-h", "--help", "--version"})
+    irrelevant: ClassVar[frozenset[str]] = frozenset()  #: flags whose value changes no byte, so that it may be unknown
     measurements: ClassVar[frozenset[str]] = frozenset()  #: figures that `check` takes instead of its own
 
     @abstractmethod

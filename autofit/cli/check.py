@@ -30,6 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_options(parser, only=CHECKED)
     add_output(parser)
+    group = parser.add_argument_group("commands in files", "scripts, units, manifests; one that does not fit: exit 3")
+    add = group.add_argument
+    add("--from", dest="files", nargs="+", action="extend", metavar="FILE", help="check the commands that files start")
+    add(
+        "--map",
+        dest="mapped",
+        action="append",
+        default=[],
+        metavar="PATH=HERE",
+        help="HERE stands for a path that the files name: a folder of models, or of their headers alone",
+    )
 
 
 def check_words(command: str, words: tuple[str, ...]) -> None:
@@ -57,12 +68,18 @@ def _is_engine(argv: Sequence[str]) -> bool:
 
 
 def run(args: argparse.Namespace) -> int:
+    options: Any = {name: value for name, value in given(args).items() if name in CHECKED and value is not None}
+    if args.files:
+        if args.engine_args:
+            raise UsageError("check: files and a command", hint="leave one of them out")
+        from autofit.cli import check_files
+
+        return check_files.run(args, options)
     assigned, words = split_assignments(args.engine_args or ())
     wrapped = unwrap(words)
     check_words("check", wrapped.argv)
     if wrapped.directory is not None:
         os.chdir(wrapped.directory)  # paths of the command are relative to it
-    options: Any = {name: value for name, value in given(args).items() if name in CHECKED and value is not None}
     if not _is_engine(wrapped.argv):
         from autofit.cli.scripts import check_script, is_script
         from autofit.hardware.system import find_program

@@ -10,10 +10,10 @@ import shlex
 from collections.abc import Iterator, Mapping
 
 from autofit.deployments.container import Container, written
-from autofit.deployments.nodes import Node
-from autofit.deployments.written import IsEngine, Written
+from autofit.deployments.written import UNKNOWN, IsEngine, Written
 from autofit.domain.text import printable
 from autofit.errors import UsageError
+from autofit.text.yaml import Node
 
 _VARIABLE = re.compile(r"\$(?:\$|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?[-?+])([^{}$]*))?\})")
 
@@ -62,7 +62,7 @@ def _container(service: Node, environ: Mapping[str, str], volumes: tuple[str, ..
 
 
 class _Values:
-    """Texts of a service with their variables filled in; the first that has no value is kept."""
+    """Texts of a service with their variables filled in; the first that has no value is remembered."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = environ
@@ -84,7 +84,7 @@ class _Values:
         if operator.endswith("-"):
             return word
         self.unknown = self.unknown or f"${name} is not set here"
-        return ""
+        return UNKNOWN
 
     def words(self, node: Node) -> tuple[str, ...]:
         """A list, or a text as a shell splits it."""

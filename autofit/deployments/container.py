@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 
 from autofit.deployments.shell import commands, script_of
-from autofit.deployments.written import IsEngine, Written
-from autofit.domain.values import dataclass
+from autofit.deployments.written import SECRET, UNKNOWN, IsEngine, Written
+from autofit.domain.values import dataclass, replace
+from autofit.text.launchers import ASSIGNMENT, unwrap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,26 +33,40 @@ def written(container: Container, is_engine: IsEngine, started_in: str | None) -
     """The commands of engines that a container starts: its own, or those of the shell script that it runs."""
     whole = (*(container.entrypoint or ()), *container.command)
     script = script_of(whole)
-    if script is None:
-        found = [(container.line, container.entrypoint, container.command, container.unknown)]
-    else:
+    started = [container]
+    if script is not None:
         inner = commands(script, is_engine, container.environ, line=container.line)
-        found = [(one.line, one.argv[:1], one.argv[1:], one.unknown or container.unknown) for one in inner]
+        started = [_inside(container, one) for one in inner]
     return tuple(
-        Written(line=line, argv=argv, directory=started_in, unknown=unknown)
-        for line, entrypoint, command, unknown in found
-        if is_engine(argv := _docker(container, entrypoint, command))
+        Written(line=one.line, argv=argv, directory=started_in, unknown=one.unknown)
+        for one in started
+        if is_engine(argv := _docker(one))
     )
 
 
-def _docker(container: Container, entrypoint: tuple[str, ...] | None, command: Sequence[str]) -> tuple[str, ...]:
+def _inside(container: Container, command: Written) -> Container:
+    """The container as if it started a command of its script: without the shell and what stands before the engine."""
+    assigned = list(takewhile(ASSIGNMENT.fullmatch, command.argv))
+    wrapped = unwrap(command.argv[len(assigned) :])
+    given = {name: value for name, _, value in (word.partition("=") for word in assigned)}
+    return replace(
+        container,
+        line=command.line,
+        entrypoint=wrapped.argv[:1],
+        command=wrapped.argv[1:],
+        environ=wrapped.variables({**container.environ, **dict(command.environ), **given}),
+        unknown=command.unknown or container.unknown,
+    )
+
+
+def _docker(container: Container) -> tuple[str, ...]:
     words = ["docker", "run"]
     words += ["--gpus", container.gpus] if container.gpus is not None else []
-    words += [word for name, value in container.environ.items() for word in ("-e", f"{name}={value}")]
-    words += [word for volume in container.volumes for word in ("-v", volume)]
+    given = {name: value for name, value in container.environ.items() if not SECRET.search(name)}
+    words += [word for name, value in given.items() if UNKNOWN not in value for word in ("-e", f"{name}={value}")]
+    volumes = {volume.partition(":")[2].partition(":")[0]: volume for volume in container.volumes}
+    words += [word for volume in volumes.values() for word in ("-v", volume)]
     words += ["-w", container.directory] if container.directory is not None else []
-    rest: Sequence[str] = command
-    if entrypoint:
-        words += ["--entrypoint", entrypoint[0]]
-        rest = (*entrypoint[1:], *command)
-    return (*words, container.image, *rest)
+    entrypoint = container.entrypoint or ()
+    words += ["--entrypoint", entrypoint[0]] if entrypoint else []
+    return (*words, container.image, *entrypoint[1:], *container.command)

@@ -86,7 +86,8 @@ def _instructions(text: str) -> Iterator[_Instruction]:
     lines = text.splitlines()
     at = 0
     while at < len(lines):
-        first, parts = at + 1, []
+        first = at + 1
+        parts: list[str] = []
         while at < len(lines):
             line = lines[at].rstrip()
             at += 1

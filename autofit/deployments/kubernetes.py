@@ -7,11 +7,11 @@ EnvVar and the expansion of `$(NAME)` in third_party/forked/golang/expansion).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from autofit.deployments.container import Container, written
-from autofit.deployments.nodes import Node
-from autofit.deployments.written import IsEngine, Written
+from autofit.deployments.written import UNKNOWN, IsEngine, Written
+from autofit.text.yaml import Node
 
 _VARIABLE = re.compile(r"\$\$|\$\(([-A-Za-z_.][-A-Za-z0-9_.]*)\)")
 _GPU = re.compile(r"nvidia\.com/(?:gpu|mig-.*)|amd\.com/gpu|gpu\.intel\.com/.*")
@@ -59,26 +59,27 @@ def _container(node: Node, volumes: tuple[str, ...]) -> Container | None:
     environ: dict[str, str] = {}
     for item in node.get("env").items:
         name, value = item.get("name").text, item.get("value").text
-        if name and value is not None:
-            environ[name] = _expanded(value, environ)
+        if name:
+            environ[name] = UNKNOWN if item.get("valueFrom").value else _expanded(value or "", environ)
     entrypoint, command = node.get("command"), node.get("args")
-    words = tuple(_expanded(word, environ) for word in command.texts)
-    start = tuple(_expanded(word, environ) for word in entrypoint.texts)
-    left = next((match for word in (*start, *words) for match in _VARIABLE.finditer(word) if match[1]), None)
+    written_words = (*entrypoint.texts, *command.texts)
+    named = [match[1] for word in written_words for match in _VARIABLE.finditer(word) if match[1]]
+    left = next((name for name in named if UNKNOWN in environ.get(name, "")), None)
     return Container(
         line=(command if command.line else entrypoint if entrypoint.line else node).line,
         image=image,
-        command=words,
-        entrypoint=start or None,
+        command=tuple(_expanded(word, environ) for word in command.texts),
+        entrypoint=tuple(_expanded(word, environ) for word in entrypoint.texts) or None,
         environ=environ,
         volumes=volumes,
         gpus=_gpus(node),
         directory=node.get("workingDir").text,
-        unknown=None if left is None else f"{left[0]} has its value in the cluster alone",
+        unknown=None if left is None else f"$({left}) has its value in the cluster alone",
     )
 
 
-def _expanded(text: str, environ: dict[str, str]) -> str:
+def _expanded(text: str, environ: Mapping[str, str]) -> str:
+    """A text with `$(NAME)` filled in; of a name that is not there it stays."""
     return _VARIABLE.sub(lambda match: environ.get(match[1], match[0]) if match[1] else "$", text)
 
 

@@ -12,12 +12,12 @@ from autofit.errors import UsageError
 
 
 class Variable(NamedTuple):
-    """`$NAME`, `${NAME:-word}`, `${NAME[@]}`; `operator` is one of `- = ? +`, with `:` where empty counts as unset."""
+    """`$NAME`, `${NAME:-words}`, `${NAME[@]}`; `operator` is one of `- = ? +`, with `:` where empty counts as unset."""
 
     name: str
     quoted: bool
     operator: str = ""
-    word: tuple[Part, ...] = ()
+    words: tuple[tuple[Part, ...], ...] = ()
     is_list: bool = False
 
 
@@ -158,8 +158,9 @@ class _Lexer:
         end = self.text.find("'", self.at + 1)
         if end < 0:
             raise UsageError(f"line {self.line}: a ' without its end")
-        start, _ = self.at + 1, self._skip(end + 1)
-        return self.text[start:end]
+        inner = self.text[self.at + 1 : end]
+        self._skip(end + 1)
+        return inner
 
     def _double(self, end: str) -> list[Part]:
         """The parts up to a closing quote (or to the end of the text, where `end` is empty)."""
@@ -212,9 +213,9 @@ class _Lexer:
         if match is None:
             return Opaque("${" + text + "}", quoted)
         word = _Lexer(match[4] or "", self.line, self._deeper())
-        parts = word._double("") if quoted else [part for token in word.read() for part in (" ", *token.parts)][1:]
+        words = (tuple(word._double("")),) if quoted else tuple(token.parts for token in word.read() if not token.text)
         is_list = bool(match[2]) or match[1] in "@*"
-        return Variable(match[1], quoted, match[3] or "", tuple(parts), is_list)
+        return Variable(match[1], quoted, match[3] or "", words, is_list)
 
     def _escaped(self) -> str:
         """`$'...'`: of its escapes those of one letter; the others stay as they are."""
@@ -231,8 +232,9 @@ class _Lexer:
         end = self.text.find("`", self.at + 1)
         if end < 0:
             raise UsageError(f"line {self.line}: a ` without its end")
-        start, _ = self.at, self._skip(end + 1)
-        return Opaque(self.text[start : end + 1], quoted)
+        whole = self.text[self.at : end + 1]
+        self._skip(end + 1)
+        return Opaque(whole, quoted)
 
     def _balanced(self, at: int, opening: str, closing: str) -> int:
         """Behind the bracket that closes what is open at `at`; brackets in quotes do not count."""

@@ -7,12 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 
 from autofit.deployments import compose, dockerfile, kubernetes, shell, swap, systemd
-from autofit.deployments.nodes import documents
-from autofit.deployments.written import MAX_BYTES, IsEngine, Written
+from autofit.deployments.written import MAX_BYTES, SECRET, IsEngine, Written
 from autofit.domain.text import printable
 from autofit.domain.values import replace
 from autofit.errors import UsageError
 from autofit.files import read_bounded
+
+from autofit.text.launchers import RUNNERS
+from autofit.text.yaml import documents
 
 KINDS = (
     "shell scripts, Procfiles, Dockerfiles, Compose files, systemd units, Kubernetes manifests, llama-swap "
@@ -42,10 +44,11 @@ def read_commands(
     if "\0" in text:
         raise UsageError(f"{printable(path, 200)}: not text: it holds zero bytes")
     try:
-        found = _read(path, text, is_engine, environ, [(first, os.path.abspath(then)) for first, then in mapped])  # noqa: PTH100
+        known = {name: value for name, value in environ.items() if not SECRET.search(name)}
+        found = _read(path, text, is_engine, known, [(first, os.path.abspath(then)) for first, then in mapped])  # noqa: PTH100
     except UsageError as error:
         raise UsageError(f"{printable(path, 200)}: {error.message}", hint=error.hint) from None
-    return tuple(replace(one, argv=tuple(_moved(word, mapped) for word in one.argv)) for one in found)
+    return tuple(replace(one, argv=_moved(one.argv, mapped)) for one in found)
 
 
 def _read(
@@ -85,10 +88,12 @@ def _procfile(text: str, is_engine: IsEngine, environ: Mapping[str, str], direct
         match = _PROCESS.match(row)
         if match is not None:
             inner = shell.commands(match[2], is_engine, environ, line=line)
-            found += [
-                replace(one, directory=os.path.join(directory or "", one.directory or "") or None) for one in inner
-            ]
+            found += [replace(one, directory=_below(directory, one.directory)) for one in inner]
     return tuple(found)
+
+
+def _below(directory: str | None, inner: str | None) -> str | None:
+    return os.path.join(directory or "", inner or "") or None  # noqa: PTH118 - words of another file
 
 
 def _dot_env(folder: str) -> dict[str, str]:
@@ -101,10 +106,21 @@ def _dot_env(folder: str) -> dict[str, str]:
     return {name.strip(): value.strip().strip("\"'") for name, equals, value in pairs if equals}
 
 
-def _moved(word: str, mapped: Sequence[tuple[str, str]]) -> str:
-    """A word whose path, or whose value behind `=`, begins with one that another stands for."""
+def _moved(argv: tuple[str, ...], mapped: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """A command with the paths that stand for others; of a container, in what it sees of its host."""
+    if not any(word.rpartition("/")[2] in RUNNERS for word in argv):
+        return tuple(_moved_word(word, mapped, ("/", "")) for word in argv)
+    return tuple(
+        _moved_word(word, mapped, ("/", ":")) if before in ("-v", "--volume") else word
+        for before, word in zip(("", *argv), argv, strict=False)
+    )
+
+
+def _moved_word(word: str, mapped: Sequence[tuple[str, str]], ends: tuple[str, ...]) -> str:
+    """A word whose path, or whose value behind `=`, begins with a mapped one that ends there, or at one of `ends`."""
+    head, equals, path = word.partition("=") if word.startswith("-") and "=" in word else ("", "", word)
     for first, then in mapped:
-        head, equals, path = word.partition("=") if word.startswith("-") and "=" in word else ("", "", word)
-        if path == first or path.startswith(first.rstrip("/") + "/"):
-            return head + equals + then.rstrip("/") + path[len(first.rstrip("/")) :]
+        rest = path.removeprefix(first.rstrip("/"))
+        if rest != path and rest[:1] in ends:
+            return head + equals + os.path.abspath(then) + rest  # noqa: PTH100
     return word

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from autofit.deployments.lexer import MAX_DEPTH, Opaque, Part, Token, Variable, tokens
@@ -22,7 +22,7 @@ MAX_FILES = 16  #: read by `source`
 
 _OPENING = frozenset(("if", "case", "for", "while", "until", "select"))
 _CLOSING = frozenset(("fi", "esac", "done"))
-_SKIPPED = frozenset(("then", "else", "do", "elif", "!", "{", "}", "if", "while", "until", *_CLOSING))
+_SKIPPED = frozenset(("then", "else", "do", "elif", "!", "{", "}", "function", "if", "while", "until", *_CLOSING))
 _ENDS = frozenset((";", "&", "&&", "||", "|", "|&", "\n", ";;", ";&", ";;&", "(", ")"))
 _DECLARES = frozenset(("export", "declare", "typeset", "local", "readonly"))
 _ASSIGNED = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\+?)=(.*)", re.DOTALL)
@@ -40,6 +40,7 @@ class Value(NamedTuple):
     words: tuple[str, ...]
     unknown: str | None = None
     is_list: bool = False
+    is_split: bool = False  #: into words already, by quotes of its own
 
 
 class _Word(NamedTuple):
@@ -75,28 +76,35 @@ class _Script:
         self.exported: set[str] = set()  #: by the script
         self.directory: str | None = None
         self.depth = 0  #: of branches, loops and functions: what is set there may not be set
-        self.braces: list[bool] = []  #: of each that is open, whether it is a function's
-        self.awaits_body = False
+        self.functions: dict[str, Sequence[Token]] = {}
+        self.arguments: tuple[_Word, ...] = ()  #: of the function that is read
         self.exports_all = False
-        self.n_files = self.n_inside = 0
+        self.n_files = self.n_calls = self.n_inside = 0
         self.found: list[Written] = []
 
     def read(self, text: str, line: int = 1) -> None:
+        self._run((*tokens(text, line), Token(0, "\n")))
+
+    def _run(self, script: Sequence[Token]) -> None:
         command: list[Token] = []
         named: list[Token] = []  #: the word before `(`, which `)` makes a function's name
-        after, depth = "", 0
         outside: list[str | None] = []  #: directories to come back to at the end of a subshell
-        for token in (*tokens(text, line), Token(0, "\n")):
+        at, after, depth = 0, "", 0
+        while at < len(script):
+            token = script[at]
+            at += 1
             if token.text not in _ENDS:
                 command.append(token)
                 continue
             if token.text == ")" and after == "(" and named and not command:
-                self.awaits_body = True
-                self.depth, depth = self.depth + 1, depth - 1
+                depth -= 1
+                end = _end_of_body(script, at)
+                self.functions[_literal(named[0])] = script[at:end]
+                at = end
             elif token.text == ")" and depth == 0:  # behind a pattern of case
                 pass
-            elif token.text == "(" and len(command) == 1:
-                named, depth = command, depth + 1
+            elif token.text == "(" and (len(command) == 1 or _literal(command[0] if command else token) == "function"):
+                named, depth = command[-1:], depth + 1
             else:
                 depth += (token.text == "(") - (token.text == ")")
                 self._command(command, after)
@@ -104,6 +112,8 @@ class _Script:
                     outside.append(self.directory)
                 elif token.text == ")" and outside:
                     self.directory = outside.pop()
+            if token.text != "(":
+                named = []
             command, after = [], token.text
 
     def _command(self, command: list[Token], after: str) -> None:
@@ -114,19 +124,14 @@ class _Script:
                 self.depth += 1
             elif word in _CLOSING:
                 self.depth = max(self.depth - 1, 0)
-            elif word == "{":
-                self.braces.append(self.awaits_body)
-                self.awaits_body = False
-            elif word == "}" and self.braces:
-                self.depth = max(self.depth - self.braces.pop(), 0)
             if word in ("for", "select") and len(command) > 1:
                 self._loop(command)
                 return
-            if word in ("case", "function"):
+            if word == "case":
                 return
             if word not in _SKIPPED:
                 break
-            command = command[1:]
+            command = command[2:] if word == "function" else command[1:]
         if command:
             self._simple(command, may_not_run=self.depth > 0 or after in ("&&", "||"))
 
@@ -224,6 +229,9 @@ class _Script:
             raise UsageError(f"line {command[0].line}: more than {MAX_COMMANDS} commands of engines")
         assigned = [self._joined(token.parts) for token in command[:n_assigned]]
         words = [*assigned, *self._words(command[n_assigned:])]
+        if len(words) > n_assigned and words[n_assigned].text in self.functions:
+            self._call(words[n_assigned:], command[0].line)
+            return
         argv = _with_program(words)
         shown = tuple(word.text for word in argv)
         if not argv or self._inner(command[0].line, shown) or not self.is_engine(shown):
@@ -239,6 +247,17 @@ class _Script:
                 unknown=unknown,
             )
         )
+
+    def _call(self, words: list[_Word], line: int) -> None:
+        """A function, read as it is called."""
+        self.n_calls += 1
+        if self.n_inside >= MAX_DEPTH or self.n_calls > MAX_COMMANDS:
+            raise UsageError(f"line {line}: functions called more than {MAX_DEPTH} deep, or {MAX_COMMANDS} times")
+        before, self.arguments = self.arguments, tuple(words[1:])
+        self.n_inside += 1
+        self._run((*self.functions[words[0].text], Token(line, "\n")))
+        self.n_inside -= 1
+        self.arguments = before
 
     def _is_told(self, name: str) -> bool:
         value = self.values.get(name)
@@ -261,11 +280,13 @@ class _Script:
 
     def _words(self, command: list[Token]) -> list[_Word]:
         found: list[_Word] = []
+        n_bytes = 0
         for token in command:
-            words = self._expand(token.parts)
-            found += words or ([_Word("")] if token.quoted and not _is_empty_list(token) else [])
-            if sum(len(word.text) for word in words) > MAX_WORDS_BYTES:
+            words = self._expand(token.parts) or ([_Word("")] if token.quoted and not _is_list(token) else [])
+            n_bytes += sum(len(word.text) + 1 for word in words)
+            if n_bytes > MAX_WORDS_BYTES:
                 raise UsageError(f"line {token.line}: a command beyond {MAX_WORDS_BYTES} bytes")
+            found += words
         return found
 
     def _joined(self, parts: tuple[Part, ...]) -> _Word:
@@ -294,7 +315,9 @@ class _Script:
             if isinstance(part, str) or (part.quoted and not (isinstance(part, Variable) and part.is_list)):
                 open_text = (open_text or "") + " ".join(value.words)
                 continue
-            texts = value.words if part.quoted else tuple(word for text in value.words for word in text.split())
+            texts = value.words
+            if not part.quoted and not value.is_split:
+                texts = tuple(word for text in texts for word in text.split())
             for n, text in enumerate(texts):
                 if n:
                     words.append(_Word(open_text or "", reason))
@@ -313,23 +336,36 @@ class _Script:
         is_full = value is not None and (value.unknown is not None or any(value.words))
         holds = is_full if part.operator.startswith(":") else value is not None
         if part.operator.endswith(("-", "=")) and not holds:
-            word = self._joined(part.word)
+            word = self._other(part)
             if part.operator.endswith("="):
-                self.values[part.name] = Value((word.text,), word.unknown)
-            return Value((word.text,), word.unknown)
+                self.values[part.name] = Value((" ".join(word.words),), word.unknown)
+                return self.values[part.name]
+            return word
         if part.operator.endswith("+"):
-            word = self._joined(part.word)
-            return Value((word.text,), word.unknown) if holds else Value(())
+            return self._other(part) if holds else Value(())
         if value is None:
             if part.name.isdigit():
                 return Value((), f"the script's argument ${part.name} is not given here")
             return Value((), f"${part.name} is not set here")
         return Value(value.words[:1], value.unknown) if value.is_list and not part.is_list else value
 
+    def _other(self, part: Variable) -> Value:
+        """What stands behind the operator of an expansion."""
+        if part.quoted:
+            word = self._joined(part.words[0] if part.words else ())
+            return Value((word.text,), word.unknown)
+        words = [word for parts in part.words for word in (self._expand(parts) or [_Word("")])]
+        unknown = next((word.unknown for word in words if word.unknown), None)
+        return Value(tuple(word.text for word in words), unknown, is_split=True)
+
     def _held(self, name: str) -> Value | None:
-        """What a variable or a parameter of the shell holds; the script has no arguments."""
+        """What a variable or a parameter of the shell holds; the script itself has no arguments."""
         if name in "@*":
-            return Value((), is_list=True)
+            unknown = next((word.unknown for word in self.arguments if word.unknown), None)
+            return Value(tuple(word.text for word in self.arguments), unknown, is_list=True)
+        if name.isdigit() and 0 < int(name) <= len(self.arguments):
+            word = self.arguments[int(name) - 1]
+            return Value((word.text,), word.unknown)
         if name == "0":
             return Value((self.path,))
         if name == "PWD":
@@ -341,9 +377,31 @@ class _Script:
         inner = squeezed.removeprefix("$(").removesuffix(")") if squeezed.startswith("$(") else squeezed.strip("`")
         if _CUT_DIRECTORY.fullmatch(squeezed) or _OWN_DIRECTORY.fullmatch(inner):
             return Value((os.path.dirname(self.path) or ".",))  # noqa: PTH120
+        if inner == "nproc":
+            return Value((str(_n_processors()),))
         if inner == "pwd":
             return Value((self.directory or os.getcwd(),))  # noqa: PTH109
         return Value((), f"only running tells {printable(part.text, 60)}")
+
+
+def _end_of_body(script: Sequence[Token], at: int) -> int:
+    """Behind the brace that ends a function's body; right here where it has no braces."""
+    depth, start = 0, at
+    while at < len(script):
+        word = _literal(script[at])
+        depth += (word == "{") - (word == "}")
+        at += 1
+        if depth == 0 and word == "}":
+            return at
+        if depth == 0 and script[at - 1].text not in ("\n", ""):
+            return start
+    return at if depth else start
+
+
+def _n_processors() -> int:
+    """What `nproc` prints here."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def script_of(words: tuple[str, ...]) -> str | None:
@@ -389,5 +447,5 @@ def _assigned(token: Token) -> bool:
     return bool(token.parts) and isinstance(token.parts[0], str) and _ASSIGNED.fullmatch(token.parts[0]) is not None
 
 
-def _is_empty_list(token: Token) -> bool:
+def _is_list(token: Token) -> bool:
     return len(token.parts) == 1 and isinstance(token.parts[0], Variable) and token.parts[0].is_list

@@ -9,10 +9,10 @@ import re
 import shlex
 from collections.abc import Mapping
 
-from autofit.deployments.nodes import Node
-from autofit.deployments.written import MAX_WORDS_BYTES, IsEngine, Written
+from autofit.deployments.written import MAX_WORDS_BYTES, UNKNOWN, IsEngine, Written
 from autofit.domain.text import printable
 from autofit.errors import UsageError
+from autofit.text.yaml import Node
 
 FIRST_PORT = "5800"  #: `startPort`, where the file names none
 MAX_TURNS = 16  #: macros may name macros
@@ -63,4 +63,4 @@ def _filled(text: str, macros: Mapping[str, str], environ: Mapping[str, str], li
             raise UsageError(f"line {line}: macros grow beyond {MAX_WORDS_BYTES} bytes")
         text = filled
     left = _MACRO.search(text)
-    return text, None if left is None else f"{printable(left[0], 60)} is not set here"
+    return _MACRO.sub(UNKNOWN, text), None if left is None else f"{printable(left[0], 60)} is not set here"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from autofit.deployments.shell import commands as of_script
 from autofit.deployments.shell import script_of
-from autofit.deployments.written import MAX_BYTES, IsEngine, Written
+from autofit.deployments.written import MAX_BYTES, UNKNOWN, IsEngine, Written
 from autofit.errors import UsageError
 from autofit.files import read_bounded
 
@@ -94,7 +94,7 @@ def _expanded(word: str, environ: Mapping[str, str]) -> tuple[str, str | None, b
             return "$"
         if name not in environ:
             lacking.append(name)
-        return environ.get(name, "")
+        return environ.get(name, UNKNOWN)
 
     text = _VARIABLE.sub(value, word)
     alone = re.fullmatch(r"\$[A-Za-z_][A-Za-z0-9_]*", word) is not None
@@ -111,7 +111,7 @@ def _specified(text: str, home: str | None) -> tuple[str, str | None]:
         if match[1] == "h" and home:
             return home
         left.append(match[0])
-        return match[0]
+        return UNKNOWN
 
     return re.sub(r"%(.)", value, text), f"{left[0]} has its value in the running unit alone" if left else None
 
@@ -138,4 +138,5 @@ def _file(value: str) -> dict[str, str]:
         return {}
     except UnicodeDecodeError:
         raise UsageError(f"{path}: not UTF-8 text") from None
-    return dict(_assignments("\n".join(row for row in text.splitlines() if not row.lstrip().startswith(("#", ";")))))
+    rows = (row.strip().partition("=") for row in text.splitlines() if not row.lstrip().startswith(("#", ";")))
+    return {name.strip(): _unquoted(value.strip()) for name, equals, value in rows if equals}

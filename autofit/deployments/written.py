@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from autofit.domain.values import dataclass
@@ -9,6 +10,7 @@ from autofit.domain.values import dataclass
 MAX_BYTES = 1 << 20  #: of a file
 MAX_WORDS_BYTES = 1 << 20  #: of what variables of a script make of a command
 MAX_COMMANDS = 1000
+SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)  #: in names of variables
 UNKNOWN = "\0"  #: stands in a word for what only running tells; no argument can hold it
 
 IsEngine = Callable[[tuple[str, ...]], bool]  #: whether a command is one of an engine, by its program
@@ -19,7 +21,7 @@ class Written:
     """A command of an engine.
 
     `argv` may begin with assignments and launchers, and be one of `docker run`. `environ` are the variables that the
-    file sets for it, `directory` where it starts (relative to that of the file; `None`: where its caller is).
+    file sets for it, `directory` where it starts, absolute or from the current directory (`None`: there).
     `unknown` says what of it only running tells; then there is nothing to check.
     """
 

@@ -73,7 +73,7 @@ def explain(plan: Plan) -> Iterator[str]:
             yield f"  {'':<{width}}  next: {_rejected(d.next_rejected)}"
     yield "memory"
     for pool in plan.memory.pools:
-        yield f"  {pool.id} {printable(pool.name, 60)}: {_room(pool)}"
+        yield f"  {pool.id} {printable(pool.name, 60)}: {room(pool)}"
         for item in sorted(pool.items, key=lambda item: KINDS.index(item.kind)):
             mapped = ", file-backed" if item.mapped else ""
             source = f" ({item.source})" if item.source else ""
@@ -104,7 +104,7 @@ def _pool_row(pool: PoolUse) -> tuple[str, str, str, str]:
         n_bytes = pool.sum_bytes(kind)
         if n_bytes:
             parts.append(f"{kind} {format_bytes(n_bytes)}")
-    return pool.id, printable(pool.name, 40), _room(pool), " · ".join(parts)
+    return pool.id, printable(pool.name, 40), room(pool), " · ".join(parts)
 
 
 def _limit_row(limit: DeviceLimit, pool: PoolUse) -> str:
@@ -112,7 +112,7 @@ def _limit_row(limit: DeviceLimit, pool: PoolUse) -> str:
     return f"{limit.id}  {printable(limit.name, 40)}: {used} used of the {most} that it may take of {pool.name}"
 
 
-def _room(pool: PoolUse) -> str:
+def room(pool: PoolUse) -> str:
     if pool.free_bytes is None:
         return f"{format_bytes(pool.used_bytes)} used of an unknown amount"
     return f"{format_bytes(pool.used_bytes)} used of {format_bytes(pool.free_bytes)} free"

@@ -18,7 +18,7 @@ from autofit.planning.devices import choose
 from autofit.text.programs import program_name
 
 from autofit_llama.command.model_files import check_first, companions_of, loaded_with, model_of
-from autofit_llama.command.options import INFORMING, SECRET
+from autofit_llama.command.options import INFORMING, IRRELEVANT, SECRET
 from autofit_llama.command.parse import Command, runs_of
 from autofit_llama.command.reading import WORDS, Reading, find_program, read
 from autofit_llama.command.settings import LlamaSettings
@@ -65,6 +65,7 @@ class LlamaBackend(Backend):
     asked: ClassVar[tuple[str, ...]] = ("llama-server", "llama-cli")
     wrapped: ClassVar[tuple[str, ...]] = ("llama-server", "llama-cli", "llama-completion", "llama-bench", "llama")
     informing: ClassVar[frozenset[str]] = INFORMING
+    irrelevant: ClassVar[frozenset[str]] = IRRELEVANT
     packages: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
     findings: ClassVar[Mapping[str, Code]] = OWN
     kv_types: ClassVar[tuple[str, ...]] = KV_TYPES

@@ -93,6 +93,10 @@ class VllmBackend(Backend):
     packages: ClassVar[tuple[str, ...]] = ("vllm",)
     modules: ClassVar[tuple[str, ...]] = PYTHON_MODULES
     informing: ClassVar[frozenset[str]] = frozenset({"-h", "--help", "-v", "--version"})
+    irrelevant: ClassVar[frozenset[str]] = frozenset(
+        {"--port", "--host", "--api-key", "--served-model-name", "--root-path", "--uvicorn-log-level"}
+        | {"--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--chat-template"}
+    )
     kv_types: ClassVar[tuple[str, ...]] = ("f16", "bf16", "fp8", "fp8_e4m3", "fp8_e5m2")
     measurements: ClassVar[frozenset[str]] = frozenset({"available_kv_bytes"})
 

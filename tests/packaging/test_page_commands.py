@@ -28,13 +28,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copyfile(ROOT / "tests/data/vllm/configs/qwen3-32b/config.json", tmp_path / "Qwen3-32B/config.json")
     (tmp_path / "home").mkdir()
     shutil.copyfile(ROOT / "autofit/_models/tiny.gguf", tmp_path / "home/ORG_qwen-GGUF_qwen-Q8_0.gguf")
+    (tmp_path / "start.sh").write_text("exec llama-server -m model.gguf -ngl 99\n")
+    image = "ghcr.io/ggml-org/llama.cpp:server-cuda-b11311"
+    service = f"image: {image}, gpus: all, command: -m /models/model.gguf, volumes: ['.:/models']"
+    (tmp_path / "compose.yaml").write_text(f"services: {{llm: {{{service}}}}}\n")
+    (tmp_path / "headers").mkdir()
+    shutil.copyfile(ROOT / "autofit/_models/tiny.gguf", tmp_path / "headers/model.gguf")
     monkeypatch.chdir(tmp_path)
     for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "LLAMA_CACHE", "OLLAMA_MODELS", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [*commands("names.md"), *commands("quants.md")])
+@pytest.mark.parametrize("command", [*commands("names.md"), *commands("quants.md"), *commands("check-files.md")])
 def test_a_command_of_a_page_succeeds(command: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(shlex.split(command)[1:]) == 0
     printed = capsys.readouterr().out

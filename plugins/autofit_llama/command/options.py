@@ -50,6 +50,13 @@ INFORMING = frozenset(
         "--completion-bash",
     )
 )  # fmt: skip
+#: flags whose value changes no byte of memory
+IRRELEVANT = frozenset(
+    (
+        "--port", "--host", "--api-key", "--api-key-file", "--api-prefix", "-a", "--alias", "--path", "--log-file",
+        "--ssl-key-file", "--ssl-cert-file", "-to", "--timeout", "-s", "--seed", "--temp", "--threads-http",
+    )
+)  # fmt: skip
 SECRET = frozenset(("api-key", "hf-token"))
 
 #: what to write instead of options that are gone

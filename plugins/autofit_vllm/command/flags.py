@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from autofit.domain.patterns import lazy_pattern
 from autofit.errors import EngineRefusalError, UsageError
+from autofit.files import read_bounded
 
 from autofit_vllm.command.renamed import OMNI, REMOVED_FLAGS, RENAMED_KEYS
 from autofit_vllm.engine.versions import NEWEST, Change, Engine
@@ -28,6 +29,7 @@ DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MAX_ARGUMENT_CHARS = 1 << 20
 MAX_ARGUMENTS = 10_000
+MAX_CONFIG_BYTES = 1 << 20
 AUTO_LENGTH = -1
 
 MAX_DIGITS = 19  #: what an integer of 64 bits has
@@ -367,11 +369,9 @@ def _insert_config(args: list[str], parser: _Parser) -> list[str]:
 def _config_arguments(path: str, parser: _Parser) -> list[str]:
     if not path.endswith((".yaml", ".yml")):
         raise UsageError(f"--config {path}: the file must end in .yaml or .yml")
-    from autofit_vllm.command.yaml import read_yaml
-
     args: list[str] = []
-    for key, value in read_yaml(Path(path)).items():
-        option = "--" + key
+    for key, value in _config_values(path).items():
+        option = f"--{key}"
         if isinstance(value, bool):
             if value:
                 args.append(option)
@@ -380,10 +380,34 @@ def _config_arguments(path: str, parser: _Parser) -> list[str]:
         elif isinstance(value, list):
             args += [option, *map(str, value)] if value else []
         elif isinstance(value, dict):
-            args += [option, json.dumps(value)]
+            try:
+                args += [option, json.dumps(value)]
+            except TypeError as error:  # a date, which JSON has not
+                raise UsageError(f"--config {path}: {option}: {error}", hint="write it in quotes") from None
         else:
             args += [option, str(value)]
     return args
+
+
+def _config_values(path: str) -> dict[Any, Any]:
+    """The mapping in a YAML file (FlexibleArgumentParser.load_config_file: yaml.safe_load).
+
+    Raises:
+        UsageError: unreadable, too large, or no mapping.
+    """
+    from autofit.text.yaml import load
+
+    try:
+        values = load(read_bounded(path, MAX_CONFIG_BYTES).decode("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8 text") from None
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}", hint=error.hint) from None
+    if values is not None and not isinstance(values, dict):
+        raise UsageError(f"{path}: a mapping of settings is expected")
+    return values or {}
 
 
 def _optimizing(args: Sequence[str], engine: Engine) -> list[str]:

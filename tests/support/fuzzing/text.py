@@ -17,9 +17,8 @@ from autofit.readers.documents import parse_json
 from autofit.settings import layers
 from autofit.settings.options import OPTIONS
 from autofit.settings.request import to_request
-from autofit.text import shell
+from autofit.text import shell, yaml
 
-from autofit_vllm.command.yaml import parse_yaml
 from support import TINY
 from support.fuzzing.gguf import sound
 from support.fuzzing.headers import folder
@@ -232,7 +231,8 @@ def make_yaml(rng: random.Random) -> Any:
 
 
 def run_yaml(given: Any) -> None:
-    json.dumps(parse_yaml(given))
+    yaml.documents(given)
+    json.dumps(yaml.load(given), default=str)
 
 
 def make_json(rng: random.Random) -> Any:

@@ -30,6 +30,7 @@ HEAVY = {
     "tomlkit",
     "pynvml",
     "asyncio",
+    "yaml",
 }
 MODEL = "example:mixtral-8x7b-q4_k_m"
 

@@ -12,7 +12,6 @@ from autofit.errors import EngineRefusalError, UsageError
 from autofit_vllm.command.flags import negatives_of, parse_count, parse_flags
 from autofit_vllm.command.renamed import REMOVED_FLAGS
 from autofit_vllm.command.settings import parse_command
-from autofit_vllm.command.yaml import parse_yaml
 from autofit_vllm.engine.history import releases
 from autofit_vllm.engine.versions import DEFAULT, find_engine
 
@@ -149,46 +148,6 @@ def test_config_file(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("a: 1", {"a": 1}),
-        ("a: 1_000", {"a": 1000}),
-        ("a: -0.5", {"a": -0.5}),
-        ("a: 1e5", {"a": "1e5"}),  # YAML 1.1 wants a dot
-        ("a: yes", {"a": True}),
-        ("a: 'it''s'", {"a": "it's"}),
-        ("a: x#y", {"a": "x#y"}),
-        ("a: ~", {"a": None}),
-        ("a:\n- 1\n- b", {"a": [1, "b"]}),
-        ("---\na: {}", {"a": {}}),
-        ('a: {"b": 1}', {"a": {"b": 1}}),
-        ("", {}),
-    ],
-)
-def test_yaml(text: str, value: dict[str, Any]) -> None:
-    assert parse_yaml(text) == value
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a: &x 1",
-        "a: |\n  b",
-        "a: !!python/object:os 1",
-        "- 1",
-        "a: 1\na: 2",
-        "\ta: 1",
-        "a: [1",
-        "a: {b: 1}",
-        "just text",
-    ],
-)
-def test_yaml_refuses(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse_yaml(text)
-
-
 def test_config_file_problems(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"must end in \.yaml"):
         flags("--config", "settings.toml")
@@ -196,6 +155,10 @@ def test_config_file_problems(tmp_path: Path) -> None:
         flags("--config", str(tmp_path / "none.yaml"))
     with pytest.raises(UsageError, match="needs a file"):
         flags("--config")
+    for text in ("- 1", "just text", "a: !!python/object:os 1", "speculative-config: {from: 2026-01-01}"):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(UsageError, match=r"bad\.yaml"):
+            flags("--config", str(tmp_path / "bad.yaml"))
 
 
 # -- Commands --------------------------------------------------------------------------------------

@@ -1,0 +1,215 @@
+"""`autofit check --from FILE ...`: every command of an engine that files start, one verdict a line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from autofit.cli.plan import write_product
+from autofit.cli.run import is_engine
+from autofit.deployments.reading import KINDS, read_commands
+from autofit.deployments.written import SECRET, UNKNOWN
+from autofit.domain.text import printable
+from autofit.errors import AutofitError, UsageError
+from autofit.host import host
+from autofit.pipeline import check, split_assignments
+from autofit.text.launchers import RUNNERS, unwrap
+
+if TYPE_CHECKING:
+    from autofit.deployments.written import Written
+    from autofit.domain.plan import Plan
+
+FORMATS = ("lines", "json")
+
+
+class Verdict(NamedTuple):
+    """What is said of one command: a plan, or why there is none."""
+
+    path: str
+    command: Written
+    plan: Plan | None
+    error: AutofitError | None
+
+    @property
+    def exit_code(self) -> int:
+        if self.plan is not None:
+            return 0 if self.plan.fits else 3
+        return self.error.exit_code if self.error is not None else 1
+
+
+def run(args: argparse.Namespace, options: Mapping[str, Any]) -> int:
+    """Check the commands of all files; the exit code is that of the worst verdict."""
+    form = "lines" if args.format == "shell" else args.format
+    if form not in FORMATS:
+        raise UsageError(f"check --from has no format {printable(form, 40)!r}", hint=f"known: {', '.join(FORMATS)}")
+    mapped = [_mapped(text) for text in args.mapped]
+    verdicts = [verdict for path in args.files for verdict in _verdicts(path, mapped, options, quiet=args.quiet)]
+    if not verdicts:
+        what = "no command of an engine in it" if len(args.files) == 1 else "no command of an engine in these files"
+        raise UsageError(f"{printable(args.files[0], 200)}: {what}", hint=f"understood are {KINDS}")
+    if form == "json":
+        whole = {"schema": 1, "commands": [_as_json(verdict) for verdict in verdicts]}
+        write_product(json.dumps(whole, indent=2, allow_nan=False))
+    else:
+        write_product("\n".join(map(_line, verdicts)))
+    if args.explain:
+        _explain(verdicts)
+    codes = {verdict.exit_code for verdict in verdicts}
+    return next((code for code in (3, 2, 1) if code in codes), 0)
+
+
+def _verdicts(
+    path: str, mapped: list[tuple[str, str]], options: Mapping[str, Any], *, quiet: bool
+) -> Iterator[Verdict]:
+    commands = read_commands(path, _is_engine, os.environ, mapped)
+    if not commands and not quiet:
+        print(f"autofit: {printable(path, 200)}: no command of an engine", file=sys.stderr)
+    for command in commands:
+        plan, error = None, None
+        try:
+            plan = _checked(command, options)
+        except AutofitError as raised:
+            error = raised
+        yield Verdict(path, command, plan, error)
+
+
+def _checked(command: Written, options: Mapping[str, Any]) -> Plan:
+    """The plan of a command, from the folder that it starts in.
+
+    Raises:
+        UsageError: something of it only running tells. Others as for `check()`.
+    """
+    argv = _without_unknown(command)
+    _, rest = split_assignments(argv)
+    inner = unwrap(rest).directory
+    with _in(os.path.join(command.directory or "", inner or "")):  # noqa: PTH118 - words of another file
+        return check(argv, environ=dict(command.environ), **options)
+
+
+def _without_unknown(command: Written) -> tuple[str, ...]:
+    """The command without flags whose value is not told, and which change no byte.
+
+    Raises:
+        UsageError: another word is not told.
+    """
+    if command.unknown is None:
+        return command.argv
+    words, irrelevant = list(command.argv), _irrelevant(command.argv)
+    argv: list[str] = []
+    for word in words:
+        if UNKNOWN not in word:
+            argv.append(word)
+        elif word.partition("=")[0] in irrelevant:
+            continue
+        elif argv and argv[-1] in irrelevant:
+            argv.pop()
+        else:
+            raise UsageError(
+                f"not told without running it: {command.unknown}",
+                hint="set the variable where autofit starts, or let the script run up to its engines: check -- SCRIPT",
+            )
+    return tuple(argv)
+
+
+def _irrelevant(argv: tuple[str, ...]) -> frozenset[str]:
+    """Flags of the command's engine whose value changes no byte."""
+    _, rest = split_assignments(argv)
+    words = unwrap(rest).argv
+    if words[0].rpartition("/")[2] not in RUNNERS:
+        return host().backend_of_program(words).irrelevant
+    backends = (host().backend_of_image(word) for word in words[1:])
+    return next((backend.irrelevant for backend in backends if backend is not None), frozenset())
+
+
+@contextlib.contextmanager
+def _in(directory: str) -> Iterator[None]:
+    """Paths of a command are relative to where it starts; where that is not here, to where we are."""
+    before = os.getcwd()  # noqa: PTH109
+    with contextlib.suppress(OSError, ValueError):
+        os.chdir(directory or ".")
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _is_engine(argv: tuple[str, ...]) -> bool:
+    """Whether a command, behind assignments and launchers, starts an engine that loads a model."""
+    _, rest = split_assignments(argv)
+    try:
+        words = unwrap(rest).argv
+        if not words:
+            return False
+        if words[0].rpartition("/")[2] in RUNNERS:
+            return _is_engine_of_image(words)
+        return is_engine(words)
+    except UsageError:
+        return False
+
+
+def _is_engine_of_image(words: tuple[str, ...]) -> bool:
+    from autofit.text.containers import container_of
+
+    try:
+        container = container_of(words)
+    except UsageError:  # said when the command is checked, where one of its words is an engine's image
+        return any(host().backend_of_image(word) is not None for word in words[1:])
+    return container is not None and host().backend_of_image(container.image) is not None
+
+
+def _mapped(text: str) -> tuple[str, str]:
+    path, equals, here = text.partition("=")
+    if not (path and equals and here):
+        raise UsageError(f"--map {printable(text, 80)}: not PATH=HERE", hint="such as --map /models=./headers")
+    if not os.path.exists(here):  # noqa: PTH110
+        raise UsageError(f"--map {printable(text, 80)}: {printable(here, 80)} is not here")
+    return path, here
+
+
+def _line(verdict: Verdict) -> str:
+    """`start.sh:12: fits: GPU0 5.9 GiB used of 22.8 GiB free`: as compilers write what editors jump to."""
+    from autofit.render.text import no_fit, room
+
+    where = f"{printable(verdict.path, 200)}:{verdict.command.line}"
+    plan = verdict.plan
+    if plan is None:
+        error = verdict.error
+        assert error is not None
+        return f"{where}: not checked: {printable(error.message, 400)}" + (
+            f" ({printable(error.hint, 400)})" if error.hint else ""
+        )
+    if not plan.fits:
+        return f"{where}: does not fit: {no_fit(plan)}"
+    said = "starts, and runs short of memory later" if plan.verdict == "starts" else "fits"
+    return f"{where}: {said}: " + ", ".join(f"{pool.id} {room(pool)}" for pool in plan.memory.pools)
+
+
+def _as_json(verdict: Verdict) -> dict[str, Any]:
+    plan, error = verdict.plan, verdict.error
+    command = verdict.command
+    return {
+        "file": verdict.path.encode("utf-8", "replace").decode(),
+        "line": command.line,
+        "argv": [word.replace("\0", "?") for word in command.argv],
+        "env": {name: value for name, value in command.environ if not SECRET.search(name)},
+        "exit_code": verdict.exit_code,
+        "plan": None if plan is None else plan.to_dict(),
+        "error": None
+        if error is None
+        else {"type": type(error).__name__, "message": error.message, "hint": error.hint},
+    }
+
+
+def _explain(verdicts: list[Verdict]) -> None:
+    from autofit.render import text
+
+    for verdict in verdicts:
+        print(f"{printable(verdict.path, 200)}:{verdict.command.line}", file=sys.stderr)
+        if verdict.plan is not None:
+            for line in (*text.summary(verdict.plan), *text.explain(verdict.plan)):
+                print(line, file=sys.stderr)

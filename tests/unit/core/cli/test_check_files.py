@@ -1,0 +1,124 @@
+"""`autofit check --from`: one verdict for each command of an engine that files start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autofit.cli.main import main
+
+ON = ("--on", "rtx-3090", "--ram", "64GiB")
+LARGE = "llama-server -m example:mixtral-8x22b-q4_k_m -ngl 99 -fit off"
+SMALL = "llama-server -m example:tiny -ngl 99 -c 4096"
+
+
+@pytest.fixture
+def check(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> object:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(["check", *ON, *words])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def write(name: str, text: str) -> None:
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text(text)
+
+
+def test_a_script(check) -> None:  # type: ignore[no-untyped-def]
+    write("start.sh", f"#!/bin/sh\nexport LLAMA_ARG_THREADS=4\n{SMALL} --port $PORT --api-key $SECRET_KEY\n")
+    code, out, err = check("--from", "start.sh")
+    assert (code, err) == (0, "")
+    assert out.startswith("start.sh:3: fits: GPU0 ")
+    assert " used of 23" in out
+
+
+def test_the_worst_verdict_is_the_exit_code(check) -> None:  # type: ignore[no-untyped-def]
+    write("a.sh", f"{SMALL}\n{LARGE}\n")
+    write("b.sh", "llama-server -m $NOWHERE\nllama-server -m gone.gguf\nllama-server -m example:tiny --no-such-flag\n")
+    write("c.sh", "echo nothing\n")
+    code, out, err = check("--from", "a.sh", "b.sh", "--from", "c.sh")
+    assert code == 3
+    lines = out.splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["a.sh:1", "fits"],
+        ["a.sh:2", "does not fit"],
+        ["b.sh:1", "not checked"],
+        ["b.sh:2", "not checked"],
+        ["b.sh:3", "not checked"],
+    ]
+    assert "$NOWHERE is not set here" in lines[2]
+    assert "gone.gguf" in lines[3]
+    assert "--no-such-flag" in lines[4]
+    assert err == "autofit: c.sh: no command of an engine\n"
+    assert check("--from", "b.sh")[0] == 2
+
+
+def test_json(check) -> None:  # type: ignore[no-untyped-def]
+    write("s.sh", f"export A=1 HF_TOKEN=hush\n{SMALL}\nllama-server -m x -c $(x)\n")
+    code, out, _ = check("--from", "s.sh", "--format", "json")
+    first, second = json.loads(out)["commands"]
+    assert code == 2
+    assert (first["file"], first["line"], first["exit_code"], first["env"]) == ("s.sh", 2, 0, {"A": "1"})
+    assert first["argv"] == SMALL.split()
+    assert first["plan"]["fits"]
+    assert second["plan"] is None
+    assert second["error"]["type"] == "UsageError"
+    assert second["argv"][-1] == "?"
+    assert "hush" not in out
+
+
+def test_commands_start_in_their_folders(check, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    write("sub/vllm.yaml", "max-model-len: 10\n")
+    write("sub/run.sh", 'cd "$(dirname "$0")"\nvllm serve x --config vllm.yaml\n')
+    _, out, _ = check("--from", "sub/run.sh")
+    assert "vllm.yaml" not in out
+    assert Path.cwd() == tmp_path
+
+
+def test_containers_of_a_compose_file_with_headers_here(check) -> None:  # type: ignore[no-untyped-def]
+    from autofit.sources.examples import find_example
+
+    Path("headers").mkdir()
+    Path("headers/tiny.gguf").write_bytes(Path(find_example("tiny")).read_bytes())
+    image = "ghcr.io/ggml-org/llama.cpp:server-cuda-b11311"
+    service = f"services:\n  llm:\n    image: {image}\n    gpus: all\n    command: -m /models/tiny.gguf -ngl 99\n"
+    write("compose.yaml", service)
+    assert check("--from", "compose.yaml")[0] == 2
+    code, out, _ = check("--from", "compose.yaml", "--map", "/models=headers")
+    assert (code, out.partition(": GPU0")[0]) == (0, "compose.yaml:5: fits")
+    code, out, _ = check("--from", "compose.yaml", "--map", "/models=headers", "--explain", "--format", "json")
+    assert json.loads(out)["commands"][0]["plan"]["engine_version"] == "b11311"
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (("--from", "none.sh"), "none.sh: No such file"),
+        (("--from", "empty.sh"), "empty.sh: no command of an engine in it"),
+        (("--from", "empty.sh", "--", "llama-server"), "files and a command"),
+        (("--from", "empty.sh", "--format", "nul"), "no format 'nul'"),
+        (("--from", "empty.sh", "--map", "x"), "not PATH=HERE"),
+        (("--from", "empty.sh", "--map", "/x=none"), "none is not here"),
+    ],
+)
+def test_refused(check, words: tuple[str, ...], cause: str) -> None:  # type: ignore[no-untyped-def]
+    write("empty.sh", "true\n")
+    code, out, err = check(*words)
+    assert (code, out) == (2, "")
+    assert cause in err
+
+
+def test_a_name_that_a_terminal_would_act_on(check) -> None:  # type: ignore[no-untyped-def]
+    write("\x1b[31m.sh", SMALL)
+    _, out, _ = check("--from", "\x1b[31m.sh")
+    assert "\x1b" not in out

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from autofit.deployments.reading import read_commands
+from autofit.deployments.written import Written
+from autofit.errors import UsageError
+from autofit.text.launchers import unwrap
+
+IMAGE = "example.org/engine:server"
+
+
+def is_engine(argv: tuple[str, ...]) -> bool:
+    if argv[:1] == ("docker",):
+        return IMAGE in argv
+    words = unwrap(argv).argv
+    return bool(words) and words[0].rpartition("/")[2] == "engine"
+
+
+def read(
+    folder: Path,
+    name: str,
+    text: str,
+    environ: dict[str, str] | None = None,
+    mapped: tuple[tuple[str, str], ...] = (),
+) -> tuple[Written, ...]:
+    (folder / name).write_text(text)
+    return read_commands(str(folder / name), is_engine, environ or {}, mapped)
+
+
+def argv_of(found: tuple[Written, ...]) -> list[str]:
+    return [" ".join(one.argv) for one in found]
+
+
+COMPOSE = f"""
+x-common: &common
+  image: {IMAGE}
+  deploy: {{resources: {{reservations: {{devices: [{{driver: nvidia, count: 2, capabilities: [gpu]}}]}}}}}}
+services:
+  one:
+    <<: *common
+    volumes: ["./models:/models:ro", {{type: bind, source: /data, target: /data}}, {{type: tmpfs, target: /tmp}}]
+    environment:
+      CTX: "${{CTX:-16384}}"
+      HF_TOKEN: secret
+    command: -m "/models/${{NAME}}.gguf" -n $$5
+  two:
+    image: {IMAGE}
+    runtime: nvidia
+    environment: [A=1, INHERITED, GONE]
+    entrypoint: ["engine", "serve"]
+    working_dir: /w
+    command: ["-c", "${{CTX-1}}", "${{NOPE}}"]
+  three:
+    image: {IMAGE}
+    gpus: [{{device_ids: ["0", "3"], capabilities: [gpu]}}]
+    command: sh -c "exec engine -m $$M"
+  database: {{image: postgres:16}}
+  built: {{build: .}}
+"""
+
+
+def test_compose(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("# names\nNAME='tiny'\nCTX=1\n")
+    found = read(tmp_path, "docker-compose.yml", COMPOSE, {"CTX": "32768", "INHERITED": "x"})
+    assert argv_of(found) == [
+        f"docker run --gpus 2 -e CTX=32768 -v ./models:/models:ro -v /data:/data {IMAGE} -m /models/tiny.gguf -n $5",
+        f"docker run --gpus all -e A=1 -e INHERITED=x -w /w --entrypoint engine {IMAGE} serve -c 32768 \0",
+        f'docker run --gpus "device=0,3" --entrypoint engine {IMAGE} -m \0',
+    ]
+    assert [one.unknown for one in found] == [None, "$NOPE is not set here", "$M is not set here"]
+    assert [one.line for one in found] == [12, 19, 23]
+    assert {one.directory for one in found} == {str(tmp_path)}
+
+
+KUBERNETES = f"""
+apiVersion: v1
+kind: List
+items:
+- kind: Deployment
+  spec:
+    template:
+      spec:
+        volumes: [{{name: m, hostPath: {{path: /srv/models}}}}, {{name: shm, emptyDir: {{}}}}]
+        containers:
+        - name: a
+          image: {IMAGE}
+          args: ["-m", "/models/$(NAME).gguf", "--port", "$(PORT)", "$$(NAME)"]
+          env:
+          - {{name: NAME, value: tiny}}
+          - {{name: PORT, valueFrom: {{fieldRef: {{}}}}}}
+          - {{name: API_KEY, value: secret}}
+          volumeMounts: [{{name: m, mountPath: /models}}, {{name: shm, mountPath: /dev/shm}}]
+          resources: {{limits: {{nvidia.com/gpu: 2, memory: 4Gi}}}}
+        - name: side
+          image: busybox
+---
+kind: Pod
+spec:
+  containers:
+  - image: {IMAGE}
+    command: ["/bin/sh", "-c"]
+    args:
+    - |
+      set -e
+      exec engine -m $M \\
+        -c 1
+    env: [{{name: M, value: x}}]
+"""
+
+
+def test_kubernetes(tmp_path: Path) -> None:
+    found = read(tmp_path, "all.yaml", KUBERNETES)
+    assert argv_of(found) == [
+        f"docker run --gpus 2 -e NAME=tiny -v /srv/models:/models {IMAGE} -m /models/tiny.gguf --port \0 $(NAME)",
+        f"docker run -e M=x --entrypoint engine {IMAGE} -m x -c 1",
+    ]
+    assert found[0].unknown == "$(PORT) has its value in the cluster alone"
+
+
+def test_a_folder_of_models_stands_for_that_of_a_container(tmp_path: Path) -> None:
+    here = tmp_path / "headers"
+    (first, _) = read(tmp_path, "all.yaml", KUBERNETES, mapped=(("/models", str(here)),))
+    assert f"-v {here}:/models {IMAGE} -m /models/tiny.gguf" in " ".join(first.argv)
+    script = (
+        "engine -m /srv/m/x.gguf --model=/srv/m -d /srv/more\ndocker run -v /srv/m:/m example.org/engine:server -m /m/x"
+    )
+    found = read(tmp_path, "start.sh", script, mapped=(("/srv/m/", str(here)),))
+    assert argv_of(found) == [
+        f"engine -m {here}/x.gguf --model={here} -d /srv/more",
+        f"docker run -v {here}:/m {IMAGE} -m /m/x",
+    ]
+
+
+def test_dockerfile(tmp_path: Path) -> None:
+    text = (
+        '# syntax=docker/dockerfile:1\nARG TAG=server\nFROM example.org/engine:$TAG AS base\nENV A=1 B="x y"\n'
+        "FROM base\nARG N=9\nENV C=${N} D ignored\nRUN <<EOF\nCMD no\nEOF\nWORKDIR /w\n"
+        'CMD ["-m", "/x.gguf", \\\n  # text\n  "-c", "4096"]\n'
+    )
+    (found,) = read(tmp_path, "Dockerfile", text)
+    assert argv_of((found,)) == [f"docker run -e C=9 -w /w {IMAGE} -m /x.gguf -c 4096"]
+    assert found.line == 12
+    (found,) = read(tmp_path, "x.dockerfile", "FROM ubuntu\nENV M x\nENTRYPOINT exec engine -m $M\n")
+    assert (found.argv, found.environ) == (("exec", "engine", "-m", "x"), (("M", "x"),))
+    (found,) = read(tmp_path, "Dockerfile.gpu", 'FROM ubuntu\nENTRYPOINT ["engine"]\nCMD ["-c", "1"]\n')
+    assert found.argv == ("engine", "-c", "1")
+    assert read(tmp_path, "Dockerfile", "FROM ubuntu\nRUN engine -c 1\n") == ()
+
+
+def test_systemd(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("# text\nPORT=1\nMORE=-b 2\n")
+    text = (
+        "[Unit]\nExecStart=engine no\n[Service]\n"
+        f'Environment="CTX=81 92" M=%h/x.gguf\nEnvironmentFile=-{tmp_path}/env\n'
+        "EnvironmentFile=-/nowhere\nExecStartPre=engine no\nExecStart=engine first\nExecStart=\n"
+        "ExecStart=-/usr/bin/engine -m ${M} \\\n  # text\n  -c '${CTX}' $MORE $$x 100%% --port $PORT --name %i\n"
+        "[Install]\n"
+    )
+    (found,) = read(tmp_path, "engine.service", text, {"HOME": "/home/x"})
+    assert argv_of((found,)) == ["/usr/bin/engine -m /home/x/x.gguf -c 81 92 -b 2 $x 100% --port 1 --name \0"]
+    assert (found.argv[4], found.line, found.directory) == ("81 92", 10, "/")
+    assert found.unknown == "%i has its value in the running unit alone"
+    (found,) = read(
+        tmp_path, "x.service", '[Service]\nWorkingDirectory=/w\nExecStart=/bin/sh -c "engine -c 1 > /log"\n'
+    )
+    assert found.argv == ("engine", "-c", "1")
+
+
+def test_swap(tmp_path: Path) -> None:
+    text = (
+        "startPort: 9000\nmacros:\n  srv: engine --port ${PORT}\n  more: ${srv} -b 1\nmodels:\n  tiny:\n"
+        "    macros: {ctx: 4096}\n    env: [A=1]\n    cmd: |\n      ${more}\n      # text\n"
+        "      -m '${MODEL_ID}.gguf' \\\n"
+        "      -c ${ctx}\n  b: {cmd: 'engine -m ${env.DIR}/x -n ${gone}'}\n  c: {cmd: other}\n"
+    )
+    found = read(tmp_path, "config.yaml", text, {"DIR": "/d"})
+    assert argv_of(found) == ["engine --port 9000 -b 1 -m tiny.gguf -c 4096", "engine -m /d/x -n \0"]
+    assert (found[0].environ, found[0].line, found[1].unknown) == ((("A", "1"),), 9, "${gone} is not set here")
+    with pytest.raises(UsageError, match="macros grow"):
+        read(tmp_path, "config.yaml", "macros: {a: '" + "${a}" * 100 + "'}\nmodels: {x: {cmd: '${a}'}}\n")
+
+
+def test_procfile(tmp_path: Path) -> None:
+    found = read(tmp_path, "Procfile", "# text\nweb: other\nserver: cd w && engine -m x --port $PORT\n", {"PORT": "1"})
+    assert found == (Written(line=3, argv=("engine", "-m", "x", "--port", "1"), directory=f"{tmp_path}/w"),)
+
+
+def test_secrets_of_the_surroundings_stay_there(tmp_path: Path) -> None:
+    (found,) = read(tmp_path, "a.sh", "engine --api-key $MY_API_KEY -m $M", {"MY_API_KEY": "hush", "M": "x"})
+    assert found.argv == ("engine", "--api-key", "\0", "-m", "x")
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b"\xff\xfe", "not UTF-8"),
+        (b"engine\0", "zero bytes"),
+        (b"x" * ((1 << 20) + 1), "larger than"),
+        (b"engine '", "line 1: a ' without its end"),
+    ],
+)
+def test_what_is_no_script_is_refused(tmp_path: Path, data: bytes, cause: str) -> None:
+    (tmp_path / "a.sh").write_bytes(data)
+    with pytest.raises(UsageError, match=f"a.sh: .*{cause}"):
+        read_commands(str(tmp_path / "a.sh"), is_engine, {})
+
+
+@pytest.mark.parametrize("text", ["a: [", "- x\n y: :", 'services: {a: {image: x, command: "\'"}}', "a: &a {b: *a}"])
+def test_what_is_no_yaml_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match=r"a\.yaml"):
+        read(tmp_path, "a.yaml", text)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "1", "services: 1", "services: {a: }", "models: {a: 1}", "containers: [1]"])
+def test_yaml_without_commands(tmp_path: Path, text: str) -> None:
+    assert read(tmp_path, "a.yaml", text) == ()

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from autofit.deployments.shell import commands, script_of
+from autofit.deployments.written import Written
+from autofit.errors import UsageError
+from autofit.text.launchers import unwrap
+
+
+def is_engine(argv: tuple[str, ...]) -> bool:
+    at = next((n for n, word in enumerate(argv) if "=" not in word), 0)
+    words = unwrap(argv[at:]).argv
+    return bool(words) and words[0].rpartition("/")[2] == "engine"
+
+
+def read(text: str, environ: dict[str, str] | None = None, path: str = "dir/start.sh") -> tuple[Written, ...]:
+    return commands(text, is_engine, environ or {}, path=path)
+
+
+#: scripts whose commands reading tells whole; each is run by bash as well
+TOLD = {
+    "plain": "engine -m model.gguf -c 4096",
+    "continued": "engine \\\n  -m model.gguf \\\n  -c 4096\n",
+    "quotes": """engine -m 'a b' "c d" e\\ f '' "" 'it'"'"'s' "a\\"b\\$c\\d" $'x\\ty'""",
+    "variables": 'M=model.gguf\nC="4 096"\nengine -m $M "$M" -c $C "$C" "${M}x" ${M}',
+    "defaults": 'A=\nengine ${A:-one} "${A-two}" ${B:-"three four"} "${B-five six}" ${A:+no} ${M:=set} $M',
+    "alternative": "A=x\nengine ${A:+yes} ${A+-c 5}",
+    "list": 'ARGS=(-ngl 99 "a b")\nARGS+=(--port 1)\nengine "${ARGS[@]}" ${ARGS[@]}',
+    "appended": 'A="-c 1"\nA+=" -b 2"\nA="$A -n 3"\nengine $A',
+    "no arguments": 'engine "$@" $* -x "${1:-first}"',
+    "redirected": "engine -c 1 > log 2>&1 < /dev/null; engine -c 2 >> log 2> err; engine -c 3 &> log",
+    "background": "engine -c 1 & engine -c 2 && engine -c 3 || engine -c 4; wait",
+    "piped": "engine -c 1 | cat; echo engine -c 2; # engine -c 3\n",
+    "branch": "if true; then\n  engine -c 1\nfi\n",
+    "set in a branch": 'if [ -z "$C" ]; then C=5; fi\nengine -c $C',
+    "loop of one": 'for m in a.gguf; do engine -m "$m"; done',
+    "function": 'start() {\n  engine "$M" -c "$1" ${2:-x}\n}\nno() { engine no; }\nM=x\nstart 1\nM=y; start 2 3',
+    "function word": "function start { engine -c 1; }\nfunction go() {\n  engine -c $1\n}\nstart\ngo 2",
+    "case": 'case "$M" in\n  engine) echo no;;\n  *) engine -c 7;;\nesac',
+    "subshell": "M=x; (engine -m $M); { engine -c 2; }",
+    "inner": "export M=x\nbash -c 'engine -m \"$M\" -c 1'",
+    "assigned": 'A=1 B="x y" engine -c 1',
+    "launchers": "nice -n 5 env X=1 engine -c 1",
+    "here document": "cat <<EOF\nengine -m no\nEOF\nengine -c 1",
+    "here string": "cat <<< 'engine -m no' > /dev/null\nengine -c 1",
+    "declared": "declare -r C=4\nlocal_only=1\nreadonly D=5\nengine -c $C $D",
+    "unset": "C=4; unset C; engine -c ${C:-8}",
+    "tilde": "engine -m ~/x.gguf ~",
+    "dollar": 'engine "$" a$ "5$%"',
+    "comment in a word": "engine -m a#b # -c 1",
+    "nested defaults": 'engine "${A:-${B:-c d}}" ${A:-${B:-c d}}',
+    "windows ends": "engine -c 1 \\\r\n -b 2\r\n".replace("\r", ""),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_told_as_bash_starts_it(name: str, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    (tmp_path / "engine").write_text("#!/bin/sh\n{ printf '%s\\0' \"$@\"; printf '\\n\\0'; } >> \"$LOG\"\n")
+    (tmp_path / "engine").chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log), "HOME": "/home/x"}
+    script = tmp_path / "start.sh"
+    script.write_text(TOLD[name])
+    subprocess.run(["bash", str(script)], env=environ, cwd=tmp_path, check=False, timeout=20, stdout=subprocess.DEVNULL)
+    started = [tuple(run.split("\0")[:-1]) for run in log.read_text().split("\n\0")[:-1]]
+    found = commands(TOLD[name], is_engine, {"HOME": "/home/x"}, path=str(script))
+    assert [one.unknown for one in found] == [None] * len(found)
+    told = [one.argv[next(n for n, word in enumerate(one.argv) if word == "engine") + 1 :] for one in found]
+    if name == "background":  # the last is started only if another fails
+        told, started = sorted(told)[:3], sorted(started)
+    assert told == started
+
+
+@pytest.mark.parametrize(
+    ("text", "unknown"),
+    [
+        ("engine -m $(find / -name x)", "only running tells $(find / -name x)"),
+        ("engine -m `ls`", "only running tells `ls`"),
+        ("engine -m $M", "$M is not set here"),
+        ('engine -m "$1"', "the script's argument $1 is not given here"),
+        ("engine -m ${M%.gguf}", "only running tells ${M%.gguf}"),
+        ("C=1\nif x; then C=2; fi\nengine -c $C", "$C depends on a condition (line 2)"),
+        ("C=1\n[ -n x ] && C=2\nengine -c $C", "$C depends on a condition (line 2)"),
+        ("C=1\nif x; then f() { C=2; }; f; fi\nengine -c $C", "$C depends on a condition (line 2)"),
+        ("for c in 1 2; do engine -c $c; done", "$c has another value in each turn of a loop"),
+        ("engine -c $((1 + 1))", "only running tells $((1 + 1))"),
+        ("engine -m <(cat x)", "only running tells <(cat x)"),
+    ],
+)
+def test_what_only_running_tells_is_said(text: str, unknown: str) -> None:
+    (found,) = read(text)
+    assert found.unknown == unknown
+
+
+def test_a_program_in_a_folder_that_is_not_known() -> None:
+    (found,) = read('"$BIN/engine" -c 1')
+    assert (found.argv, found.unknown) == (("engine", "-c", "1"), None)
+    assert read('"$BIN" -c 1') == ()
+
+
+def test_folders() -> None:
+    assert read('cd "$(dirname "$0")"\nengine x')[0].directory == "dir"
+    assert read('cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd\nengine x')[0].directory == "dir/.."
+    assert read('D="$(cd "$(dirname "$0")" && pwd)"\nengine -m "$D/x"')[0].argv == ("engine", "-m", "dir/x")
+    assert read('engine -m "${0%/*}/x"')[0].argv == ("engine", "-m", "dir/x")
+    assert read("cd /a\n(cd b; engine x)\nengine y") == (
+        Written(line=2, argv=("engine", "x"), directory="/a/b"),
+        Written(line=3, argv=("engine", "y"), directory="/a"),
+    )
+
+
+def test_lines_and_what_is_exported() -> None:
+    found = read("#!/bin/sh\nexport A=1 B\nB=2\nC=3\nset -a\nD=4\nset +a\n\nengine \\\n -c 1\n")
+    assert found == (Written(line=9, argv=("engine", "-c", "1"), environ=(("A", "1"), ("B", "2"), ("D", "4"))),)
+
+
+def test_another_file_is_read_for_its_variables(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("C=5\nengine -c 0\n. ./env\n")
+    (found,) = read(f"source {tmp_path}/env\n. /nowhere\nengine -c $C")
+    assert (found.argv, found.line) == (("engine", "-c", "5"), 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["engine 'a", 'engine "a', "engine $(a", "engine ${a", "engine `a", "A=(1 2", "engine $'a"],
+)
+def test_what_does_not_end_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"line 1: .* without its"):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(["A=x", *["A=$A$A"] * 40]),
+        "\n".join(["A=(x)", *['A+=("${A[@]}")'] * 40]),
+        "A=" + "x" * 1000 + "\nengine " + "$A " * 2000,
+        "${A:-" * 100 + "}" * 100,
+        "bash -c " + "'bash -c " * 3 + "engine",
+        "engine\n" * 2000,
+    ],
+    ids=["doubled", "a list doubled", "long words", "deep", "quotes that do not end", "many"],
+)
+def test_scripts_without_measure_are_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        read(text)
+
+
+def test_the_script_of_a_shell() -> None:
+    assert script_of(("A=1", "nice", "/bin/bash", "-lc", "x y")) == "x y"
+    assert script_of(("bash", "x.sh", "-c", "y")) is None
+    assert script_of(("bash", "-c")) is None
+    assert script_of(("engine", "-c", "1")) is None
