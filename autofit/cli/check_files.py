@@ -17,8 +17,8 @@ from autofit.deployments.written import SECRET, UNKNOWN
 from autofit.domain.text import printable
 from autofit.errors import AutofitError, UsageError
 from autofit.host import host
-from autofit.pipeline import check, split_assignments
-from autofit.text.launchers import RUNNERS, unwrap
+from autofit.pipeline import check
+from autofit.text.launchers import RUNNERS, split_assignments, unwrap
 
 if TYPE_CHECKING:
     from autofit.deployments.written import Written

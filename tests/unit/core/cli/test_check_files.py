@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from autofit.cli.main import main
 
 ON = ("--on", "rtx-3090", "--ram", "64GiB")
@@ -15,9 +14,7 @@ SMALL = "llama-server -m example:tiny -ngl 99 -c 4096"
 
 
 @pytest.fixture
-def check(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> object:
+def check(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
 
