@@ -17,8 +17,9 @@ from autofit.deployments.written import SECRET, UNKNOWN
 from autofit.domain.text import printable
 from autofit.errors import AutofitError, UsageError
 from autofit.host import host
+from autofit.inputs import split_assignments
 from autofit.pipeline import check
-from autofit.text.launchers import RUNNERS, split_assignments, unwrap
+from autofit.text.launchers import RUNNERS, unwrap
 
 if TYPE_CHECKING:
     from autofit.deployments.written import Written
