@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from autofit.errors import IncompleteModelError as IncompleteModelError
     from autofit.errors import ModelError as ModelError
     from autofit.errors import ModelNotFoundError as ModelNotFoundError
+    from autofit.errors import NoFitError as NoFitError
     from autofit.errors import PluginError as PluginError
     from autofit.errors import RemoteError as RemoteError
     from autofit.errors import UnknownHardwareError as UnknownHardwareError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from autofit.quants import made_to_measure as made_to_measure
     from autofit.quants import quantizations as quantizations
     from autofit.settings.layers import Surroundings as Surroundings
+    from autofit.tuning import tune as tune
 
 _HOMES = {
     "Machine": "autofit.domain.machine",
@@ -47,6 +49,7 @@ _HOMES = {
     "IncompleteModelError": "autofit.errors",
     "ModelError": "autofit.errors",
     "ModelNotFoundError": "autofit.errors",
+    "NoFitError": "autofit.errors",
     "PluginError": "autofit.errors",
     "RemoteError": "autofit.errors",
     "UnknownHardwareError": "autofit.errors",
@@ -60,6 +63,7 @@ _HOMES = {
     "made_to_measure": "autofit.quants",
     "quantizations": "autofit.quants",
     "read_model": "autofit.pipeline",
+    "tune": "autofit.tuning",
 }
 __all__ = ["__version__", *_HOMES]
 

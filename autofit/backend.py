@@ -71,6 +71,7 @@ class Backend(ABC):
     #: flags with which such a program prints something and ends
     informing: ClassVar[frozenset[str]] = frozenset({"-h", "--help", "--version"})
     irrelevant: ClassVar[frozenset[str]] = frozenset()  #: flags whose value changes no byte, so that it may be unknown
+    python_class: ClassVar[str] = ""  #: the class that `Plan.kwargs` are for: `llama_cpp.Llama`
     measurements: ClassVar[frozenset[str]] = frozenset()  #: figures that `check` takes instead of its own
 
     @abstractmethod

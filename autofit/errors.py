@@ -5,6 +5,11 @@ A message is one line that names the thing and the number; `hint` is one line th
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from autofit.domain.plan import Plan
+
 
 class AutofitError(Exception):
     """Anything autofit expects to go wrong: printed as one line and a hint, without a traceback."""
@@ -80,6 +85,16 @@ class EngineRefusalError(AutofitError):
     """The engine itself would refuse these arguments; the message says why in its terms."""
 
     exit_code = 3
+
+
+class NoFitError(AutofitError):
+    """Nothing fits; `plan` is the plan that comes nearest."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, plan: Plan, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.plan = plan
 
 
 class PluginError(AutofitError):

@@ -65,6 +65,7 @@ class LlamaBackend(Backend):
     asked: ClassVar[tuple[str, ...]] = ("llama-server", "llama-cli")
     wrapped: ClassVar[tuple[str, ...]] = ("llama-server", "llama-cli", "llama-completion", "llama-bench", "llama")
     informing: ClassVar[frozenset[str]] = INFORMING
+    python_class: ClassVar[str] = "llama_cpp.Llama"
     irrelevant: ClassVar[frozenset[str]] = IRRELEVANT
     packages: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
     findings: ClassVar[Mapping[str, Code]] = OWN

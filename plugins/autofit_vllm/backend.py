@@ -93,6 +93,7 @@ class VllmBackend(Backend):
     packages: ClassVar[tuple[str, ...]] = ("vllm",)
     modules: ClassVar[tuple[str, ...]] = PYTHON_MODULES
     informing: ClassVar[frozenset[str]] = frozenset({"-h", "--help", "-v", "--version"})
+    python_class: ClassVar[str] = "vllm.LLM"
     irrelevant: ClassVar[frozenset[str]] = frozenset(
         {"--port", "--host", "--api-key", "--served-model-name", "--root-path", "--uvicorn-log-level"}
         | {"--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--chat-template"}
