@@ -5,10 +5,7 @@ A message is one line that names the thing and the number; `hint` is one line th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from autofit.domain.plan import Plan
+from typing import Any
 
 
 class AutofitError(Exception):
@@ -88,11 +85,11 @@ class EngineRefusalError(AutofitError):
 
 
 class NoFitError(AutofitError):
-    """Nothing fits; `plan` is the plan that comes nearest."""
+    """Nothing fits; `plan` is the `Plan` that comes nearest."""
 
     exit_code = 3
 
-    def __init__(self, message: str, *, plan: Plan, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, plan: Any, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.plan = plan
 
