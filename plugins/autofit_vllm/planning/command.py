@@ -49,6 +49,8 @@ def keyword_arguments(settings: VllmSettings, values: Mapping[str, object], mode
     for name, value in {**values, **settings.given}.items():
         if name == "model" or value is None or is_frontend(name, settings.version):
             continue
+        if name == "optimization_level" and isinstance(value, str):
+            value = int(value)  # an enumeration of numbers (config/vllm.py:OptimizationLevel)
         result[name] = list(value) if isinstance(value, tuple) else value
     return result
 

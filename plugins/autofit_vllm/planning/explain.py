@@ -13,7 +13,7 @@ from autofit.planning.decisions import arguments, origin_of, remark, why_kept
 from autofit_vllm.command.flags import parse_flags
 from autofit_vllm.planning.alternatives import alternatives
 from autofit_vllm.planning.codes import finding
-from autofit_vllm.planning.command import keyword_arguments, whole, written
+from autofit_vllm.planning.command import whole, written
 from autofit_vllm.planning.evaluation import Evaluation, Rank
 from autofit_vllm.planning.layouts import PARTITION
 from autofit_vllm.planning.load import capacity_finding
@@ -21,6 +21,7 @@ from autofit_vllm.planning.offload import offloadable_bytes
 from autofit_vllm.planning.plan import build_plan
 from autofit_vllm.planning.prices import PRICES, nearest_wish, prices
 from autofit_vllm.planning.problem import Candidate, Problem
+from autofit_vllm.planning.python import program_arguments
 from autofit_vllm.planning.reasons import REASONS, lacks, needed_bytes, next_length
 from autofit_vllm.planning.relief import gpus_needed, node_of
 from autofit_vllm.planning.speed import full_speed_of
@@ -42,7 +43,7 @@ def explain(
         problem.machine,
         argv=whole(problem.settings, arguments(decided), program=program, model=reference),
         env=_env(best),
-        kwargs=keyword_arguments(problem.settings, _typed(best), reference or problem.settings.model or ""),
+        kwargs=program_arguments(problem, best, reference or problem.settings.model or ""),
         decisions=decided,
         alternatives=alternatives(problem, best, others, program=program, reference=reference),
         findings=[
@@ -71,15 +72,6 @@ def _env(candidate: Candidate) -> dict[str, str]:
     """Variables of the plan: the user's own of the engine, and those that were chosen."""
     env = candidate.evaluation.settings.env
     return {name: env[name] for name in sorted(env) if name.startswith("VLLM_")}
-
-
-def _typed(candidate: Candidate) -> dict[str, object]:
-    """Values as Python wants them."""
-    values = dict(candidate.values)
-    ids = values.get("device_ids")
-    if isinstance(ids, str):
-        values["device_ids"] = [int(part) for part in ids.split(",")]
-    return values
 
 
 def decisions(problem: Problem, best: Candidate, others: Sequence[Candidate]) -> list[Decision]:

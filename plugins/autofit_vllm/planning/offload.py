@@ -14,7 +14,6 @@ from autofit_vllm.planning.problem import Candidate, Problem
 from autofit_vllm.planning.speed import offload_seconds
 
 OFFLOAD_STEP_TOKENS, OFFLOAD_SEQUENCES = 2048, 16  #: the load that weights make room for
-MANY = (16, 64, 256)  #: sequences that weights make room for where their sum counts
 
 
 def offloaded(problem: Problem, found: Sequence[Candidate], *, faster_than: float = 0.0) -> list[Candidate]:
@@ -42,12 +41,11 @@ def offloaded(problem: Problem, found: Sequence[Candidate], *, faster_than: floa
 
 
 def _all_ways(problem: Problem, base: LayoutBase, params: tuple[str, ...]) -> Iterator[Offload]:
-    """What to move for the wished sequences, and where their sum counts for more of them: a step reads what is in RAM
-    once for all."""
-    least = problem.n_parallel
-    counts = [least]
-    if problem.request.prefer == "throughput":
-        counts += [n for n in MANY if least < n <= (problem.n_slots or MANY[-1])]
+    """What to move for the wished sequences, and where their sum counts for several: a step reads what is in RAM once
+    for all."""
+    counts = [problem.n_parallel]
+    if problem.request.prefer == "throughput" and problem.n_slots is None:
+        counts.append(max(OFFLOAD_SEQUENCES, problem.n_parallel))
     found: list[Offload] = []
     for n in counts:
         found += [way for way in _ways(problem, base, problem.worth, n, params) if way not in found]

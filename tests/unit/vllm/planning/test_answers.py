@@ -128,6 +128,15 @@ def test_ray_fills_machines_like_this_one() -> None:
     assert planned.fits and len(planned.memory.pools) == 17
 
 
+def test_keyword_arguments_are_of_one_replica() -> None:
+    """vllm.LLM refuses data_parallel_size above 1."""
+    found = plan(CONFIGS / "deepseek-v4-flash", "8xb200")
+    assert found.engine_report["data_parallel_size"] == 8
+    assert "data_parallel_size" not in found.kwargs and found.kwargs["max_model_len"] == found.context_tokens
+    asked = plan(CONFIGS / "llama3-8b", "2xh100-80gb", "-dp", "2", "-O3")
+    assert asked.kwargs["data_parallel_size"] == 2 and asked.kwargs["optimization_level"] == 3
+
+
 def test_the_cheapest_change_comes_first(tmp_path: Path) -> None:
     """DeepSeek-V4-Pro on eight H200 keeps its 200,000 tokens with shorter steps; a shorter context would do too."""
     model = vllm_reports.write_checkpoint("deepseek-ai--DeepSeek-V4-Pro", tmp_path)
