@@ -27,6 +27,7 @@ STEP_TOKENS = (16384, 8192, 4096, 2048, 1024, 512)
 FIRST_STEP, FIRST_SEQUENCES = 2048, 256  #: vLLM's defaults on cards below 70 GiB
 SEQUENCES = (1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 FEW_SEQUENCES = 16  #: fewer are taken only when nothing else fits
+KEPT = 0.9  #: of the full contexts at a time, with a larger batch
 LENGTH_STEP = 256  #: solved lengths are multiples of this
 
 
@@ -52,7 +53,7 @@ def best_batch(problem: Problem, base: LayoutBase, target: int, *, cap: int | No
     if _reaches(first, target):
         for tokens, seqs in larger:
             candidate = base.candidate(tokens, seqs, limit=first.length)
-            if candidate.holds and candidate.length >= first.length and candidate.served >= first.served:
+            if _keeps(candidate, first, problem):
                 return candidate
         return first
     found = first
@@ -68,15 +69,33 @@ def best_batch(problem: Problem, base: LayoutBase, target: int, *, cap: int | No
     return found
 
 
+def _keeps(larger: Candidate, first: Candidate, problem: Problem) -> bool:
+    """Whether a larger batch costs neither context nor sequences: windows hold what is in flight beside them, and with
+    long steps that is most of the cache (v1/core/kv_cache_utils.py). Where the sum counts, not one sequence."""
+    if not larger.holds or larger.length < first.length or larger.served < first.served:
+        return False
+    if problem.request.prefer == "throughput":
+        many, few = (
+            sequences_at(each.evaluation, mean_length(first.length, problem.request)) for each in (larger, first)
+        )
+        return many >= few
+    after, before = larger.evaluation.capacity, first.evaluation.capacity
+    return before is None or after is None or after.max_concurrency >= KEPT * before.max_concurrency
+
+
 def _reaches(candidate: Candidate, target: int) -> bool:
     return candidate.holds and candidate.length >= target and candidate.served >= 1.0
+
+
+def _lacking(candidate: Candidate) -> tuple[int, int]:
+    return max(0, candidate.evaluation.shortfall_bytes), max(0, candidate.short_bytes)
 
 
 def _better(one: Candidate, other: Candidate) -> bool:
     if one.holds != other.holds:
         return one.holds
     if not one.holds:
-        return one.evaluation.shortfall_bytes < other.evaluation.shortfall_bytes
+        return _lacking(one) < _lacking(other)
     return (one.length, one.served) > (other.length, other.served)
 
 
@@ -176,7 +195,19 @@ class LayoutBase:
         shown = length or max(least, min(goal, ENOUGH_TOKENS))
         evaluation = self.evaluate(tokens, seqs, shown, held_back=0.0 if length else HELD_BACK)
         served = self._served(evaluation, shown)
-        return Candidate(evaluation=evaluation, values=self._printed(evaluation), length=length, served=served)
+        return Candidate(
+            evaluation=evaluation,
+            values=self._printed(evaluation),
+            length=length,
+            served=served,
+            short_bytes=self._short_of_ram(evaluation),
+        )
+
+    def _short_of_ram(self, evaluation: Evaluation) -> int:
+        """What RAM lacks for the processes, the state of the requests and weights that are there."""
+        available = self.problem.machine.host.available_bytes
+        shared = evaluation.config.gpu.cpu or any(rank.n_sharing for rank in evaluation.ranks)
+        return 0 if available is None or shared else evaluation.host_bytes - available
 
     def longest(self, evaluation: Evaluation, goal: int) -> int:
         """Tokens of a full context, the other sequences at their average; of a full context alone where that was

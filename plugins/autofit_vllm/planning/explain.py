@@ -149,6 +149,8 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
     lacking_bytes = lacks(evaluation, length, n, length)
     if max(lacking_bytes) <= 0 and (evaluation.shortfall_bytes > 0 or evaluation.overrun_bytes):
         return []  # a pinned budget does not fit what is free, which is told already
+    if max(lacking_bytes) <= 0 < best.short_bytes:
+        return []  # what RAM lacks is told already
     shortfall = max(evaluation.shortfall_bytes, *lacking_bytes)
     fullest = min(evaluation.ranks, key=lambda rank: evaluation.available_bytes[rank.stage], default=None)
     where = fullest.device.id if fullest else "the GPU"

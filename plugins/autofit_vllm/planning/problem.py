@@ -134,6 +134,7 @@ class Candidate:
     pace: float = 0.0  #: `rate` with 8 bits of cache that nobody asked for counted as those they stand for
     load: Load | None = None  #: as many sequences as are served at a time
     late: str | None = None  #: the wish for speed that is not met
+    short_bytes: int = 0  #: what RAM lacks
 
     @property
     def fits(self) -> bool:
@@ -142,7 +143,7 @@ class Candidate:
     @property
     def holds(self) -> bool:
         """Whether it starts, however fast."""
-        return self.length > 0 and self.evaluation.fits
+        return self.length > 0 and self.evaluation.fits and self.short_bytes <= 0
 
     @property
     def rate(self) -> float:

@@ -60,7 +60,8 @@ def score(candidate: Candidate, problem: Problem) -> tuple[float, ...]:
     """Larger is better. A plan that fits beats all that do not; a useful length comes before speed. What is compared
     never depends on the other candidates, so that more memory never makes the choice worse."""
     if not candidate.fits:
-        lacking = 0.0 if candidate.holds else -float(candidate.evaluation.shortfall_bytes)
+        short = max(0, candidate.evaluation.shortfall_bytes) + max(0, candidate.short_bytes)
+        lacking = 0.0 if candidate.holds else -float(short)
         return (0.0, float(candidate.holds), lacking, candidate.rate)
     lossless = 0.0 if _chose_lossy(candidate, problem) else 1.0
     eager = 0.0 if candidate.values.get("enforce_eager") else 1.0

@@ -66,7 +66,9 @@ def _held_by(problem: Problem, tp: int, pp: int, length: int) -> Parallel | None
     """Whether so many GPUs hold it."""
     sequences = max(OFFLOAD_SEQUENCES, problem.n_parallel)
     devices = (problem.devices[0],) * (tp * pp)
-    many = replace(problem, devices=devices, settings=_unpinned(problem.settings))
+    host = replace(problem.machine.host, available_bytes=None)  # a machine that is bought has RAM of its own
+    machine = replace(problem.machine, host=host)
+    many = replace(problem, devices=devices, machine=machine, settings=_unpinned(problem.settings))
     values = {"tensor_parallel_size": tp, "pipeline_parallel_size": pp}
     try:
         base = LayoutBase.of(many, Layout(values=values, devices=devices, world_size=tp * pp), values)

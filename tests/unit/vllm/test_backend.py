@@ -651,7 +651,7 @@ def test_too_little_main_memory_is_said() -> None:
     found = plan(LLAMA, machine=autofit.load_machine("rtx-4090", ram="2GiB:none"))
     assert not found.fits
     (finding,) = found.findings
-    assert finding.message.startswith("RAM needs 1.54 GiB more; the largest item is server and 1 worker: 3.50 GiB")
+    assert finding.message.startswith("RAM needs 1.50 GiB more; the largest item is server and 1 worker: 3.50 GiB")
     box = autofit.load_machine("cpu", ram="16GiB")
     found = autofit.check(["vllm", "serve", str(LLAMA)], box, environ={"VLLM_CPU_KVCACHE_SPACE": "8"})
     assert any("largest item is parameters" in finding.message for finding in found.findings)

@@ -137,6 +137,21 @@ def test_keyword_arguments_are_of_one_replica() -> None:
     assert asked.kwargs["data_parallel_size"] == 2 and asked.kwargs["optimization_level"] == 3
 
 
+def test_fewer_sequences_where_ram_is_short() -> None:
+    """Each rank pins the tokens of every request: 1,024 of a million tokens on eight ranks are 32 GiB."""
+    found = plan(CONFIGS / "deepseek-v4-flash", "8xb200", ram="24GiB")
+    assert found.fits and found.context_tokens == 1048576
+    assert found.memory.pool("host").used_bytes <= 22 << 30
+    assert found.engine_report["max_num_seqs"] == 256
+
+
+def test_long_steps_do_not_take_the_cache() -> None:
+    """Windows hold the tokens in flight too: steps of 16,384 would leave less than half of the contexts."""
+    found = plan(CONFIGS / "deepseek-v4-flash", "8xb200")
+    longer = plan(CONFIGS / "deepseek-v4-flash", "8xb200", "--max-num-batched-tokens", "16384")
+    assert found.engine_report["max_concurrency"] > 2 * longer.engine_report["max_concurrency"]  # type: ignore[operator]
+
+
 def test_the_cheapest_change_comes_first(tmp_path: Path) -> None:
     """DeepSeek-V4-Pro on eight H200 keeps its 200,000 tokens with shorter steps; a shorter context would do too."""
     model = vllm_reports.write_checkpoint("deepseek-ai--DeepSeek-V4-Pro", tmp_path)
