@@ -244,6 +244,16 @@ class Client:
 
     def _body(self, answer: _Answer, n_bytes: int) -> bytes:
         """Up to `n_bytes` of a body; what there is, where the connection breaks off."""
+        try:
+            data = self._read(answer, n_bytes)
+        except BaseException:
+            answer.response.close()
+            self._drop(answer.connection)
+            raise
+        self._finish(answer)
+        return data
+
+    def _read(self, answer: _Answer, n_bytes: int) -> bytes:
         parts: list[bytes] = []
         have = 0
         try:
@@ -260,7 +270,6 @@ class Client:
             self._count(len(error.partial))
         except _Failure:
             self._check_time(answer.url)
-        self._finish(answer)
         return b"".join(parts)
 
     def _nothing(self, answer: _Answer) -> bytes:
@@ -391,12 +400,15 @@ class Client:
 def _dial(address: tuple[str, int], timeout: float, *, anywhere: bool) -> socket.socket:
     """A connection; to public addresses alone, unless `anywhere`: the name of a foreign server may lead home."""
     failure: OSError | None = None
+    ends = time.monotonic() + timeout
     for family, kind, proto, _, where in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
         if not anywhere and not is_public(str(where[0])):
             raise RemoteError(
                 f"{printable(address[0], 80)}: a redirect leads to {where[0]}, an address of this machine or network",
                 hint="it is refused, since only the server wants it",
             )
+        if failure is not None and time.monotonic() >= ends:
+            break  # a name may have any number of addresses
         made = socket.socket(family, kind, proto)
         made.settimeout(timeout)
         try:

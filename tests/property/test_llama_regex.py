@@ -9,6 +9,7 @@ from autofit.errors import AutofitError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autofit_llama.engine import regex
 from autofit_llama.engine.regex import searcher
 
 ATOMS = st.sampled_from(["a", "b", "blk", r"\.", ".", r"\d", "[0-3]", "[^a]", "1", "attn", r"\w", r"\b"])
@@ -58,3 +59,21 @@ def test_patterns_that_blow_up_elsewhere(pattern: str) -> None:
     matches = searcher(pattern)
     assert not matches("a" * 40 + "!")
     assert not matches("x" * 40)
+
+
+@pytest.mark.parametrize("pattern", ["(" * 3000 + "a", "(?=" * 500 + "a" + ")" * 500, "a" + "*" * 3000, "(?:a" * 101])
+def test_nests_without_end_are_refused(pattern: str) -> None:
+    with pytest.raises(AutofitError) as caught:
+        searcher(pattern)
+    assert "100" in caught.value.message
+
+
+def test_what_is_forgotten_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"blk.{i}.ffn_{kind}_exps.weight" for i in range(30) for kind in ("up", "down")]
+    wanted = [searcher(r"(?:blk\.(1|2)+\..*exps)+")(name) for name in names]
+    monkeypatch.setattr(regex, "MAX_PLACES", 3)
+    monkeypatch.setattr(regex, "MAX_ANSWERS", 3)
+    searcher.cache_clear()
+    again = searcher(r"(?:blk\.(1|2)+\..*exps)+")
+    assert [again(name) for name in names + names] == wanted + wanted and any(wanted) and not all(wanted)
+    searcher.cache_clear()

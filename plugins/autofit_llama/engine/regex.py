@@ -16,7 +16,8 @@ from typing import NoReturn
 from autofit.domain.values import dataclass
 from autofit.errors import EngineRefusalError, UsageError
 
-MAX_PATTERN, MAX_REPEAT, MAX_STATES = 4096, 256, 8192
+MAX_PATTERN, MAX_REPEAT, MAX_STATES, MAX_DEPTH = 4096, 256, 8192, 100
+MAX_PLACES, MAX_ANSWERS = 4096, 8192  #: of an automaton, that are remembered
 _ENDLESS = -1
 
 _DIGITS = frozenset("0123456789")
@@ -95,7 +96,7 @@ class _Back:
 _Node = _Set | _Sequence | _Choice | _Repeat | _Assert | _Look | _Group | _Back
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def searcher(pattern: str) -> Callable[[str], bool]:
     """A function that says whether `pattern` is found anywhere in a text.
 
@@ -116,7 +117,7 @@ class _Parser:
     def __init__(self, pattern: str) -> None:
         if len(pattern) > MAX_PATTERN:
             raise UsageError(f"pattern of {len(pattern)} characters", hint=f"at most {MAX_PATTERN} are read")
-        self.text, self.at, self.groups = pattern, 0, 0
+        self.text, self.at, self.groups, self.depth = pattern, 0, 0, 0
 
     def refuse(self, cause: str) -> NoReturn:
         raise EngineRefusalError(
@@ -154,8 +155,12 @@ class _Parser:
         if (assertion := self.assertion()) is not None:
             return assertion
         node = self.atom()
+        n_quantifiers = 0
         while node is not None and (bounds := self.quantifier()) is not None:
             node = _Repeat(node, *bounds)
+            n_quantifiers += 1
+            if n_quantifiers > MAX_DEPTH:
+                raise UsageError(f"pattern with more than {MAX_DEPTH} repetitions of one another")
         return node
 
     def assertion(self) -> _Node | None:
@@ -168,9 +173,13 @@ class _Parser:
         return None
 
     def closed(self) -> _Node:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise UsageError(f"pattern nested deeper than {MAX_DEPTH}", hint="write it with fewer parentheses")
         node = self.choice()
         if not self.take(")"):
             self.refuse("a parenthesis is not closed")
+        self.depth -= 1
         return node
 
     def atom(self) -> _Node | None:
@@ -339,16 +348,33 @@ def _python(node: _Node) -> str:
             return f"(?:\\{node.number})"
 
 
+_Place = tuple[frozenset[int], str]  #: states, and what was before: `^` nothing, `w` a letter of a word, `.` any other
+
+
 class _Automaton:
-    """Thompson's construction, its sets of states followed one character at a time and remembered."""
+    """Thompson's construction; the sets of states that a text leads to are numbered as they are met, and remembered."""
 
     def __init__(self, node: _Node, pattern: str) -> None:
         self.pattern = pattern
         #: per state: `(set, next)`, `(assertion, next)` or `(None, next, next)`
         self.states: list[tuple[_Set | str | None, int, int]] = []
+        self.answers: dict[str, bool] = {}  #: a search for a plan asks for the same names again and again
         self.accept = self._add(None, -1, -1)
         self.start = self._build(node, self.accept)
-        self.known: dict[tuple[frozenset[int], str, str], frozenset[int]] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self.places: list[_Place] = []
+        self.numbers: dict[_Place, int] = {}
+        self.moves: list[dict[str, int]] = []  #: of each place: where a character leads, -1 for found
+        self._number((frozenset(), "^"))
+
+    def _number(self, place: _Place) -> int:
+        number = self.numbers.setdefault(place, len(self.places))
+        if number == len(self.places):
+            self.places.append(place)
+            self.moves.append({})
+        return number
 
     def _add(self, what: _Set | str | None, a: int, b: int) -> int:
         if len(self.states) >= MAX_STATES:
@@ -392,29 +418,46 @@ class _Automaton:
         return then
 
     def search(self, text: str) -> bool:
-        current: frozenset[int] = frozenset()
-        before = ""
-        for i, char in enumerate(text):
-            current = self._close(current | {self.start}, before, char, i == 0)
-            if self.accept in current:
-                return True
-            current = self._step(current, char)
-            before = char
-        return self.accept in self._close(current | {self.start}, before, "", not text)
+        found = self.answers.get(text)
+        if found is None:
+            if len(self.answers) >= MAX_ANSWERS:
+                self.answers.clear()
+            found = self.answers[text] = self._found(text)
+        return found
 
-    def _close(self, states: frozenset[int], before: str, after: str, at_start: bool) -> frozenset[int]:
-        key = (
-            states,
-            before if before in _WORD else "" if at_start else ".",
-            after and ("w" if after in _WORD else "."),
-        )
-        found = self.known.get(key)
-        if found is not None:
-            return found
-        boundary = (before in _WORD and before != "") != (after in _WORD and after != "")
-        holds = {"^": at_start, "$": after == "", "b": boundary, "B": not boundary}
-        seen = set(states)
-        open_states = list(states)
+    def _found(self, text: str) -> bool:
+        place = 0
+        for char in text:
+            following = self.moves[place].get(char)
+            if following is None:
+                following = self._move(place, char)
+            if following < 0:
+                return True
+            place = following
+        states, before = self.places[place]
+        return self.accept in self._close(states, before, "")
+
+    def _move(self, place: int, char: str) -> int:
+        """The place that a character leads to, -1 where the pattern is found before it."""
+        states, before = self.places[place]
+        kind = "w" if char in _WORD else "."
+        closed = self._close(states, before, kind)
+        if self.accept in closed:
+            following = -1
+        else:
+            if len(self.places) >= MAX_PLACES:
+                self._forget()
+                place = self._number((states, before))
+            following = self._number((self._step(closed, char), kind))
+        self.moves[place][char] = following
+        return following
+
+    def _close(self, states: frozenset[int], before: str, after: str) -> frozenset[int]:
+        """All states that are reached without a character, those of a match that begins here among them."""
+        holds = {"^": before == "^", "$": after == "", "b": (before == "w") != (after == "w")}
+        holds["B"] = not holds["b"]
+        seen = {*states, self.start}
+        open_states = list(seen)
         while open_states:
             what, a, b = self.states[open_states.pop()]
             if isinstance(what, _Set) or (isinstance(what, str) and not holds[what]):
@@ -423,21 +466,12 @@ class _Automaton:
                 if target >= 0 and target not in seen:
                     seen.add(target)
                     open_states.append(target)
-        closed = frozenset(seen)
-        if len(self.known) > 20_000:
-            self.known.clear()
-        self.known[key] = closed
-        return closed
+        return frozenset(seen)
 
     def _step(self, states: frozenset[int], char: str) -> frozenset[int]:
-        key = (states, char, "step")
-        found = self.known.get(key)
-        if found is None:
-            found = frozenset(
-                target
-                for state in states
-                for what, target, _ in (self.states[state],)
-                if isinstance(what, _Set) and what.has(char)
-            )
-            self.known[key] = found
-        return found
+        return frozenset(
+            target
+            for state in states
+            for what, target, _ in (self.states[state],)
+            if isinstance(what, _Set) and what.has(char)
+        )

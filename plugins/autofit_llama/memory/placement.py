@@ -98,29 +98,55 @@ def matcher(override: Override) -> Callable[[str], bool]:
     return matches
 
 
+@lru_cache(maxsize=64)
+def first_of(overrides: tuple[Override, ...]) -> Callable[[str], int | None]:
+    """Which of them is the first that means a tensor's name, `None` if none does.
+
+    A search asks for the same names again and again, so answers are kept.
+
+    Raises:
+        EngineRefusalError, UsageError: a pattern is invalid, or too costly to match.
+    """
+    matchers = [matcher(override) for override in overrides]
+    kept: dict[str, int | None] = {}
+
+    def first(name: str) -> int | None:
+        if name not in kept:
+            if len(kept) >= MAX_NAMES_KEPT:
+                kept.clear()
+            kept[name] = next((i for i, matches in enumerate(matchers) if matches(name)), None)
+        return kept[name]
+
+    return first
+
+
+MAX_NAMES_KEPT = 1 << 18
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BufferRules:
     """What decides the buffer of a tensor, beside its layer.
 
     `pinned` is the index of the device whose host buffer type the CPU list starts with, if any. With `mmap`
-    such tensors stay in the mapped file instead.
+    such tensors stay in the mapped file instead. `first` says which override means a name, `targets` has their buffers.
     """
 
     devices: tuple[DeviceRules, ...]
     pinned: int | None
     repack: bool
     mmap: bool = False
-    overrides: tuple[tuple[Callable[[str], bool], int], ...] = ()
+    first: Callable[[str], int | None] | None = None
+    targets: tuple[int, ...] = ()
 
     def choose(
         self, name: str, op: Operation, type_name: str, ne: tuple[int, ...], layer_home: int, hp: HParams
     ) -> int:
         """The buffer of one tensor: a device's index, `HOST`, `HOST_PINNED` or `HOST_REPACKED`."""
         home: int | None = None
-        for matches, target in self.overrides:
-            if matches(name):
-                home = target if target >= 0 else self._host(op, type_name, ne, hp)
-                break
+        override = None if self.first is None else self.first(name)
+        if override is not None:
+            target = self.targets[override]
+            home = target if target >= 0 else self._host(op, type_name, ne, hp)
         if home is None:
             if layer_home >= 0 and weight_supported(self.devices[layer_home], op, type_name, ne, hp):
                 home = layer_home
@@ -153,7 +179,7 @@ def buffer_rules(
     """
     pinned = next((i for i, rules in enumerate(devices) if rules.pinned_host), None)
     targets: Mapping[str, int] = {"CPU": HOST, **{name: i for i, name in enumerate(names)}}
-    resolved = []
+    resolved: list[int] = []
     remote = [i for i, name in enumerate(names) if name.startswith("RPC")]
     for override in overrides:
         if len(remote) == 1 and override.buffer.startswith("RPC0["):  # whatever its server is called
@@ -163,13 +189,14 @@ def buffer_rules(
                 f"llama.cpp refuses: unknown buffer type {override.buffer[:40]!r}",
                 hint="buffer types here: " + ", ".join(targets),
             )
-        resolved.append((matcher(override), targets[override.buffer]))
+        resolved.append(targets[override.buffer])
     return BufferRules(
         devices=tuple(devices),
         pinned=None if no_host else pinned,
         repack=repack,
         mmap=mmap,
-        overrides=tuple(resolved),
+        first=first_of(tuple(overrides)) if overrides else None,
+        targets=tuple(resolved),
     )
 
 

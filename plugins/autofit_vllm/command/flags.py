@@ -14,6 +14,7 @@ import functools
 import json
 import operator
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +29,7 @@ from autofit_vllm.engine.versions import NEWEST, Change, Engine
 DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MAX_ARGUMENT_CHARS = 1 << 20
-MAX_ARGUMENTS = 10_000
+MAX_ARGUMENTS = 4096  #: argparse takes the square of their number
 MAX_CONFIG_BYTES = 1 << 20
 AUTO_LENGTH = -1
 
@@ -239,6 +240,8 @@ def parse_flags(args: Sequence[str], engine: Engine, model: str | None = None) -
     removed = [arg for arg in expanded if (name := arg.partition("=")[0]) in REMOVED_FLAGS and name not in known]
     if removed:  # before argparse takes one for an abbreviation
         _refuse(removed, engine, parser)
+    if not omni:
+        expanded = _with_few_unknown(expanded, parser)
     try:
         values, unknown = parser.parse_known_args(expanded)
     except RecursionError:
@@ -315,6 +318,25 @@ def check_limits(given: Mapping[str, Any], engine: Engine) -> None:
         if isinstance(value, (int, float)) and not all(holds(value, bound) for _, holds, bound in bounds):
             allowed = " and ".join(f"{word} {bound:g}" for word, _, bound in bounds)
             raise EngineRefusalError(f"{dest} must be {allowed}, not {value}")
+
+
+MAX_UNKNOWN = 16  #: flags that no option begins with; one of them is named, and argparse takes longer for each more
+
+
+def _with_few_unknown(args: list[str], parser: _Parser) -> list[str]:
+    """`args` up to a number of unknown flags, the first of which is what the command is refused for."""
+    options = sorted(parser._option_string_actions)
+    n = 0
+    for at, arg in enumerate(args):
+        name = arg.partition("=")[0]
+        if arg == "--":
+            break
+        if arg.startswith("--") and " " not in arg:
+            near = options[bisect_left(options, name) :][:1]
+            n += not near or not near[0].startswith(name)
+            if n > MAX_UNKNOWN:
+                return args[:at]
+    return args
 
 
 def _refuse(unknown: Sequence[str], engine: Engine, parser: _Parser) -> NoReturn:
