@@ -170,6 +170,7 @@ def plan_of(
     *,
     engine_args: Sequence[object] = (),
     details: bool = True,
+    nearest: bool = True,
 ) -> Plan:
     """The plan for stated options: what the command line and `plan()` both come to."""
     return plan_on(backend_name, model, machine, options, settings, engine_args=engine_args, details=details)[0]
@@ -192,7 +193,8 @@ def plan_on(
     flags name it. Of several models under one name the largest is planned for that
     fits as asked at full speed; where none does, the one that the engine would take.
 
-    `details`: other plans, and what the next better value of a setting lacks, are looked for too.
+    `details`: other plans, and what the next better value of a setting lacks, are looked for too; `nearest`: where
+    nothing fits, what would.
     """
     from autofit.settings.request import to_request
 
@@ -204,6 +206,7 @@ def plan_on(
         engine_args=_arguments("engine_args", engine_args),
         engine_env=engine_inputs(backend, settings),
         alternatives=details,
+        nearest=nearest,
         explain=details,
     )
     asked = next(iter(program), None)

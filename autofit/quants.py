@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.names import is_elsewhere
 from autofit.domain.patterns import lazy_pattern
+from autofit.domain.request import Request
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate, parse_size
 from autofit.domain.values import dataclass, replace
@@ -95,6 +96,11 @@ class Row:
         return self.weights_bytes * 8 / n_parameters if n_parameters else 0.0
 
     @property
+    def prefill_tokens_per_s(self) -> float | None:
+        """Of a prompt that is first in its context, as the other."""
+        return None if self.speed is None else self.speed.start_prefill_tokens_per_s or self.speed.prefill_tokens_per_s
+
+    @property
     def decode_tokens_per_s(self) -> float | None:
         """With an empty context, which tells forms apart whose contexts differ."""
         return None if self.speed is None else self.speed.start_tokens_per_s or self.speed.decode_tokens_per_s
@@ -165,7 +171,7 @@ def quantizations(
     """
     named = isinstance(model, (str, os.PathLike))
     found: ModelSpec = read_model(model) if named else model  # type: ignore[arg-type, assignment]
-    names = tuple(host().backends()) if backend is None else (backend,)
+    names = _that_know_the_version(options, settings) if backend is None else (backend,)
     rows: list[Row] = []
     refused: dict[str, tuple[Row | None, str]] = {}
     here = machine
@@ -192,10 +198,7 @@ def quantizations(
         size_up = Sizing.of(host().adjust_machine(here, name), found)
         rows += [planned(name, form, here, stated, settings, size_up) for form in forms]
     if not rows or here is None:
-        raise ModelError(
-            f"{printable(found.name, 80)}: no engine says how a {found.format} model is quantized",
-            hint="name a GGUF file, or a directory with safetensors and config.json",
-        )
+        raise _without_forms(found, backend)
     rows = list(_with_files(rows, found))
     rows.sort(key=lambda row: (row.quantization.model is None, -row.weights_bytes))
     asked = sorted(dict.fromkeys(row.backend for row in rows), key=lambda name: _takes(name, found), reverse=True)
@@ -204,6 +207,37 @@ def quantizations(
         for name in asked
     }
     return Quants(model=found, machine=here, rows=tuple(rows), choices=choices | refused)
+
+
+def _that_know_the_version(options: Mapping[str, Any], settings: Surroundings | None) -> tuple[str, ...]:
+    """The engines that have the stated version: all where none is stated, or none has it."""
+    names = tuple(host().backends())
+    known = []
+    for name in names:
+        stated = stated_options(name, options, settings)
+        if stated.get("engine_version") is None:
+            return names
+        with suppress(UsageError):
+            version = with_engine(name, stated, settings).get("engine_version")
+            host().backend(name).command(Request(engine_version=version))
+            known.append(name)
+    return tuple(known) or names
+
+
+def _without_forms(model: ModelSpec, backend: str | None) -> ModelError:
+    """The error for a model of which the engine that was asked, or all of them, know one form only."""
+    name = printable(model.name, 80)
+    others = [other for other in host().backends() if backend not in (None, other) and _takes(other, model)]
+    if others:
+        return ModelError(
+            f"{name}: no other forms of a {model.format} model are known for {backend}",
+            hint=f"those for {' and '.join(others)}: --backend {others[0]}; for {backend} name a repository or a "
+            "directory with config.json",
+        )
+    return ModelError(
+        f"{name}: no engine says how a {model.format} model is quantized",
+        hint="name a GGUF file, or a directory with safetensors and config.json",
+    )
 
 
 def _takes(backend: str, model: ModelSpec) -> bool:
@@ -391,7 +425,8 @@ def plan_form(
     backend: str, form: Quantization, machine: Machine, options: Options, settings: Surroundings | None
 ) -> Plan:
     assert form.model is not None
-    return plan_of(backend, form.model, machine, options, settings, engine_args=form.engine_args, details=False)
+    words = form.engine_args
+    return plan_of(backend, form.model, machine, options, settings, engine_args=words, details=False, nearest=False)
 
 
 def recommend(

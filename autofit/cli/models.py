@@ -103,7 +103,7 @@ def _planned(one: StoredModel, model: ModelSpec, machine: Machine, options: dict
         if options["on"]:
             wanted["on"] = options["on"]  # an engine of another machine is not asked
         stated = with_engine(name, replace(stated_options(name, wanted, HERE), notes=()), HERE)
-        return Row(one, model, plan_of(name, model, machine, stated, HERE, details=False), None)
+        return Row(one, model, plan_of(name, model, machine, stated, HERE, details=False, nearest=False), None)
     except AutofitError as error:
         return Row(one, model, None, error.message)
 

@@ -106,8 +106,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         return (form.name, "", "", "", "not made", "", "", "", "", printable(form.refusal, 120))
     n_bytes = form.file_bytes or weights
     bits = f"{row.bits_per_weight:.2f}" if row.bits_per_weight else ""
-    speed, context = row.speed, row.context_tokens
-    decode, prefill = row.decode_tokens_per_s, None if speed is None else speed.prefill_tokens_per_s
+    context = row.context_tokens
+    decode, prefill = row.decode_tokens_per_s, row.prefill_tokens_per_s
     return (
         form.name,
         f"{n_bytes:,}",

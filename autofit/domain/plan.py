@@ -62,9 +62,10 @@ class Speed:
     low: float
     high: float
     start_tokens_per_s: float | None = None  #: the same while the context is nearly empty
-    prefill_tokens_per_s: float | None = None
+    prefill_tokens_per_s: float | None = None  #: of a prompt that fills the context
     prefill_low: float | None = None
     prefill_high: float | None = None
+    start_prefill_tokens_per_s: float | None = None  #: of a prompt of one micro-batch, the first in its context
     basis: str = ""
     decodes: bool = True  #: an embedding or reranking model reads its inputs, and decodes nothing
 
@@ -204,6 +205,9 @@ def speed_to_dict(speed: Speed) -> dict[str, object]:
         "high": round(speed.high, 2) if speed.decodes else None,
         "start_tokens_per_s": None if start is None else round(start, 2),
         "prefill_tokens_per_s": None if speed.prefill_tokens_per_s is None else round(speed.prefill_tokens_per_s, 1),
+        "start_prefill_tokens_per_s": None
+        if speed.start_prefill_tokens_per_s is None
+        else round(speed.start_prefill_tokens_per_s, 1),
         "prefill_low": None if speed.prefill_low is None else round(speed.prefill_low, 1),
         "prefill_high": None if speed.prefill_high is None else round(speed.prefill_high, 1),
         "basis": speed.basis,

@@ -182,10 +182,7 @@ class Client:
             except _Failure as error:
                 self._check_time(url)
                 if tries >= MAX_TRIES or isinstance(error, socket.gaierror):  # a name without an address stays so
-                    raise RemoteError(
-                        f"{shown(url)}: no answer: {_words(error)}",
-                        hint="check the network; HF_HUB_OFFLINE=1 asks nobody",
-                    ) from error
+                    raise self._no_answer(url, at, error) from error
                 self._pause(0.3 * tries, url)
                 continue
             status = answer.response.status
@@ -197,6 +194,19 @@ class Client:
                 self._pause(asked or 0.3 * tries, url)
                 continue
             raise _refusal(url, answer.response, asked, has_token=authorization is not None)
+
+    def _no_answer(self, url: str, at: str, error: Exception) -> RemoteError:
+        """The error for a request that came to no answer; a proxy is the one that gave none."""
+        proxy = self._proxy(origin_of(at))
+        if proxy is None or _is_from_behind(error):
+            return RemoteError(
+                f"{shown(url)}: no answer: {_words(error)}", hint="check the network; HF_HUB_OFFLINE=1 asks nobody"
+            )
+        where = printable(urlsplit(proxy).netloc.rpartition("@")[2], 80)
+        return RemoteError(
+            f"{shown(url)}: no answer from the proxy {where}: {_words(error)}",
+            hint="check HTTPS_PROXY and HTTP_PROXY, or name the host in NO_PROXY",
+        )
 
     def _follow(self, url: str, at: str, headers: dict[str, str], authorization: str | None) -> _Answer:
         named, url = origin_of(url), at
@@ -525,8 +535,15 @@ def _proxy_headers(proxy: str) -> dict[str, str]:
     return {"Proxy-Authorization": "Basic " + b64encode(unquote(user).encode()).decode("ascii")}
 
 
+def _is_from_behind(error: Exception) -> bool:
+    """Whether what went wrong is at the server that a proxy has reached."""
+    return isinstance(error, (ssl.SSLError, http.client.HTTPException)) and not isinstance(error, ConnectionError)
+
+
 def _words(error: Exception) -> str:
     """The cause in words of ours or of the system; never those of a server."""
+    if tunnel := re.match(r"Tunnel connection failed: (\d{3})\b", str(error), re.ASCII):
+        return f"it answers {tunnel[1]}"
     if isinstance(error, socket.gaierror):
         return "the name of the server has no address"
     if isinstance(error, TimeoutError):

@@ -17,6 +17,7 @@ def to_request(
     engine_args: Sequence[str] = (),
     engine_env: Mapping[str, str] | None = None,
     alternatives: bool = True,
+    nearest: bool = True,
     explain: bool = True,
     measured: Mapping[str, Any] | None = None,
 ) -> Request:
@@ -56,6 +57,7 @@ def to_request(
         arg_origins=(*options.arg_origins, *(["wrapped command"] * len(engine_args) if program else ())),
         engine_env=dict(engine_env or {}),
         alternatives=alternatives,
+        nearest=nearest,
         explain=explain,
         measured=dict(measured or {}),
         origins=dict(options.origins),

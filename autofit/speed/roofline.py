@@ -231,8 +231,8 @@ class Roofline:
         touched = _touched(n_tokens, share)
         fraction = efficiency.weights if share is None else efficiency.experts
         reading = rates.read_seconds(reads, fraction) * touched
-        if n_tokens == 1 or not touched:  # no token goes to an expert
-            return reading
+        if not touched or (n_tokens == 1 and rates is not self._rates[HOST_POOL]):  # no token goes to an expert
+            return reading  # a GPU computes a token's products while it waits for weights; few cores do not
         n_rows = float(n_tokens) if share is None else n_tokens * share / touched
         if share is not None and n_tokens >= self._engine.tiles_from_tokens:
             n_rows += efficiency.expert_tokens

@@ -172,7 +172,7 @@ class VllmBackend(Backend):
             raise evaluation.refusal
         argv = (*(command.program or SERVE), *settings.args)
         speed, load = _rates(evaluation, machine, request)
-        near = self._nearest(evaluation, settings, vllm_model, model, devices, margins)
+        near = self._nearest(evaluation, settings, vllm_model, model, devices, margins) if request.nearest else []
         if near and evaluation.refusal is not None:  # what it says of a shorter context is not the cheapest change
             evaluation = replace(evaluation, refusal=EngineRefusalError(str(evaluation.refusal)))
         plan = build_plan(

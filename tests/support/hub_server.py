@@ -177,8 +177,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             for at in range(0, len(body), STEP_BYTES):  # a client may go away before the end
-                self.wfile.write(part := body[at : at + STEP_BYTES])
+                part = body[at : at + STEP_BYTES]
                 self.request_seen.sent_bytes += len(part)
+                self.wfile.write(part)
 
 
 def is_large(path: str) -> bool:

@@ -45,10 +45,12 @@ def plan(command: Command, model: ModelSpec, machine: Machine, request: Request)
     answer = reach(search, goals)
     if answer is not None:
         return _finish(task, search, goals, answer, ())
-    from autofit_llama.planning.nearest import nearest_values  # an import that most plans do without
-
     found = search.nearest(goals.candidate(goals.least, goals.kv_types[-1]))
     assert found is not None  # the host alone is always one
+    if not request.nearest:
+        return _finish(task, search, goals, Answer(found), ())
+    from autofit_llama.planning.nearest import nearest_values  # an import that most plans do without
+
     return _finish(task, search, goals, Answer(found), nearest_values(task, search, goals, found))
 
 

@@ -212,8 +212,8 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def check_margins(margins: Mapping[str, int], machine: Machine) -> None:
-    """Refuse a margin that leaves nothing.
+def check_margins(margins: Mapping[str, int], machine: Machine, *, is_asked: bool) -> None:
+    """Refuse a margin that leaves nothing. `is_asked`: it is the user's, not the default.
 
     Raises:
         UsageError: it is as large as what the device has.
@@ -223,7 +223,12 @@ def check_margins(margins: Mapping[str, int], machine: Machine) -> None:
         margin = margins.get(device.id, 0)
         if room is not None and margin >= room > 0:
             has = f"{device.id} has {format_bytes(room)} in all"
-            raise UsageError(f"--margin {format_bytes(margin)} leaves nothing: {has}")
+            if is_asked:
+                raise UsageError(f"--margin {format_bytes(margin)} leaves nothing: {has}")
+            raise UsageError(
+                f"{has}, no more than what is kept free for other programs ({format_bytes(margin)})",
+                hint="name its real size, or keep less free: --margin 0",
+            )
 
 
 def _slots(given: LlamaSettings, request: Request) -> int:

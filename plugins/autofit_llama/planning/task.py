@@ -198,7 +198,8 @@ def task_of(command: Command, model: ModelSpec, machine: Machine, request: Reque
     check_pins(pins, request, machine, sized.hparams)
     devices = devices_of(pins, request, machine)
     margins = dict(margins_of(request.margin, machine.devices, pins.version))
-    check_margins({d.id: margins[d.id][0].of(d.total_bytes or d.free_bytes or 0) for d in devices}, machine)
+    reserves = {d.id: margins[d.id][0].of(d.total_bytes or d.free_bytes or 0) for d in devices}
+    check_margins(reserves, machine, is_asked=bool(request.margin))
     program = pins.reading.program
     n_parallel = given.n_parallel
     if n_parallel is None:

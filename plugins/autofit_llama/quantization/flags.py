@@ -83,7 +83,9 @@ def _pattern(word: str) -> tuple[str, str]:
     """`PATTERN=TYPE`. The pattern is made small letters, as the program does."""
     name, equals, type_name = word.partition("=")
     if not name or not equals or not type_name:
-        raise UsageError(f"llama-quantize: malformed tensor type {word[:60]!r}", hint="such as attn_v=q8_0")
+        raise UsageError(
+            f"llama-quantize: a tensor type is PATTERN=TYPE, not {word[:60]!r}", hint="such as attn_v=q8_0"
+        )
     pattern = "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in name)
     searcher(pattern)  # refuses what std::regex would
     return pattern, _type("--tensor-type", type_name)

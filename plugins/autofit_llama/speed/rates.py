@@ -61,6 +61,7 @@ def speed_of(
     return replace(
         speed,
         start_tokens_per_s=start.decode_tokens_per_s if start is not None else None,
+        start_prefill_tokens_per_s=start.prefill_tokens_per_s if start is not None else None,
         decodes=not context.embeddings,
         basis=f"{speed.basis}; {filled}" if speed.basis else filled,
     )

@@ -222,6 +222,7 @@ def full_speed_of(evaluation: Evaluation, roofline: Roofline) -> Speed | None:
     return replace(
         full,
         start_tokens_per_s=None if start is None else start.decode_tokens_per_s,
+        start_prefill_tokens_per_s=None if start is None else start.prefill_tokens_per_s,
         basis=f"{full.basis}; with {length} tokens in the context",
     )
 

@@ -16,7 +16,7 @@ from autofit.domain.memory import Memory, MemoryItem, PoolUse
 from autofit.domain.model import ModelFile, ModelSpec, StoredModel, TensorInfo
 from autofit.domain.plan import Finding, Plan, Speed
 from autofit.domain.quantization import Quantization
-from autofit.errors import ModelError, UsageError
+from autofit.errors import ModelError, PluginError, UsageError
 from autofit.quants import Row, recommend
 
 from support import ROOT, ggufs
@@ -237,3 +237,45 @@ def test_plans_for_this_machine_are_for_its_engine(tmp_path: Path, monkeypatch: 
     for on, version in ((None, "b8864"), (["rtx-3090"], "b11311")):
         (one,) = described(stored, {"on": on, "ram": None, "context": None, "margin": None})
         assert one.plan is not None and one.plan.engine_version == version
+
+
+def test_the_engines_asked_are_those_that_have_the_stated_version() -> None:
+    found = autofit.quantizations(QWEN, CARD, engine_version="b8121", settings=None)
+    assert {(row.backend, row.plan.engine_version) for row in found.rows if row.plan is not None} == {
+        ("llama", "b8121")
+    }
+    with pytest.raises(UsageError, match="not a version"):
+        autofit.quantizations(QWEN, CARD, engine_version="nonsense", settings=None)
+
+
+def test_an_engine_without_forms_of_the_model_says_who_has_them() -> None:
+    with pytest.raises(ModelError, match="no other forms of a gguf model are known for vllm") as caught:
+        autofit.quantizations(LLAMA, CARD, backend="vllm", settings=None)
+    assert "--backend llama" in (caught.value.hint or "")
+
+
+def test_nobody_looks_for_the_nearest_plan_of_a_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take longer than all the rest, and the table does not show it."""
+    import autofit_llama.planning.nearest as nearest
+
+    class AskedError(Exception):
+        pass
+
+    def never(*_: object) -> None:
+        raise AskedError
+
+    monkeypatch.setattr(nearest, "nearest_values", never)
+    found = autofit.quantizations(LLAMA, SMALL, context="131072", parallel=64, settings=None)
+    assert found.recommended is None
+    with pytest.raises(PluginError, match="AskedError"):
+        autofit.plan("llama", LLAMA, SMALL, context="131072", parallel=64, settings=None)
+
+
+def test_a_processor_reads_prompts_no_slower_than_it_decodes() -> None:
+    """Few cores compute a token's products in no less time alone than with others. Both with an empty context."""
+    here = autofit.load_machine(ram="64GiB")
+    found = autofit.quantizations(LLAMA, here, backend="llama", settings=None)
+    planned = [row for row in found.rows if row.fits]
+    assert len(planned) > 20
+    for row in planned:
+        assert (row.prefill_tokens_per_s or 0) >= 0.99 * (row.decode_tokens_per_s or 0), row.quantization.name

@@ -329,6 +329,22 @@ def test_endless_headers(hub: Hub, client: Client) -> None:
         client.piece(f"{hub.url}/f", 0, 10)
 
 
+def test_a_proxy_that_refuses_is_named(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the server behind it, and not the user's name and password there."""
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    with serve() as gone:
+        where = gone.url.removeprefix("http://")
+    with serve() as refusing:
+        refusing.when(".", answering(407))
+        deny = refusing.url.removeprefix("http://")
+        for proxy in (where, deny):
+            monkeypatch.setenv("https_proxy", f"http://user:secret@{proxy}")
+            with pytest.raises(RemoteError, match=f"no answer from the proxy {proxy}") as caught:
+                client.piece("https://hub.example.org/f", 0, 10)
+            assert "secret" not in str(caught.value) + (caught.value.hint or "")
+            assert "HTTPS_PROXY" in (caught.value.hint or "")
+
+
 def test_a_proxy_is_used_and_told_no_token(hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain HTTP through a proxy: the whole URL is asked of it."""
     monkeypatch.setenv("http_proxy", hub.url.replace("http://", "http://user:pass@"))

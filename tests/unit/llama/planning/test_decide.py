@@ -322,7 +322,7 @@ def test_a_pinned_split_that_cannot_fit_is_refused_after_few_estimates(
         (("-sm", "none", "-mg", "5"), {}, "-mg 5"),
         (("-ot", "blk.(=CPU"), {}, "blk.("),
         (("-ot", "blk.1=CUDA9"), {}, "CUDA9"),
-        ((), {"margin": (Margin(n_bytes=80 * GIB),)}, "leaves nothing"),
+        ((), {"margin": (Margin(n_bytes=80 * GIB),)}, "--margin 80.00 GiB leaves nothing"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(argv: tuple[str, ...], wishes: dict, message: str) -> None:
@@ -516,3 +516,10 @@ def test_an_embedding_model_decodes_nothing() -> None:
     told = found.to_dict()["speed"]
     assert told["decode_tokens_per_s"] is None
     assert told["prefill_tokens_per_s"] > 0
+
+
+def test_a_default_margin_is_not_called_the_users() -> None:
+    small = autofit.load_machine("nvidia:1MiB")
+    with pytest.raises(UsageError, match="no more than what is kept free for other programs") as error:
+        autofit.plan("llama", "example:tiny", small, settings=None)
+    assert "--margin" not in error.value.message and "--margin 0" in (error.value.hint or "")
