@@ -173,7 +173,9 @@ def plan_of(
     nearest: bool = True,
 ) -> Plan:
     """The plan for stated options: what the command line and `plan()` both come to."""
-    return plan_on(backend_name, model, machine, options, settings, engine_args=engine_args, details=details)[0]
+    return plan_on(
+        backend_name, model, machine, options, settings, engine_args=engine_args, details=details, nearest=nearest
+    )[0]
 
 
 def plan_on(
@@ -186,6 +188,7 @@ def plan_on(
     program: Sequence[str] = (),
     engine_args: Sequence[object] = (),
     details: bool = True,
+    nearest: bool = True,
 ) -> tuple[Plan, Machine]:
     """The plan for stated options, and the machine that it is for.
 
