@@ -78,7 +78,7 @@ class Client:
         self._n_bytes_before = 0
         self._lock = threading.Lock()
         self._idle: dict[Origin, list[http.client.HTTPConnection]] = {}
-        self._open: set[http.client.HTTPConnection] = set()
+        self._open: dict[http.client.HTTPConnection, list[socket.socket]] = {}
         self._context: ssl.SSLContext | None = None
         self._timer: threading.Timer | None = None
 
@@ -133,14 +133,20 @@ class Client:
         raise RemoteError(f"{shown(url)}: the connection broke off {MAX_TRIES} times", hint="try again later")
 
     def document(
-        self, url: str, limit_bytes: int, *, authorization: str | None = None, accept: str = "application/json"
+        self,
+        url: str,
+        limit_bytes: int,
+        *,
+        authorization: str | None = None,
+        accept: str = "application/json",
+        label: str | None = None,
     ) -> tuple[bytes, Mapping[str, str]]:
-        """A whole small document and its headers.
+        """A whole small document and its headers. `label` is what an error calls it, where that is not its address.
 
         Raises:
             RemoteError, ModelNotFoundError: as `piece`, or it is longer than `limit_bytes`.
         """
-        answer = self._ask(url, url, {"Accept": accept, "Accept-Encoding": "gzip"}, authorization, (200,))
+        answer = self._ask(url, url, {"Accept": accept, "Accept-Encoding": "gzip"}, authorization, (200,), label)
         response = answer.response
         data = self._body(answer, limit_bytes + 1)
         if response.getheader("Content-Encoding", "identity").lower() == "gzip":
@@ -171,7 +177,13 @@ class Client:
         return Piece(data, total, answer.url, response.getheader("ETag"), answer.linked_etag)
 
     def _ask(
-        self, url: str, at: str, headers: dict[str, str], authorization: str | None, wanted: tuple[int, ...]
+        self,
+        url: str,
+        at: str,
+        headers: dict[str, str],
+        authorization: str | None,
+        wanted: tuple[int, ...],
+        label: str | None = None,
     ) -> _Answer:
         """The answer to a request, redirects followed, tried again where that may help."""
         tries = 0
@@ -182,7 +194,7 @@ class Client:
             except _Failure as error:
                 self._check_time(url)
                 if tries >= MAX_TRIES or isinstance(error, socket.gaierror):  # a name without an address stays so
-                    raise self._no_answer(url, at, error) from error
+                    raise self._no_answer(label or shown(url), at, error) from error
                 self._pause(0.3 * tries, url)
                 continue
             status = answer.response.status
@@ -193,18 +205,18 @@ class Client:
             if status in _PASSING and tries < MAX_TRIES and asked is not None and asked <= MAX_WAIT_S:
                 self._pause(asked or 0.3 * tries, url)
                 continue
-            raise _refusal(url, answer.response, asked, has_token=authorization is not None)
+            raise _refusal(label or shown(url), answer.response, asked, has_token=authorization is not None)
 
-    def _no_answer(self, url: str, at: str, error: Exception) -> RemoteError:
+    def _no_answer(self, what: str, at: str, error: Exception) -> RemoteError:
         """The error for a request that came to no answer; a proxy is the one that gave none."""
         proxy = self._proxy(origin_of(at))
         if proxy is None or _is_from_behind(error):
             return RemoteError(
-                f"{shown(url)}: no answer: {_words(error)}", hint="check the network; HF_HUB_OFFLINE=1 asks nobody"
+                f"{what}: no answer: {_words(error)}", hint="check the network; HF_HUB_OFFLINE=1 asks nobody"
             )
         where = printable(urlsplit(proxy).netloc.rpartition("@")[2], 80)
         return RemoteError(
-            f"{shown(url)}: no answer from the proxy {where}: {_words(error)}",
+            f"{what}: no answer from the proxy {where}: {_words(error)}",
             hint="check HTTPS_PROXY and HTTP_PROXY, or name the host in NO_PROXY",
         )
 
@@ -324,11 +336,13 @@ class Client:
             connection = http.client.HTTPConnection(to.host, to.port, timeout=TIMEOUT_S)
 
         def dial(address: tuple[str, int], timeout: float, source: object = None) -> socket.socket:
-            return _dial(address, timeout, anywhere=is_named or proxy is not None)
+            made = _dial(address, timeout, anywhere=is_named or proxy is not None)
+            self._open[connection].append(made)
+            return made
 
         connection._create_connection = dial  # type: ignore[attr-defined]
         with self._lock:
-            self._open.add(connection)
+            self._open[connection] = []
             if self._started is None:
                 self._started, self._n_bytes_before = time.monotonic(), self.n_bytes
                 self._wait(self._patience_s)
@@ -357,10 +371,13 @@ class Client:
 
     def _drop(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse | None = None) -> None:
         with self._lock:
-            self._open.discard(connection)
+            dialed = self._open.pop(connection, [])
         connection.close()
         if response is not None:
             response.close()  # it holds the socket alone where the server ends the connection
+        for made in dialed:
+            if made.fileno() >= 0:  # an answer of a proxy that was refused holds it still
+                os.close(made.detach())
 
     # -- time -------------------------------------------------------------------------------------------------
 
@@ -469,10 +486,10 @@ def _claimed(response: http.client.HTTPResponse, start: int, n_bytes: int, url: 
 
 
 def _refusal(
-    url: str, response: http.client.HTTPResponse, pause_s: float | None, *, has_token: bool
+    where: str, response: http.client.HTTPResponse, pause_s: float | None, *, has_token: bool
 ) -> RemoteError | ModelNotFoundError:
     """The error for a status; texts of the server are not repeated."""
-    status, code, where = response.status, response.getheader("X-Error-Code", ""), shown(url)
+    status, code = response.status, response.getheader("X-Error-Code", "")
     login = "set HF_TOKEN to a token of an account that may read it" if not has_token else "the token may not read it"
     if code == "GatedRepo" or (status == 403 and not code):
         return RemoteError(

@@ -213,7 +213,8 @@ def _ask(name: HubName, endpoint: str, session: Session) -> list[Any]:
         if name.revision is not None or endpoint == ENDPOINT:
             raise
         url = f"{endpoint}/api/models/{name.repository}/refs"
-        raw, _ = session.client.document(url, MAX_LIST_BYTES, authorization=authorization_of(session.environ))
+        secret, label = authorization_of(session.environ), _label(name, endpoint)
+        raw, _ = session.client.document(url, MAX_LIST_BYTES, authorization=secret, label=label)
         refs = parse_document(raw, name.written())
         branches = refs.get("branches") if isinstance(refs, dict) else None
         names = [each.get("name") for each in branches or () if isinstance(each, dict)]
@@ -234,7 +235,9 @@ def _ask_for_list(name: HubName, endpoint: str, session: Session) -> list[Any]:
     url = f"{endpoint}/api/models/{name.repository}/tree/{revision}?recursive=true"
     rows: list[Any] = []
     for _ in range(MAX_PAGES):
-        raw, headers = session.client.document(url, MAX_LIST_BYTES, authorization=authorization)
+        raw, headers = session.client.document(
+            url, MAX_LIST_BYTES, authorization=authorization, label=_label(name, endpoint)
+        )
         page = parse_document(raw, name.written())
         if not isinstance(page, list):
             raise CorruptModelError(name.written(), "the hub's list of files is none")
@@ -247,6 +250,14 @@ def _ask_for_list(name: HubName, endpoint: str, session: Session) -> list[Any]:
             raise CorruptModelError(name.written(), "the hub's list goes on at another server")
         url = target
     return rows
+
+
+def _label(name: HubName, endpoint: str) -> str:
+    """What an error calls a repository: not the address of its list, which nobody has written."""
+    from urllib.parse import urlsplit
+
+    revision = f"@{name.revision}" if name.revision else ""
+    return f"{name.repository}{revision} at {printable(urlsplit(endpoint).hostname or endpoint, 80)}"
 
 
 def _row(item: Mapping[str, Any]) -> list[Any]:
@@ -275,6 +286,8 @@ def _files(rows: Any, name: HubName) -> dict[str, tuple[int, str]]:
 def _gguf(reference: str, repository: Repository, session: Session) -> ModelFiles:
     name, models = repository.name, repository.models
     model = with_file(models, name.file) if name.file else choose(models, name.quantization)
+    if model is None and (inside := [m for m in models if m.files[0].startswith(f"{name.choice}/")]):
+        model = choose(inside)  # the page of a folder was named
     if model is None:
         raise _none(repository)
     if name.choice is None and len(models) > 1:
