@@ -39,13 +39,13 @@ from autofit_vllm.command.settings import (
     parse_command,
     settings_of,
 )
-from autofit_vllm.config.devices import across_nodes, n_machines, select_devices
+from autofit_vllm.config.devices import across_nodes, count_nodes, n_machines, select_devices
 from autofit_vllm.config.engine import EngineConfig, Gpu
 from autofit_vllm.config.resolve import resolve
 from autofit_vllm.engine.caution import margins_for, safer, told
 from autofit_vllm.engine.codes import OWN as ENGINE_OWN
 from autofit_vllm.engine.versions import find_engine, find_version
-from autofit_vllm.memory.kv import plan_kv
+from autofit_vllm.memory.kv import plan_kv, stated_kv_bytes
 from autofit_vllm.modules.model import StageWeights, VllmModel, Vocabulary
 from autofit_vllm.planning.codes import OWN, finding
 from autofit_vllm.planning.command import keyword_arguments
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from autofit.logs.watch import Watch
 
     from autofit_vllm.planning.load import Load
+    from autofit_vllm.planning.problem import Problem
 
 CPU_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"  #: GiB of KV cache in RAM
 SERVE = ("vllm", "serve")
@@ -163,7 +164,7 @@ class VllmBackend(Backend):
         self, command: ParsedCommand, settings: VllmSettings, model: ModelSpec, machine: Machine, request: Request
     ) -> Plan:
         """By the rules of one release."""
-        stated = _kv_bytes(request.measured.get("available_kv_bytes"))
+        stated = stated_kv_bytes(request.measured.get("available_kv_bytes"))
         margins = request.margin
         vllm_model = read_vllm_model(model, settings)
         machine, devices = _on_nodes(machine, settings, request.device)
@@ -233,7 +234,7 @@ class VllmBackend(Backend):
         if draft is None and draft_reference(settings) is not None:
             vllm_model = replace(vllm_model, draft=None)  # what drafts is not known
         vllm_model = attach(vllm_model, draft)
-        n_gpus = None if stated is not None else len(devices) // _n_nodes(devices)
+        n_gpus = None if stated is not None else len(devices) // count_nodes(devices)
         config = resolve(settings, vllm_model, gpu, quantization=quantization, n_gpus=n_gpus)
         if isinstance(stated, tuple) and len(stated) != config.parallel.pp:
             raise UsageError(f"available_kv_bytes has {len(stated)} values for {config.parallel.pp} pipeline stages")
@@ -285,7 +286,6 @@ class VllmBackend(Backend):
     ) -> Plan:
         """By the rules of one release."""
         from autofit_vllm.planning.explain import explain
-        from autofit_vllm.planning.problem import Problem
         from autofit_vllm.planning.search import solve
 
         if request.model_reference is None and named_by_flags(settings):
@@ -298,34 +298,8 @@ class VllmBackend(Backend):
                 given={**settings.given, "model": reference},
                 args=(*revision, *settings.args),
             )
-        vllm_model = read_vllm_model(model, settings)
         _check_options(request, settings)
-        cpu = is_cpu_build(settings, machine)
-        visible = () if cpu else select_devices(machine, settings)
-        machine, devices = _on_nodes(machine, settings, request.device)
-        quantization = read_quantization(vllm_model, model, settings, gpu_of(devices))
-        draft = _draft_of(model, settings, gpu_of(devices))
-        vllm_model = attach(vllm_model, draft)
-        known: dict[tuple[object, ...], tuple[StageWeights, ...]] = {}
-
-        def weigh_once(config: EngineConfig) -> tuple[StageWeights, ...]:
-            key = (config.parallel, config.dtype, config.draft is None)
-            if key not in known:
-                known[key] = weigh(vllm_model, config, settings, quantization, draft)
-            return known[key]
-
-        problem = Problem(
-            model=vllm_model,
-            settings=settings,
-            request=request,
-            machine=machine,
-            devices=devices,
-            visible=visible,
-            quantization=quantization,
-            weigh=weigh_once,
-            vision=_vision(model),
-            nodes=_n_nodes(devices),
-        )
+        problem = _problem(settings, model, machine, request)
         best, others = solve(problem)
         return explain(
             problem,
@@ -333,24 +307,44 @@ class VllmBackend(Backend):
             others,
             program=command.program,
             reference=reference,
-            findings=[*_usage_findings(settings, vllm_model), *_code_findings(settings, model)],
+            findings=[*_usage_findings(settings, problem.model), *_code_findings(settings, model)],
         )
 
 
-def _kv_bytes(stated: Any) -> int | tuple[int, ...] | None:
-    """`available_kv_bytes`: one figure, or one per pipeline stage.
+def _problem(settings: VllmSettings, model: ModelSpec, machine: Machine, request: Request) -> Problem:
+    """What is asked, with what `weigh` needs."""
+    from autofit_vllm.planning.problem import Problem
 
-    Raises:
-        UsageError
-    """
-    each = tuple(stated) if isinstance(stated, (list, tuple)) else (stated,)
-    if stated is None:
-        return None
-    if not each or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in each):
-        raise UsageError(
-            f"available_kv_bytes is bytes, or a list of them with one per pipeline stage, not {stated!r:.60}"
-        )
-    return each if isinstance(stated, (list, tuple)) else each[0]
+    vllm_model = read_vllm_model(model, settings)
+    visible = () if is_cpu_build(settings, machine) else select_devices(machine, settings)
+    whole, devices = _on_nodes(machine, settings, request.device)
+    quantization = read_quantization(vllm_model, model, settings, gpu_of(devices))
+    draft = _draft_of(model, settings, gpu_of(devices))
+    vllm_model = attach(vllm_model, draft)
+    known: dict[tuple[object, ...], tuple[StageWeights, ...]] = {}
+
+    def weigh_once(config: EngineConfig) -> tuple[StageWeights, ...]:
+        key = (config.parallel, config.dtype, config.draft is None)
+        if key not in known:
+            known[key] = weigh(vllm_model, config, settings, quantization, draft)
+        return known[key]
+
+    def changed(change: Mapping[str, Any]) -> Problem:
+        return _problem(replace(settings, **change), model, machine, request)
+
+    return Problem(
+        model=vllm_model,
+        settings=settings,
+        request=request,
+        machine=whole,
+        devices=devices,
+        visible=visible,
+        quantization=quantization,
+        weigh=weigh_once,
+        vision=_vision(model),
+        nodes=count_nodes(devices),
+        changed=changed,
+    )
 
 
 def _on_nodes(machine: Machine, settings: VllmSettings, wanted: Sequence[str]) -> tuple[Machine, tuple[Device, ...]]:
@@ -360,11 +354,6 @@ def _on_nodes(machine: Machine, settings: VllmSettings, wanted: Sequence[str]) -
     local = select_devices(machine, settings, wanted)
     devices = across_nodes(local, n_machines(settings, len(local)))
     return replace(machine, devices=(*machine.devices, *devices[len(local) :])), devices
-
-
-def _n_nodes(devices: Sequence[Device]) -> int:
-    """Machines that `devices` are of: ids of all but the first name theirs (`across_nodes`)."""
-    return len({device.id.partition("/")[0] if "/" in device.id else "" for device in devices}) or 1
 
 
 def _named(settings: VllmSettings) -> str | None:

@@ -76,6 +76,11 @@ def across_nodes(devices: Sequence[Device], n_nodes: int) -> tuple[Device, ...]:
     return (*devices, *others)
 
 
+def count_nodes(devices: Sequence[Device]) -> int:
+    """Machines that `devices` are of: ids of all but the first name theirs (`across_nodes`)."""
+    return len({device.id.partition("/")[0] if "/" in device.id else "" for device in devices}) or 1
+
+
 def _within(device: Device, machine: Machine) -> Device:
     """A device that draws on RAM has no more than is available there
     (utils/mem_utils.py:MemorySnapshot.measure)."""

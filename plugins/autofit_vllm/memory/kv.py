@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from autofit.domain.units import GIB
 from autofit.domain.values import dataclass, replace
-from autofit.errors import EngineRefusalError
+from autofit.errors import EngineRefusalError, UsageError
 
 from autofit_vllm.config.engine import EngineConfig
 from autofit_vllm.engine.versions import DEFAULT, Change, Engine
@@ -433,3 +434,19 @@ def _stage_block_bytes(groups: Sequence[Group], stage: int, bounds: Sequence[int
         (sum(layer.stride_bytes for layer in group.layers if stage_of(layer, bounds) == stage) for group in groups),
         default=0,
     )
+
+
+def stated_kv_bytes(stated: Any) -> int | tuple[int, ...] | None:
+    """`available_kv_bytes`: one figure, or one per pipeline stage.
+
+    Raises:
+        UsageError
+    """
+    each = tuple(stated) if isinstance(stated, (list, tuple)) else (stated,)
+    if stated is None:
+        return None
+    if not each or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in each):
+        raise UsageError(
+            f"available_kv_bytes is bytes, or a list of them with one per pipeline stage, not {stated!r:.60}"
+        )
+    return each if isinstance(stated, (list, tuple)) else each[0]

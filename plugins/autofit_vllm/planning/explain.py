@@ -16,6 +16,7 @@ from autofit_vllm.planning.codes import finding
 from autofit_vllm.planning.command import whole, written
 from autofit_vllm.planning.evaluation import Evaluation, Rank
 from autofit_vllm.planning.layouts import PARTITION
+from autofit_vllm.planning.lighter import lighter
 from autofit_vllm.planning.load import capacity_finding
 from autofit_vllm.planning.offload import offloadable_bytes
 from autofit_vllm.planning.plan import build_plan
@@ -160,6 +161,9 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
         message += f" with the margin of {format_bytes(fullest.margin_bytes)}"
     found = [finding("does-not-fit", message)]
     found += nearest_wish(problem, best)
+    less = lighter(problem, problem.worth)
+    if less is not None:
+        found.append(finding("would-fit", f"nearest: {less.text}"))
     room = _room(evaluation, fullest, n) if fullest is not None and fullest.margin_asked else 0
     if room > 0:
         message = f"with a --margin of at most {format_bytes(room)}, {load} fit"

@@ -9,6 +9,7 @@ from autofit.domain.units import format_rate
 
 from autofit_vllm.config.resolve.parallel import possible_tp
 from autofit_vllm.planning.codes import finding
+from autofit_vllm.planning.lighter import lighter
 from autofit_vllm.planning.nodes import nodes_finding
 from autofit_vllm.planning.problem import LOSSY_KV, Candidate, Problem
 from autofit_vllm.planning.relief import gpus_needed, longest_plan
@@ -81,6 +82,9 @@ def _offloaded_price(problem: Problem, best: Candidate) -> list[Finding]:
         rate = f" at ~{format_rate(shorter.rate)} tokens/s" if shorter.speed else ""
         kv = " with an fp8 KV cache" if shorter.values.get("kv_cache_dtype") == LOSSY_KV else ""
         message += f"; -c {shorter.length} needs no offloading{kv}{rate}"
+    less = lighter(problem, best.length)
+    if less is not None:
+        message += f"; {less.text}, all on GPUs"
     needed = gpus_needed(problem, best.length, 16)
     if needed is not None:
         count = needed.world_size

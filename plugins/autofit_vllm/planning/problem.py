@@ -10,6 +10,7 @@ from autofit.domain.machine import Device, Machine
 from autofit.domain.plan import Speed
 from autofit.domain.request import Request
 from autofit.domain.values import dataclass, field, replace
+from autofit.errors import EngineRefusalError
 from autofit.speed import Roofline
 
 from autofit_vllm.command.settings import VllmSettings
@@ -21,6 +22,11 @@ from autofit_vllm.planning.efficiencies import EFFICIENCIES
 from autofit_vllm.planning.evaluation import Evaluation
 from autofit_vllm.planning.load import Load
 from autofit_vllm.quantization import NONE, Quantization
+
+
+def _as_it_is(change: Mapping[str, Any]) -> Problem:
+    raise EngineRefusalError("the model is not at hand", hint=f"of {', '.join(change)}")
+
 
 Weigh = Callable[[EngineConfig], tuple[StageWeights, ...]]
 USEFUL_TOKENS = 32768  #: a context that is worth other things; more is taken where it is free
@@ -44,6 +50,7 @@ class Problem:
     quantization: Quantization = NONE
     vision: Mapping[str, object] | None = None
     nodes: int = 1  #: machines that `devices` are of, an equal part each
+    changed: Callable[[Mapping[str, Any]], Problem] = field(default=_as_it_is)  #: the same with other settings
 
     def resolve(self, settings: VllmSettings, gpu: Gpu) -> EngineConfig:
         """The engine's configuration; a step that nobody chose holds a token of every sequence, or vLLM refuses

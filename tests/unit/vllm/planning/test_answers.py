@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,30 @@ def test_long_steps_do_not_take_the_cache() -> None:
     found = plan(CONFIGS / "deepseek-v4-flash", "8xb200")
     longer = plan(CONFIGS / "deepseek-v4-flash", "8xb200", "--max-num-batched-tokens", "16384")
     assert found.engine_report["max_concurrency"] > 2 * longer.engine_report["max_concurrency"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("name", "cards", "flags"),
+    [
+        ("qwen3-30b-a3b", "2xrtx-3090", "--quantization fp8"),
+        ("qwen3.5-27b-fp8", "rtx-5090", "--language-model-only"),
+        ("gemma3-27b-text", "2xrtx-3090", "--quantization fp8"),
+    ],
+)
+def test_weights_in_ram_are_told_what_would_need_none(name: str, cards: str, flags: str) -> None:
+    found = plan(CONFIGS / name, cards, ram="128GiB")
+    message = told(found)["offload-price"]
+    told_tokens = re.search(rf"-- {flags} \(.*?\) holds ([0-9,]+) tokens", message)
+    assert told_tokens is not None, message
+    changed = plan(CONFIGS / name, cards, *flags.split(), ram="128GiB")
+    assert changed.fits and "offload-price" not in told(changed)
+    assert changed.context_tokens == int(told_tokens[1].replace(",", ""))
+
+
+def test_what_does_not_fit_is_told_a_form_that_does() -> None:
+    found = plan(CONFIGS / "llama3-70b", "gb10", ram="121.7GiB")
+    assert not found.fits and "--quantization fp8" in told(found)["would-fit"]
+    assert plan(CONFIGS / "llama3-70b", "gb10", "--quantization", "fp8", ram="121.7GiB").fits
 
 
 def test_the_cheapest_change_comes_first(tmp_path: Path) -> None:
