@@ -14,6 +14,7 @@ from typing import Any
 from autofit.backend import Backend, Contained, ParsedCommand
 from autofit.domain.machine import Device, Machine
 from autofit.domain.names import is_elsewhere, parse_bare
+from autofit.domain.plan import Plan
 from autofit.domain.text import printable
 from autofit.domain.values import dataclass, field, replace
 from autofit.errors import UsageError
@@ -76,6 +77,14 @@ class Inside:
             UsageError: a GPU that is not there.
         """
         return seen_by(self.container, machine, self.apis)
+
+    def filled(self, plan: Plan) -> tuple[str, ...]:
+        """The command that starts the container, with what a plan adds to the engine's behind all its words."""
+        added = [word for one in plan.decisions if one.origin != "wrapped command" for word in one.argv]
+        own = {name: value for name, value in plan.env.items() if self.environ.get(name) != value}
+        variables = [word for name, value in sorted(own.items()) for word in ("-e", f"{name}={value}")]
+        box = self.container
+        return (*box.prefix[:-1], *variables, box.prefix[-1], *box.words, *map(box.inside, added))
 
     def engine(self, backend: Backend) -> Engine:
         """Which version of the engine the image holds: its tag, then what the image says of itself."""

@@ -12,7 +12,7 @@ from autofit.domain.values import replace
 from autofit.errors import IncompleteModelError, ModelError, PluginError, UsageError
 from autofit.host import blamed, host
 from autofit.host import resolve as resolve_ref
-from autofit.inputs import HIDES, command_inputs, engine_inputs, seen, shown, split_assignments
+from autofit.inputs import HIDES, command_inputs, engine_inputs, read_by, seen, shown, split_assignments
 from autofit.references import beside, find, locate, missing, read, with_companions, written_as
 from autofit.settings.layers import HERE, Options, Surroundings
 from autofit.settings.options import BY_NAME, CHECKED, OWN
@@ -187,14 +187,17 @@ def plan_on(
     *,
     program: Sequence[str] = (),
     engine_args: Sequence[object] = (),
+    inside: Inside | None = None,
+    left_out: Mapping[str, int] | None = None,
     details: bool = True,
     nearest: bool = True,
 ) -> tuple[Plan, Machine]:
     """The plan for stated options, and the machine that it is for.
 
-    `program` are the words that start the engine, of a command that is filled in. Without `model`, the engine's own
-    flags name it. Of several models under one name the largest is planned for that
-    fits as asked at full speed; where none does, the one that the engine would take.
+    `program` are the words that start the engine, of a command that is filled in, and `inside` the container that it
+    runs in. Without `model`, the engine's own flags name it. Of several models under one name the largest is planned
+    for that fits as asked at full speed; where none does, the one that the engine would take. `left_out` are bytes of
+    pools that the plan does without.
 
     `details`: other plans, and what the next better value of a setting lacks, are looked for too; `nearest`: where
     nothing fits, what would.
@@ -207,26 +210,32 @@ def plan_on(
         options,
         program=program,
         engine_args=_arguments("engine_args", engine_args),
-        engine_env=engine_inputs(backend, settings),
+        engine_env=engine_inputs(backend, settings) if inside is None else read_by(backend, shown(inside.environ)),
         alternatives=details,
         nearest=nearest,
         explain=details,
     )
     asked = next(iter(program), None)
-    engine = _engine(backend, options, settings, program=asked, here=machine is None)
+    engine = _engine(backend, options, settings, program=asked, here=machine is None, inside=inside)
     request = replace(request, engine_version=engine.version)
     reference = None if model is None or _is_model(model) else _reference("plan()", model)
     with blamed(backend_name):
         parsed = backend.command(request, model=reference or getattr(model, "name", None))
         command = _is_command(parsed, backend_name)
+    command = command if inside is None else inside.command(command)
     if model is None and command.model is None:
         raise UsageError(f"{backend_name}: no model is named", hint=f"write it first: autofit {backend_name} MODEL ...")
 
     @cache
     def here() -> Machine:
         """The machine, which is looked at when the model is known to be there."""
-        known = machine_of(options, _variables(settings)) if machine is None else machine
-        return host().adjust_machine(_checked(known), backend_name)
+        around = _variables(settings)
+        if machine is None:
+            known = machine_of(options, around if inside is None else seen(around, inside.environ))
+        else:
+            known = machine
+        known = host().adjust_machine(_checked(known), backend_name)
+        return _less(known if inside is None else inside.machine(known), left_out or {})
 
     def plan_one(found: ModelSpec, files: ModelFiles | None) -> Plan:
         asked, companions = request, command.companions
@@ -255,22 +264,26 @@ def plan_command(
     settings: Surroundings,
     machine: Machine | None = None,
     *,
+    left_out: Mapping[str, int] | None = None,
     details: bool = False,
 ) -> tuple[Plan, Machine]:
     """An engine's command with what it leaves open filled in, everything it says kept; and the machine it is for.
 
-    It is the plan of `autofit BACKEND -- FLAGS`, for the program that the command names. `settings` are the variables
-    that the engine will have, and the directory it is started in.
+    It is the plan of `autofit BACKEND -- FLAGS`, for the program that the command names, also in a container that it
+    starts. `settings` are the variables that the command will have, and the directory it is started in; `left_out` as
+    for `plan_on`.
 
     Raises:
         UsageError: no backend understands the command, or it names no model. Others as for `plan()`.
     """
-    words = _arguments("run", argv)
+    whole = _arguments("run", argv)
+    inside = _opened(whole, settings.variables, may_ask=machine is None)
+    words = whole if inside is None else inside.argv
     backend = host().backend_of_program(words)
     options = stated_options(backend.name, given, settings)
     with blamed(backend.name):
         n_program = len(backend.program_in(words)) or 1
-    return plan_on(
+    plan, on = plan_on(
         backend.name,
         None,
         machine,
@@ -278,8 +291,31 @@ def plan_command(
         settings,
         program=words[:n_program],
         engine_args=words[n_program:],
+        inside=inside,
+        left_out=left_out,
         details=details,
     )
+    return (plan if inside is None else replace(plan, argv=inside.filled(plan), env={})), on
+
+
+def _less(machine: Machine, left_out: Mapping[str, int]) -> Machine:
+    """The machine with so many bytes less free in its pools."""
+    from autofit.domain.machine import HOST_POOL
+    from autofit.domain.units import format_bytes
+
+    if not any(left_out.values()):
+        return machine
+    devices = tuple(
+        replace(device, free_bytes=max(0, device.free_bytes - left_out.get(device.pool, 0)))
+        if device.free_bytes is not None
+        else device
+        for device in machine.devices
+    )
+    on_host, ram = machine.host, left_out.get(HOST_POOL, 0)
+    if on_host.available_bytes is not None and ram:
+        on_host = replace(on_host, available_bytes=max(0, on_host.available_bytes - ram))
+    notes = (f"{pool}: {format_bytes(n)} are left out, since a start ran out of memory" for pool, n in left_out.items())
+    return replace(machine, host=on_host, devices=devices, findings=(*machine.findings, *notes))
 
 
 def _best_offer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -12,20 +13,23 @@ from autofit.cli.check import check_words
 from autofit.cli.options import add_options, add_output, given
 from autofit.domain.text import printable
 from autofit.domain.values import replace
+from autofit.errors import UsageError
 from autofit.host import host
 from autofit.inputs import split_assignments
 from autofit.launch.start import NOT_FOUND, StartError, become
 from autofit.pipeline import RESERVATIONS_OFF, plan_command
 from autofit.settings.layers import Surroundings
 from autofit.settings.options import OPTIONS
-from autofit.text.launchers import Wrapped, unwrap
+from autofit.text.launchers import RUNNERS, Wrapped, unwrap
 from autofit.text.programs import n_module_words, program_name
 
 if TYPE_CHECKING:
+    from autofit.backend import Backend
     from autofit.domain.machine import Machine
     from autofit.domain.plan import Plan
 
 TAKES_COMMAND = True
+NOTHING: Mapping[str, int] = {}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser)
     group = parser.add_argument_group("starting")
     group.add_argument("-n", "--dry-run", action="store_true", help="print the command and start nothing")
+    group.add_argument(
+        "--watch",
+        action="store_true",
+        help="read the engine's output on its way: tell its stages, and what it reports beside what was predicted",
+    )
+    group.add_argument(
+        "--retries",
+        metavar="N",
+        help="watch, and where memory runs out during the start, plan again with what was learnt, N times at most",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,21 +67,44 @@ def run(args: argparse.Namespace) -> int:
     is_filled = is_engine(argv)
     path = program_path(argv[0], environ)
     if not is_filled:
-        return become(path, argv[1:], _with_shims(args, environ))
-    started = filled(args, argv, environ)
-    return started if isinstance(started, int) else become(path, started[0][1:], started[1])
+        return become(path, argv[1:], environ if backend_of(argv) else _with_shims(args, environ))
+    if args.watch or args.retries is not None:
+        n_retries = 0 if args.retries is None else parse_retries(args.retries)
+        from autofit.launch.parent import can_watch
+
+        if can_watch():
+            from autofit.cli.watched import run_watched
+
+            return run_watched(args, argv, environ, n_retries)
+        print("autofit: not watched: this system cannot, or a driver hangs", file=sys.stderr)
+    found = filled(args, argv, environ)
+    return found if isinstance(found, int) else become(path, found[0].argv[1:], {**environ, **found[0].env})
+
+
+def parse_retries(text: str) -> int:
+    """0 to 9.
+
+    Raises:
+        UsageError: another number, or none.
+    """
+    if not re.fullmatch("[0-9]", text):
+        raise UsageError(f"--retries {printable(text, 40)}: not a number of retries", hint="write 0 to 9")
+    return int(text)
 
 
 def filled(
-    args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str]
-) -> tuple[tuple[str, ...], dict[str, str]] | int:
-    """An engine's command with what it leaves open, and its variables; the exit code where it does not fit."""
-    plan = _reserved(args, argv, environ)
+    args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], left_out: Mapping[str, int] = NOTHING
+) -> tuple[Plan, Machine] | int:
+    """The plan of an engine's command, told and reserved, and its machine; the exit code where it does not fit.
+
+    `left_out` are bytes of pools that it does without.
+    """
+    plan, machine = _reserved(args, argv, environ, left_out)
     if not plan.fits and not args.force:
         return _refuse(args, plan)
     if not args.quiet:
         _tell(args, plan)
-    return plan.argv, {**environ, **plan.env}
+    return plan, machine
 
 
 def _with_shims(args: argparse.Namespace, environ: Mapping[str, str]) -> Mapping[str, str]:
@@ -86,22 +123,34 @@ def _with_shims(args: argparse.Namespace, environ: Mapping[str, str]) -> Mapping
 
 
 def is_engine(argv: Sequence[str]) -> bool:
-    """Whether a command starts an engine that loads a model.
+    """Whether a command starts an engine that loads a model, or a container, which may be one's.
 
     Raises:
         UsageError: an engine that is known by name, and not planned for.
     """
+    known = backend_of(argv)
+    return program_name(argv) in RUNNERS if known is None else bool(known.program_in(argv))
+
+
+def backend_of(argv: Sequence[str]) -> Backend | None:
+    """The backend whose program a command starts, whatever for; `None`: a script, or anything else."""
     name, module = program_name(argv), n_module_words(argv) > 0
     for ref in host().backends().values():
         if name in ref.programs or (module and host().backend(ref.name).starts_module(argv)):
-            return bool(host().backend(ref.name).program_in(argv))
-    return False
+            return host().backend(ref.name)
+    return None
 
 
-def _reserved(args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str]) -> Plan:
+def _reserved(
+    args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], left_out: Mapping[str, int]
+) -> tuple[Plan, Machine]:
     """The plan of a command, and what it takes reserved for this process until the engine has taken it."""
+
+    def make() -> tuple[Plan, Machine]:
+        return planned(args, argv, environ, left_out)
+
     if environ.get(RESERVATIONS_OFF) == "0":
-        return planned(args, argv, environ)[0]
+        return make()
     from autofit.launch.ledger import reserved
     from autofit.launch.reservations import Claim, claims_of
 
@@ -110,16 +159,19 @@ def _reserved(args: argparse.Namespace, argv: Sequence[str], environ: Mapping[st
         starts = plan.fits or args.force
         return claims_of(plan.memory, machine) if starts and machine.origin == "detected" else None
 
-    (plan, _), problem = reserved(environ, program_name(argv), lambda: planned(args, argv, environ), claims)
+    (plan, machine), problem = reserved(environ, program_name(argv), make, claims)
     if problem is not None and (plan.fits or args.force):
         what = "what it takes is not reserved: another launch may count on the same memory"
         print(f"autofit: {what} ({problem})", file=sys.stderr)
-    return plan
+    return plan, machine
 
 
-def planned(args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, Machine]:
+def planned(
+    args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], left_out: Mapping[str, int] = NOTHING
+) -> tuple[Plan, Machine]:
     """The plan of an engine's command, for this machine as it is now."""
-    return plan_command(argv, given(args), Surroundings(environ=environ), details=args.explain)
+    settings = Surroundings(environ=environ)
+    return plan_command(argv, given(args), settings, details=args.explain, left_out=left_out)
 
 
 def program_path(name: str, environ: Mapping[str, str]) -> str:

@@ -83,11 +83,15 @@ def _run(argv: Sequence[str], path: str, environ: Mapping[str, str]) -> int:
         parser = new_parser("run", "")
         run.add_arguments(parser)
         args = parser.parse_args(shlex.split(environ.get(OPTIONS, "")))
-        started = run.filled(args, argv, environ) if run.is_engine(argv) else (argv, environ)
+        if not run.is_engine(argv):
+            signal.alarm(0)
+            return become(path, argv[1:], environ)
+        started = run.filled(args, argv, environ)
     if isinstance(started, int):
         return started
+    plan = started[0]
     signal.alarm(0)
-    return become(path, started[0][1:], started[1])
+    return become(path, plan.argv[1:], {**environ, **plan.env})
 
 
 def _record(place: str, argv: Sequence[str], environ: Mapping[str, str]) -> int:

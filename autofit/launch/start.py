@@ -39,7 +39,7 @@ def become(path: str, arguments: Sequence[str], environ: Mapping[str, str]) -> i
 
         return subprocess.call(argv, env=dict(environ))
     reap()
-    _restore_signals()
+    restore_signals()
     try:
         os.execve(path, argv, environ)  # noqa: S606 - no shell
     except OSError as error:
@@ -80,7 +80,7 @@ def reap() -> None:
         pass
 
 
-def _restore_signals() -> None:
+def restore_signals() -> None:
     """Python ignores signals that programs expect to end them, and exec would hand that on."""
     for name in ("SIGPIPE", "SIGXFZ", "SIGXFSZ"):
         number = getattr(signal, name, None)

@@ -237,3 +237,25 @@ def test_a_reservation_that_cannot_be_made_is_told(engines: Engines) -> None:
     done = engines.run("run", "-q", "--", *SERVER)
     assert done.returncode == 0 and "another launch may count on the same memory" in done.stderr
     assert engines.said["argv"][0] == "-m"
+
+
+IMAGE = "ghcr.io/ggml-org/llama.cpp:server-b9549"
+
+
+def test_containers_are_filled_in(engines: Engines) -> None:
+    """`docker run IMAGE FLAGS` becomes the runner; what is added stands behind the engine's flags."""
+    write_program(engines.bin / "docker", (engines.bin / "llama-server").read_text(encoding="utf-8"))
+    folder = str(Path(TINY).parent)
+    command = ["docker", "run", "--rm", "-m", "4g", "-v", f"{folder}:/models:ro", IMAGE, "-m", "/models/tiny.gguf"]
+    done = engines.run("run", "--", *command, "-c", "512")
+    assert done.returncode == 0, done.stderr
+    argv = engines.said["argv"]
+    assert argv[: len(command)] == [*command[1:], "-c"] and "-fit" in argv and "/models/tiny.gguf" in argv
+    assert engines.said["program"] == str(engines.bin / "docker")
+    assert argv[argv.index("-cram") + 1] < "4096"  # within the container's 4 GiB
+    printed = engines.run("run", "-n", "-q", "--", *command, "-c", "512")
+    assert shlex.split(printed.stdout) == ["docker", *argv]
+    refused = engines.run("run", "-q", "--", *command, "-c", "200000000")
+    assert refused.returncode == 3
+    other = engines.run("run", "-q", "--", "docker", "run", "alpine", "ls")
+    assert other.returncode == 2 and "no backend understands" in other.stderr

@@ -1,0 +1,178 @@
+"""An engine that is watched while it starts: its stages, what it reports, and another plan where memory ran out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from autofit.cli.run import filled, program_path
+from autofit.domain.machine import HOST_POOL
+from autofit.domain.text import printable
+from autofit.domain.units import MIB, format_bytes
+from autofit.host import host
+from autofit.launch.parent import Child, end_as, kernel_kills
+from autofit.launch.start import reap
+from autofit.planning.compare import compare
+
+if TYPE_CHECKING:
+    from autofit.domain.observed import Failure, Observed, Stage
+    from autofit.domain.plan import Plan
+    from autofit.logs.watch import Watch
+    from autofit.planning.compare import Difference
+
+LEAST_BYTES = 64 * MIB  #: left out of the next plan, where the log does not say how much was missing
+DOING: Mapping[Stage, str] = {
+    "start": "starting",
+    "weights": "loading weights",
+    "cache": "making caches",
+    "compute": "reserving compute buffers",
+    "ready": "ready",
+}
+
+
+def run_watched(args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], n_retries: int) -> int:
+    """Start an engine as a child; the exit code, or the signal that ended it as one's own."""
+    path = program_path(argv[0], environ)
+    left_out: dict[str, int] = {}
+    before: Plan | None = None
+    for attempt in range(1 + n_retries):
+        found = filled(args, argv, environ, left_out)
+        if isinstance(found, int):
+            return found
+        plan, machine = found
+        if before is not None:
+            _say(f"changes: {_changes(before, plan) or 'none that can be named'}")
+        backend = host().backend(plan.backend)
+        places, kills = backend.places(machine), kernel_kills()
+        follower = Follower(backend.watch(), plan, places, is_quiet=args.quiet)
+        reap()
+        status = Child(path, plan.argv[1:], {**environ, **plan.env}, follower.feed).wait()
+        was_killed = (kernel_kills() or 0) > (kills or 0)
+        failure = follower.failure(status, was_killed=was_killed)
+        if failure is None:
+            break
+        _say(f"out of memory while {DOING[failure.stage]}: {printable(failure.words, 200)}")
+        if attempt == n_retries:
+            break
+        for pool in _pools_of(failure, plan, places):
+            left_out[pool] = left_out.get(pool, 0) + (_missing(failure, follower.differences, pool) << attempt)
+            _say(f"planning again, with {format_bytes(left_out[pool])} less on {pool} than are free")
+        before = plan
+    return end_as(status)
+
+
+class Follower:
+    """Reads an engine's output as it comes, tells of its stages, and knows in the end what went wrong."""
+
+    def __init__(self, watch: Watch | None, plan: Plan, places: Mapping[str, str], *, is_quiet: bool) -> None:
+        self.watch, self.plan, self.places = watch, plan, places
+        self.tells, self.tells_stages = not is_quiet, not is_quiet and sys.stderr.isatty()
+        self.was_ready = False
+        self.differences: tuple[Difference, ...] = ()
+        self._n_lines, self._stage = 0, "start"
+        self._began = time.monotonic()
+        self._news: list[str] = []
+
+    def feed(self, data: bytes) -> None:
+        """The next piece of output, which has been passed on."""
+        if self.watch is None:
+            return
+        self.watch.feed(data)
+        self._look(self.watch)
+        if data.endswith(b"\n"):  # else a line of the engine would go on behind ours
+            self._tell()
+
+    def _tell(self) -> None:
+        for text in self._news:
+            _say(text)
+        self._news.clear()
+
+    def _look(self, watch: Watch) -> None:
+        if self.was_ready or watch.n_lines == self._n_lines:
+            return
+        self._n_lines = watch.n_lines
+        observed = watch.observed
+        if observed.stage == self._stage:
+            return
+        self._stage = observed.stage
+        self.was_ready = observed.is_ready
+        if self.tells_stages or (self.was_ready and self.tells):
+            self._news.append(f"{DOING[observed.stage]} after {time.monotonic() - self._began:.1f} s")
+        if self.was_ready:
+            self._compare(observed)
+
+    def failure(self, status: int, *, was_killed: bool) -> Failure | None:
+        """Why the engine ended, where that was during its start and for lack of memory."""
+        if self.watch is None:
+            return None
+        observed = self.watch.close(os.waitstatus_to_exitcode(status))
+        found = None if self.was_ready else observed.failure
+        if found is not None and found.is_memory:
+            self._compare(observed)
+        self._tell()
+        if found is None:
+            return None
+        return found if _is_for_memory(found, was_killed=was_killed) else None
+
+    def _compare(self, observed: Observed) -> None:
+        """What the engine reported beside what was predicted."""
+        self.differences = compare(self.plan.memory, observed, self.places)
+        if not self.tells:
+            return
+        same = ", ".join(f"{one.pool} {one.kind}" for one in self.differences if not one.over_bytes)
+        if same:
+            self._news.append(f"reported as predicted: {same}")
+        for one in self.differences:
+            if one.over_bytes:
+                sign = "+" if one.over_bytes > 0 else "-"
+                self._news.append(
+                    f"{one.pool} {one.kind}: {format_bytes(one.reported_bytes)} reported, "
+                    f"{format_bytes(one.predicted_bytes)} predicted ({sign}{format_bytes(abs(one.over_bytes))})"
+                )
+
+
+def _is_for_memory(failure: Failure, *, was_killed: bool) -> bool:
+    """Whether a plan with less memory helps; a process that was killed without a word may have been by anybody."""
+    if failure.cause in ("other", "limit"):
+        return False
+    return failure.is_certain or was_killed
+
+
+def _pools_of(failure: Failure, plan: Plan, places: Mapping[str, str]) -> list[str]:
+    """The pools that were short of memory: the one that the engine names, or all that it may have meant."""
+    if failure.cause in ("RAM", "killed"):
+        return [HOST_POOL]
+    named = places.get(failure.place or "")
+    devices = [pool.id for pool in plan.memory.pools if pool.id != HOST_POOL and pool.used_bytes]
+    return [named] if named is not None else devices or [HOST_POOL]
+
+
+def _missing(failure: Failure, differences: Sequence[Difference], pool: str) -> int:
+    """Bytes that the plan was short of in a pool, as far as the log tells."""
+    over = sum(max(0, one.over_bytes) for one in differences if one.pool == pool)
+    requested = failure.requested_bytes or 0
+    free = failure.free_bytes
+    return max(over, requested if free is None else requested - free, LEAST_BYTES)
+
+
+def _changes(before: Plan, after: Plan) -> str:
+    """The settings that another plan has otherwise, as the engine spells them."""
+    old = {one.setting: one.value for one in before.decisions if one.argv}
+    new = {one.setting: one.value for one in after.decisions if one.argv}
+    names = [*new, *(name for name in old if name not in new)]
+    changed = [
+        f"{name} {old[name]} -> {new[name]}" if name in old and name in new
+        else f"{name} {new[name]}" if name in new
+        else f"no {name}"
+        for name in names
+        if old.get(name) != new.get(name)
+    ]  # fmt: skip
+    return printable(", ".join(changed), 400)
+
+
+def _say(text: str) -> None:
+    print(f"autofit: {text}", file=sys.stderr, flush=True)
