@@ -14,7 +14,10 @@ from autofit.domain.values import dataclass
 from autofit.text.programs import n_module_words, program_name
 
 if TYPE_CHECKING:
+    from autofit.domain.machine import Device
+    from autofit.domain.observed import Observed
     from autofit.domain.quantization import Quantization, Recipe
+    from autofit.domain.repair import Repair
     from autofit.logs.watch import Watch
 
 
@@ -200,6 +203,27 @@ class Backend(ABC):
     def places(self, machine: Machine) -> Mapping[str, str]:
         """The names that the engine's log has for devices of `machine`: name -> pool. Places in RAM need none."""
         return {}
+
+    def devices_in(self, observed: Observed) -> Sequence[Device]:
+        """The devices that a log names, in the engine's order, with what it says of them; their ids are its places."""
+        return ()
+
+    def repair(
+        self,
+        observed: Observed,
+        argv: Sequence[str],
+        machine: Machine,
+        request: Request,
+        model: ModelSpec | None = None,
+    ) -> Repair | None:
+        """Why the run of this log ran out of memory, and what to change. Pure.
+
+        `argv` is its command, empty where nobody knows it; `machine` what the log and the user say of it, with the
+        devices of `devices_in`; `model` is read, or `None` where only the log is there.
+
+        `None`: the backend has no answer to logs.
+        """
+        return None
 
     def command(self, request: Request, *, model: str | None = None) -> ParsedCommand:
         """The engine's own flags of a request, taken apart once: what `plan` keeps."""

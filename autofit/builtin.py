@@ -22,6 +22,9 @@ def autofit_register_commands() -> Iterable[CommandRef]:
         CommandRef("shims", "a folder of programs that let scripts' engines through `run`", "autofit.cli.shims"),
         CommandRef("quants", "every quantization: exact size, fit and rates; which to take", "autofit.cli.quants"),
         CommandRef("report", "one small file for a bug report, without weights or secrets", "autofit.cli.report"),
+        CommandRef(
+            "fix", "why an engine ran out of memory, out of its log, and the smallest change", "autofit.cli.fix"
+        ),
         CommandRef("inspect", "what is in a model file: tensors by group and type, layers", "autofit.cli.inspect"),
         CommandRef("models", "what lies in the caches on this machine, and whether it fits here", "autofit.cli.models"),
         CommandRef(

@@ -36,7 +36,10 @@ from autofit_llama.model.validate import contradictions
 from autofit_llama.speed.rates import speed_of
 
 if TYPE_CHECKING:
+    from autofit.domain.machine import Device
+    from autofit.domain.observed import Observed
     from autofit.domain.quantization import Quantization, Recipe
+    from autofit.domain.repair import Repair
     from autofit.logs.watch import Watch
 
 
@@ -145,6 +148,23 @@ class LlamaBackend(Backend):
         from autofit_llama.launch.process import engine_devices
 
         return {name: device.pool for name, device in engine_devices(machine)}
+
+    def devices_in(self, observed: Observed) -> Sequence[Device]:
+        from autofit_llama.logs.devices import devices_of
+
+        return devices_of(observed)
+
+    def repair(
+        self,
+        observed: Observed,
+        argv: Sequence[str],
+        machine: Machine,
+        request: Request,
+        model: ModelSpec | None = None,
+    ) -> Repair:
+        from autofit_llama.logs.repair import repair
+
+        return repair(self, observed, argv, machine, request, model)
 
     def loads(self, command: ParsedCommand, written: str, offered: Mapping[str, str]) -> Mapping[str, str]:
         return loaded_with(command.settings.reading.program, command.settings.settings, written, offered)

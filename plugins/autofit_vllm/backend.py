@@ -55,7 +55,9 @@ from autofit_vllm.planning.plan import build_plan
 from autofit_vllm.quantization import Quantization, quantization_for
 
 if TYPE_CHECKING:
+    from autofit.domain.observed import Observed
     from autofit.domain.quantization import Quantization as Form
+    from autofit.domain.repair import Repair
     from autofit.logs.watch import Watch
 
     from autofit_vllm.planning.load import Load
@@ -133,6 +135,31 @@ class VllmBackend(Backend):
         from autofit_vllm.logs.messages import MESSAGES
 
         return Watch(self.engine, MESSAGES)
+
+    def devices_in(self, observed: Observed) -> Sequence[Device]:
+        return tuple(
+            Device(
+                id=told.place,
+                index=index,
+                name=told.name or told.place,
+                api="cuda",
+                total_bytes=told.total_bytes,
+                free_bytes=told.free_bytes,
+            )
+            for index, told in enumerate(observed.devices)
+        )
+
+    def repair(
+        self,
+        observed: Observed,
+        argv: Sequence[str],
+        machine: Machine,
+        request: Request,
+        model: ModelSpec | None = None,
+    ) -> Repair:
+        from autofit_vllm.logs.repair import repair
+
+        return repair(observed, argv, machine.devices)
 
     def places(self, machine: Machine) -> Mapping[str, str]:
         devices = {f"cuda:{index}": device.pool for index, device in enumerate(machine.devices)}

@@ -6,6 +6,7 @@ Sources are of b11311 where no other release is named; `former:` names a functio
 from __future__ import annotations
 
 import re
+import shlex
 
 from autofit.domain.memory import Kind
 from autofit.domain.units import MIB
@@ -133,6 +134,12 @@ def _build(notes: Notes, match: re.Match[str]) -> None:
     notes.version = f"b{int(match['build'])}"
 
 
+def _told_build(notes: Notes, match: re.Match[str]) -> None:
+    """`--version`, which people paste above a log; a build that is 1 is of a clone without history."""
+    if int(match["build"]) > 100 and notes.version is None:
+        notes.version = f"b{int(match['build'])}"
+
+
 def _load(notes: Notes, match: re.Match[str]) -> None:
     notes.begin()
     n = notes.count("model")
@@ -204,12 +211,40 @@ def _retries(notes: Notes, match: re.Match[str]) -> None:
     notes.recover()
 
 
+def _command(notes: Notes, match: re.Match[str]) -> None:
+    """The command, where it was pasted with its output, whole and on one line."""
+    try:
+        words = tuple(shlex.split(match["command"]))
+    except ValueError:
+        return
+    if words[-1:] != ("\\",) and any(word in _NAMES_MODEL for word in words) and not notes.command:
+        notes.command = words
+
+
+_NAMES_MODEL = frozenset({"-m", "--model", "-hf", "--hf-repo", "-hfr", "-mu", "--model-url"})
+_COMMANDS = tuple(
+    Message(
+        f"{program} -",
+        rf"(?:^|[\s$#>`'\"])(?P<command>(?:[\w.~-]*/[\w./~-]{{0,200}})?{program} -[^|;&`]{{2,4000}})",
+        _command,
+        "a shell's line before the output",
+    )
+    for program in ("llama-server", "llama-cli")
+)
+
 MESSAGES = (
     Message(
         "build",
         r"\b(?:build: |build = |build=|build )(?P<build>\d{3,6}) \(",
         _build,
         "common/common.cpp:common_params_print_info; former: common_init, main",
+    ),
+    Message("build_info: b", r"build_info: b(?P<build>\d{1,6})-", _told_build, "llama-server of b9200 to b9300"),
+    Message(
+        "version: ",
+        r"\bversion: (?P<build>\d{3,6}) \([0-9a-f]{6,12}\)",
+        _told_build,
+        "what --version printed, to b10800",
     ),
     Message("found ", r"found \d+ (?P<api>CUDA|ROCm|MUSA) devices", _found, "ggml-cuda.cu:ggml_cuda_init"),
     Message(
@@ -365,5 +400,6 @@ MESSAGES = (
         "tools/server/server.cpp",
     ),
     Message("model loaded", r"(?:main|srv|server).{0,40}model loaded", _ready, "tools/server/server.cpp"),
+    *_COMMANDS,
     *FAILURES,
 )

@@ -1,0 +1,297 @@
+"""Why a run of llama.cpp ran out of memory, and the smallest change with which it would not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+
+from autofit.backend import Backend
+from autofit.domain.machine import Device, Machine
+from autofit.domain.model import ModelSpec
+from autofit.domain.observed import Failure, Observed
+from autofit.domain.plan import Plan
+from autofit.domain.repair import Change, Repair
+from autofit.domain.request import Request
+from autofit.domain.units import MIB, format_bytes
+from autofit.domain.values import NamedTuple, replace
+from autofit.errors import AutofitError, UsageError
+
+from autofit_llama.command.settings import LlamaSettings
+from autofit_llama.engine.naming import find_version
+from autofit_llama.engine.versions import Version
+from autofit_llama.logs.command import command_of, with_flags
+from autofit_llama.logs.devices import with_own_context
+from autofit_llama.logs.explain import advice_of, cause_of, missing_of
+from autofit_llama.logs.model import rebuild
+from autofit_llama.model.load import read_hparams
+
+CONTEXT_STEP = 1024
+LEAST_TOKENS = 1024
+SMALL_BYTES = 64 * MIB
+"""Differences up to this are what allocators round."""
+FIT_TARGET_MIB = 1024
+RUN_TIME_BYTES = 256 * MIB
+"""What a device had too little of at least, where it ran short while running: the log does not say how much."""
+
+
+class Case(NamedTuple):
+    """A command on a machine that is known to be too small for it."""
+
+    backend: Backend
+    argv: tuple[str, ...]
+    model: ModelSpec
+    machine: Machine
+    request: Request
+    version: Version
+
+    def check(self, flags: Sequence[str] = ()) -> Plan | None:
+        """The command with these flags; `None`: the engine has no such flag, or refuses it."""
+        try:
+            argv = with_flags(self.argv, flags, self.version) if flags else self.argv
+            parsed = self.backend.parse(argv, self.request.engine_env, version=self.request.engine_version)
+            return self.backend.check(parsed, self.model, self.machine, self.request)
+        except AutofitError:
+            return None
+
+
+def repair(
+    backend: Backend, observed: Observed, argv: Sequence[str], machine: Machine, request: Request,
+    model: ModelSpec | None,
+) -> Repair:  # fmt: skip
+    """The answer to a log: `argv` is the command if it is known, `model` the model if its file is at hand."""
+    version = (
+        find_version(observed.version)[0] if request.engine_version is None else find_version(request.engine_version)[0]
+    )
+    request = replace(request, engine_version=request.engine_version or observed.version)
+    failure = observed.failure
+    basis: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    if model is None:
+        rebuilt, missing = rebuild(observed)
+        if rebuilt is not None:
+            model, error = rebuilt.model, rebuilt.error_bytes
+            told = (
+                "agree with the log" if rebuilt.exact else f"were {format_bytes(abs(error))} off and are scaled to it"
+            )
+            basis = (f"the model is rebuilt from the log: {rebuilt.how}; its sizes {told}",)
+    is_command = bool(argv)
+    words = tuple(argv) or command_of(observed, version)
+    cause, advice = cause_of(observed), advice_of(observed)
+    if failure is not None and failure.cause == "RAM" and words:
+        changes = tuple(_on_host(observed, words, version))
+        if changes:
+            return Repair(cause=cause, changes=changes, advice=advice, basis=basis, is_command=is_command)
+    if failure is None or not failure.is_memory or model is None or not machine.devices:
+        lines = missing_of(observed, missing)
+        return Repair(cause=cause, advice=advice, missing=lines, basis=basis, is_command=is_command)
+    machine = replace(machine, devices=tuple(map(with_own_context, machine.devices)))
+    case = Case(backend, words, model, machine, request, version)
+    case, lacks, note = _bounded(case, observed, failure)
+    changes = tuple(_changes(case, lacks))
+    return Repair(
+        cause=cause,
+        changes=changes,
+        advice=advice,
+        missing=() if changes else missing_of(observed, missing),
+        basis=(*basis, *note),
+        is_command=is_command,
+        lacks_bytes=lacks,
+    )
+
+
+def _bounded(case: Case, observed: Observed, failure: Failure) -> tuple[Case, int | None, tuple[str, ...]]:
+    """The case on a machine that has no more than the failure shows, so that what failed does not fit there."""
+    place = failure.place
+    device = next((one for one in case.machine.devices if one.id == place), None)
+    if device is None:
+        return case, None, ()
+    notes: list[str] = []
+    if failure.requested_bytes is not None and failure.cause != "limit":
+        predicted = _predicted(case, device)
+        held = sum(part.n_bytes for part in observed.parts if part.place == place and part.group != "breakdown")
+        most = held + failure.requested_bytes - 1 + sum(predicted.get(kind, 0) for kind in ("runtime", "reserve"))
+        if device.free_bytes is None or device.free_bytes > most:
+            device = replace(device, free_bytes=most)
+            notes.append(f"{place} has less than {format_bytes(most)} for this process: the failed allocation shows it")
+        more = failure.requested_bytes - predicted.get(failure.kind or "", failure.requested_bytes)
+        if more > SMALL_BYTES and failure.kind != "weights":
+            device = replace(device, free_bytes=max(0, (device.free_bytes or 0) - more))
+            notes.append(
+                f"what failed is {format_bytes(more)} larger than its figures; as much is kept free on {place}"
+            )
+    if device.free_bytes is None and device.total_bytes is not None:
+        device = replace(device, free_bytes=device.total_bytes)
+    case = _with(case, device)
+    room = _room(case, device)
+    if room is not None and room >= 0 and failure.cause != "limit":
+        # it should have fitted: there is something that the figures do not have, and it is larger than the room
+        more = room + (1 if failure.requested_bytes else RUN_TIME_BYTES)
+        device = replace(device, free_bytes=max(0, (device.free_bytes or 0) - more))
+        notes.append(
+            f"{format_bytes(more)} more are kept free on {place}: by its figures the command would have fitted"
+        )
+        case, room = _with(case, device), -1
+    return case, None if room is None else max(0, -room), tuple(notes)
+
+
+def _room(case: Case, device: Device) -> int | None:
+    """What the command leaves of a device's pool; negative: it lacks that."""
+    plan = case.check()
+    pools = () if plan is None else plan.memory.pools
+    return next((pool.room_bytes for pool in pools if pool.id == device.pool), None)
+
+
+def _with(case: Case, device: Device) -> Case:
+    devices = tuple(device if one.id == device.id else one for one in case.machine.devices)
+    return case._replace(machine=replace(case.machine, devices=devices))
+
+
+def _predicted(case: Case, device: Device) -> dict[str, int]:
+    """Bytes of each kind on a device, as plans count them, where there is room for all."""
+    plan = case._replace(machine=replace(case.machine, devices=_roomy(case.machine.devices))).check()
+    items = () if plan is None else next((pool.items for pool in plan.memory.pools if pool.id == device.pool), ())
+    found: dict[str, int] = {}
+    for item in items:
+        found[item.kind] = found.get(item.kind, 0) + item.n_bytes
+    return found
+
+
+def _roomy(devices: Sequence[Device]) -> tuple[Device, ...]:
+    return tuple(replace(one, free_bytes=1 << 44, total_bytes=1 << 44) for one in devices)
+
+
+def _on_host(observed: Observed, argv: tuple[str, ...], version: Version) -> Iterator[Change]:
+    """What spares RAM, where RAM ran out: most of what takes it is a choice."""
+    failure = observed.failure
+    assert failure is not None
+    is_repacked = failure.place == "CPU_REPACK" or any(part.place == "CPU_REPACK" for part in observed.parts)
+    tried: list[tuple[tuple[str, ...], str]] = []
+    if is_repacked:
+        tried.append(
+            (("--no-repack",), "weights stay mapped from the file as they are: prompts are read slower on the CPU")
+        )
+    words = set(argv)
+    if words & {"--no-mmap", "--mlock"} or "-lm" in words:
+        tried.append((("-lm", "mmap"), "weights are mapped from the file, and pages of it may be dropped"))
+    if failure.stage == "ready":
+        tried.append((("-cram", "0"), "no prompt cache in RAM (8 GiB by default)"))
+    for flags, because in tried:
+        try:
+            yield Change(flags=flags, argv=with_flags(argv, flags, version), because=because)
+        except UsageError:
+            continue
+
+
+# -- the changes ------------------------------------------------------------------------------------------
+
+
+def _changes(case: Case, lacks: int | None) -> Iterator[Change]:
+    """Changes that are enough, each alone; what costs least first."""
+    plan = case.check()
+    if plan is None:
+        return
+    parsed = case.backend.parse(case.argv, case.request.engine_env, version=case.request.engine_version)
+    pinned: LlamaSettings = parsed.settings.settings
+    n_ctx = plan.context_tokens or 0
+    found: list[tuple[int, Change]] = []
+    for rank, change in _each(case, pinned, n_ctx):
+        found.append((rank, replace(change, frees_bytes=lacks)))
+    yield from (change for _, change in sorted(found, key=lambda pair: pair[0]))
+
+
+def _each(case: Case, pinned: LlamaSettings, n_ctx: int) -> Iterator[tuple[int, Change]]:
+    hp = read_hparams(case.model)
+    yield from _fit_target(case, pinned)
+    if (pinned.n_parallel or -1) < 0 and any((*hp.is_swa, *hp.is_recr)):
+        yield from _try(case, 1, ("-np", "1"), "one conversation at a time instead of 4")
+    size = pinned.n_ubatch or 512
+    while size > 128:
+        size = 1 << (size - 1).bit_length() - 1  # the next power of two below
+        smaller = list(
+            _try(case, 2 if size >= 512 else 5, ("-ub", str(size)), "prompts are read in smaller pieces, slower")
+        )
+        yield from smaller
+        if smaller:
+            break
+    is_asked = bool(pinned.n_ctx)
+    least = case.check(("-c", str(LEAST_TOKENS)))
+    if n_ctx > LEAST_TOKENS and least is not None and least.fits:
+        best = _most(lambda n: case.check(("-c", str(n * CONTEXT_STEP))), n_ctx // CONTEXT_STEP)
+        if best:
+            flags, tokens = ("-c", str(best * CONTEXT_STEP)), best * CONTEXT_STEP
+            rank = 3 if not is_asked and tokens >= 4096 else 6 if tokens >= 4096 else 9
+            yield from _try(case, rank, flags, f"a context of {tokens} tokens instead of {n_ctx}")
+    if pinned.type_k in (None, "f16", "bf16") and pinned.type_v in (None, "f16", "bf16"):
+        for rank, kind, cost in (
+            (4, "q8_0", "little precision of the KV cache"),
+            (8, "q4_0", "precision of the KV cache"),
+        ):
+            quantized = (*(() if pinned.flash_attn == "on" else ("-fa", "on")), "-ctk", kind, "-ctv", kind)
+            done = [*_try(case, rank, quantized, f"{cost}; needs flash attention")]
+            # it was a switch for years
+            done = done or [*_try(case, rank, tuple(word for word in quantized if word != "on"), cost)]
+            yield from done
+            if done:
+                break
+    if hp.n_expert:
+        best = _fewest(lambda n: case.check(("-ncmoe", str(n))), hp.n_layer_all)
+        if best:
+            yield from _try(
+                case, 5, ("-ncmoe", str(best)), f"the experts of {best} layers stay in RAM, which slows decoding"
+            )
+    best = _most(lambda n: case.check(("-ngl", str(n))), hp.n_layer_all)
+    if best is not None:
+        stay = hp.n_layer_all + 1 - best
+        yield from _try(case, 8, ("-ngl", str(best)), f"{_layers(stay)} in RAM, which slows everything")
+
+
+def _layers(n: int) -> str:
+    return "1 layer stays" if n == 1 else f"{n} layers stay"
+
+
+def _fit_target(case: Case, pinned: LlamaSettings) -> Iterator[tuple[int, Change]]:
+    """Where the engine fits itself to what is free, it may be told to leave more."""
+    if pinned.fit is False or pinned.n_gpu_layers not in (None, -1) or pinned.overrides or pinned.tensor_split:
+        return
+    now = max(pinned.fit_target_mib or (FIT_TARGET_MIB,))
+    flags = ("-fitt", str(now + FIT_TARGET_MIB))
+    with suppress(UsageError):
+        argv = with_flags(case.argv, flags, case.version)
+        because = f"--fit leaves {now + FIT_TARGET_MIB} MiB of each device instead of {now}, for what comes after it"
+        yield 0, Change(flags=flags, argv=argv, because=because)
+
+
+def _try(case: Case, rank: int, flags: tuple[str, ...], because: str) -> Iterator[tuple[int, Change]]:
+    plan = case.check(flags)
+    if plan is not None and plan.fits:
+        yield rank, Change(flags=flags, argv=with_flags(case.argv, flags, case.version), because=because, plan=plan)
+
+
+def _most(check: Callable[[int], Plan | None], top: int) -> int | None:
+    """The largest count up to `top` with which it fits, if more never takes less; 0 is not tried for contexts."""
+    low, high = 0, top
+    while low < high:
+        middle = (low + high + 1) // 2
+        plan = check(middle)
+        if plan is not None and plan.fits:
+            low = middle
+        else:
+            high = middle - 1
+    plan = check(low)
+    return low if plan is not None and plan.fits else None
+
+
+def _fewest(check: Callable[[int], Plan | None], top: int) -> int | None:
+    """The smallest count from 1 to `top` with which it fits, if more never takes more."""
+    plan = check(top)
+    if plan is None or not plan.fits:
+        return None
+    low, high = 1, top
+    while low < high:
+        middle = (low + high) // 2
+        plan = check(middle)
+        if plan is not None and plan.fits:
+            high = middle
+        else:
+            low = middle + 1
+    return low
