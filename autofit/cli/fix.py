@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from autofit.cli.options import given
     from autofit.fix import fix, in_words
-    from autofit.pipeline import read_model, split_assignments
+    from autofit.inputs import split_assignments
+    from autofit.pipeline import read_model
     from autofit.settings.layers import collect
 
     assigned, words = split_assignments(args.engine_args or ())

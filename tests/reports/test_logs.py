@@ -39,8 +39,8 @@ def mamba(n: int, blocks: int) -> str:
     )
 
 
-def llama(name: str, *lines: str, build: int, where: str = "models") -> str:
-    text, _ = loader_lines(DATA / where / f"{name}.json.gz")
+def llama(name: str, *lines: str, build: int, where: str = "models", ftype: int | None = None) -> str:
+    text, _ = loader_lines(DATA / where / f"{name}.json.gz", ftype=ftype)
     return f"build: {build} (abcdef12) with cc for x86_64-linux-gnu\n{text}" + "\n".join(lines) + "\n"
 
 
@@ -175,6 +175,7 @@ CASES = {
             "graph_reserve: failed to allocate compute buffers",
             build=6816,
             where="report_models",
+            ftype=30,
         ),
         command=("llama-server", "-c", "20480", "-ngl", "99", "-fa", "on", "-ts", "1,1", "-m", "Apertus-70B-IQ4_XS.gguf"),
         failed="13.80 GiB for compute buffers could not be allocated on ROCm0, which held 20.61 GiB already",
@@ -193,6 +194,7 @@ CASES = {
             "  current device: 0, in function alloc at /llama.cpp/ggml/src/ggml-cuda/ggml-cuda.cu:520",
             build=9205,
             where="report_models",
+            ftype=15,
         ),
         command=(
             *("llama-server", "-m", "m.gguf", "--spec-type", "draft-mtp", "--spec-draft-n-max", "2", "-np", "1"),

@@ -26,6 +26,8 @@ WANTED = {
     "types": "llama_model_loader: - type ...: ... tensors",
     "parameters": "print_info: model params = ...",
 }
+#: of the file's size: beyond it, types were dealt out to the wrong tensors, or these are others
+MOST_ERROR = 0.25
 _SCALES = {"T": 10**12, "B": 10**9, "M": 10**6, "K": 10**3}
 
 
@@ -63,13 +65,17 @@ def rebuild(observed: Observed) -> tuple[Rebuilt | None, tuple[str, ...]]:
     stub = _spec(observed, metadata, ())
     try:
         hp = read_hparams(stub)
-        shapes = find_shapes(hp, metadata, n_tensors, *parameters)
+        shapes = find_shapes(stub, n_tensors, *parameters)
         if shapes is None:
             what = (
                 f"tensors of the architecture {hp.arch}: its {n_tensors} are not among those known from figures alone"
             )
             return None, (what,)
-        return _typed(observed, stub, shapes, types), ()
+        found = _typed(observed, stub, shapes, types)
+        told = file_bytes(observed)
+        if told is not None and abs(found.error_bytes) > told[0] * MOST_ERROR:
+            return None, ("sizes of tensors: counts of types alone do not tell which tensors they are",)
+        return found, ()
     except AutofitError as error:
         return None, (error.message,)
 
@@ -128,8 +134,9 @@ def _typed(observed: Observed, stub: ModelSpec, shapes: Sequence[Named], types: 
         tensors = [_tensor(name, ne, names.get(name, "f32")) for name, ne in shapes]
         if _counts(tensors) == types:
             return _rebuilt(observed, stub, tensors, told, how, exact=True)
-    order = next(iter(names for names, _ in _namings(observed, replace(stub, tensors=tuple(plain)))), {})
-    dealt = _dealt(plain, order, types)
+    likely = next(iter(names for names, _ in _namings(observed, replace(stub, tensors=tuple(plain)))), {})
+    ways = [_dealt(plain, likely, types, small_first=small_first) for small_first in (True, False)]
+    dealt = ways[0] if told is None else min(ways, key=lambda way: abs(sum(t.n_bytes for t in way) - told[0]))
     return _rebuilt(observed, stub, dealt, told, "types dealt out by their counts", exact=False)
 
 
@@ -160,11 +167,15 @@ def _counts(tensors: Sequence[TensorInfo]) -> dict[str, int]:
     return found
 
 
-def _dealt(plain: Sequence[TensorInfo], likely: dict[str, str], types: dict[str, int]) -> list[TensorInfo]:
+def _dealt(
+    plain: Sequence[TensorInfo], likely: dict[str, str], types: dict[str, int], *, small_first: bool
+) -> list[TensorInfo]:
     """Types given out by their counts: those of most bits to the tensors that llama-quantize gives most bits.
 
-    Small tensors come first among equals: makers of quantizations spend bits where they cost little.
+    Among equals small tensors come first, or large ones: makers of quantizations spend bits where they cost little, or
+    on what is read most.
     """
+    sign = 1 if small_first else -1
 
     def bits(name: str) -> float:
         known = GGML_TYPES_BY_NAME.get(name)
@@ -174,7 +185,7 @@ def _dealt(plain: Sequence[TensorInfo], likely: dict[str, str], types: dict[str,
     rest = [tensor for tensor in plain if tensor.type != "f32"]
     pool = [name for name in sorted(types, key=bits, reverse=True) for _ in range(types[name])]
     pool = pool[min(len(flat), types.get("f32", 0)) :] if pool[:1] == ["f32"] else pool
-    rest.sort(key=lambda tensor: (-bits(likely.get(tensor.name, "")), tensor.n_elements, tensor.name))
+    rest.sort(key=lambda tensor: (-bits(likely.get(tensor.name, "")), sign * tensor.n_elements, tensor.name))
     given = {tensor.name: kind for tensor, kind in zip(rest, pool, strict=False)}
     return [
         tensor if tensor.type == "f32" else _tensor(tensor.name, tensor.ne, given.get(tensor.name, "f16"))
