@@ -194,6 +194,7 @@ class VllmBackend(Backend):
         stated = stated_kv_bytes(request.measured.get("available_kv_bytes"))
         margins = request.margin
         vllm_model = read_vllm_model(model, settings)
+        local = machine
         machine, devices = _on_nodes(machine, settings, request.device)
         evaluation = self._evaluate(settings, vllm_model, model, devices, margins, stated)
         if stated is not None and evaluation.refusal is not None:
@@ -201,6 +202,11 @@ class VllmBackend(Backend):
         argv = (*(command.program or SERVE), *settings.args)
         speed, load = _rates(evaluation, machine, request)
         near = self._nearest(evaluation, settings, vllm_model, model, devices, margins) if request.nearest else []
+        more: list[Finding] = []
+        if request.nearest and not near and stated is None and evaluation.ranks and not evaluation.fits:
+            from autofit_vllm.planning.lighter import other_hardware
+
+            more = other_hardware(_problem(settings, model, local, request), evaluation.config.max_model_len)
         if near and evaluation.refusal is not None:  # what it says of a shorter context is not the cheapest change
             evaluation = replace(evaluation, refusal=EngineRefusalError(str(evaluation.refusal)))
         plan = build_plan(
@@ -213,6 +219,7 @@ class VllmBackend(Backend):
             findings=[
                 *_capacity_findings(evaluation, load),
                 *near,
+                *more,
                 *nodes_finding(evaluation),
                 *_usage_findings(settings, vllm_model),
                 *_draft_findings(settings, model),

@@ -111,6 +111,11 @@ class Evaluation:
         return max([0, *(self.used_bytes(rank) + keep - rank.free_bytes for rank, keep in every)])
 
     @property
+    def allowed_utilization(self) -> float:
+        """The highest `--gpu-memory-utilization` that every GPU allows."""
+        return _highest(self.ranks, self.budgets, self.host)
+
+    @property
     def fits(self) -> bool:
         started = self.capacity is not None and self.shortfall_bytes <= 0
         return started and self._graphs_fit and self.overrun_bytes == 0

@@ -24,7 +24,7 @@ from autofit_vllm.planning.prices import PRICES, nearest_wish, prices
 from autofit_vllm.planning.problem import Candidate, Problem
 from autofit_vllm.planning.python import program_arguments
 from autofit_vllm.planning.reasons import REASONS, lacks, needed_bytes, next_length
-from autofit_vllm.planning.relief import gpus_needed, node_of
+from autofit_vllm.planning.relief import gpus_finding
 from autofit_vllm.planning.speed import full_speed_of
 
 
@@ -168,16 +168,9 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
     if room > 0:
         message = f"with a --margin of at most {format_bytes(room)}, {load} fit"
         return [*found, finding("margin-too-large", message)]
-    needed = gpus_needed(problem, length)
-    if needed is not None:
-        world, node = needed.world_size, node_of(problem)
-        nodes = f" in {world // node} machines of {node}" if world > node else ""
-        found.append(
-            finding(
-                "gpus-needed",
-                f"{world} GPUs like {problem.devices[0].name}{nodes} would hold it: -tp {needed.tp} -pp {needed.pp}",
-            )
-        )
+    needed = gpus_finding(problem, length)
+    if needed:
+        found += needed
     elif offloadable_bytes(best) < shortfall or all(rank.n_sharing for rank in evaluation.ranks):
         found.append(finding("gpus-needed", "it does not fit on 64 of these GPUs either"))
     else:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from autofit.domain.plan import Finding
 from autofit.domain.units import format_rate
 from autofit.domain.values import replace
 from autofit.errors import AutofitError
 
+from autofit_vllm.planning.codes import finding
 from autofit_vllm.planning.problem import LOSSY_KV, Candidate, Problem
 from autofit_vllm.planning.ranking import score, timed
+from autofit_vllm.planning.relief import gpus_finding
 from autofit_vllm.planning.search import search
 
 
@@ -42,6 +45,13 @@ def lighter(problem: Problem, length: int) -> Lighter | None:
         if fitting:
             return Lighter(flags, what, max(fitting, key=lambda candidate: score(candidate, wished)))
     return None
+
+
+def other_hardware(problem: Problem, length: int) -> list[Finding]:
+    """What would hold a command's context where no change of its settings does: less of the model, or more GPUs."""
+    less = lighter(problem, length)
+    found = [finding("would-fit", f"nearest: {less.text}")] if less else []
+    return [*found, *gpus_finding(problem, length)]
 
 
 def _ways(problem: Problem) -> Iterator[tuple[Mapping[str, Any], str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -38,6 +39,9 @@ def nearest(evaluation: Evaluation, again: Again) -> list[Finding]:
 
 def _changes(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
     config = evaluation.config
+    lower = evaluation.allowed_utilization
+    if lower < config.gpu_memory_utilization:  # more than is free: what is left of it is no change at all
+        yield {"gpu_memory_utilization": math.floor(100 * lower) / 100}
     steps = [n for n in STEPS if n < config.max_num_batched_tokens]
     fewer = [n for n in SEQUENCES if n < config.max_num_seqs]
     # sequences that the cache could not hold at a time anyhow cost nothing; then steps, the largest first
@@ -51,10 +55,12 @@ def _changes(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
     if config.gpu_memory_utilization < LIMIT and not any(rank.n_sharing for rank in evaluation.ranks):
         room = {"gpu_memory_utilization": LIMIT}
         yield room
+        yield from ({**room, "max_num_seqs": n} for n in fewer if n >= FEW)
         least = {"max_num_batched_tokens": min(2048, config.max_num_batched_tokens)}
         yield {**room, **least, "max_num_seqs": min(config.max_num_seqs, 64)}
     if config.kv_cache_dtype in ("auto", "bfloat16", "float16"):
         yield {"kv_cache_dtype": "fp8"}
+        yield from ({"max_num_seqs": n, "kv_cache_dtype": "fp8"} for n in fewer if n >= FEW)
         few = {"max_num_batched_tokens": min(2048, config.max_num_batched_tokens)}
         yield {**room, **few, "max_num_seqs": min(config.max_num_seqs, 16), "kv_cache_dtype": "fp8"}
 

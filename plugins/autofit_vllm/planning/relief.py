@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from autofit.domain.plan import Finding
 from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError
 
@@ -11,6 +12,7 @@ from autofit_vllm.command.settings import VllmSettings
 from autofit_vllm.config.resolve.parallel import possible_tp
 from autofit_vllm.modules.model import Parallel
 from autofit_vllm.planning.batch import LayoutBase
+from autofit_vllm.planning.codes import finding
 from autofit_vllm.planning.evaluation import gpu_of
 from autofit_vllm.planning.layouts import LAYOUT_VALUES
 from autofit_vllm.planning.offload import OFFLOAD_SEQUENCES, OFFLOAD_STEP_TOKENS
@@ -43,6 +45,17 @@ def gpus_needed(problem: Problem, length: int, limit: int = 64) -> Parallel | No
         if found is not None:
             return found
     return None
+
+
+def gpus_finding(problem: Problem, length: int) -> list[Finding]:
+    """How many GPUs like the first would be enough, in words."""
+    needed = gpus_needed(problem, length)
+    if needed is None:
+        return []
+    world, node = needed.world_size, node_of(problem)
+    nodes = f" in {world // node} machines of {node}" if world > node else ""
+    message = f"{world} GPUs like {problem.devices[0].name}{nodes} would hold it: -tp {needed.tp} -pp {needed.pp}"
+    return [finding("gpus-needed", message)]
 
 
 def node_of(problem: Problem) -> int:

@@ -190,6 +190,37 @@ def test_the_cheapest_change_comes_first(tmp_path: Path) -> None:
     assert not any("--max-model-len" in finding.message for finding in short.findings)
 
 
+@pytest.mark.parametrize(
+    ("name", "cards", "flags", "change"),
+    [
+        ("qwen3.5-27b-fp8", "l40s", (), "--max-num-seqs 128 --kv-cache-dtype fp8"),
+        ("qwen3-32b", "h100-80gb", ("--max-model-len", "40960"), "--max-num-batched-tokens 4096 --max-num-seqs 256"),
+        ("qwen3-8b", "rtx-4090", (), "--max-num-seqs 32"),
+    ],
+)
+def test_changes_go_together_where_one_is_not_enough(
+    name: str, cards: str, flags: tuple[str, ...], change: str
+) -> None:
+    short = check(CONFIGS / name, cards, *flags)
+    assert not short.fits and told(short)["would-fit"].startswith(f"nearest: {change} starts and keeps")
+    assert check(CONFIGS / name, cards, *flags, *change.split()).fits
+
+
+def test_less_than_all_of_unified_memory_is_the_first_change() -> None:
+    machine = autofit.load_machine("gb10")
+    short = autofit.check(["vllm", "serve", str(CONFIGS / "qwen3-8b")], machine, environ={})
+    message = told(short)["would-fit"]
+    assert not short.fits and message.startswith("nearest: --gpu-memory-utilization 0.8")
+    words = message.removeprefix("nearest: ").split(" starts")[0].split()
+    assert autofit.check(["vllm", "serve", str(CONFIGS / "qwen3-8b"), *words], machine, environ={}).fits
+
+
+def test_a_command_that_nothing_helps_is_told_how_many_gpus_would() -> None:
+    assert "16 GPUs like NVIDIA H100" in told(check(CONFIGS / "deepseek-v3", "8xh100-80gb", "-tp", "8"))["gpus-needed"]
+    message = told(check(CONFIGS / "llama3-70b", "h100-80gb", "--max-model-len", "16384"))["would-fit"]
+    assert message.startswith("nearest: -- --quantization fp8")
+
+
 def test_a_shorter_context_is_the_last_resort() -> None:
     long = check(CONFIGS / "llama3-8b", "rtx-4090", "--max-model-len", "131072", "--kv-cache-dtype", "fp8")
     assert "nearest: --max-model-len" in told(long)["would-fit"]
