@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from autofit.domain.memory import KINDS, Memory
+from autofit.domain.memory import KINDS, Memory, PoolUse
 from autofit.domain.values import NamedTuple, dataclass, field
 
 SCHEMA = 1
@@ -122,70 +122,74 @@ class Plan:
             "argv": list(self.argv),
             "env": dict(self.env),
             "kwargs": _finite(dict(self.kwargs)),
-            "pools": [
-                {
-                    "id": pool.id,
-                    "name": pool.name,
-                    "total_bytes": pool.total_bytes,
-                    "free_bytes": pool.free_bytes,
-                    "budget_bytes": pool.budget_bytes,
-                    "used_bytes": pool.used_bytes,
-                    "start_bytes": pool.start_bytes,
-                    **{f"{kind}_bytes": pool.sum_bytes(kind) for kind in KINDS},
-                    "items": [
-                        {
-                            "kind": i.kind,
-                            "label": i.label,
-                            "bytes": i.n_bytes,
-                            "basis": i.basis,
-                            "mapped": i.mapped,
-                            "when": i.when,
-                            "source": i.source,
-                        }
-                        for i in pool.items
-                    ],
-                    "limits": [
-                        {"id": one.id, "name": one.name, "limit_bytes": one.limit_bytes, "used_bytes": one.used_bytes}
-                        for one in pool.limits
-                    ],
-                }
-                for pool in self.memory.pools
-            ],
+            "pools": [_pool_to_dict(pool) for pool in self.memory.pools],
             "speed": None if self.speed is None else speed_to_dict(self.speed),
             "context_tokens": self.context_tokens,
             "safe_fill_tokens": self.safe_fill_tokens,
-            "decisions": [
-                {
-                    "setting": d.setting,
-                    "value": d.value,
-                    "origin": d.origin,
-                    "because": d.because,
-                    "next_rejected": None
-                    if d.next_rejected is None
-                    else {
-                        "value": d.next_rejected.value,
-                        "pool": d.next_rejected.pool,
-                        "shortfall_bytes": d.next_rejected.shortfall_bytes,
-                        "because": d.next_rejected.because,
-                    },
-                }
-                for d in self.decisions
-            ],
-            "alternatives": [
-                {
-                    "title": a.title,
-                    "argv": list(a.argv),
-                    "context_tokens": a.context_tokens,
-                    "device_bytes": a.device_bytes,
-                    "host_bytes": a.host_bytes,
-                    "speed": None if a.speed is None else speed_to_dict(a.speed),
-                    "because": a.because,
-                }
-                for a in self.alternatives
-            ],
+            "decisions": [_decision_to_dict(decision) for decision in self.decisions],
+            "alternatives": [_alternative_to_dict(alternative) for alternative in self.alternatives],
             "findings": [{"severity": f.severity, "code": f.code, "message": f.message} for f in self.findings],
             "engine_report": _finite(dict(self.engine_report)),
         }
+
+
+def _pool_to_dict(pool: PoolUse) -> dict[str, Any]:
+    return {
+        "id": pool.id,
+        "name": pool.name,
+        "total_bytes": pool.total_bytes,
+        "free_bytes": pool.free_bytes,
+        "budget_bytes": pool.budget_bytes,
+        "used_bytes": pool.used_bytes,
+        "start_bytes": pool.start_bytes,
+        **{f"{kind}_bytes": pool.sum_bytes(kind) for kind in KINDS},
+        "items": [
+            {
+                "kind": i.kind,
+                "label": i.label,
+                "bytes": i.n_bytes,
+                "basis": i.basis,
+                "mapped": i.mapped,
+                "when": i.when,
+                "source": i.source,
+            }
+            for i in pool.items
+        ],
+        "limits": [
+            {"id": one.id, "name": one.name, "limit_bytes": one.limit_bytes, "used_bytes": one.used_bytes}
+            for one in pool.limits
+        ],
+    }
+
+
+def _decision_to_dict(decision: Decision) -> dict[str, Any]:
+    rejected = decision.next_rejected
+    return {
+        "setting": decision.setting,
+        "value": decision.value,
+        "origin": decision.origin,
+        "because": decision.because,
+        "next_rejected": None
+        if rejected is None
+        else {
+            "value": rejected.value,
+            "pool": rejected.pool,
+            "shortfall_bytes": rejected.shortfall_bytes,
+            "because": rejected.because,
+        },
+    }
+
+
+def _alternative_to_dict(alternative: Alternative) -> dict[str, Any]:
+    return {
+        "title": alternative.title,
+        "argv": list(alternative.argv),
+        "context_tokens": alternative.context_tokens,
+        "device_bytes": alternative.device_bytes,
+        "host_bytes": alternative.host_bytes,
+        "speed": None if alternative.speed is None else speed_to_dict(alternative.speed),
+        "because": alternative.because,
+    }
 
 
 def _finite(value: Any) -> Any:

@@ -94,17 +94,8 @@ def load_machine(
             here = format_bytes(main.available_bytes)
             findings.append(f"RAM is taken from this machine, {here} free; --ram SIZE states another")
     assert main is not None
-    devices: list[Device] = []
-    links: list[Link] = []
-    for part in parts:
-        renamed = {}
-        for device in part.devices:
-            new = f"GPU{len(devices)}"
-            renamed[device.id] = new
-            pool = HOST_POOL if device.pool == HOST_POOL else new
-            devices.append(replace(device, id=new, index=len(devices), pool=pool))
-            sources |= {f"{new}.{figure}": basis for figure, basis in _of(part.sources, device.id)}
-        links += [replace(link, a=renamed[link.a], b=renamed[link.b]) for link in part.links]
+    devices, links, known = _joined(parts)
+    sources |= known
     links += _on_boards(devices, links, dirs)
     sources |= {f"host.{figure}": basis for part in hosts for figure, basis in _of(part.sources, HOST_POOL)}
     return Machine(
@@ -116,6 +107,23 @@ def load_machine(
         findings=tuple(dict.fromkeys(findings)),
         sources=sources,
     )
+
+
+def _joined(parts: Iterable[_Part]) -> tuple[list[Device], list[Link], dict[str, str]]:
+    """Devices of all parts under new numbers, their links, and where figures come from."""
+    devices: list[Device] = []
+    links: list[Link] = []
+    sources: dict[str, str] = {}
+    for part in parts:
+        renamed = {}
+        for device in part.devices:
+            new = f"GPU{len(devices)}"
+            renamed[device.id] = new
+            pool = HOST_POOL if device.pool == HOST_POOL else new
+            devices.append(replace(device, id=new, index=len(devices), pool=pool))
+            sources |= {f"{new}.{figure}": basis for figure, basis in _of(part.sources, device.id)}
+        links += [replace(link, a=renamed[link.a], b=renamed[link.b]) for link in part.links]
+    return devices, links, sources
 
 
 def _each(text: str, dirs: tuple[str | Path, ...]) -> list[str]:

@@ -46,12 +46,7 @@ def read_card(
         )
         return None
     id = f"cuda{index}"
-    capability = nvml.ask("nvmlDeviceGetCudaComputeCapability", handle).value
-    cc = (
-        (int(capability[0]), int(capability[1]))
-        if isinstance(capability, (tuple, list)) and len(capability) == 2
-        else None
-    )
+    cc = _capability(nvml, handle)
     cores = nvml.number("nvmlDeviceGetNumGpuCores", handle)
     n_sm = cores // CORES_PER_SM.get(cc, 128) if cores and cc else None
     clock = nvml.number("nvmlDeviceGetMaxClockInfo", handle, 1)
@@ -70,34 +65,21 @@ def read_card(
         n_sm=n_sm,
     )
     sources: dict[str, str] = {f"{id}.n_sm": "derived: NVML, cores"} if n_sm else {}
-    mig_mode = nvml.ask("nvmlDeviceGetMigMode", handle).value
-    is_mig = isinstance(mig_mode, (list, tuple)) and bool(mig_mode) and mig_mode[0] == 1
+    is_mig = _is_mig(nvml, handle)
     if memory.value is not None:
         device, basis = _with_memory(device, memory.value)
         sources |= basis
     elif memory.reason == "not supported" and not is_mig:
         # GB10 and Jetson: no memory of its own, NVML says so by declining
-        device = replace(
-            device,
-            pool=HOST_POOL,
-            integrated=True,
-            total_bytes=host.total_bytes,
-            free_bytes=host.available_bytes,
-        )
+        device, basis = _with_ram(device, host)
         notes.append("unified memory: the pool is RAM")
-        sources |= {
-            f"{id}.total_bytes": "derived: RAM",
-            f"{id}.free_bytes": "derived: RAM available",
-        }
+        sources |= basis
     elif not is_mig:
         why = why_not(memory.reason or "unknown error")
         findings.append(f"{name}: free memory is unknown ({why}); --on NAME:SIZE states it")
     notes += _notes(system, nvml, handle)
-    device, known = enrich(replace(device, notes=tuple(notes)))
-    sources |= known
-    if device.bandwidth_bytes_per_s is None and (rate := _bandwidth(nvml, handle)) is not None:
-        device = replace(device, bandwidth_bytes_per_s=rate)
-        sources[f"{id}.bandwidth_bytes_per_s"] = "derived: NVML, bus width x memory clock x 2"
+    device, basis = _with_rates(nvml, handle, replace(device, notes=tuple(notes)))
+    sources |= basis
     if link is not None:
         device = replace(device, link_bytes_per_s=link)
         sources[f"{id}.link_bytes_per_s"] = link_source
@@ -114,6 +96,34 @@ def read_card(
         migs=migs,
         mig_enabled=is_mig,
     )
+
+
+def _capability(nvml: Nvml, handle: Any) -> tuple[int, int] | None:
+    found = nvml.ask("nvmlDeviceGetCudaComputeCapability", handle).value
+    return (int(found[0]), int(found[1])) if isinstance(found, (tuple, list)) and len(found) == 2 else None
+
+
+def _is_mig(nvml: Nvml, handle: Any) -> bool:
+    mode = nvml.ask("nvmlDeviceGetMigMode", handle).value
+    return isinstance(mode, (list, tuple)) and bool(mode) and mode[0] == 1
+
+
+def _with_rates(nvml: Nvml, handle: Any, device: Device) -> tuple[Device, dict[str, str]]:
+    """The device with what its profile says, or the driver of its bandwidth where there is none."""
+    device, sources = enrich(device)
+    if device.bandwidth_bytes_per_s is None and (rate := _bandwidth(nvml, handle)) is not None:
+        device = replace(device, bandwidth_bytes_per_s=rate)
+        sources = {**sources, f"{device.id}.bandwidth_bytes_per_s": "derived: NVML, bus width x memory clock x 2"}
+    return device, sources
+
+
+def _with_ram(device: Device, host: Host) -> tuple[Device, dict[str, str]]:
+    """The device on a machine of one memory."""
+    shared = replace(
+        device, pool=HOST_POOL, integrated=True, total_bytes=host.total_bytes, free_bytes=host.available_bytes
+    )
+    basis = {f"{device.id}.total_bytes": "derived: RAM", f"{device.id}.free_bytes": "derived: RAM available"}
+    return shared, basis
 
 
 def _with_memory(device: Device, memory: Any) -> tuple[Device, dict[str, str]]:

@@ -222,26 +222,24 @@ def _reserve(
     copies = _copies(model)
     blocks = [known.number((signature, copies.get(il))) for il, signature in enumerate(signatures)]
     backends = scheduler.devices, scheduler.n_copies
-    beside = (
-        (n_tokens, n_seqs, n_outputs, pinned, fusions, model.context, backends),
-        tuple((name, home) for name, home in model.homes.items() if not name.startswith("blk.")),
-        (copies.get(model.hparams.n_layer_all), tuple(model.layer_dev[len(blocks) :]), model.full_offload),
-    )
+    outside = [(name, home) for name, home in model.homes.items() if not name.startswith("blk.")]
+    output = copies.get(model.hparams.n_layer_all), tuple(model.layer_dev[len(blocks) :]), model.full_offload
+    beside = (n_tokens, n_seqs, n_outputs, pinned, fusions, model.context, backends), tuple(outside), output
     levels = known.levels.setdefault(backends, {})
-    for _ in range(_ATTEMPTS):
-        order, cuts = choose_layers(blocks, levels)
+
+    def once(order: tuple[int, ...], cuts: tuple[Cut, ...]) -> Replay:
         key = beside, cuts, tuple([blocks[il] for il in order])
         found = known.replays.get(key)
         if found is None:
             found = known.replays[key] = replayed(order, cuts)
+        return found
+
+    for _ in range(_ATTEMPTS):
+        found = once(*choose_layers(blocks, levels))
         if not found.vain:
             return found
         levels.update((cut.edge, cut.level + 1) for cut in found.vain)
-    key = beside, (), tuple(blocks)
-    found = known.replays.get(key)
-    if found is None:
-        found = known.replays[key] = replayed(every, ())
-    return found
+    return once(every, ())
 
 
 def _copies(model: GraphModel) -> dict[int, tuple[tuple[str, int], ...]]:

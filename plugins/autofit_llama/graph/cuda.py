@@ -538,26 +538,11 @@ def _weighted_reduction(nodes: Sequence[Tensor], i: int, end: int) -> tuple[tupl
     first = nodes[i]
     if first.type != "f32" or not is_contiguous(first):
         return None
-
-    def split(product: Tensor) -> tuple[Tensor, Tensor] | None:
-        narrow = (1, *product.ne[1:])
-        a, b = product.src
-        for full, weights in ((a, b), (b, a)):
-            if (
-                full.type == weights.type == "f32"
-                and full.ne == product.ne
-                and weights.ne == narrow
-                and is_contiguous(full)
-                and is_contiguous(weights)
-            ):
-                return full, weights
-        return None
-
-    weighted, kept, n_mul = first, split(first), 1
+    weighted, kept, n_mul = first, _factors(first), 1
     result: tuple[Tensor, ...] | None = kept
     second = nodes[i + 1] if i + 1 < end else None
     if second is not None and second.op == "MUL" and second.type == "f32" and is_contiguous(second):
-        outer = split(second)
+        outer = _factors(second)
         if outer is not None and outer[0] is first and kept is not None:
             weighted, n_mul, result = second, 2, (kept[0], outer[1], kept[1])
     if result is None:
@@ -568,10 +553,37 @@ def _weighted_reduction(nodes: Sequence[Tensor], i: int, end: int) -> tuple[tupl
     count = 2 * n_used + n_mul - 1
     if i + count > end:
         return None
+    total = _sum_of_views(weighted, nodes[i + n_mul : i + count])
+    if total is None or not is_contiguous(total):
+        return None
+    if total.ne != (weighted.ne[0], n_tokens, 1, 1) or not _fusable(nodes, i, count, (i + count - 1,), end):
+        return None
+    return result, total, count
+
+
+def _factors(product: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What is multiplied, and the weights: one number for each of its rows."""
+    narrow = (1, *product.ne[1:])
+    a, b = product.src
+    for full, weights in ((a, b), (b, a)):
+        if (
+            full.type == weights.type == "f32"
+            and full.ne == product.ne
+            and weights.ne == narrow
+            and is_contiguous(full)
+            and is_contiguous(weights)
+        ):
+            return full, weights
+    return None
+
+
+def _sum_of_views(weighted: Tensor, nodes: Sequence[Tensor]) -> Tensor | None:
+    """The sum, where `nodes` are one view for each expert of `weighted`, in order, and what adds them up."""
+    n_used, n_tokens = weighted.ne[1], weighted.ne[2] * weighted.ne[3]
     views: list[Tensor] = []
     total: Tensor | None = None
     n_adds = 0
-    for t in nodes[i + n_mul : i + count]:
+    for t in nodes:
         if t.op == "VIEW":
             if (
                 len(views) >= n_used
@@ -591,11 +603,7 @@ def _weighted_reduction(nodes: Sequence[Tensor], i: int, end: int) -> tuple[tupl
             return None
         total = t
         n_adds += 1
-    if len(views) != n_used or n_adds != n_used - 1 or total is None or not is_contiguous(total):
-        return None
-    if total.ne != (weighted.ne[0], n_tokens, 1, 1) or not _fusable(nodes, i, count, (i + count - 1,), end):
-        return None
-    return result, total, count
+    return total if len(views) == n_used and n_adds == n_used - 1 else None
 
 
 def _topk_moe(nodes: Sequence[Tensor], i: int, end: int) -> int:

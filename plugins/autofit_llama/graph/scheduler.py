@@ -49,6 +49,9 @@ EVERY_INPUT = Change(
 )
 
 
+_Copies = dict[tuple[int, int], list[Tensor]]  #: (identity of a tensor, device) -> its copies there
+
+
 @dataclass(slots=True)
 class Split:
     """Consecutive nodes of one backend, and the tensors that are copied to it before they run."""
@@ -185,8 +188,25 @@ class Scheduler:
 
     def split(self, leafs: Sequence[Tensor], nodes: list[Tensor]) -> Schedule:
         """Passes 5 and 6, fusion dependencies, and the graph that is allocated."""
+        splits, copies, used = self._cut(nodes)
+        out, position = self._order(nodes, splits, copies)
+        first_leafs: list[tuple[Tensor, int]] = []
+        if self.n_copies > 1:
+            for leaf in leafs if self.version.follows(EVERY_INPUT) else used:
+                if leaf.is_input and (id(leaf), leaf.dev) not in copies:
+                    leaf.is_output = True
+                    twins = [_copy_of(leaf, leaf.dev, True) for _ in range(self.n_copies - 1)]
+                    first_leafs += [(t, leaf.dev) for t in (leaf, *twins)]
+            for s in splits:
+                for src in s.inputs:
+                    first_leafs += [(t, s.dev) for t in copies[id(src), s.dev]]
+        return Schedule(splits, first_leafs + [(t, t.dev) for t in leafs], out, position)
+
+    def _cut(self, nodes: list[Tensor]) -> tuple[list[Split], _Copies, dict[Tensor, None]]:
+        """Where a split ends and the next one begins; copies of what comes from other devices, which stand in for it;
+        and the inputs that operations read."""
         n_copies = self.n_copies
-        copies: dict[tuple[int, int], list[Tensor]] = {}
+        copies: _Copies = {}
         splits: list[Split] = []
         used: dict[Tensor, None] = {}
         split: Split | None = None
@@ -221,7 +241,12 @@ class Scheduler:
                     src_list[j] = copy[0]
         if split is not None:
             split.end = len(nodes)
+        return splits, copies, used
 
+    def _order(
+        self, nodes: list[Tensor], splits: Sequence[Split], copies: _Copies
+    ) -> tuple[list[tuple[Tensor, int]], list[int]]:
+        """The graph that is allocated: copies, nodes and what fusion keeps of each split; a node's place in it."""
         dependencies: dict[int, list[Tensor]] = {}
 
         def keep(t: Tensor, until: Tensor) -> None:
@@ -247,18 +272,7 @@ class Scheduler:
                 if kept:
                     out += [(_keeps(kept[n : n + _MAX_SRC]), s.dev) for n in range(0, len(kept), _MAX_SRC)]
         position[len(nodes)] = len(out)
-
-        first_leafs: list[tuple[Tensor, int]] = []
-        if n_copies > 1:
-            for leaf in leafs if self.version.follows(EVERY_INPUT) else used:
-                if leaf.is_input and (id(leaf), leaf.dev) not in copies:
-                    leaf.is_output = True
-                    twins = [_copy_of(leaf, leaf.dev, True) for _ in range(n_copies - 1)]
-                    first_leafs += [(t, leaf.dev) for t in (leaf, *twins)]
-            for s in splits:
-                for src in s.inputs:
-                    first_leafs += [(t, s.dev) for t in copies[id(src), s.dev]]
-        return Schedule(splits, first_leafs + [(t, t.dev) for t in leafs], out, position)
+        return out, position
 
     def _is_full(self, split: Split, t: Tensor, copies: Mapping[tuple[int, int], object]) -> bool:
         """Whether `t`, of the split's own backend, starts another split because of what it has to have copied."""

@@ -156,30 +156,16 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
         and context.offload_kqv
         and not _overrides_any(arguments)
     )
-    try:
-        compute = compute_buffers(
-            GraphModel(
-                hparams=hp,
-                context=context,
-                tensors=sized.tensors,
-                layer_dev=(*placement.blocks, placement.output),
-                homes=plan.homes,
-                copies=plan.copies,
-                full_offload=full_offload,
-            ),
-            devices,
-            pipeline=pipeline,
-            dry_run=dry_run,
-            known=sized.known,
-        )
-        has_graph = True
-    except UnsupportedModelError:
-        from autofit_llama.memory.bound import bound_buffers
-
-        compute = bound_buffers(
-            hp, context, sized.tensors, plan.homes, devices, layer_bytes=per_layer, pipeline=pipeline
-        )
-        has_graph = False
+    graph = GraphModel(
+        hparams=hp,
+        context=context,
+        tensors=sized.tensors,
+        layer_dev=(*placement.blocks, placement.output),
+        homes=plan.homes,
+        copies=plan.copies,
+        full_offload=full_offload,
+    )
+    compute, has_graph = _compute(graph, sized.known, devices, per_layer, pipeline=pipeline, dry_run=dry_run)
     partial_bytes = 0
     if slices is not None:
         compute = replace(compute, device_bytes=compute.device_bytes * len(slices.devices))
@@ -203,6 +189,25 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
 def _overrides_any(arguments: Arguments) -> bool:
     """Whether the engine is given a pattern at all, matching or not; `-ncmoe 0` gives none."""
     return any(o.kind in ("pattern", "cpu_moe") or o.n_blocks > 0 for o in arguments.overrides)
+
+
+def _compute(
+    graph: GraphModel,
+    known: Known,
+    devices: Sequence[DeviceRules],
+    layer_bytes: Mapping[int, int],
+    *,
+    pipeline: bool,
+    dry_run: bool,
+) -> tuple[ComputeBuffers, bool]:
+    """Compute buffers, and whether they are those of the model's graph: an unknown architecture has bounds."""
+    try:
+        return compute_buffers(graph, devices, pipeline=pipeline, dry_run=dry_run, known=known), True
+    except UnsupportedModelError:
+        from autofit_llama.memory.bound import bound_buffers
+
+        known_of = (graph.hparams, graph.context, graph.tensors, graph.homes)
+        return bound_buffers(*known_of, devices, layer_bytes=layer_bytes, pipeline=pipeline), False
 
 
 def _cache_bytes(

@@ -109,7 +109,16 @@ def _base(meta: Metadata, arch: Architecture) -> HParamsDraft:
     if d.n_embd == 0:
         meta.refuse("embedding_length", "is 0")
     _experts(d, meta, arch)
+    _layers(d, meta, arch)
+    d.rope_finetuned = bool(meta.read("rope.scaling.finetuned", "bool", 0, 0))
+    _heads(d, meta, arch)
+    d.n_cls_out = meta.count("classifier.output_labels") or 1
+    return d
 
+
+def _layers(d: HParamsDraft, meta: Metadata, arch: Architecture) -> None:
+    """What each layer has of its own."""
+    n = d.n_layer_all
     d.n_ff = meta.read("feed_forward_length", "layers", n, n) or [0] * n
     d.n_head = meta.read("attention.head_count", "layers", n, n) or [0] * n
     d.n_head_kv = meta.read("attention.head_count_kv", "layers", n, n) or list(d.n_head)
@@ -129,8 +138,9 @@ def _base(meta: Metadata, arch: Architecture) -> HParamsDraft:
     d.is_recr = [arch.memory.is_recurrent] * n
     d.deepstack_mapping, d.dsv4_compress_ratios = [-1] * n, [0] * n
 
-    finetuned = meta.read("rope.scaling.finetuned", "bool", 0, 0)
-    d.rope_finetuned = bool(finetuned)
+
+def _heads(d: HParamsDraft, meta: Metadata, arch: Architecture) -> None:
+    """Sizes of a head, with the full context and in a window."""
     n_head = d.n_head[0]
     if n_head > 0:
         d.n_embd_head_k_full = meta.number("attention.key_length", default=d.n_embd // n_head)
@@ -141,8 +151,6 @@ def _base(meta: Metadata, arch: Architecture) -> HParamsDraft:
     d.n_embd_head_k_swa = meta.number("attention.key_length_swa", default=d.n_embd_head_k_full)
     d.n_embd_head_v_swa = meta.number("attention.value_length_swa", default=d.n_embd_head_v_full)
     d.n_rot_swa = meta.number("rope.dimension_count_swa", default=d.n_rot_full)
-    d.n_cls_out = meta.count("classifier.output_labels") or 1
-    return d
 
 
 def _experts(d: HParamsDraft, meta: Metadata, arch: Architecture) -> None:

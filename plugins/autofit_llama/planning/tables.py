@@ -124,20 +124,7 @@ class Tables:
         least = min(made.first_bulk, default=len(units) - 1 if lean[1] else 0) + 1 if spill else 0
         targets = {target.id: target for target in self.targets}
         names = [target.id for target in self.targets] if order is None else order
-        sites = []
-        for name in names:
-            whole_bytes, lean_bytes, whole_s, lean_s = made.of(targets[name])
-            sites.append(
-                Site(
-                    name=name,
-                    kind=targets[name].kind,
-                    whole_bytes=whole_bytes,
-                    lean_bytes=lean_bytes,
-                    whole_s=whole_s,
-                    lean_s=lean_s,
-                    room=rooms[name],
-                )
-            )
+        sites = [made.site(targets[name], rooms[name]) for name in names]
         head_s, skip_to = made.head_s, made.skip_to
         head_bytes = made.head_bytes if most_weights is None else made.head_weights
         chain = Chain(
@@ -409,6 +396,19 @@ class _Columns:
             pairs = pairwise(self.tables.targets)
             back = 2 * max((self.tables.hop(a.id, b.id) for a, b in pairs), default=0.0)
         return [back if unit.projection else 0.0 for unit in self.units] + [inf]
+
+    def site(self, target: Target, room: Room) -> Site:
+        """A device of the search, with `room` for layers."""
+        whole_bytes, lean_bytes, whole_s, lean_s = self.of(target)
+        return Site(
+            name=target.id,
+            kind=target.kind,
+            whole_bytes=whole_bytes,
+            lean_bytes=lean_bytes,
+            whole_s=whole_s,
+            lean_s=lean_s,
+            room=room,
+        )
 
     def of(self, target: Target) -> tuple[list[int], list[int], list[float], list[float]]:
         """Bytes whole and lean, seconds whole and lean."""
