@@ -208,6 +208,26 @@ class Backend(ABC):
         """The devices that a log names, in the engine's order, with what it says of them; their ids are its places."""
         return ()
 
+    def command_in(self, observed: Observed) -> Sequence[str]:
+        """A command that comes to what a log shows, where the log does not have its own; empty: it does not tell."""
+        return ()
+
+    def model_in(self, observed: Observed) -> tuple[ModelSpec | None, tuple[str, ...]]:
+        """The model that a log is about, rebuilt from it, and what its figures rest on. `None`: it tells too little."""
+        return None, ()
+
+    def dry_run(self, argv: Sequence[str], environ: Mapping[str, str]) -> Sequence[str]:
+        """The command that asks an installed engine what `argv` takes, without taking it; empty: there is none."""
+        return ()
+
+    def read_dry_run(self, text: str) -> Observed:
+        """What the command of `dry_run` printed.
+
+        Raises:
+            UsageError: it says nothing of memory.
+        """
+        raise NotImplementedError
+
     def repair(
         self,
         observed: Observed,

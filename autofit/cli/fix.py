@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
     assigned, words = split_assignments(args.engine_args or ())
     stated = {name: value for name, value in given(args).items() if value is not None}
     options = collect(stated, None, "", lambda name: {}, ("on", "ram", "engine_version"))
-    with _open(args.log) as file:
+    with open_log(args.log) as file:
         answer = fix(
-            _pieces(file),
+            pieces(file),
             words,
             model=read_model(args.model) if args.model else None,
             ram=options.get("ram"),
@@ -68,10 +68,11 @@ def run(args: argparse.Namespace) -> int:
     return 3 if failure.is_memory else 1
 
 
-def _open(name: str) -> IO[bytes]:
+def open_log(name: str) -> IO[bytes]:
+    """The file of that name, or standard input. Raises: UsageError."""
     if name == "-":
         if sys.stdin is None or sys.stdin.isatty():
-            raise UsageError("fix: no log", hint="name its file, or pipe it: autofit fix LOG")
+            raise UsageError("no log", hint="name its file, or pipe it: COMMAND 2>&1 | autofit fix")
         return sys.stdin.buffer
     try:
         return Path(name).open("rb")
@@ -82,7 +83,8 @@ def _open(name: str) -> IO[bytes]:
         raise UsageError(f"{printable(name)}: {cause}", hint="LOG is a file with what the engine printed") from error
 
 
-def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+def pieces(file: IO[bytes]) -> Iterator[bytes]:
+    """All of a file, piece by piece."""
     while piece := file.read(_PIECE):
         yield piece
 

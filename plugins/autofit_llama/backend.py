@@ -154,6 +154,27 @@ class LlamaBackend(Backend):
 
         return devices_of(observed)
 
+    def command_in(self, observed: Observed) -> Sequence[str]:
+        from autofit_llama.logs.command import command_of
+
+        return command_of(observed, find_version(observed.version)[0]) if "context.n_ctx" in observed.facts else ()
+
+    def model_in(self, observed: Observed) -> tuple[ModelSpec | None, tuple[str, ...]]:
+        from autofit_llama.logs.model import rebuild
+
+        found, _ = rebuild(observed)
+        return (None, ()) if found is None else (found.model, (f"the model is rebuilt from the log: {found.how}",))
+
+    def dry_run(self, argv: Sequence[str], environ: Mapping[str, str]) -> Sequence[str]:
+        from autofit_llama.logs.dry_run import dry_run_of
+
+        return dry_run_of(argv, environ)
+
+    def read_dry_run(self, text: str) -> Observed:
+        from autofit_llama.logs.dry_run import read_dry_run
+
+        return read_dry_run(text, self.engine)
+
     def repair(
         self,
         observed: Observed,

@@ -1,0 +1,162 @@
+"""A plan beside what the engine itself says: its dry run, or the log of a boot, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from autofit.domain.text import printable
+from autofit.domain.units import MIB, format_bytes
+from autofit.domain.values import dataclass
+from autofit.errors import UsageError
+from autofit.fix import machine_of, read_log
+from autofit.host import blamed, host
+from autofit.planning.compare import Difference, compare
+
+if TYPE_CHECKING:
+    from autofit.domain.machine import Machine
+    from autofit.domain.model import ModelSpec
+    from autofit.domain.observed import Observed
+    from autofit.domain.plan import Plan
+
+TOLERANCE_FRACTION = 0.01
+LEAST_TOLERANCE_BYTES = 16 * MIB
+MAX_OUTPUT_BYTES = 1 << 24
+DRY_RUN_SECONDS = 300
+NOTHING: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """The parts of a plan that the engine reported. `source` says where its figures come from."""
+
+    backend: str
+    source: str
+    plan: Plan
+    observed: Observed
+    differences: tuple[Difference, ...]
+    basis: tuple[str, ...] = ()
+
+    @property
+    def too_low(self) -> tuple[Difference, ...]:
+        """Parts of which the engine took more than was predicted, beyond the tolerance."""
+        return tuple(one for one in self.differences if one.over_bytes > tolerance_bytes(one))
+
+
+def tolerance_bytes(difference: Difference) -> int:
+    """What a part may be above its prediction: 1 % of it or 16 MiB, beside what the log rounds off."""
+    return max(int(difference.predicted_bytes * TOLERANCE_FRACTION), LEAST_TOLERANCE_BYTES)
+
+
+def verify_log(
+    log: Iterable[bytes],
+    argv: Sequence[str] = (),
+    *,
+    model: ModelSpec | None = None,
+    engine_version: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Verified:
+    """The plan of a log's command, on the log's devices, beside what the log reports.
+
+    Raises:
+        UsageError: no engine wrote it, it names no command or model and none is given, or it reports no memory.
+    """
+    wanted = host().backend_of_program(tuple(argv)).name if argv else None
+    backend, observed = read_log(log, wanted)
+    words, basis = tuple(argv) or observed.command, NOTHING
+    with blamed(backend.name):
+        if not words:
+            words = tuple(backend.command_in(observed))
+        if model is None:
+            model, basis = backend.model_in(observed)
+    if not words or model is None:
+        what = "command" if not words else "model"
+        raise UsageError(
+            f"the log tells no {what}", hint="name both: autofit verify MODEL --log FILE -- ENGINE COMMAND"
+        )
+    machine = machine_of(backend, observed)
+    plan = _checked(words, model, machine, engine_version or observed.version, environ)
+    return _verified(backend.name, "the log", plan, observed, backend.places(machine), basis)
+
+
+def verify_dry_run(
+    model: ModelSpec, argv: Sequence[str], machine: Machine, *, environ: Mapping[str, str],
+    engine_version: str | None = None,
+) -> Verified:  # fmt: skip
+    """The plan of a command beside the dry run of the engine that is installed.
+
+    Raises:
+        UsageError: the engine has no dry run, it is not installed, or it fails.
+    """
+    backend = host().backend_of_program(tuple(argv))
+    with blamed(backend.name):
+        words = tuple(backend.dry_run(argv, environ))
+    if not words:
+        raise UsageError(
+            f"{backend.engine} has no dry run that could be asked here",
+            hint="compare with the log of a boot: autofit verify MODEL --log FILE",
+        )
+    text = _output(words, environ)
+    with blamed(backend.name):
+        observed = backend.read_dry_run(text)
+    plan = _checked(words, model, machine, engine_version, environ)
+    return _verified(backend.name, words[0], plan, observed, backend.places(machine), ())
+
+
+def _checked(
+    argv: Sequence[str], model: ModelSpec, machine: Machine, version: str | None, environ: Mapping[str, str] | None
+) -> Plan:
+    from autofit.pipeline import check
+
+    return check(argv, machine, model=model, environ=environ, settings=None, engine_version=version)
+
+
+def _verified(
+    backend: str, source: str, plan: Plan, observed: Observed, places: Mapping[str, str], basis: tuple[str, ...]
+) -> Verified:
+    differences = compare(plan.memory, observed, places)
+    if not differences:
+        raise UsageError(
+            f"{source} reports no memory that a plan has",
+            hint="take the whole log of a boot, from its first line, with -v where the engine has it",
+        )
+    return Verified(backend=backend, source=source, plan=plan, observed=observed, differences=differences, basis=basis)
+
+
+def _output(words: Sequence[str], environ: Mapping[str, str]) -> str:
+    """What a dry run prints.
+
+    Raises:
+        UsageError: it cannot be started, takes too long, or fails.
+    """
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            words,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=DRY_RUN_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        cause = "it takes too long" if isinstance(error, subprocess.TimeoutExpired) else error.strerror or str(error)
+        raise UsageError(f"{printable(words[0])}: {cause}", hint="is the engine installed, and in PATH?") from error
+    if done.returncode:
+        last = done.stderr[-400:].decode("utf-8", "replace").strip().splitlines()
+        raise UsageError(
+            f"{printable(words[0])} fails (exit status {done.returncode}): {printable(last[-1] if last else '', 200)}"
+        )
+    return (done.stdout[:MAX_OUTPUT_BYTES] + b"\n" + done.stderr[:MAX_OUTPUT_BYTES]).decode("utf-8", "replace")
+
+
+def in_words(verified: Verified) -> list[str]:
+    """A line for each part: predicted, reported, difference."""
+    lines = [f"{'pool':12} {'part':9} {'predicted':>12} {'reported':>12}  difference"]
+    for one in verified.differences:
+        over = one.over_bytes
+        what = "same" if not over else f"{'+' if over > 0 else '-'}{format_bytes(abs(over))} ({over} bytes)"
+        predicted, reported = format_bytes(one.predicted_bytes), format_bytes(one.reported_bytes)
+        lines.append(f"{printable(one.pool, 12):12} {one.kind:9} {predicted:>12} {reported:>12}  {what}")
+    return lines
