@@ -24,6 +24,7 @@ from autofit_llama.command.reading import WORDS, Reading, find_program, read
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.codes import OWN, finding
 from autofit_llama.engine.naming import find_version, stranger_of, version_in
+from autofit_llama.engine.programs import PROGRAMS
 from autofit_llama.engine.vocabulary import KV_TYPES
 from autofit_llama.launch.defaults import launch_of
 from autofit_llama.launch.findings import findings_of
@@ -45,19 +46,7 @@ if TYPE_CHECKING:
 
 class LlamaBackend(Backend):
     name: ClassVar[str] = "llama"
-    programs: ClassVar[tuple[str, ...]] = (
-        "llama-server",
-        "llama-cli",
-        "llama-fit-params",
-        "llama-bench",
-        "llama-completion",
-        "llama",
-        # engines made from llama.cpp, whose commands are refused by name
-        "llamafile",
-        "koboldcpp",
-        "ollama",
-        "lms",
-    )
+    programs: ClassVar[tuple[str, ...]] = PROGRAMS
     engine: ClassVar[str] = "llama.cpp"
     formats: ClassVar[tuple[str, ...]] = ("gguf",)
     variables: ClassVar[tuple[str, ...]] = ("LLAMA_ARG_",)

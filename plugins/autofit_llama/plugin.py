@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from autofit.hookspecs import BackendRef, hookimpl
 
+from autofit_llama.engine.programs import PROGRAMS
+
 
 @hookimpl
 def autofit_register_backends() -> Iterable[BackendRef]:
@@ -14,19 +16,7 @@ def autofit_register_backends() -> Iterable[BackendRef]:
             "llama",
             "plan a llama-server command for a GGUF model",
             "autofit_llama.backend:LlamaBackend",
-            (
-                "llama-server",
-                "llama-cli",
-                "llama-fit-params",
-                "llama-bench",
-                "llama-completion",
-                "llama",
-                # engines made from llama.cpp, whose commands are refused by name
-                "llamafile",
-                "koboldcpp",
-                "ollama",
-                "lms",
-            ),
+            PROGRAMS,
             ("llama.cpp",),
         ),
     )

@@ -16,6 +16,8 @@ from autofit.domain.units import GIB, MIB
 from autofit.errors import AutofitError
 
 from autofit_llama.backend import LlamaBackend
+from autofit_llama.planning.goals import LOSSY_GAIN
+from autofit_llama.planning.problem import FILLED_TOKENS
 from support.descriptors import names, spec
 
 BACKEND = LlamaBackend()
@@ -32,13 +34,14 @@ class Job(NamedTuple):
 
 
 class Worth(NamedTuple):
-    """What a plan is good for, each more the better."""
+    """What a plan is good for, each more the better; `rate` is that of decoding where the policy compares it."""
 
     n_ctx: int
-    start: float
+    rate: float
     full: float
     prompts: float
     is_lossless: bool
+    says_price: bool = False  #: what a lossless cache costs is in the summary
 
 
 def job_of(seed: int) -> Job:
@@ -95,7 +98,11 @@ def worth(job: Job) -> Worth | None:
     assert plan.speed is not None
     full = plan.speed.decode_tokens_per_s
     start = plan.speed.start_tokens_per_s or full
-    return Worth(plan.context_tokens or 0, start, full, plan.speed.prefill_tokens_per_s or 0.0, "-ctk" not in plan.argv)
+    n_ctx = plan.context_tokens or 0
+    filled = 1.0 if job.request.context == 0 else min(1.0, FILLED_TOKENS / n_ctx)
+    rate = 1 / ((1 - filled) / start + filled / full)  # seconds of a token grow evenly with what is in the context
+    says = any(finding.code == "lossless-cache" for finding in plan.findings)
+    return Worth(n_ctx, rate, full, plan.speed.prefill_tokens_per_s or 0.0, "-ctk" not in plan.argv, says)
 
 
 def assert_no_worse(less: Worth | None, more: Worth | None) -> None:
@@ -103,10 +110,13 @@ def assert_no_worse(less: Worth | None, more: Worth | None) -> None:
     if less is None:
         return
     assert more is not None, "a plan is lost"
-    is_worse = more.n_ctx < less.n_ctx or more.start < 0.98 * less.start  # given up for the plainest flags
-    assert not is_worse or any(b > a for a, b in zip(less, more, strict=True)), f"{less} -> {more}"
-    assert more.n_ctx >= less.n_ctx or more.start > less.start, f"{less} -> {more}"
-    assert more.n_ctx > less.n_ctx or more.start >= 0.95 * less.start, f"{less} -> {more}"
+    is_worse = more.n_ctx < less.n_ctx or more.rate < 0.98 * less.rate  # given up for the plainest flags
+    assert not is_worse or any(b > a for a, b in zip(less[:5], more[:5], strict=True)), f"{less} -> {more}"
+    assert more.n_ctx >= less.n_ctx or more.rate > less.rate, f"{less} -> {more}"
+    kept = 0.95
+    if more.is_lossless and not less.is_lossless and more.says_price:
+        kept /= LOSSY_GAIN  # the KV-type rule: f16 as soon as it is as near as that to q8_0
+    assert more.n_ctx > less.n_ctx or more.rate >= kept * less.rate, f"{less} -> {more}"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -129,6 +139,23 @@ def test_more_main_memory_where_checkpoints_of_many_slots_fill_it() -> None:
     plans = [worth(job._replace(ram_gib=gib)) for gib in (16, 24, 32, 48, 64, 128)]
     for less, more in pairwise(plans):
         assert_no_worse(less, more)
+
+
+@pytest.mark.parametrize(
+    ("model", "context", "ladder"),
+    [
+        ("qwen3-32b-Q4_K_M", 32_768, range(9, 25, 3)),
+        ("mixtral-8x7b-Q4_K_M", 32_768, range(8, 33, 6)),
+        ("qwen3-32b-Q4_K_M", 0, range(9, 25, 5)),
+    ],
+)
+def test_a_cache_type_changes_with_memory_and_no_rate_is_lost_for_it(model: str, context: int, ladder: range) -> None:
+    """From a card that holds little of the weights to one that holds nearly all of them, in steps."""
+    request = Request(context=context, alternatives=False, explain=False)
+    plans = [worth(Job(model, ((gib * 1024, 936 * 10**9),), 64, request)) for gib in ladder]
+    for less, more in pairwise(plans):
+        assert_no_worse(less, more)
+        assert less is not None and more is not None and more.rate >= 0.95 * less.rate, f"{less} -> {more}"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -154,4 +181,4 @@ def test_the_order_of_devices(seed: int) -> None:
         assert one is other
         return
     assert one.n_ctx == other.n_ctx
-    assert one.start == pytest.approx(other.start, rel=1e-6)
+    assert one.rate == pytest.approx(other.rate, rel=1e-6)

@@ -17,7 +17,8 @@ from autofit_llama.engine.codes import finding
 from autofit_llama.engine.numbers import integer
 from autofit_llama.engine.versions import LATEST
 from autofit_llama.engine.vocabulary import POOLING_NONE, POOLING_RANK
-from autofit_llama.memory.estimate import Estimate, Run
+from autofit_llama.memory.estimate import Estimate, Run, keeps_prompts
+from autofit_llama.memory.layout import Layout
 from autofit_llama.model.context import CELL_PADDING
 
 SPARE_BYTES = 1 * GIB  #: of RAM, kept free beside a prompt cache
@@ -34,7 +35,7 @@ def findings_of(reading: Reading, run: Run, found: Estimate, *, fit: bool) -> li
         *_ignored(reading, run),
         *_context(reading, run, found),
         *_embeddings(reading, run, found),
-        *_prompt_cache(run, found.memory),
+        *_prompt_cache(run, found.layout, found.memory),
     ]
 
 
@@ -132,9 +133,9 @@ def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
         yield finding("split-length", message)
 
 
-def _prompt_cache(run: Run, memory: Memory) -> Iterator[Finding]:
+def _prompt_cache(run: Run, layout: Layout, memory: Memory) -> Iterator[Finding]:
     """A cache that may grow to more than the host has left, and the limit that there is room for."""
-    if run.server is None:
+    if run.server is None or not keeps_prompts(layout):
         return
     host, limit = memory.pool(HOST_POOL), run.server.prompt_cache_bytes
     left = None if host.budget_bytes is None else host.budget_bytes - host.used_bytes + (limit or 0)

@@ -125,8 +125,9 @@ def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = (), *, layo
         n_output_rows=layout.context.n_outputs_max,
         server=run.server is not None,
     )
-    if run.server is not None:
+    if run.server is not None and keeps_prompts(layout):
         host += runtime.prompt_cache(run.server.prompt_cache_bytes)
+    if run.server is not None:
         host += _checkpoint_items(layout, run.server)
     return Estimate(
         memory=account(tuple(_uses(run.devices, items, margins)), host, machine),
@@ -134,6 +135,17 @@ def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = (), *, layo
         device_bytes={name: sum(item.n_bytes for item in its) for name, its in items.items()},
         report=_report(layout, run.devices),
     )
+
+
+def keeps_prompts(layout: Layout) -> bool:
+    """Whether llama-server's cache of past prompts ever gets any state.
+
+    Only completions look there for a prompt; what other tasks leave is put there when one of several slots is idle.
+
+    Source: tools/server/server-context.cpp:get_available_slot and process_single_task.
+    """
+    context = layout.context
+    return bool(layout.caches) and not (context.embeddings and context.n_seq_max == 1)
 
 
 def _context_items(

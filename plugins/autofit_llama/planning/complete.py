@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from autofit.domain.machine import HOST_POOL
-from autofit.domain.units import MIB
+from autofit.domain.plan import Finding
+from autofit.domain.units import MIB, format_bytes
 from autofit.domain.values import replace
 
 from autofit_llama.command.options import offers
 from autofit_llama.command.settings import LlamaSettings
+from autofit_llama.engine.codes import finding
 from autofit_llama.launch.defaults import SERVERS
 from autofit_llama.launch.findings import SPARE_BYTES
-from autofit_llama.memory.estimate import Estimate
+from autofit_llama.memory.estimate import Estimate, keeps_prompts
 from autofit_llama.planning.search import Found
 
 if TYPE_CHECKING:
     from autofit_llama.planning.task import Task
+
+PROMPTS_KEPT = 4  #: whole contexts that the prompt cache holds, where prompts are what is waited for
 
 
 def complete(task: Task, solved: LlamaSettings, found: Found, final: Estimate) -> LlamaSettings:
@@ -48,11 +53,33 @@ def _server_caches(task: Task, final: Estimate) -> dict[str, Any]:
             most = min(default, spare // 2 // one)
             found["n_checkpoints"] = None if most >= default else int(most)
             spare -= most * one
-    if given.cache_ram_mib is None and offers(version, "cache-ram"):
+    if given.cache_ram_mib is None and not keeps_prompts(final.layout):
+        found["cache_ram_mib"] = None
+    elif given.cache_ram_mib is None and offers(version, "cache-ram"):
         default = max(version.numbers("cache_ram_mib"))
         fits = default if spare is None else spare // MIB
-        found["cache_ram_mib"] = None if fits >= default else int(fits if fits >= 256 else 0)
+        wanted = PROMPTS_KEPT * slot_bytes(final) // MIB if task.request.prefer == "throughput" else 0
+        most = min(wanted, fits // 2)  # the rest of RAM is for others
+        found["cache_ram_mib"] = most if most > default else None if fits >= default else fits if fits >= 256 else 0
     return found
+
+
+def slot_bytes(final: Estimate) -> int:
+    """Of the caches of one sequence with its context full: what the prompt cache takes for it."""
+    caches = final.layout.caches
+    return sum(tensor.n_bytes for cache in caches for tensor in cache.tensors) // final.layout.context.n_seq_max
+
+
+def kept_prompts(task: Task, settings: LlamaSettings, final: Estimate) -> Iterator[Finding]:
+    """What a larger prompt cache than the engine's own is for, and what it takes."""
+    mib, own = settings.cache_ram_mib, max(task.pins.version.numbers("cache_ram_mib"), default=0)
+    if task.pins.settings.cache_ram_mib is not None or mib is None or mib <= own:
+        return
+    tokens, by_default = (n * MIB * final.layout.context.n_ctx_seq // slot_bytes(final) for n in (mib, own))
+    message = (
+        f"the prompt cache may grow to {format_bytes(mib * MIB)} of RAM and keeps ~{tokens:,} tokens of past prompts"
+    )
+    yield finding("prompt-cache", f"{message}, which are not processed again (-cram {own}: ~{by_default:,})")
 
 
 def _checkpoint_bytes(final: Estimate) -> int:

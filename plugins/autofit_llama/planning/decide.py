@@ -21,7 +21,7 @@ from autofit_llama.engine.codes import finding
 from autofit_llama.launch.defaults import n_drafted
 from autofit_llama.launch.findings import findings_of
 from autofit_llama.memory.estimate import Estimate, Run
-from autofit_llama.planning.complete import complete
+from autofit_llama.planning.complete import complete, kept_prompts
 from autofit_llama.planning.explain import Explained, explain
 from autofit_llama.planning.goals import Answer, Goals, reach
 from autofit_llama.planning.prices import prices
@@ -66,7 +66,7 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
     explained = explain(task, search, goals, found, settings, final)
     argv = _argv(task, explained)
     findings = [*task.pins.findings, *findings_of(task.pins.reading, run, final, fit=bool(settings.fit))]
-    findings += [*nearest, *prices(task, goals, answer, final)]
+    findings += [*nearest, *prices(task, goals, answer, final), *kept_prompts(task, settings, final)]
     if task.request.beside or task.sized.hparams.n_layer_nextn:
         from autofit_llama.planning.beside import offers  # most models come alone
 

@@ -29,7 +29,7 @@ _BECAUSE = {
     "embedding": "this is an embedding model: without this flag the server rejects embedding requests",
     "pooling": "this is a reranking model: without this flag the server rejects reranking requests",
     "n_threads": "one thread per physical or performance core: memory bandwidth limits decoding",
-    "cache_ram_mib": "MiB of RAM left for the prompt cache; the default is 8192",
+    "cache_ram_mib": "MiB of RAM for the prompt cache; the default is 8192",
     "n_checkpoints": "as many context checkpoints as fit in the RAM left",
     "fit": "every setting is explicit, so llama.cpp's --fit is turned off",
 }

@@ -29,6 +29,7 @@ FLOOR_FRACTION = 0.5
 DECODE_FLOORS = (1.0, 2.0, 5.0, 10.0)
 """Tokens/s that `--prefer context` gives up no more than it must: barely usable, slow, reading speed, comfortable."""
 NOTICED_GAIN = 1.05  #: rates nearer to each other than this count as the same
+LESS_MEMORY = (0.02, 0.05, 0.1, 0.2)  #: shares without which a lossy cache is looked at again
 LOSSY_GAIN = 1.3  #: how much faster a lossy cache has to make decoding, to be taken where f16 fits too
 SPILL_GAIN = 5.0  #: times the share of decode rate lost is the share of context to win, for weights to leave a device
 CONTEXT_STEPS = 64
@@ -39,15 +40,21 @@ LARGE_UBATCHES = (4096, 2048, 1024)
 class PromptTrade(NamedTuple):
     """When a larger micro-batch is taken: prompt processing `gain` times as fast.
 
-    At most `cost` of the decode rate is given for it, and `context` of the context, where that is free.
+    At most `cost` of the decode rate is given for it, and `context` of the context, where that is free. `in_ram`: only
+    where weights are in RAM, whose copies to a device every micro-batch waits for.
     """
 
     gain: float
     cost: float
     context: float
+    in_ram: bool = False
 
 
-DECODE_FIRST = (PromptTrade(2.0, 0.05, 0.25),)
+DECODE_FIRST = (
+    PromptTrade(2.0, 0.05, 0.25),
+    PromptTrade(2.5, 0.05, 0.5, in_ram=True),
+    PromptTrade(3.0, 0.05, 0.6, in_ram=True),
+)
 PROMPTS_TOO = (PromptTrade(1.1, 0.1, 0.5), PromptTrade(1.01, 0.01, 0.1), PromptTrade(1.002, 0.01, 0.0))
 MEMORY_FIRST: tuple[PromptTrade, ...] = ()
 
@@ -64,11 +71,13 @@ class Goals(NamedTuple):
     least: int
     most: int
     rate: Callable[[Found], float] = lambda found: 1.0 / found.seconds
+    full: Callable[[Found], float] = lambda found: 1.0 / found.seconds  #: decode tokens/s with the context full
     prompts: Callable[[Found, int], float] = lambda found, n_ubatch: 0.0
     """Of a prompt of `COMPARED_TOKENS`, with a micro-batch of `n_ubatch` tokens; 0.0 where no rate is known."""
     meets: Callable[[Found, int], bool] = lambda found, n_ubatch: True
     """Whether decode rate and time to the first token are as wished, with a micro-batch of `n_ubatch` tokens."""
     kv_types: tuple[tuple[str, str], ...] = (("f16", "f16"),)
+    fills: bool = True  #: much of the context is filled: its length was asked for, by a sequence that is alone
     floors: tuple[float, ...] = DECODE_FLOORS  #: tokens/s that `context` does not give up for a longer one
     floor_tokens: int = 0  #: the context that `auto` does not go below while it keeps `FLOOR_FRACTION` of the rate
     n_ubatch: int = 512
@@ -96,16 +105,20 @@ class Answer(NamedTuple):
     least_rate: float = 0.0
     compared: Found | None = None  #: with a shorter context, which decodes faster
     lossless: Found | None = None  #: with an f16 cache
+    lossy: Found | None = None  #: with a q8_0 cache, which would decode faster, but not enough for what it takes
     plain: Found | None = None  #: with the default micro-batch
 
 
 def reach(search: Search, goals: Goals) -> Answer | None:
     """The best answer to the goals, or `None` when nothing fits."""
     answer = _any_type(search, goals)
-    if answer is None or not goals.free_ubatch:
-        return answer
-    larger = larger_ubatch(search, goals, answer.found, answer.least_rate)
-    return answer if larger is answer.found else answer._replace(found=larger, plain=answer.found)
+    if answer is None:
+        return None
+    if goals.free_ubatch:
+        larger = larger_ubatch(search, goals, answer.found, answer.least_rate)
+        if larger is not answer.found:
+            answer = answer._replace(found=larger, plain=answer.found)
+    return answer
 
 
 def _any_type(search: Search, goals: Goals) -> Answer | None:
@@ -138,8 +151,11 @@ def _if_worth(search: Search, goals: Goals, kv: tuple[str, str], lossless: Answe
     passed_over = lossless.found
     if goals.prefer == "context":
         lossy = _with_types(search, goals, kv)
-        if lossy is None or _reach_of(goals, lossy.found) <= _reach_of(goals, passed_over):
+        if lossy is None or _reach_of(goals, lossy.found) < _reach_of(goals, passed_over):
             return lossless
+        is_alike = _reach_of(goals, lossy.found) == _reach_of(goals, passed_over)
+        if is_alike and not (goals.fills and _is_worth(search, goals, lossy.found, passed_over)):
+            return _with_lossy(goals, lossless, lossy.found)
         return lossy._replace(lossless=passed_over)
     n_ctx = passed_over.candidate.n_ctx_seq
     alike = _fastest(search, goals, goals.candidate(n_ctx, kv))
@@ -147,25 +163,44 @@ def _if_worth(search: Search, goals: Goals, kv: tuple[str, str], lossless: Answe
         return lossless
     only_way = goals.may_meet(alike) and not goals.may_meet(passed_over)
     if not only_way and not _is_worth(search, goals, alike, passed_over):
-        return lossless
+        return _with_lossy(goals, lossless, alike)
     lossy = _with_types(search, goals._replace(least=n_ctx), kv) or Answer(alike)
     return lossy._replace(lossless=passed_over)
+
+
+def _with_lossy(goals: Goals, lossless: Answer, passed_over: Found) -> Answer:
+    if goals.rate(passed_over) < NOTICED_GAIN * goals.rate(lossless.found):
+        return lossless
+    return lossless._replace(lossy=passed_over)
 
 
 def _is_worth(search: Search, goals: Goals, lossy: Found, lossless: Found) -> bool:
     """Whether a lossy cache decodes as much faster as it has to.
 
-    Also where it does with no more memory than it takes itself: else more memory would change to a lossless cache with
-    weights in RAM, and lose rate.
+    Also where it did with less memory, and a lossless one is not yet as fast as it was there: else more memory would
+    change to a lossless cache with weights in RAM, and lose rate.
     """
-    if goals.rate(lossy) >= LOSSY_GAIN * goals.rate(lossless):
+    if gain_of(goals, lossy, lossless) >= LOSSY_GAIN:
         return True
-    if lossy.split.on_host or not lossless.split.on_host:
+    if not lossless.split.on_host or goals.rate(lossy) < NOTICED_GAIN * goals.rate(lossless):
         return False
-    if goals.rate(lossy) < NOTICED_GAIN * goals.rate(lossless):
-        return False
-    tight = search.narrowed(lossy).best(lossless.candidate)
-    return tight is None or goals.rate(lossy) >= LOSSY_GAIN * goals.rate(tight)
+    if not lossy.split.on_host:
+        tight = search.narrowed(lossy).best(lossless.candidate)
+        return tight is None or gain_of(goals, lossy, tight) >= LOSSY_GAIN
+    for share in LESS_MEMORY:
+        less = search.lessened(share)
+        one, other = less.best(lossy.candidate), less.best(lossless.candidate)
+        if one is None or goals.rate(one) < goals.rate(lossless):
+            return False
+        if other is None or gain_of(goals, one, other) >= LOSSY_GAIN:
+            return True
+    return False
+
+
+def gain_of(goals: Goals, lossy: Found, lossless: Found) -> float:
+    """How many times as fast the lossy cache decodes: near the start of the context, or with it full."""
+    near = goals.rate(lossy) / goals.rate(lossless)
+    return max(near, goals.full(lossy) / goals.full(lossless)) if near >= 1.0 and lossless.split.on_host else near
 
 
 def _reach_of(goals: Goals, found: Found) -> tuple[float, ...]:
@@ -175,10 +210,10 @@ def _reach_of(goals: Goals, found: Found) -> tuple[float, ...]:
 
 def _wants_no_more(search: Search, goals: Goals, found: Found) -> bool:
     """Whether the memory that a smaller cache saves could not make the answer any better."""
-    if goals.prefer == "context":
-        return found.candidate.n_ctx_seq >= goals.most and goals.rate(found) >= max(goals.floors, default=0.0)
     if found.split.on_host:
         return False
+    if goals.prefer == "context":
+        return found.candidate.n_ctx_seq >= goals.most and goals.rate(found) >= max(goals.floors, default=0.0)
     tables = search.tables(found.candidate)
     alone = (tables.seconds(Split(0, ((target.id, len(tables.blocks)),))) for target in tables.targets)
     return found.seconds <= LOSSY_GAIN * min(alone)
@@ -230,7 +265,8 @@ class _Contexts:
         n_ctx = found.candidate.n_ctx_seq
         resident = self.beyond(first, n_ctx, lambda f: goals.may_meet(f) and not f.split.on_host)
         longer = n_ctx / resident.candidate.n_ctx_seq - 1
-        slower = 1 - goals.rate(found) / goals.rate(resident)
+        now, before = ((goals.rate(f), goals.prompts(f, f.candidate.n_ubatch)) for f in (found, resident))
+        slower = max(1 - less / more for less, more in zip(now, before, strict=True) if more)
         return found if longer >= SPILL_GAIN * slower else resident
 
     def longest(self) -> Answer | None:
@@ -364,7 +400,7 @@ def larger_ubatch(search: Search, goals: Goals, found: Found, least_rate: float 
         if not candidate.n_ubatch < size <= candidate.n_ctx_seq:
             continue
         gain = max(goals.prompts(found, size), fastest) / plain
-        trades = [trade for trade in goals.trades if trade.gain <= gain]
+        trades = [t for t in goals.trades if t.gain <= gain and (found.split.on_host or not t.in_ram)]
         if late and goals.meets(found, size):
             larger = search.best(_with_ubatch(candidate, size))
             if larger is not None and goals.meets(larger, size):
@@ -393,6 +429,8 @@ def _at_price(
         larger = search.best(_with_ubatch(found.candidate._replace(n_ctx_seq=n_ctx), size))
         if larger is None or goals.rate(larger) < decode or goals.prompts(larger, size) < prompts:
             return None
+        if larger.split.on_host and not found.split.on_host:
+            return None  # its buffers are worth context, but no weights on the host
         return larger if goals.meets(larger, size) else None
 
     whole = at(found.candidate.n_ctx_seq)

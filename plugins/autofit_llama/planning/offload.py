@@ -12,7 +12,7 @@ from autofit_llama.planning.overheads import GRAIN_BYTES, Candidate, Known
 from autofit_llama.planning.tables import Split, Tables
 
 PLAIN_GAIN = 1.02  #: how much faster than the plainest flags others have to be
-CACHE_GAIN = 1.5  #: how much faster caches on devices have to make it, to push more weights off them
+CACHE_GAIN = 1.03  #: how much faster caches on devices have to make it, to push more weights off them
 MOSTLY_BULK = 0.8  #: of a block: then the rest of it is never worth a place on the host
 WORTH_FRACTION = 0.0025  #: of what is on the host: less is not worth any
 

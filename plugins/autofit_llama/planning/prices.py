@@ -12,7 +12,7 @@ from autofit.domain.units import format_bytes, format_rate
 
 from autofit_llama.engine.codes import finding
 from autofit_llama.memory.estimate import Estimate
-from autofit_llama.planning.goals import Answer, Goals
+from autofit_llama.planning.goals import LOSSY_GAIN, Answer, Goals
 from autofit_llama.planning.search import Found
 
 if TYPE_CHECKING:
@@ -54,10 +54,20 @@ def _context(goals: Goals, answer: Answer) -> Iterator[Finding]:
 def _cache(task: Task, goals: Goals, answer: Answer) -> Iterator[Finding]:
     candidate, lossless = answer.found.candidate, answer.lossless
     if lossless is not None:
-        n_ctx, rate = lossless.candidate.n_ctx_seq, goals.rate(lossless)
-        ours = f"~{format_rate(goals.rate(answer.found))} tokens/s and {candidate.n_ctx_seq} tokens of context"
-        message = f"a {candidate.type_k} KV cache loses some precision for {ours}"
-        yield finding("lossy-cache", f"{message}; --kv f16 gives ~{format_rate(rate)} tokens/s and {n_ctx} tokens")
+        # what it is taken for may show only once the context fills
+        near = answer.found.candidate.n_ctx_seq != lossless.candidate.n_ctx_seq
+        near = near or goals.rate(answer.found) >= LOSSY_GAIN * goals.rate(lossless)
+        rate, when = (goals.rate, "") if near else (goals.full, " with the context full")
+        ours, theirs = (f"~{format_rate(rate(found))} tokens/s{when}" for found in (answer.found, lossless))
+        message = (
+            f"a {candidate.type_k} KV cache loses some precision for {ours}, {candidate.n_ctx_seq} tokens of context"
+        )
+        yield finding("lossy-cache", f"{message}; --kv f16 gives {theirs}, {lossless.candidate.n_ctx_seq} tokens")
+    elif answer.lossy is not None:
+        rates = [format_rate(goals.rate(found)) for found in (answer.found, answer.lossy)]
+        if rates[0] != rates[1]:
+            message = f"an f16 KV cache keeps all precision at ~{rates[0]} tokens/s; --kv q8_0 gives ~{rates[1]}"
+            yield finding("lossless-cache", message)
     elif _is_lossy(candidate.type_k) and task.pins.settings.type_k is None and task.request.kv in (None, "auto"):
         message = f"a {candidate.type_k} KV cache loses some precision; this context does not fit with f16"
         yield finding("lossy-cache", message)

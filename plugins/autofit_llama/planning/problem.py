@@ -36,8 +36,8 @@ from autofit_llama.speed.costs import Kind, blocks
 from autofit_llama.speed.efficiencies import EFFICIENCIES
 from autofit_llama.speed.rates import speed_of, work_of
 
-FILLED_TOKENS = 4096
-"""The fill at which decode rates are compared and told: the same for every context."""
+FILLED_TOKENS = 8192
+"""The fill at which decode rates are compared: the same for every context that is longer."""
 ASSUMED_DEVICE_BYTES_PER_S = 400_000_000_000
 """To rank devices whose bandwidth nobody stated; no rate is told then."""
 ONE_BY_ONE = "no_such_tensor"

@@ -148,6 +148,12 @@ class Search:
         spare = {name: max(0, n_bytes) for name, n_bytes in self.spare(found).items() if name != HOST_POOL}
         return type(self)(self.problem.narrowed(spare))
 
+    def lessened(self, share: float) -> Search:
+        """The same search with that share of the memory of every device taken away."""
+        limits = self.problem.limits
+        less = {name: int(share * n) for name, n in limits.items() if name != HOST_POOL and n is not None}
+        return type(self)(self.problem.narrowed(less))
+
     def _may_be_resident(self, candidate: Candidate) -> bool:
         """Whether pins leave all blocks to devices, and these have room for them at all."""
         bounds, tables = self.problem.bounds, self.tables(candidate)

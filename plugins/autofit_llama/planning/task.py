@@ -44,7 +44,7 @@ from autofit_llama.planning.pins import (
     listed_devices,
     read_pins,
 )
-from autofit_llama.planning.problem import LaunchProblem
+from autofit_llama.planning.problem import FILLED_TOKENS, LaunchProblem
 from autofit_llama.planning.search import Found, Search
 
 _TRADES = {"throughput": PROMPTS_TOO, "memory": MEMORY_FIRST}
@@ -78,7 +78,7 @@ class Task:
             margins={name: margin for name, (margin, _) in self.margins.items()},
             n_parallel=self.n_parallel,
             n_busy=self.n_parallel if self.request.prefer == "throughput" else 1,
-            deep=self.request.prefer == "context" or self.exact_context is not None,
+            deep=self.fills,
             version=pins.version,
         )
         if self.shares_blocks:
@@ -106,12 +106,23 @@ class Task:
             return given.kv_unified_per_slot
         return self.request.context or None
 
+    @property
+    def fills(self) -> bool:
+        """Whether placements are compared with much of the context filled: it was asked for, not found."""
+        alone = self.longest and self.n_parallel == 1  # several sequences do not all fill the longest there is
+        return self.request.prefer == "context" or self.exact_context is not None or alone
+
+    @property
+    def longest(self) -> bool:
+        """Whether the longest context that fits is asked for (`-c max`)."""
+        return self.request.context == 0 and self.exact_context is None
+
     def goals(self, search: Search) -> Goals:
         request, given, problem = self.request, self.pins.settings, search.problem
         assert isinstance(problem, LaunchProblem)
         launch = launch_of(self.base, self.pins.reading.program, version=self.pins.version)
         least, most = self.contexts()
-        longest = request.context == 0 and self.exact_context is None
+        longest = self.longest
         prefer = "context" if longest else request.prefer
         n_ubatch, n_batch = launch.context.n_ubatch, launch.context.n_batch
         if self.reads_whole_inputs(launch.context, least):
@@ -119,13 +130,18 @@ class Task:
             most = most if longest else least
 
         def rate(found: Found) -> float:
-            speed = problem.speed(found.candidate, found.split)
+            n_ctx = found.candidate.n_ctx_seq
+            filled = None if prefer == "context" or self.base.embedding else min(FILLED_TOKENS, n_ctx)
+            speed = problem.speed(found.candidate, found.split, n_filled=filled)
             if speed is None:
                 return 1.0 / found.seconds
             if self.base.embedding:  # nothing is decoded
                 return speed.prefill_tokens_per_s or 0.0
-            full = speed.decode_tokens_per_s
-            return full if prefer == "context" else speed.start_tokens_per_s or full
+            return speed.decode_tokens_per_s
+
+        def full(found: Found) -> float:
+            speed = problem.speed(found.candidate, found.split)
+            return 1.0 / found.seconds if speed is None else speed.decode_tokens_per_s
 
         def prompts(found: Found, n_ubatch: int) -> float:
             n_prompt = max(COMPARED_TOKENS, n_ubatch)
@@ -141,9 +157,11 @@ class Task:
             least=least,
             most=most,
             rate=rate,
+            full=full,
             prompts=prompts,
             meets=meets,
             kv_types=self.kv_types(),
+            fills=self.fills,
             floors=() if longest else DECODE_FLOORS,
             floor_tokens=0 if prefer == "throughput" else min(self.trained, FLOOR_TOKENS),
             n_ubatch=n_ubatch,

@@ -56,6 +56,11 @@ def used(plan: Plan) -> int:
     )
 
 
+def kept(plan: Plan) -> int:
+    """MiB of RAM for prompts that come again."""
+    return int(plan.argv[plan.argv.index("-cram") + 1]) if "-cram" in plan.argv else 8192
+
+
 def best_at(plans: dict[str, Plan]) -> set[str]:
     """The presets that differ from all others and are ahead of the others that are like them in what they are for."""
     argvs = {name: tuple(plan.argv[3:]) for name, plan in plans.items()}
@@ -64,7 +69,8 @@ def best_at(plans: dict[str, Plan]) -> set[str]:
     agent, long = plans["coding-agent"], plans["long-context"]
     better = {
         "chat": full(plans["chat"]) >= max(full(agent), full(long)),
-        "coding-agent": contexts["coding-agent"] >= 32_768 and prompts(agent) > prompts(long),
+        "coding-agent": contexts["coding-agent"] >= 32_768
+        and (prompts(agent), kept(agent)) > (prompts(long), kept(long)),
         "long-context": contexts["long-context"] == max(contexts.values()),
         "throughput": "8" in plans["throughput"].argv and 8 * full(plans["throughput"]) > full(plans["chat"]),
         "low-memory": used(plans["low-memory"]) == min(map(used, plans.values())),
@@ -72,12 +78,14 @@ def best_at(plans: dict[str, Plan]) -> set[str]:
     return {name for name in found if better[name]}
 
 
-@pytest.mark.parametrize("model", ["llama-3.1-8b-Q4_K_M", "qwen3-30b-a3b-Q4_K_M"])
+@pytest.mark.parametrize("model", ["llama-3.1-8b-Q4_K_M", "qwen3-30b-a3b-Q4_K_M", "gpt-oss-120b-MXFP4_MOE"])
 def test_every_preset_has_its_own_answer(model: str) -> None:
-    ahead = [best_at(plans_of(model, devices, ram)) for devices, ram in MACHINES]
+    plans = [plans_of(model, devices, ram) for devices, ram in MACHINES]
+    ahead = [best_at(here) for here in plans if all(plan.fits for plan in here.values())]
+    assert len(ahead) >= 7
     for preset in PRESETS:
         where = [preset in one for one in ahead]
-        assert sum(where) >= 8, (preset, where)
+        assert sum(where) >= 0.8 * len(ahead), (preset, where)
 
 
 def rates(model: str, *devices: str, ram: str, **options: object) -> Plan:
