@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 SECONDS = 120  #: after which a command is started as it is
 
@@ -70,19 +71,15 @@ def _tell(name: str, error: BaseException) -> None:
 
 
 def _run(argv: Sequence[str], path: str, environ: Mapping[str, str]) -> int:
-    import shlex
-
     from autofit.cli import run
-    from autofit.cli.main import new_parser, open_streams
+    from autofit.cli.main import open_streams
     from autofit.host import product_on_stdout
     from autofit.launch.shims import OPTIONS
     from autofit.launch.start import become
 
     open_streams()
     with product_on_stdout():
-        parser = new_parser("run", "")
-        run.add_arguments(parser)
-        args = parser.parse_args(shlex.split(environ.get(OPTIONS, "")))
+        args = _options(environ.get(OPTIONS, ""))
         if not run.is_engine(argv):
             signal.alarm(0)
             return become(path, argv[1:], environ)
@@ -92,6 +89,23 @@ def _run(argv: Sequence[str], path: str, environ: Mapping[str, str]) -> int:
     plan = started[0]
     signal.alarm(0)
     return become(path, plan.argv[1:], {**environ, **plan.env})
+
+
+def _options(text: str) -> Any:
+    """The options that the script was started with; none are read without `argparse`, which takes time."""
+    import shlex
+
+    from autofit.cli import run
+    from autofit.cli.options import plain_arguments
+
+    if not text and (plain := plain_arguments([])) is not None:
+        plain.watch, plain.retries, plain.dry_run = False, None, False
+        return plain
+    from autofit.cli.main import new_parser
+
+    parser = new_parser("run", "")
+    run.add_arguments(parser)
+    return parser.parse_args(shlex.split(text))
 
 
 def _record(place: str, argv: Sequence[str], environ: Mapping[str, str]) -> int:
