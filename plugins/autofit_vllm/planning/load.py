@@ -11,7 +11,7 @@ from autofit.speed import Roofline
 from autofit_vllm.memory.kv import KvPlan
 from autofit_vllm.planning.codes import finding
 from autofit_vllm.planning.evaluation import Evaluation
-from autofit_vllm.planning.speed import speed_of
+from autofit_vllm.planning.speed import decodes, speed_of
 
 MEAN_SHARE = 4  #: a sequence holds this part of the context on average, unless it is said
 
@@ -64,6 +64,8 @@ def load_of(evaluation: Evaluation, roofline: Roofline, mean_tokens: int, *, min
     most = sequences_at(evaluation, mean_tokens)
 
     def rate(n: int) -> float | None:
+        if not decodes(evaluation):
+            return None
         speed = speed_of(evaluation, roofline, n_sequences=n, n_filled=mean_tokens, n_replicas=replicas)
         return None if speed is None else speed.decode_tokens_per_s
 

@@ -16,7 +16,7 @@ from autofit_vllm.planning.codes import finding
 from autofit_vllm.planning.evaluation import gpu_of
 from autofit_vllm.planning.layouts import LAYOUT_VALUES
 from autofit_vllm.planning.offload import OFFLOAD_SEQUENCES, OFFLOAD_STEP_TOKENS
-from autofit_vllm.planning.problem import ENOUGH_TOKENS, Candidate, Layout, Problem
+from autofit_vllm.planning.problem import ENOUGH_TOKENS, LOSSY_KV, Candidate, Layout, Problem
 from autofit_vllm.planning.ranking import timed
 from autofit_vllm.planning.search import search
 
@@ -24,14 +24,22 @@ NODE = 8  #: GPUs of a usual server
 
 
 def longest_plan(problem: Problem) -> Candidate | None:
-    """The best plan of whatever length fits, with all weights on GPUs."""
-    request = replace(problem.request, context=0, min_context=None, min_tps=None, max_ttft=None)
-    free = replace(problem, request=request)
+    """The best plan of whatever length fits, with all weights on GPUs; with an 8-bit cache, unless another was asked
+    for, where that is longer."""
     if problem.settings.pins("max_model_len"):
         return None
-    found = [timed(candidate, free) for candidate in search(free, eager=False)[0]]
-    fitting = [candidate for candidate in found if candidate.fits and candidate.length >= ENOUGH_TOKENS]
-    return max(fitting, key=lambda candidate: (candidate.length, candidate.rate), default=None)
+    request = replace(problem.request, context=0, min_context=None, min_tps=None, max_ttft=None)
+    wishes = [request, replace(request, kv=LOSSY_KV)] if request.kv in (None, "auto") else [request]
+    found = [each for wish in wishes for each in _held(replace(problem, request=wish))]
+    return max(found, key=lambda candidate: (candidate.length, candidate.rate), default=None)
+
+
+def _held(problem: Problem) -> list[Candidate]:
+    try:
+        found = [timed(candidate, problem) for candidate in search(problem, eager=False)[0]]
+    except EngineRefusalError:
+        return []
+    return [candidate for candidate in found if candidate.fits and candidate.length >= ENOUGH_TOKENS]
 
 
 def gpus_needed(problem: Problem, length: int, limit: int = 64) -> Parallel | None:

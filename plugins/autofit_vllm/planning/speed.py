@@ -209,6 +209,11 @@ def _slower(rate: float, seconds: float, *, overlaps: bool) -> float:
     return 1.0 / max(1.0 / rate, seconds) if overlaps else 1.0 / (1.0 / rate + seconds)
 
 
+def decodes(evaluation: Evaluation) -> bool:
+    """Whether it writes tokens: models that embed or judge their inputs only read."""
+    return not (evaluation.settings.pooling or evaluation.model.is_pooling)
+
+
 def full_speed_of(evaluation: Evaluation, roofline: Roofline) -> Speed | None:
     """Rates of one sequence with its context full, and near the start of it: what a plan tells.
 
@@ -224,6 +229,7 @@ def full_speed_of(evaluation: Evaluation, roofline: Roofline) -> Speed | None:
         start_tokens_per_s=None if start is None else start.decode_tokens_per_s,
         start_prefill_tokens_per_s=None if start is None else start.prefill_tokens_per_s,
         basis=f"{full.basis}; with {length} tokens in the context",
+        decodes=decodes(evaluation),
     )
 
 

@@ -221,6 +221,25 @@ def test_a_command_that_nothing_helps_is_told_how_many_gpus_would() -> None:
     assert message.startswith("nearest: -- --quantization fp8")
 
 
+def test_a_model_that_embeds_decodes_nothing() -> None:
+    for found in (
+        plan(CONFIGS / "qwen3-8b", "rtx-4090", "--runner", "pooling"),
+        check(CONFIGS / "qwen3-8b", "h100-80gb", "--runner", "pooling"),
+    ):
+        assert found.fits and found.speed is not None and not found.speed.decodes
+        assert found.engine_report["total_tokens_per_s"] is None and "tokens/s" not in told(found)["kv-capacity"]
+    assert plan(CONFIGS / "qwen3-8b", "rtx-4090").speed.decodes  # type: ignore[union-attr]
+
+
+def test_what_needs_no_offloading_counts_an_8_bit_cache(tmp_path: Path) -> None:
+    model = config("llama3-70b", tmp_path, quantization_config=FP8_BLOCKS)
+    found = plan(model, "h100-80gb", ram="64GiB", context="128k")
+    told_length = re.search(r"-c ([0-9]+) needs no offloading with an fp8 KV cache", told(found)["offload-price"])
+    assert told_length is not None
+    shorter = plan(model, "h100-80gb", ram="64GiB", context=told_length[1])
+    assert shorter.fits and "offload-price" not in told(shorter)
+
+
 def test_a_shorter_context_is_the_last_resort() -> None:
     long = check(CONFIGS / "llama3-8b", "rtx-4090", "--max-model-len", "131072", "--kv-cache-dtype", "fp8")
     assert "nearest: --max-model-len" in told(long)["would-fit"]
