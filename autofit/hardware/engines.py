@@ -24,7 +24,8 @@ APIS: dict[str, Api] = {
     "CANN": "cann",
     "RPC": "rpc",
 }
-_LINE = lazy_pattern(r"\s*([A-Za-z]+)(\d*)(?:\[[^\]]*\])?: (.*) \((\d{1,9}) MiB, (\d{1,9}) MiB free\)\s*")
+_LINE = lazy_pattern(r"\s*([A-Za-z]+)([0-9]{0,4})(?:\[[^\]]*\])?: (.*) \(([0-9]{1,9}) MiB, ([0-9]{1,9}) MiB free\)\s*")
+MAX_DEVICES = 64  #: a back end has 16, SYCL 48 at most (ggml-sycl.h)
 
 
 def find(system: System, host: Host) -> Facts:
@@ -54,6 +55,11 @@ def parse(text: str, host: Host) -> Facts:
             continue
         total, free = int(match[4]) * MIB, int(match[5]) * MIB
         id = f"{match[1]}{match[2] or 0}"
+        if f"{id}.total_bytes" in sources:
+            continue
+        if len(devices) == MAX_DEVICES:
+            findings.append(f"--list-devices lists more than {MAX_DEVICES} devices: the others are left out")
+            break
         shared = api == "metal"
         notes: tuple[str, ...] = ()
         if total == 0:

@@ -8,6 +8,7 @@ into `blobs`. llama.cpp keeps the same one (common/hf-cache.cpp), and kept plain
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -121,11 +122,12 @@ def stored(environ: Mapping[str, str]) -> Iterator[StoredModel]:
 
 def _models(repository: str, snapshot: Snapshot) -> Iterator[StoredModel]:
     models = snapshot.models
+    tags = Counter(model.quantization for model in models)
     for model in models:
         path = snapshot.files[model.files[0]].path
         tag = model.quantization
         # a quantization that two models share does not name one of them
-        word = tag if tag and sum(m.quantization == tag for m in models) == 1 else model.files[0]
+        word = tag if tag and tags[tag] == 1 else model.files[0]
         yield StoredModel(f"{repository}:{word}", path, model.size_bytes, PLACE)
     if not models and snapshot.is_checkpoint:
         size = sum(e.size_bytes for e in snapshot.files.values() if e.name.endswith(".safetensors"))
@@ -150,10 +152,10 @@ def _commit(repository: Path, revision: str | None) -> str | None:
 
 def _has_all_weights(snapshot: Snapshot) -> bool:
     weights = {name for name in snapshot.files if name.endswith(".safetensors") and "/" not in name}
-    for name in weights:
-        match = re.fullmatch(r"(.+)-\d{5}-of-(\d{5,6})\.safetensors", name)
-        if match and f"{match[1]}-{int(match[2]):05d}-of-{match[2]}.safetensors" not in weights:
-            return False
-        if match and sum(other.endswith(f"-of-{match[2]}.safetensors") for other in weights) < int(match[2]):
+    matches = [re.fullmatch(r"(.+)-[0-9]{5}-of-([0-9]{5,6})\.safetensors", name) for name in weights]
+    shards = [(match[1], match[2]) for match in matches if match]
+    counts = Counter(count for _, count in shards)
+    for prefix, count in set(shards):
+        if f"{prefix}-{int(count):05d}-of-{count}.safetensors" not in weights or counts[count] < int(count):
             return False
     return bool(weights)

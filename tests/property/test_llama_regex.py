@@ -77,3 +77,8 @@ def test_what_is_forgotten_is_found_again(monkeypatch: pytest.MonkeyPatch) -> No
     again = searcher(r"(?:blk\.(1|2)+\..*exps)+")
     assert [again(name) for name in names + names] == wanted + wanted and any(wanted) and not all(wanted)
     searcher.cache_clear()
+
+
+def test_a_group_that_refers_to_itself_is_refused() -> None:
+    with pytest.raises(AutofitError, match="open group"):
+        searcher(r"(a\1)")

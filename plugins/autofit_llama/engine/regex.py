@@ -106,7 +106,10 @@ def searcher(pattern: str) -> Callable[[str], bool]:
     """
     node = _Parser(pattern).parse()
     if not _needs_automaton(node):
-        compiled = re.compile(_python(node), re.ASCII | re.DOTALL)
+        try:
+            compiled = re.compile(_python(node), re.ASCII | re.DOTALL)
+        except re.error as error:  # a group that refers to itself
+            raise UsageError(f"pattern cannot be matched here: {error.msg}: {pattern[:60]!r}") from error
         return lambda text: compiled.search(text) is not None
     if any(isinstance(part, _Look | _Back) for part in _walk(node)):
         raise UsageError(f"pattern too costly to match: {pattern[:60]!r}", hint="write it without nested repetition")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from support.fuzzing import Target, answers, gguf, headers, text, vllm
+from support.fuzzing import Target, answers, gguf, headers, loading, text, tools, vllm
 
 TARGETS = {
     target.name: target
     for target in (
         Target("headers", headers.make, headers.run, 300),
         Target("gguf", gguf.make, gguf.run, 60),
+        Target("loading", loading.make, loading.run, 100),
         Target("vllm-config", vllm.make, vllm.run, 40),
         Target("command-lines", text.make_command, text.run_command, 60),
         Target("options", text.make_options, text.run_options, 400),
@@ -17,6 +18,9 @@ TARGETS = {
         Target("yaml", text.make_yaml, text.run_yaml, 400),
         Target("json", text.make_json, text.run_json, 300),
         Target("answers", answers.make, answers.run, 150),
+        Target("tool-answers", tools.make_words, tools.run_words, 300),
+        Target("manifests", tools.make_manifest, tools.run_manifest, 300),
+        Target("patterns", tools.make_pattern, tools.run_pattern, 300),
         Target("shell-words", text.make_word, text.run_word, 400),
     )
 }
