@@ -74,6 +74,9 @@ class Backend(ABC):
     #: flags with which such a program prints something and ends
     informing: ClassVar[frozenset[str]] = frozenset({"-h", "--help", "--version"})
     irrelevant: ClassVar[frozenset[str]] = frozenset()  #: flags whose value changes no byte, so that it may be unknown
+    #: readers of files that hold commands of the engine alone, by the end of the file's name: `text -> [(line, argv)]`
+    command_files: ClassVar[Mapping[str, str]] = {}
+    port: ClassVar[int] = 8000  #: that the engine listens on, unless `--port` says another
     python_class: ClassVar[str] = ""  #: the class that `Plan.kwargs` are for: `llama_cpp.Llama`
     measurements: ClassVar[frozenset[str]] = frozenset()  #: figures that `check` takes instead of its own
 
@@ -117,6 +120,13 @@ class Backend(ABC):
         """What `engine_version` may be for an engine that says `text` of itself, or that lies at `path`.
 
         `None`: it says nothing that names a version, and the newest known is planned for.
+        """
+        return None
+
+    def image(self, version: str | None, api: str | None) -> str | None:
+        """A container image that brings the engine in this version, for devices of one kind (`None`: the CPU alone).
+
+        `None`: there is none that is known.
         """
         return None
 

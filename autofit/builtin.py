@@ -38,6 +38,9 @@ def autofit_register_commands() -> Iterable[CommandRef]:
     )
 
 
+NO_FIT = "# it does not fit"  #: in files whose comments begin so
+
+
 @hookimpl
 def autofit_register_renderers() -> Iterable[RendererRef]:
     return (
@@ -55,6 +58,13 @@ def autofit_register_renderers() -> Iterable[RendererRef]:
             "throw 'it does not fit'",
         ),
         RendererRef("json", "the whole plan, schema 1", "autofit.render.json:render"),
+        RendererRef("kwargs", "keyword arguments for Python", "autofit.render.python:render"),
+        RendererRef("toml", "a preset of autofit", "autofit.render.preset:render", NO_FIT),
+        RendererRef("systemd", "a systemd unit", "autofit.render.systemd:render", NO_FIT),
+        RendererRef("dockerfile", "a Dockerfile on the engine's image", "autofit.render.dockerfile:render", NO_FIT),
+        RendererRef("compose", "a Compose file", "autofit.render.compose:render", NO_FIT),
+        RendererRef("kubernetes", "a Deployment and a Service", "autofit.render.kubernetes:render", NO_FIT),
+        RendererRef("llama-swap", "a model of llama-swap", "autofit.render.swap:render", NO_FIT),
     )
 
 

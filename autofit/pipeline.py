@@ -250,6 +250,7 @@ def plan_on(
         on = here()
         with blamed(backend_name):
             plan = _is_plan(backend.plan(command, found, on, asked), backend_name)
+            plan = _deployable(plan, backend, on, (asked.model_reference or command.model, *companions.values()))
         return _reviewed(_for_engine(plan, engine, backend, options.notes), found, on, files)
 
     if reference is None:
@@ -445,6 +446,13 @@ def _check_hiding(assigned: Sequence[str], machine: Machine | None, stated: Opti
             f"check: {variable} chooses among this machine's devices, not among those of --on",
             hint="--device GPU0 chooses among them",
         )
+
+
+def _deployable(plan: Plan, backend: Backend, machine: Machine, references: Iterable[str | None]) -> Plan:
+    """The plan with what formats of containers and units need; a backend that has no such thing plans without."""
+    from autofit.deployable import deployment
+
+    return replace(plan, deployment=deployment(plan, backend, machine, [text for text in references if text]))
 
 
 def _engine(

@@ -16,7 +16,7 @@ from autofit.deployments.reading import KINDS, read_commands
 from autofit.deployments.written import SECRET, UNKNOWN
 from autofit.domain.text import printable
 from autofit.errors import AutofitError, UsageError
-from autofit.host import host
+from autofit.host import host, resolve
 from autofit.inputs import split_assignments
 from autofit.pipeline import check
 from autofit.text.launchers import RUNNERS, unwrap
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, options: Mapping[str, Any]) -> int:
 def _verdicts(
     path: str, mapped: list[tuple[str, str]], options: Mapping[str, Any], *, quiet: bool
 ) -> Iterator[Verdict]:
-    commands = read_commands(path, _is_engine, os.environ, mapped)
+    commands = read_commands(path, _is_engine, os.environ, mapped, _readers())
     if not commands and not quiet:
         print(f"autofit: {printable(path, 200)}: no command of an engine", file=sys.stderr)
     for command in commands:
@@ -161,6 +161,15 @@ def _is_engine_of_image(words: tuple[str, ...]) -> bool:
     except UsageError:  # said when the command is checked, where one of its words is an engine's image
         return any(host().backend_of_image(word) is not None for word in words[1:])
     return container is not None and host().backend_of_image(container.image) is not None
+
+
+def _readers() -> dict[str, Any]:
+    """Readers of the engines' own files, looked up when one is read."""
+    found = {}
+    for name in host().backends():
+        for end, factory in host().backend(name).command_files.items():
+            found[end] = lambda text, factory=factory: resolve(factory)(text)
+    return found
 
 
 def _mapped(text: str) -> tuple[str, str]:

@@ -56,6 +56,7 @@ def _container(service: Node, environ: Mapping[str, str], volumes: tuple[str, ..
         environ=dict(values.variables(service.get("environment"), environ)),
         volumes=(*filter(None, map(values.volume, service.get("volumes").items)), *volumes),
         gpus=_gpus(service, values),
+        devices=tuple(values.text(item) for item in service.get("devices").items if item.text),
         directory=values.text(service.get("working_dir")) or None,
         unknown=values.unknown,
     )

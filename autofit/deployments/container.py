@@ -15,7 +15,8 @@ from autofit.text.launchers import ASSIGNMENT, unwrap
 class Container:
     """What a manifest says of a container.
 
-    `entrypoint` `None`: that of the image. `volumes` are `SOURCE:TARGET`, `gpus` the value of `--gpus`.
+    `entrypoint` `None`: that of the image. `volumes` are `SOURCE:TARGET`, `gpus` the value of `--gpus`, `devices` those
+    of `--device`; `sees_all`: the file does not say which devices it is given.
     """
 
     line: int
@@ -25,6 +26,8 @@ class Container:
     environ: Mapping[str, str]
     volumes: Sequence[str] = ()
     gpus: str | None = None
+    devices: Sequence[str] = ()
+    sees_all: bool = False
     directory: str | None = None  #: inside of it
     unknown: str | None = None
 
@@ -61,7 +64,9 @@ def _inside(container: Container, command: Written) -> Container:
 
 def _docker(container: Container) -> tuple[str, ...]:
     words = ["docker", "run"]
+    words += ["--gpus", "all", "--privileged"] if container.sees_all else []
     words += ["--gpus", container.gpus] if container.gpus is not None else []
+    words += [word for device in container.devices for word in ("--device", device)]
     given = {name: value for name, value in container.environ.items() if not SECRET.search(name)}
     words += [word for name, value in given.items() if UNKNOWN not in value for word in ("-e", f"{name}={value}")]
     volumes = {volume.partition(":")[2].partition(":")[0]: volume for volume in container.volumes}

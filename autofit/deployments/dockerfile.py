@@ -64,6 +64,7 @@ def commands(
         environ=environ,
         volumes=volumes,
         directory=where or None,
+        sees_all=True,
     )
     found = written(container, is_engine, directory)
     return found or _of_any_image(container, is_engine, directory)

@@ -65,6 +65,7 @@ def _container(node: Node, volumes: tuple[str, ...]) -> Container | None:
     written_words = (*entrypoint.texts, *command.texts)
     named = [match[1] for word in written_words for match in _VARIABLE.finditer(word) if match[1]]
     left = next((name for name in named if UNKNOWN in environ.get(name, "")), None)
+    gpus, devices = _devices(node)
     return Container(
         line=(command if command.line else entrypoint if entrypoint.line else node).line,
         image=image,
@@ -72,7 +73,8 @@ def _container(node: Node, volumes: tuple[str, ...]) -> Container | None:
         entrypoint=tuple(_expanded(word, environ) for word in entrypoint.texts) or None,
         environ=environ,
         volumes=volumes,
-        gpus=_gpus(node),
+        gpus=gpus,
+        devices=devices,
         directory=node.get("workingDir").text,
         unknown=None if left is None else f"$({left}) has its value in the cluster alone",
     )
@@ -83,6 +85,11 @@ def _expanded(text: str, environ: Mapping[str, str]) -> str:
     return _VARIABLE.sub(lambda match: environ.get(match[1], match[0]) if match[1] else "$", text)
 
 
-def _gpus(node: Node) -> str | None:
+def _devices(node: Node) -> tuple[str | None, tuple[str, ...]]:
+    """`--gpus` for GPUs of NVIDIA, `--device` for those of others."""
     resources = {**node.get("resources", "requests").pairs, **node.get("resources", "limits").pairs}
-    return next((value.text for name, value in resources.items() if _GPU.fullmatch(name) and value.text), None)
+    given = {
+        name: value.text for name, value in resources.items() if _GPU.fullmatch(name) and value.text not in (None, "0")
+    }
+    nvidia = next((count for name, count in given.items() if name.startswith("nvidia.com/")), None)
+    return nvidia, ("/dev/dri",) if any(not name.startswith("nvidia.com/") for name in given) else ()

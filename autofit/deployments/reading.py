@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from autofit.deployments import compose, dockerfile, kubernetes, shell, swap, systemd
 from autofit.deployments.written import MAX_BYTES, SECRET, IsEngine, Written
@@ -15,6 +15,7 @@ from autofit.files import read_bounded
 from autofit.text.launchers import RUNNERS
 from autofit.text.yaml import documents
 
+Reader = Callable[[str], Sequence[tuple[int, tuple[str, ...]]]]  #: text -> commands with their lines
 KINDS = (
     "shell scripts, Procfiles, Dockerfiles, Compose files, systemd units, Kubernetes manifests, llama-swap "
     "configurations"
@@ -24,12 +25,16 @@ _PROCESS = re.compile(r"^([A-Za-z0-9_-]+):[ \t]*(.+)$")
 
 
 def read_commands(
-    path: str, is_engine: IsEngine, environ: Mapping[str, str], mapped: Sequence[tuple[str, str]] = ()
+    path: str,
+    is_engine: IsEngine,
+    environ: Mapping[str, str],
+    mapped: Sequence[tuple[str, str]] = (),
+    readers: Mapping[str, Reader] | None = None,
 ) -> tuple[Written, ...]:
     """The commands of engines that a file starts, in its order.
 
     `environ` are the variables that it may name; `mapped` are pairs of a path as the file has it, and the one here
-    that stands for it.
+    that stands for it. `readers` are those of engines for files of their own, by the end of the name.
 
     Raises:
         UsageError: the file is not readable, too large, not text, or not well formed.
@@ -44,6 +49,9 @@ def read_commands(
         raise UsageError(f"{printable(path, 200)}: not text: it holds zero bytes")
     try:
         known = {name: value for name, value in environ.items() if not SECRET.search(name)}
+        own = next((reader for end, reader in (readers or {}).items() if path.lower().endswith(end)), None)
+        if own is not None:
+            return tuple(Written(line=line, argv=_moved(argv, mapped)) for line, argv in own(text))
         found = _read(path, text, is_engine, known, [(first, os.path.abspath(then)) for first, then in mapped])  # noqa: PTH100
     except UsageError as error:
         raise UsageError(f"{printable(path, 200)}: {error.message}", hint=error.hint) from None

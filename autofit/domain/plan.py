@@ -84,6 +84,26 @@ class Alternative:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """What it takes to start the plan elsewhere: in a container, a unit, a cluster.
+
+    `program` are the words of the command that start the engine, `references` those that name the model and what is
+    loaded beside it, `paths` the ones among them that are files of this machine. `image` is a container image that
+    brings the engine in the plan's version (`None`: none is known), `words` what stands behind it, `api` what its
+    devices are driven by. The engine sees the first `n_devices` of the machine.
+    """
+
+    program: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    image: str | None = None
+    words: tuple[str, ...] = ()
+    api: str | None = None
+    n_devices: int = 0
+    port: int = 8000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything there is to say about one launch."""
 
@@ -102,6 +122,7 @@ class Plan:
     engine_report: Mapping[str, object] = field(default_factory=dict)
     engine_version: str | None = None
     engine_source: str | None = None  #: how it is known which version that is
+    deployment: Deployment | None = None  #: not of a command that is only checked
 
     @property
     def verdict(self) -> Verdict:

@@ -57,6 +57,8 @@ class LlamaBackend(Backend):
     asked: ClassVar[tuple[str, ...]] = ("llama-server", "llama-cli")
     wrapped: ClassVar[tuple[str, ...]] = ("llama-server", "llama-cli", "llama-completion", "llama-bench", "llama")
     informing: ClassVar[frozenset[str]] = INFORMING
+    command_files: ClassVar[Mapping[str, str]] = {".ini": "autofit_llama.command.presets:commands"}
+    port: ClassVar[int] = 8080
     python_class: ClassVar[str] = "llama_cpp.Llama"
     irrelevant: ClassVar[frozenset[str]] = IRRELEVANT
     packages: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
@@ -90,6 +92,11 @@ class LlamaBackend(Backend):
 
     def version_in(self, text: str, path: str = "") -> str | None:
         return version_in(text, path)
+
+    def image(self, version: str | None, api: str | None) -> str | None:
+        from autofit_llama.engine.images import image_of
+
+        return image_of(version, api)
 
     def in_image(
         self, image: str, words: Sequence[str], *, entrypoint: Sequence[str] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from autofit.hookspecs import BackendRef, hookimpl
+from autofit.hookspecs import BackendRef, RendererRef, hookimpl
 
 from autofit_llama.engine.programs import PROGRAMS
 
@@ -18,5 +18,14 @@ def autofit_register_backends() -> Iterable[BackendRef]:
             "autofit_llama.backend:LlamaBackend",
             PROGRAMS,
             ("llama.cpp",),
+        ),
+    )
+
+
+@hookimpl
+def autofit_register_renderers() -> Iterable[RendererRef]:
+    return (
+        RendererRef(
+            "llama-presets", "llama-server --models-preset", "autofit_llama.command.presets:render", "; it does not fit"
         ),
     )

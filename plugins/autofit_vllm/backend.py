@@ -169,6 +169,11 @@ class VllmBackend(Backend):
         found = find_version(text)
         return None if found is None else found[0]
 
+    def image(self, version: str | None, api: str | None) -> str | None:
+        from autofit_vllm.engine.images import image_of
+
+        return image_of(version, api)
+
     def in_image(
         self, image: str, words: Sequence[str], *, entrypoint: Sequence[str] | None = None
     ) -> Contained | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from autofit.hookspecs import BackendRef, hookimpl
+from autofit.hookspecs import BackendRef, RendererRef, hookimpl
 
 
 @hookimpl
@@ -24,4 +24,11 @@ def autofit_register_backends() -> Iterable[BackendRef]:
                 "nvidia/vllm",
             ),
         ),
+    )
+
+
+@hookimpl
+def autofit_register_renderers() -> Iterable[RendererRef]:
+    return (
+        RendererRef("vllm-config", "vllm serve --config", "autofit_vllm.command.config:render", "# it does not fit"),
     )

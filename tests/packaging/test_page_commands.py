@@ -40,7 +40,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [*commands("names.md"), *commands("quants.md"), *commands("check-files.md")])
+@pytest.mark.parametrize(
+    "command", [*commands("names.md"), *commands("quants.md"), *commands("check-files.md"), *commands("formats.md")]
+)
 def test_a_command_of_a_page_succeeds(command: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(shlex.split(command)[1:]) == 0
     printed = capsys.readouterr().out

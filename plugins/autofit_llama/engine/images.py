@@ -25,6 +25,17 @@ _TOOLS: Mapping[str, str] = {
 _APIS = {"cuda": "cuda", "rocm": "rocm", "vulkan": "vulkan", "intel": "sycl", "musa": "cuda", "cann": "cann"}
 
 
+#: what devices are driven by -> the word in the tag
+_ACCELERATORS = {"cuda": "-cuda", "rocm": "-rocm", "vulkan": "-vulkan", "sycl": "-intel", None: ""}
+
+
+def image_of(version: str | None, api: str | None) -> str | None:
+    """The image of llama-server of a build; `None`: there is none for such devices, or the build has no number."""
+    if api not in _ACCELERATORS or version is None or not re.fullmatch(r"b[0-9]+", version):
+        return None
+    return f"ghcr.io/ggml-org/llama.cpp:server{_ACCELERATORS[api]}-{version}"
+
+
 def in_image(image: str, words: Sequence[str], entrypoint: Sequence[str] | None) -> Contained | None:
     """The command of llama.cpp that a container of one of its images runs; `None`: a tag of another kind.
 

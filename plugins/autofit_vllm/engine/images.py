@@ -6,6 +6,7 @@ AMD's and NVIDIA's own images start what stands behind them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from autofit.backend import Contained
@@ -20,6 +21,14 @@ OWN = {
 }
 #: images without a program of their own
 BARE = {"rocm/vllm": frozenset(("rocm",)), "rocm/vllm-dev": frozenset(("rocm",)), "nvidia/vllm": frozenset(("cuda",))}
+
+
+def image_of(version: str | None, api: str | None) -> str | None:
+    """The image of a release; `None`: there is none for such devices."""
+    name = {"cuda": "vllm/vllm-openai", "rocm": "vllm/vllm-openai-rocm"}.get(api or "")
+    if name is None or version is None or not re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+", version):
+        return None
+    return f"{name}:v{version}"
 
 
 def in_image(image: str, words: Sequence[str], entrypoint: Sequence[str] | None) -> Contained | None:

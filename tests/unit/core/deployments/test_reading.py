@@ -140,7 +140,7 @@ def test_dockerfile(tmp_path: Path) -> None:
         'CMD ["-m", "/x.gguf", \\\n  # text\n  "-c", "4096"]\n'
     )
     (found,) = read(tmp_path, "Dockerfile", text)
-    assert argv_of((found,)) == [f"docker run -e C=9 -w /w {IMAGE} -m /x.gguf -c 4096"]
+    assert argv_of((found,)) == [f"docker run --gpus all --privileged -e C=9 -w /w {IMAGE} -m /x.gguf -c 4096"]
     assert found.line == 12
     (found,) = read(tmp_path, "x.dockerfile", "FROM ubuntu\nENV M x\nENTRYPOINT exec engine -m $M\n")
     assert (found.argv, found.environ) == (("exec", "engine", "-m", "x"), (("M", "x"),))

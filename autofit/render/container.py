@@ -1,0 +1,125 @@
+"""What all formats of containers say: the image, what stands behind it, what the container sees and is given."""
+
+from __future__ import annotations
+
+import os.path
+from typing import NamedTuple
+
+from autofit import __version__
+from autofit.domain.machine import HOST_POOL
+from autofit.domain.plan import Deployment, Plan
+from autofit.domain.text import printable
+from autofit.domain.units import format_bytes
+from autofit.errors import UsageError
+
+MODELS = "/models"
+SHARED_MEMORY_BYTES = 2 << 30  #: of /dev/shm where several processes share tensors; a container has 64 MiB
+MIB = 1 << 20
+_CHOOSES = "_VISIBLE_DEVICES"  #: ends of variables that choose devices
+
+
+class Container(NamedTuple):
+    """A container that starts the plan. `mounts` are folders of the host and where they are seen, read only."""
+
+    name: str
+    image: str
+    words: tuple[str, ...]
+    environ: dict[str, str]
+    mounts: tuple[tuple[str, str], ...]
+    n_gpus: int
+    device_ids: tuple[str, ...]  #: which of the host's, where a variable of the plan chooses
+    ram_bytes: int | None
+    shares_memory: bool
+    api: str | None
+    port: int
+
+
+def container_of(plan: Plan) -> Container:
+    """The container of a plan.
+
+    Raises:
+        UsageError: no image of the engine is known for its version and devices, or the format cannot say a word.
+    """
+    deployed = deployment_of(plan)
+    if deployed.image is None:
+        on = f" on {deployed.api} devices" if deployed.api else ""
+        raise UsageError(
+            f"no container image of {plan.backend} {plan.engine_version or ''}{on} is known",
+            hint="take --format shell or systemd, and an image of your own",
+        )
+    mounts, moved = _mounts(deployed.paths)
+    chosen = next((value for name, value in plan.env.items() if name.endswith(_CHOOSES)), "")
+    device_ids = tuple(filter(None, chosen.split(",")))
+    return Container(
+        name=plan.backend,
+        image=deployed.image,
+        words=tuple(checked(moved.get(word, word)) for word in deployed.words),
+        environ={name: value for name, value in sorted(plan.env.items()) if not name.endswith(_CHOOSES)},
+        mounts=mounts,
+        n_gpus=len(device_ids) or deployed.n_devices,
+        device_ids=device_ids,
+        ram_bytes=_ram_bytes(plan),
+        shares_memory=(len(device_ids) or deployed.n_devices) > 1,
+        api=deployed.api,
+        port=deployed.port,
+    )
+
+
+def deployment_of(plan: Plan) -> Deployment:
+    """How a plan is deployed.
+
+    Raises:
+        UsageError: the plan is of a command that was checked.
+    """
+    if plan.deployment is None:
+        raise UsageError("this format is for plans, not for commands that are checked", hint=f"autofit {plan.backend}")
+    return plan.deployment
+
+
+def heading(plan: Plan) -> list[str]:
+    """Lines of a comment: what made this, for which engine, and what it takes."""
+    rows = [f"made by autofit {__version__}" + (f" for {plan.engine_source}" if plan.engine_source else "")]
+    for pool in plan.memory.pools:
+        free = f" of {format_bytes(pool.free_bytes)} free" if pool.free_bytes is not None else ""
+        rows.append(f"{pool.id} {pool.name}: {format_bytes(pool.used_bytes)} used{free}")
+    if plan.context_tokens:
+        rows.append(f"context {plan.context_tokens} tokens")
+    if not plan.fits:
+        rows.append("DOES NOT FIT")
+    return [printable(row, 200) for row in rows]
+
+
+def commented(plan: Plan, body: str) -> str:
+    """A text behind the heading, in formats whose comments begin with `#`."""
+    return "\n".join([*(f"# {row}" for row in heading(plan)), body.rstrip("\n")])
+
+
+def checked(word: str) -> str:
+    """A word that a text format can hold.
+
+    Raises:
+        UsageError: bytes that are no text, or control characters.
+    """
+    if not word.isprintable():
+        raise UsageError(
+            f"{printable(word, 80)}: cannot be written in this format", hint="--format json gives it exactly"
+        )
+    return word
+
+
+def _mounts(paths: tuple[str, ...]) -> tuple[tuple[tuple[str, str], ...], dict[str, str]]:
+    """Folders to mount, and the words that stand for paths in them."""
+    folders: dict[str, str] = {}
+    moved: dict[str, str] = {}
+    for path in paths:
+        whole = os.path.abspath(path)  # noqa: PTH100 - as it is, links and all
+        folder = whole if os.path.isdir(path) else os.path.dirname(whole)  # noqa: PTH112, PTH120
+        target = folders.setdefault(folder, MODELS if not folders else f"{MODELS}-{len(folders) + 1}")
+        moved[path] = target if folder == whole else f"{target}/{os.path.basename(whole)}"  # noqa: PTH119
+    return tuple((checked(folder), target) for folder, target in folders.items()), moved
+
+
+def _ram_bytes(plan: Plan) -> int | None:
+    """What the host's memory must hold, in whole MiB."""
+    used = sum(pool.used_bytes for pool in plan.memory.pools if pool.id == HOST_POOL)
+    return -(-used // MIB) * MIB if used else None
