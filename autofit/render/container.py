@@ -5,7 +5,6 @@ from __future__ import annotations
 import os.path
 from typing import NamedTuple
 
-from autofit import __version__
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.plan import Deployment, Plan
 from autofit.domain.text import printable
@@ -78,7 +77,7 @@ def deployment_of(plan: Plan) -> Deployment:
 
 def heading(plan: Plan) -> list[str]:
     """Lines of a comment: what made this, for which engine, and what it takes."""
-    rows = [f"made by autofit {__version__}" + (f" for {plan.engine_source}" if plan.engine_source else "")]
+    rows = ["made by autofit" + (f" for {plan.engine_source}" if plan.engine_source else "")]
     for pool in plan.memory.pools:
         free = f" of {format_bytes(pool.free_bytes)} free" if pool.free_bytes is not None else ""
         rows.append(f"{pool.id} {pool.name}: {format_bytes(pool.used_bytes)} used{free}")
