@@ -1,6 +1,6 @@
 """A settings file for `vllm serve --config FILE`.
 
-Source: vllm/utils/argparse_utils.py:FlexibleArgumentParser.load_config_file (0.33.0): `key: value` becomes
+Source: vllm/utils/argparse_utils.py:FlexibleArgumentParser (load_config_file, 0.33.0): `key: value` becomes
 `--key value`, `true` a flag alone, a list several values, a mapping JSON.
 """
 
