@@ -15,7 +15,7 @@ from autofit.errors import UsageError
 from autofit.text.containers import tag_of
 
 DIRECTORY = "/app"
-REPOSITORY = "ghcr.io/ggml-org/llama.cpp"
+OWNER, NAME = "ghcr.io/ggml-org", "llama.cpp"
 _TAG = re.compile(r"(full|light|server)(?:-([a-z0-9]+?))??(?:-?b[0-9]+)?(?:-[0-9a-f]{7,40})?")
 _PROGRAMS = {"light": "llama-cli", "server": "llama-server"}
 #: the first word behind a full image -> the program; all others convert or quantize
@@ -34,7 +34,7 @@ def image_of(version: str | None, api: str | None) -> str | None:
     """The image of llama-server of a build; `None`: there is none for such devices, or the build has no number."""
     if api not in _ACCELERATORS or version is None or not re.fullmatch(r"b[0-9]+", version):
         return None
-    return f"{REPOSITORY}:server{_ACCELERATORS[api]}-{version}"
+    return f"{OWNER}/{NAME}:server{_ACCELERATORS[api]}-{version}"
 
 
 def in_image(image: str, words: Sequence[str], entrypoint: Sequence[str] | None) -> Contained | None:
