@@ -10,7 +10,7 @@ from autofit.domain.machine import Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Code, Plan
 from autofit.domain.request import NOTHING_ASKED, Request
-from autofit.domain.values import dataclass
+from autofit.domain.values import dataclass, field
 from autofit.text.programs import n_module_words, program_name
 
 if TYPE_CHECKING:
@@ -26,13 +26,15 @@ class ParsedCommand:
     """An engine's command line, taken apart as the engine would.
 
     `model` is the reference it names (path, directory or repository), `companions` the other models it loads by
-    role (`mmproj`, `draft`, `lora`); `settings` is the backend's own frozen value.
+    role (`mmproj`, `draft`, `lora`); `settings` is the backend's own frozen value. `sought` are companions that the
+    backend can do without: they are left out where they are not found.
     """
 
     program: tuple[str, ...]
     model: str | None
     companions: Mapping[str, str]
     settings: Any
+    sought: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

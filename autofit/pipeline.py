@@ -245,7 +245,7 @@ def plan_on(
             if reference is not None:
                 offered = beside(backend, found, files, companions)
                 asked = replace(asked, model_reference=written, beside=offered)
-        found = with_companions(found, companions)
+        found = with_companions(found, companions, command.sought)
         _check_format(backend, found)
         on = here()
         with blamed(backend_name):
@@ -419,7 +419,7 @@ def _loaded(backend: Backend, command: ParsedCommand, model: Any) -> tuple[Model
     if files is not None and files.beside:
         loaded = backend.loads(command, written_as(files.reference, found, files), files.beside)
         companions = {**companions, **loaded}
-    return with_companions(found, companions), files
+    return with_companions(found, companions, command.sought), files
 
 
 def _opened(argv: tuple[str, ...], around: Mapping[str, str], *, may_ask: bool) -> Inside | None:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from autofit import host as plugins
 from autofit.domain.names import is_elsewhere
 from autofit.domain.values import NamedTuple, replace
-from autofit.errors import AutofitError, PluginError
+from autofit.errors import AutofitError, ModelNotFoundError, PluginError, RemoteError
 from autofit.host import blamed
 from autofit.host import resolve as resolve_ref
 
@@ -122,12 +123,18 @@ def written_as(reference: str, model: ModelSpec, files: ModelFiles) -> str:
     return f"./{path}" if is_elsewhere(path) else path
 
 
-def with_companions(model: ModelSpec, named: Mapping[str, str]) -> ModelSpec:
-    """The model with the files that are named beside it, by role."""
+def with_companions(
+    model: ModelSpec, named: Mapping[str, str], sought: Mapping[str, str] = MappingProxyType({})
+) -> ModelSpec:
+    """The model with the files that are named beside it, by role, and of those that are `sought` what is found."""
     missing = {role: path for role, path in named.items() if role not in model.companions}
-    if not missing:
-        return model
     extra = {role: find(path).model for role, path in missing.items()}
+    for role, path in sought.items():
+        if role not in model.companions and role not in extra:
+            with suppress(ModelNotFoundError, RemoteError):
+                extra[role] = find(path).model
+    if not extra:
+        return model
     return replace(model, companions={**model.companions, **extra})
 
 

@@ -74,7 +74,12 @@ def parse_hub(text: str) -> HubName | None:
 
 
 def parse_bare(text: str) -> HubName | None:
-    """`org/repo[:quant or file][@revision]` without a scheme; `None` where it is more likely a path."""
+    """`org/repo[:quant or file][@revision]` without a scheme; `None` where it is more likely a path.
+
+    The hub's host may stand before it, as in an address that was copied without its scheme.
+    """
+    if text.startswith(tuple(f"{host}/" for host in HUB_HOSTS)):
+        return hub_of_url(f"https://{text}")
     repository = re.split("[:@]", text, maxsplit=1)[0]
     return parse_hub(text) if _BARE.fullmatch(repository) else None
 

@@ -391,10 +391,21 @@ class Client:
         """Whatever is waited for ends when time is up: a server that sends a byte now and then would go on for ever."""
         with self._lock:
             left = self._left_s()
-            if left is not None and left > 0:
+            if left is None:
+                return
+            if left > 0:
                 self._wait(left)
-        if left is not None and left <= 0:
+                return
+            idle = [one for several in self._idle.values() for one in several]
+            is_waiting = len(idle) < len(self._open)
+            if not is_waiting:  # what comes next has time of its own
+                self._idle.clear()
+                self._started = self._timer = None
+        if is_waiting:
             self._shut()
+            return
+        for connection in idle:
+            self._drop(connection)
 
     def _shut(self) -> None:
         with self._lock:

@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 
 ENDPOINT = "https://huggingface.co"
 MAIN = "main"
+PRESETS = "preset.ini"  #: of models that llama-server loads one by one, as asked (common/download.cpp)
+MAX_PRESETS_BYTES = 1 << 16
 MAX_LIST_BYTES = 1 << 24  #: of one page of a list
 MAX_PAGES = 20  #: of 1,000 files each
 MAX_FILES = 20_000
 _TOKEN = lazy_pattern(r"[\x21-\x7e]{1,512}")
 _NEXT = lazy_pattern(r'<([^<>]+)>\s*;\s*rel="?next"?')
+_PRESET_MODEL = lazy_pattern(r"(?m)^[ \t]*(?:(?:hfr?|hf-repo|LLAMA_ARG_HF_REPO)[ \t]*=[ \t]*|\[)([^\s;#\]]{3,200})")
 _COMMIT = lazy_pattern(r"[0-9a-f]{40}")
 
 
@@ -140,6 +143,8 @@ def elsewhere(reference: str, name: HubName) -> ModelFiles:
             return _gguf(reference, repository, session)
         if repository.is_checkpoint and name.choice is None:
             return _remote(reference, repository, session, "")
+        if PRESETS in repository.files and name.choice is None:
+            raise _presets(repository, session)
         raise _none(repository)
 
 
@@ -339,6 +344,24 @@ def _written(name: HubName, models: Sequence[GgufModel], model: GgufModel, envir
         if word and choose(models, word) == model:
             return HubName(name.repository, word).written()
     return HubName(name.repository, model.files[0]).written()
+
+
+def _presets(repository: Repository, session: Session) -> ModelNotFoundError:
+    """The error for a repository of presets, with the models that they name."""
+    from autofit.readers.files import read_small
+
+    files = _remote("", repository, session, PRESETS)
+    assert files.storage is not None
+    try:
+        text = read_small(files.paths[0], MAX_PRESETS_BYTES, files.storage).decode("utf-8", "replace")
+    finally:
+        files.storage.close()
+    named = [name for word in _PRESET_MODEL.findall(text) if (name := parse_bare(word)) is not None]
+    models = ", ".join(name.written().removeprefix("hf:") for name in dict.fromkeys(named[:12])) or "none by -hf"
+    return ModelNotFoundError(
+        f"{repository.name.repository}: no model, but {PRESETS}, settings for several that are loaded as they are asked for",
+        hint=f"plan for one of them: {models}",
+    )
 
 
 def _none(repository: Repository) -> ModelNotFoundError:

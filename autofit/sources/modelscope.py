@@ -53,7 +53,8 @@ def find(reference: str) -> ModelFiles:
                 return _files(reference, name, directory)
     raise ModelNotFoundError(
         f"{printable(reference)}: not on this machine",
-        hint=f"download it: modelscope download --model {name.repository}",
+        hint=f"download it: modelscope download --model {name.repository}; or have it read from there: "
+        f"MODEL_ENDPOINT=https://www.modelscope.cn and {name.repository}",
     )
 
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 FIRST_BYTES = 1 << 20  #: of the first file, whose header is long
 _DIGEST = lazy_pattern(r"sha256:[0-9a-f]{64}")  #: a blob of a registry
+#: a model's page at ModelScope, on any of its tabs; its files have addresses like any
+_MODELSCOPE_PAGE = lazy_pattern(
+    r"https?://(?:www\.)?modelscope\.(?:cn|ai)/models/([^/?#]+/[^/?#]+)(?:/(?!resolve/)|[?#]|$)"
+)
 SHARD_BYTES = 1 << 16  #: of each other shard
 MAX_SHARDS = 512
 
@@ -33,6 +37,10 @@ def find(reference: str) -> ModelFiles:
     name = hub_of_url(reference, (*HUB_HOSTS, *([host] if host else [])))
     if name is not None:
         return hub.find_name(reference, name)
+    if page := _MODELSCOPE_PAGE.match(reference):
+        from autofit.sources import modelscope
+
+        return modelscope.find(f"modelscope:{page[1]}")
     return _file(reference)
 
 

@@ -115,8 +115,9 @@ class VllmBackend(Backend):
         program, settings = parse_command(argv, env, version=version, model=model)
         draft = draft_reference(settings)
         companions = {"draft": draft} if draft is not None and is_here(draft) else {}
+        sought = {"draft": draft} if draft is not None else {}
         named = _named(settings)
-        return ParsedCommand(program=program, model=named, companions=companions, settings=settings)
+        return ParsedCommand(program=program, model=named, companions=companions, sought=sought, settings=settings)
 
     def quantizations(self, model: ModelSpec, words: Sequence[str] = ()) -> Sequence[Form]:
         from autofit_vllm.planning.forms import forms

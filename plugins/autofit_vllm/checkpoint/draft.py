@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from autofit.domain.model import ModelSpec
+from autofit.domain.text import printable
 from autofit.domain.values import dataclass, replace
-from autofit.errors import AutofitError, ModelError, UnsupportedModelError
+from autofit.errors import AutofitError, ModelError, ModelNotFoundError, UnsupportedModelError
 
 from autofit_vllm.command.settings import VllmSettings
 from autofit_vllm.config.engine import EngineConfig, Gpu
@@ -89,10 +90,19 @@ def read_draft(spec: ModelSpec, settings: VllmSettings) -> ModelSpec | None:
         return None
     if "draft" in spec.companions:
         return spec.companions["draft"]
+    from autofit.domain.names import parse_bare
     from autofit.readers import read_model
     from autofit.sources import resolve
 
-    return read_model(resolve(reference))
+    try:
+        return read_model(resolve(reference))
+    except ModelNotFoundError as error:
+        if parse_bare(reference) is None:
+            raise
+        raise ModelNotFoundError(
+            f"the draft model {printable(reference, 80)} is not on this machine, and no repository that can be read",
+            hint="check its name in --speculative-config; HF_TOKEN opens what is not public",
+        ) from error
 
 
 def build_draft(spec: ModelSpec, gpu: Gpu) -> DraftModel:

@@ -285,6 +285,17 @@ def test_a_slow_line_is_waited_for(hub: Hub) -> None:
     client.close()
 
 
+def test_connections_that_nobody_uses_end_and_the_next_request_has_time_of_its_own(hub: Hub) -> None:
+    client = Client(patience_s=0.2)
+    client.piece(f"{hub.url}/f", 0, 10)
+    ends = time.monotonic() + 10
+    while client._open and time.monotonic() < ends:
+        time.sleep(0.02)
+    assert not client._open and not any(client._idle.values())
+    assert client.piece(f"{hub.url}/f", 0, 10).data == DATA[:10]
+    client.close()
+
+
 def test_aborted(hub: Hub) -> None:
     """What is on its way fails at once when it is wanted no more, and the client serves again afterwards."""
     released = threading.Event()

@@ -524,3 +524,55 @@ def test_no_connection_outlives_a_model(name: str, served: Hub, tmp_path: Path) 
             find(name)
     assert made
     assert not any(client._open for client in made)
+
+
+def test_a_repository_of_presets_names_its_models(served: Hub) -> None:
+    text = b"[*]\nctx-size = 8192\n[fast]\nhf-repo = o/small:Q4_K_M ; so\n[o/large:Q8_0]\n[x]\nhf = ../../etc\n"
+    served.repositories["o/presets"] = {"preset.ini": Content(text, len(text))}
+    with pytest.raises(ModelNotFoundError, match=r"no model, but preset\.ini") as caught:
+        locate("hf:o/presets")
+    assert (caught.value.hint or "").endswith(": o/small:Q4_K_M, o/large:Q8_0")
+    served.repositories["o/none"] = {"preset.ini": Content(b"\xff\x00[\n", 4)}
+    with pytest.raises(ModelNotFoundError, match="no model, but"):
+        locate("hf:o/none")
+
+
+def test_pages_of_the_hub_are_repositories(served: Hub, tmp_path: Path) -> None:
+    """With their scheme or without; of a folder, the models in it."""
+    model = gguf(tmp_path)
+    served.repositories["o/m"] = {"a-Q4_K_M.gguf": model, "UD-Q6_K_XL/a-UD-Q6_K_XL.gguf": model}
+    assert locate("huggingface.co/o/m").written == locate("hf:o/m").written == "hf:o/m:Q4_K_M"
+    assert locate("hf.co/o/m:Q6_K_XL").paths[0].endswith("UD-Q6_K_XL/a-UD-Q6_K_XL.gguf")
+    for page in ("https://huggingface.co/o/m/tree/main/UD-Q6_K_XL", f"{served.url}/o/m/tree/main/UD-Q6_K_XL"):
+        assert locate(page).paths[0].endswith("UD-Q6_K_XL/a-UD-Q6_K_XL.gguf")
+    for page in ("https://modelscope.cn/models/o/m", "https://www.modelscope.cn/models/o/m/files?version=master"):
+        with pytest.raises(ModelNotFoundError, match="modelscope:o/m: not on this machine"):
+            locate(page)
+
+
+def test_errors_name_what_was_written(served: Hub) -> None:
+    """Not the address of a list that nobody has written."""
+    for name in ("hf:o/none", "hf:o/none@v1"):
+        with pytest.raises(ModelNotFoundError) as caught:
+            locate(name)
+        assert caught.value.message.startswith(f"{name.removeprefix('hf:')} at 127.0.0.1: not found (404)")
+
+
+def test_a_draft_model_of_vllm_may_be_elsewhere(served: Hub, tmp_path: Path) -> None:
+    served.repositories["o/target"] = checkpoint(tmp_path, 3)
+    served.repositories["o/draft"] = checkpoint(tmp_path, 2)
+
+    def command(draft: str) -> list[str]:
+        config = json.dumps({"model": draft, "num_speculative_tokens": 3})
+        return ["vllm", "serve", "o/target", "--max-model-len", "512", "--speculative-config", config]
+
+    def codes(draft: str) -> set[str]:
+        return {finding.code for finding in autofit.check(command(draft), CARD).findings}
+
+    def weights(draft: str) -> int:
+        return autofit.check(command(draft), CARD).memory.pools[0].sum_bytes("weights")
+
+    assert weights("o/draft") > weights("o/no-draft")
+    assert "draft-unknown" in codes("o/no-draft") and "draft-unknown" not in codes("o/draft")
+    with pytest.raises(ModelNotFoundError, match="the draft model o/no-draft is not on this machine"):
+        autofit.plan("vllm", "o/target", CARD, engine_args=command("o/no-draft")[5:])
