@@ -359,7 +359,7 @@ def _presets(repository: Repository, session: Session) -> ModelNotFoundError:
     named = [name for word in _PRESET_MODEL.findall(text) if (name := parse_bare(word)) is not None]
     models = ", ".join(name.written().removeprefix("hf:") for name in dict.fromkeys(named[:12])) or "none by -hf"
     return ModelNotFoundError(
-        f"{repository.name.repository}: no model, but {PRESETS}, settings for several that are loaded as they are asked for",
+        f"{repository.name.repository}: no model, but {PRESETS}, which names several that are served in turn",
         hint=f"plan for one of them: {models}",
     )
 
