@@ -348,12 +348,11 @@ def _written(name: HubName, models: Sequence[GgufModel], model: GgufModel, envir
 
 def _presets(repository: Repository, session: Session) -> ModelNotFoundError:
     """The error for a repository of presets, with the models that they name."""
-    from autofit.readers.files import read_small
-
     files = _remote("", repository, session, PRESETS)
     assert files.storage is not None
     try:
-        text = read_small(files.paths[0], MAX_PRESETS_BYTES, files.storage).decode("utf-8", "replace")
+        with files.storage.open(files.paths[0]) as file:
+            text = file.read(0, MAX_PRESETS_BYTES).decode("utf-8", "replace")
     finally:
         files.storage.close()
     named = [name for word in _PRESET_MODEL.findall(text) if (name := parse_bare(word)) is not None]

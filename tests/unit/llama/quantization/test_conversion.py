@@ -39,6 +39,77 @@ def test_tensors_are_those_of_the_converted_file(name: str) -> None:
     assert made.architecture == original.architecture
 
 
+#: figures of the published config.json, and the file that was converted from it
+CONFIGS = {
+    "gemma-2-27b-Q5_K_M": {
+        "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "hidden_size": 4608, "intermediate_size": 36864,
+        "num_hidden_layers": 46, "num_attention_heads": 32, "num_key_value_heads": 16, "head_dim": 128,
+        "vocab_size": 256000, "max_position_embeddings": 8192, "sliding_window": 4096, "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0, "rms_norm_eps": 1e-06,
+    },
+    "phi-3-mini-4k-F16": {
+        "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32064,
+        "max_position_embeddings": 4096, "sliding_window": 2047, "rope_scaling": None, "tie_word_embeddings": False,
+    },
+    "command-r7b-Q6_K": {
+        "architectures": ["Cohere2ForCausalLM"], "model_type": "cohere2", "hidden_size": 4096,
+        "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "head_dim": 128, "vocab_size": 256000, "max_position_embeddings": 8192, "sliding_window": 4096,
+        "logit_scale": 0.0625, "layer_norm_eps": 1e-05,
+    },
+}  # fmt: skip
+
+
+def _stated(tmp_path: Path, **config: object) -> ModelSpec:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return autofit.read_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_other_decoders_get_the_tensors_and_plans_of_their_files(name: str, tmp_path: Path) -> None:
+    original = quant_models.in_type(descriptors.spec("models", name), "f16")
+    made = converted(_stated(tmp_path, **CONFIGS[name]))
+    assert {t.name: (t.ne, t.type, t.n_bytes) for t in made.tensors} == {
+        t.name: (t.ne, t.type, t.n_bytes) for t in original.tensors
+    }
+    command = ["llama-server", "-m", "x.gguf", "-c", "4096", "-ngl", "99"]
+    big = autofit.load_machine("h100-80gb", ram="64GiB")
+    told, real = (autofit.check(command, big, model=model, settings=None) for model in (made, original))
+    assert [pool.used_bytes for pool in told.memory.pools] == [pool.used_bytes for pool in real.memory.pools]
+
+
+DECODER = {
+    "hidden_size": 256,
+    "intermediate_size": 384,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 128,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "arch"),
+    [("GemmaForCausalLM", "gemma"), ("Olmo2ForCausalLM", "olmo2"), ("GraniteForCausalLM", "granite")],
+)
+def test_decoders_have_the_tensors_that_the_engine_asks_for(kind: str, arch: str, tmp_path: Path) -> None:
+    """Those that the engine itself wrote, but for what it can do without: biases and scales."""
+    written = descriptors.spec("archs", f"{arch}-dense")
+    made = converted(_stated(tmp_path, architectures=[kind], model_type=arch, **DECODER))
+    needed = {t.name: t.ne for t in written.tensors if t.name.endswith("weight") and "rope" not in t.name}
+    needed.pop("output.weight", None)
+    assert {t.name: t.ne for t in made.tensors if t.name != "output.weight"} == needed
+
+
+def test_long_contexts_have_factors_and_biases_are_refused(tmp_path: Path) -> None:
+    phi = {**CONFIGS["phi-3-mini-4k-F16"], "rope_scaling": {"type": "longrope"}}
+    assert {t.name: t.ne for t in converted(_stated(tmp_path, **phi)).tensors if "rope" in t.name} == {
+        "rope_factors_long.weight": (48,), "rope_factors_short.weight": (48,),
+    }  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match="biases that its kind lacks"):
+        converted(_stated(tmp_path, **{**phi, "attention_bias": True}))
+
+
 def test_forms_and_plans_are_those_of_the_file() -> None:
     rows = {
         row.quantization.name: row
