@@ -25,11 +25,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run autofit; returns the exit code. stdout carries the product alone."""
     import gc
 
+    gc.disable()  # a run is short, and a model has tens of thousands of tensors to walk again and again
+    try:
+        return reported(list(sys.argv[1:] if argv is None else argv))
+    finally:
+        if argv is None:
+            gc.freeze()  # the process ends, and would look through all of it once more
+
+
+def reported(arguments: list[str]) -> int:
+    """Run autofit, with errors as messages; returns the exit code."""
     from autofit.errors import AutofitError
 
-    gc.disable()  # a run is short, and a model has tens of thousands of tensors to walk again and again
-
-    arguments = list(sys.argv[1:] if argv is None else argv)
     open_streams()
     try:
         try:

@@ -9,7 +9,7 @@ library is not asked until somebody asks it about them. `InitVar` and the option
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter, itemgetter
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +19,7 @@ __all__ = ["MISSING", "NamedTuple", "dataclass", "field", "fields", "is_dataclas
 _T = TypeVar("_T")
 _UNCOMPILED = 64  #: instances made without a compiled `__init__`: compiling takes as long as it saves for so many
 _UNCOMPILED_TUPLES = 16  #: the same of named tuples
+_set = object.__setattr__
 
 if TYPE_CHECKING:
     from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
@@ -93,18 +94,25 @@ else:
             if "__eq__" in own and vars(cls)["__hash__"] is None:  # Python's own doing, not the author's
                 own -= {"__hash__"}
             known = _collect(cls, kw_only)
-            made = _with_slots(cls, tuple(vars(cls).get("__annotations__", ())), known) if slots else cls
-            made.__fields__ = known
-            made.__dataclass_fields__ = _Standard("__dataclass_fields__", frozen)
-            made.__dataclass_params__ = _Standard("__dataclass_params__", frozen)
-            if "__match_args__" not in own:
-                made.__match_args__ = tuple(f.name for f in known if f.init and not f.kw_only)
-            for name, method in (_FROZEN if frozen else _OPEN).items():
-                if name not in own:
-                    setattr(made, name, method)
-            if "__init__" not in own:
-                made.__init__ = _first_init(made, frozen)
-            return made
+            owner: list[type[Any]] = []
+            body = {
+                "__fields__": known,
+                "__dataclass_fields__": _Standard("__dataclass_fields__", frozen),
+                "__dataclass_params__": _Standard("__dataclass_params__", frozen),
+            }
+            methods = {
+                "__match_args__": tuple(f.name for f in known if f.init and not f.kw_only),
+                "__init__": _first_init(owner, known, frozen, has_more=hasattr(cls, "__post_init__")),
+                **(_FROZEN if frozen else _OPEN),
+            }
+            body |= {name: method for name, method in methods.items() if name not in own}
+            if slots:
+                cls = _with_slots(cls, known, body)
+            else:
+                for name, value in body.items():
+                    setattr(cls, name, value)
+            owner.append(cls)
+            return cls
 
         return make if cls is None else make(cls)
 
@@ -183,8 +191,8 @@ def _ours(value: Any) -> Any:
     return made
 
 
-def _with_slots(cls: type[Any], annotated: Iterable[str], known: Iterable[Any]) -> type[Any]:
-    """The class once more, with slots for its own fields: slots cannot be added to one that is there."""
+def _with_slots(cls: type[Any], known: Iterable[Any], more: Mapping[str, Any]) -> type[Any]:
+    """The class once more, with slots for its fields and with `more`: slots cannot be added to one that is there."""
     names = [f.name for f in known]
     inherited: set[str] = set()
     for base in cls.__mro__[1:-1]:
@@ -193,7 +201,7 @@ def _with_slots(cls: type[Any], annotated: Iterable[str], known: Iterable[Any]) 
     body = dict(vars(cls))
     for name in ("__dict__", "__weakref__", *names):
         body.pop(name, None)
-    body["__slots__"] = tuple(name for name in names if name not in inherited)
+    body |= {**more, "__slots__": tuple(name for name in names if name not in inherited)}
     meta: Any = type(cls)
     made: type[Any] = meta(cls.__name__, cls.__bases__, body)
     made.__qualname__ = cls.__qualname__
@@ -233,48 +241,59 @@ def _as_standard(cls: type[Any], frozen: bool) -> type[Any]:
 # -- dataclasses ----------------------------------------------------------------------------------------------
 
 
-def _first_init(cls: type[Any], frozen: bool) -> Callable[..., None]:
-    """An `__init__` that looks the fields up, until compiling one pays."""
+def _first_init(
+    owner: Sequence[type[Any]], known: Iterable[Any], frozen: bool, *, has_more: bool
+) -> Callable[..., None]:
+    """An `__init__` of the class that will be in `owner`, which looks the fields up, until compiling one pays."""
     left = _UNCOMPILED
+    takes: _Parameters | None = None
 
     def __init__(self: Any, *args: Any, **given: Any) -> None:
-        nonlocal left
+        nonlocal left, takes
         left -= 1
-        if args:
-            names = [f.name for f in cls.__fields__ if f.init and not f.kw_only]
-            in_order = dict(zip(names, args, strict=False))
-            known = len(args) <= len(names) and not in_order.keys() & given.keys()
-            given_all = {**in_order, **given}
-        else:
-            known, given_all = True, given
-        if left < 0 or not known or not _set_plainly(self, cls.__fields__, given_all):
+        if takes is None:
+            takes = _Parameters(known)
+        values = takes.values(args, given) if left >= 0 else None
+        if values is None:
+            (cls,) = owner
             cls.__init__ = _init(cls, frozen)
             cls.__init__(self, *args, **given)
+            return
+        for name, value in values.items():
+            _set(self, name, value)
+        if has_more:
+            self.__post_init__()
 
     return __init__
 
 
-def _set_plainly(self: Any, known: tuple[Any, ...], given: dict[str, Any]) -> bool:
-    """Whether `given` were fields and no field is left without a value; if so, all are set."""
-    n_given = 0
-    for f in known:
-        if f.init and f.name in given:
-            value = given[f.name]
-            n_given += 1
-        elif f.default is not MISSING:
-            value = f.default
-        elif f.default_factory is not MISSING:
-            value = f.default_factory()
-        elif f.init:
-            return False
-        else:
-            continue
-        object.__setattr__(self, f.name, value)
-    if n_given != len(given):
-        return False
-    if hasattr(self, "__post_init__"):
-        self.__post_init__()
-    return True
+class _Parameters:
+    """What an `__init__` takes."""
+
+    __slots__ = ("defaults", "factories", "in_order", "n", "names")
+
+    def __init__(self, known: Iterable[Any]) -> None:
+        known = tuple(known)
+        self.names = frozenset(f.name for f in known if f.init)
+        self.in_order = [f.name for f in known if f.init and not f.kw_only]
+        self.defaults = {f.name: f.default for f in known if f.default is not MISSING}
+        self.factories = [(f.name, f.default_factory) for f in known if f.default_factory is not MISSING]
+        self.n = len(self.names | self.defaults.keys() | dict(self.factories).keys())
+
+    def values(self, args: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any] | None:
+        """The value of each field that has one; None: it is not called as it should be."""
+        if args:
+            by_place = dict(zip(self.in_order, args, strict=False))
+            if len(args) > len(by_place) or by_place.keys() & given.keys():
+                return None
+            given = {**by_place, **given}
+        if not given.keys() <= self.names:
+            return None
+        values = {**self.defaults, **given}
+        for name, make in self.factories:
+            if name not in values:
+                values[name] = make()
+        return values if len(values) == self.n else None
 
 
 def _init(cls: type[Any], frozen: bool) -> Callable[..., None]:
