@@ -18,6 +18,7 @@ from autofit.speed.rates import Rates, device_rates, host_rates
 from autofit.speed.work import Draft, LayerWork, Place, Read, Step
 
 UNMEASURED = Efficiencies()
+DRAFTED_TOKENS = 16  #: a step with more new tokens of a sequence reads a prompt; with fewer it checks what was drafted
 Placed = Sequence[tuple[LayerWork, Place]]
 
 
@@ -246,7 +247,8 @@ class Roofline:
         if layer.window_tokens is not None:
             n_cached = min(n_cached, layer.window_tokens)
         n_bytes = step.n_sequences * (n_cached * layer.cache_token_bytes + 2 * layer.state_bytes)
-        n_flops = step.n_tokens * n_cached * layer.attention_flops
+        flops = layer.prompt_attention_flops if n_new > DRAFTED_TOKENS else None
+        n_flops = step.n_tokens * n_cached * (layer.attention_flops if flops is None else flops)
         if (
             place.device == HOST_POOL
             and self._helper is not None

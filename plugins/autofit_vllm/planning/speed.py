@@ -82,6 +82,7 @@ def layer_works(evaluation: Evaluation, n_replicas: int = 1, *, as_lossless: boo
     kind = storage_type(config.quantization, config.dtype, model.quantization)
     token = _cache_bytes(evaluation)
     is_quantized = config.kv_cache_dtype not in ("auto", "float16", "bfloat16")
+    unpacked = _unpacked_flops(model)
     widened = dtype_bytes(config.dtype) if as_lossless and is_quantized else 1
     works: list[LayerWork] = []
     same: dict[tuple[object, ...], LayerWork] = {}  # the speed model knows equal layers by identity
@@ -99,6 +100,7 @@ def layer_works(evaluation: Evaluation, n_replicas: int = 1, *, as_lossless: boo
                 window_tokens=window,
                 state_bytes=state,
                 attention_flops=flops,
+                prompt_attention_flops=unpacked if mixer == "latent" else None,
                 n_kernels=n_kernels(mixer, "experts" if experts else "dense"),
                 hidden_bytes=2 * model.hidden_size,
             )
@@ -131,6 +133,14 @@ def _kept_fraction(stages: Iterable[StageWeights]) -> float:
 def _elements(kind: str, n_bytes: int) -> int:
     bits = {"q4_0": 4.5, "mxfp4": 4.25, "nvfp4": 4.5, "F8_E4M3": 8, "I8": 8, "q8_0": 8.5, "F32": 32}.get(kind, 16)
     return int(n_bytes * 8 / bits)
+
+
+def _unpacked_flops(model: VllmModel) -> int | None:
+    """Operations of a prompt's query against a cached token of latent attention: keys and values of each head are
+    unpacked for many queries at once (v1/attention/backends/mla/prefill)."""
+    sizes = [model.config.get(name) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")]
+    known = [size for size in sizes if isinstance(size, int)]
+    return 2 * model.n_heads * sum(known) if len(known) == len(sizes) else None
 
 
 CacheCost = tuple[int, int | None, int, int, Mixer]
