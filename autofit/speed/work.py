@@ -80,8 +80,8 @@ class LayerWork:
     rows, for latent attention the K row alone, and what an engine unpacks of a quantized row in between.
     `state_bytes` is a sequence's recurrent state, read and written in each step. `attention_flops` are the
     operations of one query against one cached token: 2 · heads · (key + value dimension); `prompt_attention_flops`
-    those of a prompt's, where an engine unpacks a latent for many queries. `hidden_bytes` is what a token hands to the next
-    block: hidden size times the bytes of the activation type.
+    those of a prompt's, where an engine unpacks a latent for many queries. `hidden_bytes` is what a token hands to
+    the next block: hidden size times the bytes of the activation type.
     `last_token_only` marks the output stage: of a prompt only the last token needs logits.
     """
 
