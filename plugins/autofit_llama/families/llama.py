@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, every
 from autofit_llama.model.architecture import Architecture, reads
@@ -10,6 +11,7 @@ from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
 from autofit_llama.model.rules import (
     deepstack,
     default,
+    finetuned_unless_told,
     swa_always,
     swa_given,
     switch_rope,
@@ -26,9 +28,23 @@ def mistral3(g: Graph) -> None:
     _decoder(g, attn_scale=g.h.f_attn_temp_scale != 0.0)
 
 
+MOE_ALWAYS_ROTATES = Change(
+    without=10502,
+    has=10524,
+    source="src/models/granite-moe.cpp:load_arch_hparams, with rope_finetuned as a switch for RoPE, and without it",
+    name="Granite MoE files without RoPE",
+)
+
+
 def granite(g: Graph) -> None:
-    """src/models/granite.cpp, granite-moe.cpp, minicpm.cpp: scaled residuals and logits, perhaps a shared expert."""
+    """src/models/granite.cpp, minicpm.cpp: scaled residuals and logits, perhaps a shared expert."""
     _decoder(g, residual_scale=g.h.f_residual_scale != 0.0, logit_scale=True)
+
+
+def granite_moe(g: Graph) -> None:
+    """src/models/granite-moe.cpp: the same."""
+    rotates = g.h.rope_finetuned or g.follows(MOE_ALWAYS_ROTATES)
+    _decoder(g, residual_scale=g.h.f_residual_scale != 0.0, logit_scale=True, rotates=rotates)
 
 
 def granite_swa(g: Graph) -> None:
@@ -49,6 +65,7 @@ def _decoder(
     logit_scale: bool = False,
     sliding: bool = False,
     cached: bool = True,
+    rotates: bool = True,
 ) -> None:
     h = g.h
     x = g.inp_embd()
@@ -61,7 +78,7 @@ def _decoder(
         residual = x
         cur = g.rms(x, w, "attn_norm", il)
         q, k, v = g.qkv(w, cur, il)
-        if h.rope_pattern[il]:
+        if rotates and h.rope_pattern[il]:
             factors = g.rope_factors(il)
             q, k = ggml.rope(q, pos, factors), ggml.rope(k, pos, factors)
         if h.use_kq_norm:
@@ -204,13 +221,17 @@ ARCHITECTURES = (
     Architecture(
         name="granitemoe",
         source="granite-moe.cpp",
-        hparams=reads("""
+        hparams=reads(
+            """
             f_norm_rms_eps f_logit_scale f_residual_scale? f_embedding_scale? f_attention_scale? n_ff_shexp?
-            """),
+            rope_finetuned?
+            """,
+            finetuned_unless_told,
+        ),
         rope="norm",
         output="tied",
         scales=(),
-        graph=granite,
+        graph=granite_moe,
     ),
     Architecture(
         name="llama",

@@ -28,8 +28,8 @@ KQ_STRIDE = 256  #: FATTN_KQ_STRIDE
 
 
 FLASH_SCRATCH = Change(
-    without=8390,
-    has=9760,
+    without=9294,
+    has=9538,
     source="ggml/src/ggml-cuda/ggml-cuda.cu:ggml_backend_cuda_buffer_type_get_alloc_size, with FLASH_ATTN_EXT",
     name="copies for flash attention in compute buffers",
 )
@@ -277,16 +277,23 @@ ANY_CACHE_PAIR = Change(
 )
 BF16_CACHES = Change(
     without=8390,
-    has=9760,
+    has=8672,
     source="ggml/src/ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, without and with GGML_TYPE_BF16",
     name="flash attention on CUDA with bf16 caches",
     larger=False,
 )
-MORE_HEADS = Change(
+WIDE_HEADS = Change(
     without=8390,
-    has=9760,
-    source="ggml/src/ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, without and with heads of 192, 320 and 512",
-    name="flash attention on CUDA with heads of 192, 320 and 512",
+    has=8672,
+    source="ggml/src/ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, without and with heads of 512",
+    name="flash attention on CUDA with heads of 512",
+    larger=False,
+)
+UNEVEN_HEADS = Change(
+    without=8929,
+    has=9294,
+    source="ggml/src/ggml-cuda/fattn.cu:ggml_cuda_get_best_fattn_kernel, without and with heads of 192 and 320",
+    name="flash attention on CUDA with heads of 192 and 320",
     larger=False,
 )
 UNEVEN_GROUPS = Change(
@@ -306,7 +313,7 @@ def flash_attn_kernel(t: Tensor, cc: int, version: Version) -> str:
     mask = t.src[3] if p.has_mask else None
     gqa_ratio = q.ne[2] // k.ne[2]
     gqa = gqa_ratio >= 2 and mask is not None and not p.has_alibi and k.ne[1] % KQ_STRIDE == 0
-    uneven, more = version.follows(UNEVEN_GROUPS), version.follows(MORE_HEADS)
+    uneven = version.follows(UNEVEN_GROUPS)
     if not uneven:
         gqa = gqa and gqa_ratio % 2 == 0
     for x in (q, k, v, mask):
@@ -315,7 +322,7 @@ def flash_attn_kernel(t: Tensor, cc: int, version: Version) -> str:
     dk, dv = k.ne[0], v.ne[0]
     if dk in _FA_EQUAL_HEADS:
         fits = dv == dk
-    elif dk in (192, 320, 512) and not more:
+    elif (dk == 512 and not version.follows(WIDE_HEADS)) or (dk in (192, 320) and not version.follows(UNEVEN_HEADS)):
         fits = False
     elif dk == 192:
         fits = dv == 128 and gqa and gqa_ratio % 8 == 0

@@ -42,6 +42,7 @@ class HParams:
     pooling_type_cls: int
     rope_type: RopeType
     rope_pattern: tuple[bool, ...]
+    rope_finetuned: bool  #: as the file says, or as the architecture takes a file that does not
     n_rot_full: int
     n_rot_swa: int
 

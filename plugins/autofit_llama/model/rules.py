@@ -116,9 +116,13 @@ def clamp_shared_as_routed(d: HParamsDraft, meta: Metadata) -> None:
         d.swiglu_clamp_shexp = d.swiglu_clamp_exp
 
 
+def finetuned_unless_told(d: HParamsDraft, meta: Metadata) -> None:
+    d.rope_finetuned = d.rope_finetuned if "rope_finetuned" in d.given else True
+
+
 def switch_rope(d: HParamsDraft, meta: Metadata) -> None:
     # Granite uses rope_finetuned as a switch for rope
-    d.rope_finetuned = d.rope_finetuned if "rope_finetuned" in d.given else True
+    finetuned_unless_told(d, meta)
     d.rope_pattern = [d.rope_finetuned] * d.n_layer_all
 
 

@@ -116,7 +116,7 @@ def test_99_of_100_devices_moved_less_than_the_margins() -> None:
     [
         ("b10705", MODEL, "nvidia:6GiB", "-ncffn"),
         ("b10704", MODEL, "nvidia:6GiB", "-ot"),
-        ("b8864", MODEL, "nvidia:6GiB", "-ot"),
+        ("b8864", MODEL, "nvidia:5GiB", "-ot"),
         ("b8864", MIXTRAL, "nvidia:12GiB", "-ncmoe"),
         ("b6000", MIXTRAL, "nvidia:12GiB", "--override-tensor"),
     ],
