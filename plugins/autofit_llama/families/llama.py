@@ -31,7 +31,7 @@ def mistral3(g: Graph) -> None:
 MOE_ALWAYS_ROTATES = Change(
     without=10502,
     has=10524,
-    source="src/models/granite-moe.cpp:load_arch_hparams, with rope_finetuned as a switch for RoPE, and without it",
+    source="src/models/granite-moe.cpp, with rope_finetuned as a switch for RoPE, and without it",
     name="Granite MoE files without RoPE",
 )
 
