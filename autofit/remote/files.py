@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from _thread import allocate_lock  # threading itself takes long to import
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -80,7 +81,8 @@ class RemoteStorage:
         self._may_ask = may_ask
         self._loaded: set[str] = set()
         self._changed: set[str] = set()  #: groups with more than what is kept of them
-        self._n_head_bytes = 0  #: of all files
+        self._n_head_bytes = 0  #: of all files, those on their way included
+        self._lock = allocate_lock()
         self._pool: ThreadPoolExecutor | None = None
         self._expected: dict[RemoteFile, Future[None]] = {}  #: on their way
 
@@ -162,7 +164,7 @@ class RemoteStorage:
         """Have the first `end` bytes of a file at least, and all of its header if that can be told."""
         if file.path.endswith(".json"):
             end = file.size_bytes  # read whole in any case, and small files are not served in parts everywhere
-        if end > MAX_HEAD_BYTES or self._n_head_bytes > MAX_HEADS_BYTES:
+        if end > MAX_HEAD_BYTES:
             raise ModelError(f"{printable(file.path)}: a header of more than {MAX_HEAD_BYTES} bytes")
         if not self._may_ask:
             raise RemoteError(
@@ -174,13 +176,20 @@ class RemoteStorage:
             # where that was too little, small steps would be many requests
             end = min(max(end, header, have + max(have // 16, STEP_BYTES)), MAX_HEAD_BYTES)
         end = min(end, file.size_bytes)
+        self._count(end - have)
         piece = self._piece(file, have, end - have)
         if piece.linked_etag is not None and _differ(piece.linked_etag, file.listed.identity):
             raise RemoteError(f"{printable(file.path)}: it was replaced while it was read", hint="try again")
         file.head += piece.data
         file.url = piece.url
-        self._n_head_bytes += len(piece.data)  # by threads: a bound need not be exact
         self._changed.add(_group(file.path))
+
+    def _count(self, n_bytes: int) -> None:
+        """Count bytes before they are asked for: many files at once must not lie about their headers together."""
+        with self._lock:
+            self._n_head_bytes += n_bytes
+            if self._n_head_bytes > MAX_HEADS_BYTES:
+                raise ModelError(f"{self.root}: headers of more than {MAX_HEADS_BYTES} bytes in all")
 
     def _piece(self, file: RemoteFile, start: int, n_bytes: int) -> Piece:
         """From where redirects led before; an address that has run out is asked for again."""

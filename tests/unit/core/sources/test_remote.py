@@ -13,8 +13,9 @@ from typing import Any
 import autofit
 import pytest
 from autofit.cli.main import main
-from autofit.errors import AutofitError, ModelNotFoundError, RemoteError, UsageError
+from autofit.errors import AutofitError, ModelError, ModelNotFoundError, RemoteError, UsageError
 from autofit.references import find, locate
+from autofit.remote import files
 from autofit.remote.http import Client
 from autofit.sources import docker, hub
 
@@ -576,3 +577,17 @@ def test_a_draft_model_of_vllm_may_be_elsewhere(served: Hub, tmp_path: Path) -> 
     assert "draft-unknown" in codes("o/no-draft") and "draft-unknown" not in codes("o/draft")
     with pytest.raises(ModelNotFoundError, match="the draft model o/no-draft is not on this machine"):
         autofit.plan("vllm", "o/target", CARD, engine_args=command("o/no-draft")[5:])
+
+
+def test_shards_with_large_headers_do_not_fill_the_memory(
+    served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each header is of a size that is accepted; all at once they are not asked for."""
+    monkeypatch.setattr(files, "MAX_HEADS_BYTES", 4 << 20)
+    stated = (1 << 20) - 8
+    lie = Content(stated.to_bytes(8, "little") + b"{}".ljust(stated), 1 << 20)
+    names = [f"model-{number:05d}-of-00040.safetensors" for number in range(1, 41)]
+    served.repositories["o/lies"] = {**dict.fromkeys(names, lie), "config.json": Content(b"{}", 2)}
+    with pytest.raises(ModelError, match="headers of more than"):
+        find("o/lies")
+    assert served.sent_bytes + storage_of(served).sent_bytes < 6 << 20
