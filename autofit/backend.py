@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autofit.domain.machine import Machine
+from autofit.domain.memory import Kind
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Code, Plan
 from autofit.domain.request import NOTHING_ASKED, Request
@@ -80,6 +81,8 @@ class Backend(ABC):
     command_files: ClassVar[Mapping[str, str]] = {}
     port: ClassVar[int] = 8000  #: that the engine listens on, unless `--port` says another
     python_class: ClassVar[str] = ""  #: the class that `Plan.kwargs` are for: `llama_cpp.Llama`
+    #: parts of its log that tell how far a plan was off: more of one is more memory (1), or is less (-1)
+    calibrates: ClassVar[Mapping[Kind, int]] = {"weights": 1, "cache": 1, "compute": 1}
     measurements: ClassVar[frozenset[str]] = frozenset()  #: figures that `check` takes instead of its own
 
     @abstractmethod

@@ -26,6 +26,11 @@ def autofit_register_commands() -> Iterable[CommandRef]:
             "fix", "why an engine ran out of memory, out of its log, and the smallest change", "autofit.cli.fix"
         ),
         CommandRef("verify", "the plan beside the engine's dry run or the log of a boot", "autofit.cli.verify"),
+        CommandRef(
+            "calibration",
+            "what starts here took beside their plans",
+            "autofit.cli.calibration",
+        ),
         CommandRef("inspect", "what is in a model file: tensors by group and type, layers", "autofit.cli.inspect"),
         CommandRef("models", "what lies in the caches on this machine, and whether it fits here", "autofit.cli.models"),
         CommandRef(

@@ -35,6 +35,15 @@ def cache_home(environ: Mapping[str, str]) -> Path | None:
     return None
 
 
+def data_home(environ: Mapping[str, str]) -> Path | None:
+    """`$XDG_DATA_HOME`, or `~/.local/share` (`%LOCALAPPDATA%` on Windows); `None` when neither is an absolute path."""
+    home = environ.get("HOME") or environ.get("USERPROFILE") or ""
+    for found in (environ.get("XDG_DATA_HOME"), environ.get("LOCALAPPDATA"), home and f"{home}/.local/share"):
+        if found and Path(found).is_absolute():
+            return Path(found)
+    return None
+
+
 def runtime_dir(environ: Mapping[str, str]) -> Path | None:
     """`autofit` below `$XDG_RUNTIME_DIR` or `/run/user/UID`, or `autofit-UID` below the directory for temporary files.
 

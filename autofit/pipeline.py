@@ -247,11 +247,11 @@ def plan_on(
                 asked = replace(asked, model_reference=written, beside=offered)
         found = with_companions(found, companions, command.sought)
         _check_format(backend, found)
-        on = here()
+        on, measured = _calibrated(here(), backend_name, engine, found, settings)
         with blamed(backend_name):
             plan = _is_plan(backend.plan(command, found, on, asked), backend_name)
             plan = _deployable(plan, backend, on, (asked.model_reference or command.model, *companions.values()))
-        return _reviewed(_for_engine(plan, engine, backend, options.notes), found, on, files)
+        return _reviewed(_for_engine(plan, engine, backend, (*options.notes, *measured)), found, on, files)
 
     if reference is None:
         return plan_one(*_found(command.model if model is None else model)), here()  # type: ignore[arg-type]
@@ -297,6 +297,20 @@ def plan_command(
         details=details,
     )
     return (plan if inside is None else replace(plan, argv=inside.filled(plan), env={})), on
+
+
+def _calibrated(
+    machine: Machine, backend: str, engine: Engine, model: ModelSpec, settings: Surroundings | None
+) -> tuple[Machine, tuple[Finding, ...]]:
+    """The machine as starts that were measured on it say, where there are any (docs/calibration.md)."""
+    from autofit.calibration.place import place
+
+    path = None if settings is None or machine.origin != "detected" else place(settings.variables)
+    if path is None or settings is None or not os.path.exists(path):  # noqa: PTH110 - one stat
+        return machine, ()
+    from autofit.calibration.apply import calibrated
+
+    return calibrated(machine, backend, engine.version, model.architecture, settings.variables)
 
 
 def _less(machine: Machine, left_out: Mapping[str, int]) -> Machine:
@@ -396,13 +410,14 @@ def check(
     machine = host().adjust_machine(_checked(machine), backend.name)
     if inside is not None:
         machine = inside.machine(machine)
+    machine, learnt = _calibrated(machine, backend.name, engine, found, settings)
     with blamed(backend.name):
         plan = _is_plan(backend.check(command, found, machine, request), backend.name)
     plan = _judged(plan, strict=bool(stated.get("strict")))
     behind = wrapped.prefix or inside is not None  # launchers and containers change variables by themselves
     whole = (*wrapped.prefix, *(plan.argv if inside is None else wrapped.argv))
     plan = replace(plan, argv=whole, env={**assigned, **({} if behind else plan.env)})
-    return _reviewed(_for_engine(plan, engine, backend, stated.notes), found, machine, files)
+    return _reviewed(_for_engine(plan, engine, backend, (*stated.notes, *learnt)), found, machine, files)
 
 
 def _judged(plan: Plan, *, strict: bool) -> Plan:

@@ -6,7 +6,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from autofit.cli.run import filled, program_path
@@ -19,6 +21,8 @@ from autofit.launch.start import reap
 from autofit.planning.compare import compare
 
 if TYPE_CHECKING:
+    from autofit.backend import Backend
+    from autofit.domain.machine import Machine
     from autofit.domain.observed import Failure, Observed, Stage
     from autofit.domain.plan import Plan
     from autofit.logs.watch import Watch
@@ -49,6 +53,7 @@ def run_watched(args: argparse.Namespace, argv: Sequence[str], environ: Mapping[
         backend = host().backend(plan.backend)
         places, kills = backend.places(machine), kernel_kills()
         follower = Follower(backend.watch(), plan, places, is_quiet=args.quiet)
+        follower.learn = partial(_learn, backend, machine, environ)
         reap()
         status = Child(path, plan.argv[1:], {**environ, **plan.env}, follower.feed).wait()
         was_killed = (kernel_kills() or 0) > (kills or 0)
@@ -73,6 +78,7 @@ class Follower:
         self.tells, self.tells_stages = not is_quiet, not is_quiet and sys.stderr.isatty()
         self.was_ready = False
         self.differences: tuple[Difference, ...] = ()
+        self.learn: Callable[[Observed, Sequence[Difference]], object] | None = None
         self._n_lines, self._stage = 0, "start"
         self._began = time.monotonic()
         self._news: list[str] = []
@@ -121,6 +127,8 @@ class Follower:
     def _compare(self, observed: Observed) -> None:
         """What the engine reported beside what was predicted."""
         self.differences = compare(self.plan.memory, observed, self.places)
+        if observed.is_ready and self.learn is not None:
+            self.learn(observed, self.differences)
         if not self.tells:
             return
         same = ", ".join(f"{one.pool} {one.kind}" for one in self.differences if not one.over_bytes)
@@ -133,6 +141,20 @@ class Follower:
                     f"{one.pool} {one.kind}: {format_bytes(one.reported_bytes)} reported, "
                     f"{format_bytes(one.predicted_bytes)} predicted ({sign}{format_bytes(abs(one.over_bytes))})"
                 )
+
+
+def _learn(
+    backend: Backend,
+    machine: Machine,
+    environ: Mapping[str, str],
+    observed: Observed,
+    differences: Sequence[Difference],
+) -> None:
+    """Count the start for later plans (docs/calibration.md); what goes wrong with that is no matter of the engine's."""
+    from autofit.calibration.apply import record
+
+    with suppress(Exception):
+        record(backend.name, machine, observed, differences, backend.calibrates, environ)
 
 
 def _is_for_memory(failure: Failure, *, was_killed: bool) -> bool:

@@ -14,6 +14,7 @@ COMMON: Mapping[str, Code] = {
     "model-source": Code("info", "where the model was found, which of several was taken, and why"),
     "incomplete-files": Code("warning", "files of the model are missing or cut off; the plan is for the whole model"),
     "engine-not-told": Code("warning", "the installed engine does not say which version it is"),
+    "calibration": Code("info", "memory kept free, or given back, for what earlier starts took beside their plans"),
     "unknown-memory": Code("warning", "free memory of a pool is unknown, so it is not checked"),
     "settings-file": Code("info", "settings that a file sets, and the file"),
     "settings-not-trusted": Code("warning", "settings of a directory's autofit.toml, ignored until the user trusts it"),

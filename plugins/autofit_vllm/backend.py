@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from autofit.backend import Backend, Contained, ParsedCommand
 from autofit.domain.machine import HOST_POOL, Device, Machine
+from autofit.domain.memory import Kind
 from autofit.domain.model import ModelSpec
 from autofit.domain.names import is_elsewhere, parse_bare, parse_hub
 from autofit.domain.plan import Code, Finding, Plan, Speed
@@ -103,6 +104,8 @@ class VllmBackend(Backend):
     )
     kv_types: ClassVar[tuple[str, ...]] = ("f16", "bf16", "fp8", "fp8_e4m3", "fp8_e5m2")
     measurements: ClassVar[frozenset[str]] = frozenset({"available_kv_bytes"})
+    #: what is left for the cache is what all else has left of the share of the card
+    calibrates: ClassVar[Mapping[Kind, int]] = {"cache": -1}
 
     def parse(
         self,

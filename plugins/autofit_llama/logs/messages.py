@@ -158,6 +158,8 @@ def _is_first(notes: Notes) -> bool:
 def _key(notes: Notes, match: re.Match[str]) -> None:
     if _is_first(notes):
         notes.fact(f"kv.{match['key']}", (match["type"], match["value"].strip()))
+        if match["key"] == "general.architecture":
+            notes.fact("architecture", match["value"].strip())
 
 
 def _types(notes: Notes, match: re.Match[str]) -> None:
@@ -175,6 +177,8 @@ def _meta(notes: Notes, match: re.Match[str]) -> None:
     """A hyperparameter, as print_info has it; the first model's only."""
     if _is_first(notes):
         notes.fact(f"info.{match['name'].strip()}", match["value"].strip())
+        if match["name"].strip() == "arch":
+            notes.fact("architecture", match["value"].strip())
 
 
 def _offload(notes: Notes, match: re.Match[str]) -> None:
