@@ -50,18 +50,21 @@ def elsewhere(reference: str, repository: str, tag: str) -> ModelFiles:
 
     session = Session(printable(f"{repository}:{tag}", 60))
     base = f"{REGISTRY}/v2/{repository}"
+    label = f"{repository}:{tag} at {SERVICE}"
     tokens: list[str] = []
 
     def authorization() -> str:
         """What the registry wants of everybody; it is not the user's."""
         if not tokens:
             url = f"{TOKENS}?service={SERVICE}&scope={quote(f'repository:{repository}:pull')}"
-            tokens.append(_token(session.client.document(url, MAX_MANIFEST_BYTES)[0], reference))
+            tokens.append(_token(session.client.document(url, MAX_MANIFEST_BYTES, label=label)[0], reference))
         return tokens[0]
 
     def ask() -> str:
         url = f"{base}/manifests/{tag}"
-        raw = session.client.document(url, MAX_MANIFEST_BYTES, authorization=authorization(), accept=ACCEPT)[0]
+        raw, _ = session.client.document(
+            url, MAX_MANIFEST_BYTES, authorization=authorization(), accept=ACCEPT, label=label
+        )
         return raw.decode("utf-8", "replace")
 
     layers = parse_manifest(str(session.remembered(f"manifest\0{base}\0{tag}", ask)), reference, role_of)

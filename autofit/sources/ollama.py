@@ -99,7 +99,10 @@ def elsewhere(reference: str, name: OllamaName) -> ModelFiles:
     url = f"{base}/manifests/{name.tag}"
 
     def ask() -> str:
-        return session.client.document(url, MAX_MANIFEST_BYTES, accept=ACCEPT)[0].decode("utf-8", "replace")
+        label = f"{name.written().partition(':')[2]} at {name.host}"
+        return session.client.document(url, MAX_MANIFEST_BYTES, accept=ACCEPT, label=label)[0].decode(
+            "utf-8", "replace"
+        )
 
     layers = parse_manifest(str(session.remembered(f"manifest\0{url}", ask)), reference, role_of)
     files = {f"{layer.role}.gguf": (f"{base}/blobs/{layer.digest}", layer) for layer in layers}

@@ -559,6 +559,12 @@ def test_errors_name_what_was_written(served: Hub) -> None:
         assert caught.value.message.startswith(f"{name.removeprefix('hf:')} at 127.0.0.1: not found (404)")
 
 
+def test_errors_of_registries_name_the_model(served: Hub) -> None:
+    host = served.url.removeprefix("http://")
+    with pytest.raises(ModelNotFoundError, match=r"o/none:7b at 127\.0\.0\.1:\d+: not found \(404\)"):
+        locate(f"ollama:{host}/o/none:7b")
+
+
 def test_a_draft_model_of_vllm_may_be_elsewhere(served: Hub, tmp_path: Path) -> None:
     served.repositories["o/target"] = checkpoint(tmp_path, 3)
     served.repositories["o/draft"] = checkpoint(tmp_path, 2)
