@@ -125,12 +125,20 @@ def maker_of(name: str) -> str:
 def closest(name: str, known: Mapping[str, Path]) -> list[str]:
     """The profiles whose names differ from `name` by the fewest edits, then by the smallest step of their number."""
     key = key_of(name[:80])
+    longer = sorted(stem for stem in known if len(key) > 3 and key_of(stem).startswith(key))
+    if longer:
+        return longer[:3]
     ranked = sorted(
         (min((edits(key, other), _step(key, other)) for other in _spellings(stem, path)), stem)
         for stem, path in known.items()
     )
     most = max(1, len(key) // 4)
     near = [(rank, stem) for rank, stem in ranked if rank[0] <= most]
+    if not near:  # a known name with more behind it: `rtx-2070-max-q`
+        begun = max(
+            (key_of(stem) for stem in known if len(stem) > 4 and key.startswith(key_of(stem))), key=len, default=""
+        )
+        return sorted(stem for stem in known if begun and key_of(stem).startswith(begun))[:3]
     return [stem for rank, stem in near if rank[0] == near[0][0][0]][:3]
 
 

@@ -127,11 +127,13 @@ class Roofline:
         stages = self._stages(layers, step)
         return math.fsum(seconds for _, seconds in stages) + self._constant_seconds(layers)
 
-    def prefill_seconds(self, layers: Placed, n_prompt: int, *, n_ubatch: int = 512, n_before: int = 0) -> float:
+    def prefill_seconds(
+        self, layers: Placed, n_prompt: int, *, n_ubatch: int = 512, n_before: int = 0, overlaps: bool = True
+    ) -> float:
         """Seconds to read a prompt of `n_prompt` tokens behind `n_before` cached ones, in micro-batches.
 
         With whole layers on several devices micro-batches follow each other through them, so only the first
-        waits for all stages (pipeline parallelism).
+        waits for all stages (pipeline parallelism), if the engine `overlaps` them.
         """
         n_tokens = max(1, min(n_ubatch, n_prompt))
         n_steps, n_rest = divmod(max(1, n_prompt), n_tokens)
@@ -139,7 +141,7 @@ class Roofline:
         stages = self._stages(layers, Step(n_tokens, 1, n_before + n_tokens * (n_steps - 1) // 2))
         total = math.fsum(seconds for _, seconds in stages)
         each = total
-        if placement([place for _, place in layers]) == "devices":
+        if overlaps and placement([place for _, place in layers]) == "devices":
             each = max(_by_device(stages).values())
         seconds = total + (n_steps - 1) * each + n_steps * self._constant_seconds(layers)
         if n_rest:
@@ -156,6 +158,7 @@ class Roofline:
         n_prompt: int | None = None,
         draft: Draft | None = None,
         unmeasured: str = "",
+        overlaps: bool = True,
     ) -> Speed | None:
         """Expected rates of the placed model, with the band that 9 of 10 runs fall into.
 
@@ -189,7 +192,7 @@ class Roofline:
         prefill, prefill_band = None, 1.0
         if all(self._at(place.device).knows_flops for place in places):
             n_prompt = max(n_ubatch, n_filled if n_prompt is None else n_prompt)
-            prefill = n_prompt / self.prefill_seconds(layers, n_prompt, n_ubatch=n_ubatch)
+            prefill = n_prompt / self.prefill_seconds(layers, n_prompt, n_ubatch=n_ubatch, overlaps=overlaps)
             prefill_band = _factor([self._table.prefill[kind], *widths[1:]])
         return Speed(
             decode_tokens_per_s=decode,

@@ -257,13 +257,15 @@ class _Contexts:
         return Answer(found, kept, compared=None if found.split == reference.split else reference)
 
     def worth_its_price(self, first: Found, least_rate: float) -> Found:
-        """The longest context at this rate; with weights left in RAM only where it is much longer than without."""
+        """The longest context at this rate; where it needs weights in RAM, or micro-batches that no longer overlap on
+        several devices, only where it is much longer than without.
+        """
         goals = self.goals
         found = self.beyond(first, goals.most, lambda f: goals.may_meet(f) and goals.rate(f) >= least_rate)
-        if first.split.on_host or not found.split.on_host:
+        if _makes_do(first) or not _makes_do(found):
             return found
         n_ctx = found.candidate.n_ctx_seq
-        resident = self.beyond(first, n_ctx, lambda f: goals.may_meet(f) and not f.split.on_host)
+        resident = self.beyond(first, n_ctx, lambda f: goals.may_meet(f) and not _makes_do(f))
         longer = n_ctx / resident.candidate.n_ctx_seq - 1
         now, before = ((goals.rate(f), goals.prompts(f, f.candidate.n_ubatch)) for f in (found, resident))
         slower = max(1 - less / more for less, more in zip(now, before, strict=True) if more)
@@ -320,6 +322,10 @@ class _Contexts:
         """The same placement with the longest context that fits, if that `passes` too."""
         longer = stretch(self.search, found, most)
         return longer if passes(longer) else found
+
+
+def _makes_do(found: Found) -> bool:
+    return found.split.on_host or found.candidate.one_by_one
 
 
 def _fastest(search: Search, goals: Goals, candidate: Candidate) -> Found | None:

@@ -42,7 +42,8 @@ def faster_values(search: Search, goals: Goals) -> tuple[Finding, ...]:
     shorter = goals._replace(prefer="speed", least=min(LEAST_TOKENS, goals.least), most=goals.least, floor_tokens=0)
     answer = reach(search, shorter) if goals.least > LEAST_TOKENS else None
     if answer is None or not goals.meets(answer.found, answer.found.candidate.n_ubatch):
-        return ()
+        message = "no shorter context is fast enough; a smaller quantization or a device with more bandwidth may be"
+        return (finding("would-fit", message),)
     n_ctx = answer.found.candidate.n_ctx_seq
     return (finding("would-fit", f"a context of {n_ctx} tokens would be fast enough"),)
 

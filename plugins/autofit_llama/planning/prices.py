@@ -13,6 +13,7 @@ from autofit.domain.units import format_bytes, format_rate
 from autofit_llama.engine.codes import finding
 from autofit_llama.memory.estimate import Estimate
 from autofit_llama.planning.goals import LOSSY_GAIN, Answer, Goals
+from autofit_llama.planning.problem import ONE_BY_ONE
 from autofit_llama.planning.search import Found
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ def prices(task: Task, goals: Goals, answer: Answer, final: Estimate) -> Iterato
     yield from _cache(task, goals, answer)
     yield from _micro_batch(goals, answer)
     yield from _devices(task, answer.found)
+    if answer.found.candidate.one_by_one and not answer.found.split.on_host:
+        message = "no micro-batches overlap on the devices: the copies for that do not fit, and prompts take longer"
+        yield finding("no-overlap", f"{message} (-ot {ONE_BY_ONE}=CPU names no tensor and turns it off)")
 
 
 def _weights_in_ram(task: Task, found: Found, final: Estimate) -> Iterator[Finding]:

@@ -127,7 +127,7 @@ def _tries(said: LlamaSettings, program: _Python, *, most_rows: int) -> Iterator
         rows //= 2
     n_ctx, most = said.n_ctx or LEAST_CONTEXT, program.sized.hparams.n_layer_all + 1
     while n_ctx >= LEAST_CONTEXT:
-        rows = min(most_rows, LARGEST_BATCH // 4)
+        rows = min(most_rows, LARGEST_BATCH)  # what lies in RAM is copied to a device once for each of them
         one = replace(said, n_ctx=n_ctx, n_batch=rows, n_ubatch=rows)
         if one.tensor_split is not None and all(one.tensor_split):  # a split of other layers
             one = replace(one, tensor_split=None)

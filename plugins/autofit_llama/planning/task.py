@@ -8,7 +8,6 @@ from autofit.domain.machine import Device, Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Speed
 from autofit.domain.request import Margin, Request
-from autofit.domain.units import format_rate
 from autofit.domain.values import dataclass, replace
 
 from autofit_llama.command.parse import Command
@@ -258,7 +257,7 @@ def slower_than_wished(request: Request, speed: Speed | None, n_ctx: int) -> tup
     missed = []
     decode = None if speed is None else speed.decode_tokens_per_s
     if request.min_tps is not None and (decode is None or decode < request.min_tps):
-        told = "unknown" if decode is None else f"~{format_rate(decode)} tokens/s with {n_ctx} tokens in the context"
+        told = "unknown" if decode is None else f"~{decode:,.3g} tokens/s with {n_ctx} tokens in the context"
         missed.append(f"decode rate {told}, below --min-tps {request.min_tps:g}")
     prefill = None if speed is None else speed.prefill_tokens_per_s
     if request.max_ttft is not None and (not prefill or n_ctx / prefill > request.max_ttft):

@@ -50,6 +50,7 @@ def speed_of(
             n_sequences=min(n_sequences, context.n_seq_max),
             n_ubatch=n_ubatch or context.n_ubatch,
             draft=_draft(layout, run, n_draft),
+            overlaps=layout.compute.n_copies > 1,
             unmeasured="no runs with -sm tensor to compare with" if run.arguments.sliced else "",
         )
 
