@@ -214,6 +214,8 @@ def split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str] | None]:
 def new_parser(word: str, summary: str) -> argparse.ArgumentParser:
     import argparse
 
+    from autofit.cli.telling import columns
+
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> None:  # type: ignore[override]
             from autofit.errors import UsageError
@@ -223,7 +225,7 @@ def new_parser(word: str, summary: str) -> argparse.ArgumentParser:
         def _print_message(self, message: str, file: Any = None) -> None:
             print(message, end="", file=file)  # argparse drops what cannot be written, without a word
 
-    formatter = partial(argparse.HelpFormatter, width=_columns() - 2)  # which alone would load shutil to measure
+    formatter = partial(argparse.HelpFormatter, width=columns() - 2)  # which alone would load shutil to measure
     return Parser(prog=f"autofit {word}", description=summary, allow_abbrev=False, formatter_class=formatter)
 
 
@@ -258,17 +260,6 @@ def _command_after(word: str, rest: str) -> str:
         f"the whole command of the engine goes after --: autofit {word} ... -- ENGINE COMMAND, "
         f"with its model and flags ({', '.join(first)})"
     )
-
-
-def _columns() -> int:
-    """The width of the terminal, as `shutil.get_terminal_size` finds it."""
-    given = os.environ.get("COLUMNS", "")
-    if given.isdecimal() and int(given):
-        return int(given)
-    try:
-        return os.get_terminal_size().columns or 80
-    except OSError:
-        return 80
 
 
 def print_help(backends: Mapping[str, BackendRef], commands: Mapping[str, CommandRef]) -> None:

@@ -80,6 +80,7 @@ def run(args: argparse.Namespace | SimpleNamespace, backend_name: str, engine_ar
 
 def show(plan: Plan, args: argparse.Namespace | SimpleNamespace, *, force: bool) -> int:
     """The product on stdout, all else on stderr. A command that does not fit is printed only with `--force`."""
+    from autofit.cli.telling import summary
     from autofit.render import text
 
     chosen = _format(args.format)
@@ -93,7 +94,7 @@ def show(plan: Plan, args: argparse.Namespace | SimpleNamespace, *, force: bool)
     elif not sys.stdout.isatty():  # `| sh` and `eval` must not take silence for success
         write_product(chosen.no_fit)
     if not args.quiet:
-        for line in text.summary(plan):
+        for line in summary(plan):
             print(line, file=sys.stderr)
     elif not plan.fits:
         print(f"autofit: {text.no_fit(plan)}", file=sys.stderr)

@@ -249,11 +249,12 @@ def _dry_run(
 
 def _refuse(args: argparse.Namespace, plan: Plan) -> int:
     """Say what is missing, and the nearest that would fit."""
+    from autofit.cli.telling import summary
     from autofit.render import text
 
     lines = [f"autofit: not started: {text.no_fit(plan)}"]
     if not args.quiet:
-        lines = [*text.summary(plan), lines[0]]
+        lines = [*summary(plan), lines[0]]
     lines += [text.finding(found) for found in plan.findings if found.code == "would-fit"][:1] if args.quiet else []
     print("\n".join(lines), file=sys.stderr)
     return 3
@@ -261,12 +262,13 @@ def _refuse(args: argparse.Namespace, plan: Plan) -> int:
 
 def _tell(args: argparse.Namespace, plan: Plan) -> None:
     """What was added to the command, and what it takes."""
+    from autofit.cli.telling import summary
     from autofit.render import text
     from autofit.text import shell
 
     added = [word for one in plan.decisions if one.origin != "wrapped command" for word in one.argv]
     print(f"autofit: adds {shell.shown(added)}" if added else "autofit: adds nothing", file=sys.stderr)
-    for line in text.summary(plan):
+    for line in summary(plan):
         print(line, file=sys.stderr)
     if args.explain:
         for line in text.explain(plan):

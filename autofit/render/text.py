@@ -19,18 +19,21 @@ def summary(plan: Plan) -> Iterator[str]:
         yield f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip()
     for pool in plan.memory.pools:
         yield from (f"  {_limit_row(limit, pool)}" for limit in pool.limits)
-    facts = []
-    if plan.context_tokens:
-        facts.append(f"context {plan.context_tokens:,} tokens")
-    if plan.safe_fill_tokens is not None and plan.safe_fill_tokens != plan.context_tokens:
-        facts.append(f"safe to fill to {plan.safe_fill_tokens:,}")
-    if plan.speed and (rates := speed(plan.speed)):
-        facts.append(rates)
-    if facts:
-        yield "  " + " · ".join(facts)
+    if said := list(facts(plan)):
+        yield "  " + " · ".join(said)
     if plan.engine_source is not None:
         yield f"  for {printable(plan.engine_source, 200)}"
     yield from (finding(found) for found in plan.findings)
+
+
+def facts(plan: Plan) -> Iterator[str]:
+    """The context, and how fast."""
+    if plan.context_tokens:
+        yield f"context {plan.context_tokens:,} tokens"
+    if plan.safe_fill_tokens is not None and plan.safe_fill_tokens != plan.context_tokens:
+        yield f"safe to fill to {plan.safe_fill_tokens:,}"
+    if plan.speed and (rates := speed(plan.speed)):
+        yield rates
 
 
 def no_fit(plan: Plan) -> str:

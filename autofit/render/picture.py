@@ -1,0 +1,146 @@
+"""The plan on a terminal: a bar for each pool to scale, what limits it, and the remarks within the width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from autofit.domain.memory import KINDS, PoolUse
+from autofit.domain.plan import Plan
+from autofit.domain.text import printable
+from autofit.domain.units import format_bytes
+from autofit.render import text
+
+LEAST_COLUMNS, MOST_BAR = 28, 100
+FULL_FRACTION = 0.05  #: of free memory: with less left, the pool is what limits the plan
+#: kind -> a character, one of ASCII, and a color of the 256 that people tell apart who see colors differently
+#: (Okabe and Ito's set); the characters differ as well, so that no color is needed
+_MARKS: Mapping[str, tuple[str, str, int]] = {
+    "weights": ("█", "#", 32),
+    "cache": ("▓", "=", 214),
+    "compute": ("▒", "+", 36),
+    "runtime": ("░", "-", 175),
+    "transient": ("╱", "/", 220),
+    "reserve": ("·", ".", 245),
+}
+
+
+class Terminal(NamedTuple):
+    """What a terminal shows: columns, colors, and characters beyond ASCII."""
+
+    columns: int = 80
+    has_color: bool = False
+    has_blocks: bool = True
+
+    def marked(self, kind: str, n: int) -> str:
+        block, plain, color = _MARKS[kind]
+        drawn = (block if self.has_blocks else plain) * n
+        return f"\x1b[38;5;{color}m{drawn}\x1b[0m" if self.has_color and n else drawn
+
+
+def terminal_of(environ: Mapping[str, str], columns: int, encoding: str | None) -> Terminal:
+    """How to draw, by the variables that people set for it: `NO_COLOR` (no-color.org), `TERM=dumb`, the encoding."""
+    is_dumb = environ.get("TERM", "") in ("", "dumb")
+    return Terminal(
+        columns=max(columns, LEAST_COLUMNS),
+        has_color=not is_dumb and not environ.get("NO_COLOR"),
+        has_blocks=not is_dumb and (encoding or "").lower().replace("-", "") in ("utf8", "utf16", "gb18030"),
+    )
+
+
+def picture(plan: Plan, terminal: Terminal) -> Iterator[str]:
+    """The summary of a plan, no line wider than the terminal."""
+    for name, pool in _folded(plan.memory.pools):
+        yield from _pool(name, pool, terminal)
+    facts = list(text.facts(plan))
+    yield from _wrapped(" · ".join(facts), terminal.columns, "  ") if facts else ()
+    yield from _wrapped(_limit(plan), terminal.columns, "  ")
+    if plan.engine_source is not None:
+        yield from _wrapped(f"for {printable(plan.engine_source, 200)}", terminal.columns, "  ")
+    for found in plan.findings:
+        yield from _wrapped(text.finding(found).strip(), terminal.columns, "  ", "    ")
+
+
+def _folded(pools: tuple[PoolUse, ...]) -> Iterator[tuple[str, PoolUse]]:
+    """Pools with what to call them: neighbors that are alike as one, by the fullest of them."""
+    at = 0
+    while at < len(pools):
+        alike = [pool for pool in pools[at:] if _alike(pool, pools[at])]
+        n = next((n for n, (a, b) in enumerate(zip(alike, pools[at:], strict=False)) if a is not b), len(alike))
+        shown = max(pools[at : at + n], key=lambda pool: pool.used_bytes)
+        name = printable(shown.name, 40)
+        yield (f"{shown.id}  {name}" if n == 1 else f"{n} × {name}", shown)
+        at += n
+
+
+def _alike(one: PoolUse, other: PoolUse) -> bool:
+    """Cards of one kind, within 1 % of the same use."""
+    more, less = max(one.used_bytes, other.used_bytes), min(one.used_bytes, other.used_bytes)
+    return (one.name, one.total_bytes, one.free_bytes) == (other.name, other.total_bytes, other.free_bytes) and (
+        (more - less) * 100 <= more and not one.limits and not other.limits
+    )
+
+
+def _pool(name: str, pool: PoolUse, terminal: Terminal) -> Iterator[str]:
+    """Its name and room, its bar, and the size of each part."""
+    room = text.room(pool)
+    gap = terminal.columns - 2 - len(name) - len(room)
+    if gap >= 2:
+        yield f"  {name}{' ' * gap}{room}"
+    else:
+        yield from _wrapped(name, terminal.columns, "  ")
+        yield from _wrapped(room, terminal.columns, "  ")
+    width = min(terminal.columns - 4, MOST_BAR)
+    sizes: dict[str, int] = {kind: pool.sum_bytes(kind) for kind in KINDS}
+    yield f"  [{_bar(pool, sizes, width, terminal)}]"
+    parts = [(kind, f"{'margin' if kind == 'reserve' else kind} {format_bytes(n)}") for kind, n in sizes.items() if n]
+    yield from _legend(parts, terminal)
+
+
+def _bar(pool: PoolUse, sizes: Mapping[str, int], width: int, terminal: Terminal) -> str:
+    """Parts of the pool's free memory to scale; where more is used than is there, of what is used."""
+    whole = max(pool.free_bytes or 0, sum(sizes.values()), 1)
+    drawn: list[str] = []
+    before = n_drawn = 0
+    for kind, n_bytes in sizes.items():
+        before += n_bytes
+        n = max(before * width // whole - n_drawn, 1 if n_bytes else 0)  # a part that is there is seen
+        n = min(n, width - n_drawn)
+        drawn.append(terminal.marked(kind, n))
+        n_drawn += n
+    return "".join(drawn) + " " * (width - n_drawn)
+
+
+def _legend(parts: Sequence[tuple[str, str]], terminal: Terminal) -> Iterator[str]:
+    """Each part with its mark, as many in a line as there is room for."""
+    line, length = "  ", 2
+    for kind, said in parts:
+        if length > 2 and length + len(said) + 4 > terminal.columns:
+            yield line.rstrip()
+            line, length = "  ", 2
+        line += f"{terminal.marked(kind, 1)} {said}  "
+        length += len(said) + 4
+    if length > 2:
+        yield line.rstrip()
+
+
+def _limit(plan: Plan) -> str:
+    """What limits the plan: the pool with the least room left for its size."""
+    rooms = [(pool, pool.room_bytes) for pool in plan.memory.pools]
+    known = [(pool, room) for pool, room in rooms if room is not None and pool.free_bytes]
+    if not known:
+        return "what limits it is not known: free memory was not told"
+    pool, room = min(known, key=lambda one: one[1] / (one[0].free_bytes or 1))
+    if room < 0:
+        return f"{pool.id} lacks {format_bytes(-room)}"
+    if room > FULL_FRACTION * (pool.free_bytes or 0):
+        return f"nothing is short: {pool.id} has the least room, {format_bytes(room)} beside the margin"
+    return f"{pool.id} limits it: {format_bytes(room)} are left beside the margin; --explain shows the next step up"
+
+
+def _wrapped(words: str, columns: int, first: str, then: str | None = None) -> Iterator[str]:
+    import textwrap
+
+    yield from textwrap.wrap(
+        words, max(columns, LEAST_COLUMNS), initial_indent=first, subsequent_indent=first if then is None else then
+    )

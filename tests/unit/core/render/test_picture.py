@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import autofit
+import pytest
+from autofit.domain.memory import KINDS
+from autofit.render.picture import Terminal, picture, terminal_of
+
+LARGE = "example:mixtral-8x7b-q4_k_m"
+PLAN = autofit.plan("llama", LARGE, on=["rtx-3090"], ram="64GiB", settings=None)
+CARDS = autofit.plan("llama", "example:mixtral-8x7b-f16", on=["8xh100-80gb"], ram="256GiB", settings=None)
+SHORT = autofit.plan("llama", LARGE, on=["rtx-3060-12gb"], ram="8GiB", settings=None)
+APPLE = autofit.plan("llama", "example:tiny", on=["m4-max:64GiB"], settings=None)
+
+
+def lines(plan: autofit.Plan, columns: int = 80, *, color: bool = False, blocks: bool = True) -> list[str]:
+    return list(picture(plan, Terminal(columns, color, blocks)))
+
+
+def plain(line: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", line)
+
+
+@pytest.mark.parametrize("plan", [PLAN, CARDS, SHORT, APPLE], ids=["one card", "eight", "no fit", "unified"])
+@pytest.mark.parametrize("columns", [28, 40, 80, 132, 200])
+@pytest.mark.parametrize("color", [False, True])
+def test_no_line_is_wider_than_the_terminal(plan: autofit.Plan, columns: int, color: bool) -> None:
+    found = lines(plan, columns, color=color)
+    for line in map(plain, found):
+        words = [word for word in line.split() if len(word) > columns - 4]
+        assert len(line) <= columns or words, line  # a word alone may be longer: a path
+    assert all(unicodedata.east_asian_width(c) in "NaAH" or c.isascii() for line in found for c in plain(line))
+
+
+def test_bars_are_to_scale() -> None:
+    pool = PLAN.memory.pools[0]
+    bar = next(line for line in lines(PLAN) if line.startswith("  ["))[3:-1]
+    assert len(bar) == 76
+    assert pool.free_bytes is not None
+    for kind, mark in zip(KINDS, "█▓▒░╱·", strict=True):
+        exact = pool.sum_bytes(kind) * 76 / pool.free_bytes
+        assert abs(bar.count(mark) - exact) <= 2, kind
+        assert (bar.count(mark) > 0) == (pool.sum_bytes(kind) > 0)
+
+
+def test_equal_cards_are_one_line() -> None:
+    found = lines(CARDS)
+    assert sum("[" in line for line in found) == 2
+    assert any(line.strip().startswith("2 × NVIDIA H100") for line in found)
+
+
+def test_what_limits_it() -> None:
+    assert any(re.search(r"^  GPU0 limits it: \d.* are left beside the margin", line) for line in lines(PLAN))
+    assert any(re.search(r"^  \w+ lacks \d", line) for line in lines(SHORT))
+    assert any("nothing is short: GPU1 has the least room" in line for line in lines(CARDS))
+
+
+def test_without_color_and_without_blocks() -> None:
+    assert not any("\x1b" in line for line in lines(PLAN))
+    bars = [line for line in lines(PLAN, blocks=False) if line.startswith("  [")]
+    assert bars and all(line.isascii() for line in bars)
+    colored = lines(PLAN, color=True)
+    assert [plain(line) for line in colored] == lines(PLAN)
+
+
+@pytest.mark.parametrize(
+    ("environ", "encoding", "color", "blocks"),
+    [
+        ({"TERM": "xterm-256color"}, "utf-8", True, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, "UTF-8", False, True),
+        ({"TERM": "dumb"}, "utf-8", False, False),
+        ({}, "utf-8", False, False),
+        ({"TERM": "linux"}, "ascii", True, False),
+        ({"TERM": "linux"}, None, True, False),
+    ],
+)
+def test_what_a_terminal_shows(environ: dict[str, str], encoding: str | None, color: bool, blocks: bool) -> None:
+    found = terminal_of(environ, 7, encoding)
+    assert (found.has_color, found.has_blocks, found.columns) == (color, blocks, 28)
