@@ -134,7 +134,7 @@ def _limit(plan: Plan) -> str:
     if room < 0:
         return f"{pool.id} lacks {format_bytes(-room)}"
     if room > FULL_FRACTION * (pool.free_bytes or 0):
-        return f"nothing is short: {pool.id} has the least room, {format_bytes(room)} beside the margin"
+        return f"nothing is short: of {pool.id}, the fullest, {format_bytes(room)} are left beside the margin"
     return f"{pool.id} limits it: {format_bytes(room)} are left beside the margin; --explain shows the next step up"
 
 

@@ -40,7 +40,7 @@ PLAN = ("llama", "example:tiny", "--on", "rtx-3090", "--ram", "64GiB")
 def test_a_picture() -> None:
     out, shown = on_terminal(*PLAN)
     assert out.startswith(b"llama-server ") and b"\x1b" not in out
-    assert "\x1b[38;5;" in shown and "[" in shown and "least room" in shown
+    assert "\x1b[38;5;" in shown and "[" in shown and "the fullest" in shown
     assert on_terminal(*PLAN, NO_COLOR="1")[1].count("\x1b") == 0
 
 

@@ -54,7 +54,7 @@ def test_equal_cards_are_one_line() -> None:
 def test_what_limits_it() -> None:
     assert any(re.search(r"^  GPU0 limits it: \d.* are left beside the margin", line) for line in lines(PLAN))
     assert any(re.search(r"^  \w+ lacks \d", line) for line in lines(SHORT))
-    assert any("nothing is short: GPU1 has the least room" in line for line in lines(CARDS))
+    assert any("nothing is short: of GPU1, the fullest" in line for line in lines(CARDS))
 
 
 def test_without_color_and_without_blocks() -> None:
