@@ -83,7 +83,7 @@ def _blocks(g: Graph, *, qk_norm: bool) -> Tensor:
 
 def qwen3next(g: Graph) -> None:
     """src/models/qwen3next.cpp: three gated delta nets, then one gated attention."""
-    _hybrid(g, _qwen3next_linear, EVERY_ROW)
+    _hybrid(g, _qwen3next_linear, EVERY_ROW, gate_in_shape=not g.follows(GATE_AS_IT_IS))
 
 
 def qwen35(g: Graph) -> None:
@@ -114,7 +114,22 @@ NORM_FIRST = Change(
 )
 
 
-def _hybrid(g: Graph, linear: Callable[[Graph, RecurrentInput, Layer, Tensor, int], Tensor], every_row: Change) -> None:
+GATE_AS_IT_IS = Change(
+    without=10235,
+    has=10240,
+    source="src/models/qwen3next.cpp, the sigmoid of the gate put in shape again, and multiplied as it is",
+    name="gates of Qwen3-Next",
+    larger=False,
+)
+
+
+def _hybrid(
+    g: Graph,
+    linear: Callable[[Graph, RecurrentInput, Layer, Tensor, int], Tensor],
+    every_row: Change,
+    *,
+    gate_in_shape: bool = False,
+) -> None:
     h = g.h
     x = g.inp_embd()
     rs = g.inp_rs()
@@ -132,7 +147,7 @@ def _hybrid(g: Graph, linear: Callable[[Graph, RecurrentInput, Layer, Tensor, in
         else:
             q, k, v, gate = gated_qkv(g, w, cur, il)
             cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, out=None)
-            cur = gated_output(g, w, cur, gate)
+            cur = gated_output(g, w, cur, gate, in_shape=gate_in_shape)
         if g.narrows(il, every_row):
             cur, residual = g.select_outputs(out_ids, cur, residual)
         residual = ggml.add(cur, residual)
@@ -158,8 +173,11 @@ def gated_qkv(g: Graph, w: Layer, x: Tensor, il: int) -> tuple[Tensor, Tensor, T
     return g.rms(q, w, "attn_q_norm", il), g.rms(k, w, "attn_k_norm", il), v, gate
 
 
-def gated_output(g: Graph, w: Layer, cur: Tensor, gate: Tensor) -> Tensor:
+def gated_output(g: Graph, w: Layer, cur: Tensor, gate: Tensor, *, in_shape: bool = False) -> Tensor:
+    """`in_shape`: a view of the gate is multiplied."""
     gate = ggml.sigmoid(ggml.cont(gate, gate.ne[0] * gate.ne[1], g.n_tokens))
+    if in_shape:
+        gate = ggml.reshape(gate, gate.ne[0], gate.ne[1])
     return g.linear(w, "attn_output", ggml.mul(cur, gate))
 
 
