@@ -2,12 +2,13 @@
 
     python tools/follow llama.cpp BUILD [--from BUILD] [--source TREE] [--cache DIR] [--out DIR] [--keep]
 
-BUILD is a number, such as 11434, or `newest`. Its source comes out of the package index (about 270 builds from b9093
+BUILD is a number, such as 11434, or `newest`. Its source comes out of the package index (about 200 builds from b8672
 on) or is TREE; it is compiled with the device that only counts, asked every recorded case, and `check` with
 `--engine-version BUILD` is held against each row. `--from` is the build that it is compared with: the newest one below
-it whose rows are recorded. Printed: the score, architectures, flags and defaults that came and went, what rows moved by
-architecture and kind of memory, and beside that the engine's own difference of each definition that our rules cite. The
-same goes to OUT/report.md, the rows to OUT/rows-bBUILD.jsonl.gz; `--keep` puts these to tests/data/llama/versions too.
+it whose rows are recorded, and whose source the index has. Printed: the score, architectures, flags and defaults that
+came and went, what rows moved by architecture and kind of memory, and beside that the engine's own difference of each
+definition that our rules cite. The same goes to OUT/report.md, the rows to OUT/rows-bBUILD.jsonl.gz; `--keep` puts
+these to tests/data/llama/versions too.
 CACHE keeps sources and programs.
 
 Exit code: 0 if every row is exact, 1 if one is not, 2 if it could not be done.
@@ -20,6 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,14 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def follow(options: argparse.Namespace) -> Followed:
     clock = Clock()
-    number = known_builds()[-1] if options.build == NEWEST else options.build
+    number = max(known_builds()) if options.build == NEWEST else options.build
     cache = options.cache.absolute()
     out = (options.out or cache / str(number)).absolute()
     rows_file = out / f"rows-b{number}.jsonl.gz"
-    base = options.base if options.base is not None else recorded_below(number)
+    below = [options.base] if options.base is not None else recorded_below(number)
     python = tools_python(cache)
     tree = options.source or fetch(number, cache, python)
-    base_tree = fetch(base, cache, python)
+    base, base_tree = _base(below, cache, python)
     clock.done("sources")
     programs = build(tree.absolute(), cache / str(number), jobs=options.jobs, tools=Path(python).parent)
     clock.done("build")
@@ -94,8 +96,20 @@ def follow(options: argparse.Namespace) -> Followed:
     return found
 
 
-def recorded_below(build: int) -> int:
-    """The newest build below this one that has rows.
+def _base(below: Sequence[int], cache: Path, python: str) -> tuple[int, Path]:
+    """The first of these builds that the package index has a source of, and its tree.
+
+    Raises:
+        FollowError: it has none.
+    """
+    for number in below[:-1]:
+        with suppress(FollowError):
+            return number, fetch(number, cache, python)
+    return below[-1], fetch(below[-1], cache, python)
+
+
+def recorded_below(build: int) -> list[int]:
+    """The builds below this one that have rows, the newest first.
 
     Raises:
         FollowError: there is none.
@@ -106,7 +120,7 @@ def recorded_below(build: int) -> int:
         raise FollowError(
             f"no rows of a build below b{build} are recorded (the first is b{recorded[0]}); name one with --from"
         )
-    return below[-1]
+    return below[::-1]
 
 
 def build_number(word: str) -> int:

