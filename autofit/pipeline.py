@@ -188,7 +188,7 @@ def plan_on(
     program: Sequence[str] = (),
     engine_args: Sequence[object] = (),
     inside: Inside | None = None,
-    left_out: Mapping[str, int] | None = None,
+    at_most: Mapping[str, int] | None = None,
     details: bool = True,
     nearest: bool = True,
 ) -> tuple[Plan, Machine]:
@@ -196,8 +196,8 @@ def plan_on(
 
     `program` are the words that start the engine, of a command that is filled in, and `inside` the container that it
     runs in. Without `model`, the engine's own flags name it. Of several models under one name the largest is planned
-    for that fits as asked at full speed; where none does, the one that the engine would take. `left_out` are bytes of
-    pools that the plan does without.
+    for that fits as asked at full speed; where none does, the one that the engine would take. `at_most` are
+    bytes that pools have free at most, whatever is measured.
 
     `details`: other plans, and what the next better value of a setting lacks, are looked for too; `nearest`: where
     nothing fits, what would.
@@ -235,7 +235,7 @@ def plan_on(
         else:
             known = machine
         known = host().adjust_machine(_checked(known), backend_name)
-        return _less(known if inside is None else inside.machine(known), left_out or {})
+        return _held_to(known if inside is None else inside.machine(known), at_most or {})
 
     def plan_one(found: ModelSpec, files: ModelFiles | None) -> Plan:
         asked, companions = request, command.companions
@@ -265,13 +265,13 @@ def plan_command(
     settings: Surroundings,
     machine: Machine | None = None,
     *,
-    left_out: Mapping[str, int] | None = None,
+    at_most: Mapping[str, int] | None = None,
     details: bool = False,
 ) -> tuple[Plan, Machine]:
     """An engine's command with what it leaves open filled in, everything it says kept; and the machine it is for.
 
     It is the plan of `autofit BACKEND -- FLAGS`, for the program that the command names, also in a container that it
-    starts. `settings` are the variables that the command will have, and the directory it is started in; `left_out` as
+    starts. `settings` are the variables that the command will have, and the directory it is started in; `at_most` as
     for `plan_on`.
 
     Raises:
@@ -293,7 +293,7 @@ def plan_command(
         program=words[:n_program],
         engine_args=words[n_program:],
         inside=inside,
-        left_out=left_out,
+        at_most=at_most,
         details=details,
     )
     return (plan if inside is None else replace(plan, argv=inside.filled(plan), env={})), on
@@ -313,23 +313,28 @@ def _calibrated(
     return calibrated(machine, backend, engine.version, model.architecture, settings.variables)
 
 
-def _less(machine: Machine, left_out: Mapping[str, int]) -> Machine:
-    """The machine with so many bytes less free in its pools."""
+def _held_to(machine: Machine, at_most: Mapping[str, int]) -> Machine:
+    """The machine with so much free in its pools at most."""
     from autofit.domain.machine import HOST_POOL
     from autofit.domain.units import format_bytes
 
-    if not any(left_out.values()):
+    if not at_most:
         return machine
     devices = tuple(
-        replace(device, free_bytes=max(0, device.free_bytes - left_out.get(device.pool, 0)))
-        if device.free_bytes is not None
+        replace(device, free_bytes=min(device.free_bytes, at_most[device.pool]))
+        if device.free_bytes is not None and device.pool in at_most
         else device
         for device in machine.devices
     )
-    on_host, ram = machine.host, left_out.get(HOST_POOL, 0)
-    if on_host.available_bytes is not None and ram:
-        on_host = replace(on_host, available_bytes=max(0, on_host.available_bytes - ram))
-    notes = (f"{pool}: {format_bytes(n)} are left out, since a start ran out of memory" for pool, n in left_out.items())
+    on_host = machine.host
+    if HOST_POOL in at_most:
+        free = on_host.available_bytes
+        most = at_most[HOST_POOL]
+        on_host = replace(on_host, available_bytes=most if free is None else min(free, most))
+    notes = (
+        f"{pool}: {format_bytes(n)} count as free at most, since a start ran out of memory"
+        for pool, n in at_most.items()
+    )
     return replace(machine, host=on_host, devices=devices, findings=(*machine.findings, *notes))
 
 

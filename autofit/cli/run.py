@@ -93,13 +93,13 @@ def parse_retries(text: str) -> int:
 
 
 def filled(
-    args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], left_out: Mapping[str, int] = NOTHING
+    args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], at_most: Mapping[str, int] = NOTHING
 ) -> tuple[Plan, Machine] | int:
     """The plan of an engine's command, told and reserved, and its machine; the exit code where it does not fit.
 
-    `left_out` are bytes of pools that it does without.
+    `at_most` are bytes that pools have free at most.
     """
-    plan, machine = _reserved(args, argv, environ, left_out)
+    plan, machine = _reserved(args, argv, environ, at_most)
     if not plan.fits and not args.force:
         return _refuse(args, plan)
     if not args.quiet:
@@ -142,12 +142,12 @@ def backend_of(argv: Sequence[str]) -> Backend | None:
 
 
 def _reserved(
-    args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], left_out: Mapping[str, int]
+    args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], at_most: Mapping[str, int]
 ) -> tuple[Plan, Machine]:
     """The plan of a command, and what it takes reserved for this process until the engine has taken it."""
 
     def make() -> tuple[Plan, Machine]:
-        return planned(args, argv, environ, left_out)
+        return planned(args, argv, environ, at_most)
 
     if environ.get(RESERVATIONS_OFF) == "0":
         return make()
@@ -167,11 +167,11 @@ def _reserved(
 
 
 def planned(
-    args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], left_out: Mapping[str, int] = NOTHING
+    args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], at_most: Mapping[str, int] = NOTHING
 ) -> tuple[Plan, Machine]:
     """The plan of an engine's command, for this machine as it is now."""
     settings = Surroundings(environ=environ)
-    return plan_command(argv, given(args), settings, details=args.explain, left_out=left_out)
+    return plan_command(argv, given(args), settings, details=args.explain, at_most=at_most)
 
 
 def program_path(name: str, environ: Mapping[str, str]) -> str:

@@ -13,22 +13,24 @@ from typing import TYPE_CHECKING
 
 from autofit.cli.run import filled, program_path
 from autofit.domain.machine import HOST_POOL
+from autofit.domain.memory import KINDS
 from autofit.domain.text import printable
 from autofit.domain.units import MIB, format_bytes
 from autofit.host import host
 from autofit.launch.parent import Child, end_as, kernel_kills
 from autofit.launch.start import reap
-from autofit.planning.compare import compare
+from autofit.planning.compare import compare, pool_of
 
 if TYPE_CHECKING:
     from autofit.backend import Backend
     from autofit.domain.machine import Machine
+    from autofit.domain.memory import Kind, PoolUse
     from autofit.domain.observed import Failure, Observed, Stage
     from autofit.domain.plan import Plan
     from autofit.logs.watch import Watch
     from autofit.planning.compare import Difference
 
-LEAST_BYTES = 64 * MIB  #: left out of the next plan, where the log does not say how much was missing
+LEAST_BYTES = 64 * MIB  #: by which the next plan is smaller, at least, and by an eighth
 DOING: Mapping[Stage, str] = {
     "start": "starting",
     "weights": "loading weights",
@@ -36,15 +38,21 @@ DOING: Mapping[Stage, str] = {
     "compute": "reserving compute buffers",
     "ready": "ready",
 }
+#: what has been taken before memory of a kind is
+BEFORE: Mapping[str, tuple[Kind, ...]] = {
+    "weights": ("runtime",),
+    "cache": ("runtime", "weights"),
+    "compute": ("runtime", "weights", "cache"),
+}
 
 
 def run_watched(args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], n_retries: int) -> int:
     """Start an engine as a child; the exit code, or the signal that ended it as one's own."""
     path = program_path(argv[0], environ)
-    left_out: dict[str, int] = {}
+    at_most: dict[str, int] = {}
     before: Plan | None = None
     for attempt in range(1 + n_retries):
-        found = filled(args, argv, environ, left_out)
+        found = filled(args, argv, environ, at_most)
         if isinstance(found, int):
             return found
         plan, machine = found
@@ -63,9 +71,9 @@ def run_watched(args: argparse.Namespace, argv: Sequence[str], environ: Mapping[
         _say(f"out of memory while {DOING[failure.stage]}: {printable(failure.words, 200)}")
         if attempt == n_retries:
             break
-        for pool in _pools_of(failure, plan, places):
-            left_out[pool] = left_out.get(pool, 0) + (_missing(failure, follower.differences, pool) << attempt)
-            _say(f"planning again, with {format_bytes(left_out[pool])} less on {pool} than are free")
+        for pool, n_bytes in learnt(failure, plan, places, follower.differences).items():
+            at_most[pool] = n_bytes
+            _say(f"planning again, for {format_bytes(n_bytes)} on {pool} at most")
         before = plan
     return end_as(status)
 
@@ -164,21 +172,41 @@ def _is_for_memory(failure: Failure, *, was_killed: bool) -> bool:
     return failure.is_certain or was_killed
 
 
-def _pools_of(failure: Failure, plan: Plan, places: Mapping[str, str]) -> list[str]:
-    """The pools that were short of memory: the one that the engine names, or all that it may have meant."""
+def learnt(
+    failure: Failure, plan: Plan, places: Mapping[str, str], differences: Sequence[Difference]
+) -> dict[str, int]:
+    """Bytes that pools have for this engine at most, as its failure shows.
+
+    Where an allocation failed, what was taken before it and the allocation are more than there is. What was taken is
+    what was predicted of the stages before, if it is known in which it was; what was reported beyond the prediction is
+    left out as well.
+    """
     if failure.cause in ("RAM", "killed"):
-        return [HOST_POOL]
-    named = places.get(failure.place or "")
-    devices = [pool.id for pool in plan.memory.pools if pool.id != HOST_POOL and pool.used_bytes]
-    return [named] if named is not None else devices or [HOST_POOL]
+        named: str | None = HOST_POOL
+    else:
+        named = pool_of(failure.place or "", places)
+    pools = [pool for pool in plan.memory.pools if pool.used_bytes and (pool.id == named or named is None)]
+    pools = [pool for pool in pools if named is not None or pool.id != HOST_POOL] or pools
+    found = {}
+    for pool in pools:
+        over = sum(max(0, one.over_bytes) for one in differences if one.pool == pool.id)
+        most = pool.used_bytes - max(LEAST_BYTES, pool.used_bytes // 8)
+        before_it = BEFORE.get(_kind_of(failure, pool))
+        if named is not None and failure.requested_bytes and before_it is not None:
+            before = sum(pool.sum_bytes(kind) for kind in before_it)
+            there = failure.requested_bytes - 1
+            if failure.free_bytes is not None:
+                there = min(there, failure.free_bytes)
+            most = min(most, before + there)
+        found[pool.id] = max(0, most - over)
+    return found
 
 
-def _missing(failure: Failure, differences: Sequence[Difference], pool: str) -> int:
-    """Bytes that the plan was short of in a pool, as far as the log tells."""
-    over = sum(max(0, one.over_bytes) for one in differences if one.pool == pool)
-    requested = failure.requested_bytes or 0
-    free = failure.free_bytes
-    return max(over, requested if free is None else requested - free, LEAST_BYTES)
+def _kind_of(failure: Failure, pool: PoolUse) -> Kind | Stage:
+    """What the allocation was for: as the log says it, or as the part of the plan that is as large to the byte."""
+    planned: dict[int, Kind] = {pool.sum_bytes(kind): kind for kind in KINDS if kind in BEFORE}
+    planned |= {item.n_bytes: item.kind for item in pool.items}
+    return failure.kind or planned.get(failure.requested_bytes or -1) or failure.stage
 
 
 def _changes(before: Plan, after: Plan) -> str:

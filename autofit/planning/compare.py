@@ -30,6 +30,11 @@ class Difference:
         return 0 if abs(over) <= self.rounding_bytes else over
 
 
+def pool_of(place: str, places: Mapping[str, str]) -> str | None:
+    """The pool of a place by the backend's names; a remote device is named with its address, `RPC0[HOST:PORT]`."""
+    return places.get(place) or places.get(place.partition("[")[0])
+
+
 def compare(memory: Memory, observed: Observed, places: Mapping[str, str]) -> tuple[Difference, ...]:
     """Each kind that was reported, by pool in the plan's order. `places` are the backend's: name in the log -> pool.
 
@@ -39,7 +44,7 @@ def compare(memory: Memory, observed: Observed, places: Mapping[str, str]) -> tu
     reported: dict[tuple[str, Kind], list[ReportedPart]] = {}
     mapped: set[tuple[str, Kind]] = set()
     for part in observed.parts:
-        pool = HOST_POOL if part.is_host else places.get(part.place)
+        pool = HOST_POOL if part.is_host else pool_of(part.place, places)
         if pool is None:
             continue
         reported.setdefault((pool, part.kind), []).append(part)
