@@ -1,7 +1,7 @@
 """The fuzzers for as long as one likes; escapes are printed and kept as inputs for `tests/fuzz/corpus`.
 
 python tools/fuzz.py [--seconds 600] [--target NAME ...] [--jobs 2] [--seed N] [--keep DIRECTORY]
-python tools/fuzz.py --atheris NAME     one target under coverage-guided Atheris (pip install atheris)
+python tools/fuzz.py --atheris NAME [--seconds 600]     one target under coverage-guided Atheris (pip install atheris)
 
 Exit code 1 when something has escaped.
 """
@@ -21,8 +21,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 
-from support.fuzzing import escape_of, run_for
-from support.fuzzing.targets import TARGETS
+from contextlib import nullcontext
+
+with (
+    nullcontext()
+    if "--atheris" not in sys.argv
+    else __import__("atheris").instrument_imports(include=["autofit", "autofit_llama", "autofit_vllm"])
+):
+    from support.fuzzing import escape_of, run_for
+    from support.fuzzing.targets import TARGETS
 
 
 def main() -> int:
@@ -35,7 +42,7 @@ def main() -> int:
     parser.add_argument("--atheris", choices=tuple(TARGETS))
     options = parser.parse_args()
     if options.atheris:
-        return guided(options.atheris)
+        return guided(options.atheris, int(options.seconds))
     names = options.target or list(TARGETS)
     seconds = options.seconds * options.jobs / len(names)
     jobs = [(name, options.seed, seconds) for name in names]
@@ -71,11 +78,10 @@ def one(job: tuple[str, int, float]) -> tuple[str, int, dict[str, tuple[int, str
     return name, total, {kind: (times, first[kind]) for kind, times in counts.items()}
 
 
-def guided(name: str) -> int:
+def guided(name: str, seconds: int) -> int:
     """A target under Atheris: the bytes that it offers are the source of what `make` draws."""
     import atheris
 
-    atheris.instrument_all()
     target = TARGETS[name]
 
     def check(data: bytes) -> None:
@@ -83,7 +89,7 @@ def guided(name: str) -> int:
         if found is not None:
             raise AssertionError(found)
 
-    atheris.Setup([sys.argv[0]], check)
+    atheris.Setup([sys.argv[0], f"-max_total_time={seconds}", "-max_len=512", "-rss_limit_mb=4096"], check)
     atheris.Fuzz()
     return 0
 
