@@ -139,7 +139,25 @@ def run(arguments: list[str]) -> int:
     from autofit.host import product_on_stdout
 
     with product_on_stdout():
-        return run_word(arguments)
+        return run_word(without_settings(arguments))
+
+
+def without_settings(arguments: list[str]) -> list[str]:
+    """The words without `--settings FILE`, which every command has: it goes where the variable of that name is."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    at = next((i for i, word in enumerate(arguments[:end]) if word.partition("=")[0] == "--settings"), None)
+    if at is None:
+        return arguments
+    _, equals, file = arguments[at].partition("=")
+    n_words = 1 if equals else 2
+    if not equals:
+        file = arguments[at + 1] if at + 1 < end else ""
+    if not file:
+        from autofit.errors import UsageError
+
+        raise UsageError("--settings needs a file", hint="such as --settings ./autofit.toml")
+    os.environ["AUTOFIT_SETTINGS"] = file
+    return arguments[:at] + arguments[at + n_words :]
 
 
 def run_word(arguments: list[str]) -> int:

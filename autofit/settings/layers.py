@@ -20,6 +20,7 @@ from autofit.settings.options import BY_NAME, OPTIONS, Option
 from autofit.settings.trust import config_dir, is_trusted
 
 SETTINGS_FILE = "autofit.toml"
+SETTINGS_VARIABLE = "AUTOFIT_SETTINGS"  #: also `--settings FILE`: a file that counts instead of the directory's
 NEEDS_TRUST = ("engine_args", "force")  #: what a file of the directory sets only when the user has trusted it
 Layer = Mapping[str, Any]
 
@@ -36,10 +37,18 @@ class Surroundings:
         return os.environ if self.environ is None else self.environ
 
     def files(self) -> list[Path]:
-        """`autofit.toml` of the directory, then the user's."""
-        users = config_dir(self.variables) / SETTINGS_FILE
-        found = [path for path in (self.own_file, users) if path.is_file()]
+        """The file that the user names, else `autofit.toml` of the directory; then the user's."""
+        users, named = config_dir(self.variables) / SETTINGS_FILE, self.named
+        if named is not None and not named.is_file():
+            raise UsageError(f"{printable(str(named), 300)}: no such settings file")
+        found = [path for path in (named or self.own_file, users) if path.is_file()]
         return found[1:] if len(found) == 2 and found[0].samefile(users) else found
+
+    @property
+    def named(self) -> Path | None:
+        """What the user says to be the settings, and so trusts."""
+        text = self.variables.get(SETTINGS_VARIABLE)
+        return Path(text) if text else None
 
     @property
     def own_file(self) -> Path:
@@ -99,7 +108,8 @@ def _allowed(path: Path, surroundings: Surroundings, backend: str) -> tuple[Laye
     text = read_text(path)
     layer = _parse_file(text, path, backend)
     held_back = [name for name in NEEDS_TRUST if name in layer]
-    if path != surroundings.own_file or not held_back or is_trusted(path, text, surroundings.variables):
+    is_own = path == surroundings.own_file and surroundings.named is None
+    if not is_own or not held_back or is_trusted(path, text, surroundings.variables):
         return layer, []
     where = os.path.abspath(path)  # noqa: PTH100 - as it is written, links and all
     flags = f" ({printable(' '.join(layer['engine_args']), 120)})" if "engine_args" in layer else ""

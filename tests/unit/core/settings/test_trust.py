@@ -191,3 +191,32 @@ def test_only_the_users_flags_let_a_checkpoint_run_its_code(here: Path) -> None:
         assert "not trusted" in done.stderr
     done = autofit(*words, "--", "--trust-remote-code", cwd=here, config=here.parent / "config")
     assert "--trust-remote-code" in done.stdout
+
+
+@pytest.mark.parametrize("how", ["option", "equals", "variable"])
+def test_a_file_that_the_user_names_is_the_users(here: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "autofit.toml").write_text(HOSTILE)
+    mine = here.parent / "mine.toml"
+    mine.write_text('engine-args = ["--port", "9000"]\nparallel = 2\n')
+    if how == "variable":
+        found = collect(
+            {}, Surroundings(environ={"AUTOFIT_SETTINGS": str(mine), "HOME": "/nonexistent"}), "llama", dict
+        )
+        assert found.engine_args == ("--port", "9000") and found.values["parallel"] == 2
+        return
+    argv, said = plan(here, *(("--settings", str(mine)) if how == "option" else (f"--settings={mine}",)))
+    assert argv[argv.index("--port") + 1] == "9000" and argv[argv.index("-np") + 1] == "2" and "--host" not in argv
+    assert f"from {mine}: parallel, engine flags --port 9000" in said or "engine flags --port 9000" in said
+
+
+def test_the_directorys_file_when_named_is_trusted(here: Path) -> None:
+    (here / "autofit.toml").write_text('engine-args = ["--port", "9000"]\n')
+    argv, said = plan(here, "--settings", "autofit.toml")
+    assert "9000" in argv and "not trusted" not in said
+
+
+@pytest.mark.parametrize("words", [("--settings",), ("--settings", "nowhere.toml"), ("--settings=",)])
+def test_a_settings_file_that_is_not_there(here: Path, words: tuple[str, ...]) -> None:
+    done = autofit(*PLAN, *words, cwd=here, config=here.parent / "config")
+    assert done.returncode == 2 and done.stdout == ""
+    assert "settings" in done.stderr and "Traceback" not in done.stderr
