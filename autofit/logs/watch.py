@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -85,7 +86,8 @@ class Watch:
             self._times[i] += 1
             is_spent = is_spent or self._times[i] == MAX_TIMES
             for match in islice(_compiled(message.pattern).finditer(line), MAX_IN_LINE):
-                message.note(self._notes, match)
+                with suppress(ValueError, OverflowError):  # what stands where a figure should is none
+                    message.note(self._notes, match)
                 is_own = is_own or i < self._n_own
         self._notes.n_lines += is_own
         if is_spent:

@@ -50,6 +50,9 @@ def rebuild(observed: Observed) -> tuple[Rebuilt | None, tuple[str, ...]]:
     }
     parameters = _parameters(str(facts.get("info.model params", "")))
     n_tensors = facts.get("n_tensors") or sum(types.values())
+    unknown = next((name for name in types if name not in GGML_TYPES_BY_NAME), None)
+    if unknown is not None:
+        return None, (f"what a block of the type {unknown} takes: no release has one",)
     missing = [
         WANTED[name]
         for name, there in (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.fuzzing import Target, answers, gguf, headers, loading, text, tools, vllm
+from support.fuzzing import Target, answers, gguf, headers, loading, logs, text, tools, vllm
 
 TARGETS = {
     target.name: target
@@ -17,6 +17,7 @@ TARGETS = {
         Target("recordings", text.make_recording, text.run_recording, 30),
         Target("yaml", text.make_yaml, text.run_yaml, 400),
         Target("json", text.make_json, text.run_json, 300),
+        Target("logs", logs.make_log, logs.run_log, 25),
         Target("answers", answers.make, answers.run, 150),
         Target("tool-answers", tools.make_words, tools.run_words, 300),
         Target("manifests", tools.make_manifest, tools.run_manifest, 300),
