@@ -10,6 +10,7 @@ from autofit.errors import UsageError
 from autofit_llama.command.options import spellings
 from autofit_llama.command.reading import find_program
 from autofit_llama.engine.versions import Version
+from autofit_llama.logs.devices import devices_of
 
 _FLASH = {"0": "off", "1": "on", "disabled": "off", "enabled": "on"}
 
@@ -25,9 +26,9 @@ def command_of(observed: Observed, version: Version) -> tuple[str, ...]:
             argv.extend((flag, str(value)))
 
     offloaded, layers = facts.get("layers.offloaded"), facts.get("layers.all")
-    if offloaded is not None:
+    if offloaded is not None and devices_of(observed):
         add("-ngl", 99 if offloaded == layers else offloaded)
-    elif any(not part.is_host for part in observed.parts) or observed.devices:
+    elif devices_of(observed):
         add("-ngl", 99)
     add("-c", facts.get("context.n_ctx"))
     for flag, name, default in (("-b", "n_batch", "2048"), ("-ub", "n_ubatch", "512")):

@@ -43,6 +43,11 @@ class Case(NamedTuple):
     machine: Machine
     request: Request
     version: Version
+    at_start: bool = False  #: what memory grows to later is left out: of RAM the log tells what the start found
+
+    def holds(self, plan: Plan | None) -> bool:
+        """Whether a command fits, as far as it is judged here."""
+        return plan is not None and (plan.memory.starts if self.at_start else plan.fits)
 
     def check(self, flags: Sequence[str] = ()) -> Plan | None:
         """The command with these flags; `None`: the engine has no such flag, or refuses it."""
@@ -77,16 +82,19 @@ def repair(
     is_command = bool(argv)
     words = tuple(argv) or command_of(observed, version)
     cause, advice = cause_of(observed), advice_of(observed)
+    if failure is not None and failure.cause == "RAM" and machine.host.available_bytes is None:
+        advice += ("the log does not say how much RAM there is: --ram SIZE does",)
     if failure is not None and failure.cause == "RAM" and words:
         changes = tuple(_on_host(observed, words, version))
         if changes:
             return Repair(cause=cause, changes=changes, advice=advice, basis=basis, is_command=is_command)
-    if failure is None or not failure.is_memory or model is None or not machine.devices:
+    on_host = failure is not None and failure.cause == "RAM" and failure.requested_bytes is not None
+    if failure is None or not failure.is_memory or model is None or not (machine.devices or on_host):
         lines = missing_of(observed, missing)
         return Repair(cause=cause, advice=advice, missing=lines, basis=basis, is_command=is_command)
     machine = replace(machine, devices=tuple(map(with_own_context, machine.devices)))
-    case = Case(backend, words, model, machine, request, version)
-    case, lacks, note = _bounded(case, observed, failure)
+    case = Case(backend, words, model, machine, request, version, at_start=on_host)
+    case, lacks, note = (_bounded_host if on_host else _bounded)(case, observed, failure)
     changes = tuple(_changes(case, lacks))
     return Repair(
         cause=cause,
@@ -132,6 +140,23 @@ def _bounded(case: Case, observed: Observed, failure: Failure) -> tuple[Case, in
         )
         case, room = _with(case, device), -1
     return case, None if room is None else max(0, -room), tuple(notes)
+
+
+def _bounded_host(case: Case, observed: Observed, failure: Failure) -> tuple[Case, int | None, tuple[str, ...]]:
+    """The same for RAM: it has less than what was held there, read from mapped files apart, and what failed."""
+    held = sum(part.n_bytes for part in observed.parts if part.is_host and not part.mapped)
+    host = case.machine.host
+    most = held + (failure.requested_bytes or 0) - 1
+    plan = case.check()
+    pool = None if plan is None else plan.memory.pools[-1]
+    if pool is not None:
+        beside = ("runtime", "weights") if failure.kind != "weights" else ("runtime",)
+        most += sum(item.n_bytes for item in pool.items if item.kind in beside and not item.when)
+    if host.available_bytes is None or host.available_bytes > most:
+        host = replace(host, available_bytes=most)
+    case = case._replace(machine=replace(case.machine, host=host))
+    room = None if (plan := case.check()) is None else -plan.memory.pools[-1].start_shortfall_bytes
+    return case, None if room is None else max(0, -room), (f"RAM has less than {format_bytes(most)} for this process",)
 
 
 def _room(case: Case, device: Device) -> int | None:
@@ -201,7 +226,8 @@ def _changes(case: Case, lacks: int | None) -> Iterator[Change]:
 
 def _each(case: Case, pinned: LlamaSettings, n_ctx: int) -> Iterator[tuple[int, Change]]:
     hp = read_hparams(case.model)
-    yield from _fit_target(case, pinned)
+    if not case.at_start:
+        yield from _fit_target(case, pinned)
     if (pinned.n_parallel or -1) < 0 and any((*hp.is_swa, *hp.is_recr)):
         yield from _try(case, 1, ("-np", "1"), "one conversation at a time instead of 4")
     size = pinned.n_ubatch or 512
@@ -215,8 +241,8 @@ def _each(case: Case, pinned: LlamaSettings, n_ctx: int) -> Iterator[tuple[int, 
             break
     is_asked = bool(pinned.n_ctx)
     least = case.check(("-c", str(LEAST_TOKENS)))
-    if n_ctx > LEAST_TOKENS and least is not None and least.fits:
-        best = _most(lambda n: case.check(("-c", str(n * CONTEXT_STEP))), n_ctx // CONTEXT_STEP)
+    if n_ctx > LEAST_TOKENS and case.holds(least):
+        best = _most(lambda n: case.holds(case.check(("-c", str(n * CONTEXT_STEP)))), n_ctx // CONTEXT_STEP)
         if best:
             flags, tokens = ("-c", str(best * CONTEXT_STEP)), best * CONTEXT_STEP
             rank = 3 if not is_asked and tokens >= 4096 else 6 if tokens >= 4096 else 9
@@ -233,13 +259,13 @@ def _each(case: Case, pinned: LlamaSettings, n_ctx: int) -> Iterator[tuple[int, 
             yield from done
             if done:
                 break
-    if hp.n_expert:
-        best = _fewest(lambda n: case.check(("-ncmoe", str(n))), hp.n_layer_all)
+    if hp.n_expert and not case.at_start:
+        best = _fewest(lambda n: case.holds(case.check(("-ncmoe", str(n)))), hp.n_layer_all)
         if best:
             yield from _try(
                 case, 5, ("-ncmoe", str(best)), f"the experts of {best} layers stay in RAM, which slows decoding"
             )
-    best = _most(lambda n: case.check(("-ngl", str(n))), hp.n_layer_all)
+    best = None if case.at_start else _most(lambda n: case.holds(case.check(("-ngl", str(n)))), hp.n_layer_all)
     if best is not None:
         stay = hp.n_layer_all + 1 - best
         yield from _try(case, 8, ("-ngl", str(best)), f"{_layers(stay)} in RAM, which slows everything")
@@ -263,34 +289,30 @@ def _fit_target(case: Case, pinned: LlamaSettings) -> Iterator[tuple[int, Change
 
 def _try(case: Case, rank: int, flags: tuple[str, ...], because: str) -> Iterator[tuple[int, Change]]:
     plan = case.check(flags)
-    if plan is not None and plan.fits:
+    if case.holds(plan):
         yield rank, Change(flags=flags, argv=with_flags(case.argv, flags, case.version), because=because, plan=plan)
 
 
-def _most(check: Callable[[int], Plan | None], top: int) -> int | None:
-    """The largest count up to `top` with which it fits, if more never takes less; 0 is not tried for contexts."""
+def _most(fits: Callable[[int], bool], top: int) -> int | None:
+    """The largest count up to `top` with which it fits, if more never takes less; `None`: with none."""
     low, high = 0, top
     while low < high:
         middle = (low + high + 1) // 2
-        plan = check(middle)
-        if plan is not None and plan.fits:
+        if fits(middle):
             low = middle
         else:
             high = middle - 1
-    plan = check(low)
-    return low if plan is not None and plan.fits else None
+    return low if fits(low) else None
 
 
-def _fewest(check: Callable[[int], Plan | None], top: int) -> int | None:
-    """The smallest count from 1 to `top` with which it fits, if more never takes more."""
-    plan = check(top)
-    if plan is None or not plan.fits:
+def _fewest(fits: Callable[[int], bool], top: int) -> int | None:
+    """The smallest count from 1 to `top` with which it fits, if more never takes more; `None`: with none."""
+    if not fits(top):
         return None
     low, high = 1, top
     while low < high:
         middle = (low + high) // 2
-        plan = check(middle)
-        if plan is not None and plan.fits:
+        if fits(middle):
             high = middle
         else:
             low = middle + 1
