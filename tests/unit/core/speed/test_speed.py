@@ -146,6 +146,7 @@ def test_micro_batches_follow_each_other_through_devices() -> None:
     two = roofline.prefill_seconds(model, 8192)
     assert one / 2 < two < 0.7 * one
     assert roofline.prefill_seconds(model, 512) > roofline.prefill_seconds([(DENSE, GPU)] * 32, 512)
+    assert roofline.prefill_seconds(model, 8192, overlaps=False) > one  # an engine that runs one device after the other
 
 
 def test_unequal_shares_wait_for_the_rank_with_most_to_read() -> None:

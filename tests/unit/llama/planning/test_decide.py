@@ -188,6 +188,42 @@ def test_an_embedding_model_gets_the_flag_without_which_the_server_refuses_reque
     assert "--embedding" not in plan(machine(card(0, 24))).argv
 
 
+def test_a_server_for_embeddings_keeps_past_prompts_only_of_idle_slots() -> None:
+    def grows(model: str, *argv: str) -> bool:
+        found = BACKEND.check(
+            BACKEND.parse(("llama-server", "-m", model, "-c", "4096", *argv)),
+            spec("models", model),
+            machine(card(0, 24)),
+        )
+        return any("prompt cache" in item.label for item in found.memory.pool("host").items)
+
+    assert not grows("bge-large-en-v1.5-F16", "--embedding", "-np", "4")  # no state that could be kept
+    assert not grows(DENSE, "--embedding", "-np", "1")
+    assert grows(DENSE, "--embedding", "-np", "4")
+    assert grows(DENSE, "-np", "1")
+
+
+def test_attention_stays_on_the_card_where_a_cache_in_ram_would_slow_a_filled_context() -> None:
+    found = plan(machine(card(0, 12, speed=360_000_000_000), ram_gib=64), model="qwen3-32b-Q4_K_M")
+    assert found.fits and found.speed is not None
+    assert value(found, "-ngl") == "65"
+    assert "-ncffn" in found.argv
+    assert found.speed.decode_tokens_per_s > 0.9 * (found.speed.start_tokens_per_s or 0)
+    assert "lossless-cache" in {finding.code for finding in found.findings}
+    layers = plan(machine(card(0, 12, speed=360_000_000_000), ram_gib=64), "-ncffn", "0", model="qwen3-32b-Q4_K_M")
+    assert layers.speed is not None
+    assert found.speed.decode_tokens_per_s > 1.3 * layers.speed.decode_tokens_per_s
+
+
+def test_prompts_that_matter_get_ram_for_those_that_come_again() -> None:
+    found = plan(machine(card(0, 48)), prefer="throughput", min_context=32_768)
+    held = int(value(found, "-cram") or 0) << 20
+    one = found.memory.pool("GPU0").sum_bytes("cache")
+    assert 4 * one - (1 << 20) < held <= 4 * one
+    assert "prompt-cache" in {finding.code for finding in found.findings}
+    assert "-cram" not in plan(machine(card(0, 48))).argv
+
+
 def test_the_faster_of_two_cards_is_used_alone_when_it_holds_everything() -> None:
     found = plan(machine(card(0, 12, speed=300_000_000_000), card(1, 24)), context=8192)
     assert value(found, "-dev") == "CUDA1"
