@@ -39,6 +39,8 @@ def check_figures(raw: Mapping[str, Any], depth: int = 0) -> None:
     for key, value in raw.items():
         if isinstance(value, str) and _COUNTS.fullmatch(key):
             raise ModelError(f"config.json: {printable(key, 60)} is text, {printable(value, 40)!r}, not a number")
+        if isinstance(value, float) and _COUNTS.fullmatch(key):
+            raise ModelError(f"config.json: {printable(key, 60)} is {value!r}, not a whole number")
         if isinstance(value, Mapping):
             if key not in _SKIPPED and depth < MAX_DEPTH:
                 check_figures(value, depth + 1)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from autofit.domain.values import dataclass, replace
-from autofit.errors import EngineRefusalError
+from autofit.errors import EngineRefusalError, ModelError
 
 from autofit_vllm.config.engine import EngineConfig
 from autofit_vllm.engine.versions import Change
@@ -650,6 +650,8 @@ def _align_states(
     state = max(_state_bytes(cache, config) for cache in states)
     if not state:
         return block, None
+    if not token:
+        raise ModelError("config.json: a token takes no bytes in the cache of its attention layers")
     alignment = max(parts[0].backend.smallest_block(parts[0].query), block)
     common = math.lcm(*(part.backend.smallest_block(part.query) for part in parts))
     if model.uses_mla:
