@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import autofit
@@ -259,3 +260,24 @@ def test_containers_are_filled_in(engines: Engines) -> None:
     assert refused.returncode == 3
     other = engines.run("run", "-q", "--", "docker", "run", "alpine", "ls")
     assert other.returncode == 2 and "no backend understands" in other.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_at_any_stage_leaves_nothing_behind(number: int, engines: Engines) -> None:
+    """While it is loaded, looks at the machine, plans, reserves, or is the engine."""
+    for tenths in (0.2, 1, 2, 4):
+        process = engines.start("run", "-q", "--", *SERVER, does="signal.pause()", stderr=subprocess.DEVNULL)
+        time.sleep(tenths / 10)
+        process.send_signal(number)
+        # Python turns SIGINT into an exit code: 1 while it starts, ours then
+        assert process.wait(30) in ((-number, 130, 1) if number == signal.SIGINT else (-number,))
+    assert not list((engines.folder / "runtime" / "autofit").glob("*.new"))
+    assert "reserved for" not in engines.run("llama", TINY).stderr
+
+
+def test_an_engine_whose_device_is_gone_fails_as_it_would(engines: Engines) -> None:
+    """Between the plan and the start a GPU vanishes: the engine says so, and its end is passed on."""
+    does = "print('error: invalid device: CUDA0', file=sys.stderr); sys.exit(1)"
+    for own in ((), ("--retries", "3")):
+        done = engines.run("run", "-q", *ON, *own, "--", *SERVER, does=does)
+        assert (done.returncode, done.stderr) == (1, "error: invalid device: CUDA0\n")

@@ -250,3 +250,20 @@ def test_racing_launches_never_take_more_than_there_is(environ: dict[str, str]) 
         os.close(reads)
         os.close(writes)
     assert standing(environ) == ()
+
+
+def test_clocks_that_jump_change_nothing(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks for the time of day, and what a file says of the time is no reason to drop it."""
+
+    def no_clock() -> float:
+        raise AssertionError("the time of day was asked for")
+
+    monkeypatch.setattr("time.time", no_clock)
+    owner = Forked(environ)
+    try:
+        for at_s in (-1e12, 0.0, 1e12):
+            monkeypatch.setattr("autofit.launch.ledger.now_s", lambda at_s=at_s: at_s)
+            assert [one.pid for one in standing(environ)] == [owner.pid]
+    finally:
+        owner.end()
+    assert standing(environ) == ()
