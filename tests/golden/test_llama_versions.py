@@ -30,6 +30,14 @@ def test_builds_allocate_what_is_said(path: Path) -> None:
     assert sum(one.exact == KINDS or one.is_near for _, one in judged) >= 0.99 * len(judged)
 
 
+def test_files_in_a_layout_that_came_later_are_refused() -> None:
+    rows = [row for row in rows_of(FOLDER / "rows-b7698.jsonl.gz") if row["arch"] == "qwen3next"]
+    refused = [row for row in rows if "ssm_in" in row.get("error", "")]
+    assert len(refused) > 5
+    for row in rows:
+        assert judge(row, 7698).refused_here == (row in refused), row
+
+
 @pytest.mark.parametrize(
     ("build", "arch"),
     [

@@ -114,6 +114,12 @@ NORM_FIRST = Change(
 )
 
 
+HEADS_APART = Change(
+    without=7698,
+    has=8121,
+    source="src/models/qwen3next.cpp, ssm_in as it was required by src/llama-model.cpp, and optional beside attn_qkv",
+    name="files of Qwen3-Next with queries, keys and values apart from the gate",
+)
 GATE_AS_IT_IS = Change(
     without=10235,
     has=10240,
@@ -419,6 +425,7 @@ ARCHITECTURES = (
     Architecture(
         name="qwen3next",
         source="qwen3next.cpp",
+        once_required={"ssm_in": HEADS_APART},
         hparams=reads(
             """
             n_ff_exp? n_ff_shexp? f_norm_rms_eps ssm_d_conv ssm_d_inner ssm_d_state ssm_dt_rank ssm_n_group

@@ -133,6 +133,7 @@ class Architecture:
     stands_alone: Literal["yes", "with its own ends", "never"] = "yes"  #: without a model to draft for
 
     # load_arch_tensors
+    once_required: Mapping[str, Change] = field(default_factory=dict)  #: matrices that another layout does without
     ops: Mapping[str, Operation] = field(default_factory=dict)  #: where not as in LLM_TENSOR_INFOS
     ops_before: Mapping[str, tuple[Change, Operation]] = field(default_factory=dict)  #: the same, until a change
     output_norm: str = "output_norm"

@@ -15,7 +15,7 @@ from autofit.errors import EngineRefusalError, UnsupportedModelError
 from autofit_llama.engine.builds import around, first_with_architecture, has_architecture
 from autofit_llama.engine.codes import finding
 from autofit_llama.engine.versions import NEWEST, Version
-from autofit_llama.model.architecture import is_known
+from autofit_llama.model.architecture import architecture_of, is_known
 
 
 def check_architectures(model: ModelSpec, version: Version, *, named: bool) -> tuple[Finding, ...]:
@@ -32,13 +32,31 @@ def check_architectures(model: ModelSpec, version: Version, *, named: bool) -> t
     found = [
         each for one in (model, draft) if one is not None for each in _check(one.architecture, version, named=named)
     ]
+    for one in (model, draft):
+        if one is not None:
+            _check_layout(one, version)
     if version.newer and version.fork is None and _has_experts(model):
         message = (
-            f"builds newer than b{NEWEST} may keep a cache of experts on the GPU (b11739 can: moe_cache_size): it is "
-            "not counted, and takes memory where experts stay in RAM"
+            f"builds newer than b{NEWEST} may keep a cache of experts on the GPU (b11549 does where --moe-cache-mib "
+            "asks for one): it is not counted"
         )
         found.append(finding("engine-version-newer", message))
     return tuple(found)
+
+
+def _check_layout(model: ModelSpec, version: Version) -> None:
+    """Refuse a file without a matrix that the version knows no other layout for.
+
+    Raises:
+        EngineRefusalError
+    """
+    once = architecture_of(model.architecture).once_required
+    for name, change in once.items():
+        if change.surely_not_in(version.build) and not any(f".{name}." in tensor.name for tensor in model.tensors):
+            raise EngineRefusalError(
+                f"llama.cpp {version.name} refuses {printable(model.name, 80)}: missing tensor 'blk.*.{name}.weight'",
+                hint=f"b{change.has} reads the file: --engine-version b{change.has}, or a newer build",
+            )
 
 
 def _has_experts(model: ModelSpec) -> bool:
