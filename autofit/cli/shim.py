@@ -73,17 +73,26 @@ def _tell(name: str, error: BaseException) -> None:
 def _run(argv: Sequence[str], path: str, environ: Mapping[str, str]) -> int:
     from autofit.cli import run
     from autofit.cli.main import open_streams
+    from autofit.errors import UsageError
     from autofit.host import product_on_stdout
     from autofit.launch.shims import OPTIONS
     from autofit.launch.start import become
 
     open_streams()
     with product_on_stdout():
-        args = _options(environ.get(OPTIONS, ""))
+        stated = environ.get(OPTIONS, "")
+        args = _options(stated)
         if not run.is_engine(argv):
             signal.alarm(0)
             return become(path, argv[1:], environ)
-        started = run.filled(args, argv, environ)
+        try:
+            started = run.filled(args, argv, environ)
+        except UsageError as error:
+            if not stated:
+                raise
+            # what the script says of its engine comes before what all of its engines were given
+            print(f"autofit: {argv[0]}: {error}: the command counts", file=sys.stderr)
+            started = run.filled(_options(""), argv, environ)
     if isinstance(started, int):
         return started
     plan = started[0]

@@ -148,6 +148,10 @@ def engine_of(
         return Engine(stated, f"as {_STATED.get(origin, f'a {origin}')} says")
     if environ is None or not (backend.asked or backend.packages):
         return Engine(None, "since none is named")
+    if program is not None and (here or _is_path(program)):
+        found = _beside(backend, program, environ)
+        if found is not None:
+            return found
     if program is not None and _is_path(program):
         said = ask(program, environ)
         if said is not None:
@@ -188,6 +192,37 @@ def _installed(backend: Backend, environ: Mapping[str, str], first: Sequence[str
         if version is not None:
             return Engine(version, f"{name} {number} is installed")
     return None
+
+
+def _beside(backend: Backend, program: str, environ: Mapping[str, str]) -> Engine | None:
+    """The version of the package that a program of Python belongs to: what is installed in the same environment.
+
+    Such a program would take seconds to say it, since it loads its package first.
+    """
+    from autofit.hardware.system import find_program
+
+    path = find_program(program, environ)
+    if path is None or not (os.path.basename(path).startswith("python") or _is_of_python(path)):  # noqa: PTH119
+        return None
+    folders = [
+        str(folder)
+        for base in dict.fromkeys((Path(path).parent.parent, Path(os.path.realpath(path)).parent.parent))
+        for folder in sorted(base.glob("lib*/python3*/site-packages"))[:16]
+    ]
+    for name in backend.packages:
+        number = package_version(name, folders)
+        version = None if number is None else backend.version_in(f"{name} {number}")
+        if version is not None:
+            return Engine(version, f"{name} {number} is installed beside {path}")
+    return None
+
+
+def _is_of_python(path: str) -> bool:
+    """Whether a program is a script of Python."""
+    with suppress(OSError), open(path, "rb") as file:  # noqa: PTH123 - one read
+        first = file.read(256).partition(b"\n")[0]
+        return first.startswith(b"#!") and b"python" in first
+    return False
 
 
 def _told(backend: Backend, said: Said) -> Engine:

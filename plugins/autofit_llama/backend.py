@@ -13,7 +13,7 @@ from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Code, Finding, Plan
 from autofit.domain.request import NOTHING_ASKED, Margin, Request
 from autofit.domain.values import replace
-from autofit.errors import ModelError
+from autofit.errors import ModelError, UsageError
 from autofit.planning.devices import choose
 from autofit.text.programs import program_name
 
@@ -56,6 +56,7 @@ class LlamaBackend(Backend):
     )
     asked: ClassVar[tuple[str, ...]] = ("llama-server", "llama-cli")
     wrapped: ClassVar[tuple[str, ...]] = ("llama-server", "llama-cli", "llama-completion", "llama-bench", "llama")
+    modules: ClassVar[tuple[str, ...]] = ("llama_cpp.server",)
     informing: ClassVar[frozenset[str]] = INFORMING
     command_files: ClassVar[Mapping[str, str]] = {".ini": "autofit_llama.command.presets:commands"}
     port: ClassVar[int] = 8080
@@ -83,6 +84,11 @@ class LlamaBackend(Backend):
         )
 
     def program_in(self, argv: Sequence[str]) -> tuple[str, ...]:
+        if self.starts_module(argv):
+            raise UsageError(
+                "llama_cpp.server: its flags are not planned for",
+                hint="llama-server serves the same model; from Python, plan(...).kwargs are those of llama_cpp.Llama",
+            )
         words = super().program_in(argv)
         if words and program_name(argv) == "llama":
             return find_program(argv)[1] if "".join(argv[1:2]) in WORDS else ()

@@ -151,3 +151,23 @@ def test_packages_are_found_without_importing_them(tmp_path: Path, monkeypatch: 
     assert found(nowhere) == ("llama-cpp-python 0.3.36", "llama-cpp-python 0.3.36 is installed", None)
     monkeypatch.setattr(installed, "package_version", lambda name: "9.9.9")
     assert found(nowhere).version is None
+
+
+def test_a_program_of_python_is_of_the_version_beside_it(tmp_path: Path) -> None:
+    """It is not run: that would load its package. A program of its own is not of the packages beside it."""
+    from autofit_vllm.backend import VllmBackend
+
+    venv = tmp_path / "venv"
+    (venv / "lib/python3.12/site-packages/vllm-0.30.0.dist-info").mkdir(parents=True)
+    (venv / "lib/python3.12/site-packages/llama_cpp_python-0.3.36.dist-info").mkdir()
+    path = program(venv / "bin", "exit 1", "vllm")
+    path.write_text(f"#!{venv}/bin/python\nraise SystemExit(1)\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "vllm").symlink_to(path)
+    environ = {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}
+    for named in (str(path), "vllm"):
+        engine = engine_of(VllmBackend(), None, "user", environ, program=named, here=True)
+        assert engine.version == "0.30.0" and engine.source.startswith("vllm 0.30.0 is installed beside ")
+    assert engine_of(VllmBackend(), None, "user", environ, program="vllm", here=False).version is None
+    own = program(venv / "bin", "echo 'version: 8121 (a)'")
+    assert "8121" in str(engine_of(BACKEND, None, "user", environ, program=str(own), here=True).version)

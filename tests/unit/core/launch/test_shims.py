@@ -174,3 +174,13 @@ def test_the_folder_of_a_run_is_the_users_alone(tmp_path: Path) -> None:
     second = own_folder([tmp_path / "a", tmp_path / "b"], texts)
     assert second.parent == tmp_path / "b"
     assert own_folder([tmp_path / "b"], {**texts, "vllm": "x"}) != second
+
+
+def test_what_a_command_says_comes_before_the_options_of_the_script(engines: Engines) -> None:
+    script = f"{SERVER} -c 256; llama-cli -m {TINY}"
+    done = engines.run("run", "-c", "512", "--margin", "1GiB", "--", "bash", "-c", f"{script}")
+    assert done.returncode == 0 and "-c 256 contradicts --context 512: the command counts" in done.stderr
+    assert "-np" in engines.said["argv"] and engines.said["argv"][2:4] == ["-c", "512"]
+    alone = engines.run("run", "-q", "-c", "512", "--", "bash", "-c", f"{SERVER} -c 256")
+    assert alone.returncode == 0 and engines.said["argv"][:4] == ["-m", TINY, "-c", "256"]
+    assert "-np" in engines.said["argv"]
