@@ -50,6 +50,25 @@ def test_a_boot_is_what_was_planned(tmp_path: Path) -> None:
     assert found.observed.is_ready
 
 
+def test_a_remote_device_is_one_device(tmp_path: Path) -> None:
+    folder = engine_folder()
+    assert folder is not None
+    if not (folder / "ggml-rpc-server").exists():
+        pytest.skip("no ggml-rpc-server here")
+    address = "127.0.0.1:18997"
+    server = subprocess.Popen([str(folder / "ggml-rpc-server"), "-p", "18997"], stdout=subprocess.DEVNULL)
+    try:
+        time.sleep(1)
+        args = ["-np", "1", "-c", "65536", "--rpc", address, "-ngl", "99"]
+        found = verify_log([boot(args, tmp_path / "log")], model=read_model(str(support.TINY)))
+    finally:
+        server.terminate()
+        server.wait(20)
+    assert {one.kind for one in found.differences} == {"weights", "cache", "compute"}
+    assert {one.pool for one in found.differences} == {"RPC0", "host"}
+    assert not any(one.over_bytes for one in found.differences)
+
+
 def test_ram_that_runs_out_is_answered_with_a_context_that_starts(tmp_path: Path) -> None:
     args = ["-np", "1", "-c", "4194304"]
     log = boot(args, tmp_path / "log", limit_bytes=LIMIT_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from autofit.domain.observed import Observed
@@ -12,6 +13,8 @@ from autofit_llama.command.reading import find_program
 from autofit_llama.engine.versions import Version
 from autofit_llama.logs.devices import devices_of
 
+#: of a remote device: its name (`RPC0`), and what older builds call it by (`RPC[HOST:PORT]`)
+_ADDRESS = re.compile(r"(?<=RPC\[)[\w.-]{1,60}:\d{1,5}(?=\])|(?<= )[\w.-]{1,60}:\d{1,5}$")
 _FLASH = {"0": "off", "1": "on", "disabled": "off", "enabled": "on"}
 
 
@@ -26,9 +29,16 @@ def command_of(observed: Observed, version: Version) -> tuple[str, ...]:
             argv.extend((flag, str(value)))
 
     offloaded, layers = facts.get("layers.offloaded"), facts.get("layers.all")
-    if offloaded is not None and devices_of(observed):
+    devices = devices_of(observed)
+    servers = [
+        address[0]
+        for device in devices
+        if device.api == "rpc" and (address := _ADDRESS.search(f"{device.id} {device.name}"))
+    ]
+    add("--rpc", ",".join(servers) or None)
+    if offloaded is not None and devices:
         add("-ngl", 99 if offloaded == layers else offloaded)
-    elif devices_of(observed):
+    elif devices:
         add("-ngl", 99)
     add("-c", facts.get("context.n_ctx"))
     for flag, name, default in (("-b", "n_batch", "2048"), ("-ub", "n_ubatch", "512")):

@@ -7,6 +7,9 @@ from autofit.domain.observed import Observed
 from autofit.domain.units import MIB
 
 from autofit_llama.backend import LlamaBackend
+from autofit_llama.engine.naming import find_version
+from autofit_llama.logs.command import command_of
+from autofit_llama.logs.devices import devices_of
 
 
 def watch(text: str, exit_code: int | None = 1) -> Observed:
@@ -194,7 +197,7 @@ FAILURES = {
     ),
     "RPC": (
         LOADED + CONTEXT + "alloc_tensor_range: failed to allocate RPC0[10.0.0.2:50052] buffer of size 1073741824\n",
-        ("device memory", "RPC0[10.0.0.2:50052]", "cache", 1073741824),
+        ("device memory", "RPC0", "cache", 1073741824),
     ),
 }  # fmt: skip
 
@@ -282,3 +285,22 @@ def test_a_failure_of_another_kind_is_told_as_such() -> None:
     assert seen.failure is not None
     assert not seen.failure.is_memory
     assert not seen.ran_out
+
+
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [
+        ("RPC0", "RPC0 (10.0.0.2:50052) (unknown id)"),
+        ("RPC[10.0.0.2:50052]", "RPC[10.0.0.2:50052] (RPC[10.0.0.2:50052])"),
+    ],
+)
+def test_a_remote_device_is_one_device_with_its_address(device: str, told: str) -> None:
+    buffers = "RPC0[10.0.0.2:50052]" if device == "RPC0" else device
+    seen = watch(
+        f"llama_prepare_model_devices: using device {told} - 24000 MiB free\n"
+        "load_tensors: offloaded 33/33 layers to GPU\n"
+        f"load_tensors: {buffers} model buffer size =  4155.99 MiB\n"
+    )
+    assert [(one.id, one.free_bytes) for one in devices_of(seen)] == [(device, 24000 * MIB)]
+    command = command_of(seen, find_version(None)[0])
+    assert command[3:] == ("--rpc", "10.0.0.2:50052", "-ngl", "99")
