@@ -41,7 +41,9 @@ def plain_arguments(words: list[str]) -> SimpleNamespace | None:
 
 def add_options(parser: argparse.ArgumentParser, *, only: tuple[str, ...] = ()) -> None:
     """Add one flag per option; `only` restricts them."""
-    group = parser.add_argument_group("planning options", "each also as AUTOFIT_NAME, in autofit.toml or in a preset")
+    group = parser.add_argument_group(
+        "planning options", "each also as AUTOFIT_NAME, in autofit.toml (or --settings FILE), or in a preset"
+    )
     for option in OPTIONS:
         if only and option.name not in only:
             continue

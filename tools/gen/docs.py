@@ -57,7 +57,7 @@ def cli() -> str:
         "The same for every engine. A value comes from the first place that has it: flag, variable, `autofit.toml`"
     ]
     lines += [
-        "(here, then the user's), preset.",
+        "(here, or the file that `--settings FILE` names; then the user's), preset.",
         "",
         "| flag | variable | TOML key | meaning |",
         "| --- | --- | --- | --- |",
