@@ -228,7 +228,7 @@ class Backend(ABC):
         return ()
 
     def model_in(self, observed: Observed) -> tuple[ModelSpec | None, tuple[str, ...]]:
-        """The model that a log is about, rebuilt from it, and what its figures rest on. `None`: it tells too little."""
+        """The model of a log, rebuilt from it, and what its figures rest on; `None`, and what the log lacks for it."""
         return None, ()
 
     def dry_run(self, argv: Sequence[str], environ: Mapping[str, str]) -> Sequence[str]:

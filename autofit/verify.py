@@ -70,10 +70,8 @@ def verify_log(
         if model is None:
             model, basis = backend.model_in(observed)
     if not words or model is None:
-        what = "command" if not words else "model"
-        raise UsageError(
-            f"the log tells no {what}", hint="name both: autofit verify MODEL --log FILE -- ENGINE COMMAND"
-        )
+        what = "the log tells no command" if not words else f"the log tells no model{_lacks(basis)}"
+        raise UsageError(what, hint="name both: autofit verify MODEL --log FILE -- ENGINE COMMAND")
     machine = machine_of(backend, observed)
     plan = _checked(words, model, machine, engine_version or observed.version, environ)
     return _verified(backend.name, "the log", plan, observed, backend.places(machine), basis)
@@ -101,6 +99,10 @@ def verify_dry_run(
         observed = backend.read_dry_run(text)
     plan = _checked(words, model, machine, engine_version, environ)
     return _verified(backend.name, words[0], plan, observed, backend.places(machine), ())
+
+
+def _lacks(lines: Sequence[str]) -> str:
+    return f"; it lacks: {printable('; '.join(lines), 300)}" if lines else ""
 
 
 def _checked(

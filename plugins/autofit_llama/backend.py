@@ -164,8 +164,8 @@ class LlamaBackend(Backend):
     def model_in(self, observed: Observed) -> tuple[ModelSpec | None, tuple[str, ...]]:
         from autofit_llama.logs.model import rebuild
 
-        found, _ = rebuild(observed)
-        return (None, ()) if found is None else (found.model, (f"the model is rebuilt from the log: {found.how}",))
+        found, missing = rebuild(observed)
+        return (None, missing) if found is None else (found.model, (f"the model is rebuilt from the log: {found.how}",))
 
     def dry_run(self, argv: Sequence[str], environ: Mapping[str, str]) -> Sequence[str]:
         from autofit_llama.logs.dry_run import dry_run_of

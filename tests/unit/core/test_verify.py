@@ -56,7 +56,7 @@ def test_more_than_predicted_is_exit_code_3(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_log_without_a_model_wants_one() -> None:
-    with pytest.raises(UsageError, match="the log tells no model"):
+    with pytest.raises(UsageError, match="the log tells no model; it lacks: llama_model_loader"):
         verify_log([HEAD.encode() + TAIL.format(weights="1").encode()])
     with pytest.raises(UsageError, match="no log of"):
         verify_log([b"hello\n"])
