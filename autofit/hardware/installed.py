@@ -188,9 +188,14 @@ def _installed(backend: Backend, environ: Mapping[str, str], first: Sequence[str
             return _told(backend, said)
     for name in backend.packages:
         number = package_version(name)
-        version = None if number is None else backend.version_in(f"{name} {number}")
+        if number is None:
+            continue
+        shown = f"{name} {printable(number, 40)}"
+        version = backend.version_in(f"{name} {number}")
         if version is not None:
-            return Engine(version, f"{name} {number} is installed")
+            return Engine(version, f"{shown} is installed")
+        problem = f"{shown} is installed, and which {backend.engine} it holds is unknown; --engine-version names it"
+        return Engine(None, f"since which one {shown} holds is unknown", problem)
     return None
 
 

@@ -150,7 +150,12 @@ def test_packages_are_found_without_importing_them(tmp_path: Path, monkeypatch: 
     nowhere = {"PATH": "", "HOME": str(tmp_path)}
     assert found(nowhere) == ("llama-cpp-python 0.3.36", "llama-cpp-python 0.3.36 is installed", None)
     monkeypatch.setattr(installed, "package_version", lambda name: "9.9.9")
-    assert found(nowhere).version is None
+    unknown = found(nowhere)
+    assert unknown.version is None
+    assert unknown.problem is not None and "llama-cpp-python 9.9.9 is installed" in unknown.problem
+    assert "--engine-version" in unknown.problem
+    monkeypatch.setattr(installed, "package_version", lambda name: None)
+    assert found(nowhere).problem is None
 
 
 def test_a_program_of_python_is_of_the_version_beside_it(tmp_path: Path) -> None:
