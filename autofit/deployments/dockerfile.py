@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from autofit.deployments.container import Container, written
 from autofit.deployments.shell import commands as of_script
-from autofit.deployments.written import IsEngine, Written
+from autofit.deployments.written import IsEngine, Written, rows
 from autofit.domain.values import replace
 
 _VARIABLE = re.compile(r"\\\$|\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?::?([-+])([^{}]*))?\})")
@@ -84,7 +84,7 @@ def _of_any_image(container: Container, is_engine: IsEngine, directory: str | No
 
 def _instructions(text: str) -> Iterator[_Instruction]:
     """The instructions, lines that go on joined, comments and here-documents left out."""
-    lines = text.splitlines()
+    lines = rows(text)
     at = 0
     while at < len(lines):
         first = at + 1

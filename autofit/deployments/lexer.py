@@ -43,7 +43,8 @@ class Token(NamedTuple):
 
 MAX_DEPTH = 32
 
-_PLAIN = re.compile(r"[^\s'\"\\$`;&|()<>]+")
+_PLAIN = re.compile(r"[^ \t\r\n'\"\\$`;&|()<>]+")
+_CONTINUED = re.compile(r"\\\r?\n")
 _BLANK = re.compile(r"[ \t\r]+|\\\r?\n")
 _OPERATOR = re.compile(r";;&|;;|;&|&&|\|\||\|&|<<<|<<-?|&>>|&>|>>|>&|<&|>\||<>|[;&|()<>]")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9@*#?$!-]")
@@ -142,9 +143,10 @@ class _Lexer:
                 self._skip(self.at + 1)
                 parts += self._double('"')
                 quoted = True
+            elif match := _CONTINUED.match(self.text, self.at):
+                self._skip(match.end())
             elif character == "\\":
-                if (after := self.text[self.at + 1 : self.at + 2]) != "\n":
-                    parts.append(after or "\\")
+                parts.append(self.text[self.at + 1 : self.at + 2] or "\\")
                 self._skip(self.at + 2)
             elif character == "$":
                 parts.append(self._dollar(quoted=False))

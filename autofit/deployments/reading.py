@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from autofit.deployments import compose, dockerfile, kubernetes, shell, swap, systemd
-from autofit.deployments.written import MAX_BYTES, SECRET, IsEngine, Written
+from autofit.deployments.written import MAX_BYTES, SECRET, IsEngine, Written, rows
 from autofit.domain.text import printable
 from autofit.domain.values import replace
 from autofit.errors import UsageError
@@ -91,7 +91,7 @@ def _yaml(
 
 def _procfile(text: str, is_engine: IsEngine, environ: Mapping[str, str], directory: str | None) -> tuple[Written, ...]:
     found: list[Written] = []
-    for line, row in enumerate(text.splitlines(), 1):
+    for line, row in enumerate(rows(text), 1):
         match = _PROCESS.match(row)
         if match is not None:
             inner = shell.commands(match[2], is_engine, environ, line=line)
@@ -109,7 +109,7 @@ def _dot_env(folder: str) -> dict[str, str]:
         text = read_bounded(os.path.join(folder, ".env"), MAX_BYTES).decode("utf-8")  # noqa: PTH118
     except (OSError, UnicodeDecodeError):
         return {}
-    pairs = (row.strip().removeprefix("export ").partition("=") for row in text.splitlines() if row[:1] != "#")
+    pairs = (row.strip().removeprefix("export ").partition("=") for row in rows(text) if row[:1] != "#")
     return {name.strip(): value.strip().strip("\"'") for name, equals, value in pairs if equals}
 
 

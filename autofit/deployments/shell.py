@@ -11,18 +11,29 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from autofit.deployments.branches import Value, Variables, holds, matches
 from autofit.deployments.lexer import MAX_DEPTH, Opaque, Part, Token, Variable, tokens
-from autofit.deployments.written import MAX_BYTES, MAX_COMMANDS, MAX_WORDS_BYTES, UNKNOWN, IsEngine, Written
+from autofit.deployments.written import (
+    MAX_BYTES,
+    MAX_COMMANDS,
+    MAX_WORDS_BYTES,
+    SECRET,
+    UNKNOWN,
+    IsEngine,
+    Written,
+    split_words,
+)
 from autofit.domain.text import printable
+from autofit.domain.values import replace
 from autofit.errors import UsageError
 from autofit.files import read_bounded
 from autofit.text.launchers import ASSIGNMENT, SHELLS, unwrap
 
 MAX_FILES = 16  #: read by `source`
 
-_OPENING = frozenset(("if", "case", "for", "while", "until", "select"))
-_CLOSING = frozenset(("fi", "esac", "done"))
-_SKIPPED = frozenset(("then", "else", "do", "elif", "!", "{", "}", "function", "if", "while", "until", *_CLOSING))
+_LOOPS = frozenset(("while", "until"))
+_CLOSES = {"fi": ("if",), "esac": ("case",), "done": ("while", "until", "for"), "}": ("group",)}
+_SKIPPED = frozenset(("then", "else", "do", "elif", "!", "{", "function", "if", *_LOOPS, *_CLOSES))
 _ENDS = frozenset((";", "&", "&&", "||", "|", "|&", "\n", ";;", ";&", ";;&", "(", ")"))
 _DECLARES = frozenset(("export", "declare", "typeset", "local", "readonly"))
 _ASSIGNED = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\+?)=(.*)", re.DOTALL)
@@ -32,15 +43,6 @@ _OWN_DIRECTORY = re.compile(
     r"(?:>/dev/null(?:2>&1)?)?(?:&&pwd(?:-P)?)?\)*"
 )
 _CUT_DIRECTORY = re.compile(r"\$\{(?:0|BASH_SOURCE(?:\[0\])?)%/\*\}")
-
-
-class Value(NamedTuple):
-    """What a variable holds: one word or a list; `unknown` says why that is not told by reading."""
-
-    words: tuple[str, ...]
-    unknown: str | None = None
-    is_list: bool = False
-    is_split: bool = False  #: into words already, by quotes of its own
 
 
 class _Word(NamedTuple):
@@ -71,14 +73,16 @@ def commands(
 class _Script:
     def __init__(self, is_engine: IsEngine, environ: Mapping[str, str], path: str) -> None:
         self.is_engine, self.path = is_engine, path
-        self.values = {name: Value((value,)) for name, value in environ.items()}
+        self.variables = Variables({name: Value((value,)) for name, value in environ.items()})
+        self.truth: bool | None = None  #: of the list of commands that was read last
+        self.turns: bool | None = None  #: whether a loop over words has any
         self.inherited = frozenset(environ)
         self.exported: set[str] = set()  #: by the script
         self.directory: str | None = None
-        self.depth = 0  #: of branches, loops and functions: what is set there may not be set
         self.functions: dict[str, Sequence[Token]] = {}
         self.arguments: tuple[_Word, ...] = ()  #: of the function that is read
         self.exports_all = False
+        self.n_outer = 0  #: branches around the function that is read
         self.n_files = self.n_calls = self.n_inside = 0
         self.found: list[Written] = []
 
@@ -89,24 +93,35 @@ class _Script:
         command: list[Token] = []
         named: list[Token] = []  #: the word before `(`, which `)` makes a function's name
         outside: list[str | None] = []  #: directories to come back to at the end of a subshell
-        at, after, depth = 0, "", 0
+        at, after = 0, ""
+        n_branches = len(self.variables.branches)
         while at < len(script):
             token = script[at]
             at += 1
+            branch = self.variables.branches[-1] if len(self.variables.branches) > n_branches else None
+            if branch is not None and _literal(token) == "esac":
+                branch.awaits_pattern = False
+            if branch is not None and branch.awaits_pattern:
+                if token.text == ")":
+                    branch.awaits_pattern = False
+                    self.variables.part(runs=matches(branch.word, list(map(self._pattern, command))))
+                    command, after = [], ""
+                elif token.text not in _ENDS:
+                    command.append(token)
+                continue
             if token.text not in _ENDS:
                 command.append(token)
+                if _literal(token) == "in" and len(command) > 2 and _literal(command[-3]) == "case":
+                    self._command(command, after)
+                    command, after = [], ""
                 continue
             if token.text == ")" and after == "(" and named and not command:
-                depth -= 1
                 end = _end_of_body(script, at)
                 self.functions[_literal(named[0])] = script[at:end]
                 at = end
-            elif token.text == ")" and depth == 0:  # behind a pattern of case
-                pass
             elif token.text == "(" and (len(command) == 1 or _literal(command[0] if command else token) == "function"):
-                named, depth = command[-1:], depth + 1
+                named = command[-1:]
             else:
-                depth += (token.text == "(") - (token.text == ")")
                 self._command(command, after)
                 if token.text == "(":
                     outside.append(self.directory)
@@ -115,78 +130,146 @@ class _Script:
             if token.text != "(":
                 named = []
             command, after = [], token.text
+            if token.text.startswith(";;") or token.text == ";&":
+                branch = self.variables.branches[-1] if len(self.variables.branches) > n_branches else None
+                if branch is not None and branch.kind == "case":
+                    branch.awaits_pattern = True
+        self.variables.close_to(n_branches)
 
     def _command(self, command: list[Token], after: str) -> None:
         """One simple command, behind the words that branches and loops put before it."""
+        is_not = False
         while command:
             word = _literal(command[0])
-            if word in _OPENING:
-                self.depth += 1
-            elif word in _CLOSING:
-                self.depth = max(self.depth - 1, 0)
-            if word in ("for", "select") and len(command) > 1:
-                self._loop(command)
-                return
-            if word == "case":
+            if word in ("for", "select", "case"):
+                self._opened(word, command)
                 return
             if word not in _SKIPPED:
                 break
+            is_not ^= word == "!"
+            self._keyword(word, after, command[0].line)
             command = command[2:] if word == "function" else command[1:]
-        if command:
-            self._simple(command, may_not_run=self.depth > 0 or after in ("&&", "||"))
-
-    def _loop(self, command: list[Token]) -> None:
-        name = _literal(command[1])
-        items = self._words(command[3:]) if _literal(command[2] if len(command) > 2 else command[1]) == "in" else []
-        if len(items) == 1:
-            self.values[name] = Value((items[0].text,), items[0].unknown)
+        if not command:
+            return
+        truth = self.truth if after in ("&&", "||") else None
+        if after in ("&&", "||"):
+            runs = truth if after == "&&" or truth is None else not truth
+            self.variables.open("and", runs=runs, line=command[0].line)
+            self._simple(command)
+            self.variables.close()
         else:
-            self.values[name] = Value((), f"${name} has another value in each turn of a loop")
+            self._simple(command)
+        held = holds([self._told(token) for token in command]) if _is_test(command) else None
+        self.truth = _together(truth, after, held if held is None else held != is_not)
 
-    def _simple(self, command: list[Token], *, may_not_run: bool) -> None:
+    def _keyword(self, word: str, after: str, line: int) -> None:
+        """A word that begins, parts or ends a branch or a loop."""
+        inner = self.variables.branches[-1].kind if self.variables.branches else ""
+        if word == "if" or word in _LOOPS:
+            self.variables.open(word, runs=False, line=line)
+        elif word == "{" and after in ("&&", "||"):
+            runs = self.truth if after == "&&" or self.truth is None else not self.truth
+            self.variables.open("group", runs=runs, line=line)
+        elif word == "then":
+            self.variables.part(runs=self.truth)
+        elif word == "elif":
+            self.variables.part(runs=False)
+        elif word == "else":
+            self.variables.part(runs=True)
+        elif word == "do" and inner == "for":
+            self.variables.part(runs=self.turns)
+        elif word == "do":
+            self.variables.part(runs=self.truth if inner == "while" or self.truth is None else not self.truth)
+        elif inner in _CLOSES.get(word, ()):
+            self.variables.close()
+
+    def _told(self, token: Token) -> str | None:
+        """A word of a test; what is not set is empty there, a secret is not told."""
+        texts: list[str] = []
+        for part in token.parts:
+            if isinstance(part, Variable) and SECRET.search(part.name):
+                return None
+            if isinstance(part, Variable) and not part.operator and self._held(part.name) is None:
+                continue
+            value = self._value(part)
+            if value.unknown is not None:
+                return None
+            texts.append(" ".join(value.words))
+        return "".join(texts)
+
+    def _pattern(self, token: Token) -> str | None:
+        """A pattern of `case` that is a word; `None` for another that is not `*`."""
+        text = self._told(token)
+        return (
+            text if text is None or token.quoted or _literal(token) == "*" or not re.search(r"[*?\[]", text) else None
+        )
+
+    def _opened(self, word: str, command: list[Token]) -> None:
+        """`for NAME in WORDS`, `select NAME in WORDS`, `case WORD in`."""
+        line = command[0].line
+        if word != "case" and len(command) > 1:
+            name = _literal(command[1])
+            is_given = len(command) > 2 and _literal(command[2]) == "in"
+            items = self._words(command[3:]) if is_given else list(self.arguments)
+            self.turns = None if any(item.unknown for item in items) else bool(items)
+            if len(items) == 1:
+                self.variables.set(name, Value((items[0].text,), items[0].unknown), line)
+            elif items:
+                self.variables.set(name, Value((), f"${name} has another value in each turn of a loop"), line)
+        self.variables.open("case" if word == "case" else "for", runs=False, line=line)
+        if word == "case" and len(command) > 1:
+            self.variables.branches[-1].word = self._told(command[1])
+
+    def _simple(self, command: list[Token]) -> None:
         n_assigned = 0
         while n_assigned < len(command) and _assigned(command[n_assigned]):
             n_assigned += 1
         if n_assigned == len(command):
             for token in command:
-                self._assign(token, may_not_run)
+                self._assign(token)
             return
         first = _literal(command[n_assigned])
         rest = command[n_assigned + 1 :]
         if first in _DECLARES:
-            self._declare(first, rest, may_not_run)
+            self._declare(first, rest)
         elif first == "unset":
             for word in self._words(rest):
-                self.values.pop(word.text, None)
+                self.variables.set(word.text, None, command[0].line)
         elif first == "set":
             flags = [word.text for word in self._words(rest)]
-            self.exports_all = "-a" in flags or "allexport" in flags
+            on = any(re.fullmatch(r"-[a-z]*a[a-z]*", flag) for flag in flags)
+            off = any(re.fullmatch(r"\+[a-z]*a[a-z]*", flag) for flag in flags)
+            self.exports_all = "-o" in flags if "allexport" in flags else on or (self.exports_all and not off)
         elif first == "cd" and rest:
             self._change_directory(rest)
         elif first in (".", "source") and rest:
             self._source(rest[0])
+        elif first == "eval" and rest:
+            self._evaluate(rest)
+        elif first in ("exit", "return") and len(self.variables.branches) > self.n_outer:
+            self.variables.ends()
         else:
             self._start(command, n_assigned)
 
-    def _declare(self, first: str, rest: list[Token], may_not_run: bool) -> None:
+    def _declare(self, first: str, rest: list[Token]) -> None:
         exports = first == "export"
         for token in rest:
             text = _literal(token)
             exports |= text.startswith("-") and "x" in text
-            name = self._assign(token, may_not_run) if _assigned(token) else text
+            name = self._assign(token) if _assigned(token) else text
             if exports and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name or ""):
                 self.exported.add(name)
 
-    def _assign(self, token: Token, may_not_run: bool) -> str:
+    def _assign(self, token: Token) -> str:
         """Set a variable; returns its name."""
         match = _ASSIGNED.fullmatch(str(token.parts[0]))
         assert match is not None
         name, adds, first = match.groups()
-        before = self.values.get(name, Value(()))
+        before = self.variables.held.get(name, Value(()))
         if token.items is not None:
             words = [word for parts in token.items for word in self._expand(parts)]
         else:
-            words = [self._joined((first, *token.parts[1:]))]
+            words = [self._joined((self._home(first), *token.parts[1:]))]
         unknown = next((word.unknown for word in words if word.unknown), None)
         texts = tuple(word.text for word in words)
         if adds and token.items is not None:
@@ -197,9 +280,7 @@ class _Script:
             value = Value(texts, unknown, token.items is not None)
         if sum(map(len, value.words)) + len(value.words) > MAX_WORDS_BYTES:
             raise UsageError(f"line {token.line}: ${name} grows beyond {MAX_WORDS_BYTES} bytes")
-        if may_not_run and any(before.words) and value.words != before.words:
-            value = Value(value.words, f"${name} depends on a condition (line {token.line})", value.is_list)
-        self.values[name] = value
+        self.variables.set(name, value, token.line)
         if self.exports_all:
             self.exported.add(name)
         return name
@@ -236,7 +317,8 @@ class _Script:
         shown = tuple(word.text for word in argv)
         if not argv or self._inner(command[0].line, shown) or not self.is_engine(shown):
             return
-        environ = tuple((name, self.values[name].words[0]) for name in sorted(self.exported) if self._is_told(name))
+        held = self.variables.held
+        environ = tuple((name, held[name].words[0]) for name in sorted(self.exported) if self._is_told(name))
         unknown = next((word.unknown for word in argv if word.unknown), None)
         self.found.append(
             Written(
@@ -254,13 +336,28 @@ class _Script:
         if self.n_inside >= MAX_DEPTH or self.n_calls > MAX_COMMANDS:
             raise UsageError(f"line {line}: functions called more than {MAX_DEPTH} deep, or {MAX_COMMANDS} times")
         before, self.arguments = self.arguments, tuple(words[1:])
+        outer, self.n_outer = self.n_outer, len(self.variables.branches)
         self.n_inside += 1
         self._run((*self.functions[words[0].text], Token(line, "\n")))
         self.n_inside -= 1
-        self.arguments = before
+        self.arguments, self.n_outer = before, outer
+
+    def _evaluate(self, rest: list[Token]) -> None:
+        """`eval WORDS`: the words as a script of its own, here."""
+        words = self._words(rest)
+        if self.n_inside >= MAX_DEPTH:
+            raise UsageError(f"line {rest[0].line}: eval more than {MAX_DEPTH} deep")
+        n_before = len(self.found)
+        self.n_inside += 1
+        self.read(" ".join(word.text for word in words), rest[0].line)
+        self.n_inside -= 1
+        reason = next((word.unknown for word in words if word.unknown), None)
+        for n, one in enumerate(self.found[n_before:], n_before):
+            if one.unknown is None and any(UNKNOWN in word for word in one.argv):
+                self.found[n] = replace(one, unknown=reason)
 
     def _is_told(self, name: str) -> bool:
-        value = self.values.get(name)
+        value = self.variables.held.get(name)
         return value is not None and value.unknown is None and len(value.words) == 1
 
     def _inner(self, line: int, words: tuple[str, ...]) -> bool:
@@ -271,7 +368,9 @@ class _Script:
         if self.n_inside >= MAX_DEPTH:
             raise UsageError(f"line {line}: shells in shells more than {MAX_DEPTH} deep")
         script = _Script(self.is_engine, {}, self.path)
-        script.values = {name: value for name, value in self.values.items() if name in self.exported | self.inherited}
+        script.variables = Variables(
+            {name: value for name, value in self.variables.held.items() if name in self.exported | self.inherited}
+        )
         script.exported, script.inherited = set(self.exported), self.inherited
         script.directory, script.n_inside = self.directory, self.n_inside + 1
         script.read(inner, line)
@@ -306,9 +405,8 @@ class _Script:
         reason: str | None = None
         for at, part in enumerate(parts):
             value = self._value(part)
-            if at == 0 and isinstance(part, str) and (part == "~" or part.startswith("~/")):
-                home = self.values.get("HOME", Value(("~",)))
-                value = Value(("".join(home.words) + part[1:],), home.unknown)
+            if at == 0 and isinstance(part, str):
+                value = Value((self._home(part),))
             if value.unknown is not None:
                 open_text, reason = (open_text or "") + UNKNOWN, reason or value.unknown
                 continue
@@ -317,7 +415,7 @@ class _Script:
                 continue
             texts = value.words
             if not part.quoted and not value.is_split:
-                texts = tuple(word for text in texts for word in text.split())
+                texts = tuple(word for text in texts for word in split_words(text))
             for n, text in enumerate(texts):
                 if n:
                     words.append(_Word(open_text or "", reason))
@@ -326,6 +424,12 @@ class _Script:
         if open_text is not None:
             words.append(_Word(open_text, reason))
         return words
+
+    def _home(self, text: str) -> str:
+        """A text whose `~` at its begin is the home directory, where that is told."""
+        home = self.variables.held.get("HOME")
+        is_told = home is not None and home.unknown is None and len(home.words) == 1
+        return home.words[0] + text[1:] if home is not None and is_told and re.match(r"~(?:/|$)", text) else text
 
     def _value(self, part: Part) -> Value:
         if isinstance(part, str):
@@ -338,8 +442,9 @@ class _Script:
         if part.operator.endswith(("-", "=")) and not holds:
             word = self._other(part)
             if part.operator.endswith("="):
-                self.values[part.name] = Value((" ".join(word.words),), word.unknown)
-                return self.values[part.name]
+                filled = Value((" ".join(word.words),), word.unknown)
+                self.variables.set(part.name, filled, 0)
+                return filled
             return word
         if part.operator.endswith("+"):
             return self._other(part) if holds else Value(())
@@ -366,11 +471,13 @@ class _Script:
         if name.isdigit() and 0 < int(name) <= len(self.arguments):
             word = self.arguments[int(name) - 1]
             return Value((word.text,), word.unknown)
+        if name == "#":
+            return Value((str(len(self.arguments)),))
         if name == "0":
             return Value((self.path,))
         if name == "PWD":
             return Value((self.directory or os.getcwd(),))  # noqa: PTH109
-        return self.values.get(name)
+        return self.variables.held.get(name)
 
     def _opaque(self, part: Opaque) -> Value:
         squeezed = re.sub(r"[\s\"']", "", part.text)
@@ -449,3 +556,19 @@ def _assigned(token: Token) -> bool:
 
 def _is_list(token: Token) -> bool:
     return len(token.parts) == 1 and isinstance(token.parts[0], Variable) and token.parts[0].is_list
+
+
+def _is_test(command: Sequence[Token]) -> bool:
+    return _literal(command[0]) in ("[", "[[", "test", "true", "false", ":", "getopts") or _literal(command[-1]) == "]]"
+
+
+def _together(before: bool | None, after: str, held: bool | None) -> bool | None:
+    """What a list of commands comes to with one more behind `&&` or `||`; a pipeline is not told."""
+    if after in ("|", "|&"):
+        return None
+    if after not in ("&&", "||"):
+        return held
+    ends_it = after == "||"
+    if ends_it in (before, held):
+        return ends_it
+    return None if None in (before, held) else not ends_it

@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Mapping
 
-from autofit.deployments.written import MAX_WORDS_BYTES, UNKNOWN, IsEngine, Written
+from autofit.deployments.written import MAX_WORDS_BYTES, UNKNOWN, IsEngine, Written, rows
 from autofit.domain.text import printable
 from autofit.errors import UsageError
 from autofit.text.yaml import Node
@@ -35,9 +35,9 @@ def commands(
         macros = {**general, **_macros(model.get("macros")), "MODEL_ID": name, "PORT": port}
         node = model.get("cmd")
         text, unknown = _filled(node.text or "", macros, environ, node.line)
-        rows = [row for row in text.splitlines() if not row.lstrip().startswith("#")]
+        kept = [row for row in rows(text) if not row.lstrip().startswith("#")]
         try:
-            argv = tuple(shlex.split(re.sub(r"\\?\n", " ", "\n".join(rows))))
+            argv = tuple(shlex.split(re.sub(r"\\?\n", " ", "\n".join(kept))))
         except ValueError as error:
             raise UsageError(f"line {node.line}: {printable(str(error), 80)}") from None
         given = tuple((pair[0], pair[2]) for text in model.get("env").texts if (pair := text.partition("="))[1])

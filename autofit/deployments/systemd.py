@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from autofit.deployments.shell import commands as of_script
 from autofit.deployments.shell import script_of
-from autofit.deployments.written import MAX_BYTES, UNKNOWN, IsEngine, Written
+from autofit.deployments.written import MAX_BYTES, UNKNOWN, IsEngine, Written, rows, split_words
 from autofit.errors import UsageError
 from autofit.files import read_bounded
 
@@ -51,7 +51,7 @@ def _started(
     for match in _WORD.finditer(value):
         word, lacking, splits = _expanded(_unquoted(match[0]), environ)
         unknown = unknown or lacking
-        words += word.split() if splits else [word]
+        words += split_words(word) if splits else [word]
     argv = tuple(words)
     script = script_of(argv)
     if script is not None:
@@ -63,7 +63,7 @@ def _started(
 def _rows(text: str) -> Iterator[tuple[int, str]]:
     """Lines with their numbers, those that go on joined, without comments."""
     whole, first = "", 0
-    for line, row in enumerate(text.splitlines(), 1):
+    for line, row in enumerate(rows(text), 1):
         if row.lstrip().startswith(("#", ";")):
             continue
         first = first or line
@@ -138,5 +138,5 @@ def _file(value: str) -> dict[str, str]:
         return {}
     except UnicodeDecodeError:
         raise UsageError(f"{path}: not UTF-8 text") from None
-    rows = (row.strip().partition("=") for row in text.splitlines() if not row.lstrip().startswith(("#", ";")))
-    return {name.strip(): _unquoted(value.strip()) for name, equals, value in rows if equals}
+    pairs = (row.strip().partition("=") for row in rows(text) if not row.lstrip().startswith(("#", ";")))
+    return {name.strip(): _unquoted(value.strip()) for name, equals, value in pairs if equals}

@@ -13,6 +13,8 @@ MAX_COMMANDS = 1000
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)  #: in names of variables
 UNKNOWN = "\0"  #: stands in a word for what only running tells; no argument can hold it
 
+BLANKS = " \t\n"  #: what a shell splits words at; other white space is part of them
+
 IsEngine = Callable[[tuple[str, ...]], bool]  #: whether a command is one of an engine, by its program
 
 
@@ -30,3 +32,13 @@ class Written:
     environ: tuple[tuple[str, str], ...] = ()
     directory: str | None = None
     unknown: str | None = None
+
+
+def rows(text: str) -> list[str]:
+    """The lines of a file, as editors count them: separators of Unicode are part of a line."""
+    return text.replace("\r\n", "\n").split("\n")
+
+
+def split_words(text: str) -> list[str]:
+    """What a shell makes of a value without quotes."""
+    return [word for word in re.split(f"[{BLANKS}]+", text) if word]

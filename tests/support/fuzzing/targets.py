@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.fuzzing import Target, answers, gguf, headers, loading, logs, text, tools, vllm
+from support.fuzzing import Target, answers, deployments, gguf, headers, loading, logs, text, tools, vllm
 
 TARGETS = {
     target.name: target
@@ -21,6 +21,7 @@ TARGETS = {
         Target("answers", answers.make, answers.run, 150),
         Target("tool-answers", tools.make_words, tools.run_words, 300),
         Target("manifests", tools.make_manifest, tools.run_manifest, 300),
+        Target("deployments", deployments.make, deployments.run, 60),
         Target("patterns", tools.make_pattern, tools.run_pattern, 300),
         Target("shell-words", text.make_word, text.run_word, 400),
     )

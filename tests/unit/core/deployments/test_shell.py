@@ -53,6 +53,25 @@ TOLD = {
     "dollar": 'engine "$" a$ "5$%"',
     "comment in a word": "engine -m a#b # -c 1",
     "nested defaults": 'engine "${A:-${B:-c d}}" ${A:-${B:-c d}}',
+    "tilde assigned": 'M=~/x.gguf\nN="~/y"\nengine -m $M "$M" $N --model=~/z',
+    "other white space": "A='a\u00a0b\u2003c\vd'\nengine $A e\u00a0f",
+    "surely so": "A=\nif [ -n x ]; then A=1; else A=2; fi\n[ -n x ] && B=2\n[ -z x ] || C=3\nengine $A $B $C",
+    "surely not": 'A=0\nif [[ -n $NO && x == x ]]; then A=1; fi\n[ "$A" != 0 ] && A=2\ntest 1 -gt 2 && A=3\nengine $A',
+    "later part": 'if [ -z x ]; then A=1; elif ! [ "$A" = b ]; then A=2; elif true; then A=3; else A=4; fi\nengine $A',
+    "all ways agree": "if cd . ; then A=1; else A=1; fi\nengine $A",
+    "inside a branch": "A=0\nif true; then A=1; engine $A; fi\nengine $A",
+    "without arguments": "M=x\n"
+    'while [ $# -gt 0 ]; do case "$1" in -m) M="$2"; shift 2;; (engine|b) M=b;; *) shift;; esac; done\n'
+    'for a in "$@"; do M=$a; done\nwhile getopts m: o; do M=$OPTARG; done\n'
+    'while [[ -n "$1" ]]; do M=$1; shift; done\n'
+    "engine -m $M",
+    "case with a rest": 'M=a\ncase "$M" in\n  x) M=b;;\n  *)\n    M=a\n    ;;\nesac\nengine $M',
+    "case of a default": 'case "${1:-start}" in stop|no) M=b;; "start") M=a;; [s]*) M=c;; esac\nengine $M',
+    "ended by exit": 'M=a\nif [ -n "$M" ]; then :; else M=b; exit 1; fi\n[ -n "$M" ] || { M=c; exit 1; }\nengine $M',
+    "returned": "f() { if [ -z x ]; then return; fi; M=2; }\nM=1\nif true; then f; fi\nengine $M",
+    "nested": "if true; then for i in 1; do if true; then A=$i; fi; done;\n"
+    "case x in x) B=2; A=1;; *) A=3; B=2;; esac; fi\nengine $A $B",
+    "evaluated": 'C="engine -c 1 \'a b\'"\neval "$C"\neval $C \'"d e"\'\neval "A=5"; engine $A',
     "windows ends": "engine -c 1 \\\r\n -b 2\r\n".replace("\r", ""),
 }
 
@@ -84,7 +103,15 @@ def test_told_as_bash_starts_it(name: str, tmp_path: Path) -> None:
         ('engine -m "$1"', "the script's argument $1 is not given here"),
         ("engine -m ${M%.gguf}", "only running tells ${M%.gguf}"),
         ("C=1\nif x; then C=2; fi\nengine -c $C", "$C depends on a condition (line 2)"),
-        ("C=1\n[ -n x ] && C=2\nengine -c $C", "$C depends on a condition (line 2)"),
+        ("C=1\n[ -e x ] && C=2\nengine -c $C", "$C depends on a condition (line 2)"),
+        ("A=\nif nvidia-smi; then A='-ngl 99'; fi\nengine $A", "$A depends on a condition (line 2)"),
+        ("nvidia-smi && A='-ngl 99'\nengine $A", "$A depends on a condition (line 1)"),
+        ("case `uname` in\nx) A=1;;\ny) A=2;;\nesac\nengine $A", "$A depends on a condition (line 3)"),
+        ("A=1\nwhile read -r A; do x; done\nx || { A=2; }\nengine $A", "$A depends on a condition (line 3)"),
+        ('if [ -n "$API_KEY" ]; then A=1; else A=2; fi\nengine $A', "$A depends on a condition (line 1)"),
+        ("if x && [ -n y ]; then A=1; else A=2; fi\nengine $A", "$A depends on a condition (line 1)"),
+        ("if x | true; then A=1; else A=2; fi\nengine $A", "$A depends on a condition (line 1)"),
+        ('eval "engine -c $(nproc --all)"', "only running tells $(nproc --all)"),
         ("C=1\nif x; then f() { C=2; }; f; fi\nengine -c $C", "$C depends on a condition (line 2)"),
         ("for c in 1 2; do engine -c $c; done", "$c has another value in each turn of a loop"),
         ("engine -c $((1 + 1))", "only running tells $((1 + 1))"),
@@ -142,8 +169,9 @@ def test_what_does_not_end_is_refused(text: str) -> None:
         "${A:-" * 100 + "}" * 100,
         "bash -c " + "'bash -c " * 3 + "engine",
         "engine\n" * 2000,
+        "if true; then " * 100,
     ],
-    ids=["doubled", "a list doubled", "long words", "deep", "quotes that do not end", "many"],
+    ids=["doubled", "a list doubled", "long words", "deep", "quotes that do not end", "many", "branches"],
 )
 def test_scripts_without_measure_are_refused(text: str) -> None:
     with pytest.raises(UsageError):
@@ -155,3 +183,14 @@ def test_the_script_of_a_shell() -> None:
     assert script_of(("bash", "x.sh", "-c", "y")) is None
     assert script_of(("bash", "-c")) is None
     assert script_of(("engine", "-c", "1")) is None
+
+
+def test_no_command_where_only_its_name_is_said() -> None:
+    text = 'case "$1" in\n  engine|x) y;;\n  (engine) y;;\nesac\ncase "$1" in engine) y;; esac\n'
+    text += "for engine in a; do x; done"
+    assert read(text) == ()
+
+
+def test_commands_of_all_parts_are_found_each_with_its_own_values() -> None:
+    text = "if x; then M=a; engine $M; elif [ -z y ]; then M=b; engine $M; else M=c; engine $M; fi"
+    assert [(one.argv[1], one.unknown) for one in read(text)] == [("a", None), ("b", None), ("c", None)]
