@@ -25,6 +25,7 @@ class ReportedPart:
 
     `n_bytes` is what was printed, which is `rounding_bytes` off at most. `group` tells models and contexts of one
     process apart: `model 0`, `context 1`. `mapped`: the range of a file that is mapped, which other tensors lie in too.
+    `excludes`: labels of a plan's items of this kind that the figure does not count.
     """
 
     place: str
@@ -35,6 +36,7 @@ class ReportedPart:
     rounding_bytes: int = 0
     is_host: bool = False
     mapped: bool = False
+    excludes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from autofit.domain.machine import HOST_POOL
-from autofit.domain.memory import Kind, Memory
+from autofit.domain.memory import Kind, Memory, PoolUse
 from autofit.domain.observed import Observed, ReportedPart
 from autofit.domain.values import dataclass
 
@@ -54,7 +54,7 @@ def compare(memory: Memory, observed: Observed, places: Mapping[str, str]) -> tu
         Difference(
             pool=pool.id,
             kind=kind,
-            predicted_bytes=pool.sum_bytes(kind),
+            predicted_bytes=_counted(pool, kind, reported[pool.id, kind]),
             reported_bytes=sum(part.n_bytes for part in reported[pool.id, kind]),
             rounding_bytes=sum(part.rounding_bytes for part in reported[pool.id, kind]),
         )
@@ -62,3 +62,8 @@ def compare(memory: Memory, observed: Observed, places: Mapping[str, str]) -> tu
         for kind in REPORTED
         if (pool.id, kind) in reported and (pool.id, kind) not in mapped
     )
+
+
+def _counted(pool: PoolUse, kind: Kind, parts: Sequence[ReportedPart]) -> int:
+    left_out = {label for part in parts for label in part.excludes}
+    return sum(item.n_bytes for item in pool.items if item.kind == kind and item.label not in left_out)

@@ -16,6 +16,7 @@ from autofit_llama.command.options import spellings
 from autofit_llama.command.reading import find_program
 from autofit_llama.engine.versions import LATEST
 from autofit_llama.logs.places import is_host, place_of
+from autofit_llama.memory.estimate import REPACKED
 
 PROGRAM = "llama-fit-params"
 _KINDS: tuple[tuple[Kind, str], ...] = (("weights", "model"), ("cache", "context"), ("compute", "compute"))
@@ -51,6 +52,8 @@ def dry_run_of(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str, ..
 def read_dry_run(text: str, engine: str) -> Observed:
     """A line per device, `CUDA0 2093 544 172`: MiB of model, context and compute, cut to whole ones.
 
+    The host's line sums buffers that are the host's own: those of `CPU_REPACK` are not, as their type is no host type.
+
     Raises:
         UsageError: there is no such line.
     """
@@ -66,6 +69,7 @@ def read_dry_run(text: str, engine: str) -> Observed:
                     label=name,
                     rounding_bytes=MIB // 2 + 1,
                     is_host=is_host(place),
+                    excludes=(REPACKED,) if is_host(place) else (),
                 )
             )
     if not parts:

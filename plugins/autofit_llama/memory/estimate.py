@@ -20,6 +20,7 @@ from autofit_llama.memory.layout import Arguments, Layout, Sized, lay_out
 from autofit_llama.memory.placement import HOST_PINNED
 from autofit_llama.model.load import read_hparams
 
+REPACKED = "weights repacked for the CPU"  #: an item's label
 _RECURRENT_SIDES = frozenset(("r", "s", "ple"))
 
 
@@ -192,7 +193,7 @@ def _context_items(
         "weights in pinned memory",
         "llama-model.cpp:make_cpu_buft_list",
     )
-    _add(host, "weights", plan.repacked_bytes, known, "weights repacked for the CPU", "ggml-cpu/repack.cpp")
+    _add(host, "weights", plan.repacked_bytes, known, REPACKED, "ggml-cpu/repack.cpp")
     _add(
         host,
         "weights",

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from autofit.cli.main import main
+from autofit.domain.memory import Memory, MemoryItem, PoolUse
+from autofit.domain.observed import Observed, ReportedPart
 from autofit.errors import UsageError
 from autofit.pipeline import load_machine, read_model
+from autofit.planning.compare import compare
 from autofit.verify import in_words, verify_dry_run, verify_log
 
 from support.descriptors import DATA
@@ -99,3 +102,14 @@ def test_an_engine_that_fails_or_is_not_there(engine: Path, tmp_path: Path) -> N
     engine.write_text("#!/bin/sh\necho hello\n")
     with pytest.raises(UsageError, match="prints no figures"):
         verify_dry_run(model, argv, machine, environ={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+
+
+def test_what_a_figure_does_not_count_is_not_held_against_it() -> None:
+    items = tuple(
+        MemoryItem(kind="weights", n_bytes=n, basis="exact", label=label, source="")
+        for n, label in ((5, "a"), (7, "b"))
+    )
+    memory = Memory(pools=(PoolUse(id="host", name="RAM", total_bytes=9, free_bytes=9, budget_bytes=9, items=items),))
+    part = ReportedPart(place="Host", kind="weights", n_bytes=5, label="model", is_host=True, excludes=("b",))
+    (found,) = compare(memory, Observed(engine="e", stage="compute", parts=(part,)), {})
+    assert (found.predicted_bytes, found.over_bytes) == (5, 0)
