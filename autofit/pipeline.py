@@ -235,7 +235,12 @@ def plan_on(
         else:
             known = machine
         known = host().adjust_machine(_checked(known), backend_name)
-        return _held_to(known if inside is None else inside.machine(known), at_most or {})
+        known = known if inside is None else inside.machine(known)
+        if not at_most:
+            return known
+        from autofit.launch.reservations import held_to
+
+        return held_to(known, at_most)
 
     def plan_one(found: ModelSpec, files: ModelFiles | None) -> Plan:
         asked, companions = request, command.companions
@@ -311,31 +316,6 @@ def _calibrated(
     from autofit.calibration.apply import calibrated
 
     return calibrated(machine, backend, engine.version, model.architecture, settings.variables)
-
-
-def _held_to(machine: Machine, at_most: Mapping[str, int]) -> Machine:
-    """The machine with so much free in its pools at most."""
-    from autofit.domain.machine import HOST_POOL
-    from autofit.domain.units import format_bytes
-
-    if not at_most:
-        return machine
-    devices = tuple(
-        replace(device, free_bytes=min(device.free_bytes, at_most[device.pool]))
-        if device.free_bytes is not None and device.pool in at_most
-        else device
-        for device in machine.devices
-    )
-    on_host = machine.host
-    if HOST_POOL in at_most:
-        free = on_host.available_bytes
-        most = at_most[HOST_POOL]
-        on_host = replace(on_host, available_bytes=most if free is None else min(free, most))
-    notes = (
-        f"{pool}: {format_bytes(n)} count as free at most, since a start ran out of memory"
-        for pool, n in at_most.items()
-    )
-    return replace(machine, host=on_host, devices=devices, findings=(*machine.findings, *notes))
 
 
 def _best_offer(

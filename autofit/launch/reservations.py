@@ -147,3 +147,23 @@ def claims_of(memory: Memory, machine: Machine) -> dict[str, Claim]:
         for pool in memory.pools
         if pool.used_bytes and (key := keys.get(pool.id, pool.id))
     }
+
+
+def held_to(machine: Machine, at_most: Mapping[str, int]) -> Machine:
+    """The machine with so much free in its pools at most."""
+    devices = tuple(
+        replace(device, free_bytes=min(device.free_bytes, at_most[device.pool]))
+        if device.free_bytes is not None and device.pool in at_most
+        else device
+        for device in machine.devices
+    )
+    on_host = machine.host
+    if HOST_POOL in at_most:
+        free = on_host.available_bytes
+        most = at_most[HOST_POOL]
+        on_host = replace(on_host, available_bytes=most if free is None else min(free, most))
+    notes = (
+        f"{pool}: {format_bytes(n)} count as free at most, since a start ran out of memory"
+        for pool, n in at_most.items()
+    )
+    return replace(machine, host=on_host, devices=devices, findings=(*machine.findings, *notes))

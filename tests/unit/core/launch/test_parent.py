@@ -185,7 +185,7 @@ def test_the_job_stops_and_goes_on(engines: Engines) -> None:
     engine = engines.wait_for_engine()["pid"]
     terminal.type(b"\x1a")
     terminal.until(b"Stopped")
-    assert Path(f"/proc/{engine}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    wait_until(lambda: Path(f"/proc/{engine}/stat").read_text().rpartition(")")[2].split()[0] == "T")
     terminal.type(b"fg\n")
     terminal.until(b"goes on")
     terminal.type(b"\x03")
