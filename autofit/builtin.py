@@ -21,6 +21,7 @@ def autofit_register_commands() -> Iterable[CommandRef]:
         CommandRef("run", "fill in what an engine's command leaves open, and start it", "autofit.cli.run"),
         CommandRef("shims", "a folder of programs that let scripts' engines through `run`", "autofit.cli.shims"),
         CommandRef("quants", "every quantization: exact size, fit and rates; which to take", "autofit.cli.quants"),
+        CommandRef("advise", "which hardware takes a model, at what price; what fits here", "autofit.cli.advise"),
         CommandRef("report", "one small file for a bug report, without weights or secrets", "autofit.cli.report"),
         CommandRef(
             "fix", "why an engine ran out of memory, out of its log, and the smallest change", "autofit.cli.fix"

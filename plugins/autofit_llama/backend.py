@@ -65,6 +65,7 @@ class LlamaBackend(Backend):
     packages: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
     findings: ClassVar[Mapping[str, Code]] = OWN
     kv_types: ClassVar[tuple[str, ...]] = KV_TYPES
+    reads_at_once: ClassVar[bool] = False  # -sm layer; -sm tensor only where it is asked for
 
     def parse(
         self,

@@ -1,0 +1,74 @@
+"""What a model takes at least, wherever it runs: hardware with less is not planned for.
+
+The bytes of weights are the engine's own, of one plan on a device without end; the cache and the bytes that a token
+reads are counted from the header. Each figure is below what any plan that fits takes, so that nothing is lost.
+"""
+
+from __future__ import annotations
+
+from autofit.domain.machine import HOST_POOL, Device, Machine
+from autofit.domain.model import LayerSpec, ModelSpec
+from autofit.domain.plan import Plan
+from autofit.domain.values import dataclass, replace
+
+ENDLESS_BYTES = 1 << 44
+_FULL_CACHE_BITS = 16  #: of an element of the plan's cache
+_LEAST_CACHE_BITS = 4  #: of an element, of any type that engines have
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """Lower bounds. `device_bytes`: weights and cache, on all devices together, with no weights in RAM.
+
+    `weights_bytes`: of them, the weights. `read_bytes`: what one token of one sequence reads.
+    """
+
+    weights_bytes: int = 0
+    device_bytes: int = 0
+    read_bytes: int = 0
+
+    def most_tokens_per_s(self, bandwidth_bytes_per_s: int | None) -> float | None:
+        """No engine decodes faster, for each weight is read once; `None`: no bound is known."""
+        if bandwidth_bytes_per_s is None or self.read_bytes <= 0:
+            return None
+        return bandwidth_bytes_per_s / self.read_bytes
+
+
+def endless(machine: Machine) -> Machine:
+    """The machine with its first device alone, and with more memory than any model takes."""
+    first: Device = machine.devices[0]
+    big = replace(first, total_bytes=ENDLESS_BYTES, free_bytes=ENDLESS_BYTES, reserved_bytes=0)
+    host = replace(machine.host, total_bytes=ENDLESS_BYTES, available_bytes=ENDLESS_BYTES)
+    return replace(machine, devices=(big,), links=(), host=host)
+
+
+def needs_of(model: ModelSpec, plan: Plan) -> Needs:
+    """The bounds that follow from a plan with room for everything; none where it has no device of its own."""
+    on_devices = [pool for pool in plan.memory.pools if pool.id != HOST_POOL]
+    weights = sum(pool.sum_bytes("weights") for pool in on_devices)
+    cache = sum(pool.sum_bytes("cache") for pool in on_devices)
+    least = min(least_cache_bytes(model, plan.context_tokens or 0), cache * _LEAST_CACHE_BITS // _FULL_CACHE_BITS)
+    loaded = sum(pool.sum_bytes("weights") for pool in plan.memory.pools)
+    left_out = max(0, model.weights_bytes - loaded)
+    return Needs(
+        weights_bytes=weights,
+        device_bytes=weights + least,
+        read_bytes=max(0, sum(map(_read_bytes, model.layers)) - left_out),
+    )
+
+
+def least_cache_bytes(model: ModelSpec, context_tokens: int) -> int:
+    """Keys and values of one sequence at 4 bits an element; layers whose shape is not known count as none."""
+    return sum(_elements(layer, context_tokens) for layer in model.layers) * _LEAST_CACHE_BITS // 8
+
+
+def _elements(layer: LayerSpec, context_tokens: int) -> int:
+    if layer.mixer not in ("full", "sliding", "chunked") or not layer.n_kv_heads:
+        return 0
+    window = context_tokens if layer.mixer == "full" else min(context_tokens, layer.window_tokens or 0)
+    return layer.n_kv_heads * ((layer.key_dim or 0) + (layer.value_dim or 0)) * window
+
+
+def _read_bytes(layer: LayerSpec) -> int:
+    experts = layer.expert_bytes * layer.n_experts_used // layer.n_experts if layer.n_experts else 0
+    return layer.attention_bytes + layer.feed_forward_bytes + experts

@@ -1,0 +1,395 @@
+"""Which hardware takes a model: the cheapest, the smallest, the fastest, and what one more card brings.
+
+Bounds (`autofit.advice.bounds`) discard what cannot take it; what is left is ranked by price and memory, those first
+that no other is better than in price, memory and bandwidth. Rows are the engine's own plan, made for just as many.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autofit.advice.bounds import Needs, endless, needs_of
+from autofit.advice.candidates import Candidate, candidates, one_more
+from autofit.domain.machine import HOST_POOL
+from autofit.domain.request import Request
+from autofit.domain.units import GIB
+from autofit.domain.values import dataclass, replace
+from autofit.errors import AutofitError, EngineRefusalError, HardwareError, ModelError, UsageError
+from autofit.host import blamed, host
+from autofit.pipeline import load_machine, plan_of, stated_options
+from autofit.planning.offers import at_full_speed
+from autofit.references import find, with_companions, written_as
+from autofit.solve.front import dominates
+
+if TYPE_CHECKING:
+    from autofit.advice.prices import Prices
+    from autofit.domain.machine import Machine
+    from autofit.domain.model import ModelSpec
+    from autofit.domain.plan import Plan, Speed
+    from autofit.settings.layers import Options, Surroundings
+
+ROWS = 12
+CONTEXT_TOKENS = 16_384  #: for which hardware is compared, unless a context is asked for
+LEAST_RAM_BYTES = 64 * GIB  #: of the computer that cards are in, unless --ram says; doubled while weights need more
+_CONTEXTS = ("context", "min_context", "max_context")
+_UNPRICED = float("inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a row must keep to. `budget_bytes` is memory of all devices as sold; `max_price` rules out what has none."""
+
+    budget_bytes: int | None = None
+    max_price: float | None = None
+    min_tokens_per_s: float | None = None
+    offload: bool = False  #: a part of the weights may wait in RAM
+
+    def admits(self, one: Candidate, needs: Needs, ram_bytes: int, *, at_once: bool) -> bool:
+        """Whether a candidate is worth a plan; `at_once`: the engine reads from several devices at the same time."""
+        if self.budget_bytes is not None and one.sold_bytes > self.budget_bytes:
+            return False
+        if self.max_price is not None and (one.price is None or one.price > self.max_price):
+            return False
+        room = one.memory_bytes + ((one.ram_bytes or ram_bytes) if self.offload else 0)
+        if room < needs.device_bytes:
+            return False
+        rate = one.bandwidth_bytes_per_s if at_once else one.fastest_bytes_per_s
+        most = None if self.offload else needs.most_tokens_per_s(rate)
+        return self.min_tokens_per_s is None or most is None or most >= self.min_tokens_per_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HardwareRow:
+    """One piece of hardware with its plan. `on_front`: no other row is as cheap, as small and as fast, and more."""
+
+    candidate: Candidate
+    plan: Plan
+    command: tuple[str, ...]
+    on_front: bool = False
+
+    @property
+    def speed(self) -> Speed | None:
+        return self.plan.speed if self.plan.speed is not None and self.plan.speed.decodes else None
+
+    @property
+    def used_bytes(self) -> int:
+        """Of the devices' memory, or of RAM where they share it."""
+        return sum(pool.used_bytes for pool in self._pools)
+
+    @property
+    def free_bytes(self) -> int | None:
+        free = [pool.free_bytes for pool in self._pools]
+        return None if None in free else sum(n for n in free if n is not None)
+
+    @property
+    def n_idle(self) -> int:
+        """Devices that the plan leaves alone."""
+        used = sum(pool.id != HOST_POOL for pool in self.plan.memory.pools)
+        return max(0, self.candidate.n_devices - used)
+
+    @property
+    def _pools(self) -> list[Any]:
+        pools = self.plan.memory.pools
+        return [pool for pool in pools if pool.id != HOST_POOL] or list(pools)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HardwareAdvice:
+    """Rows in the order of their price, the unpriced behind; `have` is what one has, as it is.
+
+    `nearest` is what takes the model beyond the limits, where nothing within them does. `n_candidates` are all that
+    there were, `n_possible` those that the bounds left, `n_planned` those that were planned for.
+    """
+
+    model: ModelSpec
+    context_tokens: int | None
+    ram_bytes: int
+    needs: Needs
+    limits: Limits
+    prices: Prices
+    rows: tuple[HardwareRow, ...]
+    have: HardwareRow | None = None
+    nearest: HardwareRow | None = None
+    n_candidates: int = 0
+    n_possible: int = 0
+    n_planned: int = 0
+
+
+class Subject:
+    """A model, and how it is planned for on any hardware: one engine, one set of options."""
+
+    __slots__ = (
+        "_asked", "_known", "_ram", "_refused", "_settings", "_start", "at_once", "backend", "context_tokens", "model",
+        "options", "ram_bytes",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        reference: str,
+        backend: str | None,
+        given: Mapping[str, Any],
+        settings: Surroundings | None,
+    ) -> None:
+        """Raises: ModelError, UsageError"""
+        model, files = find(reference)
+        self.backend = _serving(model, backend)
+        engine = host().backend(self.backend)
+        with blamed(self.backend):
+            command = engine.command(Request(), model=reference)
+            loaded = engine.loads(command, written_as(reference, model, files), files.beside) if files.beside else {}
+        self.model = with_companions(model, {**command.companions, **loaded}, command.sought)
+        self._settings = settings
+        asked = {name: value for name, value in given.items() if value is not None and name not in ("on", "ram")}
+        stated = stated_options(self.backend, asked, settings)
+        if stated.get("min_context") is not None and stated.get("context") is None:
+            stated = replace(stated, values={**stated.values, "context": stated.get("min_context")})
+            asked["context"] = asked.pop("min_context", stated.get("context"))
+        elif all(stated.get(name) is None for name in _CONTEXTS):
+            tokens = min(CONTEXT_TOKENS, model.context_train_tokens or CONTEXT_TOKENS)
+            stated = replace(stated, values={**stated.values, "context": tokens})
+            asked["context"] = tokens
+        self.options: Options = replace(stated, notes=())
+        self.at_once = engine.reads_at_once or bool(stated.get("engine_args"))  # which may ask for it
+        self.context_tokens: int | None = stated.get("context") or None
+        self._ram = given.get("ram")
+        self.ram_bytes = _ram_bytes(self._ram, model)
+        self._start, self._asked = ("autofit", self.backend, reference), asked
+        self._refused: set[object] = set()
+        self._known: dict[tuple[str, ...], HardwareRow | None] = {}
+
+    def row(self, one: Candidate) -> HardwareRow | None:
+        """The plan for a candidate, made once; `None` where the engine does not run on it."""
+        if one.on not in self._known:
+            self._known[one.on] = self._planned(one)
+        found = self._known[one.on]
+        return None if found is None else replace(found, candidate=one)
+
+    def _planned(self, one: Candidate) -> HardwareRow | None:
+        key = (one.kind, one.n_devices)
+        if key in self._refused:
+            return None
+        ram = None if one.ram_bytes is not None else self._ram or f"{self.ram_bytes // GIB}GiB"
+        try:
+            plan = self.plan(load_machine(*one.on, ram=ram))
+        except (HardwareError, EngineRefusalError):
+            self._refused.add(key)
+            return None
+        on = [word for name in one.on for word in ("--on", name)]
+        command = (*self._start, *_as_flags(self._asked), *on, *(() if ram is None else ("--ram", str(ram))))
+        return HardwareRow(candidate=one, plan=plan, command=command)
+
+    def at_any_rate(self) -> Subject:
+        """The same without the rate that is asked for."""
+        from copy import copy
+
+        other = copy(self)
+        other.options = replace(self.options, values={**self.options.values, "min_tps": None, "max_ttft": None})
+        other._known = {}
+        other._asked = {name: value for name, value in self._asked.items() if name not in ("min_tps", "max_ttft")}
+        return other
+
+    def plan(self, machine: Machine) -> Plan:
+        return plan_of(self.backend, self.model, machine, self.options, self._settings, details=False, nearest=False)
+
+    def needs(self, choice: Sequence[Candidate]) -> Needs:
+        """Lower bounds, of a plan on the largest device that the engine runs on, made endless.
+
+        Raises:
+            HardwareError, EngineRefusalError: it runs on none.
+        """
+        largest: dict[str, Candidate] = {}
+        for one in sorted(choice, key=lambda one: (one.n_devices, -one.memory_bytes)):
+            if one.ram_bytes is None:
+                largest.setdefault(one.api, one)
+        error: AutofitError | None = None
+        for one in largest.values():
+            try:
+                return needs_of(
+                    self.model, self.at_any_rate().plan(endless(load_machine(one.added, ram=LEAST_RAM_BYTES)))
+                )
+            except (HardwareError, EngineRefusalError) as refusal:
+                error = error or refusal
+        if error is not None:
+            raise error
+        return Needs()
+
+
+def advise_hardware(
+    subject: Subject,
+    prices: Prices,
+    limits: Limits,
+    *,
+    have: Sequence[str] = (),
+    n_rows: int = ROWS,
+) -> HardwareAdvice:
+    """The hardware that takes the model within `limits`: at most `n_rows`, each with its plan.
+
+    Raises:
+        HardwareError: nothing is called as `have` says. UsageError: no card can be added to it. ModelError,
+        EngineRefusalError: no hardware runs the model.
+    """
+    dirs = host().profile_dirs()
+    mine = load_machine(*have, ram=subject.ram_bytes) if have else None
+    whole = candidates(prices, dirs)
+    choice = whole if mine is None else one_more(have, mine, prices, dirs)
+    needs = subject.needs(whole)
+    possible = [one for one in choice if limits.admits(one, needs, subject.ram_bytes, at_once=subject.at_once)]
+    tried = 0
+    rows: list[HardwareRow] = []
+    for one in in_order(possible, at_once=subject.at_once):
+        if len(rows) == n_rows:
+            break
+        tried += 1
+        row = subject.row(one)
+        if row is not None and accepts(row, limits):
+            rows.append(row)
+    nearest = None if rows else _nearest(subject, choice, needs, limits)
+    return HardwareAdvice(
+        model=subject.model,
+        context_tokens=subject.context_tokens,
+        ram_bytes=subject.ram_bytes,
+        needs=needs,
+        limits=limits,
+        prices=prices,
+        rows=tuple(sorted(_marked(rows), key=lambda row: _order(row.candidate))),
+        have=None if mine is None else subject.row(_as_it_is(have, mine)),
+        nearest=nearest,
+        n_candidates=len(choice),
+        n_possible=len(possible),
+        n_planned=tried,
+    )
+
+
+def accepts(row: HardwareRow, limits: Limits) -> bool:
+    """Whether the plan keeps to the limits: at full speed, unless weights may wait in RAM, and on all cards."""
+    plan = row.plan
+    if plan.verdict != "fits" or not plan.fits or not (limits.offload or at_full_speed(plan)):
+        return False
+    if row.n_idle and row.candidate.is_cards:
+        return False
+    if limits.min_tokens_per_s is None:
+        return True
+    return row.speed is not None and row.speed.decode_tokens_per_s >= limits.min_tokens_per_s
+
+
+def in_order(possible: Sequence[Candidate], *, at_once: bool) -> list[Candidate]:
+    """Those first that no other is better than in price, memory and bandwidth; then by price and memory."""
+    by_price = sorted(possible, key=_order)
+    front: list[tuple[tuple[float, ...], Candidate]] = []
+    rest = []
+    for one in by_price:
+        goals = _goals(one, at_once)
+        if any(dominates(other, goals) or other == goals for other, _ in front):
+            rest.append(one)
+        else:
+            front.append((goals, one))
+    return [*(one for _, one in front), *rest]
+
+
+def _goals(one: Candidate, at_once: bool) -> tuple[float, ...]:
+    """More is better. Of tensors that are split, each device waits for the others: a rate below the sum ranks well."""
+    rate = (one.bandwidth_bytes_per_s or 0) / one.n_devices**0.5 if at_once else one.fastest_bytes_per_s or 0
+    return -(_UNPRICED if one.price is None else one.price), -one.sold_bytes, rate
+
+
+def _order(one: Candidate) -> tuple[float, int, int, float, str]:
+    rate = one.bandwidth_bytes_per_s or 0
+    return _UNPRICED if one.price is None else one.price, one.sold_bytes, one.n_devices, -rate, one.added
+
+
+def _marked(rows: Sequence[HardwareRow]) -> Iterator[HardwareRow]:
+    """The rows, those marked that no other row is better than in price, memory and expected rate."""
+
+    def goals(row: HardwareRow) -> tuple[float, ...]:
+        price, memory, _ = _goals(row.candidate, True)
+        return price, memory, row.speed.decode_tokens_per_s if row.speed is not None else 0.0
+
+    scores = [goals(row) for row in rows]
+    for row, score in zip(rows, scores, strict=True):
+        yield replace(row, on_front=not any(dominates(other, score) for other in scores))
+
+
+def _nearest(subject: Subject, choice: Sequence[Candidate], needs: Needs, limits: Limits) -> HardwareRow | None:
+    """The smallest that takes the model at the asked rate; else the fastest, whatever its rate."""
+    wide = Limits(min_tokens_per_s=limits.min_tokens_per_s, offload=limits.offload)
+    smallest = sorted(choice, key=lambda one: (one.sold_bytes, one.n_devices, one.added))
+    if (row := _first(subject, smallest, needs, wide)) is not None or limits.min_tokens_per_s is None:
+        return row
+    fastest = sorted(choice, key=lambda one: (-_goals(one, subject.at_once)[2], one.n_devices, one.added))
+    return _first(subject.at_any_rate(), fastest, needs, Limits(offload=limits.offload))
+
+
+def _first(subject: Subject, ordered: Sequence[Candidate], needs: Needs, limits: Limits) -> HardwareRow | None:
+    for one in ordered:
+        if limits.admits(one, needs, subject.ram_bytes, at_once=subject.at_once):
+            row = subject.row(one)
+            if row is not None and accepts(row, limits):
+                return row
+    return None
+
+
+def _as_it_is(have: Sequence[str], machine: Machine) -> Candidate:
+    devices = machine.devices
+    return Candidate(
+        on=tuple(have),
+        added="",
+        n_devices=len(devices),
+        api=devices[0].api if devices else "",
+        sold_bytes=sum(device.total_bytes or 0 for device in devices),
+        memory_bytes=sum(device.free_bytes or 0 for device in devices),
+        bandwidth_bytes_per_s=None,
+        fastest_bytes_per_s=None,
+        price=None,
+    )
+
+
+def _serving(model: ModelSpec, backend: str | None) -> str:
+    """The engine to plan with: the one that is named, else the first that serves models of this format.
+
+    Raises:
+        UsageError: no such engine. ModelError: none serves it.
+    """
+    known = host().backends()
+    if backend is not None and backend not in known:
+        from autofit.text.suggest import close_names
+
+        raise UsageError(
+            f"no backend {backend[:60]!r}", hint=close_names(backend, known) or f"known: {', '.join(sorted(known))}"
+        )
+    takes = [name for name in known if model.format in host().backend(name).formats]
+    if not takes or (backend is not None and backend not in takes):
+        whose = "no backend serves" if backend is None else f"{backend} does not serve"
+        raise ModelError(
+            f"{model.name}: {whose} {model.format} models",
+            hint=f"--backend {takes[0]} does" if takes else "name a GGUF file, or a directory with config.json",
+        )
+    return backend or takes[0]
+
+
+def _ram_bytes(stated: Any, model: ModelSpec) -> int:
+    """RAM beside cards: what is stated, else enough for the files too, as computers are sold."""
+    if stated is not None:
+        from autofit.domain.ram import parse_ram
+
+        return parse_ram(str(stated)).total_bytes
+    ram = LEAST_RAM_BYTES
+    while ram < 2 * model.weights_bytes:
+        ram *= 2
+    return ram
+
+
+def _as_flags(asked: Mapping[str, Any]) -> Iterator[str]:
+    """Options as they are written on the command line."""
+    from autofit.settings.options import BY_NAME
+
+    for name, value in asked.items():
+        option = BY_NAME[name]
+        flag = option.flags[0] if option.flags else option.flag
+        if option.metavar is None:
+            yield from (flag,) if value else ()
+        else:
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                yield flag
+                yield os.fspath(one) if isinstance(one, (str, os.PathLike)) else str(one)
