@@ -27,7 +27,7 @@ from autofit.launch.start import NOT_STARTED, not_started, restore_signals
 
 PIECE = 1 << 16
 DRAIN_SECONDS = 0.2  #: for output that others of the engine's processes still hold open when it has ended
-WITNESS_SECONDS = 0.05  #: for the witness to say that it got a signal too
+WITNESS_SECONDS = 0.2  #: for the witness to say that it got a signal too
 _PASSED = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "CONT", "TSTP", "TTIN", "TTOU", "WINCH", "ALRM", "URG", "IO")
 
 

@@ -176,7 +176,7 @@ def test_the_terminal_is_the_engines(engines: Engines) -> None:
 def test_the_job_stops_and_goes_on(engines: Engines) -> None:
     """Ctrl-Z under a shell stops the engine and autofit; `fg` lets both go on."""
     words = " ".join([sys.executable, "-P", "-m", "autofit", *WATCHED])
-    does = "signal.signal(signal.SIGCONT, lambda *_: print('goes on', flush=True)); print('waits', flush=True)\n"
+    does = "signal.signal(signal.SIGCONT, lambda *_: os.write(1, b'goes on\\n')); print('waits', flush=True)\n"
     does += "for _ in range(1000): time.sleep(0.05)"
     terminal = Terminal(engines, ["/bin/bash", "--norc", "-i"], does)
     terminal.until(b"$ ")
