@@ -358,6 +358,7 @@ def check(
     Raises:
         UsageError: no backend understands the command. EngineRefusalError: the engine would refuse it.
     """
+    from autofit.hardware.visible import described
     from autofit.settings.request import to_request
     from autofit.text.launchers import unwrap
 
@@ -375,11 +376,15 @@ def check(
         raise UsageError("check() got a machine, and on or ram as well", hint="leave one of them out")
     stated = stated_options(backend.name, options, settings, CHECKED)
     _check_supported(backend, stated, CHECKED)
-    _check_hiding((*assigned, *wrapped.assigned), machine, stated, inside)
-    is_here = machine is None
+    is_here, given = machine is None, environ or {}
     if machine is None:
         machine = machine_of(stated, seen(around, launched if inside is None else inside.environ))
-    inputs = command_inputs(backend, settings, wrapped, {**(environ or {}), **shown(assigned)}, inside)
+        if stated.get("on"):
+            names = (*given, *assigned, *wrapped.assigned)
+            of_command = {name: launched[name] for name in names if name.endswith(HIDES) and name in launched}
+            machine = described(machine, of_command if inside is None else inside.environ)
+            given = shown(given)
+    inputs = command_inputs(backend, settings, wrapped, {**given, **shown(assigned)}, inside)
     measured = {name: value for name, value in options.items() if name in backend.measurements}
     engine = _engine(backend, stated, settings, program=argv[0], here=is_here, inside=inside)
     request = replace(to_request(stated, engine_env=inputs, measured=measured), engine_version=engine.version)
@@ -431,21 +436,6 @@ def _opened(argv: tuple[str, ...], around: Mapping[str, str], *, may_ask: bool) 
     from autofit.containers import opened
 
     return opened(argv, around, may_ask=may_ask)
-
-
-def _check_hiding(assigned: Sequence[str], machine: Machine | None, stated: Options, inside: Inside | None) -> None:
-    """Refuse a variable of the command that chooses devices of this machine, where another one is planned for.
-
-    Raises:
-        UsageError
-    """
-    names = assigned if inside is None else inside.environ
-    variable = next((name for name in names if name.endswith(HIDES)), None)
-    if variable is not None and machine is None and stated.get("on"):
-        raise UsageError(
-            f"check: {variable} chooses among this machine's devices, not among those of --on",
-            hint="--device GPU0 chooses among them",
-        )
 
 
 def _deployable(plan: Plan, backend: Backend, machine: Machine, references: Iterable[str | None]) -> Plan:

@@ -8,9 +8,15 @@ the second naming ends the list (ROCR-Runtime: amd_filter_device).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from autofit.domain.values import dataclass
+from autofit.domain.machine import Device, Machine
+from autofit.domain.values import dataclass, replace
+from autofit.errors import UsageError
+
+_CUDA, _HIP, _ROCR = "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
+_ORDER = "CUDA_DEVICE_ORDER"
+_VULKAN = "GGML_VK_VISIBLE_DEVICES"  #: ggml-vulkan.cpp, ggml_vk_instance_init: indices alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +52,44 @@ def select(variable: str, text: str | None, uuids: Sequence[str | None], *, rocm
             return Selection(chosen=tuple(chosen), problem=_ended(variable, entries, position))
         chosen.append(index)
     return Selection(chosen=tuple(chosen))
+
+
+def described(machine: Machine, environ: Mapping[str, str]) -> Machine:
+    """The machine as a process with these variables would see it, its cards numbered as they are described.
+
+    For hardware that is not here; what is detected has followed its variables.
+
+    Raises:
+        UsageError: a variable names a card that is not described, or chooses devices of another kind.
+    """
+    known = (_CUDA, _HIP, _ROCR, _VULKAN, _ORDER)
+    other = next((name for name in environ if name.endswith("_VISIBLE_DEVICES") and name not in known), None)
+    if other is not None:
+        raise UsageError(
+            f"{other} chooses among this machine's devices, not among those of --on",
+            hint="--device GPU0 chooses among them",
+        )
+    hip = _HIP if environ.get(_HIP) is not None or not environ.get(_CUDA) else _CUDA
+    devices = list(machine.devices)
+    for api, variables in (("cuda", (_CUDA,)), ("rocm", (_ROCR, hip)), ("vulkan", (_VULKAN,))):
+        for variable in variables:
+            devices = _behind(devices, api, variable, environ.get(variable))
+    return machine if devices == list(machine.devices) else replace(machine, devices=tuple(devices))
+
+
+def _behind(devices: list[Device], api: str, variable: str, text: str | None) -> list[Device]:
+    """The devices with those of one kind as one variable leaves them, at the place of the first."""
+    cards = [device for device in devices if device.api == api]
+    if text is None or not cards:
+        return devices
+    picked = select(variable, text, [device.uuid for device in cards], rocm=api == "rocm")
+    hides_all = not text.strip() or text.strip().startswith("-1")
+    if picked.problem is not None and not hides_all:
+        n_cards = "one card is" if len(cards) == 1 else f"{len(cards)} cards are"
+        raise UsageError(picked.problem, hint=f"{n_cards} described, numbered from 0: describe all of them (--on)")
+    first = devices.index(cards[0])
+    chosen = [cards[index] for index in picked.chosen]
+    return [*devices[:first], *chosen, *(device for device in devices[first:] if device.api != api)]
 
 
 def _prefix(entry: str) -> str | None:
