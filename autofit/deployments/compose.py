@@ -5,15 +5,24 @@ Source: the Compose specification of 2025-09 (services, interpolation, merge, GP
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 
-from autofit.deployments.container import Container, written
-from autofit.deployments.written import UNKNOWN, IsEngine, Written
-from autofit.domain.text import printable
-from autofit.errors import UsageError
+from autofit.deployments.container import Container, of_any_image, written
+from autofit.deployments.written import (
+    MAX_BYTES,
+    UNKNOWN,
+    IsEngine,
+    Written,
+    check_measure,
+    env_rows,
+    quoted_words,
+)
+from autofit.files import read_bounded
 from autofit.text.yaml import Node
+
+MAX_FILES = 16  #: of variables, for a service
 
 _VARIABLE = re.compile(r"\$(?:\$|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?[-?+])([^{}$]*))?\})")
 
@@ -35,17 +44,18 @@ def commands(
     """
     found: list[Written] = []
     for service in document.get("services").pairs.values():
-        container = _container(service, environ, volumes)
-        if container is not None:
+        container = _container(service, environ, volumes, directory)
+        if container.image:
             found += written(container, is_engine, directory)
+        elif service.get("build").value is not None:
+            found += of_any_image(container, is_engine, directory)
+        check_measure(container.line, len(found))
     return tuple(found)
 
 
-def _container(service: Node, environ: Mapping[str, str], volumes: tuple[str, ...]) -> Container | None:
+def _container(service: Node, environ: Mapping[str, str], volumes: tuple[str, ...], directory: str | None) -> Container:
     values = _Values(environ)
     image = values.text(service.get("image"))
-    if not image:
-        return None
     entrypoint = service.get("entrypoint")
     command = service.get("command")
     return Container(
@@ -53,7 +63,10 @@ def _container(service: Node, environ: Mapping[str, str], volumes: tuple[str, ..
         image=image,
         command=values.words(command),
         entrypoint=values.words(entrypoint) if entrypoint.value is not None else None,
-        environ=dict(values.variables(service.get("environment"), environ)),
+        environ={
+            **_of_files(service.get("env_file"), values, directory),
+            **dict(values.variables(service.get("environment"), environ)),
+        },
         volumes=(*filter(None, map(values.volume, service.get("volumes").items)), *volumes),
         gpus=_gpus(service, values),
         devices=tuple(values.text(item) for item in service.get("devices").items if item.text),
@@ -91,10 +104,7 @@ class _Values:
         """A list, or a text as a shell splits it."""
         if node.text is None:
             return tuple(map(self.text, node.items))
-        try:
-            return tuple(shlex.split(self.text(node)))
-        except ValueError as error:
-            raise UsageError(f"line {node.line}: {printable(str(error), 80)}") from None
+        return quoted_words(self.text(node), node.line)
 
     def variables(self, node: Node, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         for item in node.items:
@@ -111,6 +121,19 @@ class _Values:
             return self.text(node)
         source, target = self.text(node.get("source")), self.text(node.get("target"))
         return f"{source}:{target}" if source and target else ""
+
+
+def _of_files(node: Node, values: _Values, directory: str | None) -> dict[str, str]:
+    """The variables of `env_file`: a path, or a list of paths and of `{path: ...}`; none of one that is not here."""
+    found: dict[str, str] = {}
+    for one in (*([node] if node.text is not None else node.items),)[:MAX_FILES]:
+        path = values.text(one) or values.text(one.get("path"))
+        try:
+            text = read_bounded(os.path.join(directory or "", path), MAX_BYTES).decode("utf-8")  # noqa: PTH118
+        except (OSError, UnicodeDecodeError, ValueError):
+            continue
+        found |= dict(env_rows(text))
+    return found
 
 
 def _gpus(service: Node, values: _Values) -> str | None:

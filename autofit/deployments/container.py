@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
 from autofit.deployments.shell import commands, script_of
-from autofit.deployments.written import SECRET, UNKNOWN, IsEngine, Written
+from autofit.deployments.written import MAX_WORDS_BYTES, SECRET, UNKNOWN, IsEngine, Written, check_measure
 from autofit.domain.values import dataclass, replace
+from autofit.errors import UsageError
 from autofit.text.launchers import ASSIGNMENT, unwrap
 
 
@@ -33,8 +34,15 @@ class Container:
 
 
 def written(container: Container, is_engine: IsEngine, started_in: str | None) -> tuple[Written, ...]:
-    """The commands of engines that a container starts: its own, or those of the shell script that it runs."""
+    """The commands of engines that a container starts: its own, or those of the shell script that it runs.
+
+    Raises:
+        UsageError: as of the script; more than any container is given.
+    """
     whole = (*(container.entrypoint or ()), *container.command)
+    check_measure(container.line, n_variables=len(container.environ))
+    if sum(map(len, whole)) > MAX_WORDS_BYTES:
+        raise UsageError(f"line {container.line}: a command beyond {MAX_WORDS_BYTES} bytes")
     script = script_of(whole)
     started = [container]
     if script is not None:
@@ -45,6 +53,19 @@ def written(container: Container, is_engine: IsEngine, started_in: str | None) -
         for one in started
         if is_engine(argv := _docker(one))
     )
+
+
+def of_any_image(container: Container, is_engine: IsEngine, directory: str | None) -> tuple[Written, ...]:
+    """The command itself, where its image is not known as an engine's: with its own paths, and all devices."""
+    argv = (*(container.entrypoint or ()), *container.command)
+    given = tuple((name, value) for name, value in container.environ.items() if UNKNOWN not in value)
+    if is_engine(argv):
+        return (Written(line=container.line, argv=argv, environ=given, directory=directory, unknown=container.unknown),)
+    script = script_of(argv)
+    if script is None:
+        return ()
+    found = commands(script, is_engine, container.environ, line=container.line)
+    return tuple(replace(one, environ=given + one.environ, unknown=one.unknown or container.unknown) for one in found)
 
 
 def _inside(container: Container, command: Written) -> Container:

@@ -10,10 +10,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from autofit.deployments.container import Container, written
-from autofit.deployments.shell import commands as of_script
-from autofit.deployments.written import IsEngine, Written, rows
-from autofit.domain.values import replace
+from autofit.deployments.container import Container, of_any_image, written
+from autofit.deployments.written import MAX_WORDS_BYTES, IsEngine, Written, check_measure, rows
+from autofit.errors import UsageError
 
 _VARIABLE = re.compile(r"\\\$|\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?::?([-+])([^{}]*))?\})")
 _PAIR = re.compile(r"""([A-Za-z_][A-Za-z0-9_.]*)=((?:"(?:\\.|[^"\\])*"|'[^']*'|\\.|[^\s"'\\])*)""")
@@ -25,61 +24,75 @@ class _Instruction(NamedTuple):
     rest: str
 
 
+class _Stage(NamedTuple):
+    """What an image has of its stage and of those that it is built from."""
+
+    image: str
+    line: int
+    environ: Mapping[str, str]
+    entrypoint: tuple[str, ...] | None = None
+    command: tuple[str, ...] = ()
+    where: str = ""
+
+
 def commands(
     text: str, is_engine: IsEngine, directory: str | None, volumes: tuple[str, ...] = ()
 ) -> tuple[Written, ...]:
-    """The commands of engines that a container of the image starts."""
-    arguments: dict[str, str] = {}
+    """The commands of engines that a container of the image starts.
+
+    Raises:
+        UsageError: more variables, or longer values, than any image has.
+    """
+    arguments: dict[str, str] = {}  #: before the first stage, which `FROM` alone sees
+    inside: dict[str, str] = {}  #: of the stage
+    stage = _Stage("", 0, {})
+    stages, own = dict[str, _Stage](), ""  #: by name, and that of the stage that is read
     environ: dict[str, str] = {}
-    image, where, line = "", "", 0
-    stages: dict[str, str] = {}
-    entrypoint: tuple[str, ...] | None = None
-    command: tuple[str, ...] = ()
-    for instruction in _instructions(text):
-        rest = instruction.rest
-        known = {**arguments, **environ}
-        if instruction.name == "FROM":
+    for line, name, rest in _instructions(text):
+        if name == "FROM":
             words = [word for word in _filled(rest, arguments).split() if not word.startswith("--")]
-            image = stages.get(words[0] if words else "", words[0] if words else "")
-            if len(words) == 3 and words[1].lower() == "as":
-                stages[words[2]] = image
-            environ, entrypoint, command, where, line = {}, None, (), "", instruction.line
-        elif instruction.name == "ARG":
-            arguments.update({name: _filled(value, known) for name, value in _pairs(rest)})
-        elif instruction.name == "ENV":
-            environ.update({name: _filled(value, known) for name, value in _pairs(rest) or [_old_pair(rest)]})
-        elif instruction.name == "WORKDIR":
-            where = _filled(rest.strip(), known)
-        elif instruction.name == "ENTRYPOINT":
-            entrypoint, command, line = _words(rest), (), instruction.line
-        elif instruction.name == "CMD":
-            command, line = _words(rest), instruction.line
-    if not image:
+            base = words[0] if words else ""
+            stage = stages.get(base.lower(), _Stage(base, line, {}))
+            environ, inside = dict(stage.environ), {}
+            stage = stage._replace(environ=environ)
+            own = words[2].lower() if len(words) == 3 and words[1].lower() == "as" else ""
+        elif name == "ARG":
+            pairs = _pairs(rest) or [(rest.strip(), arguments.get(rest.strip(), ""))]
+            (inside if stage.image else arguments).update(_values(pairs, line, inside if stage.image else arguments))
+        elif name == "ENV":
+            environ.update(_values(_pairs(rest) or [_old_pair(rest)], line, inside, environ))
+        elif name == "WORKDIR":
+            where = _filled(rest.strip(), inside, environ)
+            stage = stage._replace(where=f"{stage.where}/{where}" if stage.where and where[:1] != "/" else where)
+        elif name == "ENTRYPOINT":
+            stage = stage._replace(entrypoint=_words(rest), command=(), line=line)
+        elif name == "CMD":
+            stage = stage._replace(command=_words(rest), line=line)
+        if own:
+            stages[own] = stage
+        check_measure(line, len(stages), max(len(environ), len(inside), len(arguments)))
+    if not stage.image:
         return ()
     container = Container(
-        line=line,
-        image=image,
-        command=command,
-        entrypoint=entrypoint,
+        line=stage.line,
+        image=stage.image,
+        command=stage.command,
+        entrypoint=stage.entrypoint,
         environ=environ,
         volumes=volumes,
-        directory=where or None,
+        directory=stage.where or None,
         sees_all=True,
     )
     found = written(container, is_engine, directory)
-    return found or _of_any_image(container, is_engine, directory)
+    return found or of_any_image(container, is_engine, directory)
 
 
-def _of_any_image(container: Container, is_engine: IsEngine, directory: str | None) -> tuple[Written, ...]:
-    """The command itself, where its image is not known as an engine's."""
-    argv = (*(container.entrypoint or ()), *container.command)
-    if is_engine(argv):
-        environ = tuple(container.environ.items())
-        return (Written(line=container.line, argv=argv, environ=environ, directory=directory),)
-    if argv[:2] == ("/bin/sh", "-c") and len(argv) > 2:
-        found = of_script(argv[2], is_engine, container.environ, line=container.line)
-        return tuple(replace(one, environ=tuple(container.environ.items()) + one.environ) for one in found)
-    return ()
+def _values(pairs: list[tuple[str, str]], line: int, *known: Mapping[str, str]) -> dict[str, str]:
+    """Variables with those before them filled in."""
+    found = {name: _filled(value, *known) for name, value in pairs}
+    if any(len(value) > MAX_WORDS_BYTES for value in found.values()):
+        raise UsageError(f"line {line}: a value beyond {MAX_WORDS_BYTES} bytes")
+    return found
 
 
 def _instructions(text: str) -> Iterator[_Instruction]:
@@ -97,7 +110,7 @@ def _instructions(text: str) -> Iterator[_Instruction]:
             parts.append(line.removesuffix("\\").rstrip() if line.endswith("\\") else line)
             if not line.endswith("\\"):
                 break
-        name, _, rest = " ".join(parts).strip().partition(" ")
+        name, rest = (*" ".join(parts).strip().split(maxsplit=1), "", "")[:2]
         for delimiter in (
             re.findall(r"<<-?[\"']?([A-Za-z_][A-Za-z0-9_]*)", rest) if name.upper() in ("RUN", "COPY") else ()
         ):
@@ -134,12 +147,14 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text.replace("\\", "")
 
 
-def _filled(text: str, values: Mapping[str, str]) -> str:
+def _filled(text: str, *known: Mapping[str, str]) -> str:
+    """A text with its variables, of which those of the last mapping hold first."""
+
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         if name is None:
             return "$"
-        held = values.get(name, "")
+        held = next((values[name] for values in reversed(known) if name in values), "")
         if match[3] == "+":
             return match[4] if held else ""
         return held or (match[4] if match[3] == "-" else "") or ""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from autofit.deployments.container import Container, written
-from autofit.deployments.written import UNKNOWN, IsEngine, Written
+from autofit.deployments.written import UNKNOWN, IsEngine, Written, check_measure
 from autofit.text.yaml import Node
 
 _VARIABLE = re.compile(r"\$\$|\$\(([-A-Za-z_.][-A-Za-z0-9_.]*)\)")
@@ -37,6 +37,7 @@ def commands(
             read = _container(container, (*mounted, *volumes))
             if read is not None:
                 found += written(read, is_engine, directory)
+                check_measure(read.line, len(found))
     return tuple(found)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from autofit.deployments.written import MAX_TOKENS
 from autofit.errors import UsageError
 
 
@@ -71,6 +72,8 @@ class _Lexer:
     def read(self) -> list[Token]:
         found: list[Token] = []
         while self.at < len(self.text):
+            if len(found) > MAX_TOKENS:
+                raise UsageError(f"line {self.line}: more than {MAX_TOKENS} words")
             if match := _BLANK.match(self.text, self.at):
                 self._skip(match.end())
             elif self.text[self.at] == "\n":

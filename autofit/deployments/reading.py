@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from autofit.deployments import compose, dockerfile, kubernetes, shell, swap, systemd
-from autofit.deployments.written import MAX_BYTES, SECRET, IsEngine, Written, rows
+from autofit.deployments.written import MAX_BYTES, SECRET, IsEngine, Written, check_measure, env_rows, rows
 from autofit.domain.text import printable
 from autofit.domain.values import replace
 from autofit.errors import UsageError
@@ -51,7 +51,9 @@ def read_commands(
         known = {name: value for name, value in environ.items() if not SECRET.search(name)}
         own = next((reader for end, reader in (readers or {}).items() if path.lower().endswith(end)), None)
         if own is not None:
-            return tuple(Written(line=line, argv=_moved(argv, mapped)) for line, argv in own(text))
+            commands = own(text)
+            check_measure(commands[-1][0] if commands else 0, len(commands))
+            return tuple(Written(line=line, argv=_moved(argv, mapped)) for line, argv in commands)
         found = _read(path, text, is_engine, known, [(first, os.path.abspath(then)) for first, then in mapped])  # noqa: PTH100
     except UsageError as error:
         raise UsageError(f"{printable(path, 200)}: {error.message}", hint=error.hint) from None
@@ -91,9 +93,12 @@ def _yaml(
 
 def _procfile(text: str, is_engine: IsEngine, environ: Mapping[str, str], directory: str | None) -> tuple[Written, ...]:
     found: list[Written] = []
+    n_processes = 0
     for line, row in enumerate(rows(text), 1):
         match = _PROCESS.match(row)
         if match is not None:
+            n_processes += 1
+            check_measure(line, n_processes)
             inner = shell.commands(match[2], is_engine, environ, line=line)
             found += [replace(one, directory=_below(directory, one.directory)) for one in inner]
     return tuple(found)
@@ -109,8 +114,7 @@ def _dot_env(folder: str) -> dict[str, str]:
         text = read_bounded(os.path.join(folder, ".env"), MAX_BYTES).decode("utf-8")  # noqa: PTH118
     except (OSError, UnicodeDecodeError):
         return {}
-    pairs = (row.strip().removeprefix("export ").partition("=") for row in rows(text) if row[:1] != "#")
-    return {name.strip(): value.strip().strip("\"'") for name, equals, value in pairs if equals}
+    return dict(env_rows(text))
 
 
 def _moved(argv: tuple[str, ...], mapped: Sequence[tuple[str, str]]) -> tuple[str, ...]:

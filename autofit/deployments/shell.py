@@ -21,6 +21,7 @@ from autofit.deployments.written import (
     UNKNOWN,
     IsEngine,
     Written,
+    check_measure,
     split_words,
 )
 from autofit.domain.text import printable
@@ -278,7 +279,7 @@ class _Script:
             value = Value(("".join((*before.words, *texts)),), before.unknown or unknown)
         else:
             value = Value(texts, unknown, token.items is not None)
-        if sum(map(len, value.words)) + len(value.words) > MAX_WORDS_BYTES:
+        if sum(map(len, value.words)) + 8 * len(value.words) > MAX_WORDS_BYTES:
             raise UsageError(f"line {token.line}: ${name} grows beyond {MAX_WORDS_BYTES} bytes")
         self.variables.set(name, value, token.line)
         if self.exports_all:
@@ -301,13 +302,15 @@ class _Script:
         except OSError:
             return
         found, self.found = self.found, []  # lines of another file
+        before = set(self.variables.held)
         self.read(text.decode("utf-8", "surrogateescape"))
+        for name in [name for name in self.variables.held if name not in before and SECRET.search(name)]:
+            self.variables.set(name, None, token.line)
         self.found = found
 
     def _start(self, command: list[Token], n_assigned: int) -> None:
         """A program is started: kept where it is one of an engine."""
-        if len(self.found) >= MAX_COMMANDS:
-            raise UsageError(f"line {command[0].line}: more than {MAX_COMMANDS} commands of engines")
+        check_measure(command[0].line, len(self.found) + 1, len(self.exported))
         assigned = [self._joined(token.parts) for token in command[:n_assigned]]
         words = [*assigned, *self._words(command[n_assigned:])]
         if len(words) > n_assigned and words[n_assigned].text in self.functions:

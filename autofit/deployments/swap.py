@@ -6,11 +6,21 @@ Source: llama-swap v165 (proxy/config/config.go: macros, `${PORT}`, `${MODEL_ID}
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
 
-from autofit.deployments.written import MAX_WORDS_BYTES, UNKNOWN, IsEngine, Written, rows
+from autofit.deployments.shell import commands as of_script
+from autofit.deployments.shell import script_of
+from autofit.deployments.written import (
+    MAX_WORDS_BYTES,
+    UNKNOWN,
+    IsEngine,
+    Written,
+    check_measure,
+    quoted_words,
+    rows,
+)
 from autofit.domain.text import printable
+from autofit.domain.values import replace
 from autofit.errors import UsageError
 from autofit.text.yaml import Node
 
@@ -36,13 +46,15 @@ def commands(
         node = model.get("cmd")
         text, unknown = _filled(node.text or "", macros, environ, node.line)
         kept = [row for row in rows(text) if not row.lstrip().startswith("#")]
-        try:
-            argv = tuple(shlex.split(re.sub(r"\\?\n", " ", "\n".join(kept))))
-        except ValueError as error:
-            raise UsageError(f"line {node.line}: {printable(str(error), 80)}") from None
+        argv = quoted_words(re.sub(r"\\?\n", " ", "\n".join(kept)), node.line)
         given = tuple((pair[0], pair[2]) for text in model.get("env").texts if (pair := text.partition("="))[1])
-        if argv and is_engine(argv):
+        script = script_of(argv)
+        if script is not None:
+            inner = of_script(script, is_engine, {**environ, **dict(given)}, line=node.line)
+            found += [replace(one, environ=given + one.environ, unknown=one.unknown or unknown) for one in inner]
+        elif argv and is_engine(argv):
             found.append(Written(line=node.line, argv=argv, environ=given, directory=directory, unknown=unknown))
+        check_measure(node.line, len(found), len(given))
     return tuple(found)
 
 

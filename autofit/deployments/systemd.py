@@ -11,7 +11,17 @@ from collections.abc import Iterator, Mapping
 
 from autofit.deployments.shell import commands as of_script
 from autofit.deployments.shell import script_of
-from autofit.deployments.written import MAX_BYTES, UNKNOWN, IsEngine, Written, rows, split_words
+from autofit.deployments.written import (
+    MAX_BYTES,
+    UNKNOWN,
+    IsEngine,
+    Written,
+    check_measure,
+    env_rows,
+    rows,
+    split_words,
+)
+from autofit.domain.values import replace
 from autofit.errors import UsageError
 from autofit.files import read_bounded
 
@@ -33,13 +43,18 @@ def commands(text: str, is_engine: IsEngine, home: str | None) -> tuple[Written,
         if section != "[Service]" or not equals:
             continue
         if key == "Environment":
-            environ = {**environ, **dict(_assignments(_specified(value, home)[0]))} if value else {}
+            environ = environ if value else {}
+            environ.update(_assignments(_specified(value, home)[0]))
+            check_measure(line, n_variables=len(environ))
         elif key == "EnvironmentFile":
             environ |= _file(_specified(value, home)[0])
         elif key == "WorkingDirectory":
-            directory = _specified(value.removeprefix("-"), home)[0].replace("~", home or "~")
+            directory = _specified(value.removeprefix("-"), home)[0]
+            directory = (home or "~") if directory == "~" else directory
         elif key == "ExecStart":
-            started = [*started, (line, value)] if value else []
+            started = started if value else []
+            started += [(line, value)] if value else []
+            check_measure(line, n_commands=len(started))
     return tuple(found for at, value in started for found in _started(at, value, is_engine, home, environ, directory))
 
 
@@ -55,7 +70,10 @@ def _started(
     argv = tuple(words)
     script = script_of(argv)
     if script is not None:
-        yield from of_script(script, is_engine, environ, line=line)
+        given = tuple(environ.items())
+        for one in of_script(script, is_engine, {"HOME": home, **environ} if home else environ, line=line):
+            inner = os.path.join(directory or "", one.directory or "") or None  # noqa: PTH118 - words of another file
+            yield replace(one, environ=given + one.environ, directory=inner, unknown=one.unknown or unknown)
     elif is_engine(argv):
         yield Written(line=line, argv=argv, environ=tuple(environ.items()), directory=directory, unknown=unknown)
 
@@ -138,5 +156,4 @@ def _file(value: str) -> dict[str, str]:
         return {}
     except UnicodeDecodeError:
         raise UsageError(f"{path}: not UTF-8 text") from None
-    pairs = (row.strip().partition("=") for row in rows(text) if not row.lstrip().startswith(("#", ";")))
-    return {name.strip(): _unquoted(value.strip()) for name, equals, value in pairs if equals}
+    return dict(env_rows(text))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
 
+from autofit.domain.text import printable
 from autofit.domain.values import dataclass
+from autofit.errors import UsageError
 
 MAX_BYTES = 1 << 20  #: of a file
-MAX_WORDS_BYTES = 1 << 20  #: of what variables of a script make of a command
+MAX_WORDS_BYTES = 1 << 17  #: of a command, and of what a variable holds: what Linux takes for one argument
 MAX_COMMANDS = 1000
+MAX_VARIABLES = 1000  #: that a command is given
+MAX_TOKENS = 100_000  #: words and operators of a script
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)  #: in names of variables
 UNKNOWN = "\0"  #: stands in a word for what only running tells; no argument can hold it
 
@@ -42,3 +47,39 @@ def rows(text: str) -> list[str]:
 def split_words(text: str) -> list[str]:
     """What a shell makes of a value without quotes."""
     return [word for word in re.split(f"[{BLANKS}]+", text) if word]
+
+
+def quoted_words(text: str, line: int) -> tuple[str, ...]:
+    """A text as a shell splits it, without variables.
+
+    Raises:
+        UsageError: quotes that do not end, or more than any command holds.
+    """
+    if len(text) > MAX_WORDS_BYTES:
+        raise UsageError(f"line {line}: a command beyond {MAX_WORDS_BYTES} bytes")
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"line {line}: {printable(str(error), 80)}") from None
+
+
+def env_rows(text: str) -> Iterator[tuple[str, str]]:
+    """Variables of a file of `NAME=VALUE` rows, as Compose and systemd read it; secrets are left in it."""
+    for row in rows(text):
+        name, equals, value = row.strip().removeprefix("export ").partition("=")
+        if equals and not name.startswith(("#", ";")) and not SECRET.search(name):
+            value = value.strip()
+            quoted = re.match(r"'([^']*)'|\"([^\"]*)\"", value)
+            text = re.split(r"\s#", value)[0].rstrip() if quoted is None else quoted[1] or quoted[2] or ""
+            yield name.strip(), text
+
+
+def check_measure(line: int, n_commands: int = 0, n_variables: int = 0) -> None:
+    """Refuse what no file of this kind needs.
+
+    Raises:
+        UsageError
+    """
+    for n, most, what in ((n_commands, MAX_COMMANDS, "commands"), (n_variables, MAX_VARIABLES, "variables")):
+        if n > most:
+            raise UsageError(f"line {line}: more than {most} {what}")

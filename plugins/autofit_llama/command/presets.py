@@ -27,6 +27,9 @@ PROGRAM = "llama-server"
 _OWN = frozenset(("version", "load-on-startup", "stop-timeout", "dedup-cache-models"))
 #: options that the router sets for its servers
 _ROUTERS = frozenset(("host", "port", "alias", "api-key", "models-dir", "models-max", "models-preset"))
+_NAME_MODELS = frozenset(("model", "model-url", "hf-repo", "docker-repo"))
+_REPOSITORY = re.compile(r"[^\s/:]+/[^\s/:]+(?::\S+)?")  #: a section of this name has the model of the cache
+MAX_MODELS = 1000
 _SECTION = re.compile(r"\[[ \t]*([^\]]+?)[ \t]*\]")
 _PAIR = re.compile(r"([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*([^;#]*?)[ \t]*(?:[;#].*)?")
 
@@ -63,11 +66,13 @@ def commands(text: str, version: Version = LATEST) -> list[tuple[int, tuple[str,
     """
     sections: dict[str, tuple[int, dict[str, str]]] = {}
     current: dict[str, str] = {}
-    for line, row in enumerate(text.splitlines(), 1):
+    for line, row in enumerate(text.split("\n"), 1):
         row = row.strip()
         if not row or row[0] in ";#":
             continue
         if match := _SECTION.match(row):
+            if len(sections) > MAX_MODELS:
+                raise UsageError(f"line {line}: more than {MAX_MODELS} models")
             current = {}
             sections[match[1]] = (line, current)
         elif match := _PAIR.fullmatch(row):
@@ -77,10 +82,19 @@ def commands(text: str, version: Version = LATEST) -> list[tuple[int, tuple[str,
     _, everywhere = sections.pop("*", (0, {}))
     find = _finder(version)
     return [
-        (line, (PROGRAM, *_arguments({**everywhere, **own}, find)))
+        (line, (PROGRAM, *_of_name(name, {**everywhere, **own}, find), *_arguments({**everywhere, **own}, find)))
         for name, (line, own) in sections.items()
         if name != "default"
     ]
+
+
+def _of_name(
+    name: str, values: Mapping[str, str], find: Callable[[str], tuple[Option, bool] | None]
+) -> tuple[str, ...]:
+    """The model of a section that is called as one of the cache, and names none itself."""
+    found = map(find, values)
+    names_one = any(option is not None and option[0].key in _NAME_MODELS for option in found)
+    return () if names_one or not _REPOSITORY.fullmatch(name) else ("-hf", name)
 
 
 def _arguments(values: Mapping[str, str], find: Callable[[str], tuple[Option, bool] | None]) -> list[str]:

@@ -140,7 +140,9 @@ def test_dockerfile(tmp_path: Path) -> None:
         'CMD ["-m", "/x.gguf", \\\n  # text\n  "-c", "4096"]\n'
     )
     (found,) = read(tmp_path, "Dockerfile", text)
-    assert argv_of((found,)) == [f"docker run --gpus all --privileged -e C=9 -w /w {IMAGE} -m /x.gguf -c 4096"]
+    assert argv_of((found,)) == [
+        f"docker run --gpus all --privileged -e A=1 -e B=x y -e C=9 -w /w {IMAGE} -m /x.gguf -c 4096"
+    ]
     assert found.line == 12
     (found,) = read(tmp_path, "x.dockerfile", "FROM ubuntu\nENV M x\nENTRYPOINT exec engine -m $M\n")
     assert (found.argv, found.environ) == (("exec", "engine", "-m", "x"), (("M", "x"),))
@@ -216,3 +218,74 @@ def test_what_is_no_yaml_is_refused(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "1", "services: 1", "services: {a: }", "models: {a: 1}", "containers: [1]"])
 def test_yaml_without_commands(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, "a.yaml", text) == ()
+
+
+def test_a_shell_inside_of_a_unit_has_its_variables_and_its_folder(tmp_path: Path) -> None:
+    text = (
+        "[Service]\nWorkingDirectory=/opt/x\nEnvironment=CUDA_VISIBLE_DEVICES=1 M=m.gguf\n"
+        "ExecStart=/bin/bash -lc 'cd y && exec ./engine -m $$M --name %i'\n"
+    )
+    (found,) = read(tmp_path, "x.service", text, {"HOME": "/home/x"})
+    assert found.argv == ("exec", "./engine", "-m", "m.gguf", "--name", "\0")
+    assert dict(found.environ) == {"CUDA_VISIBLE_DEVICES": "1", "M": "m.gguf"}
+    assert found.directory == "/opt/x/y"
+    assert found.unknown == "%i has its value in the running unit alone"
+
+
+def test_a_shell_of_a_swapped_model(tmp_path: Path) -> None:
+    text = "models:\n  a:\n    env: [A=1]\n    cmd: |\n      bash -c 'cd /x && engine -m $A --port ${PORT}'\n"
+    (found,) = read(tmp_path, "config.yaml", text)
+    assert (found.argv, found.environ, found.directory) == (
+        ("engine", "-m", "1", "--port", "5800"),
+        (("A", "1"),),
+        "/x",
+    )
+
+
+def test_variables_of_files_that_a_service_names(tmp_path: Path) -> None:
+    (tmp_path / "a.env").write_text("CTX=1\nNAME='x y' # no\nB=2 # text\nexport C=\"3\"\n#D=4\nMY_TOKEN=hush\n")
+    text = (
+        f"services:\n  a:\n    image: {IMAGE}\n    env_file: [a.env, {{path: none, required: false}}]\n"
+        "    environment: {B: 5}\n    command: -c 1\n"
+        "  b: {build: ., env_file: ./a.env, command: engine -c 2}\n"
+        "  c: {build: ., command: bash -c 'engine -c 3'}\n"
+    )
+    first, *built = read(tmp_path, "compose.yaml", text)
+    assert first.argv[2:10] == ("-e", "CTX=1", "-e", "NAME=x y", "-e", "B=5", "-e", "C=3")
+    assert [one.argv for one in built] == [("engine", "-c", "2"), ("engine", "-c", "3")]
+    assert dict(built[0].environ)["B"] == "2"
+
+
+def test_a_stage_has_what_the_one_before_has(tmp_path: Path) -> None:
+    text = (
+        'FROM ubuntu AS Base\nARG N=1\nENV M=x N=$N\nWORKDIR /a\nENTRYPOINT\t["engine", "-c", "1"]\n'
+        "FROM base\nARG N\nENV C=$N\nWORKDIR b\n"
+    )
+    (found,) = read(tmp_path, "Dockerfile", text)
+    assert (found.argv, found.line) == (("engine", "-c", "1"), 5)
+    assert dict(found.environ) == {"M": "x", "N": "1", "C": "1"}
+
+
+def test_separators_of_unicode_end_no_line(tmp_path: Path) -> None:
+    text = "[Service]\nEnvironment=A=1\x85\u2028\n\nExecStart=engine -c $A\n"
+    (found,) = read(tmp_path, "x.service", text)
+    assert (found.line, found.argv) == (4, ("engine", "-c", "1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Dockerfile", "FROM x\nENV A=" + "x" * 1000 + "\n" + "ENV A=$A$A\n" * 40),
+        ("Dockerfile", "FROM x\n" + "".join(f"ENV A{n}=1\n" for n in range(2000))),
+        ("a.service", "[Service]\n" + "ExecStart=engine\n" * 2000),
+        ("a.service", "[Service]\n" + "".join(f"Environment=A{n}=1\n" for n in range(2000))),
+        ("Procfile", "a: x\n" * 2000),
+        ("a.sh", "x " * 200_000),
+        ("a.sh", "set -a\n" + "".join(f"A{n}=1\n" for n in range(2000)) + "engine\n"),
+        ("a.yaml", "services:\n a: {image: x, command: '" + "${A:-" * 100_000 + "'}"),
+        ("a.yaml", f"containers:\n- &a {{image: {IMAGE}, args: [x]}}\n" + "- *a\n" * 2000),
+    ],
+)
+def test_files_without_measure_are_refused(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(UsageError, match=r"line \d+: .*(?:more than|beyond)"):
+        read(tmp_path, name, text)

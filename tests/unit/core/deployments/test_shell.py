@@ -146,9 +146,11 @@ def test_lines_and_what_is_exported() -> None:
 
 
 def test_another_file_is_read_for_its_variables(tmp_path: Path) -> None:
-    (tmp_path / "env").write_text("C=5\nengine -c 0\n. ./env\n")
+    (tmp_path / "env").write_text("C=5\nengine -c 0\n. ./env\nexport HF_TOKEN=hush\n")
     (found,) = read(f"source {tmp_path}/env\n. /nowhere\nengine -c $C")
     assert (found.argv, found.line) == (("engine", "-c", "5"), 3)
+    (found,) = read(f"set -a; source {tmp_path}/env; engine -c $C --key $HF_TOKEN")
+    assert found.argv[-1] == "\0" and dict(found.environ) == {"C": "5"}
 
 
 @pytest.mark.parametrize(
