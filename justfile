@@ -41,6 +41,7 @@ gen-build build tree:
 # Rewrite the generated pages of docs/
 docs:
     python tools/gen/docs.py
+    python tools/gen/transcripts.py
 
 # What a newer source of an engine (llama or vllm) changed of the functions that our rules cite
 sources engine tree:

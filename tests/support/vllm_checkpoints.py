@@ -1,16 +1,19 @@
 """The tensors that a checkpoint of a model holds, under the names that it was published with: unfused, one per
-expert, tied heads left out."""
+expert, tied heads left out; and folders of checkpoints without weights."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from autofit.domain.model import ModelSpec, TensorInfo
 
 from autofit_vllm.architectures import build_from_config
 from autofit_vllm.modules.model import Experts, Linear, Module, Plain, VllmModel, Vocabulary
+from support import DATA
 
 TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "F8_E4M3": 1}
@@ -73,3 +76,21 @@ def spec(config: Mapping[str, Any], tensors: Iterator[TensorInfo] | tuple[Tensor
 def checkpoint(config: Mapping[str, Any], **options: Any) -> ModelSpec:
     """A checkpoint just as its configuration describes it."""
     return spec(config, tensors_of(build_from_config(config), **options))
+
+
+def write_mixtral_checkpoints(folder: Path) -> None:
+    """Folders of Mixtral-8x7B with a `config.json` alone: as published, in AWQ (groups of 128) and in GPTQ (a scale for
+    each column, ordered by activation)."""
+    published = json.loads((DATA / "vllm/configs/mixtral-8x7b/config.json").read_text(encoding="utf-8"))
+    awq = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
+    awq["modules_to_not_convert"] = ["gate"]
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": -1, "desc_act": True, "sym": True}
+    name = "Mixtral-8x7B-Instruct-v0.1"
+    for folder_name, changes in {
+        name: {},
+        f"{name}-AWQ": {"torch_dtype": "float16", "quantization_config": awq},
+        f"{name}-GPTQ": {"quantization_config": gptq},
+    }.items():
+        (folder / folder_name).mkdir()
+        text = json.dumps({**published, **changes})
+        (folder / folder_name / "config.json").write_text(text, encoding="utf-8")

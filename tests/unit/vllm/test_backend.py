@@ -104,7 +104,7 @@ def test_heads_that_do_not_divide_name_what_would(tmp_path: Path) -> None:
     four = autofit.load_machine(*["l40s"] * 4, ram="64GiB")
     with pytest.raises(EngineRefusalError, match=re.escape("(7) must be divisible")) as caught:
         plan(model, "-tp", "4", machine=four)
-    assert caught.value.hint == "possible: 1, 7"
+    assert caught.value.hint == "possible: 1, 7; -tp 1 -pp 4 shares whole layers over as many GPUs"
     assert plan(model, machine=four).fits
 
 

@@ -67,7 +67,7 @@ def check_shards(model: VllmModel, parallel: Parallel) -> None:
     if model.n_heads % tp:
         raise EngineRefusalError(
             f"Total number of attention heads ({model.n_heads}) must be divisible by tensor parallel size ({tp}).",
-            hint=f"possible: {', '.join(map(str, possible_tp(model)))}",
+            hint=_possible(model, parallel),
         )
     if parallel.expert_parallel and not model.is_moe:
         raise EngineRefusalError(
@@ -101,8 +101,19 @@ def check_shards(model: VllmModel, parallel: Parallel) -> None:
         if kv % tp if kv >= tp else tp % kv:
             raise EngineRefusalError(
                 f"{kv} KV heads neither divide over tensor parallel size {tp} nor repeat evenly on it",
-                hint=f"possible: {', '.join(map(str, possible_tp(model)))}",
+                hint=_possible(model, parallel),
             )
+
+
+def _possible(model: VllmModel, parallel: Parallel) -> str:
+    """Sizes that the heads allow, and how stages of whole layers take as many GPUs."""
+    sizes = possible_tp(model)
+    ranks = max(tp for tp in sizes if parallel.tp % tp == 0)
+    stages = parallel.pp * parallel.tp // ranks
+    possible = f"possible: {', '.join(map(str, sizes))}"
+    if not model.supports_pipeline or stages > model.n_layers:
+        return possible
+    return f"{possible}; -tp {ranks} -pp {stages} shares whole layers over as many GPUs"
 
 
 def possible_tp(model: VllmModel, limit: int = 64) -> list[int]:

@@ -126,7 +126,7 @@ def test_refusals(args: list[str], words: str) -> None:
 def test_heads_that_divide_are_named() -> None:
     with pytest.raises(EngineRefusalError) as caught:
         config(vllm_models.llama_8b(n_heads=28, n_kv_heads=4), "3090", "-tp", "8")
-    assert caught.value.hint == "possible: 1, 2, 4, 28"
+    assert caught.value.hint == "possible: 1, 2, 4, 28; -tp 4 -pp 2 shares whole layers over as many GPUs"
     assert possible_tp(vllm_models.llama_8b()) == [1, 2, 4, 8, 16, 32]
 
 
