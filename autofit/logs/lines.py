@@ -10,7 +10,11 @@ import codecs
 import re
 from collections.abc import Iterator, Sequence
 
+from autofit.logs.commands import goes_on, joined
+
 MAX_LINE_BYTES = 1 << 15
+#: over which one command may be written
+MAX_COMMAND_LINES = 100
 _COLORS = re.compile(r"(?:\x1b|\\u001b|\\x1b|\\033)(?:\[[0-9;?]{0,24}[ -/]?[@-~]|\][^\x07\x1b]{0,200}\x07?)")
 _ENDS = re.compile(rb"[\r\n]+")
 _UTF_16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
@@ -19,7 +23,8 @@ _UTF_16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 class Lines:
     """Lines that hold one of `needles`, with their numbers, out of pieces of a log.
 
-    A carriage return ends a line, as progress bars use it; only newlines are counted.
+    A carriage return ends a line, as progress bars use it; only newlines are counted. A line of interest behind which
+    a shell reads on (it ends in a backslash) is told with the next ones, as one line, when the last of them is there.
     """
 
     def __init__(self, needles: Sequence[bytes]) -> None:
@@ -29,6 +34,8 @@ class Lines:
         self._decoder: codecs.IncrementalDecoder | None = None
         self._head = b""  # of a log of which not even the mark is there yet
         self._is_begun = False
+        self._is_returned = False  # what is there ends in a carriage return
+        self._command: tuple[int, int, str] | None = None  # one that goes on: its number, its lines, what is there
         self.number = 1
 
     def look_for(self, needles: Sequence[bytes]) -> None:
@@ -42,22 +49,29 @@ class Lines:
             return
         if self._is_cut:
             data = self._behind_cut(data)
+        if self._is_returned and data[:1] == b"\n":  # Windows' line end, in two pieces
+            self.number, data = self.number + 1, data[1:]
+        self._is_returned = False
         whole, sep, rest = self._split(data)
         if not sep:
             self._keep(data)
             return
         # what is of no interest goes as a whole: a flood is searched, but not taken apart
+        self._is_returned = sep == b"\r" and not rest
         start, number, self._rest = self._rest + whole, self.number, b""
         self.number += start.count(b"\n") + sep.count(b"\n")
-        if any(needle in start for needle in self._needles):
+        if self._command is not None or any(needle in start for needle in self._needles):
             yield from self._of_interest(start, number)
         self._keep(rest)
 
     def end(self) -> Iterator[tuple[int, str]]:
         """The last line, where the log ends without a newline."""
         text, self._head, self._rest = self._rest or self._head, b"", b""
-        if any(needle in text for needle in self._needles):
+        if self._command is not None or any(needle in text for needle in self._needles):
             yield from self._of_interest(text, self.number)
+        if self._command is not None:
+            (number, _, told), self._command = self._command, None
+            yield number, told
 
     def _split(self, data: bytes) -> tuple[bytes, bytes, bytes]:
         """What is before the last line end, that end, and what is behind it."""
@@ -85,10 +99,26 @@ class Lines:
 
     def _of_interest(self, block: bytes, number: int) -> Iterator[tuple[int, str]]:
         for raw in block.split(b"\n"):
-            for line in _ENDS.split(raw) if b"\r" in raw else (raw,):
-                if any(needle in line for needle in self._needles):
-                    yield number, clean(line[:MAX_LINE_BYTES])
+            for line in _ENDS.split(raw.rstrip(b"\r")) if b"\r" in raw else (raw,):
+                if self._command is not None or any(needle in line for needle in self._needles):
+                    yield from self._or_more(number, clean(line[:MAX_LINE_BYTES]))
             number += 1
+
+    def _or_more(self, number: int, line: str) -> Iterator[tuple[int, str]]:
+        """A line, or nothing yet where it is a part of a command that goes on."""
+        if self._command is None:
+            if goes_on(line):
+                self._command = number, 1, line
+            else:
+                yield number, line
+            return
+        start, n_lines, told = self._command
+        told, n_lines = joined(told, line), n_lines + 1
+        if goes_on(line) and n_lines < MAX_COMMAND_LINES and len(told) < MAX_LINE_BYTES:
+            self._command = start, n_lines, told
+        else:
+            self._command = None
+            yield start, told[:MAX_LINE_BYTES]
 
     def _as_utf_8(self, data: bytes) -> bytes:
         """Windows' shells redirect output as UTF-16, with a mark at its start."""

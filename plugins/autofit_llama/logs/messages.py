@@ -6,10 +6,10 @@ Sources are of b11311 where no other release is named; `former:` names a functio
 from __future__ import annotations
 
 import re
-import shlex
 
 from autofit.domain.memory import Kind
 from autofit.domain.units import MIB
+from autofit.logs.commands import words_of
 from autofit.logs.messages import Message
 from autofit.logs.notes import Notes
 from autofit.logs.numbers import bytes_of, rounding_of, whole
@@ -216,20 +216,17 @@ def _retries(notes: Notes, match: re.Match[str]) -> None:
 
 
 def _command(notes: Notes, match: re.Match[str]) -> None:
-    """The command, where it was pasted with its output, whole and on one line."""
-    try:
-        words = tuple(shlex.split(match["command"]))
-    except ValueError:
-        return
-    if words[-1:] != ("\\",) and any(word in _NAMES_MODEL for word in words) and not notes.command:
+    """The command, where it was pasted with its output."""
+    words = words_of(match["command"])
+    if any(word.partition("=")[0] in _NAMES_MODEL for word in words) and not notes.command:
         notes.command = words
 
 
 _NAMES_MODEL = frozenset({"-m", "--model", "-hf", "--hf-repo", "-hfr", "-mu", "--model-url"})
 _COMMANDS = tuple(
     Message(
-        f"{program} -",
-        rf"(?:^|[\s$#>`'\"])(?P<command>(?:[\w.~-]*/[\w./~-]{{0,200}})?{program} -[^|;&`]{{2,4000}})",
+        program,
+        rf"(?:^|[\s$#>`'\"])(?P<command>(?:[\w.~-]*/[\w./~-]{{0,200}})?{program}(?:\.exe)? -[^`]{{2,8000}})",
         _command,
         "a shell's line before the output",
     )

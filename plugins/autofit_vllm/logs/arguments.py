@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from autofit.logs.notes import Notes
+from autofit.logs.numbers import whole
 
 MAX_ARGUMENTS = 200
 MAX_VALUE = 4000
@@ -21,6 +23,34 @@ def note_arguments(notes: Notes, text: str) -> None:
     words = command_of(found)
     if words:
         notes.command = words
+
+
+#: what the answers to a log count with, by its names on the command line
+_COUNTED = {
+    **{name: name for name in ("gpu_memory_utilization", "max_num_batched_tokens", "kv_cache_dtype", "enforce_eager")},
+    **dict.fromkeys(("tensor_parallel_size", "tp"), "tensor_parallel_size"),
+}
+
+
+def facts_of(argv: Sequence[str]) -> dict[str, object]:
+    """What a command says of the arguments that answers count with; a log of them says it better."""
+    found: dict[str, object] = {}
+    for word, after in zip(argv, (*argv[1:], "-"), strict=True):
+        flag, equals, value = word.partition("=")
+        name = _COUNTED.get(flag.lstrip("-").replace("-", "_")) if flag.startswith("-") else None
+        if name is None:
+            continue
+        value = value if equals else "" if after.startswith("-") else after
+        if name == "enforce_eager":
+            found[name] = True
+        elif name == "kv_cache_dtype":
+            found[name] = value
+        elif name == "gpu_memory_utilization":
+            with suppress(ValueError):
+                found[name] = float(value)
+        elif (number := whole(value)) is not None:
+            found[name] = number
+    return found
 
 
 def command_of(arguments: dict[str, object]) -> tuple[str, ...]:

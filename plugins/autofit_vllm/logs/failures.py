@@ -17,12 +17,16 @@ NEAR = 200
 _STAGE_KINDS: dict[str, Kind] = {"start": "weights", "weights": "weights", "cache": "cache", "compute": "compute"}
 
 
-def _kind(notes: Notes) -> Kind:
+def _kind(notes: Notes) -> Kind | None:
+    """What an allocation of this stage is for; nobody knows where the log does not reach back to a start."""
+    if notes.stage == "start" and notes.version is None and not notes.command:
+        return None
     return _STAGE_KINDS.get(notes.stage, "transient")
 
 
 def _torch(notes: Notes, match: re.Match[str]) -> None:
-    """PyTorch's own account: what was tried, the card's total, what was free."""
+    """PyTorch's own account: what was tried, the card's total, what was free. Graphs come when the cache is there."""
+    has_graphs = "allocated in private pools" in match.string[match.end() :]
     notes.fail(
         "device memory",
         match[0],
@@ -31,8 +35,10 @@ def _torch(notes: Notes, match: re.Match[str]) -> None:
         requested_bytes=bytes_of(match["n"], match["unit"]),
         total_bytes=bytes_of(match["total"] or "", match["total_unit"] or ""),
         free_bytes=bytes_of(match["free"] or "", match["free_unit"] or ""),
-        kind=_kind(notes),
+        kind="transient" if has_graphs else _kind(notes),
     )
+    if has_graphs:
+        notes.fact("failure.has_graphs", True)
     used = re.search(r"this process has ([\d.]{1,12}) (\wiB) memory in use", match.string[match.end() :])
     if used:
         notes.fact("failure.process_bytes", bytes_of(used[1], used[2]))
@@ -64,15 +70,21 @@ def _startup(notes: Notes, match: re.Match[str]) -> None:
 
 
 def _too_long(notes: Notes, match: re.Match[str]) -> None:
-    """The check after profiling: one request of the longest length does not fit in the KV cache."""
-    need, have = bytes_of(match["need"], match["unit"]), bytes_of(match["have"], match["unit"])
-    length = whole(match["length"])
+    """The check after profiling: one request of the longest length does not fit in the KV cache.
+
+    Its line is long: terminals and mails break it, so each part of it counts where it stands; a figure at an edge may
+    be half of one, and does not count.
+    """
+    groups = match.groupdict()
+    need, have = (bytes_of(groups.get(name) or "", groups.get("unit") or "") for name in ("need", "have"))
     notes.fail("budget", match[0], near=NEAR, kind="cache", requested_bytes=need, free_bytes=have)
     notes.fact("failure.check", "length")
-    notes.fact("max_seq_len", length)
-    found = re.search(r"estimated maximum model length is (\d{1,12})", match.string[match.end() :])
-    if found:
-        notes.fact("failure.fitting_tokens", int(found[1]))
+    if groups.get("length"):
+        notes.fact("max_seq_len", whole(match["length"]))
+
+
+def _fitting(notes: Notes, match: re.Match[str]) -> None:
+    notes.fact("failure.fitting_tokens", int(match["tokens"]))
 
 
 def _too_few_slots(notes: Notes, match: re.Match[str]) -> None:
@@ -151,10 +163,22 @@ FAILURES = (
         "v1/worker/utils.py:request_memory",
     ),
     Message(
+        "To serve at least one request",
+        r"To serve at least one request with the models?'s max seq len \((?P<length>\d{1,12})\).{0,400}",
+        _too_long,
+        "v1/core/kv_cache_planning.py:_check_enough_kv_cache_memory",
+    ),
+    Message(
         "larger than the available KV",
-        r"max seq len \((?P<length>\d{1,12})\), \(?(?P<need>[\d.]{1,16}) (?P<unit>GiB|GB) KV cache is ?needed, "
+        r"(?<=[\s(])(?P<need>[\d.]{1,16}) (?P<unit>GiB|GB) KV cache is ?needed, "
         r"which is larger than the available KV [cC]ache memory \((?P<have>-?[\d.]{1,16}) (?:GiB|GB)\)",
         _too_long,
+        "v1/core/kv_cache_planning.py:_check_enough_kv_cache_memory",
+    ),
+    Message(
+        "maximum model length is",
+        r"estimated maximum model length is (?P<tokens>\d{1,12})(?=[^\d])",
+        _fitting,
         "v1/core/kv_cache_planning.py:_check_enough_kv_cache_memory",
     ),
     Message(

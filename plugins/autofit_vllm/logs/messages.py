@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from autofit.domain.memory import Kind
+from autofit.logs.commands import words_of
 from autofit.logs.messages import Message
 from autofit.logs.notes import Notes
 from autofit.logs.numbers import bytes_of, rounding_of, whole
@@ -48,6 +49,13 @@ def _config(notes: Notes, match: re.Match[str]) -> None:
 def _arguments(notes: Notes, match: re.Match[str]) -> None:
     notes.begin()
     note_arguments(notes, match["args"])
+
+
+def _command(notes: Notes, match: re.Match[str]) -> None:
+    """The command, where it was pasted with its output; what vLLM itself logs of it counts more."""
+    words = words_of(match["command"])
+    if not notes.command and len(words) > 2 and (match["program"] != "vllm serve" or not words[2].startswith("-")):
+        notes.command = words
 
 
 def _architecture(notes: Notes, match: re.Match[str]) -> None:
@@ -150,6 +158,19 @@ def _ready(notes: Notes, match: re.Match[str]) -> None:
     notes.at("ready")
 
 
+_COMMANDS = tuple(
+    Message(
+        needle,
+        rf"(?:^|[\s$#>`'\"])(?P<command>(?:[\w.~-]*/[\w./~-]{{0,200}})?(?P<program>{program}) [^`]{{2,8000}})",
+        _command,
+        "a shell's line before the output",
+    )
+    for needle, program in (
+        ("vllm serve", "vllm serve"),
+        ("vllm.entrypoints.openai.api_server", r"python3? -m vllm\.entrypoints\.openai\.api_server"),
+    )
+)
+
 MESSAGES = (
     Message(
         "server version",
@@ -242,5 +263,6 @@ MESSAGES = (
         "platforms/interface.py:_align_hybrid_block_size",
     ),
     Message("startup complete", r"Application startup complete", _ready, "uvicorn"),
+    *_COMMANDS,
     *FAILURES,
 )

@@ -13,10 +13,11 @@ from autofit.domain.machine import Device
 from autofit.domain.observed import Failure, Observed
 from autofit.domain.repair import Change, Repair
 from autofit.domain.units import GIB, format_bytes
-from autofit.domain.values import NamedTuple
+from autofit.domain.values import NamedTuple, replace
 from autofit.errors import AutofitError
 
-from autofit_vllm.engine.versions import find_engine
+from autofit_vllm.engine.versions import NEWEST, OLDEST, find_engine
+from autofit_vllm.logs.arguments import facts_of
 
 MOST_SHARE = 0.97
 """What lies outside the share (block tables, workspaces, graphs beyond their estimate) needs half a GiB at least."""
@@ -37,14 +38,22 @@ class Case(NamedTuple):
 
     @property
     def share(self) -> float:
-        """`--gpu-memory-utilization`: as the log has it, or the release's default."""
+        """`--gpu-memory-utilization`: as the log has it, or the release's default; of releases, the most it can be."""
+        return self._share(NEWEST)
+
+    @property
+    def least_share(self) -> float:
+        """The same, the least that it can be: what is less than this is less, whatever the release."""
+        return self._share(OLDEST)
+
+    def _share(self, unknown: str) -> float:
         value = self.observed.facts.get("gpu_memory_utilization")
         if isinstance(value, (int, float)) and 0 < value <= 1:
             return float(value)
         try:
-            return find_engine(self.observed.version).default_gpu_memory_utilization
-        except AutofitError:
-            return find_engine(None).default_gpu_memory_utilization
+            return find_engine(self.observed.version or unknown).default_gpu_memory_utilization
+        except AutofitError:  # older than any that is known
+            return find_engine(OLDEST).default_gpu_memory_utilization
 
     @property
     def most_share(self) -> float | None:
@@ -68,6 +77,7 @@ def repair(observed: Observed, argv: Sequence[str], devices: Sequence[Device]) -
     failure = observed.failure
     model = observed.facts.get("model", observed.facts.get("model_tag"))
     words = tuple(argv) or observed.command or ("vllm", "serve", str(model or "MODEL"))
+    observed = replace(observed, facts={**facts_of(words), **observed.facts})
     if failure is None or not failure.is_memory:
         done = "it began to serve" if observed.is_ready else "the log ends while it starts"
         cause = (
@@ -231,9 +241,11 @@ def _allocation(case: Case) -> Iterator[Change]:
         # how many more would have come is not in the log
         yield case.change(("--tensor-parallel-size", str(2 * tp)), "twice as many GPUs, each with half of the weights")
         return
-    has_cache = case.number("available_kv_bytes") is not None
+    if failure.kind is None:  # when it failed is not in the log, and each answer is wrong at another time
+        return
+    has_cache = case.number("available_kv_bytes") is not None or "failure.has_graphs" in case.observed.facts
     if has_cache and case.total_bytes:
-        share = math.floor(100 * (case.share - lacks / case.total_bytes)) / 100
+        share = math.floor(100 * (case.least_share - lacks / case.total_bytes)) / 100
         if share > 0.1:
             because = (
                 f"{format_bytes(lacks)} more stay outside of vLLM's share, for what failed; the KV cache is smaller"
@@ -281,6 +293,11 @@ def _cause(case: Case, check: str) -> str:
         wanted = f"{size(failure.requested_bytes)} of {failure.place} are asked for"
         free = f"{size(failure.free_bytes)} were free: other processes hold the rest"
         return f"{wanted} ({case.share:g} of {size(failure.total_bytes)}), and {free}; nothing was loaded yet"
+    if check == "length" and (failure.requested_bytes is None or failure.free_bytes is None):
+        return (
+            f"a request of {facts.get('max_seq_len')} tokens needs more KV cache than is left for it after weights and"
+            " activations"
+        )
     if check == "length":
         return (
             f"a request of {facts.get('max_seq_len')} tokens needs {size(failure.requested_bytes)} of KV cache, and"
@@ -303,14 +320,14 @@ def _cause(case: Case, check: str) -> str:
         return "a process was killed from outside (SIGKILL), as the kernel does when RAM runs out"
     if failure.cause == "RAM":
         return f"RAM ran out: {failure.words}"
-    during = {
-        "weights": "weights were loaded",
-        "cache": "the KV cache was made",
-        "compute": "it profiled or captured graphs",
-    }
-    when = during.get(failure.stage, "it served requests" if failure.stage == "ready" else "it started")
+    if failure.kind is None:
+        when = "; the log does not reach back to what was done then"
+    elif "failure.has_graphs" in facts and failure.stage == "start":
+        when = ", while it captured graphs or served requests"
+    else:
+        when = f", while {_DURING[failure.stage]}"
     free = "" if failure.free_bytes is None else f", of which {size(failure.free_bytes)} were free"
-    return f"{size(failure.requested_bytes)} could not be allocated on {failure.place}{free}, while {when}"
+    return f"{size(failure.requested_bytes)} could not be allocated on {failure.place}{free}{when}"
 
 
 def _advice(case: Case) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from autofit.logs.lines import MAX_LINE_BYTES, Lines, clean
+from autofit.logs.commands import words_of
+from autofit.logs.lines import MAX_COMMAND_LINES, MAX_LINE_BYTES, Lines, clean
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,3 +56,47 @@ def test_pieces_make_no_difference(data: bytes, size: int) -> None:
     data = data.replace(b"\xff\xfe", b"").replace(b"\xfe\xff", b"")  # marks of UTF-16 at the start
     data += b"\nword\n" + data
     assert found(data, size) == found(data)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("mark", [b"\\", b"^", b"`"])
+@pytest.mark.parametrize("size", [None, 1, 5])
+def test_a_command_over_several_lines_is_one(end: bytes, mark: bytes, size: int | None) -> None:
+    lines = [b"$ word -m x " + mark, b">   -c 1 " + mark, b"  -d 2", b"nothing", b"a word", b"the last word " + mark]
+    assert found(end.join(lines), size) == [
+        (1, "$ word -m x -c 1 -d 2"),
+        (5, "a word"),
+        (6, f"the last word {mark.decode()}"),
+    ]
+
+
+def test_a_command_ends_with_an_empty_line_and_does_not_go_on_for_ever() -> None:
+    assert found(b"word \\\n\nother\nword 2\n") == [(1, "word "), (4, "word 2")]
+    endless = found(b"word \\\n" + b"x \\\n" * 1000 + b"word 2\n")
+    assert endless[-1] == (1002, "word 2")
+    assert len(endless[0][1]) < 2 * MAX_COMMAND_LINES + 10
+
+
+def test_a_line_that_only_looks_like_a_command_that_goes_on_costs_no_line() -> None:
+    assert found(b"a word in /\\\nword 2\n") == [(1, "a word in /\\"), (2, "word 2")]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("llama-server -m 'a b.gguf' -np 2 > log", ("llama-server", "-m", "a b.gguf", "-np", "2")),
+        ("llama-server -m x 2>&1 | tee log", ("llama-server", "-m", "x")),
+        ("llama-server -m x --t '<|im|>' && echo", ("llama-server", "-m", "x", "--t", "<|im|>")),
+        ("llama-server -m x -c 1 &", ("llama-server", "-m", "x", "-c", "1")),
+        ("llama-server -m x#1 -c 1'", ("llama-server", "-m", "x#1", "-c", "1")),
+        ("llama-server -m 'x -c 1", ()),
+        ("a " * 10_000, ()),
+    ],
+)
+def test_words_of_a_command_end_where_the_shell_ends_it(text: str, words: tuple[str, ...]) -> None:
+    assert words_of(text) == words
+
+
+@given(st.text(max_size=200))
+def test_any_text_has_words_or_none(text: str) -> None:
+    assert all(isinstance(word, str) for word in words_of(text))

@@ -304,3 +304,21 @@ def test_a_remote_device_is_one_device_with_its_address(device: str, told: str) 
     assert [(one.id, one.free_bytes) for one in devices_of(seen)] == [(device, 24000 * MIB)]
     command = command_of(seen, find_version(None)[0])
     assert command[3:] == ("--rpc", "10.0.0.2:50052", "-ngl", "99")
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        (
+            "$ ./build/bin/llama-server \\\n  -m /m/q.gguf \\\n  -c 65536 2>&1 | tee log\n",
+            "./build/bin/llama-server -m /m/q.gguf -c 65536",
+        ),
+        ("C:\\x> llama-server.exe -m q.gguf ^\r\n  -ngl 99\r\n", "llama-server.exe -m q.gguf -ngl 99"),
+        ("> `llama-cli --model=q.gguf -c 8k`\n", "llama-cli --model=q.gguf -c 8k"),
+        ("bash -c 'llama-server -m q.gguf -np 2'\n", "llama-server -m q.gguf -np 2"),
+        ("llama-server --help\n", ""),
+        ("Feb 21 01:41:02 host llama-server[40]: -m is not said here\n", ""),
+    ],
+)
+def test_a_command_that_was_pasted(text: str, command: str) -> None:
+    assert watch(text + "main: server is listening on 1\n").command == tuple(command.split())

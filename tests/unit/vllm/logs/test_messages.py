@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 from autofit.domain.observed import Observed
+from autofit.domain.repair import Repair
 from autofit.domain.units import GIB, MIB
 
 from autofit_vllm.backend import VllmBackend
 from autofit_vllm.logs.arguments import MAX_VALUE
+from autofit_vllm.logs.repair import repair
 
 
 def watch(text: str, exit_code: int | None = 1) -> Observed:
@@ -215,3 +217,86 @@ def test_a_start_in_the_words_of_the_newest_release() -> None:
     assert (seen.version, seen.facts["kv_tokens"], seen.facts["max_seq_len"]) == ("0.33.0", 86601, 65536)
     assert seen.facts["consumed_bytes"] == round(15.03 * GIB)
     assert [part.kind for part in seen.parts] == ["compute"]
+
+
+def answer(text: str, *argv: str) -> Repair:
+    return repair(watch(text), argv, ())
+
+
+TOO_LONG = (
+    "ValueError: To serve at least one request with the models's max seq len (262144), (24.0 GiB KV cache is needed, which"
+    " is larger than the available KV cache memory (3.18 GiB). Based on the available memory, the estimated maximum model"
+    " length is 34736. Try increasing `gpu_memory_utilization` or decreasing `max_model_len`"
+)
+OUT = (
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.47 GiB. GPU 0 has a total capacity of 79.11 GiB of"
+    " which 1.25 GiB is free. Of the allocated memory 70.03 GiB is allocated by PyTorch,{}"
+    " and 22.16 MiB is reserved by PyTorch but unallocated."
+)
+
+
+@pytest.mark.parametrize("width", range(60, 200, 3))
+def test_a_long_line_that_a_terminal_broke_is_read_by_its_parts(width: int) -> None:
+    broken = "\n".join(TOO_LONG[at : at + width] for at in range(0, len(TOO_LONG), width))
+    seen = watch(broken)
+    assert seen.failure is None or seen.failure.cause == "budget"
+    figures = {flag: value for change in answer(broken).changes for flag, value in [change.flags]}
+    assert figures.get("--max-model-len") in (None, "34736")
+    spaced = TOO_LONG.replace("(262144), ", "(262144),\n ").replace(". ", ".\n")
+    assert answer(spaced).changes == answer(TOO_LONG).changes
+    assert answer(spaced).cause == answer(TOO_LONG).cause
+
+
+def test_a_line_broken_in_its_middle_still_has_its_answer() -> None:
+    told = answer(
+        TOO_LONG.replace("KV cache is needed", "KV cac\nhe is needed").replace("which is larger", "which\nis larger")
+    )
+    assert told.changes[0].flags == ("--max-model-len", "34736")
+    assert "?" not in told.cause
+
+
+def test_when_an_allocation_failed_is_not_guessed_from_a_log_without_its_start() -> None:
+    told = answer(OUT.format(""))
+    assert not told.changes
+    assert told.missing
+    assert "does not reach back" in told.cause
+
+
+def test_graphs_in_memory_say_that_the_cache_was_there() -> None:
+    """Of an unknown release the share may be the least default, which the answer has to be below."""
+    told = answer(OUT.format(" with 340.00 MiB allocated in private pools (e.g., CUDA Graphs),"))
+    assert told.changes[0].flags == ("--gpu-memory-utilization", "0.89")
+
+
+@pytest.mark.parametrize("flag", ["--gpu-memory-utilization 0.8", "--gpu_memory_utilization=0.8"])
+@pytest.mark.parametrize("pasted", [True, False])
+def test_what_the_command_says_counts_where_the_log_does_not(flag: str, pasted: bool) -> None:
+    text = OUT.format(" with 340.00 MiB allocated in private pools (e.g., CUDA Graphs),")
+    words = ("vllm", "serve", "org/model", *flag.split())
+    told = answer(f"$ {' '.join(words)}\n{text}") if pasted else answer(text, *words)
+    assert told.changes[0].flags == ("--gpu-memory-utilization", "0.79")
+    assert told.changes[0].argv == ("vllm", "serve", "org/model", "--gpu-memory-utilization", "0.79")
+    assert told.is_command
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        (
+            "$ vllm serve \\\n    org/model \\\n    --max-model-len 8192\n",
+            ("vllm", "serve", "org/model", "--max-model-len", "8192"),
+        ),
+        ("`CUDA_VISIBLE_DEVICES=0 vllm serve org/model -tp 2`\n", ("vllm", "serve", "org/model", "-tp", "2")),
+        (
+            "# python -m vllm.entrypoints.openai.api_server --model org/model 2>&1 | tee log\n",
+            ("python", "-m", "vllm.entrypoints.openai.api_server", "--model", "org/model"),
+        ),
+        ("try `vllm serve` with less\nvllm serve --help\n", ()),
+    ],
+)
+def test_a_command_that_was_pasted(text: str, command: tuple[str, ...]) -> None:
+    assert watch(text + TOO_LONG).command == command
+
+
+def test_what_the_engine_says_of_its_arguments_counts_more_than_what_was_pasted() -> None:
+    assert watch("$ vllm serve other/model --port 1\n" + START).command[2] == "org/model"
