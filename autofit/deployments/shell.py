@@ -43,6 +43,10 @@ _OWN_DIRECTORY = re.compile(
     rf"(?:cd(?:--)?\$?\(?)?\(?dirname(?:--)?(?:\$\((?:readlink-f|realpath)(?:--)?{_ITSELF}\)|{_ITSELF})\)*"
     r"(?:>/dev/null(?:2>&1)?)?(?:&&pwd(?:-P)?)?\)*"
 )
+_FINDS = re.compile(  #: where a program is, which is its name for all that matters here
+    r"""\$\([ \t]*(?:command[ \t]+-v|which|type[ \t]+-[pP])[ \t]+["']?([\w.+/-]+)["']?"""
+    r"""(?:[ \t]+2>[ \t]*/dev/null)?(?:[ \t]*\|\|[ \t]*true)?[ \t]*\)"""
+)
 _CUT_DIRECTORY = re.compile(r"\$\{(?:0|BASH_SOURCE(?:\[0\])?)%/\*\}")
 
 
@@ -316,6 +320,8 @@ class _Script:
         if len(words) > n_assigned and words[n_assigned].text in self.functions:
             self._call(words[n_assigned:], command[0].line)
             return
+        if words[n_assigned : n_assigned + 1] and words[n_assigned].text == "command" and _asks_only(words):
+            return
         argv = _with_program(words)
         shown = tuple(word.text for word in argv)
         if not argv or self._inner(command[0].line, shown) or not self.is_engine(shown):
@@ -487,6 +493,8 @@ class _Script:
         inner = squeezed.removeprefix("$(").removesuffix(")") if squeezed.startswith("$(") else squeezed.strip("`")
         if _CUT_DIRECTORY.fullmatch(squeezed) or _OWN_DIRECTORY.fullmatch(inner):
             return Value((os.path.dirname(self.path) or ".",))  # noqa: PTH120
+        if found := _FINDS.fullmatch(part.text):
+            return Value((found[1],))
         if inner == "nproc":
             return Value((str(_n_processors()),))
         if inner == "pwd":
@@ -559,6 +567,11 @@ def _assigned(token: Token) -> bool:
 
 def _is_list(token: Token) -> bool:
     return len(token.parts) == 1 and isinstance(token.parts[0], Variable) and token.parts[0].is_list
+
+
+def _asks_only(words: Sequence[_Word]) -> bool:
+    """`command -v PROGRAM`: whether it is there."""
+    return any(word.text in ("-v", "-V", "-pv", "-pV") for word in words[:3])
 
 
 def _is_test(command: Sequence[Token]) -> bool:

@@ -4,8 +4,8 @@ Each is a row of data: which of its options take a value, and what they do to th
 command. Nothing is run or looked up. Options are read as getopt does up to the first word that is none: `-n5`, `-n 5`,
 `-vn5`, `--adjustment=5`, `--adjustment 5`, and long ones by any beginning that means one alone.
 
-Sources: the manuals of coreutils 9, util-linux 2.40, numactl 2.0.18, sudo 1.9, systemd 257, GNU time 1.9, uv 0.9 and
-conda 25.
+Sources: the manuals of coreutils 9, util-linux 2.40, numactl 2.0.18, sudo 1.9, systemd 257, GNU time 1.9, uv 0.9,
+conda 25, GNU Screen 5.0 and Slurm 24.11.
 """
 
 from __future__ import annotations
@@ -75,6 +75,12 @@ _NUMACTL = _names(
     "-i --interleave -w --weighted-interleave -p --preferred -P --preferred-many -m --membind -N --cpunodebind -C "
     "--physcpubind -S --shm -f --file -L --length -o --offset -M --shmmode -I --shmid"
 )
+_SRUN = _names(
+    "-A --account -c --cpus-per-task -C --constraint -D --chdir -e --error -G --gpus --gres --gpus-per-node "
+    "--gpus-per-task -i --input -J --job-name -m --distribution --mem --mem-per-gpu -n --ntasks -N --nodes "
+    "--ntasks-per-node -o --output -p --partition -q --qos -t --time -w --nodelist -x --exclude --export --mpi "
+    "--cpu-bind --gpu-bind --container-image --container-mounts --jobid --reservation"
+)
 _CONDA = Launcher(
     words=("run",),
     valued=_names("-n --name -p --prefix --cwd -e --env"),
@@ -114,6 +120,8 @@ LAUNCHERS: Mapping[str, Launcher] = {
     "tini": Launcher(valued=_names("-p -e")),
     "dumb-init": Launcher(valued=_names("-r --rewrite")),
     "catchsegv": Launcher(),
+    "screen": Launcher(valued=_names("-c -e -h -p -s -S -t -T")),
+    "srun": Launcher(valued=_SRUN),
     "unbuffer": Launcher(),
     "caffeinate": Launcher(valued=_names("-t -w")),
     "systemd-run": Launcher(

@@ -129,6 +129,26 @@ def test_a_program_in_a_folder_that_is_not_known() -> None:
     assert read('"$BIN" -c 1') == ()
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        "$(which engine)",
+        '"$(command -v engine)"',
+        "${BIN:-$(command -v engine 2>/dev/null || true)}",
+        "$(type -P engine)",
+    ],
+)
+def test_a_program_that_is_looked_for(where: str) -> None:
+    (found,) = read(f"E={where}\n$E -c 1")
+    assert (found.argv, found.unknown) == (("engine", "-c", "1"), None)
+
+
+@pytest.mark.parametrize("launcher", ["screen -dmS name", "srun -p gpu --gres=gpu:1 -n1", "screen -d -m -S n -L"])
+def test_programs_that_start_it_elsewhere(launcher: str) -> None:
+    (found,) = read(f"{launcher} engine -c 1")
+    assert found.argv[-2:] == ("-c", "1")
+
+
 def test_folders() -> None:
     assert read('cd "$(dirname "$0")"\nengine x')[0].directory == "dir"
     assert read('cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd\nengine x')[0].directory == "dir/.."
@@ -189,7 +209,7 @@ def test_the_script_of_a_shell() -> None:
 
 def test_no_command_where_only_its_name_is_said() -> None:
     text = 'case "$1" in\n  engine|x) y;;\n  (engine) y;;\nesac\ncase "$1" in engine) y;; esac\n'
-    text += "for engine in a; do x; done"
+    text += "for engine in a; do x; done\ncommand -v engine && command -pv engine; which engine"
     assert read(text) == ()
 
 
