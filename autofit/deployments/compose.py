@@ -22,6 +22,7 @@ from autofit.deployments.written import (
 from autofit.files import read_bounded
 from autofit.text.yaml import Node
 
+_BYTES = re.compile(r"([0-9]{1,15})([bkmgBKMG]?)[bB]?")
 MAX_FILES = 16  #: of variables, for a service
 
 _VARIABLE = re.compile(r"\$(?:\$|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?[-?+])([^{}$]*))?\})")
@@ -71,6 +72,7 @@ def _container(service: Node, environ: Mapping[str, str], volumes: tuple[str, ..
         gpus=_gpus(service, values),
         devices=tuple(values.text(item) for item in service.get("devices").items if item.text),
         directory=values.text(service.get("working_dir")) or None,
+        memory=_memory(service, values),
         unknown=values.unknown,
     )
 
@@ -134,6 +136,14 @@ def _of_files(node: Node, values: _Values, directory: str | None) -> dict[str, s
             continue
         found |= dict(env_rows(text))
     return found
+
+
+def _memory(service: Node, values: _Values) -> str | None:
+    """`--memory` of a limit of either form, whose units are those of Docker."""
+    limit = service.get("deploy", "resources", "limits", "memory")
+    text = values.text(limit) or values.text(service.get("mem_limit"))
+    match = _BYTES.fullmatch(text)
+    return None if match is None or not int(match[1]) else f"{match[1]}{(match[2] or 'b').lower()}"
 
 
 def _gpus(service: Node, values: _Values) -> str | None:

@@ -30,6 +30,7 @@ class Container:
     devices: Sequence[str] = ()
     sees_all: bool = False
     directory: str | None = None  #: inside of it
+    memory: str | None = None  #: the most RAM it may take, as `--memory` has it
     unknown: str | None = None
 
 
@@ -90,6 +91,7 @@ def _docker(container: Container) -> tuple[str, ...]:
     words += [word for device in container.devices for word in ("--device", device)]
     given = {name: value for name, value in container.environ.items() if not SECRET.search(name)}
     words += [word for name, value in given.items() if UNKNOWN not in value for word in ("-e", f"{name}={value}")]
+    words += ["--memory", container.memory] if container.memory is not None else []
     volumes = {volume.partition(":")[2].partition(":")[0]: volume for volume in container.volumes}
     words += [word for volume in volumes.values() for word in ("-v", volume)]
     words += ["-w", container.directory] if container.directory is not None else []

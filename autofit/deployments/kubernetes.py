@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 
 from autofit.deployments.container import Container, written
 from autofit.deployments.written import UNKNOWN, IsEngine, Written, check_measure
 from autofit.text.yaml import Node
 
 _VARIABLE = re.compile(r"\$\$|\$\(([-A-Za-z_.][-A-Za-z0-9_.]*)\)")
+#: apimachinery, pkg/api/resource: a number and a unit of 1000 or of 1024
+_QUANTITY = re.compile(r"([0-9]{1,24}(?:\.[0-9]{1,9})?(?:[eE][0-9]{1,2})?)(m|k|[MGTPE]|[KMGTPE]i|)")
+_UNITS = {
+    "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18,
+    "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50, "Ei": 1 << 60,
+}  # fmt: skip
 _GPU = re.compile(r"nvidia\.com/(?:gpu|mig-.*)|amd\.com/gpu|gpu\.intel\.com/.*")
 
 
@@ -77,6 +84,7 @@ def _container(node: Node, volumes: tuple[str, ...]) -> Container | None:
         gpus=gpus,
         devices=devices,
         directory=node.get("workingDir").text,
+        memory=_memory(node.get("resources", "limits", "memory").text or ""),
         unknown=None if left is None else f"$({left}) has its value in the cluster alone",
     )
 
@@ -84,6 +92,16 @@ def _container(node: Node, volumes: tuple[str, ...]) -> Container | None:
 def _expanded(text: str, environ: Mapping[str, str]) -> str:
     """A text with `$(NAME)` filled in; of a name that is not there it stays."""
     return _VARIABLE.sub(lambda match: environ.get(match[1], match[0]) if match[1] else "$", text)
+
+
+def _memory(text: str) -> str | None:
+    """A limit of memory in bytes; `None`: there is none, or nothing that the API takes for one."""
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        return None
+    unit = _UNITS.get(match[2], 1)
+    n_bytes = int(Decimal(match[1]) * (Decimal(unit) if match[2] != "m" else Decimal("0.001")))
+    return f"{n_bytes}b" if 0 < n_bytes < 10**15 else None
 
 
 def _devices(node: Node) -> tuple[str | None, tuple[str, ...]]:

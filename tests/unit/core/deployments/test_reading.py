@@ -113,7 +113,10 @@ spec:
 def test_kubernetes(tmp_path: Path) -> None:
     found = read(tmp_path, "all.yaml", KUBERNETES)
     assert argv_of(found) == [
-        f"docker run --gpus 2 -e NAME=tiny -v /srv/models:/models {IMAGE} -m /models/tiny.gguf --port \0 $(NAME)",
+        (
+            "docker run --gpus 2 -e NAME=tiny --memory 4294967296b -v /srv/models:/models "
+            f"{IMAGE} -m /models/tiny.gguf --port \0 $(NAME)"
+        ),
         f"docker run -e M=x --entrypoint engine {IMAGE} -m x -c 1",
     ]
     assert found[0].unknown == "$(PORT) has its value in the cluster alone"
@@ -289,3 +292,40 @@ def test_separators_of_unicode_end_no_line(tmp_path: Path) -> None:
 def test_files_without_measure_are_refused(tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(UsageError, match=r"line \d+: .*(?:more than|beyond)"):
         read(tmp_path, name, text)
+
+
+@pytest.mark.parametrize(
+    ("limit", "given"),
+    [
+        ("4Gi", "4294967296b"),
+        ("20G", "20000000000b"),
+        ("1.5Mi", "1572864b"),
+        ("2e3", "2000b"),
+        ("128000m", "128b"),
+        ("0", None),
+        ("1Ei", None),
+        ("x", None),
+        ("-1Gi", None),
+        ("1" * 60, None),
+    ],
+)
+def test_limits_of_memory_in_kubernetes(tmp_path: Path, limit: str, given: str | None) -> None:
+    text = f"containers:\n- image: {IMAGE}\n  args: [x]\n  resources: {{limits: {{memory: '{limit}'}}}}\n"
+    (found,) = read(tmp_path, "pod.yaml", text)
+    assert found.argv[2:-2] == (() if given is None else ("--memory", given))
+
+
+@pytest.mark.parametrize(
+    ("service", "given"),
+    [
+        ("mem_limit: 8g", "8g"),
+        ("mem_limit: ${M:-512MB}", "512m"),
+        ("mem_limit: 1048576", "1048576b"),
+        ("deploy: {resources: {limits: {memory: 24G}}}", "24g"),
+        ("mem_limit: 0", None),
+    ],
+)
+def test_limits_of_memory_in_compose(tmp_path: Path, service: str, given: str | None) -> None:
+    text = f"services:\n  a:\n    image: {IMAGE}\n    command: x\n    {service}\n"
+    (found,) = read(tmp_path, "compose.yaml", text)
+    assert found.argv[2:-2] == (() if given is None else ("--memory", given))
