@@ -53,8 +53,20 @@ def needs_of(model: ModelSpec, plan: Plan) -> Needs:
     return Needs(
         weights_bytes=weights,
         device_bytes=weights + least,
-        read_bytes=max(0, sum(map(_read_bytes, model.layers)) - left_out),
+        read_bytes=max(0, sum(map(_read_bytes, model.layers)) - left_out)
+        if model.tensors
+        else _read_of(model, weights),
     )
+
+
+def _read_of(model: ModelSpec, weights_bytes: int) -> int:
+    """What a token reads of a model that is known by its configuration: all but embedding and output, in 32 bits.
+
+    0, which bounds nothing, where experts or other stacks of blocks are read in part.
+    """
+    if any(layer.n_experts or layer.stack for layer in model.layers) or not model.n_vocab or not model.hidden_elements:
+        return 0
+    return max(0, weights_bytes - 2 * 4 * model.n_vocab * model.hidden_elements)
 
 
 def least_cache_bytes(model: ModelSpec, context_tokens: int) -> int:

@@ -121,8 +121,8 @@ class Subject:
     """A model, and how it is planned for on any hardware: one engine, one set of options."""
 
     __slots__ = (
-        "_asked", "_known", "_ram", "_refused", "_settings", "_start", "at_once", "backend", "context_tokens", "model",
-        "options", "ram_bytes",
+        "_asked", "_known", "_ram", "_refused", "_start", "at_once", "backend", "context_tokens", "model",
+        "options", "ram_bytes", "settings",
     )  # fmt: skip
 
     def __init__(
@@ -140,7 +140,7 @@ class Subject:
             command = engine.command(Request(), model=reference)
             loaded = engine.loads(command, written_as(reference, model, files), files.beside) if files.beside else {}
         self.model = with_companions(model, {**command.companions, **loaded}, command.sought)
-        self._settings = settings
+        self.settings = settings
         asked = {name: value for name, value in given.items() if value is not None and name not in ("on", "ram")}
         stated = stated_options(self.backend, asked, settings)
         if stated.get("min_context") is not None and stated.get("context") is None:
@@ -170,15 +170,26 @@ class Subject:
         key = (one.kind, one.n_devices)
         if key in self._refused:
             return None
-        ram = None if one.ram_bytes is not None else self._ram or f"{self.ram_bytes // GIB}GiB"
+        ram = None if one.ram_bytes is not None else self.ram
         try:
             plan = self.plan(load_machine(*one.on, ram=ram))
         except (HardwareError, EngineRefusalError):
             self._refused.add(key)
             return None
-        on = [word for name in one.on for word in ("--on", name)]
-        command = (*self._start, *_as_flags(self._asked), *on, *(() if ram is None else ("--ram", str(ram))))
-        return HardwareRow(candidate=one, plan=plan, command=command)
+        except UsageError:  # what is asked makes sense, as `needs` has seen, but not here: a margin beyond its memory
+            return None
+        return HardwareRow(candidate=one, plan=plan, command=self.command(one.on, ram))
+
+    @property
+    def ram(self) -> str:
+        """RAM beside cards, as `--ram` takes it."""
+        return str(self._ram or f"{self.ram_bytes // GIB}GiB")
+
+    def command(self, on: Sequence[str], ram: str | None, **changed: object) -> tuple[str, ...]:
+        """The command whose plan it is, with some options changed; on this machine where no hardware is named."""
+        named = [word for name in on for word in ("--on", name)]
+        stated = ("--ram", ram) if ram is not None else ()
+        return (*self._start, *_as_flags({**self._asked, **changed}), *named, *stated)
 
     def at_any_rate(self) -> Subject:
         """The same without the rate that is asked for."""
@@ -190,8 +201,9 @@ class Subject:
         other._asked = {name: value for name, value in self._asked.items() if name not in ("min_tps", "max_ttft")}
         return other
 
-    def plan(self, machine: Machine) -> Plan:
-        return plan_of(self.backend, self.model, machine, self.options, self._settings, details=False, nearest=False)
+    def plan(self, machine: Machine, **changed: object) -> Plan:
+        options = replace(self.options, values={**self.options.values, **changed}) if changed else self.options
+        return plan_of(self.backend, self.model, machine, options, self.settings, details=False, nearest=False)
 
     def needs(self, choice: Sequence[Candidate]) -> Needs:
         """Lower bounds, of a plan on the largest device that the engine runs on, made endless.
@@ -236,6 +248,7 @@ def advise_hardware(
     choice = whole if mine is None else one_more(have, mine, prices, dirs)
     needs = subject.needs(whole)
     possible = [one for one in choice if limits.admits(one, needs, subject.ram_bytes, at_once=subject.at_once)]
+    now = None if mine is None else subject.row(_as_it_is(have, mine))
     tried = 0
     rows: list[HardwareRow] = []
     for one in in_order(possible, at_once=subject.at_once):
@@ -243,9 +256,9 @@ def advise_hardware(
             break
         tried += 1
         row = subject.row(one)
-        if row is not None and accepts(row, limits):
+        if row is not None and accepts(row, limits) and (now is None or gains(row, now)):
             rows.append(row)
-    nearest = None if rows else _nearest(subject, choice, needs, limits)
+    nearest = None if rows else _nearest(subject, choice, needs, limits, now)
     return HardwareAdvice(
         model=subject.model,
         context_tokens=subject.context_tokens,
@@ -254,7 +267,7 @@ def advise_hardware(
         limits=limits,
         prices=prices,
         rows=tuple(sorted(_marked(rows), key=lambda row: _order(row.candidate))),
-        have=None if mine is None else subject.row(_as_it_is(have, mine)),
+        have=now,
         nearest=nearest,
         n_candidates=len(choice),
         n_possible=len(possible),
@@ -272,6 +285,15 @@ def accepts(row: HardwareRow, limits: Limits) -> bool:
     if limits.min_tokens_per_s is None:
         return True
     return row.speed is not None and row.speed.decode_tokens_per_s >= limits.min_tokens_per_s
+
+
+def gains(row: HardwareRow, now: HardwareRow) -> bool:
+    """Whether a card brings what was not there: full speed, or a higher rate."""
+    if not at_full_speed(now.plan) and at_full_speed(row.plan):
+        return True
+    if now.speed is None or row.speed is None:
+        return not now.plan.fits
+    return row.speed.decode_tokens_per_s > now.speed.decode_tokens_per_s
 
 
 def in_order(possible: Sequence[Candidate], *, at_once: bool) -> list[Candidate]:
@@ -311,21 +333,25 @@ def _marked(rows: Sequence[HardwareRow]) -> Iterator[HardwareRow]:
         yield replace(row, on_front=not any(dominates(other, score) for other in scores))
 
 
-def _nearest(subject: Subject, choice: Sequence[Candidate], needs: Needs, limits: Limits) -> HardwareRow | None:
+def _nearest(
+    subject: Subject, choice: Sequence[Candidate], needs: Needs, limits: Limits, now: HardwareRow | None
+) -> HardwareRow | None:
     """The smallest that takes the model at the asked rate; else the fastest, whatever its rate."""
     wide = Limits(min_tokens_per_s=limits.min_tokens_per_s, offload=limits.offload)
     smallest = sorted(choice, key=lambda one: (one.sold_bytes, one.n_devices, one.added))
-    if (row := _first(subject, smallest, needs, wide)) is not None or limits.min_tokens_per_s is None:
+    if (row := _first(subject, smallest, needs, wide, now)) is not None or limits.min_tokens_per_s is None:
         return row
     fastest = sorted(choice, key=lambda one: (-_goals(one, subject.at_once)[2], one.n_devices, one.added))
-    return _first(subject.at_any_rate(), fastest, needs, Limits(offload=limits.offload))
+    return _first(subject.at_any_rate(), fastest, needs, Limits(offload=limits.offload), now)
 
 
-def _first(subject: Subject, ordered: Sequence[Candidate], needs: Needs, limits: Limits) -> HardwareRow | None:
+def _first(
+    subject: Subject, ordered: Sequence[Candidate], needs: Needs, limits: Limits, now: HardwareRow | None
+) -> HardwareRow | None:
     for one in ordered:
         if limits.admits(one, needs, subject.ram_bytes, at_once=subject.at_once):
             row = subject.row(one)
-            if row is not None and accepts(row, limits):
+            if row is not None and accepts(row, limits) and (now is None or gains(row, now)):
                 return row
     return None
 

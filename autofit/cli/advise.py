@@ -16,13 +16,14 @@ from autofit.errors import UsageError
 if TYPE_CHECKING:
     from autofit.advice.hardware import HardwareAdvice, HardwareRow, Limits
     from autofit.advice.prices import Prices
-    from autofit.domain.plan import Plan
+    from autofit.domain.plan import Plan, Speed
 
 _OPTIONS = (
-    "context", "min_context", "parallel", "mean_tokens", "fill", "min_tps", "max_ttft", "margin", "ram", "prefer", "kv",
+    "context", "min_context", "parallel", "mean_tokens", "fill", "min_tps", "margin", "ram", "prefer", "kv",
     "engine_version",
 )  # fmt: skip
 MAX_ROWS = 200
+ABOUT_HARDWARE = ("budget", "max_price", "prices", "offload", "rows")  #: options that only rank hardware
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--have", metavar="NAME", action="append", help="hardware that you have: what one more card brings"
     )
+    group.add_argument(
+        "--here", action="store_true", help="what fits on this machine (or --have): contexts, KV types, quantizations"
+    )
     group.add_argument("--offload", action="store_true", help="also where a part of the weights waits in RAM")
     group.add_argument("--rows", metavar="N", help="how many rows are planned and shown (default 12)")
     add_options(parser, only=_OPTIONS)
@@ -46,6 +50,10 @@ def run(args: argparse.Namespace) -> int:
         from autofit.cli.advise_models import run as rank
 
         return rank(args)
+    if args.here:
+        from autofit.cli.advise_here import run as compare
+
+        return compare(args, {name: value for name, value in given(args).items() if name in _OPTIONS})
     from autofit.advice.hardware import ROWS, Subject, advise_hardware
     from autofit.advice.prices import load_prices
     from autofit.settings.layers import HERE
@@ -124,7 +132,7 @@ def _cells(row: HardwareRow, prices: Prices) -> tuple[str, ...]:
         _money(one.price, prices),
         _verdict(plan),
         f"{plan.context_tokens:,}" if plan.context_tokens else "",
-        _rate(row),
+        rate_of(row.speed),
         f"{format_bytes(row.used_bytes)} of {'?' if free is None else format_bytes(free)}",
         plan.backend,
     )
@@ -136,9 +144,9 @@ def _verdict(plan: Plan) -> str:
     return "full speed" if at_full_speed(plan) else "in RAM" if plan.fits else plan.verdict
 
 
-def _rate(row: HardwareRow) -> str:
-    speed = row.speed
-    if speed is None:
+def rate_of(speed: Speed | None) -> str:
+    """The expected rate with its band; nothing of what does not decode."""
+    if speed is None or not speed.decodes:
         return ""
     return f"~{format_rate(speed.decode_tokens_per_s)} ({format_rate(speed.low)} to {format_rate(speed.high)})"
 
@@ -168,7 +176,7 @@ def _legend(found: HardwareAdvice) -> Iterator[str]:
     since = f", of {dates[0]} to {dates[-1]}" if dates else ""
     yield f"price: as the price file has it{since}, without the computer around cards; -: not in it"
     yield f"cards are in a computer with {format_bytes(found.ram_bytes)} of RAM"
-    yield f"one of them: {shlex.join(found.rows[0].command)}"
+    yield f"the first of them: {shlex.join(found.rows[0].command)}"
 
 
 def _refusal(found: HardwareAdvice) -> Iterator[str]:
@@ -181,12 +189,12 @@ def _refusal(found: HardwareAdvice) -> Iterator[str]:
     if limits.min_tokens_per_s is not None:
         asked.append(f"--min-tps {format_rate(limits.min_tokens_per_s)}")
     within = f" within {', '.join(asked)}" if asked else ""
-    what = "no card that is added" if found.have is not None else "no hardware that is known"
+    what = "no card that is added brings more" if found.have is not None else "no hardware that is known takes it"
     least = format_bytes(found.needs.device_bytes)
-    yield f"{what} takes it{within}: weights and cache need at least {least} on devices"
+    yield f"{what}{within}: weights and cache need at least {least} on devices"
     near = found.nearest
     if near is not None:
-        rate = _rate(near)
+        rate = rate_of(near.speed)
         price = "" if near.candidate.price is None else f", {_money(near.candidate.price, found.prices)}"
         decodes = f", decode {rate} tokens/s" if rate else ""
         yield (

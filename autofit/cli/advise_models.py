@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from autofit.cli.advise import table_of
+from autofit.cli.advise import ABOUT_HARDWARE, rate_of, table_of
 from autofit.cli.models import Row, described, main_type, stored
 from autofit.cli.models import to_dict as stored_to_dict
 from autofit.cli.options import given
 from autofit.domain.text import printable
-from autofit.domain.units import format_bytes, format_rate
+from autofit.domain.units import format_bytes
 from autofit.errors import UsageError
 from autofit.planning.offers import at_full_speed
 from autofit.settings.options import parse_rate
@@ -19,14 +19,14 @@ from autofit.settings.options import parse_rate
 if TYPE_CHECKING:
     from autofit.domain.plan import Speed
 
-_FOR_MODELS = ("budget", "max_price", "prices", "offload", "rows", "backend")
+_FOR_MODELS = (*ABOUT_HARDWARE, "backend", "here")
 
 
 def run(args: argparse.Namespace) -> int:
     for name in _FOR_MODELS:
         if getattr(args, name):
             flag = "--" + name.replace("_", "-")
-            raise UsageError(f"{flag} is about hardware for one model", hint="name the model: autofit advise MODEL")
+            raise UsageError(f"{flag} is about one model", hint="name the model: autofit advise MODEL")
     options = given(args)
     asked = {"on": args.have, "ram": options["ram"], "margin": options["margin"]}
     asked["context"] = options["context"] or options["min_context"]
@@ -86,9 +86,5 @@ def _cells(row: Row) -> tuple[str, ...]:
         lack = max((pool.shortfall_bytes for pool in row.plan.memory.pools), default=0) if row.plan else 0
         why = row.error or (f"no: {format_bytes(lack)} more" if lack > 0 else "no")
         return name, size, kind, printable(why, 100), "", ""
-    speed = _speed(row)
-    rate = ""
-    if speed is not None:
-        rate = f"~{format_rate(speed.decode_tokens_per_s)} ({format_rate(speed.low)} to {format_rate(speed.high)})"
     context = f"{row.plan.context_tokens:,}" if row.plan.context_tokens else ""
-    return name, size, kind, "full speed" if _is_full(row) else "in RAM", context, rate
+    return name, size, kind, "full speed" if _is_full(row) else "in RAM", context, rate_of(_speed(row))

@@ -1,0 +1,50 @@
+"""How long `autofit advise` looks at all hardware before it plans: profiles, prices, bounds and order.
+
+    python bench/advise_speed.py [--model example:mixtral-8x7b-q4_k_m] [--repeat 5]
+
+Processor time, the best of the repeats, with the model read: the limit is 300 ms for every profile. The plans of the
+rows that are shown come on top, and are printed beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from autofit.advice.candidates import candidates
+from autofit.advice.hardware import Limits, Subject, advise_hardware, in_order
+from autofit.advice.prices import load_prices
+
+LIMIT_S = 0.300
+
+
+def bounded(subject: Subject) -> tuple[int, int]:
+    """Candidates, and those that the bounds leave, in order."""
+    choice = candidates(load_prices())
+    needs = subject.needs(choice)
+    possible = [one for one in choice if Limits().admits(one, needs, subject.ram_bytes, at_once=subject.at_once)]
+    return len(choice), len(in_order(possible, at_once=subject.at_once))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="example:mixtral-8x7b-q4_k_m")
+    parser.add_argument("--repeat", type=int, default=5)
+    args = parser.parse_args()
+    best, counts = float("inf"), (0, 0)
+    for _ in range(args.repeat):
+        subject = Subject(args.model, None, {}, None)
+        start = time.process_time()
+        counts = bounded(subject)
+        best = min(best, time.process_time() - start)
+    start = time.process_time()
+    found = advise_hardware(Subject(args.model, None, {}, None), load_prices(), Limits())
+    whole = time.process_time() - start
+    print(f"bounds: {1000 * best:.0f} ms for {counts[0]} choices, {counts[1]} possible (limit {1000 * LIMIT_S:.0f} ms)")
+    print(f"with the model read and {found.n_planned} plans for {len(found.rows)} rows: {1000 * whole:.0f} ms")
+    return 0 if best <= LIMIT_S else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
