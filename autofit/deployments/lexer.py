@@ -20,6 +20,7 @@ class Variable(NamedTuple):
     operator: str = ""
     words: tuple[tuple[Part, ...], ...] = ()
     is_list: bool = False
+    place: int | None = None  #: of one word of a list
 
 
 class Opaque(NamedTuple):
@@ -50,7 +51,7 @@ _BLANK = re.compile(r"[ \t\r]+|\\\r?\n")
 _OPERATOR = re.compile(r";;&|;;|;&|&&|\|\||\|&|<<<|<<-?|&>>|&>|>>|>&|<&|>\||<>|[;&|()<>]")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9@*#?$!-]")
 _LIST = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=")
-_BRACED = re.compile(r"([A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*])(\[[@*]\])?(?:(:?[-=?+])(.*))?", re.DOTALL)
+_BRACED = re.compile(r"([A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*])(?:\[([@*]|[0-9]{1,6})\])?(?:(:?[-=?+])(.*))?", re.DOTALL)
 _IN_DOUBLE = re.compile(r'[^"\\$`]+')
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "e": "\x1b", "f": "\f", "v": "\v"}
 
@@ -219,8 +220,9 @@ class _Lexer:
             return Opaque("${" + text + "}", quoted)
         word = _Lexer(match[4] or "", self.line, self._deeper())
         words = (tuple(word._double("")),) if quoted else tuple(token.parts for token in word.read() if not token.text)
-        is_list = bool(match[2]) or match[1] in "@*"
-        return Variable(match[1], quoted, match[3] or "", words, is_list)
+        is_list = match[2] in ("@", "*") or match[1] in "@*"
+        place = int(match[2]) if match[2] and not is_list else None
+        return Variable(match[1], quoted, match[3] or "", words, is_list, place)
 
     def _escaped(self) -> str:
         """`$'...'`: of its escapes those of one letter; the others stay as they are."""

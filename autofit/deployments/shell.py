@@ -446,6 +446,9 @@ class _Script:
         if isinstance(part, Opaque):
             return self._opaque(part)
         value = self._held(part.name)
+        if part.place is not None and value is not None and value.unknown is None:
+            one = value.words[part.place : part.place + 1]
+            value = Value(one) if one else None
         is_full = value is not None and (value.unknown is not None or any(value.words))
         holds = is_full if part.operator.startswith(":") else value is not None
         if part.operator.endswith(("-", "=")) and not holds:
@@ -482,7 +485,7 @@ class _Script:
             return Value((word.text,), word.unknown)
         if name == "#":
             return Value((str(len(self.arguments)),))
-        if name == "0":
+        if name in ("0", "BASH_SOURCE"):
             return Value((self.path,))
         if name == "PWD":
             return Value((self.directory or os.getcwd(),))  # noqa: PTH109

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from string import ascii_letters
 from typing import NamedTuple
 
 from autofit.domain.memory import KINDS, PoolUse
@@ -69,8 +70,18 @@ def _folded(pools: tuple[PoolUse, ...]) -> Iterator[tuple[str, PoolUse]]:
         n = next((n for n, (a, b) in enumerate(zip(alike, pools[at:], strict=False)) if a is not b), len(alike))
         shown = max(pools[at : at + n], key=lambda pool: pool.used_bytes)
         name = printable(shown.name, 40)
-        yield (f"{shown.id}  {name}" if n == 1 else f"{n} × {name}", shown)
+        yield (f"{shown.id}  {name}" if n == 1 else f"{_ids(pools[at : at + n])}  {n} × {name}", shown)
         at += n
+
+
+def _ids(pools: Sequence[PoolUse]) -> str:
+    """`GPU0 to GPU7` where they are in a row, else each."""
+    names = [pool.id for pool in pools]
+    numbers = [name.lstrip(ascii_letters) for name in names]
+    is_row = all(number.isdecimal() for number in numbers) and [int(number) for number in numbers] == list(
+        range(int(numbers[0]), int(numbers[0]) + len(names))
+    )
+    return f"{names[0]} to {names[-1]}" if is_row and len(names) > 2 else ", ".join(names)
 
 
 def _alike(one: PoolUse, other: PoolUse) -> bool:
@@ -84,7 +95,7 @@ def _alike(one: PoolUse, other: PoolUse) -> bool:
 def _pool(name: str, pool: PoolUse, terminal: Terminal) -> Iterator[str]:
     """Its name and room, its bar, and the size of each part."""
     room = text.room(pool)
-    gap = terminal.columns - 2 - len(name) - len(room)
+    gap = min(terminal.columns, MOST_BAR + 4) - 2 - len(name) - len(room)  # ends where the bar does
     if gap >= 2:
         yield f"  {name}{' ' * gap}{room}"
     else:

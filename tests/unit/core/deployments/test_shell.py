@@ -30,6 +30,7 @@ TOLD = {
     "defaults": 'A=\nengine ${A:-one} "${A-two}" ${B:-"three four"} "${B-five six}" ${A:+no} ${M:=set} $M',
     "alternative": "A=x\nengine ${A:+yes} ${A+-c 5}",
     "list": 'ARGS=(-ngl 99 "a b")\nARGS+=(--port 1)\nengine "${ARGS[@]}" ${ARGS[@]}',
+    "one of a list": 'A=(x "y z" w)\nB=q\nengine ${A[0]} "${A[1]}" ${B[0]} "${A[9]:-none}" ${A[2]:+yes} $A',
     "appended": 'A="-c 1"\nA+=" -b 2"\nA="$A -n 3"\nengine $A',
     "no arguments": 'engine "$@" $* -x "${1:-first}"',
     "redirected": "engine -c 1 > log 2>&1 < /dev/null; engine -c 2 >> log 2> err; engine -c 3 &> log",
@@ -153,6 +154,10 @@ def test_folders() -> None:
     assert read('cd "$(dirname "$0")"\nengine x')[0].directory == "dir"
     assert read('cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd\nengine x')[0].directory == "dir/.."
     assert read('D="$(cd "$(dirname "$0")" && pwd)"\nengine -m "$D/x"')[0].argv == ("engine", "-m", "dir/x")
+    assert read('engine -m "$(dirname "${BASH_SOURCE[0]}")/x" "${BASH_SOURCE[0]}"')[0].argv[2:] == (
+        "dir/x",
+        "dir/start.sh",
+    )
     assert read('engine -m "${0%/*}/x"')[0].argv == ("engine", "-m", "dir/x")
     assert read("cd /a\n(cd b; engine x)\nengine y") == (
         Written(line=2, argv=("engine", "x"), directory="/a/b"),

@@ -6,6 +6,7 @@ import unicodedata
 import autofit
 import pytest
 from autofit.domain.memory import KINDS
+from autofit.domain.values import replace
 from autofit.render.picture import Terminal, picture, terminal_of
 
 LARGE = "example:mixtral-8x7b-q4_k_m"
@@ -48,7 +49,22 @@ def test_bars_are_to_scale() -> None:
 def test_equal_cards_are_one_line() -> None:
     found = lines(CARDS)
     assert sum("[" in line for line in found) == 2
-    assert any(line.strip().startswith("2 × NVIDIA H100") for line in found)
+    assert any(line.startswith("  GPU0, GPU1  2 × NVIDIA H100") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [(("GPU0", "GPU1", "GPU2"), "GPU0 to GPU2  3 ×"), (("GPU2", "GPU0", "GPU1"), "GPU2, GPU0, GPU1  3 ×")],
+)
+def test_equal_cards_are_named(ids: tuple[str, ...], said: str) -> None:
+    cards = tuple(replace(CARDS.memory.pools[0], id=name) for name in ids)
+    found = lines(replace(CARDS, memory=replace(CARDS.memory, pools=cards)))
+    assert any(line.startswith(f"  {said} NVIDIA H100") for line in found)
+
+
+def test_wide_terminals_keep_a_name_and_its_room_together() -> None:
+    head, bar = lines(PLAN, 200)[:2]
+    assert len(head) <= len(bar) + 1
 
 
 def test_what_limits_it() -> None:
