@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -51,6 +52,13 @@ def test_the_rows_of_other_releases_are_those_recorded() -> None:
     rows = list(vllm_versions.rows())
     releases = {row["version"] for row in rows}
     assert tuple(map(int, told.groups())) == (len(builds), builds[0], builds[-1], n_rows, len(releases), len(rows))
+
+
+def test_the_packages_that_it_needs_are_those_declared() -> None:
+    told = re.search(r"The base install needs ([^.]*?),\s+and compiles nothing", README)
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    assert told
+    assert re.split(r",\s+|\s+and\s+", told[1]) == [re.split(r"[<>=; ]", each)[0] for each in declared]
 
 
 def test_cold_starts_are_measured_without_an_argument() -> None:
