@@ -9,9 +9,9 @@ import pytest
 
 from autofit_llama.engine.vocabulary import Override
 from autofit_llama.graph.devices import CUDA, RPC
-from autofit_llama.memory.estimate import size
 from autofit_llama.memory.layout import Arguments, Sized, lay_out
 from autofit_llama.model.context import ContextParams
+from autofit_llama.model.load import read_hparams
 from support.descriptors import spec
 
 MODELS = (
@@ -38,7 +38,7 @@ def placements(n_blocks: int, seed: int) -> Iterator[Arguments]:
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_remembered_is_what_a_replay_gives(name: str) -> None:
     model = spec("models", name)
-    remembering = size(model)
+    remembering = Sized(model, read_hparams(model))
     devices = random.Random(name).choice(((CUDA, CUDA), (CUDA, RPC)))
     n_replays, n_asked = 0, 0
     for arguments in placements(remembering.hparams.n_layer, 7):

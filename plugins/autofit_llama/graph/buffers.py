@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, count
 
 from autofit.domain.values import NamedTuple, dataclass, replace
 from autofit.errors import EngineRefusalError, UnsupportedModelError
@@ -19,6 +19,7 @@ from autofit_llama.model.architecture import Architecture, architecture_of
 from autofit_llama.model.hparams import HParams
 
 _ATTEMPTS = 3  #: at leaving blocks out
+_MOST_KNOWN = 4096  #: replays, or kinds of block, remembered of one model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +47,23 @@ class Known:
     Placements that differ in how many equal blocks follow each other alone are one and the same when shortened.
     """
 
-    __slots__ = ("_numbers", "levels", "replays")
+    __slots__ = ("_next", "_numbers", "levels", "replays")
 
     def __init__(self) -> None:
         self.replays: dict[Hashable, Replay] = {}
         self.levels: dict[Hashable, dict[Edge, int]] = {}  #: efforts of stretches, by backends
         self._numbers: dict[Hashable, int] = {}
+        self._next = count()  # not the length: two threads may plan for one model
 
     def number(self, value: Hashable) -> int:
         """The same for equal values, and quick to compare."""
-        return self._numbers.setdefault(value, len(self._numbers))
+        number = self._numbers.get(value)
+        return self._numbers.setdefault(value, next(self._next)) if number is None else number
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no more room to learn."""
+        return len(self.replays) > _MOST_KNOWN or len(self._numbers) > _MOST_KNOWN
 
 
 def compute_buffers(

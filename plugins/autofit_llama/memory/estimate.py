@@ -22,6 +22,9 @@ from autofit_llama.model.load import read_hparams
 
 REPACKED = "weights repacked for the CPU"  #: an item's label
 _RECURRENT_SIDES = frozenset(("r", "s", "ple"))
+_recent: tuple[Sized, ...] = ()
+"""The last models taken apart, newest first: who plans for one twice (presets, machines, forms) replays less."""
+_MOST_RECENT = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +86,17 @@ class Estimate:
 
 
 def size(model: ModelSpec) -> Sized:
-    """Take a model's header apart.
+    """Take a model's header apart; of a model that was taken apart lately, what is known of it.
 
     Raises:
         CorruptModelError, UnsupportedModelError: metadata that the engine would refuse.
     """
-    return Sized(model, read_hparams(model))
+    global _recent
+    sized = next((one for one in _recent if one.model is model and not one.is_full), None)
+    if sized is None:
+        sized = Sized(model, read_hparams(model))
+    _recent = (sized, *(one for one in _recent if one.model is not model))[:_MOST_RECENT]
+    return sized
 
 
 def device_rules(devices: Sequence[Device], arguments: Arguments) -> tuple[DeviceRules, ...]:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from autofit_llama.memory.tensor_split import Slices
 
 
+_MOST_SLICES = 64  #: ways to cut a model for `-sm tensor` that are remembered
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
     """What a program asks the library for: the model's parameters and the context's.
@@ -85,6 +88,11 @@ class Sized:
         self.known = Known()
         self._loaded: dict[tuple[bool, LazyMode, Version], tuple[Weight, ...]] = {}
         self._slices: dict[tuple[tuple[DeviceRules, ...], tuple[float, ...], bool], Slices] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has remembered so much that it is time to begin again."""
+        return self.known.is_full or len(self._slices) > _MOST_SLICES
 
     def hparams_of(self, version: Version) -> HParams:
         """The hyperparameters as a build of the engine reads them."""
