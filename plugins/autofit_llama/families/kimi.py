@@ -214,7 +214,7 @@ def delta_attention(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int) 
     beta = ggml.mul_mat(w.need("ssm_beta"), x)
     beta = ggml.sigmoid(ggml.reshape(beta, 1, n_head, n_t, n_seqs))
     state = ggml.reshape(g.rs(rs, state_cache, h.n_embd_s), head, head, n_head, n_seqs)
-    out = ggml.cont(delta_net(g, state_cache, l2_norm(g, q), l2_norm(g, k), v, gate, beta, state))
+    out = ggml.cont(delta_net(g, state_cache, l2_norm(g, q), l2_norm(g, k), v, gate, beta, state, il))
 
     if h.arch.startswith("kimi"):
         x = ggml.reshape(ggml.reshape(x, x.ne[0], n_t, n_seqs), x.ne[0], n)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from autofit_llama.engine.versions import Change
 from autofit_llama.graph import ggml
-from autofit_llama.graph.builder import READY_INPUTS, Graph, Layer, RecurrentInput
+from autofit_llama.graph.builder import DELTA_OPS, READY_INPUTS, Graph, Layer, RecurrentInput
 from autofit_llama.graph.draft_head import head, join
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.recurrent import FUSED_DELTA, conv_state, delta_net
@@ -281,7 +281,8 @@ def gated_delta(
     q = l2_norm(g, part(head_k, n_k, 0))
     k = l2_norm(g, part(head_k, n_k, head_k * n_k))
     v = part(head_v, n_v, 2 * head_k * n_k)
-    if (repeat_interleaved or not g.follows(FUSED_DELTA)) and n_k != n_v:
+    whole = g.follows(FUSED_DELTA) and g.fused_delta == DELTA_OPS
+    if (repeat_interleaved or not whole) and n_k != n_v:
         times, n = n_v // n_k, n_t * n_seqs
         q, k = (
             ggml.reshape(
@@ -293,7 +294,7 @@ def gated_delta(
             )
             for t in (q, k)
         )
-    out = delta_net(g, state_cache, q, k, v, gate, beta, state)
+    out = delta_net(g, state_cache, q, k, v, gate, beta, state, il)
     z = ggml.reshape(z, head_v, n_v, n_t, n_seqs)
     return ggml.mul(g.rms(out, w, "ssm_norm", il), ggml.unary(z, output_gate))
 

@@ -9,11 +9,12 @@ from itertools import accumulate, count
 from autofit.domain.values import NamedTuple, dataclass, replace
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
-from autofit_llama.graph.builder import HYPER_OPS, Builder, Fused, Graph
+from autofit_llama.graph.builder import DELTA_OPS, HYPER_OPS, Builder, Fused, Graph
 from autofit_llama.graph.devices import DeviceRules
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.graph.model import GraphModel
 from autofit_llama.graph.periods import Cut, Edge, choose_layers, is_periodic, moments
+from autofit_llama.graph.recurrent import DELTA_PROBES, FUSED_DELTA, UNTRIED_DELTA
 from autofit_llama.graph.scheduler import PIPELINE_COPIES, Schedule, Scheduler
 from autofit_llama.model.architecture import Architecture, architecture_of
 from autofit_llama.model.hparams import HParams
@@ -130,6 +131,7 @@ def _builder(arch: Architecture, hp: HParams, *, draft: bool) -> Builder:
 class _Fusions:
     flash_attn: bool
     hyper: frozenset[str] = HYPER_OPS
+    delta: frozenset[str] = DELTA_OPS
 
 
 def _graph(
@@ -142,7 +144,7 @@ def _graph(
     order: tuple[int, ...],
 ) -> Graph:
     n_tokens = -(-n_tokens // n_seqs) * n_seqs
-    g = Graph(model, n_tokens, n_seqs, n_outputs, fusions.flash_attn, order, fusions.hyper)
+    g = Graph(model, n_tokens, n_seqs, n_outputs, fusions.flash_attn, order, fusions.hyper, fusions.delta)
     builder(g)
     g.pooling()
     g.set_outputs()
@@ -150,7 +152,8 @@ def _graph(
 
 
 def _resolve(builder: Builder, model: GraphModel, scheduler: Scheduler, flash_attn: str) -> _Fusions:
-    """Which fused operations the engine uses: each is tried on a one-token graph (resolve_fused_ops)."""
+    """Which fused operations the engine uses: each is tried on a small graph (resolve_fused_ops)."""
+    version = model.context.version
     fusions = _Fusions(flash_attn != "off")
     if (
         flash_attn == "auto"
@@ -158,6 +161,10 @@ def _resolve(builder: Builder, model: GraphModel, scheduler: Scheduler, flash_at
         and not _all_on_device(builder, model, scheduler, fusions, "flash_attn")
     ):
         fusions = replace(fusions, flash_attn=False)
+    if any(model.hparams.is_recr) and version.follows(FUSED_DELTA) and not version.follows(UNTRIED_DELTA):
+        for kind, n_tokens in DELTA_PROBES.items():
+            if not _all_on_device(builder, model, scheduler, fusions, kind, n_tokens):
+                fusions = replace(fusions, delta=fusions.delta - {kind})
     if model.hparams.dsv4_hc_mult > 0:
         for kind in ("hc_pre", "hc_comb", "hc_post"):
             if not _all_on_device(builder, model, scheduler, fusions, kind):
@@ -165,10 +172,14 @@ def _resolve(builder: Builder, model: GraphModel, scheduler: Scheduler, flash_at
     return fusions
 
 
-def _all_on_device(builder: Builder, model: GraphModel, scheduler: Scheduler, fusions: _Fusions, kind: str) -> bool:
+def _all_on_device(
+    builder: Builder, model: GraphModel, scheduler: Scheduler, fusions: _Fusions, kind: str, n_tokens: int = 1
+) -> bool:
+    """Whether all operations of a kind lie where their blocks do, with so many tokens of each sequence."""
     n_seqs = model.context.n_seq_max
+    n_tokens *= n_seqs
     order, _ = choose_layers(_signatures(builder, model))
-    g = _graph(builder, model, fusions, n_seqs, n_seqs, n_seqs, order)
+    g = _graph(builder, model, fusions, n_tokens, n_seqs, n_tokens, order)
     _pin(g, scheduler)
     scheduler.assign(g.leafs, g.nodes)
 

@@ -78,6 +78,8 @@ SUMS_AT_ONCE = Change(
 
 #: parts of hyper-connections that may be fused, each by itself
 HYPER_OPS = frozenset(("hc_pre", "hc_comb", "hc_post"))
+#: the delta net of one token of each sequence, and of several
+DELTA_OPS = frozenset(("gdn_ar", "gdn_ch"))
 
 
 @dataclass(slots=True)
@@ -172,6 +174,7 @@ class Graph:
     flash_attn: bool
     layer_order: tuple[int, ...]
     fused_hyper: frozenset[str] = HYPER_OPS
+    fused_delta: frozenset[str] = DELTA_OPS
     nodes: list[Tensor] = field(default_factory=list)
     leafs: list[Tensor] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)

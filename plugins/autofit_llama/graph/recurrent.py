@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from autofit_llama.engine.versions import Change
 from autofit_llama.graph import ggml
-from autofit_llama.graph.builder import Graph, Layer, RecurrentInput
+from autofit_llama.graph.builder import Fused, Graph, Layer, RecurrentInput
 from autofit_llama.graph.ggml import Tensor
 
 
@@ -144,7 +144,16 @@ FUSED_DELTA = Change(
     name="the delta net as one operation",
     larger=False,
 )
-_CHUNK = 64  #: CHUNK_SIZE
+UNTRIED_DELTA = Change(
+    without=10605,
+    has=10724,
+    source="src/llama-context.cpp:llama_context, auto_fgdn true and false",
+    name="the delta net as one operation wherever it runs",
+    larger=False,
+)
+#: tokens of each sequence that it is tried with; more than 31 in all run on a GPU also where the block does not lie
+DELTA_PROBES = {"gdn_ar": 1, "gdn_ch": 16}
+_CHUNK, _CHUNK_OF_CHANNELS = 64, 16  #: the second with a decay per channel (KDA), since there is a fused operation
 
 
 def chunked_delta_net(
@@ -157,13 +166,18 @@ def chunked_delta_net(
     beta: Tensor,
     state: Tensor,
 ) -> Tensor:
-    """build_delta_net_chunking: chunks of 64 tokens, solved one by one; heads of q and k are as many as those of v."""
+    """build_delta_net_chunking: chunks of 64 tokens, solved one by one; heads of q and k are as many as those of v.
+
+    Before there was a fused operation, states were stored transposed.
+    """
     head, n_head, n_t, n_seqs = v.ne
-    padding = -n_t % _CHUNK
-    n_chunks, n = (n_t + padding) // _CHUNK, n_head * n_seqs
+    transposed = not g.follows(FUSED_DELTA)
+    size = _CHUNK if gate.ne[0] == 1 or transposed else _CHUNK_OF_CHANNELS
+    padding = -n_t % size
+    n_chunks, n = (n_t + padding) // size, n_head * n_seqs
 
     def chunks(t: Tensor) -> Tensor:
-        return ggml.reshape(t, t.ne[0], _CHUNK, n_chunks, n)
+        return ggml.reshape(t, t.ne[0], size, n_chunks, n)
 
     def padded(t: Tensor) -> Tensor:
         return ggml.pad(ggml.permute(t, 0, 2, 1, 3), 0, padding)
@@ -176,20 +190,20 @@ def chunked_delta_net(
     q, k = chunks(q), chunks(k)
     sums = ggml.cumsum(flipped(chunks(gate)))
     if gate.ne[0] == 1:
-        wide = ggml.repeat_4d(ggml.reshape(sums, 1, _CHUNK, n_chunks, n), _CHUNK, _CHUNK, n_chunks, n)
+        wide = ggml.repeat_4d(ggml.reshape(sums, 1, size, n_chunks, n), size, size, n_chunks, n)
         decay = ggml.exp(ggml.tri(ggml.sub(wide, sums)))
         kb, kq = ggml.mul(ggml.mul_mat(k, k_beta), decay), ggml.mul(ggml.mul_mat(k, q), decay)
     else:  # a decay per channel (KDA)
         every = n_chunks * n
-        wide = ggml.repeat_4d(ggml.reshape(sums, 1, _CHUNK, head, every), _CHUNK, _CHUNK, head, every)
-        decay = ggml.exp(ggml.tri(ggml.sub(wide, ggml.reshape(sums, _CHUNK, 1, head, every))))
-        decay = ggml.cont(ggml.permute(decay, 2, 1, 0, 3), head, _CHUNK, _CHUNK, every)
-        narrow = ggml.reshape(k, head, 1, _CHUNK, every)
-        kb, kq = (ggml.mul_mat(ggml.mul(decay, ggml.reshape(t, head, _CHUNK, 1, every)), narrow) for t in (k_beta, q))
-        kb, kq = (flipped(ggml.reshape(t, _CHUNK, _CHUNK, n_chunks, n)) for t in (kb, kq))
+        wide = ggml.repeat_4d(ggml.reshape(sums, 1, size, head, every), size, size, head, every)
+        decay = ggml.exp(ggml.tri(ggml.sub(wide, ggml.reshape(sums, size, 1, head, every))))
+        decay = ggml.cont(ggml.permute(decay, 2, 1, 0, 3), head, size, size, every)
+        narrow = ggml.reshape(k, head, 1, size, every)
+        kb, kq = (ggml.mul_mat(ggml.mul(decay, ggml.reshape(t, head, size, 1, every)), narrow) for t in (k_beta, q))
+        kb, kq = (flipped(ggml.reshape(t, size, size, n_chunks, n)) for t in (kb, kq))
     kq = ggml.tri(kq)
     lower = ggml.tri(kb)
-    identity = ggml.diag(ggml.fill(ggml.view(lower, (_CHUNK,))))
+    identity = ggml.diag(ggml.fill(ggml.view(lower, (size,))))
     solved = ggml.add(ggml.solve_tri(ggml.add(lower, identity), ggml.neg(lower)), identity)
     v = ggml.mul_mat(flipped(v_beta), solved)
     grown = ggml.exp(sums)
@@ -199,7 +213,7 @@ def chunked_delta_net(
     last_grown = ggml.transpose(ggml.exp(last))
     rest = flipped(ggml.exp(ggml.neg(ggml.sub(sums, last))))
     k_rest = flipped(ggml.mul(k, rest))
-    s = ggml.cont(ggml.transpose(state), head, head, 1, n)
+    s = ggml.cont(ggml.transpose(state), head, head, 1, n) if transposed else ggml.reshape(state, head, head, 1, n)
     v_flipped = flipped(v)
     for i in range(n_chunks):
 
@@ -211,10 +225,13 @@ def chunked_delta_net(
         out = ggml.add(ggml.mul_mat(s, part(q_grown)), own)
         v = ggml.set_(v, out, inplace=True)
         s = ggml.add(ggml.mul(s, part(last_grown)), ggml.mul_mat(part(k_rest), new))
-    new_state = ggml.transpose(ggml.reshape(s, head, head, n_head, n_seqs))
-    g.expand(ggml.cpy(new_state, ggml.view(cache, (g.h.n_embd_s * n_seqs,))))
+    new_state = ggml.reshape(s, head, head, n_head, n_seqs)
+    if transposed:
+        g.expand(ggml.cpy(ggml.transpose(new_state), ggml.view(cache, (g.h.n_embd_s * n_seqs,))))
+    else:
+        g.expand(ggml.cpy(new_state, ggml.view(cache, (g.h.n_embd_s, n_seqs), (cache.nb[1],))))
     row = ggml.row_size(v.type, head)
-    strides = (row, row * _CHUNK * n_chunks, row * _CHUNK * n_chunks * n_head)
+    strides = (row, row * size * n_chunks, row * size * n_chunks * n_head)
     return ggml.permute(ggml.view(v, (head, n_t, n_head, n_seqs), strides), 0, 2, 1, 3)
 
 
@@ -227,14 +244,17 @@ def delta_net(
     gate: Tensor,
     beta: Tensor,
     state: Tensor,
+    il: int,
 ) -> Tensor:
-    """build_recurrent_attn with the fused operation, which the engine always uses since there is one."""
-    if not g.follows(FUSED_DELTA) and q.ne[2] > 1:
-        return chunked_delta_net(g, cache, q, k, v, gate, beta, state)
+    """build_recurrent_attn: one operation, or where that is not used or not there yet, chunks of many tokens."""
     h, kept = g.h, snapshots(g)
+    kind = "gdn_ch" if q.ne[2] > 1 else "gdn_ar"
+    if kind == "gdn_ch" and (not g.follows(FUSED_DELTA) or (kind not in g.fused_delta and kept == 1)):
+        return chunked_delta_net(g, cache, q, k, v, gate, beta, state)
     head, n_head, n_seqs = state.ne[0], state.ne[2], state.ne[3]
     n_t = q.ne[2]
     y = ggml.gated_delta_net(q, k, v, gate, beta, state, kept)
+    g.fused.append(Fused(kind, y, il))
     strides = (4 * head, 4 * head * n_head, 4 * head * n_head * n_t)
     out = ggml.view(y, (head, n_head, n_t, n_seqs), strides)
     scores = 4 * head * n_head * n_t * n_seqs
