@@ -8,6 +8,7 @@ from autofit_llama.graph.draft_head import grouped_attention, head, join, routed
 from autofit_llama.model.architecture import Architecture, DraftTensors, reads
 from autofit_llama.model.metadata_reader import HParamsDraft, Metadata
 from autofit_llama.model.rules import (
+    PATTERN_LISTS,
     SIGMOID,
     gating,
     swa_always,
@@ -121,6 +122,7 @@ ARCHITECTURES = (
         output="tied",
         scales=("ffn", "experts", "shared"),
         graph=cohere2moe,
+        pattern_of_trunk=(None, PATTERN_LISTS),
         draft_tensors=DraftTensors(
             kept=frozenset(
                 (

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from autofit.domain.units import round_up
 from autofit.domain.values import dataclass
 
+from autofit_llama.engine.versions import Change
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import CacheInput, Graph, Layer, hadamard
 from autofit_llama.graph.ggml import Tensor
@@ -306,6 +307,14 @@ def _top_k(g: Graph, inp: _Compressed, w: Layer, x: Tensor, q_latent: Tensor, po
     return ggml.cont(ggml.top_k(scores, min(scores.ne[0], h.indexer_top_k)))
 
 
+GROUPS_APART = Change(
+    without=10240,
+    has=10362,
+    source="src/models/deepseek4.cpp: LLM_TENSOR_ATTN_OUT_A of two dimensions, and with TENSOR_ALLOW_RESHAPE",
+    name="files of DeepSeek 4 with the groups of attention apart",
+)
+
+
 def _load_deepseek4(d: HParamsDraft, meta: Metadata) -> None:
     if d.n_layer_nextn and f"blk.{d.n_layer}.nextn.eh_proj.weight" not in meta.tensor_names:
         d.n_layer_nextn, d.n_layer = 0, d.n_layer_all
@@ -357,6 +366,7 @@ ARCHITECTURES = (
     Architecture(
         name="deepseek4",
         source="deepseek4.cpp",
+        once_n_dims={"attn_output_a": (GROUPS_APART, 2)},
         hparams=reads(
             """
             f_norm_rms_eps n_lora_q n_swa n_ff_exp n_expert_shared expert_weights_scale expert_weights_norm

@@ -468,6 +468,25 @@ _MIMO2_APART = Change(
     name="no caches for blocks of MiMo 2 that predict further",
     larger=False,
 )
+_MIMO2_NORM_LEFT_OUT = Change(
+    without=10068,
+    has=10235,
+    source="src/models/mimo2.cpp: LLM_TENSOR_LAYER_OUT_NORM, required and TENSOR_NOT_REQUIRED",
+    name="draft heads of MiMo 2 without a norm of their own",
+)
+_HEADS_COUNTED_FIRST = Change(
+    without=10739,
+    has=10816,
+    source="src/models/mimo2.cpp and src/llama-model.cpp:load_hparams, LLM_KV_NEXTN_PREDICT_LAYERS after and before the"
+    " list of sliding blocks",
+    name="draft heads of MiMo 2 counted before its list of sliding blocks is read",
+)
+_MIMO2_PATTERN = Change(
+    without=10852,
+    has=10985,
+    source="src/models/mimo2.cpp: LLM_KV_ATTENTION_SLIDING_WINDOW_PATTERN by get_key_or_arr and get_arr",
+    name="lists of sliding blocks of MiMo 2 with its draft heads",
+)
 _HY_V3_APART = Change(
     without=9946,
     has=10068,
@@ -679,6 +698,8 @@ ARCHITECTURES = (
         scales=(),
         graph=mimo2,
         memory=plain(until=NEXTN_WITH_ALL, since=_MIMO2_APART),
+        once_in_heads={"layer_output_norm": _MIMO2_NORM_LEFT_OUT},
+        pattern_of_trunk=(_HEADS_COUNTED_FIRST, _MIMO2_PATTERN),
         draft_graph=mimo2_draft,
     ),
     Architecture(

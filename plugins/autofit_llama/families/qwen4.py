@@ -30,6 +30,13 @@ from autofit_llama.model.rules import (
 )
 from autofit_llama.model.validate import MAX_FIGURE
 
+STREAMS_APART = Change(
+    without=10852,
+    has=10985,
+    source="src/models/qwen4exp.cpp: norms of hyper-connections of one dimension, and with TENSOR_ALLOW_RESHAPE",
+    name="files of Qwen 4 with norms by stream",
+)
+_NORMS_BY_STREAM = ("output_hc_norm", "hc_attn_norm", "hc_ffn_norm", "ple_norm_key", "ple_norm_query", "ple_norm_conv")
 POOLED_KEYS = Change(
     without=11311,
     has=11334,
@@ -441,6 +448,7 @@ ARCHITECTURES = (
     Architecture(
         name="qwen4exp",
         source="qwen4exp.cpp",
+        once_n_dims=dict.fromkeys(_NORMS_BY_STREAM, (STREAMS_APART, 1)),
         hparams=reads(
             """
             n_ff_exp? n_ff_shexp? f_norm_rms_eps rope_sections ssm_d_conv ssm_d_inner ssm_d_state ssm_dt_rank

@@ -134,6 +134,10 @@ class Architecture:
 
     # load_arch_tensors
     once_required: Mapping[str, Change] = field(default_factory=dict)  #: matrices that another layout does without
+    once_in_heads: Mapping[str, Change] = field(default_factory=dict)  #: weights that draft heads had to have
+    once_n_dims: Mapping[str, tuple[Change, int]] = field(default_factory=dict)  #: before it, of so many dimensions
+    #: the last builds whose list of sliding blocks had to leave draft heads out, and from which change on it had to
+    pattern_of_trunk: tuple[Change | None, Change] | None = None
     ops: Mapping[str, Operation] = field(default_factory=dict)  #: where not as in LLM_TENSOR_INFOS
     ops_before: Mapping[str, tuple[Change, Operation]] = field(default_factory=dict)  #: the same, until a change
     output_norm: str = "output_norm"

@@ -14,7 +14,7 @@ from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_llama.engine.builds import around, first_with_architecture, has_architecture
 from autofit_llama.engine.codes import finding
-from autofit_llama.engine.versions import NEWEST, Version
+from autofit_llama.engine.versions import NEWEST, Change, Version
 from autofit_llama.model.architecture import architecture_of, is_known
 
 
@@ -45,23 +45,52 @@ def check_architectures(model: ModelSpec, version: Version, *, named: bool) -> t
 
 
 def _check_layout(model: ModelSpec, version: Version) -> None:
-    """Refuse a file without a matrix that the version knows no other layout for.
+    """Refuse a file in a layout that came after the version.
 
     Raises:
         EngineRefusalError
     """
-    once = architecture_of(model.architecture).once_required
-    for name, change in once.items():
-        if change.surely_not_in(version.build) and not any(f".{name}." in tensor.name for tensor in model.tensors):
+    for change, what in _later_layouts(model, version):
+        if change.surely_not_in(version.build):
             raise EngineRefusalError(
-                f"llama.cpp {version.name} refuses {printable(model.name, 80)}: missing tensor 'blk.*.{name}.weight'",
+                f"llama.cpp {version.name} refuses {printable(model.name, 80)}: {what}",
                 hint=f"b{change.has} reads the file: --engine-version b{change.has}, or a newer build",
             )
 
 
+def _later_layouts(model: ModelSpec, version: Version) -> Iterator[tuple[Change, str]]:
+    """What a file has or lacks, and the change with which builds came to read it; in the engine's words."""
+    arch = architecture_of(model.architecture)
+    for name, change in arch.once_required.items():
+        if not any(f".{name}." in tensor.name for tensor in model.tensors):
+            yield change, f"missing tensor 'blk.*.{name}.weight'"
+    if arch.once_n_dims:
+        for tensor in model.tensors:
+            since, n_dims = arch.once_n_dims.get(tensor.name.removesuffix(".weight").rpartition(".")[2], (None, 0))
+            if since is not None and any(n > 1 for n in tensor.ne[n_dims:]):
+                shape = " x ".join(map(str, tensor.ne))
+                yield since, f"tensor {printable(tensor.name, 80)!r} has the shape {shape}, not {n_dims} dimensions"
+    n_heads, n_all = (_number(model, key) for key in ("nextn_predict_layers", "block_count"))
+    if not 0 < n_heads < n_all:
+        return
+    for name, change in arch.once_in_heads.items():
+        missing = f"blk.{n_all - n_heads}.{name}.weight"
+        if not any(tensor.name == missing for tensor in model.tensors):
+            yield change, f"missing tensor {missing!r}"
+    pattern = model.metadata.get(f"{model.architecture}.attention.sliding_window_pattern")
+    if arch.pattern_of_trunk is not None and isinstance(pattern, tuple) and len(pattern) != n_all - n_heads:
+        first, until = arch.pattern_of_trunk
+        if first is None or first.surely_in(version.build):
+            yield until, f"attention.sliding_window_pattern has {len(pattern)} entries, not {n_all - n_heads}"
+
+
+def _number(model: ModelSpec, key: str) -> int:
+    value = model.metadata.get(f"{model.architecture}.{key}")
+    return value if isinstance(value, int) else 0
+
+
 def _has_experts(model: ModelSpec) -> bool:
-    n_experts = model.metadata.get(f"{model.architecture}.expert_count")
-    return isinstance(n_experts, int) and n_experts > 0
+    return _number(model, "expert_count") > 0
 
 
 def _check(name: str, version: Version, *, named: bool) -> Iterator[Finding]:
