@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from autofit.cli.options import add_options, given
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate
 from autofit.errors import UsageError
+from autofit.text import shell
 
 if TYPE_CHECKING:
     from autofit.advice.hardware import HardwareAdvice, HardwareRow, Limits
@@ -108,7 +108,7 @@ def lines(found: HardwareAdvice) -> Iterator[str]:
     asked = "" if found.context_tokens is None else f", {found.context_tokens:,} tokens of context"
     yield f"{printable(model.name, 80)}  {format_bytes(model.weights_bytes or found.needs.weights_bytes)}{asked}"
     if found.have is not None:
-        yield f"you have {' + '.join(found.have.candidate.on)}: {_in_words(found.have.plan)}"
+        yield f"you have {printable(' + '.join(found.have.candidate.on), 120)}: {_in_words(found.have.plan)}"
     if not found.rows:
         yield from _refusal(found)
         return
@@ -127,7 +127,7 @@ def _cells(row: HardwareRow, prices: Prices) -> tuple[str, ...]:
     one, plan = row.candidate, row.plan
     free = row.free_bytes
     return (
-        one.added,
+        printable(one.added, 80),
         str(one.n_devices),
         _money(one.price, prices),
         _verdict(plan),
@@ -176,7 +176,7 @@ def _legend(found: HardwareAdvice) -> Iterator[str]:
     since = f", of {dates[0]} to {dates[-1]}" if dates else ""
     yield f"price: as the price file has it{since}, without the computer around cards; -: not in it"
     yield f"cards are in a computer with {format_bytes(found.ram_bytes)} of RAM"
-    yield f"the first of them: {shlex.join(found.rows[0].command)}"
+    yield f"the first of them: {shell.shown(found.rows[0].command)}"
 
 
 def _refusal(found: HardwareAdvice) -> Iterator[str]:
@@ -197,10 +197,8 @@ def _refusal(found: HardwareAdvice) -> Iterator[str]:
         rate = rate_of(near.speed)
         price = "" if near.candidate.price is None else f", {_money(near.candidate.price, found.prices)}"
         decodes = f", decode {rate} tokens/s" if rate else ""
-        yield (
-            f"nearest: {near.candidate.added} with {format_bytes(near.candidate.sold_bytes)}{price}{decodes}: "
-            f"{shlex.join(near.command)}"
-        )
+        name, size = printable(near.candidate.added, 80), format_bytes(near.candidate.sold_bytes)
+        yield f"nearest: {name} with {size}{price}{decodes}: {shell.shown(near.command)}"
     elif not limits.offload:
         yield "with a part of the weights in RAM: --offload"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from autofit.cli.advise import ABOUT_HARDWARE, rate_of, table_of
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 from autofit.errors import UsageError
+from autofit.text import shell
 
 if TYPE_CHECKING:
     from autofit.advice.hardware import Subject
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, options: Mapping[str, Any]) -> int:
 
 
 def lines(subject: Subject, found: Sequence[Variant], have: Sequence[str]) -> Iterator[str]:
-    where = " + ".join(have) or "this machine"
+    where = printable(" + ".join(have), 120) or "this machine"
     size = f"  {format_bytes(subject.model.weights_bytes)}" if subject.model.weights_bytes else ""
     yield f"{printable(subject.model.name, 80)}{size} on {where}, {subject.backend}"
     for varies, head in _HEADS.items():
@@ -60,7 +60,7 @@ def lines(subject: Subject, found: Sequence[Variant], have: Sequence[str]) -> It
     yield "each row is a plan; decode: tokens/s with the context full, and where 9 of 10 machines land"
     full = [one for one in found if one.full_speed and one.varies == "context"]
     if full:
-        yield f"the longest at full speed: {shlex.join(full[-1].command)}"
+        yield f"the longest at full speed: {shell.shown(full[-1].command)}"
     if any(one.varies == "quantization" for one in found):
         yield "all quantizations, with their exact sizes: autofit quants MODEL"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,7 @@ from autofit.domain.units import GIB
 from autofit.errors import HardwareError, ModelError, UsageError
 from autofit.planning.offers import at_full_speed
 
+from support import ROOT
 from support.vllm_truth import DATA
 
 LLAMA = "example:llama-3.1-8b-q4_k_m"
@@ -263,6 +266,30 @@ def test_the_command_prints_a_table_and_the_same_as_json(
     for row in found["rows"]:
         assert row["added"] in text and row["fits"] and row["full_speed"]
     assert shlex.join(found["rows"][0]["command"]) in text
+
+
+def test_a_name_of_a_file_reaches_no_terminal_raw(capsys: pytest.CaptureFixture[str], nothing_stored: Path) -> None:
+    name = "a\x1b[2J b'$(x).gguf"
+    shutil.copyfile(ROOT / "autofit/_models/tiny.gguf", nothing_stored / name)
+    for words in (["--rows", "1"], ["--here", "--have", "rtx-3090"]):
+        assert main(["advise", name, *words]) == 0
+        text = capsys.readouterr().out
+        assert "\x1b" not in text and "--on " in text
+
+
+def test_all_hardware_is_looked_at_in_300_ms() -> None:
+    """Processor time with the model read, the best of three: `bench/advise_speed.py`."""
+    of = subject(MIXTRAL)
+    best = 1.0
+    for _ in range(3):
+        start = time.process_time()
+        choice = candidates(load_prices())
+        least = of.needs(choice)
+        assert in_order(
+            [one for one in choice if Limits().admits(one, least, of.ram_bytes, at_once=False)], at_once=False
+        )
+        best = min(best, time.process_time() - start)
+    assert best < 0.300
 
 
 @pytest.mark.parametrize(
