@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from autofit.calibration import store
 
+    if args.file is not None and args.action in ("list", "forget"):
+        raise UsageError(
+            f"calibration {args.action}: {printable(args.file)}: it takes no file",
+            hint="all entries are listed, and forgotten together; AUTOFIT_CALIBRATION names another database",
+        )
     if args.action == "list":
         return _list()
     if args.action == "forget":

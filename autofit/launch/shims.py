@@ -45,15 +45,18 @@ for folder in $PATH; do
 done
 set +f
 unset IFS
-if [ -z "$real" ]; then
+as_it_is() {{
+  [ -n "$real" ] && exec "$real" "$@"
   echo "$name: not found: PATH has no such program behind autofit's shim $here/$name" >&2
   exit 127
-fi
-case ${{{off}-}} in 0 | off | no | false) exec "$real" "$@" ;; esac
+}}
+# what is only written down need not be there
+[ -n "$real" ] || [ -n "${{{record}-}}" ] || as_it_is
+case ${{{off}-}} in 0 | off | no | false) as_it_is "$@" ;; esac
 """
 _ENGINE = """\
 for word; do
-  case $word in {informing}) exec "$real" "$@" ;; esac
+  case $word in {informing}) as_it_is "$@" ;; esac
 done
 """
 _PYTHON = """\
@@ -70,12 +73,12 @@ is_engine() {{
   done
   return 1
 }}
-is_engine "$@" || exec "$real" "$@"
+is_engine "$@" || as_it_is "$@"
 """
 _TAIL = """\
 if ! [ -x {python} ]; then
   echo "autofit: not there any more: $name is started as it is ($here/$name)" >&2
-  exec "$real" "$@"
+  as_it_is "$@"
 fi
 export {skip}="$skip"
 exec {python} -E -P -c '
@@ -93,7 +96,7 @@ sys.exit(main(sys.argv[1:]))' "$name" "$real" "$@"
 
 def shim_texts(python: str, programs: Mapping[str, Iterable[str]], modules: Iterable[str]) -> dict[str, str]:
     """The shims by name: of `programs`, with the flags after which each ends by itself, and of Python for `modules`."""
-    head = _HEAD.format(mark=SHIM_MARK, off=OFF, skip=SKIP)
+    head = _HEAD.format(mark=SHIM_MARK, off=OFF, skip=SKIP, record=RECORD)
     tail = _TAIL.format(python=shell.word(python, always=True), skip=SKIP)
     texts = {
         name: head

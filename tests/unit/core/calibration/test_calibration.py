@@ -272,6 +272,19 @@ def document(**changed: object) -> str:
     return json.dumps({"schema": 1, "starts": [{**ROW, **changed}]})
 
 
+@pytest.mark.parametrize("action", ["list", "forget"])
+def test_an_entry_is_not_forgotten_by_name(
+    action: str, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All would go, and not the one that was named."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    add(environ, KEY, 5 * MIB)
+    assert main(["calibration", action, "llama.cpp"]) == 2
+    assert "it takes no file" in capsys.readouterr().err
+    assert len(entries(environ)) == 1
+
+
 def test_the_row_itself_is_taken() -> None:
     assert from_json(document())[0].imported
 

@@ -54,6 +54,15 @@ def test_as_json(engines: Engines) -> None:
     assert second == {"verdict": "unknown", "command": "llama-server -m /nowhere.gguf"}
 
 
+def test_an_engine_of_a_script_need_not_be_there(tmp_path: Path) -> None:
+    """A script for another machine is checked here; what would only inform is not there to do so."""
+    engines = Engines(tmp_path, "vllm")
+    done = engines.run("check", "-q", "--", "sh", "-c", f"llama-server --version; llama-server -m {TINY} -c 512")
+    assert (done.returncode, done.stdout) == (0, f"fits: llama-server -m {TINY} -c 512\n")
+    assert done.stderr.count("llama-server: not found") == 1
+    assert engines.run("run", "--", "sh", "-c", f"llama-server -m {TINY}").returncode == 127
+
+
 @pytest.mark.parametrize(
     ("script", "message"),
     [
