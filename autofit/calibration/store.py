@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 MAX_ENTRIES = 4096
-WAIT_SECONDS = 2.0
+#: for others that write: a plan waits less long than what is lost otherwise
+READ_SECONDS, WRITE_SECONDS = 2.0, 15.0
 _TABLE = """CREATE TABLE IF NOT EXISTS starts (
     engine TEXT NOT NULL, build TEXT NOT NULL, api TEXT NOT NULL, device TEXT NOT NULL, architecture TEXT NOT NULL,
     imported INTEGER NOT NULL, n INTEGER NOT NULL, mean REAL NOT NULL, squares REAL NOT NULL, most INTEGER NOT NULL,
@@ -127,7 +128,8 @@ def _opened(path: Path, *, writes: bool) -> Iterator[sqlite3.Connection]:
 
     try:
         mode = "rwc" if writes else "ro"
-        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=WAIT_SECONDS)
+        seconds = WRITE_SECONDS if writes else READ_SECONDS
+        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=seconds)
         try:
             database.isolation_level = None
             version = database.execute("PRAGMA user_version").fetchone()[0]
@@ -143,7 +145,8 @@ def _opened(path: Path, *, writes: bool) -> Iterator[sqlite3.Connection]:
         finally:
             database.close()
     except (sqlite3.Error, OSError, ValueError, OverflowError) as error:
-        hint = "`autofit calibration forget` removes it"
+        is_busy = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        hint = "another process is writing to it: try again" if is_busy else "`autofit calibration forget` removes it"
         raise CalibrationError(f"{path}: {error}", hint=hint) from error
 
 

@@ -12,7 +12,7 @@ from autofit.domain.observed import Failure, Observed
 from autofit.domain.plan import Plan
 from autofit.domain.repair import Change, Repair
 from autofit.domain.request import Request
-from autofit.domain.units import MIB, format_bytes
+from autofit.domain.units import GIB, MIB, format_bytes
 from autofit.domain.values import NamedTuple, replace
 from autofit.errors import AutofitError, UsageError
 
@@ -30,6 +30,8 @@ LEAST_TOKENS = 1024
 SMALL_BYTES = 64 * MIB
 """Differences up to this are what allocators round."""
 FIT_TARGET_MIB = 1024
+SPLITS = 8
+"""Splits of layers over devices that are tried."""
 RUN_TIME_BYTES = 256 * MIB
 """What a device had too little of at least, where it ran short while running: the log does not say how much."""
 
@@ -230,6 +232,7 @@ def _each(case: Case, pinned: LlamaSettings, n_ctx: int) -> Iterator[tuple[int, 
         yield from _fit_target(case, pinned)
     if (pinned.n_parallel or -1) < 0 and any((*hp.is_swa, *hp.is_recr)):
         yield from _try(case, 1, ("-np", "1"), "one conversation at a time instead of 4")
+    yield from _other_split(case, pinned)
     size = pinned.n_ubatch or 512
     while size > 128:
         size = 1 << (size - 1).bit_length() - 1  # the next power of two below
@@ -285,6 +288,32 @@ def _fit_target(case: Case, pinned: LlamaSettings) -> Iterator[tuple[int, Change
         argv = with_flags(case.argv, flags, case.version)
         because = f"--fit leaves {now + FIT_TARGET_MIB} MiB of each device instead of {now}, for what comes after it"
         yield 0, Change(flags=flags, argv=argv, because=because)
+
+
+def _other_split(case: Case, pinned: LlamaSettings) -> Iterator[tuple[int, Change]]:
+    """Layers by what each device has free, in GiB, and fewer for a device that it is still too many for.
+
+    Where the engine fits itself (`--fit`, no layers given), it splits them itself.
+    """
+    devices = case.machine.devices
+    fits_itself = pinned.fit is not False and pinned.n_gpu_layers in (None, -1) and not pinned.tensor_split
+    if case.at_start or len(devices) < 2 or fits_itself or pinned.split_mode not in (None, "layer"):
+        return
+    if any(device.free_bytes is None for device in devices):
+        return
+    shares = [(device.free_bytes or 0) // GIB for device in devices]
+    for _ in range(SPLITS):
+        flags = ("-ts", ",".join(map(str, shares)))
+        plan = case.check(flags)
+        if plan is None:
+            return
+        if case.holds(plan):
+            yield from _try(case, 1, flags, "layers are dealt out by what each GPU has free")
+            return
+        short = {pool.id for pool in plan.memory.pools if (pool.room_bytes or 0) < 0}
+        shares = [max(0, n - (device.pool in short)) for n, device in zip(shares, devices, strict=True)]
+        if not any(shares) or all(device.pool in short for device in devices):
+            return
 
 
 def _try(case: Case, rank: int, flags: tuple[str, ...], because: str) -> Iterator[tuple[int, Change]]:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from autofit.calibration import store
 from autofit.calibration.apply import build_of, calibrated, key_of, record
 from autofit.calibration.exchange import from_json, to_json
 from autofit.calibration.rule import (
@@ -122,6 +123,20 @@ def test_many_at_once_lose_none(environ: dict[str, str]) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: add(environ, KEY, n), range(64)))
     assert entries(environ)[0].n_starts == 64
+
+
+def test_one_that_is_busy_is_not_to_be_removed(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    add(environ, KEY, 5)
+    monkeypatch.setattr(store, "WRITE_SECONDS", 0.1)
+    other = sqlite3.connect(environ["AUTOFIT_CALIBRATION"], isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(CalibrationError, match="locked") as raised:
+            add(environ, KEY, 5)
+        assert raised.value.hint == "another process is writing to it: try again"
+        assert entries(environ)[0].n_starts == 1  # who only reads does not wait
+    finally:
+        other.close()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database", b"SQLite format 3\0" + b"\xff" * 5000, b"\0" * 100])

@@ -1,0 +1,46 @@
+"""What is offered where one of several devices is too small for its share."""
+
+from __future__ import annotations
+
+from autofit.domain.repair import Repair
+from autofit.fix import fix
+
+from support.descriptors import DATA
+from support.llama_logs import loader_lines
+
+COMMAND = ("llama-server", "-m", "/m/q.gguf", "-ngl", "99", "-c", "16384", "-np", "1", "-fa", "on")
+FAILED = """\
+load_tensors: offloaded 65/65 layers to GPU
+load_tensors:        CUDA0 model buffer size =  9300.00 MiB
+load_tensors:        CUDA1 model buffer size =  9500.00 MiB
+llama_kv_cache:      CUDA0 KV buffer size =  2112.00 MiB
+ggml_backend_cuda_buffer_type_alloc_buffer: allocating 1984.00 MiB on device 1: cudaMalloc failed: out of memory
+alloc_tensor_range: failed to allocate CUDA1 buffer of size 2080374784
+"""
+
+
+def answer(*frees_mib: int, command: tuple[str, ...]) -> Repair:
+    text, _ = loader_lines(DATA / "models" / "qwen3-32b-Q4_K_M.json.gz")
+    devices = "".join(
+        f"llama_model_load_from_file_impl: using device CUDA{i} (NVIDIA GeForce RTX 3090) (0000:0{i}:00.0) - {n} MiB free\n"
+        for i, n in enumerate(frees_mib)
+    )
+    return fix([f"build: 8864 (abcdef12) with cc\n{devices}{text}\n{FAILED}".encode()], command).repair
+
+
+def test_uneven_cards_get_uneven_shares_before_anything_is_given_up() -> None:
+    first, *others = answer(23800, 11700, command=(*COMMAND, "-ts", "1,1")).changes
+    assert first.flags == ("-ts", "23,11")
+    assert first.argv == (*COMMAND, "-ts", "23,11")
+    assert first.plan is not None and first.plan.fits
+    assert all(change.argv.count("-ts") == 1 for change in others)
+
+
+def test_no_shares_are_offered_where_none_are_enough_or_the_engine_deals_by_itself() -> None:
+    alike = answer(11700, 11700, command=(*COMMAND, "-ts", "1,1"))
+    assert alike.changes
+    assert not [change for change in alike.changes if change.flags[0] == "-ts"]
+    rows = answer(23800, 11700, command=(*COMMAND, "-ts", "1,1", "-sm", "row"))
+    assert not [change for change in rows.changes if change.flags[0] == "-ts"]
+    fitted = answer(23800, 11700, command=("llama-server", "-m", "/m/q.gguf", "-c", "16384"))
+    assert not [change for change in fitted.changes if change.flags[0] == "-ts"]
