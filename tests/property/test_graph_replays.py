@@ -6,7 +6,9 @@ import random
 from collections.abc import Iterator
 
 import pytest
+from autofit.domain.values import replace
 
+from autofit_llama.engine.versions import LATEST, Version
 from autofit_llama.engine.vocabulary import Override
 from autofit_llama.graph.devices import CUDA, RPC
 from autofit_llama.memory.layout import Arguments, Sized, lay_out
@@ -48,3 +50,27 @@ def test_what_is_remembered_is_what_a_replay_gives(name: str) -> None:
         n_replays += len(remembering.known.replays) > n_before
         n_asked += 1
     assert 0 < n_replays < n_asked
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b-Q4_K_M", "gpt-oss-120b-MXFP4_MOE", "falcon-h1-7b-Q8_0"])
+def test_what_other_plans_have_shown_moves_no_byte(name: str) -> None:
+    """A model is laid out for one plan after another: other builds, contexts, batches, devices and cuts."""
+    model = spec("models", name)
+    shared, rng = Sized(model, read_hparams(model)), random.Random(11)
+    builds = (LATEST, Version(build=8390), Version(build=9538))
+    for _ in range(14):
+        context = ContextParams(
+            n_ctx=rng.choice((4096, 32_768)),
+            n_seq_max=rng.choice((1, 4)),
+            n_ubatch=rng.choice((128, 512)),
+            flash_attn=rng.choice(("on", "auto", "off")),
+            type_k=rng.choice(("f16", "q8_0")),
+            offload_kqv=rng.random() < 0.7,
+            op_offload=rng.random() < 0.7,
+            version=rng.choice(builds),
+        )
+        arguments = Arguments(context=context, n_gpu_layers=rng.choice((-1, 20)), pipeline=rng.random() < 0.5)
+        devices = rng.choice(((CUDA,), (CUDA, CUDA), (CUDA, RPC), (RPC, CUDA)))
+        known, fresh = (lay_out(one, devices, arguments).compute for one in (shared, Sized(model, shared.hparams)))
+        # splits are those of the blocks that were built, of which there may be more after a cut in vain
+        assert replace(known, n_splits=fresh.n_splits) == fresh, arguments
