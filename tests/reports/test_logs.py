@@ -179,7 +179,7 @@ CASES = {
         ),
         command=("llama-server", "-c", "20480", "-ngl", "99", "-fa", "on", "-ts", "1,1", "-m", "Apertus-70B-IQ4_XS.gguf"),
         failed="13.80 GiB for compute buffers could not be allocated on ROCm0, which held 20.61 GiB already",
-        flags=("-ngl", "75"),
+        flags=("-ngl", "73"),
         right="yes: the buffer is four copies for micro-batches that overlap; the thread ends in a build that does without them, as that one does with a layer in RAM",
     ),
     "a long prompt with a draft head": Case(
