@@ -6,6 +6,7 @@ context and decode rate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from autofit.domain.request import Prefer
@@ -199,8 +200,17 @@ def _is_worth(search: Search, goals: Goals, lossy: Found, lossless: Found) -> bo
 
 def gain_of(goals: Goals, lossy: Found, lossless: Found) -> float:
     """How many times as fast the lossy cache decodes: near the start of the context, or with it full."""
-    near = goals.rate(lossy) / goals.rate(lossless)
-    return max(near, goals.full(lossy) / goals.full(lossless)) if near >= 1.0 and lossless.split.on_host else near
+    near = _times(goals.rate(lossy), goals.rate(lossless))
+    return (
+        max(near, _times(goals.full(lossy), goals.full(lossless))) if near >= 1.0 and lossless.split.on_host else near
+    )
+
+
+def _times(one: float, other: float) -> float:
+    """How many times as fast; as fast where neither has a rate, as on a device whose bandwidth nobody states."""
+    if other > 0:
+        return one / other
+    return math.inf if one > 0 else 1.0
 
 
 def _reach_of(goals: Goals, found: Found) -> tuple[float, ...]:
