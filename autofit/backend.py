@@ -79,6 +79,7 @@ class Backend(ABC):
     irrelevant: ClassVar[frozenset[str]] = frozenset()  #: flags whose value changes no byte, so that it may be unknown
     #: readers of files that hold commands of the engine alone, by the end of the file's name: `text -> [(line, argv)]`
     command_files: ClassVar[Mapping[str, str]] = {}
+    has_workers: ClassVar[bool] = False  #: it starts a process for each device, which share tensors in /dev/shm
     port: ClassVar[int] = 8000  #: that the engine listens on, unless `--port` says another
     python_class: ClassVar[str] = ""  #: the class that `Plan.kwargs` are for: `llama_cpp.Llama`
     #: parts of its log that tell how far a plan was off: more of one is more memory (1), or is less (-1)

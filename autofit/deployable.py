@@ -33,6 +33,7 @@ def deployment(plan: Plan, backend: Backend, machine: Machine, references: Itera
         words=words or (),
         api=api,
         n_devices=max((machine.devices.index(device) + 1 for device in devices), default=0),
+        has_workers=backend.has_workers,
         port=_port(plan.argv) or backend.port,
     )
 

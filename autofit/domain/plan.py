@@ -90,7 +90,8 @@ class Deployment:
     `program` are the words of the command that start the engine, `references` those that name the model and what is
     loaded beside it, `paths` the ones among them that are files of this machine. `image` is a container image that
     brings the engine in the plan's version (`None`: none is known), `words` what stands behind it, `api` what its
-    devices are driven by. The engine sees the first `n_devices` of the machine.
+    devices are driven by. The engine sees the first `n_devices` of the machine; `has_workers`: it starts a process for
+    each.
     """
 
     program: tuple[str, ...] = ()
@@ -100,6 +101,7 @@ class Deployment:
     words: tuple[str, ...] = ()
     api: str | None = None
     n_devices: int = 0
+    has_workers: bool = False
     port: int = 8000
 
 

@@ -14,6 +14,7 @@ from autofit.errors import UsageError
 MODELS = "/models"
 SHARED_MEMORY_BYTES = 2 << 30  #: of /dev/shm where several processes share tensors; a container has 64 MiB
 MIB = 1 << 20
+LEAST_SPARE_BYTES = 256 * MIB
 _CHOOSES = "_VISIBLE_DEVICES"  #: ends of variables that choose devices
 
 
@@ -58,7 +59,7 @@ def container_of(plan: Plan) -> Container:
         n_gpus=len(device_ids) or deployed.n_devices,
         device_ids=device_ids,
         ram_bytes=_ram_bytes(plan),
-        shares_memory=(len(device_ids) or deployed.n_devices) > 1,
+        shares_memory=deployed.has_workers and (len(device_ids) or deployed.n_devices) > 1,
         api=deployed.api,
         port=deployed.port,
     )
@@ -119,6 +120,8 @@ def _mounts(paths: tuple[str, ...]) -> tuple[tuple[tuple[str, str], ...], dict[s
 
 
 def _ram_bytes(plan: Plan) -> int | None:
-    """What the host's memory must hold, in whole MiB."""
+    """What the host's memory must hold, in whole MiB: a pod is ended for the first byte beyond its limit, so that what
+    is not exact of the plan's RAM has room."""
     used = sum(pool.used_bytes for pool in plan.memory.pools if pool.id == HOST_POOL)
-    return -(-used // MIB) * MIB if used else None
+    whole = used + max(used // 32, LEAST_SPARE_BYTES)
+    return -(-whole // MIB) * MIB if used else None

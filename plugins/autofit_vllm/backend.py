@@ -97,6 +97,7 @@ class VllmBackend(Backend):
     packages: ClassVar[tuple[str, ...]] = ("vllm",)
     modules: ClassVar[tuple[str, ...]] = PYTHON_MODULES
     informing: ClassVar[frozenset[str]] = frozenset({"-h", "--help", "-v", "--version"})
+    has_workers: ClassVar[bool] = True
     python_class: ClassVar[str] = "vllm.LLM"
     irrelevant: ClassVar[frozenset[str]] = frozenset(
         {"--port", "--host", "--api-key", "--served-model-name", "--root-path", "--uvicorn-log-level"}

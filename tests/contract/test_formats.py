@@ -166,6 +166,28 @@ def test_words_that_a_file_cannot_hold_are_refused(form: str) -> None:
             resolve(host().renderers()[form].factory)(bad)
 
 
+def test_a_pod_has_room_beyond_the_plan_and_shared_memory_where_processes_share(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import yaml
+
+    pods = {}
+    for backend, card in (("llama", "rtx-3090"), ("vllm", "a100-80gb")):
+        wishes = (backend, model_of(backend, here), "--on", f"2x{card}", "--ram", "64GiB", "-q", "--format")
+        engine = ("--", "-sm", "layer", "-ts", "1,1", "-ngl", "99") if backend == "llama" else ("--", "-tp", "2")
+        planned = json.loads(printed(capsys, *wishes, "json", *engine))
+        deployment, _ = yaml.safe_load_all(printed(capsys, *wishes, "kubernetes", *engine))
+        pods[backend] = deployment["spec"]["template"]["spec"]
+        given = pods[backend]["containers"][0]["resources"]
+        assert given["requests"] == given["limits"]
+        assert given["limits"]["nvidia.com/gpu"] == "2"
+        used = next(pool["used_bytes"] for pool in planned["pools"] if pool["id"] == "host")
+        spare = (int(given["limits"]["memory"].removesuffix("Mi")) << 20) - used
+        assert spare >= (256 << 20)
+    shared = {backend: [v["name"] for v in pod["volumes"] if "emptyDir" in v] for backend, pod in pods.items()}
+    assert shared == {"llama": [], "vllm": ["shm"]}
+
+
 def test_devices_without_an_image(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("llama", str(MODELS["llama"]), "--on", "m4-max:64GiB", "-q", "--format", "compose", "--", "-ngl", "99")
     assert main([*words]) == 2
