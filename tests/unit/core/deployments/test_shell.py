@@ -80,7 +80,8 @@ TOLD = {
 @pytest.mark.parametrize("name", TOLD)
 def test_told_as_bash_starts_it(name: str, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
-    (tmp_path / "engine").write_text("#!/bin/sh\n{ printf '%s\\0' \"$@\"; printf '\\n\\0'; } > \"$LOG.$$\"\ncat \"$LOG.$$\" >> \"$LOG\"\n")
+    write = r'''{ printf '%s\0' "$@"; printf '\n\0'; } > "$LOG.$$"'''
+    (tmp_path / "engine").write_text(f'#!/bin/sh\n{write}\ncat "$LOG.$$" >> "$LOG"\n')
     (tmp_path / "engine").chmod(0o755)
     environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log), "HOME": "/home/x"}
     script = tmp_path / "start.sh"
