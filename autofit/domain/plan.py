@@ -14,6 +14,8 @@ Origin = Literal[
 ]
 Severity = Literal["info", "warning", "error"]
 Verdict = Literal["fits", "starts", "does not fit"]
+Role = Literal["head", "worker"]
+HEAD_ADDRESS = "HEAD_ADDRESS"  #: stands in commands of several machines for the head's address, where nobody stated it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,23 @@ class Deployment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeCommand:
+    """What one of several machines starts for a plan: the head answers requests, workers lend it their devices.
+
+    `commands` are argument lists, started in their order: all but the last come to an end, and the last one goes on.
+    `env` are variables of each. `n_devices` of the machine's take part. `head_address` is the word of the commands that
+    is the head's address, alone or before `:PORT`: `HEAD_ADDRESS` where it is to be filled in, `None`: it is in none.
+    """
+
+    node: str  #: the machine's name, unlike that of every other
+    role: Role
+    commands: tuple[tuple[str, ...], ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    n_devices: int = 0
+    head_address: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything there is to say about one launch."""
 
@@ -125,6 +144,7 @@ class Plan:
     engine_version: str | None = None
     engine_source: str | None = None  #: how it is known which version that is
     deployment: Deployment | None = None  #: not of a command that is only checked
+    nodes: tuple[NodeCommand, ...] = ()  #: of a plan for several machines: the head, then the workers in their order
 
     @property
     def verdict(self) -> Verdict:
@@ -153,7 +173,19 @@ class Plan:
             "alternatives": [_alternative_to_dict(alternative) for alternative in self.alternatives],
             "findings": [{"severity": f.severity, "code": f.code, "message": f.message} for f in self.findings],
             "engine_report": _finite(dict(self.engine_report)),
+            "nodes": [_node_to_dict(node) for node in self.nodes],
         }
+
+
+def _node_to_dict(node: NodeCommand) -> dict[str, Any]:
+    return {
+        "node": node.node,
+        "role": node.role,
+        "commands": [list(command) for command in node.commands],
+        "env": dict(node.env),
+        "n_devices": node.n_devices,
+        "head_address": node.head_address,
+    }
 
 
 def _pool_to_dict(pool: PoolUse) -> dict[str, Any]:

@@ -217,6 +217,11 @@ def flag_of(dest: str) -> str:
     return "--" + dest.replace("_", "-")
 
 
+def spellings(dest: str) -> tuple[str, ...]:
+    """Every spelling of a setting of the newest release, with dashes."""
+    return tuple(_by_dest(NEWEST)[dest]["options"])
+
+
 def is_frontend(dest: str, engine: Engine) -> bool:
     """Whether a setting is the HTTP server's, and so no argument of `vllm.LLM`."""
     return bool(_by_dest(engine.release).get(dest, {}).get("frontend"))

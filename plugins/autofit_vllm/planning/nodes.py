@@ -1,15 +1,23 @@
-"""Several machines: which ranks are here, and what the others are started with."""
+"""Several machines: which ranks are here, and what each of them starts."""
 
 from __future__ import annotations
 
-from autofit.domain.plan import Finding
+from collections.abc import Iterable, Mapping, Sequence
 
+from autofit.domain.plan import HEAD_ADDRESS, Finding, NodeCommand
+
+from autofit_vllm.command.flags import spellings
 from autofit_vllm.planning.codes import finding
 from autofit_vllm.planning.evaluation import Evaluation
 
+RAY_PORT = 6379
+"""Where `ray start --head` listens, unless it is told."""
+_OF_A_NODE = {"node_rank": 1, "master_addr": 1, "headless": 0}
+"""Settings that differ from node to node, and how many words follow their flags."""
+
 
 def nodes_finding(evaluation: Evaluation) -> list[Finding]:
-    """Of ranks that are spread over machines like this one; nothing where all are here."""
+    """Of ranks that are spread over several machines; nothing where all are here."""
     config, settings = evaluation.config, evaluation.settings
     parallel = config.parallel
     if parallel.nnodes > 1:
@@ -24,6 +32,59 @@ def nodes_finding(evaluation: Evaluation) -> list[Finding]:
     message = f"{here}: {parallel.dp - local} more run on other machines, with the same command and"
     message += " --headless --data-parallel-start-rank of their first, and the --data-parallel-address of this one"
     return [finding("nodes", message)]
+
+
+def node_commands(evaluation: Evaluation, argv: Sequence[str], env: Mapping[str, str]) -> tuple[NodeCommand, ...]:
+    """What each machine starts, the head first; none where all ranks are on one."""
+    settings, n_nodes = evaluation.settings, evaluation.config.parallel.nnodes
+    if n_nodes < 2:
+        return ()
+    each = len(evaluation.ranks) // n_nodes
+    given = settings.given.get("master_addr")
+    head = given if isinstance(given, str) and given else HEAD_ADDRESS
+    if settings.nnodes == 1:
+        lists = _ray_commands(argv, n_nodes, head)
+    else:
+        lists = [(_of_rank(argv, rank, head),) for rank in range(n_nodes)]
+    return tuple(
+        NodeCommand(
+            node=f"node{rank}",
+            role="worker" if rank else "head",
+            commands=commands,
+            env=env,
+            n_devices=each,
+            head_address=head if any(head in word for words in commands for word in words) else None,
+        )
+        for rank, commands in enumerate(lists)
+    )
+
+
+def _of_rank(argv: Sequence[str], rank: int, head: str) -> tuple[str, ...]:
+    """The command of one node of `--nnodes`: only the first has a server (entrypoints/cli/serve.py:run_headless)."""
+    own = ("--node-rank", str(rank), "--master-addr", head, *(("--headless",) if rank else ()))
+    return (*_without(argv, _OF_A_NODE), *own)
+
+
+def _ray_commands(argv: Sequence[str], n_nodes: int, head: str) -> list[tuple[tuple[str, ...], ...]]:
+    """The cluster, then the engine on its head, which Ray starts on the other nodes too."""
+    first = (("ray", "start", "--head", f"--port={RAY_PORT}"), tuple(argv))
+    others = (("ray", "start", f"--address={head}:{RAY_PORT}", "--block"),)
+    return [first, *[others] * (n_nodes - 1)]
+
+
+def _without(argv: Sequence[str], settings: Mapping[str, int]) -> Iterable[str]:
+    """The words without the flags of these settings, in whatever spelling, and what follows them."""
+    n_values = {word: n for name, n in settings.items() for word in spellings(name)}
+    kept: list[str] = []
+    at = 0
+    while at < len(argv):
+        flag, equals, _ = argv[at].partition("=")
+        flag = "--" + flag[2:].replace("_", "-") if flag.startswith("--") else flag
+        n = n_values.get(flag)
+        if n is None:
+            kept.append(argv[at])
+        at += 1 + (0 if n is None or equals else n)
+    return kept
 
 
 def _by_rank(evaluation: Evaluation) -> Finding:

@@ -11,6 +11,7 @@ from autofit.planning.accounting import DeviceUse, account
 
 from autofit_vllm.planning.evaluation import Evaluation, host_items
 from autofit_vllm.planning.findings import findings_of, host_finding
+from autofit_vllm.planning.nodes import node_commands
 
 
 def memory_of(evaluation: Evaluation, machine: Machine) -> Memory:
@@ -116,4 +117,5 @@ def build_plan(
         findings=(*own, *findings),
         engine_report=report(evaluation),
         engine_version=evaluation.settings.version.version,
+        nodes=node_commands(evaluation, argv, env or {}),
     )

@@ -110,6 +110,37 @@ def test_nodes_are_machines_like_this_one() -> None:
     assert "--node-rank" in told(free)["nodes"]
 
 
+def test_each_node_has_its_command() -> None:
+    """The head has the server; the others run the same flags without one."""
+    found = check(
+        CONFIGS / "llama3-70b", "8xh100-80gb", "-tp", "8", "-pp", "3", "--nnodes", "3", "--node_rank=2", "-r", "1"
+    )
+    head, *workers = found.nodes
+    flags = ("vllm", "serve", str(CONFIGS / "llama3-70b"), "-tp", "8", "-pp", "3", "--nnodes", "3")
+    assert head.commands == ((*flags, "--node-rank", "0", "--master-addr", "HEAD_ADDRESS"),)
+    own = [("--node-rank", str(rank), "--master-addr", "HEAD_ADDRESS", "--headless") for rank in (1, 2)]
+    assert [worker.commands for worker in workers] == [((*flags, *words),) for words in own]
+    assert [(one.node, one.role, one.n_devices) for one in found.nodes] == [
+        ("node0", "head", 8),
+        ("node1", "worker", 8),
+        ("node2", "worker", 8),
+    ]
+    assert found.to_dict()["nodes"][2]["head_address"] == "HEAD_ADDRESS"
+    stated = check(CONFIGS / "llama3-70b", "8xh100-80gb", "-tp", "16", "--nnodes", "2", "--master-addr", "10.0.0.1")
+    assert stated.nodes[1].commands[0][-5:] == ("--node-rank", "1", "--master-addr", "10.0.0.1", "--headless")
+    assert stated.nodes[1].head_address == "10.0.0.1"
+    assert check(CONFIGS / "llama3-70b", "8xh100-80gb", "-tp", "8").nodes == ()
+
+
+def test_ray_is_started_on_each_node_before_the_engine() -> None:
+    ray = ("--distributed-executor-backend", "ray")
+    found = check(CONFIGS / "deepseek-v3", "8xh200", "-tp", "8", "-pp", "2", *ray)
+    head, worker = found.nodes
+    assert head.commands == (("ray", "start", "--head", "--port=6379"), found.argv)
+    assert worker.commands == (("ray", "start", "--address=HEAD_ADDRESS:6379", "--block"),)
+    assert (head.head_address, worker.head_address) == (None, "HEAD_ADDRESS")
+
+
 def test_a_node_is_told_which_ranks_it_has() -> None:
     flags = ("-tp", "8", "-pp", "2", "--nnodes", "2", "--node-rank", "1", "--master-addr", "10.0.0.1", "--headless")
     message = told(check(CONFIGS / "llama3-70b", "8xh100-80gb", *flags))["nodes"]
