@@ -43,6 +43,11 @@ docs:
     python tools/gen/docs.py
     python tools/gen/transcripts.py
 
+# Build the site of docs/ into build/site: no warning, and nothing of it comes from another server
+site:
+    NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
+    python tools/site/offline.py build/site
+
 # What a newer source of an engine (llama or vllm) changed of the functions that our rules cite
 sources engine tree:
     python tools/check_sources.py "$1" "$2"

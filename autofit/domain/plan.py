@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Literal
 
-from autofit.domain.memory import Memory, PoolUse
+from autofit.domain.memory import KINDS, Memory, PoolUse
 from autofit.domain.values import NamedTuple, dataclass, field
 
-if TYPE_CHECKING:
-    from autofit.domain.document import (
-        AlternativeDocument,
-        DecisionDocument,
-        NodeDocument,
-        PlanDocument,
-        PoolDocument,
-        SpeedDocument,
-    )
-
-SCHEMA: Final = 1
+SCHEMA = 1
 Origin = Literal[
     "user", "wrapped command", "environment", "settings file", "preset", "profile", "solved", "engine default"
 ]
@@ -163,8 +153,8 @@ class Plan:
             return "starts"
         return "fits" if self.fits else "does not fit"
 
-    def to_dict(self) -> PlanDocument:
-        """The plan as JSON values, schema 1 (`docs/json.md`, `docs/plan.schema.json`)."""
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON values, schema 1 (`docs/json.md`)."""
         return {
             "schema": SCHEMA,
             "backend": self.backend,
@@ -187,7 +177,7 @@ class Plan:
         }
 
 
-def _node_to_dict(node: NodeCommand) -> NodeDocument:
+def _node_to_dict(node: NodeCommand) -> dict[str, Any]:
     return {
         "node": node.node,
         "role": node.role,
@@ -198,7 +188,7 @@ def _node_to_dict(node: NodeCommand) -> NodeDocument:
     }
 
 
-def _pool_to_dict(pool: PoolUse) -> PoolDocument:
+def _pool_to_dict(pool: PoolUse) -> dict[str, Any]:
     return {
         "id": pool.id,
         "name": pool.name,
@@ -207,12 +197,7 @@ def _pool_to_dict(pool: PoolUse) -> PoolDocument:
         "budget_bytes": pool.budget_bytes,
         "used_bytes": pool.used_bytes,
         "start_bytes": pool.start_bytes,
-        "weights_bytes": pool.sum_bytes("weights"),
-        "cache_bytes": pool.sum_bytes("cache"),
-        "compute_bytes": pool.sum_bytes("compute"),
-        "runtime_bytes": pool.sum_bytes("runtime"),
-        "transient_bytes": pool.sum_bytes("transient"),
-        "reserve_bytes": pool.sum_bytes("reserve"),
+        **{f"{kind}_bytes": pool.sum_bytes(kind) for kind in KINDS},
         "items": [
             {
                 "kind": i.kind,
@@ -232,7 +217,7 @@ def _pool_to_dict(pool: PoolUse) -> PoolDocument:
     }
 
 
-def _decision_to_dict(decision: Decision) -> DecisionDocument:
+def _decision_to_dict(decision: Decision) -> dict[str, Any]:
     rejected = decision.next_rejected
     return {
         "setting": decision.setting,
@@ -250,7 +235,7 @@ def _decision_to_dict(decision: Decision) -> DecisionDocument:
     }
 
 
-def _alternative_to_dict(alternative: Alternative) -> AlternativeDocument:
+def _alternative_to_dict(alternative: Alternative) -> dict[str, Any]:
     return {
         "title": alternative.title,
         "argv": list(alternative.argv),
@@ -271,8 +256,7 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def speed_to_dict(speed: Speed) -> SpeedDocument:
-    """The rates as JSON values."""
+def speed_to_dict(speed: Speed) -> dict[str, object]:
     start = speed.start_tokens_per_s if speed.decodes else None
     return {
         "decode_tokens_per_s": round(speed.decode_tokens_per_s, 2) if speed.decodes else None,

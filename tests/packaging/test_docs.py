@@ -7,6 +7,7 @@ from dataclasses import fields
 from textwrap import indent
 
 import autofit
+import yaml
 
 from autofit_llama.graph.builder import Graph
 from autofit_llama.model.architecture import Architecture
@@ -62,3 +63,17 @@ def test_programs_that_pages_name_are_there() -> None:
     for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
         for program in re.findall(r"\btools/[a-z_/]+\.py\b", page.read_text()):
             assert (ROOT / program).exists(), f"{page.name}: {program}"
+
+
+def pages_of(nav: object) -> list[str]:
+    """The pages that a part of the navigation names."""
+    if isinstance(nav, str):
+        return [nav]
+    parts = nav.values() if isinstance(nav, dict) else nav
+    return [page for part in parts for page in pages_of(part)]
+
+
+def test_every_page_has_one_place_in_the_navigation() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    docs = ROOT / "docs"
+    assert sorted(pages_of(nav)) == sorted(path.relative_to(docs).as_posix() for path in docs.rglob("*.md"))

@@ -52,6 +52,6 @@ def test_a_command_of_a_page_succeeds(command: str, here: Path, capsys: pytest.C
 
 def test_recipes_that_pages_name_are_there() -> None:
     recipes = set(re.findall(r"^([a-z][a-z-]*)[^=\n]*:(?!=)", (ROOT / "justfile").read_text(), re.MULTILINE))
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
     named = {word for page in pages for word in re.findall(r"(?:^|`)just ([a-z-]+)", page.read_text(), re.MULTILINE)}
     assert {"follow", "gen", "test", "engines"} <= named <= recipes

@@ -14,7 +14,7 @@ from support import ROOT
 
 GLOSSARY = ROOT / "docs" / "glossary.md"
 SOURCES = sorted([*ROOT.glob("autofit/**/*.py"), *ROOT.glob("plugins/**/*.py")])
-PAGES = [ROOT / "README.md", *sorted(path for path in ROOT.glob("docs/*.md") if path != GLOSSARY)]
+PAGES = [ROOT / "README.md", *sorted(path for path in ROOT.glob("docs/**/*.md") if path != GLOSSARY)]
 
 
 @cache

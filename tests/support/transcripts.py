@@ -1,6 +1,7 @@
 """Transcripts on pages: blocks of `console`, each a command after `$ ` and what it prints, run where they stand.
 
-A line `...` stands for lines that are left out, `$ echo $?` for the exit code of the command before it.
+A line `...` stands for lines that are left out, `$ echo $?` for the exit code of the command before it. A command may
+end in `> FILE`; `$ cat FILE` shows what is in it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 from autofit.cli.main import main
 
@@ -30,22 +32,42 @@ class Transcript:
 
 def transcripts(page: str) -> list[Transcript]:
     """Those of a page (text), in its order."""
-    return [each for block in BLOCK.findall(page) for each in _of_block(block)]
+    return [each for block in BLOCK.findall(page) for each in of_block(block)]
 
 
-def _of_block(block: str) -> Iterator[Transcript]:
+def of_block(block: str) -> Iterator[Transcript]:
+    """Those of one block."""
     for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
         command, *shown = part.splitlines()
         yield Transcript(command=command, shown=tuple(shown))
 
 
-@cache
 def printed(command: str) -> tuple[tuple[str, ...], int]:
-    """The lines of an `autofit` command in this process, stdout before stderr, and its exit code; run once."""
+    """The lines of a command of a page in this process, stdout before stderr, and its exit code."""
+    if command.startswith("cat "):
+        return tuple(Path(command.removeprefix("cat ")).read_text(encoding="utf-8").splitlines()), 0
+    command, _, file = command.partition(" > ")
+    out, err, code = _run(command)
+    if file:
+        Path(file).write_text(out, encoding="utf-8")
+    return tuple(((out if not file else "") + err).splitlines()), code
+
+
+@cache
+def _run(command: str) -> tuple[str, str, int]:
+    """stdout, stderr and the exit code of an `autofit` command; run once."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(shlex.split(command)[1:])
-    return tuple((out.getvalue() + err.getvalue()).splitlines()), code
+        try:
+            code = main(shlex.split(command)[1:])
+        except SystemExit as end:  # --help
+            code = int(end.code or 0)
+    return out.getvalue(), err.getvalue(), code
+
+
+def forget() -> None:
+    """Commands run again, after files that they read have changed."""
+    _run.cache_clear()
 
 
 def same(shown: Sequence[str], lines: Sequence[str]) -> bool:
@@ -76,25 +98,26 @@ def refreshed(page: str) -> str:
     def block(found: re.Match[str]) -> str:
         lines: list[str] = []
         code = 0
-        for each in _of_block(found[1]):
+        for each in of_block(found[1]):
             if each.command == "echo $?":
                 now: tuple[str, ...] = (str(code),)
             else:
                 now, code = printed(each.command)
-            lines += [f"$ {each.command}", *(_kept(each.shown, now) if LEFT_OUT in each.shown else now)]
+            lines += [f"$ {each.command}", *(kept(each.shown, now) if LEFT_OUT in each.shown else now)]
         return "\n".join(["```console", *lines, "```"])
 
     return BLOCK.sub(block, page)
 
 
-def _kept(shown: tuple[str, ...], lines: tuple[str, ...]) -> Iterator[str]:
+def kept(shown: tuple[str, ...], lines: tuple[str, ...]) -> Iterator[str]:
+    """Of what is printed, the lines of the same kinds as those shown."""
     kinds = {_kind(line) for line in shown}
     left_out = False
     for line in lines:
-        kept = _kind(line) in kinds
-        if kept or not left_out:
-            yield line if kept else LEFT_OUT
-        left_out = not kept
+        is_kept = _kind(line) in kinds
+        if is_kept or not left_out:
+            yield line if is_kept else LEFT_OUT
+        left_out = not is_kept
 
 
 def _kind(line: str) -> tuple[str, ...]:

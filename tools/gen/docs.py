@@ -24,7 +24,6 @@ from autofit.host import Host, resolve
 from autofit.planning.findings import COMMON
 from autofit.profiles import data_dir
 from autofit.settings.options import OPTIONS, OWN
-from schema import commands_schema, plan_schema
 
 from autofit_llama.model.architecture import every_architecture
 from autofit_vllm.architectures import choose_architecture
@@ -310,8 +309,6 @@ def main() -> int:
         "architectures.md": architectures(),
         "vllm-models.md": vllm_models(),
         "hardware.md": hardware(),
-        "plan.schema.json": plan_schema(),
-        "commands.schema.json": commands_schema(),
     }
     for name, text in pages.items():
         path = DOCS / name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from autofit.domain.machine import HOST_POOL, Machine
 from autofit.domain.memory import Memory, MemoryItem
@@ -13,9 +12,6 @@ from autofit.planning.accounting import DeviceUse, account
 from autofit_vllm.planning.evaluation import Evaluation, host_items
 from autofit_vllm.planning.findings import findings_of, host_finding
 from autofit_vllm.planning.nodes import node_commands
-
-if TYPE_CHECKING:
-    from autofit_vllm.planning.report import VllmReportDocument
 
 
 def memory_of(evaluation: Evaluation, machine: Machine) -> Memory:
@@ -43,7 +39,7 @@ def memory_of(evaluation: Evaluation, machine: Machine) -> Memory:
     return account(uses, () if any(use.shares_memory for use in uses) else host_items(evaluation), machine)
 
 
-def report(evaluation: Evaluation) -> VllmReportDocument:
+def report(evaluation: Evaluation) -> dict[str, object]:
     """The engine's own figures, by the names it uses."""
     config, kv, capacity = evaluation.config, evaluation.kv, evaluation.capacity
     return {
@@ -119,7 +115,7 @@ def build_plan(
         decisions=tuple(decisions),
         alternatives=tuple(alternatives),
         findings=(*own, *findings),
-        engine_report={**report(evaluation)},
+        engine_report=report(evaluation),
         engine_version=evaluation.settings.version.version,
         nodes=node_commands(evaluation, argv, env or {}),
     )
