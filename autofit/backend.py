@@ -246,6 +246,18 @@ class Backend(ABC):
         """
         raise NotImplementedError
 
+    def benchmark(self, model: str) -> Sequence[str]:
+        """The command of the engine's own benchmark of a model file, offloaded as a whole; empty: it has none."""
+        return ()
+
+    def read_benchmark(self, text: str) -> Sequence[Mapping[str, Any]]:
+        """What the command of `benchmark` printed: rows with `model`, `test` and `tokens_per_s`.
+
+        Raises:
+            EngineError: it is not a result.
+        """
+        raise NotImplementedError
+
     def repair(
         self,
         observed: Observed,

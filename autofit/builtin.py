@@ -132,4 +132,15 @@ def autofit_register_model_sources() -> Iterable[ModelSourceRef]:
 
 @hookimpl
 def autofit_register_hardware_sources() -> Iterable[HardwareSourceRef]:
-    return (HardwareSourceRef("detect", "the devices of this machine", "autofit.hardware:detect_machine"),)
+    return (
+        HardwareSourceRef(
+            "NVIDIA",
+            "NVML, nvidia-smi, and the kernel module",
+            "autofit.hardware.nvidia:find",
+            library="/",
+            unanswered="autofit.hardware.nvidia:unanswered",
+        ),
+        HardwareSourceRef("AMD", "sysfs, amdsmi, rocm-smi", "autofit.hardware.amd:find", library="/dev/kfd"),
+        HardwareSourceRef("Intel", "sysfs and the kernel's ioctls", "autofit.hardware.intel:find"),
+        HardwareSourceRef("Apple", "sysctl, and the working set of its GPU", "autofit.hardware.apple:find"),
+    )

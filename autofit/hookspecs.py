@@ -76,11 +76,19 @@ class ModelSourceRef(NamedTuple):
 
 
 class HardwareSourceRef(NamedTuple):
-    """Something that knows devices. `factory` is `module:function() -> Machine`, of which the devices are added."""
+    """Something that knows devices. `factory` is `module:function(system, host) -> Facts` (`autofit.hardware.facts`);
+    `system` is the only door to files and programs, and keeps the time.
+
+    `library`: the path whose presence says that asking loads a driver's library, which a child process does.
+    `unanswered` is `module:function(system, why) -> Facts`: what is known where the library gave no answer in time.
+    One that `fills_gaps` is asked only where the others leave a device, or its free memory, unknown."""
 
     name: str
     summary: str
     factory: str
+    library: str = ""
+    unanswered: str = ""
+    fills_gaps: bool = False
 
 
 class RendererRef(NamedTuple):

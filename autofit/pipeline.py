@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from autofit.domain.model import ModelFiles, ModelSpec
     from autofit.domain.plan import Finding, Plan
     from autofit.domain.ram import Ram
+    from autofit.hardware.facts import Facts, Source
     from autofit.hardware.installed import Engine
     from autofit.settings.keywords import CheckOptions, PlanOptions
 
@@ -51,14 +52,29 @@ def detect_machine(environ: Mapping[str, str] | None = None) -> Machine:
     """
     from autofit.hardware import detect_machine as detect
 
-    # a source is looked up when it is asked, so that one that cannot be imported is a finding of its own
-    refs = (ref for ref in host().hardware_sources().values() if ref.name != "detect")
-    return detect(environ, sources=[(ref.name, partial(_ask_source, ref.factory)) for ref in refs])
+    engines = (word for ref in host().backends().values() for word in ref.programs)
+    return detect(environ, sources=hardware_sources(), engines=engines)
 
 
-def _ask_source(factory: str) -> Machine:
-    machine: Machine = resolve_ref(factory)()
-    return machine
+def hardware_sources() -> list[Source]:
+    """What is asked for devices. Each is looked up when it is asked: one that cannot be imported is a finding."""
+    from autofit.hardware.facts import Source
+
+    return [
+        Source(
+            ref.name,
+            partial(_ask_source, ref.factory),
+            ref.library,
+            partial(_ask_source, ref.unanswered) if ref.unanswered else None,
+            ref.fills_gaps,
+        )
+        for ref in host().hardware_sources().values()
+    ]
+
+
+def _ask_source(factory: str, *facts: object) -> Facts:
+    answer: Facts = resolve_ref(factory)(*facts)
+    return answer
 
 
 def load_machine(*names: str, ram: Ram | str | int | None = None) -> Machine:

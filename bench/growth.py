@@ -23,10 +23,10 @@ sys.path[:0] = [str(ROOT / "tests")]
 import autofit
 from autofit.domain.machine import Host
 from autofit.errors import AutofitError
-from autofit.hardware.engines import parse as parse_devices
 from autofit.readers import read_model
 from autofit.sources.choice import models_of
 
+from autofit_llama.engine.devices import parse as parse_devices
 from autofit_llama.engine.regex import searcher
 from autofit_llama.engine.versions import LATEST
 from autofit_llama.loading.check import check_loads

@@ -6,22 +6,24 @@ import argparse
 import os
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autofit.domain.text import printable
-from autofit.errors import UsageError
+from autofit.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from autofit.domain.machine import Machine
 
+BENCHMARK_SECONDS = 600.0
 ACTIONS = {
     "detect": "what this machine has (the default); paste it into bug reports",
     "list": "the profiles that --on knows",
     "show": "one profile or machine, and where each figure comes from",
     "save": "write this machine, or what --on describes, as a profile of yours",
-    "calibrate": "measure this machine's memory, and llama-bench if --model is given",
+    "calibrate": "measure this machine's memory and, with --model, run an engine's benchmark",
 }
 
 
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="describe this hardware, not this machine; repeat for several devices",
     )
     parser.add_argument("--ram", metavar="SIZE", help="RAM of the hardware given by --on")
-    parser.add_argument("--model", metavar="FILE", help="calibrate: let llama-bench measure this model")
+    parser.add_argument("--model", metavar="FILE", help="calibrate: the model that an engine's benchmark runs")
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
 
@@ -197,10 +199,9 @@ def _calibrate(args: argparse.Namespace) -> int:
     import datetime
 
     from autofit.domain.values import replace
-    from autofit.hardware.calibrate import measure_ram, run_llama_bench
+    from autofit.hardware.calibrate import measure_ram
     from autofit.hardware.catalog import THIS_MACHINE
     from autofit.hardware.report import profile_table
-    from autofit.hardware.system import this_system
     from autofit.pipeline import detect_machine
     from autofit.profiles import save
 
@@ -212,8 +213,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     print("measuring RAM ...", file=sys.stderr)
     measured = measure_ram(machine)
     if args.model:
-        print("running llama-bench ...", file=sys.stderr)
-        measured = replace(measured, llama_bench=run_llama_bench(this_system(), args.model))
+        measured = replace(measured, benchmark=_benchmark(args.model))
     table = {
         **profile_table(machine, name),
         "calibration": measured.to_table(datetime.date.today().isoformat()),
@@ -222,7 +222,29 @@ def _calibrate(args: argparse.Namespace) -> int:
     rate = measured.ram_bandwidth_bytes_per_s
     spread = f"{len(measured.passes)} passes, the slowest {min(measured.passes) / 1e9:.1f}"
     print(f"RAM  {rate / 1e9:.1f} GB/s read by {measured.n_threads} threads ({spread})")
-    for row in measured.llama_bench:
-        print(f"{row['test']:<12} {row['tokens_per_s']} tokens/s  {row['model']}")
+    for row in measured.benchmark:
+        print(f"{row['test']:<12} {row['tokens_per_s']} tokens/s  {printable(str(row['model']), 80)}")
     print(f"written to {path}", file=sys.stderr)
     return 0
+
+
+def _benchmark(model: str) -> tuple[Mapping[str, Any], ...]:
+    """What the benchmark of the first engine that has one says of a model.
+
+    Raises:
+        EngineError: not installed, failed, or its answer is not understood.
+    """
+    from autofit.hardware.system import ToolError, this_system
+    from autofit.host import host
+
+    for name in host().backends():
+        backend = host().backend(name)
+        argv = backend.benchmark(model)
+        if not argv:
+            continue
+        print(f"running {argv[0]} ...", file=sys.stderr)
+        try:
+            return tuple(backend.read_benchmark(this_system().run(argv, BENCHMARK_SECONDS)))
+        except ToolError as cause:
+            raise EngineError(str(cause), hint="without --model only RAM is measured") from None
+    raise EngineError("no engine with a benchmark is known", hint="without --model only RAM is measured")

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autofit.domain.machine import Machine
     from autofit.domain.ram import Ram
+    from autofit.hardware.facts import Source
 
 
 def detect_machine(
     env: Mapping[str, str] | None = None,
     root: Path = Path("/"),
     *,
-    sources: Iterable[tuple[str, Callable[[], Machine]]] = (),
+    sources: Iterable[Source] = (),
+    engines: Iterable[str] = (),
 ) -> Machine:
     """This machine, in bounded time. Never fails; `Machine.findings` says what could not be learnt, and why.
 
-    `sources` are further ones by name: devices of the machines they return are added, unless known. `env`
+    `sources` are asked for devices; without any, only the host is known. `engines` are the programs of engines. `env`
     stands in for the process environment; `root` for a recorded tree, from which nothing is run.
     """
-    from autofit.hardware.detect import detect, from_machine
+    from autofit.domain.values import replace
+    from autofit.hardware.detect import detect
     from autofit.hardware.system import this_system
 
-    return detect(this_system(env, root), [(name, from_machine(source)) for name, source in sources])
+    return detect(replace(this_system(env, root), engines=tuple(engines)), tuple(sources))
 
 
 def load_machine(*names: str, ram: Ram | str | int | None = None, profile_dirs: Iterable[str | Path] = ()) -> Machine:

@@ -1,4 +1,4 @@
-"""What this machine really does: how fast it reads RAM, and what llama.cpp's benchmark says."""
+"""What this machine really does: how fast it reads RAM."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from autofit.domain.machine import Machine
-from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 from autofit.domain.values import dataclass, field
-from autofit.errors import EngineError, HardwareError
-from autofit.hardware.system import System, ToolError
+from autofit.errors import HardwareError
 
 BUFFER_BYTES = 256 << 20  #: per thread: far beyond any cache, and pages that are really there
 MIN_BUFFER_BYTES = 64 << 20
-BENCH_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +25,7 @@ class Calibration:
     ram_bandwidth_bytes_per_s: int
     n_threads: int
     passes: tuple[int, ...] = ()
-    llama_bench: tuple[Mapping[str, Any], ...] = field(default=())
+    benchmark: tuple[Mapping[str, Any], ...] = field(default=())  #: rows of an engine's own
 
     def to_table(self, date: str) -> dict[str, Any]:
         """The `[calibration]` table of a profile."""
@@ -37,7 +34,7 @@ class Calibration:
             "ram_bandwidth_bytes_per_s": self.ram_bandwidth_bytes_per_s,
             "n_threads": self.n_threads,
         }
-        return table | ({"llama_bench": [dict(row) for row in self.llama_bench]} if self.llama_bench else {})
+        return table | ({"benchmark": [dict(row) for row in self.benchmark]} if self.benchmark else {})
 
 
 def measure_ram(machine: Machine, *, seconds: float = 2.0, buffer_bytes: int | None = None) -> Calibration:
@@ -99,51 +96,3 @@ def _one_pass(search: Callable[[Any, int, int], object], buffers: Sequence[Any],
 def _sweep(search: Callable[[Any, int, int], object], buffer: Any, size: int, ready: threading.Barrier) -> None:
     ready.wait()
     search(buffer, 2, size)
-
-
-def run_llama_bench(system: System, model: str, *, n_gpu_layers: int = 99) -> tuple[Mapping[str, Any], ...]:
-    """Rows of `llama-bench` for one model: prompt of 512 and 64 generated tokens.
-
-    Raises:
-        EngineError: not installed, failed, or its answer is not understood.
-    """
-    import json
-
-    argv = (
-        "llama-bench",
-        "-m",
-        model,
-        "-p",
-        "512",
-        "-n",
-        "64",
-        "-r",
-        "3",
-        "-ngl",
-        str(n_gpu_layers),
-        "-o",
-        "json",
-    )
-    try:
-        rows = json.loads(system.run(argv, BENCH_SECONDS))
-    except ToolError as cause:
-        raise EngineError(str(cause), hint="without --model only RAM is measured") from None
-    except (ValueError, RecursionError) as cause:
-        raise EngineError(f"llama-bench: its answer is not JSON: {cause}") from cause
-    found = [_row(row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    if not found:
-        raise EngineError("llama-bench: no result in its answer")
-    return tuple(found)
-
-
-def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    n_prompt, n_gen, rate = row.get("n_prompt"), row.get("n_gen"), row.get("avg_ts")
-    if not isinstance(n_prompt, int) or not isinstance(n_gen, int) or not isinstance(rate, (int, float)) or rate < 0:
-        raise EngineError("llama-bench: a row without n_prompt, n_gen and avg_ts")
-    layers = row.get("n_gpu_layers")
-    return {
-        "model": printable(str(row.get("model_type") or row.get("model_filename") or "?"), 80),
-        "test": f"pp{n_prompt}" if n_prompt else f"tg{n_gen}",
-        "tokens_per_s": round(float(rate), 2),
-        **({"n_gpu_layers": layers} if isinstance(layers, int) else {}),
-    }

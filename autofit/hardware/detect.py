@@ -16,44 +16,37 @@ from autofit.domain.machine import HOST_POOL, Device, Host, Machine
 from autofit.domain.text import printable
 from autofit.domain.values import replace
 from autofit.errors import HardwareError
-from autofit.hardware import amd, apple, engines, intel, nvidia
 from autofit.hardware.catalog import THIS_MACHINE, read_profile
-from autofit.hardware.facts import Facts
+from autofit.hardware.facts import Facts, Source
 from autofit.hardware.host import read_host
 from autofit.hardware.system import KILL_SECONDS, System, ToolError
 from autofit.profiles import user_dir
 
-Source = Callable[[System, Host], Facts]
-SOURCES: dict[str, Source] = {
-    "NVIDIA": nvidia.find,
-    "AMD": amd.find,
-    "Intel": intel.find,
-    "Apple": apple.find,
-}
-LOADS_A_LIBRARY = {"NVIDIA": "/", "AMD": "/dev/kfd"}  #: sources, and what is there where they would
 DISPLAY_CLASSES = ("0x0300", "0x0302", "0x0380", "0x1200")  #: VGA, 3D controller, other display, accelerator
 GPU_VENDORS = {0x10DE: "NVIDIA", 0x1002: "AMD", 0x8086: "Intel", 0x19E5: "Huawei", 0x1ED5: "Moore Threads"}
 
 
-def detect(system: System, extra: Iterable[tuple[str, Source]] = ()) -> Machine:
-    """The machine behind `system`. `extra` are further sources, asked like our own."""
+def detect(system: System, sources: Sequence[Source]) -> Machine:
+    """The machine behind `system`, as these sources know it."""
     facts = read_host(system)
     host, calibrated = _calibrated(system, facts.host)
-    answers = _ask_all(system, host, [*SOURCES.items(), *extra])
+    answers = _ask_all(system, host, [source for source in sources if not source.fills_gaps])
     findings = [finding for answer in answers for finding in answer.findings]
-    sources = {**facts.sources, **calibrated}
+    origins = {**facts.sources, **calibrated}
     found = _distinct(device for answer in answers for device in answer.devices)
     for answer in answers:
-        sources |= answer.sources
+        origins |= answer.sources
     links = [link for answer in answers for link in answer.links]
     seen = frozenset(pci for answer in answers for pci in answer.seen)
     unexplained = list(_unexplained(system, seen))
     blind = system.platform == "win32" and not found  # only NVML is asked there
     if unexplained or blind or any(device.free_bytes is None for device in found):
-        listed = _ask_all(system, host, [("llama.cpp", engines.find)])[0]
-        found, sources, explained = _merge(found, sources, listed)
-        if not explained:
-            findings += [*unexplained, *(listed.findings if unexplained or listed.devices or blind else ())]
+        explained, told = False, list(unexplained)
+        for listed in _ask_all(system, host, [source for source in sources if source.fills_gaps]):
+            found, origins, fills = _merge(found, origins, listed)
+            explained = explained or fills
+            told += listed.findings if unexplained or listed.devices or blind else ()
+        findings += [] if explained else told
     counted = _counted(system, found, findings)
     names = {device.id: f"GPU{i}" for i, device in enumerate(counted)}
     devices = tuple(
@@ -70,18 +63,8 @@ def detect(system: System, extra: Iterable[tuple[str, Source]] = ()) -> Machine:
         ),
         origin="detected",
         findings=tuple(dict.fromkeys(findings)),
-        sources={_renamed(key, names): basis for key, basis in sources.items() if _kept(key, names)},
+        sources={_renamed(key, names): basis for key, basis in origins.items() if _kept(key, names)},
     )
-
-
-def from_machine(source: Callable[[], Machine]) -> Source:
-    """A source out of a function that returns a machine, which is what a plugin can make."""
-
-    def find(system: System, host: Host) -> Facts:
-        machine = source()
-        return Facts(devices=machine.devices, links=machine.links, findings=machine.findings, sources=machine.sources)
-
-    return find
 
 
 def _calibrated(system: System, host: Host) -> tuple[Host, dict[str, str]]:
@@ -117,39 +100,41 @@ def _renamed(key: str, names: dict[str, str]) -> str:
     return f"{names.get(owner, owner)}{dot}{figure}"
 
 
-def _ask_all(system: System, host: Host, sources: Sequence[tuple[str, Source]]) -> list[Facts]:
+def _ask_all(system: System, host: Host, sources: Sequence[Source]) -> list[Facts]:
     """Every source's answer, within the time that is left; one that hangs or fails is a finding."""
     answers: list[Facts | None] = [None] * len(sources)
-    asked = [_isolated(system, host, name, source) for name, source in sources]  # before any thread starts
+    asked = [_isolated(system, host, source) for source in sources]  # before any thread starts
 
-    def ask(position: int, name: str) -> None:
+    def ask(position: int) -> None:
+        name = printable(sources[position].name, 60)
         try:
-            answers[position] = asked[position]()
+            answer = asked[position]()
         except TimeoutError:
             return
         except Exception as error:  # a source must not take the others with it, whatever a driver sends back
-            answers[position] = Facts(findings=(f"{name}: {type(error).__name__}: {printable(str(error))}",))
+            answer = Facts(findings=(f"{name}: {type(error).__name__}: {printable(str(error))}",))
+        if not isinstance(answer, Facts):
+            answer = Facts(findings=(f"{name}: it must return Facts, not {type(answer).__name__}",))
+        answers[position] = answer
 
     started: list[threading.Thread] = []
-    threads = [
-        threading.Thread(target=ask, args=(position, name), daemon=True) for position, (name, _) in enumerate(sources)
-    ]
+    threads = [threading.Thread(target=ask, args=(position,), daemon=True) for position in range(len(sources))]
     for position, thread in enumerate(threads):
         try:
             thread.start()
         except RuntimeError:  # no more threads, or no memory for them
-            ask(position, sources[position][0])
+            ask(position)
         else:
             started.append(thread)
     for thread in started:
         thread.join(system.seconds_left)
-    return [answer or _late(system, name) for answer, (name, _) in zip(answers, sources, strict=True)]
+    return [answer or _late(system, source) for answer, source in zip(answers, sources, strict=True)]
 
 
-def _isolated(system: System, host: Host, name: str, source: Source) -> Callable[[], Facts]:
+def _isolated(system: System, host: Host, source: Source) -> Callable[[], Facts]:
     """A source as a call; one that loads a driver's library has been asked in a child process by then."""
-    ask = partial(source, system, host)
-    if not system.isolates or name not in LOADS_A_LIBRARY or not system.exists(LOADS_A_LIBRARY[name]):
+    ask = partial(source.find, system, host)
+    if not system.isolates or not source.library or not system.exists(source.library):
         return ask
     from autofit.hardware.child import Child, ChildError
 
@@ -163,7 +148,7 @@ def _isolated(system: System, host: Host, name: str, source: Source) -> Callable
             return child.facts(system.seconds_left - KILL_SECONDS)
         except ChildError as cause:
             fails = _fails(str(cause))
-            return source(replace(system, load_nvml=fails, load_amdsmi=fails), host)
+            return source.find(replace(system, load_nvml=fails, load_amdsmi=fails), host)
 
     return answer
 
@@ -175,11 +160,11 @@ def _fails(why: str) -> Callable[[], Any]:
     return load
 
 
-def _late(system: System, name: str) -> Facts:
+def _late(system: System, source: Source) -> Facts:
     why = f"no answer within {system.seconds:g} s, AUTOFIT_DETECT_SECONDS=5 waits longer"
-    if name == "NVIDIA" and (known := nvidia.unanswered(system, why)).devices:
+    if source.unanswered and (known := source.unanswered(system, why)).devices:
         return known
-    return Facts(findings=(f"{name}: {why}",))
+    return Facts(findings=(f"{printable(source.name, 60)}: {why}",))
 
 
 def _unexplained(system: System, seen: frozenset[str]) -> Iterable[str]:
@@ -198,7 +183,7 @@ def _unexplained(system: System, seen: frozenset[str]) -> Iterable[str]:
         yield "Ascend devices are there (/dev/davinci*); only an engine can tell their memory"
 
 
-def _merge(found: list[Device], sources: dict[str, str], listed: Facts) -> tuple[list[Device], dict[str, str], bool]:
+def _merge(found: list[Device], origins: dict[str, str], listed: Facts) -> tuple[list[Device], dict[str, str], bool]:
     """Free memory for devices that lack it, and devices that nobody else found, from an engine's list."""
     explained = False
     for device in listed.devices:
@@ -207,15 +192,14 @@ def _merge(found: list[Device], sources: dict[str, str], listed: Facts) -> tuple
             if same[0].free_bytes is None:
                 explained = True
                 found = [replace(d, free_bytes=device.free_bytes) if d is same[0] else d for d in found]
-                sources = {**sources, f"{same[0].id}.free_bytes": "measured: --list-devices"}
+                free = listed.sources.get(f"{device.id}.free_bytes", "measured")
+                origins = {**origins, f"{same[0].id}.free_bytes": free}
         elif not any(d.vendor is not None and d.name in device.name for d in found):
             explained = True
             found = [*found, device]
-            sources = {
-                **sources,
-                **{k: v for k, v in listed.sources.items() if k.startswith(f"{device.id}.")},
-            }
-    return found, sources, explained
+            known = {key: basis for key, basis in listed.sources.items() if key.startswith(f"{device.id}.")}
+            origins = {**origins, **known}
+    return found, origins, explained
 
 
 def _counted(system: System, found: list[Device], findings: list[str]) -> list[Device]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
 
-from autofit.domain.machine import Device, Holder, Link
+from autofit.domain.machine import Device, Holder, Host, Link
 from autofit.domain.text import printable
 from autofit.domain.units import MIB, format_bytes
-from autofit.domain.values import dataclass, field, replace
+from autofit.domain.values import NamedTuple, dataclass, field, replace
 from autofit.hardware import catalog
 from autofit.hardware.system import System
 
-ENGINES = ("llama-server", "llama-cli", "llama-bench", "vllm", "VLLM", "ollama", "llama_cpp")
 PCIE_BYTES_PER_S = {
     1: 250_000_000,
     2: 500_000_000,
@@ -37,6 +37,16 @@ class Facts:
     findings: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
     seen: frozenset[str] = frozenset()
+
+
+class Source(NamedTuple):
+    """Something that knows devices, as `autofit.hookspecs.HardwareSourceRef` describes it; calls in place of names."""
+
+    name: str
+    find: Callable[[System, Host], Facts]
+    library: str = ""
+    unanswered: Callable[[System, str], Facts] | None = None
+    fills_gaps: bool = False
 
 
 def pcie_bytes_per_s(generation: int | None, lanes: int | None) -> int | None:
@@ -71,7 +81,8 @@ def holder(system: System, pid: int, used_bytes: int | None) -> Holder:
     name = system.text(f"/proc/{pid}/comm") or None
     uid = re.search(r"^Uid:\s+(\d+)", system.text(f"/proc/{pid}/status") or "", re.MULTILINE)
     command = (system.text(f"/proc/{pid}/cmdline") or "").split("\0", 8)[:4]
-    is_engine = any(engine in word for engine in ENGINES for word in [name or "", *command])
+    programs = {re.split(r"[.:]", PurePath(word).name, maxsplit=1)[0].lower() for word in [name or "", *command]}
+    is_engine = not programs.isdisjoint(system.engines)
     ours = is_engine and uid is not None and system.uid is not None and int(uid[1]) == system.uid
     return Holder(pid=pid, name=printable(name, 60) if name else None, used_bytes=used_bytes, ours=ours)
 

@@ -95,7 +95,7 @@ CALIBRATION: dict[str, Key] = {
     "date": Key(str, "when"),
     "ram_bandwidth_bytes_per_s": _rate("read, all cores"),
     "n_threads": Key(int, "", 1, 1 << 14),
-    "llama_bench": Key(list, "what llama-bench measured"),
+    "benchmark": Key(list, "what an engine's benchmark measured"),
 }
 BENCH_ROW: dict[str, Key] = {
     "model": Key(str, ""),
@@ -148,8 +148,8 @@ def check(table: Mapping[str, Any], name: str, text: str = "") -> None:
         report.table(row, LINK, within="link", required=("kind",))
     if "calibration" in table:
         report.table(table["calibration"], CALIBRATION, within="calibration")
-        for row in report.rows(table["calibration"], "llama_bench"):
-            report.table(row, BENCH_ROW, within="calibration.llama_bench")
+        for row in report.rows(table["calibration"], "benchmark"):
+            report.table(row, BENCH_ROW, within="calibration.benchmark")
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ class System:
     load_amdsmi: Callable[[], Any] = lambda: _no_library()
     space: Callable[[Path], int | None]
     n_cpus: Callable[[], int | None] = os.cpu_count
+    engines: tuple[str, ...] = ()  #: programs of engines, by which the processes that hold memory are known
     isolates: bool = False  #: drivers' libraries are asked by a child process, which they may take down
     seconds: float = DETECT_SECONDS
     started: float = field(default_factory=time.monotonic)

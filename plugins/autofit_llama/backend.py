@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from autofit.backend import Backend, Contained, ParsedCommand
 from autofit.domain.machine import HOST_POOL, Machine
@@ -177,6 +177,16 @@ class LlamaBackend(Backend):
         from autofit_llama.logs.dry_run import read_dry_run
 
         return read_dry_run(text, self.engine)
+
+    def benchmark(self, model: str) -> Sequence[str]:
+        from autofit_llama.engine.benchmark import command
+
+        return command(model)
+
+    def read_benchmark(self, text: str) -> Sequence[Mapping[str, Any]]:
+        from autofit_llama.engine.benchmark import parse
+
+        return parse(text)
 
     def repair(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from autofit.hookspecs import BackendRef, RendererRef, hookimpl
+from autofit.hookspecs import BackendRef, HardwareSourceRef, RendererRef, hookimpl
 
 from autofit_llama.engine.programs import PROGRAMS
 
@@ -18,6 +18,15 @@ def autofit_register_backends() -> Iterable[BackendRef]:
             "autofit_llama.backend:LlamaBackend",
             PROGRAMS,
             ("llama.cpp",),
+        ),
+    )
+
+
+@hookimpl
+def autofit_register_hardware_sources() -> Iterable[HardwareSourceRef]:
+    return (
+        HardwareSourceRef(
+            "llama.cpp", "`llama-server --list-devices`", "autofit_llama.engine.devices:find", fills_gaps=True
         ),
     )
 

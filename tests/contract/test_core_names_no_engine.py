@@ -16,12 +16,6 @@ ENGINE = re.compile(r"llama[._-]?(?:cpp|server|bench|cli)|autofit_llama|vllm|oll
 #: where an engine is named for what it is to other programs, not for how autofit plans
 ALLOWED = {
     "host.py": "the list of built-in plugins",
-    "hardware/engines.py": "asks an installed llama.cpp for devices that only it can name",
-    "hardware/calibrate.py": "measures with llama-bench",
-    "hardware/detect.py": "the source that asks an installed llama.cpp",
-    "hardware/schema.py": "key of a calibration that llama-bench made",
-    "hardware/facts.py": "names of processes that hold memory of a device",
-    "cli/hardware.py": "calibration with llama-bench",
     "testing.py": "the architecture of its tiny model",
     "domain/names.py": "schemes of other programs' references",
     "builtin.py": "sources of other programs' models",

@@ -12,11 +12,10 @@ from autofit.domain.machine import Machine
 from autofit.errors import AutofitError
 from autofit.hardware import machine_from_dict, machine_to_dict
 from autofit.hardware.catalog import read_profile
-from autofit.hardware.detect import detect
 from autofit.hardware.report import describe, profile_table
 from autofit.profiles import data_dir
 
-from support.recorded_machines import DATA, FakeNvml, machine
+from support.recorded_machines import DATA, FakeNvml, detect, machine
 
 NAMES = sorted(path.name for path in DATA.iterdir() if path.name != "nvml-hangs")
 NONSENSE = [

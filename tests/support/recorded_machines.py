@@ -11,11 +11,17 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from autofit.domain.machine import Machine
+from autofit.hardware import detect as detection
+from autofit.hardware.facts import Source
 from autofit.hardware.system import System, ToolError, ToolTimeoutError
+from autofit.host import host
+from autofit.pipeline import hardware_sources
 
 import support
 
@@ -59,6 +65,12 @@ def machine(
         n_cpus=lambda: 4,
         seconds=seconds,
     )
+
+
+def detect(system: System, *further: Source) -> Machine:
+    """What the sources of autofit and of its plugins say of it, and these."""
+    engines = tuple(word for ref in host().backends().values() for word in ref.programs)
+    return detection.detect(replace(system, engines=engines), [*hardware_sources(), *further])
 
 
 def unpack(text: str, root: Path) -> Path:

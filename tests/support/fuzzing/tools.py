@@ -6,11 +6,11 @@ import random
 from typing import Any
 
 from autofit.domain.machine import Host
-from autofit.hardware.engines import parse
 from autofit.sources.choice import choose, models_of, sibling
 from autofit.sources.ollama import role_of
 from autofit.sources.registry import parse_manifest
 
+from autofit_llama.engine.devices import parse
 from autofit_llama.engine.naming import find_version, version_in
 from autofit_llama.engine.regex import searcher
 from support.fuzzing.values import TEXTS

@@ -84,7 +84,7 @@ def test_vllm_sees_the_card_that_is_chosen(tmp_path: Path) -> None:
 
 def test_devices_are_hidden_as_the_command_says(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("autofit.hardware.detect_machine", lambda env, sources: asked.append(env) or CARD)
+    monkeypatch.setattr("autofit.hardware.detect_machine", lambda env, **others: asked.append(env) or CARD)
     autofit.check(["CUDA_VISIBLE_DEVICES=1", "llama-server", "-m", TINY])
     assert main(["check", "-q", "--", "CUDA_VISIBLE_DEVICES=1", "llama-server", "-m", TINY]) == 0
     assert [env["CUDA_VISIBLE_DEVICES"] for env in asked] == ["1", "1"]

@@ -12,10 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from autofit.hardware.detect import detect
 from autofit.hardware.report import describe
 
-from support.recorded_machines import machine
+from support.recorded_machines import detect, machine
 
 PLAN = ("llama", "example:tiny", "--on", "rtx-3090", "--ram", "64GiB")
 SAVE = ("hardware", "save", "box", "--on", "rtx-3090", "--ram", "64GiB")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 from autofit.cli.main import main
 from autofit.domain.machine import Host, Machine
 from autofit.domain.units import GIB
-from autofit.errors import EngineError, HardwareError
+from autofit.errors import HardwareError
 from autofit.hardware import calibrate, detect, load_machine, machine_from_dict
-from autofit.hardware.detect import detect as detect_on
 from autofit.hardware.report import describe
 
+from support.recorded_machines import detect as detected
 from support.recorded_machines import machine, runner
+
+MEASURED = calibrate.Calibration(ram_bandwidth_bytes_per_s=10**10, n_threads=2, passes=(10**10,))
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Put a recorded machine in the place of this one."""
 
     def put(name: str, **changes: Any) -> None:
-        found = detect_on(machine(name, tmp_path / "m", **changes))
+        found = detected(machine(name, tmp_path / "m", **changes))
         monkeypatch.setattr("autofit.pipeline.detect_machine", lambda: found)
 
     return put
@@ -87,7 +90,7 @@ class TestReport:
         ["four-a100-nvswitch", "h100-mig-container", "strix-halo-gtt", "arc-b580-and-uhd", "empty-root"],
     )
     def test_nothing_from_outside_reaches_the_terminal_raw(self, tmp_path: Path, name: str) -> None:
-        assert describe(detect_on(machine(name, tmp_path))).replace("\n", "").isprintable()
+        assert describe(detected(machine(name, tmp_path))).replace("\n", "").isprintable()
 
     def test_json_is_a_machine_for_on(self, here: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         here("rtx-3090-desktop")
@@ -191,47 +194,35 @@ class TestCalibrate:
         with pytest.raises(HardwareError, match="too little memory"):
             calibrate.measure_ram(Machine(host=Host(total_bytes=GIB, available_bytes=GIB // 8, n_cores_physical=4)))
 
-    def test_llama_bench_rows(self, tmp_path: Path) -> None:
-        rows = [
-            {
-                "model_type": "llama 8B Q4_K - Medium",
-                "n_prompt": 512,
-                "n_gen": 0,
-                "avg_ts": 4123.456,
-                "n_gpu_layers": 99,
-            },
-            {
-                "model_type": "llama 8B Q4_K - Medium",
-                "n_prompt": 0,
-                "n_gen": 64,
-                "avg_ts": 101.5,
-                "n_gpu_layers": 99,
-            },
-        ]
-        system = machine("cpu-only", tmp_path, tools=[[["llama-bench"], {"stdout": json.dumps(rows)}]])
-        assert [(row["test"], row["tokens_per_s"]) for row in calibrate.run_llama_bench(system, "m.gguf")] == [
-            ("pp512", 4123.46),
-            ("tg64", 101.5),
-        ]
+    def test_an_engine_s_benchmark_is_run_and_kept(
+        self, here: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, user: Path, tmp_path: Path
+    ) -> None:
+        here("cpu-only")
+        monkeypatch.setattr(calibrate, "measure_ram", lambda m: MEASURED)
+        rows = [{"model_type": "llama 8B Q4_K", "n_prompt": 0, "n_gen": 64, "avg_ts": 101.5, "n_gpu_layers": 99}]
+        program = tmp_path / "bin" / "llama-bench"
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(rows)}\nEND\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+        assert "tg64         101.5 tokens/s  llama 8B Q4_K" in out(capsys, "calibrate", "--model", "m.gguf")
+        table = tomllib.loads((user / "hardware" / "this-machine.toml").read_text())
+        assert table["calibration"]["benchmark"][0]["tokens_per_s"] == 101.5
 
-    @pytest.mark.parametrize(
-        "stdout",
-        ["", "{}", "[]", "[1]", '[{"n_prompt": "x"}]', '[{"n_prompt": 1, "n_gen": 0, "avg_ts": -1}]'],
-    )
-    def test_llama_bench_that_answers_something_else(self, tmp_path: Path, stdout: str) -> None:
-        system = machine("cpu-only", tmp_path, tools=[[["llama-bench"], {"stdout": stdout}]])
-        with pytest.raises(EngineError):
-            calibrate.run_llama_bench(system, "m.gguf")
-
-    def test_llama_bench_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(EngineError, match="not installed"):
-            calibrate.run_llama_bench(machine("cpu-only", tmp_path), "m.gguf")
+    def test_an_engine_that_is_not_there(
+        self, here: Any, monkeypatch: pytest.MonkeyPatch, user: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        here("cpu-only")
+        monkeypatch.setattr(calibrate, "measure_ram", lambda m: MEASURED)
+        monkeypatch.setenv("PATH", "/nowhere")
+        assert main(["hardware", "calibrate", "--model", "m.gguf"]) == 1
+        assert "without --model only RAM is measured" in capsys.readouterr().err
 
     def test_the_table_is_a_profile_s(self) -> None:
         from autofit.hardware import schema
 
         rows = ({"model": "x", "test": "tg64", "tokens_per_s": 1.5, "n_gpu_layers": 99},)
-        table = calibrate.Calibration(ram_bandwidth_bytes_per_s=10**10, n_threads=4, llama_bench=rows).to_table(
+        table = calibrate.Calibration(ram_bandwidth_bytes_per_s=10**10, n_threads=4, benchmark=rows).to_table(
             "2026-01-01"
         )
         schema.check({"schema": 1, "kind": "machine", "name": "x", "calibration": table}, "x")

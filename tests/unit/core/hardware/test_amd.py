@@ -10,9 +10,8 @@ import pytest
 from autofit.domain.machine import Machine
 from autofit.domain.units import GIB, MIB
 from autofit.hardware.amd import gfx_name
-from autofit.hardware.detect import detect
 
-from support.recorded_machines import machine
+from support.recorded_machines import detect, machine
 
 
 def found(name: str, tmp_path: Path, **changes: object) -> Machine:

@@ -12,12 +12,11 @@ from autofit.domain.machine import Device, Holder, Host, Link, Machine
 from autofit.domain.units import GIB, MIB
 from autofit.errors import HardwareError, UnknownHardwareError, UsageError
 from autofit.hardware import load_machine, machine_from_dict, machine_to_dict
-from autofit.hardware.detect import detect
 from autofit.hardware.report import profile_table
 from autofit.hardware.working_set import working_set_bytes
 from autofit.profiles import save
 
-from support.recorded_machines import machine
+from support.recorded_machines import detect, machine
 
 
 class TestNamesAndSizes:

@@ -8,10 +8,9 @@ import pytest
 from autofit.domain.machine import Machine
 from autofit.domain.units import GIB, MIB
 from autofit.hardware import nvidia
-from autofit.hardware.detect import detect
 from autofit.hardware.nvml import Nvml
 
-from support.recorded_machines import FakeNvml, machine
+from support.recorded_machines import FakeNvml, detect, machine
 
 
 def found(name: str, tmp_path: Path, **changes: object) -> Machine:

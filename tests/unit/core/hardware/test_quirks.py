@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from autofit.domain.machine import Device, Host, Machine
 from autofit.domain.units import GIB, MIB
-from autofit.hardware.detect import detect, from_machine
 from autofit.hardware.disk import disk_of
+from autofit.hardware.facts import Facts, Source
+from autofit.hardware.system import System
 
-from support.recorded_machines import machine
+from support.recorded_machines import detect, machine
 
 
 @pytest.fixture
@@ -157,11 +158,10 @@ class TestFurtherSources:
     CARD = Device(id="X0", index=0, name="Card X", api="cuda", total_bytes=8 * GIB, free_bytes=8 * GIB, uuid="GPU-x")
 
     def answer(self, tmp_path: Path, name: str, *devices: Device) -> Machine:
-        def source() -> Machine:
-            host = Host(total_bytes=None, available_bytes=None)
-            return Machine(host=host, devices=devices, sources={"X0.free_bytes": "measured: x"})
+        def find(system: System, host: Host) -> Facts:
+            return Facts(devices=devices, sources={"X0.free_bytes": "measured: x"})
 
-        return detect(machine(name, tmp_path), [("x", from_machine(source))])
+        return detect(machine(name, tmp_path), Source("x", find))
 
     def test_a_device_is_added(self, tmp_path: Path) -> None:
         result = self.answer(tmp_path, "cpu-only", self.CARD)
@@ -175,9 +175,9 @@ class TestFurtherSources:
         assert [d.name for d in result.devices] == ["NVIDIA GeForce RTX 3090"]
 
     def test_one_that_fails_is_a_finding(self, tmp_path: Path) -> None:
-        def source() -> Machine:
+        def find(system: System, host: Host) -> Facts:
             raise RuntimeError("no\x1b[31m luck")
 
-        result = detect(machine("rtx-3090-desktop", tmp_path), [("x", from_machine(source))])
+        result = detect(machine("rtx-3090-desktop", tmp_path), Source("x", find))
         assert len(result.devices) == 1
         assert result.findings == ("x: RuntimeError: no\\x1b[31m luck",)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from autofit.hardware import system as system_module
-from autofit.hardware.detect import detect
 from autofit.hardware.facts import Facts
 from autofit.hardware.system import (
     MAX_TEXT_BYTES,
@@ -22,6 +21,8 @@ from autofit.hardware.system import (
     run_tool,
     this_system,
 )
+
+from support.recorded_machines import detect
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="programs of a POSIX system")
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from autofit.domain.machine import Host, Machine
 from autofit.domain.units import GIB, MIB
-from autofit.hardware import engines
-from autofit.hardware.detect import detect
 
-from support.recorded_machines import machine
+from autofit_llama.engine import devices
+from support.recorded_machines import detect, machine
 
 HOST = Host(total_bytes=64 * GIB, available_bytes=60 * GIB)
 
@@ -128,7 +127,7 @@ class TestEngineList:
         assert not asked
 
     def test_sycl_that_says_all_is_free_is_not_believed_blindly(self) -> None:
-        (device,) = engines.parse("  SYCL0: Intel(R) Arc(TM) A770 Graphics (15473 MiB, 15473 MiB free)\n", HOST).devices
+        (device,) = devices.parse("  SYCL0: Intel(R) Arc(TM) A770 Graphics (15473 MiB, 15473 MiB free)\n", HOST).devices
         assert any("ZES_ENABLE_SYSMAN" in note for note in device.notes)
 
     @pytest.mark.parametrize(
@@ -151,7 +150,7 @@ class TestEngineList:
         ],
     )
     def test_lines(self, line: str, name: str, api: str, pool: str) -> None:
-        (device,) = engines.parse(f"Available devices:\n{line}\n", HOST).devices
+        (device,) = devices.parse(f"Available devices:\n{line}\n", HOST).devices
         assert (device.name, device.api, device.pool) == (name, api, pool)
 
     @pytest.mark.parametrize(
@@ -159,4 +158,4 @@ class TestEngineList:
         ["", "Available devices:", "  CPU: AMD EPYC (64000 MiB, 1 MiB free)", "CUDA0: x (1 MiB)", "\x1b[31m"],
     )
     def test_other_lines_are_skipped(self, line: str) -> None:
-        assert engines.parse(line, HOST).devices == ()
+        assert devices.parse(line, HOST).devices == ()
