@@ -14,6 +14,7 @@ from autofit.cli.plan import write_product
 from autofit.cli.run import is_engine
 from autofit.deployments.reading import KINDS, read_commands
 from autofit.deployments.written import SECRET, UNKNOWN
+from autofit.domain.plan import SCHEMA
 from autofit.domain.text import printable
 from autofit.errors import AutofitError, UsageError
 from autofit.host import host, resolve
@@ -23,6 +24,7 @@ from autofit.text.launchers import RUNNERS, unwrap
 
 if TYPE_CHECKING:
     from autofit.deployments.written import Written
+    from autofit.domain.document import CommandsDocument, FileCommandDocument
     from autofit.domain.plan import Plan
 
 FORMATS = ("lines", "json")
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace, options: Mapping[str, Any]) -> int:
         what = "no command of an engine in it" if len(args.files) == 1 else "no command of an engine in these files"
         raise UsageError(f"{printable(args.files[0], 200)}: {what}", hint=f"understood are {KINDS}")
     if form == "json":
-        whole = {"schema": 1, "commands": [_as_json(verdict) for verdict in verdicts]}
+        whole: CommandsDocument = {"schema": SCHEMA, "commands": [_as_json(verdict) for verdict in verdicts]}
         write_product(json.dumps(whole, indent=2, allow_nan=False))
     else:
         write_product("\n".join(map(_line, verdicts)))
@@ -199,7 +201,7 @@ def _line(verdict: Verdict) -> str:
     return f"{where}: {said}: " + ", ".join(f"{pool.id} {room(pool)}" for pool in plan.memory.pools)
 
 
-def _as_json(verdict: Verdict) -> dict[str, Any]:
+def _as_json(verdict: Verdict) -> FileCommandDocument:
     plan, error = verdict.plan, verdict.error
     command = verdict.command
     return {

@@ -15,8 +15,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from autofit.domain.plan import SCHEMA
 from autofit.domain.text import printable
 from autofit.errors import AutofitError, EngineRefusalError, UsageError
 from autofit.files import cache_home, read_bounded, runtime_dir
@@ -28,7 +29,11 @@ from autofit.text.programs import program_name
 if TYPE_CHECKING:
     import subprocess
 
+    from autofit.domain.document import CommandsDocument, FileCommandDocument, PlanDocument, UnplannedDocument
     from autofit.domain.plan import Plan
+
+    Answers = list[FileCommandDocument | PlanDocument | UnplannedDocument]
+    Unplanned = Literal["loads no model", "refused", "unknown"]
 
 SECONDS = 30.0  #: for a script; one that waits for its engine to answer would wait for ever
 MAX_RECORD_BYTES = 1 << 24
@@ -67,14 +72,15 @@ def check_script(args: argparse.Namespace, argv: Sequence[str], environ: Mapping
             hint=f"known programs: {', '.join(texts)}; one that is started by its path passes them by",
         )
     code = 0
-    answers: list[dict[str, Any]] = []
+    answers: Answers = []
     for n, one in enumerate(found, 1):
         title = f"command {n} of {len(found)}: "
         code = max(code, _check_one(args, one, title, options, answers), key=(0, 3, 2, 1).index)
     if args.format == "json":
         import json
 
-        print(json.dumps({"schema": 1, "commands": answers}, indent=2, allow_nan=False))
+        whole: CommandsDocument = {"schema": SCHEMA, "commands": answers}
+        print(json.dumps(whole, indent=2, allow_nan=False))
     if ended != "it ended":
         print(
             f"autofit: the script did not end by itself: {ended}; commands behind that are not known", file=sys.stderr
@@ -170,7 +176,7 @@ def _check_one(
     recorded: tuple[tuple[str, ...], str, dict[str, str]],
     title: str,
     options: Any,
-    answers: list[dict[str, Any]],
+    answers: Answers,
 ) -> int:
     from autofit.cli.run import is_engine
     from autofit.pipeline import check
@@ -193,13 +199,13 @@ def _check_one(
         print(line, file=sys.stderr)
     for line in text.explain(plan) if args.explain else ():
         print(line, file=sys.stderr)
-    answers.append({"verdict": plan.verdict, **plan.to_dict()})
+    answers.append(plan.to_dict())
     if args.format != "json":
         print(f"{plan.verdict}: {shown}")
     return 0 if plan.fits else 3
 
 
-def _say(args: argparse.Namespace, verdict: str, shown: str, answers: list[dict[str, Any]], code: int) -> int:
+def _say(args: argparse.Namespace, verdict: Unplanned, shown: str, answers: Answers, code: int) -> int:
     answers.append({"verdict": verdict, "command": shown})
     if args.format != "json":
         print(f"{verdict}: {shown}")

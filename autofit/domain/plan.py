@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from autofit.domain.memory import KINDS, Memory, PoolUse
+from autofit.domain.memory import Memory, PoolUse
 from autofit.domain.values import NamedTuple, dataclass, field
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    from autofit.domain.document import (
+        AlternativeDocument,
+        DecisionDocument,
+        NodeDocument,
+        PlanDocument,
+        PoolDocument,
+        SpeedDocument,
+    )
+
+SCHEMA: Final = 1
 Origin = Literal[
     "user", "wrapped command", "environment", "settings file", "preset", "profile", "solved", "engine default"
 ]
@@ -153,8 +163,8 @@ class Plan:
             return "starts"
         return "fits" if self.fits else "does not fit"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON values, schema 1 (`docs/json.md`)."""
+    def to_dict(self) -> PlanDocument:
+        """The plan as JSON values, schema 1 (`docs/json.md`, `docs/plan.schema.json`)."""
         return {
             "schema": SCHEMA,
             "backend": self.backend,
@@ -177,7 +187,7 @@ class Plan:
         }
 
 
-def _node_to_dict(node: NodeCommand) -> dict[str, Any]:
+def _node_to_dict(node: NodeCommand) -> NodeDocument:
     return {
         "node": node.node,
         "role": node.role,
@@ -188,7 +198,7 @@ def _node_to_dict(node: NodeCommand) -> dict[str, Any]:
     }
 
 
-def _pool_to_dict(pool: PoolUse) -> dict[str, Any]:
+def _pool_to_dict(pool: PoolUse) -> PoolDocument:
     return {
         "id": pool.id,
         "name": pool.name,
@@ -197,7 +207,12 @@ def _pool_to_dict(pool: PoolUse) -> dict[str, Any]:
         "budget_bytes": pool.budget_bytes,
         "used_bytes": pool.used_bytes,
         "start_bytes": pool.start_bytes,
-        **{f"{kind}_bytes": pool.sum_bytes(kind) for kind in KINDS},
+        "weights_bytes": pool.sum_bytes("weights"),
+        "cache_bytes": pool.sum_bytes("cache"),
+        "compute_bytes": pool.sum_bytes("compute"),
+        "runtime_bytes": pool.sum_bytes("runtime"),
+        "transient_bytes": pool.sum_bytes("transient"),
+        "reserve_bytes": pool.sum_bytes("reserve"),
         "items": [
             {
                 "kind": i.kind,
@@ -217,7 +232,7 @@ def _pool_to_dict(pool: PoolUse) -> dict[str, Any]:
     }
 
 
-def _decision_to_dict(decision: Decision) -> dict[str, Any]:
+def _decision_to_dict(decision: Decision) -> DecisionDocument:
     rejected = decision.next_rejected
     return {
         "setting": decision.setting,
@@ -235,7 +250,7 @@ def _decision_to_dict(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _alternative_to_dict(alternative: Alternative) -> dict[str, Any]:
+def _alternative_to_dict(alternative: Alternative) -> AlternativeDocument:
     return {
         "title": alternative.title,
         "argv": list(alternative.argv),
@@ -256,7 +271,8 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def speed_to_dict(speed: Speed) -> dict[str, object]:
+def speed_to_dict(speed: Speed) -> SpeedDocument:
+    """The rates as JSON values."""
     start = speed.start_tokens_per_s if speed.decodes else None
     return {
         "decode_tokens_per_s": round(speed.decode_tokens_per_s, 2) if speed.decodes else None,

@@ -202,7 +202,8 @@ def _plan_to_dict(plan: Plan) -> dict[str, Any]:
     whole = plan.to_dict()
     keys = ("id", "total_bytes", "free_bytes", "budget_bytes", "items")
     items = ("kind", "label", "bytes", "basis", "mapped")
-    pools = [{key: pool[key] for key in keys} for pool in whole["pools"]]
+    rows: list[dict[str, Any]] = [{**pool} for pool in whole["pools"]]
+    pools = [{key: pool[key] for key in keys} for pool in rows]
     for pool in pools:
         pool["items"] = [{key: item[key] for key in items} for item in pool["items"]]
     return {

@@ -24,6 +24,7 @@ from autofit.host import Host, resolve
 from autofit.planning.findings import COMMON
 from autofit.profiles import data_dir
 from autofit.settings.options import OPTIONS, OWN
+from schema import commands_schema, plan_schema
 
 from autofit_llama.model.architecture import every_architecture
 from autofit_vllm.architectures import choose_architecture
@@ -309,6 +310,8 @@ def main() -> int:
         "architectures.md": architectures(),
         "vllm-models.md": vllm_models(),
         "hardware.md": hardware(),
+        "plan.schema.json": plan_schema(),
+        "commands.schema.json": commands_schema(),
     }
     for name, text in pages.items():
         path = DOCS / name

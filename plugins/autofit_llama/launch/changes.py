@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from autofit.domain.plan import Decision, Finding
 from autofit.domain.units import format_bytes
@@ -10,6 +11,9 @@ from autofit.domain.units import format_bytes
 from autofit_llama.engine.codes import finding
 from autofit_llama.launch.effective import Effective
 from autofit_llama.launch.fit import arguments_of
+
+if TYPE_CHECKING:
+    from autofit_llama.memory.report import FitDocument
 
 
 def changes_of(one: Effective) -> list[Finding]:
@@ -74,7 +78,7 @@ def chosen_by_engine(one: Effective) -> tuple[Decision, ...]:
     return tuple(Decision(setting=flag, value=value, origin="engine default", because=because) for flag, value in pairs)
 
 
-def fit_report(one: Effective) -> dict[str, object]:
+def fit_report(one: Effective) -> dict[str, FitDocument]:
     """`fit`: the arguments that `--fit` has chosen, as llama-fit-params prints them; nothing where it is off."""
     if one.fitted is None:
         return {}

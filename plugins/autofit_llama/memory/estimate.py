@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.memory import Basis, Kind, Memory, MemoryItem
@@ -19,6 +20,9 @@ from autofit_llama.memory import runtime, scratch
 from autofit_llama.memory.layout import Arguments, Layout, Sized, lay_out
 from autofit_llama.memory.placement import HOST_PINNED
 from autofit_llama.model.load import read_hparams
+
+if TYPE_CHECKING:
+    from autofit_llama.memory.report import LlamaReportDocument
 
 REPACKED = "weights repacked for the CPU"  #: an item's label
 _RECURRENT_SIDES = frozenset(("r", "s", "ple"))
@@ -142,7 +146,7 @@ def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = (), *, layo
         memory=account(tuple(_uses(run.devices, items, margins)), host, machine),
         layout=layout,
         device_bytes={name: sum(item.n_bytes for item in its) for name, its in items.items()},
-        report=_report(layout, run.devices),
+        report={**_report(layout, run.devices)},
     )
 
 
@@ -418,7 +422,7 @@ def _uses(
         )
 
 
-def _report(layout: Layout, devices: Sequence[Device]) -> dict[str, object]:
+def _report(layout: Layout, devices: Sequence[Device]) -> LlamaReportDocument:
     """The engine's memory breakdown (common/fit.cpp prints it as model, context, compute)."""
     plan, context = layout.weight_plan, layout.context
     return {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from autofit.domain.plan import Finding
 from autofit.domain.request import Request
 from autofit.domain.units import format_rate
@@ -12,6 +14,9 @@ from autofit_vllm.memory.kv import KvPlan
 from autofit_vllm.planning.codes import finding
 from autofit_vllm.planning.evaluation import Evaluation
 from autofit_vllm.planning.speed import decodes, speed_of
+
+if TYPE_CHECKING:
+    from autofit_vllm.planning.report import LoadDocument
 
 MEAN_SHARE = 4  #: a sequence holds this part of the context on average, unless it is said
 
@@ -49,7 +54,7 @@ class Load:
     total_tokens_per_s: float | None
 
     @property
-    def report(self) -> dict[str, object]:
+    def report(self) -> LoadDocument:
         """For the engine's report."""
         return {
             "mean_tokens": self.mean_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from autofit.domain.machine import HOST_POOL, Machine
 from autofit.domain.memory import Memory, MemoryItem
@@ -12,6 +13,9 @@ from autofit.planning.accounting import DeviceUse, account
 from autofit_vllm.planning.evaluation import Evaluation, host_items
 from autofit_vllm.planning.findings import findings_of, host_finding
 from autofit_vllm.planning.nodes import node_commands
+
+if TYPE_CHECKING:
+    from autofit_vllm.planning.report import VllmReportDocument
 
 
 def memory_of(evaluation: Evaluation, machine: Machine) -> Memory:
@@ -39,7 +43,7 @@ def memory_of(evaluation: Evaluation, machine: Machine) -> Memory:
     return account(uses, () if any(use.shares_memory for use in uses) else host_items(evaluation), machine)
 
 
-def report(evaluation: Evaluation) -> dict[str, object]:
+def report(evaluation: Evaluation) -> VllmReportDocument:
     """The engine's own figures, by the names it uses."""
     config, kv, capacity = evaluation.config, evaluation.kv, evaluation.capacity
     return {
@@ -115,7 +119,7 @@ def build_plan(
         decisions=tuple(decisions),
         alternatives=tuple(alternatives),
         findings=(*own, *findings),
-        engine_report=report(evaluation),
+        engine_report={**report(evaluation)},
         engine_version=evaluation.settings.version.version,
         nodes=node_commands(evaluation, argv, env or {}),
     )
