@@ -70,6 +70,8 @@ def autofit_register_renderers() -> Iterable[RendererRef]:
         RendererRef("dockerfile", "a Dockerfile on the engine's image", "autofit.render.dockerfile:render", NO_FIT),
         RendererRef("compose", "a Compose file", "autofit.render.compose:render", NO_FIT),
         RendererRef("kubernetes", "a Deployment and a Service", "autofit.render.kubernetes:render", NO_FIT),
+        RendererRef("lws", "a LeaderWorkerSet, for several machines", "autofit.render.lws:render", NO_FIT),
+        RendererRef("kserve", "an InferenceService of KServe", "autofit.render.kserve:render", NO_FIT),
         RendererRef("llama-swap", "a model of llama-swap", "autofit.render.swap:render", NO_FIT),
     )
 

@@ -29,6 +29,7 @@ def commands(
 ) -> tuple[Written, ...]:
     """The commands of engines that the containers of a manifest start; `volumes` is what each sees besides."""
     found: list[Written] = []
+    given = _of_group(document)
     for pod in _pods(document, set()):
         paths = {
             volume.get("name").text: volume.get("hostPath", "path").text
@@ -41,7 +42,7 @@ def commands(
                 for mount in container.get("volumeMounts").items
                 if mount.get("name").text in paths and mount.get("mountPath").text
             )
-            read = _container(container, (*mounted, *volumes))
+            read = _container(container, (*mounted, *volumes), given)
             if read is not None:
                 found += written(read, is_engine, directory)
                 check_measure(read.line, len(found))
@@ -60,11 +61,20 @@ def _pods(node: Node, seen: set[int]) -> Iterator[Node]:
             yield from _pods(child, seen)
 
 
-def _container(node: Node, volumes: tuple[str, ...]) -> Container | None:
+def _of_group(document: Node) -> dict[str, str]:
+    """What a LeaderWorkerSet tells its containers, as its second pod has it: their memory is that of the first
+    (LWS v0.10, pkg/utils/pod/pod_utils.go)."""
+    if document.get("kind").text != "LeaderWorkerSet":
+        return {}
+    size = document.get("spec", "leaderWorkerTemplate", "size").text or "1"
+    return {"LWS_LEADER_ADDRESS": "leader", "LWS_GROUP_SIZE": size, "LWS_WORKER_INDEX": "1"}
+
+
+def _container(node: Node, volumes: tuple[str, ...], given: Mapping[str, str]) -> Container | None:
     image = node.get("image").text
     if not image:
         return None
-    environ: dict[str, str] = {}
+    environ = dict(given)
     for item in node.get("env").items:
         name, value = item.get("name").text, item.get("value").text
         if name:

@@ -6,7 +6,7 @@ import os.path
 from typing import NamedTuple
 
 from autofit.domain.machine import HOST_POOL
-from autofit.domain.plan import Deployment, Plan
+from autofit.domain.plan import Deployment, NodeCommand, Plan
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 from autofit.errors import UsageError
@@ -34,12 +34,15 @@ class Container(NamedTuple):
     port: int
 
 
-def container_of(plan: Plan) -> Container:
-    """The container of a plan.
+def container_of(plan: Plan, node: NodeCommand | None = None) -> Container:
+    """The container of a plan, or of one of its machines.
 
     Raises:
-        UsageError: no image of the engine is known for its version and devices, or the format cannot say a word.
+        UsageError: no image of the engine is known for its version and devices, the format cannot say a word, or the
+            plan is for several machines and none of them is chosen.
     """
+    if node is None:
+        check_one_machine(plan)
     deployed = deployment_of(plan)
     if deployed.image is None:
         on = f" on {deployed.api} devices" if deployed.api else ""
@@ -48,21 +51,37 @@ def container_of(plan: Plan) -> Container:
             hint="take --format shell or systemd, and an image of your own",
         )
     mounts, moved = _mounts(deployed.paths)
-    chosen = next((value for name, value in plan.env.items() if name.endswith(_CHOOSES)), "")
+    environ = plan.env if node is None else node.env
+    words = deployed.words if node is None else node.commands[-1][len(plan.argv) - len(deployed.words) :]
+    chosen = next((value for name, value in environ.items() if name.endswith(_CHOOSES)), "")
     device_ids = tuple(filter(None, chosen.split(",")))
+    n_gpus = len(device_ids) or (deployed.n_devices if node is None else node.n_devices)
     return Container(
         name=plan.backend,
         image=deployed.image,
-        words=tuple(checked(moved.get(word, word)) for word in deployed.words),
-        environ={name: value for name, value in sorted(plan.env.items()) if not name.endswith(_CHOOSES)},
+        words=tuple(checked(moved.get(word, word)) for word in words),
+        environ={name: value for name, value in sorted(environ.items()) if not name.endswith(_CHOOSES)},
         mounts=mounts,
-        n_gpus=len(device_ids) or deployed.n_devices,
+        n_gpus=n_gpus,
         device_ids=device_ids,
         ram_bytes=_ram_bytes(plan),
-        shares_memory=deployed.has_workers and (len(device_ids) or deployed.n_devices) > 1,
+        shares_memory=deployed.has_workers and n_gpus > 1,
         api=deployed.api,
         port=deployed.port,
     )
+
+
+def check_one_machine(plan: Plan) -> None:
+    """Refuse what one machine alone cannot start.
+
+    Raises:
+        UsageError
+    """
+    if plan.nodes:
+        raise UsageError(
+            f"the plan is for {len(plan.nodes)} machines, and this format is for one",
+            hint="--format json has the commands of each; lws starts them in Kubernetes, ray-serve by Ray",
+        )
 
 
 def deployment_of(plan: Plan) -> Deployment:

@@ -7,7 +7,7 @@ import shlex
 
 from autofit.domain.plan import Plan
 from autofit.errors import UsageError
-from autofit.render.container import checked, commented, deployment_of
+from autofit.render.container import check_one_machine, checked, commented, deployment_of
 from autofit.render.yaml import dump
 
 
@@ -15,8 +15,9 @@ def render(plan: Plan) -> str:
     """`models:` with the command on the port that llama-swap gives it.
 
     Raises:
-        UsageError: a word that holds a macro of llama-swap.
+        UsageError: a word that holds a macro of llama-swap, or a plan for several machines.
     """
+    check_one_machine(plan)
     paths = deployment_of(plan).paths
     argv = [word if word not in paths else os.path.abspath(word) for word in _on_its_port(plan.argv)]  # noqa: PTH100
     model = {"cmd": " ".join(_word(word) for word in argv)}

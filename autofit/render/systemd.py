@@ -7,7 +7,7 @@ import re
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.plan import Plan
-from autofit.render.container import MIB, checked, commented, deployment_of
+from autofit.render.container import MIB, check_one_machine, checked, commented, deployment_of
 
 _PLAIN = re.compile(r"[A-Za-z0-9@+=:,./_-]+")
 
@@ -16,8 +16,9 @@ def render(plan: Plan) -> str:
     """`[Service]` with the command, its paths absolute; the program is looked for on systemd's own path.
 
     Raises:
-        UsageError: a word that a unit cannot hold.
+        UsageError: a word that a unit cannot hold, or a plan for several machines.
     """
+    check_one_machine(plan)
     paths = set(deployment_of(plan).paths)
     words = [os.path.abspath(word) if word in paths else word for word in plan.argv]  # noqa: PTH100
     ram = next((pool for pool in plan.memory.pools if pool.id == HOST_POOL), None)

@@ -27,8 +27,13 @@ def autofit_register_backends() -> Iterable[BackendRef]:
     )
 
 
+NO_FIT = "# it does not fit"
+
+
 @hookimpl
 def autofit_register_renderers() -> Iterable[RendererRef]:
     return (
-        RendererRef("vllm-config", "vllm serve --config", "autofit_vllm.command.config:render", "# it does not fit"),
+        RendererRef("vllm-config", "vllm serve --config", "autofit_vllm.command.config:render", NO_FIT),
+        RendererRef("helm", "values of the vLLM production stack", "autofit_vllm.command.stack:render", NO_FIT),
+        RendererRef("ray-serve", "an application of Ray Serve LLM", "autofit_vllm.command.ray:render", NO_FIT),
     )

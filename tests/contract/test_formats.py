@@ -26,6 +26,7 @@ FILES = {
     "dockerfile": "Dockerfile",
     "compose": "compose.yaml",
     "kubernetes": "deployment.yaml",
+    "kserve": "service.yaml",
     "llama-swap": "config.yaml",
 }
 BOTH = [(backend, name) for backend in MODELS for name in FILES]
@@ -188,6 +189,159 @@ def test_a_pod_has_room_beyond_the_plan_and_shared_memory_where_processes_share(
     assert shared == {"llama": [], "vllm": ["shm"]}
 
 
+# -- several machines ------------------------------------------------------------------------------
+
+
+def test_a_set_of_pods_starts_a_plan_for_several_machines(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    wishes = ("vllm", model_of("vllm", here), "--on", "2xa100-80gb", "--ram", "64GiB", "-q", "--format")
+    engine = ("--", "-tp", "2", "-pp", "3", "--nnodes", "3", "--max-num-seqs", "1", "--seed", "0")
+    planned = json.loads(printed(capsys, *wishes, "json", *engine))
+    text = printed(capsys, *wishes, "lws", *engine)
+    group, service = yaml.safe_load_all(text)
+    template = group["spec"]["leaderWorkerTemplate"]
+    assert template["size"] == 3
+    leader, worker = (template[name]["spec"]["containers"][0]["args"] for name in ("leaderTemplate", "workerTemplate"))
+    assert leader[-4:] == ["--node-rank", "0", "--master-addr", "$(LWS_LEADER_ADDRESS)"]
+    assert worker[-5:] == ["--node-rank", "$(LWS_WORKER_INDEX)", "--master-addr", "$(LWS_LEADER_ADDRESS)", "--headless"]
+    assert service["spec"]["selector"] == template["leaderTemplate"]["metadata"]["labels"]
+    Path("group.yaml").write_text(text)
+    options = ("--on", "2xa100-80gb", "--ram", "64GiB")
+    checked = json.loads(printed(capsys, "check", *options, "--from", "group.yaml", "--format", "json"))["commands"]
+    assert [one["error"] for one in checked] == [None, None]
+    assert [sizes(one["plan"]) for one in checked] == [sizes(planned), sizes(planned)]
+
+
+@pytest.mark.parametrize(
+    ("form", "engine", "cause"),
+    [
+        ("lws", "-tp 2", "the plan is for one machine"),
+        ("lws", "-tp 2 -pp 2 --distributed-executor-backend ray", "--format ray-serve"),
+        ("systemd", "-tp 2 -pp 2 --nnodes 2", "for 2 machines"),
+        ("llama-swap", "-tp 2 -pp 2 --nnodes 2", "for 2 machines"),
+        ("kubernetes", "-tp 2 -pp 2 --nnodes 2", "for 2 machines"),
+        ("compose", "-tp 2 -pp 2 --nnodes 2", "for 2 machines"),
+        ("helm", "-tp 2 -pp 2 --nnodes 2", "for 2 machines"),
+        ("ray-serve", "-tp 2 -pp 2 --nnodes 2", "leave --nnodes out"),
+        ("ray-serve", "-tp 2 --distributed-executor-backend mp", "leave it out"),
+        ("ray-serve", "-tp 2 --served-model-name one two", "several names"),
+        ("helm", "--api-server-count 2", "leave --api-server-count out"),
+        ("vllm-config", "--middleware a.b --middleware c.d", "more than once"),
+    ],
+)
+def test_what_a_format_cannot_start_is_refused(
+    form: str, engine: str, cause: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("vllm", model_of("vllm", here), "--on", "2xa100-80gb", "--ram", "64GiB", "-q", "--format", form)
+    assert main([*words, "--", *engine.split()]) == 2
+    said = capsys.readouterr()
+    assert (said.out, cause in said.err) == ("", True), said.err
+
+
+@pytest.mark.parametrize("form", ["helm", "ray-serve", "vllm-config"])
+def test_formats_of_one_engine_are_not_for_plans_of_another(
+    form: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["llama", model_of("llama", here), *ON["llama"], "-q", "--format", form]) == 2
+    assert "llama has no such format" in capsys.readouterr().err
+
+
+# -- formats of vLLM alone -------------------------------------------------------------------------
+
+#: a command of every kind of flag: aliases, opposites, levels, JSON, several values, speculation in parts
+FLAGS = (
+    *("-tp", "2", "--no-enable-prefix-caching", "-O1", "--compilation-config.cudagraph_capture_sizes", "[1,2,4]"),
+    *("--allowed-media-domains", "a.example", "b.example", "--max-num-seqs=64", "--kv-cache-dtype", "fp8"),
+    *("--spec-method", "ngram", "--spec-tokens", "3", "--served-model-name", "me", "--port", "9000"),
+)
+
+
+def vllm_plans(here: Path, capsys: pytest.CaptureFixture[str], form: str) -> tuple[dict[str, Any], str]:
+    """The plan of a command with all those flags, and its text in a format."""
+    wishes = ("vllm", model_of("vllm", here), "--on", "2xa100-80gb", "--ram", "64GiB", "-q", "--format")
+    planned = json.loads(printed(capsys, *wishes, "json", "--", *FLAGS))
+    return planned, printed(capsys, *wishes, form, "--", *FLAGS)
+
+
+def checked_again(capsys: pytest.CaptureFixture[str], *command: str) -> dict[str, Any]:
+    options = ("--on", "2xa100-80gb", "--ram", "64GiB", "-q", "--format", "json")
+    found: dict[str, Any] = json.loads(printed(capsys, "check", *options, "--", *command))
+    return found
+
+
+def test_a_settings_file_says_every_kind_of_flag(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planned, text = vllm_plans(here, capsys, "vllm-config")
+    Path("vllm.yaml").write_text(text)
+    assert sizes(checked_again(capsys, "vllm", "serve", "--config", "vllm.yaml")) == sizes(planned)
+    assert "\nenable-prefix-caching: false\n" in text
+    assert "\ntensor-parallel-size: 2\n" in text
+
+
+def test_values_of_the_chart_come_to_the_same_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    planned, text = vllm_plans(here, capsys, "helm")
+    spec = yaml.safe_load(text)["servingEngineSpec"]
+    (model,) = spec["modelSpec"]
+    assert spec["containerPort"] == spec["startupProbe"]["httpGet"]["port"] == 9000
+    assert (model["repository"], model["tag"]) == ("vllm/vllm-openai", "v0.33.0")
+    assert model["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    assert model["extraVolumes"][0]["hostPath"]["path"] == model_of("vllm", here)
+    command = chart_command(model, 9000)
+    assert command.count("--tensor-parallel-size") == 1
+    command[2] = model["extraVolumes"][0]["hostPath"]["path"]
+    assert sizes(checked_again(capsys, *command)) == sizes(planned)
+
+
+def chart_command(model: dict[str, Any], port: int) -> list[str]:
+    """The command that the chart's deployment-vllm-multi.yaml makes of a model (vllm-stack 0.1.12)."""
+    config = model["vllmConfig"]
+    command = ["vllm", "serve", model["modelURL"], "--host", "0.0.0.0", "--port", str(port)]
+    command.append("--enable-prefix-caching" if config["enablePrefixCaching"] else "--no-enable-prefix-caching")
+    named = {
+        "maxModelLen": "--max-model-len",
+        "dtype": "--dtype",
+        "tensorParallelSize": "--tensor-parallel-size",
+        "maxNumSeqs": "--max-num-seqs",
+        "gpuMemoryUtilization": "--gpu_memory_utilization",
+    }
+    for key, flag in named.items():
+        if key in config:
+            command += [flag, str(config[key])]
+    assert set(config) <= {*named, "enablePrefixCaching", "extraArgs"}
+    return [*command, *config.get("extraArgs", [])]
+
+
+def test_an_application_of_ray_has_the_plan(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    planned, text = vllm_plans(here, capsys, "ray-serve")
+    (application,) = yaml.safe_load(text)["applications"]
+    assert application["import_path"] == "ray.serve.llm:build_openai_app"
+    (model,) = application["args"]["llm_configs"]
+    assert model["model_loading_config"] == {"model_id": "me", "model_source": model_of("vllm", here)}
+    settings = model["engine_kwargs"]
+    assert "port" not in settings
+    assert settings["enable_prefix_caching"] is False
+    assert settings["spec_tokens"] == 3
+    Path("settings.yaml").write_text(yaml.safe_dump({key.replace("_", "-"): value for key, value in settings.items()}))
+    command = ("vllm", "serve", model_of("vllm", here), "--config", "settings.yaml")
+    assert sizes(checked_again(capsys, *command)) == sizes(planned)
+
+
+def test_replicas_in_ray_are_one_engine(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    wishes = ("vllm", model_of("vllm", here), "--on", "2xa100-80gb", "--ram", "64GiB", "-q", "--format")
+    text = printed(capsys, *wishes, "ray-serve", "--", "-dp", "2", "--disable-log-stats")
+    (application,) = yaml.safe_load(text)["applications"]
+    assert application["import_path"] == "ray.serve.llm:build_dp_openai_app"
+    model = application["args"]["llm_config"]
+    assert model["engine_kwargs"]["data_parallel_size"] == 2
+    assert model["log_engine_metrics"] is False
+
+
 def test_devices_without_an_image(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("llama", str(MODELS["llama"]), "--on", "m4-max:64GiB", "-q", "--format", "compose", "--", "-ngl", "99")
     assert main([*words]) == 2
@@ -240,6 +394,36 @@ def test_the_schema_of_kubernetes_takes_the_objects(
     assert [one["kind"] for one in objects] == ["Deployment", "Service"]
     for one in objects:
         validator.validate(one, "1.34", strict=True)
+
+
+@pytest.mark.parametrize("form", ["kserve", "lws", "helm"])
+def test_the_schema_of_kubernetes_takes_the_pods_of_others(
+    form: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    import yaml
+
+    engine = ("--", "-tp", "2", *(("-pp", "2", "--nnodes", "2") if form == "lws" else ()))
+    wishes = ("vllm", model_of("vllm", here), "--on", "2xa100-80gb", "--ram", "64GiB", "-q", "--format", form)
+    first, *_ = yaml.safe_load_all(printed(capsys, *wishes, *engine))
+    for spec in pods_of(form, first):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": spec}
+        validator.validate(pod, "1.34", strict=True)
+
+
+def pods_of(form: str, whole: dict[str, Any]) -> list[dict[str, Any]]:
+    """The specifications of pods in an object, or those that a chart makes of its values."""
+    if form == "lws":
+        template = whole["spec"]["leaderWorkerTemplate"]
+        return [template[name]["spec"] for name in ("leaderTemplate", "workerTemplate")]
+    if form == "kserve":
+        predictor = whole["spec"]["predictor"]
+        return [{key: predictor[key] for key in ("containers", "volumes")}]
+    spec = whole["servingEngineSpec"]
+    (model,) = spec["modelSpec"]
+    one = {"name": "vllm", "image": "x", "resources": model["resources"], "volumeMounts": model["extraVolumeMounts"]}
+    probes = {name: spec[name] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    return [{"containers": [{**one, **probes}], "volumes": model["extraVolumes"]}]
 
 
 def test_every_format_is_on_the_page() -> None:

@@ -1,67 +1,75 @@
-"""A settings file for `vllm serve --config FILE`.
+"""A settings file for `vllm serve --config FILE`, and what files of other programs have of a plan's settings.
 
 Source: vllm/utils/argparse_utils.py:FlexibleArgumentParser (load_config_file, 0.33.0): `key: value` becomes
-`--key value`, `true` a flag alone, a list several values, a mapping JSON.
+`--key value`, `true` a flag alone, `false` its opposite, a list several values, a mapping JSON.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import os.path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from autofit.errors import UsageError
 from autofit.render.container import checked, commented, deployment_of
 from autofit.render.yaml import dump
+
+from autofit_vllm.command.flags import takes_list
+from autofit_vllm.command.settings import flags_of
+from autofit_vllm.engine.versions import find_engine
 
 if TYPE_CHECKING:
     from autofit.domain.plan import Plan
 
-_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(\.[0-9]{1,6})?")
 
-
-def settings(plan: Plan) -> dict[str, Any]:
-    """The flags of a plan's command as a file has them.
+def given(plan: Plan, words: Sequence[str] | None = None) -> dict[str, Any]:
+    """What the flags of a plan set, by the names of vLLM's arguments; `words` are other flags than those of its
+    command.
 
     Raises:
-        UsageError: a word that is no text.
+        UsageError: a word that is no text, or the plan is another engine's, or of a command that was checked.
     """
-    words = plan.argv[len(deployment_of(plan).program) :]
-    found: dict[str, Any] = {}
-    if words and not words[0].startswith("-"):
-        found["model"], words = checked(words[0]), words[1:]
-    at = 0
-    while at < len(words):
-        name, equals, value = words[at].removeprefix("--").partition("=")
-        at += 1
-        values = [value] if equals else []
-        while not equals and at < len(words) and not _is_flag(words[at]):
-            values.append(words[at])
-            at += 1
-        parsed = [_value(checked(text)) for text in values]
-        found[name] = True if not parsed else parsed[0] if len(parsed) == 1 else parsed
-    return found
+    if plan.backend != "vllm":
+        raise UsageError(f"{plan.backend} has no such format", hint="it is for plans of vLLM")
+    program = deployment_of(plan).program
+    argv = plan.argv if words is None else (*program, *words)
+    values = flags_of(argv[len(program) :], find_engine(plan.engine_version), None)
+    return {name: _text(value) for name, value in values.items() if value is not None}
 
 
 def render(plan: Plan) -> str:
-    """The file's text.
+    """The file's text; the path of a model is absolute.
 
     Raises:
-        UsageError: a word that is no text.
+        UsageError: a word that is no text, or a flag that a file cannot say.
     """
-    return commented(plan, dump(settings(plan)))
+    paths = deployment_of(plan).paths
+    found: dict[str, Any] = {}
+    for name, value in given(plan).items():
+        key = name.replace("_", "-")
+        if isinstance(value, list) and not takes_list(name, find_engine(plan.engine_version)):
+            value = _one(key, value)
+        found[key] = os.path.abspath(value) if isinstance(value, str) and value in paths else value  # noqa: PTH100
+    return commented(plan, dump(found))
 
 
-def _is_flag(word: str) -> bool:
-    return word.startswith("--") or (word.startswith("-") and not _NUMBER.fullmatch(word))
+def _one(key: str, values: list[Any]) -> str:
+    """The one word of a flag that comes to several values: numbers of devices, or a flag that may be repeated.
+
+    Raises:
+        UsageError: it is repeated, and a file has each key once.
+    """
+    if key == "device-ids":
+        return ",".join(map(str, values))
+    if len(values) > 1:
+        raise UsageError(f"--{key} is there more than once, which a file cannot say", hint="--format shell")
+    return str(values[0])
 
 
-def _value(text: str) -> Any:
-    match = _NUMBER.fullmatch(text)
-    if match is not None:
-        return float(text) if match[1] else int(text)
-    if text[:1] == "{":
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
-    return text
+def _text(value: Any) -> Any:
+    """A value whose texts are text."""
+    if isinstance(value, str):
+        return checked(value)
+    if isinstance(value, dict):
+        return {_text(key): _text(inner) for key, inner in value.items()}
+    return [_text(inner) for inner in value] if isinstance(value, (list, tuple)) else value

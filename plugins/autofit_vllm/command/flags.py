@@ -222,6 +222,11 @@ def spellings(dest: str) -> tuple[str, ...]:
     return tuple(_by_dest(NEWEST)[dest]["options"])
 
 
+def takes_list(dest: str, engine: Engine) -> bool:
+    """Whether a flag has several values behind it, each a word of its own."""
+    return _by_dest(engine.release).get(dest, {}).get("nargs") == "+"
+
+
 def is_frontend(dest: str, engine: Engine) -> bool:
     """Whether a setting is the HTTP server's, and so no argument of `vllm.LLM`."""
     return bool(_by_dest(engine.release).get(dest, {}).get("frontend"))

@@ -170,17 +170,22 @@ def parse_command(
     n_program = _program_words(argv)
     engine = find_engine(version)
     args = tuple(argv[n_program:])
-    given = _parse(args, engine, model)
+    given = flags_of(args, engine, model)
     return tuple(argv[:n_program]), from_given(given, args=args, env=env or {}, version=engine)
 
 
 def named_by_flags(settings: VllmSettings) -> bool:
     """Whether the flags themselves name the model, as against whoever plans for it."""
-    return settings.model is not None and _parse(settings.args, settings.version, None).get("model") is not None
+    return settings.model is not None and flags_of(settings.args, settings.version, None).get("model") is not None
 
 
-def _parse(args: Sequence[str], engine: Engine, model: str | None) -> dict[str, Any]:
-    """Flags that either of the releases knows between which an engine lies; the newer one's refusal counts."""
+def flags_of(args: Sequence[str], engine: Engine, model: str | None) -> dict[str, Any]:
+    """What flags set, by destination, as either of the releases knows them between which an engine lies; the newer
+    one's refusal counts.
+
+    Raises:
+        UsageError
+    """
     first, *others = engine.sides()
     try:
         return parse_flags(args, first, model)

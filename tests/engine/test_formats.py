@@ -1,0 +1,51 @@
+"""Files for Ray Serve and KServe, read by their own classes (`.ci/formats.sh`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from autofit.cli.main import main
+
+from support import ROOT
+
+FOLDER = os.environ.get("AUTOFIT_FORMATS", "")
+MODEL = ROOT / "tests/data/vllm/configs/qwen3-0.6b"
+pytestmark = [pytest.mark.engine, pytest.mark.skipif(not FOLDER, reason="needs AUTOFIT_FORMATS")]
+
+
+def read(reader: str, path: Path) -> Any:
+    program = [f"{FOLDER}/{reader}/bin/python", str(ROOT / "tests/engine/read_formats.py"), reader, str(path)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def written(capsys: pytest.CaptureFixture[str], path: Path, *words: str) -> Path:
+    assert main([*words]) == 0, capsys.readouterr().err
+    path.write_text(capsys.readouterr().out)
+    return path
+
+
+@pytest.mark.parametrize("flags", ["-tp 2 --no-enable-prefix-caching", "-dp 2 --disable-log-stats -O1"])
+def test_ray_reads_its_application(flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("vllm", str(MODEL), "--on", "2xa100-80gb", "--ram", "64GiB", "-q", "--format", "ray-serve", "--")
+    (one,) = read("ray", written(capsys, tmp_path / "ray.yaml", *words, *flags.split()))
+    assert one["id"] == "qwen3-0.6b"
+    assert one["settings"]["max_model_len"] == 40960
+
+
+@pytest.mark.parametrize("backend", ["llama", "vllm"])
+def test_kserve_knows_every_name(backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = {"llama": ROOT / "autofit/_models/tiny.gguf", "vllm": MODEL}[backend]
+    read(
+        "kserve", written(capsys, tmp_path / "x.yaml", backend, str(model), "--on", "2xa100-80gb", "--format", "kserve")
+    )
+    bad = tmp_path / "bad.yaml"
+    bad.write_text((tmp_path / "x.yaml").read_text().replace("startupProbe", "startProbe"))
+    with pytest.raises(AssertionError, match="startProbe is not of V1Container"):
+        read("kserve", bad)
