@@ -1,0 +1,436 @@
+// The page: one state, in the address; each change asks for a plan, and each plan is shown.
+import { contexts, curves } from "./curves.js";
+import { Dials } from "./dials.js";
+import { byId, fill, h, table } from "./dom.js";
+import { Form } from "./form.js";
+import { picture } from "./picture.js";
+import { Planner, Refusal, Superseded } from "./planner.js";
+import { Quants } from "./quants.js";
+import { decode, encode, request } from "./state.js";
+import { count, formatBytes, formatRate, shortTokens } from "./units.js";
+
+const SETTLED_MS = 250; // after the last change: what is only worth it for a plan that stays
+const TYPED_MS = 200;
+
+let state = decode(location.hash);
+let facts, form, planner;
+let model = null; // facts of the model that was read last, and which
+let modelRead = null;
+let plan = null; // what the page shows, as `--format json` has it
+let points = new Map();
+let pointsOf = "";
+let changes = 0;
+let settled = 0;
+
+const dials = new Dials(changed);
+let quants;
+
+start();
+
+async function start() {
+  planner = new Planner(progressed);
+  quants = new Quants(planner);
+  globalThis.autofit = { planner, get state() { return state; }, get plan() { return plan; }, request: () => request(state) };
+  facts = await (await fetch("facts.json")).json();
+  byId("version").textContent = facts.version;
+  form = new Form(facts, changed);
+  fill(byId("format"), facts.formats.map((one) => h("option", { value: one.name, title: one.about }, one.name)));
+  bind();
+  show();
+  try {
+    await planner.ready;
+  } catch (error) {
+    byId("load").classList.add("broken");
+    byId("load-text").textContent = `The planner did not load: ${error.message}. Reload the page; if that does not help, your browser may lack WebAssembly.`;
+    byId("load-bar").hidden = true;
+    return;
+  }
+  byId("load").hidden = true;
+  await hereIfAsked();
+  await replan();
+  keepForLater();
+}
+
+function progressed({ step, come, total }) {
+  if (total) {
+    byId("load-bar").value = (100 * come) / total;
+    byId("load-text").textContent = `Loading the planner: ${formatBytes(come)} of ${formatBytes(total)}`;
+  } else {
+    byId("load-bar").removeAttribute("value");
+    byId("load-text").textContent = `Loading the planner: ${step}`;
+  }
+}
+
+/** The page for later, without a network. Not where `autofit web` serves it: its address is new each time. */
+function keepForLater() {
+  if (!("serviceWorker" in navigator) || !isSecureContext || document.documentElement.dataset.served || hereAsked) return;
+  navigator.serviceWorker.register("offline.js").then(() => navigator.serviceWorker.ready)
+    .then((registration) => registration.active.postMessage("keep")).catch(() => {});
+}
+
+// -- changes ------------------------------------------------------------------------------------------------------
+
+/** Somebody has set something. */
+function changed(name, value) {
+  state = { ...state, [name]: value };
+  if (value === "" || value === undefined) delete state[name];
+  history.replaceState(null, "", encode(state));
+  form.show(state, model);
+  dials.show(state, model, backendOf(state), plan);
+  const typed = document.activeElement?.tagName === "INPUT" && document.activeElement.type !== "range" && document.activeElement.type !== "radio";
+  clearTimeout(changed.timer);
+  changed.timer = setTimeout(replan, typed ? TYPED_MS : 0);
+}
+
+const backendOf = (of) => facts.backends.find((one) => one.name === of.backend);
+
+function bind() {
+  const field = byId("model");
+  field.addEventListener("change", () => changed("model", field.value.trim()));
+  field.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") {
+      event.preventDefault();
+      changed("model", field.value.trim());
+    }
+  });
+  byId("form").addEventListener("submit", (event) => event.preventDefault());
+  byId("files").addEventListener("change", (event) => dropped([...event.target.files]));
+  byId("machine-file").addEventListener("change", (event) => machineFrom(event.target.files[0]));
+  const area = document.documentElement;
+  area.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    byId("drop").classList.add("over");
+  });
+  area.addEventListener("dragleave", () => byId("drop").classList.remove("over"));
+  area.addEventListener("drop", (event) => {
+    event.preventDefault();
+    byId("drop").classList.remove("over");
+    if (event.dataTransfer?.files.length) dropped([...event.dataTransfer.files]);
+  });
+  for (const [id, name] of [["token", "HF_TOKEN"], ["endpoint", "HF_ENDPOINT"]]) {
+    byId(id).addEventListener("change", async (event) => {
+      await planner.setEnviron({ [name]: event.target.value.trim() });
+      modelRead = null;
+      await replan();
+    });
+  }
+  byId("format").addEventListener("change", (event) => {
+    state.format = event.target.value;
+    if (state.format === "shell") delete state.format;
+    history.replaceState(null, "", encode(state));
+    rendered();
+  });
+  byId("copy").addEventListener("click", () => copy(byId("command").textContent, "copied"));
+  byId("link").addEventListener("click", () => copy(location.href, "link copied"));
+  byId("quants-go").addEventListener("click", () => quants.work(state));
+  byId("check-go").addEventListener("click", check);
+  addEventListener("hashchange", () => {
+    state = decode(location.hash);
+    show();
+    replan();
+  });
+  let width = 0;
+  new ResizeObserver(([entry]) => {
+    if (Math.abs(entry.contentRect.width - width) > 4) {
+      width = entry.contentRect.width;
+      drawCurves();
+    }
+  }).observe(byId("curves"));
+  tabs();
+}
+
+function tabs() {
+  const all = [byId("tab-plan"), byId("tab-check")];
+  const choose = (tab, focus = true) => {
+    for (const one of all) {
+      const on = one === tab;
+      one.setAttribute("aria-selected", String(on));
+      one.tabIndex = on ? 0 : -1;
+      byId(one.getAttribute("aria-controls")).hidden = !on;
+    }
+    if (focus) tab.focus();
+    if (tab.id === "tab-check") state.view = "check";
+    else delete state.view;
+    history.replaceState(null, "", encode(state));
+  };
+  all.forEach((tab, i) => {
+    tab.addEventListener("click", () => choose(tab));
+    tab.addEventListener("keydown", (event) => {
+      if (event.key === "ArrowRight" || event.key === "ArrowLeft") choose(all[1 - i]);
+    });
+  });
+  if (state.view === "check") choose(all[1], false);
+}
+
+async function dropped(files) {
+  const machine = files.find((file) => file.name.endsWith(".toml"));
+  if (machine) return machineFrom(machine);
+  byId("model-facts").textContent = `reading ${files[0].name} …`;
+  try {
+    const name = await planner.mount(files);
+    modelRead = null;
+    byId("model").value = name;
+    changed("model", name);
+  } catch (error) {
+    refuse(error);
+  }
+  byId("files").value = "";
+}
+
+async function machineFrom(file) {
+  if (!file) return;
+  const path = await planner.keep(file.name, await file.text());
+  state = { ...state, on: [path] };
+  delete state.ram;
+  changed("on", [path]);
+  byId("machine-file").value = "";
+}
+
+let hereAsked = false;
+
+/** The machine that `autofit web` has found, where it serves this page. */
+async function hereIfAsked() {
+  if (state.machine !== "here") return;
+  hereAsked = true;
+  delete state.machine;
+  try {
+    const response = await fetch("machine.json");
+    if (!response.ok) throw new Error(String(response.status));
+    const path = await planner.keep("this-machine.json", await response.text());
+    state = { ...state, on: [path] };
+    delete state.ram;
+  } catch {
+    state = { ...state, on: state.on.length ? state.on : ["rtx-3090"] };
+  }
+  if (!state.model) state.model = "example:llama-3.1-8b-q4_k_m";
+  history.replaceState(null, "", encode(state));
+}
+
+// -- asking -------------------------------------------------------------------------------------------------------
+
+async function replan() {
+  if (!planner || byId("load").hidden === false) return;
+  const change = ++changes;
+  clearTimeout(settled);
+  planner.drop("full");
+  planner.drop("point");
+  byId("answer").setAttribute("aria-busy", "true");
+  try {
+    await readModel();
+    if (change !== changes) return;
+    shown(await planner.ask({ ...request(state), ask: "plan", details: false }));
+    settled = setTimeout(() => details(change), SETTLED_MS);
+  } catch (error) {
+    if (error instanceof Superseded || change !== changes) return;
+    refuse(error);
+  } finally {
+    if (change === changes) byId("answer").setAttribute("aria-busy", "false");
+  }
+}
+
+/** What is asked for when nobody moves anything: other plans, then the curves. */
+async function details(change) {
+  try {
+    const found = await planner.ask({ ...request(state), ask: "plan", details: true }, "full");
+    if (change !== changes) return;
+    shown(found);
+    await work(change);
+  } catch (error) {
+    if (!(error instanceof Superseded)) refuse(error);
+  }
+}
+
+async function readModel() {
+  if (!state.model) throw new Refusal({ message: "no model is named", hint: "choose an example, or drop a GGUF file" });
+  if (modelRead === state.model) return;
+  byId("model-facts").textContent = `reading ${state.model} …`;
+  model = null;
+  quants.clear();
+  const named = state.model;
+  try {
+    model = await planner.ask({ ask: "model", model: named });
+  } catch (error) {
+    byId("model-facts").textContent = "";
+    throw error;
+  }
+  modelRead = named;
+  byId("model-facts").textContent = modelFacts();
+  if (!model.backends.includes(state.backend)) {
+    state.backend = model.backends[0] ?? facts.backends[0].name;
+    history.replaceState(null, "", encode(state));
+  }
+  form.show(state, model);
+}
+
+function modelFacts() {
+  const said = [model.architecture, model.format === "gguf" ? "GGUF" : model.format];
+  if (model.parameters) said.push(`${(model.parameters / 1e9).toPrecision(3)} B parameters`);
+  if (model.weights_bytes) said.push(`${formatBytes(model.weights_bytes)} of weights`);
+  if (model.layers) said.push(`${model.layers} layers`);
+  if (model.experts) said.push(`${model.experts} experts`);
+  if (model.context_train_tokens) said.push(`trained for ${shortTokens(model.context_train_tokens)} tokens`);
+  return said.join(" · ");
+}
+
+/** The points of the curves, one after the other; any change of the state stops it. */
+async function work(change) {
+  const { context: _, ...rest } = request(state).options;
+  const key = JSON.stringify([request(state).backend, state.model, state.flags, rest]);
+  if (key !== pointsOf) {
+    pointsOf = key;
+    points = new Map();
+    drawCurves();
+  }
+  for (const tokens of contexts(model.context_train_tokens)) {
+    if (points.has(tokens)) continue;
+    const found = await planner.ask({ ...request(state), ask: "point", context: tokens }, "point");
+    if (change !== changes) return;
+    points.set(tokens, found);
+    drawCurves();
+  }
+}
+
+// -- showing ------------------------------------------------------------------------------------------------------
+
+function show() {
+  byId("model").value = state.model;
+  byId("format").value = state.format ?? "shell";
+  form.show(state, model);
+}
+
+function shown(found) {
+  plan = JSON.parse(found.json);
+  plan.state = found.state;
+  plan.command = found.command;
+  byId("problem").hidden = true;
+  byId("plan").hidden = false;
+  const verdict = byId("verdict");
+  if (verdict.textContent !== found.verdict) verdict.textContent = found.verdict;
+  verdict.dataset.state = found.state;
+  fill(byId("picture"), picture(plan));
+  fill(byId("figures"), figures(plan));
+  rendered();
+  dials.show(state, model, backendOf(state), plan);
+  form.show(state, model);
+  drawCurves();
+  why();
+}
+
+function figures() {
+  const rows = [];
+  const add = (name, value, more) => rows.push(h("div", {}, h("dt", {}, name), h("dd", {}, value, more ? h("span", { className: "quiet" }, ` ${more}`) : null)));
+  const speed = plan.speed;
+  if (plan.context_tokens) add("context", `${count(plan.context_tokens)} tokens`);
+  if (plan.safe_fill_tokens && plan.safe_fill_tokens !== plan.context_tokens) add("safe to fill to", `${count(plan.safe_fill_tokens)} tokens`);
+  if (speed?.decode_tokens_per_s) add("decode", `~${formatRate(speed.decode_tokens_per_s)} tokens/s`, `${formatRate(speed.low)} to ${formatRate(speed.high)}`);
+  if (speed?.prefill_tokens_per_s) {
+    const band = speed.prefill_low && speed.prefill_high ? `${formatRate(speed.prefill_low)} to ${formatRate(speed.prefill_high)}` : "";
+    add("prefill", `~${formatRate(speed.prefill_tokens_per_s)} tokens/s`, band);
+  }
+  if (plan.engine_source) add("for", plan.engine_source);
+  return rows;
+}
+
+async function rendered() {
+  const format = state.format ?? "shell";
+  const pre = byId("command");
+  if (format === "shell" && plan) {
+    pre.textContent = plan.state === "no" && state.force !== "on" ? "# it does not fit: see what lacks above" : plan.command;
+    return;
+  }
+  try {
+    const found = await planner.ask({ ...request(state), ask: "render", format, force: state.force === "on" });
+    pre.textContent = found.text.replaceAll("\0", "␀");
+  } catch (error) {
+    if (!(error instanceof Superseded)) pre.textContent = `${error.message}${error.hint ? `\n  ${error.hint}` : ""}`;
+  }
+}
+
+function refuse(error) {
+  plan = null;
+  byId("plan").hidden = true;
+  byId("verdict").textContent = "";
+  const problem = byId("problem");
+  problem.hidden = false;
+  fill(problem, ...sentences(error));
+  form.show(state, model);
+}
+
+function sentences(error) {
+  if (error instanceof Refusal) return [h("span", { className: "message" }, error.message), error.hint ? h("span", { className: "hint" }, error.hint) : null];
+  return [h("span", { className: "message" }, `autofit failed: ${String(error.message).trim().split("\n").at(-1)}`), h("span", { className: "hint" }, "this is a bug of ours: please report it with the link of this page")];
+}
+
+function drawCurves() {
+  const width = byId("curves").clientWidth;
+  if (!width) return;
+  fill(byId("curves"), points.size ? curves([...points.values()], plan?.context_tokens, width) : h("p", { className: "help" }, "worked out when the plan stays as it is for a moment"));
+}
+
+function why() {
+  const notes = plan.findings.map((one) => h("li", { className: one.severity }, h("b", {}, one.severity === "info" ? "note" : one.severity), ` ${one.message}`));
+  fill(byId("findings"), notes.length ? h("ul", { className: "notes" }, notes) : h("p", { className: "help" }, "nothing to remark"));
+  const next = (one) => (one ? `${one.value}${one.shortfall_bytes ? ` needs ${formatBytes(one.shortfall_bytes)} more on ${one.pool}` : ""}${one.because ? ` ${one.because}` : ""}` : "");
+  section("decisions", plan.decisions.length, () => table("Settings", ["setting", "value", "from", "why", "the next better value"],
+    plan.decisions.map((one) => [one.setting, one.value, one.origin, one.because, next(one.next_rejected)])));
+  section("alternatives", plan.alternatives.length, () => table("Other plans", ["plan", "devices", "RAM", "context", "decode", "why not"],
+    plan.alternatives.map((one) => [one.title, formatBytes(one.device_bytes), formatBytes(one.host_bytes), one.context_tokens ? count(one.context_tokens) : "",
+      one.speed?.decode_tokens_per_s ? `~${formatRate(one.speed.decode_tokens_per_s)}` : "", one.because]), [1, 2, 3, 4]));
+  section("items", plan.pools.length, () => table("Parts of memory", ["pool", "kind", "what", "bytes", "basis", "of the engine"],
+    plan.pools.flatMap((pool) => pool.items.map((item) => [pool.id, item.kind, item.label, count(item.bytes), item.basis, item.source])), [3]));
+}
+
+function section(id, has, make) {
+  const details_ = byId(id);
+  details_.hidden = !has;
+  const draw = () => details_.open && fill(details_.querySelector("div"), has ? make() : []);
+  details_.ontoggle = draw;
+  draw();
+}
+
+async function copy(text, said) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const field = h("textarea", { value: text, className: "visually-hidden" });
+    document.body.append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+  }
+  byId("copied").textContent = said;
+  setTimeout(() => { byId("copied").textContent = ""; }, 2000);
+}
+
+// -- check --------------------------------------------------------------------------------------------------------
+
+async function check() {
+  const text = byId("paste").value;
+  const problem = byId("check-problem");
+  problem.hidden = true;
+  byId("check-verdict").textContent = "";
+  fill(byId("check-answer"));
+  if (!text.trim()) return;
+  byId("check-verdict").textContent = "checking …";
+  try {
+    const found = await planner.ask({ ...request(state), ask: "check", text });
+    if (found.kind === "command") {
+      const checked = JSON.parse(found.json);
+      byId("check-verdict").textContent = found.verdict;
+      byId("check-verdict").dataset.state = found.state;
+      const notes = checked.findings.map((one) => h("li", { className: one.severity }, h("b", {}, one.severity === "info" ? "note" : one.severity), ` ${one.message}`));
+      fill(byId("check-answer"), found.instead ? h("p", { className: "help" }, `its model is not here: ${found.instead} stands for it`) : null,
+        h("div", { className: "picture" }, picture(checked)), h("ul", { className: "notes" }, notes));
+    } else {
+      byId("check-verdict").textContent = found.words[0] ?? "";
+      byId("check-verdict").dataset.state = found.failed ? "no" : "full";
+      fill(byId("check-answer"), h("ul", { className: "notes" }, found.words.slice(1).map((line) => h("li", {}, line))),
+        found.commands.map((one) => [h("pre", { className: "command", tabIndex: 0, ariaLabel: "Changed command" }, one.command)]));
+    }
+  } catch (error) {
+    if (error instanceof Superseded) return;
+    byId("check-verdict").textContent = "";
+    problem.hidden = false;
+    fill(problem, ...sentences(error));
+  }
+}
