@@ -56,6 +56,11 @@ sources engine tree:
 follow engine build *args:
     python tools/follow "$@"
 
+# Build the page that plans in a browser into web/dist, which any static host serves
+web *args:
+    npm ci --prefix web --no-audit --no-fund
+    python tools/build_web.py "$@"
+
 # Build the real engines that the engine tests start: once, some minutes
 engines:
     bash .ci/llama-cpp.sh "{{ llama_cpp }}"

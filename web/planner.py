@@ -260,9 +260,7 @@ def point(request: Mapping[str, Any]) -> dict[str, Any]:
         "context": request["context"],
         "state": state(found),
         "pools": [{"id": p.id, "used": p.used_bytes, "free": p.free_bytes} for p in found.memory.pools],
-        "decode": None
-        if speed is None or not speed.decodes
-        else [speed.decode_tokens_per_s, speed.low, speed.high],
+        "decode": None if speed is None or not speed.decodes else [speed.decode_tokens_per_s, speed.low, speed.high],
         "prefill": None if speed is None else speed.prefill_tokens_per_s,
     }
 
