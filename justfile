@@ -88,7 +88,7 @@ bench *args:
 
 # Coverage of what counts bytes, with its floor; without the compute graphs, which a tracer slows down
 coverage:
-    python -m pytest -n 2 -m 'not engine and not gpu' tests/golden tests/unit/llama/memory tests/unit/llama/planning tests/unit/vllm --deselect tests/golden/test_compute_buffers.py --cov --cov-report=
+    python -m pytest -n 2 -m 'not engine and not gpu and not web' tests/golden tests/unit/llama/memory tests/unit/llama/planning tests/unit/vllm --deselect tests/golden/test_compute_buffers.py --cov --cov-report=
     coverage report
 
 # The whole gate as CI runs it: a fresh environment, then the tests that start real engines
