@@ -10,13 +10,9 @@ llama_cpp := env("AUTOFIT_CI_CACHE", home_directory() / ".cache/autofit-ci") / "
 default:
     @just --list --unsorted
 
-# The tests that take a moment each, under two minutes on two cores; arguments go to pytest
+# The tests, in two processes; arguments go to pytest
 test *args:
-    python -m pytest -n auto "$@"
-
-# Those that take seconds of a processor each: pages as they are printed, long properties
-slow *args:
-    python -m pytest -n auto -m slow "$@"
+    python -m pytest -n 2 "$@"
 
 # Everything a change must pass but the tests: style, types, import contracts, workflows, changelog
 lint:
@@ -42,10 +38,11 @@ gen: docs
 gen-build build tree:
     python tools/gen/llama_builds.py "$1=$2"
 
-# Rewrite the generated pages of docs/
+# Rewrite what docs/ generates: pages, transcripts, pictures
 docs:
     python tools/gen/docs.py
     python tools/gen/transcripts.py
+    python tools/gen/pictures.py
 
 # Build the site of docs/ into build/site: no warning, and nothing of it comes from another server
 site:
@@ -88,7 +85,7 @@ bench *args:
 
 # Coverage of what counts bytes, with its floor; without the compute graphs, which a tracer slows down
 coverage:
-    python -m pytest -n 2 -m 'not engine and not gpu and not web' tests/golden tests/unit/llama/memory tests/unit/llama/planning tests/unit/vllm --deselect tests/golden/test_compute_buffers.py --cov --cov-report=
+    python -m pytest -n 2 tests/golden tests/unit/llama/memory tests/unit/llama/planning tests/unit/vllm --deselect tests/golden/test_compute_buffers.py --cov --cov-report=
     coverage report
 
 # The whole gate as CI runs it: a fresh environment, then the tests that start real engines

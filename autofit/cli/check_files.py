@@ -196,7 +196,7 @@ def _line(verdict: Verdict) -> str:
             f" ({printable(error.hint, 400)})" if error.hint else ""
         )
     if not plan.fits:
-        return f"{where}: does not fit: {no_fit(plan)}"
+        return f"{where}: does not fit: {no_fit(plan).removeprefix('does not fit: ')}"
     said = "starts, and runs short of memory later" if plan.verdict == "starts" else "fits"
     return f"{where}: {said}: " + ", ".join(f"{pool.id} {room(pool)}" for pool in plan.memory.pools)
 

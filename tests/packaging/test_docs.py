@@ -7,6 +7,7 @@ from dataclasses import fields
 from textwrap import indent
 
 import autofit
+import pytest
 import yaml
 
 from autofit_llama.graph.builder import Graph
@@ -14,9 +15,10 @@ from autofit_llama.model.architecture import Architecture
 from support import ROOT
 
 
-def test_generated_pages_are_current() -> None:
+@pytest.mark.parametrize("tool", ["docs.py", "pictures.py"])
+def test_generated_pages_and_pictures_are_current(tool: str) -> None:
     done = subprocess.run(
-        [sys.executable, "tools/gen/docs.py", "--check"],
+        [sys.executable, f"tools/gen/{tool}", "--check"],
         cwd=ROOT,
         capture_output=True,
         text=True,

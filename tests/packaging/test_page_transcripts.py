@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import autofit
 import pytest
 
-from support.pages import BLOCK, DOCS, followed, pages, reader
+from support.pages import BLOCK, DOCS, followed, pages, reader, unfounded
 
 
 @pytest.mark.parametrize("name", pages())
@@ -17,6 +18,35 @@ def test_a_page_shows_what_its_commands_print(name: str, tmp_path: Path) -> None
         now = followed(page)
     shown = [block for _, block in BLOCK.findall(page)]
     assert [block for _, block in BLOCK.findall(now)] == shown, "after a change that is meant: just docs"
+
+
+#: figures of sentences that have tests of their own
+FIGURES_ELSEWHERE = {
+    "memory.md": {"128 KiB"},  # below
+    "how-to/kubernetes.md": {"2 GiB"},  # /dev/shm, tests/unit/core/render
+}
+
+
+@pytest.mark.parametrize("name", [*pages(), "memory.md"])
+def test_sentences_repeat_figures_that_are_shown(name: str) -> None:
+    path = DOCS / name
+    found = set(unfounded(path.read_text(encoding="utf-8"), path.parent))
+    assert found == FIGURES_ELSEWHERE.get(name, set())
+
+
+def test_a_figure_that_is_shown_nowhere_is_found() -> None:
+    page = "It takes 3 GiB, ~4.5 tokens/s,\nnot 3 MiB.\n\n```console\n$ autofit x\n3 GiB ~4.51\n```\n"
+    assert unfounded(page, DOCS) == ["~4.5", "3 MiB"]
+
+
+def test_a_token_takes_as_much_cache_as_told() -> None:
+    plans = [autofit.plan("llama", "example:llama-3.1-8b-q4_k_m", card(), context=n) for n in (4096, 8192)]
+    fewer, more = (plan.memory.pool("GPU0").sum_bytes("cache") for plan in plans)
+    assert (more - fewer) / 4096 == 128 * 1024 == 32 * 8 * 128 * 2 * 2
+
+
+def card() -> autofit.Machine:
+    return autofit.load_machine("rtx-3090", ram="64GiB")
 
 
 def test_a_command_that_prints_otherwise_is_told(tmp_path: Path) -> None:

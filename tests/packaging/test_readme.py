@@ -7,11 +7,15 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from support import ROOT, llama_versions, recorded, vllm_versions
 from support.commands import tiny_rows
+from support.pages import reader
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -61,24 +65,36 @@ def test_the_packages_that_it_needs_are_those_declared() -> None:
     assert re.split(r",\s+|\s+and\s+", told[1]) == [re.split(r"[<>=; ]", each)[0] for each in declared]
 
 
-@pytest.mark.slow
 def test_cold_starts_are_measured_without_an_argument() -> None:
     assert "`python bench/startup.py`" in README
     printed = _run("bench/startup.py", "--runs", "1")
     assert len(re.findall(r"^(?:python|autofit) .* \d+ ms +\d+ ms +\d+\.\d$", printed, re.MULTILINE)) == 6, printed
 
 
-def test_the_printed_plan_is_the_one_shown() -> None:
-    shown = README.split("```console\n$ autofit ", 1)[1].split("```", 1)[0]
-    command, _, printed = shown.partition("\n")
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("AUTOFIT_", "LLAMA_ARG_"))}
-    run = subprocess.run(
-        [sys.executable, "-m", "autofit", *command.split()],
-        capture_output=True,
-        text=True,
-        env=environ | {"XDG_CONFIG_HOME": "/nonexistent", "PYTHONIOENCODING": "utf-8"},
-    )
-    assert (run.stdout + run.stderr).splitlines() == printed.splitlines()
+@pytest.fixture(scope="module")
+def drawing() -> SimpleNamespace:
+    """The tools that draw."""
+    sys.path.insert(0, str(ROOT / "tools" / "gen"))
+    found = SimpleNamespace(svg=import_module("svg"), pictures=import_module("pictures"))
+    sys.path.remove(str(ROOT / "tools" / "gen"))
+    return found
+
+
+def test_the_picture_of_a_terminal_shows_what_is_printed_today(drawing: SimpleNamespace, tmp_path: Path) -> None:
+    pictures = drawing.pictures
+    assert "](docs/pictures/terminal.svg)" in README and f"![{pictures.TERMINAL}: " in README
+    shown = drawing.svg.text_of_terminal((ROOT / "docs/pictures/terminal.svg").read_text(encoding="utf-8"))
+    with reader(tmp_path):
+        printed = pictures.on_a_terminal(pictures.TERMINAL, pictures.COLUMNS)
+    assert shown[0] == f"$ {pictures.TERMINAL}"
+    assert shown[1:] == [re.sub(r"\x1b\[[\d;]*m", "", line) for line in printed]
+    assert shown[1].startswith("llama-server -m example:mixtral-8x7b-q4_k_m ") and len(shown) > 8
+
+
+def test_a_picture_of_a_terminal_keeps_every_character(drawing: SimpleNamespace) -> None:
+    lines = ["$ x <&> \"'", "", "  [\x1b[38;5;32m██\x1b[0m ]", "a" * 25, "b" * 10]
+    drawn = drawing.svg.terminal("x", lines, 10)
+    assert drawing.svg.text_of_terminal(drawn) == ["$ x <&> \"'", "", "  [██ ]", "a" * 25, "b" * 10]
 
 
 #: a phrase of the table of answers, with the command behind it

@@ -17,6 +17,8 @@ from support.vllm_checkpoints import write_mixtral_checkpoints
 
 DOCS = ROOT / "docs"
 FILE = re.compile(r"`([\w./-]+)`:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)  #: a file that a page shows
+#: a figure of a sentence: a rate, or a size or number of tokens with its unit
+FIGURE = re.compile(r"~\d[\d,]*(?:\.\d+)?|(?<!\d)\d[\d,]*(?:\.\d+)? ?(?:GiB|MiB|KiB|tokens)\b")
 BLOCK = re.compile(r"^```(console|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -33,6 +35,8 @@ def reader(folder: Path) -> Iterator[None]:
     shutil.copyfile(TINY, folder / "model.gguf")
     (folder / "Qwen3-32B").mkdir()
     shutil.copyfile(DATA / "vllm/configs/qwen3-32b/config.json", folder / "Qwen3-32B/config.json")
+    (folder / "headers").mkdir()
+    shutil.copyfile(TINY, folder / "headers/model.gguf")
     write_mixtral_checkpoints(folder)
     home = folder / "home"
     home.mkdir()
@@ -76,6 +80,21 @@ def followed(page: str) -> str:
         return "\n".join(["```console", *lines, "```"])
 
     return BLOCK.sub(block, page)
+
+
+def unfounded(page: str, folder: Path) -> list[str]:
+    """Figures of a page's sentences that neither its commands and what they print show, nor the tables and pictures of
+    the page; code is no sentence. `folder` is where it lies."""
+    shown = [found[2] for found in BLOCK.finditer(page)]
+    shown += [line for line in page.splitlines() if line.startswith("|")]
+    shown += [(folder / path).read_text(encoding="utf-8") for path in re.findall(r"\]\(([^)]+\.svg)\)", page)]
+    prose = re.sub(r"^```.*?^```$|`[^`\n]+`", "", page, flags=re.MULTILINE | re.DOTALL)
+    prose = " ".join(" ".join(line for line in prose.splitlines() if not line.startswith("|")).split())
+    return [figure for figure in FIGURE.findall(prose) if not _is_in(figure, "\n".join(shown))]
+
+
+def _is_in(figure: str, text: str) -> bool:
+    return re.search(rf"(?<![\d.,]){' ?'.join(map(re.escape, figure.split()))}(?!\d)", text) is not None
 
 
 def _shown(each: Transcript, now: tuple[str, ...]) -> tuple[str, ...]:
