@@ -1,4 +1,5 @@
-"""llama-bench: one prompt and some generated tokens of a model. Source: b11311 (tools/llama-bench/llama-bench.cpp:json_printer)."""
+"""llama-bench: one prompt and some generated tokens of a model. Source: b11311
+(tools/llama-bench/llama-bench.cpp:json_printer)."""
 
 from __future__ import annotations
 
