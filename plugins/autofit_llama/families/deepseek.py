@@ -10,6 +10,7 @@ from autofit_llama.graph.builder import AttentionInput, Graph, Layer
 from autofit_llama.graph.draft_head import head, join, routed_and_shared
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.sparse import attn_selected, inp_attn_k_dsa, lightning_top_k
+from autofit_llama.model.aborts import aborts
 from autofit_llama.model.architecture import Architecture, DraftTensors, reads
 from autofit_llama.model.caches import (
     KEYS_ALONE,
@@ -39,6 +40,9 @@ def deepseek2(g: Graph) -> None:
     h = g.h
     x = g.inp_embd()
     attn_scale = g.inp_attn_scale() if h.f_attn_temp_scale != 0.0 else None
+    if attn_scale is not None and not h.n_attn_temp_floor_scale:  # with the first prompt
+        fields = ["n_attn_temp_floor_scale", "f_attn_temp_scale"]
+        raise aborts(h, "GGML_ASSERT(n_attn_temp_floor_scale != 0)", keys=fields)
     pos = g.inp_pos()
     inp = g.inp_attn_k() if h.is_mla and g.follows(KEYS_ALONE) else g.inp_attn_kv()
     out_ids = g.inp_out_ids()

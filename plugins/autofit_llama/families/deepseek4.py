@@ -14,6 +14,7 @@ from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.hyper import narrow, selected_streams, streams, weighed, widen
 from autofit_llama.graph.model import rotation_side
 from autofit_llama.graph.sparse import top_k_mask
+from autofit_llama.model.aborts import aborts
 from autofit_llama.model.architecture import Architecture, TensorSplit, reads
 from autofit_llama.model.caches import (
     Cache,
@@ -168,11 +169,15 @@ def _cells(cache: Tensor) -> Tensor:
 def _attention(g: Graph, inp: _Inputs, w: Layer, x: Tensor, pos: Tensor, il: int) -> Tensor:
     h, n = g.h, g.n_tokens
     head, n_head, groups = h.n_embd_head_k(0), h.n_head[0], h.dsv4_o_group_count
+    if head != h.n_embd_head_v(0):
+        raise aborts(h, "GGML_ASSERT(n_embd_head == n_embd_head_v)", (head, h.n_embd_head_v(0)))
+    if groups == 0 or n_head % groups:
+        raise aborts(h, "GGML_ASSERT(n_head % n_groups == 0)", keys=["n_head", "dsv4_o_group_count"])
     q_latent = g.rms(ggml.mul_mat(w.need("attn_q_a"), x), w, "attn_q_a_norm", il)
     q = ggml.reshape(ggml.mul_mat(w.need("attn_q_b"), q_latent), head, n_head, n)
-    q = ggml.rope(ggml.rms_norm(q), pos)
+    q = g.rope_end(ggml.rms_norm(q), pos, h.n_rot(0))
     kv = g.rms(ggml.mul_mat(w.need("attn_kv"), x), w, "attn_kv_a_norm", il)
-    kv = ggml.rope(ggml.reshape(kv, head, 1, n), pos)
+    kv = g.rope_end(ggml.reshape(kv, head, 1, n), pos, h.n_rot(0))
     ratio = h.dsv4_compress_ratios[il]
     compressed = {_CSA_RATIO: inp.csa, _HCA_RATIO: inp.hca}.get(ratio)
     if compressed is not None:
@@ -242,7 +247,7 @@ def _compress(g: Graph, inp: _Compressed, w: Layer, name: str, x: Tensor, head: 
     old_values, old_scores = (ggml.view(t, (width, n_rows), (t.nb[1],)) for t in before)
     combine = _overlapping if overlap else _plain
     cells = combine(inp, ggml.concat(old_values, values, 1), ggml.concat(old_scores, scores, 1), head)
-    cells = ggml.rope(g.rms(cells, w, name + "_norm", il), inp.write_pos)
+    cells = g.rope_end(g.rms(cells, w, name + "_norm", il), inp.write_pos, g.h.n_rot(0))
     if inp.k_rot is not None:
         cells = hadamard(cells, inp.k_rot)
     g.store_k(cells, inp.write, il, _cache(g, inp.cells, il, head))
@@ -296,7 +301,7 @@ def _top_k(g: Graph, inp: _Compressed, w: Layer, x: Tensor, q_latent: Tensor, po
     head, n_head = h.indexer_head_size, h.indexer_n_head
     assert inp.k_rot is not None
     q = ggml.reshape(ggml.mul_mat(w.need("indexer.attn_q_b"), q_latent), head, n_head, n)
-    q = hadamard(ggml.rope(q, pos), inp.k_rot)
+    q = hadamard(g.rope_end(q, pos, h.n_rot(0)), inp.k_rot)
     weights = ggml.scale(ggml.mul_mat(w.need("indexer.proj"), x))
     keys = _cells(_cache(g, inp.cells, il, head))
     keys = ggml.view(keys, keys.ne, keys.nb[1:])

@@ -7,6 +7,7 @@ from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Graph, Layer, RecurrentInput
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.recurrent import snapshots
+from autofit_llama.model.aborts import aborts
 from autofit_llama.model.architecture import Architecture, TensorSplit, reads
 from autofit_llama.model.caches import (
     hybrid,
@@ -64,6 +65,8 @@ def _short_conv(g: Graph, rs: RecurrentInput, w: Layer, x: Tensor, il: int) -> T
     h, n_seqs = g.h, g.n_seqs
     n_t = g.n_tokens // n_seqs
     d_conv = h.n_shortconv_l_cache - 1
+    if d_conv < 1:
+        raise aborts(h, "GGML_ASSERT(hparams.n_shortconv_l_cache > 1)", keys=["n_shortconv_l_cache"])
     bcx = g.linear(w, "shortconv.in_proj", ggml.reshape(x, x.ne[0], n_t, n_seqs))
     size = bcx.ne[0] // 3
     b, c, x = (ggml.view(bcx, (size, *bcx.ne[1:3]), bcx.nb[1:3], i * size * bcx.nb[0]) for i in range(3))

@@ -9,6 +9,7 @@ from itertools import accumulate, count
 from autofit.domain.values import NamedTuple, dataclass, replace
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
+from autofit_llama.graph.assertions import check, check_placed, fails_on_cpu
 from autofit_llama.graph.builder import DELTA_OPS, HYPER_OPS, Builder, Fused, Graph
 from autofit_llama.graph.devices import DeviceRules
 from autofit_llama.graph.ggml import HOST
@@ -48,11 +49,12 @@ class Known:
     Placements that differ in how many equal blocks follow each other alone are one and the same when shortened.
     """
 
-    __slots__ = ("_next", "_numbers", "levels", "replays")
+    __slots__ = ("_next", "_numbers", "levels", "replays", "sound")
 
     def __init__(self) -> None:
         self.replays: dict[Hashable, Replay] = {}
         self.levels: dict[Hashable, dict[Edge, int]] = {}  #: efforts of stretches, by backends
+        self.sound: set[Hashable] = set()  #: graphs whose shapes were held to what ggml asserts
         self._numbers: dict[Hashable, int] = {}
         self._next = count()  # not the length: two threads may plan for one model
 
@@ -211,12 +213,20 @@ def _reserve(
     pinned: bool,
 ) -> Replay:
     """One reserve; without `signatures` every block is built."""
+    not_on_cpu = fails_on_cpu(model.hparams)
 
     def scheduled(order: tuple[int, ...]) -> tuple[Graph, Schedule]:
         g = _graph(builder, model, fusions, n_tokens, n_seqs, n_outputs, order)
+        context = model.context
+        shapes = fusions, n_seqs, context.type_k, context.type_v, context.kv_unified, context.mtp
+        if shapes not in known.sound:
+            check(g.nodes, g.h)
+            known.sound.add(shapes)
         if pinned:
             _pin(g, scheduler)
         scheduler.assign(g.leafs, g.nodes)
+        if not_on_cpu:
+            check_placed(g.nodes, g.h, scheduler.cpu)
         return g, scheduler.split(g.leafs, g.nodes)
 
     def replayed(order: tuple[int, ...], cuts: tuple[Cut, ...]) -> Replay:

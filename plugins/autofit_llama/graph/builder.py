@@ -19,6 +19,7 @@ from autofit_llama.engine.vocabulary import POOLING_CLS, POOLING_LAST, POOLING_M
 from autofit_llama.graph import ggml
 from autofit_llama.graph.ggml import HOST, HOST_PINNED, NONE, Tensor
 from autofit_llama.graph.model import GraphModel
+from autofit_llama.model.aborts import aborts
 from autofit_llama.model.architecture import Architecture, architecture_of
 from autofit_llama.model.context import Context
 from autofit_llama.model.hparams import (
@@ -118,8 +119,13 @@ def missing(name: str) -> EngineRefusalError:
     return EngineRefusalError(f"llama.cpp refuses: missing tensor {name!r}", hint="the file is damaged or incomplete")
 
 
-def _gated(logits: Tensor, gating: int) -> Tensor:
-    """The scores of experts (llama_expert_gating_func_type)."""
+_GATINGS = (GATING_SOFTMAX, GATING_SIGMOID, GATING_SOFTMAX_WEIGHT, GATING_SQRT_SOFTPLUS)
+
+
+def _gated(logits: Tensor, gating: int, hp: HParams) -> Tensor:
+    """The scores of experts (src/llama-graph.cpp:build_moe_ffn)."""
+    if gating not in _GATINGS:
+        raise aborts(hp, "build_moe_ffn, which knows no such function", keys=["expert_gating_func"])
     if gating == GATING_SOFTMAX:
         return ggml.soft_max(logits)
     if gating == GATING_SIGMOID:
@@ -343,6 +349,12 @@ class Graph:
             return t
         long_context = self.context.n_ctx_seq > self.h.n_ctx_orig_yarn
         return self.weight("rope_factors_long" if long_context else "rope_factors_short", il)
+
+    def rope_end(self, x: Tensor, positions: Tensor, n_rot: int) -> Tensor:
+        """The last elements of each head rotated (ggml.c:ggml_rope_set_offset)."""
+        if n_rot > x.ne[0]:
+            raise aborts(self.h, "rope: GGML_ASSERT(n_offs >= 0)", (x.ne[0],), keys=["n_rot_full", "n_rot_swa"])
+        return ggml.rope(x, positions)
 
     # inputs
 
@@ -798,7 +810,7 @@ class Graph:
             logits = self.linear(w, gate_inp, x)
             gate_bias = w[gate_inp + ".bias"] if biased else None
             logits = ggml.add(logits, gate_bias) if gate_bias is not None else logits
-        probs = _gated(logits, gating)
+        probs = _gated(logits, gating, self.h)
         selected = selected_in
         if selected is None:
             by = {"probs": probs, "logits": logits}[select_by] if select_by != "sigmoid" else ggml.sigmoid(logits)

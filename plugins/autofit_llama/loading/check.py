@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from importlib import import_module
 
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Finding
-from autofit.errors import ModelError
+from autofit.domain.text import printable
+from autofit.errors import EngineRefusalError, ModelError
 
 from autofit_llama.engine.codes import finding
 from autofit_llama.engine.versions import REFERENCE, Version
+from autofit_llama.loading.graphs import ASSERTED, CONDITIONS
 from autofit_llama.loading.loader import Loader
 from autofit_llama.loading.tensors.index import TENSORS
 from autofit_llama.loading.vocabulary import check_keys
+from autofit_llama.model.aborts import HINT, OTHER_KEYS
 from autofit_llama.model.load import draft_of, read_hparams
+from autofit_llama.model.metadata_reader import KEYS
 
 
 def check_loads(model: ModelSpec, version: Version) -> tuple[Finding, ...]:
@@ -32,7 +38,8 @@ def check_loads(model: ModelSpec, version: Version) -> tuple[Finding, ...]:
         try:
             check_keys(one)
             check_tensors(one)
-        except ModelError as error:
+            check_graph(one)
+        except (ModelError, EngineRefusalError) as error:
             if version.build == REFERENCE and version.fork is None:
                 raise
             found.append(finding("file-may-be-refused", f"{error.message} (b{REFERENCE}; {version.name} may differ)"))
@@ -59,3 +66,33 @@ def check_tensors(model: ModelSpec) -> None:
         except ZeroDivisionError:
             loader.refuse("its hyperparameters divide by 0")
     loader.done()
+
+
+def check_graph(model: ModelSpec) -> None:
+    """Hold a file's hyperparameters to what the graph of its architecture asserts before it is built.
+
+    Raises:
+        EngineRefusalError: with the assertion, and the keys and values that it is about.
+    """
+    asserted = ASSERTED.get(model.architecture)
+    if asserted is None or not model.tensors:
+        return
+    loader = Loader(model, draft_of(model))
+    for number in asserted.split():
+        condition, holds = CONDITIONS[int(number)]
+        if not holds(loader):
+            values = ", ".join(dict.fromkeys(_values(condition, loader)))
+            raise EngineRefusalError(
+                f"llama.cpp aborts with this {printable(model.architecture, 40)} model "
+                f"at GGML_ASSERT({condition}): {values}",
+                hint=HINT,
+            )
+
+
+def _values(condition: str, loader: Loader) -> Iterator[str]:
+    """The figures that a condition speaks of, by key."""
+    for name in re.findall(r"[a-z]\w+", condition):
+        value = getattr(loader.hparams, name)
+        value = value() if callable(value) else value
+        key, _ = KEYS.get(name) or KEYS.get(f"{name}_full") or (OTHER_KEYS.get(name, name), "")
+        yield f"{key} is {value}"

@@ -13,6 +13,7 @@ from autofit.domain.model import ModelSpec, TensorInfo
 from autofit.domain.text import printable
 from autofit.errors import CorruptModelError
 
+from autofit_llama.model.load import read_hparams
 from autofit_llama.model.metadata_reader import HParamsDraft
 
 OPTIONAL, DUPLICATED, SKIP, RESHAPE = 1, 2, 4, 8  #: flags of create_tensor (src/llama-model-loader.h)
@@ -195,6 +196,9 @@ class _Hparams:
 
     def n_rot(self, il: int = 0) -> int:
         return int(self._draft.n_rot_swa if self.is_swa(il) else self._draft.n_rot_full)
+
+    def n_embd_r(self) -> int:
+        return read_hparams(self._model).n_embd_r
 
     def is_swa(self, il: int) -> bool:
         return bool(self._draft.is_swa[il])

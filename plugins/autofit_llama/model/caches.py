@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from autofit.domain.values import NamedTuple, dataclass, replace
 
 from autofit_llama.engine.versions import Change
+from autofit_llama.model.aborts import aborts
 from autofit_llama.model.context import Context, cache_row_bytes
 from autofit_llama.model.hparams import HParams
 
@@ -242,7 +243,13 @@ NO_CACHE = Memory(caches=lambda hp, ctx: ())
 
 def plain(*, until: Change | None = None, since: Change | None = None) -> Memory:
     """One cache, or with sliding layers two; see `trunk_or_draft`."""
-    return Memory(caches=lambda hp, ctx: attention(hp, ctx, trunk_or_draft(hp, ctx, until=until, since=since)))
+
+    def caches(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
+        if any(hp.is_swa) != (hp.swa_type != "none"):
+            raise aborts(hp, "create_memory: GGML_ASSERT(hparams.is_swa_any())", keys=["n_swa", "is_swa"])
+        return attention(hp, ctx, trunk_or_draft(hp, ctx, until=until, since=since))
+
+    return Memory(caches=caches)
 
 
 ATTENTION = plain()

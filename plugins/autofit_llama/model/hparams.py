@@ -62,6 +62,7 @@ class HParams:
     is_swa_by_period: tuple[bool, ...]  #: as builds before `rules.PATTERN_LISTS` take a list of layers; else empty
     is_recr: tuple[bool, ...]
     n_no_rope_layer_step: int
+    n_attn_temp_floor_scale: int
     f_attn_temp_scale: float
     f_attn_value_scale: float
     f_clamp_kqv: float
