@@ -65,6 +65,7 @@ web *args:
 # Build the real engines that the engine tests start: once, some minutes
 engines:
     bash .ci/llama-cpp.sh "{{ llama_cpp }}"
+    bash .ci/llama-python.sh "{{ parent_directory(llama_cpp) }}/llama-python" "{{ llama_cpp }}"
 
 # Record what a real llama.cpp says about model files: arguments as for tools/truth/dry_runs.py
 truth *args:

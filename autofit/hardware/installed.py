@@ -152,6 +152,8 @@ def engine_of(
         found = _beside(backend, program, environ)
         if found is not None:
             return found
+    if program is not None and _is_python(program) and backend.packages:
+        return Engine(None, f"since no {backend.packages[0]} is installed beside it that names one")
     if program is not None and _is_path(program):
         said = ask(program, environ)
         if said is not None:
@@ -207,7 +209,7 @@ def _beside(backend: Backend, program: str, environ: Mapping[str, str]) -> Engin
     from autofit.hardware.system import find_program
 
     path = find_program(program, environ)
-    if path is None or not (os.path.basename(path).startswith("python") or _is_of_python(path)):  # noqa: PTH119
+    if path is None or not (_is_python(path) or _is_of_python(path)):
         return None
     folders = [
         str(folder)
@@ -220,6 +222,11 @@ def _beside(backend: Backend, program: str, environ: Mapping[str, str]) -> Engin
         if version is not None:
             return Engine(version, f"{name} {number} is installed beside {path}")
     return None
+
+
+def _is_python(program: str) -> bool:
+    """Whether a program is Python itself, which says its own version alone."""
+    return os.path.basename(program).startswith("python")  # noqa: PTH119 - a word
 
 
 def _is_of_python(path: str) -> bool:

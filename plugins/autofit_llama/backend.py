@@ -12,10 +12,11 @@ from autofit.domain.memory import Memory
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Code, Finding, Plan
 from autofit.domain.request import NOTHING_ASKED, Margin, Request
+from autofit.domain.text import printable
 from autofit.domain.values import replace
 from autofit.errors import ModelError, UsageError
 from autofit.planning.devices import choose
-from autofit.text.programs import program_name
+from autofit.text.programs import n_module_words, program_name
 
 from autofit_llama.command.model_files import check_first, companions_of, loaded_with, model_of
 from autofit_llama.command.options import INFORMING, IRRELEVANT, SECRET
@@ -24,7 +25,8 @@ from autofit_llama.command.reading import WORDS, Reading, find_program, read
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.codes import OWN, finding
 from autofit_llama.engine.naming import find_version, stranger_of, version_in
-from autofit_llama.engine.programs import PROGRAMS
+from autofit_llama.engine.programs import PROGRAMS, PYTHON_VARIABLES
+from autofit_llama.engine.versions import Version
 from autofit_llama.engine.vocabulary import KV_TYPES
 from autofit_llama.launch.defaults import launch_of
 from autofit_llama.launch.findings import findings_of
@@ -49,7 +51,7 @@ class LlamaBackend(Backend):
     programs: ClassVar[tuple[str, ...]] = PROGRAMS
     engine: ClassVar[str] = "llama.cpp"
     formats: ClassVar[tuple[str, ...]] = ("gguf",)
-    variables: ClassVar[tuple[str, ...]] = ("LLAMA_ARG_",)
+    variables: ClassVar[tuple[str, ...]] = ("LLAMA_ARG_", *PYTHON_VARIABLES)
     supports: ClassVar[frozenset[str]] = frozenset(
         {"context", "min_context", "max_context", "parallel", "margin", "device", "prefer", "kv", "engine_version"}
         | {"min_tps", "max_ttft"}
@@ -75,7 +77,7 @@ class LlamaBackend(Backend):
         version: str | None = None,
         model: str | None = None,
     ) -> ParsedCommand:
-        reading = read(argv, env, version=find_version(version)[0])
+        reading = self._read(argv, env or {}, find_version(version)[0])
         settings = runs_of(reading)[0]
         return ParsedCommand(
             program=reading.words or (reading.program,),
@@ -84,12 +86,15 @@ class LlamaBackend(Backend):
             settings=Command(reading=reading, settings=settings, argv=tuple(argv), env=_counted(reading, env or {})),
         )
 
+    def _read(self, argv: Sequence[str], env: Mapping[str, str], version: Version) -> Reading:
+        if not self.starts_module(argv):
+            return read(argv, env, version=version)
+        from autofit_llama.command.python_server import read_server  # few commands need it
+
+        n = n_module_words(argv)
+        return read_server(argv[:n], argv[n:], env, version)
+
     def program_in(self, argv: Sequence[str]) -> tuple[str, ...]:
-        if self.starts_module(argv):
-            raise UsageError(
-                "llama_cpp.server: its flags are not planned for",
-                hint="llama-server serves the same model; from Python, plan(...).kwargs are those of llama_cpp.Llama",
-            )
         words = super().program_in(argv)
         if words and program_name(argv) == "llama":
             return find_program(argv)[1] if "".join(argv[1:2]) in WORDS else ()
@@ -206,6 +211,9 @@ class LlamaBackend(Backend):
     def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
         from autofit_llama.planning.decide import plan
 
+        if command.settings.reading.settings_file is not None:
+            _check_nothing_wished(command.settings.reading, request)
+            return self.check(command, model, machine, request)
         with contradictions(model):
             return plan(command.settings, model, machine, request)
 
@@ -260,6 +268,21 @@ class LlamaBackend(Backend):
             findings=(*findings, *changes_of(one), *findings_of(reading, run, found, fit=False)),
             engine_report={**found.report, "allocated_compute_bytes": _allocated(run), **fit_report(one)},
             engine_version=version.name,
+        )
+
+
+def _check_nothing_wished(reading: Reading, request: Request) -> None:
+    """Refuse wishes that no flag can fulfil.
+
+    Raises:
+        UsageError: a file holds all settings.
+    """
+    wishes = {"--context": request.context is not None, "--kv": request.kv not in (None, "auto")}
+    wishes |= {"--parallel": request.parallel is not None}
+    for flag in (name for name, is_wished in wishes.items() if is_wished):
+        raise UsageError(
+            f"{flag}: {reading.program} takes its settings from {printable(str(reading.settings_file), 80)} alone",
+            hint="change them there, or write them as flags instead of --config_file",
         )
 
 

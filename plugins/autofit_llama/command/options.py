@@ -20,8 +20,11 @@ from autofit_llama.engine.builds import around, numbers, within
 from autofit_llama.engine.numbers import integer, real, unsigned
 from autofit_llama.engine.versions import Version
 
-Program = Literal["llama-server", "llama-cli", "llama-completion", "llama-fit-params", "llama-bench"]
-Kind = Literal["switch", "bool", "int", "unsigned", "real", "text", "pair", "removed"]
+PYTHON_SERVER: Literal["llama_cpp.server"] = "llama_cpp.server"  #: the module of llama-cpp-python
+Program = Literal[
+    "llama-server", "llama-cli", "llama-completion", "llama-fit-params", "llama-bench", "llama_cpp.server"
+]  # fmt: skip
+Kind = Literal["switch", "bool", "int", "unsigned", "real", "text", "pair", "list", "removed"]
 Origin = Literal["argv", "env", "file"]
 
 #: by the letter that stands for the program in the tables
@@ -103,10 +106,15 @@ class Flag:
     origin: Origin = "argv"
     path: str | None = None  #: of the settings file that it is from
     cut: str | None = None  #: the whole text, where only the number that it begins with counts
+    n_words: int = 0  #: that it has in the command, where that does not follow from its option
 
     def written(self) -> tuple[str, ...]:
         """The arguments that say the same as this variable or key does."""
         spellings = self.option.negations if self.value is False else self.option.spellings
+        if self.option.kind == "list":
+            return (spellings[0], *str(self.value).split(","))
+        if isinstance(self.value, bool) and self.option.n_values:
+            return spellings[0], str(self.value).lower()
         return (spellings[0],) if self.option.n_values == 0 else (spellings[0], str(self.value))
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from autofit.domain.values import dataclass
 
-from autofit_llama.command.options import Flag, refusal
+from autofit_llama.command.options import PYTHON_SERVER, Flag, refusal
 from autofit_llama.command.reading import Reading
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.values import (
@@ -55,6 +55,10 @@ def runs_of(reading: Reading) -> tuple[LlamaSettings, ...]:
         from autofit_llama.command.llama_bench import bench_runs  # few commands need it
 
         return bench_runs(reading)
+    if reading.program == PYTHON_SERVER:
+        from autofit_llama.command.python_server import settings_of as of_python_server
+
+        return (of_python_server(reading),)
     return (_settings(reading),)
 
 

@@ -66,6 +66,8 @@ class Reading:
     unread: tuple[str, ...] = ()
     unsure: tuple[str, ...] = ()
     version: Version = LATEST
+    settings_file: str | None = None  #: that says all there is to say, whatever the flags do
+    others: tuple[str, ...] = ()  #: models that take the place of the first when a request asks for them
 
     def unwritten(self, origin: Origin) -> Iterator[tuple[Flag, bool]]:
         """Flags of variables or files, and whether a later one takes the place of each."""

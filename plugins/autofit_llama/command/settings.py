@@ -53,6 +53,7 @@ class LlamaSettings:
     embedding: bool | None = None
     pooling: str | None = None
     backend_sampling: bool | None = None
+    logits_all: bool | None = None
     fit: bool | None = None
     fit_target_mib: tuple[int, ...] | None = None
     fit_ctx: int | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 from autofit.errors import UsageError
 
-from autofit_llama.command.options import Option, offers, option
+from autofit_llama.command.options import PYTHON_SERVER, Option, Program, offers, option
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.values import (
     ALL_LAYERS,
@@ -20,12 +20,16 @@ from autofit_llama.engine.versions import LATEST, Version
 from autofit_llama.engine.vocabulary import FlashAttention, LoadMode, Override
 
 
-def render(settings: LlamaSettings, *, version: Version = LATEST) -> tuple[str, ...]:
-    """The flags that say `settings`, in the shortest spelling that the version has.
+def render(settings: LlamaSettings, *, version: Version = LATEST, program: Program = "llama-server") -> tuple[str, ...]:
+    """The flags that say `settings` to a program, in the shortest spelling that the version has.
 
     Raises:
         UsageError: the version has no way to say one of them.
     """
+    if program == PYTHON_SERVER:
+        from autofit_llama.command.python_server import render_server
+
+        return render_server(settings)
     argv: list[str] = []
     pinned = settings.pinned()
     for name, show in _WRITERS.items():

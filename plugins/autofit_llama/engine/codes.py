@@ -31,6 +31,7 @@ OWN = {
     "lossless-cache": Code("info", "what a q8_0 KV cache would gain, that was not taken"),
     "micro-batch": Code("info", "a micro-batch that trades decode rate for prompt processing"),
     "no-overlap": Code("info", "micro-batches run on one device after the other, to save the copies for overlapping"),
+    "other-models": Code("warning", "models of a settings file that are loaded on request, and not checked"),
     "prompt-cache": Code("info", "a prompt cache that is larger than the default, and what it keeps"),
     "no-embeddings": Code("warning", "an embedding model whose embeddings are not turned on"),
     "number-cut": Code("warning", "a number that llama.cpp reads only in part"),

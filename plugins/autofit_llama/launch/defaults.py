@@ -8,14 +8,14 @@ tools/llama-bench/llama-bench.cpp:cmd_params_defaults.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, TypeVar
 
 from autofit.domain.model import ModelSpec
 from autofit.domain.values import NamedTuple, dataclass, replace
 from autofit.errors import EngineRefusalError, UsageError
 
-from autofit_llama.command.options import Program
+from autofit_llama.command.options import PYTHON_SERVER, Program
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.values import AUTO_LAYERS, POOLING
 from autofit_llama.engine.versions import LATEST, Version
@@ -26,6 +26,7 @@ from autofit_llama.model.hparams import HParams
 
 _T = TypeVar("_T")
 SERVERS = ("llama-server", "llama-cli")
+FITTING = (*SERVERS, "llama-completion", "llama-fit-params")  #: programs that have `--fit`
 SERVER_SLOTS = 4  #: what `-np -1` means to llama-server
 _ROLLS_BACK = frozenset(("draft-mtp", "draft-eagle3", "draft-dflash", "draft-dspark"))
 _DRAFTS_BLOCKS = frozenset(("draft-dflash", "draft-dspark"))
@@ -96,6 +97,7 @@ class Launch:
     mmproj_offload: bool = True
     mmproj_device: str | None = None
     draft: Draft | None = None
+    keeps_logits: bool = False  #: those of every token of the context (llama-cpp-python)
 
     def maps_file(self, devices_map: bool = True) -> bool:
         """Whether weights of the host stay in the mapped file (llama-model.cpp:load_tensors)."""
@@ -104,7 +106,7 @@ class Launch:
     @property
     def fits_itself(self) -> bool:
         """Whether the program runs `--fit` before it loads (common/common.cpp:common_init_result)."""
-        return self.fit and self.program in (*SERVERS, "llama-completion", "llama-fit-params")
+        return self.fit and self.program in FITTING
 
     @property
     def loads(self) -> bool:
@@ -131,8 +133,8 @@ def launch_of(
         UsageError: numbers that no program accepts.
     """
     _check_numbers(settings)
-    if program == "llama-cpp-python":
-        settings = settings.or_else(_PYTHON_DEFAULTS)
+    if program in PYTHONS:
+        settings = settings.or_else(PYTHONS[program])
     types = settings.spec_types or (() if draft is None else spec_types_of(draft))
     if types and settings.draft_n_max is None:
         settings = replace(settings, draft_n_max=max(version.numbers("draft_n_max")))
@@ -156,7 +158,7 @@ def launch_of(
         repack=_or(settings.repack, True),
         no_host=settings.no_host or False,
         load_mtp=mtp,
-        fit=_or(settings.fit, not bench and version.perhaps("fit", "on")) and program != "llama-cpp-python",
+        fit=_or(settings.fit, not bench and version.perhaps("fit", "on")) and program not in PYTHONS,
         fit_target_mib=settings.fit_target_mib or ((0,) if bench else (1024,)),
         fit_ctx=_or(settings.fit_ctx, 0 if bench else 4096),
         fit_counts_draft=version.surely("fit_draft", "on"),
@@ -168,6 +170,7 @@ def launch_of(
         mmproj_offload=_or(settings.mmproj_offload, True),
         mmproj_device=settings.mmproj_device,
         draft=_draft(settings, types, batch.n_parallel, has_draft) if serves and (has_draft or mtp) else None,
+        keeps_logits=settings.logits_all or False,
     )
 
 
@@ -191,7 +194,7 @@ def _batch(settings: LlamaSettings, program: Program | Literal["llama-cpp-python
             n_batch = n_ubatch
         if _or(settings.n_parallel, -1) < 0:
             n_parallel, kv_unified = (1, kv_unified) if version.surely("server_slots", "1") else (SERVER_SLOTS, True)
-    if program == "llama-cpp-python" and embedding:
+    if program in PYTHONS and embedding:
         n_parallel, kv_unified = min(n_batch, MAX_SEQUENCES), True
     n_ctx = _or(settings.n_ctx, 4096 if version.surely("n_ctx", "4096") else 0)
     if settings.n_ctx is None and (settings.kv_unified_per_slot or 0) > 0:
@@ -319,20 +322,6 @@ def buffer_names(devices: Sequence[str], rpc: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def python_arguments(settings: LlamaSettings) -> Mapping[str, Any]:
-    """The keyword arguments of `llama_cpp.Llama` that say `settings`.
-
-    Raises:
-        UsageError: `Llama` has no argument for one of them.
-    """
-    arguments: dict[str, Any] = {}
-    for name, value in settings.pinned().items():
-        if name not in _PYTHON_ARGUMENTS:
-            raise UsageError(f"llama_cpp.Llama has no argument for {name}", hint="use llama-server, or leave it out")
-        arguments |= _PYTHON_ARGUMENTS[name](value)
-    return arguments
-
-
 _OWN_ENDS = frozenset(("token_embd.weight", "output.weight"))
 
 #: backends that implement ggml_backend_split_buffer_type
@@ -340,59 +329,16 @@ _SPLITS_ROWS = frozenset(("sycl", "hexagon"))
 
 #: llama_cpp/llama.py:Llama.__init__; its library default keeps whole sliding-window caches
 _PYTHON_DEFAULTS = LlamaSettings(
-    n_ctx=512, n_batch=512, n_ubatch=512, n_gpu_layers=0, flash_attn="off", swa_full=True, load_mode="mmap"
-)
-_PYTHON_TYPES = {
-    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30,
-}  # fmt: skip
-
-
-def _named(name: str) -> Callable[[Any], Mapping[str, Any]]:
-    return lambda value: {name: value}
-
-
-def _python_load_mode(mode: LoadMode) -> Mapping[str, Any]:
-    if mode == "dio":
-        raise UsageError("llama_cpp.Llama has no argument for direct I/O", hint="use -lm none or mmap")
-    return {"use_mmap": mode in ("auto", "mmap", "mmap+mlock"), "use_mlock": "mlock" in mode}
-
-
-def _python_lora(paths: tuple[str, ...]) -> Mapping[str, Any]:
-    if len(paths) != 1:
-        raise UsageError(f"llama_cpp.Llama takes one LoRA adapter, not {len(paths)}")
-    return {"lora_path": paths[0]}
-
-
-def _python_flash_attn(value: str) -> Mapping[str, Any]:
-    if value == "auto":
-        raise UsageError("llama_cpp.Llama has flash attention on or off, not auto", hint="write -fa on or -fa off")
-    return {"flash_attn": value == "on"}
-
-
-_PYTHON_ARGUMENTS: Mapping[str, Callable[[Any], Mapping[str, Any]]] = {
-    "model": _named("model_path"),
-    "n_ctx": _named("n_ctx"),
-    "n_batch": _named("n_batch"),
-    "n_ubatch": _named("n_ubatch"),
-    "n_gpu_layers": lambda value: {"n_gpu_layers": max(value, -1)},
-    "split_mode": lambda value: {"split_mode": {"none": 0, "layer": 1, "row": 2, "tensor": 3}[value]},
-    "tensor_split": lambda value: {"tensor_split": list(value)},
-    "main_gpu": _named("main_gpu"),
-    "flash_attn": _python_flash_attn,
-    "type_k": lambda value: {"type_k": _PYTHON_TYPES[value]},
-    "type_v": lambda value: {"type_v": _PYTHON_TYPES[value]},
-    "kv_offload": _named("offload_kqv"),
-    "op_offload": _named("op_offload"),
-    "swa_full": _named("swa_full"),
-    "load_mode": _python_load_mode,
-    "n_threads": _named("n_threads"),
-    "n_threads_batch": _named("n_threads_batch"),
-    "embedding": _named("embedding"),
-    "pooling": lambda value: {"pooling_type": POOLING[value]},
-    "loras": _python_lora,
-    "numa": lambda value: {"numa": True},
-    "fit": lambda value: {},
+    n_ctx=512, n_batch=512, n_ubatch=512, n_gpu_layers=0, flash_attn="off", swa_full=True, load_mode="mmap",
+    logits_all=False, cache_ram_mib=0,
+)  # fmt: skip
+#: llama_cpp/server/settings.py:ModelSettings, which says all of them to the class
+_PYTHON_SERVER_DEFAULTS = replace(_PYTHON_DEFAULTS, n_ctx=2048, load_mode="mmap+mlock", logits_all=True)
+PYTHONS: Mapping[str, LlamaSettings] = {
+    "llama-cpp-python": _PYTHON_DEFAULTS,
+    PYTHON_SERVER: _PYTHON_SERVER_DEFAULTS,
 }
+"""Defaults of the programs of llama-cpp-python: one sequence, and no `--fit`."""
 
 
 def _or(value: _T | None, default: _T) -> _T:

@@ -11,6 +11,7 @@ from autofit.domain.text import printable
 from autofit.domain.units import GIB, MIB, format_bytes
 from autofit.planning.findings import does_not_fit
 
+from autofit_llama.command.options import PYTHON_SERVER
 from autofit_llama.command.reading import Reading
 from autofit_llama.command.values import parse_split
 from autofit_llama.engine.codes import finding
@@ -109,6 +110,10 @@ def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
         names, s = printable(", ".join(reading.unread), 200), "" if len(reading.unread) == 1 else "s"
         message = f"{reading.program} {reading.version.name} does not read the setting{s} {names}"
         yield finding("unread-settings", message)
+    if reading.others:
+        names = printable(", ".join(reading.others), 200)
+        message = f"{reading.program} loads these models when a request asks for them; they are not checked"
+        yield finding("other-models", f"{message}: {names}")
     for path in reading.unsure:
         message = f"llama.cpp {reading.version.name} may read {printable(path)} or not; its settings are ignored here"
         yield finding("settings-file-unsure", message)
@@ -169,7 +174,8 @@ def _context(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
         yield finding("context-beyond-training", message)
     elif not any(flag.option.key in _STRETCHES for flag in reading.flags):
         message = f"{n_ctx} tokens per sequence, but the model was trained for {trained}: it needs RoPE scaling"
-        yield finding("context-beyond-training", f"{message} (--rope-scaling yarn)")
+        how = "--rope_scaling_type 2" if reading.program == PYTHON_SERVER else "--rope-scaling yarn"
+        yield finding("context-beyond-training", f"{message} ({how})")
 
 
 def _embeddings(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:

@@ -11,8 +11,9 @@ from autofit.domain.units import MIB
 from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError, HardwareError
 
+from autofit_llama.command.options import PYTHON_SERVER
 from autofit_llama.launch.defaults import Draft, Launch, buffer_names, check_launch, check_stands_alone
-from autofit_llama.memory.estimate import Companion, Run, Server, size
+from autofit_llama.memory.estimate import Companion, Python, Run, Server, size
 from autofit_llama.memory.layout import Arguments, Sized
 from autofit_llama.model.context import ContextParams
 from autofit_llama.model.hparams import HParams
@@ -122,6 +123,7 @@ def run_of(launch: Launch, model: ModelSpec, machine: Machine, *, sized: Sized |
         adapters=_by_role(model, "lora"),
         has_control_vector=bool(_by_role(model, "control-vector")),
         locked=launch.locks_memory,
+        python=_python(launch),
     )
 
 
@@ -214,6 +216,12 @@ def _server(launch: Launch) -> Server:
         n_checkpoints=max(0, launch.n_checkpoints),
         checkpoint_min_step=launch.checkpoint_min_step,
     )
+
+
+def _python(launch: Launch) -> Python | None:
+    if launch.program != PYTHON_SERVER:
+        return None
+    return Python(keeps_logits=launch.keeps_logits, prompt_cache_bytes=launch.cache_ram_mib * MIB)
 
 
 def _draft(launch: Launch, draft: Draft, model: ModelSpec, context: ContextParams, machine: Machine) -> Companion:

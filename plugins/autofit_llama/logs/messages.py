@@ -400,6 +400,7 @@ MESSAGES = (
         _ready,
         "tools/server/server.cpp",
     ),
+    Message("startup complete", r"Application startup complete", _ready, "uvicorn"),
     Message("model loaded", r"(?:main|srv|server).{0,40}model loaded", _ready, "tools/server/server.cpp"),
     *_COMMANDS,
     *FAILURES,

@@ -41,6 +41,14 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Python:
+    """What llama-cpp-python's server adds to a context. `keeps_logits`: of every token of the context."""
+
+    keeps_logits: bool = False
+    prompt_cache_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Companion:
     """Another model in the same process: a draft model with a context of its own."""
 
@@ -69,6 +77,7 @@ class Run:
     adapters: tuple[ModelSpec, ...] = ()
     has_control_vector: bool = False
     locked: bool = False
+    python: Python | None = None
 
     @property
     def offloads(self) -> bool:
@@ -142,6 +151,8 @@ def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = (), *, layo
         host += runtime.prompt_cache(run.server.prompt_cache_bytes)
     if run.server is not None:
         host += _checkpoint_items(layout, run.server)
+    if run.python is not None:
+        host += _python_items(layout, run.python)
     return Estimate(
         memory=account(tuple(_uses(run.devices, items, margins)), host, machine),
         layout=layout,
@@ -363,6 +374,15 @@ def _checkpoint_items(layout: Layout, server: Server) -> tuple[MemoryItem, ...]:
         n_ctx_seq=context.n_ctx_seq,
         min_step=server.checkpoint_min_step,
     )
+
+
+def _python_items(layout: Layout, python: Python) -> tuple[MemoryItem, ...]:
+    """A cached prompt has its state and, where they are kept, the logits of its tokens."""
+    context = layout.context
+    logits = 4 * layout.hparams.n_vocab * context.n_ctx if python.keeps_logits else 0
+    state = sum(tensor.n_bytes for cache in layout.caches for tensor in cache.tensors)
+    cached = python.prompt_cache_bytes
+    return runtime.python_server(logits_bytes=logits, prompts_bytes=cached + (cached * logits // state if state else 0))
 
 
 def _products(layout: Layout, device: int, run: Run) -> scratch.Products:

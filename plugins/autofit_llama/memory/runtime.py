@@ -25,6 +25,8 @@ HIP_CONTEXT_BYTES = 410 * MIB
 OTHER_CONTEXT_BYTES = 200 * MIB
 PROCESS_BYTES = 40 * MIB
 """Resident set of llama-fit-params on header-only models: 29 to 42 MB."""
+PYTHON_BYTES = 72 * MIB
+"""Resident set of `python -m llama_cpp.server` before it loads a model, 68.3 MiB with CPython 3.11: mostly FastAPI."""
 GRAPHS_BYTES = 8 * MIB
 SECOND_POOL_BYTES = 64 * MIB
 """Pool of a second context at work, a cuBLAS handle's kernels among it: what public runs with draft heads show."""
@@ -32,6 +34,7 @@ SECOND_POOL_BYTES = 64 * MIB
 FULL_PROMPT_CACHE = "the prompt cache is full"
 ALL_CHECKPOINTS = "conversations have all their checkpoints"
 AN_IMAGE = "an image is encoded"
+FULL_CONTEXT = "the context is full"
 NCCL_FIRST_BYTES, NCCL_MORE_BYTES = 640 * MIB, 205 * MIB
 """Buffers and peer mappings of two ranks, and of each more: two RTX 5090 and eight B200, as vLLM reports them."""
 
@@ -141,6 +144,24 @@ def prompt_cache(limit_bytes: int | None) -> tuple[MemoryItem, ...]:
         MemoryItem(kind="transient", n_bytes=limit_bytes, basis="derived", label="prompt cache at its limit",
                    source="server-task.cpp:server_prompt_cache", when=FULL_PROMPT_CACHE),
     )  # fmt: skip
+
+
+def python_server(*, logits_bytes: int, prompts_bytes: int) -> tuple[MemoryItem, ...]:
+    """llama-cpp-python's server: the interpreter with its libraries, logits of the whole context, cached prompts.
+
+    The array of logits is as long as the context; its pages are taken as tokens come. The size of a cached prompt is
+    that of its state, and its logits are copied beside that.
+
+    Source: llama_cpp/llama.py:Llama.scores, Llama.save_state; llama_cpp/llama_cache.py:LlamaRAMCache.
+    """
+    items = [_runtime(PYTHON_BYTES, "measured", "interpreter and libraries of Python", "resident set without a model")]
+    if logits_bytes:
+        items.append(MemoryItem(kind="transient", n_bytes=logits_bytes, basis="exact", label="logits of every token",
+                                source="llama_cpp/llama.py:Llama.scores", when=FULL_CONTEXT))  # fmt: skip
+    if prompts_bytes:
+        items.append(MemoryItem(kind="transient", n_bytes=prompts_bytes, basis="derived", label="cached prompts",
+                                source="llama_cpp/llama_cache.py:LlamaRAMCache", when=FULL_PROMPT_CACHE))  # fmt: skip
+    return tuple(items)
 
 
 def checkpoints(

@@ -13,12 +13,13 @@ from autofit.domain.values import replace
 from autofit_llama.command.options import offers
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.codes import finding
-from autofit_llama.launch.defaults import SERVERS
+from autofit_llama.launch.defaults import FITTING, SERVERS
 from autofit_llama.launch.findings import SPARE_BYTES
 from autofit_llama.memory.estimate import Estimate, keeps_prompts
 from autofit_llama.planning.search import Found
 
 if TYPE_CHECKING:
+    from autofit_llama.planning.problem import LaunchProblem
     from autofit_llama.planning.task import Task
 
 PROMPTS_KEPT = 4  #: whole contexts that the prompt cache holds, where prompts are what is waited for
@@ -32,9 +33,24 @@ def complete(task: Task, solved: LlamaSettings, found: Found, final: Estimate) -
         more |= _server_caches(task, final)
     if given.n_threads is None and (found.split.on_host or not found.split.rows):
         more["n_threads"] = host.n_cores_performance or host.n_cores_physical
-    if given.fit is None and offers(task.pins.version, "fit") and task.pins.reading.program != "llama-bench":
+    if given.fit is None and offers(task.pins.version, "fit") and task.pins.reading.program in FITTING:
         more["fit"] = False
     return replace(solved, **more)
+
+
+def settled(task: Task, problem: LaunchProblem, solved: LlamaSettings, final: Estimate) -> LlamaSettings:
+    """What llama-cpp-python's server does by itself, where there is room for it: logits of every token, locked weights.
+
+    They are worth no context and no layer on a device. `None` where its default is left.
+    """
+    given = task.pins.settings
+    for name in ("logits_all", "load_mode"):
+        if getattr(given, name) is None:
+            left: dict[str, Any] = {name: None}
+            usual = replace(solved, **left)
+            if not final.memory.fits or problem.estimate(usual, layout=final.layout).memory.fits:
+                solved = usual
+    return solved
 
 
 def _server_caches(task: Task, final: Estimate) -> dict[str, Any]:

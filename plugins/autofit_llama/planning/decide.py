@@ -13,15 +13,18 @@ from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Alternative, Finding, Plan, Speed
 from autofit.domain.request import Margin, Request
 from autofit.domain.units import format_rate
+from autofit.domain.values import replace
 from autofit.planning.decisions import arguments, remark
 
+from autofit_llama.command.options import PYTHON_SERVER
 from autofit_llama.command.parse import Command
+from autofit_llama.command.python_class import python_arguments
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.codes import finding
-from autofit_llama.launch.defaults import n_drafted
+from autofit_llama.launch.defaults import PYTHONS, n_drafted
 from autofit_llama.launch.findings import findings_of
 from autofit_llama.memory.estimate import Estimate, Run
-from autofit_llama.planning.complete import complete, kept_prompts
+from autofit_llama.planning.complete import complete, kept_prompts, settled
 from autofit_llama.planning.explain import Explained, explain
 from autofit_llama.planning.goals import Answer, Goals, reach
 from autofit_llama.planning.prices import prices
@@ -62,6 +65,9 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
     settings = complete(task, solved, found, final)
     if (settings.cache_ram_mib, settings.n_checkpoints) != (solved.cache_ram_mib, solved.n_checkpoints):
         final = problem.estimate(settings, layout=final.layout)
+    if task.pins.is_python:
+        settings = settled(task, problem, settings, final)
+        final = problem.estimate(settings, layout=final.layout)
     run = problem.run_of(settings)
     explained = explain(task, search, goals, found, settings, final)
     argv = _argv(task, explained)
@@ -71,12 +77,7 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
         from autofit_llama.planning.beside import offers  # most models come alone
 
         findings += offers(task, settings, final)
-    kwargs: Mapping[str, object] = {}
-    why_not: str | None = None
-    if task.request.explain:  # a search of its own
-        from autofit_llama.planning.python_kwargs import python_kwargs
-
-        kwargs, why_not = python_kwargs(task.model, settings, run, final, task.machine, _margins(task))
+    kwargs, why_not = _kwargs(task, settings, run, final)
     decisions = explained.decisions
     if why_not is not None:
         none = remark("kwargs", "none", "engine default", why_not)
@@ -110,6 +111,18 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
         engine_report=final.report,
         engine_version=task.pins.version.name,
     )
+
+
+def _kwargs(task: Task, settings: LlamaSettings, run: Run, final: Estimate) -> tuple[Mapping[str, object], str | None]:
+    """The keyword arguments of `llama_cpp.Llama`, where they are asked for; else none, and maybe why."""
+    if task.pins.is_python:
+        said = settings.or_else(PYTHONS[PYTHON_SERVER])  # other defaults than those of the class
+        return python_arguments(replace(said, model=said.model or task.model.files[0].path, cache_ram_mib=None)), None
+    if not task.request.explain:
+        return {}, None
+    from autofit_llama.planning.python_kwargs import python_kwargs  # a search of its own
+
+    return python_kwargs(task.model, settings, run, final, task.machine, _margins(task))
 
 
 def _in_all(task: Task, run: Run, final: Estimate) -> list[Finding]:

@@ -12,7 +12,6 @@ from autofit.planning.decisions import argument, arguments, origin_of, remark
 
 from autofit_llama.command.model_files import model_flags
 from autofit_llama.command.settings import LlamaSettings
-from autofit_llama.command.write import render
 from autofit_llama.memory.estimate import Estimate
 from autofit_llama.model.context import CELL_PADDING
 from autofit_llama.planning.goals import Goals
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from autofit_llama.planning.task import Task
 
 DEFAULT_BATCH, DEFAULT_UBATCH = 2048, 512
+_OF_DEVICES = ("split_mode", "main_gpu")
+_OF_RAM = ("cache_ram_mib", "n_checkpoints", "logits_all", "load_mode")
 _FLASH_ON = "every device in use supports it for this model; attention scores need no buffer"
 _BECAUSE = {
     "n_batch": "holds at least one micro-batch",
@@ -31,6 +32,10 @@ _BECAUSE = {
     "n_threads": "one thread per physical or performance core: memory bandwidth limits decoding",
     "cache_ram_mib": "MiB of RAM for the prompt cache; the default is 8192",
     "n_checkpoints": "as many context checkpoints as fit in the RAM left",
+    "split_mode": "the device that was asked for, alone",
+    "main_gpu": "its number, in the engine's order",
+    "logits_all": "logits of every token of the context do not fit in RAM; requests for logprobs are refused",
+    "load_mode": "weights are not locked in RAM: they do not all fit",
     "fit": "every setting is explicit, so llama.cpp's --fit is turned off",
 }
 
@@ -54,7 +59,7 @@ def explain(
     for name in said(task, found, settings):
         because = _reason(name, task, search, goals, found, settings)
         next_rejected = _next(name, task, search, goals, found) if task.request.explain else None
-        for flag, values in _pairs(render(_only(settings, pins.settings, name), version=pins.version)):
+        for flag, values in _pairs(pins.written(_only(settings, pins.settings, name))):
             decisions.append(argument(flag, values, _origin(task, name), because, next_rejected))
             next_rejected = None
     decisions += _unsaid(task, settings, found)
@@ -72,12 +77,13 @@ def command_of(task: Task, found: Found, settings: LlamaSettings) -> tuple[str, 
     program = pins.reading.words or (pins.reading.program,)
     model = () if _names_model(pins.settings) else _model_flags(task)
     names = said(task, found, settings)
-    solved = [render(_only(settings, pins.settings, name), version=pins.version) for name in names]
+    solved = [pins.written(_only(settings, pins.settings, name)) for name in names]
     return (*program, *model, *arguments(pins.decisions()), *(token for tokens in solved for token in tokens))
 
 
 def _model_flags(task: Task) -> tuple[str, ...]:
-    return model_flags(task.request.model_reference or task.model.files[0].path)
+    named = task.request.model_reference or task.model.files[0].path
+    return task.pins.written(LlamaSettings(model=named)) if task.pins.is_python else model_flags(named)
 
 
 def _only(settings: LlamaSettings, pinned: LlamaSettings, name: str) -> LlamaSettings:
@@ -103,6 +109,7 @@ def _pairs(argv: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
 def said(task: Task, found: Found, settings: LlamaSettings) -> Iterator[str]:
     """The settings that were solved and are not what the program does anyway, in the order of the command."""
     given, candidate = task.pins.settings, found.candidate
+    usual = DEFAULT_UBATCH if task.pins.is_python else DEFAULT_BATCH
     if given.n_ctx is None and given.kv_unified_per_slot is None:
         yield "n_ctx"
     if given.devices is None and settings.devices is not None:
@@ -118,15 +125,15 @@ def said(task: Task, found: Found, settings: LlamaSettings) -> Iterator[str]:
         yield "type_k"
     if given.type_v is None and candidate.type_v != "f16":
         yield "type_v"
-    if given.flash_attn is None and settings.flash_attn in ("on", "off"):
+    if given.flash_attn is None and settings.flash_attn in (("on",) if task.pins.is_python else ("on", "off")):
         yield "flash_attn"
     # a server for embeddings cuts a larger one to the micro-batch by itself
-    least = DEFAULT_BATCH if task.base.embedding else 0
-    if given.n_batch is None and candidate.n_batch != DEFAULT_BATCH and candidate.n_batch > least:
+    least = usual if task.base.embedding else 0
+    if given.n_batch is None and candidate.n_batch != usual and candidate.n_batch > least:
         yield "n_batch"
     if given.n_ubatch is None and candidate.n_ubatch != DEFAULT_UBATCH:
         yield "n_ubatch"
-    for name in ("embedding", "pooling", "n_parallel", "n_threads", "cache_ram_mib", "n_checkpoints", "fit"):
+    for name in (*_OF_DEVICES, "embedding", "pooling", "n_parallel", "n_threads", *_OF_RAM, "fit"):
         if getattr(given, name) is None and getattr(settings, name) is not None:
             yield name
 
@@ -177,13 +184,15 @@ def _unsaid(task: Task, settings: LlamaSettings, found: Found) -> Iterator[Decis
     given = task.pins.settings
     if given.n_ubatch is None and found.candidate.n_ubatch == DEFAULT_UBATCH:
         yield remark(
-            "-ub",
+            task.pins.word("n_ubatch"),
             "512",
             "engine default",
             "a larger micro-batch only speeds up prompt processing and needs larger compute buffers",
         )
     if given.type_k is None and found.candidate.type_k == "f16":
-        yield remark("-ctk", "f16", "engine default", "lossless; --kv auto may choose a quantized type")
+        yield remark(
+            task.pins.word("type_k"), "f16", "engine default", "lossless; --kv auto may choose a quantized type"
+        )
     if task.pins.reading.program == "llama-server" and settings.cache_ram_mib is None and given.cache_ram_mib is None:
         yield remark("-cram", "8192", "engine default", "fits in RAM")
 

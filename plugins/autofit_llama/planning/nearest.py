@@ -11,7 +11,6 @@ from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError
 
 from autofit_llama.command.settings import LlamaSettings
-from autofit_llama.command.write import render
 from autofit_llama.engine.codes import finding
 from autofit_llama.planning.goals import Goals, reach
 from autofit_llama.planning.pins import relaxed
@@ -52,7 +51,7 @@ def _relaxations(task: Task, goals: Goals) -> Iterator[str]:
     pinned = task.pins.settings.pinned()
     for name in _PINS:
         if name in pinned:
-            word = _said(LlamaSettings(**{name: pinned[name]}))
+            word = _said(task, LlamaSettings(**{name: pinned[name]}))
             value = _without(task, name)
             if value is not None:
                 yield f"{word} does not fit; {value} would fit"
@@ -103,7 +102,7 @@ def _without(task: Task, name: str) -> str | None:
     value = getattr(settings, name)
     if name == "overrides" and not value:
         return None
-    return None if value is None else _said(LlamaSettings(**{name: value}))
+    return None if value is None else _said(task, LlamaSettings(**{name: value}))
 
 
 def _shorter(task: Task, goals: Goals) -> Found | None:
@@ -112,5 +111,5 @@ def _shorter(task: Task, goals: Goals) -> Found | None:
     return None if answer is None else answer.found
 
 
-def _said(settings: LlamaSettings) -> str:
-    return " ".join(render(settings))
+def _said(task: Task, settings: LlamaSettings) -> str:
+    return " ".join(task.pins.written(settings))

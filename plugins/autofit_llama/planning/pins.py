@@ -21,11 +21,12 @@ from autofit.planning.decisions import argument, remark, why_kept
 from autofit.planning.devices import choose
 
 from autofit_llama.command.model_files import model_of
-from autofit_llama.command.options import SECRET, is_flag
+from autofit_llama.command.options import PYTHON_SERVER, SECRET, is_flag
 from autofit_llama.command.parse import Command, settings_of
 from autofit_llama.command.reading import Reading
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.values import AUTO_LAYERS
+from autofit_llama.command.write import render
 from autofit_llama.engine.naming import find_version
 from autofit_llama.engine.versions import Version
 from autofit_llama.launch.process import engine_devices
@@ -33,7 +34,7 @@ from autofit_llama.model.context import MAX_SEQUENCES
 from autofit_llama.model.hparams import HParams
 from autofit_llama.planning.search import Bounds
 
-_WORDS = {
+_FLAGS = {
     "n_ctx": "-c", "n_gpu_layers": "-ngl", "tensor_split": "-ts", "overrides": "-ot", "n_parallel": "-np",
     "n_ubatch": "-ub", "n_batch": "-b", "type_k": "-ctk", "type_v": "-ctv", "devices": "-dev",
 }  # fmt: skip
@@ -51,6 +52,19 @@ class Pins:
 
     tokens: tuple[str, ...]  #: the flags as they were written, without the program
     request: Request  #: says of each token where it comes from
+
+    @property
+    def is_python(self) -> bool:
+        """Whether the program is llama-cpp-python's server: one sequence, whole layers, flags of its own."""
+        return self.reading.program == PYTHON_SERVER
+
+    def word(self, name: str) -> str:
+        """The flag of a setting, as messages write it."""
+        return f"--{name}" if self.is_python else _FLAGS[name]
+
+    def written(self, settings: LlamaSettings) -> tuple[str, ...]:
+        """The flags of the program that say `settings`."""
+        return render(settings, version=self.version, program=self.reading.program)
 
     def decisions(self) -> Iterator[Decision]:
         """One for each flag, in order, those of variables first: a command says all that it was planned with."""
@@ -70,8 +84,8 @@ class Pins:
         while at < len(self.tokens):
             token = self.tokens[at]
             spelled = token.replace("_", "-") if token.startswith("--") else token
-            if flag is not None and spelled == flag.spelling:
-                n, origin = 1 + flag.option.n_values, self.request.arg_origin(at)
+            if flag is not None and flag.spelling in (spelled, token):
+                n, origin = flag.n_words or 1 + flag.option.n_values, self.request.arg_origin(at)
                 yield argument(token, self.tokens[at + 1 : at + n], origin, why_kept(origin))
                 flag, at = next(flags, None), at + n
             else:
@@ -122,6 +136,10 @@ def check_pins(pins: Pins, request: Request, machine: Machine, hp: HParams) -> N
         UsageError: which two, in one line.
     """
     given = pins.settings
+    if pins.is_python and request.parallel not in (None, 1):
+        raise UsageError(
+            f"--parallel {request.parallel}: llama_cpp.server serves one sequence", hint="use llama-server"
+        )
     for name, wish, word in (
         ("n_parallel", request.parallel, "--parallel"),
         ("n_ctx", request.context or None, "--context"),
@@ -132,22 +150,23 @@ def check_pins(pins: Pins, request: Request, machine: Machine, hp: HParams) -> N
         wanted = wish * _slots(given, request) if name == "n_ctx" else wish
         if value != wanted:
             raise UsageError(
-                f"{_WORDS[name]} {value} contradicts {word} {wish}",
-                hint="leave one of them out; -c counts all sequences",
+                f"{pins.word(name)} {value} contradicts {word} {wish}",
+                hint="leave one of them out" + ("" if pins.is_python else "; -c counts all sequences"),
             )
     if given.n_parallel is not None and not -1 <= given.n_parallel <= MAX_SEQUENCES:
         raise UsageError(f"-np {given.n_parallel}: llama.cpp takes 1 to {MAX_SEQUENCES} sequences")
     if given.n_ctx is not None and given.n_ctx < 0:
         raise UsageError(f"-c {given.n_ctx}: the context must be a number of tokens, or 0 for the trained context")
-    _check_limits(given, request)
+    _check_limits(pins, request)
     _check_model(pins, request)
-    _check_cache_types(given, request)
+    _check_cache_types(pins, request)
     if given.devices is not None and request.device:
         raise UsageError("-dev contradicts --device", hint="leave one of them out")
     n_devices = len(devices_of(pins, request, machine))
     if given.tensor_split is not None and len(given.tensor_split) != n_devices:
+        numbers = f"{pins.word('tensor_split')} has {_count(len(given.tensor_split), 'number')}"
         raise UsageError(
-            f"-ts has {_count(len(given.tensor_split), 'number')} for {_count(n_devices, 'device')}",
+            f"{numbers} for {_count(n_devices, 'device')}",
             hint="give one for each device, in the engine's order",
         )
     if given.kv_unified_per_slot is not None and given.n_ctx is not None:
@@ -161,15 +180,16 @@ def check_pins(pins: Pins, request: Request, machine: Machine, hp: HParams) -> N
             )
 
 
-def _check_limits(given: LlamaSettings, request: Request) -> None:
+def _check_limits(pins: Pins, request: Request) -> None:
+    given, word = pins.settings, pins.word("n_ctx")
     if not given.n_ctx:
         return
     each = given.n_ctx if given.kv_unified else given.n_ctx // _slots(given, request)
     low, high = request.min_context, request.max_context
     if low is not None and each < low:
-        raise UsageError(f"-c {given.n_ctx} leaves a sequence {each} tokens, less than --min-context {low}")
+        raise UsageError(f"{word} {given.n_ctx} leaves a sequence {each} tokens, less than --min-context {low}")
     if high is not None and each > high:
-        raise UsageError(f"-c {given.n_ctx} gives a sequence {each} tokens, more than --max-context {high}")
+        raise UsageError(f"{word} {given.n_ctx} gives a sequence {each} tokens, more than --max-context {high}")
 
 
 def _check_model(pins: Pins, request: Request) -> None:
@@ -200,12 +220,12 @@ def _check_model(pins: Pins, request: Request) -> None:
         )
 
 
-def _check_cache_types(given: LlamaSettings, request: Request) -> None:
+def _check_cache_types(pins: Pins, request: Request) -> None:
     if request.kv is None or request.kv == "auto":
         return
-    for value, word in ((given.type_k, "-ctk"), (given.type_v, "-ctv")):
+    for value, name in ((pins.settings.type_k, "type_k"), (pins.settings.type_v, "type_v")):
         if value not in (None, request.kv):
-            raise UsageError(f"{word} {value} contradicts --kv {request.kv}")
+            raise UsageError(f"{pins.word(name)} {value} contradicts --kv {request.kv}")
 
 
 def _count(n: int, noun: str) -> str:
@@ -277,15 +297,15 @@ def bounds_of(pins: Pins, devices: Sequence[Device], n_blocks: int) -> Bounds:
     heads: Sequence[int] = range(n + 1) if devices else (n,)
     if devices and given.n_gpu_layers is not None:
         heads = (0 if given.n_gpu_layers <= AUTO_LAYERS else max(0, n - given.n_gpu_layers),)
-    moves = any(override.kind in _MOVES_BULK for override in given.overrides)
+    moves = pins.is_python or any(override.kind in _MOVES_BULK for override in given.overrides)
     return Bounds(
         heads=heads,
         lean=(0, 0) if moves else (0, n),
-        order=None if given.devices is None else tuple(device.id for device in devices),
+        order=None if given.devices is None and not pins.is_python else tuple(device.id for device in devices),
         split=given.tensor_split if len(devices) > 1 else None,  # one device takes every row, whatever its number
         parts=not moves,
         # A buffer of a remote device is named by its address too, which only the user's own -ot can know.
-        overflow=all(device.api != "rpc" for device in devices),
+        overflow=not pins.is_python and all(device.api != "rpc" for device in devices),
     )
 
 

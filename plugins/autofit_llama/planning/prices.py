@@ -27,9 +27,9 @@ def prices(task: Task, goals: Goals, answer: Answer, final: Estimate) -> Iterato
     if not final.memory.fits:
         return
     yield from _weights_in_ram(task, answer.found, final)
-    yield from _context(goals, answer)
+    yield from _context(task, goals, answer)
     yield from _cache(task, goals, answer)
-    yield from _micro_batch(goals, answer)
+    yield from _micro_batch(task, goals, answer)
     yield from _devices(task, answer.found)
     if answer.found.candidate.one_by_one and not answer.found.split.on_host:
         message = "no micro-batches overlap on the devices: the copies for that do not fit, and prompts take longer"
@@ -45,14 +45,14 @@ def _weights_in_ram(task: Task, found: Found, final: Estimate) -> Iterator[Findi
     yield finding("weights-in-ram", f"{format_bytes(n_bytes)} of weights {where}, which limits the decode rate")
 
 
-def _context(goals: Goals, answer: Answer) -> Iterator[Finding]:
+def _context(task: Task, goals: Goals, answer: Answer) -> Iterator[Finding]:
     if answer.compared is None:
         return
     rate, faster = goals.rate(answer.found), goals.rate(answer.compared)
     if faster > _WORTH_A_WORD * rate:
         n_ctx, shorter = answer.found.candidate.n_ctx_seq, answer.compared.candidate.n_ctx_seq
         message = f"a context of {n_ctx} tokens lowers the decode rate: ~{format_rate(rate)} tokens/s"
-        yield finding("context-price", f"{message}, ~{format_rate(faster)} with -c {shorter}")
+        yield finding("context-price", f"{message}, ~{format_rate(faster)} with {task.pins.word('n_ctx')} {shorter}")
 
 
 def _cache(task: Task, goals: Goals, answer: Answer) -> Iterator[Finding]:
@@ -81,7 +81,7 @@ def _is_lossy(name: str) -> bool:
     return name.startswith(("q", "iq"))
 
 
-def _micro_batch(goals: Goals, answer: Answer) -> Iterator[Finding]:
+def _micro_batch(task: Task, goals: Goals, answer: Answer) -> Iterator[Finding]:
     if answer.plain is None:
         return
     found, plain = answer.found, answer.plain
@@ -92,7 +92,7 @@ def _micro_batch(goals: Goals, answer: Answer) -> Iterator[Finding]:
     message = f"micro-batches of {n} process prompts at ~{prompts} instead of ~{slower} tokens/s {price}"
     if answer.found.candidate.n_ctx_seq < plain.candidate.n_ctx_seq:
         message += f", in a context of {found.candidate.n_ctx_seq} instead of {plain.candidate.n_ctx_seq} tokens"
-    yield finding("micro-batch", f"{message} (-ub {before})")
+    yield finding("micro-batch", f"{message} ({task.pins.word('n_ubatch')} {before})")
 
 
 def _devices(task: Task, found: Found) -> Iterator[Finding]:

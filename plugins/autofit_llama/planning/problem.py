@@ -16,7 +16,7 @@ from autofit.domain.request import Margin
 from autofit.domain.values import dataclass, field, replace
 from autofit.speed import LayerWork, Place, Roofline, Step
 
-from autofit_llama.command.options import Program, offers
+from autofit_llama.command.options import PYTHON_SERVER, Program, offers
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.versions import LATEST, Version
 from autofit_llama.engine.vocabulary import FlashAttention, Override
@@ -135,7 +135,8 @@ class LaunchProblem:
         """Whether the engine would overlap micro-batches on several devices (llama-context.cpp)."""
         arguments = self.run.arguments
         return (
-            arguments.by_layer
+            self.program != PYTHON_SERVER  # it has no -ot to turn that off
+            and arguments.by_layer
             and arguments.context.offload_kqv
             and not arguments.overrides
             and all(target.rules.pipeline for target in self.targets)
@@ -195,6 +196,8 @@ class LaunchProblem:
             n_ubatch=candidate.n_ubatch,
             type_k=candidate.type_k,
             type_v=candidate.type_v,
+            # what that comes to is said in the end; its own default is off
+            flash_attn=self.settings.flash_attn or ("auto" if self.program == PYTHON_SERVER else None),
         )
 
     def solved(self, candidate: Candidate, split: Split) -> LlamaSettings:
@@ -232,7 +235,12 @@ class LaunchProblem:
         return (*devices, *(name for name in every if name in meant and name not in devices))
 
     def _device_words(self, devices: tuple[str, ...]) -> tuple[str, ...] | None:
-        """What `-dev` has to say: nothing where the engine takes these devices in this order anyway."""
+        """What `-dev` has to say: nothing where the engine takes these devices in this order anyway.
+
+        llama-cpp-python has no such flag: all are there, whatever layers they get.
+        """
+        if self.program == PYTHON_SERVER:
+            return None
         every = tuple(name for name, _ in self._engine_devices())
         if self.settings.split_mode == "none" or self.settings.tensor_split is not None:
             # Their numbers count devices, so the list has to stay what the user took it to be.
@@ -247,6 +255,8 @@ class LaunchProblem:
             return tuple(map(float, rows)) if len(set(rows)) > 1 else None
         counts = dict(zip(devices, rows, strict=True))
         listed = self.settings.devices or self._named(devices)
+        if self.program == PYTHON_SERVER:
+            listed = tuple(name for name, _ in self._engine_devices())
         if self.settings.split_mode == "none" or len(listed) < 2 or not rows:
             return None
         return tuple(float(counts.get(name, 0)) for name in listed)

@@ -20,8 +20,9 @@ from autofit.domain.request import Margin
 from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError, UsageError
 
+from autofit_llama.command.python_class import python_arguments
 from autofit_llama.command.settings import LlamaSettings
-from autofit_llama.launch.defaults import launch_of, python_arguments
+from autofit_llama.launch.defaults import launch_of
 from autofit_llama.launch.process import engine_devices, run_of
 from autofit_llama.memory.estimate import Estimate, Run, estimate
 

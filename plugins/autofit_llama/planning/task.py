@@ -10,11 +10,13 @@ from autofit.domain.plan import Speed
 from autofit.domain.request import Margin, Request
 from autofit.domain.values import dataclass, replace
 
+from autofit_llama.command.options import PYTHON_SERVER
 from autofit_llama.command.parse import Command
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.vocabulary import POOLING_NONE, POOLING_RANK
 from autofit_llama.launch.defaults import SERVERS, launch_of
 from autofit_llama.launch.margins import margins_of
+from autofit_llama.launch.process import engine_devices
 from autofit_llama.loading.check import check_loads
 from autofit_llama.memory.estimate import size
 from autofit_llama.memory.layout import Sized
@@ -220,8 +222,10 @@ def task_of(command: Command, model: ModelSpec, machine: Machine, request: Reque
     program = pins.reading.program
     n_parallel = given.n_parallel
     if n_parallel is None:
-        n_parallel = request.parallel or (1 if program in SERVERS else None)
+        n_parallel = None if pins.is_python else request.parallel or (1 if program in SERVERS else None)
     base = replace(given, n_parallel=n_parallel)
+    if pins.is_python:
+        base = replace(base, **_python(pins, sized.hparams, request, machine))
     if program in SERVERS:
         # Caches of the server are made to measure once the placement is known: weights and context come first.
         base = replace(
@@ -230,7 +234,8 @@ def task_of(command: Command, model: ModelSpec, machine: Machine, request: Reque
             n_checkpoints=0 if given.n_checkpoints is None else given.n_checkpoints,
             **_pooling(given, sized.hparams, program),
         )
-    slots = launch_of(base, program, draft=model.companions.get("draft"), version=pins.version).context.n_seq_max
+    launch = launch_of(base, program, draft=model.companions.get("draft"), version=pins.version)
+    slots = 1 if pins.is_python else launch.context.n_seq_max
     return Task(
         model=model,
         sized=sized,
@@ -246,10 +251,25 @@ def task_of(command: Command, model: ModelSpec, machine: Machine, request: Reque
 
 def _pooling(given: LlamaSettings, hp: HParams, program: str) -> dict[str, Any]:
     """The flags without which a server answers no request that an embedding or reranking model is for."""
-    if program != "llama-server" or given.embedding is not None or hp.pooling_type <= POOLING_NONE:
+    if program not in ("llama-server", PYTHON_SERVER) or given.embedding is not None or hp.pooling_type <= POOLING_NONE:
         return {}
     ranks = hp.pooling_type == POOLING_RANK and given.pooling is None
     return {"embedding": True, "pooling": "rank"} if ranks else {"embedding": True}
+
+
+def _python(pins: Pins, hp: HParams, request: Request, machine: Machine) -> dict[str, Any]:
+    """llama-cpp-python's server: logits and locks are settled once the rest is known; it names no devices but one."""
+    given, found = pins.settings, dict[str, Any]()
+    found["logits_all"] = False if given.logits_all is None else given.logits_all
+    found["load_mode"] = "mmap" if given.load_mode is None else given.load_mode
+    if _pooling(given, hp, PYTHON_SERVER):
+        found["embedding"] = True
+    if request.device and given.split_mode is None:
+        names = [device.id for _, device in engine_devices(machine)]
+        wished = listed_devices(pins, request, machine)
+        if len(wished) == 1 < len(names):
+            found |= {"split_mode": "none", "main_gpu": names.index(wished[0].id)}
+    return found
 
 
 def slower_than_wished(request: Request, speed: Speed | None, n_ctx: int) -> tuple[str, ...]:

@@ -161,11 +161,7 @@ def test_a_closed_pipe_ends_the_engine_as_without_autofit(engines: Engines) -> N
         (["bin/notes", "-m", TINY], 127, "may not be executed"),
         (["ollama", "serve"], 2, "ollama is Ollama"),
         (["llama-server"], 2, "no model is named"),
-        (
-            ["python3", "-u", "-m", "llama_cpp.server", "--model", TINY],
-            2,
-            "llama_cpp.server: its flags are not planned",
-        ),
+        (["python3", "-u", "-m", "llama_cpp.server", "--model", TINY, "-c", "5"], 2, "llama_cpp.server refuses '-c'"),
         (["llama-server", "-m", "/nowhere.gguf"], 2, "no such file"),
         (["llama-server", "-m", TINY, "--frobnicate"], 2, "refuses '--frobnicate'"),
         (["nice", "-n"], 2, "a value is expected"),

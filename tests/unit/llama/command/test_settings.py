@@ -10,6 +10,7 @@ from autofit.errors import EngineRefusalError, UsageError
 from autofit_llama.command.llama_bench import bench_runs, parse_range, what_differs
 from autofit_llama.command.options import Program
 from autofit_llama.command.parse import settings_of
+from autofit_llama.command.python_class import python_arguments
 from autofit_llama.command.reading import read
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.command.values import parse_override
@@ -17,7 +18,7 @@ from autofit_llama.command.write import render
 from autofit_llama.engine.naming import find_version
 from autofit_llama.engine.versions import LATEST, NEWEST, Version
 from autofit_llama.engine.vocabulary import Override
-from autofit_llama.launch.defaults import Launch, check_launch, check_stands_alone, chosen, launch_of, python_arguments
+from autofit_llama.launch.defaults import Launch, check_launch, check_stands_alone, chosen, launch_of
 from autofit_llama.model.context import ContextParams
 from autofit_llama.model.metadata import overridden
 from autofit_llama.model.resolve import resolve_context
