@@ -74,6 +74,10 @@ class Backend(ABC):
     #: the programs among `programs` that load a model, which `run` and the shims fill in
     wrapped: ClassVar[tuple[str, ...]] = ()
     modules: ClassVar[tuple[str, ...]] = ()  #: modules that do so too, started by `python -m`
+    #: other programs of the engine, which are started as they are: those that run a model (and why no plan is made for
+    #: them), and those that run none
+    unplanned: ClassVar[Mapping[str, str]] = {}
+    tools: ClassVar[frozenset[str]] = frozenset()
     #: flags with which such a program prints something and ends
     informing: ClassVar[frozenset[str]] = frozenset({"-h", "--help", "--version"})
     irrelevant: ClassVar[frozenset[str]] = frozenset()  #: flags whose value changes no byte, so that it may be unknown
@@ -118,6 +122,13 @@ class Backend(ABC):
         n = n_module_words(argv) if self.starts_module(argv) else 1
         is_ours = n > 1 or program_name(argv) in (self.wrapped or self.programs)
         return tuple(argv[:n]) if is_ours and not self.informing & set(argv[n:]) else ()
+
+    def why_unplanned(self, argv: Sequence[str]) -> str | None:
+        """Why a command of one of the engine's other programs is started as it is; `None`: it is none of them."""
+        name = program_name(argv)
+        if self.informing & set(argv[1:]):
+            return None
+        return "it runs no model" if name in self.tools else self.unplanned.get(name)
 
     def starts_module(self, argv: Sequence[str]) -> bool:
         """Whether a command starts one of `modules`."""

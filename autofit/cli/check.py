@@ -85,6 +85,10 @@ def run(args: argparse.Namespace) -> int:
         from autofit.hardware.system import find_program
 
         environ = wrapped.variables({**os.environ, **assigned})
+        from autofit.cli.run import why_unplanned
+
+        if why := why_unplanned(wrapped.argv):
+            raise UsageError(f"{printable(wrapped.argv[0], 80)}: no plan is made for it: {why}")
         if is_script(wrapped.argv, find_program(wrapped.argv[0], environ)):
             return check_script(args, wrapped.argv, environ, options)
     return show(check(args.engine_args, **options), args, force=True)

@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     is_filled = is_engine(argv)
     path = program_path(argv[0], environ)
     if not is_filled:
-        return become(path, argv[1:], environ if backend_of(argv) else _with_shims(args, environ))
+        is_known = tell_unplanned(argv) or backend_of(argv) is not None
+        return become(path, argv[1:], environ if is_known else _with_shims(args, environ))
     if args.watch or args.retries is not None:
         n_retries = 0 if args.retries is None else parse_retries(args.retries)
         from autofit.launch.parent import can_watch
@@ -130,6 +131,20 @@ def is_engine(argv: Sequence[str]) -> bool:
     """
     known = backend_of(argv)
     return program_name(argv) in RUNNERS if known is None else bool(known.program_in(argv))
+
+
+def why_unplanned(argv: Sequence[str]) -> str | None:
+    """Why a command of an engine's other programs is started as it is; `None`: it is none of them."""
+    found = (host().backend(ref.name).why_unplanned(argv) for ref in host().backends().values())
+    return next(filter(None, found), None)
+
+
+def tell_unplanned(argv: Sequence[str]) -> bool:
+    """Say of an engine's other programs that no plan is made for them; whether it is one."""
+    why = why_unplanned(argv)
+    if why is not None:
+        print(f"autofit: {printable(program_name(argv), 60)} is started as it is: {why}", file=sys.stderr)
+    return why is not None
 
 
 def backend_of(argv: Sequence[str]) -> Backend | None:
@@ -240,6 +255,7 @@ def _dry_run(
     if wrapped.directory is not None:
         os.chdir(wrapped.directory)
     if not is_engine(wrapped.argv):
+        tell_unplanned(wrapped.argv)
         write_product(shell.command((*wrapped.prefix, *wrapped.argv), sorted(assigned.items())))
         return 0
     plan, _ = planned(args, wrapped.argv, wrapped.variables(environ))

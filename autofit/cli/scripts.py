@@ -178,7 +178,7 @@ def _check_one(
     options: Any,
     answers: Answers,
 ) -> int:
-    from autofit.cli.run import is_engine
+    from autofit.cli.run import is_engine, why_unplanned
     from autofit.pipeline import check
     from autofit.render import text
     from autofit.settings.layers import Surroundings
@@ -187,6 +187,9 @@ def _check_one(
     shown = shell.shown(argv)
     try:
         os.chdir(directory)
+        if why := why_unplanned(argv):
+            print(f"  {title}no plan is made for it: {why}", file=sys.stderr)
+            return _say(args, "unknown", shown, answers, 1)
         if not is_engine(argv):
             return _say(args, "loads no model", shown, answers, 0)
         plan: Plan = check(argv, settings=Surroundings(environ=environ, directory=directory), **options)

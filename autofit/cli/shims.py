@@ -28,9 +28,11 @@ def run(args: argparse.Namespace) -> int:
 def texts_here() -> dict[str, str]:
     """The shims of every backend that is installed."""
     programs: dict[str, frozenset[str]] = {}
+    unplanned: dict[str, tuple[frozenset[str], str]] = {}
     modules: list[str] = []
     for ref in host().backends().values():
         backend = host().backend(ref.name)
         programs |= dict.fromkeys(backend.wrapped or backend.programs, backend.informing)
+        unplanned |= {name: (backend.informing, why) for name, why in backend.unplanned.items()}
         modules += backend.modules
-    return shim_texts(sys.executable, programs, modules)
+    return shim_texts(sys.executable, programs, modules, unplanned)

@@ -24,6 +24,7 @@ OPTIONS = "AUTOFIT_SHIM_OPTIONS"  #: options of `autofit run`, for the shims of 
 RECORD = "AUTOFIT_SHIM_RECORD"  #: a file to write commands to, instead of starting them
 PYTHONS = ("python", "python3")
 MAX_SHIM_BYTES = 1 << 16
+NOTHING: Mapping[str, tuple[Iterable[str], str]] = {}
 
 _HEAD = """\
 {mark}# Starts the program of this name behind it on PATH through `autofit run`. {off}=0 turns it off.
@@ -58,6 +59,12 @@ _ENGINE = """\
 for word; do
   case $word in {informing}) as_it_is "$@" ;; esac
 done
+"""
+_UNPLANNED = """\
+if [ -z "${{{record}-}}" ]; then
+  echo "autofit: $name is started as it is: "{why} >&2
+  as_it_is "$@"
+fi
 """
 _PYTHON = """\
 is_engine() {{
@@ -94,17 +101,23 @@ sys.exit(main(sys.argv[1:]))' "$name" "$real" "$@"
 """
 
 
-def shim_texts(python: str, programs: Mapping[str, Iterable[str]], modules: Iterable[str]) -> dict[str, str]:
-    """The shims by name: of `programs`, with the flags after which each ends by itself, and of Python for `modules`."""
+def shim_texts(
+    python: str,
+    programs: Mapping[str, Iterable[str]],
+    modules: Iterable[str],
+    unplanned: Mapping[str, tuple[Iterable[str], str]] = NOTHING,
+) -> dict[str, str]:
+    """The shims by name: of `programs`, with the flags after which each ends by itself, and of Python for `modules`.
+
+    Those of `unplanned` only say why their program is started as it is.
+    """
     head = _HEAD.format(mark=SHIM_MARK, off=OFF, skip=SKIP, record=RECORD)
     tail = _TAIL.format(python=shell.word(python, always=True), skip=SKIP)
-    texts = {
-        name: head
-        + _ENGINE.format(informing=" | ".join(shell.word(flag, always=True) for flag in sorted(flags)))
-        + tail
-        for name, flags in programs.items()
-    }
-    patterns = " | ".join(shell.word(module, always=True) for module in sorted(modules))
+    texts = {name: head + _ENGINE.format(informing=_patterns(flags)) + tail for name, flags in programs.items()}
+    for name, (flags, why) in unplanned.items():
+        says = _UNPLANNED.format(record=RECORD, why=shell.word(why, always=True))
+        texts[name] = head + _ENGINE.format(informing=_patterns(flags)) + says + tail
+    patterns = _patterns(modules)
     return {**texts, **(dict.fromkeys(PYTHONS, head + _PYTHON.format(modules=patterns) + tail) if patterns else {})}
 
 

@@ -25,7 +25,7 @@ from autofit_llama.command.reading import WORDS, Reading, find_program, read
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.codes import OWN, finding
 from autofit_llama.engine.naming import find_version, stranger_of, version_in
-from autofit_llama.engine.programs import PROGRAMS, PYTHON_VARIABLES
+from autofit_llama.engine.programs import PROGRAMS, PYTHON_VARIABLES, TOOLS, UNPLANNED
 from autofit_llama.engine.versions import Version
 from autofit_llama.engine.vocabulary import KV_TYPES
 from autofit_llama.launch.defaults import launch_of
@@ -59,6 +59,8 @@ class LlamaBackend(Backend):
     asked: ClassVar[tuple[str, ...]] = ("llama-server", "llama-cli")
     wrapped: ClassVar[tuple[str, ...]] = ("llama-server", "llama-cli", "llama-completion", "llama-bench", "llama")
     modules: ClassVar[tuple[str, ...]] = ("llama_cpp.server",)
+    unplanned: ClassVar[Mapping[str, str]] = UNPLANNED
+    tools: ClassVar[frozenset[str]] = TOOLS
     informing: ClassVar[frozenset[str]] = INFORMING
     command_files: ClassVar[Mapping[str, str]] = {".ini": "autofit_llama.command.presets:commands"}
     port: ClassVar[int] = 8080
@@ -101,6 +103,11 @@ class LlamaBackend(Backend):
         if not words and stranger_of(program_name(argv)):
             find_program(argv)  # refuses it by name
         return words
+
+    def why_unplanned(self, argv: Sequence[str]) -> str | None:
+        if program_name(argv) == "llama" and "".join(argv[1:2]) not in WORDS:
+            return super().why_unplanned((f"llama-{''.join(argv[1:2])}", *argv[2:]))
+        return super().why_unplanned(argv)
 
     def version_in(self, text: str, path: str = "") -> str | None:
         return version_in(text, path)

@@ -54,6 +54,13 @@ def test_as_json(engines: Engines) -> None:
     assert second == {"verdict": "unknown", "command": "llama-server -m /nowhere.gguf"}
 
 
+def test_a_program_without_a_plan_is_not_started_either(tmp_path: Path) -> None:
+    engines = Engines(tmp_path, "llama-perplexity")
+    done = engines.run("check", "--", "sh", "-c", f"llama-perplexity -m {TINY}")
+    assert done.returncode == 1 and "no plan is made for it: it keeps the logits" in done.stderr
+    assert done.stdout == f"unknown: llama-perplexity -m {TINY}\n" and not engines.says.exists()
+
+
 def test_an_engine_of_a_script_need_not_be_there(tmp_path: Path) -> None:
     """A script for another machine is checked here; what would only inform is not there to do so."""
     engines = Engines(tmp_path, "vllm")

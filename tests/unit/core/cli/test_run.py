@@ -178,6 +178,31 @@ def test_what_cannot_be_started(words: list[str], code: int, message: str, engin
     assert not engines.says.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("llama-perplexity", "-m", TINY, "-f", "x"), "it keeps the logits of whole texts"),
+        (("llama", "perplexity", "-m", TINY), "it keeps the logits of whole texts"),
+        (("llama-mtmd-cli", "-m", TINY), "llama-cli --mmproj is planned"),
+        (("llama-quantize", TINY, "q4_0"), "it runs no model"),
+        (("llama-perplexity", "--help"), ""),
+        (("llama", "version"), ""),
+    ],
+)
+def test_other_programs_of_an_engine_say_why_they_are_not_planned(
+    words: tuple[str, ...], why: str, tmp_path: Path
+) -> None:
+    engines = Engines(tmp_path, words[0])
+    done = engines.run("run", "--", *words)
+    assert done.returncode == 0 and engines.said["argv"] == list(words[1:])
+    assert (f"autofit: {words[0]} is started as it is: " in done.stderr) is bool(why) and why in done.stderr
+    if why and words[0] != "llama":
+        checked = engines.run("check", "--", *words)
+        assert checked.returncode == 2 and why in checked.stderr
+    dry = engines.run("run", "-n", "--", *words)
+    assert dry.returncode == 0 and (why in dry.stderr) and dry.stdout.startswith(words[0])
+
+
 def test_a_program_of_the_current_directory_is_not_found(engines: Engines) -> None:
     write_program(engines.folder / "llama-server", "#!/bin/sh\necho wrong")
     path = f"::.:{engines.environ['PATH']}"

@@ -134,6 +134,15 @@ def test_what_loads_no_model_does_not_even_start_python(engines: Engines) -> Non
     assert sh(engines, "\n".join(loud_ones), PATH=path).stderr == "started\n" * len(loud_ones)
 
 
+def test_programs_without_a_plan_are_started_and_say_why(engines: Engines, shims: Path) -> None:
+    write_program(engines.bin / "llama-perplexity", '#!/bin/sh\necho "started $*"\n')
+    done = sh(engines, f"llama-perplexity -m {TINY} 'a b'")
+    assert done.stdout == f"started -m {TINY} a b\n"
+    assert done.stderr.startswith("autofit: llama-perplexity is started as it is: it keeps the logits")
+    assert sh(engines, "llama-perplexity --help").stderr == ""
+    assert sh(engines, "llama-perplexity", AUTOFIT_SHIMS="0").stderr == ""
+
+
 def test_shims_never_find_themselves_or_each_other(engines: Engines, shims: Path) -> None:
     """Two folders, one also by a link, by a relative path and with a slash at its end."""
     other, link = engines.folder / "other", engines.folder / "link"
