@@ -39,6 +39,17 @@ class ParsedCommand:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What a server starts for its models where it loads none itself: `commands` with their lines in the file `path`,
+    of which `at_once` may run at the same time (`None`: all). `limit` is the flag that says so."""
+
+    path: str
+    commands: tuple[tuple[int, tuple[str, ...]], ...]
+    at_once: int | None
+    limit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contained:
     """What a container of an engine's image starts, as a command of the engine; its paths are the container's.
 
@@ -81,6 +92,7 @@ class Backend(ABC):
     #: flags with which such a program prints something and ends
     informing: ClassVar[frozenset[str]] = frozenset({"-h", "--help", "--version"})
     irrelevant: ClassVar[frozenset[str]] = frozenset()  #: flags whose value changes no byte, so that it may be unknown
+    file_flags: ClassVar[frozenset[str]] = frozenset()  #: flags whose value is a file that it reads, or a folder
     #: readers of files that hold commands of the engine alone, by the end of the file's name: `text -> [(line, argv)]`
     command_files: ClassVar[Mapping[str, str]] = {}
     has_workers: ClassVar[bool] = False  #: it starts a process for each device, which share tensors in /dev/shm
@@ -159,6 +171,19 @@ class Backend(ABC):
         Raises:
             UsageError: words that the image's own program refuses, or of which no command of the engine comes.
         """
+        return None
+
+    def served(self, argv: Sequence[str], version: str | None) -> Served | None:
+        """The commands that a command of this engine starts for the models of a file; `None`: it loads its own.
+
+        Raises:
+            UsageError: a file that is not there, or not well formed.
+        """
+        return None
+
+    def alone(self, argv: Sequence[str], version: str | None) -> tuple[Sequence[int], tuple[str, ...]] | None:
+        """Which of the GPUs of NVIDIA a command names, by their places among all, and the command that names the same
+        where it sees these alone. `None`: it names none, or not by their places."""
         return None
 
     def settings_files(self, environ: Mapping[str, str]) -> tuple[str, ...]:

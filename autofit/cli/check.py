@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autofit.cli.options import add_options, add_output, given
 from autofit.cli.plan import show
@@ -17,6 +17,9 @@ from autofit.pipeline import check
 from autofit.settings.options import CHECKED
 from autofit.text.launchers import unwrap
 from autofit.text.programs import n_module_words, program_name
+
+if TYPE_CHECKING:
+    from autofit.backend import Served
 
 TAKES_COMMAND = True
 
@@ -67,6 +70,12 @@ def _is_engine(argv: Sequence[str]) -> bool:
     return program_name(argv) in programs or n_module_words(argv) > 0
 
 
+def _served(argv: Sequence[str], options: Any) -> Served | None:
+    """What the command starts for its models, where it loads none itself."""
+    backend = host().backend_of_program(tuple(argv))
+    return backend.served(argv, options.get("engine_version"))
+
+
 def run(args: argparse.Namespace) -> int:
     options: Any = {name: value for name, value in given(args).items() if name in CHECKED and value is not None}
     if args.files:
@@ -91,4 +100,10 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"{printable(wrapped.argv[0], 80)}: no plan is made for it: {why}")
         if is_script(wrapped.argv, find_program(wrapped.argv[0], environ)):
             return check_script(args, wrapped.argv, environ, options)
+    else:
+        served = _served(wrapped.argv, options)
+        if served is not None:
+            from autofit.cli import check_files
+
+            return check_files.run_served(args, options, served, assigned)
     return show(check(args.engine_args, **options), args, force=True)

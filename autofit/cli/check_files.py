@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autofit.cli.plan import write_product
@@ -23,6 +23,7 @@ from autofit.pipeline import check
 from autofit.text.launchers import RUNNERS, unwrap
 
 if TYPE_CHECKING:
+    from autofit.backend import Served
     from autofit.deployments.written import Written
     from autofit.domain.document import CommandsDocument, FileCommandDocument
     from autofit.domain.plan import Plan
@@ -47,23 +48,64 @@ class Verdict(NamedTuple):
 
 def run(args: argparse.Namespace, options: Mapping[str, Any]) -> int:
     """Check the commands of all files; the exit code is that of the worst verdict."""
-    form = "lines" if args.format == "shell" else args.format
-    if form not in FORMATS:
-        raise UsageError(f"check --from has no format {printable(form, 40)!r}", hint=f"known: {', '.join(FORMATS)}")
+    _form(args)
     mapped = [_mapped(text) for text in args.mapped]
     verdicts = [verdict for path in args.files for verdict in _verdicts(path, mapped, options, quiet=args.quiet)]
     if not verdicts:
         what = "no command of an engine in it" if len(args.files) == 1 else "no command of an engine in these files"
         raise UsageError(f"{printable(args.files[0], 200)}: {what}", hint=f"understood are {KINDS}")
-    if form == "json":
+    return _report(args, verdicts)
+
+
+def _report(args: argparse.Namespace, verdicts: list[Verdict], more: Sequence[str] = ()) -> int:
+    """Print the verdicts, and lines about all of them; the exit code is that of the worst."""
+    if _form(args) == "json":
         whole: CommandsDocument = {"schema": SCHEMA, "commands": [_as_json(verdict) for verdict in verdicts]}
         write_product(json.dumps(whole, indent=2, allow_nan=False))
     else:
-        write_product("\n".join(map(_line, verdicts)))
+        write_product("\n".join((*map(_line, verdicts), *more)))
     if args.explain:
         _explain(verdicts)
     codes = {verdict.exit_code for verdict in verdicts}
     return next((code for code in (3, 2, 1) if code in codes), 0)
+
+
+def run_served(
+    args: argparse.Namespace, options: Mapping[str, Any], served: Served, assigned: Mapping[str, str]
+) -> int:
+    """Check every model that a server starts by itself, and as many as it keeps at once; exit codes as of `run`."""
+    from autofit.deployments.written import Written
+
+    environ = tuple(assigned.items())
+    if not served.commands:
+        raise UsageError(
+            f"{printable(served.path, 200)}: no model in it", hint="a section for each: [NAME], model = PATH"
+        )
+    written = [Written(line=line, argv=argv, environ=environ) for line, argv in served.commands]
+    verdicts = [_verdict(served.path, one, options) for one in written]
+    together = _together(served, verdicts)
+    code = _report(args, verdicts, [] if together is None else [together])
+    return 3 if together is not None else code
+
+
+def _together(served: Served, verdicts: list[Verdict]) -> str | None:
+    """Where models that may be loaded at the same time take more than there is, each of which fits alone."""
+    from autofit.domain.units import format_bytes
+
+    plans = [verdict.plan for verdict in verdicts if verdict.plan is not None]
+    n = min(served.at_once or len(plans), len(plans))
+    if n < 2 or not all(plan.fits for plan in plans):
+        return None
+    for pool in {pool.id: pool for plan in plans for pool in plan.memory.pools}.values():
+        uses = [one for plan in plans for one in plan.memory.pools if one.id == pool.id]
+        taken = sorted(sum(i.n_bytes for i in use.items if i.kind != "reserve" and not i.mapped) for use in uses)
+        whole = sum(taken[-n:])
+        if pool.budget_bytes is not None and whole > pool.budget_bytes:
+            return (
+                f"{printable(served.path, 200)}: does not fit: {n} of these models may be loaded at once and take "
+                f"{format_bytes(whole)} of {format_bytes(pool.budget_bytes)} on {pool.id}; {served.limit} 1 loads one"
+            )
+    return None
 
 
 def _verdicts(
@@ -73,12 +115,28 @@ def _verdicts(
     if not commands and not quiet:
         print(f"autofit: {printable(path, 200)}: no command of an engine", file=sys.stderr)
     for command in commands:
-        plan, error = None, None
-        try:
-            plan = _checked(command, options)
-        except AutofitError as raised:
-            error = raised
-        yield Verdict(path, command, plan, error)
+        yield _verdict(path, command, options)
+
+
+def _verdict(path: str, command: Written, options: Mapping[str, Any]) -> Verdict:
+    try:
+        return Verdict(path, command, _checked(command, options), None)
+    except AutofitError as error:
+        return Verdict(path, command, None, error)
+
+
+def _form(args: argparse.Namespace) -> str:
+    """How several commands are told.
+
+    Raises:
+        UsageError: as one of them alone would be.
+    """
+    form = "lines" if args.format == "shell" else str(args.format)
+    if form not in FORMATS:
+        raise UsageError(
+            f"several commands have no format {printable(form, 40)!r}", hint=f"known: {', '.join(FORMATS)}"
+        )
+    return form
 
 
 def _checked(command: Written, options: Mapping[str, Any]) -> Plan:

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from autofit.deployments import compose, dockerfile, kubernetes, shell, swap, systemd
+from autofit.deployments import compose, dockerfile, kubernetes, quadlet, shell, swap, systemd
 from autofit.deployments.written import MAX_BYTES, SECRET, IsEngine, Written, check_measure, env_rows, rows
 from autofit.domain.text import printable
 from autofit.domain.values import replace
@@ -17,10 +17,13 @@ from autofit.text.yaml import documents
 
 Reader = Callable[[str], Sequence[tuple[int, tuple[str, ...]]]]  #: text -> commands with their lines
 KINDS = (
-    "shell scripts, Procfiles, Dockerfiles, Compose files, systemd units, Kubernetes manifests, llama-swap "
-    "configurations"
+    "shell scripts, Procfiles, Dockerfiles, Compose files, systemd units, containers of Quadlet, Kubernetes manifests, "
+    "llama-swap configurations"
 )
 _UNITS = (".service", ".conf")
+_QUADLET = ".container"
+MAX_PROCFILE_WORDS = 20_000
+_PROCFILE_WORD = re.compile(r"[^\s;&|()]+|[;&|()]")
 _PROCESS = re.compile(r"^([A-Za-z0-9_-]+):[ \t]*(.+)$")
 
 
@@ -70,6 +73,8 @@ def _read(
         return _yaml(text, is_engine, {**_dot_env(folder), **environ}, directory, volumes)
     if lowered.startswith(("dockerfile", "containerfile")) or lowered.endswith((".dockerfile", ".containerfile")):
         return dockerfile.commands(text, is_engine, directory, volumes)
+    if lowered.endswith(_QUADLET):
+        return quadlet.commands(text, is_engine, environ.get("HOME"), directory, volumes)
     if lowered.endswith(_UNITS) or re.search(r"^\[Service\]\s*$", text, re.MULTILINE):
         return systemd.commands(text, is_engine, environ.get("HOME"))
     if lowered.startswith("procfile"):
@@ -93,12 +98,15 @@ def _yaml(
 
 def _procfile(text: str, is_engine: IsEngine, environ: Mapping[str, str], directory: str | None) -> tuple[Written, ...]:
     found: list[Written] = []
-    n_processes = 0
+    n_processes = n_words = 0
     for line, row in enumerate(rows(text), 1):
         match = _PROCESS.match(row)
         if match is not None:
             n_processes += 1
             check_measure(line, n_processes)
+            n_words += sum(1 for _ in _PROCFILE_WORD.finditer(match[2]))
+            if n_words > MAX_PROCFILE_WORDS:
+                raise UsageError(f"line {line}: more than {MAX_PROCFILE_WORDS} words in a Procfile")
             inner = shell.commands(match[2], is_engine, environ, line=line)
             found += [replace(one, directory=_below(directory, one.directory)) for one in inner]
     return tuple(found)

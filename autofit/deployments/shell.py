@@ -29,6 +29,7 @@ from autofit.domain.values import replace
 from autofit.errors import UsageError
 from autofit.files import read_bounded
 from autofit.text.launchers import ASSIGNMENT, SHELLS, unwrap
+from autofit.text.tmux import script_in_tmux
 
 MAX_FILES = 16  #: read by `source`
 
@@ -526,14 +527,14 @@ def _n_processors() -> int:
 
 
 def script_of(words: tuple[str, ...]) -> str | None:
-    """The script of `sh -c SCRIPT`, behind its launchers; `None`: the command is no such thing."""
+    """The script of `sh -c SCRIPT` or of a command of tmux, behind its launchers; `None`: it is no such thing."""
     n_assigned = next((n for n, word in enumerate(words) if not ASSIGNMENT.fullmatch(word)), len(words))
     try:
         rest = unwrap(words[n_assigned:]).argv
     except UsageError:
         return None
     if not rest or rest[0].rpartition("/")[2] not in SHELLS:
-        return None
+        return script_in_tmux(rest)
     for at, word in enumerate(rest[1:], 1):
         if word.startswith("-") and not word.startswith("--") and "c" in word:
             return rest[at + 1] if at + 1 < len(rest) else None

@@ -35,21 +35,17 @@ def commands(text: str, is_engine: IsEngine, home: str | None) -> tuple[Written,
     environ: dict[str, str] = {}
     started: list[tuple[int, str]] = []
     directory: str | None = "/"
-    section = ""
-    for line, row in _rows(text):
-        if row.startswith("["):
-            section = row
-        key, equals, value = (part.strip() for part in row.partition("="))
-        if section != "[Service]" or not equals:
+    for line, section, key, value in entries(text):
+        if section != "[Service]":
             continue
         if key == "Environment":
             environ = environ if value else {}
-            environ.update(_assignments(_specified(value, home)[0]))
+            environ.update(assignments(specified(value, home)[0]))
             check_measure(line, n_variables=len(environ))
         elif key == "EnvironmentFile":
-            environ |= _file(_specified(value, home)[0])
+            environ |= file_of(specified(value, home)[0])
         elif key == "WorkingDirectory":
-            directory = _specified(value.removeprefix("-"), home)[0]
+            directory = specified(value.removeprefix("-"), home)[0]
             directory = (home or "~") if directory == "~" else directory
         elif key == "ExecStart":
             started = started if value else []
@@ -61,7 +57,7 @@ def commands(text: str, is_engine: IsEngine, home: str | None) -> tuple[Written,
 def _started(
     line: int, value: str, is_engine: IsEngine, home: str | None, environ: Mapping[str, str], directory: str | None
 ) -> Iterator[Written]:
-    value, unknown = _specified(value.lstrip("-@:+!|"), home)
+    value, unknown = specified(value.lstrip("-@:+!|"), home)
     words: list[str] = []
     for match in _WORD.finditer(value):
         word, lacking, splits = _expanded(_unquoted(match[0]), environ)
@@ -76,6 +72,22 @@ def _started(
             yield replace(one, environ=given + one.environ, directory=inner, unknown=one.unknown or unknown)
     elif is_engine(argv):
         yield Written(line=line, argv=argv, environ=tuple(environ.items()), directory=directory, unknown=unknown)
+
+
+def entries(text: str) -> Iterator[tuple[int, str, str, str]]:
+    """Line, section, key and value of each entry of a unit."""
+    section = ""
+    for line, row in _rows(text):
+        if row.startswith("["):
+            section = row
+        key, equals, value = (part.strip() for part in row.partition("="))
+        if equals:
+            yield line, section, key, value
+
+
+def quoted(value: str) -> list[str]:
+    """A value as words, without its quotes."""
+    return [_unquoted(match[0]) for match in _WORD.finditer(value)]
 
 
 def _rows(text: str) -> Iterator[tuple[int, str]]:
@@ -119,7 +131,7 @@ def _expanded(word: str, environ: Mapping[str, str]) -> tuple[str, str | None, b
     return text, f"${lacking[0]} is not set in the unit" if lacking else None, alone
 
 
-def _specified(text: str, home: str | None) -> tuple[str, str | None]:
+def specified(text: str, home: str | None) -> tuple[str, str | None]:
     """A value with its specifiers filled in, and the first that only the running unit has."""
     left: list[str] = []
 
@@ -134,14 +146,15 @@ def _specified(text: str, home: str | None) -> tuple[str, str | None]:
     return re.sub(r"%(.)", value, text), f"{left[0]} has its value in the running unit alone" if left else None
 
 
-def _assignments(value: str) -> Iterator[tuple[str, str]]:
+def assignments(value: str) -> Iterator[tuple[str, str]]:
+    """The variables of `Environment=`."""
     for match in _WORD.finditer(value):
         name, equals, text = _unquoted(match[0]).partition("=")
         if equals:
             yield name, text
 
 
-def _file(value: str) -> dict[str, str]:
+def file_of(value: str) -> dict[str, str]:
     """The variables of an `EnvironmentFile=`; none where it is not here.
 
     Raises:

@@ -100,10 +100,10 @@ class Deployment:
     """What it takes to start the plan elsewhere: in a container, a unit, a cluster.
 
     `program` are the words of the command that start the engine, `references` those that name the model and what is
-    loaded beside it, `paths` the ones among them that are files of this machine. `image` is a container image that
-    brings the engine in the plan's version (`None`: none is known), `words` what stands behind it, `api` what its
-    devices are driven by. The engine sees the first `n_devices` of the machine; `has_workers`: it starts a process for
-    each.
+    loaded beside it; `paths` are files and folders of this machine in its words (`autofit.domain.words`). `image` is a
+    container image that brings the engine in the plan's version (`None`: none is known), `words` what stands behind it,
+    `api` what its devices are driven by. The engine sees the first `n_devices` of the machine, or those of
+    `device_ids`, for which `words` are; `has_workers`: it starts a process for each.
     """
 
     program: tuple[str, ...] = ()
@@ -113,6 +113,7 @@ class Deployment:
     words: tuple[str, ...] = ()
     api: str | None = None
     n_devices: int = 0
+    device_ids: tuple[str, ...] = ()  #: the places of GPUs, where others come before them
     has_workers: bool = False
     port: int = 8000
 

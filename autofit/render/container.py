@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os.path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.plan import Deployment, NodeCommand, Plan
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
+from autofit.domain.words import renamed
 from autofit.errors import UsageError
 
 MODELS = "/models"
@@ -54,12 +56,14 @@ def container_of(plan: Plan, node: NodeCommand | None = None) -> Container:
     environ = plan.env if node is None else node.env
     words = deployed.words if node is None else node.commands[-1][len(plan.argv) - len(deployed.words) :]
     chosen = next((value for name, value in environ.items() if name.endswith(_CHOOSES)), "")
-    device_ids = tuple(filter(None, chosen.split(",")))
+    visible = tuple(filter(None, chosen.split(",")))
+    device_ids = tuple(visible[int(at)] for at in deployed.device_ids if int(at) < len(visible)) or visible
+    device_ids = device_ids or deployed.device_ids
     n_gpus = len(device_ids) or (deployed.n_devices if node is None else node.n_devices)
     return Container(
         name=plan.backend,
         image=deployed.image,
-        words=tuple(checked(moved.get(word, word)) for word in words),
+        words=tuple(checked(renamed(word, moved)) for word in words),
         environ={name: value for name, value in sorted(environ.items()) if not name.endswith(_CHOOSES)},
         mounts=mounts,
         n_gpus=n_gpus,
@@ -124,6 +128,12 @@ def checked(word: str) -> str:
             f"{printable(word, 80)}: cannot be written in this format", hint="--format json gives it exactly"
         )
     return word
+
+
+def at_home(words: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """The words of a command with their paths absolute."""
+    whole = {path: os.path.abspath(path) for path in paths}  # noqa: PTH100 - as it is, links and all
+    return [renamed(word, whole) for word in words]
 
 
 def _mounts(paths: tuple[str, ...]) -> tuple[tuple[tuple[str, str], ...], dict[str, str]]:

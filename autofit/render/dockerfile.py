@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 from autofit.domain.plan import Plan
-from autofit.render.container import commented, container_of
+from autofit.render.container import SHARED_MEMORY_BYTES, Container, commented, container_of
 
 
 def render(plan: Plan) -> str:
@@ -15,8 +16,22 @@ def render(plan: Plan) -> str:
         UsageError: no image is known.
     """
     container = container_of(plan)
-    rows = [f"# docker run with -v {json.dumps(f'{source}:{target}:ro')}" for source, target in container.mounts]
+    rows = [f"# docker run with {words}" for words in _started(container)]
     rows += [f"FROM {container.image}"]
     rows += [f"ENV {name}={json.dumps(value).replace('$', chr(92) + '$')}" for name, value in container.environ.items()]
     rows += [f"EXPOSE {container.port}", f"CMD {json.dumps(list(container.words), ensure_ascii=False)}"]
     return commented(plan, "\n".join(rows))
+
+
+def _started(container: Container) -> Iterator[str]:
+    """What `docker run` is told beside the image: it is not the image's own."""
+    for source, target in container.mounts:
+        yield f"-v {json.dumps(f'{source}:{target}:ro')}"
+    if container.n_gpus and container.api == "cuda":
+        ids = ",".join(container.device_ids)
+        yield f"--gpus '\"device={ids}\"'" if ids else f"--gpus {container.n_gpus}"
+    elif container.n_gpus:
+        yield "--device /dev/kfd --device /dev/dri" if container.api == "rocm" else "--device /dev/dri"
+    if container.shares_memory:
+        yield f"--shm-size {SHARED_MEMORY_BYTES}"
+    yield f"-p {container.port}:{container.port}"

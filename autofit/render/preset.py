@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomlkit
 
 from autofit.domain.plan import Plan
+from autofit.domain.words import holds
 from autofit.render.container import checked, deployment_of, heading
 
 
@@ -29,7 +30,7 @@ def _flags(plan: Plan) -> list[str]:
     deployed = deployment_of(plan)
     flags: list[str] = []
     for word in plan.argv[len(deployed.program) :]:
-        if word not in deployed.references:
+        if not any(holds(word, name) for name in deployed.references):
             flags.append(word)
         elif flags and flags[-1].startswith("-"):  # the flag that the reference is the value of
             flags.pop()

@@ -7,7 +7,7 @@ import shlex
 
 from autofit.domain.plan import Plan
 from autofit.errors import UsageError
-from autofit.render.container import check_one_machine, checked, commented, deployment_of
+from autofit.render.container import at_home, check_one_machine, checked, commented, deployment_of
 from autofit.render.yaml import dump
 
 
@@ -19,7 +19,7 @@ def render(plan: Plan) -> str:
     """
     check_one_machine(plan)
     paths = deployment_of(plan).paths
-    argv = [word if word not in paths else os.path.abspath(word) for word in _on_its_port(plan.argv)]  # noqa: PTH100
+    argv = at_home(_on_its_port(plan.argv), paths)
     model = {"cmd": " ".join(_word(word) for word in argv)}
     if plan.env:
         model["env"] = [f"{name}={checked(value)}" for name, value in sorted(plan.env.items())]  # type: ignore[assignment]

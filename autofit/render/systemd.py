@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os.path
 import re
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.plan import Plan
-from autofit.render.container import MIB, check_one_machine, checked, commented, deployment_of
+from autofit.render.container import MIB, at_home, check_one_machine, checked, commented, deployment_of
 
 _PLAIN = re.compile(r"[A-Za-z0-9@+=:,./_-]+")
 
@@ -19,8 +18,7 @@ def render(plan: Plan) -> str:
         UsageError: a word that a unit cannot hold, or a plan for several machines.
     """
     check_one_machine(plan)
-    paths = set(deployment_of(plan).paths)
-    words = [os.path.abspath(word) if word in paths else word for word in plan.argv]  # noqa: PTH100
+    words = at_home(plan.argv, deployment_of(plan).paths)
     ram = next((pool for pool in plan.memory.pools if pool.id == HOST_POOL), None)
     rows = [
         "[Unit]",

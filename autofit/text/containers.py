@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 
 from autofit.domain.text import printable
 from autofit.domain.values import dataclass
+from autofit.domain.words import in_json
 from autofit.errors import UsageError
 from autofit.text.launchers import RUNNERS
 
@@ -434,7 +435,9 @@ def _is_below(path: str, folder: str) -> bool:
 
 def _moved(word: str, pairs: Iterable[tuple[str | None, str | None]]) -> str:
     """A word in which each first path that is a whole one, or begins one, is the second; the longest counts."""
+    is_json = word[:1] in ("{", "[")
     found = {first: then for first, then in pairs if first and then}
+    found = {in_json(first): in_json(then) for first, then in found.items()} if is_json else found
     longest = sorted((re.escape(first) for first in found if first != "/"), key=len, reverse=True)
     if longest:
         pattern = rf"(?:^|(?<=[\"',:;=\s\[{{]))({'|'.join(longest)})(?=$|[/\"',:;=\s\]}}])"

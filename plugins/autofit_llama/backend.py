@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autofit.backend import Backend, Contained, ParsedCommand
+from autofit.backend import Backend, Contained, ParsedCommand, Served
 from autofit.domain.machine import HOST_POOL, Machine
 from autofit.domain.memory import Memory
 from autofit.domain.model import ModelSpec
@@ -19,7 +19,7 @@ from autofit.planning.devices import choose
 from autofit.text.programs import n_module_words, program_name
 
 from autofit_llama.command.model_files import check_first, companions_of, loaded_with, model_of
-from autofit_llama.command.options import INFORMING, IRRELEVANT, SECRET
+from autofit_llama.command.options import FILES, INFORMING, IRRELEVANT, SECRET
 from autofit_llama.command.parse import Command, runs_of
 from autofit_llama.command.reading import WORDS, Reading, find_program, read
 from autofit_llama.command.settings import LlamaSettings
@@ -66,6 +66,7 @@ class LlamaBackend(Backend):
     port: ClassVar[int] = 8080
     python_class: ClassVar[str] = "llama_cpp.Llama"
     irrelevant: ClassVar[frozenset[str]] = IRRELEVANT
+    file_flags: ClassVar[frozenset[str]] = FILES
     packages: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
     findings: ClassVar[Mapping[str, Code]] = OWN
     kv_types: ClassVar[tuple[str, ...]] = KV_TYPES
@@ -123,6 +124,16 @@ class LlamaBackend(Backend):
         from autofit_llama.engine.images import in_image
 
         return in_image(image, words, entrypoint)
+
+    def served(self, argv: Sequence[str], version: str | None) -> Served | None:
+        from autofit_llama.command.presets import served
+
+        return served(argv, find_version(version)[0])
+
+    def alone(self, argv: Sequence[str], version: str | None) -> tuple[Sequence[int], tuple[str, ...]] | None:
+        from autofit_llama.command.devices import alone
+
+        return alone(argv, find_version(version)[0])
 
     def settings_files(self, environ: Mapping[str, str]) -> tuple[str, ...]:
         from autofit_llama.command.config_file import paths

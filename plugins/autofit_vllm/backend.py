@@ -103,6 +103,10 @@ class VllmBackend(Backend):
         {"--port", "--host", "--api-key", "--served-model-name", "--root-path", "--uvicorn-log-level"}
         | {"--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--chat-template"}
     )
+    file_flags: ClassVar[frozenset[str]] = frozenset(
+        {"--chat-template", "--tokenizer", "--hf-config-path", "--lora-modules", "--generation-config", "--config"}
+        | {"--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs"}
+    )
     kv_types: ClassVar[tuple[str, ...]] = ("f16", "bf16", "fp8", "fp8_e4m3", "fp8_e5m2")
     measurements: ClassVar[frozenset[str]] = frozenset({"available_kv_bytes"})
     #: what is left for the cache is what all else has left of the share of the card
@@ -185,6 +189,11 @@ class VllmBackend(Backend):
         from autofit_vllm.engine.images import in_image
 
         return in_image(image, words, entrypoint)
+
+    def alone(self, argv: Sequence[str], version: str | None) -> tuple[Sequence[int], tuple[str, ...]] | None:
+        from autofit_vllm.command.flags import device_ids_alone
+
+        return device_ids_alone(argv)
 
     def check(
         self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request = NOTHING_ASKED

@@ -16,7 +16,7 @@ from autofit.cli.main import main
 from autofit.domain.values import replace
 from autofit.host import host, resolve
 
-from support import ROOT
+from support import ROOT, ggufs
 
 MODELS = {"llama": ROOT / "autofit/_models/tiny.gguf", "vllm": ROOT / "tests/data/vllm/configs/qwen3-0.6b"}
 ON = {"llama": ("--on", "rtx-3090", "--on", "rtx-3090", "--ram", "64GiB"), "vllm": ("--on", "a100-80gb")}
@@ -187,6 +187,135 @@ def test_a_pod_has_room_beyond_the_plan_and_shared_memory_where_processes_share(
         assert spare >= (256 << 20)
     shared = {backend: [v["name"] for v in pod["volumes"] if "emptyDir" in v] for backend, pod in pods.items()}
     assert shared == {"llama": [], "vllm": ["shm"]}
+
+
+# -- devices and files beside the model ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backend", "engine", "renamed"),
+    [
+        ("llama", "-dev CUDA1 -ngl 99", ["-dev", "CUDA0"]),
+        ("llama", "-dev CUDA3,CUDA1 -ngl 99 -ot blk\\.0\\.ffn_up=CUDA1", ["-dev", "CUDA1,CUDA0"]),
+        ("vllm", "--device-ids 1,3 -tp 2", ["--device-ids", "0,1"]),
+        ("vllm", "--device-ids=3,1 -tp 2", ["--device-ids=1,0"]),
+    ],
+)
+def test_a_container_is_given_the_cards_that_the_command_names(
+    backend: str, engine: str, renamed: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import yaml
+
+    card = "rtx-3090" if backend == "llama" else "a100-80gb"
+    on = ("--on", f"4x{card}", "--ram", "64GiB")
+    wishes = (backend, model_of(backend, here), *on, "-q", "--format")
+    planned = json.loads(printed(capsys, *wishes, "json", "--", *engine.split()))
+    text = printed(capsys, *wishes, "compose", "--", *engine.split())
+    service = yaml.safe_load(text)["services"][backend]
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    n = len(device["device_ids"])
+    assert device["device_ids"] == (["1"] if n == 1 else ["1", "3"])
+    at = service["command"].index(renamed[0])
+    assert service["command"][at : at + len(renamed)] == renamed
+    pod, _ = yaml.safe_load_all(printed(capsys, *wishes, "kubernetes", "--", *engine.split()))
+    limits = pod["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits["nvidia.com/gpu"] == str(n)
+    assert ("--gpus '\"device=" + ",".join(device["device_ids"])) in printed(
+        capsys, *wishes, "dockerfile", "--", *engine.split()
+    )
+    Path("compose.yaml").write_text(text)
+    (one,) = json.loads(printed(capsys, "check", *on, "--from", "compose.yaml", "--format", "json"))["commands"]
+    assert sorted(sizes(one["plan"])) == sorted(size for size in sizes(planned) if any(size[1:]) or size[0] == "host")
+
+
+def test_cards_that_the_command_does_not_name_are_all_given(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    wishes = ("llama", model_of("llama", here), "--on", "2xrtx-3090", "--ram", "64GiB", "-q", "--format", "compose")
+    for engine in ("-ngl 99 -ts 0,1", "-ngl 99 -dev CUDA0,CUDA1", "-ngl 99 -sm none -mg 1"):
+        service = yaml.safe_load(printed(capsys, *wishes, "--", *engine.split()))["services"]["llama"]
+        assert service["deploy"]["resources"]["reservations"]["devices"][0]["count"] == 2
+
+
+def test_machines_behind_a_network_have_no_image(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    on = ("--on", "rtx-3090", "--on", "generic-rpc:24GiB", "--ram", "64GiB", "-q", "--format", "kubernetes")
+    engine = ("--", "--rpc", "10.0.0.1:50052", "-ngl", "99", "-ts", "1,1")
+    assert main(["llama", model_of("llama", here), *on, *engine]) == 2
+    assert "no container image of llama b11311 on cuda and rpc devices is known" in capsys.readouterr().err
+    unit = printed(capsys, "llama", model_of("llama", here), *on[:-1], "systemd", *engine)
+    assert "--rpc 10.0.0.1:50052" in unit
+
+
+def beside(here: Path) -> tuple[str, ...]:
+    """Flags of files in folders of their own: a projector, a draft model, adapters in a list, a template."""
+    for name in ("draft", "eyes", "more models"):
+        (here.parent / name).mkdir()
+    shutil.copyfile(MODELS["llama"], here.parent / "draft/small.gguf")
+    vision = {"general.architecture": "clip", "general.type": "mmproj"}
+    tensors = [ggufs.Tensor("v.blk.0.attn_q.weight", (64, 64)), ggufs.Tensor("mm.0.weight", (64, 64))]
+    ggufs.Gguf(metadata=vision, tensors=tensors).write(here.parent / "eyes/mmproj.gguf")
+    (here.parent / "more models/t.jinja").write_text("{{ messages }}")
+    return (
+        *("-md", "draft/small.gguf", "-mm", "eyes/mmproj.gguf"),
+        *("--chat-template-file", "more models/t.jinja", "-ngl", "99"),
+    )
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_files_beside_the_model_come_along(form: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = beside(here)
+    wishes = ("llama", model_of("llama", here), *ON["llama"], "-q", "--format")
+    planned = json.loads(printed(capsys, *wishes, "json", "--", *engine))
+    text = printed(capsys, *wishes, form, "--", *engine)
+    folder = here.parent
+    for name in ("draft", "eyes", "more models"):
+        assert str(folder / name) in text
+    if form == "dockerfile":
+        return  # its folders are mounted by whoever starts it
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / FILES[form]).write_text(text)
+    checked = printed(capsys, "check", *ON["llama"], "--from", str(elsewhere / FILES[form]), "--format", "json")
+    (one,) = json.loads(checked)["commands"]
+    assert one["error"] is None
+    assert [figures for _, *figures in sizes(one["plan"])] == [figures for _, *figures in sizes(planned)]
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_all_parts_of_a_split_model_come_along(form: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = ggufs.llama()
+    for n, part in enumerate(ggufs.split(whole, 3), 1):
+        part.write(here.parent / f"m-0000{n}-of-00003.gguf")
+    wishes = ("llama", "m-00001-of-00003.gguf", *ON["llama"], "-q", "--format")
+    planned = json.loads(printed(capsys, *wishes, "json", "-c", "512"))
+    text = printed(capsys, *wishes, form, "-c", "512")
+    elsewhere = here.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / FILES[form]).write_text(text)
+    moved = ("--map", f"/models={here.parent}") if form == "dockerfile" else ()
+    checked = printed(capsys, "check", *ON["llama"], "--from", str(elsewhere / FILES[form]), "--format", "json", *moved)
+    (one,) = json.loads(checked)["commands"]
+    assert sizes(one["plan"]) == sizes(planned)
+
+
+@pytest.mark.parametrize("form", ["compose", "kubernetes", "kserve", "systemd", "vllm-config"])
+def test_a_draft_model_inside_of_json_comes_along(form: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(MODELS["vllm"], here.parent / 'dr"aft')
+    draft = json.dumps({"model": 'dr"aft', "num_speculative_tokens": 2, "method": "draft_model"})
+    wishes = ("vllm", model_of("vllm", here), *ON["vllm"], "--ram", "64GiB", "-q", "--format")
+    engine = ("--", "--speculative-config", draft)
+    planned = json.loads(printed(capsys, *wishes, "json", *engine))
+    text = printed(capsys, *wishes, form, *engine)
+    on = ("check", *ON["vllm"], "--ram", "64GiB", "--format", "json")
+    if form == "vllm-config":
+        (here / "v.yaml").write_text(text)
+        found = json.loads(printed(capsys, *on, "-q", "--", "vllm", "serve", "--config", str(here / "v.yaml")))
+    else:
+        (here / FILES[form]).write_text(text)
+        (one,) = json.loads(printed(capsys, *on, "--from", str(here / FILES[form])))["commands"]
+        assert one["error"] is None
+        found = one["plan"]
+    assert sizes(found) == sizes(planned)
 
 
 # -- several machines ------------------------------------------------------------------------------

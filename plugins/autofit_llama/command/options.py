@@ -60,6 +60,13 @@ IRRELEVANT = frozenset(
         "--ssl-key-file", "--ssl-cert-file", "-to", "--timeout", "-s", "--seed", "--temp", "--threads-http",
     )
 )  # fmt: skip
+FILES = frozenset(
+    (
+        "--api-key-file", "--ssl-key-file", "--ssl-cert-file", "--chat-template-file", "--grammar-file", "-jf",
+        "--json-schema-file", "--media-path", "--path", "--ui-config-file", "--webui-config-file",
+    )
+)  # fmt: skip
+"""Flags of files and folders that the server reads, beside models."""
 SECRET = frozenset(("api-key", "hf-token"))
 
 #: what to write instead of options that are gone

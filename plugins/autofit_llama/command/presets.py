@@ -7,15 +7,19 @@ Source: common/preset.cpp (parse_ini_from_file, load_from_ini, parse_bool_arg, t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from autofit.backend import Served
 from autofit.domain.text import printable
 from autofit.errors import UsageError
-from autofit.render.container import checked, deployment_of, heading
+from autofit.files import read_bounded
+from autofit.render.container import at_home, checked, deployment_of, heading
 
-from autofit_llama.command.options import FALSE_WORDS, Option
-from autofit_llama.command.reading import read
+from autofit_llama.command.model_files import model_of
+from autofit_llama.command.options import FALSE_WORDS, Flag, Option
+from autofit_llama.command.parse import runs_of
+from autofit_llama.command.reading import find_program, read
 from autofit_llama.engine.naming import find_version
 from autofit_llama.engine.versions import LATEST, Version
 
@@ -26,7 +30,14 @@ PROGRAM = "llama-server"
 #: options of presets alone
 _OWN = frozenset(("version", "load-on-startup", "stop-timeout", "dedup-cache-models"))
 #: options that the router sets for its servers
-_ROUTERS = frozenset(("host", "port", "alias", "api-key", "models-dir", "models-max", "models-preset"))
+_ROUTERS = frozenset(
+    ("host", "port", "alias", "api-key", "models-dir", "models-max", "models-preset", "models-autoload")
+)
+#: options of the router that it does not hand on
+_RESERVED = _ROUTERS | {"api-key-file", "ssl-key-file", "ssl-cert-file", "log-file"}
+MAX_AT_ONCE = 4
+"""Models that a router keeps loaded, unless `--models-max` says another number (common/common.h:models_max)."""
+MAX_BYTES = 1 << 20
 _NAME_MODELS = frozenset(("model", "model-url", "hf-repo", "docker-repo"))
 _REPOSITORY = re.compile(r"[^\s/:]+/[^\s/:]+(?::\S+)?")  #: a section of this name has the model of the cache
 MAX_MODELS = 1000
@@ -51,15 +62,43 @@ def render(plan: Plan) -> str:
         if flag.second is not None:
             raise UsageError(f"{flag.spelling} takes two values, which presets cannot hold", hint="--format shell")
         if flag.option.n_values:
-            value = str(flag.value)
-            rows.append(f"{flag.option.key} = {_value(_absolute(value) if value in deployed.paths else value)}")
+            (value,) = at_home([str(flag.value)], deployed.paths)
+            rows.append(f"{flag.option.key} = {_value(value)}")
         else:
             rows.append(f"{flag.spelling.lstrip('-').replace('_', '-')} = true")
     return "\n".join(rows)
 
 
-def commands(text: str, version: Version = LATEST) -> list[tuple[int, tuple[str, ...]]]:
-    """The commands that the router starts its models with, each with the line of its section.
+def served(argv: Sequence[str], version: Version) -> Served | None:
+    """The commands of a router that is given such a file, with its own flags in each; `None`: it loads a model itself.
+
+    Source: tools/server/server-models.cpp:load_models, tools/server/server.cpp (without a model it is a router).
+
+    Raises:
+        UsageError: the file is not there, or not well formed.
+    """
+    if find_program(argv)[0] != PROGRAM:
+        return None
+    reading = read(argv, version=version)
+    preset, most = reading.given("models-preset"), reading.given("models-max")
+    if preset is None or model_of(runs_of(reading)[0]) is not None:
+        return None
+    path = str(preset.value)
+    try:
+        text = read_bounded(path, MAX_BYTES).decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"--models-preset {printable(path)}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--models-preset {printable(path)}: not UTF-8 text") from None
+    own = [flag for flag in reading.flags if flag.option.key not in _RESERVED and flag.origin == "argv"]
+    at_once = int(most.value) if most is not None else MAX_AT_ONCE
+    found = commands(text, version, own)
+    return Served(path=path, commands=tuple(found), at_once=at_once if at_once > 0 else None, limit="--models-max")
+
+
+def commands(text: str, version: Version = LATEST, own: Sequence[Flag] = ()) -> list[tuple[int, tuple[str, ...]]]:
+    """The commands that the router starts its models with, each with the line of its section; `own` are flags of the
+    router itself, which take the place of theirs.
 
     Raises:
         UsageError: a line that is no part of such a file.
@@ -81,11 +120,21 @@ def commands(text: str, version: Version = LATEST) -> list[tuple[int, tuple[str,
             raise UsageError(f"line {line}: {printable(row, 60)!r} is neither a section nor `key = value`")
     _, everywhere = sections.pop("*", (0, {}))
     find = _finder(version)
-    return [
-        (line, (PROGRAM, *_of_name(name, {**everywhere, **own}, find), *_arguments({**everywhere, **own}, find)))
-        for name, (line, own) in sections.items()
-        if name != "default"
-    ]
+    replaced = {flag.option.key for flag in own}
+    last = [word for flag in own for word in (flag.spelling, *_behind(flag))]
+    found = []
+    for name, (line, its) in sections.items():
+        values = {**everywhere, **its}
+        kept = {key: value for key, value in values.items() if not ((it := find(key)) and it[0].key in replaced)}
+        if name != "default":
+            found.append((line, (PROGRAM, *_of_name(name, values, find), *_arguments(kept, find), *last)))
+    return found
+
+
+def _behind(flag: Flag) -> tuple[str, ...]:
+    """The values behind a flag."""
+    values = (str(flag.value), *(() if flag.second is None else (flag.second,)))
+    return values if flag.option.n_values else ()
 
 
 def _of_name(
@@ -137,9 +186,3 @@ def _value(text: str) -> str:
             f"{printable(text, 80)}: a preset's value ends at ; and #", hint="--format shell gives the command"
         )
     return text
-
-
-def _absolute(path: str) -> str:
-    import os.path
-
-    return os.path.abspath(path)  # noqa: PTH100

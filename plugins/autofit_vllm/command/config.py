@@ -7,9 +7,10 @@ Source: vllm/utils/argparse_utils.py:FlexibleArgumentParser (load_config_file, 0
 from __future__ import annotations
 
 import os.path
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from autofit.domain.words import renamed
 from autofit.errors import UsageError
 from autofit.render.container import checked, commented, deployment_of
 from autofit.render.yaml import dump
@@ -43,13 +44,13 @@ def render(plan: Plan) -> str:
     Raises:
         UsageError: a word that is no text, or a flag that a file cannot say.
     """
-    paths = deployment_of(plan).paths
+    whole = {path: os.path.abspath(path) for path in deployment_of(plan).paths}  # noqa: PTH100
     found: dict[str, Any] = {}
     for name, value in given(plan).items():
         key = name.replace("_", "-")
         if isinstance(value, list) and not takes_list(name, find_engine(plan.engine_version)):
             value = _one(key, value)
-        found[key] = os.path.abspath(value) if isinstance(value, str) and value in paths else value  # noqa: PTH100
+        found[key] = at_home(value, whole)
     return commented(plan, dump(found))
 
 
@@ -64,6 +65,15 @@ def _one(key: str, values: list[Any]) -> str:
     if len(values) > 1:
         raise UsageError(f"--{key} is there more than once, which a file cannot say", hint="--format shell")
     return str(values[0])
+
+
+def at_home(value: Any, whole: Mapping[str, str]) -> Any:
+    """A value with the paths of models in it absolute."""
+    if isinstance(value, str):
+        return renamed(value, whole)
+    if isinstance(value, dict):
+        return {key: at_home(inner, whole) for key, inner in value.items()}
+    return [at_home(inner, whole) for inner in value] if isinstance(value, list) else value
 
 
 def _text(value: Any) -> Any:

@@ -309,6 +309,23 @@ _LIMITS: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
 }
 
 
+def device_ids_alone(argv: Sequence[str]) -> tuple[tuple[int, ...], tuple[str, ...]] | None:
+    """The places of GPUs in `--device-ids`, and the command with their places among themselves; `None`: there is no
+    such flag, or its devices have other names."""
+    found: tuple[tuple[int, ...], tuple[str, ...]] | None = None
+    for at, word in enumerate(argv):
+        flag, equals, value = word.replace("_", "-").partition("=")
+        text = value if equals else argv[at + 1] if at + 1 < len(argv) else ""
+        if flag != "--device-ids" or not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", text):
+            continue
+        ids = [int(part) for part in text.split(",")]
+        places = sorted(ids)
+        renamed = ",".join(str(places.index(one)) for one in ids)
+        words = (f"{flag}={renamed}",) if equals else (word, renamed)
+        found = tuple(places), (*argv[:at], *words, *argv[at + len(words) :])
+    return found
+
+
 def check_limits(given: Mapping[str, Any], engine: Engine) -> None:
     """Numbers and words that the parser takes and vLLM's configuration classes do not.
 

@@ -13,7 +13,7 @@ from autofit.errors import UsageError
 from autofit.render.container import checked, commented, deployment_of
 from autofit.render.yaml import dump
 
-from autofit_vllm.command.config import given
+from autofit_vllm.command.config import at_home, given
 from autofit_vllm.command.flags import flag_of
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def render(plan: Plan) -> str:
         UsageError: a setting that Ray has for itself.
     """
     paths = deployment_of(plan).paths
+    whole = {path: os.path.abspath(path) for path in paths}  # noqa: PTH100
     values = given(plan)
     source = values.pop("model")
     own = os.path.basename(source.rstrip("/")) if source in paths else source  # noqa: PTH119
@@ -44,9 +45,9 @@ def render(plan: Plan) -> str:
     model: dict[str, Any] = {
         "model_loading_config": {
             "model_id": names[0],
-            "model_source": os.path.abspath(source) if source in paths else source,  # noqa: PTH100
+            "model_source": whole.get(source, source),
         },
-        "engine_kwargs": kept,
+        "engine_kwargs": at_home(kept, whole),
         "deployment_config": {"num_replicas": 1},
     }
     if kept.get("disable_log_stats"):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from autofit.cli.main import main
 
+from support import ROOT
+
 ON = ("--on", "rtx-3090", "--ram", "64GiB")
 LARGE = "llama-server -m example:mixtral-8x22b-q4_k_m -ngl 99 -fit off"
 SMALL = "llama-server -m example:tiny -ngl 99 -c 4096"
@@ -119,3 +121,61 @@ def test_a_name_that_a_terminal_would_act_on(check) -> None:  # type: ignore[no-
     write("\x1b[31m.sh", SMALL)
     _, out, _ = check("--from", "\x1b[31m.sh")
     assert "\x1b" not in out
+
+
+# -- a server of several models ------------------------------------------------------------------
+
+ROUTER = ("--", "llama-server", "--models-preset", "models.ini")
+TINY = str(ROOT / "autofit/_models/tiny.gguf")
+
+
+def test_every_model_of_a_router(check) -> None:  # type: ignore[no-untyped-def]
+    write(
+        "models.ini",
+        f"version = 1\n[*]\nctx-size = 512\n[one]\nmodel = {TINY}\nn-gpu-layers = 0\n[two]\nmodel = gone.gguf\n",
+    )
+    code, out, _ = check(*ROUTER, "-ngl", "99", "--port", "9000")
+    assert code == 2
+    assert [line.split(": ")[:2] for line in out.splitlines()] == [
+        ["models.ini:4", "fits"],
+        ["models.ini:7", "not checked"],
+    ]
+    code, out, _ = check("--format", "json", *ROUTER, "-ngl", "99", "--port", "9000")
+    one, two = json.loads(out)["commands"]
+    assert one["argv"] == ["llama-server", "--ctx-size", "512", "--model", TINY, "-ngl", "99"]
+    assert "gone.gguf" in two["error"]["message"]
+
+
+def test_models_of_a_router_that_fit_alone_and_not_together(check) -> None:  # type: ignore[no-untyped-def]
+    row = "model = example:llama-3.1-8b-q4_k_m\nn-gpu-layers = 99\nfit = off\nctx-size = 32768\n"
+    write("models.ini", "".join(f"[m{n}]\n{row}" for n in range(5)))
+    code, out, _ = check(*ROUTER)
+    assert code == 3
+    *each, together = out.splitlines()
+    assert [line.split(": ")[1] for line in each] == ["fits"] * 5
+    assert together.startswith("models.ini: does not fit: 4 of these models may be loaded at once and take ")
+    assert together.endswith("; --models-max 1 loads one")
+    code, out, _ = check(*ROUTER, "--models-max", "1")
+    assert (code, len(out.splitlines())) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "cause"),
+    [
+        (None, ROUTER, "--models-preset models.ini: No such file"),
+        ("[x]\nnonsense\n", ROUTER, "line 2: 'nonsense' is neither a section"),
+        ("", ROUTER, "no model in it"),
+        ("[x]\nmodel = a.gguf\n", ("--format", "compose", *ROUTER), "no format 'compose'"),
+    ],
+)
+def test_files_of_a_router_that_are_none(check, text: str | None, words: tuple[str, ...], cause: str) -> None:  # type: ignore[no-untyped-def]
+    if text is not None:
+        write("models.ini", text)
+    code, out, err = check(*words)
+    assert (code, out) == (2, "")
+    assert cause in err
+
+
+def test_a_server_that_names_its_model_is_no_router(check) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = check(*ROUTER, "-m", TINY)
+    assert (code, "models.ini" in out) == (0, True)  # the command itself, as it is given

@@ -329,3 +329,92 @@ def test_limits_of_memory_in_compose(tmp_path: Path, service: str, given: str | 
     text = f"services:\n  a:\n    image: {IMAGE}\n    command: x\n    {service}\n"
     (found,) = read(tmp_path, "compose.yaml", text)
     assert found.argv[2:-2] == (() if given is None else ("--memory", given))
+
+
+QUADLET = f"""
+[Unit]
+Description=engine
+
+[Container]
+Image={IMAGE}
+Exec=-m "/models/a b.gguf" \\
+  -c 4096
+Volume=./models:/models:ro,z
+Volume=/data:/data
+Environment=A=1 "B=two words"
+AddDevice=nvidia.com/gpu=0
+AddDevice=-nvidia.com/gpu=2
+AddDevice=/dev/dri:/dev/dri
+PodmanArgs=--memory=4g --shm-size 1g
+WorkingDir=/w
+
+[Service]
+Exec=nothing
+"""
+
+
+def test_containers_of_quadlet(tmp_path: Path) -> None:
+    (one,) = read(tmp_path, "engine.container", QUADLET)
+    assert one.line == 7
+    assert one.directory == str(tmp_path)
+    expected = ["docker", "run", "--gpus", "device=0,2", "--device", "/dev/dri", "-e", "A=1", "-e", "B=two words"]
+    expected += ["--memory", "4g", "-v", f"{tmp_path}/./models:/models:ro,z", "-v", "/data:/data", "-w", "/w"]
+    assert list(one.argv) == [*expected, IMAGE, "-m", "/models/a b.gguf", "-c", "4096"]
+
+
+@pytest.mark.parametrize(
+    ("text", "argv"),
+    [
+        ("[Container]\nExec=-m a\n", []),
+        ("[Container]\nImage=postgres\nExec=-m a\n", []),
+        (f"[Container]\nImage={IMAGE}\n", [f"docker run {IMAGE}"]),
+        (f"[Container]\nImage={IMAGE}\nAddDevice=nvidia.com/gpu=all\n", [f"docker run --gpus all {IMAGE}"]),
+        (f"[Container]\nImage={IMAGE}\nPodmanArgs=--gpus 2\n", [f"docker run --gpus 2 {IMAGE}"]),
+        (
+            f"[Container]\nImage={IMAGE}\nEntrypoint=engine\nExec=serve\n",
+            [f"docker run --entrypoint engine {IMAGE} serve"],
+        ),
+        ("", []),
+        ("[Container]\nImage=\nImage\n=x\n", []),
+    ],
+)
+def test_what_quadlet_says_of_a_container(text: str, argv: list[str], tmp_path: Path) -> None:
+    assert argv_of(read(tmp_path, "x.container", text)) == argv
+
+
+def test_what_only_a_running_unit_knows_is_said(tmp_path: Path) -> None:
+    (one,) = read(tmp_path, "x.container", f"[Container]\nImage={IMAGE}\nExec=-m %i\n")
+    assert one.unknown == "%i has its value in the running unit alone"
+
+
+@pytest.mark.parametrize(
+    ("row", "argv"),
+    [
+        ("tmux new-session -d -s llm 'engine -m a.gguf -c 4096'", ["engine -m a.gguf -c 4096"]),
+        ("tmux -L x new -ds llm -c /w engine -m 'a b'", ["engine -m a b"]),
+        ('tmux send-keys -t llm "engine -m $M" C-m', ["engine -m given"]),
+        ("tmux send-keys -t llm 'cd /w' Enter 'engine -m b' Enter 'engine -m c'", ["engine -m b"]),
+        ("tmux new -d 'engine -m a' \\; split-window -h 'engine -m b'", ["engine -m a", "engine -m b"]),
+        ("tmux new-session -d -e A=1 'exec engine -m a'", ["exec engine -m a"]),
+        ("tmux attach -t llm", []),
+        ("tmux", []),
+        ("tmux new -d -s", []),
+        ("tmux send-keys 'engine -m b'", []),
+    ],
+)
+def test_what_tmux_starts(row: str, argv: list[str], tmp_path: Path) -> None:
+    found = read(tmp_path, "start.sh", f"M=given\n{row}\n")
+    assert argv_of(found) == argv
+
+
+def test_variables_that_tmux_sets_come_along(tmp_path: Path) -> None:
+    (one,) = read(tmp_path, "start.sh", "tmux new -d -e CUDA_VISIBLE_DEVICES=1 -c /w engine -m a\n")
+    assert one.environ == (("CUDA_VISIBLE_DEVICES", "1"),)
+    assert one.directory == "/w"
+
+
+def test_a_procfile_has_an_end(tmp_path: Path) -> None:
+    rows = [f"p{n}: {'a; ' * 130}" for n in range(1000)]
+    with pytest.raises(UsageError, match=r"line 77: more than 20000 words in a Procfile"):
+        read(tmp_path, "Procfile", "\n".join(rows))
+    assert argv_of(read(tmp_path, "Procfile", f"web: engine -m {'a' * 100_000}\n")) == ["engine -m " + "a" * 100_000]
