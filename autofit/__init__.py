@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from autofit.domain.fleet import Fleet as Fleet
+    from autofit.domain.fleet import FleetPlan as FleetPlan
     from autofit.domain.machine import Machine as Machine
     from autofit.domain.model import ModelSpec as ModelSpec
     from autofit.domain.plan import Plan as Plan
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from autofit.errors import UnknownHardwareError as UnknownHardwareError
     from autofit.errors import UnsupportedModelError as UnsupportedModelError
     from autofit.errors import UsageError as UsageError
+    from autofit.fleets.api import fleet as fleet
     from autofit.pipeline import check as check
     from autofit.pipeline import detect_machine as detect_machine
     from autofit.pipeline import load_machine as load_machine
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from autofit.tuning import tune as tune
 
 _HOMES = {
+    "Fleet": "autofit.domain.fleet",
+    "FleetPlan": "autofit.domain.fleet",
     "Machine": "autofit.domain.machine",
     "ModelSpec": "autofit.domain.model",
     "Plan": "autofit.domain.plan",
@@ -57,6 +62,7 @@ _HOMES = {
     "UsageError": "autofit.errors",
     "Surroundings": "autofit.settings.layers",
     "check": "autofit.pipeline",
+    "fleet": "autofit.fleets.api",
     "detect_machine": "autofit.pipeline",
     "load_machine": "autofit.pipeline",
     "plan": "autofit.pipeline",

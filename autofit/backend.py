@@ -103,6 +103,8 @@ class Backend(ABC):
     #: whether its plans let one token read from several devices at the same time (tensor parallelism)
     reads_at_once: ClassVar[bool] = True
     measurements: ClassVar[frozenset[str]] = frozenset()  #: figures that `check` takes instead of its own
+    #: it measures free memory while it starts, and sizes itself by it: nothing else may start on its devices meanwhile
+    measures_at_start: ClassVar[bool] = False
 
     @abstractmethod
     def parse(
@@ -246,6 +248,13 @@ class Backend(ABC):
         Raises:
             EngineRefusalError: the engine would refuse to start with these arguments.
         """
+
+    def claims(self, plan: Plan, machine: Machine) -> Mapping[str, int]:
+        """Bytes of each pool that a process of the plan holds at most, for whoever plans beside it.
+
+        What the plan uses, unless the engine fills up to a share of the device whatever it needs there.
+        """
+        return {pool.id: pool.used_bytes for pool in plan.memory.pools}
 
     def watch(self) -> Watch | None:
         """A reader of what the engine prints, fed as it comes: `autofit.logs.watch.Watch` with the engine's messages.

@@ -21,6 +21,7 @@ def autofit_register_commands() -> Iterable[CommandRef]:
         CommandRef("run", "fill in what an engine's command leaves open, and start it", "autofit.cli.run"),
         CommandRef("shims", "a folder of programs that let scripts' engines through `run`", "autofit.cli.shims"),
         CommandRef("quants", "every quantization: exact size, fit and rates; which to take", "autofit.cli.quants"),
+        CommandRef("fleet", "several models on one machine or many: what goes where, with proof", "autofit.cli.fleet"),
         CommandRef("advise", "which hardware takes a model, at what price; what fits here", "autofit.cli.advise"),
         CommandRef("report", "one small file for a bug report, without weights or secrets", "autofit.cli.report"),
         CommandRef(
@@ -50,7 +51,13 @@ NO_FIT = "# it does not fit"  #: in files whose comments begin so
 @hookimpl
 def autofit_register_renderers() -> Iterable[RendererRef]:
     return (
-        RendererRef("shell", "one ready command line of a POSIX shell", "autofit.render.shell:render", "false"),
+        RendererRef(
+            "shell",
+            "one ready command line of a POSIX shell",
+            "autofit.render.shell:render",
+            "false",
+            "autofit.render.shell:render_fleet",
+        ),
         RendererRef("eval", "the same, all in quotes, for eval", "autofit.render.shell:render_eval", "false"),
         RendererRef(
             "nul", "arguments that end in a NUL byte, for xargs -0", "autofit.render.shell:render_nul", "false\0"
@@ -63,7 +70,9 @@ def autofit_register_renderers() -> Iterable[RendererRef]:
             "autofit.render.shell:render_powershell",
             "throw 'it does not fit'",
         ),
-        RendererRef("json", "the whole plan, schema 1", "autofit.render.json:render"),
+        RendererRef(
+            "json", "the whole plan, schema 1", "autofit.render.json:render", "", "autofit.render.json:render_fleet"
+        ),
         RendererRef("kwargs", "keyword arguments for Python", "autofit.render.python:render"),
         RendererRef("toml", "a preset of autofit", "autofit.render.preset:render", NO_FIT),
         RendererRef("systemd", "a systemd unit", "autofit.render.systemd:render", NO_FIT),

@@ -95,13 +95,15 @@ class RendererRef(NamedTuple):
     """A word of `--format`. `factory` is `module:function(plan) -> str`.
 
     `no_fit` is what a format of commands prints for a plan that does not fit, which must not look like success to
-    a shell; a format without it renders such plans as well.
+    a shell; a format without it renders such plans as well. `fleet` is `module:function(fleet) -> files`, of a
+    format that can say the plan of a fleet (`autofit.domain.fleet`).
     """
 
     name: str
     summary: str
     factory: str
     no_fit: str = ""
+    fleet: str = ""
 
 
 class CommandRef(NamedTuple):

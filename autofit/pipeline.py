@@ -13,7 +13,7 @@ from autofit.errors import IncompleteModelError, ModelError, PluginError, UsageE
 from autofit.host import blamed, host
 from autofit.host import resolve as resolve_ref
 from autofit.inputs import HIDES, command_inputs, engine_inputs, read_by, seen, shown, split_assignments
-from autofit.references import beside, find, locate, missing, read, with_companions, written_as
+from autofit.references import Found, beside, find, locate, missing, read, with_companions, written_as
 from autofit.settings.layers import HERE, Options, Surroundings
 from autofit.settings.options import BY_NAME, CHECKED, OWN
 
@@ -196,7 +196,7 @@ def plan_of(
 
 def plan_on(
     backend_name: str,
-    model: ModelSpec | str | os.PathLike[str] | None,
+    model: ModelSpec | Found | str | os.PathLike[str] | None,
     machine: Machine | None,
     options: Options,
     settings: Surroundings | None,
@@ -211,9 +211,9 @@ def plan_on(
     """The plan for stated options, and the machine that it is for.
 
     `program` are the words that start the engine, of a command that is filled in, and `inside` the container that it
-    runs in. Without `model`, the engine's own flags name it. Of several models under one name the largest is planned
-    for that fits as asked at full speed; where none does, the one that the engine would take. `at_most` are
-    bytes that pools have free at most, whatever is measured.
+    runs in. Without `model`, the engine's own flags name it; one that is `Found` is not read again. Of several models
+    under one name the largest is planned for that fits as asked at full speed; where none does, the one that the
+    engine would take. `at_most` are bytes that pools have free at most, whatever is measured.
 
     `details`: other plans, and what the next better value of a setting lacks, are looked for too; `nearest`: where
     nothing fits, what would.
@@ -234,6 +234,9 @@ def plan_on(
     asked = next(iter(program), None)
     engine = _engine(backend, options, settings, program=asked, here=machine is None, inside=inside)
     request = replace(request, engine_version=engine.version)
+    already = model if isinstance(model, Found) else None
+    if isinstance(model, Found):
+        model = model.files.reference
     reference = None if model is None or _is_model(model) else _reference("plan()", model)
     with blamed(backend_name):
         parsed = backend.command(request, model=reference or getattr(model, "name", None))
@@ -276,6 +279,8 @@ def plan_on(
 
     if reference is None:
         return plan_one(*_found(command.model if model is None else model)), here()  # type: ignore[arg-type]
+    if already is not None:
+        return plan_one(*already), here()
     files = locate(reference)
     return _best_offer(files, here, options, plan_one) or plan_one(read(files), files), here()
 

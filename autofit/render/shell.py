@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from autofit.domain.fleet import FleetFile, FleetPlan, Placement
 from autofit.domain.plan import Plan
 from autofit.text import shell
 
@@ -32,3 +35,43 @@ def render_fish(plan: Plan) -> str:
 
 def render_powershell(plan: Plan) -> str:
     return shell.powershell_command(plan.argv, sorted(plan.env.items()))
+
+
+def render_fleet(fleet: FleetPlan) -> tuple[FleetFile, ...]:
+    """A script for each machine, which starts one set of what may run at once there, and waits for it.
+
+    An engine that measures free memory starts alone: the script goes on when it answers.
+    """
+    machines = [one.name for one in fleet.fleet.machines if fleet.on(one.name)]
+    return tuple(FleetFile(f"{name}.sh", "\n".join(_script(fleet, name))) for name in machines)
+
+
+def _script(fleet: FleetPlan, machine: str) -> Iterator[str]:
+    running = [one for one in fleet.on(machine) if one.name in fleet.first_set]
+    yield "#!/bin/sh"
+    yield f"# made by autofit for {machine}: {', '.join(one.name for one in running) or 'nothing runs at first'}"
+    yield "trap 'kill $(jobs -p) 2>/dev/null' EXIT"
+    yield "trap 'exit 1' INT TERM"
+    for at, one in enumerate(running):
+        devices = ", ".join(device.id for device in one.devices) or "no device"
+        yield f"# {one.name} on {devices}, port {one.port}"
+        yield f"{shell.command(one.plan.argv, sorted(one.plan.env.items()))} &"
+        if one.measures and at + 1 < len(running):
+            yield "# it measures free memory while it starts: the next one waits until it answers"
+            health = f"http://127.0.0.1:{one.port}/health"
+            yield f"until curl -fsS -o /dev/null {health} 2>/dev/null; do kill -0 $! || exit 1; sleep 1; done"
+    yield from _others(fleet, machine)
+    yield "wait"
+
+
+def _others(fleet: FleetPlan, machine: str) -> Iterator[str]:
+    """Commands of those that never run beside the first ones, as comments."""
+    for one in fleet.on(machine):
+        if one.name not in fleet.first_set:
+            before = ", ".join(name for name in one.evicts if name in fleet.first_set)
+            yield f"# {one.name} runs when {before} has ended:" if before else f"# {one.name}:"
+            yield f"# {_one_line(one)}"
+
+
+def _one_line(one: Placement) -> str:
+    return shell.command(one.plan.argv, sorted(one.plan.env.items()))

@@ -99,6 +99,7 @@ class VllmBackend(Backend):
     informing: ClassVar[frozenset[str]] = frozenset({"-h", "--help", "-v", "--version"})
     has_workers: ClassVar[bool] = True
     python_class: ClassVar[str] = "vllm.LLM"
+    measures_at_start: ClassVar[bool] = True  # v1/worker/gpu_worker.py:determine_available_memory
     irrelevant: ClassVar[frozenset[str]] = frozenset(
         {"--port", "--host", "--api-key", "--served-model-name", "--root-path", "--uvicorn-log-level"}
         | {"--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--chat-template"}
@@ -137,6 +138,18 @@ class VllmBackend(Backend):
         if words and words[-1] != SERVER_MODULE:  # its other subcommands load no model, or not as a server
             words = (*words, "serve") if "".join(argv[len(words) : len(words) + 1]) == "serve" else ()
         return () if any(flag.startswith("--help=") for flag in argv[len(words) :]) else words
+
+    def claims(self, plan: Plan, machine: Machine) -> Mapping[str, int]:
+        from autofit_vllm.memory.claims import claims
+
+        settings = self.parse(plan.argv, plan.env, version=plan.engine_version).settings
+        share = plan.engine_report.get("gpu_memory_utilization")
+        return claims(
+            plan.memory,
+            float(share) if isinstance(share, (int, float)) else 0.0,
+            graphs_deducted=settings.version.cudagraph_estimate_deducted,
+            is_stated=settings.kv_cache_memory_bytes is not None,
+        )
 
     def watch(self) -> Watch:
         from autofit.logs.watch import Watch

@@ -55,6 +55,9 @@ SAMPLER_FEW_ROWS = 256
 #: vllm/envs.py:VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE, and trtllm's own zero-filled one of the same size
 FLASHINFER_BYTES = 394 * MIB
 _ENCODER = "image encoder"
+CONTEXT, NCCL = "CUDA context", "NCCL"  #: taken before the snapshot
+TABLES, FLASHINFER, CAPTURE = "block tables", "FlashInfer workspace", "slack of graph capture"  #: after the profile
+GRAPHS = "CUDA graphs"
 _GATHERED_BYTES = (
     576 * 2
 )  #: of a token, where sparse attention gathers (mla/flashmla_sparse.py:get_prefill_workspace_size)
@@ -174,11 +177,11 @@ def _outside(config: EngineConfig, runtime_bytes: int | None) -> tuple[MemoryIte
             kind="runtime",
             n_bytes=size,
             basis="assumed",
-            label="CUDA context",
+            label=CONTEXT,
             source="idle cards in public boot logs",
         )
     else:
-        context = MemoryItem(kind="runtime", n_bytes=runtime_bytes, basis="measured", label="CUDA context")
+        context = MemoryItem(kind="runtime", n_bytes=runtime_bytes, basis="measured", label=CONTEXT)
     ranks = config.parallel.world_size * config.parallel.dp
     if ranks <= 1:
         return (context,)
@@ -187,7 +190,7 @@ def _outside(config: EngineConfig, runtime_bytes: int | None) -> tuple[MemoryIte
         kind="runtime",
         n_bytes=n_bytes,
         basis="assumed",
-        label="NCCL",
+        label=NCCL,
         source="two RTX 5090 and eight B200 at start",
     )
 
@@ -383,7 +386,7 @@ def graphs_item(model: VllmModel, config: EngineConfig) -> MemoryItem:
         kind="runtime",
         n_bytes=n_bytes,
         basis="assumed",
-        label=f"{n_graphs} CUDA graphs",
+        label=f"{n_graphs} {GRAPHS}",
         source="estimates in boot logs",
     )
 
@@ -398,7 +401,7 @@ def _after(config: EngineConfig, kv: KvPlan, flashinfer_bytes: int) -> tuple[Mem
             kind="compute",
             n_bytes=tables,
             basis="derived",
-            label="block tables",
+            label=TABLES,
             source="v1/worker/gpu/block_table.py",
         )
     ]
@@ -408,7 +411,7 @@ def _after(config: EngineConfig, kv: KvPlan, flashinfer_bytes: int) -> tuple[Mem
                 kind="compute",
                 n_bytes=flashinfer_bytes,
                 basis="exact",
-                label="FlashInfer workspace",
+                label=FLASHINFER,
                 source="VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE",
             )
         )
@@ -418,7 +421,7 @@ def _after(config: EngineConfig, kv: KvPlan, flashinfer_bytes: int) -> tuple[Mem
                 kind="runtime",
                 n_bytes=CAPTURE_SLACK_BYTES,
                 basis="assumed",
-                label="slack of graph capture",
+                label=CAPTURE,
                 source="v1/worker/gpu_worker.py",
             )
         )
