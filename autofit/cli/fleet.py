@@ -32,10 +32,11 @@ TAKEN = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} FLEET.toml [options], or {parser.prog} [options] -- COMMAND1 --- COMMAND2"
     parser.epilog = (
-        "The models of a file, or engines' commands as they are, are given places on the machines of the file, of --on, "
-        "or on this one, so that all which may run at once fits. Exit code 3: it does not fit. docs/fleet.md has the file."
+        "The models of a file, or engines' commands as they are, are given places on the machines of the file, of "
+        "--on, or on this one, so that all which may run at once fits. Exit code 3: it does not fit. The file: "
+        "docs/fleet.md."
     )
-    parser.add_argument("fleet", nargs="?", metavar="FLEET.toml", help="machines, and models with their wishes")
+    parser.add_argument("fleet", nargs="?", metavar="FLEET.toml", help="machines, and models with what is asked of each")
     add_options(parser, only=TAKEN)
     group = parser.add_argument_group("output")
     words = ", ".join(name for name, ref in host().renderers().items() if ref.fleet)

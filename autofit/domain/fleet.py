@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from autofit.domain.machine import Device, Machine
 from autofit.domain.plan import Plan
 from autofit.domain.request import Margin
 from autofit.domain.values import NamedTuple, dataclass, field
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    from autofit.domain.fleet_document import FleetDocument, FleetMachineDocument, FleetModelDocument
+
+SCHEMA: Literal[1] = 1
 DEFAULT_PRIORITY = 50
 WhenFull = Literal["refuse", "swap"]
 Proof = Literal["best", "fits", "impossible", "not found"]
@@ -168,7 +171,7 @@ class FleetPlan:
         by_name = {one.name: one for one in self.placements if one.machine == machine}
         return tuple(by_name[name] for name in self.order if name in by_name)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> FleetDocument:
         """The fleet's plan as JSON values, schema 1 (`docs/fleet.md`)."""
         return {
             "schema": SCHEMA,
@@ -187,7 +190,7 @@ class FleetPlan:
         }
 
 
-def _machine_to_dict(one: FleetMachine, plan: FleetPlan) -> dict[str, Any]:
+def _machine_to_dict(one: FleetMachine, plan: FleetPlan) -> FleetMachineDocument:
     return {
         "name": one.name,
         "pools": [
@@ -212,7 +215,7 @@ def _machine_to_dict(one: FleetMachine, plan: FleetPlan) -> dict[str, Any]:
     }
 
 
-def _placement_to_dict(one: Placement) -> dict[str, Any]:
+def _placement_to_dict(one: Placement) -> FleetModelDocument:
     return {
         "name": one.name,
         "model": one.model.name,

@@ -224,7 +224,7 @@ def _shape(kind: int, one: FleetMachine, way: Way, cost: int) -> Shape:
         before = takes.get(own, Take(own, 0, 0, 0))
         takes[own] = Take(
             own,
-            before.count + 1,
+            before.n_devices + 1,
             max(before.n_bytes, way.held.devices.get(name, 0)),
             max(before.margin_bytes, way.held.margins.get(name, 0)),
         )

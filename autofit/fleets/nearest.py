@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
-from autofit.domain.fleet import Change, Fleet, FleetModel, FleetPlan
+from autofit.domain.fleet import Change, Fleet, FleetModel, FleetPlan, Proof
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, parse_tokens
 from autofit.domain.values import replace
@@ -27,7 +27,7 @@ def refused(task: Task, estimates: Estimates, searched: Searched) -> FleetPlan:
     if fleet.when_full == "swap" and (turns := swapped(fleet, estimates)) is not None:
         return turns
     kept, left_out = staying(fleet, estimates)
-    proof = "impossible" if searched.outcome.is_proven else "not found"
+    proof: Proof = "impossible" if searched.outcome.is_proven else "not found"
     lacks, sentence = _shortfall(task, estimates, searched)
     if kept is None:
         found = FleetPlan(fits=False, placements=(), pools=(), proof=proof, n_tried=0, fleet=fleet, left_out=left_out)
@@ -59,7 +59,8 @@ def _with(fleet: Fleet, changed: FleetModel) -> Fleet:
 
 def _by_priority(fleet: Fleet) -> list[FleetModel]:
     """Those that go first come first: of equal priorities, the last written."""
-    return sorted(reversed(fleet.models), key=lambda model: model.priority)
+    numbers = {model.name: number for number, model in enumerate(fleet.models)}
+    return sorted(fleet.models, key=lambda model: (model.priority, -numbers[model.name]))
 
 
 # -- who stays ------------------------------------------------------------------------------------------------

@@ -398,7 +398,7 @@ class _Shared:
                     model=model,
                     machine=names[one.machine],
                     devices=tuple(device for device in machine.devices if _holds(device, one)),
-                    plan=with_port(one.plan, port),
+                    plan=with_port(replace(one.plan, env={**model.environ, **one.plan.env}), port),
                     claims=claims,
                     port=port,
                     measures=host().backend(model.backend).measures_at_start,

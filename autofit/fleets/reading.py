@@ -208,7 +208,7 @@ def _engine(row: Mapping[str, Any], name: str, at: str) -> FleetModel:
             try:
                 words: Sequence[str] = shlex.split(command)
             except ValueError as error:
-                raise UsageError(f"{at}: command: {error}", hint="write it as a list of words") from error
+                raise UsageError(f"{at}: command: {error}", hint="write it as an argument list") from error
         else:
             words = _texts(command, f"{at}: command")
         return _of_command(words, f"{at}: command")

@@ -7,13 +7,13 @@ as long as the fullest allowed set of them, and the largest margin among them on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 from autofit.domain.values import NamedTuple, dataclass, field
 from autofit.fleets.together import Together
 
-MAX_TRIED = 150_000  #: places that an exact search looks at before it ends
+MAX_TRIED = 200_000  #: places that an exact search looks at before it ends
 MAX_EXACT = 24  #: copies
 MAX_EXACT_DEVICES = 64
 ENDLESS = 1 << 62  #: free memory that nobody knows
@@ -23,7 +23,7 @@ class Take(NamedTuple):
     """Devices of one class, and the bytes and the margin on each."""
 
     device_class: int
-    count: int
+    n_devices: int
     n_bytes: int
     margin_bytes: int
 
@@ -124,16 +124,15 @@ def greedy(problem: Problem) -> Outcome:
 def _greedy(problem: Problem, *, spread: bool) -> Outcome:
     board = _Board(problem)
     places: list[Place | None] = [None] * len(problem.shapes)
-    cost = n_tried = 0
+    cost = 0
     for i in largest_first(problem):
         found = next(iter(board.candidates(i, spread=spread)), None)
-        n_tried += 1
         if found is None:
-            return Outcome(places=None, cost=0, is_proven=False, n_tried=n_tried)
+            return Outcome(places=None, cost=0, is_proven=False, n_tried=board.n_tried)
         board.put(i, found)
         places[i] = found
         cost += found.shape.cost
-    return Outcome(places=tuple(one for one in places if one), cost=cost, is_proven=False, n_tried=n_tried)
+    return Outcome(places=tuple(one for one in places if one), cost=cost, is_proven=False, n_tried=board.n_tried)
 
 
 def largest_first(problem: Problem) -> list[int]:
@@ -143,7 +142,7 @@ def largest_first(problem: Problem) -> list[int]:
         parts = (
             max((take.n_bytes / (_capacity(problem, shape, take) or 1) for take in shape.takes), default=0.0)
             + len(shape.takes)
-            + sum(take.count for take in shape.takes)
+            + sum(take.n_devices for take in shape.takes)
             for shape in problem.shapes[i]
         )
         return (-min(parts, default=0.0), i)
@@ -161,6 +160,8 @@ class _Board:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+        self.n_tried = 0
+        self.is_plain = problem.together.is_plain
         empty = (0,) * (problem.together.n_slots + 1)
         self.states: list[State] = [(empty,) * (len(problem.kinds[kind].classes) + 1) for kind in problem.machines]
         self.machines_of: dict[int, list[int]] = {}
@@ -224,33 +225,39 @@ class _Board:
         for take in shape.takes:
             own = [i for i, one in enumerate(kind.classes) if one == take.device_class]
             distinct: dict[tuple[Slots, ...], tuple[int, ...]] = {}
-            if take.count == 1:
+            if take.n_devices == 1:
                 for i in own:
                     distinct.setdefault((state[i],), (i,))
             else:
-                for some in combinations(sorted(own, key=lambda i: (state[i], i)), take.count):
+                for some in combinations(sorted(own, key=lambda i: (state[i], i)), take.n_devices):
                     distinct.setdefault(tuple(state[i] for i in some), some)
             chosen.append(list(distinct.values()))
         yield from _joined(chosen)
 
     def _fill(self, copy: int, place: Place) -> int | None:
         """How full the fullest device of a place then is; `None`: something does not fit."""
-        kind, together = self.problem.kinds[place.shape.kind], self.problem.together
-        state, slot = self.states[place.machine], together.slots[copy] + 1
-        by_class = {take.device_class: take for take in place.shape.takes}
-        fill = 0
+        self.n_tried += 1
+        kind, shape = self.problem.kinds[place.shape.kind], place.shape
+        state, slot = self.states[place.machine], self.problem.together.slots[copy] + 1
+        taken = self._taken(state[-1], slot, shape.host_bytes, shape.host_margin_bytes)
+        if taken > kind.host_bytes:
+            return None
+        fill = 0 if place.devices else taken * 1_000_000 // (kind.host_bytes or 1)
         for device in place.devices:
-            take = by_class[kind.classes[device]]
-            after = _added(state[device], slot, take.n_bytes, take.margin_bytes)
-            taken = after[0] + together.most(after[1:])
+            own = kind.classes[device]
+            take = next(one for one in shape.takes if one.device_class == own)
+            taken = self._taken(state[device], slot, take.n_bytes, take.margin_bytes)
             if taken > kind.free_bytes[device]:
                 return None
             fill = max(fill, taken * 1_000_000 // (kind.free_bytes[device] or 1))
-        after = _added(state[-1], slot, place.shape.host_bytes, place.shape.host_margin_bytes)
-        taken = after[0] + together.most(after[1:])
-        if taken > kind.host_bytes:
-            return None
-        return fill if place.devices else taken * 1_000_000 // (kind.host_bytes or 1)
+        return fill
+
+    def _taken(self, slots: Slots, slot: int, n_bytes: int, margin_bytes: int) -> int:
+        """What a pool then gives in its fullest allowed set, with its margin."""
+        if self.is_plain:
+            return max(slots[0], margin_bytes) + slots[1] + n_bytes
+        after = _added(slots, slot, n_bytes, margin_bytes)
+        return after[0] + self.problem.together.most(after[1:])
 
 
 def _joined(chosen: Sequence[Sequence[tuple[int, ...]]]) -> Iterator[tuple[int, ...]]:
@@ -276,36 +283,32 @@ def _added(slots: Slots, slot: int, n_bytes: int, margin_bytes: int) -> Slots:
 class _Exact:
     """Depth first over copies, the largest first, with the cheapest places first.
 
-    Cut off are: what cannot get cheaper than the best that is known; states of the machines that were seen at the same
-    depth at no greater cost, machines and devices alike in any order; and what cannot hold the bytes that are left.
+    Cut off are: what cannot get cheaper than the best that is known (`_Prices`); states of the machines that were seen
+    at the same depth at no greater cost, machines and devices alike in any order; and what cannot hold the bytes that
+    are left. Bytes are counted of one allowed set of copies, which are all there at once.
     """
 
     def __init__(self, problem: Problem, first: Outcome, max_tried: int) -> None:
         self.problem = problem
-        self.max_tried = max_tried
         self.order = largest_first(problem)
         self.board = _Board(problem)
+        self.board.n_tried = first.n_tried
+        self.max_tried = max_tried + first.n_tried
         self.best: tuple[Place, ...] | None = first.places
         self.cost = first.cost if first.places is not None else ENDLESS
-        self.n_tried = first.n_tried
         self.places: list[Place | None] = [None] * len(problem.shapes)
         self.seen: list[dict[object, int]] = [{} for _ in self.order]
-        self.least_cost = self._sums(lambda i: min(shape.cost for shape in problem.shapes[i]))
-        self.least_bytes = self._sums(lambda i: min(_device_bytes(shape) for shape in problem.shapes[i]))
+        self.counted = _fullest_set(problem)
+        own = [i for i in self.order if i in self.counted]
+        self.least_cost = _sums(self.order, lambda i: min(shape.cost for shape in problem.shapes[i]))
+        self.least_bytes = _sums(
+            self.order, lambda i: min(map(_device_bytes, problem.shapes[i])) if i in self.counted else 0
+        )
         self.smallest = [
-            min(
-                (take.n_bytes for i in self.order[at:] for shape in problem.shapes[i] for take in shape.takes),
-                default=0,
-            )
+            min((_smallest(problem, i) for i in self.order[at:] if i in self.counted), default=0)
             for at in range(len(self.order))
         ]
-
-    def _sums(self, of: object) -> list[int]:
-        """For each depth the sum over the copies that are left."""
-        sums = [0]
-        for i in reversed(self.order):
-            sums.append(sums[-1] + of(i))  # type: ignore[operator]
-        return sums[::-1]
+        self.prices = _Prices(problem, self.order, own, self.cost) if first.places is not None else None
 
     def outcome(self) -> Outcome:
         is_whole = self._from(0, 0)
@@ -313,7 +316,7 @@ class _Exact:
             places=self.best,
             cost=0 if self.best is None else self.cost,
             is_proven=is_whole,
-            n_tried=self.n_tried,
+            n_tried=self.board.n_tried,
         )
 
     def _from(self, depth: int, cost: int) -> bool:
@@ -323,18 +326,20 @@ class _Exact:
         if depth == len(self.order):
             self.best, self.cost = tuple(one for one in self.places if one), cost
             return True
-        if self._is_too_full(depth):
+        rooms = self._rooms()
+        if sum(n for _, n in rooms if n >= self.smallest[depth]) < self.least_bytes[depth]:
+            return True
+        if self.prices is not None and cost + self.prices.least(depth, rooms) >= self.cost:
             return True
         key = self._key(depth)
         if self.seen[depth].get(key, ENDLESS) <= cost:
             return True
         self.seen[depth][key] = cost
         copy = self.order[depth]
-        for place in list(self.board.candidates(copy, spread=self.best is None)):
+        for place in self.board.candidates(copy, spread=self.best is None):
             if cost + place.shape.cost + self.least_cost[depth + 1] >= self.cost:
                 break  # the rest costs no less
-            self.n_tried += 1
-            if self.n_tried > self.max_tried:
+            if self.board.n_tried > self.max_tried:
                 return False
             before = self.board.put(copy, place)
             self.places[copy] = place
@@ -343,7 +348,26 @@ class _Exact:
             self.places[copy] = None
             if not is_whole:
                 return False
-        return True
+        return self.board.n_tried <= self.max_tried
+
+    def _rooms(self) -> list[tuple[tuple[int, int], int]]:
+        """What is left of each device beside the copies that are counted: ((machine, class), bytes)."""
+        held: dict[tuple[int, int], int] = {}
+        for copy in self.counted:
+            place = self.places[copy]
+            if place is None:
+                continue
+            classes = self.problem.kinds[place.shape.kind].classes
+            for device in place.devices:
+                take = next(one for one in place.shape.takes if one.device_class == classes[device])
+                held[place.machine, device] = held.get((place.machine, device), 0) + take.n_bytes
+        rooms = []
+        for machine, number in enumerate(self.problem.machines):
+            kind, state = self.problem.kinds[number], self.board.states[machine]
+            for device, free in enumerate(kind.free_bytes):
+                left = free - state[device][0] - held.get((machine, device), 0)
+                rooms.append(((number, kind.classes[device]), left))
+        return rooms
 
     def _key(self, depth: int) -> object:
         """The state of all machines, those alike in any order, and so their devices."""
@@ -358,17 +382,91 @@ class _Exact:
             machines.append((number if own else kind, devices, state[-1]))
         return tuple(sorted(machines))
 
-    def _is_too_full(self, depth: int) -> bool:
-        """Whether the devices have not the bytes that all copies which are left take at least."""
-        if not self.problem.together.is_plain:
-            return False
-        room = 0
-        for kind, state in zip(self.problem.machines, self.board.states, strict=True):
-            for free, slots in zip(self.problem.kinds[kind].free_bytes, state, strict=False):
-                left = free - slots[0] - slots[1]
-                room += left if left >= self.smallest[depth] else 0
-        return room < self.least_bytes[depth]
+
+class _Prices:
+    """What the copies that are left cost at least, by Lagrange: bytes of each class of devices have a price, each copy
+    takes the shape that is cheapest with it, and what is left free is paid back. In whole numbers, so that it is exact.
+
+    Prices are improved a few times from nothing, toward classes that are wanted more than there is of them.
+    """
+
+    UNIT = 1 << 60
+    ROUNDS = 60
+
+    def __init__(self, problem: Problem, order: Sequence[int], counted: Sequence[int], known: int) -> None:
+        self.problem = problem
+        self.free: dict[tuple[int, int], int] = {}
+        for number in problem.machines:
+            kind = problem.kinds[number]
+            for own, free in zip(kind.classes, kind.free_bytes, strict=True):
+                self.free[number, own] = self.free.get((number, own), 0) + free
+        self.prices: dict[tuple[int, int], int] = dict.fromkeys(self.free, 0)
+        best, kept = self._bound(order, counted), dict(self.prices)
+        step = 1.0
+        for _ in range(self.ROUNDS if counted else 0):
+            wanted = self._wanted(counted)
+            over = {one: wanted.get(one, 0) - free for one, free in self.free.items()}
+            size = sum(n * n for n in over.values())
+            gap = known * self.UNIT - self._bound(order, counted)
+            if gap <= 0 or not size:
+                break
+            for one, n in over.items():
+                self.prices[one] = max(0, self.prices[one] + int(step * gap * n / size))
+            now = self._bound(order, counted)
+            if now > best:
+                best, kept = now, dict(self.prices)
+            else:
+                step *= 0.9
+        self.prices = kept
+        self.sums = _sums(order, lambda i: self._least(i, i in counted))
+
+    def least(self, depth: int, rooms: Sequence[tuple[tuple[int, int], int]]) -> int:
+        """The least cost of the copies from a depth on."""
+        total = self.sums[depth] - sum(self.prices[one] * left for one, left in rooms)
+        return -(-total // self.UNIT)
+
+    def _price(self, shape: Shape) -> int:
+        bytes_paid = sum(
+            self.prices[shape.kind, take.device_class] * take.n_devices * take.n_bytes for take in shape.takes
+        )
+        return shape.cost * self.UNIT + bytes_paid
+
+    def _least(self, copy: int, is_counted: bool) -> int:
+        shapes = self.problem.shapes[copy]
+        return min(map(self._price, shapes)) if is_counted else min(one.cost for one in shapes) * self.UNIT
+
+    def _bound(self, order: Sequence[int], counted: Sequence[int]) -> int:
+        paid = sum(self.prices[one] * free for one, free in self.free.items())
+        return sum(self._least(i, i in counted) for i in order) - paid
+
+    def _wanted(self, counted: Sequence[int]) -> dict[tuple[int, int], int]:
+        """Bytes of each class that copies would take at these prices."""
+        wanted: dict[tuple[int, int], int] = {}
+        for i in counted:
+            shape = min(self.problem.shapes[i], key=self._price)
+            for take in shape.takes:
+                one = (shape.kind, take.device_class)
+                wanted[one] = wanted.get(one, 0) + take.n_devices * take.n_bytes
+        return wanted
+
+
+def _sums(order: Sequence[int], of: Callable[[int], int]) -> list[int]:
+    """For each depth the sum over the copies that are left."""
+    sums = [0]
+    for i in reversed(order):
+        sums.append(sums[-1] + of(i))
+    return sums[::-1]
+
+
+def _fullest_set(problem: Problem) -> frozenset[int]:
+    """An allowed set of copies that takes most at least."""
+    least = {i: min(map(_device_bytes, shapes)) for i, shapes in enumerate(problem.shapes)}
+    return frozenset(problem.together.peak({i: n for i, n in least.items() if n})[1])
+
+
+def _smallest(problem: Problem, copy: int) -> int:
+    return min((take.n_bytes for shape in problem.shapes[copy] for take in shape.takes), default=0)
 
 
 def _device_bytes(shape: Shape) -> int:
-    return sum(take.count * take.n_bytes for take in shape.takes)
+    return sum(take.n_devices * take.n_bytes for take in shape.takes)

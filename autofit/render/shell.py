@@ -50,12 +50,14 @@ def _script(fleet: FleetPlan, machine: str) -> Iterator[str]:
     running = [one for one in fleet.on(machine) if one.name in fleet.first_set]
     yield "#!/bin/sh"
     yield f"# made by autofit for {machine}: {', '.join(one.name for one in running) or 'nothing runs at first'}"
-    yield "trap 'kill $(jobs -p) 2>/dev/null' EXIT"
+    yield "pids="
+    yield "trap 'kill $pids 2>/dev/null' EXIT"
     yield "trap 'exit 1' INT TERM"
     for at, one in enumerate(running):
         devices = ", ".join(device.id for device in one.devices) or "no device"
         yield f"# {one.name} on {devices}, port {one.port}"
-        yield f"{shell.command(one.plan.argv, sorted(one.plan.env.items()))} &"
+        yield f"{_one_line(one)} &"
+        yield 'pids="$pids $!"'
         if one.measures and at + 1 < len(running):
             yield "# it measures free memory while it starts: the next one waits until it answers"
             health = f"http://127.0.0.1:{one.port}/health"
@@ -68,8 +70,8 @@ def _others(fleet: FleetPlan, machine: str) -> Iterator[str]:
     """Commands of those that never run beside the first ones, as comments."""
     for one in fleet.on(machine):
         if one.name not in fleet.first_set:
-            before = ", ".join(name for name in one.evicts if name in fleet.first_set)
-            yield f"# {one.name} runs when {before} has ended:" if before else f"# {one.name}:"
+            before = [name for name in one.evicts if name in fleet.first_set]
+            yield f"# {one.name}, after the end of {' and '.join(before)}:" if before else f"# {one.name}:"
             yield f"# {_one_line(one)}"
 
 

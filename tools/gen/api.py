@@ -23,6 +23,7 @@ VALUES = (
     "autofit/domain/quantization.py:Quantization,Quality,Recipe",
     "autofit/domain/plan.py:Plan,Decision,NextRejected,Speed,Alternative,Finding",
     "autofit/domain/memory.py:Memory,PoolUse,MemoryItem",
+    "autofit/domain/fleet.py:Fleet,FleetMachine,FleetModel,FleetPlan,Placement,FleetPool,PoolShare,Change",
     "autofit/domain/machine.py:Machine,Host,Device,Link,Holder",
     "autofit/domain/model.py:ModelSpec,TensorInfo,LayerSpec,ModelFile,StringArray",
 )
@@ -37,6 +38,7 @@ def api() -> str:
     defined = _defined("autofit/pipeline.py")
     lines += _functions("autofit/pipeline.py", [name for name in autofit.__all__ if name in defined])
     lines += _functions("autofit/quants.py", ["quantizations", "made_to_measure"])
+    lines += _functions("autofit/fleets/api.py", ["fleet"])
     lines += [
         "## Values",
         "",

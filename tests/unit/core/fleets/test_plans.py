@@ -1,0 +1,283 @@
+"""Plans of fleets: where models go, the proof in bytes, who stays, and the laws that hold for all of them."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from typing import Any
+
+import autofit
+import pytest
+from autofit.cli.main import main
+from autofit.domain.fleet import FleetPlan
+from autofit.domain.machine import Machine
+from autofit.domain.values import replace
+
+from support import DATA, TINY
+
+LLAMA = "example:llama-3.1-8b-q4_k_m"
+QWEN = str(DATA / "vllm/configs/qwen3-0.6b")
+GIB = 1 << 30
+
+
+def machine(*names: str, ram: str = "64GiB") -> Machine:
+    return autofit.load_machine(*names, ram=ram)
+
+
+def fleet(*models: dict[str, Any], on: Machine | dict[str, Machine], **more: Any) -> FleetPlan:
+    rows = [{"name": f"m{i}", "model": LLAMA, **one} for i, one in enumerate(models)]
+    return autofit.fleet({"model": rows, **more}, on, settings=None)
+
+
+def within(plan: FleetPlan) -> None:
+    """By the plan's own words: every allowed set is in every budget, with what each process may hold."""
+    machines = {one.name: one.machine for one in plan.fleet.machines}
+    by_name = {one.name: one for one in plan.placements}
+    for some in plan.sets:
+        for pool in plan.pools:
+            here = [by_name[name] for name in some if name in by_name and by_name[name].machine == pool.machine]
+            held = sum(one.claims.get(pool.id, 0) for one in here)
+            assert held <= pool.peak_bytes
+            if pool.free_bytes is not None:
+                assert held + pool.margin_bytes <= pool.free_bytes
+    for one in plan.placements:
+        for used in one.plan.memory.pools:
+            assert one.claims.get(used.id, 0) >= used.used_bytes or used.id == "host"
+        assert {device.id for device in one.devices} <= {device.id for device in machines[one.machine].devices}
+
+
+def test_two_cards_three_models_of_two_engines() -> None:
+    plan = fleet({"priority": 80}, {"context": "32k"}, {"model": QWEN, "context": "8k"}, on=machine("2x rtx-3090"))
+    assert (plan.fits, plan.proof, plan.left_out) == (True, "best", ())
+    within(plan)
+    assert plan.sets == (("m0", "m1", "m2"),)
+    assert plan.order[0] == "m2"
+    by_name = {one.name: one for one in plan.placements}
+    assert by_name["m1"].plan.context_tokens == 32768
+    # what is left over goes to a context that nobody has asked for
+    assert (by_name["m0"].plan.context_tokens or 0) > 8192
+    assert {one.port for one in plan.placements} == {8080, 8081, 8000}
+    assert [one.measures for one in plan.placements] == [False, False, True]
+
+
+def test_vllm_leaves_its_neighbors_their_bytes() -> None:
+    plan = fleet({"context": "32k"}, {"model": QWEN, "context": "8k"}, on=machine("rtx-3090"))
+    within(plan)
+    neighbor, vllm = plan.placements
+    share = float(vllm.plan.argv[vllm.plan.argv.index("--gpu-memory-utilization") + 1])
+    (pool,) = [one for one in plan.pools if one.id == "GPU0"]
+    total = pool.total_bytes or 0
+    # it refuses to start where less is free than its share, beside its context
+    context = sum(item.n_bytes for item in vllm.plan.memory.pools[0].items if item.label == "CUDA context")
+    assert total * share + context <= (pool.free_bytes or 0) - neighbor.claims["GPU0"]
+    assert vllm.claims["GPU0"] >= total * share + context
+    assert vllm.claims["GPU0"] >= vllm.plan.memory.pools[0].used_bytes
+
+
+def test_two_that_measure_start_one_after_the_other() -> None:
+    wishes = {"model": QWEN, "context": "4k"}
+    plan = fleet({"context": "4k", "priority": 99}, wishes, {**wishes, "priority": 70}, on=machine("rtx-3090"))
+    within(plan)
+    assert plan.order == ("m2", "m1", "m0")
+
+
+def test_a_margin_counts_once() -> None:
+    """Two models that fill a card but for one margin of it."""
+    free = machine("rtx-3090").devices[0].free_bytes or 0
+    one = fleet({"context": "8k"}, on=machine("rtx-3090"))
+    held = one.placements[0].claims["GPU0"]
+    margin = next(pool.margin_bytes for pool in one.pools if pool.id == "GPU0")
+    fits = replace(
+        machine("rtx-3090"), devices=(replace(machine("rtx-3090").devices[0], free_bytes=2 * held + margin),)
+    )
+    short = replace(fits, devices=(replace(fits.devices[0], free_bytes=2 * held + margin - 1),))
+    assert 2 * held + 2 * margin < free
+    assert fleet({"context": "8k"}, {"context": "8k"}, on=fits).fits
+    assert not fleet({"context": "8k"}, {"context": "8k"}, on=short).fits
+
+
+def test_a_stated_margin_of_a_machine_counts_once() -> None:
+    rows = [{"name": name, "model": LLAMA, "context": "8k"} for name in ("a", "b", "c")]
+    of = {"name": "box", "on": ["rtx-3090"], "ram": "64GiB", "margin": "5GiB"}
+    plan = autofit.fleet({"machine": [of], "model": rows}, settings=None)
+    assert plan.fits
+    assert next(pool.margin_bytes for pool in plan.pools if pool.id == "GPU0") == 5 * GIB
+    within(plan)
+
+
+def test_models_of_a_group_take_turns_and_phases_keep_apart() -> None:
+    big = {"context": "64k"}
+    plan = fleet(
+        {**big, "group": "g"},
+        {**big, "group": "g", "replicas": 1},
+        {"context": "4k", "phases": ["day"]},
+        {"context": "8k", "phases": ["night"]},
+        on=machine("rtx-3090"),
+        phases=["day", "night"],
+    )
+    assert plan.fits
+    within(plan)
+    assert set(plan.sets) == {("m0", "m2"), ("m1", "m2"), ("m0", "m3"), ("m1", "m3")}
+    by_name = {one.name: one for one in plan.placements}
+    assert by_name["m0"].evicts == ("m1",) and by_name["m2"].evicts == ("m3",)
+    assert not fleet(big, big, on=machine("rtx-3090")).fits
+
+
+def test_copies_of_a_model_run_side_by_side() -> None:
+    plan = fleet({"context": "4k", "replicas": 3, "group": "g", "port": 9000}, on=machine("2x rtx-3090"))
+    within(plan)
+    assert [one.name for one in plan.placements] == ["m0-1", "m0-2", "m0-3"]
+    assert [one.port for one in plan.placements] == [9000, 9001, 9002]
+    assert plan.sets == (("m0-1", "m0-2", "m0-3"),)
+    assert {one.devices[0].id for one in plan.placements} == {"GPU0", "GPU1"}
+
+
+def test_machines_that_differ() -> None:
+    both = {"small": machine("rtx-3060-12gb"), "large": machine("rtx-4090")}
+    plan = fleet({"context": "64k"}, {"context": "4k", "machines": ["small"]}, on=both)
+    within(plan)
+    assert [one.machine for one in plan.placements] == ["large", "small"]
+
+
+# -- who stays -----------------------------------------------------------------------------------------------
+
+
+def test_who_stays_is_decided_by_priority() -> None:
+    for first, second in ((80, 20), (20, 80)):
+        plan = fleet(
+            {"context": "64k", "priority": first}, {"context": "64k", "priority": second}, on=machine("rtx-3090")
+        )
+        assert (plan.fits, plan.proof) == (False, "impossible")
+        assert plan.left_out == (("m1",) if first > second else ("m0",))
+        assert [one.name for one in plan.placements] == [name for name in ("m0", "m1") if name not in plan.left_out]
+        kinds = [one.kind for one in plan.changes]
+        assert kinds == ["leave out", "lower", "swap", "add memory"]
+        within(replace(plan, sets=tuple((one.name,) for one in plan.placements)))
+
+
+def test_what_is_missing_is_exact() -> None:
+    """With the bytes that it lacks it fits, and with one less it does not."""
+    on = machine("rtx-3090")
+    lacks = fleet({"context": "64k"}, {"context": "64k"}, on=on).shortfall_bytes
+    assert lacks
+
+    def with_more(n: int) -> Machine:
+        card = on.devices[0]
+        return replace(on, devices=(replace(card, free_bytes=(card.free_bytes or 0) + n),))
+
+    assert fleet({"context": "64k"}, {"context": "64k"}, on=with_more(lacks)).fits
+    assert not fleet({"context": "64k"}, {"context": "64k"}, on=with_more(lacks - 1)).fits
+
+
+def test_changes_do_what_they_say() -> None:
+    on = machine("rtx-3090")
+    plan = fleet({"context": "64k"}, {"context": "64k"}, on=on)
+    assert "m1" in plan.changes[1].message and "32768" in plan.changes[1].message
+    assert fleet({"context": "64k"}, {"context": "32k"}, on=on).fits
+    assert fleet({"context": "64k", "group": "g"}, {"context": "64k", "group": "g"}, on=on).fits
+    turns = fleet({"context": "64k"}, {"context": "64k"}, on=on, **{"when-full": "swap"})
+    assert turns.fits and "take turns" in turns.findings[-1]
+    within(turns)
+
+
+def test_a_model_that_fits_nowhere_is_named() -> None:
+    plan = fleet(
+        {"model": "example:mixtral-8x22b-q4_k_m", "context": "8k"},
+        {"context": "4k"},
+        on=machine("rtx-3090", ram="16GiB"),
+    )
+    assert plan.left_out == ("m0",)
+    assert "m0 does not fit even alone" in (plan.shortfall or "")
+    assert not fleet({"model": "example:mixtral-8x22b-q4_k_m"}, on=machine("rtx-3090", ram="16GiB")).placements
+
+
+# -- laws ----------------------------------------------------------------------------------------------------
+
+FLEETS = (
+    ({"context": "32k"}, {"context": "16k", "priority": 10}, {"model": QWEN, "context": "4k"}),
+    ({"group": "g", "context": "64k"}, {"group": "g", "context": "32k"}, {"context": "16k"}),
+)
+
+
+@pytest.mark.parametrize("models", FLEETS)
+def test_more_memory_never_loses_a_fleet(models: tuple[dict[str, Any], ...]) -> None:
+    fitted = False
+    for gib in (6, 10, 14, 18, 22, 40):
+        plan = fleet(*models, on=machine(f"generic-cuda:{gib}GiB"))
+        within(plan) if plan.fits else None
+        assert plan.fits or not fitted
+        fitted = plan.fits
+    assert fitted
+
+
+@pytest.mark.parametrize("models", FLEETS)
+def test_a_fleet_with_fewer_models_fits_as_well(models: tuple[dict[str, Any], ...]) -> None:
+    on = machine("generic-cuda:22GiB")
+    named = [{"name": f"n{i}", **one} for i, one in enumerate(models)]
+    assert fleet(*named, on=on).fits
+    for some in combinations(named, len(named) - 1):
+        plan = fleet(*some, on=on)
+        assert plan.fits
+        within(plan)
+
+
+def test_the_order_of_models_and_of_machines_alike_does_not_matter() -> None:
+    models = [{"name": "a", "context": "32k"}, {"name": "b", "context": "16k"}, {"name": "c", "context": "64k"}]
+    held = set()
+    for order in (models, models[::-1], [models[1], models[2], models[0]]):
+        plan = fleet(*order, on={"x": machine("rtx-3090"), "y": machine("rtx-3090")})
+        within(plan)
+        held.add(tuple(sorted((one.name, *sorted(one.claims.items())) for one in plan.placements)))
+    assert len({tuple((name, dict(rest)["GPU0"]) for name, *rest in one) for one in held}) == 1
+
+
+# -- the command line ----------------------------------------------------------------------------------------
+
+
+def test_commands_are_judged_together(capsys: pytest.CaptureFixture[str]) -> None:
+    one = ["llama-server", "-m", LLAMA, "-c", "65536"]
+    assert main(["fleet", "--on", "rtx-3090", "--ram", "64GiB", "--format", "json", "--", *one, "---", *one]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert (document["fits"], document["left_out"]) == (False, ["example-llama-3.1-8b-q4_k_m-2"])
+    assert main(["fleet", "--on", "2x3090", "--ram", "64GiB", "-q", "--format", "json", "--", *one, "---", *one]) == 0
+    document = json.loads(capsys.readouterr().out)
+    argvs = [one["plan"]["argv"] for one in document["models"]]
+    assert [words[:5] for words in argvs] == [one, one]
+    assert {tuple(one["devices"]) for one in document["models"]} == {("GPU0",), ("GPU1",)}
+
+
+def test_devices_that_a_command_names_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    one = ["llama-server", "-m", LLAMA, "-c", "8192"]
+    words = [*one, "-dev", "CUDA1", "---", "CUDA_VISIBLE_DEVICES=1", *one, "---", *one]
+    assert main(["fleet", "--on", "2x3090", "--ram", "64GiB", "-q", "--format", "json", "--", *words]) == 0
+    document = json.loads(capsys.readouterr().out)
+    first, second, _ = document["models"]
+    assert (first["devices"], second["devices"]) == (["GPU1"], ["GPU1"])
+    assert second["plan"]["env"] == {"CUDA_VISIBLE_DEVICES": "1"}
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (["fleet"], "no file"),
+        (["fleet", "--"], "no file"),
+        (["fleet", "--", "---"], "an empty command"),
+        (["fleet", "x.toml", "--", "llama-server", "-m", "m.gguf"], "a file and commands"),
+        (["fleet", "none.toml"], "none.toml"),
+        (["fleet", "none.toml", "--format", "dockerfile"], "no format 'dockerfile' of fleets"),
+        (["fleet", "--margin", "1GiB,2GiB", "--", "llama-server", "-m", str(TINY)], "one value for all devices"),
+    ],
+)
+def test_what_the_command_line_refuses(words: list[str], cause: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert cause in capsys.readouterr().err
+
+
+def test_files_go_into_a_folder_once(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fleet", "--on", "rtx-3090", "--ram", "64GiB", "-q", "--into", str(tmp_path / "out")]
+    words += ["--", "llama-server", "-m", str(TINY)]
+    assert main(words) == 0
+    assert (tmp_path / "out/machine.sh").read_text().startswith("#!/bin/sh\n")
+    assert capsys.readouterr().out == ""
+    assert main(words) == 2
+    assert "is there already" in capsys.readouterr().err
