@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on, or on this one, so that all which may run at once fits. Exit code 3: it does not fit. The file: "
         "docs/fleet.md."
     )
-    parser.add_argument("fleet", nargs="?", metavar="FLEET.toml", help="machines, and models with what is asked of each")
+    parser.add_argument("fleet", nargs="?", metavar="FLEET.toml", help="machines, models, and what is asked of them")
     add_options(parser, only=TAKEN)
     group = parser.add_argument_group("output")
     words = ", ".join(name for name, ref in host().renderers().items() if ref.fleet)
