@@ -77,6 +77,7 @@ class Backend(ABC):
     #: which of autofit's options `plan` honors; any other that is set is refused before `plan` is called
     supports: ClassVar[frozenset[str]] = frozenset({"context", "min_context", "max_context", "margin", "device"})
     kv_types: ClassVar[tuple[str, ...]] = ()  #: values of `kv`, but for `auto`
+    small_kv: ClassVar[str] = ""  #: the one of them that saves half of the cache and loses least; empty: there is none
     #: codes of its own findings, beside those that all backends share (`autofit.planning.findings`)
     findings: ClassVar[Mapping[str, Code]] = {}
     #: programs that print the engine's version for `--version`; the first that is installed is asked
@@ -148,6 +149,10 @@ class Backend(ABC):
         """Whether a command starts one of `modules`."""
         n = n_module_words(argv)
         return n > 0 and argv[n - 1] in self.modules
+
+    def context_flag(self, argv: Sequence[str]) -> str:
+        """The flag of a command's program for the context of its sequences; empty: it has none."""
+        return ""
 
     def version_in(self, text: str, path: str = "") -> str | None:
         """What `engine_version` may be for an engine that says `text` of itself, or that lies at `path`.

@@ -22,6 +22,7 @@ def autofit_register_commands() -> Iterable[CommandRef]:
         CommandRef("shims", "a folder of programs that let scripts' engines through `run`", "autofit.cli.shims"),
         CommandRef("quants", "every quantization: exact size, fit and rates; which to take", "autofit.cli.quants"),
         CommandRef("fleet", "several models on one machine or many: what goes where, with proof", "autofit.cli.fleet"),
+        CommandRef("curve", "memory and decode rate against the context, as a plot or SVG", "autofit.cli.curve"),
         CommandRef("advise", "which hardware takes a model, at what price; what fits here", "autofit.cli.advise"),
         CommandRef("report", "one small file for a bug report, without weights or secrets", "autofit.cli.report"),
         CommandRef(

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from autofit.containers import Inside
     from autofit.domain.machine import Machine
     from autofit.domain.model import ModelFiles, ModelSpec
-    from autofit.domain.plan import Finding, Plan
+    from autofit.domain.plan import Alternative, Finding, Plan
     from autofit.domain.ram import Ram
+    from autofit.domain.request import Request
     from autofit.hardware.facts import Facts, Source
     from autofit.hardware.installed import Engine
     from autofit.settings.keywords import CheckOptions, PlanOptions
@@ -187,10 +188,19 @@ def plan_of(
     engine_args: Sequence[object] = (),
     details: bool = True,
     nearest: bool = True,
+    first: Callable[[Plan], object] | None = None,
 ) -> Plan:
     """The plan for stated options: what the command line and `plan()` both come to."""
     return plan_on(
-        backend_name, model, machine, options, settings, engine_args=engine_args, details=details, nearest=nearest
+        backend_name,
+        model,
+        machine,
+        options,
+        settings,
+        engine_args=engine_args,
+        details=details,
+        nearest=nearest,
+        first=first,
     )[0]
 
 
@@ -207,6 +217,7 @@ def plan_on(
     at_most: Mapping[str, int] | None = None,
     details: bool = True,
     nearest: bool = True,
+    first: Callable[[Plan], object] | None = None,
 ) -> tuple[Plan, Machine]:
     """The plan for stated options, and the machine that it is for.
 
@@ -216,7 +227,8 @@ def plan_on(
     engine would take. `at_most` are bytes that pools have free at most, whatever is measured.
 
     `details`: other plans, and what the next better value of a setting lacks, are looked for too; `nearest`: where
-    nothing fits, what would.
+    nothing fits, what would. `first` gets the plan before those are looked for that other options would give
+    (`Alternative.pick`); with it they are also looked for without `details`.
     """
     from autofit.settings.request import to_request
 
@@ -261,6 +273,8 @@ def plan_on(
 
         return held_to(known, at_most)
 
+    picks: dict[tuple[str, ...], Callable[[Plan], tuple[Alternative, ...]]] = {}
+
     def plan_one(found: ModelSpec, files: ModelFiles | None) -> Plan:
         asked, companions = request, command.companions
         if files is not None:
@@ -275,14 +289,33 @@ def plan_on(
         with blamed(backend_name):
             plan = _is_plan(backend.plan(command, found, on, asked), backend_name)
             plan = _deployable(plan, backend, on, (asked.model_reference or command.model, *companions.values()))
+        picks[plan.argv] = partial(_picks, backend, command, found, on, asked)
         return _reviewed(_for_engine(plan, engine, backend, (*options.notes, *measured)), found, on, files)
 
     if reference is None:
-        return plan_one(*_found(command.model if model is None else model)), here()  # type: ignore[arg-type]
-    if already is not None:
-        return plan_one(*already), here()
-    files = locate(reference)
-    return _best_offer(files, here, options, plan_one) or plan_one(read(files), files), here()
+        best = plan_one(*_found(command.model if model is None else model))  # type: ignore[arg-type]
+    elif already is not None:
+        best = plan_one(*already)
+    else:
+        files = locate(reference)
+        best = _best_offer(files, here, options, plan_one) or plan_one(read(files), files)
+    if first is not None:
+        first(best)
+    if details or first is not None:
+        best = replace(best, alternatives=(*picks[best.argv](best), *best.alternatives))
+    return best, here()
+
+
+def _picks(
+    backend: Backend, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request, plan: Plan
+) -> tuple[Alternative, ...]:
+    from autofit.planning.picks import picks_of
+
+    def again(changed: Request) -> Plan:
+        with blamed(backend.name):
+            return _is_plan(backend.plan(command, model, machine, changed), backend.name)
+
+    return picks_of(plan, request, backend, model.context_train_tokens, again)
 
 
 def plan_command(

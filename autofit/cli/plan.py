@@ -74,8 +74,17 @@ def _section(title: str, rows: Mapping[str, str]) -> str:
 def run(args: argparse.Namespace | SimpleNamespace, backend_name: str, engine_args: list[str] | None) -> int:
     options = stated_options(backend_name, given(args), HERE)
     details = args.explain or not _format(args.format).no_fit  # nobody would see them otherwise
-    plan = plan_of(backend_name, args.model, None, options, HERE, engine_args=engine_args or (), details=details)
-    return show(plan, args, force=options.get("force", False))
+    planned = partial(plan_of, backend_name, args.model, None, options, HERE, engine_args=engine_args or ())
+    force = options.get("force", False)
+    if details or args.quiet or not (sys.stdout.isatty() and sys.stderr.isatty()):
+        return show(planned(details=details), args, force=force)
+    from autofit.cli.telling import picks
+
+    codes: list[int] = []  # somebody reads: the answer first, then what else there is to choose
+    plan = planned(details=False, first=lambda first: codes.append(show(first, args, force=force)))
+    for line in picks(plan):
+        print(line, file=sys.stderr)
+    return codes[0]
 
 
 def show(plan: Plan, args: argparse.Namespace | SimpleNamespace, *, force: bool) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,30 @@ def summary(plan: Plan) -> Iterable[str]:
 
     stream = getattr(sys.stderr, "stream", sys.stderr)
     return picture(plan, terminal_of(os.environ, columns(), getattr(stream, "encoding", None)))
+
+
+def picks(plan: Plan) -> Iterable[str]:
+    """What else there is to choose, in lines for the terminal."""
+    from autofit.render.picture import picked
+
+    return picked(plan, columns())
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int], None]]:
+    """How many are done, in one line that goes away again; nothing where standard error is no terminal."""
+    stream = sys.stderr
+    is_shown = stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+    def said(n: int) -> None:
+        if is_shown and n:
+            print(f"\r  {n} {what}", end="", file=stream, flush=True)
+
+    try:
+        yield said
+    finally:
+        if is_shown:
+            print("\r\x1b[K", end="", file=stream, flush=True)
 
 
 def columns() -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypedDict
 
 from autofit.domain.memory import Basis, Kind
-from autofit.domain.plan import Origin, Role, Severity, Verdict
+from autofit.domain.plan import Origin, Pick, Role, Severity, Verdict
 
 SIGNED = "signed"  #: of an int: it may be negative
 
@@ -100,6 +100,10 @@ class AlternativeDocument(TypedDict):
     host_bytes: int
     speed: SpeedDocument | None
     because: str
+    pick: Annotated[Pick | None, "what it is the best at, of plans that one or two options more give"]
+    flags: Annotated[list[str], "options of autofit that give exactly this plan; empty where none do"]
+    gains: list[str]
+    costs: list[str]
 
 
 class FindingDocument(TypedDict):
@@ -176,3 +180,35 @@ class CommandsDocument(TypedDict):
 
     schema: Literal[1]
     commands: list[FileCommandDocument | PlanDocument | UnplannedDocument]
+
+
+class PointDocument(TypedDict):
+    """One context with its plan."""
+
+    context_tokens: int
+    fits: bool
+    because: Annotated[str | None, "why there is no plan, or why it does not fit"]
+    kv: Annotated[str | None, "the type of the cache, where it is not the engine's default"]
+    argv: Annotated[list[str], "the plan's command; empty: there is no plan"]
+    pools: list[PoolDocument]
+    speed: Annotated[SpeedDocument | None, "of a plan that fits"]
+
+
+class StageDocument(TypedDict):
+    """What the plan takes from some moment on."""
+
+    what: str
+    used_bytes: Annotated[dict[str, int], "of each pool"]
+    room_bytes: Annotated[int | None, SIGNED, "what the tightest pool has left; negative: it is missing"]
+
+
+class CurveDocument(TypedDict):
+    """What `autofit curve --format json` prints (docs/curves.md)."""
+
+    schema: Literal[1]
+    backend: str
+    title: str
+    context_tokens: Annotated[int | None, "of the plan that is asked for; it is among the points"]
+    safe_fill_tokens: int | None
+    points: list[PointDocument]
+    stages: Annotated[list[StageDocument], "of the plan that is asked for, over time"]

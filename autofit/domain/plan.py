@@ -24,6 +24,7 @@ Origin = Literal[
 ]
 Severity = Literal["info", "warning", "error"]
 Verdict = Literal["fits", "starts", "does not fit"]
+Pick = Literal["fastest", "longest context", "best quality"]
 Role = Literal["head", "worker"]
 HEAD_ADDRESS = "HEAD_ADDRESS"  #: stands in commands of several machines for the head's address, where nobody stated it
 
@@ -84,7 +85,10 @@ class Speed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternative:
-    """Another plan worth knowing, and the one reason it is not the answer."""
+    """Another plan worth knowing, and the one reason it is not the answer.
+
+    A `pick` is the best at one thing of the plans that one or two options more give: `flags` are these options.
+    """
 
     title: str
     argv: tuple[str, ...]
@@ -93,6 +97,10 @@ class Alternative:
     host_bytes: int
     speed: Speed | None
     because: str
+    pick: Pick | None = None
+    flags: tuple[str, ...] = ()  #: of autofit, which give this plan; empty where no flag gives exactly it
+    gains: tuple[str, ...] = ()
+    costs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +184,7 @@ class Plan:
             "argv": list(self.argv),
             "env": dict(self.env),
             "kwargs": _finite(dict(self.kwargs)),
-            "pools": [_pool_to_dict(pool) for pool in self.memory.pools],
+            "pools": [pool_to_dict(pool) for pool in self.memory.pools],
             "speed": None if self.speed is None else speed_to_dict(self.speed),
             "context_tokens": self.context_tokens,
             "safe_fill_tokens": self.safe_fill_tokens,
@@ -199,7 +207,8 @@ def _node_to_dict(node: NodeCommand) -> NodeDocument:
     }
 
 
-def _pool_to_dict(pool: PoolUse) -> PoolDocument:
+def pool_to_dict(pool: PoolUse) -> PoolDocument:
+    """A pool as JSON values."""
     return {
         "id": pool.id,
         "name": pool.name,
@@ -260,6 +269,10 @@ def _alternative_to_dict(alternative: Alternative) -> AlternativeDocument:
         "host_bytes": alternative.host_bytes,
         "speed": None if alternative.speed is None else speed_to_dict(alternative.speed),
         "because": alternative.because,
+        "pick": alternative.pick,
+        "flags": list(alternative.flags),
+        "gains": list(alternative.gains),
+        "costs": list(alternative.costs),
     }
 
 

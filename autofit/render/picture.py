@@ -51,27 +51,39 @@ def terminal_of(environ: Mapping[str, str], columns: int, encoding: str | None) 
 
 def picture(plan: Plan, terminal: Terminal) -> Iterator[str]:
     """The summary of a plan, no line wider than the terminal."""
-    for name, pool in _folded(plan.memory.pools):
-        yield from _pool(name, pool, terminal)
+    for name, pools in folded(plan.memory.pools):
+        yield from _pool(name, fullest(pools), terminal)
     facts = list(text.facts(plan))
-    yield from _wrapped(" · ".join(facts), terminal.columns, "  ") if facts else ()
-    yield from _wrapped(_limit(plan), terminal.columns, "  ")
+    yield from wrapped(" · ".join(facts), terminal.columns, "  ") if facts else ()
+    yield from wrapped(_limit(plan), terminal.columns, "  ")
     if plan.engine_source is not None:
-        yield from _wrapped(f"for {printable(plan.engine_source, 200)}", terminal.columns, "  ")
+        yield from wrapped(f"for {printable(plan.engine_source, 200)}", terminal.columns, "  ")
     for found in plan.findings:
-        yield from _wrapped(text.finding(found).strip(), terminal.columns, "  ", "    ")
+        yield from wrapped(text.finding(found).strip(), terminal.columns, "  ", "    ")
 
 
-def _folded(pools: tuple[PoolUse, ...]) -> Iterator[tuple[str, PoolUse]]:
-    """Pools with what to call them: neighbors that are alike as one, by the fullest of them."""
+def picked(plan: Plan, columns: int) -> Iterator[str]:
+    """What one or two options more would give, where that is a real choice."""
+    for one in plan.alternatives:
+        if one.pick is not None:
+            yield from wrapped(text.pick(one), columns, "  ", "    ")
+
+
+def folded(pools: Sequence[PoolUse]) -> Iterator[tuple[str, Sequence[PoolUse]]]:
+    """Neighbors that are alike together, with what to call them."""
     at = 0
     while at < len(pools):
         alike = [pool for pool in pools[at:] if _alike(pool, pools[at])]
         n = next((n for n, (a, b) in enumerate(zip(alike, pools[at:], strict=False)) if a is not b), len(alike))
-        shown = max(pools[at : at + n], key=lambda pool: pool.used_bytes)
-        name = printable(shown.name, 40)
-        yield (f"{shown.id}  {name}" if n == 1 else f"{_ids(pools[at : at + n])}  {n} × {name}", shown)
+        together = pools[at : at + n]
+        name = printable(together[0].name, 40)
+        yield (f"{together[0].id}  {name}" if n == 1 else f"{_ids(together)}  {n} × {name}", together)
         at += n
+
+
+def fullest(pools: Sequence[PoolUse]) -> PoolUse:
+    """The one that most is used of."""
+    return max(pools, key=lambda pool: pool.used_bytes)
 
 
 def _ids(pools: Sequence[PoolUse]) -> str:
@@ -99,18 +111,18 @@ def _pool(name: str, pool: PoolUse, terminal: Terminal) -> Iterator[str]:
     if gap >= 2:
         yield f"  {name}{' ' * gap}{room}"
     else:
-        yield from _wrapped(name, terminal.columns, "  ")
-        yield from _wrapped(room, terminal.columns, "  ")
+        yield from wrapped(name, terminal.columns, "  ")
+        yield from wrapped(room, terminal.columns, "  ")
     width = min(terminal.columns - 4, MOST_BAR)
     sizes: dict[str, int] = {kind: pool.sum_bytes(kind) for kind in KINDS}
-    yield f"  [{_bar(pool, sizes, width, terminal)}]"
+    yield f"  [{bar(sizes, max(pool.free_bytes or 0, sum(sizes.values())), width, terminal)}]"
     parts = [(kind, f"{'margin' if kind == 'reserve' else kind} {format_bytes(n)}") for kind, n in sizes.items() if n]
-    yield from _legend(parts, terminal)
+    yield from legend(parts, terminal)
 
 
-def _bar(pool: PoolUse, sizes: Mapping[str, int], width: int, terminal: Terminal) -> str:
-    """Parts of the pool's free memory to scale; where more is used than is there, of what is used."""
-    whole = max(pool.free_bytes or 0, sum(sizes.values()), 1)
+def bar(sizes: Mapping[str, int], whole_bytes: int, width: int, terminal: Terminal) -> str:
+    """Parts of a whole to scale."""
+    whole = max(whole_bytes, 1)
     drawn: list[str] = []
     before = n_drawn = 0
     for kind, n_bytes in sizes.items():
@@ -122,7 +134,7 @@ def _bar(pool: PoolUse, sizes: Mapping[str, int], width: int, terminal: Terminal
     return "".join(drawn) + " " * (width - n_drawn)
 
 
-def _legend(parts: Sequence[tuple[str, str]], terminal: Terminal) -> Iterator[str]:
+def legend(parts: Sequence[tuple[str, str]], terminal: Terminal) -> Iterator[str]:
     """Each part with its mark, as many in a line as there is room for."""
     line, length = "  ", 2
     for kind, said in parts:
@@ -149,7 +161,7 @@ def _limit(plan: Plan) -> str:
     return f"{pool.id} limits it: {format_bytes(room)} are left beside the margin; --explain shows the next step up"
 
 
-def _wrapped(words: str, columns: int, first: str, then: str | None = None) -> Iterator[str]:
+def wrapped(words: str, columns: int, first: str, then: str | None = None) -> Iterator[str]:
     import textwrap
 
     yield from textwrap.wrap(

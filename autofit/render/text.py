@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autofit.domain.memory import KINDS, DeviceLimit, PoolUse
-from autofit.domain.plan import Finding, NextRejected, Plan, Speed
+from autofit.domain.plan import Alternative, Finding, NextRejected, Plan, Speed
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate
 from autofit.text import shell
@@ -65,6 +65,13 @@ def finding(found: Finding) -> str:
     return f"  {'note' if found.severity == 'info' else found.severity}: {printable(found.message, 400)}"
 
 
+def pick(one: Alternative) -> str:
+    """`or -c max, the longest context: 131,072 instead of 56,064 tokens of context, for decode ~11 instead of ~61`."""
+    what = one.pick if one.pick in (None, "fastest") else f"the {one.pick}"
+    gains, costs = ", ".join(one.gains) or "another plan", ", ".join(one.costs)
+    return printable(f"or {shell.shown(one.flags)}, {what}: {gains}{f', for {costs}' if costs else ''}", 400)
+
+
 def explain(plan: Plan) -> Iterator[str]:
     """Every setting with its origin and reason, every figure with its basis, and the plans not taken."""
     yield "settings"
@@ -87,7 +94,8 @@ def explain(plan: Plan) -> Iterator[str]:
         yield "alternatives"
         for a in plan.alternatives:
             devices, host = format_bytes(a.device_bytes), format_bytes(a.host_bytes)
-            facts = [printable(a.title, 120), f"devices {devices}", f"host {host}"]
+            title = f"{a.title} ({shell.shown(a.flags)})" if a.flags else a.title
+            facts = [printable(title, 120), f"devices {devices}", f"host {host}"]
             yield "  " + " · ".join([*facts, speed(a.speed)] if a.speed else facts)
             yield f"    {shell.shown(a.argv)}"
             yield f"    {printable(a.because, 300)}"

@@ -70,7 +70,13 @@ class LlamaBackend(Backend):
     packages: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
     findings: ClassVar[Mapping[str, Code]] = OWN
     kv_types: ClassVar[tuple[str, ...]] = KV_TYPES
+    small_kv: ClassVar[str] = "q8_0"
     reads_at_once: ClassVar[bool] = False  # -sm layer; -sm tensor only where it is asked for
+
+    def context_flag(self, argv: Sequence[str]) -> str:
+        if self.starts_module(argv):
+            return "--n_ctx"
+        return "" if program_name(argv) == "llama-bench" else "-c"
 
     def parse(
         self,

@@ -109,9 +109,13 @@ class VllmBackend(Backend):
         | {"--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs"}
     )
     kv_types: ClassVar[tuple[str, ...]] = ("f16", "bf16", "fp8", "fp8_e4m3", "fp8_e5m2")
+    small_kv: ClassVar[str] = "fp8"
     measurements: ClassVar[frozenset[str]] = frozenset({"available_kv_bytes"})
     #: what is left for the cache is what all else has left of the share of the card
     calibrates: ClassVar[Mapping[Kind, int]] = {"cache": -1}
+
+    def context_flag(self, argv: Sequence[str]) -> str:
+        return "--max-model-len"
 
     def parse(
         self,

@@ -24,7 +24,7 @@ from autofit.host import Host, resolve
 from autofit.planning.findings import COMMON
 from autofit.profiles import data_dir
 from autofit.settings.options import OPTIONS, OWN
-from schema import commands_schema, fleet_schema, plan_schema
+from schema import commands_schema, curve_schema, fleet_schema, plan_schema
 
 from autofit_llama.model.architecture import every_architecture
 from autofit_vllm.architectures import choose_architecture
@@ -313,6 +313,7 @@ def main() -> int:
         "plan.schema.json": plan_schema(),
         "commands.schema.json": commands_schema(),
         "fleet.schema.json": fleet_schema(),
+        "curve.schema.json": curve_schema(),
     }
     for name, text in pages.items():
         path = DOCS / name

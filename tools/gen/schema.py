@@ -11,7 +11,7 @@ import json
 import types
 from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from autofit.domain.document import SIGNED, CommandsDocument, PlanDocument
+from autofit.domain.document import SIGNED, CommandsDocument, CurveDocument, PlanDocument
 from autofit.domain.fleet_document import FleetDocument
 
 from autofit_llama.memory.report import LlamaReportDocument
@@ -21,6 +21,7 @@ TITLES = {
     "Plan": "autofit: a plan",
     "Commands": "autofit: the commands of a file or of a script",
     "Fleet": "autofit: the plan of a fleet",
+    "Curve": "autofit: a curve",
 }
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 #: what the plugins that come with autofit write into `engine_report`; that of another plugin is its own
@@ -49,10 +50,16 @@ def fleet_schema() -> str:
     return _written("Fleet", FleetDocument)
 
 
+def curve_schema() -> str:
+    """The schema of `autofit curve --format json`."""
+    return _written("Curve", CurveDocument)
+
+
 def _written(name: str, document: Any) -> str:
     defs: dict[str, Any] = {}
     reference = _schema(document, defs)
-    _add_reports(defs)
+    if "Plan" in defs:
+        _add_reports(defs)
     body = defs.pop(name) if name != "Plan" else None
     whole = {
         "$schema": DIALECT,

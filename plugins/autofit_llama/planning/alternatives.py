@@ -70,7 +70,7 @@ def _contexts(task: Task, search: Search, goals: Goals, answer: Answer) -> Itera
         rate = goals.rate(answer.compared)
         yield _Option(
             f"{answer.compared.candidate.n_ctx_seq} tokens of context",
-            f"decodes {format_rate(rate)} tokens/s",
+            f"decodes ~{format_rate(rate)} tokens/s{goals.filled}",
             answer.compared,
         )
     if task.exact_context is not None:
@@ -112,7 +112,7 @@ def _costs(found: Found, other: Found, goals: Goals) -> str:
     """What `other` costs beside the answer."""
     rate, others = goals.rate(found), goals.rate(other)
     if others < rate * 0.995:
-        return f"decodes {format_rate(others)} instead of {format_rate(rate)} tokens/s"
+        return f"decodes ~{format_rate(others)} instead of ~{format_rate(rate)} tokens/s{goals.filled}"
     if other.candidate.n_ctx_seq < found.candidate.n_ctx_seq:
         return f"{other.candidate.n_ctx_seq} instead of {found.candidate.n_ctx_seq} tokens of context"
     more = sum(pool.used_bytes for pool in other.memory.pools) - sum(pool.used_bytes for pool in found.memory.pools)

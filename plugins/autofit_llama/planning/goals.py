@@ -72,12 +72,14 @@ class Goals(NamedTuple):
     least: int
     most: int
     rate: Callable[[Found], float] = lambda found: 1.0 / found.seconds
+    filled: str = ""  #: how full the context is at that rate, in words behind it
     full: Callable[[Found], float] = lambda found: 1.0 / found.seconds  #: decode tokens/s with the context full
     prompts: Callable[[Found, int], float] = lambda found, n_ubatch: 0.0
     """Of a prompt of `COMPARED_TOKENS`, with a micro-batch of `n_ubatch` tokens; 0.0 where no rate is known."""
     meets: Callable[[Found, int], bool] = lambda found, n_ubatch: True
     """Whether decode rate and time to the first token are as wished, with a micro-batch of `n_ubatch` tokens."""
     kv_types: tuple[tuple[str, str], ...] = (("f16", "f16"),)
+    keeps_precision: bool = False  #: a lossy cache is taken only where a lossless one does not fit
     fills: bool = True  #: much of the context is filled: its length was asked for, by a sequence that is alone
     floors: tuple[float, ...] = DECODE_FLOORS  #: tokens/s that `context` does not give up for a longer one
     floor_tokens: int = 0  #: the context that `auto` does not go below while it keeps `FLOOR_FRACTION` of the rate
@@ -134,7 +136,8 @@ def _any_type(search: Search, goals: Goals) -> Answer | None:
             if kv == goals.kv_types[0]:
                 raise
             continue  # a lossy cache that the engine refuses here was only worth a try
-        if best is not None and _wants_no_more(search, goals, best.found):
+        kept = goals.keeps_precision and best is not None and goals.may_meet(best.found)
+        if best is not None and (kept or _wants_no_more(search, goals, best.found)):
             break
     return best
 

@@ -12,7 +12,7 @@ from autofit.domain.units import format_bytes, format_rate
 
 from autofit_llama.engine.codes import finding
 from autofit_llama.memory.estimate import Estimate
-from autofit_llama.planning.goals import LOSSY_GAIN, Answer, Goals
+from autofit_llama.planning.goals import COMPARED_TOKENS, LOSSY_GAIN, Answer, Goals
 from autofit_llama.planning.problem import ONE_BY_ONE
 from autofit_llama.planning.search import Found
 
@@ -51,7 +51,7 @@ def _context(task: Task, goals: Goals, answer: Answer) -> Iterator[Finding]:
     rate, faster = goals.rate(answer.found), goals.rate(answer.compared)
     if faster > _WORTH_A_WORD * rate:
         n_ctx, shorter = answer.found.candidate.n_ctx_seq, answer.compared.candidate.n_ctx_seq
-        message = f"a context of {n_ctx} tokens lowers the decode rate: ~{format_rate(rate)} tokens/s"
+        message = f"a context of {n_ctx} tokens lowers the decode rate: ~{format_rate(rate)} tokens/s{goals.filled}"
         yield finding("context-price", f"{message}, ~{format_rate(faster)} with {task.pins.word('n_ctx')} {shorter}")
 
 
@@ -61,16 +61,17 @@ def _cache(task: Task, goals: Goals, answer: Answer) -> Iterator[Finding]:
         # what it is taken for may show only once the context fills
         near = answer.found.candidate.n_ctx_seq != lossless.candidate.n_ctx_seq
         near = near or goals.rate(answer.found) >= LOSSY_GAIN * goals.rate(lossless)
-        rate, when = (goals.rate, "") if near else (goals.full, " with the context full")
-        ours, theirs = (f"~{format_rate(rate(found))} tokens/s{when}" for found in (answer.found, lossless))
-        message = (
-            f"a {candidate.type_k} KV cache loses some precision for {ours}, {candidate.n_ctx_seq} tokens of context"
-        )
-        yield finding("lossy-cache", f"{message}; --kv f16 gives {theirs}, {lossless.candidate.n_ctx_seq} tokens")
+        rate, when = (goals.rate, goals.filled) if near else (goals.full, " with the context full")
+        ours, theirs = (format_rate(rate(found)) for found in (answer.found, lossless))
+        tokens, others = candidate.n_ctx_seq, lossless.candidate.n_ctx_seq
+        message = f"a {candidate.type_k} KV cache loses some precision for ~{ours} tokens/s{when}"
+        message += f" and {tokens} tokens of context; --kv f16 gives ~{theirs}"
+        yield finding("lossy-cache", message if tokens == others else f"{message} and {others} tokens")
     elif answer.lossy is not None:
         rates = [format_rate(goals.rate(found)) for found in (answer.found, answer.lossy)]
         if rates[0] != rates[1]:
-            message = f"an f16 KV cache keeps all precision at ~{rates[0]} tokens/s; --kv q8_0 gives ~{rates[1]}"
+            message = f"an f16 KV cache keeps all precision at ~{rates[0]} tokens/s{goals.filled}"
+            message += f"; --kv q8_0 gives ~{rates[1]}"
             yield finding("lossless-cache", message)
     elif _is_lossy(candidate.type_k) and task.pins.settings.type_k is None and task.request.kv in (None, "auto"):
         message = f"a {candidate.type_k} KV cache loses some precision; this context does not fit with f16"
@@ -89,7 +90,10 @@ def _micro_batch(task: Task, goals: Goals, answer: Answer) -> Iterator[Finding]:
     prompts, slower = format_rate(goals.prompts(found, n)), format_rate(goals.prompts(plain, before))
     decode, faster = format_rate(goals.rate(found)), format_rate(goals.rate(plain))
     price = "at the same decode rate" if decode == faster else f"for decode ~{decode} instead of ~{faster}"
-    message = f"micro-batches of {n} process prompts at ~{prompts} instead of ~{slower} tokens/s {price}"
+    length = max(COMPARED_TOKENS, n, before)
+    message = (
+        f"micro-batches of {n} process prompts of {length} tokens at ~{prompts} instead of ~{slower} tokens/s {price}"
+    )
     if answer.found.candidate.n_ctx_seq < plain.candidate.n_ctx_seq:
         message += f", in a context of {found.candidate.n_ctx_seq} instead of {plain.candidate.n_ctx_seq} tokens"
     yield finding("micro-batch", f"{message} ({task.pins.word('n_ubatch')} {before})")

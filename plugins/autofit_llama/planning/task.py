@@ -158,10 +158,12 @@ class Task:
             least=least,
             most=most,
             rate=rate,
+            filled="" if self.base.embedding else _filled(prefer, most),
             full=full,
             prompts=prompts,
             meets=meets,
             kv_types=self.kv_types(),
+            keeps_precision=request.prefer == "quality",
             fills=self.fills,
             floors=() if longest else DECODE_FLOORS,
             floor_tokens=0 if prefer == "throughput" else min(self.trained, FLOOR_TOKENS),
@@ -284,3 +286,10 @@ def slower_than_wished(request: Request, speed: Speed | None, n_ctx: int) -> tup
         told = "unknown" if not prefill else f"~{n_ctx / prefill:.3g} s for a prompt of {n_ctx} tokens"
         missed.append(f"time to the first token {told}, above --max-ttft {request.max_ttft:g}")
     return tuple(missed)
+
+
+def _filled(prefer: str, most: int) -> str:
+    """How full the context is at the rates that are compared; nothing is said where all are full."""
+    if prefer == "context":
+        return " with the context full"
+    return f" with {FILLED_TOKENS} tokens in it" if most > FILLED_TOKENS else ""

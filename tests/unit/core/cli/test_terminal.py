@@ -12,12 +12,16 @@ import pytest
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
 
 
-def on_terminal(*words: str, **environ: str) -> tuple[bytes, str]:
-    """What a command prints: its stdout, which is a pipe, and what its terminal shows."""
+def on_terminal(*words: str, alone: bool = False, **environ: str) -> tuple[bytes, str]:
+    """What a command prints: its stdout, which is a pipe unless all is `alone` on the terminal, and what that shows."""
     ours, theirs = pty.openpty()
     env = {**os.environ, "XDG_CONFIG_HOME": "/nonexistent", "TERM": "xterm-256color", "COLUMNS": "60", **environ}
     done = subprocess.Popen(
-        [sys.executable, "-m", "autofit", *words], stdout=subprocess.PIPE, stderr=theirs, stdin=theirs, env=env
+        [sys.executable, "-m", "autofit", *words],
+        stdout=theirs if alone else subprocess.PIPE,
+        stderr=theirs,
+        stdin=theirs,
+        env=env,
     )
     os.close(theirs)
     shown = bytearray()
@@ -31,7 +35,7 @@ def on_terminal(*words: str, **environ: str) -> tuple[bytes, str]:
         shown += part
     os.close(ours)
     out, _ = done.communicate(timeout=60)
-    return out, shown.decode()
+    return out or b"", shown.decode().replace("\r\n", "\n")
 
 
 PLAN = ("llama", "example:tiny", "--on", "rtx-3090", "--ram", "64GiB")
@@ -51,3 +55,15 @@ def test_quiet() -> None:
 def test_a_dumb_terminal() -> None:
     shown = on_terminal(*PLAN, TERM="dumb")[1]
     assert "\x1b" not in shown and "█" not in shown and "[#" in shown
+
+
+def test_what_else_there_is_to_choose_comes_after_the_answer() -> None:
+    """Only where somebody reads: `eval "$(autofit ...)"` does not wait for it."""
+    words = ("llama", "example:llama-3.1-8b-q4_k_m", "--on", "rtx-3060-12gb", "--ram", "64GiB")
+    assert "or -c max" not in on_terminal(*words)[1]
+    shown = on_terminal(*words, alone=True, COLUMNS="70", NO_COLOR="1")[1]
+    assert shown.startswith("llama-server ")
+    assert "\n  or -c max, the longest context: 131,072 instead of 56,064 tokens" in shown
+    assert max(map(len, shown.splitlines()[1:])) <= 70
+    assert shown.count("or -c") == 1
+    assert on_terminal(*words, "-q", alone=True)[1].count("\n") == 1
