@@ -80,6 +80,10 @@ accuracy:
 report +files:
     python tools/accuracy/reports.py "$@"
 
+# The one file that needs no installation: dist/autofit.pyz, or another name
+archive *output:
+    python tools/archive/build.py "$@"
+
 # Cold starts beside a bare interpreter; arguments as for bench/startup.py
 bench *args:
     python bench/startup.py "$@"

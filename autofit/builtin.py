@@ -42,6 +42,7 @@ def autofit_register_commands() -> Iterable[CommandRef]:
             "autofit.cli.hardware",
         ),
         CommandRef("trust", "let the autofit.toml of a directory set engine flags", "autofit.cli.trust"),
+        CommandRef("completion", "what a shell needs to complete commands of autofit", "autofit.cli.completion"),
         CommandRef("plugins", "which plugins are in use, and which are broken", "autofit.cli.plugins"),
     )
 

@@ -16,6 +16,7 @@ from autofit.domain.values import replace
 from autofit.errors import UsageError
 from autofit.host import host
 from autofit.inputs import split_assignments
+from autofit.launch.own import own_command
 from autofit.launch.start import NOT_FOUND, StartError, become
 from autofit.pipeline import RESERVATIONS_OFF, plan_command
 from autofit.settings.layers import Surroundings
@@ -220,12 +221,7 @@ def _behind(args: argparse.Namespace, wrapped: Wrapped, environ: Mapping[str, st
         launchers = ("bash", "-c", " ".join(["time", *launchers[1:n_own], '"$@"']), "time", *launchers[n_own:])
     own = [*args.own, *_lost_options(args, wrapped, environ)]
     path = program_path(launchers[0], environ)
-    return become(path, (*launchers[1:], *autofit_command(), "run", *own, "--", *wrapped.argv), environ)
-
-
-def autofit_command() -> tuple[str, ...]:
-    """This program, for whoever starts it again; `-P`: modules of the current directory are not ours."""
-    return (sys.executable, "-P", "-m", "autofit")
+    return become(path, (*launchers[1:], *own_command(), "run", *own, "--", *wrapped.argv), environ)
 
 
 def _is_installed(name: str, environ: Mapping[str, str]) -> bool:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from autofit.host import host
+from autofit.launch.own import own_import
 from autofit.launch.shims import OFF, shim_texts, write_shims
 from autofit.text import shell
 
@@ -35,4 +36,4 @@ def texts_here() -> dict[str, str]:
         programs |= dict.fromkeys(backend.wrapped or backend.programs, backend.informing)
         unplanned |= {name: (backend.informing, why) for name, why in backend.unplanned.items()}
         modules += backend.modules
-    return shim_texts(sys.executable, programs, modules, unplanned)
+    return shim_texts(sys.executable, own_import(), programs, modules, unplanned)

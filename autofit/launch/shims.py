@@ -90,6 +90,7 @@ fi
 export {skip}="$skip"
 exec {python} -E -P -c '
 import os, sys
+{own}
 try:
     from autofit.cli.shim import main
 except BaseException as error:
@@ -103,22 +104,29 @@ sys.exit(main(sys.argv[1:]))' "$name" "$real" "$@"
 
 def shim_texts(
     python: str,
+    own: str,
     programs: Mapping[str, Iterable[str]],
     modules: Iterable[str],
     unplanned: Mapping[str, tuple[Iterable[str], str]] = NOTHING,
 ) -> dict[str, str]:
     """The shims by name: of `programs`, with the flags after which each ends by itself, and of Python for `modules`.
+    `own` is what `python` runs before it imports autofit.
 
     Those of `unplanned` only say why their program is started as it is.
     """
     head = _HEAD.format(mark=SHIM_MARK, off=OFF, skip=SKIP, record=RECORD)
-    tail = _TAIL.format(python=shell.word(python, always=True), skip=SKIP)
+    tail = _TAIL.format(python=shell.word(python, always=True), skip=SKIP, own=_inside(own))
     texts = {name: head + _ENGINE.format(informing=_patterns(flags)) + tail for name, flags in programs.items()}
     for name, (flags, why) in unplanned.items():
         says = _UNPLANNED.format(record=RECORD, why=shell.word(why, always=True))
         texts[name] = head + _ENGINE.format(informing=_patterns(flags)) + says + tail
     patterns = _patterns(modules)
     return {**texts, **(dict.fromkeys(PYTHONS, head + _PYTHON.format(modules=patterns) + tail) if patterns else {})}
+
+
+def _inside(python: str) -> str:
+    """Python between the single quotes of a shell."""
+    return python.replace("'", "'\\''")
 
 
 def _patterns(words: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ from autofit.host import Host, resolve
 from autofit.planning.findings import COMMON
 from autofit.profiles import data_dir
 from autofit.settings.options import OPTIONS, OWN
+from man import man
 from schema import commands_schema, curve_schema, fleet_schema, plan_schema
 
 from autofit_llama.model.architecture import every_architecture
@@ -310,6 +311,7 @@ def main() -> int:
         "architectures.md": architectures(),
         "vllm-models.md": vllm_models(),
         "hardware.md": hardware(),
+        "autofit.1": man(),
         "plan.schema.json": plan_schema(),
         "commands.schema.json": commands_schema(),
         "fleet.schema.json": fleet_schema(),

@@ -46,7 +46,7 @@ def sh(engines: Engines, script: str, *words: str, **env: str) -> subprocess.Com
 
 def shims_of(python: Path | str, folder: Path) -> None:
     """Shims that start another Python."""
-    texts = shim_texts(str(python), {"llama-server": ["--version"]}, ["vllm.entrypoints.openai.api_server"])
+    texts = shim_texts(str(python), "", {"llama-server": ["--version"]}, ["vllm.entrypoints.openai.api_server"])
     for name, text in texts.items():
         write_program(folder / name, text)
 
