@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from _thread import allocate_lock  # threading itself takes long to import
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -19,12 +20,15 @@ from autofit.remote.vocabulary import header_bytes, stated_bytes
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    from autofit.remote.http import Client, Piece
+    from autofit.remote.answers import Piece
+    from autofit.remote.browser import BrowserClient
+    from autofit.remote.http import Client
 
 MAX_HEAD_BYTES = 1 << 27  #: of one file; readers accept less
 MAX_HEADS_BYTES = 1 << 28  #: of all files of a model
 N_CONNECTIONS = 32  #: side by side: a hub takes 50 to 200 ms for each shard's address, hardly more for many at once
 STEP_BYTES = 1 << 17
+HAS_THREADS = sys.platform != "emscripten"  #: a browser's worker has none
 _SHARD = lazy_pattern(r"-\d{5}-of-\d{5}\.gguf$", re.ASCII)
 _SHA256 = lazy_pattern(r"[0-9a-f]{64}")
 
@@ -66,7 +70,7 @@ class RemoteStorage:
         root: str,
         files: Mapping[str, Listed],
         *,
-        connect: Callable[[], Client],
+        connect: Callable[[], Client | BrowserClient],
         disconnect: Callable[[], None],
         store: Store,
         authorization: Callable[[], str | None] | None = None,
@@ -105,7 +109,9 @@ class RemoteStorage:
         """Begin to read the start of several files side by side, but for what is here of them. `open` waits for its."""
         ends = {file: min(n, file.size_bytes) for path, n in wanted.items() if (file := self._file(path))}
         lacking = {file: end for file, end in ends.items() if len(file.head) < end}
-        if len(lacking) > 1 and self._pool is None:
+        if (
+            len(lacking) > 1 and self._pool is None and sys.platform != "emscripten"
+        ):  # a browser's worker has no threads
             from concurrent.futures import ThreadPoolExecutor
 
             self._pool = ThreadPoolExecutor(N_CONNECTIONS)

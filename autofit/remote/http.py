@@ -15,10 +15,10 @@ from contextlib import suppress
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.values import NamedTuple
-from autofit.errors import ModelNotFoundError, RemoteError
+from autofit.errors import RemoteError
+from autofit.remote.answers import Piece, claimed, pause_of, refusal
 from autofit.remote.policy import Origin, is_public, may_have_secret, origin_of, redirected, shown
 
 TIMEOUT_S = 10.0  #: of one step: a connection, or a wait for more bytes
@@ -28,26 +28,11 @@ DEADLINE_S = 300.0  #: for all of it
 MAX_REDIRECTS = 5
 MAX_TRIES = 3  #: of a request that fails for a reason that may pass
 MAX_WAIT_S = 10.0  #: for a server that asks for a pause
-MAX_SIZE_BYTES = 1 << 50  #: of a file that a server may claim to have
 _CHUNK_BYTES = 1 << 15
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PASSING = (429, 500, 502, 503, 504)
-_CONTENT_RANGE = lazy_pattern(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
 
 _Failure = (OSError, http.client.HTTPException)
-
-
-class Piece(NamedTuple):
-    """A part of a file, or all of a small one.
-
-    `url` is where redirects led; `etag` names the content there, `linked_etag` the content that a redirect promised.
-    """
-
-    data: bytes
-    total_bytes: int
-    url: str
-    etag: str | None = None
-    linked_etag: str | None = None
 
 
 class _Answer(NamedTuple):
@@ -164,7 +149,7 @@ class Client:
         answer = self._ask(url, at, headers, authorization, (200, 206, 416))
         response = answer.response
         try:
-            length, total = _claimed(response, start, n_bytes, url)
+            length, total = claimed(response, start, n_bytes, url)
             if total_bytes is not None and total != total_bytes:
                 raise RemoteError(
                     f"{shown(url)}: has {total} bytes, its listing says {total_bytes}",
@@ -200,12 +185,12 @@ class Client:
             status = answer.response.status
             if status in wanted:
                 return answer
-            asked = _pause_of(answer.response)
+            asked = pause_of(answer.response)
             self._drop(answer.connection, answer.response)
             if status in _PASSING and tries < MAX_TRIES and asked is not None and asked <= MAX_WAIT_S:
                 self._pause(asked or 0.3 * tries, url)
                 continue
-            raise _refusal(label or shown(url), answer.response, asked, has_token=authorization is not None)
+            raise refusal(label or shown(url), answer.response, asked, has_token=authorization is not None)
 
     def _no_answer(self, what: str, at: str, error: Exception) -> RemoteError:
         """The error for a request that came to no answer; a proxy is the one that gave none."""
@@ -457,89 +442,6 @@ def _dial(address: tuple[str, int], timeout: float, *, anywhere: bool) -> socket
             failure = error
             made.close()
     raise failure or OSError("the name has no address")
-
-
-def _claimed(response: http.client.HTTPResponse, start: int, n_bytes: int, url: str) -> tuple[int, int]:
-    """(bytes that follow, size of the file) of an answer to a range.
-
-    Raises:
-        RemoteError: it answers something else.
-    """
-    if response.getheader("Content-Encoding", "identity").lower() not in ("", "identity"):
-        raise RemoteError(f"{shown(url)}: the server packs what it sends, so no part of the file can be read")
-    length = response.length
-    if response.status == 416:
-        match = re.fullmatch(r"bytes \*/(\d{1,18})", response.getheader("Content-Range", ""), re.ASCII)
-        if match is None or int(match[1]) > start:
-            raise RemoteError(
-                f"{shown(url)}: the server refuses bytes {start} to {start + n_bytes - 1} of the file (416)"
-            )
-        return 0, int(match[1])
-    if response.status == 200:
-        if start or length is None or length > n_bytes:
-            raise RemoteError(
-                f"{shown(url)}: the server cannot send a part of a file (it ignores Range), and its header alone is "
-                "wanted",
-                hint="download the file and give its path",
-            )
-        return length, length
-    match = _CONTENT_RANGE.fullmatch(response.getheader("Content-Range", ""))
-    if match is None:
-        raise RemoteError(f"{shown(url)}: the server does not say which part of the file it sends")
-    first, last, total = (int(part) for part in match.groups())
-    sound = first == start <= last < total <= MAX_SIZE_BYTES and last < start + n_bytes
-    if not sound or (last < start + n_bytes - 1 and last != total - 1) or length not in (None, last - first + 1):
-        raise RemoteError(
-            f"{shown(url)}: asked for bytes {start} to {start + n_bytes - 1}, "
-            f"the server says it sends {first} to {last} of {total}"
-        )
-    return last - first + 1, total
-
-
-def _refusal(
-    where: str, response: http.client.HTTPResponse, pause_s: float | None, *, has_token: bool
-) -> RemoteError | ModelNotFoundError:
-    """The error for a status; texts of the server are not repeated."""
-    status, code = response.status, response.getheader("X-Error-Code", "")
-    login = "set HF_TOKEN to a token of an account that may read it" if not has_token else "the token may not read it"
-    if code == "GatedRepo" or (status == 403 and not code):
-        return RemoteError(
-            f"{where}: access is refused ({status})",
-            hint=f"{login}: access is asked for on the repository's page",
-            is_refusal=True,
-        )
-    if code == "RevisionNotFound":
-        return ModelNotFoundError(f"{where}: no such revision")
-    if status == 401:
-        return RemoteError(
-            f"{where}: not found, or not public (401)",
-            hint=f"check the name; if it is right, {login}",
-            is_refusal=True,
-        )
-    if status in (404, 410):
-        return ModelNotFoundError(f"{where}: not found ({status})", hint="check the name")
-    if status == 429:
-        when = "" if pause_s is None else f" for {pause_s:.0f} s"
-        more = "" if has_token else "; with a token (HF_TOKEN) the limit is higher"
-        return RemoteError(f"{where}: too many requests: the server asks for a pause{when} (429)", hint=f"wait{more}")
-    if status >= 500:
-        return RemoteError(f"{where}: the server has trouble ({status})", hint="try again later")
-    return RemoteError(f"{where}: the server answers {status}")
-
-
-def _pause_of(response: http.client.HTTPResponse) -> float | None:
-    """Seconds that a server asks to wait: 0 where it says nothing, `None` where it says something else."""
-    text = response.getheader("Retry-After")
-    if text is None:
-        return 0.0
-    if re.fullmatch(r"\d{1,6}", text.strip(), re.ASCII):
-        return float(text)
-    from email.utils import parsedate_to_datetime
-
-    try:
-        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
-    except (ValueError, OverflowError, TypeError):
-        return None
 
 
 def _unpacked(data: bytes, limit: int, url: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from _thread import allocate_lock  # threading itself takes long to import
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from autofit.remote.files import Listed, RemoteStorage
 from autofit.remote.store import Store, default_store
 
 if TYPE_CHECKING:
+    from autofit.remote.browser import BrowserClient
     from autofit.remote.http import Client
 
 FRESH_S = 3600.0  #: how long a list of files counts without being asked for again
@@ -30,20 +32,19 @@ class Session:
         self.is_offline = any(self.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in _OFFLINE)
         self.notes: list[str] = []
         self._what = what
-        self._client: Client | None = None
+        self._client: Client | BrowserClient | None = None
         self._lock = allocate_lock()
         self._is_progress_wanted = not self.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
 
     @property
-    def client(self) -> Client:
+    def client(self) -> Client | BrowserClient:
         """The connections of this session; HTTP is imported by the first one that needs it."""
         with self._lock:
             if self._client is None:
-                from autofit.remote.http import Client
                 from autofit.remote.progress import Progress
 
                 progress = Progress(self._what, is_wanted=self._is_progress_wanted)
-                self._client = Client(progress=progress.add, done=progress.done, environ=self.environ)
+                self._client = new_client(progress=progress.add, done=progress.done, environ=self.environ)
             return self._client
 
     def remembered(self, key: str, ask: Callable[[], Any], *, fresh_s: float = FRESH_S) -> Any:
@@ -106,6 +107,19 @@ class Session:
             return None if when is None else (float(when), found)
         except (ValueError, TypeError, RecursionError):
             return None
+
+
+def new_client(
+    *, progress: Callable[[int], None], done: Callable[[], None], environ: Mapping[str, str]
+) -> Client | BrowserClient:
+    """HTTP of the standard library; in a browser's worker, the browser's."""
+    if sys.platform == "emscripten":
+        from autofit.remote.browser import BrowserClient
+
+        return BrowserClient(progress=progress, done=done)
+    from autofit.remote.http import Client
+
+    return Client(progress=progress, done=done, environ=environ)
 
 
 def parse_document(raw: bytes, what: str) -> Any:

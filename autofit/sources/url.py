@@ -15,7 +15,7 @@ from autofit.sources import hub
 from autofit.sources.choice import split_name
 
 if TYPE_CHECKING:
-    from autofit.remote.http import Piece
+    from autofit.remote.answers import Piece
 
 FIRST_BYTES = 1 << 20  #: of the first file, whose header is long
 _DIGEST = lazy_pattern(r"sha256:[0-9a-f]{64}")  #: a blob of a registry

@@ -19,6 +19,13 @@ STEP_BYTES = 1 << 18  #: written at once
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+PAGES_MAY_READ = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Headers": "Authorization, Range",
+    "Access-Control-Expose-Headers": "X-Repo-Commit, X-Error-Code, ETag, Link, Content-Range",
+}
+
+
 class Content(NamedTuple):
     """A file: its first bytes, and zeros up to its size."""
 
@@ -56,6 +63,7 @@ class Hub:
     delay_s: float = 0.0  #: before each answer
     storage: str | None = None  #: where large files are: another server
     page: int = 1000
+    lets_pages_read: bool = False  #: of other sites, as the Hub does (CORS)
     behaviors: list[tuple[str, Behavior]] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -79,6 +87,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self.do_GET()
+
+    def do_OPTIONS(self) -> None:
+        """What a browser asks before it sends a token."""
+        self.request_seen = Request(self.path, None, None)
+        self.reply(200 if self.hub.lets_pages_read else 405, b"")
 
     def do_GET(self) -> None:
         hub = self.hub
@@ -172,6 +185,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         given = dict(headers or {})
         given.setdefault("Content-Length", str(len(body)))
+        if self.hub.lets_pages_read:
+            given |= PAGES_MAY_READ
         for name, value in given.items():
             self.send_header(name, value)
         self.end_headers()
