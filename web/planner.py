@@ -15,8 +15,8 @@ from autofit.settings.options import CHECKED, OPTIONS, OWN
 
 MOST_KEPT = 4  #: plans that formats are made of without planning again
 AROUND = Surroundings(environ={}, directory=".")  #: a page has no variables, and no settings files
-#: flags of engines that are worth a slider: what it counts, and how many of them a model has
-DIALS = {"llama": [("--n-cpu-moe", "layers with experts in RAM", lambda model: _n_expert_layers(model))]}
+#: flags of engines that are worth a slider: their spellings, what it counts, and how many of them a model has
+DIALS = {"llama": [(("--n-cpu-moe", "-ncmoe"), "layers with experts in RAM", lambda model: _n_expert_layers(model))]}
 
 
 def answer(text: str) -> str:
@@ -126,12 +126,26 @@ def model(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dials(backend: str, found: Any) -> list[dict[str, Any]]:
-    rows = [{"flag": flag, "about": about, "most": most(found)} for flag, about, most in DIALS.get(backend, ())]
+    rows = [{"flags": flags, "about": about, "most": most(found)} for flags, about, most in DIALS.get(backend, ())]
     return [row for row in rows if row["most"]]
 
 
 def _n_expert_layers(found: Any) -> int:
     return sum(1 for layer in found.layers if layer.n_experts)
+
+
+def describe(request: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's header without its vocabulary, small enough for a link; empty for what has more than one file."""
+    from base64 import urlsafe_b64encode
+
+    from autofit.errors import ModelError
+    from autofit.pipeline import read_model
+    from autofit.readers.description import describe as described
+
+    try:
+        return {"header": urlsafe_b64encode(described(read_model(request["model"]))).decode().rstrip("=")}
+    except ModelError:
+        return {"header": ""}
 
 
 # -- plans --------------------------------------------------------------------------------------------------------
@@ -223,14 +237,27 @@ def verdict(found: Any) -> str:
     kind = state(found)
     if kind == "no":
         said = text.no_fit(found)
-        return f"It does not fit: {said}" if not said.startswith("it does not fit") else f"I{said[1:]}"
+        return f"It {said.removeprefix('it ')}" if "does not fit" in said[:20] else f"It does not fit: {said}"
     if kind == "starts":
         lacks = [(pool.shortfall_bytes, pool) for pool in found.memory.pools if pool.shortfall_bytes > 0]
         where = "; ".join(f"{pool.id} lacks {format_bytes(lack)} then" for lack, pool in lacks)
         return f"It starts, and runs short of memory later: {where}"
-    first = "It fits at full speed" if kind == "full" else "It fits, with a part of the weights in RAM"
-    facts_of = list(text.facts(found))
-    return f"{first}: {', '.join(facts_of)}." if facts_of else f"{first}."
+    first = "It fits at full speed" if kind == "full" else "It fits with a part of the weights in RAM"
+    context = f"{found.context_tokens:,} tokens of context" if found.context_tokens else ""
+    figures = ", ".join(filter(None, (context, _rate(found.speed))))
+    return f"{first}: {figures}." if figures else f"{first}."
+
+
+def _rate(speed: Any) -> str:
+    """The rate in words; nothing where none is known."""
+    from autofit.domain.units import format_rate
+
+    if speed is None or not speed.decodes:
+        return ""
+    full, start = speed.decode_tokens_per_s, speed.start_tokens_per_s
+    if start is not None and start > 1.1 * full:
+        return f"about {format_rate(start)} tokens/s, {format_rate(full)} once it is full"
+    return f"about {format_rate(full)} tokens/s"
 
 
 def render(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -368,12 +395,15 @@ def _fixed(text: str, request: Mapping[str, Any]) -> dict[str, Any]:
 def keep_what_is_read() -> None:
     """Read each model once: a slider plans for it again and again. `forget` after files have changed."""
     from autofit import references
+    from autofit.domain.model import ModelFiles
     from autofit.domain.values import replace
 
-    locate, read, kept = references.locate, references.read, {}
+    locate, read, kept, told = references.locate, references.read, {}, {}
 
     @cache
     def locate_once(reference: str) -> Any:
+        if reference in told:
+            return ModelFiles(reference=reference, paths=(told[reference],), written=reference)
         files = locate(reference)
         # an example's own path is one of this page
         return replace(files, written=reference) if reference.startswith("example:") else files
@@ -391,12 +421,21 @@ def keep_what_is_read() -> None:
         _plans.clear()
         return {}
 
-    ASKED["forget"] = forget
+    def tell(request: Mapping[str, Any]) -> dict[str, Any]:
+        """A description stands for a file of this name, which a link cannot hold; without one the file itself does."""
+        if request.get("path"):
+            told[request["name"]] = request["path"]
+        else:
+            told.pop(request["name"], None)
+        return forget(request)
+
+    ASKED.update(forget=forget, tell=tell)
 
 
 ASKED: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "facts": facts,
     "model": model,
+    "describe": describe,
     "plan": plan,
     "render": render,
     "point": point,

@@ -7,6 +7,7 @@ file. A type is GGUF's number, `str`, or `array:TYPE`; of a vocabulary's arrays 
 
 from __future__ import annotations
 
+import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from typing import Any
 from autofit.domain.dtypes import GGML_TYPES
 from autofit.domain.model import ModelFile, ModelSpec, StringArray, TensorInfo
 from autofit.domain.text import printable
-from autofit.errors import CorruptModelError
+from autofit.errors import CorruptModelError, ModelError
 from autofit.readers.documents import parse_json
 from autofit.readers.files import read_small
 from autofit.readers.gguf import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, ELEMENT_NAMES, MAX_KEPT, to_spec
 
 MAX_PACKED_BYTES = 1 << 20
 MAX_BYTES = 1 << 24
+MAX_TEXT = 400  #: characters of a value that `describe` keeps
 
 
 def read_description(path: str | Path) -> ModelSpec:
@@ -35,6 +37,46 @@ def read_description(path: str | Path) -> ModelSpec:
         return _to_spec(description, Path(path).name.removesuffix(".json.gz") + ".gguf")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise CorruptModelError(printable(path), "not a model description") from error
+
+
+def describe(model: ModelSpec) -> bytes:
+    """The description of a GGUF model in one file: what `read_description` reads again.
+
+    Prose (a chat template, what is longer than any setting) is left out.
+
+    Raises:
+        ModelError: it is no GGUF model, or its tensors are in several files.
+    """
+    if model.format != "gguf" or len(model.files) != 1 or model.files[0].header_bytes is None:
+        raise ModelError(f"{printable(model.name, 80)}: only a GGUF model in one file is described by its header")
+    file, header_bytes = model.files[0], model.files[0].header_bytes
+    alignment = model.metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
+    assert isinstance(alignment, int)
+    start = -(-header_bytes // alignment) * alignment
+    type_ids = {ggml.name: number for number, ggml in GGML_TYPES.items()}
+    described = {
+        "file": Path(file.path).name,
+        "header_bytes": header_bytes,
+        "file_bytes": file.size_bytes,
+        "kv": [
+            _entry(key, model.metadata_types[key], value)
+            for key, value in model.metadata.items()
+            if key in model.metadata_types and not (isinstance(value, str) and len(value) > MAX_TEXT)
+        ],
+        "tensors": [[t.name, t.shape[::-1], type_ids[t.type], t.offset_bytes - start] for t in model.tensors],
+    }
+    packer = zlib.compressobj(9, wbits=31)
+    return packer.compress(json.dumps(described, separators=(",", ":")).encode()) + packer.flush()
+
+
+def _entry(key: str, kind: str, value: object) -> list[Any]:
+    """One key with its type and value; of a vocabulary its count."""
+    numbers = {name: number for number, name in ELEMENT_NAMES.items()}
+    element = kind.removesuffix("[]")
+    written = "str" if element == "str" else numbers[element]
+    if element == kind:
+        return [key, written, value]
+    return [key, f"array:{written}", {"count": value.count} if isinstance(value, StringArray) else value]
 
 
 def _to_spec(description: dict[str, Any], name: str) -> ModelSpec:

@@ -3,14 +3,16 @@ import { contexts, curves } from "./curves.js";
 import { Dials } from "./dials.js";
 import { byId, fill, h, table } from "./dom.js";
 import { Form } from "./form.js";
+import { ownCard } from "./own.js";
 import { picture } from "./picture.js";
 import { Planner, Refusal, Superseded } from "./planner.js";
 import { Quants } from "./quants.js";
-import { decode, encode, request } from "./state.js";
+import { bytesOf, decode, encode, pack, request, unpack } from "./state.js";
 import { count, formatBytes, formatRate, shortTokens } from "./units.js";
 
 const SETTLED_MS = 250; // after the last change: what is only worth it for a plan that stays
 const TYPED_MS = 200;
+const ADDRESS_MS = 120;
 
 let state = decode(location.hash);
 let facts, form, planner;
@@ -35,6 +37,7 @@ async function start() {
   byId("version").textContent = facts.version;
   form = new Form(facts, changed);
   fill(byId("format"), facts.formats.map((one) => h("option", { value: one.name, title: one.about }, one.name)));
+  byId("options-box").open = innerWidth > 860;
   bind();
   show();
   try {
@@ -46,6 +49,7 @@ async function start() {
     return;
   }
   byId("load").hidden = true;
+  await restore();
   await hereIfAsked();
   await replan();
   keepForLater();
@@ -74,12 +78,19 @@ function keepForLater() {
 function changed(name, value) {
   state = { ...state, [name]: value };
   if (value === "" || value === undefined) delete state[name];
-  history.replaceState(null, "", encode(state));
+  if (name === "model") delete state.header;
+  addressed();
   form.show(state, model);
   dials.show(state, model, backendOf(state), plan);
   const typed = document.activeElement?.tagName === "INPUT" && document.activeElement.type !== "range" && document.activeElement.type !== "radio";
   clearTimeout(changed.timer);
   changed.timer = setTimeout(replan, typed ? TYPED_MS : 0);
+}
+
+/** The address follows the state, but not each step of a slider: browsers count. */
+function addressed() {
+  clearTimeout(addressed.timer);
+  addressed.timer = setTimeout(() => history.replaceState(null, "", encode(state)), ADDRESS_MS);
 }
 
 const backendOf = (of) => facts.backends.find((one) => one.name === of.backend);
@@ -117,17 +128,22 @@ function bind() {
   byId("format").addEventListener("change", (event) => {
     state.format = event.target.value;
     if (state.format === "shell") delete state.format;
-    history.replaceState(null, "", encode(state));
+    addressed();
     rendered();
   });
   byId("copy").addEventListener("click", () => copy(byId("command").textContent, "copied"));
-  byId("link").addEventListener("click", () => copy(location.href, "link copied"));
+  byId("link").addEventListener("click", () => copy(`${location.href.split("#")[0]}${encode(state)}`, "link copied"));
+  byId("own-go").addEventListener("click", () => {
+    const card = ownCard();
+    if (card) machineIs(card.file, card.text);
+  });
   byId("quants-go").addEventListener("click", () => quants.work(state));
   byId("check-go").addEventListener("click", check);
-  addEventListener("hashchange", () => {
+  addEventListener("hashchange", async () => {
     state = decode(location.hash);
     show();
-    replan();
+    await restore();
+    await replan();
   });
   let width = 0;
   new ResizeObserver(([entry]) => {
@@ -151,7 +167,7 @@ function tabs() {
     if (focus) tab.focus();
     if (tab.id === "tab-check") state.view = "check";
     else delete state.view;
-    history.replaceState(null, "", encode(state));
+    addressed();
   };
   all.forEach((tab, i) => {
     tab.addEventListener("click", () => choose(tab));
@@ -171,19 +187,50 @@ async function dropped(files) {
     modelRead = null;
     byId("model").value = name;
     changed("model", name);
+    keepHeader(name);
   } catch (error) {
     refuse(error);
   }
   byId("files").value = "";
 }
 
+/** The header of a dropped file goes into the address, without its vocabulary: a link then holds all of the plan. */
+async function keepHeader(name) {
+  try {
+    const { header } = await planner.ask({ ask: "describe", model: name });
+    if (state.model !== name || !header) return;
+    state.header = header;
+    addressed();
+  } catch {
+    // it is no model: the plan says so
+  }
+}
+
+/** What a link holds of files that are elsewhere. */
+async function restore() {
+  modelRead = null;
+  try {
+    if (state.header) await planner.restore(state.model, bytesOf(state.header));
+    for (const held of state.file ?? []) {
+      const [name, packed] = held.split("~");
+      await planner.keep(name, await unpack(packed));
+    }
+  } catch (error) {
+    refuse(new Refusal({ message: `the link is damaged: ${error.message}`, hint: "copy it again, as a whole" }));
+  }
+}
+
 async function machineFrom(file) {
-  if (!file) return;
-  const path = await planner.keep(file.name, await file.text());
-  state = { ...state, on: [path] };
-  delete state.ram;
-  changed("on", [path]);
+  if (file) await machineIs(file.name, await file.text());
   byId("machine-file").value = "";
+}
+
+/** Plan for a machine, or a card, that a text describes. */
+async function machineIs(given, text) {
+  const path = await planner.keep(given, text);
+  state = { ...state, on: [path], file: [`${path.split("/").at(-1)}~${await pack(text)}`] };
+  if (given.endsWith(".json")) delete state.ram;
+  changed("on", [path]);
 }
 
 let hereAsked = false;
@@ -196,14 +243,13 @@ async function hereIfAsked() {
   try {
     const response = await fetch("machine.json");
     if (!response.ok) throw new Error(String(response.status));
-    const path = await planner.keep("this-machine.json", await response.text());
-    state = { ...state, on: [path] };
-    delete state.ram;
+    await machineIs("this-machine.json", await response.text());
   } catch {
     state = { ...state, on: state.on.length ? state.on : ["rtx-3090"] };
   }
   if (!state.model) state.model = "example:llama-3.1-8b-q4_k_m";
-  history.replaceState(null, "", encode(state));
+  addressed();
+  show();
 }
 
 // -- asking -------------------------------------------------------------------------------------------------------
@@ -257,7 +303,7 @@ async function readModel() {
   byId("model-facts").textContent = modelFacts();
   if (!model.backends.includes(state.backend)) {
     state.backend = model.backends[0] ?? facts.backends[0].name;
-    history.replaceState(null, "", encode(state));
+    addressed();
   }
   form.show(state, model);
 }
@@ -308,7 +354,8 @@ function shown(found) {
   if (verdict.textContent !== found.verdict) verdict.textContent = found.verdict;
   verdict.dataset.state = found.state;
   fill(byId("picture"), picture(plan));
-  fill(byId("figures"), figures(plan));
+  fill(byId("figures"), figures());
+  byId("engine").textContent = plan.engine_source ? `for ${plan.engine_source}` : "";
   rendered();
   dials.show(state, model, backendOf(state), plan);
   form.show(state, model);
@@ -327,7 +374,6 @@ function figures() {
     const band = speed.prefill_low && speed.prefill_high ? `${formatRate(speed.prefill_low)} to ${formatRate(speed.prefill_high)}` : "";
     add("prefill", `~${formatRate(speed.prefill_tokens_per_s)} tokens/s`, band);
   }
-  if (plan.engine_source) add("for", plan.engine_source);
   return rows;
 }
 
@@ -357,7 +403,10 @@ function refuse(error) {
 }
 
 function sentences(error) {
-  if (error instanceof Refusal) return [h("span", { className: "message" }, error.message), error.hint ? h("span", { className: "hint" }, error.hint) : null];
+  if (error instanceof Refusal) {
+    const hint = error.hint ?? (error.kind === "ModelNotFoundError" ? "drop its file here, or choose an example" : null);
+    return [h("span", { className: "message" }, error.message), hint ? h("span", { className: "hint" }, hint) : null];
+  }
   return [h("span", { className: "message" }, `autofit failed: ${String(error.message).trim().split("\n").at(-1)}`), h("span", { className: "hint" }, "this is a bug of ours: please report it with the link of this page")];
 }
 

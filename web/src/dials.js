@@ -48,15 +48,15 @@ export class Dials {
         clear: () => this.changed("parallel", ""),
         said: (value) => `${value} ${value === 1 ? "slot" : "slots"}`,
       }),
-      backend.options.includes("kv") ? this.#types(["auto", ...backend.kv_types]) : null,
-      ...dials.map((dial) => this.#slider(dial.flag.replace(/^-+/, ""), dial.flag, [...Array(dial.most + 1).keys()], {
-        read: (state) => flagOf(state.flags ?? "", dial.flag),
-        planned: (plan) => plan && flagOf(plan.argv.join(" "), dial.flag),
-        write: (value, state) => this.changed("flags", withFlag(state.flags ?? "", dial.flag, value)),
-        clear: (state) => this.changed("flags", withFlag(state.flags ?? "", dial.flag, null)),
-        said: (value) => `${value} of ${dial.most} ${dial.about}`,
+      ...dials.map((dial) => this.#slider(dial.flags[0].replace(/^-+/, ""), dial.flags[0], [...Array(dial.most + 1).keys()], {
+        read: (state) => flagOf(state.flags ?? "", dial.flags),
+        planned: (plan) => plan && flagOf(plan.argv.join(" "), dial.flags),
+        write: (value, state) => this.changed("flags", withFlag(state.flags ?? "", dial.flags, value)),
+        clear: (state) => this.changed("flags", withFlag(state.flags ?? "", dial.flags, null)),
+        said: (value) => `${value} of ${dial.most}`,
         about: dial.about,
       })),
+      backend.options.includes("kv") ? this.#types(["auto", ...backend.kv_types]) : null,
     ].filter(Boolean);
     fill(byId("dials"), this.dials.map((one) => one.element));
   }
@@ -113,14 +113,15 @@ function nearest(values, wanted) {
   return best;
 }
 
-const pattern = (flag) => new RegExp(`(^|\\s)${flag}(?:\\s+|=)(\\d+)(?=\\s|$)`);
+const pattern = (flags) => new RegExp(`(^|\\s)(?:${flags.join("|")})(?:\\s+|=)(\\d+)(?=\\s|$)`);
 
-export function flagOf(text, flag) {
-  const match = pattern(flag).exec(text);
+/** The number behind a flag, in any of its spellings; null where there is none. */
+export function flagOf(text, flags) {
+  const match = pattern(flags).exec(text);
   return match ? Number(match[2]) : null;
 }
 
-export function withFlag(text, flag, value) {
-  const rest = text.replace(pattern(flag), "").trim();
-  return value === null ? rest : `${rest} ${flag} ${value}`.trim();
+export function withFlag(text, flags, value) {
+  const rest = text.replace(pattern(flags), "").trim();
+  return value === null ? rest : `${rest} ${flags[0]} ${value}`.trim();
 }

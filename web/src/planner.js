@@ -48,6 +48,11 @@ export class Planner {
     return this.#send({ files }, "files");
   }
 
+  /** Let what a link holds of a model stand for its file. */
+  restore(name, data) {
+    return this.#send({ restore: { name, data } }, "files");
+  }
+
   keep(name, data) {
     return this.#send({ keep: { name, data } }, `keep ${name}`);
   }

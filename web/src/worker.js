@@ -14,6 +14,7 @@ let drops = 0;
 self.onmessage = ({ data }) => {
   if (data.start) start(data.start);
   else if (data.files) reply(data.id, () => mount(data.files));
+  else if (data.restore) reply(data.id, () => restore(data.restore));
   else if (data.keep) reply(data.id, () => keep(data.keep));
   else if (data.environ) reply(data.id, () => setEnviron(data.environ));
   else reply(data.id, () => ask(data.text));
@@ -107,7 +108,7 @@ function mount(files) {
       }
     }
   }
-  ask('{"ask": "forget"}');
+  for (const { name } of files) ask(JSON.stringify({ ask: "tell", name }));
   return isCheckpoint ? "./model" : named(files);
 }
 
@@ -117,6 +118,14 @@ function named(files) {
   const first = names.find((name) => /-00001-of-\d{5}\.gguf$/.test(name));
   const model = names.find((name) => !/mmproj|lora|adapter|draft/i.test(name));
   return first ?? model ?? names[0];
+}
+
+/** Put what a link holds of a model where Python finds it under the name that the file had. */
+function restore({ name, data }) {
+  const path = `${PACKAGES}/linked.json.gz`;
+  python.FS.writeFile(path, new Uint8Array(data));
+  ask(JSON.stringify({ ask: "tell", name, path }));
+  return name;
 }
 
 /** Keep a description of a machine, and answer what `--on` calls it. */

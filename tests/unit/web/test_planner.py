@@ -42,7 +42,7 @@ def test_a_plan_is_the_command_lines_to_the_byte(capsys: pytest.CaptureFixture[s
     assert main(words) == 0
     assert capsys.readouterr().out == found["json"] + "\n"
     assert found["state"] == "full"
-    assert found["verdict"].startswith("It fits at full speed: context 16,384 tokens, ")
+    assert found["verdict"].startswith("It fits at full speed: 16,384 tokens of context, about ")
 
 
 @pytest.mark.parametrize("name", ["shell", "json", "nul", "systemd", "compose", "kubernetes", "kwargs", "toml"])
@@ -58,6 +58,7 @@ def test_what_does_not_fit_says_so_and_has_no_command() -> None:
     found = ask("plan", backend="llama", model=MODEL, options=options)
     assert found["state"] == "no"
     assert found["verdict"].startswith("It does not fit: ")
+    assert found["verdict"].count("fit") == 1
     assert ask("render", backend="llama", model=MODEL, options=options, format="shell") == {
         "text": "false",
         "fits": False,
