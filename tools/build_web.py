@@ -14,8 +14,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ WEB = ROOT / "web"
 DIST = WEB / "dist"
 PAGE = ("index.html", "style.css", "icon.svg", "planner.py")
 RUNTIME = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.zip")
-DEPENDENCIES = ("pluggy", "tomlkit")  #: of the base install; the others are imported by commands that a page has not
+DEPENDENCIES = ("pluggy", "tomlkit")  #: of the base install, and pure
+PURE_PARTS = {"PyYAML": "yaml/"}  #: and one that works without its compiled part, for which there is no wheel
 
 
 def main() -> int:
@@ -63,6 +65,8 @@ def build(out: Path, pyodide: Path) -> None:
     pinned = [f"{name}=={version(name)}" for name in DEPENDENCIES]
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(wheels)]
     subprocess.run([*command, *pinned], check=True, stdout=subprocess.DEVNULL)
+    for name, folder in PURE_PARTS.items():
+        pure_wheel(name, folder, wheels)
     (out / "facts.json").write_text(json.dumps(facts(), separators=(",", ":")), encoding="utf-8")
     listed = {str(path.relative_to(out)): path.stat().st_size for path in sorted(files_of(out))}
     digest = hashlib.sha256()
@@ -83,6 +87,17 @@ def own_wheel(folder: Path) -> None:
         list(WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"]))
     finally:
         del os.environ["AUTOFIT_WITHOUT_PAGE"]
+
+
+def pure_wheel(name: str, folder: str, wheels: Path) -> None:
+    """A wheel of the modules of an installed package that are Python, and of what says its version."""
+    found = distribution(name)
+    kept = [path for path in found.files or () if str(path).startswith(folder) and path.suffix == ".py"]
+    about = f"{name.lower()}-{found.version}.dist-info/METADATA"
+    with zipfile.ZipFile(wheels / f"{name.lower()}-{found.version}-py3-none-any.whl", "w") as wheel:
+        for path in sorted(kept):
+            wheel.writestr(zipfile.ZipInfo(str(path)), Path(str(path.locate())).read_bytes(), zipfile.ZIP_DEFLATED)
+        wheel.writestr(zipfile.ZipInfo(about), found.read_text("METADATA") or "", zipfile.ZIP_DEFLATED)
 
 
 def facts() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 // Drives the page in a real Chromium: `node drive.mjs < job.json` prints a line of JSON for each scenario.
 //
-// The job: {url, chromium, modules, files: {name: path}, commands: [...], only: [names]}.
+// The job: {url, chromium, modules, files: {name: path}, commands: [...], hub, log, served,
+// only: [names], shots: folder}.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { scenarios } from "./scenarios.mjs";
@@ -14,15 +15,15 @@ const browser = await chromium.launch({
 });
 
 /** A browser profile of its own, with its page; what the page asked for, and what went wrong in it. */
-async function open(options = {}, fragment = "") {
+async function open(options = {}, fragment = "", address = job.url) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
   const page = await context.newPage();
-  page.setDefaultTimeout(90_000);
+  page.setDefaultTimeout(job.patience_ms ?? 90_000);
   const seen = { requests: [], faults: [] };
   context.on("request", (request) => seen.requests.push(request.url()));
   page.on("pageerror", (error) => seen.faults.push(String(error)));
   page.on("console", (message) => message.type() === "error" && seen.faults.push(message.text()));
-  await page.goto(job.url + fragment);
+  await page.goto(address + fragment);
   return { context, page, seen };
 }
 

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -24,8 +25,12 @@ import pytest
 from autofit.cli import plan as plan_command
 from autofit.cli.main import main, new_parser
 from autofit.cli.options import given
+from autofit.domain.machine import Device, Host, Machine
+from autofit.domain.units import GIB
+from autofit.hardware.record import machine_to_dict
 
 from support import ROOT, ggufs
+from support.hub_server import Content, Hub, content_of, serve
 from support.vllm_truth import DATA as VLLM
 
 pytestmark = pytest.mark.web
@@ -79,12 +84,23 @@ def request_of(words: list[str]) -> dict[str, Any]:
     return {"backend": own[0], "model": args.model, "options": options, "flags": flags}
 
 
-def printed(words: list[str], folder: Path) -> str:
-    """What the command line prints with `--format json`, without the last line's end."""
+def printed(words: list[str], folder: Path, form: str = "json") -> str:
+    """What the command line prints in a format, without the last line's end."""
     own, flags = split(words)
+    return run_autofit([*own, "--format", form, "-q", *(["--", *flags] if flags else [])], folder)
+
+
+def refused(words: list[str], folder: Path) -> str:
+    """What the command line says on stderr."""
+    command = [sys.executable, "-m", "autofit", *words]
+    environ = {**os.environ, **NOTHING_AROUND}
+    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False).stderr
+
+
+def run_autofit(words: list[str], folder: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "autofit", *own, "--format", "json", "-q", *(["--", *flags] if flags else [])],
-        cwd=folder, env={**os.environ, **NOTHING_AROUND}, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "autofit", *words], cwd=folder, env={**os.environ, **NOTHING_AROUND},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     return done.stdout.removesuffix("\n")
 
@@ -110,7 +126,14 @@ def job_files(folder: Path) -> dict[str, str]:
     whole = ggufs.write_llama(folder / "whole.gguf")
     broken = folder / "broken.gguf"
     broken.write_bytes(whole.read_bytes()[:300])
-    return {"large": str(large_header(folder / "large.gguf")), "broken": str(broken)}
+    machine = folder / "recorded.json"
+    card = Device(
+        id="GPU0", index=0, name="Recorded card", api="cuda", total_bytes=16 * GIB, free_bytes=15 * GIB,
+        runtime_bytes=0, compute_capability=(8, 9), pool="GPU0",
+    )  # fmt: skip
+    host = Host(total_bytes=64 * GIB, available_bytes=60 * GIB)
+    machine.write_text(json.dumps(machine_to_dict(Machine(host=host, devices=(card,), origin="detected"))))
+    return {"large": str(large_header(folder / "large.gguf")), "broken": str(broken), "machine": str(machine)}
 
 
 @pytest.fixture(scope="session")
@@ -128,34 +151,76 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("files")
 
 
-@pytest.fixture(scope="session")
-def results(page: Path, files: Path) -> dict[str, dict[str, Any]]:
-    """What each scenario came to, by its name."""
-    chromium = os.environ.get("AUTOFIT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.fail("no Chromium: install one, or name it in AUTOFIT_CHROMIUM")
-    asked, before = [], None
+@contextlib.contextmanager
+def served_by_autofit(folder: Path) -> Iterator[str]:
+    """The address that `autofit web` prints."""
+    command = [sys.executable, "-m", "autofit", "web", "--no-open", "--page", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **NOTHING_AROUND})
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait(30)
+        process.stdout.close()
+
+
+def hub_with_a_model(folder: Path) -> Hub:
+    """A hub that lets pages read, and asks for a token."""
+    path = ggufs.write_llama(folder / "model-Q4_K_M.gguf", n_layer=16, n_embd=4096, n_ff=11008)
+    hub = Hub(token="hf_secret", lets_pages_read=True)
+    hub.repositories["org/repo"] = {"model-Q4_K_M.gguf": content_of(path), "README.md": Content(b"#", 1)}
+    return hub
+
+
+def asked_plans() -> Iterator[dict[str, Any]]:
+    before = None
     for config, words in commands():
         texts = None
         if config is not None and config != before:
             texts = {path.name: path.read_text() for path in (VLLM / "configs" / config).iterdir()}
         before = config
-        asked.append({"files": texts, "request": request_of(words)})
-    with served(page) as url:
+        yield {"files": texts, "request": request_of(words)}
+
+
+@pytest.fixture(scope="session")
+def hub(files: Path) -> Iterator[Hub]:
+    with serve(hub_with_a_model(files)) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def results(page: Path, files: Path, hub: Hub) -> dict[str, dict[str, Any]]:
+    """What each scenario came to, by its name."""
+    chromium = os.environ.get("AUTOFIT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.fail("no Chromium: install one, or name it in AUTOFIT_CHROMIUM")
+    with served(page) as url, served_by_autofit(page) as own:
         job = {
             "url": url,
+            "served": own,
+            "hub": hub.url,
             "chromium": chromium,
             "modules": str(ROOT / "web" / "node_modules"),
             "files": job_files(files),
-            "commands": asked,
+            "log": LOG,
+            "commands": list(asked_plans()),
+            "only": [name for name in os.environ.get("AUTOFIT_SCENARIOS", "").split(",") if name],
+            "shots": os.environ.get("AUTOFIT_SHOTS"),
         }
         done = subprocess.run(
-            ["node", str(HERE / "drive.mjs")], input=json.dumps(job), text=True, capture_output=True, timeout=600,
+            ["node", str(HERE / "drive.mjs")], input=json.dumps(job), text=True, capture_output=True, timeout=900,
             check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
     return {each["name"]: each for each in found}
+
+
+LOG = (
+    "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 9216.00 MiB on device 0: cudaMalloc failed: out of memory\n"
+    "llama_kv_cache_init: failed to allocate buffer for kv cache\n"
+)
 
 
 def facts_of(results: dict[str, dict[str, Any]], name: str) -> Any:
@@ -164,7 +229,19 @@ def facts_of(results: dict[str, dict[str, Any]], name: str) -> Any:
     return found["facts"]
 
 
-NAMES = ("loads from an empty cache",)
+#: scenarios that judge for themselves
+NAMES = (
+    "loads from an empty cache",
+    "keeps a dropped file in its link",
+    "says what is wrong with a damaged link",
+    "moves sliders",
+    "draws curves and a table of cards",
+    "takes a card of own figures and a machine from a file",
+    "is used by keyboard alone",
+    "fits a phone",
+    "works without a network after the first visit",
+    "has no fault that axe finds",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -219,3 +296,42 @@ def test_a_shared_link_is_the_plan_of_its_command(results: dict[str, dict[str, A
         "llama example:mixtral-8x7b-q4_k_m --on 2xrtx-3060-12gb --on rtx-4090:20GiB --ram 32GiB -c 8k -- --n-cpu-moe 4"
     )
     assert facts["json"] == printed(shlex.split(words), files)
+
+
+def test_every_scenario_is_judged(results: dict[str, dict[str, Any]]) -> None:
+    judged = {*NAMES, *re.findall(r'facts_of\(results, "([^"]+)"\)', Path(__file__).read_text(encoding="utf-8"))}
+    assert judged == set(results)
+
+
+def test_formats_are_the_command_lines(results: dict[str, dict[str, Any]], files: Path) -> None:
+    facts = facts_of(results, "writes every format")
+    options = facts["request"]["options"]
+    words = ["llama", facts["request"]["model"], "--on", *options["on"], "--ram", options["ram"]]
+    assert len(facts["texts"]) > 12
+    for name, text in facts["texts"].items():
+        if text.startswith("autofit: "):
+            assert text in refused([*words, "--format", name], files)
+        else:
+            assert text == printed(words, files, name), name
+
+
+def test_a_hub_is_asked_for_the_header_alone(results: dict[str, dict[str, Any]], hub: Hub) -> None:
+    facts = facts_of(results, "asks a hub for the header alone")
+    assert facts["refused"] == ("org/none: no such file or directory; as a repository: org/none at 127.0.0.1: not found (404)")
+    size = hub.repositories["org/repo"]["model-Q4_K_M.gguf"].size
+    assert 0 < sum(request.sent_bytes for request in hub.requests) < size / 50
+    assert {request.authorization for request in hub.requests if "/resolve/" in request.path} == {"Bearer hf_secret"}
+
+
+def test_commands_and_logs_are_checked_in_the_command_lines_words(
+    results: dict[str, dict[str, Any]], files: Path
+) -> None:
+    facts = facts_of(results, "checks a command and explains a log")
+    assert facts["command"].startswith("It ")
+    assert "--no-such-flag" in facts["problem"]
+
+
+def test_autofit_web_plans_for_this_machine(results: dict[str, dict[str, Any]], files: Path) -> None:
+    found = json.loads(facts_of(results, "is served by autofit web with this machine filled in")["json"])
+    machine = json.loads(run_autofit(["hardware", "detect", "--format", "json"], files))
+    assert found["pools"][-1]["total_bytes"] == machine["host"]["total_bytes"]

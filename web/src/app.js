@@ -1,5 +1,5 @@
 // The page: one state, in the address; each change asks for a plan, and each plan is shown.
-import { contexts, curves } from "./curves.js";
+import { asTable, contexts, curves } from "./curves.js";
 import { Dials } from "./dials.js";
 import { byId, fill, h, table } from "./dom.js";
 import { Form } from "./form.js";
@@ -107,6 +107,10 @@ function bind() {
   byId("form").addEventListener("submit", (event) => event.preventDefault());
   byId("files").addEventListener("change", (event) => dropped([...event.target.files]));
   byId("machine-file").addEventListener("change", (event) => machineFrom(event.target.files[0]));
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the fragment is the plan
+    byId("answer").focus();
+  });
   const area = document.documentElement;
   area.addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -211,11 +215,13 @@ async function restore() {
   modelRead = null;
   try {
     if (state.header) await planner.restore(state.model, bytesOf(state.header));
+    else await planner.ask({ ask: "tell", name: state.model });
     for (const held of state.file ?? []) {
       const [name, packed] = held.split("~");
       await planner.keep(name, await unpack(packed));
     }
   } catch (error) {
+    delete state.file;
     refuse(new Refusal({ message: `the link is damaged: ${error.message}`, hint: "copy it again, as a whole" }));
   }
 }
@@ -297,6 +303,7 @@ async function readModel() {
     model = await planner.ask({ ask: "model", model: named });
   } catch (error) {
     byId("model-facts").textContent = "";
+    if (state.header && error instanceof Refusal) throw new Refusal({ message: `the link is damaged: it holds no model called ${named}`, hint: "copy it again, as a whole" });
     throw error;
   }
   modelRead = named;
@@ -353,7 +360,7 @@ function shown(found) {
   const verdict = byId("verdict");
   if (verdict.textContent !== found.verdict) verdict.textContent = found.verdict;
   verdict.dataset.state = found.state;
-  fill(byId("picture"), picture(plan));
+  drawPicture(byId("picture"), plan);
   fill(byId("figures"), figures());
   byId("engine").textContent = plan.engine_source ? `for ${plan.engine_source}` : "";
   rendered();
@@ -410,10 +417,23 @@ function sentences(error) {
   return [h("span", { className: "message" }, `autofit failed: ${String(error.message).trim().split("\n").at(-1)}`), h("span", { className: "hint" }, "this is a bug of ours: please report it with the link of this page")];
 }
 
+/** The picture, where it has changed; who is at a part of it by keyboard stays there. */
+function drawPicture(box, of) {
+  const key = JSON.stringify(of.pools);
+  if (box.drawn === key) return;
+  box.drawn = key;
+  const parts = () => [...box.querySelectorAll(".part-name")];
+  const at = parts().indexOf(document.activeElement);
+  fill(box, picture(of));
+  if (at >= 0) parts().at(Math.min(at, parts().length - 1))?.focus();
+}
+
 function drawCurves() {
   const width = byId("curves").clientWidth;
   if (!width) return;
-  fill(byId("curves"), points.size ? curves([...points.values()], plan?.context_tokens, width) : h("p", { className: "help" }, "worked out when the plan stays as it is for a moment"));
+  const table_ = byId("curves").querySelector("details");
+  if (table_?.contains(document.activeElement) && points.size) return table_.querySelector(".scroll").replaceChildren(asTable([...points.values()]));
+  fill(byId("curves"), points.size ? curves([...points.values()], plan?.context_tokens, width, table_?.open) : h("p", { className: "help" }, "worked out when the plan stays as it is for a moment"));
 }
 
 function why() {

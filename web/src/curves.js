@@ -14,13 +14,13 @@ export function contexts(trained) {
   return [...found, most].slice(-11);
 }
 
-export function curves(points, planned, width) {
+export function curves(points, planned, width, open = false) {
   const wide = width >= 640 ? (width - 28) / 2 : width;
   const asked = points.toSorted((a, b) => a.context - b.context);
   return [
     chart({ title: "Memory", unit: "GiB", width: wide, points: asked, planned, series: memory(asked) }),
     chart({ title: "Decode, with the context full", unit: "tokens/s", width: wide, points: asked, planned, series: rate(asked) }),
-    h("details", { className: "as-table" }, h("summary", {}, "The same as a table"), h("div", { className: "scroll" }, asTable(asked))),
+    h("details", { className: "as-table", open }, h("summary", {}, "The same as a table"), h("div", { className: "scroll" }, asTable(asked))),
   ];
 }
 
@@ -100,8 +100,8 @@ function niceTop(value) {
 
 const WORDS = { full: "full speed", ram: "in RAM", starts: "starts", no: "no" };
 
-function asTable(points) {
-  const rows = points.map((point) => [
+export function asTable(points) {
+  const rows = points.toSorted((a, b) => a.context - b.context).map((point) => [
     count(point.context), WORDS[point.state],
     point.pools.length ? formatBytes(sum(point.pools.filter((pool) => !isHost(pool)), "used")) : "",
     point.pools.length ? formatBytes(sum(point.pools.filter(isHost), "used")) : "",

@@ -65,7 +65,7 @@ export class Dials {
     let state = {};
     const output = h("output", { htmlFor: `dial-${id}` });
     const input = h("input", { type: "range", id: `dial-${id}`, min: 0, max: values.length - 1, step: 1 });
-    const reset = h("button", { type: "button", className: "plain reset", ariaLabel: `${flag}: let autofit choose`, onclick: () => clear(state) }, "auto");
+    const reset = h("button", { type: "button", className: "plain reset", ariaLabel: `auto, for ${flag}`, onclick: () => clear(state) }, "auto");
     const tell = (value, isSet) => {
       const words = value === null || Number.isNaN(value) ? "auto" : said(value);
       output.textContent = isSet ? words : words === "auto" ? "auto" : `auto: ${words}`;
