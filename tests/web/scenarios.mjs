@@ -2,12 +2,18 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 
-const settled = "#answer[aria-busy=\"false\"]";
-
-/** Wait until the page has answered what it was asked last. */
+/** Wait until the page shows the answer to what it is to plan, or why there is none. */
 async function answered(page) {
   await page.waitForSelector("#load", { state: "hidden" });
-  await page.waitForSelector(`${settled} #verdict:not(:empty), ${settled} #problem:not([hidden])`, { state: "attached" });
+  await page.waitForFunction(() => globalThis.autofit.answered === JSON.stringify(globalThis.autofit.request()));
+}
+
+/** Have the page plan what a fragment says. */
+async function go(page, fragment) {
+  await page.evaluate((hash) => { location.hash = hash; }, fragment);
+  const wanted = new URLSearchParams(fragment.slice(1));
+  await page.waitForFunction((model) => globalThis.autofit.state.model === model, wanted.get("model"));
+  await answered(page);
 }
 
 /** One page for the scenarios that do not need an empty cache. */
@@ -56,7 +62,8 @@ export const scenarios = {
     const { page } = await usual(given);
     const began = performance.now();
     await page.setInputFiles("#files", given.job.files.large);
-    await page.waitForFunction(() => globalThis.autofit.plan?.argv.includes("large.gguf") && document.querySelector("#answer").ariaBusy === "false");
+    await page.waitForFunction(() => globalThis.autofit.plan?.argv.includes("large.gguf"));
+    await answered(page);
     const json = await ask(page, { ...(await page.evaluate(() => globalThis.autofit.request())), ask: "plan" }, "test");
     return { ms: performance.now() - began, json: json.json, request: await page.evaluate(() => globalThis.autofit.request()), facts: await page.textContent("#model-facts") };
   },
@@ -119,9 +126,7 @@ export const scenarios = {
 
   async "moves sliders"(given) {
     const { page } = await usual(given);
-    await page.evaluate(() => { location.hash = "#model=example:mixtral-8x7b-q4_k_m&backend=llama&on=rtx-3090&ram=64GiB"; });
-    await page.waitForFunction(() => globalThis.autofit.plan?.argv.includes("example:mixtral-8x7b-q4_k_m"));
-    await answered(page);
+    await go(page, "#model=example:mixtral-8x7b-q4_k_m&backend=llama&on=rtx-3090&ram=64GiB");
     const slide = async (id, value) => page.locator(`#dial-${id}`).evaluate((input, wanted) => {
       input.value = wanted;
       input.dispatchEvent(new Event("input", { bubbles: true }));
@@ -145,8 +150,7 @@ export const scenarios = {
 
   async "draws curves and a table of cards"(given) {
     const { page } = await usual(given);
-    await page.evaluate(() => { location.hash = "#model=example:llama-3.1-8b-q4_k_m&backend=llama&on=rtx-3060-12gb&ram=64GiB"; });
-    await page.waitForFunction(() => globalThis.autofit.plan?.argv.includes("example:llama-3.1-8b-q4_k_m"));
+    await go(page, "#model=example:llama-3.1-8b-q4_k_m&backend=llama&on=rtx-3060-12gb&ram=64GiB");
     await page.waitForFunction(() => document.querySelectorAll("#curves .chart").length === 2 && document.querySelectorAll("#curves tbody tr").length === 7);
     await page.fill("#quants-cards", "rtx-4090, no-such-card");
     await page.click("#quants-go");
@@ -321,12 +325,9 @@ export const scenarios = {
         await one.waitForSelector("#check-answer .pool");
       }],
     ]) {
-      const before = await page.textContent("#verdict");
       if (looks.colorScheme) await page.emulateMedia({ colorScheme: looks.colorScheme });
       if (looks.width) await page.setViewportSize({ width: looks.width, height: 900 });
-      await page.evaluate((hash) => { location.hash = hash; }, fragment);
-      await page.waitForFunction((said) => document.querySelector("#verdict").textContent !== said, before);
-      await answered(page);
+      await go(page, fragment);
       await prepare(page);
       await page.evaluate(axe); // by the browser's tools: the page itself would not run it
       const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));

@@ -21,6 +21,7 @@ let modelRead = null;
 let plan = null; // what the page shows, as `--format json` has it
 let points = new Map();
 let pointsOf = "";
+let answered = ""; // the request whose answer, or refusal, is shown
 let changes = 0;
 let settled = 0;
 
@@ -32,7 +33,7 @@ start();
 async function start() {
   planner = new Planner(progressed);
   quants = new Quants(planner);
-  globalThis.autofit = { planner, get state() { return state; }, get plan() { return plan; }, request: () => request(state) };
+  globalThis.autofit = { planner, get state() { return state; }, get plan() { return plan; }, get answered() { return answered; }, request: () => request(state) };
   facts = await (await fetch("facts.json")).json();
   byId("version").textContent = facts.version;
   form = new Form(facts, changed);
@@ -276,7 +277,10 @@ async function replan() {
     if (error instanceof Superseded || change !== changes) return;
     refuse(error);
   } finally {
-    if (change === changes) byId("answer").setAttribute("aria-busy", "false");
+    if (change === changes) {
+      answered = JSON.stringify(request(state));
+      byId("answer").setAttribute("aria-busy", "false");
+    }
   }
 }
 

@@ -20,7 +20,7 @@ export function curves(points, planned, width, open = false) {
   return [
     chart({ title: "Memory", unit: "GiB", width: wide, points: asked, planned, series: memory(asked) }),
     chart({ title: "Decode, with the context full", unit: "tokens/s", width: wide, points: asked, planned, series: rate(asked) }),
-    h("details", { className: "as-table", open }, h("summary", {}, "The same as a table"), h("div", { className: "scroll" }, asTable(asked))),
+    h("details", { className: "as-table", open }, h("summary", {}, "The same as a table"), h("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: "Figures of the curves" }, asTable(asked))),
   ];
 }
 
