@@ -50,6 +50,14 @@ def test_files_in_a_layout_that_came_later_are_refused() -> None:
         (9538, "granitemoe"),
         (9842, "deepseek32"),
         (10068, "kimi-linear"),
+        (11434, "cohere2moe"),
+        (11549, "bailingmoe3"),
+        (11549, "cohere2moe"),
+        (11549, "qwen3next"),
+        (11549, "qwen4exp"),
+        (11549, "clef"),
+        (11549, "gemma-embedding2"),
+        (11549, "k2-horizon"),
     ],
 )
 def test_rules_that_few_models_follow(build: int, arch: str) -> None:
@@ -58,6 +66,14 @@ def test_rules_that_few_models_follow(build: int, arch: str) -> None:
     for row in rows:
         one = judge(row, build)
         assert one.exact == KINDS, (row, one.what)
+
+
+def test_caches_of_experts_are_what_b11549_makes_them() -> None:
+    rows = [row for row in rows_of(FOLDER / "rows-b11549.jsonl.gz") if "--moe-cache-mib" in row["args"]]
+    assert len(rows) > 10
+    for row in rows:
+        one = judge(row, 11549)
+        assert one.is_exact, (row, one.what)
 
 
 def test_files_that_a_build_refuses_are_refused() -> None:

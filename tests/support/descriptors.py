@@ -1,7 +1,8 @@
 """Models of the recorded truth: header descriptions (tests/data/llama) as `ModelSpec`.
 
 `models` are of real size and `archs` tiny, one file each; `tiny` are tiny ones of nearly every architecture,
-all in one file; `plain` are these without the tensors that older builds do not know and no model needs.
+all in one file, `later` those of architectures that came after the reference build; `plain` are `tiny` ones without
+the tensors that older builds do not know and no model needs.
 
 A description holds every metadata key with its GGUF type, and every tensor as name, dims in ne order, ggml
 type id and offset; the strings of a vocabulary are only counted.
@@ -37,26 +38,26 @@ _ELEMENTS = {
 
 
 def names(part: str) -> list[str]:
-    """The models of `models`, `archs` or `tiny`, shards counted once, by the name of the first."""
-    if part == "tiny":
-        return list(_tiny())
+    """The models of `models`, `archs`, `tiny` or `later`, shards counted once, by the name of the first."""
+    if part in ("tiny", "later"):
+        return list(_tiny(part))
     stems = sorted(path.name.removesuffix(".json.gz") for path in (DATA / part).glob("*.json.gz"))
     return [stem for stem in stems if not re.search(r"-000(?!01)\d\d-of-\d{5}$", stem)]
 
 
 def description(part: str, name: str) -> dict[str, Any]:
-    """The description itself: of `tiny` or `plain`, or of a model of one file."""
-    if part == "tiny":
-        return _tiny()[name]
+    """The description itself: of `tiny`, `later` or `plain`, or of a model of one file."""
+    if part in ("tiny", "later"):
+        return dict(_tiny(part)[name])
     if part == "plain":
-        return _plain(_tiny()[name])
+        return _plain(_tiny("tiny")[name])
     return dict(json.loads(gzip.decompress((DATA / part / f"{name}.json.gz").read_bytes())))
 
 
 @cache
 def spec(part: str, name: str) -> ModelSpec:
     """The model that `name` describes; its other shards are found."""
-    if part in ("tiny", "plain"):
+    if part in ("tiny", "later", "plain"):
         return build([{"header_bytes": 0, "file_bytes": 0, **description(part, name)}], [f"{name}.gguf"])
     shards = [name]
     if match := re.fullmatch(r"(.+)-00001-of-(\d{5})", name):
@@ -71,8 +72,8 @@ def _plain(described: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _tiny() -> dict[str, Any]:
-    lines = gzip.decompress((DATA / "tiny.jsonl.gz").read_bytes()).decode().splitlines()
+def _tiny(part: str) -> dict[str, Any]:
+    lines = gzip.decompress((DATA / f"{part}.jsonl.gz").read_bytes()).decode().splitlines()
     return {model["name"]: model for model in map(json.loads, lines)}
 
 

@@ -52,7 +52,7 @@ def recorded() -> Iterator[Case]:
 
 
 def designed() -> Iterator[Case]:
-    for part in ("models", "tiny"):
+    for part in ("models", "tiny", "later"):
         for i, name in enumerate(names(part)):
             described = description(part, name)
             values = {key: value for key, _, value in described["kv"]}
@@ -68,9 +68,12 @@ Situation = tuple[str, str, tuple[int, ...]]
 
 
 def full_size(i: int, n_blocks: int, has_experts: bool) -> Iterator[Situation]:
-    """Five situations for the `i`-th model of real size; what varies goes round with `i`."""
+    """Some situations for the `i`-th model of real size; what varies goes round with `i`."""
     half, few = n_blocks // 2, max(1, n_blocks // 5)
     cache_type = ("q8_0", "q4_0", "bf16", "q5_1")[i % 4]
+    if has_experts:  # a cache of those in main memory, which older builds do not know
+        yield SERVER, f"-c 8192 -ngl 99 -ncmoe {half} --moe-cache-mib {(2048, 4096, 1000)[i % 3]}", ONE
+        yield FIT, f"-c 8192 -ngl 99 -cmoe --moe-cache-mib {(3000, 8000)[i % 2]} -ts 3,1", (24576, 12288)
     yield SERVER, f"-c {(16384, 32768, 8192)[i % 3]} -ngl 99 -ub {(512, 1024, 2048)[i % 3]}", ONE
     yield FIT, f"-c 8192 -ngl {half} -fa {('on', 'off', 'auto')[i % 3]}", ONE
     yield SERVER, f"-c 16384 -ngl 99 -np {(2, 3, 4)[i % 3]} -fa {('auto', 'on')[i % 2]}", (TWO, THREE)[i % 2]

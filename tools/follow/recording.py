@@ -31,7 +31,7 @@ def record(folder: Path, models: Path, asked: Iterable[Case]) -> list[dict[str, 
     found = []
     for case in asked:
         made = row(folder, write(case.part, case.name, models), case)
-        if case.part != "models" and any(reason in made.get("error", "") for reason in UNLIKE_TENSORS):
+        if case.part not in ("models", "later") and any(reason in made.get("error", "") for reason in UNLIKE_TENSORS):
             plain = case._replace(file=f"plain/{case.name}.gguf")
             made = row(folder, write(plain.part, plain.name, models), plain)
             if "error" in made and UNKNOWN_ARCHITECTURE not in made["error"]:

@@ -159,6 +159,7 @@ TABLE = """
 7698- override-tensor text scpf LLAMA_ARG_OVERRIDE_TENSOR -ot,--override-tensor
 7698- cpu-moe switch scpf LLAMA_ARG_CPU_MOE -cmoe,--cpu-moe
 7698- n-cpu-moe int scpf LLAMA_ARG_N_CPU_MOE -ncmoe,--n-cpu-moe
+11549- moe-cache-mib int scpf LLAMA_ARG_MOE_CACHE_MIB --moe-cache-mib
 10705- n-cpu-ffn int scpf LLAMA_ARG_N_CPU_FFN -ncffn,--n-cpu-ffn
 7698- gpu-layers text scpf LLAMA_ARG_N_GPU_LAYERS -ngl,--gpu-layers,--n-gpu-layers
 7698- split-mode text scpf LLAMA_ARG_SPLIT_MODE -sm,--split-mode
@@ -249,7 +250,7 @@ TABLE = """
 5590- metrics switch s LLAMA_ARG_ENDPOINT_METRICS --metrics
 5590- props switch s LLAMA_ARG_ENDPOINT_PROPS --props
 5590- slots bool s LLAMA_ARG_ENDPOINT_SLOTS --slots --no-slots
-5590- slot-save-path text s - --slot-save-path
+11549- slot-save-path text s LLAMA_ARG_SLOT_SAVE_PATH --slot-save-path
 7324- media-path text s - --media-path
 7324- models-dir text s LLAMA_ARG_MODELS_DIR --models-dir
 7698- models-preset text s LLAMA_ARG_MODELS_PRESET --models-preset
@@ -411,6 +412,7 @@ TABLE = """
 6122- no-warmup switch b - --no-warmup
 9093- fit-target text b - -fitt,--fit-target
 9093- fit-ctx text b - -fitc,--fit-ctx
+5590-11434 slot-save-path text s - --slot-save-path
 8179-11076 temp real scpf - --temp,--temperature
 7698-11076 top-p real scpf - --top-p
 7698-11076 min-p real scpf - --min-p

@@ -134,6 +134,7 @@ _PARSERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "tensor-split": ("tensor_split", parse_split),
     "main-gpu": ("main_gpu", same),
     "device": ("devices", parse_devices),
+    "moe-cache-mib": ("moe_cache_mib", not_negative),
     "load-mode": ("load_mode", one_of(*get_args(LoadMode))),
     "lazy-mode": ("lazy_mode", one_of(*get_args(LazyMode))),
     "repack": ("repack", same),

@@ -43,6 +43,7 @@ class LlamaSettings:
     rpc: tuple[str, ...] = ()
     devices: tuple[str, ...] | None = None
     overrides: tuple[Override, ...] = ()
+    moe_cache_mib: int | None = None
     load_mode: LoadMode | None = None
     lazy_mode: LazyMode | None = None
     repack: bool | None = None

@@ -92,6 +92,7 @@ BUILDS = """
 11393 2026-10-04 0.5.0
 11401 2026-10-05 0.5.0
 11434 2026-10-06 0.6.0
+11549 2026-10-10 0.6.0
 """
 FACTS = """
 7698- n_ctx 0
@@ -165,6 +166,7 @@ ARCHITECTURES = """
 6122- falcon-h1
 5590- gemma
 6431- gemma-embedding
+11549- gemma-embedding2
 5590- gemma2
 5590- gemma3
 6122- gemma3n
@@ -197,6 +199,7 @@ ARCHITECTURES = """
 6122- jamba
 5590- jina-bert-v2
 6431- jina-bert-v3
+11549- k2-horizon
 10502- kimi-k3
 8095- kimi-linear
 10108- laguna

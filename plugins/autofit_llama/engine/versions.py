@@ -14,7 +14,7 @@ from autofit_llama.engine.builds import around, fact
 #: the source that docstrings cite as FILE or FILE:NAME; tools/check_sources.py says what a newer one changed
 SOURCE = "llama.cpp of llama-cpp-python 0.3.36"
 REFERENCE = 11311  #: its build: what is followed where no build is named
-NEWEST = 11434  #: the newest build that memory was held against
+NEWEST = 11549  #: the newest build that memory was held against
 OLDEST = 7698  #: the oldest one
 STEP_BYTES = 512 * MIB
 """More than a device has taken in the newer one of any two recorded builds, in the same launch.

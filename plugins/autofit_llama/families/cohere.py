@@ -53,6 +53,8 @@ def cohere2moe(g: Graph) -> None:
             factors = g.rope_factors(il)
             q, k = ggml.rope(q, pos, factors), ggml.rope(k, pos, factors)
         attn_out = g.attn(inp, w, q, k, v, il)
+        if g.narrows(il):
+            attn_out, x, normed = g.select_outputs(out_ids, attn_out, x, normed)
         if w["ffn_gate_inp"] is None:
             cur = g.ffn(w, normed, il)
         else:
@@ -64,8 +66,8 @@ def cohere2moe(g: Graph) -> None:
                 shared = g.ffn(w, normed, il, up="ffn_up_shexp", gate="ffn_gate_shexp", down="ffn_down_shexp")
                 cur = ggml.scale(ggml.add(cur, shared))
         x = ggml.add(ggml.add(cur, x), attn_out)
-    g.h_nextn = g.final_norm(x, kind=kind)
-    g.output(ggml.get_rows(g.h_nextn, out_ids), scale=h.f_logit_scale != 0.0)
+    g.h_nextn = cur = g.final_norm(x, kind=kind)
+    g.output(ggml.get_rows(cur, out_ids) if g.keeps_rows() else cur, scale=h.f_logit_scale != 0.0)
 
 
 def cohere2moe_draft(g: Graph) -> None:

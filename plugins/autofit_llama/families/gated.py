@@ -121,10 +121,13 @@ EVERY_ROW = Change(
 
 def step35(g: Graph) -> None:
     """src/models/step35.cpp: a gate per head, experts; all rows go through to the end."""
-    _gated_experts(g, inp=g.inp_attn_kv_iswa(), act="sigmoid", factors=True, all_rows=g.follows(EVERY_ROW))
+    _gated_experts(g, inp=g.inp_attn_kv_iswa(), act="sigmoid", factors=True, every_row=EVERY_ROW)
 
 
-def _gated_experts(g: Graph, *, inp: AttentionInput, act: str, factors: bool = False, all_rows: bool = False) -> None:
+def _gated_experts(
+    g: Graph, *, inp: AttentionInput, act: str, factors: bool = False, every_row: Change | None = None
+) -> None:
+    """`every_row`: since when all rows go through, where a block may predict further."""
     h = g.h
     x = g.inp_embd()
     pos = g.inp_pos()
@@ -141,15 +144,15 @@ def _gated_experts(g: Graph, *, inp: AttentionInput, act: str, factors: bool = F
             cur = g.linear(w, "attn_output", cur)
         else:
             cur = _gated(g, w, cur, ggml.unary(g.linear(w, "attn_gate", normed, scale=False), act), il)
-        if g.is_last(il) and not all_rows:
+        if g.is_last(il) and not (every_row and g.keeps_rows(every_row)):
             cur, x = g.select_outputs(out_ids, cur, x)
         ffn_inp = ggml.add(cur, x)
         cur = g.rms(ffn_inp, w, "ffn_norm", il)
         cur = experts(g, w, cur, il, gating=h.expert_gating_func, norm_weights=h.expert_weights_norm)
         x = ggml.add(cur, ffn_inp)
-    if all_rows:
+    if every_row and g.follows(every_row):
         g.h_nextn = x
-        x = ggml.get_rows(x, out_ids)
+        x = ggml.get_rows(x, out_ids) if g.keeps_rows(every_row) else x
     g.finish(x)
 
 

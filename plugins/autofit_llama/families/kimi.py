@@ -84,12 +84,14 @@ def bailingmoe3(g: Graph) -> None:
             gate = ggml.sigmoid(ggml.reshape(gate, 1, n_head, n))
             attn = ggml.mul(ggml.reshape(attn, head, n_head, n), gate)
             cur = ggml.mul_mat(w.need("attn_output"), ggml.cont(attn, head * n_head, n))
+        if g.narrows(il):
+            cur, residual = g.select_outputs(out_ids, cur, residual)
         ffn_inp = ggml.add(cur, residual)
         cur = g.rms(ffn_inp, w, "ffn_norm", il)
         x = ggml.add(dense_or_shared_moe(g, w, cur, il), ffn_inp)
     cur = g.final_norm(x)
     g.h_nextn = cur
-    g.output(ggml.get_rows(cur, out_ids))
+    g.output(ggml.get_rows(cur, out_ids) if g.keeps_rows() else cur)
 
 
 @every(lambda h: h.attn_res_block_size)

@@ -241,7 +241,7 @@ def nemotron_h(g: Graph) -> None:
     cur = g.final_norm(x)
     if g.follows(EVERY_ROW):
         g.h_nextn = cur
-        cur = ggml.get_rows(cur, out_ids)
+        cur = ggml.get_rows(cur, out_ids) if g.keeps_rows(EVERY_ROW) else cur
     g.output(cur)
 
 

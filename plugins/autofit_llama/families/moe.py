@@ -47,13 +47,13 @@ def moe_decoder(
     scale_weights: bool = True,
     shared_first: bool = False,
     output_bias: bool = True,
-    all_rows: bool = False,
+    predicts: bool = False,
 ) -> None:
     """Attention, then experts. Blocks before the first expert block are dense.
 
     `qk_norm`: queries and keys are normalized per head (where the file has the norms), over all heads, or per
     head after the rotation (keys first). `shared_first`: the shared experts come before the routed ones.
-    `all_rows`: those without logits are left out after the last norm only, for a block that predicts further.
+    `predicts`: a block may predict further, from what the last norm makes of all rows.
     """
     h = g.h
     norm: Norm = g.rms if kind == "rms" else g.layer_norm
@@ -66,7 +66,7 @@ def moe_decoder(
         rope = h.is_swa[il] or not rope_in_windows_only
         cur = norm(x, w, "attn_norm", il)
         cur = _attention(g, inp, w, cur, pos, il, qk_norm, factors, rope=rope, output_bias=output_bias)
-        if g.is_last(il) and not all_rows:
+        if g.is_last(il) and not (predicts and g.keeps_rows()):
             cur, x = g.select_outputs(out_ids, cur, x)
         ffn_inp = ggml.add(cur, x)
         cur = norm(ffn_inp, w, ffn_norm, il)
@@ -75,9 +75,9 @@ def moe_decoder(
             shared_first=shared_first,
         )  # fmt: skip
         x = ggml.add(cur, ffn_inp)
-    if all_rows:
-        g.h_nextn = g.final_norm(x)
-        g.output(ggml.get_rows(g.h_nextn, out_ids))
+    if predicts:
+        g.h_nextn = cur = g.final_norm(x)
+        g.output(ggml.get_rows(cur, out_ids) if g.keeps_rows() else cur)
     else:
         g.finish(x, kind=kind)
 
@@ -205,7 +205,7 @@ def glm4moe(g: Graph) -> None:
 def hy_v3(g: Graph) -> None:
     """src/models/hy-v3.cpp."""
     moe_decoder(
-        g, qk_norm="head", factors=True, all_rows=True,
+        g, qk_norm="head", factors=True, predicts=True,
         gating=g.h.expert_gating_func, norm_weights=g.h.expert_weights_norm,
     )  # fmt: skip
 

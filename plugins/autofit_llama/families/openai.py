@@ -44,7 +44,7 @@ def gpt_oss(g: Graph) -> None:
         x = ggml.add(cur, ffn_inp)
     if g.follows(EVERY_ROW):
         g.h_nextn = x
-        x = ggml.get_rows(x, out_ids)
+        x = ggml.get_rows(x, out_ids) if g.keeps_rows(EVERY_ROW) else x
     g.finish(x)
 
 

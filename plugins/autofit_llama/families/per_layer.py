@@ -11,6 +11,7 @@ from autofit_llama.graph.builder import AttentionInput, Graph, Layer, first
 from autofit_llama.graph.ggml import HOST, Tensor
 from autofit_llama.model.architecture import Architecture, reads
 from autofit_llama.model.caches import (
+    NO_CACHE,
     Cache,
     Memory,
     attention,
@@ -95,8 +96,38 @@ def gemma4(g: Graph) -> None:
     cur = g.final_norm(x)
     if g.follows(EVERY_ROW):
         g.h_nextn = cur
-        cur = ggml.get_rows(cur, out_ids)
+        cur = ggml.get_rows(cur, out_ids) if g.keeps_rows(EVERY_ROW) else cur
     g.output(cur, soft_cap=h.f_final_logit_softcapping != 0.0)
+
+
+def gemma_embedding2(g: Graph) -> None:
+    """src/models/gemma-embedding2.cpp: an encoder whose layers read a projection of the embeddings; none of its own."""
+    h, n = g.h, g.n_tokens
+    x = g.inp_embd(scaled=True)
+    pos = g.inp_pos()
+    inp = g.inp_attn_no_cache()
+    out_ids = g.inp_out_ids()
+    inputs = ggml.scale(ggml.mul_mat(g.need("per_layer_model_proj"), x))
+    inputs = g.norm(ggml.reshape(inputs, h.n_embd_per_layer, h.n_layer, n), g.weight("per_layer_proj_norm"), -1)
+    inputs = ggml.cont(ggml.permute(inputs, 0, 2, 1, 3))
+    for il in g.layers():
+        w = g.layer(il)
+        head, n_head, n_kv = h.n_embd_head_k(il), h.n_head[il], h.n_head_kv[il]
+        cur = g.rms(x, w, "attn_norm", il)
+        q, k, v = (g.linear(w, name, cur) for name in ("attn_q", "attn_k", "attn_v"))
+        q, k, v = (ggml.reshape(t, head, m, n) for t, m in ((q, n_head), (k, n_kv), (v, n_kv)))
+        q, k, v = g.rms(q, w, "attn_q_norm", il), g.rms(k, w, "attn_k_norm", il), ggml.rms_norm(v)
+        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, bias=False)
+        if g.is_last(il):
+            cur, x = g.select_outputs(out_ids, cur, x)
+        attn_out = ggml.add(g.rms(cur, w, "post_attention_norm", il), x)
+        cur = g.ffn(w, g.rms(attn_out, w, "ffn_norm", il), il, act="gelu")
+        x = ggml.add(g.rms(cur, w, "post_ffw_norm", -1), attn_out)
+        gate, here = ggml.gelu(g.linear(w, "inp_gate", x)), _slice(inputs, il)
+        cur = ggml.mul(gate, ggml.get_rows(here, out_ids) if g.is_last(il) else here)
+        x = ggml.add(x, g.rms(g.linear(w, "proj", cur), w, "post_norm", il))
+        x = ggml.mul(x, w.need("layer_output_scale"))
+    g.embd = g.expand(g.linear(None, "output", g.final_norm(x)))
 
 
 def _gemma4_attention(g: Graph, inp: AttentionInput, w: Layer, x: Tensor, pos: Tensor, il: int) -> Tensor:
@@ -269,6 +300,13 @@ def gemma4_assistant(g: Graph) -> None:
     g.h_nextn = g.expand(ggml.mul_mat(g.need("nextn.post_projection"), cur))
 
 
+def _load_gemma_embedding2(d: HParamsDraft, meta: Metadata) -> None:
+    swa_always(6, kind="symmetric")(d, meta)
+    d.causal_attn, d.f_attention_scale = False, 1.0
+    if d.n_embd_head_k_full != d.n_embd_head_v_full or d.n_embd_head_k_swa != d.n_embd_head_v_swa:
+        meta.refuse("attention.value_length", "is not attention.key_length")
+
+
 def _load_gemma4(d: HParamsDraft, meta: Metadata) -> None:
     d.swa_type, d.f_attention_scale = "standard", 1.0
     d.n_layer_kv_from_start = d.n_layer_all - meta.number("attention.shared_kv_layers", default=0)
@@ -285,6 +323,16 @@ def _borrowed_caches(hp: HParams, ctx: Context) -> tuple[Cache, ...]:
 
 
 ARCHITECTURES = (
+    Architecture(
+        name="gemma-embedding2",
+        source="gemma-embedding2.cpp",
+        hparams=reads("n_swa f_norm_rms_eps n_embd_per_layer", _load_gemma_embedding2),
+        rope="neox",
+        output="own",
+        scales=("ffn",),
+        graph=gemma_embedding2,
+        memory=NO_CACHE,
+    ),
     Architecture(
         name="gemma3n",
         source="gemma3n.cpp",

@@ -163,7 +163,7 @@ def _hybrid(
     cur = g.final_norm(x)
     if g.follows(every_row):
         g.h_nextn = cur
-        cur = ggml.get_rows(cur, out_ids)
+        cur = ggml.get_rows(cur, out_ids) if g.keeps_rows(every_row) else cur
     g.output(cur)
 
 

@@ -9,9 +9,17 @@ from autofit_llama.engine.versions import Change
 from autofit_llama.families.glm import POOL_PADDING, WHOLE_ROWS
 from autofit_llama.families.qwen import gated_shared_moe, qwen35_linear
 from autofit_llama.graph import ggml
-from autofit_llama.graph.builder import AttentionInput, Fused, Graph, Layer, RecurrentInput, hadamard
+from autofit_llama.graph.builder import (
+    ROWS_AS_ASKED,
+    AttentionInput,
+    Fused,
+    Graph,
+    Layer,
+    RecurrentInput,
+    hadamard,
+)
 from autofit_llama.graph.ggml import Tensor
-from autofit_llama.graph.hyper import selected_streams, streams
+from autofit_llama.graph.hyper import flat, selected_streams, streams
 from autofit_llama.graph.recurrent import snapshots
 from autofit_llama.graph.sparse import index_cache, store_index_keys, top_k_mask
 from autofit_llama.model.architecture import Architecture, reads
@@ -49,6 +57,12 @@ LIGHTNING_SCORES = Change(
     source="src/models/qwen4exp.cpp:build_qsa_top_k, scores by plain operations and by LIGHTNING_INDEXER",
     name="scores of pooled keys by one operation",
     larger=False,
+)
+N_GRAMS_FIRST = Change(
+    without=11434,
+    has=11549,
+    source="src/models/qwen4exp.cpp, build_inp_ple after build_inp_embd, and before it",
+    name="n-grams of Qwen 4 before the embeddings",
 )
 
 
@@ -91,11 +105,14 @@ class _Pools:
 def qwen4exp(g: Graph) -> None:
     """src/models/qwen4exp.cpp."""
     h = g.h
+    n_grams_first = h.ple_n_heads > 0 and g.follows(N_GRAMS_FIRST)
+    n_grams = _inp_n_grams(g) if n_grams_first else None
     x = g.expand(g.inp_embd())
     rs, inp = g.inp_rs(), g.inp_attn_kv()
     pos = g.inp_pos()
     out_ids = g.inp_out_ids()
-    n_grams = _inp_n_grams(g) if h.ple_n_heads > 0 else None
+    if h.ple_n_heads > 0 and not n_grams_first:
+        n_grams = _inp_n_grams(g)
     blocks: dict[int, _Blocks] = {}
     pools = _inp_pools(g) if g.follows(POOLED_KEYS) and _pool_size(h) else None
     x = streams(g, x)
@@ -126,6 +143,8 @@ def qwen4exp(g: Graph) -> None:
         inject = g.linear(w, "hc_ffn_inject", normed, scale=False)
         cur = gated_shared_moe(g, w, cur, il)
         x = g.pin(_widen(g, cur, x, inject, il), il)
+    if g.follows(ROWS_AS_ASKED):
+        g.h_nextn = g.expand(flat(x))
     g.output(_narrow(g, None, x, "output_hc", -1)[0])
 
 

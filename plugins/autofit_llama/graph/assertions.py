@@ -87,6 +87,8 @@ def _multiplies(a: Tensor, b: Tensor) -> bool:
 
 def _combined(t: Tensor) -> Failed:
     a, b = t.src[0], t.src[1]
+    if b.is_weight and b.ne == (a.ne[0] * a.ne[1], 1, 1, 1):
+        return None  # by heads or streams, as the loader puts it in shape (TENSOR_ALLOW_RESHAPE)
     return None if a.ne == b.ne or _repeats(b, a) else _fails("ggml_can_repeat(b, a)", a, b)
 
 

@@ -77,6 +77,20 @@ SUMS_AT_ONCE = Change(
     larger=False,
 )
 
+ROWS_AS_ASKED = Change(
+    without=11434,
+    has=11549,
+    source="src/models/*.cpp, embeddings_nextn_masked in the last block; src/llama-graph.h, crop_before_nextn",
+    name="rows without logits kept where a block that predicts further asks for them",
+    larger=False,
+)
+TOKENS_FIRST = Change(
+    without=11434,
+    has=11549,
+    source="src/llama-graph.cpp:build_inp_embd, with ggml_build_forward_expand and ggml_build_forward_order",
+    name="embeddings of tokens before all else",
+)
+
 #: parts of hyper-connections that may be fused, each by itself
 HYPER_OPS = frozenset(("hc_pre", "hc_comb", "hc_post"))
 #: the delta net of one token of each sequence, and of several
@@ -260,9 +274,13 @@ class Graph:
     def is_last(self, il: int) -> bool:
         return il == self.h.n_layer - 1
 
-    def narrows(self, il: int, rule: Change) -> bool:
-        """Whether rows without logits end in this block: the last one, before `rule` kept them all."""
-        return self.is_last(il) and not self.follows(rule)
+    def keeps_rows(self, rule: Change | None = None) -> bool:
+        """Whether all rows go through the last block, for one that predicts further: since `rule`, if not always."""
+        return (rule is None or self.follows(rule)) and not self.follows(ROWS_AS_ASKED)
+
+    def narrows(self, il: int, rule: Change | None = None) -> bool:
+        """Whether rows without logits end in this block: the last one, where not all are kept."""
+        return self.is_last(il) and not self.keeps_rows(rule)
 
     # nodes
 
@@ -370,16 +388,21 @@ class Graph:
             x = self.expand(ggml.scale(x) if h.f_embedding_scale != 0.0 else x)
             return ggml.scale(x) if scaled else x
         embd = self.input("f32", h.n_embd_inp, self.n_tokens)
-        x = self._embedded(table, tokens)
+        mixed = mixed and self.arch.mixes_inputs and not self.context.mtp
+        x, ids = self._embedded(table, tokens), self.input("i32", self.n_tokens)
+        others = self._embedded(table, ids) if mixed else None
+        for t in (x, others) if self.follows(TOKENS_FIRST) else ():
+            if t is not None:
+                self.expand(t.src[0] if t.op == "PAD" else t)
         self.expand(x)
         self.expand(embd)
-        if mixed and self.arch.mixes_inputs and not self.context.mtp:
-            ids, slots = self.input("i32", self.n_tokens), self.input("i64", self.n_tokens)
+        if others is not None:
+            slots = self.input("i64", self.n_tokens)
             rows = ggml.dup(self.input("f32", h.n_embd_inp, self.n_tokens))
-            self.expand(ggml.set_rows(rows, self._embedded(table, ids), slots))
+            self.expand(ggml.set_rows(rows, others, slots))
         if h.n_embd_inp != h.n_embd:
             x = ggml.view(x, (h.n_embd, self.n_tokens), (x.nb[1],))
-        by_row = mixed and (scaled or (h.f_embedding_scale != 0.0 and h.n_deepstack_layers > 0))
+        by_row = self.follows(MIXED_INPUTS) and (scaled or (h.f_embedding_scale != 0.0 and h.n_deepstack_layers > 0))
         if (by_row or h.f_embedding_scale != 0.0) and not ggml.is_contiguous(x):
             x = ggml.cont(x)
         if by_row:

@@ -80,6 +80,7 @@ class Launch:
     rpc: tuple[str, ...] = ()
     devices: tuple[str, ...] | None = None
     overrides: tuple[Override, ...] = ()
+    moe_cache_mib: int = 0
     load_mode: LoadMode = "auto"
     lazy_mode: LazyMode = "auto"
     repack: bool = True
@@ -153,6 +154,7 @@ def launch_of(
         rpc=settings.rpc,
         devices=settings.devices,
         overrides=settings.overrides,
+        moe_cache_mib=settings.moe_cache_mib or 0,
         load_mode=settings.load_mode or "auto",
         lazy_mode=settings.lazy_mode or "auto",
         repack=_or(settings.repack, True),

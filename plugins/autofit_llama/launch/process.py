@@ -107,7 +107,7 @@ def run_of(launch: Launch, model: ModelSpec, machine: Machine, *, sized: Sized |
         resolved = resolve_context(sized.hparams, arguments.context)
         context = launch.draft.context(arguments.context, resolved)
         if launch.draft.mtp and not launch.draft.has_model:
-            mtp = replace(arguments, context=context)
+            mtp = replace(arguments, context=context, expert_cache_bytes=0)
         elif "draft" in model.companions:
             drafts = (_draft(launch, launch.draft, model.companions["draft"], context, machine),)
     projector = model.companions.get("mmproj")
@@ -174,6 +174,7 @@ def _arguments(launch: Launch, named: Sequence[tuple[str, Device]], machine: Mac
         n_gpu_layers=launch.n_gpu_layers,
         splits=launch.tensor_split[: len(named)] if sliced else _splits(launch.tensor_split, named, machine),
         overrides=launch.overrides,
+        expert_cache_bytes=launch.moe_cache_mib * MIB,
         buffer_names=() if sliced else names,
         by_layer=launch.split_mode == "layer",
         sliced=sliced,

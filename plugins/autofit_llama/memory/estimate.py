@@ -188,6 +188,9 @@ def _context_items(
         to = items[device.id]
         _add(to, "weights", plan.device_bytes[i], known, "weights", "llama-model.cpp:load_tensors")
         _add(to, "cache", layout.cache_device_bytes[i], known, _cache_label(layout), "llama-kv-cache.cpp")
+        if layout.experts is not None:
+            source = "llama-moe-cache.cpp:llama_moe_cache"
+            _add(to, "cache", layout.experts.device_bytes[i], known, "cache of experts", source)
         _add(to, "compute", compute.device_bytes[i], basis, "compute buffer", compute_source)
         sums = "sums with the other devices, at most"
         _add(
@@ -227,6 +230,8 @@ def _context_items(
         mapped=True,
     )
     _add(host, "cache", layout.cache_host_bytes, known, _cache_label(layout), "llama-kv-cache.cpp")
+    if layout.experts is not None:
+        _add(host, "cache", layout.experts.host_bytes, known, "cache of experts", "llama-moe-cache.cpp:llama_moe_cache")
     _add(host, "compute", compute.host_bytes, basis, "compute buffer and graph inputs", compute_source)
 
 
@@ -444,20 +449,20 @@ def _uses(
 
 def _report(layout: Layout, devices: Sequence[Device]) -> LlamaReportDocument:
     """The engine's memory breakdown (common/fit.cpp prints it as model, context, compute)."""
-    plan, context = layout.weight_plan, layout.context
+    plan, context, experts = layout.weight_plan, layout.context, layout.experts
     return {
         "devices": [
             {
                 "id": device.id,
                 "model_bytes": plan.device_bytes[i],
-                "context_bytes": layout.cache_device_bytes[i],
+                "context_bytes": layout.cache_device_bytes[i] + (0 if experts is None else experts.device_bytes[i]),
                 "compute_bytes": layout.compute.device_bytes[i],
             }
             for i, device in enumerate(devices)
         ],
         "host": {
             "model_bytes": plan.host_all_bytes,
-            "context_bytes": layout.cache_host_bytes,
+            "context_bytes": layout.cache_host_bytes + (0 if experts is None else experts.host_bytes),
             "compute_bytes": layout.compute.host_bytes,
         },
         "n_ctx": context.n_ctx,

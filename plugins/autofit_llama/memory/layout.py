@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from autofit.domain.model import ModelSpec, TensorInfo
 from autofit.domain.values import dataclass, replace
-from autofit.errors import UnsupportedModelError
+from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_llama.engine.versions import LATEST, Version
 from autofit_llama.engine.vocabulary import LazyMode, Override
@@ -26,9 +26,11 @@ from autofit_llama.model.resolve import caches, resolve_context
 from autofit_llama.model.rules import PATTERN_LISTS
 
 if TYPE_CHECKING:
+    from autofit_llama.memory.expert_cache import ExpertCache
     from autofit_llama.memory.tensor_split import Slices
 
 
+EXPERTS_COPIED = 32  #: llama-moe-cache.cpp: in micro-batches up to so many the graph reads the cache of experts
 _MOST_SLICES = 64  #: ways to cut a model for `-sm tensor` that are remembered
 
 
@@ -44,6 +46,7 @@ class Arguments:
     n_gpu_layers: int = -1
     splits: tuple[float, ...] = ()
     overrides: tuple[Override, ...] = ()
+    expert_cache_bytes: int = 0  #: asked for, on all devices together
     buffer_names: tuple[str, ...] = ()
     by_layer: bool = True  #: -sm layer; otherwise no pipeline
     pipeline: bool = True  #: several micro-batches in flight where that can be; not after a failed attempt
@@ -70,6 +73,7 @@ class Layout:
     caches: tuple[Cache, ...]
     cache_device_bytes: tuple[int, ...]
     cache_host_bytes: int
+    experts: ExpertCache | None  #: a cache of those in main memory
     compute: ComputeBuffers
     partial_bytes: int  #: -sm tensor: what each device keeps to sum up with the others
     has_graph: bool  #: the compute buffers come from a graph, not from a bound
@@ -155,6 +159,7 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
     if slices is not None:
         slices.check(placement, plan.homes, context, has_cache=bool(kept))
     on_device, on_host, per_layer = _cache_bytes(kept, context, placement, devices, slices)
+    experts = _expert_cache(sized, hp, placement, plan, devices, arguments)
     full_offload = arguments.n_gpu_layers < 0 or arguments.n_gpu_layers > hp.n_layer_all
     pipeline = (
         len(devices) > 1
@@ -163,6 +168,7 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
         and arguments.pipeline
         and context.offload_kqv
         and not _overrides_any(arguments)
+        and not arguments.expert_cache_bytes
     )
     graph = GraphModel(
         hparams=hp,
@@ -187,11 +193,36 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
         caches=kept,
         cache_device_bytes=on_device,
         cache_host_bytes=on_host,
+        experts=experts,
         compute=compute,
         partial_bytes=partial_bytes,
         has_graph=has_graph,
-        is_exact=has_graph and all(rules.is_exact for rules in devices) and not arguments.context.version.behind_bytes,
+        is_exact=has_graph
+        and all(rules.is_exact for rules in devices)
+        and not arguments.context.version.behind_bytes
+        and (experts is None or context.n_tokens > EXPERTS_COPIED),
     )
+
+
+def _expert_cache(
+    sized: Sized,
+    hp: HParams,
+    placement: Placement,
+    plan: WeightPlan,
+    devices: Sequence[DeviceRules],
+    arguments: Arguments,
+) -> ExpertCache | None:
+    if not arguments.expert_cache_bytes:
+        return None
+    from autofit_llama.memory.expert_cache import expert_cache  # few commands ask for one
+
+    if arguments.sliced:
+        raise EngineRefusalError(
+            "llama.cpp refuses: MoE cache does not support tensor parallelism",
+            hint="use -sm layer, or leave --moe-cache-mib out",
+        )
+    n_bytes = arguments.expert_cache_bytes
+    return expert_cache(n_bytes, hp, sized.tensors, plan.homes, placement, devices, arguments.splits)
 
 
 def _overrides_any(arguments: Arguments) -> bool:

@@ -161,7 +161,8 @@ _OPS = _by_name(
             per_layer_proj_norm post_norm altup_correct_scale altup_router_norm laurel_post_norm norm norm1
             norm2 gamma indexer.k_norm indexer.q_norm indexer_compressor_norm nextn.enorm nextn.hnorm
             nextn.shared_head_norm attn_conv_base ffn_conv_base cls.norm output_norm output_hc_scale
-            output_hc_norm output_res_score
+            output_hc_norm output_res_score cross_attn_norm_kv decision.hidden_norm decision.option_summary_norm
+            decision.field_norm decision.option_norm decision.scales
         """,
         "SCALE": "attn_sinks",
         "DIV": "ffn.act",
@@ -171,7 +172,7 @@ _OPS = _by_name(
         "IM2COL": "conv1d conv1 conv2 dw",
         "MUL_MAT_ID": """
             ffn_down_exps ffn_gate_exps ffn_up_exps ffn_gate_up_exps ffn_down_chexps ffn_gate_chexps
-            ffn_up_chexps
+            ffn_up_chexps attn_v_exps
         """,
     }
 )

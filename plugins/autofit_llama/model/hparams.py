@@ -124,6 +124,12 @@ class HParams:
     rescale_every_n_layers: int
 
     # per-layer embeddings, altup, deepstack
+    n_value_expert: int
+    n_value_expert_used: int
+    n_layer_routing: int
+    n_layer_joint: int
+    n_head_decision: int
+    n_norm_groups: int
     n_embd_per_layer: int
     is_ple: tuple[bool, ...]
     ple_ngram_size: int

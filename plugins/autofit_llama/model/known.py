@@ -14,7 +14,7 @@ from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_llama.engine.builds import around, first_with_architecture, has_architecture
 from autofit_llama.engine.codes import finding
-from autofit_llama.engine.versions import NEWEST, Change, Version
+from autofit_llama.engine.versions import Change, Version
 from autofit_llama.model.architecture import architecture_of, is_known
 
 
@@ -35,12 +35,6 @@ def check_architectures(model: ModelSpec, version: Version, *, named: bool) -> t
     for one in (model, draft):
         if one is not None:
             _check_layout(one, version)
-    if version.newer and version.fork is None and _has_experts(model):
-        message = (
-            f"builds newer than b{NEWEST} may keep a cache of experts on the GPU (b11549 does where --moe-cache-mib "
-            "asks for one): it is not counted"
-        )
-        found.append(finding("engine-version-newer", message))
     return tuple(found)
 
 
@@ -87,10 +81,6 @@ def _later_layouts(model: ModelSpec, version: Version) -> Iterator[tuple[Change,
 def _number(model: ModelSpec, key: str) -> int:
     value = model.metadata.get(f"{model.architecture}.{key}")
     return value if isinstance(value, int) else 0
-
-
-def _has_experts(model: ModelSpec) -> bool:
-    return _number(model, "expert_count") > 0
 
 
 def _check(name: str, version: Version, *, named: bool) -> Iterator[Finding]:

@@ -36,7 +36,7 @@ LOOPS = frozenset(
     """ple_conv_kernel ple_ngram_size ple_n_heads dsv4_hc_mult dsv4_hc_sinkhorn_iters n_loops n_hrm_h_cycles
     n_hrm_l_cycles n_hrm_layers_per_stack n_altup n_deepstack_layers n_adapters posnet_n_layer convnext_n_layer
     dec_n_layer n_expert_groups n_group_used dflash_conv_kernel_size ssm_d_conv n_target_layers dflash_block_size
-    attn_res_block_size""".split()
+    attn_res_block_size n_layer_routing n_layer_joint n_value_expert_used""".split()
 )
 
 

@@ -16,7 +16,13 @@ from support import ROOT
 LLAMA = ROOT / "plugins" / "autofit_llama"
 #: `llama-quantize` names architectures as well, and so does what stands for it
 ELSEWHERE = ("quantization/",)
-GENERATED = ("engine/build_table.py", "model/family_index.py", "loading/tensors/", "loading/keys.py")
+GENERATED = (
+    "engine/build_table.py",
+    "model/family_index.py",
+    "loading/tensors/",
+    "loading/keys.py",
+    "loading/graphs.py",
+)
 
 
 @pytest.fixture(scope="module")

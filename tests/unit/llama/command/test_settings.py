@@ -340,6 +340,7 @@ def test_a_pattern_that_a_command_cannot_hold() -> None:
         ("llama-cpp-7698", 7698, []),
         ("ghcr.io/ggml-org/llama.cpp:server-cuda-b8121", 8121, []),
         ("b11434", 11434, []),
+        ("b11549", 11549, []),
         ("b99999", NEWEST, ["engine-version-newer"]),
         ("1.0", NEWEST, ["engine-version-newer"]),
     ],

@@ -58,7 +58,7 @@ def test_a_record_is_consistent(name: str) -> None:
     record = RECORDS[name]
     assert fields(record) <= set(KEYS)
     assert record.source.endswith(".cpp")
-    if record.memory in (ATTENTION, NO_CACHE):
+    if record.memory in (ATTENTION, NO_CACHE) and name != "clef":  # its states begin anew with each text
         assert not fields(record) & (STATE | INDEXER), "keys of a state or an indexer, and no cache for them"
     if record.memory is NO_CACHE:
         assert record.draft_graph is None

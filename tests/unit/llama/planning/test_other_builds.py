@@ -63,10 +63,14 @@ def test_the_plan_names_the_build_and_how_it_is_known() -> None:
     assert plan().to_dict()["engine_source"] == plan().engine_source
 
 
-def test_experts_of_a_newer_build_may_have_a_cache() -> None:
-    messages = [one.message for one in plan("b11739", MIXTRAL).findings if one.code == "engine-version-newer"]
-    assert any("cache of experts on the GPU" in message for message in messages)
-    assert not any("cache of experts" in one.message for one in plan("b11434", MIXTRAL).findings)
+def test_a_cache_of_experts_is_counted_where_the_build_has_one() -> None:
+    words = ["llama-server", "-m", "m.gguf", "-c", "4096", "-ngl", "99", "-cmoe", "--moe-cache-mib", "2048"]
+    on = autofit.load_machine("rtx-3090", ram="64GiB")
+    found = autofit.check(words, on, model=autofit.read_model(MIXTRAL), engine_version="b11549")
+    cached = [item for pool in found.memory.pools for item in pool.items if item.label == "cache of experts"]
+    assert [item.n_bytes >> 20 for item in cached] == [2034, 0]
+    with pytest.raises(UsageError, match="moe-cache-mib"):
+        autofit.check(words, on, model=autofit.read_model(MIXTRAL), engine_version="b11434")
 
 
 @pytest.mark.parametrize("version", ["KoboldCpp 1.96.2", "ollama version is 0.12.3", "LM Studio 0.3.30", "koboldcpp"])
