@@ -12,10 +12,11 @@ from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Code, Plan
 from autofit.domain.request import NOTHING_ASKED, Request
 from autofit.domain.values import dataclass, field
+from autofit.errors import UsageError
 from autofit.text.programs import n_module_words, program_name
 
 if TYPE_CHECKING:
-    from autofit.domain.machine import Device
+    from autofit.domain.machine import Device, Offered
     from autofit.domain.observed import Observed
     from autofit.domain.quantization import Quantization, Recipe
     from autofit.domain.repair import Repair
@@ -28,7 +29,8 @@ class ParsedCommand:
 
     `model` is the reference it names (path, directory or repository), `companions` the other models it loads by
     role (`mmproj`, `draft`, `lora`); `settings` is the backend's own frozen value. `sought` are companions that the
-    backend can do without: they are left out where they are not found.
+    backend can do without: they are left out where they are not found. `servers` (HOST:PORT) lend it devices of other
+    machines.
     """
 
     program: tuple[str, ...]
@@ -36,6 +38,7 @@ class ParsedCommand:
     companions: Mapping[str, str]
     settings: Any
     sought: Mapping[str, str] = field(default_factory=dict)
+    servers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +195,17 @@ class Backend(ABC):
         """Which of the GPUs of NVIDIA a command names, by their places among all, and the command that names the same
         where it sees these alone. `None`: it names none, or not by their places."""
         return None
+
+    def offers(self, servers: Sequence[str], version: str | None = None) -> Sequence[Offered]:
+        """What servers on other machines (HOST:PORT) offer an engine of this version, asked in bounded time.
+
+        One for each, in their order; one that is not there, or does not understand this version, offers nothing and
+        says why.
+
+        Raises:
+            UsageError: an address that is none, or an engine that knows no such servers.
+        """
+        raise UsageError(f"{self.engine} takes no devices from servers of other machines")
 
     def settings_files(self, environ: Mapping[str, str]) -> tuple[str, ...]:
         """Paths of files, whether they exist or not, that this engine takes settings from beside its command line."""

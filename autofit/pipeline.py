@@ -257,6 +257,8 @@ def plan_on(
     if model is None and command.model is None:
         raise UsageError(f"{backend_name}: no model is named", hint=f"write it first: autofit {backend_name} MODEL ...")
 
+    lent: list[Finding] = []
+
     @cache
     def here() -> Machine:
         """The machine, which is looked at when the model is known to be there."""
@@ -264,8 +266,11 @@ def plan_on(
         if machine is None:
             known = machine_of(options, around if inside is None else seen(around, inside.environ))
         else:
-            known = machine
-        known = host().adjust_machine(_checked(known), backend_name)
+            known = _checked(machine)
+        asks = machine is None or "rpc" in options.origins
+        known, said = _with_lent(known, backend, command, options, request.engine_version, may_ask=asks)
+        lent.extend(said)
+        known = host().adjust_machine(known, backend_name)
         known = known if inside is None else inside.machine(known)
         if not at_most:
             return known
@@ -290,7 +295,7 @@ def plan_on(
             plan = _is_plan(backend.plan(command, found, on, asked), backend_name)
             plan = _deployable(plan, backend, on, (asked.model_reference or command.model, *companions.values()))
         picks[plan.argv] = partial(_picks, backend, command, found, on, asked)
-        return _reviewed(_for_engine(plan, engine, backend, (*options.notes, *measured)), found, on, files)
+        return _reviewed(_for_engine(plan, engine, backend, (*options.notes, *lent, *measured)), found, on, files)
 
     if reference is None:
         best = plan_one(*_found(command.model if model is None else model))  # type: ignore[arg-type]
@@ -398,6 +403,7 @@ def check(
     model: ModelSpec | str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] | None = None,
     settings: Surroundings | None = HERE,
+    may_ask: bool = True,
     **options: Unpack[CheckOptions],
 ) -> Plan:
     """What an engine's command takes as it stands: `check(["llama-server", "-m", "model.gguf", "-ngl", "99"])`.
@@ -406,8 +412,9 @@ def check(
     `autofit.text.launchers`), or be a `docker run` of an engine's image (`autofit.containers`). `environ` holds more
     variables of the engine, which yield to them; those of `settings` yield to both. `options` are `on`, `ram`,
     `device`, `margin`, `mean_tokens` and `engine_version` as for `plan()`, and measurements that replace the backend's
-    own figures. A command that starts and runs short of memory later fits, and its `verdict` says so; with `strict` it
-    does not fit.
+    own figures. Servers of other machines that the command names are asked what they have, unless `may_ask` is false or
+    a `machine` is given. A command that starts and runs short of memory later fits, and its `verdict` says so; with
+    `strict` it does not fit.
 
     Raises:
         UsageError: no backend understands the command. EngineRefusalError: the engine would refuse it.
@@ -451,7 +458,9 @@ def check(
             f"{argv[0]}: the command names no model", hint="write it as the engine takes it, such as -m model.gguf"
         )
     found, files = _loaded(backend, command, command.model if model is None else model)
-    machine = host().adjust_machine(_checked(machine), backend.name)
+    asks = may_ask and (is_here or "rpc" in stated.origins)
+    machine, lent = _with_lent(_checked(machine), backend, command, stated, request.engine_version, may_ask=asks)
+    machine = host().adjust_machine(machine, backend.name)
     if inside is not None:
         machine = inside.machine(machine)
     machine, learnt = _calibrated(machine, backend.name, engine, found, settings)
@@ -461,7 +470,28 @@ def check(
     behind = wrapped.prefix or inside is not None  # launchers and containers change variables by themselves
     whole = (*wrapped.prefix, *(plan.argv if inside is None else wrapped.argv))
     plan = replace(plan, argv=whole, env={**assigned, **({} if behind else plan.env)})
-    return _reviewed(_for_engine(plan, engine, backend, (*stated.notes, *learnt)), found, machine, files)
+    return _reviewed(_for_engine(plan, engine, backend, (*stated.notes, *lent, *learnt)), found, machine, files)
+
+
+def _with_lent(
+    machine: Machine, backend: Backend, command: ParsedCommand, options: Options, version: str | None, *, may_ask: bool
+) -> tuple[Machine, tuple[Finding, ...]]:
+    """The machine with devices of others that the engine is to use."""
+    if not (command.servers or options.get("rpc") or options.get("link")) and all(
+        device.api != "rpc" for device in machine.devices
+    ):
+        return machine, ()  # most commands
+    from autofit.lent import with_lent
+
+    return with_lent(
+        machine,
+        backend,
+        command.servers,
+        options,
+        version=version,
+        may_ask=may_ask,
+        profile_dirs=host().profile_dirs(),
+    )
 
 
 def _judged(plan: Plan, *, strict: bool) -> Plan:

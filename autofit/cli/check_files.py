@@ -149,7 +149,7 @@ def _checked(command: Written, options: Mapping[str, Any]) -> Plan:
     _, rest = split_assignments(argv)
     inner = unwrap(rest).directory
     with _in(os.path.join(command.directory or "", inner or "")):  # noqa: PTH118 - words of another file
-        return check(argv, environ=dict(command.environ), **options)
+        return check(argv, environ=dict(command.environ), may_ask=False, **options)
 
 
 def _without_unknown(command: Written) -> tuple[str, ...]:

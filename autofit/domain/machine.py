@@ -39,6 +39,8 @@ class Device:
     bandwidth_bytes_per_s: int | None = None
     fp16_flops_per_s: int | None = None
     link_bytes_per_s: int | None = None  #: to the host, one direction
+    node: str = ""  #: the name of the `Node` that it is in; empty: the machine itself
+    behind: Api | Literal["cpu"] | None = None  #: what drives a device that is reached over RPC, where that is known
     held_by: tuple[Holder, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -93,8 +95,34 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """Another machine, some of whose devices are used, and the network to it. `host` is `None` where it does not count.
+
+    `link_bytes_per_s` is one direction, `latency_s` one message one way; unknown is `None`.
+    """
+
+    name: str
+    address: str | None = None  #: of the machine, or `HOST:PORT` of the server that lends its devices
+    host: Host | None = None
+    link_bytes_per_s: int | None = None
+    latency_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offered:
+    """What a server on another machine offers: its devices, or the `problem` because of which it offers none."""
+
+    node: Node
+    devices: tuple[Device, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Devices, host and links. `origin` says where the facts come from: `detected`, `profile`, a file."""
+    """Devices, host and links. `origin` says where the facts come from: `detected`, `profile`, a file.
+
+    `nodes` are the other machines that devices name, of several that work on one model.
+    """
 
     host: Host
     devices: tuple[Device, ...] = ()
@@ -103,3 +131,4 @@ class Machine:
     origin: str = "detected"
     findings: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)  #: figure -> where it comes from
+    nodes: tuple[Node, ...] = ()

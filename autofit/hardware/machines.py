@@ -3,7 +3,8 @@
 A name is `rtx-3090` (idle), `rtx-4070-ti:11GiB` (that much is free), `m2-max-64gb` (a machine with that much main
 memory), `a100-3g.20gb` (a MIG instance), `nvidia:8GiB` (a card that is not listed), `generic-cuda:24GiB`, `cpu`, a TOML
 profile or a JSON file of `autofit hardware detect --format json`. `2x3060`, `3060*2` and `3060,3060` are two cards.
-`rx-7900-xtx@vulkan` is a card that an engine's Vulkan build drives.
+`rx-7900-xtx@vulkan` is a card that an engine's Vulkan build drives; `rtx-3090@rpc` and `strix-halo-128gb@rpc` are in
+another machine, which lends what it has over RPC.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autofit.domain.machine import HOST_POOL, Device, Host, Link, Machine
+from autofit.domain.machine import HOST_POOL, Device, Host, Link, Machine, Node
 from autofit.domain.patterns import lazy_pattern
 from autofit.domain.ram import Ram, parse_ram
 from autofit.domain.text import printable
@@ -43,6 +44,7 @@ class _Part:
     name: str
     findings: tuple[str, ...] = ()
     sources: Mapping[str, str]
+    lends: bool = False  #: another machine, whose devices are reached over RPC
 
 
 def load_machine(
@@ -72,6 +74,7 @@ def load_machine(
         recorded = _recorded(each[0])
         return replace(_with_ram(recorded, memory), origin="file")
     parts = [_part(name, memory, dirs) for name in each]
+    nodes = tuple(Node(name=f"worker-{at}") for at in range(1, sum(part.lends for part in parts) + 1))
     hosts = [part for part in parts if part.host is not None]
     if len(hosts) > 1:
         raise UnknownHardwareError(
@@ -94,7 +97,7 @@ def load_machine(
             here = format_bytes(main.available_bytes)
             findings.append(f"RAM is taken from this machine, {here} free; --ram SIZE states another")
     assert main is not None
-    devices, links, known = _joined(parts)
+    devices, links, known = _joined(parts, [node.name for node in nodes])
     sources |= known
     links += _on_boards(devices, links, dirs)
     sources |= {f"host.{figure}": basis for part in hosts for figure, basis in _of(part.sources, HOST_POOL)}
@@ -106,21 +109,24 @@ def load_machine(
         origin="profile",
         findings=tuple(dict.fromkeys(findings)),
         sources=sources,
+        nodes=nodes,
     )
 
 
-def _joined(parts: Iterable[_Part]) -> tuple[list[Device], list[Link], dict[str, str]]:
-    """Devices of all parts under new numbers, their links, and where figures come from."""
+def _joined(parts: Iterable[_Part], nodes: Sequence[str]) -> tuple[list[Device], list[Link], dict[str, str]]:
+    """Devices of all parts under new numbers, their links, and where figures come from. `nodes` are those that lend."""
+    names = iter(nodes)
     devices: list[Device] = []
     links: list[Link] = []
     sources: dict[str, str] = {}
     for part in parts:
         renamed = {}
+        node = next(names) if part.lends else ""
         for device in part.devices:
             new = f"GPU{len(devices)}"
             renamed[device.id] = new
             pool = HOST_POOL if device.pool == HOST_POOL else new
-            devices.append(replace(device, id=new, index=len(devices), pool=pool))
+            devices.append(replace(device, id=new, index=len(devices), pool=pool, node=node or device.node))
             sources |= {f"{new}.{figure}": basis for figure, basis in _of(part.sources, device.id)}
         links += [replace(link, a=renamed[link.a], b=renamed[link.b]) for link in part.links]
     return devices, links, sources
@@ -196,6 +202,8 @@ def _part(wanted: str, memory: Ram | None, dirs: tuple[str | Path, ...]) -> _Par
         return _of_name(wanted, memory, dirs)
     part = _of_name(wanted[: found.start()] + wanted[found.end() :], memory, dirs)
     api = found[1].strip().lower()
+    if api == "rpc":
+        return _lent(part)
     for device in part.devices:
         if api != device.api and not (api == "vulkan" and device.api in _DRIVEN_BY_VULKAN):
             raise UnknownHardwareError(
@@ -205,6 +213,28 @@ def _part(wanted: str, memory: Ram | None, dirs: tuple[str | Path, ...]) -> _Par
             )
     devices = tuple(replace(device, api=api) for device in part.devices)  # type: ignore[arg-type]
     return replace(part, devices=devices)
+
+
+def _lent(part: _Part) -> _Part:
+    """What a part has for an engine on another machine: its devices alone, each with memory of its own.
+
+    Raises:
+        UnknownHardwareError: it has none.
+    """
+    if not part.devices:
+        raise UnknownHardwareError(
+            f"{part.name}@rpc lends nothing", hint="write generic-rpc:24GiB for RAM that it lends"
+        )
+    devices = tuple(
+        replace(
+            device, api="rpc", behind=device.behind or device.api, pool=device.id, integrated=False, total_bytes=total
+        )
+        if device.api != "rpc"
+        else device
+        for device in part.devices
+        for total in [device.free_bytes if device.pool == HOST_POOL else device.total_bytes]
+    )
+    return replace(part, devices=devices, host=None, lends=True, name=f"{part.name} over RPC")
 
 
 def _of_name(wanted: str, memory: Ram | None, dirs: tuple[str | Path, ...]) -> _Part:
@@ -238,7 +268,8 @@ def _of_name(wanted: str, memory: Ram | None, dirs: tuple[str | Path, ...]) -> _
     if profile.is_machine:
         return _machine(profile, memory, free_bytes, dirs)
     device, findings = _device("0", profile.table, profile, free_bytes, None)
-    return _Part(devices=(device,), name=device.name, findings=findings, sources=_sources("0", profile))
+    part = _Part(devices=(device,), name=device.name, findings=findings, sources=_sources("0", profile))
+    return replace(part, lends=device.api == "rpc")
 
 
 def _recorded(path: str) -> Machine:

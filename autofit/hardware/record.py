@@ -7,7 +7,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from autofit.domain.machine import HOST_POOL, Device, Holder, Host, Link, Machine
+from autofit.domain.machine import HOST_POOL, Device, Holder, Host, Link, Machine, Node
 from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.values import MISSING, fields, is_dataclass
@@ -74,7 +74,7 @@ def machine_from_dict(data: object, name: str = "machine") -> Machine:
     return machine
 
 
-_VALUES = (Machine, Host, Device, Link, Holder)
+_VALUES = (Machine, Host, Device, Link, Holder, Node)
 _HINTS: dict[type, dict[str, Any]] = {}
 
 

@@ -12,6 +12,7 @@ from autofit.domain.units import format_bytes
 COMMON: Mapping[str, Code] = {
     "machine": Code("info", "a note by a source of the machine's figures"),
     "model-source": Code("info", "where the model was found, which of several was taken, and why"),
+    "server-left-out": Code("warning", "a server on another machine that is not used, and why"),
     "incomplete-files": Code("warning", "files of the model are missing or cut off; the plan is for the whole model"),
     "engine-not-told": Code("warning", "the installed engine does not say which version it is"),
     "calibration": Code("info", "memory kept free, or given back, for what earlier starts took beside their plans"),

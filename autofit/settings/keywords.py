@@ -19,6 +19,8 @@ class CheckOptions(TypedDict, total=False):
 
     on: str | Sequence[str] | None
     ram: str | int | None
+    rpc: str | None
+    link: str | None
     device: Names | None
     margin: str | int | Sequence[str | int] | tuple[Margin, ...] | None
     mean_tokens: str | int | None
@@ -41,6 +43,8 @@ class PlanOptions(TypedDict, total=False):
     margin: str | int | Sequence[str | int] | tuple[Margin, ...] | None
     on: str | Sequence[str] | None
     ram: str | int | None
+    rpc: str | None
+    link: str | None
     device: Names | None
     prefer: str | None
     kv: str | None

@@ -8,6 +8,7 @@ from typing import Any
 
 from autofit.domain.ram import parse_ram
 from autofit.domain.request import Margin
+from autofit.domain.servers import parse_links, parse_servers
 from autofit.domain.units import parse_size, parse_tokens
 from autofit.domain.values import dataclass
 from autofit.errors import UsageError
@@ -154,6 +155,11 @@ OPTIONS: tuple[Option, ...] = (
            help="RAM of the hardware given by --on, as it is sold: 64GiB; the operating system's share is "
                 "taken off, unless free memory follows (64GiB:60GiB), or the kind of system (server, desktop, "
                 "windows, macos, none)"),
+    Option(name="rpc", metavar="HOST:PORT[=CARD][:SIZE],...", parse=parse_servers,
+           help="devices of other machines, behind servers that are asked what they have free; =CARD says what they "
+                "are (=rtx-3090), for rates"),
+    Option(name="link", metavar="SPEED[,...]", parse=parse_links,
+           help="speed of the network to other machines: 10Gbit, 1.2GB/s; one for each, the last repeated"),
     Option(name="device", metavar="ID", parse=str, many=True,
            help="use only these devices (GPU0, an index or a UUID)"),
     Option(name="prefer", metavar="GOAL", parse=one_of(*PREFERENCES), choices=PREFERENCES,
@@ -171,6 +177,6 @@ OPTIONS: tuple[Option, ...] = (
 BY_NAME = {option.name: option for option in OPTIONS}
 
 #: the options that `check` takes: a command says everything else itself
-CHECKED = ("on", "ram", "device", "margin", "mean_tokens", "engine_version", "strict")
+CHECKED = ("on", "ram", "rpc", "link", "device", "margin", "mean_tokens", "engine_version", "strict")
 #: the options that the core itself answers; all others are for the backend, which says which it supports
 OWN = frozenset({"on", "ram", "preset", "strict", "force"})

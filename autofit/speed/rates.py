@@ -79,7 +79,7 @@ def generation(device: Device) -> Generation:
     if device.gfx is not None:
         return "rdna4" if device.gfx.startswith("gfx12") else "other"
     capability = device.compute_capability
-    if device.api != "cuda" or capability is None:
+    if "cuda" not in (device.api, device.behind) or capability is None:
         return "other"
     return "blackwell" if capability >= (10, 0) else "ada" if capability >= (8, 9) else "ampere"
 
@@ -125,7 +125,7 @@ def device_rates(device: Device, host: Host, engine: Efficiencies, table: Table)
         link = device.link_bytes_per_s or ASSUMED_LINK_BYTES_PER_S
         if device.link_bytes_per_s is None:
             assumed = (f"{device.id} linked at {link / 1e9:.0f} GB/s (PCIe 4.0 x8)",)
-    api, made = device.api, generation(device)
+    api, made = device.behind or device.api, generation(device)
     return Rates(
         table,
         engine.rows.get(f"{api}/{made}") or engine.rows.get(api, table.rows["default"]),

@@ -14,6 +14,7 @@ from autofit.domain.machine import HOST_POOL, Machine
 from autofit.domain.plan import Speed
 from autofit.speed.efficiencies import TABLE
 from autofit.speed.efficiency import Efficiencies, Spread, Table
+from autofit.speed.network import Network
 from autofit.speed.rates import Rates, device_rates, host_rates
 from autofit.speed.work import Draft, LayerWork, Place, Read, Step
 
@@ -41,7 +42,7 @@ def placement(places: Sequence[Place]) -> str:
 class Roofline:
     """The rates of one machine, and the time of steps on it. Nothing in it changes after it is made."""
 
-    __slots__ = ("_engine", "_helper", "_links", "_rates", "_table")
+    __slots__ = ("_engine", "_helper", "_links", "_network", "_rates", "_table")
 
     def __init__(
         self,
@@ -66,10 +67,12 @@ class Roofline:
             for link in machine.links
             if link.bytes_per_s is not None
         }
+        self._network = Network(machine)
         if engine.copies_from_tokens is None:
             op_offload = None
         if op_offload == "":
-            op_offload = next((device.id for device in machine.devices if device.pool != HOST_POOL), None)
+            own = (device.id for device in machine.devices if device.pool != HOST_POOL and device.api != "rpc")
+            op_offload = next(own, None)
         self._helper = None if op_offload is None else self._rates[op_offload]
 
     def unknown(self, places: Sequence[Place]) -> tuple[str, ...]:
@@ -115,10 +118,16 @@ class Roofline:
             n_hops += 2
         return seconds + n_hops * self._at(HOST_POOL).efficiency.hop_s
 
-    def hop_seconds(self, a: str, b: str, n_bytes: int) -> float:
-        """Seconds to hand `n_bytes` of hidden state from one place to the next; 0 within a place."""
+    def hop_seconds(self, a: str, b: str, n_bytes: int, input_bytes: float = 0) -> float:
+        """Seconds to hand `n_bytes` of hidden state from one place to the next; 0 within a place.
+
+        `input_bytes` are other inputs of the step, which a device behind a server on another machine is sent too.
+        """
         if a == b:
             return 0.0
+        way = self._network.way(a, b)
+        if way is not None:
+            return way.latency_s + n_bytes * way.per_byte_s + self._network.input_seconds(a, b, input_bytes)
         latency = max(self._at(name).efficiency.hop_s for name in (a, b))
         return latency + n_bytes * self._seconds_per_byte(a, b)
 
@@ -181,11 +190,14 @@ class Roofline:
             decode = 1.0 / self.step_seconds(layers, step)
         names = _parts(places)
         assumed = [note for name in names for note in self._at(name).assumed]
+        crosses = self._network.crossed(names)
+        assumed += self._network.assumed(names) if crosses else []
         if assumed:
             widths.append(self._table.assumed)
         notes = [unmeasured] if unmeasured else []
         unknown = [name for name in names if not self._at(name).efficiency.n]
         notes += [f"no runs of this engine on {name} to compare with" for name in unknown]
+        notes += ["no runs over a network to compare with"] if crosses else []
         if notes:
             widths.append(self._table.unmeasured)
         band = _factor(widths)
@@ -223,9 +235,10 @@ class Roofline:
 
         `share` is the part of routed experts that one token uses; `None` stands for dense weights.
         """
-        if where != HOST_POOL or self._helper is None or n_tokens < (self._engine.copies_from_tokens or 0):
+        copies = self._helper is not None and not self._network.is_over_rpc(device)
+        if where != HOST_POOL or not copies or n_tokens < (self._engine.copies_from_tokens or 0):
             return self._part_seconds(self._at(where), reads, n_tokens, share)
-        helper = self._helper if device == HOST_POOL else here
+        helper = self._helper if device == HOST_POOL and self._helper is not None else here
         copied = sum(read.n_bytes for read in reads) * _touched(n_tokens, share) / helper.link
         return copied + self._part_seconds(helper, reads, n_tokens, share)
 
@@ -264,7 +277,10 @@ class Roofline:
         return copied + max(n_bytes / there.cache, n_flops / rate)
 
     def _seconds_per_byte(self, a: str, b: str) -> float:
-        """From one device to the other by the link between them, else by way of the host, in a pipeline."""
+        """From one device to the other by the network or link between them, else by way of the host, in a pipeline."""
+        way = self._network.way(a, b)
+        if way is not None:
+            return way.per_byte_s
         direct = self._links.get(frozenset((a, b)))
         return 1 / (direct or min(self._at(name).link for name in (a, b)))
 
@@ -286,8 +302,11 @@ class Roofline:
             ValueError: the bandwidth of a rank is unknown.
         """
         ring = zip(ranks, (*ranks[1:], ranks[0]), strict=True)
-        slowest = max(self._seconds_per_byte(a, b) for a, b in ring)
-        return max(self._at(rank).efficiency.hop_s for rank in ranks) + n_bytes * slowest
+        pairs = list(ring)
+        slowest = max(self._seconds_per_byte(a, b) for a, b in pairs)
+        ways = (self._network.way(a, b) for a, b in pairs)
+        latency = max((way.latency_s for way in ways if way is not None), default=0.0)
+        return max(latency, *(self._at(rank).efficiency.hop_s for rank in ranks)) + n_bytes * slowest
 
     def _stages(self, layers: Placed, step: Step) -> list[tuple[str, float]]:
         """Device and seconds of each block, the hop to it included."""
@@ -301,7 +320,8 @@ class Roofline:
                 seconds = known[key] = self.layer_seconds(layer, place, step)
             if previous is not None and previous[1].device != place.device:
                 n_bytes = previous[0].hidden_bytes * step.n_tokens
-                seconds += self.hop_seconds(previous[1].device, place.device, n_bytes)
+                n_masked = layer.mask_bytes * step.n_tokens * (step.n_filled + step.n_tokens / step.n_sequences)
+                seconds += self.hop_seconds(previous[1].device, place.device, n_bytes, n_masked)
             stages.append((place.device, seconds))
             previous = layer, place
         return stages

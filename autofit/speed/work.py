@@ -82,6 +82,7 @@ class LayerWork:
     operations of one query against one cached token: 2 · heads · (key + value dimension); `prompt_attention_flops`
     those of a prompt's, where an engine unpacks a latent for many queries. `hidden_bytes` is what a token hands to
     the next block: hidden size times the bytes of the activation type.
+    `mask_bytes` is what one query says of one cached token, which a device on another machine is sent in every step.
     `last_token_only` marks the output stage: of a prompt only the last token needs logits.
     """
 
@@ -97,6 +98,7 @@ class LayerWork:
     prompt_attention_flops: int | None = None
     n_kernels: int = 0
     hidden_bytes: int = 0
+    mask_bytes: int = 0
     last_token_only: bool = False
 
 

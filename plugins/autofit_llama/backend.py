@@ -39,7 +39,7 @@ from autofit_llama.model.validate import contradictions
 from autofit_llama.speed.rates import speed_of
 
 if TYPE_CHECKING:
-    from autofit.domain.machine import Device
+    from autofit.domain.machine import Device, Offered
     from autofit.domain.observed import Observed
     from autofit.domain.quantization import Quantization, Recipe
     from autofit.domain.repair import Repair
@@ -54,7 +54,7 @@ class LlamaBackend(Backend):
     variables: ClassVar[tuple[str, ...]] = ("LLAMA_ARG_", *PYTHON_VARIABLES)
     supports: ClassVar[frozenset[str]] = frozenset(
         {"context", "min_context", "max_context", "parallel", "margin", "device", "prefer", "kv", "engine_version"}
-        | {"min_tps", "max_ttft"}
+        | {"min_tps", "max_ttft", "rpc", "link"}
     )
     asked: ClassVar[tuple[str, ...]] = ("llama-server", "llama-cli")
     wrapped: ClassVar[tuple[str, ...]] = ("llama-server", "llama-cli", "llama-completion", "llama-bench", "llama")
@@ -92,6 +92,7 @@ class LlamaBackend(Backend):
             program=reading.words or (reading.program,),
             model=model_of(settings),
             companions=companions_of(settings),
+            servers=tuple(settings.rpc),
             settings=Command(reading=reading, settings=settings, argv=tuple(argv), env=_counted(reading, env or {})),
         )
 
@@ -102,6 +103,11 @@ class LlamaBackend(Backend):
 
         n = n_module_words(argv)
         return read_server(argv[:n], argv[n:], env, version)
+
+    def offers(self, servers: Sequence[str], version: str | None = None) -> Sequence[Offered]:
+        from autofit_llama.launch.servers import offers
+
+        return offers(servers, find_version(version)[0])
 
     def program_in(self, argv: Sequence[str]) -> tuple[str, ...]:
         words = super().program_in(argv)

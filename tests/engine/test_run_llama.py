@@ -120,7 +120,7 @@ def test_what_it_reports_is_what_was_predicted(devices_mib: tuple[int, ...], pla
     on = [word for mib in devices_mib for word in ("--on", f"generic-rpc:{mib}MiB")]
     with rpc_servers(folder, devices_mib) as addresses:
         own = ["--watch", *on, "--ram", "16GiB", "--margin", "0", "-c", "1k"]
-        command = [*SERVER, "--rpc", ",".join(addresses), "-lv", "4"]
+        command = [*SERVER, "--rpc", ",".join(addresses), "-ngl", "99", "-lv", "4"]
         with place.started("run", *own, "--", *command) as (_, address, log):
             assert answers(address, log)
             said = [line for line in log.read_text().splitlines() if line.startswith("autofit: reported as")]

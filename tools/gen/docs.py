@@ -261,6 +261,7 @@ source.
 | `a100-mig-3g.20gb`, `h100-2g.20gb` | a MIG instance: its slices of memory, bandwidth and multiprocessors |
 | `nvidia:8GiB`, `amd:16GiB`, `intel:12GiB` | a card that is not listed, by its size |
 | `rx-7900-xtx@vulkan`, `2x3060@vulkan` | the same driven by Vulkan instead of CUDA, ROCm or SYCL |
+| `rtx-3090@rpc`, `2x strix-halo-128gb@rpc:90GiB` | in other machines, lent ([over RPC](many-machines.md)) |
 | `generic-cuda:24GiB`, `generic-rpc:24GiB` | that much is free, no overhead at all |
 | `cpu` | no device |
 | `box.toml`, `box.json` | a profile, or what `autofit hardware detect --format json` printed elsewhere |

@@ -1,6 +1,6 @@
 """Runs the commands of pages, and writes what they print today: python tools/gen/transcripts.py [PAGE ...]
 
-Sentences that repeat a figure are left as they are; the page's test names those that no longer hold.
+Sentences that repeat a figure are left as they are; the tests of a page name those that no longer hold.
 """
 
 from __future__ import annotations

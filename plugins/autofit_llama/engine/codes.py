@@ -43,6 +43,7 @@ OWN = {
     "unknown-flags": Code("warning", "flags that autofit does not know: passed through, their memory is not counted"),
     "unlimited-prompt-cache": Code("warning", "the prompt cache has no limit and may fill all RAM"),
     "unread-settings": Code("warning", "settings that this program or version does not read"),
+    "workers": Code("info", "what other machines start before the plan, to lend it their devices"),
     "unverified-device": Code("info", "the figures for this API are not verified on hardware"),
     "unverified-overrides": Code(
         "warning", "some -ot patterns abort under -sm tensor, and not all of them are detected"

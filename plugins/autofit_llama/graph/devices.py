@@ -2,7 +2,7 @@
 
 CUDA and RPC are modeled to the byte. Metal and Vulkan also reorder nodes before they run them, which is not:
 their figures are close, not exact. CPU: ggml/src/ggml-cpu/ggml-cpu.cpp. RPC: ggml/src/ggml-rpc/ggml-rpc.cpp,
-whose servers size tensors by the rules of their own CPU.
+whose servers size tensors by the rules of their own device: the CPU's, unless another is known to be there.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class DeviceRules:
     `compute_capability` is CUDA's, 890 for 8.9; 0 for a GPU without tensor cores. `offload_min_batch`: rows
     from which the device takes over operations on host weights; `None`: never. `pipeline`: asynchronous and
     with events, so that several micro-batches can be in flight. `pinned_host`: the host's side of the graph
-    is in pinned memory. `members`: the device stands for all of these (`-sm tensor`).
+    is in pinned memory. `members`: the device stands for all of these (`-sm tensor`). `served`: the kind of a device
+    behind an RPC server, which sizes tensors there (ggml-rpc.cpp:ggml_backend_rpc_buffer_type_get_alloc_size).
     """
 
     kind: Kind = "cuda"
@@ -56,13 +57,24 @@ class DeviceRules:
     pinned_host: bool = True
     members: tuple[DeviceRules, ...] = ()
     version: Version = LATEST
+    served: Kind | None = None
 
     @property
     def is_exact(self) -> bool:
         """Whether the replay is known to give the engine's own bytes."""
         if self.members:
             return all(rules.is_exact for rules in self.members)
-        return self.kind in ("cuda", "rpc")
+        return self._sizes in ("cuda", "rpc")
+
+    @property
+    def _sizes(self) -> Kind:
+        """The kind of device by whose rules tensors are sized."""
+        return self.served or self.kind
+
+    @property
+    def pads_rows(self) -> bool:
+        """Whether rows of quantized types are filled up."""
+        return self._sizes != "rpc"
 
     def supports(self, t: Tensor) -> bool:
         if self.members:
@@ -81,9 +93,9 @@ class DeviceRules:
         """Bytes of `t` in the device's buffer, before alignment."""
         if self.members:
             return max(rules.alloc_bytes(t) for rules in self.members)
-        if self.kind == "cuda":
+        if self._sizes == "cuda":
             return cuda.alloc_bytes(t, self.compute_capability, self.version)
-        if self.kind == "metal":
+        if self._sizes == "metal":
             from autofit_llama.graph import metal
 
             return metal.alloc_bytes(t)
@@ -103,8 +115,27 @@ METAL = DeviceRules(kind="metal", alignment=32, fusion=False, pinned_host=False)
 VULKAN = DeviceRules(kind="vulkan", alignment=64, max_buffer_bytes=GIB, fusion=False)
 
 
-def rules_for(api: str, compute_capability: tuple[int, int] | None = None, version: Version = LATEST) -> DeviceRules:
-    """The rules of a device of the given API; an API without rules of its own is planned for as Vulkan."""
+def rules_for(
+    api: str,
+    compute_capability: tuple[int, int] | None = None,
+    version: Version = LATEST,
+    *,
+    behind: str | None = None,
+) -> DeviceRules:
+    """The rules of a device of the given API; an API without rules of its own is planned for as Vulkan.
+
+    `behind` is the API of a device that an RPC server lends, where it is known.
+    """
+    if api == "rpc" and behind not in (None, "cpu", "rpc"):
+        own = rules_for(behind or "", compute_capability, version)
+        return replace(
+            RPC,
+            alignment=own.alignment,
+            max_buffer_bytes=own.max_buffer_bytes,
+            compute_capability=own.compute_capability,
+            version=version,
+            served=own.kind,
+        )
     rules = {"cuda": CUDA, "rocm": ROCM, "rpc": RPC, "metal": METAL}.get(api, VULKAN)
     if api == "cuda" and compute_capability is not None:
         rules = replace(rules, compute_capability=100 * compute_capability[0] + 10 * compute_capability[1])
@@ -151,6 +182,6 @@ _DOT_TYPES = {"f32": "f32", "f16": "f16", "bf16": "bf16"}
 
 def device_bytes(rules: DeviceRules, type_name: str, ne0: int, n_bytes: int) -> int:
     """Bytes of a weight or cache in a device's buffer: rows padded where the device does, then aligned."""
-    if rules.kind != "rpc" and ne0 % ROW_PADDING and GGML_TYPES_BY_NAME[type_name].block_elements > 1:
+    if rules.pads_rows and ne0 % ROW_PADDING and GGML_TYPES_BY_NAME[type_name].block_elements > 1:
         n_bytes += row_bytes(type_name, ROW_PADDING - ne0 % ROW_PADDING)
     return round_up(n_bytes, rules.alignment)

@@ -45,7 +45,7 @@ def default_margin(device: Device) -> tuple[Margin, str]:
     if device.runtime_bytes == 0:
         return NOTHING, "none: its free memory is stated without overhead, and buffers are exact"
     if device.api == "rpc":
-        return MODELED, "64 MiB and 1 %: the server's own process is not counted"
+        return MODELED, "64 MiB and 1 %: what else the server takes is not counted"
     if device.runtime_bytes is not None or (device.api == "cuda" and device.n_sm is not None):
         return MODELED, "64 MiB and 1 %: buffers are exact, the driver's share is modeled"
     return ASSUMED, f"256 MiB and 2 %: memory of {device.api} outside the buffers is assumed"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.model import ModelSpec, TensorInfo
@@ -20,7 +20,7 @@ from autofit_llama.model.hparams import HParams
 from autofit_llama.model.resolve import resolve_context
 
 #: ggml's names of its backends: CUDA0, ROCm1, RPC0 ...
-_NAMES = {
+NAMES = {
     "cuda": "CUDA",
     "rocm": "ROCm",
     "vulkan": "Vulkan",
@@ -29,6 +29,9 @@ _NAMES = {
     "rpc": "RPC",
     "metal": "MTL",
 }
+
+
+RPC_PORT = 50052  #: of a server, unless it is told another (tools/rpc/rpc-server.cpp:rpc_server_params)
 
 
 def engine_devices(machine: Machine, *, merged: bool = False) -> tuple[tuple[str, Device], ...]:
@@ -41,7 +44,7 @@ def engine_devices(machine: Machine, *, merged: bool = False) -> tuple[tuple[str
     counts: dict[str, int] = {}
     named = []
     for device in machine.devices:
-        prefix = _NAMES[device.api]
+        prefix = NAMES[device.api]
         named.append((f"{prefix}{counts.get(prefix, 0)}", device))
         counts[prefix] = counts.get(prefix, 0) + 1
     remote = [pair for pair in named if pair[1].api == "rpc"]
@@ -50,6 +53,34 @@ def engine_devices(machine: Machine, *, merged: bool = False) -> tuple[tuple[str
     if merged:
         return (*(pair for pair in named if pair[1].api != "rpc"), *remote)
     return (*remote, *(discrete or integrated))
+
+
+def server_of(machine: Machine, device: Device) -> str | None:
+    """The server (HOST:PORT) that lends a device; one whose address nobody knows is called by its node's name."""
+    node = next((node for node in machine.nodes if node.name == device.node), None)
+    if device.api != "rpc" or node is None:
+        return None
+    return node.address or f"{node.name}:{RPC_PORT}"
+
+
+def servers_of(machine: Machine, devices: Iterable[Device]) -> tuple[str, ...]:
+    """The servers of these devices, as `--rpc` names them: in the order of the devices."""
+    found = (server_of(machine, device) for device in devices)
+    return tuple(dict.fromkeys(server for server in found if server is not None))
+
+
+def buffers_of(named: Sequence[tuple[str, Device]], machine: Machine, rpc: Sequence[str] = ()) -> tuple[str, ...]:
+    """How `-ot` names the memory of each device; `rpc` are the servers of devices that no node is known of.
+
+    Source: ggml-rpc.cpp:ggml_backend_rpc_buffer_type, which counts the devices of each server.
+    """
+    names = list(buffer_names([name for name, _ in named], rpc))
+    for at, (_, device) in enumerate(named):
+        server = server_of(machine, device)
+        if server is not None:
+            own = [other.id for other in machine.devices if other.node == device.node]
+            names[at] = f"RPC{own.index(device.id)}[{server}]"
+    return tuple(names)
 
 
 def choose_devices(launch: Launch, machine: Machine) -> tuple[tuple[str, Device], ...]:
@@ -164,7 +195,7 @@ def _by_role(model: ModelSpec, role: str) -> tuple[ModelSpec, ...]:
 
 def _arguments(launch: Launch, named: Sequence[tuple[str, Device]], machine: Machine) -> Arguments:
     devices = [device for _, device in named]
-    names = buffer_names([name for name, _ in named], launch.rpc)
+    names = buffers_of(named, machine, launch.rpc)
     context, sliced = launch.context, launch.split_mode == "tensor"
     if sliced:
         context = replace(context, flash_attn="on" if context.flash_attn == "auto" else context.flash_attn)

@@ -33,7 +33,7 @@ def _device_malloc(notes: Notes, match: re.Match[str]) -> None:
 
 def _buffer(notes: Notes, match: re.Match[str]) -> None:
     """`failed to allocate CUDA0 buffer of size N`, of a graph where `ggml_gallocr` says it."""
-    place = place_of(match["place"])
+    place = place_of(match["place"], notes.devices)
     exact: dict[str, object] = {"place": place, "requested_bytes": whole(match["n"])}
     if match["by"].startswith("ggml_gallocr"):
         exact |= {"kind": "transient"} if notes.stage == "ready" else {"kind": "compute", "stage": "compute"}
@@ -42,9 +42,9 @@ def _buffer(notes: Notes, match: re.Match[str]) -> None:
 
 def _unable(notes: Notes, match: re.Match[str]) -> None:
     place = match["place"] if match["place"] and match["place"] != "backend" else None
-    cause: Cause = _where(place_of(place)) if place else "device memory"
+    cause: Cause = _where(place_of(place, notes.devices)) if place else "device memory"
     exact: dict[str, object] = {"kind": "weights", "stage": "weights"}
-    notes.fail(cause, match[0], place=place_of(place) if place else None, exact=exact)
+    notes.fail(cause, match[0], place=place_of(place, notes.devices) if place else None, exact=exact)
 
 
 _WHAT: dict[str, Kind] = {

@@ -22,7 +22,7 @@ _NAME = r"(?P<place>[A-Za-z]\w{0,40}(?:\[[^\]\s]{1,80}\])?)"
 
 
 def _buffer(notes: Notes, match: re.Match[str], kind: Kind, label: str, group: str, *, adds: bool) -> None:
-    place = place_of(match["place"])
+    place = place_of(match["place"], notes.devices)
     notes.part(
         place,
         kind,

@@ -114,7 +114,7 @@ def size(model: ModelSpec) -> Sized:
 
 def device_rules(devices: Sequence[Device], arguments: Arguments) -> tuple[DeviceRules, ...]:
     version = arguments.context.version
-    return tuple(rules_for(device.api, device.compute_capability, version) for device in devices)
+    return tuple(rules_for(device.api, device.compute_capability, version, behind=device.behind) for device in devices)
 
 
 def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = (), *, layout: Layout | None = None) -> Estimate:

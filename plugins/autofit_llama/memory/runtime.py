@@ -13,7 +13,7 @@ from autofit.domain.machine import Device
 from autofit.domain.memory import MemoryItem
 from autofit.domain.units import MIB, round_up
 
-from autofit_llama.memory.scratch import FULL_PROMPT
+from autofit_llama.memory.scratch import FULL_PROMPT, driven
 
 CONTEXT_MIB = ((0, 0), (34, 132), (84, 285), (128, 444), (188, 672))
 """Multiprocessors -> CUDA context and modules, which grow with them: RTX 4060 Ti, A40, RTX 4090, RTX PRO 6000. What
@@ -40,9 +40,12 @@ NCCL_FIRST_BYTES, NCCL_MORE_BYTES = 640 * MIB, 205 * MIB
 
 
 def context_bytes(device: Device) -> int:
-    """What the engine's own context takes on a device before anything is loaded; on a remote one it is the server's."""
+    """What a context takes on a device before anything is loaded; a server that was asked has its own there already."""
     if device.runtime_bytes is not None:
         return device.runtime_bytes
+    if device.api == "rpc" and device.uuid is not None:
+        return 0
+    device = driven(device)
     if device.api == "cuda":
         return _cuda_context(device)[0]
     if device.api == "rpc":
@@ -61,14 +64,18 @@ def device_runtime(device: Device) -> tuple[MemoryItem, ...]:
         if device.runtime_bytes == 0:
             return ()
         return (_runtime(context, "measured", "context and libraries", "stated for this device"),)
+    device = driven(device)
     if device.api == "cuda":
         _, basis, source = _cuda_context(device)
+        own = (_runtime(context, basis, "CUDA context and modules", source),) if context else ()
         return (
-            _runtime(context, basis, "CUDA context and modules", source),
+            *own,
             _runtime(_blas_bytes(device), "derived", "cuBLAS workspace", "ggml-cuda/common.cuh:cublas_handle"),
             _runtime(GRAPHS_BYTES, "assumed", "CUDA graphs", "a few MiB per distinct graph"),
         )
     if device.api == "rpc":
+        return ()
+    if not context:
         return ()
     return (_runtime(context, "assumed", f"{device.api} context", "not verified on this kind of device"),)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from autofit.domain.machine import Device
 from autofit.domain.memory import Basis, MemoryItem
 from autofit.domain.units import MIB, round_up
-from autofit.domain.values import NamedTuple, dataclass
+from autofit.domain.values import NamedTuple, dataclass, replace
 
 MMQ_FIXUP_BYTES = 10 * MIB
 OFFLOADED_EXPERT_FACTOR = 9
@@ -64,8 +64,16 @@ class Products:
     copied_cells: int = 0
 
 
+def driven(device: Device) -> Device:
+    """The device as what drives it knows it: one behind a server is its card, where that is known."""
+    if device.api != "rpc" or device.behind is None or device.behind == "cpu":
+        return device
+    return replace(device, api=device.behind)
+
+
 def prompt_scratch(device: Device, products: Products, label: str = "") -> tuple[MemoryItem, ...]:
-    """A device's growth at the first full prompt. Metal's and RPC's is in their compute buffers, or the server's.
+    """A device's growth at the first full prompt. Metal's is in its compute buffers, that of a server's device unknown
+    unless the device is known.
 
     Sources: ggml-cuda.cu:ggml_cuda_mul_mat, ggml_cuda_mul_mat_id, ggml_cuda_mul_mat_cublas_impl;
     ggml-cuda/mmq.cu:ggml_cuda_mul_mat_q (36 bytes per 32 values, rows padded to 512; fix-up of tiles);
@@ -73,6 +81,7 @@ def prompt_scratch(device: Device, products: Products, label: str = "") -> tuple
     """
     if device.runtime_bytes == 0:
         return ()
+    device = driven(device)
     of = f" of the {label}" if label else ""
     kinds = {"cuda": _cuda_items, "rocm": _cuda_items, "vulkan": _vulkan_items}
     if device.api not in kinds:

@@ -12,6 +12,7 @@ from autofit.domain.machine import Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Alternative, Finding, Plan, Speed
 from autofit.domain.request import Margin, Request
+from autofit.domain.text import printable
 from autofit.domain.units import format_rate
 from autofit.domain.values import replace
 from autofit.planning.decisions import arguments, remark
@@ -23,6 +24,7 @@ from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.codes import finding
 from autofit_llama.launch.defaults import PYTHONS, n_drafted
 from autofit_llama.launch.findings import findings_of
+from autofit_llama.launch.workers import node_commands, workers_finding
 from autofit_llama.memory.estimate import Estimate, Run
 from autofit_llama.planning.complete import complete, kept_prompts, settled
 from autofit_llama.planning.explain import Explained, explain
@@ -47,6 +49,9 @@ def plan(command: Command, model: ModelSpec, machine: Machine, request: Request)
     goals = task.goals(search)
     answer = reach(search, goals)
     if answer is not None:
+        unused = _unused_servers(task, answer)
+        if unused:
+            return _without(unused, command, model, machine, request)
         return _finish(task, search, goals, answer, ())
     found = search.nearest(goals.candidate(goals.least, goals.kv_types[-1]))
     assert found is not None  # the host alone is always one
@@ -55,6 +60,28 @@ def plan(command: Command, model: ModelSpec, machine: Machine, request: Request)
     from autofit_llama.planning.nearest import nearest_values  # an import that most plans do without
 
     return _finish(task, search, goals, Answer(found), nearest_values(task, search, goals, found))
+
+
+def _unused_servers(task: Task, answer: Answer) -> tuple[str, ...]:
+    """Nodes that lend no device to the plan, where nobody fixed which servers there are."""
+    given, used = task.pins.settings, set(answer.found.split.order)
+    if given.rpc or given.devices is not None or given.tensor_split is not None or given.overrides:
+        return ()
+    lends = {device.node: False for device in task.machine.devices if device.api == "rpc" and device.node}
+    for device in task.machine.devices:
+        if device.node in lends and device.id in used:
+            lends[device.node] = True
+    return tuple(node for node, is_used in lends.items() if not is_used)
+
+
+def _without(unused: Sequence[str], command: Command, model: ModelSpec, machine: Machine, request: Request) -> Plan:
+    """The plan on the machine without these nodes: the engine connects to no server for nothing."""
+    devices = tuple(device for device in machine.devices if device.node not in unused)
+    nodes = tuple(node for node in machine.nodes if node.name not in unused)
+    found = plan(command, model, replace(machine, devices=devices, nodes=nodes), request)
+    names = printable(", ".join(unused), 200)
+    said = finding("device-left-out", f"{names} left out: the plan is not faster with it, or no layer fits there")
+    return replace(found, findings=(*found.findings, said))
 
 
 def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: Sequence[Finding]) -> Plan:
@@ -96,8 +123,11 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
         from autofit_llama.planning.alternatives import alternatives_of
 
         others = alternatives_of(task, search, goals, answer)
+    nodes = node_commands(argv, {}, task.machine, found.split.order, task.pins.version)
+    findings += workers_finding(nodes)
     return Plan(
         backend="llama",
+        nodes=nodes,
         fits=final.memory.fits and not missed,
         argv=argv,
         kwargs=kwargs,

@@ -25,6 +25,7 @@ _OF_DEVICES = ("split_mode", "main_gpu")
 _OF_RAM = ("cache_ram_mib", "n_checkpoints", "logits_all", "load_mode")
 _FLASH_ON = "every device in use supports it for this model; attention scores need no buffer"
 _BECAUSE = {
+    "rpc": "the machines whose devices take layers",
     "n_batch": "holds at least one micro-batch",
     "n_ubatch": "faster prompt processing: fewer passes over the weights",
     "embedding": "this is an embedding model: without this flag the server rejects embedding requests",
@@ -110,6 +111,8 @@ def said(task: Task, found: Found, settings: LlamaSettings) -> Iterator[str]:
     """The settings that were solved and are not what the program does anyway, in the order of the command."""
     given, candidate = task.pins.settings, found.candidate
     usual = DEFAULT_UBATCH if task.pins.is_python else DEFAULT_BATCH
+    if not given.rpc and settings.rpc and any(task.is_remote(name) for name in found.split.order):
+        yield "rpc"  # before what names its devices
     if given.n_ctx is None and given.kv_unified_per_slot is None:
         yield "n_ctx"
     if given.devices is None and settings.devices is not None:

@@ -38,6 +38,7 @@ _FLAGS = {
     "n_ctx": "-c", "n_gpu_layers": "-ngl", "tensor_split": "-ts", "overrides": "-ot", "n_parallel": "-np",
     "n_ubatch": "-ub", "n_batch": "-b", "type_k": "-ctk", "type_v": "-ctv", "devices": "-dev",
 }  # fmt: skip
+NAMED_BY_DEVICE = 9703  #: the first recorded build that calls memory behind a server `RPC0[HOST:PORT]`
 _MOVES_BULK = frozenset(("cpu_moe", "n_cpu_moe", "n_cpu_ffn"))
 
 
@@ -304,8 +305,9 @@ def bounds_of(pins: Pins, devices: Sequence[Device], n_blocks: int) -> Bounds:
         order=None if given.devices is None and not pins.is_python else tuple(device.id for device in devices),
         split=given.tensor_split if len(devices) > 1 else None,  # one device takes every row, whatever its number
         parts=not moves,
-        # A buffer of a remote device is named by its address too, which only the user's own -ot can know.
-        overflow=not pins.is_python and all(device.api != "rpc" for device in devices),
+        # A buffer of a remote device is named by its server's address, in builds since this one.
+        overflow=not pins.is_python
+        and all(device.api != "rpc" or (device.node and pins.version.build >= NAMED_BY_DEVICE) for device in devices),
     )
 
 

@@ -22,7 +22,7 @@ from autofit_llama.engine.versions import LATEST, Version
 from autofit_llama.engine.vocabulary import FlashAttention, Override
 from autofit_llama.graph.devices import DeviceRules, rules_for
 from autofit_llama.launch.defaults import Launch, launch_of
-from autofit_llama.launch.process import engine_devices, run_of
+from autofit_llama.launch.process import buffers_of, engine_devices, run_of
 from autofit_llama.memory.estimate import Estimate, Run, estimate
 from autofit_llama.memory.layout import Layout, Sized
 from autofit_llama.memory.placement import matcher
@@ -68,6 +68,7 @@ class LaunchProblem:
     version: Version = LATEST
     run: Run = field(init=False)
     names: Mapping[str, str] = field(init=False)  #: device id -> the engine's name
+    buffers: Mapping[str, str] = field(init=False)  #: device id -> its memory as `-ot` names it
     pool_of: Mapping[str, str] = field(init=False)
     limits: Mapping[str, int | None] = field(init=False)
     targets: tuple[Target, ...] = field(init=False)
@@ -83,6 +84,9 @@ class LaunchProblem:
 
     def __post_init__(self) -> None:
         self.names = {device.id: name for name, device in self._engine_devices()}
+        named = self._engine_devices()
+        every = buffers_of(named, self.machine, self.settings.rpc)
+        self.buffers = {device.id: buffer for (_, device), buffer in zip(named, every, strict=True)}
         self.pool_of = {device.id: device.pool for device in self.devices}
         self.limits = self._limits()
         self.run = self.run_of(self.settings)
@@ -93,7 +97,7 @@ class LaunchProblem:
                 id=device.id,
                 kind=(_make(device, alone=device.id in special), *self._memory(device)),
                 make=_make(device, alone=device.id in special),
-                rules=rules_for(device.api, device.compute_capability, self.version),
+                rules=rules_for(device.api, device.compute_capability, self.version, behind=device.behind),
             )
             for device in self.devices
         )
@@ -210,7 +214,7 @@ class LaunchProblem:
             lean = "n_cpu_moe" if self.kind == "experts" else "n_cpu_ffn"
             overrides.append(Override(kind=lean, n_blocks=terms.n_lean))  # type: ignore[arg-type]
         for pattern, place in terms.patterns:
-            overrides.append(Override(kind="pattern", pattern=pattern, buffer=self.names.get(place, place)))
+            overrides.append(Override(kind="pattern", pattern=pattern, buffer=self.buffers.get(place, place)))
         if candidate.one_by_one and not overrides:
             overrides.append(Override(kind="pattern", pattern=ONE_BY_ONE, buffer=HOST_BUFFER))
         devices = tuple(self.names[name] for name in terms.devices)

@@ -91,6 +91,8 @@ class Tables:
         self.roofline, self.step = roofline, step
         self.bulk_kind, self.cache_on_host = bulk_kind, cache_on_host
         self.hidden_bytes = next((b.own.work.hidden_bytes for b in found), 0) * step.n_tokens
+        mask = next((b.own.work.mask_bytes for b in found if b.own.work.mask_bytes), 0)
+        self.mask_bytes = mask * step.n_tokens * (step.n_filled + step.n_tokens // step.n_sequences)
         self._sizes: dict[tuple[int, DeviceRules | None], int] = {}
         self._times: dict[tuple[int, Place], float] = {}
         self._block_s: dict[tuple[int, str, str], float] = {}
@@ -295,7 +297,8 @@ class Tables:
         """Seconds to hand a step's hidden state over."""
         seconds = self._hop_s.get((a, b))
         if seconds is None:
-            seconds = self._hop_s[a, b] = self.roofline.hop_seconds(a, b, self.hidden_bytes)
+            seconds = self.roofline.hop_seconds(a, b, self.hidden_bytes, self.mask_bytes)
+            self._hop_s[a, b] = seconds
         return seconds
 
     def _spills(self, slots: range) -> bool:

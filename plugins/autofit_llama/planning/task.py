@@ -16,7 +16,7 @@ from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.vocabulary import POOLING_NONE, POOLING_RANK
 from autofit_llama.launch.defaults import SERVERS, launch_of
 from autofit_llama.launch.margins import margins_of
-from autofit_llama.launch.process import engine_devices
+from autofit_llama.launch.process import engine_devices, servers_of
 from autofit_llama.loading.check import check_loads
 from autofit_llama.memory.estimate import size
 from autofit_llama.memory.layout import Sized
@@ -92,6 +92,10 @@ class Task:
     def shares_blocks(self) -> bool:
         """Whether every device gets a part of every block (`-sm tensor`)."""
         return self.pins.settings.split_mode == "tensor"
+
+    def is_remote(self, device_id: str) -> bool:
+        """Whether a device is behind a server on another machine."""
+        return any(device.id == device_id and device.api == "rpc" for device in self.machine.devices)
 
     @property
     def trained(self) -> int:
@@ -226,7 +230,9 @@ def task_of(command: Command, model: ModelSpec, machine: Machine, request: Reque
     if n_parallel is None:
         n_parallel = None if pins.is_python else request.parallel or (1 if program in SERVERS else None)
     base = replace(given, n_parallel=n_parallel)
-    if pins.is_python:
+    if not pins.is_python:
+        base = replace(base, rpc=given.rpc or servers_of(machine, machine.devices))
+    else:
         base = replace(base, **_python(pins, sized.hparams, request, machine))
     if program in SERVERS:
         # Caches of the server are made to measure once the placement is known: weights and context come first.

@@ -260,6 +260,7 @@ def _merged(block: Block, here: Mapping[Kind, Sequence[Weight]]) -> LayerWork:
         attention_flops=own.attention_flops,
         n_kernels=own.n_kernels,
         hidden_bytes=own.hidden_bytes,
+        mask_bytes=own.mask_bytes,
         last_token_only=own.last_token_only,
     )
 
@@ -313,6 +314,7 @@ def _own_work(
             has_shared_experts=any(weight.group == "shared" for weight in weights),
         ),
         hidden_bytes=4 * hp.n_embd,
+        mask_bytes=(4 if ctx.flash_attn == "off" else 2) if token_bytes else 0,
     )
 
 
