@@ -241,7 +241,7 @@ def test_machines_behind_a_network_have_no_image(here: Path, capsys: pytest.Capt
     on = ("--on", "rtx-3090", "--on", "generic-rpc:24GiB", "--ram", "64GiB", "-q", "--format", "kubernetes")
     engine = ("--", "--rpc", "10.0.0.1:50052", "-ngl", "99", "-ts", "1,1")
     assert main(["llama", model_of("llama", here), *on, *engine]) == 2
-    assert "the plan is for 2 machines, and this format is for one" in capsys.readouterr().err
+    assert "no container image of llama b11311 on cuda and rpc devices is known" in capsys.readouterr().err
     unit = printed(capsys, "llama", model_of("llama", here), *on[:-1], "systemd", *engine)
     assert "--rpc 10.0.0.1:50052" in unit
 

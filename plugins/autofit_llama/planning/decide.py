@@ -123,7 +123,8 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
         from autofit_llama.planning.alternatives import alternatives_of
 
         others = alternatives_of(task, search, goals, answer)
-    nodes = node_commands(argv, {}, task.machine, found.split.order, task.pins.version)
+    lending = () if task.pins.settings.rpc else found.split.order  # servers of the user's own flags run already
+    nodes = node_commands(argv, {}, task.machine, lending, task.pins.version)
     findings += workers_finding(nodes)
     return Plan(
         backend="llama",
