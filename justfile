@@ -22,6 +22,8 @@ lint:
     lint-imports
     check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml .github/workflows/follow.yml
     check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/wrong-bytes.yml .github/ISSUE_TEMPLATE/wrong-speed.yml .github/ISSUE_TEMPLATE/new-architecture.yml
+    check-jsonschema --builtin-schema vendor.github-actions action.yml
+    pre-commit validate-manifest .pre-commit-hooks.yaml
     towncrier build --draft --version next
 
 # Mend style where that can be done by a tool

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("commands in files", "scripts, units, manifests; one that does not fit: exit 3")
     add = group.add_argument
     add("--from", dest="files", nargs="+", action="extend", metavar="FILE", help="check the commands that files start")
+    add("--if-any", action="store_true", help="files without a command of an engine are no error")
     add(
         "--map",
         dest="mapped",

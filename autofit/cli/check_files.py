@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, options: Mapping[str, Any]) -> int:
     _form(args)
     mapped = [_mapped(text) for text in args.mapped]
     verdicts = [verdict for path in args.files for verdict in _verdicts(path, mapped, options, quiet=args.quiet)]
-    if not verdicts:
+    if not verdicts and not args.if_any:
         what = "no command of an engine in it" if len(args.files) == 1 else "no command of an engine in these files"
         raise UsageError(f"{printable(args.files[0], 200)}: {what}", hint=f"understood are {KINDS}")
     return _report(args, verdicts)
@@ -63,7 +63,9 @@ def _report(args: argparse.Namespace, verdicts: list[Verdict], more: Sequence[st
         whole: CommandsDocument = {"schema": SCHEMA, "commands": [_as_json(verdict) for verdict in verdicts]}
         write_product(json.dumps(whole, indent=2, allow_nan=False))
     else:
-        write_product("\n".join((*map(_line, verdicts), *more)))
+        rows = (*map(_line, verdicts), *more)
+        if rows:
+            write_product("\n".join(rows))
     if args.explain:
         _explain(verdicts)
     codes = {verdict.exit_code for verdict in verdicts}
