@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -76,6 +77,18 @@ def answers(address: str, log: Path) -> bool:
         return bool(json.loads(answer.read())["tokens_predicted"] == 4)
 
 
+def listener_of(address: str) -> int:
+    """The process that listens there, by the inode of its socket."""
+    port = int(address.rpartition(":")[2])
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    inode = next(row[9] for row in rows if int(row[1].partition(":")[2], 16) == port and row[3] == "0A")
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if str(link.readlink()) == f"socket:[{inode}]":
+                return int(link.parts[2])
+    raise AssertionError(address)
+
+
 SERVER = ("llama-server", "-m", str(TINY), "--host", "127.0.0.1", "--port", "PORT")
 
 
@@ -144,6 +157,26 @@ def test_memory_that_runs_out_is_planned_for(place: Place) -> None:
     with place.started("run", "--watch", "--", *SERVER, *longer, "-c", "2097152") as (process, _, log):
         assert process.wait(60) == 1
         assert "planning again" not in log.read_text()
+
+
+def test_a_device_that_vanishes_between_plan_and_start(place: Place) -> None:
+    """Planned for a remote device that is gone when the engine looks for it: its end is passed on, nothing is left."""
+    folder = engine_folder()
+    assert folder is not None
+    with rpc_servers(folder, (64,)) as addresses:
+        gone = write_program(
+            place.folder / "gone" / "llama-server",
+            f'#!/bin/sh\n[ "$1" = --version ] || kill -9 "$(cat rpc.pid)"\nexec {folder}/llama-server "$@"\n',
+        )
+        place.environ["PATH"] = f"{gone.parent}:{place.environ['PATH']}"
+        (place.folder / "rpc.pid").write_text(str(listener_of(addresses[0])))
+        own = ["--retries", "3", "--on", "generic-rpc:64MiB", "--ram", "16GiB", "--margin", "0", "-c", "1k"]
+        with place.started("run", *own, "--", *SERVER, "--rpc", addresses[0]) as (process, _, log):
+            assert process.wait(60) != 0, log.read_text()[-3000:]
+            text = log.read_text()
+            assert "planning again" not in text and "autofit: ready" not in text and "Traceback" not in text, text
+    done = subprocess.run([*AUTOFIT, "llama", str(TINY)], env=place.environ, capture_output=True, text=True)
+    assert done.returncode == 0 and "reserved for" not in done.stderr
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.2, 0.4, 0.6, 0.8, 1.2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import combinations, product
 
 from autofit.backend import Backend
 from autofit.domain.machine import Device, Machine
@@ -30,6 +31,7 @@ LEAST_TOKENS = 1024
 SMALL_BYTES = 64 * MIB
 """Differences up to this are what allocators round."""
 FIT_TARGET_MIB = 1024
+MOST_TOGETHER = 3  #: answers of several changes that are shown
 SPLITS = 8
 """Splits of layers over devices that are tried."""
 RUN_TIME_BYTES = 256 * MIB
@@ -213,17 +215,79 @@ def _on_host(observed: Observed, argv: tuple[str, ...], version: Version) -> Ite
 
 
 def _changes(case: Case, lacks: int | None) -> Iterator[Change]:
-    """Changes that are enough, each alone; what costs least first."""
+    """Changes that are enough, each alone, else the fewest together; what costs least first."""
+    if case.check() is not None:
+        for _, change in sorted(_alone(case) or _together(case), key=lambda pair: pair[0]):
+            yield replace(change, frees_bytes=lacks)
+
+
+def _alone(case: Case) -> list[tuple[int, Change]]:
+    """Changes that are enough, with their ranks."""
     plan = case.check()
     if plan is None:
-        return
+        return []
     parsed = case.backend.parse(case.argv, case.request.engine_env, version=case.request.engine_version)
     pinned: LlamaSettings = parsed.settings.settings
-    n_ctx = plan.context_tokens or 0
-    found: list[tuple[int, Change]] = []
-    for rank, change in _each(case, pinned, n_ctx):
-        found.append((rank, replace(change, frees_bytes=lacks)))
-    yield from (change for _, change in sorted(found, key=lambda pair: pair[0]))
+    return list(_each(case, pinned, plan.context_tokens or 0))
+
+
+def _together(case: Case) -> list[tuple[int, Change]]:
+    """Changes that are enough with others, as few as can be; the best with each of them."""
+    firsts = list(_firsts(case))
+    everything = [steps[-1] for steps in firsts]
+    if not firsts or _enough_with(case, everything) is None:
+        return []
+    for n in range(1, len(firsts) + 1):
+        found = [one for some in combinations(firsts, n) if (one := _first_enough(case, some)) is not None]
+        if found:
+            return found[:MOST_TOGETHER]
+    return []
+
+
+def _first_enough(case: Case, some: Sequence[Sequence[_Step]]) -> tuple[int, Change] | None:
+    """The first choice among these steps with which one more change is enough."""
+    if _enough_with(case, [steps[-1] for steps in some]) is None:  # less is not enough either
+        return None
+    return next((one for steps in product(*some) if (one := _enough_with(case, steps)) is not None), None)
+
+
+def _enough_with(case: Case, steps: Sequence[_Step]) -> tuple[int, Change] | None:
+    """These steps, alone or with one more change that makes them enough."""
+    flags = tuple(word for step in steps for word in step.flags)
+    plan = case.check(flags)
+    if plan is None:
+        return None
+    argv, because = with_flags(case.argv, flags, case.version), tuple(step.because for step in steps)
+    if case.holds(plan):
+        return 0, Change(flags=flags, argv=argv, because="; ".join(because), plan=plan)
+    others = [(rank, last) for rank, last in _alone(case._replace(argv=argv)) if last.flags[0] not in flags]
+    if not others:
+        return None
+    rank, last = min(others, key=lambda pair: pair[0])
+    return rank, replace(last, flags=(*flags, *last.flags), because="; ".join((*because, last.because)))
+
+
+class _Step(NamedTuple):
+    flags: tuple[str, ...]
+    because: str
+
+
+def _firsts(case: Case) -> Iterator[Sequence[_Step]]:
+    """What may be changed beside something else, each in its degrees, the least first."""
+    pinned, hp, plan = set(case.argv), read_hparams(case.model), case.check()
+    if case.machine.host.available_bytes is not None and not pinned & {"-cram", "--cache-ram"}:
+        yield [_Step(("-cram", "0"), "no prompt cache in RAM (8 GiB by default)")]
+    if not pinned & {"-ub", "--ubatch-size"}:
+        yield [_Step(("-ub", "128"), "prompts are read in smaller pieces, slower")]
+    n_ctx = (plan and plan.context_tokens) or 0
+    shorter = [n_ctx >> k for k in range(1, 8) if n_ctx >> k >= LEAST_TOKENS]
+    if shorter:
+        yield [_Step(("-c", str(n)), f"a context of {n} tokens instead of {n_ctx}") for n in shorter]
+    if not pinned & {"-ctk", "-ctv", "--cache-type-k", "--cache-type-v"}:
+        flash = () if pinned & {"-fa", "--flash-attn"} else ("-fa", "on")
+        yield [_Step((*flash, "-ctk", "q8_0", "-ctv", "q8_0"), "little precision of the KV cache")]
+    if hp.n_expert and not case.at_start and not pinned & {"-ncmoe", "--n-cpu-moe", "-cmoe"}:
+        yield [_Step(("-ncmoe", str(hp.n_layer_all)), "the experts stay in RAM, which slows decoding")]
 
 
 def _each(case: Case, pinned: LlamaSettings, n_ctx: int) -> Iterator[tuple[int, Change]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autofit.domain.ram import parse_ram
 from autofit.domain.repair import Repair
 from autofit.fix import fix
 
@@ -19,13 +20,25 @@ alloc_tensor_range: failed to allocate CUDA1 buffer of size 2080374784
 """
 
 
-def answer(*frees_mib: int, command: tuple[str, ...]) -> Repair:
+ALONE = """\
+load_tensors: offloaded 65/65 layers to GPU
+ggml_backend_cuda_buffer_type_alloc_buffer: allocating 18335.00 MiB on device 0: cudaMalloc failed: out of memory
+alloc_tensor_range: failed to allocate CUDA0 buffer of size 19225640960
+llama_model_load: error loading model: unable to allocate CUDA0 buffer
+"""
+
+
+def answer(*frees_mib: int, command: tuple[str, ...], ram: str | None = None, failed: str = FAILED) -> Repair:
     text, _ = loader_lines(DATA / "models" / "qwen3-32b-Q4_K_M.json.gz")
     devices = "".join(
         f"llama_model_load_from_file_impl: using device CUDA{i} (NVIDIA GeForce RTX 3090) (0000:0{i}:00.0) - {n} MiB free\n"
         for i, n in enumerate(frees_mib)
     )
-    return fix([f"build: 8864 (abcdef12) with cc\n{devices}{text}\n{FAILED}".encode()], command).repair
+    return fix(
+        [f"build: 8864 (abcdef12) with cc\n{devices}{text}\n{failed}".encode()],
+        command,
+        ram=None if ram is None else parse_ram(ram),
+    ).repair
 
 
 def test_uneven_cards_get_uneven_shares_before_anything_is_given_up() -> None:
@@ -44,3 +57,14 @@ def test_no_shares_are_offered_where_none_are_enough_or_the_engine_deals_by_itse
     assert not [change for change in rows.changes if change.flags[0] == "-ts"]
     fitted = answer(23800, 11700, command=("llama-server", "-m", "/m/q.gguf", "-c", "16384"))
     assert not [change for change in fitted.changes if change.flags[0] == "-ts"]
+
+
+def test_where_no_change_is_enough_alone_the_fewest_together_are_offered() -> None:
+    """18.4 GiB of weights and 16 GiB of cache, on a card with 11.4 GiB and beside 16 GiB of RAM."""
+    command = ("llama-server", "-m", "/m/q.gguf", "-ngl", "99", "-c", "65536", "-np", "1", "-fa", "on")
+    (change,) = answer(11700, command=command, ram="16GiB", failed=ALONE).changes
+    assert change.plan is not None and change.plan.fits
+    assert change.flags == ("-cram", "0", "-c", "16384", "-ngl", "32")
+    assert change.argv == (*command[:3], "-np", "1", "-fa", "on", *change.flags)
+    assert change.because.split("; ")[0] == "no prompt cache in RAM (8 GiB by default)"
+    assert answer(11700, command=command, ram="2GiB", failed=ALONE).changes == ()
