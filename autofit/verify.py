@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from autofit.domain.text import printable
 from autofit.domain.units import MIB, format_bytes
-from autofit.domain.values import dataclass
+from autofit.domain.values import dataclass, replace
 from autofit.errors import UsageError
 from autofit.fix import machine_of, read_log
 from autofit.host import blamed, host
 from autofit.planning.compare import Difference, compare
 
 if TYPE_CHECKING:
-    from autofit.domain.machine import Machine
+    from autofit.domain.machine import Device, Machine
     from autofit.domain.model import ModelSpec
     from autofit.domain.observed import Observed
     from autofit.domain.plan import Plan
@@ -99,6 +99,49 @@ def verify_dry_run(
         observed = backend.read_dry_run(text)
     plan = _checked(words, model, machine, engine_version, environ)
     return _verified(backend.name, words[0], plan, observed, backend.places(machine), ())
+
+
+def learn(verified: Verified, machine: Machine, environ: Mapping[str, str]) -> int:
+    """Count the log of a boot on this machine, where it took more than was predicted; returns on how many devices.
+
+    A log that is given twice counts twice, and may be of another machine than its reader thinks: so it never says that
+    less was taken.
+
+    Raises:
+        UsageError: the devices of the log are not this machine's.
+    """
+    from autofit.calibration.apply import record
+
+    backend = host().backend(verified.backend)
+    with blamed(backend.name):
+        told = backend.devices_in(verified.observed)
+    here = _devices_here(told, machine.devices)
+    if not here:
+        names = ", ".join(printable(one.name, 60) for one in told) or "none"
+        raise UsageError(
+            f"nothing is learnt: the log's devices are not this machine's ({names})",
+            hint="a start on this machine: autofit run --watch -- ENGINE COMMAND",
+        )
+    moved = [replace(one, pool=here[one.pool]) for one in verified.differences if one.pool in here]
+    return record(backend.name, machine, verified.observed, moved, backend.calibrates, environ, only_more=True)
+
+
+def _devices_here(told: Sequence[Device], here: Sequence[Device]) -> dict[str, str]:
+    """Pools of a log's devices -> those of this machine's, where every one of them is here, by API, name and size."""
+    left, found = list(here), dict[str, str]()
+    for device in told:
+        same = next((one for one in left if _is_same(device, one)), None)
+        if same is None:
+            return {}
+        left.remove(same)
+        found[device.pool] = same.pool
+    return found
+
+
+def _is_same(told: Device, here: Device) -> bool:
+    sizes = told.total_bytes, here.total_bytes
+    alike = None in sizes or abs(sizes[0] - sizes[1]) <= sizes[1] // 16  # type: ignore[operator]
+    return told.api == here.api and told.name == here.name and told.integrated == here.integrated and alike
 
 
 def _lacks(lines: Sequence[str]) -> str:

@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a file, a directory, or a name (docs/names.md)")
     parser.add_argument("--log", metavar="FILE", help="what the engine printed when it started")
+    parser.add_argument(
+        "--learn", action="store_true", help="count what this machine's boot took beyond its plan (docs/calibration.md)"
+    )
     add_options(parser, only=("on", "ram", "engine_version"))
 
 
@@ -30,13 +33,15 @@ def run(args: argparse.Namespace) -> int:
     from autofit.inputs import split_assignments
     from autofit.pipeline import machine_of, read_model
     from autofit.settings.layers import collect
-    from autofit.verify import in_words, verify_dry_run, verify_log
+    from autofit.verify import in_words, learn, verify_dry_run, verify_log
 
     assigned, words = split_assignments(args.engine_args or ())
     stated = {name: value for name, value in given(args).items() if value is not None}
     options = collect(stated, None, "", lambda name: {}, ("on", "ram", "engine_version"))
     version = options.get("engine_version")
     model = read_model(args.model) if args.model else None
+    if args.learn and args.log is None:
+        raise UsageError("--learn: no log of a boot", hint="name it: --log FILE")
     if args.log is not None:
         with open_log(args.log) as file:
             found = verify_log(pieces(file), words, model=model, engine_version=version, environ=assigned)
@@ -49,6 +54,10 @@ def run(args: argparse.Namespace) -> int:
         argv = _command(words, args.model)
         found = verify_dry_run(model, argv, machine_of(options, environ), environ=environ, engine_version=version)
     print("\n".join(in_words(found)))
+    if args.learn:
+        n = learn(found, machine_of(options, os.environ), os.environ)
+        what = f"counted on {n} device{'' if n == 1 else 's'}" if n else "no more than predicted: nothing is counted"
+        print(f"autofit: {what}", file=sys.stderr)
     for text in found.basis:
         print(f"  basis: {text}", file=sys.stderr)
     if found.too_low:

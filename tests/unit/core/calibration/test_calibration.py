@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import autofit
 import pytest
 from autofit.calibration import store
 from autofit.calibration.apply import build_of, calibrated, key_of, record
@@ -25,12 +26,13 @@ from autofit.calibration.rule import (
 )
 from autofit.calibration.store import MAX_ENTRIES, CalibrationError, add, entries, forget, put, read
 from autofit.cli.main import main
-from autofit.domain.machine import Device, Host, Machine
-from autofit.domain.observed import Observed
+from autofit.domain.machine import HOST_POOL, Device, Host, Machine
+from autofit.domain.observed import Observed, ReportedDevice
 from autofit.domain.units import GIB, MIB
 from autofit.domain.values import replace
 from autofit.errors import UsageError
 from autofit.planning.compare import Difference
+from autofit.verify import Verified, learn
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -334,3 +336,47 @@ def test_anything_is_read_or_refused(text: str) -> None:
 
 def test_keys_have_no_owner() -> None:
     assert key_of("llama", "b11311", CARD, "qwen3") == KEY
+
+
+# -- RAM that a device shares, and logs -------------------------------------------------------------------
+
+
+def test_a_device_that_shares_ram_keeps_more_of_it_free_and_gives_nothing_back(environ: dict[str, str]) -> None:
+    shared = replace(MACHINE.devices[0], pool=HOST_POOL, integrated=True, free_bytes=None)
+    host = replace(MACHINE.host, available_bytes=30 * GIB)
+    machine = replace(MACHINE, devices=(shared, replace(shared, id="GPU1", index=1)), host=host)
+    observed = Observed(engine="llama.cpp", version="b11311", facts={"architecture": "qwen3"})
+
+    def part(over: int) -> Difference:
+        return Difference(pool=HOST_POOL, kind="compute", predicted_bytes=GIB, reported_bytes=GIB + over)
+
+    for _ in range(6):
+        assert record("llama", machine, observed, [part(-300 * MIB)], {"compute": 1}, environ) == 1
+    assert calibrated(machine, "llama", "b11311", "qwen3", environ) == (machine, ())
+    forget(environ)
+    assert record("llama", machine, observed, [part(200 * MIB)], {"compute": 1}, environ) == 1
+    found, findings = calibrated(machine, "llama", "b11311", "qwen3", environ)
+    assert found.host.available_bytes == 30 * GIB - 200 * MIB and found.devices == machine.devices
+    assert "200.0 MiB are kept free on GPU0" in findings[0].message
+
+
+def verified(over: int, device: Device) -> Verified:
+    known = ReportedDevice(place="CUDA0", name=device.name, total_bytes=device.total_bytes)
+    observed = Observed(
+        engine="llama.cpp", version="b11311", facts={"architecture": "qwen3", "devices.used": ("CUDA0",)},
+        devices=(known,),
+    )  # fmt: skip
+    part = Difference(pool="CUDA0", kind="compute", predicted_bytes=GIB, reported_bytes=GIB + over)
+    plan = autofit.plan("llama", "example:tiny", autofit.load_machine("cpu", ram="8GiB"), settings=None)
+    return Verified(backend="llama", source="the log", plan=plan, observed=observed, differences=(part,))
+
+
+def test_a_log_of_this_machine_teaches_more_and_never_less(environ: dict[str, str]) -> None:
+    device = MACHINE.devices[0]
+    assert learn(verified(-200 * MIB, device), MACHINE, environ) == 0
+    assert entries(environ) == ()
+    assert learn(verified(100 * MIB, device), MACHINE, environ) == 1
+    assert entries(environ)[0].mean_bytes == 100 * MIB
+    for other in (replace(device, name="NVIDIA T4"), replace(device, total_bytes=2 * (device.total_bytes or GIB))):
+        with pytest.raises(UsageError, match="not this machine's"):
+            learn(verified(100 * MIB, other), MACHINE, environ)
