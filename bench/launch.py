@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -83,12 +84,12 @@ def measure(commands: dict[str, list[str]], environ: dict[str, str], n_runs: int
     times: Times = {name: [] for name in commands}
     for i in range(n_runs + 1):
         for name, argv in commands.items():
-            before, begin = os.times(), time.perf_counter()
+            before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
             done = subprocess.run(argv, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
-            took, after = time.perf_counter() - begin, os.times()
+            took, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
             if done.returncode not in (0, 3):
                 sys.exit(f"{name}: exit code {done.returncode}\n{done.stderr.decode(errors='replace')[-2000:]}")
-            spent = after.children_user + after.children_system - before.children_user - before.children_system
+            spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             if i:  # the first round fills caches
                 times[name].append((took, spent))
     return times

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,8 @@ from autofit.text.launchers import unwrap
 from autofit.text.programs import n_module_words, program_name
 
 if TYPE_CHECKING:
+    import argparse
+
     from autofit.backend import Served
 
 TAKES_COMMAND = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
@@ -25,6 +24,8 @@ from autofit.text.launchers import RUNNERS, Wrapped, unwrap
 from autofit.text.programs import n_module_words, program_name
 
 if TYPE_CHECKING:
+    import argparse
+
     from autofit.backend import Backend
     from autofit.domain.machine import Machine
     from autofit.domain.plan import Plan

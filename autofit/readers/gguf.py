@@ -21,6 +21,7 @@ from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.values import NamedTuple
 from autofit.errors import CorruptModelError, IncompleteModelError
+from autofit.readers import vocabularies
 from autofit.readers.files import DISK, foreign
 from autofit.readers.layers import gguf_layers
 
@@ -169,13 +170,26 @@ def parse_header(file: ByteFile, file_index: int = 0) -> Header:
     Raises:
         CorruptModelError: with the byte and the cause.
     """
+    before = vocabularies.known(file.path)
+    if not before.ends:
+        return _walk(file, file_index, before)
+    try:
+        return _walk(file, file_index, before)
+    except CorruptModelError:  # what is remembered may be of a file that was here before
+        return _walk(file, file_index, before._replace(ends=vocabularies.NOTHING))
+
+
+def _walk(file: ByteFile, file_index: int, before: vocabularies.Known) -> Header:
     parser = _Parser(file.read(0, WINDOW_BYTES, MIN_HEADER_BYTES), file.path, file.size_bytes, file.read)
+    parser.known_ends = before.ends
     n_tensors, n_keys = parser.start()
     metadata = parser.metadata(n_keys)
     alignment = parser.alignment(metadata)
     entries = parser.tensor_table(n_tensors)
     tensors = parser.place(entries, alignment, file_index)
     end = tensors[-1].offset_bytes + tensors[-1].n_bytes if tensors else 0
+    if parser.new_ends:
+        vocabularies.remember(before, {**before.ends, **parser.new_ends})
     return Header(metadata, tensors, parser.pos, max(end - file.size_bytes, 0), parser.types)
 
 
@@ -218,6 +232,8 @@ class _Parser:
         self.n_kept = 0
         self.layout = _LITTLE
         self.types: dict[str, str] = {}
+        self.known_ends: vocabularies.Ends = vocabularies.NOTHING
+        self.new_ends: dict[tuple[int, int], int] = {}
 
     # -- pieces -------------------------------------------------------------------------------------------
 
@@ -344,7 +360,20 @@ class _Parser:
         return struct.unpack_from(f"{self.layout.order}{count}{_CODES[kind]}", self.data, start), f"{name}[]"
 
     def skip_strings(self, count: int, key: str) -> None:
-        """Step over `count` strings: vocabularies have half a million, so no more is done for each than must be."""
+        """Step over `count` strings, at once where it is known where they end.
+
+        Vocabularies have half a million, so no more is done for each than must be.
+        """
+        begin = self.pos
+        end = self.known_ends.get((begin, count))
+        if end is not None and begin + count * self.layout.u64.size <= end <= self.limit:
+            self.pos = end
+            return
+        self.walk_strings(count, key)
+        if count >= vocabularies.LONG:
+            self.new_ends[begin, count] = self.pos
+
+    def walk_strings(self, count: int, key: str) -> None:
         unpack = self.layout.u64.unpack_from
         left = count
         while left:

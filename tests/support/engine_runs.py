@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autofit.pipeline import read_model
-from autofit.verify import Verified, verify_log
+from autofit.fix import read_log
+from autofit.pipeline import check, load_machine, read_model
+from autofit.verify import verify_log
 
 from support import ROOT
 from support.descriptors import spec
@@ -116,7 +117,6 @@ def _vllm(name: str, own: Mapping[str, Any], flags: str, space_gib: int = 1) -> 
 
 
 VLLM_RUNS = (
-    _vllm("llama", _LLAMA, "--max-model-len 1024 --max-num-seqs 8"),
     _vllm("llama, 24 layers of 1024", _LARGER, "--max-model-len 2048 --max-num-seqs 4", 2),
     _vllm("qwen3", _QWEN3, "--max-model-len 2048 --max-num-seqs 16 --max-num-batched-tokens 2048"),
     _vllm("qwen2", _QWEN2, "--max-model-len 1024 --block-size 32"),
@@ -139,12 +139,34 @@ def write_directory(run: VllmRun, place: Path) -> Path:
     return directory
 
 
-def verified(row: Mapping[str, Any]) -> Verified:
+class Figure(NamedTuple):
+    """One thing that a log tells: bytes of a part, or tokens of vLLM's KV cache. `over` is 0 within its rounding."""
+
+    what: str
+    predicted: int
+    reported: int
+    over: int
+
+
+def figures(row: Mapping[str, Any]) -> list[Figure]:
     """What is predicted for a recorded start beside what its log reports."""
     log = [row["log"].encode()]
     if row["engine"] == "llama":
-        return verify_log(log, row["argv"], model=spec("archs", row["model"]))
+        found = verify_log(log, row["argv"], model=spec("archs", row["model"]))
+        return [
+            Figure(f"{one.pool} {one.kind}", one.predicted_bytes, one.reported_bytes, one.over_bytes)
+            for one in found.differences
+        ]
     with tempfile.TemporaryDirectory() as place:
-        run = VllmRun(row["name"], row["config"], (), row["env"])
-        model = read_model(str(write_directory(run, Path(place))))
-        return verify_log(log, row["argv"], model=model, environ=row["env"])
+        model = read_model(str(write_directory(VllmRun(row["name"], row["config"], (), row["env"]), Path(place))))
+    plan = check(
+        row["argv"], load_machine("cpu", ram="64GiB"), model=model, environ=row["env"], settings=None,
+        engine_version="0.32.0",
+    )  # fmt: skip
+    told, said = read_log(log)[1].facts, plan.engine_report
+    pairs = {
+        "KV tokens": (said["kv_cache_tokens"], told["kv_tokens"]),
+        "longest request": (said["max_model_len"], told["max_seq_len"]),
+        "requests at once, hundredths": (round(100 * said["max_concurrency"]), round(100 * told["concurrency"])),
+    }
+    return [Figure(what, one, other, other - one) for what, (one, other) in pairs.items()]

@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "plugins"), str(ROOT / "tests")]
 from autofit.domain.units import format_bytes
 
 from support.dryrun import engine_folder, rpc_servers
-from support.engine_runs import DATA, LLAMA_RUNS, VLLM_RUNS, LlamaRun, VllmRun, read_rows, verified, write_directory
+from support.engine_runs import DATA, LLAMA_RUNS, VLLM_RUNS, LlamaRun, VllmRun, figures, read_rows, write_directory
 
 SECONDS = {"llama": 60, "vllm": 420}
 READY = {"llama": b"listening on", "vllm": b"Application startup complete"}
@@ -47,11 +47,11 @@ def main() -> None:
     parser.add_argument("--recorded", action="store_true")
     options = parser.parse_args()
     rows = [row for row in (read_rows() if options.recorded else started(options.only)) if options.only in row["name"]]
-    show(rows)
     if options.record:
         kept = {row["name"]: row for row in (*(read_rows() if DATA.exists() else ()), *rows)}
         text = "".join(json.dumps(kept[name], separators=(",", ":")) + "\n" for name in sorted(kept))
         DATA.write_bytes(gzip.compress(text.encode(), mtime=0))
+    show(rows)
 
 
 def started(only: str) -> Iterator[dict[str, Any]]:
@@ -120,17 +120,16 @@ def free_port() -> int:
 
 def show(rows: Iterable[dict[str, Any]]) -> None:
     n_runs = n_parts = n_same = 0
-    print(f"{'run':44} {'parts':>5} {'predicted':>12} {'reported':>12}  differs")
+    print(f"{'run':40} {'parts':>5} {'predicted':>14} {'reported':>14}  differs")
     for row in rows:
-        found = verified(row)
-        parts = found.differences
-        predicted = sum(one.predicted_bytes for one in parts)
-        reported = sum(one.reported_bytes for one in parts)
-        differs = [f"{one.pool} {one.kind} {one.over_bytes:+}" for one in parts if one.over_bytes]
-        told = "  ".join(differs) or "-"
-        figures = f"{len(parts):5} {format_bytes(predicted):>12} {format_bytes(reported):>12}"
-        print(f"{row['name']:44} {figures}  {told}", flush=True)
-        n_runs, n_parts, n_same = n_runs + 1, n_parts + len(parts), n_same + len(parts) - len(differs)
+        found = figures(row)
+        differs = [f"{one.what} {one.over:+}" for one in found if one.over]
+        if row["engine"] == "llama":
+            sums = (format_bytes(sum(one.predicted for one in found)), format_bytes(sum(one.reported for one in found)))
+        else:
+            sums = (f"{found[0].predicted:,} tokens", f"{found[0].reported:,} tokens")
+        print(f"{row['name']:40} {len(found):5} {sums[0]:>14} {sums[1]:>14}  {'  '.join(differs) or '-'}", flush=True)
+        n_runs, n_parts, n_same = n_runs + 1, n_parts + len(found), n_same + len(found) - len(differs)
     print(f"{n_runs} runs, {n_parts} parts reported, {n_same} as predicted, {n_parts - n_same} not")
 
 
