@@ -16,6 +16,12 @@ _FOR = {
 }
 
 
+OLLAMA = (
+    "in Ollama's words -c is num_ctx, -ngl is num_gpu, -ub is num_batch, -np is OLLAMA_NUM_PARALLEL, "
+    "and -ctk with -ctv is OLLAMA_KV_CACHE_TYPE, with OLLAMA_FLASH_ATTENTION=1"
+)
+
+
 def cause_of(observed: Observed) -> str:
     """One sentence: what failed, where, for what, and what was free."""
     failure = observed.failure
@@ -66,6 +72,12 @@ def advice_of(observed: Observed) -> tuple[str, ...]:
         found.append(
             "raise the memory limit of the container or unit, or let the file be mapped (no --no-mmap, no --mlock)"
         )
+    if observed.facts.get("failure.device_lost"):
+        found.append(
+            "the driver reset the device: a watchdog (a step takes too long: -ub 128), or a fault of the driver"
+        )
+    if observed.facts.get("ollama"):
+        found.append(OLLAMA)
     if failure.cause == "killed":
         found.append("`dmesg` or `journalctl -k` says whether the kernel did it: Out of memory: Killed process")
     return tuple(found)

@@ -37,7 +37,8 @@ def _buffer(notes: Notes, match: re.Match[str]) -> None:
     exact: dict[str, object] = {"place": place, "requested_bytes": whole(match["n"])}
     if match["by"].startswith("ggml_gallocr"):
         exact |= {"kind": "transient"} if notes.stage == "ready" else {"kind": "compute", "stage": "compute"}
-    notes.fail(_where(place), match[0], exact=exact)
+    is_limit = notes.failure is not None and notes.failure.cause == "limit"  # said by the device just before
+    notes.fail("limit" if is_limit else _where(place), match[0], exact=exact)
 
 
 def _unable(notes: Notes, match: re.Match[str]) -> None:
@@ -82,6 +83,16 @@ def _vulkan_why(notes: Notes, match: re.Match[str]) -> None:
         notes.fail("limit", match[0], requested_bytes=size, place=where, kind=kind)
         return
     notes.fail("limit" if "exceeds" in match[0] else "device memory", match[0], place=_only(notes))
+
+
+def _vulkan_host(notes: Notes, match: re.Match[str]) -> None:
+    notes.fail("RAM", match[0], place="Vulkan_Host")
+
+
+def _lost(notes: Notes, match: re.Match[str]) -> None:
+    """The driver took the device away: a watchdog, a fault; no allocation failed."""
+    notes.fail("other", match[0], place=_only(notes))
+    notes.fact("failure.device_lost", True)
 
 
 def _only(notes: Notes) -> str | None:
@@ -179,6 +190,9 @@ FAILURES = (
         _vulkan_why,
         "ggml-vulkan-buffers.cpp:ggml_vk_create_buffer",
     ),
+    Message("ErrorOutOfHostMemory", r"ErrorOutOfHostMemory", _vulkan_host, "Vulkan, by ggml-vulkan"),
+    Message("device lost on ", r"ggml_vulkan: device lost on \S{1,40}", _lost, "ggml-vulkan.cpp"),
+    Message("DeviceLost", r"(?:vk::DeviceLostError|ErrorDeviceLost)", _lost, "Vulkan, by ggml-vulkan"),
     Message(
         "failed to allocate buffer, size = ",
         r"failed to allocate buffer, size = {1,10}(?P<n>[\d.]{1,20}) MiB",

@@ -206,6 +206,21 @@ def _cache_types(notes: Notes, match: re.Match[str]) -> None:
             notes.fact("context.cells", int(match["cells"]))
 
 
+def _ollama(notes: Notes, match: re.Match[str]) -> None:
+    notes.fact("ollama", True)
+
+
+def _ollama_device(notes: Notes, match: re.Match[str]) -> None:
+    """Ollama lists the devices itself, before its runner does."""
+    _ollama(notes, match)
+    notes.device(
+        match["place"],
+        match["name"],
+        total_bytes=bytes_of(match["total"], match["unit"]),
+        free_bytes=bytes_of(match["free"], match["free_unit"]),
+    )
+
+
 def _ready(notes: Notes, match: re.Match[str]) -> None:
     notes.recover()
     notes.at("ready")
@@ -261,6 +276,15 @@ MESSAGES = (
         _vulkan,
         "ggml-vulkan.cpp:ggml_vk_print_gpu_info",
     ),
+    Message(
+        "inference compute",
+        r'msg="inference compute"(?=.{0,400}? (?:name|id)=(?P<place>(?:CUDA|ROCm|Vulkan|Metal)\d{1,2})\b)'
+        r'(?=.{0,400}? (?:description|name)="(?P<name>[^"]{1,100})")'
+        r'.{0,400}? total="(?P<total>[\d.]{1,12}) (?P<unit>[KMGT]iB)" available="(?P<free>[\d.]{1,12}) (?P<free_unit>[KMGT]iB)"',
+        _ollama_device,
+        "Ollama, discover/types.go",
+    ),
+    Message("source=server.go", r"level=\w{1,8} source=server\.go:\d{1,6} ", _ollama, "Ollama, llm/server.go"),
     Message(
         "using device ",
         r"using device (?P<place>\S{1,80}) \((?P<name>.{1,120}?)\)(?: \([^)]{0,60}\))? - (?P<free>\d{1,9}) MiB free",
