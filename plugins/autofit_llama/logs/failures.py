@@ -191,7 +191,7 @@ FAILURES = (
         "ggml-vulkan-buffers.cpp:ggml_vk_create_buffer",
     ),
     Message("ErrorOutOfHostMemory", r"ErrorOutOfHostMemory", _vulkan_host, "Vulkan, by ggml-vulkan"),
-    Message("device lost on ", r"ggml_vulkan: device lost on \S{1,40}", _lost, "ggml-vulkan.cpp"),
+    Message("device lost on ", r"ggml_vulkan: device lost on \S{1,40}", _lost, "Vulkan, by ggml-vulkan"),
     Message("DeviceLost", r"(?:vk::DeviceLostError|ErrorDeviceLost)", _lost, "Vulkan, by ggml-vulkan"),
     Message(
         "failed to allocate buffer, size = ",
