@@ -138,11 +138,15 @@ class LlamaBackend(Backend):
         return in_image(image, words, entrypoint)
 
     def served(self, argv: Sequence[str], version: str | None) -> Served | None:
+        if self.starts_module(argv):
+            return None
         from autofit_llama.command.presets import served
 
         return served(argv, find_version(version)[0])
 
     def alone(self, argv: Sequence[str], version: str | None) -> tuple[Sequence[int], tuple[str, ...]] | None:
+        if self.starts_module(argv):
+            return None  # it names no devices
         from autofit_llama.command.devices import alone
 
         return alone(argv, find_version(version)[0])

@@ -26,10 +26,10 @@ from autofit_llama.command.options import PYTHON_SERVER, Flag, Kind, Option, Ori
 from autofit_llama.command.python_class import TYPES, python_arguments
 from autofit_llama.command.reading import Reading
 from autofit_llama.command.settings import LlamaSettings
-from autofit_llama.command.values import ALL_LAYERS
+from autofit_llama.command.values import ALL_LAYERS, parse_kv_overrides
 from autofit_llama.engine.programs import PYTHON_VARIABLES
 from autofit_llama.engine.versions import Version
-from autofit_llama.engine.vocabulary import SplitMode
+from autofit_llama.engine.vocabulary import MAX_DEVICES, SplitMode
 
 MAX_FILE_BYTES = 1 << 20
 CONFIG_FILE = "config_file"
@@ -370,6 +370,21 @@ def _type(number: int) -> str:
     return names[number]
 
 
+def _shares(text: str) -> tuple[float, ...] | None:
+    found = tuple(map(float, filter(None, text.split(","))))
+    if len(found) > MAX_DEVICES:
+        raise ValueError(f"at most {MAX_DEVICES} numbers")
+    return found or None
+
+
+def _overrides(text: str) -> tuple[str, ...]:
+    """As `KEY=TYPE:VALUE`; one without a type is passed over."""
+    typed = [one for one in text.split(",") if ":" in one.partition("=")[2]]
+    if any(one.count("=") != 1 for one in text.split(",") if one):
+        raise ValueError("write KEY=TYPE:VALUE")
+    return tuple(word for one in typed for word in parse_kv_overrides(one))
+
+
 def _split_mode(number: int) -> SplitMode:
     if not 0 <= number < len(_SPLIT_MODES):
         raise ValueError("known: 0 (none), 1 (layer), 2 (row), 3 (tensor)")
@@ -380,8 +395,8 @@ _SETTINGS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "gpu-layers": ("n_gpu_layers", lambda n: ALL_LAYERS if n < 0 else n),
     "split-mode": ("split_mode", _split_mode),
     "main-gpu": ("main_gpu", int),
-    "tensor-split": ("tensor_split", lambda text: tuple(map(float, filter(None, text.split(",")))) or None),
-    "override-kv": ("kv_overrides", lambda text: tuple(filter(None, text.split(",")))),
+    "tensor-split": ("tensor_split", _shares),
+    "override-kv": ("kv_overrides", _overrides),
     "ctx-size": ("n_ctx", int),
     "batch-size": ("n_batch", int),
     "ubatch-size": ("n_ubatch", int),

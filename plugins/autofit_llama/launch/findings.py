@@ -129,7 +129,7 @@ def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
             message = f"{reading.program} reads {flag.spelling} {printable(flag.cut, 40)!r} as {integer(flag.cut)}"
             yield finding("number-cut", message)
     split = reading.given("tensor-split")
-    if split is None or reading.program == "llama-bench":
+    if split is None or not split.value or reading.program == "llama-bench":
         return
     numbers, n = parse_split(str(split.value)), len(run.devices)
     if n > 1 and any(numbers) and len(numbers) != n:

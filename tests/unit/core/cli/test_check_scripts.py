@@ -54,6 +54,17 @@ def test_as_json(engines: Engines) -> None:
     assert second == {"verdict": "unknown", "command": "llama-server -m /nowhere.gguf"}
 
 
+def test_a_module_of_python_is_checked_by_itself_in_a_script_and_in_a_file(tmp_path: Path) -> None:
+    engines = Engines(tmp_path, "python3")
+    command = f"python3 -u -m llama_cpp.server --model {TINY} --n_ctx 512"
+    (engines.folder / "start.sh").write_text(f"#!/bin/sh\n{command}\n", encoding="utf-8")
+    for words in (("--", *command.split()), ("--", "sh", "-c", command), ("--from", "start.sh")):
+        done = engines.run("check", "-q", *words)
+        assert done.returncode == 0 and not done.stderr.startswith("autofit: not a program"), (words, done.stderr)
+    short = engines.run("check", "-q", "--ram", "150MiB", "--", *command.split(), "--n_ctx", "400000")
+    assert short.returncode == 3 and not engines.says.exists()
+
+
 def test_a_program_without_a_plan_is_not_started_either(tmp_path: Path) -> None:
     engines = Engines(tmp_path, "llama-perplexity")
     done = engines.run("check", "--", "sh", "-c", f"llama-perplexity -m {TINY}")
