@@ -43,6 +43,7 @@ def autofit_register_commands() -> Iterable[CommandRef]:
         ),
         CommandRef("web", "the page that plans in a browser, with this machine filled in", "autofit.cli.web"),
         CommandRef("trust", "let the autofit.toml of a directory set engine flags", "autofit.cli.trust"),
+        CommandRef("mcp", "plan, check, inspect and advise for assistants (needs the extra mcp)", "autofit.cli.mcp"),
         CommandRef("completion", "what a shell needs to complete commands of autofit", "autofit.cli.completion"),
         CommandRef("plugins", "which plugins are in use, and which are broken", "autofit.cli.plugins"),
     )

@@ -13,7 +13,17 @@ import pytest
 from support import ROOT
 
 pytestmark = [pytest.mark.engine, pytest.mark.skipif(shutil.which("git") is None, reason="needs git")]
-KEPT = ("autofit", "plugins", "profiles", "docs", "pyproject.toml", "README.md", "LICENSE", ".pre-commit-hooks.yaml")
+KEPT = (
+    "autofit",
+    "plugins",
+    "profiles",
+    "docs",
+    "tools",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    ".pre-commit-hooks.yaml",
+)
 
 
 def git(folder: Path, *words: str) -> str:
