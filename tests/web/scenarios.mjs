@@ -71,7 +71,8 @@ export const scenarios = {
   async "refuses a broken file in the command line's words"(given) {
     const { page } = await usual(given);
     await page.setInputFiles("#files", given.job.files.broken);
-    await page.waitForSelector("#problem:not([hidden])");
+    await page.waitForFunction(() => globalThis.autofit.state.model === "broken.gguf");
+    await answered(page);
     const said = { message: await page.textContent("#problem .message"), hint: await page.locator("#problem .hint").count() ? await page.textContent("#problem .hint") : null };
     assert.equal(await page.isVisible("#plan"), false);
     await page.fill("#model", "example:tiny");
@@ -293,11 +294,15 @@ export const scenarios = {
   async "works without a network after the first visit"({ job, open }) {
     const { context, page, seen } = await open();
     await answered(page);
-    await page.waitForFunction(async () => {
+    const isKept = () => page.evaluate(async () => {
       const listed = await (await fetch("files.json")).json();
       const cache = await caches.open(`autofit-${listed.build}`);
-      return (await cache.keys()).length >= Object.keys(listed.files).length + 2;
-    }, null, { polling: 250 });
+      return (await cache.keys()).length >= Object.keys(listed.files).length + 2 && navigator.serviceWorker.controller?.state === "activated";
+    });
+    for (let tries = 0; !(await isKept()); tries += 1) {
+      assert.ok(tries < 300, "the page is not kept");
+      await page.waitForTimeout(100);
+    }
     await context.setOffline(true);
     const before = seen.requests.length;
     await page.reload();

@@ -68,9 +68,8 @@ function progressed({ step, come, total }) {
 
 /** The page for later, without a network. Not where `autofit web` serves it: its address is new each time. */
 function keepForLater() {
-  if (!("serviceWorker" in navigator) || !isSecureContext || document.documentElement.dataset.served || hereAsked) return;
-  navigator.serviceWorker.register("offline.js").then(() => navigator.serviceWorker.ready)
-    .then((registration) => registration.active.postMessage("keep")).catch(() => {});
+  if (!("serviceWorker" in navigator) || !isSecureContext || hereAsked) return;
+  navigator.serviceWorker.register("offline.js").catch(() => {}); // a host without it serves the page all the same
 }
 
 // -- changes ------------------------------------------------------------------------------------------------------
@@ -187,6 +186,8 @@ async function dropped(files) {
   const machine = files.find((file) => file.name.endsWith(".toml"));
   if (machine) return machineFrom(machine);
   byId("model-facts").textContent = `reading ${files[0].name} …`;
+  changes += 1; // what is being worked out is about files that go now
+  for (const kind of ["plan", "full", "point", "quants"]) planner.drop(kind);
   try {
     const name = await planner.mount(files);
     modelRead = null;
@@ -292,7 +293,7 @@ async function details(change) {
     shown(found);
     await work(change);
   } catch (error) {
-    if (!(error instanceof Superseded)) refuse(error);
+    if (!(error instanceof Superseded) && change === changes) refuse(error);
   }
 }
 
