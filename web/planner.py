@@ -49,6 +49,7 @@ def facts(request: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "name": one.name,
                 "flag": one.flag,
+                "flags": [*one.flags, one.flag],
                 "help": one.help.replace("%%", "%"),
                 "metavar": one.metavar,
                 "choices": list(one.choices),

@@ -298,6 +298,15 @@ def test_a_shared_link_is_the_plan_of_its_command(results: dict[str, dict[str, A
     assert facts["json"] == printed(shlex.split(words), files)
 
 
+def test_scripts_keep_to_the_types_of_a_plan() -> None:
+    modules = ROOT / "web" / "node_modules"
+    done = subprocess.run(
+        ["node", str(modules / "typescript" / "bin" / "tsc"), "-p", str(ROOT / "web")], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "")
+
+
 def test_every_scenario_is_judged(results: dict[str, dict[str, Any]]) -> None:
     judged = {*NAMES, *re.findall(r'facts_of\(results, "([^"]+)"\)', Path(__file__).read_text(encoding="utf-8"))}
     assert judged == set(results)

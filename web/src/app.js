@@ -18,12 +18,14 @@ let state = decode(location.hash);
 let facts, form, planner;
 let model = null; // facts of the model that was read last, and which
 let modelRead = null;
-let plan = null; // what the page shows, as `--format json` has it
+/** What the page shows, as `--format json` has it, with what the planner says of it.
+ * @type {import("./plan").Plan & { state: string, command: string } | null} */
+let plan = null;
 let points = new Map();
 let pointsOf = "";
 let answered = ""; // the request whose answer, or refusal, is shown
 let changes = 0;
-let settled = 0;
+const timers = { plan: 0, details: 0, address: 0 };
 
 const dials = new Dials(changed);
 let quants;
@@ -78,19 +80,19 @@ function keepForLater() {
 function changed(name, value) {
   state = { ...state, [name]: value };
   if (value === "" || value === undefined) delete state[name];
-  if (name === "model") delete state.header;
+  if (name === "model" && value !== modelRead) delete state.header;
   addressed();
   form.show(state, model);
   dials.show(state, model, backendOf(state), plan);
-  const typed = document.activeElement?.tagName === "INPUT" && document.activeElement.type !== "range" && document.activeElement.type !== "radio";
-  clearTimeout(changed.timer);
-  changed.timer = setTimeout(replan, typed ? TYPED_MS : 0);
+  const typed = document.activeElement?.matches("input:not([type=range], [type=radio], [type=checkbox])");
+  clearTimeout(timers.plan);
+  timers.plan = setTimeout(replan, typed ? TYPED_MS : 0);
 }
 
 /** The address follows the state, but not each step of a slider: browsers count. */
 function addressed() {
-  clearTimeout(addressed.timer);
-  addressed.timer = setTimeout(() => history.replaceState(null, "", encode(state)), ADDRESS_MS);
+  clearTimeout(timers.address);
+  timers.address = setTimeout(() => history.replaceState(null, "", encode(state)), ADDRESS_MS);
 }
 
 const backendOf = (of) => facts.backends.find((one) => one.name === of.backend);
@@ -265,7 +267,7 @@ async function hereIfAsked() {
 async function replan() {
   if (!planner || byId("load").hidden === false) return;
   const change = ++changes;
-  clearTimeout(settled);
+  clearTimeout(timers.details);
   planner.drop("full");
   planner.drop("point");
   byId("answer").setAttribute("aria-busy", "true");
@@ -273,7 +275,7 @@ async function replan() {
     await readModel();
     if (change !== changes) return;
     shown(await planner.ask({ ...request(state), ask: "plan", details: false }));
-    settled = setTimeout(() => details(change), SETTLED_MS);
+    timers.details = setTimeout(() => details(change), SETTLED_MS);
   } catch (error) {
     if (error instanceof Superseded || change !== changes) return;
     refuse(error);
@@ -332,13 +334,6 @@ function modelFacts() {
 
 /** The points of the curves, one after the other; any change of the state stops it. */
 async function work(change) {
-  const { context: _, ...rest } = request(state).options;
-  const key = JSON.stringify([request(state).backend, state.model, state.flags, rest]);
-  if (key !== pointsOf) {
-    pointsOf = key;
-    points = new Map();
-    drawCurves();
-  }
   for (const tokens of contexts(model.context_train_tokens)) {
     if (points.has(tokens)) continue;
     const found = await planner.ask({ ...request(state), ask: "point", context: tokens }, "point");
@@ -371,8 +366,18 @@ function shown(found) {
   rendered();
   dials.show(state, model, backendOf(state), plan);
   form.show(state, model);
+  forgetOthers();
   drawCurves();
   why();
+}
+
+/** Curves and the table of cards are of what is asked: those of something else go at once. */
+function forgetOthers() {
+  const { context: _, ...rest } = request(state).options;
+  const key = JSON.stringify([state.backend, state.model, state.flags, rest]);
+  if (key !== pointsOf) points = new Map();
+  pointsOf = key;
+  quants.keepFor(state);
 }
 
 function figures() {
@@ -445,13 +450,26 @@ function why() {
   const notes = plan.findings.map((one) => h("li", { className: one.severity }, h("b", {}, one.severity === "info" ? "note" : one.severity), ` ${one.message}`));
   fill(byId("findings"), notes.length ? h("ul", { className: "notes" }, notes) : h("p", { className: "help" }, "nothing to remark"));
   const next = (one) => (one ? `${one.value}${one.shortfall_bytes ? ` needs ${formatBytes(one.shortfall_bytes)} more on ${one.pool}` : ""}${one.because ? ` ${one.because}` : ""}` : "");
-  section("decisions", plan.decisions.length, () => table("Settings", ["setting", "value", "from", "why", "the next better value"],
-    plan.decisions.map((one) => [one.setting, one.value, one.origin, one.because, next(one.next_rejected)])));
-  section("alternatives", plan.alternatives.length, () => table("Other plans", ["plan", "devices", "RAM", "context", "decode", "why not"],
+  const hasNext = plan.decisions.some((one) => one.next_rejected);
+  section("decisions", plan.decisions.length, () => table("Settings", ["setting", "value", "from", "why", ...(hasNext ? ["the next better value"] : [])],
+    plan.decisions.map((one) => [one.setting, one.value, one.origin, one.because, ...(hasNext ? [next(one.next_rejected)] : [])])));
+  section("alternatives", plan.alternatives.length, () => table("Other plans", ["plan", "devices", "RAM", "context", "decode", "why not", ""],
     plan.alternatives.map((one) => [one.title, formatBytes(one.device_bytes), formatBytes(one.host_bytes), one.context_tokens ? count(one.context_tokens) : "",
-      one.speed?.decode_tokens_per_s ? `~${formatRate(one.speed.decode_tokens_per_s)}` : "", one.because]), [1, 2, 3, 4]));
+      one.speed?.decode_tokens_per_s ? `~${formatRate(one.speed.decode_tokens_per_s)}` : "", one.because,
+      one.flags.length ? h("button", { type: "button", className: "plain", title: one.flags.join(" "), onclick: () => take(one.flags) }, "take it") : ""]), [1, 2, 3, 4]));
   section("items", plan.pools.length, () => table("Parts of memory", ["pool", "kind", "what", "bytes", "basis", "of the engine"],
     plan.pools.flatMap((pool) => pool.items.map((item) => [pool.id, item.kind, item.label, count(item.bytes), item.basis, item.source])), [3]));
+}
+
+/** Plan with these options of autofit, which another plan is made of. @param {string[]} flags */
+function take(flags) {
+  for (let i = 0; i < flags.length; i += 1) {
+    const option = facts.options.find((one) => one.flags.includes(flags[i]));
+    if (!option) continue;
+    state[option.name] = option.metavar ? flags[i += 1] : "on";
+  }
+  changed("model", state.model);
+  byId("answer").focus();
 }
 
 function section(id, has, make) {

@@ -61,7 +61,7 @@ export class Dials {
     fill(byId("dials"), this.dials.map((one) => one.element));
   }
 
-  #slider(id, flag, values, { read, planned, write, clear, said, about }) {
+  #slider(id, flag, values, { read, planned, write, clear, said, about = "" }) {
     let state = {};
     const output = h("output", { htmlFor: `dial-${id}` });
     const input = h("input", { type: "range", id: `dial-${id}`, min: 0, max: values.length - 1, step: 1 });

@@ -3,6 +3,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const DRAWN = new Set(["svg", "g", "rect", "path", "line", "text", "circle", "title", "desc", "pattern", "defs"]);
 
+/** @type {(tag: string, attributes?: Record<string, any>, ...children: any[]) => any} */
 export function h(tag, attributes = {}, ...children) {
   const element = DRAWN.has(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes ?? {})) {
@@ -15,6 +16,7 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** The element of this id, whatever it is. @type {(id: string) => any} */
 export const byId = (id) => document.getElementById(id);
 
 export function fill(element, ...children) {

@@ -13,7 +13,7 @@ export function ownCard() {
     problem.textContent = "memory: write GiB, such as 24";
     return null;
   }
-  for (const [id, value] of [["own-rate", rate], ["own-flops", flops]]) {
+  for (const { id, value } of [{ id: "own-rate", value: rate }, { id: "own-flops", value: flops }]) {
     if (byId(id).value.trim() && !(value > 0 && value < 1e5)) {
       problem.textContent = `${byId(id).labels[0].textContent}: write a number`;
       return null;

@@ -13,12 +13,13 @@ const TOLD = {
 };
 const word = (kind) => (kind === "reserve" ? "margin" : kind);
 
+/** A figure for each pool. @param {import("./plan").Plan} plan */
 export function picture(plan) {
   return folded(plan.pools).map(([name, pool]) => drawn(name, pool));
 }
 
 /** Pools with what to call them: neighbors that are alike as one, by the fullest of them. */
-function folded(pools) {
+function folded(/** @type {import("./plan").Pool[]} */ pools) {
   const rows = [];
   for (let at = 0; at < pools.length;) {
     let end = at + 1;
@@ -38,6 +39,7 @@ function alike(one, other) {
     && !one.limits.length && !other.limits.length;
 }
 
+/** @param {string} name @param {import("./plan").Pool} pool */
 function drawn(name, pool) {
   const parts = KINDS.map((kind) => [kind, pool[`${kind}_bytes`]]).filter(([, bytes]) => bytes > 0);
   const sum = parts.reduce((total, [, bytes]) => total + bytes, 0);
@@ -55,23 +57,21 @@ function drawn(name, pool) {
     x += bytes;
     return rect;
   });
-  const hatched = parts.filter(([kind]) => kind === "transient" || kind === "reserve" || kind === "cache");
   const edge = lacks ? [h("line", { x1: `${(100 * free) / whole}%`, x2: `${(100 * free) / whole}%`, y1: "0", y2: "100%", class: "edge" })] : [];
   const legend = parts.map(([kind, bytes]) => h("li", {},
-    h("button", { type: "button", className: "part-name", dataset: undefined, onfocus: () => tell(kind), onblur: () => tell(null), onpointerenter: () => tell(kind), onpointerleave: () => tell(null), title: TOLD[kind], onclick: () => tell(kind) },
+    h("button", { type: "button", className: "part-name", onfocus: () => tell(kind), onblur: () => tell(null), onpointerenter: () => tell(kind), onpointerleave: () => tell(null), title: TOLD[kind], onclick: () => tell(kind) },
       h("span", { className: `swatch ${kind}`, "aria-hidden": "true" }), `${word(kind)} `, h("b", {}, formatBytes(bytes)))));
   legend.forEach((item, i) => { item.firstChild.dataset.kind = parts[i][0]; });
   const figure = h("figure", { className: lacks || shortfall(pool) > 0 ? "pool short" : "pool" },
     h("figcaption", {}, h("span", { className: "pool-name" }, name), h("span", { className: "pool-room" }, room(pool))),
-    h("svg", { class: "bar", "aria-hidden": "true", focusable: "false" }, patterns(), rects,
-      hatched.length ? overlay(parts, whole) : [], edge),
+    h("svg", { class: "bar", "aria-hidden": "true", focusable: "false" }, rects, overlay(parts, whole), edge),
     h("ul", { className: "legend" }, legend),
     detail);
   tell(null);
   return figure;
 }
 
-/** Hatching over what is no plain color, so that parts differ without colors too. */
+/** Hatching over what is no plain color (its patterns are in `index.html`), so that parts differ without colors too. */
 function overlay(parts, whole) {
   let x = 0;
   const drawnOver = [];
@@ -84,17 +84,14 @@ function overlay(parts, whole) {
   return drawnOver;
 }
 
-function patterns() {
-  const one = (id, size, d) => h("pattern", { id: `hatch-${id}`, width: size, height: size, patternUnits: "userSpaceOnUse" }, h("path", { d, class: "hatch-line" }));
-  return h("defs", {}, one("cache", 6, "M0 6L6 0"), one("transient", 6, "M0 0L6 6"), one("reserve", 8, "M2 2h1v1h-1z"), one("runtime", 5, "M0 2.5H5"));
-}
-
+/** What is missing; negative: what is left. @type {(pool: import("./plan").Pool) => number} */
 const shortfall = (pool) => {
   const rooms = pool.limits.map((limit) => limit.limit_bytes - limit.used_bytes);
   if (pool.budget_bytes !== null) rooms.push(pool.budget_bytes - pool.used_bytes);
   return rooms.length ? -Math.min(...rooms) : 0;
 };
 
+/** @param {import("./plan").Pool} pool */
 export function room(pool) {
   if (pool.free_bytes === null) return `${formatBytes(pool.used_bytes)} used of an unknown amount`;
   const lack = shortfall(pool);
@@ -102,6 +99,7 @@ export function room(pool) {
   return lack > 0 ? `${said}, ${formatBytes(lack)} missing` : said;
 }
 
+/** @param {import("./plan").Pool} pool */
 function summed(pool) {
   const lack = shortfall(pool);
   const limits = pool.limits.map((limit) => ` · ${limit.id}: ${formatBytes(limit.used_bytes)} of the ${formatBytes(limit.limit_bytes)} that it may take`);
@@ -109,6 +107,7 @@ function summed(pool) {
   return [lack > 0 ? `${formatBytes(lack)} are missing` : `${formatBytes(-lack)} are left beside the margin`, ...limits];
 }
 
+/** @param {import("./plan").Pool} pool @param {string} kind */
 function told(pool, kind) {
   const items = pool.items.filter((item) => item.kind === kind);
   const said = items.slice(0, 6).map((item) => `${item.label} ${formatBytes(item.bytes)} (${item.basis}${item.mapped ? ", file-backed" : ""}${item.when ? `, when ${item.when}` : ""})`);

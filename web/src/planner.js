@@ -4,7 +4,7 @@ export class Superseded extends Error {}
 
 /** What autofit says about a request that makes no sense, or a file that is broken: its own sentence and hint. */
 export class Refusal extends Error {
-  constructor({ message, hint, kind }) {
+  constructor({ message, hint = null, kind = null }) {
     super(message);
     this.hint = hint;
     this.kind = kind;

@@ -19,7 +19,13 @@ export class Quants {
     byId("quants-state").textContent = "";
   }
 
+  /** Forget a table that was made for something else. */
+  keepFor(state) {
+    if (this.columns.length && this.key !== JSON.stringify(request(state))) this.clear();
+  }
+
   async work(state) {
+    this.key = JSON.stringify(request(state));
     const others = byId("quants-cards").value.split(",").map((name) => name.trim()).filter(Boolean);
     const cards = [state.on, ...others.map((name) => [name])];
     this.columns = cards.map((on) => ({ on, name: on.join(" + "), found: null, error: null }));

@@ -1,5 +1,6 @@
 // Sizes and rates as the command line prints them (`autofit/domain/units.py`).
 
+/** @type {Array<[string, number]>} */
 const UNITS = [["TiB", 2 ** 40], ["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]];
 
 export function formatBytes(bytes) {
