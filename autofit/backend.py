@@ -104,6 +104,8 @@ class Backend(ABC):
     python_class: ClassVar[str] = ""  #: the class that `Plan.kwargs` are for: `llama_cpp.Llama`
     #: parts of its log that tell how far a plan was off: more of one is more memory (1), or is less (-1)
     calibrates: ClassVar[Mapping[Kind, int]] = {"weights": 1, "cache": 1, "compute": 1}
+    #: numbers that its log tells beside bytes: in words -> the fact of the log, and the figure of `Plan.engine_report`
+    counts: ClassVar[Mapping[str, tuple[str, str]]] = {}
     #: whether its plans let one token read from several devices at the same time (tensor parallelism)
     reads_at_once: ClassVar[bool] = True
     measurements: ClassVar[frozenset[str]] = frozenset()  #: figures that `check` takes instead of its own

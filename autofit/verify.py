@@ -27,6 +27,15 @@ NOTHING: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """A number that the engine reported, and its prediction: tokens of a KV cache."""
+
+    what: str
+    predicted: int
+    reported: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
     """The parts of a plan that the engine reported. `source` says where its figures come from."""
 
@@ -36,6 +45,12 @@ class Verified:
     observed: Observed
     differences: tuple[Difference, ...]
     basis: tuple[str, ...] = ()
+    counts: tuple[Count, ...] = ()
+
+    @property
+    def too_many(self) -> tuple[Count, ...]:
+        """Numbers of which the engine has less than was predicted, beyond the tolerance."""
+        return tuple(one for one in self.counts if one.reported < one.predicted * (1 - TOLERANCE_FRACTION))
 
     @property
     def too_low(self) -> tuple[Difference, ...]:
@@ -160,12 +175,30 @@ def _verified(
     backend: str, source: str, plan: Plan, observed: Observed, places: Mapping[str, str], basis: tuple[str, ...]
 ) -> Verified:
     differences = compare(plan.memory, observed, places)
-    if not differences:
+    counts = _counts(host().backend(backend).counts, plan, observed)
+    if not differences and not counts:
         raise UsageError(
             f"{source} reports no memory that a plan has",
             hint="take the whole log of a boot, from its first line, with -v where the engine has it",
         )
-    return Verified(backend=backend, source=source, plan=plan, observed=observed, differences=differences, basis=basis)
+    return Verified(
+        backend=backend,
+        source=source,
+        plan=plan,
+        observed=observed,
+        differences=differences,
+        basis=basis,
+        counts=counts,
+    )
+
+
+def _counts(told: Mapping[str, tuple[str, str]], plan: Plan, observed: Observed) -> tuple[Count, ...]:
+    pairs = {what: (plan.engine_report.get(key), observed.facts.get(fact)) for what, (fact, key) in told.items()}
+    return tuple(
+        Count(what=what, predicted=one, reported=other)
+        for what, (one, other) in pairs.items()
+        if isinstance(one, int) and isinstance(other, int)
+    )
 
 
 def _output(words: Sequence[str], environ: Mapping[str, str]) -> str:
@@ -204,4 +237,8 @@ def in_words(verified: Verified) -> list[str]:
         what = "same" if not over else f"{'+' if over > 0 else '-'}{format_bytes(abs(over))} ({over} bytes)"
         predicted, reported = format_bytes(one.predicted_bytes), format_bytes(one.reported_bytes)
         lines.append(f"{printable(one.pool, 12):12} {one.kind:9} {predicted:>12} {reported:>12}  {what}")
+    for count in verified.counts:
+        more = count.reported - count.predicted
+        figures = f"{count.predicted:>12,} {count.reported:>12,}  {f'{more:+,}' if more else 'same'}"
+        lines.append(f"{printable(count.what, 22):22} {figures}")
     return lines

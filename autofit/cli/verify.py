@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"autofit: {what}", file=sys.stderr)
     for text in found.basis:
         print(f"  basis: {text}", file=sys.stderr)
+    for count in found.too_many:
+        print(f"autofit: {count.what}: {count.reported:,} instead of {count.predicted:,}", file=sys.stderr)
     if found.too_low:
         from autofit.domain.units import format_bytes
 
@@ -69,8 +71,7 @@ def run(args: argparse.Namespace) -> int:
             "  `autofit report` writes a file for a bug report",
             file=sys.stderr,
         )
-        return 3
-    return 0
+    return 3 if found.too_low or found.too_many else 0
 
 
 def _command(words: tuple[str, ...], model: str) -> tuple[str, ...]:

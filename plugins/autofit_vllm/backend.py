@@ -112,6 +112,10 @@ class VllmBackend(Backend):
     small_kv: ClassVar[str] = "fp8"
     measurements: ClassVar[frozenset[str]] = frozenset({"available_kv_bytes"})
     #: what is left for the cache is what all else has left of the share of the card
+    counts: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "KV cache tokens": ("kv_tokens", "kv_cache_tokens"),
+        "longest request": ("max_seq_len", "max_model_len"),
+    }
     calibrates: ClassVar[Mapping[Kind, int]] = {"cache": -1}
 
     def context_flag(self, argv: Sequence[str]) -> str:

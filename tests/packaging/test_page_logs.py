@@ -15,6 +15,7 @@ from autofit.calibration.exchange import MAX_ROWS
 from autofit.calibration.rule import Key
 from autofit.calibration.store import add
 from autofit.cli.main import main
+from autofit.domain.machine import Device, Host, Machine
 from autofit.verify import LEAST_TOLERANCE_BYTES, TOLERANCE_FRACTION
 
 import support
@@ -81,7 +82,13 @@ def test_commands_of_the_page_about_logs(
             assert shown in err
 
 
-def test_commands_of_the_page_about_calibration(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_of_the_page_about_calibration(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, size = "NVIDIA GeForce RTX 3090", 24 << 30
+    card = Device(id="GPU0", index=0, name=name, api="cuda", total_bytes=size, free_bytes=size, pool="GPU0")
+    machine = Machine(host=Host(total_bytes=None, available_bytes=None), devices=(card,))
+    monkeypatch.setattr("autofit.pipeline.detect_machine", lambda environ=None: machine)
     key = Key(engine="llama", build="11311", api="cuda", device="rtx-3090", architecture="qwen3")
     add({"AUTOFIT_CALIBRATION": str(here / "starts.sqlite3")}, key, 100 * MIB)
     for command in commands("calibration.md"):
@@ -89,6 +96,7 @@ def test_commands_of_the_page_about_calibration(here: Path, capsys: pytest.Captu
     out, err = capsys.readouterr()
     assert "rtx-3090" in out and "100.0 MiB" in out
     assert "1 entries imported" in err and "2 entries forgotten" in err
+    assert "no more than predicted: nothing is counted" in err
 
 
 def test_figures_of_the_pages() -> None:

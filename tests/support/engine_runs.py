@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autofit.fix import read_log
-from autofit.pipeline import check, load_machine, read_model
+from autofit.pipeline import read_model
 from autofit.verify import verify_log
 
 from support import ROOT
@@ -153,20 +152,13 @@ def figures(row: Mapping[str, Any]) -> list[Figure]:
     log = [row["log"].encode()]
     if row["engine"] == "llama":
         found = verify_log(log, row["argv"], model=spec("archs", row["model"]))
-        return [
-            Figure(f"{one.pool} {one.kind}", one.predicted_bytes, one.reported_bytes, one.over_bytes)
-            for one in found.differences
-        ]
-    with tempfile.TemporaryDirectory() as place:
-        model = read_model(str(write_directory(VllmRun(row["name"], row["config"], (), row["env"]), Path(place))))
-    plan = check(
-        row["argv"], load_machine("cpu", ram="64GiB"), model=model, environ=row["env"], settings=None,
-        engine_version="0.32.0",
-    )  # fmt: skip
-    told, said = read_log(log)[1].facts, plan.engine_report
-    pairs = {
-        "KV tokens": (said["kv_cache_tokens"], told["kv_tokens"]),
-        "longest request": (said["max_model_len"], told["max_seq_len"]),
-        "requests at once, hundredths": (round(100 * said["max_concurrency"]), round(100 * told["concurrency"])),
-    }
-    return [Figure(what, one, other, other - one) for what, (one, other) in pairs.items()]
+    else:
+        with tempfile.TemporaryDirectory() as place:
+            model = read_model(str(write_directory(VllmRun(row["name"], row["config"], (), row["env"]), Path(place))))
+        found = verify_log(log, row["argv"], model=model, environ=row["env"])
+    parts = (
+        Figure(f"{one.pool} {one.kind}", one.predicted_bytes, one.reported_bytes, one.over_bytes)
+        for one in found.differences
+    )
+    counts = (Figure(one.what, one.predicted, one.reported, one.reported - one.predicted) for one in found.counts)
+    return [*parts, *counts]

@@ -16,6 +16,7 @@ from autofit.planning.compare import compare
 from autofit.verify import in_words, verify_dry_run, verify_log
 
 from support.descriptors import DATA
+from support.engine_runs import VllmRun, read_rows, write_directory
 from support.llama_logs import loader_lines
 
 HEAD = (
@@ -113,3 +114,19 @@ def test_what_a_figure_does_not_count_is_not_held_against_it() -> None:
     part = ReportedPart(place="Host", kind="weights", n_bytes=5, label="model", is_host=True, excludes=("b",))
     (found,) = compare(memory, Observed(engine="e", stage="compute", parts=(part,)), {})
     assert (found.predicted_bytes, found.over_bytes) == (5, 0)
+
+
+def test_fewer_tokens_than_predicted_are_too_many_in_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """vLLM's CPU build reports no bytes, and how many tokens its KV cache holds."""
+    row = next(row for row in read_rows() if row["name"] == "vLLM qwen3")
+    model = write_directory(VllmRun(row["name"], row["config"], (), row["env"]), tmp_path)
+    assigned = [f"{name}={value}" for name, value in row["env"].items()]
+    for text, code, word in ((row["log"], 0, "same"), (row["log"].replace("1,048,576", "948,576"), 3, "-100,000")):
+        (tmp_path / "log").write_text(text, encoding="utf-8")
+        assert main(["verify", str(model), "--log", str(tmp_path / "log"), "--", *assigned, *row["argv"]]) == code
+        shown = capsys.readouterr()
+        line = next(line for line in shown.out.splitlines() if line.startswith("KV cache tokens"))
+        assert word in line
+        assert ("KV cache tokens: 948,576 instead of 1,048,576" in shown.err) is bool(code)
