@@ -99,6 +99,7 @@ class Backend(ABC):
     file_flags: ClassVar[frozenset[str]] = frozenset()  #: flags whose value is a file that it reads, or a folder
     #: readers of files that hold commands of the engine alone, by the end of the file's name: `text -> [(line, argv)]`
     command_files: ClassVar[Mapping[str, str]] = {}
+    spans_nodes: ClassVar[bool] = False  #: one model of it runs on several machines, each with its own command
     has_workers: ClassVar[bool] = False  #: it starts a process for each device, which share tensors in /dev/shm
     port: ClassVar[int] = 8000  #: that the engine listens on, unless `--port` says another
     python_class: ClassVar[str] = ""  #: the class that `Plan.kwargs` are for: `llama_cpp.Llama`

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autofit.domain.text import printable
+from autofit.domain.values import replace
 from autofit.errors import HardwareError, UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ def with_lent(
         UsageError: servers that contradict each other. HardwareError: one that is needed offers nothing.
     """
     wished, links = options.get("rpc") or (), options.get("link") or ()
+    machine = _on_nodes(machine, options.get("nodes"))
+    if not backend.spans_nodes and any(device.node and device.api != "rpc" for device in machine.devices):
+        raise UsageError(
+            f"{backend.engine} runs on one machine, and {1 + len(machine.nodes)} are described",
+            hint="describe the others as NAME@rpc, where the engine takes devices over a network",
+        )
     described = any(device.api == "rpc" for device in machine.devices)
     if not (servers or wished or described or links):
         return machine, ()
@@ -51,8 +58,6 @@ def with_lent(
             raise UsageError("--rpc says what servers have, and --on as well", hint="leave one of them out")
         return with_addresses(machine, servers or named, links), ()
     if not (servers or named):
-        from autofit.domain.values import replace
-
         return replace(machine, nodes=with_links(machine.nodes, links)), ()
     if not may_ask:
         return machine, ()
@@ -69,3 +74,20 @@ def with_lent(
 
         findings.append(tell(COMMON, "server-left-out", f"{problem}; the plan is without it"))
     return with_offered(machine, offered, wished, links, profile_dirs), tuple(findings)
+
+
+def _on_nodes(machine: Machine, count: int | None) -> Machine:
+    """So many machines like this one.
+
+    Raises:
+        UsageError: several are described already, or more are wished than are planned for.
+    """
+    if not count or count == 1:
+        return machine
+    if machine.nodes:
+        raise UsageError(f"--nodes {count}, and --on describes several machines", hint="leave one of them out")
+    from autofit.hardware.nodes import MAX_NODES, Member, join
+
+    if count > MAX_NODES:
+        raise UsageError(f"--nodes {count}: at most {MAX_NODES} machines are planned for")
+    return join([Member(f"node{at}", machine) for at in range(count)], machine.origin)

@@ -477,9 +477,8 @@ def _with_lent(
     machine: Machine, backend: Backend, command: ParsedCommand, options: Options, version: str | None, *, may_ask: bool
 ) -> tuple[Machine, tuple[Finding, ...]]:
     """The machine with devices of others that the engine is to use."""
-    if not (command.servers or options.get("rpc") or options.get("link")) and all(
-        device.api != "rpc" for device in machine.devices
-    ):
+    wished = command.servers or any(options.get(name) for name in ("rpc", "link", "nodes"))
+    if not wished and not machine.nodes and all(device.api != "rpc" for device in machine.devices):
         return machine, ()  # most commands
     from autofit.lent import with_lent
 

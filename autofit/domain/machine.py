@@ -132,3 +132,4 @@ class Machine:
     findings: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)  #: figure -> where it comes from
     nodes: tuple[Node, ...] = ()
+    node: Node | None = None  #: this machine among them, where it has a name and an address there

@@ -27,7 +27,8 @@ from autofit.hardware.catalog import FIGURES, Profile, listed, load_profile, rea
 from autofit.profiles import files, find_file, read_text
 
 MAX_DEVICES = 256
-_COUNT_FIRST = lazy_pattern(r"(\d{1,3})\s*[x×*]\s*(.+)", re.IGNORECASE)
+MAX_NODES = 1024
+_COUNT_FIRST = lazy_pattern(r"(\d{1,3}|1000|1024)\s*[x×*]\s*(.+)", re.IGNORECASE)
 _COUNT_LAST = lazy_pattern(r"(.+?)\s*(?:\*|×|\bx|(?<=\d)x)\s*(\d{1,3})", re.IGNORECASE)
 _API = lazy_pattern(r"@([^:@]*)(?=:|$)")
 _DRIVEN_BY_VULKAN = ("cuda", "rocm", "sycl", "vulkan")
@@ -60,27 +61,29 @@ def load_machine(
     (else what this machine has), and a finding says so.
 
     Raises:
-        UnknownHardwareError: an unknown name, a generic device without a size, two machines at once.
+        UnknownHardwareError: an unknown name, a generic device without a size, a card beside several machines.
         HardwareError: a file that is wrong. UsageError: a size that is none.
     """
     memory = Ram(total_bytes=ram) if isinstance(ram, int) else parse_ram(ram) if isinstance(ram, str) else ram
     if memory is not None and memory.total_bytes <= 0:
         raise UnknownHardwareError(f"RAM of {memory.total_bytes} bytes is out of range", hint="write --ram 64GiB")
     dirs = tuple(profile_dirs)
+    if len(wanted) == 1 and (cluster := _cluster(wanted[0], dirs)) is not None:
+        return cluster if memory is None else _with_ram(cluster, memory)
     each = [name for text in wanted for name in _each(text, dirs)]
-    if len(each) > MAX_DEVICES:
-        raise UnknownHardwareError(f"{len(each)} devices; at most {MAX_DEVICES} are planned for")
+    if len(each) > MAX_NODES:
+        raise UnknownHardwareError(f"{len(each)} devices or machines; at most {MAX_NODES} are planned for")
     if len(each) == 1 and _is_path(each[0]) and each[0].lower().endswith(".json"):
         recorded = _recorded(each[0])
         return replace(_with_ram(recorded, memory), origin="file")
-    parts = [_part(name, memory, dirs) for name in each]
+    known: dict[str, _Part] = {}
+    parts = [known.get(name) or known.setdefault(name, _part(name, memory, dirs)) for name in each]
+    if sum(part.host is not None for part in parts) > 1:
+        return _several(parts, each, dirs)
+    if sum(len(part.devices) for part in parts) > MAX_DEVICES:
+        raise UnknownHardwareError(f"more than {MAX_DEVICES} devices; at most {MAX_DEVICES} are planned for")
     nodes = tuple(Node(name=f"worker-{at}") for at in range(1, sum(part.lends for part in parts) + 1))
     hosts = [part for part in parts if part.host is not None]
-    if len(hosts) > 1:
-        raise UnknownHardwareError(
-            f"{hosts[0].name} and {hosts[1].name} are two machines",
-            hint="plan for one of them; add single cards with --on",
-        )
     findings = [finding for part in parts for finding in part.findings]
     sources: dict[str, str] = {}
     if hosts:
@@ -97,8 +100,8 @@ def load_machine(
             here = format_bytes(main.available_bytes)
             findings.append(f"RAM is taken from this machine, {here} free; --ram SIZE states another")
     assert main is not None
-    devices, links, known = _joined(parts, [node.name for node in nodes])
-    sources |= known
+    devices, links, stated = _joined(parts, [node.name for node in nodes])
+    sources |= stated
     links += _on_boards(devices, links, dirs)
     sources |= {f"host.{figure}": basis for part in hosts for figure, basis in _of(part.sources, HOST_POOL)}
     return Machine(
@@ -111,6 +114,64 @@ def load_machine(
         sources=sources,
         nodes=nodes,
     )
+
+
+def _cluster(text: str, dirs: tuple[str | Path, ...]) -> Machine | None:
+    """The machines of a running cluster, or of a file that `kubectl get nodes -o json` wrote; `None`: it is neither.
+
+    `=CARD` behind either says what its GPUs are.
+
+    Raises:
+        HardwareError: a cluster that does not answer, nodes whose GPUs nobody knows.
+    """
+    if text.startswith("ray://"):
+        from autofit.hardware.ray import ray_machine
+
+        return ray_machine(text, dirs)
+    path, _, card = text.partition("=")
+    if not path.lower().endswith(".json"):
+        return None
+    import json
+
+    from autofit.hardware.nodes import from_kubernetes, is_cluster
+
+    try:
+        data = json.loads(read_text(Path(path), HardwareError))
+    except (ValueError, RecursionError):
+        return None  # told where a machine is read
+    return from_kubernetes(data, path, card or None, dirs) if is_cluster(data) else None
+
+
+def _several(parts: Sequence[_Part], names_of: Sequence[str], dirs: tuple[str | Path, ...]) -> Machine:
+    """Machines that work on one model: each name is one of them.
+
+    Raises:
+        UnknownHardwareError: a single card, or devices that are lent over RPC, among them.
+    """
+    from autofit.hardware.nodes import Member, join
+
+    made: dict[int, Machine] = {}
+    for part, name in zip(parts, names_of, strict=True):
+        if part.host is None:
+            raise UnknownHardwareError(
+                f"{printable(name, 60)} is no machine, and others beside it are",
+                hint="name machines alone; NAME@rpc lends a machine's devices to another one",
+            )
+        if id(part) not in made:
+            devices, links, sources = _joined([part], [])
+            links += _on_boards(devices, links, dirs)
+            sources |= {f"host.{figure}": basis for figure, basis in _of(part.sources, HOST_POOL)}
+            made[id(part)] = Machine(
+                host=part.host,
+                devices=tuple(devices),
+                links=tuple(links),
+                name=part.name,
+                origin="profile",
+                findings=part.findings,
+                sources=sources,
+            )
+    stems = [Path(name).stem if _is_path(name) else f"node{at}" for at, name in enumerate(names_of)]
+    return join([Member(printable(stem, 60), made[id(part)]) for stem, part in zip(stems, parts, strict=True)])
 
 
 def _joined(parts: Iterable[_Part], nodes: Sequence[str]) -> tuple[list[Device], list[Link], dict[str, str]]:
@@ -148,7 +209,7 @@ def _each(text: str, dirs: tuple[str | Path, ...]) -> list[str]:
             found.append(part)
             continue
         count, name = (int(first[1]), first[2]) if first else (int(last[2]), last[1])  # type: ignore[index]
-        if not 0 < count <= MAX_DEVICES:
+        if not 0 < count <= MAX_NODES:
             raise UnknownHardwareError(f"{printable(part, 60)}: {count} devices", hint=f"write 2x{name.strip()[:40]}")
         found += [name.strip()] * count
     return found

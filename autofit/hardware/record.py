@@ -16,7 +16,7 @@ from autofit.errors import HardwareError
 SCHEMA = 1
 MAX_DEVICES = 256
 MAX_TEXT = 4000  #: characters
-_ID = lazy_pattern(r"[\w.:-]{1,64}", re.ASCII)
+_ID = lazy_pattern(r"[\w.:/-]{1,64}", re.ASCII)  #: with the node before it, of several machines
 
 
 def machine_to_dict(machine: Machine) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def machine_from_dict(data: object, name: str = "machine") -> Machine:
         )
     machine: Machine = _build(Machine, {k: v for k, v in data.items() if k not in ("schema", "kind")}, name)
     ids = [device.id for device in machine.devices]
-    if len(set(ids)) != len(ids) or len(ids) > MAX_DEVICES:
+    if len(set(ids)) != len(ids) or len(ids) > MAX_DEVICES * (1 + len(machine.nodes)):
         raise HardwareError(f"{name}: devices: each needs an id of its own, {MAX_DEVICES} at most")
     for device in machine.devices:
         if not _ID.fullmatch(device.id) or device.id == HOST_POOL:

@@ -21,6 +21,7 @@ class CheckOptions(TypedDict, total=False):
     ram: str | int | None
     rpc: str | None
     link: str | None
+    nodes: str | int | None
     device: Names | None
     margin: str | int | Sequence[str | int] | tuple[Margin, ...] | None
     mean_tokens: str | int | None
@@ -45,6 +46,7 @@ class PlanOptions(TypedDict, total=False):
     ram: str | int | None
     rpc: str | None
     link: str | None
+    nodes: str | int | None
     device: Names | None
     prefer: str | None
     kv: str | None

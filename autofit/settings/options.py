@@ -160,6 +160,8 @@ OPTIONS: tuple[Option, ...] = (
                 "are (=rtx-3090), for rates"),
     Option(name="link", metavar="SPEED[,...]", parse=parse_links,
            help="speed of the network to other machines: 10Gbit, 1.2GB/s; one for each, the last repeated"),
+    Option(name="nodes", metavar="N", parse=parse_count,
+           help="plan for N machines like this one, or like the one that --on describes"),
     Option(name="device", metavar="ID", parse=str, many=True,
            help="use only these devices (GPU0, an index or a UUID)"),
     Option(name="prefer", metavar="GOAL", parse=one_of(*PREFERENCES), choices=PREFERENCES,
@@ -177,6 +179,6 @@ OPTIONS: tuple[Option, ...] = (
 BY_NAME = {option.name: option for option in OPTIONS}
 
 #: the options that `check` takes: a command says everything else itself
-CHECKED = ("on", "ram", "rpc", "link", "device", "margin", "mean_tokens", "engine_version", "strict")
+CHECKED = ("on", "ram", "rpc", "link", "nodes", "device", "margin", "mean_tokens", "engine_version", "strict")
 #: the options that the core itself answers; all others are for the backend, which says which it supports
 OWN = frozenset({"on", "ram", "preset", "strict", "force"})

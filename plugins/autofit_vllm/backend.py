@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autofit.backend import Backend, Contained, ParsedCommand
-from autofit.domain.machine import HOST_POOL, Device, Machine
+from autofit.domain.machine import HOST_POOL, Device, Machine, Node
 from autofit.domain.memory import Kind
 from autofit.domain.model import ModelSpec
 from autofit.domain.names import is_elsewhere, parse_bare, parse_hub
@@ -40,6 +40,7 @@ from autofit_vllm.command.settings import (
     parse_command,
     settings_of,
 )
+from autofit_vllm.config.cluster import is_cluster, n_nodes, taken
 from autofit_vllm.config.devices import across_nodes, count_nodes, n_machines, select_devices
 from autofit_vllm.config.engine import EngineConfig, Gpu
 from autofit_vllm.config.resolve import resolve
@@ -91,6 +92,8 @@ class VllmBackend(Backend):
             "prefer",
             "kv",
             "engine_version",
+            "nodes",
+            "link",
         }
     )
     findings: ClassVar[Mapping[str, Code]] = {**OWN, **ENGINE_OWN}
@@ -98,6 +101,7 @@ class VllmBackend(Backend):
     modules: ClassVar[tuple[str, ...]] = PYTHON_MODULES
     informing: ClassVar[frozenset[str]] = frozenset({"-h", "--help", "-v", "--version"})
     has_workers: ClassVar[bool] = True
+    spans_nodes: ClassVar[bool] = True
     python_class: ClassVar[str] = "vllm.LLM"
     measures_at_start: ClassVar[bool] = True  # v1/worker/gpu_worker.py:determine_available_memory
     irrelevant: ClassVar[frozenset[str]] = frozenset(
@@ -235,7 +239,7 @@ class VllmBackend(Backend):
         margins = request.margin
         vllm_model = read_vllm_model(model, settings)
         local = machine
-        machine, devices = _on_nodes(machine, settings, request.device)
+        machine, devices = _on_nodes(machine, settings, request.device, checked=True)
         evaluation = self._evaluate(settings, vllm_model, model, devices, margins, stated)
         if stated is not None and evaluation.refusal is not None:
             raise evaluation.refusal
@@ -341,6 +345,16 @@ class VllmBackend(Backend):
         engine = settings.version
         if engine.status == "newer":
             request = replace(request, margin=margins_for(engine, request.margin or (DEFAULT_MARGIN,)))
+        if is_cluster(machine):
+            from autofit_vllm.planning.spread import spread
+
+            return spread(machine, settings, request, lambda some, asked: self._told(command, model, some, asked))
+        return self._told(command, model, machine, request)
+
+    def _told(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
+        """The plan by the rules of every release that the version may be."""
+        settings: VllmSettings = command.settings
+        engine = settings.version
         *others, older = engine.sides()
         plan = self._plan(command, settings_of(settings, older), model, machine, request)
         if not older.newest:
@@ -390,7 +404,8 @@ def _problem(settings: VllmSettings, model: ModelSpec, machine: Machine, request
     from autofit_vllm.planning.problem import Problem
 
     vllm_model = read_vllm_model(model, settings)
-    visible = () if is_cpu_build(settings, machine) else select_devices(machine, settings)
+    several = is_cluster(machine)
+    visible = () if several or is_cpu_build(settings, machine) else select_devices(machine, settings)
     whole, devices = _on_nodes(machine, settings, request.device)
     quantization = read_quantization(vllm_model, model, settings, gpu_of(devices))
     draft = _draft_of(model, settings, gpu_of(devices))
@@ -421,13 +436,30 @@ def _problem(settings: VllmSettings, model: ModelSpec, machine: Machine, request
     )
 
 
-def _on_nodes(machine: Machine, settings: VllmSettings, wanted: Sequence[str]) -> tuple[Machine, tuple[Device, ...]]:
-    """The machine with those of `--nnodes` that are like it, and the GPUs that vLLM will use on all."""
+def _on_nodes(
+    machine: Machine, settings: VllmSettings, wanted: Sequence[str], *, checked: bool = False
+) -> tuple[Machine, tuple[Device, ...]]:
+    """The machine with those of `--nnodes` that are like it, and the GPUs that vLLM will use on all.
+
+    Of machines that are described, all are used, but for a command that is `checked`: it says how many.
+    """
     if is_cpu_build(settings, machine):
         return machine, ()
+    if is_cluster(machine):
+        own = sum(not device.node for device in machine.devices if device.api == "cuda")
+        count = n_machines(settings, own) if checked else n_nodes(machine)
+        there = taken(machine, count, wanted)
+        return there, there.devices
     local = select_devices(machine, settings, wanted)
     devices = across_nodes(local, n_machines(settings, len(local)))
-    return replace(machine, devices=(*machine.devices, *devices[len(local) :])), devices
+    others = devices[len(local) :]
+    names = dict.fromkeys(device.node for device in others)
+    nodes = (*machine.nodes, *(Node(name=name) for name in names))
+    links = (
+        *machine.links,
+        *(replace(link, a=f"{name}/{link.a}", b=f"{name}/{link.b}") for name in names for link in machine.links),
+    )
+    return replace(machine, devices=(*machine.devices, *others), nodes=nodes, links=links), devices
 
 
 def _named(settings: VllmSettings) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from support import DATA, ROOT, TINY
 from support.transcripts import Transcript, forget, kept, of_block, printed, same
-from support.vllm_checkpoints import write_mixtral_checkpoints
+from support.vllm_checkpoints import write_large_configs, write_mixtral_checkpoints
 
 DOCS = ROOT / "docs"
 FILE = re.compile(r"`([\w./-]+)`:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)  #: a file that a page shows
@@ -38,6 +38,7 @@ def reader(folder: Path) -> Iterator[None]:
     (folder / "headers").mkdir()
     shutil.copyfile(TINY, folder / "headers/model.gguf")
     write_mixtral_checkpoints(folder)
+    write_large_configs(folder)
     home = folder / "home"
     home.mkdir()
     names = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "LLAMA_CACHE", "HOME")

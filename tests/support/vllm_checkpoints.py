@@ -94,3 +94,19 @@ def write_mixtral_checkpoints(folder: Path) -> None:
         (folder / folder_name).mkdir()
         text = json.dumps({**published, **changes})
         (folder / folder_name / "config.json").write_text(text, encoding="utf-8")
+
+
+#: what Kimi K2 has other than DeepSeek V3, whose architecture it is
+_KIMI_K2 = {
+    "model_type": "kimi_k2", "max_position_embeddings": 131072, "n_group": 1, "topk_group": 1, "n_routed_experts": 384,
+    "num_attention_heads": 64, "num_key_value_heads": 64, "first_k_dense_replace": 1, "vocab_size": 163840,
+    "num_nextn_predict_layers": 0, "routed_scaling_factor": 2.827, "rope_theta": 50000.0,
+}  # fmt: skip
+
+
+def write_large_configs(folder: Path) -> None:
+    """Folders with the configurations of DeepSeek V3 and of Kimi K2."""
+    deepseek = json.loads((DATA / "vllm/configs/deepseek-v3/config.json").read_text(encoding="utf-8"))
+    for name, changes in (("DeepSeek-V3", {}), ("Kimi-K2", _KIMI_K2)):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps({**deepseek, **changes}), encoding="utf-8")

@@ -72,7 +72,11 @@ def across_nodes(devices: Sequence[Device], n_nodes: int) -> tuple[Device, ...]:
     """
     if n_nodes > MAX_NODES:
         raise EngineRefusalError(f"--nnodes {n_nodes}: at most {MAX_NODES} machines are planned for")
-    others = (replace(device, id=f"node{node}/{device.id}") for node in range(1, n_nodes) for device in devices)
+    others = (
+        replace(device, id=f"node{node}/{device.id}", node=f"node{node}")
+        for node in range(1, n_nodes)
+        for device in devices
+    )
     return (*devices, *others)
 
 

@@ -10,6 +10,7 @@ from autofit.domain.units import GIB
 from autofit.domain.values import replace
 
 from autofit_vllm.command.settings import VllmSettings
+from autofit_vllm.config.cluster import is_cluster
 from autofit_vllm.config.resolve.parallel import possible_tp
 from autofit_vllm.planning.problem import Layout, Problem
 
@@ -25,6 +26,8 @@ LAYOUT_VALUES = frozenset(
         "enable_expert_parallel",
         "decode_context_parallel_size",
         "device_ids",
+        "nnodes",
+        "distributed_executor_backend",
     }
 )
 
@@ -113,6 +116,10 @@ def _placed(problem: Problem, *, tp: int, pp: int, dp: int, expert: bool, dcp: i
         values["enable_expert_parallel"] = True
     if dcp > 1:
         values["decode_context_parallel_size"] = dcp
+    pinned = map(problem.settings.pins, ("nnodes", "distributed_executor_backend", "data_parallel_backend"))
+    if problem.nodes > 1 and is_cluster(problem.machine) and not any(pinned):
+        by_ray = problem.machine.origin == "ray"
+        values |= {"distributed_executor_backend": "ray"} if by_ray else {"nnodes": problem.nodes}
     world, devices = tp * pp * dp, problem.devices
     if problem.settings.pins("device_ids") or world > len(devices) or problem.nodes > 1:
         yield Layout(values=values, devices=devices, world_size=world)

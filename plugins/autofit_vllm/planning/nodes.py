@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from autofit.domain.machine import Machine
 from autofit.domain.plan import HEAD_ADDRESS, Finding, NodeCommand
+from autofit.domain.text import printable
 
 from autofit_vllm.command.flags import spellings
 from autofit_vllm.planning.codes import finding
@@ -34,21 +36,27 @@ def nodes_finding(evaluation: Evaluation) -> list[Finding]:
     return [finding("nodes", message)]
 
 
-def node_commands(evaluation: Evaluation, argv: Sequence[str], env: Mapping[str, str]) -> tuple[NodeCommand, ...]:
-    """What each machine starts, the head first; none where all ranks are on one."""
+def node_commands(
+    evaluation: Evaluation, argv: Sequence[str], env: Mapping[str, str], machine: Machine
+) -> tuple[NodeCommand, ...]:
+    """What each machine starts, the head first; none where one has all ranks, or a Ray cluster runs."""
     settings, n_nodes = evaluation.settings, evaluation.config.parallel.nnodes
-    if n_nodes < 2:
+    if n_nodes < 2 or (machine.origin == "ray" and settings.nnodes == 1):
         return ()
     each = len(evaluation.ranks) // n_nodes
     given = settings.given.get("master_addr")
-    head = given if isinstance(given, str) and given else HEAD_ADDRESS
+    known = machine.node.address if machine.node is not None else None
+    head = given if isinstance(given, str) and given else known or HEAD_ADDRESS
+    own = machine.node.name if machine.node is not None else "node0"
+    others = dict.fromkeys(rank.device.node for rank in evaluation.ranks if rank.device.node)
+    names = [own, *others]
     if settings.nnodes == 1:
         lists = _ray_commands(argv, n_nodes, head)
     else:
         lists = [(_of_rank(argv, rank, head),) for rank in range(n_nodes)]
     return tuple(
         NodeCommand(
-            node=f"node{rank}",
+            node=names[rank] if rank < len(names) else f"node{rank}",
             role="worker" if rank else "head",
             commands=commands,
             env=env,
@@ -95,12 +103,25 @@ def _by_rank(evaluation: Evaluation) -> Finding:
     message = f"{nodes} nodes like this one with {each} GPU{'s' if each > 1 else ''} each"
     if "node_rank" in settings.given:
         message += f", of which this is node {here} (ranks {here * each} to {(here + 1) * each - 1})"
+    if settings.nnodes > 1 and any(rank.device.node for rank in evaluation.ranks) and "nnodes" not in settings.given:
+        return finding("nodes", _told(evaluation, nodes, each))
     others = "1" if nodes == 2 else f"1 to {nodes - 1}"
     message += (
         f": node 0 adds --node-rank 0 --master-addr ADDRESS to the command, node{'' if nodes == 2 else 's'} {others}"
     )
     message += f" --node-rank {'1' if nodes == 2 else 'K'} --master-addr ADDRESS --headless; ADDRESS is that of node 0"
     return finding("nodes", message)
+
+
+def _told(evaluation: Evaluation, nodes: int, each: int) -> str:
+    """Of machines that are described: the command is the head's, and what the others start is in the plan."""
+    names = list(dict.fromkeys(rank.device.node for rank in evaluation.ranks if rank.device.node))
+    shown = ", ".join(printable(name, 40) for name in names[:4]) + (
+        f" and {len(names) - 4} more" if len(names) > 4 else ""
+    )
+    message = f"{nodes} nodes with {each} GPU{'s' if each > 1 else ''} each: {shown} start"
+    message += f"{'s' if nodes == 2 else ''} the same command with --node-rank {'1' if nodes == 2 else 'K'} --headless"
+    return f"{message}; {HEAD_ADDRESS} stands for the address of the first, where nobody stated it"
 
 
 def _by_ray(evaluation: Evaluation) -> Finding:

@@ -10,6 +10,7 @@ from autofit.domain.memory import Memory, MemoryItem
 from autofit.domain.plan import Alternative, Decision, Finding, Plan, Speed
 from autofit.planning.accounting import DeviceUse, account
 
+from autofit_vllm.config.cluster import is_cluster
 from autofit_vllm.planning.evaluation import Evaluation, host_items
 from autofit_vllm.planning.findings import findings_of, host_finding
 from autofit_vllm.planning.nodes import node_commands
@@ -97,6 +98,9 @@ def build_plan(
 ) -> Plan:
     """The plan of an evaluation; its findings come first."""
     memory = memory_of(evaluation, machine)
+    nodes = node_commands(evaluation, argv, env or {}, machine)
+    if nodes and is_cluster(machine) and not {"nnodes", "node_rank"} & evaluation.settings.given.keys():
+        argv = nodes[0].commands[-1]
     own = findings_of(evaluation, machine)
     length = evaluation.capacity.max_model_len if evaluation.capacity else evaluation.config.max_model_len
     host = memory.pool(HOST_POOL)
@@ -121,5 +125,5 @@ def build_plan(
         findings=(*own, *findings),
         engine_report={**report(evaluation)},
         engine_version=evaluation.settings.version.version,
-        nodes=node_commands(evaluation, argv, env or {}),
+        nodes=nodes,
     )

@@ -165,6 +165,12 @@ def needed_bytes(kv: KvPlan, length: int, n_parallel: int, stage: int, mean_toke
     return blocks_for(kv, length, n_parallel, mean_tokens) * kv.bytes_per_block[stage]
 
 
+def _because_nodes(problem: Problem, best: Candidate) -> str:
+    if best.evaluation.settings.nnodes == 1:
+        return "the ranks are on several nodes of a Ray cluster"
+    return f"{problem.nodes} machines with an equal part of the ranks each: fewer do not hold it"
+
+
 REASONS: Mapping[str, Callable[[Problem, Candidate], str]] = {
     "tensor_parallel_size": _because_layout,
     "pipeline_parallel_size": _because_layout,
@@ -185,4 +191,6 @@ REASONS: Mapping[str, Callable[[Problem, Candidate], str]] = {
     "enable_expert_parallel": _because_experts,
     "decode_context_parallel_size": _because_context_parallel,
     "device_ids": _because_devices,
+    "nnodes": _because_nodes,
+    "distributed_executor_backend": _because_nodes,
 }

@@ -7,8 +7,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import autofit
 import pytest
-from autofit.domain.machine import Device, Holder, Host, Link, Machine
+from autofit.domain.machine import HOST_POOL, Device, Holder, Host, Link, Machine
 from autofit.domain.units import GIB, MIB
 from autofit.errors import HardwareError, UnknownHardwareError, UsageError
 from autofit.hardware import load_machine, machine_from_dict, machine_to_dict
@@ -284,9 +285,11 @@ class TestUnified:
         (device,) = load_machine("DGX Spark").devices
         assert (device.total_bytes, device.pool, device.compute_capability) == (124610 * MIB, "host", (12, 1))
 
-    def test_two_machines_are_refused(self) -> None:
-        with pytest.raises(HardwareError, match="are two machines"):
-            load_machine("gb10", "m2-max-64gb")
+    def test_two_machines_share_nothing(self) -> None:
+        found = load_machine("gb10", "gb10")
+        assert [(device.node, device.pool) for device in found.devices] == [("", HOST_POOL), ("node1", HOST_POOL)]
+        with pytest.raises(UsageError, match="whose GPUs share RAM are not planned for"):
+            autofit.plan("vllm", "example:tiny", found)
 
     def test_a_card_beside_a_machine(self) -> None:
         found = load_machine("g5.xlarge", "rtx-3090")
