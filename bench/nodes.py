@@ -2,8 +2,8 @@
 
     python bench/nodes.py [CONFIG] [--most 1000] [--seconds 10] [--mib 500]
 
-CONFIG is a folder with a model's config.json (default: DeepSeek-V3). A plan that computes longer than `--seconds`, or takes
-more memory than `--mib`, ends the run with exit code 1.
+CONFIG is a folder with a model's config.json (default: DeepSeek-V3). A plan that computes longer than `--seconds`, or
+takes more memory than `--mib`, ends the run with exit code 1.
 """
 
 from __future__ import annotations
