@@ -81,6 +81,7 @@ class Backend(ABC):
     supports: ClassVar[frozenset[str]] = frozenset({"context", "min_context", "max_context", "margin", "device"})
     kv_types: ClassVar[tuple[str, ...]] = ()  #: values of `kv`, but for `auto`
     small_kv: ClassVar[str] = ""  #: the one of them that saves half of the cache and loses least; empty: there is none
+    least_kv_bits: ClassVar[int] = 4  #: of an element of the cache, at least, where `kv` is left to the plan
     #: codes of its own findings, beside those that all backends share (`autofit.planning.findings`)
     findings: ClassVar[Mapping[str, Code]] = {}
     #: programs that print the engine's version for `--version`; the first that is installed is asked

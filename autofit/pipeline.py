@@ -189,6 +189,7 @@ def plan_of(
     details: bool = True,
     nearest: bool = True,
     first: Callable[[Plan], object] | None = None,
+    in_ram: bool = True,
 ) -> Plan:
     """The plan for stated options: what the command line and `plan()` both come to."""
     return plan_on(
@@ -201,6 +202,7 @@ def plan_of(
         details=details,
         nearest=nearest,
         first=first,
+        in_ram=in_ram,
     )[0]
 
 
@@ -218,6 +220,7 @@ def plan_on(
     details: bool = True,
     nearest: bool = True,
     first: Callable[[Plan], object] | None = None,
+    in_ram: bool = True,
 ) -> tuple[Plan, Machine]:
     """The plan for stated options, and the machine that it is for.
 
@@ -227,8 +230,8 @@ def plan_on(
     engine would take. `at_most` are bytes that pools have free at most, whatever is measured.
 
     `details`: other plans, and what the next better value of a setting lacks, are looked for too; `nearest`: where
-    nothing fits, what would. `first` gets the plan before those are looked for that other options would give
-    (`Alternative.pick`); with it they are also looked for without `details`.
+    nothing fits, what would; `in_ram`: as in `Request`. `first` gets the plan before those are looked for that other
+    options would give (`Alternative.pick`); with it they are also looked for without `details`.
     """
     from autofit.settings.request import to_request
 
@@ -241,6 +244,7 @@ def plan_on(
         engine_env=engine_inputs(backend, settings) if inside is None else read_by(backend, shown(inside.environ)),
         alternatives=details,
         nearest=nearest,
+        in_ram=in_ram,
         explain=details,
     )
     asked = next(iter(program), None)

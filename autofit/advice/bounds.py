@@ -12,26 +12,35 @@ from autofit.domain.plan import Plan
 from autofit.domain.values import dataclass, replace
 
 ENDLESS_BYTES = 1 << 44
+_OF_FP16 = 2  #: times the rate of FP16 in its tensor cores have 8 bits
+_A_MATRIX, _F32_BYTES = 1 << 20, 4  #: elements of a tensor that is multiplied; bytes of the widest element
+_BESIDE = 0.02  #: of what a token reads: norms and biases, in F32, with hardly an operation
 _FULL_CACHE_BITS = 16  #: of an element of the plan's cache
-_LEAST_CACHE_BITS = 4  #: of an element, of any type that engines have
+LEAST_CACHE_BITS = 4  #: of an element, of any type that engines have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
     """Lower bounds. `device_bytes`: weights and cache, on all devices together, with no weights in RAM.
 
-    `weights_bytes`: of them, the weights. `read_bytes`: what one token of one sequence reads.
+    `weights_bytes`: of them, the weights. `read_bytes`: what one token of one sequence reads. `prompt_operations`:
+    what a prompt that fills the context takes.
     """
 
     weights_bytes: int = 0
     device_bytes: int = 0
     read_bytes: int = 0
+    prompt_operations: int = 0
 
     def most_tokens_per_s(self, bandwidth_bytes_per_s: int | None) -> float | None:
         """No engine decodes faster, for each weight is read once; `None`: no bound is known."""
         if bandwidth_bytes_per_s is None or self.read_bytes <= 0:
             return None
         return bandwidth_bytes_per_s / self.read_bytes
+
+    def least_first_s(self, flops_per_s: int | None) -> float:
+        """No engine has the first token of such a prompt earlier, of devices with so many operations of FP16."""
+        return 0.0 if not flops_per_s else self.prompt_operations / (_OF_FP16 * flops_per_s)
 
 
 def endless(machine: Machine) -> Machine:
@@ -42,20 +51,25 @@ def endless(machine: Machine) -> Machine:
     return replace(machine, devices=(big,), links=(), host=host)
 
 
-def needs_of(model: ModelSpec, plan: Plan) -> Needs:
-    """The bounds that follow from a plan with room for everything; none where it has no device of its own."""
+def needs_of(model: ModelSpec, plan: Plan, kv_bits: int = LEAST_CACHE_BITS) -> Needs:
+    """The bounds that follow from a plan with room for everything; none where it has no device of its own.
+
+    `kv_bits` is the least that an element of the cache takes.
+    """
     on_devices = [pool for pool in plan.memory.pools if pool.id != HOST_POOL]
     weights = sum(pool.sum_bytes("weights") for pool in on_devices)
     cache = sum(pool.sum_bytes("cache") for pool in on_devices)
-    least = min(least_cache_bytes(model, plan.context_tokens or 0), cache * _LEAST_CACHE_BITS // _FULL_CACHE_BITS)
+    counted = least_cache_bytes(model, plan.context_tokens or 0, kv_bits)
+    least = min(counted, cache * kv_bits // _FULL_CACHE_BITS)
     loaded = sum(pool.sum_bytes("weights") for pool in plan.memory.pools)
     left_out = max(0, model.weights_bytes - loaded)
+    read = max(0, sum(map(_read_bytes, model.layers)) - left_out) if model.tensors else _read_of(model, weights)
+    widest = max((t.n_bytes / t.n_elements for t in model.tensors if t.n_elements >= _A_MATRIX), default=_F32_BYTES)
     return Needs(
         weights_bytes=weights,
         device_bytes=weights + least,
-        read_bytes=max(0, sum(map(_read_bytes, model.layers)) - left_out)
-        if model.tensors
-        else _read_of(model, weights),
+        read_bytes=read,
+        prompt_operations=int(2 * read / widest * (1 - _BESIDE) * (plan.context_tokens or 0)),
     )
 
 
@@ -69,9 +83,9 @@ def _read_of(model: ModelSpec, weights_bytes: int) -> int:
     return max(0, weights_bytes - 2 * 4 * model.n_vocab * model.hidden_elements)
 
 
-def least_cache_bytes(model: ModelSpec, context_tokens: int) -> int:
-    """Keys and values of one sequence at 4 bits an element; layers whose shape is not known count as none."""
-    return sum(_elements(layer, context_tokens) for layer in model.layers) * _LEAST_CACHE_BITS // 8
+def least_cache_bytes(model: ModelSpec, context_tokens: int, kv_bits: int = LEAST_CACHE_BITS) -> int:
+    """Keys and values of one sequence at so many bits an element; layers whose shape is not known count as none."""
+    return sum(_elements(layer, context_tokens) for layer in model.layers) * kv_bits // 8
 
 
 def _elements(layer: LayerSpec, context_tokens: int) -> int:

@@ -39,6 +39,7 @@ class Candidate:
     fastest_bytes_per_s: int | None  #: of the fastest of them
     price: float | None
     price_date: str | None = None
+    flops_per_s: int | None = None  #: operations of FP16, of all devices together
     ram_bytes: int | None = None
     kind: tuple[object, ...] = ()  #: equal for hardware that an engine takes or refuses alike
 
@@ -76,6 +77,7 @@ def one_more(have: Sequence[str], machine: Machine, prices: Prices, dirs: Iterab
     usable = sum(device.free_bytes or 0 for device in machine.devices)
     sold = sum(device.total_bytes or 0 for device in machine.devices)
     rates = [device.bandwidth_bytes_per_s for device in machine.devices]
+    flops = [device.fp16_flops_per_s for device in machine.devices]
     found = []
     for profile in list_profiles(dirs):
         for card in _of_card(profile, prices, (1,)) if _is_card(profile) else ():
@@ -91,6 +93,7 @@ def one_more(have: Sequence[str], machine: Machine, prices: Prices, dirs: Iterab
                     memory_bytes=usable + card.memory_bytes,
                     bandwidth_bytes_per_s=_over(sum, [*rates, card.bandwidth_bytes_per_s]),
                     fastest_bytes_per_s=_over(max, [*rates, card.bandwidth_bytes_per_s]),
+                    flops_per_s=_over(sum, [*flops, card.flops_per_s]),
                     price=card.price,
                     price_date=card.price_date,
                     kind=card.kind,
@@ -124,6 +127,7 @@ def _of_card(profile: Profile, prices: Prices, counts: Sequence[int] = COUNTS) -
             memory_bytes=count * (total - table.get("memory_reserved_bytes", 0)),
             bandwidth_bytes_per_s=None if rate is None else count * rate,
             fastest_bytes_per_s=rate,
+            flops_per_s=_over(sum, [table.get("fp16_flops_per_s")] * count),
             price=None if entry is None else entry.amount * count,
             price_date=None if entry is None else entry.date,
             kind=_kind(table),
@@ -144,6 +148,7 @@ def _of_machine(profile: Profile, profiles: Mapping[str, Profile], prices: Price
             continue
         counts = [row.get("count", 1) for row in rows]
         rates = [row.get("bandwidth_bytes_per_s") for n, row in zip(counts, rows, strict=True) for _ in range(n)]
+        flops = [row.get("fp16_flops_per_s") for n, row in zip(counts, rows, strict=True) for _ in range(n)]
         shares = any(row.get("pool") == HOST_POOL for row in rows)
         sold = ram if shares else sum(n * row["memory_total_bytes"] for n, row in zip(counts, rows, strict=True))
         yield Candidate(
@@ -155,6 +160,7 @@ def _of_machine(profile: Profile, profiles: Mapping[str, Profile], prices: Price
             memory_bytes=sum(n * (size or 0) for n, size in zip(counts, memory, strict=True)),
             bandwidth_bytes_per_s=_over(sum, rates),
             fastest_bytes_per_s=_over(max, rates),
+            flops_per_s=_over(sum, flops),
             price=None if entry is None else entry.amount,
             price_date=None if entry is None else entry.date,
             ram_bytes=ram,

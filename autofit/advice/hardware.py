@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from autofit.advice.bounds import Needs, endless, needs_of
+from autofit.advice.bounds import LEAST_CACHE_BITS, Needs, endless, needs_of
 from autofit.advice.candidates import Candidate, candidates, one_more
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.request import Request
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ROWS = 12
 CONTEXT_TOKENS = 16_384  #: for which hardware is compared, unless a context is asked for
 LEAST_RAM_BYTES = 64 * GIB  #: of the computer that cards are in, unless --ram says; doubled while weights need more
+AMPLE = 1.5  #: times the bound, from which on devices are taken to hold the model, and a plan is made at once
 _CONTEXTS = ("context", "min_context", "max_context")
 _UNPRICED = float("inf")
 
@@ -44,7 +45,12 @@ class Limits:
     budget_bytes: int | None = None
     max_price: float | None = None
     min_tokens_per_s: float | None = None
+    max_first_s: float | None = None  #: until the first token, for a prompt of the whole context
     offload: bool = False  #: a part of the weights may wait in RAM
+
+    @property
+    def asks_for_speed(self) -> bool:
+        return self.min_tokens_per_s is not None or self.max_first_s is not None
 
     def admits(self, one: Candidate, needs: Needs, ram_bytes: int, *, at_once: bool) -> bool:
         """Whether a candidate is worth a plan; `at_once`: the engine reads from several devices at the same time."""
@@ -54,6 +60,9 @@ class Limits:
             return False
         room = one.memory_bytes + ((one.ram_bytes or ram_bytes) if self.offload else 0)
         if room < needs.device_bytes:
+            return False
+        first_s = 0.0 if self.offload else needs.least_first_s(one.flops_per_s)
+        if self.max_first_s is not None and first_s > self.max_first_s:
             return False
         rate = one.bandwidth_bytes_per_s if at_once else one.fastest_bytes_per_s
         most = None if self.offload else needs.most_tokens_per_s(rate)
@@ -72,6 +81,12 @@ class HardwareRow:
     @property
     def speed(self) -> Speed | None:
         return self.plan.speed if self.plan.speed is not None and self.plan.speed.decodes else None
+
+    @property
+    def first_s(self) -> float | None:
+        """Seconds until the first token of a prompt that fills the context."""
+        rate = self.plan.speed.prefill_tokens_per_s if self.plan.speed is not None else None
+        return self.plan.context_tokens / rate if rate and self.plan.context_tokens else None
 
     @property
     def used_bytes(self) -> int:
@@ -121,7 +136,7 @@ class Subject:
     """A model, and how it is planned for on any hardware: one engine, one set of options."""
 
     __slots__ = (
-        "_asked", "_known", "_ram", "_refused", "_start", "at_once", "backend", "context_tokens", "model",
+        "_asked", "_known", "_ram", "_refused", "_short", "_start", "at_once", "backend", "context_tokens", "model",
         "options", "ram_bytes", "settings",
     )  # fmt: skip
 
@@ -158,6 +173,7 @@ class Subject:
         self._start, self._asked = ("autofit", self.backend, reference), asked
         self._refused: set[object] = set()
         self._known: dict[tuple[str, ...], HardwareRow | None] = {}
+        self._short: set[tuple[str, ...]] = set()
 
     def row(self, one: Candidate) -> HardwareRow | None:
         """The plan for a candidate, made once; `None` where the engine does not run on it."""
@@ -166,11 +182,35 @@ class Subject:
         found = self._known[one.on]
         return None if found is None else replace(found, candidate=one)
 
+    def whole_row(self, one: Candidate, needs: Needs) -> HardwareRow | None:
+        """The plan for a candidate; `None` also where its devices do not hold all of the weights.
+
+        Where that is in doubt a plan is asked for that leaves no weights in RAM: it is none much sooner.
+        """
+        if one.on in self._known or one.memory_bytes >= AMPLE * needs.device_bytes:
+            return self.row(one)
+        if one.on in self._short:
+            return None
+        if not self._holds(one):
+            self._short.add(one.on)
+            return None
+        return self.row(one)
+
+    def _holds(self, one: Candidate) -> bool:
+        try:
+            plan = self.plan(load_machine(*one.on, ram=self._ram_beside(one)), False)
+        except AutofitError:
+            return True  # the plan itself says what is wrong
+        return plan.fits
+
+    def _ram_beside(self, one: Candidate) -> str | None:
+        return None if one.ram_bytes is not None else self.ram
+
     def _planned(self, one: Candidate) -> HardwareRow | None:
         key = (one.kind, one.n_devices)
         if key in self._refused:
             return None
-        ram = None if one.ram_bytes is not None else self.ram
+        ram = self._ram_beside(one)
         try:
             plan = self.plan(load_machine(*one.on, ram=ram))
         except (HardwareError, EngineRefusalError):
@@ -197,13 +237,15 @@ class Subject:
 
         other = copy(self)
         other.options = replace(self.options, values={**self.options.values, "min_tps": None, "max_ttft": None})
-        other._known = {}
+        other._known, other._short = {}, set()
         other._asked = {name: value for name, value in self._asked.items() if name not in ("min_tps", "max_ttft")}
         return other
 
-    def plan(self, machine: Machine, **changed: object) -> Plan:
+    def plan(self, machine: Machine, in_ram: bool = True, /, **changed: object) -> Plan:
         options = replace(self.options, values={**self.options.values, **changed}) if changed else self.options
-        return plan_of(self.backend, self.model, machine, options, self.settings, details=False, nearest=False)
+        return plan_of(
+            self.backend, self.model, machine, options, self.settings, details=False, nearest=False, in_ram=in_ram
+        )
 
     def needs(self, choice: Sequence[Candidate]) -> Needs:
         """Lower bounds, of a plan on the largest device that the engine runs on, made endless.
@@ -216,11 +258,12 @@ class Subject:
             if one.ram_bytes is None:
                 largest.setdefault(one.api, one)
         error: AutofitError | None = None
+        is_free = self.options.get("kv") is None and not self.options.engine_args
+        kv_bits = host().backend(self.backend).least_kv_bits if is_free else LEAST_CACHE_BITS
         for one in largest.values():
             try:
-                return needs_of(
-                    self.model, self.at_any_rate().plan(endless(load_machine(one.added, ram=LEAST_RAM_BYTES)))
-                )
+                plan = self.at_any_rate().plan(endless(load_machine(one.added, ram=LEAST_RAM_BYTES)))
+                return needs_of(self.model, plan, kv_bits)
             except (HardwareError, EngineRefusalError) as refusal:
                 error = error or refusal
         if error is not None:
@@ -255,7 +298,7 @@ def advise_hardware(
         if len(rows) == n_rows:
             break
         tried += 1
-        row = subject.row(one)
+        row = subject.row(one) if limits.offload else subject.whole_row(one, needs)
         if row is not None and accepts(row, limits) and (now is None or gains(row, now)):
             rows.append(row)
     nearest = None if rows else _nearest(subject, choice, needs, limits, now)
@@ -281,6 +324,8 @@ def accepts(row: HardwareRow, limits: Limits) -> bool:
     if plan.verdict != "fits" or not plan.fits or not (limits.offload or at_full_speed(plan)):
         return False
     if row.n_idle and row.candidate.is_cards:
+        return False
+    if limits.max_first_s is not None and row.first_s is None:  # a plan that fits keeps to it, where a rate is known
         return False
     if limits.min_tokens_per_s is None:
         return True
@@ -336,10 +381,10 @@ def _marked(rows: Sequence[HardwareRow]) -> Iterator[HardwareRow]:
 def _nearest(
     subject: Subject, choice: Sequence[Candidate], needs: Needs, limits: Limits, now: HardwareRow | None
 ) -> HardwareRow | None:
-    """The smallest that takes the model at the asked rate; else the fastest, whatever its rate."""
-    wide = Limits(min_tokens_per_s=limits.min_tokens_per_s, offload=limits.offload)
+    """The smallest that takes the model as fast as is asked; else the fastest, whatever its rates."""
+    wide = replace(limits, budget_bytes=None, max_price=None)
     smallest = sorted(choice, key=lambda one: (one.sold_bytes, one.n_devices, one.added))
-    if (row := _first(subject, smallest, needs, wide, now)) is not None or limits.min_tokens_per_s is None:
+    if (row := _first(subject, smallest, needs, wide, now)) is not None or not limits.asks_for_speed:
         return row
     fastest = sorted(choice, key=lambda one: (-_goals(one, subject.at_once)[2], one.n_devices, one.added))
     return _first(subject.at_any_rate(), fastest, needs, Limits(offload=limits.offload), now)
@@ -350,7 +395,7 @@ def _first(
 ) -> HardwareRow | None:
     for one in ordered:
         if limits.admits(one, needs, subject.ram_bytes, at_once=subject.at_once):
-            row = subject.row(one)
+            row = subject.row(one) if limits.offload else subject.whole_row(one, needs)
             if row is not None and accepts(row, limits) and (now is None or gains(row, now)):
                 return row
     return None

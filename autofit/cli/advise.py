@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from autofit.domain.plan import Plan, Speed
 
 _OPTIONS = (
-    "context", "min_context", "parallel", "mean_tokens", "fill", "min_tps", "margin", "ram", "prefer", "kv",
+    "context", "min_context", "parallel", "mean_tokens", "fill", "min_tps", "max_ttft", "margin", "ram", "prefer", "kv",
     "engine_version",
 )  # fmt: skip
 MAX_ROWS = 200
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 def _limits(args: argparse.Namespace) -> Limits:
     from autofit.advice.hardware import Limits
     from autofit.domain.units import parse_size
-    from autofit.settings.options import parse_rate
+    from autofit.settings.options import parse_rate, parse_seconds
 
     budget = None if args.budget is None else parse_size(args.budget)
     if budget is not None and budget <= 0:
@@ -85,6 +85,7 @@ def _limits(args: argparse.Namespace) -> Limits:
         budget_bytes=budget,
         max_price=None if args.max_price is None else _price(args.max_price),
         min_tokens_per_s=None if args.min_tps is None else parse_rate(args.min_tps),
+        max_first_s=None if args.max_ttft is None else parse_seconds(args.max_ttft),
         offload=args.offload,
     )
 
@@ -120,7 +121,12 @@ def lines(found: HardwareAdvice) -> Iterator[str]:
 def _table(found: HardwareAdvice) -> Iterator[str]:
     head = ("", "hardware", "devices", "price", "verdict", "context", "decode", "used of free", "how")
     rows = [("*" if row.on_front else "", *_cells(row, found.prices)) for row in found.rows]
-    return table_of([head, *rows], "<<>><>>><")
+    if found.limits.max_first_s is None:
+        return table_of([head, *rows], "<<>><>>><")
+    first = ("first token", *(_first_token(row) for row in found.rows))
+    return table_of(
+        [(*line[:7], cell, *line[7:]) for line, cell in zip([head, *rows], first, strict=True)], "<<>><>>>><"
+    )
 
 
 def _cells(row: HardwareRow, prices: Prices) -> tuple[str, ...]:
@@ -136,6 +142,10 @@ def _cells(row: HardwareRow, prices: Prices) -> tuple[str, ...]:
         f"{format_bytes(row.used_bytes)} of {'?' if free is None else format_bytes(free)}",
         plan.backend,
     )
+
+
+def _first_token(row: HardwareRow) -> str:
+    return "" if row.first_s is None else f"~{row.first_s:.3g} s"
 
 
 def _verdict(plan: Plan) -> str:
@@ -186,6 +196,8 @@ def _refusal(found: HardwareAdvice) -> Iterator[str]:
         asked.append(f"--budget {format_bytes(limits.budget_bytes)}")
     if limits.max_price is not None:
         asked.append(f"--max-price {limits.max_price:,.0f}")
+    if limits.max_first_s is not None:
+        asked.append(f"--max-ttft {limits.max_first_s:g}")
     if limits.min_tokens_per_s is not None:
         asked.append(f"--min-tps {format_rate(limits.min_tokens_per_s)}")
     within = f" within {', '.join(asked)}" if asked else ""
@@ -197,6 +209,8 @@ def _refusal(found: HardwareAdvice) -> Iterator[str]:
         rate = rate_of(near.speed)
         price = "" if near.candidate.price is None else f", {_money(near.candidate.price, found.prices)}"
         decodes = f", decode {rate} tokens/s" if rate else ""
+        if limits.max_first_s is not None and near.first_s is not None:
+            decodes += f", first token after {_first_token(near)}"
         name, size = printable(near.candidate.added, 80), format_bytes(near.candidate.sold_bytes)
         yield f"nearest: {name} with {size}{price}{decodes}: {shell.shown(near.command)}"
     elif not limits.offload:

@@ -62,6 +62,8 @@ class Request:
     #: of its settings files by path (`Backend.settings_files`)
     engine_env: Mapping[str, str] = field(default_factory=dict)
     alternatives: bool = True  #: look for other plans worth knowing, which takes longer than the plan itself
+    #: weights may wait in RAM where devices do not hold them all; where not, a plan that does not fit says so at once
+    in_ram: bool = True
     nearest: bool = True  #: where nothing fits, look for the nearest that would, which takes longer than all else
     explain: bool = True  #: say of settings what the next better value lacks, which takes an estimate of its own
     #: figures of the engine's own log that replace the backend's, by name (`Backend.measurements`)

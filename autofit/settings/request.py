@@ -18,6 +18,7 @@ def to_request(
     engine_env: Mapping[str, str] | None = None,
     alternatives: bool = True,
     nearest: bool = True,
+    in_ram: bool = True,
     explain: bool = True,
     measured: Mapping[str, Any] | None = None,
 ) -> Request:
@@ -58,6 +59,7 @@ def to_request(
         engine_env=dict(engine_env or {}),
         alternatives=alternatives,
         nearest=nearest,
+        in_ram=in_ram,
         explain=explain,
         measured=dict(measured or {}),
         origins=dict(options.origins),

@@ -71,6 +71,7 @@ class LlamaBackend(Backend):
     findings: ClassVar[Mapping[str, Code]] = OWN
     kv_types: ClassVar[tuple[str, ...]] = KV_TYPES
     small_kv: ClassVar[str] = "q8_0"
+    least_kv_bits: ClassVar[int] = 8
     reads_at_once: ClassVar[bool] = False  # -sm layer; -sm tensor only where it is asked for
 
     def context_flag(self, argv: Sequence[str]) -> str:

@@ -47,6 +47,7 @@ class Search:
 
     learns: ClassVar[bool] = True  #: whether what estimates have shown decides what is proposed next
     problem: Problem
+    spills: bool = True  #: blocks may stay on the host
     known: Known = field(init=False)
     measured: dict[tuple[Candidate, Split], Memory] = field(default_factory=dict)
 
@@ -56,6 +57,8 @@ class Search:
     def best(self, candidate: Candidate) -> Found | None:
         """The fastest placement that fits, or `None`."""
         resident = self.resident(candidate)
+        if not self.spills:
+            return resident
         if self.problem.bounds.split is not None:
             return resident or self._at_pinned_split(candidate, nearest=False)
         # Only a device slower than the host could make leaving blocks there the better choice.
@@ -118,6 +121,8 @@ class Search:
         bounds = self.problem.bounds
         if bounds.split is not None:
             return self._at_pinned_split(candidate, nearest=True)
+        if not self.spills:
+            return self._evenly(candidate) or self._overfull(candidate, spill=True)
         answers = []
         if len(bounds.heads) > 1 or bounds.lean[1] > 0 or 0 not in bounds.heads:
             answers.append(self._overfull(candidate, spill=True))
@@ -146,13 +151,13 @@ class Search:
     def narrowed(self, found: Found) -> Search:
         """The same search with no more memory on devices than `found` takes."""
         spare = {name: max(0, n_bytes) for name, n_bytes in self.spare(found).items() if name != HOST_POOL}
-        return type(self)(self.problem.narrowed(spare))
+        return type(self)(self.problem.narrowed(spare), self.spills)
 
     def lessened(self, share: float) -> Search:
         """The same search with that share of the memory of every device taken away."""
         limits = self.problem.limits
         less = {name: int(share * n) for name, n in limits.items() if name != HOST_POOL and n is not None}
-        return type(self)(self.problem.narrowed(less))
+        return type(self)(self.problem.narrowed(less), self.spills)
 
     def _may_be_resident(self, candidate: Candidate) -> bool:
         """Whether pins leave all blocks to devices, and these have room for them at all."""
@@ -272,6 +277,13 @@ class Search:
         placement = place_layers(n - 1, n - head, bounds.split or (), len(names))
         homes = [*placement.blocks, placement.output]
         return tuple((name, homes.count(d)) for d, name in enumerate(names) if d in homes)
+
+    def _evenly(self, candidate: Candidate) -> Found | None:
+        """Everything on devices, whatever these lack, for a single estimate."""
+        tables = self.tables(candidate)
+        chain = self.known.chain(candidate, tables, spill=False, by_bytes=True, share=float(1 << 12))
+        placement = solve(chain) if tables.targets else None
+        return None if placement is None else self._prove(candidate, tables, tables.split(placement))[0]
 
     def _overfull(self, candidate: Candidate, *, spill: bool) -> Found | None:
         """The placement that needs the smallest enlargement of all budgets, with the least on the host."""

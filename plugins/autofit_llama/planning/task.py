@@ -85,8 +85,8 @@ class Task:
         if self.shares_blocks:
             from autofit_llama.planning.tensor_parallel import TensorSearch  # few commands need it
 
-            return TensorSearch(problem)
-        return Search(problem)
+            return TensorSearch(problem, self.request.in_ram)
+        return Search(problem, self.request.in_ram)
 
     @property
     def shares_blocks(self) -> bool:

@@ -34,7 +34,7 @@ class TensorSearch(Search):
     _levels_that_lack: dict[Shares, int] = field(default_factory=dict)  #: of the last context: the next one's is near
 
     def best(self, candidate: Candidate) -> Found | None:
-        return self.resident(candidate) or self.spilled(candidate)
+        return self.resident(candidate) or (self.spilled(candidate) if self.spills else None)
 
     def resident(self, candidate: Candidate) -> Found | None:
         """Everything on the devices: the fastest cut that fits."""

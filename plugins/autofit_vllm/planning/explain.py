@@ -160,6 +160,8 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
     if fullest is not None and fullest.margin_asked and fullest.margin_bytes:
         message += f" with the margin of {format_bytes(fullest.margin_bytes)}"
     found = [finding("does-not-fit", message)]
+    if not problem.request.nearest:
+        return found
     found += nearest_wish(problem, best)
     less = lighter(problem, problem.worth)
     if less is not None:

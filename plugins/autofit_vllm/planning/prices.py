@@ -82,6 +82,8 @@ def _offloaded_price(problem: Problem, best: Candidate) -> list[Finding]:
         rate = f" at ~{format_rate(shorter.rate)} tokens/s" if shorter.speed else ""
         kv = " with an fp8 KV cache" if shorter.values.get("kv_cache_dtype") == LOSSY_KV else ""
         message += f"; -c {shorter.length} needs no offloading{kv}{rate}"
+    if not problem.request.nearest:
+        return [finding("offload-price", message)]
     less = lighter(problem, best.length)
     if less is not None:
         message += f"; {less.text}, all on GPUs"

@@ -49,6 +49,8 @@ def solve(problem: Problem) -> tuple[Candidate, list[Candidate]]:
 
 def _worth_offloading(problem: Problem, found: Sequence[Candidate], enough_fits: bool) -> list[Candidate]:
     """Candidates with weights in RAM: where nothing useful fits, or only stages that wait for each other."""
+    if not problem.request.in_ram:
+        return []
     if not enough_fits:
         return offloaded(problem, found)
     rates = [candidate.rate for candidate in found if candidate.holds and candidate.length >= problem.worth]

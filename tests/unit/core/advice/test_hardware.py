@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import time
@@ -85,6 +86,56 @@ def test_hardware_that_the_bounds_discard_does_not_take_the_model() -> None:
     for one in nearest:
         row = subject(MIXTRAL).row(one)
         assert row is None or not at_full_speed(row.plan)
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (MIXTRAL, ["2xrtx-4080", "4xrtx-2060-super", "rtx-5090", "w7800", "apple-m1-max-32gb", "2xt4"]),
+        (QWEN, ["4xrtx-4080", "2xrtx-5090", "h100-80gb", "8xgtx-1080"]),
+    ],
+)
+def test_a_plan_without_weights_in_ram_is_asked_only_where_it_answers_alike(model: str, names: list[str]) -> None:
+    least = needs(model)
+    asked, plain = Subject(model, None, {}, None), Subject(model, None, {}, None)
+    for one in [one for one in candidates(NO_PRICES) if one.added in names]:
+        quick, row = asked.whole_row(one, least), plain.row(one)
+        holds = row is not None and at_full_speed(row.plan)
+        assert (quick is not None and at_full_speed(quick.plan)) == holds, one.added
+        assert quick is None or row is None or quick.plan.argv == row.plan.argv
+
+
+def test_a_budget_just_above_the_bound_makes_hardly_a_plan() -> None:
+    one = Subject(MIXTRAL, None, {}, None)
+    found = advise_hardware(one, NO_PRICES, Limits(budget_bytes=30 * GIB))
+    assert found.n_possible == found.n_planned >= 4 > len(found.rows) >= 1
+    assert one._short and not one._short & one._known.keys()
+
+
+@pytest.mark.parametrize("model", [LLAMA, MIXTRAL, QWEN])
+@pytest.mark.parametrize("on", ["2xrtx-3090", "h100-80gb", "8xl40s"])
+def test_no_prompt_is_processed_sooner_than_the_bound(model: str, on: str) -> None:
+    least = needs(model)
+    one = next(one for one in candidates(NO_PRICES) if one.added == on)
+    row = subject(model).row(one)
+    assert row is not None and least.least_first_s(one.flops_per_s) > 0 == least.least_first_s(None)
+    assert row.first_s is None or row.first_s >= least.least_first_s(one.flops_per_s)
+    assert row.first_s is not None or not row.plan.fits or not at_full_speed(row.plan)
+
+
+def test_every_row_has_its_first_token_as_soon_as_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", MIXTRAL, "--max-ttft", "5s", "--rows", "3"]) == 0
+    shown = capsys.readouterr().out
+    told = re.findall(r" ~([\d.]+) s ", shown)
+    assert len(told) == 3 and all(float(each) <= 5 for each in told)
+    assert " --max-ttft 5s " in shown.splitlines()[-1] and "first token" in shown
+
+
+def test_a_first_token_that_nothing_reaches_names_the_fastest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", MIXTRAL, "--max-ttft", "1ms"]) == 3
+    shown = capsys.readouterr().out
+    assert "within --max-ttft 0.001" in shown and "first token after ~" in shown
+    assert "--max-ttft" not in shown.splitlines()[-1].partition("nearest")[2]
 
 
 @pytest.mark.parametrize("model", [LLAMA, MIXTRAL, QWEN])
