@@ -30,6 +30,7 @@ OWN = {
     "large-prompt-cache": Code("info", "memory runs short once the prompt cache reaches its limit"),
     "lossless-cache": Code("info", "what a q8_0 KV cache would gain, that was not taken"),
     "micro-batch": Code("info", "a micro-batch that trades decode rate for prompt processing"),
+    "newest-build-short": Code("warning", "no build was named, and the newest recorded one takes more than fits"),
     "no-overlap": Code("info", "micro-batches run on one device after the other, to save the copies for overlapping"),
     "other-models": Code("warning", "models of a settings file that are loaded on request, and not checked"),
     "prompt-cache": Code("info", "a prompt cache that is larger than the default, and what it keeps"),

@@ -27,15 +27,6 @@ _RELEASE = lazy_pattern(r"(?:^(?:version:\s*)?|llama.*?(?<![\d.]))v?(\d{1,3})\.(
 RELEASES = {(0, 5, 0): 11149, (0, 4, 0): 10807}
 
 
-#: llama.cpp of llama-cpp-python's sdists: the build that it is, or (False) one that it lies beside
-PACKAGES = {
-    "0.3.36": (11311, True),
-    "0.3.35": (10502, False),
-    "0.3.34": (10000, False),
-    "0.3.33": (9843, False),
-    "0.3.32": (9802, False),
-    "0.3.31": (9703, False),
-}
 #: engines made from llama.cpp, by what their paths, images and versions have in them
 FORKS = {"ik_llama": "ik_llama.cpp", "ik-llama": "ik_llama.cpp", "llamafile": "llamafile"}
 #: those with flags of their own, in which no llama-server command can be written
@@ -106,12 +97,7 @@ def _build(text: str) -> tuple[int, bool]:
     """The build, and whether it is that one and not one near it."""
     package = re.search(r"llama[-_]cpp[-_]python[- =]*(\d+\.\d+\.\d+)", text)
     if package:
-        if package[1] not in PACKAGES:
-            raise UsageError(
-                f"it is not known which llama.cpp is in llama-cpp-python {package[1]}",
-                hint=f"known: {', '.join(PACKAGES)}; --engine-version b{REFERENCE} names a build",
-            )
-        return PACKAGES[package[1]]
+        return _packaged(package[1])
     found = _BUILD.search(text)
     if found and int(found[1]):
         return int(found[1]), True
@@ -122,6 +108,17 @@ def _build(text: str) -> tuple[int, bool]:
             hint="write a build such as b8864, or a release such as 0.5.0",
         )
     return _build_of((int(release[1]), int(release[2]), int(release[3] or 0)))
+
+
+def _packaged(release: str) -> tuple[int, bool]:
+    from autofit_llama.engine.package_builds import PACKAGES  # few engines are found by their package
+
+    if release not in PACKAGES:
+        raise UsageError(
+            f"it is not known which llama.cpp is in llama-cpp-python {release}",
+            hint=f"known: {list(PACKAGES)[-1]} to {next(iter(PACKAGES))}; --engine-version b{REFERENCE} names a build",
+        )
+    return PACKAGES[release]
 
 
 def _build_of(release: tuple[int, int, int]) -> tuple[int, bool]:

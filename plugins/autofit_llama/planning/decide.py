@@ -112,6 +112,10 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
     n_ctx = final.layout.context.n_ctx_seq
     speed = _speed(task, run, final, settings) if final.memory.fits else None
     findings += _in_all(task, run, final)
+    if task.request.engine_version is None:
+        from autofit_llama.planning.newer import with_newest  # where nobody says which build it is
+
+        findings += with_newest(run, final, task.machine, problem.margins_of(run))
     missed = slower_than_wished(task.request, speed, n_ctx) if final.memory.fits else ()
     findings += [finding("too-slow", message) for message in missed]
     if missed:

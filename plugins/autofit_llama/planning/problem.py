@@ -289,8 +289,10 @@ class LaunchProblem:
 
     def estimate(self, settings: LlamaSettings, *, layout: Layout | None = None) -> Estimate:
         run = self.run_of(settings)
-        margins = tuple(self.margins.get(d.id, Margin()) for d in run.devices)
-        return estimate(run, self.machine, margins, layout=layout)
+        return estimate(run, self.machine, self.margins_of(run), layout=layout)
+
+    def margins_of(self, run: Run) -> tuple[Margin, ...]:
+        return tuple(self.margins.get(device.id, Margin()) for device in run.devices)
 
     def measure(self, candidate: Candidate, split: Split) -> Memory:
         return self.estimated(candidate, split).memory
