@@ -79,13 +79,29 @@ def autofit_register_renderers() -> Iterable[RendererRef]:
         ),
         RendererRef("kwargs", "keyword arguments for Python", "autofit.render.python:render"),
         RendererRef("toml", "a preset of autofit", "autofit.render.preset:render", NO_FIT),
-        RendererRef("systemd", "a systemd unit", "autofit.render.systemd:render", NO_FIT),
+        RendererRef(
+            "systemd", "a systemd unit", "autofit.render.systemd:render", NO_FIT, "autofit.render.systemd:render_fleet"
+        ),
         RendererRef("dockerfile", "a Dockerfile on the engine's image", "autofit.render.dockerfile:render", NO_FIT),
-        RendererRef("compose", "a Compose file", "autofit.render.compose:render", NO_FIT),
-        RendererRef("kubernetes", "a Deployment and a Service", "autofit.render.kubernetes:render", NO_FIT),
+        RendererRef(
+            "compose", "a Compose file", "autofit.render.compose:render", NO_FIT, "autofit.render.compose:render_fleet"
+        ),
+        RendererRef(
+            "kubernetes",
+            "a Deployment and a Service",
+            "autofit.render.kubernetes:render",
+            NO_FIT,
+            "autofit.render.kubernetes:render_fleet",
+        ),
         RendererRef("lws", "a LeaderWorkerSet, for several machines", "autofit.render.lws:render", NO_FIT),
         RendererRef("kserve", "an InferenceService of KServe", "autofit.render.kserve:render", NO_FIT),
-        RendererRef("llama-swap", "a model of llama-swap", "autofit.render.swap:render", NO_FIT),
+        RendererRef(
+            "llama-swap",
+            "a model of llama-swap",
+            "autofit.render.swap:render",
+            NO_FIT,
+            "autofit.render.swap:render_fleet",
+        ),
     )
 
 

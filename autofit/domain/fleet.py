@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SCHEMA: Literal[1] = 1
 DEFAULT_PRIORITY = 50
+MAX_SETS = 64  #: that are listed; what is proven holds for all
 WhenFull = Literal["refuse", "swap"]
 Proof = Literal["best", "fits", "impossible", "not found"]
 

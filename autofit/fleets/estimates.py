@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LEAST_TOKENS = 8192  #: a context that nobody asked for is counted on up to this; what is left over makes it longer
 HOST_SPARE_BYTES = 64 << 20  #: beside what is there from the start, where caches in RAM must be small
+SQUEEZED = 16  #: parts of a device, of which a model is given as few as it takes on all devices that it is to take
 MAX_SETS_OF_DEVICES = 64  #: of different classes, that a model is tried on
 IN_RAM = "weights-in-ram"
 FULL_SPEED = 0  #: first level: whole on as few devices as hold it
@@ -130,13 +131,45 @@ class Estimates:
     # -- the least that a model takes ----------------------------------------------------------------------
 
     def least(self, model: FleetModel, one: FleetMachine, devices: Sequence[str]) -> Plan | None:
-        """The plan that takes least of these devices; `None`: there is none that fits."""
+        """The plan that takes least of these devices, and some of each; `None`: there is none that fits."""
         for options in _least_options(model):
             plan = self.plan(model, one, devices, options)
+            if plan is not None and plan.fits and len(devices) > 1:
+                plan = self._on_all(model, one, devices, options, plan)
             if plan is not None and plan.fits and self.lean_ram:
                 plan = self._with_lean_ram(model, one, devices, options, plan)
             if plan is not None:
                 return plan if plan.fits else None
+        return None
+
+    def _on_all(
+        self, model: FleetModel, one: FleetMachine, devices: Sequence[str], options: Mapping[str, Any], plan: Plan
+    ) -> Plan | None:
+        """The same on every device, with the least free on them with which it does so."""
+
+        def of(parts: int, wishes: Mapping[str, Any]) -> Plan | None:
+            smaller = tuple(
+                replace(device, free_bytes=device.free_bytes * parts // SQUEEZED)
+                if device.id in devices and device.free_bytes is not None
+                else device
+                for device in one.machine.devices
+            )
+            machine = replace(one.machine, devices=smaller)
+            found = self.plan(model, replace(one, machine=machine), devices, wishes)
+            if found is None or not found.fits or not is_whole(found):
+                return None
+            held = held_by(found, machine).devices
+            return found if all(held.get(name) for name in devices) else None
+
+        held = held_by(plan, one.machine).devices
+        if all(held.get(name) for name in devices):
+            return plan
+        for wishes in (options, {name: value for name, value in options.items() if name != "prefer"}):
+            # what takes one device alone has less of each, until that is not enough
+            for parts in range(1, SQUEEZED + 1):
+                if (found := of(parts, wishes)) is not None:
+                    return found
+        self.problems[model.name] = f"it does not take {len(devices)} devices"
         return None
 
     def _with_lean_ram(
@@ -173,11 +206,10 @@ class Estimates:
         devices = visible(one.machine, model).devices
         if devices != one.machine.devices:
             return tuple(device.id for device in devices)
-        for device in devices[:2]:
-            stated = {**model.options, "device": (device.id,)}
-            if len(devices) > 1 and self._made(model, one.machine, stated) is not None:
-                return None
-        plan = self._made(model, one.machine, model.options) if len(devices) > 1 else None
+        every = {**model.options, "device": tuple(device.id for device in devices)}
+        if len(devices) < 2 or self._made(model, one.machine, every) is not None:
+            return None
+        plan = self._made(model, one.machine, model.options)
         return None if plan is None else tuple(held_by(plan, one.machine).devices)
 
     def _way(self, model: FleetModel, one: FleetMachine, devices: tuple[str, ...]) -> Way | None:
@@ -185,8 +217,6 @@ class Estimates:
         if plan is None:
             return None
         held = held_by(plan, one.machine)
-        if len(devices) > 1 and not all(held.devices.get(name) for name in devices):
-            return None  # a smaller set has it
         return Way(plan=plan, held=held, devices=devices, is_whole=is_whole(plan))
 
     def _in_part(self, model: FleetModel, one: FleetMachine, devices: tuple[str, ...]) -> Iterator[Way]:

@@ -29,6 +29,7 @@ from autofit.host import host
 if TYPE_CHECKING:
     from autofit.settings.layers import Surroundings
 
+MAX_SHARED = 64  #: copies; in larger fleets each keeps the least that it takes
 MAX_SHARED_TWICE = 24  #: copies that are offered what the others have left once more
 LEAST_GAIN_BYTES = 64 << 20  #: less is not worth another plan
 
@@ -245,6 +246,10 @@ class _Shared:
     def plan_all(self) -> None:
         """Plan every copy with its share of what is left, by priority; then what is left still, to the first."""
         by_priority = sorted(range(len(self.placed)), key=lambda i: (-self.task.copies[i].priority, i))
+        if len(by_priority) > MAX_SHARED:
+            for i in by_priority:
+                self._keep_least(i)
+            return
         for i in by_priority:
             self._plan(i, is_last=False)
             self.done.add(i)
@@ -307,16 +312,24 @@ class _Shared:
         if is_last and not self._gains(one, machine):
             return
         plan = self.estimates.plan(model, replace(here, machine=machine), one.devices, model.options)
-        if plan is None or not plan.fits or not self._is_better(plan, one, machine, is_last=is_last):
+        if plan is None or not plan.fits or not self._is_better(plan, one, machine):
             if is_last:
                 return
             plan = self.estimates.least(model, replace(here, machine=machine), one.devices)
             if plan is None or not self._is_within(plan, machine):
-                plan = self.estimates.least(model, here, one.devices)
-            if plan is None or not self._is_within(plan, machine):
+                self._keep_least(i)
                 return
         one.plan = plan
         one.held = _of_devices(held_by(plan, machine), one.devices)
+
+    def _keep_least(self, i: int) -> None:
+        """The least plan on a copy's own devices, as the search has counted it."""
+        one = self.placed[i]
+        here = self.task.kinds[self.task.machines[one.machine]]
+        plan = self.estimates.least(self.task.copies[i], here, one.devices)
+        if plan is not None:
+            one.plan = plan
+            one.held = _of_devices(held_by(plan, here.machine), one.devices)
 
     def _gains(self, one: Placed, machine: Machine) -> bool:
         """Whether the machine has more for a copy than its plan was made with."""
@@ -327,7 +340,7 @@ class _Shared:
             if device.id in one.devices and device.free_bytes is not None and device.pool != HOST_POOL
         )
 
-    def _is_better(self, plan: Plan, one: Placed, machine: Machine, *, is_last: bool) -> bool:
+    def _is_better(self, plan: Plan, one: Placed, machine: Machine) -> bool:
         before = one.plan
         if is_whole(before) and not is_whole(plan):
             return False

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
 
+from autofit.domain.fleet import MAX_SETS
 from autofit.domain.values import dataclass
-
-MAX_SETS = 64  #: that are listed; what is proven holds for all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

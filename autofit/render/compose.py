@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from autofit.domain.fleet import FleetFile, FleetPlan, Placement
 from autofit.domain.plan import Plan
 from autofit.render.container import SHARED_MEMORY_BYTES, Container, commented, container_of
+from autofit.render.fleet_parts import contained, listed, machines_of, names_of, path_of, waits_for
 from autofit.render.yaml import dump
 
 
@@ -16,6 +19,52 @@ def render(plan: Plan) -> str:
         UsageError: no image is known.
     """
     container = container_of(plan)
+    return commented(plan, dump({"services": {container.name: _service(container)}}))
+
+
+def render_fleet(fleet: FleetPlan) -> tuple[FleetFile, ...]:
+    """A file for each machine. Those that never run beside the first set have a profile of their own name; what
+    measures free memory must answer before others start on its devices.
+
+    Raises:
+        UsageError: no image is known for an engine.
+    """
+    files = []
+    for machine in machines_of(fleet):
+        rows = [f"# made by autofit for {machine}: {listed([one.name for one in fleet.on(machine)])}"]
+        rows += [f"# {row}" for row in _turns(fleet, machine)]
+        services = {names_of(fleet)[one.name]: _service_of(fleet, one) for one in fleet.on(machine)}
+        text = "\n".join([*rows, dump({"services": services})])
+        files.append(FleetFile(path_of(fleet, machine, "compose.yaml"), text))
+    return tuple(files)
+
+
+def _turns(fleet: FleetPlan, machine: str) -> Iterator[str]:
+    names = names_of(fleet)
+    for one in fleet.on(machine):
+        if one.name not in fleet.first_set:
+            here = {other.name for other in fleet.on(machine)}
+            before = " ".join(names[other] for other in one.evicts if other in here)
+            yield f"docker compose stop {before}; docker compose --profile {names[one.name]} up -d {names[one.name]}"
+
+
+def _service_of(fleet: FleetPlan, one: Placement) -> dict[str, Any]:
+    names = names_of(fleet)
+    service = _service(contained(one, names[one.name]))
+    service["healthcheck"] = {
+        "test": ["CMD", "curl", "-fsS", f"http://localhost:{one.port}/health"],
+        "interval": "5s",
+        "retries": 720,  # an hour to load
+    }
+    if before := [names[other.name] for other in waits_for(fleet, one) if other.name in fleet.first_set]:
+        service["depends_on"] = {name: {"condition": "service_healthy"} for name in before}
+    if one.name not in fleet.first_set:
+        service["profiles"] = [names[one.name]]
+        service["restart"] = "no"
+    return service
+
+
+def _service(container: Container) -> dict[str, Any]:
     service: dict[str, Any] = {
         "image": container.image,
         "command": [_escaped(word) for word in container.words],
@@ -32,7 +81,7 @@ def render(plan: Plan) -> str:
         service["shm_size"] = SHARED_MEMORY_BYTES
     service |= _devices(container)
     service["restart"] = "unless-stopped"
-    return commented(plan, dump({"services": {container.name: service}}))
+    return service
 
 
 def _devices(container: Container) -> dict[str, Any]:

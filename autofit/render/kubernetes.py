@@ -5,11 +5,14 @@ Source: the API of Kubernetes 1.34 (apps/v1, core/v1).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from autofit.domain.fleet import FleetFile, FleetPlan, Placement
 from autofit.domain.plan import Plan
+from autofit.errors import UsageError
 from autofit.render.container import MIB, SHARED_MEMORY_BYTES, Container, commented, container_of
+from autofit.render.fleet_parts import contained, listed, machines_of, names_of, waits_for
 from autofit.render.yaml import dump
 
 _RESOURCES = {"cuda": "nvidia.com/gpu", "rocm": "amd.com/gpu", "sycl": "gpu.intel.com/xe"}
@@ -23,20 +26,86 @@ def render(plan: Plan) -> str:
         UsageError: no image is known.
     """
     container = container_of(plan)
+    return commented(plan, dump(*_objects(container, pod_of(container))))
+
+
+def render_fleet(fleet: FleetPlan) -> tuple[FleetFile, ...]:
+    """Two objects for each copy, on the node that is called like its machine; those that are not in the first set have
+    no replicas. GPUs of which one is for several pods are chosen by variable and not asked of the scheduler.
+
+    Raises:
+        UsageError: no image is known for an engine, or pods would share GPUs that are not NVIDIA's.
+    """
+    objects = [one for placement in fleet.placements for one in _of_fleet(fleet, placement)]
+    head = "# made by autofit: a node is called like its machine (kubernetes.io/hostname)"
+    return (FleetFile("fleet.yaml", "\n".join([head, *_remarks(fleet), dump(*objects)])),)
+
+
+def _remarks(fleet: FleetPlan) -> Iterator[str]:
+    shared = [name for name in machines_of(fleet) if _is_shared(fleet, name)]
+    if shared:
+        yield (
+            f"# on {listed(shared)} pods choose GPUs by NVIDIA_VISIBLE_DEVICES: let nothing else ask for "
+            "nvidia.com/gpu there"
+        )
+    names = names_of(fleet)
+    for one in fleet.placements:
+        if one.name not in fleet.first_set:
+            yield f"# {names[one.name]}: first scale {listed([names[n] for n in one.evicts if n in names])} to 0"
+
+
+def _of_fleet(fleet: FleetPlan, one: Placement) -> tuple[dict[str, Any], dict[str, Any]]:
+    names = names_of(fleet)
+    container = contained(one, names[one.name])
+    is_shared = bool(one.devices) and _is_shared(fleet, one.machine)
+    if is_shared:
+        if container.api != "cuda":
+            raise UsageError(
+                f"{one.name}: pods that share GPUs of {container.api or 'several kinds'} have no manifest",
+                hint="take --format systemd, or devices of its own",
+            )
+        chosen = {"NVIDIA_VISIBLE_DEVICES": ",".join(container.device_ids)}
+        container = container._replace(environ={**container.environ, **chosen}, n_gpus=0)
+    pod = pod_of(container)
+    if is_shared:
+        pod["runtimeClassName"] = "nvidia"
+    pod["nodeSelector"] = {"kubernetes.io/hostname": one.machine}
+    before = [other for other in waits_for(fleet, one) if other.name in fleet.first_set]
+    if before:
+        pod["initContainers"] = [_waiting(container, names[other.name], other.port) for other in before]
+    return _objects(container, pod, replicas=1 if one.name in fleet.first_set else 0)
+
+
+def _waiting(container: Container, name: str, port: int) -> dict[str, Any]:
+    """Ends when a service answers."""
+    return {
+        "name": f"after-{name}"[:63].rstrip("-"),
+        "image": container.image,
+        "command": ["sh", "-c", f"until curl -fsS -o /dev/null http://{name}:{port}/health; do sleep 2; done"],
+    }
+
+
+def _is_shared(fleet: FleetPlan, machine: str) -> bool:
+    """Whether the scheduler cannot choose the GPUs: several copies are on one, or they are not all alike."""
+    ids = [device.id for one in fleet.on(machine) for device in one.devices]
+    (own,) = (one.machine.devices for one in fleet.fleet.machines if one.name == machine)
+    return len(ids) > len(set(ids)) or len({(device.name, device.total_bytes) for device in own}) > 1
+
+
+def _objects(container: Container, pod: dict[str, Any], *, replicas: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
     labels = {"app": container.name}
-    pod = {"metadata": {"labels": labels}, "spec": pod_of(container)}
     deployment = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {"name": container.name, "labels": labels},
         "spec": {
-            "replicas": 1,
+            "replicas": replicas,
             "strategy": {"type": "Recreate"},  # two at once would need the GPU twice
             "selector": {"matchLabels": labels},
-            "template": pod,
+            "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
-    return commented(plan, dump(deployment, service_of(container, labels)))
+    return deployment, service_of(container, labels)
 
 
 def service_of(container: Container, selector: Mapping[str, str]) -> dict[str, Any]:

@@ -35,6 +35,10 @@ def autofit_register_hardware_sources() -> Iterable[HardwareSourceRef]:
 def autofit_register_renderers() -> Iterable[RendererRef]:
     return (
         RendererRef(
-            "llama-presets", "llama-server --models-preset", "autofit_llama.command.presets:render", "; it does not fit"
+            "llama-presets",
+            "llama-server --models-preset",
+            "autofit_llama.command.presets:render",
+            "; it does not fit",
+            "autofit_llama.command.router:render_fleet",
         ),
     )

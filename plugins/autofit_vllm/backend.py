@@ -155,11 +155,12 @@ class VllmBackend(Backend):
         from autofit_vllm.memory.claims import claims
 
         settings = self.parse(plan.argv, plan.env, version=plan.engine_version).settings
-        share = plan.engine_report.get("gpu_memory_utilization")
+        report: Mapping[str, Any] = plan.engine_report
+        per_stage, tp = report["available_kv_cache_bytes"], report["tensor_parallel_size"]
         return claims(
             plan.memory,
-            float(share) if isinstance(share, (int, float)) else 0.0,
-            graphs_deducted=settings.version.cudagraph_estimate_deducted,
+            report["gpu_memory_utilization"],
+            [per_stage[rank // tp % len(per_stage)] for rank in range(len(plan.memory.pools))],
             is_stated=settings.kv_cache_memory_bytes is not None,
         )
 

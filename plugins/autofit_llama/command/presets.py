@@ -51,11 +51,16 @@ def render(plan: Plan) -> str:
     Raises:
         UsageError: a value that such a file cannot hold, or an option with two values.
     """
+    return "\n".join([*(f"; {row}" for row in heading(plan)), *section(plan, _name(plan))])
+
+
+def section(plan: Plan, name: str) -> list[str]:
+    """The lines of a model's section. Raises as `render`."""
     found = read(plan.argv, version=find_version(plan.engine_version)[0])
     if found.program != PROGRAM:
         raise UsageError(f"{found.program} reads no presets", hint="they are llama-server's")
     deployed = deployment_of(plan)
-    rows = [*(f"; {row}" for row in heading(plan)), f"[{_name(plan)}]"]
+    rows = [f"[{name}]"]
     for flag in found.flags:
         if flag.option.key in _ROUTERS:
             continue
@@ -66,7 +71,7 @@ def render(plan: Plan) -> str:
             rows.append(f"{flag.option.key} = {_value(value)}")
         else:
             rows.append(f"{flag.spelling.lstrip('-').replace('_', '-')} = true")
-    return "\n".join(rows)
+    return rows
 
 
 def served(argv: Sequence[str], version: Version) -> Served | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from autofit.domain.machine import HOST_POOL
-from autofit.domain.memory import Memory, MemoryItem
+from autofit.domain.memory import Memory, MemoryItem, PoolUse
 
 from autofit_vllm.memory.budget import CAPTURE, CONTEXT, FLASHINFER, GRAPHS, NCCL, TABLES, requested_bytes
 
@@ -18,22 +18,31 @@ _OUTSIDE = (CONTEXT, NCCL)
 _AFTER = (TABLES, FLASHINFER, CAPTURE)
 
 
-def claims(memory: Memory, utilization: float, *, graphs_deducted: bool, is_stated: bool) -> Mapping[str, int]:
-    """Bytes of each pool. `is_stated`: the cache has a size of its own, and the share is only asked for at the start.
+def claims(memory: Memory, utilization: float, available: Sequence[int], *, is_stated: bool) -> Mapping[str, int]:
+    """Bytes of each pool. `available` is the cache's memory on each GPU in the plan's order, as it was planned;
+    `is_stated`: it has a size of its own, and the share is only asked for at the start.
 
     GPUs that draw on RAM are counted as the plan does: what is measured there is all of RAM.
     """
-    found = {}
-    for pool in memory.pools:
-        found[pool.id] = pool.used_bytes
-        if pool.id != HOST_POOL and pool.total_bytes is not None:
-            share = requested_bytes(pool.total_bytes, utilization) + _sum(pool.items, _OUTSIDE)
-            if not is_stated:
-                share += _sum(pool.items, _AFTER)
-                if not graphs_deducted:
-                    share += sum(item.n_bytes for item in pool.items if item.label.endswith(GRAPHS))
-            found[pool.id] = max(pool.used_bytes, share)
+    gpus = [pool for pool in memory.pools if pool.id != HOST_POOL and pool.total_bytes is not None]
+    shares = {pool.id: requested_bytes(pool.total_bytes or 0, utilization) for pool in gpus}
+    on_top = any(_planned(pool) + have > shares[pool.id] for pool, have in zip(gpus, available, strict=False))
+    found = {pool.id: pool.used_bytes for pool in memory.pools}
+    for pool in gpus:
+        most = shares[pool.id] + _sum(pool.items, _OUTSIDE)
+        if not is_stated:
+            most += _sum(pool.items, _AFTER) + (_graphs(pool) if on_top else 0)
+        found[pool.id] = max(pool.used_bytes, most)
     return found
+
+
+def _planned(pool: PoolUse) -> int:
+    """What the share covers without a cache, graphs included, which some releases take on top."""
+    return pool.used_bytes - pool.sum_bytes("cache") - _sum(pool.items, (*_OUTSIDE, *_AFTER))
+
+
+def _graphs(pool: PoolUse) -> int:
+    return sum(item.n_bytes for item in pool.items if item.label.endswith(GRAPHS))
 
 
 def _sum(items: Sequence[MemoryItem], labels: Sequence[str]) -> int:
