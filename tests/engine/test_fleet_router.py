@@ -1,4 +1,4 @@
-"""A real llama-server as a router reads the presets of a fleet, and loads the models of the first set with their flags."""
+"""A real llama-server as a router reads the presets of a fleet, and loads its first set with the flags of each."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A fleet as presets of llama-server's router, with the number of models that it may keep loaded.
 
 The router loads any model that is asked for, and ends the one that was asked for longest ago where `--models-max` are
-loaded (tools/server/server-models.cpp:unload_lru). It knows no groups: so that number is one of which every choice fits.
+loaded (tools/server/server-models.cpp:unload_lru). It knows no groups: any choice of so many fits.
 """
 
 from __future__ import annotations
@@ -76,10 +76,8 @@ def at_once(fleet: FleetPlan, machine: str, own: Sequence[Placement]) -> int:
 def _all_allowed(names: set[str], allowed: Sequence[frozenset[str]], n: int) -> bool:
     if any(names <= some for some in allowed):
         return True
-    chosen = 0
-    for some in combinations(sorted(names), n):
-        chosen += 1
-        if chosen > MAX_CHOICES or not any(set(some) <= one for one in allowed):
+    for number, some in enumerate(combinations(sorted(names), n)):
+        if number >= MAX_CHOICES or not any(set(some) <= one for one in allowed):
             return False
     return True
 
