@@ -19,7 +19,10 @@ from autofit.host import host, resolve
 from support import ROOT, ggufs
 
 MODELS = {"llama": ROOT / "autofit/_models/tiny.gguf", "vllm": ROOT / "tests/data/vllm/configs/qwen3-0.6b"}
-ON = {"llama": ("--on", "rtx-3090", "--on", "rtx-3090", "--ram", "64GiB"), "vllm": ("--on", "a100-80gb", "--ram", "64GiB")}
+ON = {
+    "llama": ("--on", "rtx-3090", "--on", "rtx-3090", "--ram", "64GiB"),
+    "vllm": ("--on", "a100-80gb", "--ram", "64GiB"),
+}
 #: format -> the name of a file of its kind
 FILES = {
     "systemd": "engine.service",
