@@ -1,10 +1,11 @@
 """Reads what autofit writes for other programs, with those programs; run by their own interpreters.
 
-python read_formats.py ray|kserve FILE ...: prints what it read as JSON, and fails at anything that they do not know.
+python read_formats.py ray|kserve|vllm FILE ...: prints what it read as JSON, and fails at what they do not know.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from typing import Any
@@ -32,6 +33,21 @@ def kserve(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
+def vllm(document: dict[str, Any]) -> dict[str, list[str]]:
+    """In which arguments the settings of an application and the flags of a command differ, to vLLM itself."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import FrontendArgs, make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    of_server = {field.name for field in dataclasses.fields(FrontendArgs)}
+    flags = document["flags"]
+    said = AsyncEngineArgs.from_cli_args(make_arg_parser(FlexibleArgumentParser()).parse_args(flags))
+    settings = {name: value for name, value in document["settings"].items() if name not in of_server}
+    given = AsyncEngineArgs(model=said.model, served_model_name=said.served_model_name, **settings)
+    differing = [name for name in settings if str(getattr(said, name)) != str(getattr(given, name))]
+    return {"differing": differing}
+
+
 def check(value: Any, kind: Any, where: str = "") -> None:
     if not hasattr(kind, "attribute_map"):
         return
@@ -55,7 +71,7 @@ def class_of(name: str) -> Any:
 
 
 if __name__ == "__main__":
-    readers = {"ray": ray, "kserve": kserve}
+    readers = {"ray": ray, "kserve": kserve, "vllm": vllm}
     for path in sys.argv[2:]:
         with open(path) as file:  # noqa: PTH123
             print(json.dumps(readers[sys.argv[1]](yaml.safe_load(file))))

@@ -42,6 +42,8 @@ def render(plan: Plan) -> str:
         raise UsageError("--served-model-name with several names: Ray serves a model by one", hint="leave one")
     kept = {name: value for name, value in values.items() if not _SERVER.fullmatch(name)}
     _check(kept)
+    if "optimization_level" in kept:  # an enumeration of numbers, where no parser turns a text into one
+        kept["optimization_level"] = int(kept["optimization_level"])
     model: dict[str, Any] = {
         "model_loading_config": {
             "model_id": names[0],
