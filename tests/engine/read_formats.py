@@ -1,6 +1,6 @@
 """Reads what autofit writes for other programs, with those programs; run by their own interpreters.
 
-python read_formats.py ray|kserve|vllm FILE ...: prints what it read as JSON, and fails at what they do not know.
+python read_formats.py ray|kserve|vllm|config FILE ...: prints what it read as JSON, fails at what they do not know.
 """
 
 from __future__ import annotations
@@ -48,6 +48,19 @@ def vllm(document: dict[str, Any]) -> dict[str, list[str]]:
     return {"differing": differing}
 
 
+def config(document: dict[str, Any]) -> dict[str, list[str]]:
+    """In which arguments a settings file and the flags of a command differ, to vLLM's own parser."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    said, given = (
+        AsyncEngineArgs.from_cli_args(make_arg_parser(FlexibleArgumentParser()).parse_args(words))
+        for words in (document["flags"], ["serve", "--config", document["file"]])
+    )
+    return {"differing": [name for name in vars(said) if repr(getattr(said, name)) != repr(getattr(given, name))]}
+
+
 def check(value: Any, kind: Any, where: str = "") -> None:
     if not hasattr(kind, "attribute_map"):
         return
@@ -71,7 +84,7 @@ def class_of(name: str) -> Any:
 
 
 if __name__ == "__main__":
-    readers = {"ray": ray, "kserve": kserve, "vllm": vllm}
+    readers = {"ray": ray, "kserve": kserve, "vllm": vllm, "config": config}
     for path in sys.argv[2:]:
         with open(path) as file:  # noqa: PTH123
             print(json.dumps(readers[sys.argv[1]](yaml.safe_load(file))))

@@ -85,7 +85,31 @@ def test_vllm_makes_the_same_of_rays_settings_as_of_the_flags(
     (model,) = application["args"]["llm_configs"]
     given = {"flags": ["--model", str(MODEL), *FLAGS], "settings": model["engine_kwargs"]}
     path.write_text(json.dumps(given))
-    program = [os.environ["AUTOFIT_VLLM_PYTHON"], str(ROOT / "tests/engine/read_formats.py"), "vllm", str(path)]
+    assert by_vllm("vllm", path) == {"differing": []}
+
+
+def by_vllm(reader: str, path: Path) -> Any:
+    program = [os.environ["AUTOFIT_VLLM_PYTHON"], str(ROOT / "tests/engine/read_formats.py"), reader, str(path)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == {"differing": []}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif("AUTOFIT_VLLM_PYTHON" not in os.environ, reason="needs AUTOFIT_VLLM_PYTHON")
+def test_vllm_reads_its_settings_file_as_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "vllm",
+        str(MODEL),
+        "--on",
+        "2xa100-80gb",
+        "--ram",
+        "64GiB",
+        "-q",
+        "--engine-version",
+        "0.32.0",
+        "--format",
+    )
+    path = written(capsys, tmp_path / "vllm.yaml", *words, "vllm-config", "--", *FLAGS)
+    document = tmp_path / "both.json"
+    document.write_text(json.dumps({"flags": ["--model", str(MODEL), *FLAGS], "file": str(path)}))
+    assert by_vllm("config", document) == {"differing": []}
