@@ -171,6 +171,8 @@ def _attention(g: Graph, inp: _Inputs, w: Layer, x: Tensor, pos: Tensor, il: int
     head, n_head, groups = h.n_embd_head_k(0), h.n_head[0], h.dsv4_o_group_count
     if head != h.n_embd_head_v(0):
         raise aborts(h, "GGML_ASSERT(n_embd_head == n_embd_head_v)", (head, h.n_embd_head_v(0)))
+    if h.n_head_kv[il] != 1:
+        raise aborts(h, "set_rows: GGML_ASSERT(a->ne[0] == b->ne[0])", keys=["n_head_kv"])
     if groups == 0 or n_head % groups:
         raise aborts(h, "GGML_ASSERT(n_head % n_groups == 0)", keys=["n_head", "dsv4_o_group_count"])
     q_latent = g.rms(ggml.mul_mat(w.need("attn_q_a"), x), w, "attn_q_a_norm", il)

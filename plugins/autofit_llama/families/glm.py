@@ -13,6 +13,7 @@ from autofit_llama.graph.builder import AttentionInput, Graph, Layer
 from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.hyper import mean, narrow, selected_streams, streams, widen
 from autofit_llama.graph.sparse import index_cache, store_index_keys
+from autofit_llama.model.aborts import aborts
 from autofit_llama.model.architecture import Architecture, reads
 from autofit_llama.model.caches import (
     Cache,
@@ -75,6 +76,9 @@ def glm5_next(g: Graph) -> None:
     pools of tokens that an indexer selects.
     """
     h = g.h
+    attending = next((il for il in range(h.n_layer) if not h.is_recr[il]), None)
+    if attending is not None and not h.is_indexer_full[attending]:
+        raise aborts(h, "GGML_ASSERT(*prev_sel != nullptr)", keys=["is_indexer_full"])
     x = g.inp_embd()
     rs, inp = g.inp_rs(), g.inp_attn_k()
     pools = _inp_pools(g)

@@ -266,8 +266,8 @@ def _ssm_scan(t: Tensor) -> Failed:
 
 def _delta_net(t: Tensor) -> Failed:
     q, _, v, gate, beta, state = t.src
-    if q.ne[1] == 0:
-        return "H_k > 0", (v.ne[1],)
+    if q.ne[1] == 0 or v.ne[1] % q.ne[1]:
+        return "H_v % H_k == 0", (v.ne[1], q.ne[1])
     head, n_head, _, n_seqs = v.ne
     if gate.ne[0] not in (1, head) or beta.ne[0] != 1:
         return "g->ne[0] == 1 || g->ne[0] == S_v", (gate.ne[0], head)
