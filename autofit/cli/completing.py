@@ -87,7 +87,7 @@ def parser_of(command: str) -> argparse.ArgumentParser | None:
 def _flags(parser: argparse.ArgumentParser) -> Iterator[Offer]:
     for action in parser._actions:
         if action.help != argparse.SUPPRESS:
-            about = (action.help or "").replace("%%", "%").split(":")[0]
+            about = re.split(r": | \(", (action.help or "").replace("%%", "%"))[0]
             yield from ((flag, about) for flag in action.option_strings)
     yield "--settings", "a settings file in place of autofit.toml here"
 
@@ -142,7 +142,8 @@ def _values(action: argparse.Action, command: str, current: str) -> Iterable[Off
         return _KNOWN[action.dest](command, current)
     if action.metavar == "MODEL":
         return _models(current)
-    return None if action.metavar in _FILES else []
+    metavar = str(action.metavar)
+    return None if metavar in _FILES or "." in metavar else []
 
 
 def _models(current: str) -> list[Offer] | None:

@@ -75,6 +75,7 @@ def test_values(words: tuple[str, ...], first: list[str]) -> None:
         ("check", "--on", "cpu", "--", "llama-server", "-m", ""),
         ("fix", ""),
         ("shims", ""),
+        ("fleet", ""),
     ],
 )
 def test_files(words: tuple[str, ...]) -> None:
@@ -129,7 +130,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TERM", "dumb")
     work = tmp_path / "work"
     work.mkdir()
-    (work / "modèle one.gguf").write_text("")
+    (work / "model one.gguf").write_text("")
     monkeypatch.chdir(work)
     return tmp_path
 
@@ -156,7 +157,7 @@ TYPED = [
     ("autofit llama --on=rtx-3090-", "autofit llama --on=rtx-3090-ti"),
     ("autofit llama example:ti", "autofit llama example:tiny"),
     ("autofit inspect --ten", "autofit inspect --tensors"),
-    ("autofit llama mod", "autofit llama modèle\\ one.gguf"),
+    ("autofit llama mod", "autofit llama model\\ one.gguf"),
 ]
 
 
@@ -214,6 +215,6 @@ def test_fish_offers_words_with_what_they_are(place: Path) -> None:
     assert groups[2] == ["--on=rtx-3090-ti\tNVIDIA GeForce RTX 3090 Ti"]
     assert groups[3] == ["example:tiny\tdescribed inside autofit"]
     assert groups[4] == ["--tensors\tlist every tensor"]
-    assert groups[5] == ["modèle one.gguf"]
+    assert groups[5] == ["model one.gguf"]
     assert groups[6][0].startswith("llama\t")
     assert groups[7] == [""]
