@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from _thread import allocate_lock  # threading itself takes long to import
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -223,6 +223,16 @@ class RemoteStorage:
             if file is not None and not file.head and Listed(url, size, identity) == file.listed:
                 file.head = head
                 self._n_head_bytes += len(head)
+
+
+def side_by_side(ask: Callable[[str, int], Piece], urls: Iterable[str], n_bytes: Iterable[int]) -> list[Piece]:
+    """The starts of several files, so many bytes of each, asked for at once where there are threads."""
+    if not HAS_THREADS:
+        return [ask(url, n) for url, n in zip(urls, n_bytes, strict=True)]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(N_CONNECTIONS) as pool:
+        return list(pool.map(ask, urls, n_bytes))
 
 
 @contextmanager

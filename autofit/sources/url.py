@@ -45,10 +45,9 @@ def find(reference: str) -> ModelFiles:
 
 
 def _file(reference: str) -> ModelFiles:
-    from concurrent.futures import ThreadPoolExecutor
     from urllib.parse import quote
 
-    from autofit.remote.files import N_CONNECTIONS, Listed
+    from autofit.remote.files import Listed, side_by_side
     from autofit.remote.policy import origin_of, shown
     from autofit.remote.session import Session
 
@@ -67,10 +66,9 @@ def _file(reference: str) -> ModelFiles:
 
     def ask() -> list[list[Any]]:
         """Size of each file, and what changes with its content."""
-        with ThreadPoolExecutor(N_CONNECTIONS) as pool:
-            starts = [SHARD_BYTES if number else FIRST_BYTES for number in range(len(urls))]
-            found = pool.map(lambda url, n: session.client.piece(url, 0, n), urls.values(), starts)
-            pieces.update(zip(urls, found, strict=True))
+        starts = [SHARD_BYTES if number else FIRST_BYTES for number in range(len(urls))]
+        found = side_by_side(lambda url, n: session.client.piece(url, 0, n), urls.values(), starts)
+        pieces.update(zip(urls, found, strict=True))
         return [[piece.total_bytes, piece.linked_etag or piece.etag or ""] for piece in pieces.values()]
 
     facts = _facts(session.remembered(f"file\0{reference}", ask), len(urls), shown(reference))

@@ -74,7 +74,7 @@ export const scenarios = {
     await page.waitForFunction(() => globalThis.autofit.state.model === "broken.gguf");
     await answered(page);
     const said = { message: await page.textContent("#problem .message"), hint: await page.locator("#problem .hint").count() ? await page.textContent("#problem .hint") : null };
-    assert.equal(await page.isVisible("#plan"), false);
+    assert.equal(await page.locator("#plan").evaluate((one) => one.inert), true);
     await page.fill("#model", "example:tiny");
     await page.press("#model", "Enter");
     await page.waitForSelector("#problem", { state: "hidden" });
@@ -123,6 +123,34 @@ export const scenarios = {
     await page.waitForFunction(() => document.querySelector("#problem").textContent.startsWith("the link is damaged"));
     await page.evaluate(() => { location.hash = "#model=lost.gguf&on=rtx-3090&ram=64GiB&file=x.toml~!!!"; });
     await page.waitForFunction(() => document.querySelector("#problem").textContent.includes("lost.gguf: no such file"));
+  },
+
+  async "asks no server that a link names"(given) {
+    const { page, seen } = await usual(given);
+    const before = seen.requests.length;
+    await go(page, `#model=${given.job.hub}/plain.gguf&backend=llama&on=rtx-3090&ram=64GiB`);
+    assert.match(await page.textContent("#problem"), /^the link names a model of 127\.0\.0\.1:\d+/);
+    assert.deepEqual(seen.requests.slice(before).filter((url) => !url.startsWith(given.job.url)), []);
+    await page.locator("#model").focus();
+    await page.keyboard.press("Enter");
+    await page.waitForFunction(() => document.querySelector("#problem").hidden || !document.querySelector("#problem").textContent.startsWith("the link names"));
+    await answered(page);
+    assert.equal(await page.isVisible("#problem"), false, await page.textContent("#problem"));
+    return { argv: await page.evaluate(() => globalThis.autofit.plan.argv) };
+  },
+
+  async "takes shards, a configuration and a checkpoint"(given) {
+    const { page } = await usual(given);
+    const json = async () => (await ask(page, { ...(await page.evaluate(() => globalThis.autofit.request())), ask: "plan" }, "test")).json;
+    const answers = {};
+    for (const [name, model] of [["shards", given.job.files.shards[0].split("/").at(-1)], ["config", "./model"], ["checkpoint", "./model"]]) {
+      await go(page, "#model=example:tiny&backend=llama&on=rtx-3090&ram=64GiB");
+      await page.setInputFiles("#files", given.job.files[name]);
+      await page.waitForFunction((wanted) => globalThis.autofit.state.model === wanted, model);
+      await answered(page);
+      answers[name] = await json();
+    }
+    return { answers };
   },
 
   async "moves sliders"(given) {

@@ -31,6 +31,7 @@ from autofit.hardware.record import machine_to_dict
 
 from support import ROOT, ggufs
 from support.hub_server import Content, Hub, content_of, serve
+from support.safetensor_files import write_model
 from support.vllm_truth import DATA as VLLM
 
 pytestmark = pytest.mark.web
@@ -122,7 +123,7 @@ def large_header(path: Path) -> Path:
     return path
 
 
-def job_files(folder: Path) -> dict[str, str]:
+def job_files(folder: Path) -> dict[str, str | list[str]]:
     whole = ggufs.write_llama(folder / "whole.gguf")
     broken = folder / "broken.gguf"
     broken.write_bytes(whole.read_bytes()[:300])
@@ -133,7 +134,17 @@ def job_files(folder: Path) -> dict[str, str]:
     )  # fmt: skip
     host = Host(total_bytes=64 * GIB, available_bytes=60 * GIB)
     machine.write_text(json.dumps(machine_to_dict(Machine(host=host, devices=(card,), origin="detected"))))
-    return {"large": str(large_header(folder / "large.gguf")), "broken": str(broken), "machine": str(machine)}
+    (folder / "sharded").mkdir()
+    shards = ggufs.write_split(folder / "sharded", "model", ggufs.llama(n_layer=6), 3)
+    config, checkpoint = folder / "config" / "model", folder / "checkpoint" / "model"
+    shutil.copytree(VLLM / "configs" / "qwen3-0.6b", config)
+    write_model(checkpoint, n_shards=2)
+    several = {"shards": shards, "config": config.iterdir(), "checkpoint": checkpoint.iterdir()}
+    return {name: [str(path) for path in sorted(paths)] for name, paths in several.items()} | {
+        "large": str(large_header(folder / "large.gguf")),
+        "broken": str(broken),
+        "machine": str(machine),
+    }
 
 
 @pytest.fixture(scope="session")
@@ -169,6 +180,7 @@ def hub_with_a_model(folder: Path) -> Hub:
     """A hub that lets pages read, and asks for a token."""
     path = ggufs.write_llama(folder / "model-Q4_K_M.gguf", n_layer=16, n_embd=4096, n_ff=11008)
     hub = Hub(token="hf_secret", lets_pages_read=True)
+    hub.plain["plain.gguf"] = content_of(path)
     hub.repositories["org/repo"] = {"model-Q4_K_M.gguf": content_of(path), "README.md": Content(b"#", 1)}
     return hub
 
@@ -338,6 +350,18 @@ def test_commands_and_logs_are_checked_in_the_command_lines_words(
     facts = facts_of(results, "checks a command and explains a log")
     assert facts["command"].startswith("It ")
     assert "--no-such-flag" in facts["problem"]
+
+
+def test_a_server_is_asked_when_somebody_names_it(results: dict[str, dict[str, Any]]) -> None:
+    assert facts_of(results, "asks no server that a link names")["argv"][0] == "llama-server"
+
+
+def test_files_that_belong_together_are_one_model(results: dict[str, dict[str, Any]], files: Path) -> None:
+    answers = facts_of(results, "takes shards, a configuration and a checkpoint")["answers"]
+    asked = {"shards": ("sharded", "llama", "model-00001-of-00003.gguf"), "config": ("config", "vllm", "./model")}
+    for name, (folder, backend, model) in {**asked, "checkpoint": ("checkpoint", "vllm", "./model")}.items():
+        words = [backend, model, "--on", "rtx-3090", "--ram", "64GiB"]
+        assert answers[name] == printed(words, files / folder), name
 
 
 def test_autofit_web_plans_for_this_machine(results: dict[str, dict[str, Any]], files: Path) -> None:

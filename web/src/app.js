@@ -11,7 +11,7 @@ import { bytesOf, decode, encode, pack, request, unpack } from "./state.js";
 import { count, formatBytes, formatRate, shortTokens } from "./units.js";
 
 const SETTLED_MS = 250; // after the last change: what is only worth it for a plan that stays
-const TYPED_MS = 200;
+const TYPED_MS = 350;
 const ADDRESS_MS = 120;
 
 let state = decode(location.hash);
@@ -23,6 +23,7 @@ let modelRead = null;
 let plan = null;
 let points = new Map();
 let pointsOf = "";
+let named = ""; // the server whose model somebody has named here
 let answered = ""; // the request whose answer, or refusal, is shown
 let changes = 0;
 const timers = { plan: 0, details: 0, address: 0 };
@@ -99,11 +100,15 @@ const backendOf = (of) => facts.backends.find((one) => one.name === of.backend);
 
 function bind() {
   const field = byId("model");
-  field.addEventListener("change", () => changed("model", field.value.trim()));
+  const setModel = () => {
+    named = serverOf(field.value.trim());
+    changed("model", field.value.trim());
+  };
+  field.addEventListener("change", setModel);
   field.addEventListener("keydown", (event) => {
     if (event.key === "Enter") {
       event.preventDefault();
-      changed("model", field.value.trim());
+      setModel();
     }
   });
   byId("form").addEventListener("submit", (event) => event.preventDefault());
@@ -302,24 +307,31 @@ async function details(change) {
 async function readModel() {
   if (!state.model) throw new Refusal({ message: "no model is named", hint: "choose an example, or drop a GGUF file" });
   if (modelRead === state.model) return;
+  const server = serverOf(state.model);
+  if (server && server !== named) throw new Refusal({ message: `the link names a model of ${server}`, hint: "press Enter in the field of the model, and that server is asked for its header" });
   byId("model-facts").textContent = `reading ${state.model} …`;
   model = null;
   quants.clear();
-  const named = state.model;
+  const asked = state.model;
   try {
-    model = await planner.ask({ ask: "model", model: named });
+    model = await planner.ask({ ask: "model", model: asked });
   } catch (error) {
     byId("model-facts").textContent = "";
-    if (state.header && error instanceof Refusal) throw new Refusal({ message: `the link is damaged: it holds no model called ${named}`, hint: "copy it again, as a whole" });
+    if (state.header && error instanceof Refusal) throw new Refusal({ message: `the link is damaged: it holds no model called ${asked}`, hint: "copy it again, as a whole" });
     throw error;
   }
-  modelRead = named;
+  modelRead = asked;
   byId("model-facts").textContent = modelFacts();
   if (!model.backends.includes(state.backend)) {
     state.backend = model.backends[0] ?? facts.backends[0].name;
     addressed();
   }
   form.show(state, model);
+}
+
+/** The server that a model's own address names; a link must not make a page ask any server of the world. */
+function serverOf(reference) {
+  return /^https?:/i.test(reference) && URL.canParse(reference) ? new URL(reference).host : "";
 }
 
 function modelFacts() {
@@ -357,6 +369,7 @@ function shown(found) {
   plan.command = found.command;
   byId("problem").hidden = true;
   byId("plan").hidden = false;
+  byId("plan").inert = false;
   const verdict = byId("verdict");
   if (verdict.textContent !== found.verdict) verdict.textContent = found.verdict;
   verdict.dataset.state = found.state;
@@ -411,7 +424,7 @@ async function rendered() {
 
 function refuse(error) {
   plan = null;
-  byId("plan").hidden = true;
+  byId("plan").inert = true; // what was planned before, for those who see: it moves away from nobody who types
   byId("verdict").textContent = "";
   const problem = byId("problem");
   problem.hidden = false;

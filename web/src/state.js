@@ -35,7 +35,8 @@ const NOT_OPTIONS = new Set(["model", "backend", "flags", "format", "view", "hea
 export function request(state) {
   const options = {};
   for (const [name, value] of Object.entries(state)) {
-    if (!NOT_OPTIONS.has(name) && value !== "" && value !== undefined) options[name] = value === "on" ? true : value;
+    if (NOT_OPTIONS.has(name) || value === "" || value === undefined) continue;
+    options[name] = name === "device" ? value.split(",") : value === "on" ? true : value;
   }
   return { backend: state.backend, model: state.model, options, flags: state.flags ?? "" };
 }

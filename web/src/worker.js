@@ -53,7 +53,7 @@ async function start() {
 
 const STARTED = `
 import gc, os, sys
-gc.disable()  # a model has tens of thousands of tensors to walk again and again
+gc.set_threshold(50_000, 20, 100)  # a model has tens of thousands of tensors to walk again and again
 sys.path.insert(0, "${PACKAGES}")
 os.environ.update(AUTOFIT_DISABLE_PLUGIN_AUTOLOAD="1", HF_HUB_DISABLE_PROGRESS_BARS="1", HOME="/home/pyodide")
 os.chdir("${HOME}")

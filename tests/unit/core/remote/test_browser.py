@@ -105,6 +105,13 @@ def test_shards_are_read_one_after_the_other(hub: Hub, tmp_path: Path) -> None:
     assert autofit.read_model("org/repo").tensors == autofit.read_model(paths[0]).tensors
 
 
+def test_the_shards_of_an_address_are_read_too(hub: Hub, tmp_path: Path) -> None:
+    paths = ggufs.write_split(tmp_path, "model", ggufs.llama(n_layer=6), 3)
+    hub.plain |= {f"folder/{path.name}": content_of(path) for path in paths}
+    found = autofit.read_model(f"{hub.url}/folder/{paths[0].name}")
+    assert found.tensors == autofit.read_model(paths[0]).tensors
+
+
 def test_a_token_goes_to_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.token = "hf_secret"
     hub.repositories["org/repo"] = {"m.gguf": content_of(ggufs.write_llama(tmp_path / "m.gguf"))}
