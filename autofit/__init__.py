@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from autofit.errors import UnsupportedModelError as UnsupportedModelError
     from autofit.errors import UsageError as UsageError
     from autofit.fleets.api import fleet as fleet
+    from autofit.machines import detect_machine as detect_machine
+    from autofit.machines import load_machine as load_machine
     from autofit.pipeline import check as check
-    from autofit.pipeline import detect_machine as detect_machine
-    from autofit.pipeline import load_machine as load_machine
     from autofit.pipeline import plan as plan
     from autofit.pipeline import read_model as read_model
     from autofit.quants import made_to_measure as made_to_measure
@@ -63,8 +63,8 @@ _HOMES = {
     "Surroundings": "autofit.settings.layers",
     "check": "autofit.pipeline",
     "fleet": "autofit.fleets.api",
-    "detect_machine": "autofit.pipeline",
-    "load_machine": "autofit.pipeline",
+    "detect_machine": "autofit.machines",
+    "load_machine": "autofit.machines",
     "plan": "autofit.pipeline",
     "made_to_measure": "autofit.quants",
     "quantizations": "autofit.quants",

@@ -12,7 +12,8 @@ from autofit.domain.units import format_bytes
 from autofit.domain.values import replace
 from autofit.errors import AutofitError, UsageError
 from autofit.host import host
-from autofit.pipeline import check, machine_of, plan_of, stated_options, with_engine
+from autofit.machines import machine_of
+from autofit.pipeline import check, plan_of, stated_options, with_engine
 from autofit.planning.picks import kv_of
 from autofit.references import find
 from autofit.settings.layers import HERE

@@ -11,9 +11,9 @@ from autofit.domain.text import printable
 from autofit.domain.values import replace
 from autofit.errors import IncompleteModelError, ModelError, PluginError, UsageError
 from autofit.host import blamed, host
-from autofit.host import resolve as resolve_ref
 from autofit.inputs import HIDES, command_inputs, engine_inputs, read_by, seen, shown, split_assignments
-from autofit.references import Found, beside, find, locate, missing, read, with_companions, written_as
+from autofit.machines import machine_of
+from autofit.references import Found, beside, find, locate, missing, read, reference_of, with_companions, written_as
 from autofit.settings.layers import HERE, Options, Surroundings
 from autofit.settings.options import BY_NAME, CHECKED, OWN
 
@@ -25,13 +25,9 @@ if TYPE_CHECKING:
     from autofit.domain.machine import Machine
     from autofit.domain.model import ModelFiles, ModelSpec
     from autofit.domain.plan import Alternative, Finding, Plan
-    from autofit.domain.ram import Ram
     from autofit.domain.request import Request
-    from autofit.hardware.facts import Facts, Source
     from autofit.hardware.installed import Engine
     from autofit.settings.keywords import CheckOptions, PlanOptions
-
-RESERVATIONS_OFF = "AUTOFIT_RESERVATIONS"  #: with `0`, nothing is reserved, and what is reserved does not count
 
 
 def read_model(reference: str | os.PathLike[str], *, companions: Mapping[str, str] | None = None) -> ModelSpec:
@@ -43,90 +39,7 @@ def read_model(reference: str | os.PathLike[str], *, companions: Mapping[str, st
     Raises:
         ModelNotFoundError, CorruptModelError, UnsupportedModelError
     """
-    return with_companions(find(_reference("read_model()", reference)).model, companions or {})
-
-
-def detect_machine(environ: Mapping[str, str] | None = None) -> Machine:
-    """This machine: devices, free memory, host. Never fails; what is unknown is `None` with a finding.
-
-    `environ` stands in for the variables of this process, of which some hide devices.
-    """
-    from autofit.hardware import detect_machine as detect
-
-    engines = (word for ref in host().backends().values() for word in ref.programs)
-    return detect(environ, sources=hardware_sources(), engines=engines)
-
-
-def hardware_sources() -> list[Source]:
-    """What is asked for devices. Each is looked up when it is asked: one that cannot be imported is a finding."""
-    from autofit.hardware.facts import Source
-
-    return [
-        Source(
-            ref.name,
-            partial(_ask_source, ref.factory),
-            ref.library,
-            partial(_ask_source, ref.unanswered) if ref.unanswered else None,
-            ref.fills_gaps,
-        )
-        for ref in host().hardware_sources().values()
-    ]
-
-
-def _ask_source(factory: str, *facts: object) -> Facts:
-    answer: Facts = resolve_ref(factory)(*facts)
-    return answer
-
-
-def load_machine(*names: str, ram: Ram | str | int | None = None) -> Machine:
-    """The machine that these hardware profiles describe: `load_machine("rtx-3090", "rtx-4070-ti:12GiB", ram="64GiB")`.
-
-    Raises:
-        HardwareError: an unknown name (with suggestions). UsageError: something that is neither name nor size.
-    """
-    from autofit.hardware import load_machine as load
-
-    words = [_reference("load_machine()", name, 'such as "rtx-3090" or "rtx-3090:12GiB"') for name in names]
-    from autofit.domain.ram import Ram
-
-    if ram is not None and (isinstance(ram, bool) or not isinstance(ram, (str, int, Ram))):
-        raise UsageError(f"ram is text or bytes, not {ram!r:.40}", hint='such as ram="64GiB"')
-    return load(*words, ram=ram, profile_dirs=host().profile_dirs())
-
-
-def machine_of(options: Options, environ: Mapping[str, str] | None = None) -> Machine:
-    """The machine that `on` describes, or this one, as a process with these variables sees it.
-
-    Raises:
-        HardwareError: an unknown name. UsageError: more RAM than this machine has.
-    """
-    names, ram = options.get("on"), options.get("ram")
-    if names:
-        return load_machine(*names, ram=ram)
-    machine = _without_reserved(detect_machine(environ), os.environ if environ is None else environ)
-    if ram is None:
-        return machine
-    available, wanted = machine.host.available_bytes, ram.stated_bytes
-    if available is not None and wanted > available:
-        from autofit.domain.units import format_bytes
-
-        raise UsageError(
-            f"--ram {format_bytes(wanted)} is more than the {format_bytes(available)} available here",
-            hint="describe the whole machine: --on rtx-3090 --ram 64GiB, or --on cpu",
-        )
-    return replace(machine, host=replace(machine.host, available_bytes=wanted))
-
-
-def _without_reserved(machine: Machine, environ: Mapping[str, str]) -> Machine:
-    """This machine less what is reserved for engines that were started and have not taken it yet."""
-    from autofit.files import runtime_dir
-
-    place = runtime_dir(environ)
-    if place is None or not place.is_dir() or environ.get(RESERVATIONS_OFF) == "0":
-        return machine
-    from autofit.launch.ledger import without_reserved
-
-    return without_reserved(machine, environ)
+    return with_companions(find(reference_of("read_model()", reference)).model, companions or {})
 
 
 def plan(
@@ -253,7 +166,7 @@ def plan_on(
     already = model if isinstance(model, Found) else None
     if isinstance(model, Found):
         model = model.files.reference
-    reference = None if model is None or _is_model(model) else _reference("plan()", model)
+    reference = None if model is None or _is_model(model) else reference_of("plan()", model)
     with blamed(backend_name):
         parsed = backend.command(request, model=reference or getattr(model, "name", None))
         command = _is_command(parsed, backend_name)
@@ -643,7 +556,7 @@ def _found(model: ModelSpec | str | os.PathLike[str]) -> tuple[ModelSpec, ModelF
     """The model itself, or that of a reference and where it was found."""
     if _is_model(model):
         return model, None  # type: ignore[return-value]
-    return find(_reference("read_model()", model))
+    return find(reference_of("read_model()", model))
 
 
 def _check_complete(model: ModelSpec) -> None:
@@ -684,17 +597,6 @@ def _reviewed(plan: Plan, model: ModelSpec, machine: Machine, files: ModelFiles 
 
 def _is_model(value: object) -> bool:
     return hasattr(value, "tensors")
-
-
-def _reference(where: str, value: object, hint: str = "a path, or example:NAME") -> str:
-    """A name or a path as text.
-
-    Raises:
-        UsageError: something else.
-    """
-    if not isinstance(value, (str, os.PathLike)):
-        raise UsageError(f"{where} takes a name or a path, not {type(value).__name__}", hint=hint)
-    return str(os.fspath(value))
 
 
 def _arguments(where: str, words: Sequence[object]) -> tuple[str, ...]:

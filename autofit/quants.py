@@ -19,7 +19,8 @@ from autofit.domain.units import format_bytes, format_rate, parse_size
 from autofit.domain.values import dataclass, replace
 from autofit.errors import AutofitError, ModelError, UsageError
 from autofit.host import blamed, host
-from autofit.pipeline import machine_of, plan_of, read_model, stated_options, with_engine
+from autofit.machines import machine_of
+from autofit.pipeline import plan_of, read_model, stated_options, with_engine
 from autofit.references import MAX_NEIGHBORS, locate
 from autofit.settings.layers import HERE, Options, Surroundings
 

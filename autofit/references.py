@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from autofit import host as plugins
 from autofit.domain.names import is_elsewhere
 from autofit.domain.values import NamedTuple, replace
-from autofit.errors import AutofitError, ModelNotFoundError, PluginError, RemoteError
+from autofit.errors import AutofitError, ModelNotFoundError, PluginError, RemoteError, UsageError
 from autofit.host import blamed
 from autofit.host import resolve as resolve_ref
 
@@ -30,6 +30,17 @@ class Found(NamedTuple):
 
     model: ModelSpec
     files: ModelFiles
+
+
+def reference_of(where: str, value: object, hint: str = "a path, or example:NAME") -> str:
+    """A name or a path as text.
+
+    Raises:
+        UsageError: something else.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise UsageError(f"{where} takes a name or a path, not {type(value).__name__}", hint=hint)
+    return str(os.fspath(value))
 
 
 def find(reference: str) -> Found:

@@ -18,7 +18,8 @@ from autofit.domain.units import GIB
 from autofit.domain.values import dataclass, replace
 from autofit.errors import AutofitError, EngineRefusalError, HardwareError, ModelError, UsageError
 from autofit.host import blamed, host
-from autofit.pipeline import load_machine, plan_of, stated_options
+from autofit.machines import load_machine
+from autofit.pipeline import plan_of, stated_options
 from autofit.planning.offers import at_full_speed
 from autofit.references import find, with_companions, written_as
 from autofit.solve.front import dominates

@@ -13,7 +13,8 @@ from autofit.domain.units import format_bytes
 from autofit.domain.values import dataclass
 from autofit.errors import AutofitError
 from autofit.host import blamed, host
-from autofit.pipeline import machine_of, with_engine
+from autofit.machines import machine_of
+from autofit.pipeline import with_engine
 from autofit.planning.offers import at_full_speed
 from autofit.quants import Sizing, planned
 

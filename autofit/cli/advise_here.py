@@ -22,7 +22,7 @@ _HEADS = {"context": "context", "kv": "KV type", "quantization": "quantization"}
 def run(args: argparse.Namespace, options: Mapping[str, Any]) -> int:
     from autofit.advice.hardware import Subject
     from autofit.advice.variants import variants
-    from autofit.pipeline import load_machine
+    from autofit.machines import load_machine
     from autofit.settings.layers import HERE
 
     for name in ABOUT_HARDWARE:

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _machine(args: argparse.Namespace) -> Machine:
-    from autofit.pipeline import detect_machine, load_machine
+    from autofit.machines import detect_machine, load_machine
 
     return load_machine(*args.on, ram=args.ram) if args.on else detect_machine()
 
@@ -77,7 +77,7 @@ def _detect(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from autofit.pipeline import load_machine
+    from autofit.machines import load_machine
 
     machine = load_machine(args.name, *(args.on or ()), ram=args.ram)
     _print(machine, args.format)
@@ -202,7 +202,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     from autofit.hardware.calibrate import measure_ram
     from autofit.hardware.catalog import THIS_MACHINE
     from autofit.hardware.report import profile_table
-    from autofit.pipeline import detect_machine
+    from autofit.machines import detect_machine
     from autofit.profiles import save
 
     if args.on:

@@ -70,7 +70,8 @@ def stored() -> list[StoredModel]:
 
 def described(models: Sequence[StoredModel], options: dict[str, object] | None) -> Iterator[Row]:
     """Each model with its header read, and planned for with these options; `None`: not planned for."""
-    from autofit.pipeline import machine_of, stated_options
+    from autofit.machines import machine_of
+    from autofit.pipeline import stated_options
     from autofit.readers import role_of
     from autofit.references import find
     from autofit.settings.layers import HERE

@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from autofit.cli.check import check_words
     from autofit.host import host
     from autofit.inputs import split_assignments
-    from autofit.pipeline import machine_of, stated_options
+    from autofit.machines import machine_of
+    from autofit.pipeline import stated_options
     from autofit.reports.report import make_report, pack
     from autofit.settings.layers import HERE
     from autofit.text.launchers import unwrap

@@ -17,7 +17,8 @@ from autofit.host import host
 from autofit.inputs import split_assignments
 from autofit.launch.own import own_command
 from autofit.launch.start import NOT_FOUND, StartError, become
-from autofit.pipeline import RESERVATIONS_OFF, plan_command
+from autofit.machines import RESERVATIONS_OFF
+from autofit.pipeline import plan_command
 from autofit.settings.layers import Surroundings
 from autofit.settings.options import OPTIONS
 from autofit.text.launchers import RUNNERS, Wrapped, unwrap

@@ -201,7 +201,7 @@ def _options(given: Mapping[str, Any], names: Any) -> dict[str, Any]:
 
 def _machine_of(given: Mapping[str, Any]) -> Machine:
     """The hardware that is described, or this machine; no program of an engine is asked for its version."""
-    from autofit.pipeline import detect_machine, load_machine
+    from autofit.machines import detect_machine, load_machine
 
     names, ram = given.get("on") or (), given.get("ram") or None
     if not names and ram is not None:

@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     from autofit.cli.fix import open_log, pieces
     from autofit.cli.options import given
     from autofit.inputs import split_assignments
-    from autofit.pipeline import machine_of, read_model
+    from autofit.machines import machine_of
+    from autofit.pipeline import read_model
     from autofit.settings.layers import collect
     from autofit.verify import in_words, learn, verify_dry_run, verify_log
 

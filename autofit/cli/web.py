@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from autofit.hardware.record import machine_to_dict
+    from autofit.machines import detect_machine
     from autofit.page import Page, listen
-    from autofit.pipeline import detect_machine
 
     folder, port = place_of(args.page), port_of(args.port)
     machine = json.dumps(machine_to_dict(detect_machine())).encode()

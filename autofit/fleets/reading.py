@@ -14,7 +14,7 @@ from autofit.domain.values import replace
 from autofit.errors import AutofitError, UsageError
 from autofit.host import blamed, host
 from autofit.inputs import split_assignments
-from autofit.pipeline import load_machine, machine_of
+from autofit.machines import load_machine, machine_of
 from autofit.references import find
 from autofit.settings.layers import Options
 from autofit.settings.options import BY_NAME, parse_margins

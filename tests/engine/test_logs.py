@@ -13,7 +13,8 @@ import pytest
 from autofit.domain.ram import Ram
 from autofit.domain.units import MIB
 from autofit.fix import fix
-from autofit.pipeline import load_machine, read_model
+from autofit.machines import load_machine
+from autofit.pipeline import read_model
 from autofit.verify import verify_dry_run, verify_log
 
 import support

@@ -21,7 +21,7 @@ from autofit.hardware import detect as detection
 from autofit.hardware.facts import Source
 from autofit.hardware.system import System, ToolError, ToolTimeoutError
 from autofit.host import host
-from autofit.pipeline import hardware_sources
+from autofit.machines import hardware_sources
 
 import support
 

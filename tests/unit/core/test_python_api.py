@@ -146,7 +146,7 @@ def test_what_the_machine_s_sources_said_stands_beside_the_plan() -> None:
 
 
 def test_more_main_memory_than_there_is_is_told_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autofit.pipeline.detect_machine", lambda environ: CARD)
+    monkeypatch.setattr("autofit.machines.detect_machine", lambda environ: CARD)
     with pytest.raises(UsageError, match=r"--ram 65\.00 GiB is more than the 62\.00 GiB available here"):
         autofit.plan("llama", TINY, ram="65GiB")
 

@@ -11,7 +11,8 @@ from autofit.cli.main import main
 from autofit.domain.memory import Memory, MemoryItem, PoolUse
 from autofit.domain.observed import Observed, ReportedPart
 from autofit.errors import UsageError
-from autofit.pipeline import load_machine, read_model
+from autofit.machines import load_machine
+from autofit.pipeline import read_model
 from autofit.planning.compare import compare
 from autofit.verify import in_words, verify_dry_run, verify_log
 

@@ -35,7 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def put(name: str, **changes: Any) -> None:
         found = detected(machine(name, tmp_path / "m", **changes))
-        monkeypatch.setattr("autofit.pipeline.detect_machine", lambda: found)
+        monkeypatch.setattr("autofit.machines.detect_machine", lambda: found)
 
     return put
 

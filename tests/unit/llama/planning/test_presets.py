@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.plan import Plan
-from autofit.pipeline import load_machine, plan_of, stated_options
+from autofit.machines import load_machine
+from autofit.pipeline import plan_of, stated_options
 
 from support.descriptors import spec
 

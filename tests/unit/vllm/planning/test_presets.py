@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from autofit.domain.plan import Plan
-from autofit.pipeline import load_machine, plan_of, stated_options
+from autofit.machines import load_machine
+from autofit.pipeline import plan_of, stated_options
 
 from support import DATA
 
