@@ -7,15 +7,25 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from autofit.domain.text import printable
-from autofit.domain.values import replace
-from autofit.errors import IncompleteModelError, ModelError, PluginError, UsageError
+from autofit.domain.values import dataclass, replace
+from autofit.errors import UsageError
 from autofit.host import blamed, host
 from autofit.inputs import HIDES, command_inputs, engine_inputs, read_by, seen, shown, split_assignments
 from autofit.machines import machine_of
 from autofit.references import Found, beside, find, locate, missing, read, reference_of, with_companions, written_as
 from autofit.settings.layers import HERE, Options, Surroundings
-from autofit.settings.options import BY_NAME, CHECKED, OWN
+from autofit.settings.options import BY_NAME, CHECKED
+from autofit.validation import (
+    arguments,
+    check_complete,
+    check_format,
+    check_names,
+    check_supported,
+    is_command,
+    is_machine,
+    is_model,
+    is_plan,
+)
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -66,7 +76,7 @@ def plan(
             f"plan() takes a backend's name first, not {type(backend).__name__}",
             hint=f"known: {', '.join(sorted(host().backends()))}",
         )
-    _check_names("plan()", options, BY_NAME)
+    check_names("plan()", options, BY_NAME)
     if machine is not None and {"on", "ram"} & options.keys():
         raise UsageError("plan() got a machine, and on or ram as well", hint="leave one of them out")
     stated = stated_options(backend, options, settings)
@@ -146,86 +156,128 @@ def plan_on(
     nothing fits, what would; `in_ram`: as in `Request`. `first` gets the plan before those are looked for that other
     options would give (`Alternative.pick`); with it they are also looked for without `details`.
     """
-    from autofit.settings.request import to_request
-
-    backend = host().backend(backend_name)
-    _check_supported(backend, options)
-    request = to_request(
-        options,
-        program=program,
-        engine_args=_arguments("engine_args", engine_args),
-        engine_env=engine_inputs(backend, settings) if inside is None else read_by(backend, shown(inside.environ)),
-        alternatives=details,
-        nearest=nearest,
-        in_ram=in_ram,
-        explain=details,
-    )
-    asked = next(iter(program), None)
-    engine = _engine(backend, options, settings, program=asked, here=machine is None, inside=inside)
-    request = replace(request, engine_version=engine.version)
-    already = model if isinstance(model, Found) else None
-    if isinstance(model, Found):
-        model = model.files.reference
-    reference = None if model is None or _is_model(model) else reference_of("plan()", model)
-    with blamed(backend_name):
-        parsed = backend.command(request, model=reference or getattr(model, "name", None))
-        command = _is_command(parsed, backend_name)
-    command = command if inside is None else inside.command(command)
-    if model is None and command.model is None:
-        raise UsageError(f"{backend_name}: no model is named", hint=f"write it first: autofit {backend_name} MODEL ...")
-
-    lent: list[Finding] = []
-
-    @cache
-    def here() -> Machine:
-        """The machine, which is looked at when the model is known to be there."""
-        around = _variables(settings)
-        if machine is None:
-            known = machine_of(options, around if inside is None else seen(around, inside.environ))
-        else:
-            known = _checked(machine)
-        asks = machine is None or "rpc" in options.origins
-        known, said = _with_lent(known, backend, command, options, request.engine_version, may_ask=asks)
-        lent.extend(said)
-        known = host().adjust_machine(known, backend_name)
-        known = known if inside is None else inside.machine(known)
-        if not at_most:
-            return known
-        from autofit.launch.reservations import held_to
-
-        return held_to(known, at_most)
-
+    job = _job_of(backend_name, model, machine is None, options, settings, program, engine_args, inside)
+    asked = replace(job.request, alternatives=details, nearest=nearest, in_ram=in_ram, explain=details)
+    job = replace(job, request=asked)
+    here = cache(partial(_machine_for, job, machine, at_most or {}))  # looked at when the model is known to be there
     picks: dict[tuple[str, ...], Callable[[Plan], tuple[Alternative, ...]]] = {}
 
     def plan_one(found: ModelSpec, files: ModelFiles | None) -> Plan:
-        asked, companions = request, command.companions
-        if files is not None:
-            written = written_as(files.reference, found, files)
-            companions = {**companions, **backend.loads(command, written, files.beside)}
-            if reference is not None:
-                offered = beside(backend, found, files, companions)
-                asked = replace(asked, model_reference=written, beside=offered)
-        found = with_companions(found, companions, command.sought)
-        _check_format(backend, found)
-        on, measured = _calibrated(here(), backend_name, engine, found, settings)
-        with blamed(backend_name):
-            plan = _is_plan(backend.plan(command, found, on, asked), backend_name)
-            plan = _deployable(plan, backend, on, (asked.model_reference or command.model, *companions.values()))
-        picks[plan.argv] = partial(_picks, backend, command, found, on, asked)
-        return _reviewed(_for_engine(plan, engine, backend, (*options.notes, *lent, *measured)), found, on, files)
+        plan, look = _planned(job, *here(), found, files)
+        picks[plan.argv] = look
+        return plan
 
-    if reference is None:
-        best = plan_one(*_found(command.model if model is None else model))  # type: ignore[arg-type]
-    elif already is not None:
-        best = plan_one(*already)
+    if isinstance(model, Found):
+        best = plan_one(*model)
+    elif job.reference is None:
+        best = plan_one(*_found(job.command.model if model is None else model))  # type: ignore[arg-type]
     else:
-        files = locate(reference)
-        best = _best_offer(files, here, options, plan_one) or plan_one(read(files), files)
+        files = locate(job.reference)
+        best = _best_offer(files, lambda: here()[0], options, plan_one) or plan_one(read(files), files)
     if first is not None:
         first(best)
     if details or first is not None:
         best = replace(best, alternatives=(*picks[best.argv](best), *best.alternatives))
-    return best, here()
+    return best, here()[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What a plan is made of, but for the model's files and the machine. `reference` names the model, where text
+    does."""
+
+    backend: Backend
+    command: ParsedCommand
+    request: Request
+    engine: Engine
+    options: Options
+    settings: Surroundings | None
+    inside: Inside | None
+    reference: str | None
+
+
+def _job_of(
+    backend_name: str,
+    model: ModelSpec | Found | str | os.PathLike[str] | None,
+    is_here: bool,
+    options: Options,
+    settings: Surroundings | None,
+    program: Sequence[str],
+    engine_args: Sequence[object],
+    inside: Inside | None,
+) -> _Job:
+    """The engine's command with what was asked, for the version that is installed or stated.
+
+    Raises:
+        UsageError: an option that the backend does not support, or no model is named.
+    """
+    from autofit.settings.request import to_request
+
+    backend = host().backend(backend_name)
+    check_supported(backend, options)
+    engine = _engine(backend, options, settings, program=next(iter(program), None), here=is_here, inside=inside)
+    request = to_request(
+        options,
+        program=program,
+        engine_args=arguments("engine_args", engine_args),
+        engine_env=engine_inputs(backend, settings) if inside is None else read_by(backend, shown(inside.environ)),
+    )
+    request = replace(request, engine_version=engine.version)
+    named = model.files.reference if isinstance(model, Found) else model
+    reference = None if named is None or is_model(named) else reference_of("plan()", named)
+    with blamed(backend_name):
+        parsed = backend.command(request, model=reference or getattr(named, "name", None))
+        command = is_command(parsed, backend_name)
+    command = command if inside is None else inside.command(command)
+    if model is None and command.model is None:
+        raise UsageError(f"{backend_name}: no model is named", hint=f"write it first: autofit {backend_name} MODEL ...")
+    return _Job(
+        backend=backend,
+        command=command,
+        request=request,
+        engine=engine,
+        options=options,
+        settings=settings,
+        inside=inside,
+        reference=reference,
+    )
+
+
+def _machine_for(job: _Job, machine: Machine | None, at_most: Mapping[str, int]) -> tuple[Machine, tuple[Finding, ...]]:
+    """The machine as the engine will see it, and what is to say of it."""
+    around = _variables(job.settings) if job.inside is None else seen(_variables(job.settings), job.inside.environ)
+    known = machine_of(job.options, around) if machine is None else is_machine(machine)
+    asks, version = machine is None or "rpc" in job.options.origins, job.request.engine_version
+    known, lent = _with_lent(known, job.backend, job.command, job.options, version, may_ask=asks)
+    known = host().adjust_machine(known, job.backend.name)
+    known = known if job.inside is None else job.inside.machine(known)
+    if not at_most:
+        return known, lent
+    from autofit.launch.reservations import held_to
+
+    return held_to(known, at_most), lent
+
+
+def _planned(
+    job: _Job, machine: Machine, notes: tuple[Finding, ...], model: ModelSpec, files: ModelFiles | None
+) -> tuple[Plan, Callable[[Plan], tuple[Alternative, ...]]]:
+    """The plan for a model, and what looks for those that other options would give."""
+    backend, command, request = job.backend, job.command, job.request
+    companions = command.companions
+    if files is not None:
+        written = written_as(files.reference, model, files)
+        companions = {**companions, **backend.loads(command, written, files.beside)}
+        if job.reference is not None:
+            request = replace(request, model_reference=written, beside=beside(backend, model, files, companions))
+    model = with_companions(model, companions, command.sought)
+    check_format(backend, model)
+    on, measured = _calibrated(machine, backend.name, job.engine, model, job.settings)
+    with blamed(backend.name):
+        plan = is_plan(backend.plan(command, model, on, request), backend.name)
+        plan = _deployable(plan, backend, on, (request.model_reference or command.model, *companions.values()))
+    picks = partial(_picks, backend, command, model, on, request)
+    plan = _for_engine(plan, job.engine, backend, (*job.options.notes, *notes, *measured))
+    return _reviewed(plan, model, on, files), picks
 
 
 def _picks(
@@ -235,7 +287,7 @@ def _picks(
 
     def again(changed: Request) -> Plan:
         with blamed(backend.name):
-            return _is_plan(backend.plan(command, model, machine, changed), backend.name)
+            return is_plan(backend.plan(command, model, machine, changed), backend.name)
 
     return picks_of(plan, request, backend, model.context_train_tokens, again)
 
@@ -258,7 +310,7 @@ def plan_command(
     Raises:
         UsageError: no backend understands the command, or it names no model. Others as for `plan()`.
     """
-    whole = _arguments("run", argv)
+    whole = arguments("run", argv)
     inside = _opened(whole, settings.variables, may_ask=machine is None)
     words = whole if inside is None else inside.argv
     backend = host().backend_of_program(words)
@@ -340,7 +392,7 @@ def check(
     from autofit.settings.request import to_request
     from autofit.text.launchers import unwrap
 
-    assigned, rest = split_assignments(_arguments("check()", argv))
+    assigned, rest = split_assignments(arguments("check()", argv))
     wrapped = unwrap(rest)
     if environ is not None and not isinstance(environ, Mapping):
         raise UsageError(f"environ is a mapping of variables, not {type(environ).__name__}")
@@ -349,11 +401,11 @@ def check(
     inside = _opened(wrapped.argv, launched, may_ask=settings is not None and machine is None)
     argv = wrapped.argv if inside is None else inside.argv
     backend = host().backend_of_program(argv)
-    _check_names("check()", options, [*CHECKED, *backend.measurements])
+    check_names("check()", options, [*CHECKED, *backend.measurements])
     if machine is not None and {"on", "ram"} & options.keys():
         raise UsageError("check() got a machine, and on or ram as well", hint="leave one of them out")
     stated = stated_options(backend.name, options, settings, CHECKED)
-    _check_supported(backend, stated, CHECKED)
+    check_supported(backend, stated, CHECKED)
     is_here, given = machine is None, environ or {}
     if machine is None:
         machine = machine_of(stated, seen(around, launched if inside is None else inside.environ))
@@ -367,7 +419,7 @@ def check(
     engine = _engine(backend, stated, settings, program=argv[0], here=is_here, inside=inside)
     request = replace(to_request(stated, engine_env=inputs, measured=measured), engine_version=engine.version)
     with blamed(backend.name):
-        command = _is_command(backend.parse(argv, inputs, version=request.engine_version), backend.name)
+        command = is_command(backend.parse(argv, inputs, version=request.engine_version), backend.name)
     if inside is not None:
         command = inside.command(command)
     if model is None and command.model is None:
@@ -376,13 +428,13 @@ def check(
         )
     found, files = _loaded(backend, command, command.model if model is None else model)
     asks = may_ask and (is_here or "rpc" in stated.origins)
-    machine, lent = _with_lent(_checked(machine), backend, command, stated, request.engine_version, may_ask=asks)
+    machine, lent = _with_lent(is_machine(machine), backend, command, stated, request.engine_version, may_ask=asks)
     machine = host().adjust_machine(machine, backend.name)
     if inside is not None:
         machine = inside.machine(machine)
     machine, learnt = _calibrated(machine, backend.name, engine, found, settings)
     with blamed(backend.name):
-        plan = _is_plan(backend.check(command, found, machine, request), backend.name)
+        plan = is_plan(backend.check(command, found, machine, request), backend.name)
     plan = _judged(plan, strict=bool(stated.get("strict")))
     behind = wrapped.prefix or inside is not None  # launchers and containers change variables by themselves
     whole = (*wrapped.prefix, *(plan.argv if inside is None else wrapped.argv))
@@ -419,7 +471,7 @@ def _judged(plan: Plan, *, strict: bool) -> Plan:
 def _loaded(backend: Backend, command: ParsedCommand, model: Any) -> tuple[ModelSpec, ModelFiles | None]:
     """The model of a command with all that it loads beside it, and where it was found."""
     found, files = _found(model)
-    _check_complete(found)
+    check_complete(found)
     companions = command.companions
     if files is not None and files.beside:
         loaded = backend.loads(command, written_as(files.reference, found, files), files.beside)
@@ -487,90 +539,11 @@ def _variables(settings: Surroundings | None) -> Mapping[str, str]:
     return os.environ if settings is None else settings.variables
 
 
-def _check_names(where: str, given: Iterable[str], known: Iterable[str]) -> None:
-    known = list(known)
-    for name in given:
-        if name not in known:
-            from autofit.text.suggest import suggest
-
-            raise UsageError(f"{where} got an unknown option {name!r}", hint=suggest(name, known))
-
-
-def _check_supported(backend: Backend, options: Options, used: Container[str] = BY_NAME) -> None:
-    """Refuse what the backend would pass over, of the options in use.
-
-    Raises:
-        UsageError: an option that the backend does not support, or a KV type that its engine has not.
-    """
-    for name, origin in options.origins.items():
-        if name in used and name not in OWN and name not in backend.supports:
-            known = ", ".join(BY_NAME[other].flag for other in sorted(backend.supports)) or "none"
-            by = "" if origin == "user" else f" (set in the {origin})"
-            raise UsageError(f"{backend.name} does not support {BY_NAME[name].flag}{by}", hint=f"it supports: {known}")
-    kv = options.get("kv") if "kv" in used else None
-    if kv not in (None, "auto", *backend.kv_types):
-        raise UsageError(
-            f"--kv {kv}: not a KV cache type of {backend.engine}", hint=f"known: auto, {', '.join(backend.kv_types)}"
-        )
-
-
-def _check_format(backend: Backend, model: ModelSpec) -> None:
-    if model.format not in backend.formats:
-        raise ModelError(
-            f"{model.name}: {backend.name} serves {', '.join(backend.formats)} models, not {model.format}",
-            hint=_other_backend(model.format, backend.name),
-        )
-
-
-def _is_plan(found: object, backend: str) -> Plan:
-    """A plan that is one, as far as those who print it rely on it.
-
-    Raises:
-        PluginError: it is none.
-    """
-    from autofit.domain.memory import Memory
-    from autofit.domain.plan import Decision, Finding, Plan, Speed
-
-    if not isinstance(found, Plan):
-        raise PluginError(f"{backend} must return a Plan, not {type(found).__name__}")
-    parts: list[tuple[str, object, type]] = [("memory", found.memory, Memory)]
-    parts += [("argv", word, str) for word in found.argv]
-    parts += [("findings", one, Finding) for one in found.findings]
-    parts += [("decisions", one, Decision) for one in found.decisions]
-    parts += [("speed", found.speed, Speed)] if found.speed is not None else []
-    for name, value, kind in parts:
-        if not isinstance(value, kind):
-            raise PluginError(f"{backend}: {name} of its Plan must be {kind.__name__}, not {type(value).__name__}")
-    return found
-
-
-def _is_command(found: object, backend: str) -> ParsedCommand:
-    from autofit.backend import ParsedCommand
-
-    if not isinstance(found, ParsedCommand):
-        raise PluginError(f"{backend}: parse() must return a ParsedCommand, not {type(found).__name__}")
-    return found
-
-
 def _found(model: ModelSpec | str | os.PathLike[str]) -> tuple[ModelSpec, ModelFiles | None]:
     """The model itself, or that of a reference and where it was found."""
-    if _is_model(model):
+    if is_model(model):
         return model, None  # type: ignore[return-value]
     return find(reference_of("read_model()", model))
-
-
-def _check_complete(model: ModelSpec) -> None:
-    """Refuse what an engine refuses to start with: files that are not whole.
-
-    Raises:
-        IncompleteModelError
-    """
-    if model.missing_bytes and not model.n_missing_files:
-        raise IncompleteModelError(
-            f"{printable(model.files[0].path)}: {model.missing_bytes} of {model.weights_bytes} bytes of weights are "
-            "missing",
-            hint="the file is incomplete: download it to its end; a plan can be made meanwhile",
-        )
 
 
 def _reviewed(plan: Plan, model: ModelSpec, machine: Machine, files: ModelFiles | None) -> Plan:
@@ -593,36 +566,3 @@ def _reviewed(plan: Plan, model: ModelSpec, machine: Machine, files: ModelFiles 
     return host().review_plan(
         replace(plan, findings=(*plan.findings, *about, *lacking, *said, *unknown)), model, machine
     )
-
-
-def _is_model(value: object) -> bool:
-    return hasattr(value, "tensors")
-
-
-def _arguments(where: str, words: Sequence[object]) -> tuple[str, ...]:
-    """An argument list; numbers and paths are written out.
-
-    Raises:
-        UsageError: one text, which would have to be taken apart as a shell does, or no list.
-    """
-    if isinstance(words, (str, bytes)):
-        raise UsageError(f"{where} takes a list of arguments, not a single string", hint="split it: shlex.split(text)")
-    try:
-        return tuple(map(str, words))
-    except TypeError:
-        raise UsageError(f"{where} takes a list of arguments, not {type(words).__name__}") from None
-
-
-def _checked(machine: Machine) -> Machine:
-    if not hasattr(machine, "devices"):
-        raise UsageError(
-            f"a machine is needed, not {type(machine).__name__}", hint='such as autofit.load_machine("rtx-3090")'
-        )
-    return machine
-
-
-def _other_backend(model_format: str, not_this: str) -> str | None:
-    for name in host().backends():
-        if name != not_this and model_format in host().backend(name).formats:
-            return f"try `autofit {name}`"
-    return None

@@ -88,7 +88,7 @@ def test_commands_of_the_page_about_calibration(
     name, size = "NVIDIA GeForce RTX 3090", 24 << 30
     card = Device(id="GPU0", index=0, name=name, api="cuda", total_bytes=size, free_bytes=size, pool="GPU0")
     machine = Machine(host=Host(total_bytes=None, available_bytes=None), devices=(card,))
-    monkeypatch.setattr("autofit.pipeline.detect_machine", lambda environ=None: machine)
+    monkeypatch.setattr("autofit.machines.detect_machine", lambda environ=None: machine)
     key = Key(engine="llama", build="11311", api="cuda", device="rtx-3090", architecture="qwen3")
     add({"AUTOFIT_CALIBRATION": str(here / "starts.sqlite3")}, key, 100 * MIB)
     for command in commands("calibration.md"):

@@ -35,8 +35,9 @@ def api() -> str:
     """The page of functions and values."""
     lines = ["# Python API", "", HEAD + " Exceptions are in [errors.md](errors.md), hooks in [hooks.md](hooks.md).", ""]
     lines += ["## Functions of `autofit`", ""]
-    defined = _defined("autofit/pipeline.py")
-    lines += _functions("autofit/pipeline.py", [name for name in autofit.__all__ if name in defined])
+    for path in ("autofit/pipeline.py", "autofit/machines.py"):
+        defined = _defined(path)
+        lines += _functions(path, [name for name in autofit.__all__ if name in defined])
     lines += _functions("autofit/quants.py", ["quantizations", "made_to_measure"])
     lines += _functions("autofit/fleets/api.py", ["fleet"])
     lines += [
