@@ -50,7 +50,7 @@ def main() -> int:
     print(f"bounds: {1000 * best:.0f} ms for {counts[0]} choices, {counts[1]} possible (limit {1000 * LIMIT_S:.0f} ms)")
     whole, found = advised(args.model, Limits())
     print(f"with the model read and {found.n_planned} plans for {len(found.rows)} rows: {1000 * whole:.0f} ms")
-    budget = (found.needs.device_bytes // GIB + 2) * GIB
+    budget = (11 * found.needs.device_bytes // (10 * GIB) + 1) * GIB
     tight, found = advised(args.model, Limits(budget_bytes=budget))
     print(f"--budget {budget // GIB}GiB: {1000 * tight:.0f} ms, {found.n_possible} possible, {len(found.rows)} rows")
     return 0 if best <= LIMIT_S else 1

@@ -19,7 +19,9 @@ from autofit.settings.options import parse_rate
 if TYPE_CHECKING:
     from autofit.domain.plan import Speed
 
-_FOR_MODELS = (*ABOUT_HARDWARE, "backend", "here")
+_FOR_MODELS = (
+    *ABOUT_HARDWARE, "backend", "here", "max_ttft", "parallel", "mean_tokens", "fill", "prefer", "kv", "engine_version",
+)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

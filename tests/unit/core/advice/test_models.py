@@ -67,3 +67,12 @@ def test_a_stored_model_is_ranked_for_this_machine_and_for_another(
         assert "tiny" in capsys.readouterr().out
     assert [(one["rank"], one["fits"], one["full_speed"]) for one in found] == [(1, True, True)] * 2
     assert main(["advise", "--min-tps", "999999", "--have", "rtx-3090"]) == 3
+
+
+@pytest.mark.parametrize(
+    "words", [["--max-ttft", "1"], ["--kv", "q8_0"], ["--parallel", "4"], ["--prefer", "memory"], ["--budget", "8GiB"]]
+)
+def test_an_option_that_ranks_no_models_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", *words]) == 2
+    told = capsys.readouterr().err
+    assert f"{words[0]} is about one model" in told and "autofit advise MODEL" in told
