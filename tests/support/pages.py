@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from support import DATA, ROOT, TINY
+from support.large_models import write_large_files
 from support.transcripts import Transcript, forget, kept, of_block, printed, same
 from support.vllm_checkpoints import write_large_configs, write_mixtral_checkpoints
 
@@ -39,6 +40,7 @@ def reader(folder: Path) -> Iterator[None]:
     shutil.copyfile(TINY, folder / "headers/model.gguf")
     write_mixtral_checkpoints(folder)
     write_large_configs(folder)
+    write_large_files(folder)
     home = folder / "home"
     home.mkdir()
     names = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "LLAMA_CACHE", "HOME")

@@ -80,7 +80,7 @@ def _without(unused: Sequence[str], command: Command, model: ModelSpec, machine:
     nodes = tuple(node for node in machine.nodes if node.name not in unused)
     found = plan(command, model, replace(machine, devices=devices, nodes=nodes), request)
     names = printable(", ".join(unused), 200)
-    said = finding("device-left-out", f"{names} left out: the plan is not faster with it, or no layer fits there")
+    said = finding("device-left-out", f"{names} left out: no layer fits there, or more machines make nothing faster")
     return replace(found, findings=(*found.findings, said))
 
 

@@ -45,11 +45,12 @@ def node_commands(
         return ()
     each = len(evaluation.ranks) // n_nodes
     given = settings.given.get("master_addr")
-    known = machine.node.address if machine.node is not None else None
+    used = dict.fromkeys(rank.device.node for rank in evaluation.ranks)
+    members = {"": machine.node, **{node.name: node for node in machine.nodes}}
+    first = members.get(next(iter(used)))
+    known = first.address if first is not None else None
     head = given if isinstance(given, str) and given else known or HEAD_ADDRESS
-    own = machine.node.name if machine.node is not None else "node0"
-    others = dict.fromkeys(rank.device.node for rank in evaluation.ranks if rank.device.node)
-    names = [own, *others]
+    names = [name or (machine.node.name if machine.node is not None else "node0") for name in used]
     if settings.nnodes == 1:
         lists = _ray_commands(argv, n_nodes, head)
     else:
