@@ -352,7 +352,7 @@ def held_by(plan: Plan, machine: Machine) -> Held:
         else:
             devices[pool.id] = n_bytes
         for limit in pool.limits:
-            devices[limit.id] = limit.used_bytes
+            devices[limit.id] = limit.used_bytes + n_bytes - pool.used_bytes
             margins[limit.id] = _limit_margin(limit, machine)
     return Held(devices, host_bytes, margins)
 

@@ -427,7 +427,7 @@ class _Prices:
 
     def _price(self, shape: Shape) -> int:
         bytes_paid = sum(
-            self.prices[shape.kind, take.device_class] * take.n_devices * take.n_bytes for take in shape.takes
+            self.prices.get((shape.kind, take.device_class), 0) * take.n_devices * take.n_bytes for take in shape.takes
         )
         return shape.cost * self.UNIT + bytes_paid
 

@@ -175,7 +175,7 @@ def test_the_search_finds_what_enumeration_finds(problem: Problem) -> None:
     check(problem, solve(problem))
 
 
-@settings(calm, max_examples=50)
+@settings(calm, max_examples=20)
 @given(problems(plain=True))
 def test_so_it_does_where_all_run_at_once(problem: Problem) -> None:
     check(problem, solve(problem))

@@ -22,12 +22,16 @@ def claims(memory: Memory, utilization: float, available: Sequence[int], *, is_s
     """Bytes of each pool. `available` is the cache's memory on each GPU in the plan's order, as it was planned;
     `is_stated`: it has a size of its own, and the share is only asked for at the start.
 
-    GPUs that draw on RAM are counted as the plan does: what is measured there is all of RAM.
+    GPUs that draw on RAM take of it what their share leaves beside the planned cache.
     """
     gpus = [pool for pool in memory.pools if pool.id != HOST_POOL and pool.total_bytes is not None]
     shares = {pool.id: requested_bytes(pool.total_bytes or 0, utilization) for pool in gpus}
     on_top = any(_planned(pool) + have > shares[pool.id] for pool, have in zip(gpus, available, strict=False))
     found = {pool.id: pool.used_bytes for pool in memory.pools}
+    on_host = memory.pool(HOST_POOL)
+    if on_host.limits and not is_stated:
+        filled = sum(available[: len(on_host.limits)])
+        found[HOST_POOL] += max(0, filled - on_host.sum_bytes("cache"))
     for pool in gpus:
         most = shares[pool.id] + _sum(pool.items, _OUTSIDE)
         if not is_stated:
