@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if wrapped.programs:
         return _behind(args, wrapped, environ)
     argv = wrapped.argv
-    is_filled = is_engine(argv)
+    is_filled = is_engine(argv) and not serves_others(argv)
     path = program_path(argv[0], environ)
     if not is_filled:
         is_known = tell_unplanned(argv) or backend_of(argv) is not None
@@ -148,6 +148,22 @@ def tell_unplanned(argv: Sequence[str]) -> bool:
     if why is not None:
         print(f"autofit: {printable(program_name(argv), 60)} is started as it is: {why}", file=sys.stderr)
     return why is not None
+
+
+def serves_others(argv: Sequence[str]) -> bool:
+    """Whether a server starts its models by itself, and is started as it is; told so."""
+    backend = backend_of(argv)
+    try:
+        found = backend is not None and backend.served(argv, None) is not None
+    except UsageError:  # said where the command is planned
+        return False
+    if found:
+        print(
+            f"autofit: {printable(program_name(argv), 60)} is started as it is: it starts its models by itself "
+            "(autofit check -- COMMAND has a verdict for each)",
+            file=sys.stderr,
+        )
+    return found
 
 
 def backend_of(argv: Sequence[str]) -> Backend | None:
@@ -252,7 +268,7 @@ def _dry_run(
 
     if wrapped.directory is not None:
         os.chdir(wrapped.directory)
-    if not is_engine(wrapped.argv):
+    if not is_engine(wrapped.argv) or serves_others(wrapped.argv):
         tell_unplanned(wrapped.argv)
         write_product(shell.command((*wrapped.prefix, *wrapped.argv), sorted(assigned.items())))
         return 0

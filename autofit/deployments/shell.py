@@ -325,11 +325,11 @@ class _Script:
             return
         argv = _with_program(words)
         shown = tuple(word.text for word in argv)
-        if not argv or self._inner(command[0].line, shown) or not self.is_engine(shown):
+        unknown = next((word.unknown for word in argv if word.unknown), None)
+        if not argv or self._inner(command[0].line, shown, unknown) or not self.is_engine(shown):
             return
         held = self.variables.held
         environ = tuple((name, held[name].words[0]) for name in sorted(self.exported) if self._is_told(name))
-        unknown = next((word.unknown for word in argv if word.unknown), None)
         self.found.append(
             Written(
                 line=command[0].line,
@@ -370,10 +370,11 @@ class _Script:
         value = self.variables.held.get(name)
         return value is not None and value.unknown is None and len(value.words) == 1
 
-    def _inner(self, line: int, words: tuple[str, ...]) -> bool:
-        """Read the script of `sh -c '...'`, which sees what is exported; whether the command is one."""
+    def _inner(self, line: int, words: tuple[str, ...], unknown: str | None) -> bool:
+        """Read the script of `sh -c '...'`, which sees what is exported; whether the command is one. `unknown` says why
+        a part of it is."""
         inner = script_of(words)
-        if inner is None or UNKNOWN in inner:
+        if inner is None:
             return False
         if self.n_inside >= MAX_DEPTH:
             raise UsageError(f"line {line}: shells in shells more than {MAX_DEPTH} deep")
@@ -384,7 +385,10 @@ class _Script:
         script.exported, script.inherited = set(self.exported), self.inherited
         script.directory, script.n_inside = self.directory, self.n_inside + 1
         script.read(inner, line)
-        self.found += script.found
+        lacking = [one.unknown is None and any(UNKNOWN in word for word in one.argv) for one in script.found]
+        self.found += [
+            replace(one, unknown=unknown) if lacks else one for one, lacks in zip(script.found, lacking, strict=True)
+        ]
         return True
 
     def _words(self, command: list[Token]) -> list[_Word]:

@@ -47,7 +47,7 @@ def _command(words: Sequence[str]) -> str | None:
     command = operands[0] if len(operands) == 1 else shlex.join(operands)
     variables = [f"export {shlex.quote(value)}" for flag, value in given if flag == "e" and "=" in value]
     folder = [f"cd {shlex.quote(value)}" for flag, value in given if flag == "c"]
-    return "\n".join(("(", *variables, *folder, command, ")"))
+    return f"({'; '.join((*variables, *folder, command))}\n)"
 
 
 def _typed(keys: Sequence[str]) -> str | None:

@@ -179,3 +179,23 @@ def test_files_of_a_router_that_are_none(check, text: str | None, words: tuple[s
 def test_a_server_that_names_its_model_is_no_router(check) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = check(*ROUTER, "-m", TINY)
     assert (code, "models.ini" in out) == (0, True)  # the command itself, as it is given
+
+
+def test_a_router_is_started_as_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write("models.ini", f"[one]\nmodel = {TINY}\n")
+    assert main(["run", "-n", *ON, *ROUTER, "--port", "9000"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "llama-server --models-preset models.ini --port 9000\n"
+    assert "it starts its models by itself" in said.err
+
+
+def test_what_is_not_told_inside_of_another_shell(check) -> None:  # type: ignore[no-untyped-def]
+    write("start.sh", f'tmux new -d \'{SMALL.strip()} --port \'$PORT\nbash -c "llama-server -m $GONE"\nsh -c "$ALL"\n')
+    code, out, _ = check("--from", "start.sh")
+    first, second = out.splitlines()
+    assert first.startswith("start.sh:1: fits: ")
+    assert second.startswith("start.sh:2: not checked: not told without running it: $GONE is not set here")
+    assert code == 2
