@@ -189,9 +189,16 @@ function tabs() {
   if (state.view === "check") choose(all[1], false);
 }
 
+const MOST_MACHINE = 1 << 20; // bytes of a file that may describe a machine
+
+/** Whether a file describes a machine or a card, and no model. */
+async function isMachine(file) {
+  if (file.name.endsWith(".toml")) return true;
+  return file.name.endsWith(".json") && file.size < MOST_MACHINE && /"kind":\s*"machine"/.test(await file.text());
+}
+
 async function dropped(files) {
-  const machine = files.find((file) => file.name.endsWith(".toml"));
-  if (machine) return machineFrom(machine);
+  for (const file of files) if (await isMachine(file)) return machineFrom(file);
   byId("model-facts").textContent = `reading ${files[0].name} …`;
   changes += 1; // what is being worked out is about files that go now
   for (const kind of ["plan", "full", "point", "quants"]) planner.drop(kind);
@@ -236,7 +243,9 @@ async function restore() {
 }
 
 async function machineFrom(file) {
-  if (file) await machineIs(file.name, await file.text());
+  if (!file) return;
+  if (file.size < MOST_MACHINE) await machineIs(file.name, await file.text());
+  else refuse(new Refusal({ message: `${file.name}: ${formatBytes(file.size)}, which is no description of a machine` }));
   byId("machine-file").value = "";
 }
 
