@@ -8,6 +8,7 @@ from typing import Any
 
 from autofit.domain.plan import Finding
 from autofit.errors import EngineRefusalError
+from autofit.solve import largest
 
 from autofit_vllm.command.flags import flag_of
 from autofit_vllm.memory.budget import LIMIT
@@ -66,17 +67,16 @@ def _changes(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
 
 
 def _shorter(evaluation: Evaluation, again: Again) -> list[Finding]:
-    """The longest context with this command's other settings."""
-    low, high, best = LEAST_TOKENS, evaluation.config.max_model_len - 1, 0
-    while low <= high:
-        middle = (low + high) // 2
+    """The longest context with this command's other settings, in whole LEAST_TOKENS."""
+
+    def fits(n_tokens: int) -> bool:
         try:
-            fits = again({"max_model_len": middle}).fits
+            return again({"max_model_len": n_tokens}).fits
         except EngineRefusalError:
-            fits = False
-        best, low, high = (middle, middle + 1, high) if fits else (best, low, middle - 1)
-    best = best // 256 * 256
-    return [_finding(evaluation, {"max_model_len": best})] if best else []
+            return False
+
+    best = largest(fits, LEAST_TOKENS, evaluation.config.max_model_len - 1, step=LEAST_TOKENS)
+    return [] if best is None else [_finding(evaluation, {"max_model_len": best})]
 
 
 def _finding(evaluation: Evaluation, change: Mapping[str, Any]) -> Finding:
