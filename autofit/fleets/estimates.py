@@ -16,11 +16,11 @@ from autofit.errors import AutofitError, EngineRefusalError, HardwareError, Unsu
 from autofit.fleets.search import ENDLESS, Kind, Shape, Take
 from autofit.host import host
 from autofit.inputs import HIDES
-from autofit.pipeline import plan_on, stated_options
+from autofit.pipeline import plan_on, stated_options, with_engine
 from autofit.references import Found, find
 
 if TYPE_CHECKING:
-    from autofit.settings.layers import Surroundings
+    from autofit.settings.layers import Options, Surroundings
 
 LEAST_TOKENS = 8192  #: a context that nobody asked for is counted on up to this; what is left over makes it longer
 HOST_SPARE_BYTES = 64 << 20  #: beside what is there from the start, where caches in RAM must be small
@@ -92,7 +92,7 @@ class Estimates:
                 model.backend,
                 None if model.reference is None else self.found(model),
                 machine,
-                stated_options(model.backend, options, self.settings),
+                self._stated(model, machine, options),
                 self._settings_of(model),
                 program=model.program,
                 engine_args=model.engine_args,
@@ -103,6 +103,16 @@ class Estimates:
             self.problems[model.name] = error.message
             return None
         return plan
+
+    def _stated(self, model: FleetModel, machine: Machine, options: Mapping[str, Any]) -> Options:
+        """The options, with the version of the engine that is installed where the machine is this one."""
+        stated = stated_options(model.backend, options, self.settings)
+        if machine.origin != "detected" or "engine_version" in stated.values:
+            return stated
+        if model.backend not in self._versions:
+            self._versions[model.backend] = with_engine(model.backend, stated, self.settings).get("engine_version")
+        version = self._versions[model.backend]
+        return stated if version is None else replace(stated, values={**stated.values, "engine_version": version})
 
     def found(self, model: FleetModel) -> Found:
         """The model of a reference, read once.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import autofit
@@ -12,8 +14,10 @@ from autofit.cli.main import main
 from autofit.domain.fleet import FleetPlan
 from autofit.domain.machine import Machine
 from autofit.domain.values import replace
+from autofit.settings.layers import Surroundings
 
 from support import DATA, TINY
+from support.fake_engines import write_program
 
 LLAMA = "example:llama-3.1-8b-q4_k_m"
 QWEN = str(DATA / "vllm/configs/qwen3-0.6b")
@@ -239,6 +243,20 @@ def test_a_large_fleet_fits_with_the_least_of_each() -> None:
     assert (plan.fits, plan.proof, len(plan.placements)) == (True, "best", 120)
     assert {one.plan.context_tokens for one in plan.placements if one.model.name == "a"} == {8192}
     within(plan)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a program of a POSIX shell")
+def test_on_this_machine_the_version_is_that_of_the_installed_engine(tmp_path: Path) -> None:
+    write_program(tmp_path / "llama-server", "#!/bin/sh\necho 'version: 11100 (abc)' >&2\n")
+    around = Surroundings(environ={"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}, directory=tmp_path)
+    rows = {"model": [{"name": "a", "model": str(TINY)}]}
+    versions = [
+        autofit.fleet(rows, replace(machine("rtx-3090"), origin=origin), settings=around)
+        .placements[0]
+        .plan.engine_version
+        for origin in ("detected", "profile")
+    ]
+    assert versions == ["b11100", "b11311"]
 
 
 def test_unified_memory_is_one_pool_with_a_limit_for_its_devices() -> None:
