@@ -10,9 +10,13 @@ llama_cpp := env("AUTOFIT_CI_CACHE", home_directory() / ".cache/autofit-ci") / "
 default:
     @just --list --unsorted
 
-# The tests, in two processes; arguments go to pytest
+# The tests that take a moment each, under two minutes on two cores; arguments go to pytest
 test *args:
-    python -m pytest -n 2 "$@"
+    python -m pytest -n auto "$@"
+
+# Those that take seconds of a processor each: pages as they are printed, long properties
+slow *args:
+    python -m pytest -n auto -m slow "$@"
 
 # Everything a change must pass but the tests: style, types, import contracts, workflows, changelog
 lint:
@@ -93,7 +97,7 @@ bench *args:
 
 # Coverage of what counts bytes, with its floor; without the compute graphs, which a tracer slows down
 coverage:
-    python -m pytest -n 2 tests/golden tests/unit/llama/memory tests/unit/llama/planning tests/unit/vllm --deselect tests/golden/test_compute_buffers.py --cov --cov-report=
+    python -m pytest -n 2 -m 'not engine and not gpu and not web' tests/golden tests/unit/llama/memory tests/unit/llama/planning tests/unit/vllm --deselect tests/golden/test_compute_buffers.py --cov --cov-report=
     coverage report
 
 # The whole gate as CI runs it: a fresh environment, then the tests that start real engines

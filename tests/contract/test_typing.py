@@ -35,6 +35,7 @@ autofit.plan("llama", 5)
 """
 
 
+@pytest.mark.slow
 def test_options_are_checked(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     (tmp_path / "right.py").write_text(RIGHT, encoding="utf-8")

@@ -97,6 +97,7 @@ def mutants(header: bytes, source: random.Random) -> Iterator[bytes]:
         yield bytes(data)
 
 
+@pytest.mark.slow
 @FILES
 def test_mutants(tmp_path: Path, name: str, make: Callable[[], tuple[bytes, int]]) -> None:
     header, size = make()
@@ -105,6 +106,7 @@ def test_mutants(tmp_path: Path, name: str, make: Callable[[], tuple[bytes, int]
     assert 0 < sum(outcomes) < N_MUTANTS
 
 
+@pytest.mark.slow
 def test_every_number_of_a_gguf_header_made_extreme(tmp_path: Path) -> None:
     """Everywhere in the header an absurd length, count or dimension: memory stays small."""
     header, _ = gguf_file()
@@ -120,6 +122,7 @@ def test_every_number_of_a_gguf_header_made_extreme(tmp_path: Path) -> None:
     assert peak < MAX_PEAK_BYTES
 
 
+@pytest.mark.slow
 @FILES
 def test_every_truncation(tmp_path: Path, name: str, make: Callable[[], tuple[bytes, int]]) -> None:
     header, _ = make()

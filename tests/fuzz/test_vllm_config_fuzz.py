@@ -58,6 +58,7 @@ def mutated(raw: dict[str, Any], rng: random.Random) -> dict[str, Any]:
     return raw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_nonsense_in_a_configuration(seed: int) -> None:
     rng = random.Random(seed)

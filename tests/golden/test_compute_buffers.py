@@ -41,6 +41,7 @@ def test_compute_buffers_are_those_of_the_engine(arch: str) -> None:
         assert found == expected, row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_commands_for_tiny_models_of_every_architecture(part: int) -> None:
     """As a user gives them: single tensors moved about, draft heads, odd numbers of tokens."""
@@ -62,6 +63,7 @@ def test_flash_attention_resolves_as_the_engine_says() -> None:
                 assert _lay_out(row).compute.flash_attn == (row["flash_attn"] == "enabled"), row
 
 
+@pytest.mark.slow
 def test_leaving_out_repeating_blocks_changes_nothing() -> None:
     """The shortened graph against the whole one, on full-size models."""
     rng = random.Random(7)

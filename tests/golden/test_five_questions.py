@@ -44,6 +44,7 @@ def cases() -> Iterator[tuple[Transcript, int]]:
             yield each, told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("transcript", "code"), [pytest.param(*case, id=case[0].command) for case in cases()])
 def test_a_command_prints_what_is_shown(transcript: Transcript, code: int | None) -> None:
     lines, exit_code = printed(transcript.command)
@@ -92,6 +93,7 @@ def test_files_are_counted_in_gb_too() -> None:
     assert f"{sum(tensor.n_bytes for tensor in model.tensors) / 1e9:.1f} GB" == "93.4 GB"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", five_questions.TABLES)
 def test_a_table_is_what_the_plans_say(name: str) -> None:
     assert five_questions.table(PAGE, name) == list(five_questions.TABLES[name]())

@@ -44,6 +44,7 @@ def test_files_in_use_have_the_types_that_the_rules_give(name: str) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in descriptors.names("models") if "-F16" not in name and "-0000" not in name]
 )
@@ -62,6 +63,7 @@ def test_published_bits_per_weight(ftype: str) -> None:
     assert round(outcome.weights_bytes * 8 / model.n_parameters, 4) == PUBLISHED_BITS[ftype]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["tiny", "models"])
 def test_dry_runs_of_llama_quantize(part: str) -> None:
     """Every architecture, odd rows, flags: types, fallbacks, the need of a matrix, refusals."""

@@ -25,6 +25,7 @@ def test_verdicts(row: llama_reports.Row) -> None:
         assert min(verdict.over_bytes) > -max(300 * MIB, verdict.used_bytes // 50), verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["B05", "B17", "B19", "B31", "B37", "B39", "B61", "B67"])
 def test_what_experts_published_is_planned_as_well_or_better(label: str) -> None:
     """For the published context and KV type: no more weights in main memory, and no lower rate."""

@@ -107,6 +107,7 @@ def caches(model: VllmModel, row: dict[str, Any]) -> Counter[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models())
 def test_model(name: str) -> None:
     wrong = defaultdict(list)

@@ -112,6 +112,7 @@ def test_the_page_shows_every_file_of_the_example(page: Path, example: Path) -> 
     assert files_of(page) == kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hearth", "plotto"])
 def test_commands_of_the_page_print_what_it_shows(name: str, request: pytest.FixtureRequest) -> None:
     followed: Followed = request.getfixturevalue(name)
@@ -145,6 +146,7 @@ def test_it_is_planned_checked_explained_and_rendered(hearth: Followed) -> None:
         assert done.returncode == 0 and "hearth-serve" in done.stdout and "1024" in done.stdout, words
 
 
+@pytest.mark.slow
 def test_the_laws_of_every_backend_are_among_its_tests(hearth: Followed) -> None:
     done = hearth.run(["python", "-m", "pytest", "-v", "-p", "no:cacheprovider"])
     assert done.returncode == 0, done.stdout
@@ -154,6 +156,7 @@ def test_the_laws_of_every_backend_are_among_its_tests(hearth: Followed) -> None
     assert laws <= set(re.findall(r"TestHearth::(\w+) PASSED", done.stdout))
 
 
+@pytest.mark.slow
 def test_the_smallest_plugin_keeps_the_laws_too(plotto: Followed) -> None:
     laws = plotto.folder / "test_laws.py"
     laws.write_text(

@@ -43,6 +43,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 PAGES = ("names.md", "quants.md", "advise.md", "check-files.md", "formats.md")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [command for page in PAGES for command in commands(page)])
 def test_a_command_of_a_page_succeeds(command: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(shlex.split(command)[1:]) == 0

@@ -21,6 +21,7 @@ BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = [line.partition("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
 
 
+@pytest.mark.slow
 def test_commands_of_the_page(tmp_path: Path) -> None:
     engines = Engines(tmp_path)
     shutil.copyfile(support.TINY, tmp_path / "model.gguf")

@@ -65,6 +65,7 @@ def test_the_packages_that_it_needs_are_those_declared() -> None:
     assert re.split(r",\s+|\s+and\s+", told[1]) == [re.split(r"[<>=; ]", each)[0] for each in declared]
 
 
+@pytest.mark.slow
 def test_cold_starts_are_measured_without_an_argument() -> None:
     assert "`python bench/startup.py`" in README
     printed = _run("bench/startup.py", "--runs", "1")

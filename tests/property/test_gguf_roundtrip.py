@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from autofit.domain.dtypes import ENGINE_TYPES, GGML_TYPES
 from autofit.domain.model import StringArray
 from autofit.readers.gguf import read_gguf
@@ -56,6 +57,7 @@ def tensors(draw: st.DrawFn) -> tuple[str, GGMLQuantizationType, tuple[int, ...]
     return draw(names), kind, (*shape, draw(st.integers(1, 3)) * GGML_QUANT_SIZES[kind][0])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     keys=st.dictionaries(

@@ -37,6 +37,7 @@ def placements(n_blocks: int, seed: int) -> Iterator[Arguments]:
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_remembered_is_what_a_replay_gives(name: str) -> None:
     model = spec("models", name)

@@ -158,12 +158,14 @@ def test_a_cache_type_changes_with_memory_and_no_rate_is_lost_for_it(model: str,
         assert less is not None and more is not None and more.rate >= 0.95 * less.rate, f"{less} -> {more}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_one_more_equal_card(seed: int) -> None:
     job = job_of(2000 + seed)
     assert_no_worse(worth(job), worth(job._replace(cards=(*job.cards, job.cards[-1]))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_smaller_margin(seed: int) -> None:
     job = job_of(3000 + seed)
@@ -171,6 +173,7 @@ def test_a_smaller_margin(seed: int) -> None:
     assert_no_worse(worth(job._replace(request=wide)), worth(job._replace(request=narrow)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_order_of_devices(seed: int) -> None:
     job = job_of(4000 + seed)

@@ -113,6 +113,7 @@ def _with(plan: Plan, decision: Decision, value: str) -> list[str]:
     return argv
 
 
+@pytest.mark.slow
 @RANDOM
 @given(seeds, st.integers(1, 4000))
 def test_more_memory_never_gives_a_worse_plan(seed: int, more_mib: int) -> None:
@@ -142,6 +143,7 @@ def _short(plan: Plan) -> list[str]:
     return argv
 
 
+@pytest.mark.slow
 @RANDOM
 @given(seeds)
 def test_equal_devices_are_interchangeable(seed: int) -> None:

@@ -121,6 +121,7 @@ def test_more_main_memory(case: dict[str, Any], extra: int) -> None:
     no_worse(case, found(ask(case)), found(ask(case, ram=case["ram"] + extra)))
 
 
+@pytest.mark.slow
 @LAWS
 @given(cases(), st.integers(1, 6))
 def test_a_larger_margin_uses_no_more(case: dict[str, Any], gib: int) -> None:
@@ -137,6 +138,7 @@ def test_a_larger_margin_uses_no_more(case: dict[str, Any], gib: int) -> None:
         assert second.evaluation.utilization <= first.evaluation.utilization
 
 
+@pytest.mark.slow
 @LAWS
 @given(st.lists(st.sampled_from(("rtx-3090", "rtx-4090", "a100-40gb")), min_size=2, max_size=4), st.floats(4.0, 60.0))
 def test_the_order_of_cards(names: list[str], size: float) -> None:
@@ -149,6 +151,7 @@ def test_the_order_of_cards(names: list[str], size: float) -> None:
         assert mixed.rate == pytest.approx(ordered.rate, rel=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefer", ["speed", "context", "throughput", "quality"])
 @pytest.mark.parametrize(
     ("name", "cards"),

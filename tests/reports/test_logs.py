@@ -211,6 +211,7 @@ def answer(case: Case) -> Answer:
     return fix([case.log.encode()], case.command, on=case.on)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_what_failed_is_named_and_the_change_is_the_threads(case: Case) -> None:
     found = answer(case)

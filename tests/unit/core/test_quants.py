@@ -218,6 +218,7 @@ def test_a_packed_checkpoint_is_a_form_of_its_own() -> None:
     assert rows["this checkpoint (awq)"].quantization.at_hand and not rows["original"].quantization.at_hand
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a script stands for the engine")
 def test_plans_for_this_machine_are_for_its_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = tmp_path / "llama-server"
@@ -239,6 +240,7 @@ def test_plans_for_this_machine_are_for_its_engine(tmp_path: Path, monkeypatch: 
         assert one.plan is not None and one.plan.engine_version == version
 
 
+@pytest.mark.slow
 def test_the_engines_asked_are_those_that_have_the_stated_version() -> None:
     found = autofit.quantizations(QWEN, CARD, engine_version="b8121", settings=None)
     assert {(row.backend, row.plan.engine_version) for row in found.rows if row.plan is not None} == {
@@ -254,6 +256,7 @@ def test_an_engine_without_forms_of_the_model_says_who_has_them() -> None:
     assert "--backend llama" in (caught.value.hint or "")
 
 
+@pytest.mark.slow
 def test_nobody_looks_for_the_nearest_plan_of_a_form(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would take longer than all the rest, and the table does not show it."""
     import autofit_llama.planning.nearest as nearest
@@ -271,6 +274,7 @@ def test_nobody_looks_for_the_nearest_plan_of_a_form(monkeypatch: pytest.MonkeyP
         autofit.plan("llama", LLAMA, SMALL, context="131072", parallel=64, settings=None)
 
 
+@pytest.mark.slow
 def test_a_processor_reads_prompts_no_slower_than_it_decodes() -> None:
     """Few cores compute a token's products in no less time alone than with others. Both with an empty context."""
     here = autofit.load_machine(ram="64GiB")

@@ -21,6 +21,7 @@ RECORDED = DATA / "llama" / "models"
 DESCRIBED = [name for name in example_names() if name != "tiny"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_a_description_is_what_the_real_header_says(name: str, tmp_path: Path) -> None:
     path = Path(resolve(f"example:{name}").paths[0])

@@ -79,6 +79,7 @@ def best_at(plans: dict[str, Plan]) -> set[str]:
     return {name for name in found if better[name]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["llama-3.1-8b-Q4_K_M", "qwen3-30b-a3b-Q4_K_M", "gpt-oss-120b-MXFP4_MOE"])
 def test_every_preset_has_its_own_answer(model: str) -> None:
     plans = [plans_of(model, devices, ram) for devices, ram in MACHINES]
