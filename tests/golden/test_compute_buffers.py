@@ -11,7 +11,7 @@ import pytest
 from autofit_llama.backend import LlamaBackend
 from autofit_llama.graph.buffers import compute_buffers
 from autofit_llama.graph.model import GraphModel
-from autofit_llama.memory.layout import Layout, lay_out
+from autofit_llama.memory.layout import MemoryLayout, lay_out
 from support import recorded
 from support.commands import tiny_rows
 from support.descriptors import spec
@@ -81,13 +81,13 @@ def test_leaving_out_repeating_blocks_changes_nothing() -> None:
         assert whole.host_bytes == layout.compute.host_bytes, row
 
 
-def _lay_out(row: recorded.Row) -> Layout:
+def _lay_out(row: recorded.Row) -> MemoryLayout:
     sized = recorded.sized(row["part"], row["model"])
     devices = (recorded.RULES[row["api"]],) * len(row["free_mib"])
     return lay_out(sized, devices, recorded.arguments(row), dry_run=True)
 
 
-def _graph_model(row: recorded.Row, layout: Layout) -> GraphModel:
+def _graph_model(row: recorded.Row, layout: MemoryLayout) -> GraphModel:
     arguments = recorded.arguments(row)
     return GraphModel(
         hparams=layout.hparams,

@@ -18,7 +18,7 @@ from autofit_llama.command.reading import read
 from autofit_llama.launch.defaults import launch_of
 from autofit_llama.launch.process import run_of
 from autofit_llama.memory.estimate import device_rules, size
-from autofit_llama.memory.layout import Layout, Sized, lay_out
+from autofit_llama.memory.layout import MemoryLayout, ParsedModel, lay_out
 from support.descriptors import DATA, spec
 
 Row = Mapping[str, Any]
@@ -29,11 +29,11 @@ PARTS = 4
 
 
 @cache
-def sized(part: str, model: str) -> Sized:
+def sized(part: str, model: str) -> ParsedModel:
     return size(spec(part, model))
 
 
-def laid_out(row: Row) -> Layout:
+def laid_out(row: Row) -> MemoryLayout:
     cards = tuple(
         Device(id=f"GPU{i}", index=i, name="card", api="cuda", total_bytes=mib * MIB, free_bytes=mib * MIB)
         for i, mib in enumerate(row["free_mib"])

@@ -18,7 +18,7 @@ import support
 from autofit_llama.engine.vocabulary import Override
 from autofit_llama.graph.devices import CUDA, RPC
 from autofit_llama.memory.estimate import size
-from autofit_llama.memory.layout import Arguments, Sized
+from autofit_llama.memory.layout import LoadParams, ParsedModel
 from autofit_llama.model.context import ContextParams
 from autofit_llama.model.resolve import resolve_context
 from support.descriptors import spec
@@ -51,7 +51,7 @@ def rows() -> tuple[Row, ...]:
 
 
 @cache
-def sized(part: str, model: str) -> Sized:
+def sized(part: str, model: str) -> ParsedModel:
     return size(spec(part, model))
 
 
@@ -59,7 +59,7 @@ def arch(row: Row) -> str:
     return sized(row["part"], row["model"]).hparams.arch
 
 
-def arguments(row: Row) -> Arguments:
+def arguments(row: Row) -> LoadParams:
     """The row's command line, with the defaults of its program."""
     fields: dict[str, Any] = {}
     model: dict[str, Any] = {"splits": tuple(float(mib << 20) for mib in row["free_mib"])}
@@ -92,7 +92,7 @@ def arguments(row: Row) -> Arguments:
         n_batch = resolve_context(sized(row["part"], row["model"]).hparams, ContextParams(**fields)).n_batch
         fields["n_outputs_max"] = min(n_batch, fields["n_seq_max"])
     names = tuple(f"{'CUDA' if row['api'] == 'cuda' else 'RPC'}{i}" for i in range(len(row["free_mib"])))
-    return Arguments(context=ContextParams(**fields), overrides=tuple(overrides), buffer_names=names, **model)
+    return LoadParams(context=ContextParams(**fields), overrides=tuple(overrides), buffer_names=names, **model)
 
 
 def _overrides(word: str, words: Iterator[str]) -> list[Override]:

@@ -157,7 +157,7 @@ def minimax_m3(g: Graph) -> None:
 
 
 def _selection(g: Graph, inp: AttentionInput) -> _Selection:
-    """Sized for an empty cache, as the engine reserves: positions come with what is decoded."""
+    """ParsedModel for an empty cache, as the engine reserves: positions come with what is decoded."""
     mask, block = inp.full.mask, g.h.indexer_block_size
     n_pos = round_up(_MAPPED_CELLS, block)
     decode, streams = mask.ne[1] == 1, mask.ne[3]

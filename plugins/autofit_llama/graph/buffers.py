@@ -43,7 +43,7 @@ class Replay(NamedTuple):
     vain: tuple[Cut, ...] = ()
 
 
-class Known:
+class ReplayCache:
     """What replays of one model came to, by everything that they depend on.
 
     Placements that differ in how many equal blocks follow each other alone are one and the same when shortened.
@@ -76,7 +76,7 @@ def compute_buffers(
     pipeline: bool = False,
     dry_run: bool = False,
     shorten: bool = True,
-    known: Known | None = None,
+    known: ReplayCache | None = None,
 ) -> ComputeBuffers:
     """What llama-context.cpp:sched_reserve reserves.
 
@@ -98,7 +98,7 @@ def compute_buffers(
 
     n_tokens, n_seqs, n_outputs = context.n_tokens, context.n_seq_max, context.n_outputs
     signatures = _signatures(builder, model) if shorten else None
-    reserve = partial(_reserve, builder, model, scheduler, resolved, signatures, known or Known())
+    reserve = partial(_reserve, builder, model, scheduler, resolved, signatures, known or ReplayCache())
     sizes, n_splits, _ = reserve(n_tokens, n_seqs, n_outputs, pinned=not dry_run)
     if arch.reserves_one_sequence and n_tokens % model.n_streams and not all(model.hparams.is_recr[:-1]):
         raise EngineRefusalError(
@@ -205,7 +205,7 @@ def _reserve(
     scheduler: Scheduler,
     fusions: _Fusions,
     signatures: Sequence[Hashable] | None,
-    known: Known,
+    known: ReplayCache,
     n_tokens: int,
     n_seqs: int,
     n_outputs: int,

@@ -15,7 +15,7 @@ from autofit_llama.launch.fit import Fitted
 from autofit_llama.launch.process import run_of
 from autofit_llama.memory import runtime
 from autofit_llama.memory.estimate import Estimate, Run, allocated_compute, estimate
-from autofit_llama.memory.layout import Sized
+from autofit_llama.memory.layout import ParsedModel
 
 RETRIES = Change(
     without=6816,
@@ -44,7 +44,7 @@ class Effective:
 
 
 def effective(
-    launch: Launch, model: ModelSpec, machine: Machine, sized: Sized, margins: Sequence[tuple[str, Margin]]
+    launch: Launch, model: ModelSpec, machine: Machine, sized: ParsedModel, margins: Sequence[tuple[str, Margin]]
 ) -> Effective:
     """What becomes of `launch`; `margins` are by device id.
 

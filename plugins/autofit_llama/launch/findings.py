@@ -19,7 +19,7 @@ from autofit_llama.engine.numbers import integer
 from autofit_llama.engine.versions import LATEST
 from autofit_llama.engine.vocabulary import POOLING_NONE, POOLING_RANK
 from autofit_llama.memory.estimate import Estimate, Run, keeps_prompts
-from autofit_llama.memory.layout import Layout
+from autofit_llama.memory.layout import MemoryLayout
 from autofit_llama.model.context import CELL_PADDING
 
 SPARE_BYTES = 1 * GIB  #: of RAM, kept free beside a prompt cache
@@ -138,7 +138,7 @@ def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
         yield finding("split-length", message)
 
 
-def _prompt_cache(run: Run, layout: Layout, memory: Memory) -> Iterator[Finding]:
+def _prompt_cache(run: Run, layout: MemoryLayout, memory: Memory) -> Iterator[Finding]:
     """A cache that may grow to more than the host has left, and the limit that there is room for."""
     if run.server is None or not keeps_prompts(layout):
         return

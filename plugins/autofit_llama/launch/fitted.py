@@ -17,11 +17,11 @@ from autofit_llama.launch.fit import FitChoice, FitTask, Fitted, Measured, fit
 from autofit_llama.launch.process import engine_devices, run_of
 from autofit_llama.memory import runtime
 from autofit_llama.memory.estimate import Run, device_rules, projector_items
-from autofit_llama.memory.layout import Layout, Sized, lay_out
+from autofit_llama.memory.layout import MemoryLayout, ParsedModel, lay_out
 from autofit_llama.model.resolve import resolve_context
 
 
-def fit_launch(launch: Launch, model: ModelSpec, machine: Machine, sized: Sized) -> Fitted:
+def fit_launch(launch: Launch, model: ModelSpec, machine: Machine, sized: ParsedModel) -> Fitted:
     """What `--fit` makes of `launch` on this machine.
 
     Raises:
@@ -149,7 +149,7 @@ def _on(devices: Sequence[Device], own: Sequence[Device], found: Measured) -> Me
     )
 
 
-def _measured(layout: Layout) -> Measured:
+def _measured(layout: MemoryLayout) -> Measured:
     plan = layout.weight_plan
     parts = zip(plan.device_bytes, layout.cache_device_bytes, layout.compute.device_bytes, strict=True)
     host = plan.host_bytes + plan.pinned_bytes + layout.cache_host_bytes + layout.compute.host_bytes

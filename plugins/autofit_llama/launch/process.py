@@ -14,7 +14,7 @@ from autofit.errors import EngineRefusalError, HardwareError
 from autofit_llama.command.options import PYTHON_SERVER
 from autofit_llama.launch.defaults import Draft, Launch, buffer_names, check_launch, check_stands_alone
 from autofit_llama.memory.estimate import Companion, Python, Run, Server, size
-from autofit_llama.memory.layout import Arguments, Sized
+from autofit_llama.memory.layout import LoadParams, ParsedModel
 from autofit_llama.model.context import ContextParams
 from autofit_llama.model.hparams import HParams
 from autofit_llama.model.resolve import resolve_context
@@ -118,7 +118,7 @@ def _all_named(machine: Machine) -> tuple[tuple[str, Device], ...]:
     )
 
 
-def run_of(launch: Launch, model: ModelSpec, machine: Machine, *, sized: Sized | None = None) -> Run:
+def run_of(launch: Launch, model: ModelSpec, machine: Machine, *, sized: ParsedModel | None = None) -> Run:
     """The process that `launch` starts for `model` on `machine`.
 
     Raises:
@@ -193,14 +193,14 @@ def _by_role(model: ModelSpec, role: str) -> tuple[ModelSpec, ...]:
     return tuple(other for name, other in sorted(model.companions.items()) if name.startswith(role))
 
 
-def _arguments(launch: Launch, named: Sequence[tuple[str, Device]], machine: Machine) -> Arguments:
+def _arguments(launch: Launch, named: Sequence[tuple[str, Device]], machine: Machine) -> LoadParams:
     devices = [device for _, device in named]
     names = buffers_of(named, machine, launch.rpc)
     context, sliced = launch.context, launch.split_mode == "tensor"
     if sliced:
         context = replace(context, flash_attn="on" if context.flash_attn == "auto" else context.flash_attn)
         _check_buffers(launch, names)
-    return Arguments(
+    return LoadParams(
         context=context,
         n_gpu_layers=launch.n_gpu_layers,
         splits=launch.tensor_split[: len(named)] if sliced else _splits(launch.tensor_split, named, machine),

@@ -17,7 +17,7 @@ from autofit_llama.graph.cuda import FLASH_SCRATCH
 from autofit_llama.graph.devices import DeviceRules, device_bytes, rules_for
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.memory import runtime, scratch
-from autofit_llama.memory.layout import Arguments, Layout, Sized, lay_out
+from autofit_llama.memory.layout import LoadParams, MemoryLayout, ParsedModel, lay_out
 from autofit_llama.memory.placement import HOST_PINNED
 from autofit_llama.model.load import read_hparams
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 REPACKED = "weights repacked for the CPU"  #: an item's label
 _RECURRENT_SIDES = frozenset(("r", "s", "ple"))
-_recent: tuple[Sized, ...] = ()
+_recent: tuple[ParsedModel, ...] = ()
 """The last models taken apart, newest first: who plans for one twice (presets, machines, forms) replays less."""
 _MOST_RECENT = 3
 
@@ -52,9 +52,9 @@ class Python:
 class Companion:
     """Another model in the same process: a draft model with a context of its own."""
 
-    sized: Sized
+    sized: ParsedModel
     devices: tuple[Device, ...]
-    arguments: Arguments
+    arguments: LoadParams
     label: str = "draft model"
 
 
@@ -66,11 +66,11 @@ class Run:
     a draft head. `projector_device` is a device's id, or `host`.
     """
 
-    sized: Sized
+    sized: ParsedModel
     devices: tuple[Device, ...]
-    arguments: Arguments
+    arguments: LoadParams
     server: Server | None = None
-    mtp: Arguments | None = None
+    mtp: LoadParams | None = None
     drafts: tuple[Companion, ...] = ()
     projector: ModelSpec | None = None
     projector_device: str = HOST_POOL
@@ -93,12 +93,12 @@ class Estimate:
     """
 
     memory: Memory
-    layout: Layout
+    layout: MemoryLayout
     device_bytes: Mapping[str, int] = field(default_factory=dict)
     report: Mapping[str, object] = field(default_factory=dict)
 
 
-def size(model: ModelSpec) -> Sized:
+def size(model: ModelSpec) -> ParsedModel:
     """Take a model's header apart; of a model that was taken apart lately, what is known of it.
 
     Raises:
@@ -107,17 +107,19 @@ def size(model: ModelSpec) -> Sized:
     global _recent
     sized = next((one for one in _recent if one.model is model and not one.is_full), None)
     if sized is None:
-        sized = Sized(model, read_hparams(model))
+        sized = ParsedModel(model, read_hparams(model))
     _recent = (sized, *(one for one in _recent if one.model is not model))[:_MOST_RECENT]
     return sized
 
 
-def device_rules(devices: Sequence[Device], arguments: Arguments) -> tuple[DeviceRules, ...]:
+def device_rules(devices: Sequence[Device], arguments: LoadParams) -> tuple[DeviceRules, ...]:
     version = arguments.context.version
     return tuple(rules_for(device.api, device.compute_capability, version, behind=device.behind) for device in devices)
 
 
-def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = (), *, layout: Layout | None = None) -> Estimate:
+def estimate(
+    run: Run, machine: Machine, margins: Sequence[Margin] = (), *, layout: MemoryLayout | None = None
+) -> Estimate:
     """What `run` takes on `machine`; `margins` are subtracted from the free memory of the devices.
 
     `layout` is that of the main context, if it is known already: of the same arguments on the same devices.
@@ -161,7 +163,7 @@ def estimate(run: Run, machine: Machine, margins: Sequence[Margin] = (), *, layo
     )
 
 
-def keeps_prompts(layout: Layout) -> bool:
+def keeps_prompts(layout: MemoryLayout) -> bool:
     """Whether llama-server's cache of past prompts ever gets any state.
 
     Only completions look there for a prompt; what other tasks leave is put there when one of several slots is idle.
@@ -173,7 +175,7 @@ def keeps_prompts(layout: Layout) -> bool:
 
 
 def _context_items(
-    layout: Layout, devices: Sequence[Device], arguments: Arguments, items: Mapping[str, list[MemoryItem]],
+    layout: MemoryLayout, devices: Sequence[Device], arguments: LoadParams, items: Mapping[str, list[MemoryItem]],
     host: list[MemoryItem], *, locked: bool,
 ) -> None:  # fmt: skip
     plan, compute = layout.weight_plan, layout.compute
@@ -236,7 +238,7 @@ def _context_items(
 
 
 def _extra_context(
-    layout: Layout,
+    layout: MemoryLayout,
     devices: Sequence[Device],
     items: Mapping[str, list[MemoryItem]],
     host: list[MemoryItem],
@@ -318,7 +320,7 @@ def projector_items(run: Run, rules: Sequence[DeviceRules]) -> tuple[MemoryItem,
 
 def _adapter_items(
     run: Run,
-    layout: Layout,
+    layout: MemoryLayout,
     rules: Sequence[DeviceRules],
     items: Mapping[str, list[MemoryItem]],
     host: list[MemoryItem],
@@ -362,7 +364,7 @@ def allocated_compute(run: Run) -> tuple[tuple[int, ...], int]:
     return compute.device_bytes, compute.host_bytes
 
 
-def _checkpoint_items(layout: Layout, server: Server) -> tuple[MemoryItem, ...]:
+def _checkpoint_items(layout: MemoryLayout, server: Server) -> tuple[MemoryItem, ...]:
     """What cannot be rolled back is copied: window cells (unless they are whole) and recurrent state."""
     context = layout.context
     state = 0
@@ -381,7 +383,7 @@ def _checkpoint_items(layout: Layout, server: Server) -> tuple[MemoryItem, ...]:
     )
 
 
-def _python_items(layout: Layout, python: Python) -> tuple[MemoryItem, ...]:
+def _python_items(layout: MemoryLayout, python: Python) -> tuple[MemoryItem, ...]:
     """A cached prompt has its state and, where they are kept, the logits of its tokens."""
     context = layout.context
     logits = 4 * layout.hparams.n_vocab * context.n_ctx if python.keeps_logits else 0
@@ -390,7 +392,7 @@ def _python_items(layout: Layout, python: Python) -> tuple[MemoryItem, ...]:
     return runtime.python_server(logits_bytes=logits, prompts_bytes=cached + (cached * logits // state if state else 0))
 
 
-def _products(layout: Layout, device: int, run: Run) -> scratch.Products:
+def _products(layout: MemoryLayout, device: int, run: Run) -> scratch.Products:
     """What a context multiplies on a device. Prompts have experts of the host copied to the first one."""
     hp, context = layout.hparams, layout.context
     homes = layout.weight_plan.homes
@@ -421,7 +423,7 @@ def _products(layout: Layout, device: int, run: Run) -> scratch.Products:
     )
 
 
-def _copied_cells(layout: Layout, device: int) -> int:
+def _copied_cells(layout: MemoryLayout, device: int) -> int:
     """Elements of K and V of the largest layer on a device that flash attention copies where no buffer has room."""
     if layout.context.version.follows(FLASH_SCRATCH) or not layout.compute.flash_attn:
         return 0
@@ -447,7 +449,7 @@ def _uses(
         )
 
 
-def _report(layout: Layout, devices: Sequence[Device]) -> LlamaReportDocument:
+def _report(layout: MemoryLayout, devices: Sequence[Device]) -> LlamaReportDocument:
     """The engine's memory breakdown (common/fit.cpp prints it as model, context, compute)."""
     plan, context, experts = layout.weight_plan, layout.context, layout.experts
     return {
@@ -475,7 +477,7 @@ def _report(layout: Layout, devices: Sequence[Device]) -> LlamaReportDocument:
     }
 
 
-def _cache_label(layout: Layout) -> str:
+def _cache_label(layout: MemoryLayout) -> str:
     context = layout.context
     types = context.type_k if context.type_k == context.type_v else f"{context.type_k}/{context.type_v}"
     return f"cache, {context.n_ctx_seq} cells, {types}"

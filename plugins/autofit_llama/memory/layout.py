@@ -12,7 +12,7 @@ from autofit.errors import EngineRefusalError, UnsupportedModelError
 
 from autofit_llama.engine.versions import LATEST, Version
 from autofit_llama.engine.vocabulary import LazyMode, Override
-from autofit_llama.graph.buffers import ComputeBuffers, Known, compute_buffers
+from autofit_llama.graph.buffers import ComputeBuffers, ReplayCache, compute_buffers
 from autofit_llama.graph.devices import DeviceRules, device_bytes
 from autofit_llama.graph.ggml import HOST
 from autofit_llama.graph.model import GraphModel
@@ -35,7 +35,7 @@ _MOST_SLICES = 64  #: ways to cut a model for `-sm tensor` that are remembered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arguments:
+class LoadParams:
     """What a program asks the library for: the model's parameters and the context's.
 
     `splits` are `-ts`, or free bytes per device; `n_gpu_layers` below 0 is all; `mmap` keeps host weights in the file.
@@ -59,7 +59,7 @@ class Arguments:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class MemoryLayout:
     """Bytes per device (in the order given) and on the host, with what they were made from.
 
     With `-sm tensor` there is one device, number 0, in `placement` and in the plan's homes.
@@ -80,7 +80,7 @@ class Layout:
     is_exact: bool  #: and by rules that were held against the engine
 
 
-class Sized:
+class ParsedModel:
     """A model whose header has been taken apart once, to be laid out many times."""
 
     __slots__ = ("_loaded", "_slices", "hparams", "known", "model", "tensors")
@@ -89,7 +89,7 @@ class Sized:
         self.model = model
         self.hparams = hparams
         self.tensors: Mapping[str, TensorInfo] = {tensor.name: tensor for tensor in model.tensors}
-        self.known = Known()
+        self.known = ReplayCache()
         self._loaded: dict[tuple[bool, LazyMode, Version], tuple[Weight, ...]] = {}
         self._slices: dict[tuple[tuple[DeviceRules, ...], tuple[float, ...], bool], Slices] = {}
 
@@ -129,7 +129,9 @@ class Sized:
         return self._slices[key]
 
 
-def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, *, dry_run: bool = True) -> Layout:
+def lay_out(
+    sized: ParsedModel, devices: Sequence[DeviceRules], arguments: LoadParams, *, dry_run: bool = True
+) -> MemoryLayout:
     """Where everything of `sized` goes on `devices`.
 
     `dry_run` gives the compute buffers of the engine's own dry run, which are never below what is then allocated but
@@ -184,7 +186,7 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
     if slices is not None:
         compute = replace(compute, device_bytes=compute.device_bytes * len(slices.devices))
         partial_bytes = _partial_bytes(slices, weights, plan, context)
-    return Layout(
+    return MemoryLayout(
         hparams=hp,
         context=context,
         placement=placement,
@@ -205,12 +207,12 @@ def lay_out(sized: Sized, devices: Sequence[DeviceRules], arguments: Arguments, 
 
 
 def _expert_cache(
-    sized: Sized,
+    sized: ParsedModel,
     hp: HParams,
     placement: Placement,
     plan: WeightPlan,
     devices: Sequence[DeviceRules],
-    arguments: Arguments,
+    arguments: LoadParams,
 ) -> ExpertCache | None:
     if not arguments.expert_cache_bytes:
         return None
@@ -225,14 +227,14 @@ def _expert_cache(
     return expert_cache(n_bytes, hp, sized.tensors, plan.homes, placement, devices, arguments.splits)
 
 
-def _overrides_any(arguments: Arguments) -> bool:
+def _overrides_any(arguments: LoadParams) -> bool:
     """Whether the engine is given a pattern at all, matching or not; `-ncmoe 0` gives none."""
     return any(o.kind in ("pattern", "cpu_moe") or o.n_blocks > 0 for o in arguments.overrides)
 
 
 def _compute(
     graph: GraphModel,
-    known: Known,
+    known: ReplayCache,
     devices: Sequence[DeviceRules],
     layer_bytes: Mapping[int, int],
     *,

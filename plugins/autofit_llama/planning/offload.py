@@ -8,7 +8,7 @@ from math import inf
 from autofit.solve import Placement, solve
 
 from autofit_llama.planning.boundary import choices, pieces, split_of
-from autofit_llama.planning.overheads import GRAIN_BYTES, Candidate, Known
+from autofit_llama.planning.overheads import GRAIN_BYTES, Candidate, OverheadModel
 from autofit_llama.planning.tables import Split, Tables
 
 PLAIN_GAIN = 1.02  #: how much faster than the plainest flags others have to be
@@ -17,30 +17,30 @@ MOSTLY_BULK = 0.8  #: of a block: then the rest of it is never worth a place on 
 WORTH_FRACTION = 0.0025  #: of what is on the host: less is not worth any
 
 
-def propose(known: Known, candidate: Candidate, tables: Tables, failed: Set[Split]) -> Split | None:
+def propose(overheads: OverheadModel, candidate: Candidate, tables: Tables, failed: Set[Split]) -> Split | None:
     """The fastest split by what is known; not one of those that failed, where there is a choice."""
-    bounds = known.problem.bounds
+    bounds = overheads.problem.bounds
     is_free = bounds.lean == (0, len(tables.blocks))
     plain = most_weights = None
     if tables.bulk_kind == "dense" and is_free:
-        plain = _solved(known, candidate, tables, plain=True)
+        plain = _solved(overheads, candidate, tables, plain=True)
         most_weights = None if plain is None else tables.host_weights(tables.split(plain))
-    found, most_weights = _coarse(known, candidate, tables, most_weights)
+    found, most_weights = _coarse(overheads, candidate, tables, most_weights)
     if found is None:
         return None if plain is None else _timed(tables, tables.split(plain))
     split = _timed(tables, tables.split(found))
     if bounds.parts and split.rows:
-        finer = _solved(known, candidate, tables, coarse=split, most_weights=most_weights)
+        finer = _solved(overheads, candidate, tables, coarse=split, most_weights=most_weights)
         if finer is not None:
             split = min(split, _timed(tables, tables.split(finer, fine=True)), key=lambda s: (s.seconds, s.spilled))
-        split = _polished(known, candidate, tables, split, most_weights, failed)
+        split = _polished(overheads, candidate, tables, split, most_weights, failed)
     if plain is not None and plain.seconds <= split.seconds * PLAIN_GAIN:
         split = _timed(tables, tables.split(plain))
     return split
 
 
 def _coarse(
-    known: Known, candidate: Candidate, tables: Tables, most_weights: int | None
+    overheads: OverheadModel, candidate: Candidate, tables: Tables, most_weights: int | None
 ) -> tuple[Placement | None, int | None]:
     """The fastest in whole blocks, and the bound on host weights that it was found with.
 
@@ -48,26 +48,26 @@ def _coarse(
     there, to have more of the cache on devices, but where it pays. Of one with experts it is all blocks on
     devices (`-ncmoe` alone).
     """
-    heads = known.problem.bounds.heads
+    heads = overheads.problem.bounds.heads
     found = None
     if tables.bulk_kind == "experts" and 0 in heads:
-        found = _solved(known, candidate, tables, heads=(0,))
+        found = _solved(overheads, candidate, tables, heads=(0,))
         if found is not None and tables.bulk_share > MOSTLY_BULK:
             return found, most_weights
         heads = [head for head in heads if head > 0]
     below = inf if found is None else found.seconds / PLAIN_GAIN
-    found = _solved(known, candidate, tables, heads=heads, most_weights=most_weights, below=below) or found
+    found = _solved(overheads, candidate, tables, heads=heads, most_weights=most_weights, below=below) or found
     if found is None:
         return None, None
     if most_weights is not None:
-        free = _solved(known, candidate, tables, below=found.seconds / CACHE_GAIN)
+        free = _solved(overheads, candidate, tables, below=found.seconds / CACHE_GAIN)
         if free is not None:
             return free, None
     return found, most_weights
 
 
 def _solved(
-    known: Known,
+    overheads: OverheadModel,
     candidate: Candidate,
     tables: Tables,
     *,
@@ -77,7 +77,7 @@ def _solved(
     most_weights: int | None = None,
     below: float = inf,
 ) -> Placement | None:
-    chain = known.chain(
+    chain = overheads.chain(
         candidate, tables, spill=True, heads=heads, plain=plain, coarse=coarse, most_weights=most_weights
     )
     found = solve(chain, below=below)
@@ -89,23 +89,28 @@ def _timed(tables: Tables, split: Split) -> Split:
 
 
 def _polished(
-    known: Known, candidate: Candidate, tables: Tables, split: Split, most_weights: int | None, failed: Set[Split]
+    overheads: OverheadModel,
+    candidate: Candidate,
+    tables: Tables,
+    split: Split,
+    most_weights: int | None,
+    failed: Set[Split],
 ) -> Split:
     """The same devices, with the parts at the edges chosen so that the least stays on the host.
 
     Never slower, for a part more on a device can mean two hops more; and of choices within a grain the plainest.
     """
-    bounds = known.problem.bounds
+    bounds = overheads.problem.bounds
     if bounds.lean[1] == 0:
         return split
     kinds, order = {target.id: target.kind for target in tables.targets}, split.order
 
     def room_of(name: str) -> int:
-        room = known.room(candidate, name, kinds[name], spill=True)
+        room = overheads.room(candidate, name, kinds[name], spill=True)
         return room.at(is_first=name == order[0], is_last=name == order[-1])
 
     heads = sorted({head for head in (split.head - 1, split.head) if head in bounds.heads})
-    host_room = known.host_room(candidate, tables, spill=True)
+    host_room = overheads.host_room(candidate, tables, spill=True)
     on_host = tables.host_bytes(split)
     worth = max(GRAIN_BYTES, int(on_host * WORTH_FRACTION))
     best: list[Split] = []

@@ -98,7 +98,7 @@ class Role(NamedTuple):
 
 
 @dataclass(slots=True)
-class Known:
+class OverheadModel:
     """What estimates have shown so far. `cautious`: the most that was ever seen counts, not the latest."""
 
     problem: Problem

@@ -24,7 +24,7 @@ from autofit_llama.graph.devices import DeviceRules, rules_for
 from autofit_llama.launch.defaults import Launch, launch_of
 from autofit_llama.launch.process import buffers_of, engine_devices, run_of
 from autofit_llama.memory.estimate import Estimate, Run, estimate
-from autofit_llama.memory.layout import Layout, Sized
+from autofit_llama.memory.layout import MemoryLayout, ParsedModel
 from autofit_llama.memory.placement import matcher
 from autofit_llama.memory.weights import Weight
 from autofit_llama.model.context import Context
@@ -54,7 +54,7 @@ class LaunchProblem:
     """
 
     model: ModelSpec
-    sized: Sized
+    sized: ParsedModel
     machine: Machine
     program: Program
     settings: LlamaSettings
@@ -287,7 +287,7 @@ class LaunchProblem:
             self._estimates[key] = found
         return found
 
-    def estimate(self, settings: LlamaSettings, *, layout: Layout | None = None) -> Estimate:
+    def estimate(self, settings: LlamaSettings, *, layout: MemoryLayout | None = None) -> Estimate:
         run = self.run_of(settings)
         return estimate(run, self.machine, self.margins_of(run), layout=layout)
 

@@ -17,7 +17,7 @@ from autofit.domain.values import NamedTuple, dataclass, field
 from autofit.solve import Placement, Span, balance, excess_bytes, host_bytes, seconds, solve
 
 from autofit_llama.memory.placement import place_layers
-from autofit_llama.planning.overheads import Bounds, Candidate, Known, Problem
+from autofit_llama.planning.overheads import Bounds, Candidate, OverheadModel, Problem
 from autofit_llama.planning.tables import Split, Tables
 
 __all__ = ["Bounds", "Candidate", "Found", "Problem", "Search", "shortfall_bytes"]
@@ -48,11 +48,11 @@ class Search:
     learns: ClassVar[bool] = True  #: whether what estimates have shown decides what is proposed next
     problem: Problem
     spills: bool = True  #: blocks may stay on the host
-    known: Known = field(init=False)
+    known: OverheadModel = field(init=False)
     measured: dict[tuple[Candidate, Split], Memory] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.known = Known(self.problem)
+        self.known = OverheadModel(self.problem)
 
     def best(self, candidate: Candidate) -> Found | None:
         """The fastest placement that fits, or `None`."""

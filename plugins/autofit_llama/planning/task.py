@@ -19,7 +19,7 @@ from autofit_llama.launch.margins import margins_of
 from autofit_llama.launch.process import engine_devices, servers_of
 from autofit_llama.loading.check import check_loads
 from autofit_llama.memory.estimate import size
-from autofit_llama.memory.layout import Sized
+from autofit_llama.memory.layout import ParsedModel
 from autofit_llama.model.architecture import architecture_of
 from autofit_llama.model.context import ContextParams
 from autofit_llama.model.hparams import HParams
@@ -56,7 +56,7 @@ class Task:
     """One planning job: the facts, the wishes, and the pins that are kept."""
 
     model: ModelSpec
-    sized: Sized
+    sized: ParsedModel
     machine: Machine
     request: Request
     pins: Pins

@@ -11,7 +11,7 @@ from autofit.domain.values import replace
 from autofit.speed import Draft, LayerWork, Place, Roofline
 
 from autofit_llama.memory.estimate import Companion, Estimate, Run, device_rules
-from autofit_llama.memory.layout import Layout, lay_out
+from autofit_llama.memory.layout import MemoryLayout, lay_out
 from autofit_llama.memory.weights import Weight
 from autofit_llama.speed.costs import Block, blocks, placed_work
 from autofit_llama.speed.efficiencies import EFFICIENCIES
@@ -68,7 +68,7 @@ def speed_of(
     )
 
 
-def work_of(layout: Layout, run: Run, *, draft_head: bool = False) -> list[tuple[LayerWork, Place]]:
+def work_of(layout: MemoryLayout, run: Run, *, draft_head: bool = False) -> list[tuple[LayerWork, Place]]:
     """The layers of a laid-out model with their places: all that a step computes, or those of its draft head."""
     names = [device.id for device in run.devices]
     plan, placement = layout.weight_plan, layout.placement
@@ -86,7 +86,7 @@ def work_of(layout: Layout, run: Run, *, draft_head: bool = False) -> list[tuple
     return _sliced(work, layout, run) if run.arguments.sliced and len(names) > 1 else work
 
 
-def _sliced(work: Sequence[tuple[LayerWork, Place]], layout: Layout, run: Run) -> list[tuple[LayerWork, Place]]:
+def _sliced(work: Sequence[tuple[LayerWork, Place]], layout: MemoryLayout, run: Run) -> list[tuple[LayerWork, Place]]:
     """The same with each block shared by all devices, as far as the engine cuts it: norms are read by each."""
     names = tuple(device.id for device in run.devices)
     blocks, output = _shares(layout, run)
@@ -99,7 +99,7 @@ def _sliced(work: Sequence[tuple[LayerWork, Place]], layout: Layout, run: Run) -
     return shared
 
 
-def _shares(layout: Layout, run: Run) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _shares(layout: MemoryLayout, run: Run) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The part of the blocks, and of the output layer, that each device reads in a step."""
     arguments, plan = run.arguments, layout.weight_plan
     slices = run.sized.slices(device_rules(run.devices, arguments), arguments.splits, load_mtp=arguments.load_mtp)
@@ -117,7 +117,7 @@ def _shares(layout: Layout, run: Run) -> tuple[tuple[float, ...], tuple[float, .
     return blocks, output
 
 
-def _blocks(layout: Layout, *, draft_head: bool) -> tuple[Block, ...]:
+def _blocks(layout: MemoryLayout, *, draft_head: bool) -> tuple[Block, ...]:
     """A draft head (nextn layers) runs in a context of its own, with the output layer behind it."""
     hp = layout.hparams
     found = blocks(hp, layout.context, layout.weights, layout.caches)
@@ -125,7 +125,7 @@ def _blocks(layout: Layout, *, draft_head: bool) -> tuple[Block, ...]:
     return tuple(block for block in found if block.slot not in others)
 
 
-def _draft(layout: Layout, run: Run, n_draft: int) -> Draft | None:
+def _draft(layout: MemoryLayout, run: Run, n_draft: int) -> Draft | None:
     if n_draft < 1 or not (run.drafts or run.mtp):
         return None
     if run.mtp is not None:

@@ -15,7 +15,7 @@ from autofit.errors import EngineRefusalError, UsageError
 
 from autofit_vllm.config.engine import EngineConfig
 from autofit_vllm.engine.versions import DEFAULT, Change, Engine
-from autofit_vllm.memory.kv_layers import Kind, LayerCache, Layout, lay_out, stage_of, uniform
+from autofit_vllm.memory.kv_layers import Kind, KvLayout, LayerCache, lay_out, stage_of, uniform
 from autofit_vllm.modules.model import VllmModel
 from autofit_vllm.modules.sharding import round_up
 
@@ -65,7 +65,7 @@ class Group:
 class KvPlan:
     """The cache of one model under one configuration; nothing here depends on how much memory there is."""
 
-    layout: Layout
+    layout: KvLayout
     groups: tuple[Group, ...]
     bytes_per_block: tuple[int, ...]  #: per pipeline stage
     max_len: int  #: the length that was asked for, or derived

@@ -227,7 +227,7 @@ class AttentionLayer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class KvLayout:
     """Every layer's cache, and the block size that vLLM reports."""
 
     layers: tuple[LayerCache, ...]
@@ -237,7 +237,7 @@ class Layout:
     packed: bool = False  #: the layers of a block stand behind each other; else the blocks of a layer
 
 
-def lay_out(model: VllmModel, config: EngineConfig) -> Layout:
+def lay_out(model: VllmModel, config: EngineConfig) -> KvLayout:
     """The cache of each layer under these settings.
 
     Raises:
@@ -269,7 +269,7 @@ def lay_out(model: VllmModel, config: EngineConfig) -> Layout:
             layer = _attention_layer(part, cache, config, block, skip_page, kv_dtype)
             if layer is not None:
                 layers.append(layer)
-    return Layout(
+    return KvLayout(
         layers=tuple(layers),
         block_tokens=block,
         backends=tuple(sorted({part.backend.name for part in attention})),

@@ -20,7 +20,7 @@ from autofit_vllm.planning.command import replace_settings
 from autofit_vllm.planning.evaluation import Evaluation, Rank, check_dtype, evaluate, gpu_of, ranks_of
 from autofit_vllm.planning.layouts import LAYOUT_VALUES, PARTITION
 from autofit_vllm.planning.load import blocks_for, mean_length, sequences_at
-from autofit_vllm.planning.problem import ENOUGH_TOKENS, Candidate, Layout, Problem
+from autofit_vllm.planning.problem import ENOUGH_TOKENS, Candidate, Problem, RankLayout
 
 HELD_BACK = 0.45  #: of the estimated peak and graphs, when a length is chosen: what logs spread by
 STEP_TOKENS = (16384, 8192, 4096, 2048, 1024, 512)
@@ -31,7 +31,9 @@ KEPT = 0.9  #: of the full contexts at a time, with a larger batch
 LENGTH_STEP = 256  #: solved lengths are multiples of this
 
 
-def best_of_layout(problem: Problem, layout: Layout, values: Mapping[str, Any], *, cap: int | None = None) -> Candidate:
+def best_of_layout(
+    problem: Problem, layout: RankLayout, values: Mapping[str, Any], *, cap: int | None = None
+) -> Candidate:
     """The largest steps and the most sequences with which the target length fits, else the longest length.
 
     Raises:
@@ -147,7 +149,7 @@ class LayoutBase:
     """What does not change while a layout's batch is chosen: weights, the cache's layout, the ranks."""
 
     problem: Problem
-    layout: Layout
+    layout: RankLayout
     values: Mapping[str, Any]
     settings: VllmSettings
     config: EngineConfig
@@ -157,7 +159,7 @@ class LayoutBase:
     offload: Offload | None
 
     @classmethod
-    def of(cls, problem: Problem, layout: Layout, values: Mapping[str, Any]) -> LayoutBase:
+    def of(cls, problem: Problem, layout: RankLayout, values: Mapping[str, Any]) -> LayoutBase:
         devices = layout.devices
         settings = _with(problem, layout, values, max_model_len=problem.lengths[0])
         gpu = gpu_of(devices)
@@ -320,7 +322,7 @@ class LayoutBase:
         return values
 
 
-def _with(problem: Problem, layout: Layout, values: Mapping[str, Any], **more: Any) -> VllmSettings:
+def _with(problem: Problem, layout: RankLayout, values: Mapping[str, Any], **more: Any) -> VllmSettings:
     given = {name: value for name, value in {**values, **more}.items() if name != "device_ids"}
     settings = replace_settings(problem.settings, given)
     return replace(settings, env={**settings.env, **layout.env}) if layout.env else settings
@@ -349,4 +351,4 @@ def base_of(problem: Problem, candidate: Candidate) -> LayoutBase:
     partition = evaluation.settings.env.get(PARTITION)
     devices = tuple(rank.device for rank in evaluation.ranks)
     env = {} if partition is None or PARTITION in problem.settings.env else {PARTITION: partition}
-    return LayoutBase.of(problem, Layout(values=values, devices=devices, world_size=len(devices), env=env), values)
+    return LayoutBase.of(problem, RankLayout(values=values, devices=devices, world_size=len(devices), env=env), values)

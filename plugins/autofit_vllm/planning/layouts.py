@@ -12,7 +12,7 @@ from autofit.domain.values import replace
 from autofit_vllm.command.settings import VllmSettings
 from autofit_vllm.config.cluster import is_cluster
 from autofit_vllm.config.resolve.parallel import possible_tp
-from autofit_vllm.planning.problem import Layout, Problem
+from autofit_vllm.planning.problem import Problem, RankLayout
 
 MAX_PIPELINE = 8
 PARTITION = "VLLM_PP_LAYER_PARTITION"
@@ -32,11 +32,11 @@ LAYOUT_VALUES = frozenset(
 )
 
 
-def layouts(problem: Problem) -> Iterator[list[Layout]]:
+def layouts(problem: Problem) -> Iterator[list[RankLayout]]:
     """Families of layouts: what the pins and the model's divisions allow, each by growing pipeline."""
     settings, model, n = problem.settings, problem.model, len(problem.devices)
     if n == 0:
-        yield [Layout(values={}, devices=(), world_size=1)]
+        yield [RankLayout(values={}, devices=(), world_size=1)]
         return
     nodes = problem.nodes
     heads = [tp for tp in possible_tp(model) if tp <= n // nodes]
@@ -103,7 +103,7 @@ def _context_parallel(problem: Problem, tp: int) -> list[int]:
     return [1, copies] if fits else [1]
 
 
-def _placed(problem: Problem, *, tp: int, pp: int, dp: int, expert: bool, dcp: int) -> Iterator[Layout]:
+def _placed(problem: Problem, *, tp: int, pp: int, dp: int, expert: bool, dcp: int) -> Iterator[RankLayout]:
     """These sizes on the GPUs with the most room, and on the fastest where those are others."""
     values: dict[str, Any] = {}
     if tp > 1:
@@ -122,15 +122,15 @@ def _placed(problem: Problem, *, tp: int, pp: int, dp: int, expert: bool, dcp: i
         values |= {"distributed_executor_backend": "ray"} if by_ray else {"nnodes": problem.nodes}
     world, devices = tp * pp * dp, problem.devices
     if problem.settings.pins("device_ids") or world > len(devices) or problem.nodes > 1:
-        yield Layout(values=values, devices=devices, world_size=world)
+        yield RankLayout(values=values, devices=devices, world_size=world)
         return
     for chosen in _choices(devices, world, n_stages=pp):
         ids = [(problem.visible or devices).index(device) for device in chosen]
         own = {} if ids == list(range(world)) else {"device_ids": ",".join(map(str, ids))}
-        yield Layout(values={**values, **own}, devices=chosen, world_size=world)
+        yield RankLayout(values={**values, **own}, devices=chosen, world_size=world)
 
 
-def _uneven(problem: Problem, layout: Layout, *, tp: int, pp: int, dp: int) -> Iterator[Layout]:
+def _uneven(problem: Problem, layout: RankLayout, *, tp: int, pp: int, dp: int) -> Iterator[RankLayout]:
     """The same with fewer layers on the stages whose GPUs have less room (`VLLM_PP_LAYER_PARTITION`)."""
     model, env = problem.model, problem.settings.env
     if pp < 2 or dp > 1 or PARTITION in env or model.n_layers < pp or len(layout.devices) < tp * pp:

@@ -170,7 +170,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class RankLayout:
     """Ranks, and the devices that take them."""
 
     values: Mapping[str, Any]

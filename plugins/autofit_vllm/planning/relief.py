@@ -16,7 +16,7 @@ from autofit_vllm.planning.codes import finding
 from autofit_vllm.planning.evaluation import gpu_of
 from autofit_vllm.planning.layouts import LAYOUT_VALUES
 from autofit_vllm.planning.offload import OFFLOAD_SEQUENCES, OFFLOAD_STEP_TOKENS
-from autofit_vllm.planning.problem import ENOUGH_TOKENS, LOSSY_KV, Candidate, Layout, Problem
+from autofit_vllm.planning.problem import ENOUGH_TOKENS, LOSSY_KV, Candidate, Problem, RankLayout
 from autofit_vllm.planning.ranking import timed
 from autofit_vllm.planning.search import search
 
@@ -92,7 +92,7 @@ def _held_by(problem: Problem, tp: int, pp: int, length: int) -> Parallel | None
     many = replace(problem, devices=devices, machine=machine, settings=_unpinned(problem.settings))
     values = {"tensor_parallel_size": tp, "pipeline_parallel_size": pp}
     try:
-        base = LayoutBase.of(many, Layout(values=values, devices=devices, world_size=tp * pp), values)
+        base = LayoutBase.of(many, RankLayout(values=values, devices=devices, world_size=tp * pp), values)
         tokens = max(OFFLOAD_STEP_TOKENS, sequences, problem.settings.max_num_seqs or 0)
         candidate = base.candidate(tokens, sequences)
     except EngineRefusalError:

@@ -19,7 +19,7 @@ from autofit.errors import EngineRefusalError
 from autofit_vllm.planning.batch import base_of, best_of_layout
 from autofit_vllm.planning.layouts import layouts
 from autofit_vllm.planning.offload import offloaded
-from autofit_vllm.planning.problem import LOSSY_KV, Candidate, Layout, Problem
+from autofit_vllm.planning.problem import LOSSY_KV, Candidate, Problem, RankLayout
 from autofit_vllm.planning.ranking import READABLE, score, timed
 
 
@@ -129,7 +129,7 @@ def _cap(problem: Problem, kv_dtype: str | None, *, eager: bool) -> int | None:
     return None
 
 
-def _on_all(problem: Problem, layout: Layout, values: Mapping[str, Any], cap: int | None) -> list[Candidate]:
+def _on_all(problem: Problem, layout: RankLayout, values: Mapping[str, Any], cap: int | None) -> list[Candidate]:
     """The layout that takes every GPU, where fewer would do: what leaving some out means is known then."""
     if layout.world_size != len(problem.devices):
         return []

@@ -25,7 +25,7 @@ _ACTIVATION_FORMATS = frozenset({"naive-quantized", "int-quantized", "float-quan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arguments:
+class QuantArgs:
     """How one kind of value is quantized (compressed_tensors' QuantizationArgs, with its defaults)."""
 
     bits: int = 8
@@ -38,7 +38,7 @@ class Arguments:
     scale_dtype: str | None = None
 
     @classmethod
-    def read(cls, raw: object) -> Arguments | None:
+    def read(cls, raw: object) -> QuantArgs | None:
         """Raises:
         EngineRefusalError: an ordering that vLLM no longer takes, or no sense in a value.
         """
@@ -163,7 +163,7 @@ class Group:
 
 
 def scheme_of(
-    weights: Arguments, inputs: Arguments | None, outputs: Arguments | None, layout: str, capability: int
+    weights: QuantArgs, inputs: QuantArgs | None, outputs: QuantArgs | None, layout: str, capability: int
 ) -> Scheme:
     """The scheme that vLLM picks, tried in its order (compressed_tensors.py:_get_scheme_from_parts).
 
@@ -207,7 +207,7 @@ def scheme_of(
     )
 
 
-def _eight_bits(weights: Arguments, inputs: Arguments | None, group: int) -> Scheme | None:
+def _eight_bits(weights: QuantArgs, inputs: QuantArgs | None, group: int) -> Scheme | None:
     if weights.kind == "float" and weights.bits == 8 and weights.symmetric and not weights.dynamic:
         granularities: dict[str, Granularity] = {"tensor": "tensor", "channel": "channel", "block": "block"}
         if weights.strategy in granularities:
@@ -304,10 +304,10 @@ def compressed_tensors(config: Mapping[str, Any], capability: int) -> Compressed
         targets = [target for target in group.get("targets") or () if isinstance(target, str)]
         if len(targets) == 1 and targets[0].endswith("Attention"):
             continue
-        weights = Arguments.read(group.get("weights"))
+        weights = QuantArgs.read(group.get("weights"))
         if weights is None:
             continue
-        inputs, outputs = (Arguments.read(group.get(key)) for key in ("input_activations", "output_activations"))
+        inputs, outputs = (QuantArgs.read(group.get(key)) for key in ("input_activations", "output_activations"))
         scheme = scheme_of(weights, inputs, outputs, str(group.get("format") or layout), capability)
         groups += [(target, scheme) for target in targets]
     cache = config.get("kv_cache_scheme")

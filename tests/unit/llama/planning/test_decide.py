@@ -15,7 +15,7 @@ from autofit.errors import AutofitError, EngineRefusalError, UsageError
 from autofit_llama.backend import LlamaBackend
 from autofit_llama.launch.margins import default_margin
 from autofit_llama.memory.estimate import Estimate
-from autofit_llama.memory.layout import Layout
+from autofit_llama.memory.layout import MemoryLayout
 from autofit_llama.planning import problem as search_problem
 from autofit_llama.planning.goals import DECODE_FLOORS
 from support.descriptors import spec
@@ -282,7 +282,7 @@ def estimates_of(monkeypatch: pytest.MonkeyPatch, on: Machine, *argv: str, **mor
     made = []
     real = search_problem.estimate
 
-    def counted(*args: object, layout: Layout | None) -> Estimate:
+    def counted(*args: object, layout: MemoryLayout | None) -> Estimate:
         found = real(*args, layout=layout)  # type: ignore[arg-type]
         made.extend([found] if layout is None else [])  # with a known layout it is a sum, no replay
         return found

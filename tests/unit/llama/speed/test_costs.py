@@ -11,7 +11,7 @@ from autofit.speed import Roofline as AnyRoofline
 
 from autofit_llama.graph.devices import CUDA
 from autofit_llama.memory.estimate import Run, estimate, size
-from autofit_llama.memory.layout import Arguments, Sized
+from autofit_llama.memory.layout import LoadParams, ParsedModel
 from autofit_llama.model.context import ContextParams
 from autofit_llama.model.resolve import caches, resolve_context
 from autofit_llama.planning.tables import Split, Tables, Target
@@ -31,17 +31,17 @@ CARDS = tuple(
 MACHINE = Machine(host=Host(total_bytes=None, available_bytes=None), devices=CARDS)
 
 
-def parts_of(sized: Sized, n_ctx: int = 4096) -> tuple[Block, ...]:
+def parts_of(sized: ParsedModel, n_ctx: int = 4096) -> tuple[Block, ...]:
     context = resolve_context(sized.hparams, ContextParams(n_ctx=n_ctx, n_outputs_max=1, flash_attn="on"))
     return blocks(sized.hparams, context, sized.weights(), caches(sized.hparams, context))
 
 
-def run_of(sized: Sized, n_gpu_layers: int = -1, **arguments: object) -> Run:
+def run_of(sized: ParsedModel, n_gpu_layers: int = -1, **arguments: object) -> Run:
     context = ContextParams(n_ctx=4096, n_outputs_max=1)
     return Run(
         sized=sized,
         devices=CARDS[:1],
-        arguments=Arguments(context=context, n_gpu_layers=n_gpu_layers, splits=(1.0,), **arguments),  # type: ignore[arg-type]
+        arguments=LoadParams(context=context, n_gpu_layers=n_gpu_layers, splits=(1.0,), **arguments),  # type: ignore[arg-type]
     )
 
 
