@@ -14,7 +14,6 @@ from typing import Any
 import autofit
 import pytest
 
-from autofit_llama.backend import LlamaBackend
 from support.descriptors import DATA, spec
 
 ROWS: list[Mapping[str, Any]] = [
@@ -27,6 +26,5 @@ def test_the_replay_chooses_what_the_engine_chose(row: Mapping[str, Any]) -> Non
     machine = autofit.load_machine(*(f"generic-{row['api']}:{mib}MiB" for mib in row["free_mib"]), ram="2048GiB")
     servers = ["--rpc", ",".join(row["rpc"])] if "rpc" in row else []
     argv = ["llama-fit-params", "-m", "model.gguf", "-fitt", str(row["margin_mib"]), *servers, *row["args"]]
-    backend = LlamaBackend()
-    report = backend.check(backend.parse(argv), spec("models", row["model"]), machine).engine_report
+    report = autofit.check(argv, machine, model=spec("models", row["model"]), settings=None).engine_report
     assert report["fit"] == {"arguments": row["chosen"], "gave_up": None}

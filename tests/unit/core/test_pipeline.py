@@ -26,7 +26,14 @@ CARD = autofit.load_machine("rtx-3090", ram="64GiB")
 def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Adds a plugin with these hooks to the process's host."""
     host = Host({AUTOLOAD_OFF: "1"})
-    for module in ("autofit.pipeline", "autofit.cli.hardware", "autofit.cli.plan", "autofit.host"):
+    for module in (
+        "autofit.pipeline",
+        "autofit.machines",
+        "autofit.validation",
+        "autofit.cli.hardware",
+        "autofit.cli.plan",
+        "autofit.host",
+    ):
         monkeypatch.setattr(f"{module}.host", lambda: host, raising=False)
 
     def add(**hooks: Any) -> None:
