@@ -49,9 +49,12 @@ def curve_of_model(
     engine_args: Sequence[str] = (),
     settings: Surroundings | None = HERE,
     machine: Machine | None = None,
+    details: bool = False,
     said: Said = nothing_said,
 ) -> Curve:
     """A model's own plan, and its plans at other contexts. `given` are options as for `plan()`; all else is kept.
+
+    `details`: what else there is to choose is looked for, of the plan that is asked for.
 
     Raises:
         UsageError, ModelError, HardwareError, EngineRefusalError: as for `plan()`, of the plan that is asked for.
@@ -63,10 +66,10 @@ def curve_of_model(
         options = with_engine(name, options, settings)
         machine = machine_of(options, None if settings is None else settings.variables)
 
-    def planned(asked: Options) -> Plan:
-        return plan_of(name, reference, machine, asked, settings, engine_args=engine_args, details=False)
+    def planned(asked: Options, details: bool = False) -> Plan:
+        return plan_of(name, reference, machine, asked, settings, engine_args=engine_args, details=details)
 
-    chosen = planned(options)
+    chosen = planned(options, details)
 
     def at(n: int) -> Plan:
         changed = {"context": n, "min_context": None, "max_context": None, "mean_tokens": _mean(options, n)}

@@ -51,7 +51,12 @@ def picks_of(
                 yield way, found
 
     fastest = max(tried(_faster(plan, request, backend)), key=lambda one: _near(one[1]), default=None)
-    longest = next(tried(_longer(plan, request, backend, trained_tokens)), None)
+    longest: tuple[_Way, Plan] | None = None
+    for one in tried(_longer(plan, request, backend, trained_tokens)):
+        if longest is None or (one[1].context_tokens or 0) > (longest[1].context_tokens or 0):
+            longest = one
+        if (longest[1].context_tokens or 0) >= (trained_tokens or 0):
+            break
     best = next(tried(_better(plan, request, backend)), None)
     told: list[tuple[Pick, tuple[_Way, Plan]]] = []
     if fastest is not None and _near(fastest[1]) >= NOTICED * _near(plan):
@@ -79,10 +84,13 @@ def _faster(plan: Plan, request: Request, backend: Backend) -> Iterator[_Way]:
 
 
 def _longer(plan: Plan, request: Request, backend: Backend, trained_tokens: int | None) -> Iterator[_Way]:
-    """The longest that fits, where the length was left open and the model was trained for more."""
+    """Ways to a longer context, where it was left open and the model was trained for more; one may do."""
     is_open = request.context is None and request.max_context is None
     if is_open and plan.context_tokens and trained_tokens and plan.context_tokens < trained_tokens:
         yield _Way(("-c", "max"), {"context": 0})
+        yield _Way(("-c", str(trained_tokens)), {"context": trained_tokens})
+        if backend.small_kv and request.kv in (None, "auto"):
+            yield _Way(("-c", "max", "--kv", backend.small_kv), {"context": 0, "kv": backend.small_kv})
 
 
 def _better(plan: Plan, request: Request, backend: Backend) -> Iterator[_Way]:
@@ -138,8 +146,12 @@ def _differences(plan: Plan, found: Plan, kv_types: tuple[str, ...]) -> tuple[tu
         costs.append(f"prompts at ~{format_rate(prompts[1])} instead of ~{format_rate(prompts[0])} tokens/s")
     kv, others = kv_of(plan, kv_types), kv_of(found, kv_types)
     if kv != others:
-        (costs if others else gains).append(f"a {others} KV cache" if others else f"no {kv} KV cache")
+        (costs if others else gains).append(f"{_a(others)} KV cache" if others else f"no {kv} KV cache")
     return tuple(gains), tuple(costs or _settings(plan, found))
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[:1] in 'aefiou' else 'a'} {name}"
 
 
 def _settings(plan: Plan, found: Plan) -> list[str]:

@@ -10,8 +10,10 @@ from autofit.domain.memory import KINDS, PoolUse
 from autofit.domain.plan import Plan
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
+from autofit.domain.values import replace
 from autofit.render import text
 
+EXPLAINS = "--explain shows the next step up"
 LEAST_COLUMNS, MOST_BAR = 28, 100
 FULL_FRACTION = 0.05  #: of free memory: with less left, the pool is what limits the plan
 #: kind -> a character, one of ASCII, and a color of the 256 that people tell apart who see colors differently
@@ -55,7 +57,8 @@ def picture(plan: Plan, terminal: Terminal) -> Iterator[str]:
         yield from _pool(name, fullest(pools), terminal)
     facts = list(text.facts(plan))
     yield from wrapped(" · ".join(facts), terminal.columns, "  ") if facts else ()
-    yield from wrapped(_limit(plan), terminal.columns, "  ")
+    told = next_step(plan) or (EXPLAINS if "limits it" in limit(plan) else "")
+    yield from wrapped(f"{limit(plan)}{f'; {told}' if told else ''}", terminal.columns, "  ")
     if plan.engine_source is not None:
         yield from wrapped(f"for {printable(plan.engine_source, 200)}", terminal.columns, "  ")
     for found in plan.findings:
@@ -147,7 +150,16 @@ def legend(parts: Sequence[tuple[str, str]], terminal: Terminal) -> Iterator[str
         yield line.rstrip()
 
 
-def _limit(plan: Plan) -> str:
+def next_step(plan: Plan) -> str:
+    """What the next better value of a setting would need, where that was looked for."""
+    for one in plan.decisions:
+        step = one.next_rejected
+        if step is not None and step.shortfall_bytes and plan.fits:
+            return f"next: {printable(one.setting, 40)} {text.rejected(replace(step, because=''))}"
+    return ""
+
+
+def limit(plan: Plan) -> str:
     """What limits the plan: the pool with the least room left for its size."""
     rooms = [(pool, pool.room_bytes) for pool in plan.memory.pools]
     known = [(pool, room) for pool, room in rooms if room is not None and pool.free_bytes]
@@ -158,7 +170,7 @@ def _limit(plan: Plan) -> str:
         return f"{pool.id} lacks {format_bytes(-room)}"
     if room > FULL_FRACTION * (pool.free_bytes or 0):
         return f"nothing is short: of {pool.id}, the fullest, {format_bytes(room)} are left beside the margin"
-    return f"{pool.id} limits it: {format_bytes(room)} are left beside the margin; --explain shows the next step up"
+    return f"{pool.id} limits it: {format_bytes(room)} are left beside the margin"
 
 
 def wrapped(words: str, columns: int, first: str, then: str | None = None) -> Iterator[str]:

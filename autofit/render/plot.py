@@ -36,7 +36,7 @@ def table(curve: Curve, columns: int = 100) -> Iterator[str]:
         if said := rate(point):
             parts.append(f"decode {said} tokens/s")
         if point.kv:
-            parts.append(f"a {point.kv} cache")
+            parts.append(f"KV cache {point.kv}")
         if not point.fits:
             parts.append(f"does not fit: {printable(point.because, 200)}")
         yield from wrapped(", ".join(parts), columns, "  ", "    ")

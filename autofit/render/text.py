@@ -18,7 +18,7 @@ def summary(plan: Plan) -> Iterator[str]:
     for row in rows:
         yield f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip()
     for pool in plan.memory.pools:
-        yield from (f"  {_limit_row(limit, pool)}" for limit in pool.limits)
+        yield from (f"  {limit_row(limit, pool)}" for limit in pool.limits)
     if said := list(facts(plan)):
         yield "  " + " · ".join(said)
     if plan.engine_source is not None:
@@ -80,7 +80,7 @@ def explain(plan: Plan) -> Iterator[str]:
     for d in plan.decisions:
         yield f"  {printable(f'{d.setting} {d.value}', 80):<{width}}  [{d.origin}] {printable(d.because, 300)}"
         if d.next_rejected:
-            yield f"  {'':<{width}}  next: {_rejected(d.next_rejected)}"
+            yield f"  {'':<{width}}  next: {rejected(d.next_rejected)}"
     yield "memory"
     for pool in plan.memory.pools:
         yield f"  {pool.id} {printable(pool.name, 60)}: {room(pool)}"
@@ -101,7 +101,8 @@ def explain(plan: Plan) -> Iterator[str]:
             yield f"    {printable(a.because, 300)}"
 
 
-def _rejected(rejected: NextRejected) -> str:
+def rejected(rejected: NextRejected) -> str:
+    """The next better value, and what it lacks."""
     value, because = printable(rejected.value, 80), printable(rejected.because, 200)
     if rejected.shortfall_bytes:
         value += f" needs {format_bytes(rejected.shortfall_bytes)} more on {rejected.pool}"
@@ -118,7 +119,8 @@ def _pool_row(pool: PoolUse) -> tuple[str, str, str, str]:
     return pool.id, printable(pool.name, 40), room(pool), " · ".join(parts)
 
 
-def _limit_row(limit: DeviceLimit, pool: PoolUse) -> str:
+def limit_row(limit: DeviceLimit, pool: PoolUse) -> str:
+    """What a device may take of a pool, and what of it is used."""
     used, most = format_bytes(limit.used_bytes), format_bytes(limit.limit_bytes)
     return f"{limit.id}  {printable(limit.name, 40)}: {used} used of the {most} that it may take of {pool.name}"
 

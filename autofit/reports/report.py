@@ -73,7 +73,7 @@ def make_report(
         "model": model_to_dict(model),
         "answer": _answer(words, model, machine, variables, options),
     }
-    _refuse_leaks(report, environ)
+    refuse_leaks(report, environ)
     try:
         report["replays"] = figures(replay(report)) == figures(report["answer"])
     except AutofitError:
@@ -88,7 +88,7 @@ def _scrubbed(value: Any, names: Mapping[str, str]) -> Any:
     return scrub_command([value], names)[0] if isinstance(value, str) else scrub_command(value, names)
 
 
-def _refuse_leaks(report: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+def refuse_leaks(report: Mapping[str, Any], environ: Mapping[str, str]) -> None:
     """What scrubbing missed must not leave: the home directory, and values of variables with secrets.
 
     Raises:

@@ -18,8 +18,9 @@ CASES: dict[str, tuple[str, str, list[str], dict[str, Any], set[str]]] = {
     "all there is": ("llama", "example:llama-3.1-8b-q4_k_m", ["a100-80gb"], {}, set()),
     "a lossy cache": ("llama", "example:llama-3.1-8b-q4_k_m", ["rtx-3060-12gb"], {"context": "90k"}, {"best quality"}),
     "a stated context": ("llama", "example:llama-3.1-8b-q4_k_m", ["rtx-3060-12gb"], {"context": "16k"}, set()),
-    "weights of vLLM in RAM": ("vllm", "qwen3-30b-a3b", ["2xrtx-4090"], {}, set()),
+    "weights of vLLM in RAM": ("vllm", "qwen3-30b-a3b", ["2xrtx-4090"], {}, {"longest context"}),
     "pages of vLLM": ("vllm", "llama3-70b", ["2xa100-80gb"], {}, {"longest context"}),
+    "stages of vLLM": ("vllm", "llama3-70b", ["4xa100-40gb"], {}, {"longest context"}),
     "it does not fit": ("llama", "example:mixtral-8x22b-q4_k_m", ["rtx-3060-12gb"], {"ram": "16GiB"}, set()),
 }
 
