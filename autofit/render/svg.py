@@ -95,12 +95,12 @@ def _axes(frame: _Frame, points: Sequence[Point], chosen: int | None) -> Iterato
         y = frame.up(i * step)
         yield f'<path class="a" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>'
         yield _text(LEFT - 8, y + 4, f"{i * step:g}", anchor="end")
-    right = -1e9
-    for point in points:
-        x = frame.at(point.context_tokens)
-        words = _tokens(point.context_tokens)
-        if x - right > 4 * len(words) + 14 or point.context_tokens == chosen:
-            right = x + 4 * len(words)
+    taken: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda point: point.context_tokens != chosen):  # the plan's own first
+        x, words = frame.at(point.context_tokens), _tokens(point.context_tokens)
+        left, right = x - 4 * len(words) - 5, x + 4 * len(words) + 5
+        if all(right <= other_left or left >= other_right for other_left, other_right in taken):
+            taken.append((left, right))
             yield _text(x, frame.y + TOP + PANEL + 18, words, "h" if point.context_tokens == chosen else "", "middle")
     yield _text(WIDTH - RIGHT, frame.y + TOP + PANEL + 36, "tokens of context", anchor="end")
 

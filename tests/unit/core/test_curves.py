@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 from typing import Any
 
 import autofit
@@ -106,6 +107,21 @@ def test_svg(name: str) -> None:
     left, top, width, height = map(float, root.attrib["viewBox"].split())
     for mark in marks:
         assert left <= float(mark.attrib["cx"]) <= width and top <= float(mark.attrib["cy"]) <= height
+
+
+def test_contexts_near_each_other_do_not_write_over_each_other() -> None:
+    near = replace(
+        ALONE, points=tuple(replace(ALONE.points[-1], context_tokens=n) for n in (4096, 16384, 16640, 32768))
+    )
+    near = replace(near, chosen=replace(ALONE.chosen, context_tokens=16640))
+    labels = [
+        (float(label.attrib["x"]), label.text or "")
+        for label in ET.fromstring(svg(near)).findall(".//{http://www.w3.org/2000/svg}text")
+        if label.attrib["text-anchor"] == "middle"
+    ]
+    axis = sorted(set(labels))  # each panel has the same
+    assert "16,640" in [text for _, text in axis] and "16k" not in [text for _, text in axis]
+    assert all(b - a >= 4 * (len(left) + len(right)) for (a, left), (b, right) in pairwise(axis))
 
 
 def test_names_of_files_do_nothing_in_a_picture() -> None:
