@@ -35,7 +35,8 @@ def check(nodes: Iterable[Tensor], hp: HParams) -> None:
 def fails_on_cpu(hp: HParams) -> bool:
     """Whether a CPU would not compute what other devices do; then `check_placed` says where."""
     uneven = hp.ssm_n_group > 0 and hp.ssm_dt_rank % hp.ssm_n_group != 0
-    return uneven or any(hp.n_rot(il) > hp.n_embd_head_k(il) for il in range(hp.n_layer_all))
+    rotated = [(hp.n_rot(il), hp.n_embd_head_k(il)) for il in range(hp.n_layer_all)]
+    return uneven or any(n_rot > head or n_rot % 2 for n_rot, head in rotated)
 
 
 def check_placed(nodes: Iterable[Tensor], hp: HParams, cpu: int) -> None:
@@ -46,13 +47,20 @@ def check_placed(nodes: Iterable[Tensor], hp: HParams, cpu: int) -> None:
     Raises:
         EngineRefusalError: with the assertion, and the keys.
     """
-    n_rot = min(hp.n_rot(il) for il in range(hp.n_layer_all))
+    nodes = list(nodes)
+    every = {hp.n_rot(il) for il in range(hp.n_layer_all)}
+    n_rot, n_odd = min(every), sum(n % 2 for n in every)
+    # which layer a node is of is not known: all are odd, or all are rotated on the CPU
+    is_odd = n_odd == len(every) or (n_odd > 0 and all(node.dev == cpu for node in nodes if node.op == "ROPE"))
     for node in nodes:
         if node.dev != cpu:
             continue
         if node.op == "ROPE" and node.ne[0] < n_rot:
             what = f"{_operation(node)} on the CPU: GGML_ASSERT(n_dims <= ne0)"
             raise aborts(hp, what, (node.ne[0],), keys=["n_rot_full", "n_rot_swa"])
+        if node.op == "ROPE" and is_odd:
+            what = f"{_operation(node)} on the CPU: GGML_ASSERT(n_dims % 2 == 0)"
+            raise aborts(hp, what, tuple(every), keys=["n_rot_full", "n_rot_swa"])
         if node.op == "SSM_SCAN" and node.src[1].ne[1] % (node.src[4].ne[1] or 1):
             what = f"{_operation(node)} on the CPU: GGML_ASSERT(nh % ng == 0)"
             raise aborts(hp, what, keys=["ssm_dt_rank", "ssm_n_group"])

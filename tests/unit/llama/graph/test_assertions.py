@@ -40,6 +40,19 @@ def test_heads_that_are_rotated_beyond_their_end_are_refused_where_the_cpu_rotat
     assert not isinstance(checked(described, given["words"]), str)  # a GPU rotates what there is
 
 
+@pytest.mark.parametrize(
+    ("base", "keys"),
+    [
+        ("gemma-dense", {"gemma.rope.dimension_count": 127}),
+        ("mimo2-moe", {"mimo2.rope.dimension_count": 127}),  # windowed layers keep an even number
+    ],
+)
+def test_an_odd_number_of_rotated_elements_is_refused_where_the_cpu_rotates_them(base: str, keys: Any) -> None:
+    described = described_by({"base": base, "keys": keys, "refit": True, "words": []})
+    assert "GGML_ASSERT(n_dims % 2 == 0)" in checked(described, ["-c", "512"], on_cpu=True)
+    assert not isinstance(checked(described, ["-c", "512"]), str)  # a GPU rotates them
+
+
 HEADS = (8, 4, 6)
 
 
