@@ -254,9 +254,11 @@ export const scenarios = {
     await page.waitForFunction(() => globalThis.autofit.plan?.pools[0].total_bytes === 10 * 2 ** 30);
     await answered(page);
     assert.equal((await page.evaluate(() => globalThis.autofit.plan)).pools[0].name, "A card");
+    await page.waitForFunction(() => location.hash.includes("file="));
+    const before = new URL(page.url()).hash; // of the card, which is a file too
     await page.setInputFiles("#machine-file", given.job.files.machine);
     await page.waitForFunction(() => globalThis.autofit.plan?.pools[0].name === "Recorded card");
-    await page.waitForFunction(() => location.hash.includes("file="));
+    await page.waitForFunction((old) => location.hash !== old, before);
     const { context, page: other } = await given.open({}, new URL(page.url()).hash);
     await answered(other);
     assert.equal((await other.evaluate(() => globalThis.autofit.plan)).pools[0].name, "Recorded card");
