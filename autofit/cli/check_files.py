@@ -136,7 +136,7 @@ def _form(args: argparse.Namespace) -> str:
     form = "lines" if args.format == "shell" else str(args.format)
     if form not in FORMATS:
         raise UsageError(
-            f"several commands have no format {printable(form, 40)!r}", hint=f"known: {', '.join(FORMATS)}"
+            f"several commands have no format '{printable(form, 40)}'", hint=f"known: {', '.join(FORMATS)}"
         )
     return form
 

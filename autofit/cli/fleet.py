@@ -122,7 +122,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _format(name: str) -> RendererRef:
     known = {word: ref for word, ref in host().renderers().items() if ref.fleet}
     if name not in known:
-        raise UsageError(f"no format {printable(name, 60)!r} of fleets", hint=f"known: {', '.join(sorted(known))}")
+        raise UsageError(f"no format '{printable(name, 60)}' of fleets", hint=f"known: {', '.join(sorted(known))}")
     return known[name]
 
 

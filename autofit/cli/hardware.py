@@ -190,7 +190,7 @@ def _path(name: str) -> Path:
 
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}", name):
         raise UsageError(
-            f"not a name for a profile: {printable(name, 60)!r}", hint="use small letters, digits, dots and dashes"
+            f"not a name for a profile: '{printable(name, 60)}'", hint="use small letters, digits, dots and dashes"
         )
     return user_dir() / "hardware" / f"{name}.toml"
 

@@ -39,7 +39,7 @@ def answered(name: str, given: Mapping[str, Any]) -> tuple[dict[str, Any] | None
 
     tool = next((tool for tool in tools() if tool.name == name), None)
     if tool is None:
-        return None, f"no tool {printable(name, 60)!r}"
+        return None, f"no tool '{printable(name, 60)}'"
     wrong = _wrong(tool.schema, given)
     if wrong is not None:
         return None, f"{name}: {wrong}"

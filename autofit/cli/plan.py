@@ -116,7 +116,7 @@ def show(plan: Plan, args: argparse.Namespace | SimpleNamespace, *, force: bool)
 def _format(name: str) -> RendererRef:
     renderers = host().renderers()
     if name not in renderers:
-        raise UsageError(f"no format {printable(name, 60)!r}", hint=f"known: {', '.join(sorted(renderers))}")
+        raise UsageError(f"no format '{printable(name, 60)}'", hint=f"known: {', '.join(sorted(renderers))}")
     return renderers[name]
 
 

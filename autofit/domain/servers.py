@@ -61,7 +61,7 @@ def _server(text: str) -> Server:
     free = parse_size(size) if colon else None
     if free == 0:
         raise UsageError(f"{text[:60]!r}: no memory is left", hint=_HINT)
-    address = check_address(place if equals else f"{host}:{port}")
+    address = check_address(f"{host}:{port}" if colon and not equals else place)
     return Server(address=address, card=card.strip() or None, free_bytes=free)
 
 

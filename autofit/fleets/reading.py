@@ -220,7 +220,7 @@ def _engine(row: Mapping[str, Any], name: str, at: str) -> FleetModel:
         backend = _backend_for(reference, at)
     elif not isinstance(backend, str) or backend not in host().backends():
         known = sorted(host().backends())
-        raise UsageError(f"{at}: no backend {printable(str(backend), 40)!r}", hint=suggest(str(backend), known))
+        raise UsageError(f"{at}: no backend '{printable(str(backend), 40)}'", hint=suggest(str(backend), known))
     args = _texts(row.get("engine-args", ()), f"{at}: engine-args")
     return FleetModel(name=name, backend=backend, reference=reference, engine_args=args)
 
@@ -277,7 +277,7 @@ def _options(row: Mapping[str, Any], own: Iterable[str], at: str) -> dict[str, A
         if name in _NOT_OF_MODELS:
             raise UsageError(f"{at}: {key} is not of a model", hint=_NOT_OF_MODELS[name])
         if name not in BY_NAME or "_" in key:
-            raise UsageError(f"{at}: unknown key {printable(key, 40)!r}", hint=suggest(key, known))
+            raise UsageError(f"{at}: unknown key '{printable(key, 40)}'", hint=suggest(key, known))
         option = BY_NAME[name]
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, (Mapping, list)) for item in items):
@@ -323,7 +323,7 @@ def _phases_of(given: Any, known: Mapping[str, tuple[str, ...]], at: str) -> tup
     for name in _texts(given, at):
         if name not in known:
             hint = suggest(name, list(known)) if known else 'write phases = ["day", "night"] at the top of the file'
-            raise UsageError(f"{at}: no phase {printable(name, 60)!r}", hint=hint)
+            raise UsageError(f"{at}: no phase '{printable(name, 60)}'", hint=hint)
         found |= dict.fromkeys(known[name])
     return tuple(found)
 
@@ -348,7 +348,7 @@ def _check(fleet: Fleet, where: str) -> None:
         for name in model.machines:
             if name not in here:
                 raise UsageError(
-                    f"{where}: model {model.name}: no machine {printable(name, 60)!r}", hint=suggest(name, here)
+                    f"{where}: model {model.name}: no machine '{printable(name, 60)}'", hint=suggest(name, here)
                 )
         if model.port is not None and model.port + model.replicas - 1 > 65535:
             raise UsageError(f"{where}: model {model.name}: port {model.port} and {model.replicas - 1} after it")
@@ -388,7 +388,7 @@ def _may_meet(one: FleetModel, other: FleetModel) -> bool:
 def _check_keys(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for key in table:
         if key not in known:
-            raise UsageError(f"{where}: unknown key {printable(str(key), 40)!r}", hint=suggest(str(key), list(known)))
+            raise UsageError(f"{where}: unknown key '{printable(str(key), 40)}'", hint=suggest(str(key), list(known)))
 
 
 def _rows(given: Any, where: str) -> Sequence[Mapping[str, Any]]:
@@ -417,14 +417,14 @@ def _name(given: Any, where: str) -> str:
         raise UsageError(f"{where}: needs a name of at most {MAX_NAME} characters", hint='name = "chat"')
     if not given.isascii() or not all(c.isalnum() or c in "._-" for c in given) or given[0] in "._-":
         raise UsageError(
-            f"{where}: {printable(given, 60)!r} is no name", hint="letters, digits and . _ - behind the first"
+            f"{where}: '{printable(given, 60)}' is no name", hint="letters, digits and . _ - behind the first"
         )
     return given
 
 
 def _whole(given: Any, least: int, most: int, where: str) -> int:
     if isinstance(given, bool) or not isinstance(given, int) or not least <= given <= most:
-        raise UsageError(f"{where}: {printable(str(given), 40)!r} is no number from {least} to {most}")
+        raise UsageError(f"{where}: '{printable(str(given), 40)}' is no number from {least} to {most}")
     return given
 
 
@@ -436,5 +436,5 @@ def _flag(given: Any, where: str) -> bool:
 
 def _choice(given: Any, known: Sequence[str], where: str) -> str:
     if given not in known:
-        raise UsageError(f"{where}: {printable(str(given), 40)!r}", hint=f"known: {', '.join(known)}")
+        raise UsageError(f"{where}: '{printable(str(given), 40)}'", hint=f"known: {', '.join(known)}")
     return str(given)

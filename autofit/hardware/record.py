@@ -90,7 +90,7 @@ def _build(cls: Any, data: object, where: str) -> Any:
         if key not in known:
             from autofit.text.suggest import close_names
 
-            raise HardwareError(f"{where}: no key {printable(str(key), 60)!r}", hint=close_names(str(key), known))
+            raise HardwareError(f"{where}: no key '{printable(str(key), 60)}'", hint=close_names(str(key), known))
         values[key] = _convert(_HINTS[cls][key], value, f"{where}: {key}")
         if (key.endswith("_per_s") or key.startswith(("n_cores", "n_numa", "n_sm"))) and value == 0:
             raise HardwareError(f"{where}: {key}: must be above 0", hint="null says that it is unknown")

@@ -227,7 +227,7 @@ def _container(prefix: tuple[str, ...], words: tuple[str, ...], given: list[tupl
         told.setdefault(_TOLD.get(option, option), []).append(value)
     image = prefix[-1]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,400}", image):
-        raise UsageError(f"{prefix[0].rpartition('/')[2]} run: {printable(image, 80)!r} names no image", hint=_HINT)
+        raise UsageError(f"{prefix[0].rpartition('/')[2]} run: '{printable(image, 80)}' names no image", hint=_HINT)
     if "volumes-from" in told:
         raise UsageError(
             "--volumes-from: what another container sees is not looked up", hint="name the folders with -v HOST:INSIDE"
@@ -316,7 +316,7 @@ def _mounts(texts: Iterable[str]) -> Iterable[Mount]:
 def _target(path: str, said: str) -> str:
     if not path.startswith("/"):
         raise UsageError(
-            f"{printable(said, 80)!r}: a place inside the container begins with /", hint="write -v /host/folder:/inside"
+            f"'{printable(said, 80)}': a place inside the container begins with /", hint="write -v /host/folder:/inside"
         )
     return path.rstrip("/") or "/"
 
@@ -367,7 +367,7 @@ def _gpus(text: str) -> Gpus:
         elif key == "count":
             count = value
         elif key not in ("driver", "capabilities", "options"):
-            raise UsageError(f"--gpus {printable(text, 60)}: no {printable(key, 20)!r} in it is known", hint=_ALL)
+            raise UsageError(f"--gpus {printable(text, 60)}: no '{printable(key, 20)}' in it is known", hint=_ALL)
     if words and count is not None:
         raise UsageError(
             f"docker refuses --gpus {printable(text, 60)}: a list of devices and a number",
@@ -388,7 +388,7 @@ _ALL = "write --gpus all, --gpus 2 or --gpus device=0"
 def _index(word: str) -> str:
     word = word.strip()
     if not re.fullmatch(r"[A-Za-z0-9-]{1,80}", word) or ":" in word:
-        raise UsageError(f"{printable(word, 60)!r} names no GPU", hint=_ALL)
+        raise UsageError(f"'{printable(word, 60)}' names no GPU", hint=_ALL)
     return word
 
 

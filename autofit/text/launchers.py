@@ -339,7 +339,7 @@ def _split(name: str, text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise UsageError(f"{printable(name, 60)} {printable(text, 60)!r}: {error}") from None
+        raise UsageError(f"{printable(name, 60)} '{printable(text, 60)}': {error}") from None
 
 
 def _joined(first: str, then: str) -> str:

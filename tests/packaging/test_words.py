@@ -97,3 +97,9 @@ def test_messages_use_the_words_of_the_glossary(path: Path) -> None:
 def test_pages_use_the_words_of_the_glossary(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [(number, words) for number, line in enumerate(lines, 1) if (words := found_in(line))] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_made_printable_is_not_escaped_again(path: Path) -> None:
+    """`repr()` of a text with an escaped character escapes its backslash too: `'a\\\\x1b'` for what was `a<ESC>`."""
+    assert not re.findall(r"\{printable\([^{}]*\)!r\}", path.read_text(encoding="utf-8"))

@@ -288,5 +288,5 @@ def spellings(program: Program, version: Version) -> Mapping[str, tuple[Option, 
 
 
 def refusal(program: str, flag: Flag, error: ValueError) -> UsageError:
-    value = "" if flag.option.n_values == 0 else f" {printable(str(flag.value), 60)!r}"
+    value = "" if flag.option.n_values == 0 else f" '{printable(str(flag.value), 60)}'"
     return UsageError(f"{program} refuses {flag.spelling}{value}: {error}")

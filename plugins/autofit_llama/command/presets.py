@@ -122,7 +122,7 @@ def commands(text: str, version: Version = LATEST, own: Sequence[Flag] = ()) -> 
         elif match := _PAIR.fullmatch(row):
             current[match[1]] = match[2]
         else:
-            raise UsageError(f"line {line}: {printable(row, 60)!r} is neither a section nor `key = value`")
+            raise UsageError(f"line {line}: '{printable(row, 60)}' is neither a section nor `key = value`")
     _, everywhere = sections.pop("*", (0, {}))
     find = _finder(version)
     replaced = {flag.option.key for flag in own}

@@ -153,7 +153,7 @@ def _read_flags(rest: Sequence[str], version: Version) -> tuple[list[Flag], tupl
             if unknown:
                 unknown.append(token)
                 continue
-            raise UsageError(f"{PYTHON_SERVER} refuses {printable(token, 80)!r}: it takes no positional argument")
+            raise UsageError(f"{PYTHON_SERVER} refuses '{printable(token, 80)}': it takes no positional argument")
         name, equals, value = token[2:].partition("=")
         full = _completed(name)
         if full is None:
@@ -161,7 +161,7 @@ def _read_flags(rest: Sequence[str], version: Version) -> tuple[list[Flag], tupl
                 from autofit.text.suggest import suggest
 
                 hint = suggest(name, FIELDS) or "its flags are the fields of its settings, such as --n_ctx"
-                raise UsageError(f"{PYTHON_SERVER} refuses {printable(token, 80)!r}: it has no such flag", hint=hint)
+                raise UsageError(f"{PYTHON_SERVER} refuses '{printable(token, 80)}': it has no such flag", hint=hint)
             unknown.append(token)
             continue
         field = FIELDS[full]

@@ -126,7 +126,7 @@ def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
         yield finding("settings-file", printable(message, 300))
     for flag in reading.flags:
         if flag.cut is not None:
-            message = f"{reading.program} reads {flag.spelling} {printable(flag.cut, 40)!r} as {integer(flag.cut)}"
+            message = f"{reading.program} reads {flag.spelling} '{printable(flag.cut, 40)}' as {integer(flag.cut)}"
             yield finding("number-cut", message)
     split = reading.given("tensor-split")
     if split is None or not split.value or reading.program == "llama-bench":

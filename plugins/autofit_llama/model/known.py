@@ -63,7 +63,7 @@ def _later_layouts(model: ModelSpec, version: Version) -> Iterator[tuple[Change,
             since, n_dims = arch.once_n_dims.get(tensor.name.removesuffix(".weight").rpartition(".")[2], (None, 0))
             if since is not None and any(n > 1 for n in tensor.ne[n_dims:]):
                 shape = " x ".join(map(str, tensor.ne))
-                yield since, f"tensor {printable(tensor.name, 80)!r} has the shape {shape}, not {n_dims} dimensions"
+                yield since, f"tensor '{printable(tensor.name, 80)}' has the shape {shape}, not {n_dims} dimensions"
     n_heads, n_all = (_number(model, key) for key in ("nextn_predict_layers", "block_count"))
     if not 0 < n_heads < n_all:
         return

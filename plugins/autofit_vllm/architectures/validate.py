@@ -38,7 +38,7 @@ def check_figures(raw: Mapping[str, Any], depth: int = 0) -> None:
         raise ModelError(f"config.json: num_experts_per_tok is {_digits(used)}, of {_digits(experts)} experts")
     for key, value in raw.items():
         if isinstance(value, str) and _COUNTS.fullmatch(key):
-            raise ModelError(f"config.json: {printable(key, 60)} is text, {printable(value, 40)!r}, not a number")
+            raise ModelError(f"config.json: {printable(key, 60)} is text, '{printable(value, 40)}', not a number")
         if isinstance(value, float) and _COUNTS.fullmatch(key):
             raise ModelError(f"config.json: {printable(key, 60)} is {value!r}, not a whole number")
         if isinstance(value, Mapping):

@@ -122,7 +122,7 @@ def find_engine(text: str | None) -> Engine:
     found = _VERSION.fullmatch(words)
     if found is None:
         raise UsageError(
-            f"{printable(text, 40)!r} is not a version of vLLM", hint="such as 0.21.0, 0.21.1.dev3 or nightly"
+            f"'{printable(text, 40)}' is not a version of vLLM", hint="such as 0.21.0, 0.21.1.dev3 or nightly"
         )
     numbers = release_key(found["numbers"])
     version = found["version"]

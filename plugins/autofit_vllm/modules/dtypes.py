@@ -52,5 +52,5 @@ def dtype_bytes(dtype: str) -> int:
     """
     found = _BYTES.get(dtype)
     if found is None:
-        raise EngineRefusalError(f"vLLM keeps no weights or caches as {printable(dtype, 40)!r}")
+        raise EngineRefusalError(f"vLLM keeps no weights or caches as '{printable(dtype, 40)}'")
     return found
