@@ -52,7 +52,9 @@ def deepseek2(g: Graph) -> None:
         cur = g.rms(x, w, "attn_norm", il)
         if h.arch == "deepseek2-ocr":
             q, k, v = g.qkv(w, cur, il)
-            cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, bias=False)
+            whole = ggml.Rotation(h.n_embd_head_k(0))
+            q, k = ggml.rope(q, pos, rotation=whole), ggml.rope(k, pos, rotation=whole)
+            cur = g.attn(inp, w, q, k, v, il, bias=False)
         else:
             cur = latent_attention(g, inp, w, cur, pos, attn_scale, il)
         if g.is_last(il):
@@ -287,7 +289,7 @@ def latent_attention(
     if h.arch == "plm":
         v = ggml.view(v, (head_v * n_head, n), (ggml.row_size(v.type, head_v * n_head),))
     if g.follows(WHOLE_ROPE):
-        q = ggml.rope(q, pos, factors)
+        q = ggml.rope(q, pos, factors, rotation=ggml.Rotation(n_offs=nope))
     else:
         q_pe = ggml.view(q, (rope, n_head, n), q.nb[1:3], ggml.row_size(q.type, nope))
         q = ggml.concat(ggml.view(q, (nope, n_head, n), q.nb[1:3]), ggml.rope(q_pe, pos, factors), 0)

@@ -209,7 +209,7 @@ def _attention(g: Graph, inp: _Inputs, w: Layer, x: Tensor, pos: Tensor, il: int
     y = g.mha(q, keys, keys, il, mask=mask, sinks=w["attn_sinks"], n_kv_max=n_kv_max)
     if rotation is not None:
         y = hadamard(y, rotation)
-    y = ggml.rope(ggml.reshape(y, head, n_head, n), pos)
+    y = g.rope_end(ggml.reshape(y, head, n_head, n), pos, h.n_rot(0))
     y = ggml.permute(ggml.reshape(y, n_head // groups * head, groups, n), 0, 2, 1, 3)
     y = ggml.permute(ggml.mul_mat(_of_groups(w.need("attn_output_a"), groups), y), 0, 2, 1, 3)
     y = ggml.cont(y, h.dsv4_o_lora_rank * groups, n)

@@ -58,7 +58,8 @@ def spark2_5(g: Graph) -> None:
         w = g.layer(il)
         normed = g.rms(x, w, "attn_norm", il)
         q, k, v = g.qkv(w, normed, il)
-        cur = g.attn(inp, w, ggml.rope(q, pos), ggml.rope(k, pos), v, il, out=None)
+        own = ggml.Rotation(g.h.n_rot(il))
+        cur = g.attn(inp, w, ggml.rope(q, pos, rotation=own), ggml.rope(k, pos, rotation=own), v, il, out=None)
         cur = _gated(g, w, cur, ggml.sigmoid(g.linear(w, "attn_gate", normed, scale=False)), il)
         if g.is_last(il):
             cur, x = g.select_outputs(out_ids, cur, x)
@@ -139,7 +140,10 @@ def _gated_experts(
         q = g.rms(q, w, "attn_q_norm", il) if w["attn_q_norm"] is not None else q
         k = g.rms(k, w, "attn_k_norm", il) if w["attn_k_norm"] is not None else k
         f = g.rope_factors(il) if factors and not h.is_swa[il] else None
-        cur = g.attn(inp, w, ggml.rope(q, pos, f), ggml.rope(k, pos, f), v, il, out=None)
+        # Laguna's layers without a window rotate as many elements as the first one
+        own = ggml.Rotation(h.n_rot(il) if factors or h.is_swa[il] else None)
+        q, k = ggml.rope(q, pos, f, rotation=own), ggml.rope(k, pos, f, rotation=own)
+        cur = g.attn(inp, w, q, k, v, il, out=None)
         if w["attn_gate"] is None:
             cur = g.linear(w, "attn_output", cur)
         else:
@@ -203,7 +207,9 @@ def step35_draft(g: Graph) -> None:
     q = g.rms(q, w, "attn_q_norm", il) if w["attn_q_norm"] is not None else q
     k = g.rms(k, w, "attn_k_norm", il) if w["attn_k_norm"] is not None else k
     pos, factors = g.inp_pos(), None if h.is_swa[il] else g.rope_factors(il)
-    cur = g.attn(g.inp_attn_kv_iswa(), w, ggml.rope(q, pos, factors), ggml.rope(k, pos, factors), v, il, out=None)
+    own = ggml.Rotation(h.n_rot(il))
+    q, k = ggml.rope(q, pos, factors, rotation=own), ggml.rope(k, pos, factors, rotation=own)
+    cur = g.attn(g.inp_attn_kv_iswa(), w, q, k, v, il, out=None)
     if w["attn_gate"] is not None:
         gate = ggml.sigmoid(g.linear(w, "attn_gate", x, scale=False))
         cur = ggml.mul(ggml.reshape(cur, head_v, n_head, n), ggml.reshape(gate, 1, n_head, n))

@@ -37,7 +37,7 @@ def hy_v4(g: Graph) -> None:
         cur = g.rms(cur, w, "attn_norm", il)
         q_latent = g.rms(ggml.mul_mat(w.need("attn_q_a"), cur), w, "attn_q_a_norm", il)
         if indexed is not None and h.is_indexer_full[il]:
-            top_k = lightning_top_k(g, indexed, w, cur, q_latent, pos, il)
+            top_k = lightning_top_k(g, indexed, w, cur, q_latent, pos, il, rotates_end=True)
         q, k, latent = absorbed_qkv(g, w, ggml.mul_mat(w.need("attn_q_b"), q_latent), cur, pos, il)
         sinks, v_b = w["attn_sinks"], w.need("attn_v_b")
         if indexed is not None and top_k is not None:

@@ -42,6 +42,7 @@ def moe_decoder(
     qk_norm: QkNorm | None = None,
     factors: bool = False,
     rope_in_windows_only: bool = False,
+    rope_by_layer: bool = False,
     gating: int = GATING_SOFTMAX,
     norm_weights: bool = True,
     scale_weights: bool = True,
@@ -52,7 +53,8 @@ def moe_decoder(
     """Attention, then experts. Blocks before the first expert block are dense.
 
     `qk_norm`: queries and keys are normalized per head (where the file has the norms), over all heads, or per
-    head after the rotation (keys first). `shared_first`: the shared experts come before the routed ones.
+    head after the rotation (keys first). `rope_by_layer`: each layer rotates as many elements as it says itself, not as
+    the first one. `shared_first`: the shared experts come before the routed ones.
     `predicts`: a block may predict further, from what the last norm makes of all rows.
     """
     h = g.h
@@ -63,7 +65,8 @@ def moe_decoder(
     out_ids = g.inp_out_ids()
     for il in g.layers():
         w = g.layer(il)
-        rope = h.is_swa[il] or not rope_in_windows_only
+        own = ggml.Rotation(h.n_rot(il)) if rope_by_layer else ggml.USUAL
+        rope = None if rope_in_windows_only and not h.is_swa[il] else own
         cur = norm(x, w, "attn_norm", il)
         cur = _attention(g, inp, w, cur, pos, il, qk_norm, factors, rope=rope, output_bias=output_bias)
         if g.is_last(il) and not (predicts and g.keeps_rows()):
@@ -113,7 +116,7 @@ def _attention(
     qk_norm: QkNorm | None = None,
     factors: bool = False,
     *,
-    rope: bool = True,
+    rope: ggml.Rotation | None = ggml.USUAL,
     output_bias: bool = True,
 ) -> Tensor:
     h, n = g.h, g.n_tokens
@@ -128,8 +131,8 @@ def _attention(
         if qk_norm == "head":
             q = g.rms(q, w, "attn_q_norm", il) if w["attn_q_norm"] is not None else q
             k = g.rms(k, w, "attn_k_norm", il) if w["attn_k_norm"] is not None else k
-    if rope:
-        q, k = ggml.rope(q, pos, f), ggml.rope(k, pos, f)
+    if rope is not None:
+        q, k = ggml.rope(q, pos, f, rotation=rope), ggml.rope(k, pos, f, rotation=rope)
     if qk_norm == "after":
         k, q = g.rms(k, w, "attn_k_norm", il), g.rms(q, w, "attn_q_norm", il)
     return g.attn(inp, w, q, k, v, il, bias=output_bias)
@@ -223,8 +226,8 @@ def rnd1(g: Graph) -> None:
 def maple(g: Graph) -> None:
     """src/models/maple.cpp: positions in the sliding-window layers only."""
     moe_decoder(
-        g, cache=Graph.inp_attn_kv_iswa, qk_norm="head", rope_in_windows_only=True, scale_weights=False,
-        output_bias=False,
+        g, cache=Graph.inp_attn_kv_iswa, qk_norm="head", rope_in_windows_only=True, rope_by_layer=True,
+        scale_weights=False, output_bias=False,
     )  # fmt: skip
 
 
@@ -349,7 +352,7 @@ def smallthinker(g: Graph) -> None:
         w = g.layer(il)
         probs = g.linear(w, "ffn_gate_inp", x)
         rope = h.n_no_rope_layer_step == h.n_layer or il % h.n_no_rope_layer_step != 0
-        cur = _attention(g, inp, w, g.rms(x, w, "attn_norm", il), pos, il, rope=rope)
+        cur = _attention(g, inp, w, g.rms(x, w, "attn_norm", il), pos, il, rope=ggml.USUAL if rope else None)
         if g.is_last(il):
             cur, x, probs = g.select_outputs(out_ids, cur, x, probs)
         ffn_inp = ggml.add(cur, x)

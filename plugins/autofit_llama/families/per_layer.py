@@ -141,7 +141,8 @@ def _gemma4_attention(g: Graph, inp: AttentionInput, w: Layer, x: Tensor, pos: T
         return ggml.cont(ggml.view(fused, (head * count, n), (fused.nb[1],), 4 * head * first))
 
     q = part(0, n_head) if fused is not None else g.linear(w, "attn_q", x)
-    q = ggml.rope(g.rms(ggml.reshape(q, head, n_head, n), w, "attn_q_norm", il), pos, factors)
+    own = ggml.Rotation(h.n_rot(il))
+    q = ggml.rope(g.rms(ggml.reshape(q, head, n_head, n), w, "attn_q_norm", il), pos, factors, rotation=own)
     if not h.has_kv(il):
         return g.attn(inp, w, q, None, None, il, bias=False)
     if fused is not None:
@@ -150,7 +151,7 @@ def _gemma4_attention(g: Graph, inp: AttentionInput, w: Layer, x: Tensor, pos: T
         k = g.linear(w, "attn_k", x)
         v = g.linear(w, "attn_v", x) if w["attn_v"] is not None else k
     k, v = ggml.reshape(k, head, n_kv, n), ggml.reshape(v, head, n_kv, n)
-    k = ggml.rope(g.rms(k, w, "attn_k_norm", il), pos, factors)
+    k = ggml.rope(g.rms(k, w, "attn_k_norm", il), pos, factors, rotation=own)
     return g.attn(inp, w, q, k, ggml.rms_norm(v), il, bias=False)
 
 
@@ -287,7 +288,8 @@ def gemma4_assistant(g: Graph) -> None:
         w = g.layer(il)
         q = g.linear(w, "attn_q", g.rms(x, w, "attn_norm", il), scale=False)
         q = g.rms(ggml.reshape(q, h.n_embd_head_k(il), h.n_head[il], n), w, "attn_q_norm", il)
-        q = ggml.rope(q, pos, None if h.is_swa[il] else g.weight("rope_freqs", il))
+        factors = None if h.is_swa[il] else g.weight("rope_freqs", il)
+        q = ggml.rope(q, pos, factors, rotation=ggml.Rotation(h.n_rot(il)))
         cur = g.linear(w, "attn_output", g.attn(inp, w, q, None, None, il, out=None), scale=False)
         if il == h.n_layer_nextn - 1:
             cur, x = g.select_outputs(out_ids, cur, x)

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from autofit.domain.text import printable
 
 from autofit_llama.graph import ggml
-from autofit_llama.graph.ggml import Tensor, is_contiguous, is_contiguous_rows, n_elements
+from autofit_llama.graph.ggml import Rotation, Tensor, is_contiguous, is_contiguous_rows, n_elements
 from autofit_llama.model.aborts import aborts
 from autofit_llama.model.hparams import HParams
 
+_ROTATION = ("n_rot_full", "n_rot_swa", "rope_sections")  #: fields that say what is rotated
 Failed = tuple[str, tuple[int, ...]] | None
 Rule = Callable[[Tensor], Failed]
 
@@ -35,8 +36,10 @@ def check(nodes: Iterable[Tensor], hp: HParams) -> None:
 def fails_on_cpu(hp: HParams) -> bool:
     """Whether a CPU would not compute what other devices do; then `check_placed` says where."""
     uneven = hp.ssm_n_group > 0 and hp.ssm_dt_rank % hp.ssm_n_group != 0
-    rotated = [(hp.n_rot(il), hp.n_embd_head_k(il)) for il in range(hp.n_layer_all)]
-    return uneven or any(n_rot > head or n_rot % 2 for n_rot, head in rotated)
+    rotated, heads = ({of(il) for il in range(hp.n_layer_all)} for of in (hp.n_rot, hp.n_embd_head_k))
+    heads |= {hp.indexer_head_size} - {0}
+    in_sections = hp.n_pos_per_embd > 1 and not 0 < sum(hp.rope_sections) <= min(heads)
+    return uneven or in_sections or max(rotated) > min(heads) or any(n % 2 for n in rotated | heads)
 
 
 def check_placed(nodes: Iterable[Tensor], hp: HParams, cpu: int) -> None:
@@ -47,23 +50,41 @@ def check_placed(nodes: Iterable[Tensor], hp: HParams, cpu: int) -> None:
     Raises:
         EngineRefusalError: with the assertion, and the keys.
     """
-    nodes = list(nodes)
-    every = {hp.n_rot(il) for il in range(hp.n_layer_all)}
-    n_rot, n_odd = min(every), sum(n % 2 for n in every)
-    # which layer a node is of is not known: all are odd, or all are rotated on the CPU
-    is_odd = n_odd == len(every) or (n_odd > 0 and all(node.dev == cpu for node in nodes if node.op == "ROPE"))
     for node in nodes:
         if node.dev != cpu:
             continue
-        if node.op == "ROPE" and node.ne[0] < n_rot:
-            what = f"{_operation(node)} on the CPU: GGML_ASSERT(n_dims <= ne0)"
-            raise aborts(hp, what, (node.ne[0],), keys=["n_rot_full", "n_rot_swa"])
-        if node.op == "ROPE" and is_odd:
-            what = f"{_operation(node)} on the CPU: GGML_ASSERT(n_dims % 2 == 0)"
-            raise aborts(hp, what, tuple(every), keys=["n_rot_full", "n_rot_swa"])
+        if node.op == "ROPE" and (failed := _rotation(node, hp)):
+            raise aborts(
+                hp,
+                f"{_operation(node)} on the CPU: GGML_ASSERT({failed[0]})",
+                failed[1],
+                keys=["n_rot_full", "n_rot_swa"],
+            )
         if node.op == "SSM_SCAN" and node.src[1].ne[1] % (node.src[4].ne[1] or 1):
             what = f"{_operation(node)} on the CPU: GGML_ASSERT(nh % ng == 0)"
             raise aborts(hp, what, keys=["ssm_dt_rank", "ssm_n_group"])
+
+
+def _rotation(node: Tensor, hp: HParams) -> Failed:
+    rotation = node.param
+    assert isinstance(rotation, Rotation)
+    n_dims, n_offs = hp.n_rot(0) if rotation.n_dims is None else rotation.n_dims, rotation.n_offs
+    if n_dims > node.ne[0]:
+        return "n_dims <= ne0", (n_dims, node.ne[0])
+    if n_dims % 2:
+        return "n_dims % 2 == 0", (n_dims,)
+    if n_offs % 2:
+        return "n_offs % 2 == 0", (n_dims, node.ne[0])
+    if n_offs + n_dims > node.ne[0]:
+        return "n_offs + n_dims <= ne0", (n_dims, node.ne[0])
+    return _in_sections(hp, node.ne[0]) if node.src[1].ne[0] > node.ne[2] else None
+
+
+def _in_sections(hp: HParams, width: int) -> Failed:
+    """Of heads with several positions a token (ggml-cpu/ops.cpp:ggml_mrope_cache_init)."""
+    if max(hp.rope_sections[:3]) <= 0:
+        return "sections[0] > 0 || sections[1] > 0 || sections[2] > 0", ()
+    return None if sum(hp.rope_sections) <= width else ("sect_dims <= ne0", (width,))
 
 
 def _operation(node: Tensor) -> str:

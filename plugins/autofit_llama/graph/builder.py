@@ -372,7 +372,7 @@ class Graph:
         """The last elements of each head rotated (ggml.c:ggml_rope_set_offset)."""
         if n_rot > x.ne[0]:
             raise aborts(self.h, "rope: GGML_ASSERT(n_offs >= 0)", (x.ne[0],), keys=["n_rot_full", "n_rot_swa"])
-        return ggml.rope(x, positions)
+        return ggml.rope(x, positions, rotation=ggml.Rotation(n_rot, x.ne[0] - n_rot))
 
     # inputs
 

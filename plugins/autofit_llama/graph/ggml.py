@@ -462,10 +462,30 @@ def flash_attn_ext(
     return Tensor("FLASH_ATTN_EXT", "f32", (v.ne[0], q.ne[2], q.ne[1], q.ne[3]), sources, param=param)
 
 
-def rope(a: Tensor, positions: Tensor, factors: Tensor | None = None, *, inplace: bool = False) -> Tensor:
-    """ggml_rope_ext, ggml_rope_multi, ggml_rope_ext_back."""
+class Rotation(NamedTuple):
+    """Which elements of each row ROPE rotates: `n_dims` from `n_offs` on; `None`: as many as the first layer's heads,
+    which is what most graphs pass (llama-graph.cpp:llm_graph_context, `n_rot`)."""
+
+    n_dims: int | None = None
+    n_offs: int = 0
+
+
+USUAL = Rotation()
+
+
+def rope(
+    a: Tensor,
+    positions: Tensor,
+    factors: Tensor | None = None,
+    *,
+    inplace: bool = False,
+    rotation: Rotation = USUAL,
+) -> Tensor:
+    """ggml_rope_ext, ggml_rope_multi, ggml_rope_ext_back, ggml_rope_set_offset."""
     src = [a, positions] if factors is None else [a, positions, factors]
-    return _view_tensor("ROPE", a, src) if inplace else Tensor("ROPE", a.type, a.ne, src)
+    if inplace:
+        return _view_tensor("ROPE", a, src, rotation)
+    return Tensor("ROPE", a.type, a.ne, src, param=rotation)
 
 
 def argsort(a: Tensor) -> Tensor:

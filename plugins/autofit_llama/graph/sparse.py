@@ -71,23 +71,33 @@ def store_index_keys(g: Graph, k: Tensor, ids: Tensor, il: int) -> Tensor:
     return ggml.view(cache, (cache.ne[0], 1, cache.ne[1], cache.ne[2]), (row, row, row * cache.ne[1]))
 
 
-def _rotated(g: Graph, x: Tensor, pos: Tensor) -> Tensor:
+def _rotated(g: Graph, x: Tensor, pos: Tensor, *, at_end: bool) -> Tensor:
     if g.follows(WHOLE_INDEXER_ROPE):
-        return ggml.rope(x, pos)
+        return g.rope_end(x, pos, g.h.n_rot(0)) if at_end else ggml.rope(x, pos)
     rotated = g.h.n_rot_full
     first = ggml.view(x, (rotated, *x.ne[1:3]), x.nb[1:3])
     rest = ggml.view(x, (x.ne[0] - rotated, *x.ne[1:3]), x.nb[1:3], 4 * rotated)
     return ggml.concat(ggml.rope(first, pos), rest, 0)
 
 
-def lightning_top_k(g: Graph, inp: IndexedInput, w: Layer, x: Tensor, q_latent: Tensor, pos: Tensor, il: int) -> Tensor:
+def lightning_top_k(
+    g: Graph,
+    inp: IndexedInput,
+    w: Layer,
+    x: Tensor,
+    q_latent: Tensor,
+    pos: Tensor,
+    il: int,
+    *,
+    rotates_end: bool = False,
+) -> Tensor:
     """The lightning indexer: which cells each token attends to, best first."""
     h, n = g.h, g.n_tokens
     head, n_head = h.indexer_head_size, h.indexer_n_head
     q = ggml.mul_mat(w.need("indexer.attn_q_b"), q_latent)
-    q = _rotated(g, ggml.reshape(q, head, n_head, n), pos)
+    q = _rotated(g, ggml.reshape(q, head, n_head, n), pos, at_end=rotates_end)
     k = g.layer_norm(ggml.mul_mat(w.need("indexer.attn_k"), x), w, "indexer.k_norm", il)
-    k = _rotated(g, ggml.reshape(k, head, 1, n), pos)
+    k = _rotated(g, ggml.reshape(k, head, 1, n), pos, at_end=rotates_end)
     if inp.index.k_rot is not None:
         q, k = ggml.mul_mat(inp.index.k_rot, q), ggml.mul_mat(inp.index.k_rot, k)
     assert inp.index.k_idxs is not None

@@ -45,6 +45,7 @@ class HParams:
     rope_finetuned: bool  #: as the file says, or as the architecture takes a file that does not
     n_rot_full: int
     n_rot_swa: int
+    rope_sections: tuple[int, ...]  #: dimensions of each position, where a token has several
 
     # attention
     n_head: tuple[int, ...]
