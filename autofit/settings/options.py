@@ -66,15 +66,16 @@ def parse_rate(text: str) -> float:
 def parse_seconds(text: str) -> float:
     """`2`, `2s` or `500ms`."""
     word = text.strip().lower()
-    if word.endswith("ms"):
-        return _positive(word.removesuffix("ms"), "a time", "write seconds, such as 2 or 500ms") / 1000
-    return _positive(word.removesuffix("s"), "a time", "write seconds, such as 2 or 500ms")
+    number = word.removesuffix("ms") if word.endswith("ms") else word.removesuffix("s")
+    seconds = _positive(number, "a time", "write seconds, such as 2 or 500ms", said=text)
+    return seconds / 1000 if word.endswith("ms") else seconds
 
 
-def _positive(text: str, what: str, hint: str) -> float:
+def _positive(text: str, what: str, hint: str, *, said: str | None = None) -> float:
+    """The number; `said` is what was written, unit and all."""
     word = text.strip()
     if not re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,6})?", word, re.ASCII) or not 0 < float(word) <= _MOST_SECONDS:
-        raise UsageError(f"not {what}: {text[:40]!r}", hint=hint)
+        raise UsageError(f"not {what}: {(said or text)[:40]!r}", hint=hint)
     return float(word)
 
 

@@ -376,7 +376,7 @@ def test_formats_of_one_engine_are_not_for_plans_of_another(
     form: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["llama", model_of("llama", here), *ON["llama"], "-q", "--format", form]) == 2
-    assert "llama has no such format" in capsys.readouterr().err
+    assert "this format is for plans of vLLM, and the plan is one of llama" in capsys.readouterr().err
 
 
 # -- formats of vLLM alone -------------------------------------------------------------------------

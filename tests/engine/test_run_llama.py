@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 from support import TINY
 from support.dryrun import VARIABLE, engine_folder, rpc_servers
 from support.fake_engines import children_of, is_alive, write_program
+from support.serving import complete
 
 pytestmark = [
     pytest.mark.engine,
@@ -62,21 +61,6 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
-def answers(address: str, log: Path) -> bool:
-    """Whether the server completes a prompt, once it is up."""
-    body = json.dumps({"prompt": "hello", "n_predict": 4, "ignore_eos": True}).encode()
-    until = time.monotonic() + 120
-    while True:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):
-                break
-        except OSError:
-            assert time.monotonic() < until, log.read_text()[-3000:]
-            time.sleep(0.1)
-    with urllib.request.urlopen(f"{address}/completion", data=body, timeout=120) as answer:
-        return bool(json.loads(answer.read())["tokens_predicted"] == 4)
-
-
 def listener_of(address: str) -> int:
     """The process that listens there, by the inode of its socket."""
     port = int(address.rpartition(":")[2])
@@ -95,7 +79,7 @@ SERVER = ("llama-server", "-m", str(TINY), "--host", "127.0.0.1", "--port", "POR
 @pytest.mark.parametrize("own", [(), ("--watch",)])
 def test_it_becomes_the_engine_and_ends_with_it(own: tuple[str, ...], place: Place) -> None:
     with place.started("run", *own, "-c", "1k", "--", "nice", "-n", "1", *SERVER) as (process, address, log):
-        assert answers(address, log)
+        assert complete(address, log) == 4
         engine = children_of(process.pid)[0] if own else process.pid
         name = Path(f"/proc/{engine}/comm").read_text().strip()
         assert name == "llama-server" or own
@@ -108,7 +92,7 @@ def test_it_becomes_the_engine_and_ends_with_it(own: tuple[str, ...], place: Pla
 def test_engines_of_a_script(place: Place) -> None:
     write_program(place.folder / "start.sh", f"#!/bin/sh\nexport PORT=$1\nexec {' '.join(SERVER[:-1])} $PORT\n")
     with place.started("run", "-c", "1k", "--", "./start.sh", "PORT") as (process, address, log):
-        assert answers(address, log)
+        assert complete(address, log) == 4
         words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
         assert words[0].endswith(b"/llama-server") and b"-np" in words
 
@@ -118,7 +102,7 @@ def test_two_at_once(place: Place) -> None:
         place.started("run", "--", *SERVER) as (first, address, log),
         place.started("run", "--", *SERVER) as (_, address_2, log_2),
     ):
-        assert answers(address, log) and answers(address_2, log_2)
+        assert complete(address, log) == 4 and complete(address_2, log_2) == 4
         planned = subprocess.run([*AUTOFIT, "llama", str(TINY)], env=place.environ, capture_output=True, text=True)
         assert f"(process {first.pid})" in planned.stderr
         assert planned.stderr.count("are reserved for llama-server") == 2
@@ -135,7 +119,7 @@ def test_what_it_reports_is_what_was_predicted(devices_mib: tuple[int, ...], pla
         own = ["--watch", *on, "--ram", "16GiB", "--margin", "0", "-c", "1k"]
         command = [*SERVER, "--rpc", ",".join(addresses), "-ngl", "99", "-lv", "4"]
         with place.started("run", *own, "--", *command) as (_, address, log):
-            assert answers(address, log)
+            assert complete(address, log) == 4
             said = [line for line in log.read_text().splitlines() if line.startswith("autofit: reported as")]
             assert len(said) == 1 and "GPU0 weights, GPU0 cache, GPU0 compute" in said[0], log.read_text()[-4000:]
             assert " reported, " not in log.read_text()
@@ -150,7 +134,7 @@ def test_memory_that_runs_out_is_planned_for(place: Place) -> None:
     place.environ["PATH"] = f"{limited.parent}:{place.environ['PATH']}"
     longer = ("--override-kv", "llama.context_length=int:2097152")
     with place.started("run", "--retries", "8", "--", *SERVER, *longer) as (_, address, log):
-        assert answers(address, log)
+        assert complete(address, log) == 4
         text = log.read_text()
         assert "autofit: out of memory while " in text and "insufficient memory" in text
         assert "autofit: changes: -c 2097152 -> " in text and "autofit: ready after " in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from autofit_llama.engine.versions import Change
 from autofit_llama.families.decoder import LayerAgain
 from autofit_llama.families.moe import experts, windowed
@@ -109,7 +111,8 @@ def afmoe(g: Graph) -> None:
 
 def laguna(g: Graph) -> None:
     """src/models/laguna.cpp: a softplus gate per element or per head, experts."""
-    _gated_experts(g, inp=windowed(g), act="softplus")
+    h = g.h
+    _gated_experts(g, inp=windowed(g), act="softplus", n_rot=lambda il: h.n_rot(il if h.is_swa[il] else 0))
 
 
 EVERY_ROW = Change(
@@ -122,13 +125,20 @@ EVERY_ROW = Change(
 
 def step35(g: Graph) -> None:
     """src/models/step35.cpp: a gate per head, experts; all rows go through to the end."""
-    _gated_experts(g, inp=g.inp_attn_kv_iswa(), act="sigmoid", factors=True, every_row=EVERY_ROW)
+    _gated_experts(g, inp=g.inp_attn_kv_iswa(), act="sigmoid", n_rot=g.h.n_rot, factors=True, every_row=EVERY_ROW)
 
 
 def _gated_experts(
-    g: Graph, *, inp: AttentionInput, act: str, factors: bool = False, every_row: Change | None = None
+    g: Graph,
+    *,
+    inp: AttentionInput,
+    act: str,
+    n_rot: Callable[[int], int],
+    factors: bool = False,
+    every_row: Change | None = None,
 ) -> None:
-    """`every_row`: since when all rows go through, where a block may predict further."""
+    """`n_rot`: how many elements a layer rotates. `every_row`: since when all rows go through, where a block may
+    predict further."""
     h = g.h
     x = g.inp_embd()
     pos = g.inp_pos()
@@ -140,8 +150,7 @@ def _gated_experts(
         q = g.rms(q, w, "attn_q_norm", il) if w["attn_q_norm"] is not None else q
         k = g.rms(k, w, "attn_k_norm", il) if w["attn_k_norm"] is not None else k
         f = g.rope_factors(il) if factors and not h.is_swa[il] else None
-        # Laguna's layers without a window rotate as many elements as the first one
-        own = ggml.Rotation(h.n_rot(il) if factors or h.is_swa[il] else None)
+        own = ggml.Rotation(n_rot(il))
         q, k = ggml.rope(q, pos, f, rotation=own), ggml.rope(k, pos, f, rotation=own)
         cur = g.attn(inp, w, q, k, v, il, out=None)
         if w["attn_gate"] is None:

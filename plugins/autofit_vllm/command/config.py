@@ -31,7 +31,10 @@ def given(plan: Plan, words: Sequence[str] | None = None) -> dict[str, Any]:
         UsageError: a word that is no text, or the plan is another engine's, or of a command that was checked.
     """
     if plan.backend != "vllm":
-        raise UsageError(f"{plan.backend} has no such format", hint="it is for plans of vLLM")
+        raise UsageError(
+            f"this format is for plans of vLLM, and the plan is one of {plan.backend}",
+            hint="`autofit plugins` lists the formats",
+        )
     program = deployment_of(plan).program
     argv = plan.argv if words is None else (*program, *words)
     values = flags_of(argv[len(program) :], find_engine(plan.engine_version), None)

@@ -103,6 +103,11 @@ def test_rates_and_times_are_positive_numbers(text: str) -> None:
             parse(text)
 
 
+def test_a_time_that_is_none_is_quoted_with_its_unit() -> None:
+    with pytest.raises(UsageError, match="not a time: '1ns'"):
+        options.parse_seconds("1ns")
+
+
 def test_every_option_parses_an_example_or_refuses_nonsense() -> None:
     for option in options.OPTIONS:
         if option.parse is str:
