@@ -168,7 +168,7 @@ def autofit_register_hardware_sources() -> Iterable[HardwareSourceRef]:
             "NVIDIA",
             "NVML, nvidia-smi, and the kernel module",
             "autofit.hardware.nvidia:find",
-            library="/",
+            library="libnvidia-ml.so.1",
             unanswered="autofit.hardware.nvidia:unanswered",
         ),
         HardwareSourceRef("AMD", "sysfs, amdsmi, rocm-smi", "autofit.hardware.amd:find", library="/dev/kfd"),

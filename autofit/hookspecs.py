@@ -79,7 +79,8 @@ class HardwareSourceRef(NamedTuple):
     """Something that knows devices. `factory` is `module:function(system, host) -> Facts` (`autofit.hardware.facts`);
     `system` is the only door to files and programs, and keeps the time.
 
-    `library`: the path whose presence says that asking loads a driver's library, which a child process does.
+    `library`: a driver's library, by the name that the loader finds it by, or a path that is there where it is: then
+    a child process loads it.
     `unanswered` is `module:function(system, why) -> Facts`: what is known where the library gave no answer in time.
     One that `fills_gaps` is asked only where the others leave a device, or its free memory, unknown."""
 

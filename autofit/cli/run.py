@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from autofit.cli.check import check_words
 from autofit.cli.options import add_options, add_output, given
 from autofit.domain.text import printable
 from autofit.domain.values import replace
@@ -58,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from autofit.cli.check import check_words
+
     assigned, words = split_assignments(args.engine_args or ())
     wrapped = unwrap(words)
     check_words("run", wrapped.argv)

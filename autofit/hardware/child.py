@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle  # once for both processes
 import select
 import signal
 import time
@@ -42,8 +43,6 @@ class Child:
         Raises:
             ChildError: it ended without an answer, or has none within `seconds`.
         """
-        import pickle
-
         deadline = time.monotonic() + seconds
         data = b""
         try:
@@ -91,7 +90,6 @@ def _answer(ask: Callable[[], Facts], sends: int) -> None:
     """The child's whole life."""
     try:
         import fcntl
-        import pickle
         import resource
 
         sends = fcntl.fcntl(sends, fcntl.F_DUPFD, 3)  # it may have the number of a stream that was closed

@@ -134,7 +134,7 @@ def _ask_all(system: System, host: Host, sources: Sequence[Source]) -> list[Fact
 def _isolated(system: System, host: Host, source: Source) -> Callable[[], Facts]:
     """A source as a call; one that loads a driver's library has been asked in a child process by then."""
     ask = partial(source.find, system, host)
-    if not system.isolates or not source.library or not system.exists(source.library):
+    if not system.isolates or not source.library or not system.may_load(source.library):
         return ask
     from autofit.hardware.child import Child, ChildError
 

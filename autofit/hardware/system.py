@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import subprocess
 
 DETECT_SECONDS = 0.3  #: all of detection, hanging tools included; `AUTOFIT_DETECT_SECONDS` states another
+LOADER_CACHE = "/etc/ld.so.cache"  #: of glibc: each shared library that is in a folder of the system's, by name
 KILL_SECONDS = 0.05  #: what is kept of the time for killing a tool that hangs, and for what is known without it
 MAX_TEXT_BYTES = 1 << 20
 MAX_NUMBER = 1 << 60  #: what exceeds this is no size: "unlimited", or nonsense
@@ -86,6 +87,15 @@ class System:
             return self.path(path).exists()
         except (OSError, ValueError):
             return False
+
+    def may_load(self, library: str) -> bool:
+        """Whether a driver's library is there: a path, or a name that the loader looks for; true where nobody says."""
+        if "/" in library:
+            return self.exists(library)
+        known = self.text(LOADER_CACHE)
+        if known is None or library in known or len(known) >= MAX_TEXT_BYTES // 2:  # which is perhaps not all of it
+            return True
+        return any(self.exists(f"{folder}/{library}") for folder in self.env.get("LD_LIBRARY_PATH", "").split(":"))
 
     def link(self, path: str) -> str | None:
         """The last part of what a symbolic link points to."""

@@ -124,14 +124,44 @@ def prints_and_raises() -> object:
     ("library", "seconds"), [(aborts, 20.0), (exits, 20.0), (prints_and_raises, 20.0), (hangs, 0.3)]
 )
 def test_a_library_that_aborts_exits_or_hangs_takes_nothing_along(
-    library: Callable[[], object], seconds: float, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    library: Callable[[], object],
+    seconds: float,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(system_module, "load_nvml", library)
-    system = this_system({"AUTOFIT_DETECT_SECONDS": str(seconds), "PATH": ""})
+    (tmp_path / "libnvidia-ml.so.1").touch()
+    system = this_system(
+        {"AUTOFIT_DETECT_SECONDS": str(seconds), "PATH": "", "LD_LIBRARY_PATH": f"/nonexistent:{tmp_path}"}
+    )
     assert system.isolates
     machine = detect(system)
     assert machine.host.total_bytes
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("cached", "path", "may"),
+    [
+        (None, "", True),  # another loader, which tells nobody what it knows
+        (b"glibc-ld.so.cache1.1\0libc.so.6\0/lib/libc.so.6\0", "", False),
+        (b"glibc-ld.so.cache1.1\0libnvidia-ml.so.1\0/usr/lib/wsl/lib/libnvidia-ml.so.1\0", "", True),
+        (b"glibc-ld.so.cache1.1\0", "/nonexistent::/opt/driver", True),
+        (b"\xff" * MAX_TEXT_BYTES, "", True),  # what is cut off may name it
+    ],
+)
+def test_a_library_is_looked_for_where_the_loader_looks(
+    tmp_path: Path, cached: bytes | None, path: str, may: bool
+) -> None:
+    driver = tmp_path / "opt" / "driver" / "libnvidia-ml.so.1"
+    for file, data in ((tmp_path / "etc" / "ld.so.cache", cached), (driver, b"")):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if data is not None:
+            file.write_bytes(data)
+    system = this_system({"LD_LIBRARY_PATH": path}, tmp_path)
+    assert system.may_load("libnvidia-ml.so.1") is may
+    assert system.may_load("/opt/driver/libnvidia-ml.so.1") and not system.may_load("/dev/kfd")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a child process asks the library on Linux")
