@@ -43,13 +43,16 @@ class ParsedCommand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What a server starts for its models where it loads none itself: `commands` with their lines in the file `path`,
-    of which `at_once` may run at the same time (`None`: all). `limit` is the flag that says so."""
+    """The models that a server loads as they are asked for, each as a command: `commands` with their lines in the file
+    `path`, of which `at_once` may be loaded at the same time (`None`: all). `limit` is the flag that says so.
+
+    `loads_first`: the first is loaded at the start; else none is."""
 
     path: str
     commands: tuple[tuple[int, tuple[str, ...]], ...]
     at_once: int | None
     limit: str
+    loads_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,8 +190,8 @@ class Backend(ABC):
         """
         return None
 
-    def served(self, argv: Sequence[str], version: str | None) -> Served | None:
-        """The commands that a command of this engine starts for the models of a file; `None`: it loads its own.
+    def served(self, argv: Sequence[str], environ: Mapping[str, str], version: str | None) -> Served | None:
+        """The models of a file that a command of this engine loads as they are asked for; `None`: it loads its own.
 
         Raises:
             UsageError: a file that is not there, or not well formed.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autofit.cli.options import add_options, add_output, given
@@ -72,10 +72,10 @@ def _is_engine(argv: Sequence[str]) -> bool:
     return program_name(argv) in programs or n_module_words(argv) > 0
 
 
-def _served(argv: Sequence[str], options: Any) -> Served | None:
-    """What the command starts for its models, where it loads none itself."""
+def _served(argv: Sequence[str], environ: Mapping[str, str], options: Any) -> Served | None:
+    """The models that the command loads as they are asked for."""
     backend = host().backend_of_program(tuple(argv))
-    return backend.served(argv, options.get("engine_version"))
+    return backend.served(argv, environ, options.get("engine_version"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,19 +91,18 @@ def run(args: argparse.Namespace) -> int:
     check_words("check", wrapped.argv)
     if wrapped.directory is not None:
         os.chdir(wrapped.directory)  # paths of the command are relative to it
+    environ = wrapped.variables({**os.environ, **assigned})
     if not _is_engine(wrapped.argv):
+        from autofit.cli.run import why_unplanned
         from autofit.cli.scripts import check_script, is_script
         from autofit.hardware.system import find_program
-
-        environ = wrapped.variables({**os.environ, **assigned})
-        from autofit.cli.run import why_unplanned
 
         if why := why_unplanned(wrapped.argv):
             raise UsageError(f"{printable(wrapped.argv[0], 80)}: no plan is made for it: {why}")
         if is_script(wrapped.argv, find_program(wrapped.argv[0], environ)):
             return check_script(args, wrapped.argv, environ, options)
     else:
-        served = _served(wrapped.argv, options)
+        served = _served(wrapped.argv, environ, options)
         if served is not None:
             from autofit.cli import check_files
 

@@ -63,7 +63,7 @@ def _report(args: argparse.Namespace, verdicts: list[Verdict], more: Sequence[st
         whole: CommandsDocument = {"schema": SCHEMA, "commands": [_as_json(verdict) for verdict in verdicts]}
         write_product(json.dumps(whole, indent=2, allow_nan=False))
     else:
-        rows = (*map(_line, verdicts), *more)
+        rows = (*map(line_of, verdicts), *more)
         if rows:
             write_product("\n".join(rows))
     if args.explain:
@@ -75,19 +75,24 @@ def _report(args: argparse.Namespace, verdicts: list[Verdict], more: Sequence[st
 def run_served(
     args: argparse.Namespace, options: Mapping[str, Any], served: Served, assigned: Mapping[str, str]
 ) -> int:
-    """Check every model that a server starts by itself, and as many as it keeps at once; exit codes as of `run`."""
-    from autofit.deployments.written import Written
-
-    environ = tuple(assigned.items())
+    """Check every model that a server loads as it is asked for, and as many as it keeps at once; exit codes as of
+    `run`."""
     if not served.commands:
         raise UsageError(
             f"{printable(served.path, 200)}: no model in it", hint="a section for each: [NAME], model = PATH"
         )
-    written = [Written(line=line, argv=argv, environ=environ) for line, argv in served.commands]
-    verdicts = [_verdict(served.path, one, options) for one in written]
+    verdicts = verdicts_of(served, options, assigned)
     together = _together(served, verdicts)
     code = _report(args, verdicts, [] if together is None else [together])
     return 3 if together is not None else code
+
+
+def verdicts_of(served: Served, options: Mapping[str, Any], environ: Mapping[str, str]) -> list[Verdict]:
+    """What is said of each model that a server loads as it is asked for."""
+    from autofit.deployments.written import Written
+
+    written = (Written(line=line, argv=argv, environ=tuple(environ.items())) for line, argv in served.commands)
+    return [_verdict(served.path, one, options) for one in written]
 
 
 def _together(served: Served, verdicts: list[Verdict]) -> str | None:
@@ -243,7 +248,7 @@ def _mapped(text: str) -> tuple[str, str]:
     return path, here
 
 
-def _line(verdict: Verdict) -> str:
+def line_of(verdict: Verdict) -> str:
     """`start.sh:12: fits: GPU0 5.9 GiB used of 22.8 GiB free`: as compilers write what editors jump to."""
     from autofit.render.text import no_fit, room
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from autofit.cli.options import add_options, add_output, given
 from autofit.domain.text import printable
-from autofit.domain.values import replace
+from autofit.domain.values import NamedTuple, replace
 from autofit.errors import UsageError
 from autofit.host import host
 from autofit.inputs import split_assignments
@@ -19,14 +19,15 @@ from autofit.launch.start import NOT_FOUND, StartError, become
 from autofit.machines import RESERVATIONS_OFF
 from autofit.pipeline import plan_command
 from autofit.settings.layers import Surroundings
-from autofit.settings.options import OPTIONS
+from autofit.settings.options import CHECKED, OPTIONS
 from autofit.text.launchers import RUNNERS, Wrapped, unwrap
 from autofit.text.programs import n_module_words, program_name
 
 if TYPE_CHECKING:
     import argparse
 
-    from autofit.backend import Backend
+    from autofit.backend import Backend, Served
+    from autofit.cli.check_files import Verdict
     from autofit.domain.machine import Machine
     from autofit.domain.plan import Plan
 
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if wrapped.programs:
         return _behind(args, wrapped, environ)
     argv = wrapped.argv
-    is_filled = is_engine(argv) and not serves_others(argv)
+    is_filled = is_engine(argv) and not serves_others(argv, environ)
     path = program_path(argv[0], environ)
     if not is_filled:
         is_known = tell_unplanned(argv) or backend_of(argv) is not None
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
             return run_watched(args, argv, environ, n_retries)
         print("autofit: not watched: this system cannot, or a driver hangs", file=sys.stderr)
     found = filled(args, argv, environ)
-    return found if isinstance(found, int) else become(path, found[0].argv[1:], {**environ, **found[0].env})
+    return found if isinstance(found, int) else become(path, found.plan.argv[1:], {**environ, **found.plan.env})
 
 
 def parse_retries(text: str) -> int:
@@ -97,19 +98,36 @@ def parse_retries(text: str) -> int:
     return int(text)
 
 
+class Start(NamedTuple):
+    """A command as it is to be started, the machine that its plan is for, and what is said of the models that its
+    server loads later, in the place of the first."""
+
+    plan: Plan
+    machine: Machine
+    later: tuple[Verdict, ...] = ()
+
+    @property
+    def unfit(self) -> list[Verdict]:
+        return [one for one in self.later if one.plan is not None and not one.plan.fits]
+
+
 def filled(
     args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], at_most: Mapping[str, int] = NOTHING
-) -> tuple[Plan, Machine] | int:
-    """The plan of an engine's command, told and reserved, and its machine; the exit code where it does not fit.
+) -> Start | int:
+    """An engine's command with what it leaves open filled in, told and reserved; the exit code where it does not fit.
 
     `at_most` are bytes that pools have free at most.
     """
-    plan, machine = _reserved(args, argv, environ, at_most)
-    if not plan.fits and not args.force:
-        return _refuse(args, plan)
+    found = _reserved(args, argv, environ, at_most)
+    if not _starts(args, found):
+        return _refuse(args, found)
     if not args.quiet:
-        _tell(args, plan)
-    return plan, machine
+        _tell(args, found)
+    return found
+
+
+def _starts(args: argparse.Namespace, found: Start) -> bool:
+    return bool(args.force) or (found.plan.fits and not found.unfit)
 
 
 def _with_shims(args: argparse.Namespace, environ: Mapping[str, str]) -> Mapping[str, str]:
@@ -151,20 +169,25 @@ def tell_unplanned(argv: Sequence[str]) -> bool:
     return why is not None
 
 
-def serves_others(argv: Sequence[str]) -> bool:
-    """Whether a server starts its models by itself, and is started as it is; told so."""
-    backend = backend_of(argv)
+def serves_others(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether a server loads none of its models at the start, and is started as it is; told so."""
     try:
-        found = backend is not None and backend.served(argv, None) is not None
+        served = _served(argv, environ)
     except UsageError:  # said where the command is planned
         return False
-    if found:
+    if served is not None and not served.loads_first:
         print(
             f"autofit: {printable(program_name(argv), 60)} is started as it is: it starts its models by itself "
             "(autofit check -- COMMAND has a verdict for each)",
             file=sys.stderr,
         )
-    return found
+        return True
+    return False
+
+
+def _served(argv: Sequence[str], environ: Mapping[str, str]) -> Served | None:
+    backend = backend_of(argv)
+    return None if backend is None else backend.served(argv, environ, None)
 
 
 def backend_of(argv: Sequence[str]) -> Backend | None:
@@ -178,27 +201,43 @@ def backend_of(argv: Sequence[str]) -> Backend | None:
 
 def _reserved(
     args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], at_most: Mapping[str, int]
-) -> tuple[Plan, Machine]:
-    """The plan of a command, and what it takes reserved for this process until the engine has taken it."""
+) -> Start:
+    """A command's plan, and what it takes reserved for this process until the engine has taken it."""
 
-    def make() -> tuple[Plan, Machine]:
-        return planned(args, argv, environ, at_most)
+    def make() -> Start:
+        return _start(args, argv, environ, at_most)
 
     if environ.get(RESERVATIONS_OFF) == "0":
         return make()
     from autofit.launch.ledger import reserved
-    from autofit.launch.reservations import Claim, claims_of
+    from autofit.launch.reservations import Claim, claims_of, largest
 
-    def claims(found: tuple[Plan, Machine]) -> Mapping[str, Claim] | None:
-        plan, machine = found
-        starts = plan.fits or args.force
-        return claims_of(plan.memory, machine) if starts and machine.origin == "detected" else None
+    def claims(found: Start) -> Mapping[str, Claim] | None:
+        if not _starts(args, found) or found.machine.origin != "detected":
+            return None
+        plans = (found.plan, *(one.plan for one in found.later if one.plan is not None))
+        return largest(claims_of(plan.memory, found.machine) for plan in plans)
 
-    (plan, machine), problem = reserved(environ, program_name(argv), make, claims)
-    if problem is not None and (plan.fits or args.force):
+    found, problem = reserved(environ, program_name(argv), make, claims)
+    if problem is not None and _starts(args, found):
         what = "what it takes is not reserved: another launch may count on the same memory"
         print(f"autofit: {what} ({problem})", file=sys.stderr)
-    return plan, machine
+    return found
+
+
+def _start(
+    args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], at_most: Mapping[str, int] = NOTHING
+) -> Start:
+    plan, machine = planned(args, argv, environ, at_most)
+    served = _served(argv, environ)
+    if served is None:
+        return Start(plan, machine)
+    from autofit.cli.check_files import verdicts_of
+
+    options = {name: value for name, value in given(args).items() if name in CHECKED and value is not None}
+    options = {name: value for name, value in options.items() if name not in ("on", "ram")}  # which made the machine
+    later = verdicts_of(replace(served, commands=served.commands[1:]), {**options, "machine": machine}, environ)
+    return Start(plan, machine, tuple(later))
 
 
 def planned(
@@ -269,37 +308,53 @@ def _dry_run(
 
     if wrapped.directory is not None:
         os.chdir(wrapped.directory)
-    if not is_engine(wrapped.argv) or serves_others(wrapped.argv):
+    variables = wrapped.variables(environ)
+    if not is_engine(wrapped.argv) or serves_others(wrapped.argv, variables):
         tell_unplanned(wrapped.argv)
         write_product(shell.command((*wrapped.prefix, *wrapped.argv), sorted(assigned.items())))
         return 0
-    plan, _ = planned(args, wrapped.argv, wrapped.variables(environ))
-    env = {**assigned, **plan.env}
-    return show(replace(plan, argv=(*wrapped.prefix, *plan.argv), env=env), args, force=bool(args.force))
+    found = _start(args, wrapped.argv, variables)
+    plan = replace(found.plan, argv=(*wrapped.prefix, *found.plan.argv), env={**assigned, **found.plan.env})
+    code = show(plan, args, force=bool(args.force))
+    for line in _lines(found.later):
+        print(line, file=sys.stderr)
+    return code if _starts(args, found) else 3
 
 
-def _refuse(args: argparse.Namespace, plan: Plan) -> int:
+def _refuse(args: argparse.Namespace, found: Start) -> int:
     """Say what is missing, and the nearest that would fit."""
     from autofit.cli.telling import summary
     from autofit.render import text
 
-    lines = [f"autofit: not started: {text.no_fit(plan)}"]
-    if not args.quiet:
-        lines = [*summary(plan), lines[0]]
-    lines += [text.finding(found) for found in plan.findings if found.code == "would-fit"][:1] if args.quiet else []
+    plan = found.plan
+    lines = [] if args.quiet else [*summary(plan)]
+    if not plan.fits:
+        lines.append(f"autofit: not started: {text.no_fit(plan)}")
+        lines += [text.finding(one) for one in plan.findings if one.code == "would-fit"][:1] if args.quiet else []
+    lines += [f"autofit: not started: {line}" for line in _lines(found.unfit)]
     print("\n".join(lines), file=sys.stderr)
     return 3
 
 
-def _tell(args: argparse.Namespace, plan: Plan) -> None:
+def _lines(verdicts: Sequence[Verdict]) -> list[str]:
+    """Models that a server loads later, each with where it is written and its verdict."""
+    if not verdicts:
+        return []
+    from autofit.cli.check_files import line_of
+
+    return [line_of(one) for one in verdicts]
+
+
+def _tell(args: argparse.Namespace, found: Start) -> None:
     """What was added to the command, and what it takes."""
     from autofit.cli.telling import summary
     from autofit.render import text
     from autofit.text import shell
 
+    plan = found.plan
     added = [word for one in plan.decisions if one.origin != "wrapped command" for word in one.argv]
     print(f"autofit: adds {shell.shown(added)}" if added else "autofit: adds nothing", file=sys.stderr)
-    for line in summary(plan):
+    for line in (*summary(plan), *_lines(found.later)):
         print(line, file=sys.stderr)
     if args.explain:
         for line in text.explain(plan):

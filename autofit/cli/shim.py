@@ -82,7 +82,7 @@ def _run(argv: Sequence[str], path: str, environ: Mapping[str, str]) -> int:
     with product_on_stdout():
         stated = environ.get(OPTIONS, "")
         args = _options(stated)
-        if not run.is_engine(argv):
+        if not run.is_engine(argv) or run.serves_others(argv, environ):
             signal.alarm(0)
             return become(path, argv[1:], environ)
         try:
@@ -95,7 +95,7 @@ def _run(argv: Sequence[str], path: str, environ: Mapping[str, str]) -> int:
             started = run.filled(_options(""), argv, environ)
     if isinstance(started, int):
         return started
-    plan = started[0]
+    plan = started.plan
     signal.alarm(0)
     return become(path, plan.argv[1:], {**environ, **plan.env})
 

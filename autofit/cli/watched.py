@@ -55,7 +55,7 @@ def run_watched(args: argparse.Namespace, argv: Sequence[str], environ: Mapping[
         found = filled(args, argv, environ, at_most)
         if isinstance(found, int):
             return found
-        plan, machine = found
+        plan, machine = found.plan, found.machine
         if before is not None:
             _say(f"changes: {_changes(before, plan) or 'none that can be named'}")
         backend = host().backend(plan.backend)

@@ -11,7 +11,7 @@ A reserved byte counts until the engine holds it. What it holds is:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.memory import Memory
@@ -147,6 +147,15 @@ def claims_of(memory: Memory, machine: Machine) -> dict[str, Claim]:
         for pool in memory.pools
         if pool.used_bytes and (key := keys.get(pool.id, pool.id))
     }
+
+
+def largest(claims: Iterable[Mapping[str, Claim]]) -> dict[str, Claim]:
+    """What is to be reserved for a process that takes one of these at a time."""
+    found: dict[str, Claim] = {}
+    for key, claim in (pair for one in claims for pair in one.items()):
+        if key not in found or claim.n_bytes > found[key].n_bytes:
+            found[key] = claim
+    return found
 
 
 def held_to(machine: Machine, at_most: Mapping[str, int]) -> Machine:

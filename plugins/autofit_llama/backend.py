@@ -25,7 +25,7 @@ from autofit_llama.command.reading import WORDS, Reading, find_program, read
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.engine.codes import OWN, finding
 from autofit_llama.engine.naming import find_version, stranger_of, version_in
-from autofit_llama.engine.programs import PROGRAMS, PYTHON_VARIABLES, TOOLS, UNPLANNED
+from autofit_llama.engine.programs import PRESETS, PROGRAMS, PYTHON_VARIABLES, TOOLS, UNPLANNED
 from autofit_llama.engine.versions import Version
 from autofit_llama.engine.vocabulary import KV_TYPES
 from autofit_llama.launch.defaults import launch_of
@@ -138,12 +138,18 @@ class LlamaBackend(Backend):
 
         return in_image(image, words, entrypoint)
 
-    def served(self, argv: Sequence[str], version: str | None) -> Served | None:
+    def served(self, argv: Sequence[str], environ: Mapping[str, str], version: str | None) -> Served | None:
+        known = find_version(version)[0]
         if self.starts_module(argv):
-            return None
-        from autofit_llama.command.presets import served
+            from autofit_llama.command.python_server import served as of_file
 
-        return served(argv, find_version(version)[0])
+            n = n_module_words(argv)
+            return of_file(argv[:n], argv[n:], environ, known)
+        if PRESETS not in environ and not any("preset" in word for word in argv):
+            return None  # most commands
+        from autofit_llama.command.presets import served as of_presets
+
+        return of_presets(argv, environ, known)
 
     def alone(self, argv: Sequence[str], version: str | None) -> tuple[Sequence[int], tuple[str, ...]] | None:
         if self.starts_module(argv):

@@ -91,6 +91,52 @@ def test_its_server_is_filled_in_and_takes_what_was_predicted(tmp_path: Path) ->
     assert "autofit: reported as predicted: " in text and not re.search(r"autofit: .* reported, ", text), text
 
 
+def test_it_holds_one_model_of_a_file_at_a_time(tmp_path: Path) -> None:
+    """The first at the start, another in its place when it is asked for; variables count for what the file leaves
+    open. Its own lines of each KV cache are those that are checked for that line of the file."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    models = [{"model": str(TINY), "model_alias": f"m{n}", "n_ctx": n, "verbose": True} for n in (512, 2048)]
+    config = tmp_path / "models.json"
+    config.write_text(json.dumps({"port": port, "models": models}, indent=1))
+    command = [PYTHON, "-m", "llama_cpp.server", "--config_file", str(config)]
+    environ = {**environ_of(tmp_path), "N_BATCH": "256"}
+    autofit = [sys.executable, "-P", "-m", "autofit"]
+    checked = subprocess.run(
+        [*autofit, "check", "--format", "json", "--", *command], env=environ, capture_output=True, text=True
+    )
+    plans = [one["plan"] for one in json.loads(checked.stdout)["commands"]]
+    caches = [sum(pool["cache_bytes"] for pool in plan["pools"]) for plan in plans]
+    assert checked.returncode == 0 and caches[0] < caches[1]
+    log = tmp_path / "log"
+    with (
+        log.open("wb") as out,
+        subprocess.Popen([*autofit, "run", "--", *command], env=environ, stdout=out, stderr=out) as process,
+    ):
+        try:
+            for alias in ("m512", "m2048", "m512"):
+                body = json.dumps({"prompt": "hello", "max_tokens": 2, "model": alias}).encode()
+                question = urllib.request.Request(
+                    f"http://127.0.0.1:{port}/v1/completions", data=body, headers={"Content-Type": "application/json"}
+                )
+                until = time.monotonic() + START_S
+                while True:
+                    try:
+                        with urllib.request.urlopen(question, timeout=120) as answer:
+                            assert json.loads(answer.read())["choices"]
+                        break
+                    except OSError:
+                        assert time.monotonic() < until and process.poll() is None, log.read_text()[-3000:]
+                        time.sleep(0.2)
+        finally:
+            process.kill()
+    text = log.read_text()
+    assert re.findall(r"n_batch +[=:] (\d+)", text) == ["256"] * 3, text
+    said = [float(n) * 2**20 for n in re.findall(r"KV buffer size = +([0-9.]+) MiB", text)]
+    assert said == [caches[0], caches[1], caches[0]]
+
+
 @pytest.mark.parametrize("context", ["1k", "4k"])
 def test_its_class_takes_what_tune_returns(context: str, tmp_path: Path) -> None:
     environ = {**environ_of(tmp_path), "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}"}

@@ -74,7 +74,7 @@ def section(plan: Plan, name: str) -> list[str]:
     return rows
 
 
-def served(argv: Sequence[str], version: Version) -> Served | None:
+def served(argv: Sequence[str], environ: Mapping[str, str], version: Version) -> Served | None:
     """The commands of a router that is given such a file, with its own flags in each; `None`: it loads a model itself.
 
     Source: tools/server/server-models.cpp:load_models, tools/server/server.cpp (without a model it is a router).
@@ -84,7 +84,7 @@ def served(argv: Sequence[str], version: Version) -> Served | None:
     """
     if find_program(argv)[0] != PROGRAM:
         return None
-    reading = read(argv, version=version)
+    reading = read(argv, environ, version=version)
     preset, most = reading.given("models-preset"), reading.given("models-max")
     if preset is None or model_of(runs_of(reading)[0]) is not None:
         return None

@@ -1,11 +1,12 @@
 """The command line of `python -m llama_cpp.server`: its own flags, variables and file, and what they pin.
 
 Its flags are the fields of its settings, read by argparse: `--n_ctx 4096`, `--n_ctx=4096`, and any beginning that is of
-one alone. A variable of a field's name counts where the flag is not given, in capitals or not. With a file of settings,
-nothing else counts: it lists the models, of which the first is loaded, and another when a request asks for it.
+one alone. A variable of a field's name counts where the flag is not given, in capitals or not. With a file of settings
+no other flag counts: it lists the models, and variables count for what it leaves open of each. The first is loaded at
+the start; one that a request names is loaded in its place, after that was let go.
 
 Source: llama_cpp/server/settings.py:ModelSettings, llama_cpp/server/cli.py:add_args_from_model,
-llama_cpp/server/__main__.py:main, llama_cpp/server/model.py:load_llama_from_model_settings (llama-cpp-python 0.3.36).
+llama_cpp/server/__main__.py:main, llama_cpp/server/model.py:LlamaProxy (llama-cpp-python 0.3.36).
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
+from autofit.backend import Served
 from autofit.domain.text import printable
 from autofit.domain.units import MIB
 from autofit.domain.values import NamedTuple
@@ -127,18 +130,20 @@ def read_server(words: Sequence[str], rest: Sequence[str], env: Mapping[str, str
         UsageError: a flag or value that it refuses, or a file that it cannot read.
     """
     flags, unknown = _read_flags(rest, version)
-    config = env.get(CONFIG_FILE.upper()) or next((str(f.value) for f in flags if f.option.key == CONFIG_FILE), None)
+    config = _file_named(flags, env)
     unread: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     if config:
         unread = tuple(f.spelling for f in flags if f.option.key != CONFIG_FILE)
-        flags, others = _of_file(config)
+        first, *later = _of_file(config, version)
+        flags = [*_of_variables(env), *first.flags]
+        others = tuple(str(one.given("model")) for one in later)
     else:
         flags = [*_of_variables(env), *flags]
         unread = tuple(f.spelling for f in flags if f.option.key == "rpc")
     return Reading(
         program=PYTHON_SERVER, words=tuple(words), flags=tuple(flags), unknown=unknown, unread=unread, version=version,
-        settings_file=config or None, others=others,
+        settings_file=config, others=others,
     )  # fmt: skip
 
 
@@ -206,32 +211,101 @@ def _of_variables(env: Mapping[str, str]) -> Iterator[Flag]:
         yield _flag(name, values, variable, "env")
 
 
-def _of_file(path: str) -> tuple[list[Flag], tuple[str, ...]]:
-    """The settings of the first model of a file, and the other models.
+class Listed(NamedTuple):
+    """A model of a file of settings: where it stands in it, and what is said of it."""
+
+    line: int
+    flags: list[Flag]
+
+    def given(self, name: str) -> str | int | bool | None:
+        return next((flag.value for flag in self.flags if flag.spelling == name), None)
+
+
+def served(words: Sequence[str], rest: Sequence[str], env: Mapping[str, str], version: Version) -> Served | None:
+    """The models of a command's file as commands of their own, one at a time; `None`: it has no file, or one model.
+
+    Of models with one alias the last is there to be asked for; the first of all is loaded in any case.
+
+    Raises:
+        UsageError: as `read_server`.
+    """
+    flags, _ = _read_flags(rest, version)
+    path = _file_named(flags, env)
+    listed = [] if path is None else _of_file(path, version)
+    if path is None or len(listed) < 2:
+        return None
+    asked_for = {one.given("model_alias") or one.given("model"): one for one in listed}
+    shown = [listed[0], *(one for one in asked_for.values() if one is not listed[0])]
+    commands = ((one.line, (*words, *(word for flag in one.flags for word in _written(flag)))) for one in shown)
+    return Served(path=path, commands=tuple(commands), at_once=1, limit="", loads_first=True)
+
+
+def _file_named(flags: Sequence[Flag], env: Mapping[str, str]) -> str | None:
+    stated = (str(flag.value) for flag in flags if flag.option.key == CONFIG_FILE)
+    return env.get(CONFIG_FILE.upper()) or next(stated, None) or None
+
+
+def _written(flag: Flag) -> list[str]:
+    """A setting of a file as the flag that says the same."""
+    many = FIELDS[flag.spelling].read in ("reals", "texts")
+    values = str(flag.value).split(",") if many else [_text(flag.value)]
+    return [f"--{flag.spelling}", *values]
+
+
+def _of_file(path: str, version: Version) -> list[Listed]:
+    """The models of a file of settings.
 
     Raises:
         UsageError: it cannot be read, is no such file, or lists no model.
     """
+    from autofit.text import yaml
+
     shown = printable(path, 120)
     try:
         text = read_bounded(path, MAX_FILE_BYTES).decode()
     except (OSError, ValueError) as error:
         raise UsageError(f"--{CONFIG_FILE} {shown}: {getattr(error, 'strerror', None) or error}") from None
-    if path.endswith((".yaml", ".yml")):
-        from autofit.text.yaml import load
-
-        whole = load(text)
-    else:
-        whole = _json(text, shown)
+    whole = yaml.load(text) if path.endswith((".yaml", ".yml")) else _json(text, shown)
     models = whole.get("models") if isinstance(whole, dict) else None
     if not isinstance(models, list) or not models or not all(isinstance(one, dict) for one in models):
         raise UsageError(f"{shown}: it lists no models", hint='{"models": [{"model": "model.gguf", "n_ctx": 4096}]}')
+    _check_known(whole, {**_OF_SERVER, "models": None}, shown, version)
+    for one in models:
+        _check_known(one, _OF_MODEL, shown, version)
+        if "model" not in one:
+            raise UsageError(f"{PYTHON_SERVER} refuses {shown}: a model of it has no `model`, which names its file")
+    lines = _lines(text, len(models))
+    return [Listed(line, _settings(one, path)) for line, one in zip(lines, models, strict=True)]
+
+
+def _check_known(given: Mapping[str, object], known: Mapping[str, object], shown: str, version: Version) -> None:
+    stranger = next((str(name) for name in given if name not in known), None)
+    if stranger is not None and not version.has_unknown_flags:
+        from autofit.text.suggest import suggest
+
+        message = f"{PYTHON_SERVER} refuses {printable(stranger, 60)!r} in {shown}: it has no such setting"
+        raise UsageError(message, hint=suggest(stranger, known))
+
+
+def _lines(text: str, n_models: int) -> list[int]:
+    """The line of each model; the first of the file for JSON that is no YAML."""
+    from autofit.text import yaml
+
+    with suppress(UsageError):
+        (whole,) = yaml.documents(text)
+        found = [node.line for node in whole.get("models").items]
+        if len(found) == n_models:
+            return found
+    return [1] * n_models
+
+
+def _settings(model: Mapping[str, object], path: str) -> list[Flag]:
     flags = []
-    for name, value in models[0].items():
+    for name, value in model.items():
         if name in _OF_MODEL and value is not None:
             values = [_text(one) for one in value] if isinstance(value, list) else [_text(value)]
             flags.append(_flag(name, values, name, "file", path=path))
-    return flags, tuple(_text(one.get("model", "?")) for one in models[1:])
+    return flags
 
 
 def _json(text: str, where: str) -> Any:

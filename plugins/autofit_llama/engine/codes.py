@@ -32,7 +32,9 @@ OWN = {
     "micro-batch": Code("info", "a micro-batch that trades decode rate for prompt processing"),
     "newest-build-short": Code("warning", "no build was named, and the newest recorded one takes more than fits"),
     "no-overlap": Code("info", "micro-batches run on one device after the other, to save the copies for overlapping"),
-    "other-models": Code("warning", "models of a settings file that are loaded on request, and not checked"),
+    "other-models": Code(
+        "warning", "models of a settings file that requests load in the place of the first, which is shown"
+    ),
     "prompt-cache": Code("info", "a prompt cache that is larger than the default, and what it keeps"),
     "no-embeddings": Code("warning", "an embedding model whose embeddings are not turned on"),
     "number-cut": Code("warning", "a number that llama.cpp reads only in part"),

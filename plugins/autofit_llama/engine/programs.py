@@ -45,6 +45,8 @@ TOOLS = frozenset(
 )  # fmt: skip
 """Programs that run no model."""
 
+PRESETS = "LLAMA_ARG_MODELS_PRESET"
+"""The variable that names a router's file of models (common/arg.cpp, `--models-preset`)."""
 PYTHON_VARIABLES = (
     "MODEL", "N_GPU_LAYERS", "SPLIT_MODE", "MAIN_GPU", "TENSOR_SPLIT", "USE_MMAP", "USE_MLOCK", "N_CTX", "N_BATCH",
     "N_UBATCH", "N_THREADS", "N_THREADS_BATCH", "LOGITS_ALL", "EMBEDDING", "OFFLOAD_KQV", "FLASH_ATTN", "LORA_PATH",

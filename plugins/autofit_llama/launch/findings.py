@@ -112,7 +112,7 @@ def _ignored(reading: Reading, run: Run) -> Iterator[Finding]:
         yield finding("unread-settings", message)
     if reading.others:
         names = printable(", ".join(reading.others), 200)
-        message = f"{reading.program} loads these models when a request asks for them; they are not checked"
+        message = f"{reading.program} loads these in the place of the first, which is shown, as requests ask"
         yield finding("other-models", f"{message}: {names}")
     for path in reading.unsure:
         message = f"llama.cpp {reading.version.name} may read {printable(path)} or not; its settings are ignored here"

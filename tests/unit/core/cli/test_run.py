@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -84,6 +85,73 @@ def test_nothing_is_started_that_does_not_fit(engines: Engines) -> None:
     assert quiet.returncode == 3 and "not started" in quiet.stderr and "would fit" in quiet.stderr
     forced = engines.run("run", "-q", "--force", "--", *SERVER, "-c", "2000000000")
     assert forced.returncode == 0 and "2000000000" in engines.said["argv"]
+
+
+def config_file(engines: Engines, *contexts: int) -> list[str]:
+    """A command of llama-cpp-python's server, with a file of models of these contexts."""
+    models = ",\n".join(json.dumps({"model": TINY, "model_alias": f"m{n}", "n_ctx": n}) for n in contexts)
+    (engines.folder / "models.json").write_text(f'{{"models": [\n{models}\n]}}\n')
+    write_program(engines.bin / "python", (engines.bin / "vllm").read_text(encoding="utf-8"))
+    return ["python", "-m", "llama_cpp.server", "--config_file", "models.json"]
+
+
+def test_each_model_that_a_server_swaps_in_has_to_fit(engines: Engines) -> None:
+    """llama-cpp-python's server loads the first of a file, and others in its place: largest is what is reserved."""
+    command = config_file(engines, 512, 2048)
+    stays = "print(open(os.environ['XDG_RUNTIME_DIR'] + '/autofit/' + next(n for n in os.listdir(os.environ["
+    stays += "'XDG_RUNTIME_DIR'] + '/autofit') if n.endswith('.json'))).read())"
+    done = engines.run("run", "--", *command, does=stays)
+    assert done.returncode == 0 and "models.json:3: fits: host" in done.stderr, done.stderr
+    assert engines.said["argv"] == command[1:]
+    alone = engines.run("check", "--format", "json", "--", *command[:3], "--model", TINY, "--n_ctx", "2048")
+    pools = {pool["id"]: pool["used_bytes"] for pool in json.loads(alone.stdout)["pools"]}
+    claims = json.loads(done.stdout)["claims"]
+    assert {name: claim["bytes"] for name, claim in claims.items()} == {name: n for name, n in pools.items() if n}
+
+    command = config_file(engines, 512, 2_000_000_000)
+    engines.says.unlink()
+    for own in (["run"], ["run", "-q"], ["run", "--watch"]):
+        done = engines.run(*own, "--", *command)
+        assert (done.returncode, engines.says.exists()) == (3, False), done.stderr
+        assert "autofit: not started: models.json:3: does not fit: host RAM needs" in done.stderr
+    dry = engines.run("run", "-n", "--", *command)
+    assert dry.returncode == 3 and "models.json:3: does not fit" in dry.stderr
+    checked = engines.run("check", "--", *command)
+    assert checked.returncode == 3 and [line[:14] for line in checked.stdout.splitlines()] == [
+        "models.json:2:",
+        "models.json:3:",
+    ]
+    assert engines.run("run", "-q", "--force", "--", *command).returncode == 0
+    shims = engines.folder / "shims"
+    assert engines.run("shims", str(shims)).returncode == 0
+    engines.says.unlink()
+    path = {**engines.environ, "PATH": f"{shims}:{engines.environ['PATH']}"}
+    shim = subprocess.run(command, env=path, cwd=engines.folder, capture_output=True, text=True, check=False)
+    assert (shim.returncode, engines.says.exists()) == (3, False) and "models.json:3: does not fit" in shim.stderr
+
+
+def test_a_model_that_is_not_there_keeps_no_server_from_starting(engines: Engines) -> None:
+    command = config_file(engines, 512)
+    (engines.folder / "models.json").write_text(json.dumps({"models": [{"model": TINY}, {"model": "gone.gguf"}]}))
+    done = engines.run("run", "--", *command)
+    assert done.returncode == 0 and "models.json:1: not checked: gone.gguf" in done.stderr, done.stderr
+
+
+def test_a_router_behind_a_shim_is_started_as_it_is(engines: Engines) -> None:
+    (engines.folder / "models.ini").write_text(f"[one]\nmodel = {TINY}\n")
+    shims = engines.folder / "shims"
+    assert engines.run("shims", str(shims)).returncode == 0
+    for words, env in (
+        (["--models-preset", "models.ini"], {}),
+        ([], {"LLAMA_ARG_MODELS_PRESET": "models.ini"}),
+    ):
+        path = {**engines.environ, "PATH": f"{shims}:{engines.environ['PATH']}", **env}
+        command = ["llama-server", *words]
+        shim = subprocess.run(command, env=path, cwd=engines.folder, capture_output=True, text=True, check=False)
+        assert shim.returncode == 0 and "it starts its models by itself" in shim.stderr, shim.stderr
+        assert engines.said["argv"] == words
+        checked = engines.run("check", "--", *command, env=env)
+        assert checked.returncode == 0 and checked.stdout.startswith("models.ini:1: fits"), checked.stderr
 
 
 @pytest.mark.parametrize("command", [("llama-server", "--version"), ("vllm", "--help"), ("vllm", "collect-env")])

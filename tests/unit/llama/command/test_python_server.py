@@ -104,8 +104,65 @@ def test_a_file_says_all_there_is(name: str, tmp_path: Path) -> None:
     command = parse("--model", "c.gguf", "--config_file", str(path), env={"N_CTX": "8"})
     reading, found = command.settings.reading, command.settings.settings
     assert (command.model, found.n_ctx, found.tensor_split, found.flash_attn) == ("a.gguf", 512, (1.0, 2.0), "on")
+    assert parse("--config_file", str(path), env={"N_BATCH": "64"}).settings.settings.n_batch == 64
     assert reading.unread == ("--model",) and reading.others == ("b\x1b.gguf",)
     assert parse(env={"CONFIG_FILE": str(path)}).model == "a.gguf"
+
+
+MODELS = """\
+{
+  "models": [
+    {"model": "a.gguf", "n_ctx": 512, "type_k": null, "tensor_split": [1, 2]},
+    {"model": "b.gguf", "model_alias": "b", "use_mlock": false, "chat_template_kwargs": {"a": [1]}},
+    {"model": "c.gguf", "model_alias": "b", "kv_overrides": ["x.y=int:2"]}
+  ],
+  "host": "::"
+}
+"""
+
+
+@pytest.mark.parametrize(("host", "lines"), [("::", [3, 5]), (r"\ud83d\ude00", [1, 1])])
+def test_the_models_of_a_file_as_commands_one_at_a_time(host: str, lines: list[int], tmp_path: Path) -> None:
+    """Of one alias the last counts (llama_cpp/server/model.py:LlamaProxy); YAML has no escapes in two halves."""
+    path = tmp_path / "settings.json"
+    path.write_text(MODELS.replace("::", host), encoding="utf-8")
+    for words, env in (
+        ((*SERVER, "--config_file", str(path)), {}),
+        ((*SERVER, f"--config={path}", "--n_ctx", "1"), {}),
+        (SERVER, {"CONFIG_FILE": str(path)}),
+    ):
+        found = LlamaBackend().served(words, env, None)
+        assert found is not None and (found.path, found.at_once, found.loads_first) == (str(path), 1, True)
+        assert [line for line, _ in found.commands] == lines
+        first, last = (argv for _, argv in found.commands)
+        assert first == (*SERVER, "--model", "a.gguf", "--n_ctx", "512", "--tensor_split", "1", "2")
+        assert last == (*SERVER, "--model", "c.gguf", "--model_alias", "b", "--kv_overrides", "x.y=int:2")
+        whole, alone = (LlamaBackend().parse(one, env).settings.settings for one in (words, first))
+        assert whole == alone
+
+
+def test_a_file_of_one_model_is_that_model(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yml"
+    path.write_text("models: [{model: a.gguf}]")
+    assert LlamaBackend().served((*SERVER, "--config_file", str(path)), {}, None) is None
+    assert LlamaBackend().served((*SERVER, "--model", "a.gguf"), {}, None) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"models": [{"model": "a"}, {"model": "b", "n_cxt": 1}]}', "did you mean n_ctx"),
+        ('{"models": [{"model": "a"}, {"n_ctx": 1}]}', "names its file"),
+        ('{"models": [{"model": "a"}], "n_ctx": 512}', "'n_ctx' in"),
+        ('{"models": [{"model": "a"}, {"model": "b", "n_ctx": "\\u001b[2J"}]}', "not a whole number"),
+    ],
+)
+def test_files_that_it_refuses(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(UsageError) as raised:
+        parse("--config_file", str(tmp_path / "settings.json"))
+    said = f"{raised.value} {raised.value.hint}"
+    assert message in said and "\x1b" not in said
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"models": []}', '{"models": [1]}', "[" * 100_000, '{"models": {}}'])
