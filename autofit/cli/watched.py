@@ -92,11 +92,12 @@ class Follower:
         self._news: list[str] = []
 
     def feed(self, data: bytes) -> None:
-        """The next piece of output, which has been passed on."""
+        """The next piece of output, which has been passed on. Of an engine that serves none is read."""
         if self.watch is None:
             return
-        self.watch.feed(data)
-        self._look(self.watch)
+        if not self.was_ready:
+            self.watch.feed(data)
+            self._look(self.watch)
         if data.endswith(b"\n"):  # else a line of the engine would go on behind ours
             self._tell()
 
@@ -106,7 +107,7 @@ class Follower:
         self._news.clear()
 
     def _look(self, watch: Watch) -> None:
-        if self.was_ready or watch.n_lines == self._n_lines:
+        if watch.n_lines == self._n_lines:
             return
         self._n_lines = watch.n_lines
         observed = watch.observed
@@ -121,16 +122,15 @@ class Follower:
 
     def failure(self, status: int, *, was_killed: bool) -> Failure | None:
         """Why the engine ended, where that was during its start and for lack of memory."""
-        if self.watch is None:
+        if self.watch is None or self.was_ready:
+            self._tell()
             return None
         observed = self.watch.close(os.waitstatus_to_exitcode(status))
-        found = None if self.was_ready else observed.failure
+        found = observed.failure
         if found is not None and found.is_memory:
             self._compare(observed)
         self._tell()
-        if found is None:
-            return None
-        return found if _is_for_memory(found, was_killed=was_killed) else None
+        return found if found is not None and _is_for_memory(found, was_killed=was_killed) else None
 
     def _compare(self, observed: Observed) -> None:
         """What the engine reported beside what was predicted."""

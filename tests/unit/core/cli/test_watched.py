@@ -9,9 +9,10 @@ from typing import Any
 
 import autofit
 import pytest
-from autofit.cli.watched import LEAST_BYTES, learnt
+from autofit.cli.watched import LEAST_BYTES, Follower, learnt
 from autofit.domain.observed import Failure
 from autofit.domain.units import GIB
+from autofit.host import host
 from autofit.planning.compare import Difference
 
 from support.fake_engines import TINY, Engines
@@ -109,6 +110,19 @@ def test_messages_stand_on_lines_of_their_own(engines: Engines) -> None:
     lines = done.stderr.splitlines()
     at = lines.index("main: server is listening on x y")
     assert lines[at + 1].startswith("autofit: ready after ")
+
+
+def test_nothing_is_read_of_an_engine_that_serves() -> None:
+    machine = autofit.load_machine("rtx-3090", ram="64GiB")
+    plan = autofit.plan("llama", TINY, machine, context="4096")
+    watch = host().backend("llama").watch()
+    assert watch is not None
+    follower = Follower(watch, plan, {}, is_quiet=True)
+    follower.feed(b"load_tensors: CPU model buffer size = 1 MiB\nmain: server is listening on http://x\n")
+    before = watch.observed
+    follower.feed(b"load_tensors: CPU model buffer size = 2 MiB\n" * 10)
+    assert follower.was_ready and watch.observed == before
+    assert follower.failure(9, was_killed=True) is None
 
 
 def test_what_a_failure_teaches() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import resource
 import select
 import signal
 import struct
@@ -63,15 +64,39 @@ def test_streams_pass_byte_by_byte(engines: Engines) -> None:
     assert engines.said["tty"] == [False, False, False]
 
 
-def test_a_flood_passes(engines: Engines) -> None:
-    does = "for _ in range(320): os.write(2, b'load_tensors: x' * 8192)"
+#: pieces of a log: of no interest, each line of interest, and one line without an end that begins as one of interest
+FLOODS = {
+    "noise": b"x" * 60 + b"\n",
+    "lines": b"load_tensors:        CPU model buffer size =   123.45 MiB\n",
+    "endless": b"load_tensors: CPU model buffer size = ",
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+@pytest.mark.parametrize("n_mb", [4, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_flood_passes_whole_in_bounded_time_and_memory(n_mb: int, flood: str, engines: Engines) -> None:
+    """Of 100 MB the parent reads each byte; it takes no more memory for the last than for the first MB."""
+    piece = FLOODS[flood] * ((1 << 16) // len(FLOODS[flood]))
+    n_pieces = -(-n_mb * 1_000_000 // len(piece))
+    does = (
+        f"piece = {FLOODS[flood]!r} * {(1 << 16) // len(FLOODS[flood])}\nfor _ in range({n_pieces}): os.write(2, piece)"
+    )
+    before_s = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     process = engines.start(*WATCHED, does=does, stderr=subprocess.PIPE)
     assert process.stderr is not None
-    n = 0
-    while part := os.read(process.stderr.fileno(), 1 << 20):
+    n, n_wrong, peak_kb = 0, 0, []
+    while part := os.read(process.stderr.fileno(), 1 << 16):
+        at = n % len(piece)
+        n_wrong += part != (piece * 2)[at : at + len(part)]
+        if n // 1_000_000 != (n + len(part)) // 1_000_000:
+            status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            peak_kb += [int(line.split()[1]) for line in status if line.startswith("VmHWM:")]
         n += len(part)
     process.stderr.close()
-    assert (process.wait(60), n) == (0, 320 * 8192 * 15)
+    assert (process.wait(60), n, n_wrong) == (0, n_pieces * len(piece), 0)
+    assert peak_kb[-1] - peak_kb[0] < 8 << 10, peak_kb
+    spent_s = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before_s
+    assert spent_s < 2 + n_mb / 10  # of a processor
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
