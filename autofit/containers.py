@@ -52,6 +52,8 @@ class Inside:
         """
         if is_elsewhere(model) or re.match(r"[a-z]+:", model) or self.container.is_outside(model):
             return model
+        if (outside := self.container.outside(model)) != model:  # as a variable of the container names it
+            return outside
         if not model.startswith("/"):
             path = f"{(self.directory or '').rstrip('/')}/{model.removeprefix('./')}"
             outside = self.container.outside(path)

@@ -258,12 +258,12 @@ def program_path(name: str, environ: Mapping[str, str]) -> str:
 
     path = find_program(name, environ)
     if path is None:
-        from autofit.text.suggest import suggest
+        from autofit.text.suggest import close_names
 
         is_path = os.path.basename(name) != name  # noqa: PTH119 - a word
         cause = "no such file, or it may not be executed" if is_path else "PATH has no such program"
         known = [word for ref in host().backends().values() for word in ref.programs]
-        hint = None if is_path or name in known else suggest(name, known)
+        hint = None if is_path or name in known else close_names(name, known, 1, cutoff=0.7)
         raise StartError(f"{printable(name)}: {cause}", exit_code=NOT_FOUND, hint=hint)
     return path
 

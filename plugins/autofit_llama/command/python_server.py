@@ -283,7 +283,7 @@ def _check_known(given: Mapping[str, object], known: Mapping[str, object], shown
     if stranger is not None and not version.has_unknown_flags:
         from autofit.text.suggest import suggest
 
-        message = f"{PYTHON_SERVER} refuses {printable(stranger, 60)!r} in {shown}: it has no such setting"
+        message = f"{PYTHON_SERVER} refuses {printable(stranger, 60)} in {shown}: it has no such setting"
         raise UsageError(message, hint=suggest(stranger, known))
 
 

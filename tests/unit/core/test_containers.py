@@ -74,6 +74,8 @@ def test_variables_come_from_the_command_alone(models: Path, tmp_path: Path) -> 
     assert autofit.check(words, CARD, environ=around, settings=None).context_tokens == 256
     handed = (*words[:2], "-e", "LLAMA_ARG_CTX_SIZE", *words[2:])
     assert autofit.check(handed, CARD, environ=around, settings=None).context_tokens == 1024
+    named = (*words[:4], "-e", "LLAMA_ARG_MODEL=/m/m.gguf", "-e", "LLAMA_ARG_CTX_SIZE=512", SERVER)
+    assert autofit.check(named, CARD, settings=None).context_tokens == 512
     with pytest.raises(UsageError, match="No such file"):
         check("docker", "run", "--env-file", str(tmp_path / "none"), SERVER)
 

@@ -153,7 +153,7 @@ def test_a_file_of_one_model_is_that_model(tmp_path: Path) -> None:
     [
         ('{"models": [{"model": "a"}, {"model": "b", "n_cxt": 1}]}', "did you mean n_ctx"),
         ('{"models": [{"model": "a"}, {"n_ctx": 1}]}', "names its file"),
-        ('{"models": [{"model": "a"}], "n_ctx": 512}', "'n_ctx' in"),
+        ('{"models": [{"model": "a"}], "n_ctx": 512}', "refuses n_ctx in"),
         ('{"models": [{"model": "a"}, {"model": "b", "n_ctx": "\\u001b[2J"}]}', "not a whole number"),
     ],
 )
