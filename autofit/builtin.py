@@ -61,8 +61,11 @@ def autofit_register_renderers() -> Iterable[RendererRef]:
             "autofit.render.shell:render",
             "false",
             "autofit.render.shell:render_fleet",
+            words_only=True,
         ),
-        RendererRef("eval", "the same, all in quotes, for eval", "autofit.render.shell:render_eval", "false"),
+        RendererRef(
+            "eval", "the same, all in quotes, for eval", "autofit.render.shell:render_eval", "false", words_only=True
+        ),
         RendererRef(
             "nul", "arguments that end in a NUL byte, for xargs -0", "autofit.render.shell:render_nul", "false\0"
         ),

@@ -95,9 +95,11 @@ class HardwareSourceRef(NamedTuple):
 class RendererRef(NamedTuple):
     """A word of `--format`. `factory` is `module:function(plan) -> str`.
 
-    `no_fit` is what a format of commands prints for a plan that does not fit, which must not look like success to
-    a shell; a format without it renders such plans as well. `fleet` is `module:function(fleet) -> files`, of a
-    format that can say the plan of a fleet (`autofit.domain.fleet`).
+    `no_fit` is what a format of commands prints for a plan that does not fit, which must not look like success to a
+    shell; a format without it renders such plans as well. `fleet` is `module:function(fleet) -> files`, of a format
+    that can say the plan of a fleet (`autofit.domain.fleet`). `words_only`: of the plan it reads the words and
+    variables of the command, and nothing of what a container or a unit needs (`Plan.deployment`), which is not looked
+    up.
     """
 
     name: str
@@ -105,6 +107,7 @@ class RendererRef(NamedTuple):
     factory: str
     no_fit: str = ""
     fleet: str = ""
+    words_only: bool = False
 
 
 class CommandRef(NamedTuple):

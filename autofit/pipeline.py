@@ -111,6 +111,7 @@ def plan_of(
     engine_args: Sequence[object] = (),
     details: bool = True,
     nearest: bool = True,
+    deploys: bool = True,
     first: Callable[[Plan], object] | None = None,
     in_ram: bool = True,
 ) -> Plan:
@@ -124,6 +125,7 @@ def plan_of(
         engine_args=engine_args,
         details=details,
         nearest=nearest,
+        deploys=deploys,
         first=first,
         in_ram=in_ram,
     )[0]
@@ -142,6 +144,7 @@ def plan_on(
     at_most: Mapping[str, int] | None = None,
     details: bool = True,
     nearest: bool = True,
+    deploys: bool = True,
     first: Callable[[Plan], object] | None = None,
     in_ram: bool = True,
 ) -> tuple[Plan, Machine]:
@@ -153,8 +156,9 @@ def plan_on(
     engine would take. `at_most` are bytes that pools have free at most, whatever is measured.
 
     `details`: other plans, and what the next better value of a setting lacks, are looked for too; `nearest`: where
-    nothing fits, what would; `in_ram`: as in `Request`. `first` gets the plan before those are looked for that other
-    options would give (`Alternative.pick`); with it they are also looked for without `details`.
+    nothing fits, what would; `deploys`: what a container or a unit needs (`Plan.deployment`); `in_ram`: as in
+    `Request`. `first` gets the plan before those are looked for that other options would give (`Alternative.pick`);
+    with it they are also looked for without `details`.
     """
     job = _job_of(backend_name, model, machine is None, options, settings, program, engine_args, inside)
     asked = replace(job.request, alternatives=details, nearest=nearest, in_ram=in_ram, explain=details)
@@ -163,7 +167,7 @@ def plan_on(
     picks: dict[tuple[str, ...], Callable[[Plan], tuple[Alternative, ...]]] = {}
 
     def plan_one(found: ModelSpec, files: ModelFiles | None) -> Plan:
-        plan, look = _planned(job, *here(), found, files)
+        plan, look = _planned(job, *here(), found, files, deploys=deploys)
         picks[plan.argv] = look
         return plan
 
@@ -259,7 +263,13 @@ def _machine_for(job: _Job, machine: Machine | None, at_most: Mapping[str, int])
 
 
 def _planned(
-    job: _Job, machine: Machine, notes: tuple[Finding, ...], model: ModelSpec, files: ModelFiles | None
+    job: _Job,
+    machine: Machine,
+    notes: tuple[Finding, ...],
+    model: ModelSpec,
+    files: ModelFiles | None,
+    *,
+    deploys: bool,
 ) -> tuple[Plan, Callable[[Plan], tuple[Alternative, ...]]]:
     """The plan for a model, and what looks for those that other options would give."""
     backend, command, request = job.backend, job.command, job.request
@@ -274,7 +284,8 @@ def _planned(
     on, measured = _calibrated(machine, backend.name, job.engine, model, job.settings)
     with blamed(backend.name):
         plan = is_plan(backend.plan(command, model, on, request), backend.name)
-        plan = _deployable(plan, backend, on, (request.model_reference or command.model, *companions.values()))
+        if deploys:
+            plan = _deployable(plan, backend, on, (request.model_reference or command.model, *companions.values()))
     picks = partial(_picks, backend, command, model, on, request)
     plan = _for_engine(plan, job.engine, backend, (*job.options.notes, *notes, *measured))
     return _reviewed(plan, model, on, files), picks

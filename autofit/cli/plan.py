@@ -73,8 +73,12 @@ def _section(title: str, rows: Mapping[str, str]) -> str:
 
 def run(args: argparse.Namespace | SimpleNamespace, backend_name: str, engine_args: list[str] | None) -> int:
     options = stated_options(backend_name, given(args), HERE)
-    details = args.explain or not _format(args.format).no_fit  # nobody would see them otherwise
-    planned = partial(plan_of, backend_name, args.model, None, options, HERE, engine_args=engine_args or ())
+    chosen = _format(args.format)
+    details = args.explain or not chosen.no_fit  # nobody would see them otherwise
+    planned = partial(
+        plan_of, backend_name, args.model, None, options, HERE, engine_args=engine_args or (),
+        deploys=not chosen.words_only,
+    )  # fmt: skip
     force = options.get("force", False)
     if details or args.quiet or not (sys.stdout.isatty() and sys.stderr.isatty()):
         return show(planned(details=details), args, force=force)

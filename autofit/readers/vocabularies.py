@@ -32,6 +32,7 @@ class Known(NamedTuple):
 def known(path: str) -> Known:
     """What is remembered of the file at `path`, which may be no path at all."""
     try:
+        path = os.path.abspath(path)  # noqa: PTH100 - Path.absolute() keeps `..`
         stat = os.stat(path)  # noqa: PTH116 - follows links
     except (OSError, ValueError):
         return Known(path, "", NOTHING)
@@ -44,7 +45,7 @@ def known(path: str) -> Known:
 def remember(one: Known, ends: Ends) -> None:
     """Keep where the arrays of a file end; where that cannot be written, it is not kept."""
     place = _place()
-    if place is None or not one.stamp or not one.path.isprintable() or not os.path.isabs(one.path):  # noqa: PTH117
+    if place is None or not one.stamp or not one.path.isprintable():
         return
     lines = _lines()
     lines.pop(one.path, None)

@@ -170,6 +170,14 @@ def test_words_that_a_file_cannot_hold_are_refused(form: str) -> None:
             resolve(host().renderers()[form].factory)(bad)
 
 
+@pytest.mark.parametrize("name", [name for name, ref in host().renderers().items() if ref.words_only])
+def test_formats_of_words_need_nothing_of_a_deployment(name: str) -> None:
+    plan = autofit.plan("llama", str(MODELS["llama"]), on=["rtx-3090"], ram="64GiB", settings=None)
+    render = resolve(host().renderers()[name].factory)
+    assert plan.deployment is not None
+    assert render(replace(plan, deployment=None)) == render(plan)
+
+
 def test_a_pod_has_room_beyond_the_plan_and_shared_memory_where_processes_share(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

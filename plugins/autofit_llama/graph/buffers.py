@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from functools import partial
 from itertools import accumulate, count
 
 from autofit.domain.values import NamedTuple, dataclass, replace
@@ -12,7 +11,7 @@ from autofit.errors import EngineRefusalError, UnsupportedModelError
 from autofit_llama.graph.assertions import check, check_placed, fails_on_cpu
 from autofit_llama.graph.builder import DELTA_OPS, HYPER_OPS, Builder, Fused, Graph
 from autofit_llama.graph.devices import DeviceRules
-from autofit_llama.graph.ggml import HOST
+from autofit_llama.graph.ggml import HOST, HOST_PINNED
 from autofit_llama.graph.model import GraphModel
 from autofit_llama.graph.periods import Cut, Edge, choose_layers, is_periodic, moments
 from autofit_llama.graph.recurrent import DELTA_PROBES, FUSED_DELTA, UNTRIED_DELTA
@@ -49,10 +48,11 @@ class ReplayCache:
     Placements that differ in how many equal blocks follow each other alone are one and the same when shortened.
     """
 
-    __slots__ = ("_next", "_numbers", "levels", "replays", "sound")
+    __slots__ = ("_next", "_numbers", "fusions", "levels", "replays", "sound")
 
     def __init__(self) -> None:
         self.replays: dict[Hashable, Replay] = {}
+        self.fusions: dict[Hashable, _Fusions] = {}
         self.levels: dict[Hashable, dict[Edge, int]] = {}  #: efforts of stretches, by backends
         self.sound: set[Hashable] = set()  #: graphs whose shapes were held to what ggml asserts
         self._numbers: dict[Hashable, int] = {}
@@ -94,28 +94,29 @@ def compute_buffers(
     shorten = shorten and not context.mtp
     n_copies = PIPELINE_COPIES if pipeline and all(d.pipeline for d in devices) else 1
     scheduler = Scheduler(devices, op_offload=context.op_offload, n_copies=n_copies, version=context.version)
-    resolved = _resolve(builder, model, scheduler, context.flash_attn)
+    reserves = _Reserves(builder, model, scheduler, known or ReplayCache())
+    fusions = reserves.fusions()
+
+    def reserve(*batch: int) -> Replay:
+        return reserves.reserve(fusions, _Batch(*batch), pinned=not dry_run, shorten=shorten)
 
     n_tokens, n_seqs, n_outputs = context.n_tokens, context.n_seq_max, context.n_outputs
-    signatures = _signatures(builder, model) if shorten else None
-    reserve = partial(_reserve, builder, model, scheduler, resolved, signatures, known or ReplayCache())
-    sizes, n_splits, _ = reserve(n_tokens, n_seqs, n_outputs, pinned=not dry_run)
+    sizes, n_splits, _ = reserve(n_tokens, n_seqs, n_outputs)
     if arch.reserves_one_sequence and n_tokens % model.n_streams and not all(model.hparams.is_recr[:-1]):
         raise EngineRefusalError(
             f"llama.cpp aborts: {n_tokens} tokens do not divide into {model.n_streams} sequences",
             hint="with this architecture, make -ub a multiple of -np, or unify the cache with -kvu",
         )
     if not dry_run:
-        reserves = [(n_seqs, n_seqs, n_seqs)]
+        batches = [(n_seqs, n_seqs, n_seqs)]
         if arch.reserves_one_sequence:
-            reserves.append((n_tokens, 1, n_outputs))
-        for batch in reserves:
-            more = reserve(*batch, pinned=True).sizes
-            sizes = [max(a, b) for a, b in zip(sizes, more, strict=True)]
+            batches.append((n_tokens, 1, n_outputs))
+        for batch in batches:
+            sizes = [max(a, b) for a, b in zip(sizes, reserve(*batch).sizes, strict=True)]
     return ComputeBuffers(
         device_bytes=tuple(sizes[:-1]),
         host_bytes=sizes[-1],
-        flash_attn=resolved.flash_attn,
+        flash_attn=fusions.flash_attn,
         n_copies=n_copies,
         n_splits=n_splits,
     )
@@ -136,101 +137,94 @@ class _Fusions:
     delta: frozenset[str] = DELTA_OPS
 
 
-def _graph(
-    builder: Builder,
-    model: GraphModel,
-    fusions: _Fusions,
-    n_tokens: int,
-    n_seqs: int,
-    n_outputs: int,
-    order: tuple[int, ...],
-) -> Graph:
-    n_tokens = -(-n_tokens // n_seqs) * n_seqs
-    g = Graph(model, n_tokens, n_seqs, n_outputs, fusions.flash_attn, order, fusions.hyper, fusions.delta)
-    builder(g)
-    g.pooling()
-    g.set_outputs()
-    return g
+class _Batch(NamedTuple):
+    """Of one reserve: how many tokens of how many sequences, and rows of output."""
+
+    n_tokens: int
+    n_seqs: int
+    n_outputs: int
 
 
-def _resolve(builder: Builder, model: GraphModel, scheduler: Scheduler, flash_attn: str) -> _Fusions:
-    """Which fused operations the engine uses: each is tried on a small graph (resolve_fused_ops)."""
-    version = model.context.version
-    fusions = _Fusions(flash_attn != "off")
-    if (
-        flash_attn == "auto"
-        and fusions.flash_attn
-        and not _all_on_device(builder, model, scheduler, fusions, "flash_attn")
-    ):
-        fusions = replace(fusions, flash_attn=False)
-    if any(model.hparams.is_recr) and version.follows(FUSED_DELTA) and not version.follows(UNTRIED_DELTA):
-        for kind, n_tokens in DELTA_PROBES.items():
-            if not _all_on_device(builder, model, scheduler, fusions, kind, n_tokens):
-                fusions = replace(fusions, delta=fusions.delta - {kind})
-    if model.hparams.dsv4_hc_mult > 0:
-        for kind in ("hc_pre", "hc_comb", "hc_post"):
-            if not _all_on_device(builder, model, scheduler, fusions, kind):
-                fusions = replace(fusions, hyper=fusions.hyper - {kind})
-    return fusions
+class _Reserves:
+    """The graphs of one context on its devices: built, scheduled and allocated, each kind once.
 
+    `_blocks` has a number for each block, equal for equal blocks, and `_place` what else a graph depends on.
+    """
 
-def _all_on_device(
-    builder: Builder, model: GraphModel, scheduler: Scheduler, fusions: _Fusions, kind: str, n_tokens: int = 1
-) -> bool:
-    """Whether all operations of a kind lie where their blocks do, with so many tokens of each sequence."""
-    n_seqs = model.context.n_seq_max
-    n_tokens *= n_seqs
-    order, _ = choose_layers(_signatures(builder, model))
-    g = _graph(builder, model, fusions, n_tokens, n_seqs, n_tokens, order)
-    _pin(g, scheduler)
-    scheduler.assign(g.leafs, g.nodes)
+    def __init__(self, builder: Builder, model: GraphModel, scheduler: Scheduler, known: ReplayCache) -> None:
+        self.builder, self.model, self.scheduler, self.known = builder, model, scheduler, known
+        copies, n_layer_all = _copies(model), model.hparams.n_layer_all
+        self._blocks = [known.number((each, copies.get(il))) for il, each in enumerate(_signatures(builder, model))]
+        backends = scheduler.devices, scheduler.n_copies
+        outside = tuple((name, _seen(home)) for name, home in model.homes.items() if not name.startswith("blk."))
+        output = copies.get(n_layer_all), tuple(model.layer_dev[len(self._blocks) :]), model.full_offload
+        self._place = known.number((model.context, backends, outside, output))
+        self._levels = known.levels.setdefault(backends, {})
+        self._not_on_cpu = fails_on_cpu(model.hparams)
 
-    def fits(f: Fused) -> bool:
-        home = model.layer_dev[f.il]
-        return f.node.dev == (scheduler.cpu if home == HOST else home)
+    def fusions(self) -> _Fusions:
+        """Which fused operations the engine uses: each is tried on a small graph (resolve_fused_ops)."""
+        key = self._place, tuple(self._blocks)
+        found = self.known.fusions.get(key)
+        if found is None:
+            found = self.known.fusions[key] = self._tried()
+        return found
 
-    return all(fits(f) for f in g.fused if f.kind == kind)
+    def _tried(self) -> _Fusions:
+        context, hp = self.model.context, self.model.hparams
+        found = _Fusions(context.flash_attn != "off")
+        if context.flash_attn == "auto" and not self._all_on_device(found, "flash_attn"):
+            found = replace(found, flash_attn=False)
+        if any(hp.is_recr) and context.version.follows(FUSED_DELTA) and not context.version.follows(UNTRIED_DELTA):
+            for kind, n_tokens in DELTA_PROBES.items():
+                if not self._all_on_device(found, kind, n_tokens):
+                    found = replace(found, delta=found.delta - {kind})
+        if hp.dsv4_hc_mult > 0:
+            for kind in ("hc_pre", "hc_comb", "hc_post"):
+                if not self._all_on_device(found, kind):
+                    found = replace(found, hyper=found.hyper - {kind})
+        return found
 
-
-def _pin(g: Graph, scheduler: Scheduler) -> None:
-    for t, home in g.pins:
-        dev = scheduler.cpu if home == HOST else home
-        if scheduler.supports(dev, t):
-            t.dev = dev
-
-
-def _reserve(
-    builder: Builder,
-    model: GraphModel,
-    scheduler: Scheduler,
-    fusions: _Fusions,
-    signatures: Sequence[Hashable] | None,
-    known: ReplayCache,
-    n_tokens: int,
-    n_seqs: int,
-    n_outputs: int,
-    *,
-    pinned: bool,
-) -> Replay:
-    """One reserve; without `signatures` every block is built."""
-    not_on_cpu = fails_on_cpu(model.hparams)
-
-    def scheduled(order: tuple[int, ...]) -> tuple[Graph, Schedule]:
-        g = _graph(builder, model, fusions, n_tokens, n_seqs, n_outputs, order)
-        context = model.context
-        shapes = fusions, n_seqs, context.type_k, context.type_v, context.kv_unified, context.mtp
-        if shapes not in known.sound:
-            check(g.nodes, g.h)
-            known.sound.add(shapes)
-        if pinned:
-            _pin(g, scheduler)
+    def _all_on_device(self, fusions: _Fusions, kind: str, n_tokens: int = 1) -> bool:
+        """Whether all operations of a kind lie where their blocks do, with so many tokens of each sequence."""
+        n_seqs, scheduler = self.model.context.n_seq_max, self.scheduler
+        order, _ = choose_layers(self._blocks)
+        g = self._graph(fusions, _Batch(n_tokens * n_seqs, n_seqs, n_tokens * n_seqs), order)
+        _pin(g, scheduler)
         scheduler.assign(g.leafs, g.nodes)
-        if not_on_cpu:
-            check_placed(g.nodes, g.h, scheduler.cpu)
-        return g, scheduler.split(g.leafs, g.nodes)
 
-    def replayed(order: tuple[int, ...], cuts: tuple[Cut, ...]) -> Replay:
-        g, schedule = scheduled(order)
+        def fits(f: Fused) -> bool:
+            home = self.model.layer_dev[f.il]
+            return f.node.dev == (scheduler.cpu if home == HOST else home)
+
+        return all(fits(f) for f in g.fused if f.kind == kind)
+
+    def reserve(self, fusions: _Fusions, batch: _Batch, *, pinned: bool, shorten: bool) -> Replay:
+        """One reserve; without `shorten` every block is built."""
+        every = tuple(range(self.model.hparams.n_layer))
+        if not shorten:
+            return self._replayed(fusions, batch, every, (), pinned=pinned)
+        beside = self._place, fusions, batch, pinned
+
+        def once(order: tuple[int, ...], cuts: tuple[Cut, ...]) -> Replay:
+            key = beside, cuts, tuple([self._blocks[il] for il in order])
+            found = self.known.replays.get(key)
+            if found is None:
+                found = self.known.replays[key] = self._replayed(fusions, batch, order, cuts, pinned=pinned)
+            return found
+
+        for _ in range(_ATTEMPTS):
+            found = once(*choose_layers(self._blocks, self._levels))
+            if not found.vain:
+                return found
+            self._levels.update((cut.edge, cut.level + 1) for cut in found.vain)
+        return once(every, ())
+
+    def _replayed(
+        self, fusions: _Fusions, batch: _Batch, order: tuple[int, ...], cuts: tuple[Cut, ...], *, pinned: bool
+    ) -> Replay:
+        scheduler = self.scheduler
+        g, schedule = self._scheduled(fusions, batch, order, pinned=pinned)
         if not cuts:
             return Replay(scheduler.reserve(schedule)[0], len(schedule.splits))
         if len(g.starts) != len(order) + 1:
@@ -245,30 +239,41 @@ def _reserve(
         ]
         return Replay(sizes, len(schedule.splits), tuple(vain))
 
-    every = tuple(range(model.hparams.n_layer))
-    if signatures is None:
-        return replayed(every, ())
-    copies = _copies(model)
-    blocks = [known.number((signature, copies.get(il))) for il, signature in enumerate(signatures)]
-    backends = scheduler.devices, scheduler.n_copies
-    outside = [(name, home) for name, home in model.homes.items() if not name.startswith("blk.")]
-    output = copies.get(model.hparams.n_layer_all), tuple(model.layer_dev[len(blocks) :]), model.full_offload
-    beside = (n_tokens, n_seqs, n_outputs, pinned, fusions, model.context, backends), tuple(outside), output
-    levels = known.levels.setdefault(backends, {})
+    def _scheduled(
+        self, fusions: _Fusions, batch: _Batch, order: tuple[int, ...], *, pinned: bool
+    ) -> tuple[Graph, Schedule]:
+        g, scheduler, context = self._graph(fusions, batch, order), self.scheduler, self.model.context
+        shapes = fusions, batch.n_seqs, context.type_k, context.type_v, context.kv_unified, context.mtp
+        if shapes not in self.known.sound:
+            check(g.nodes, g.h)
+            self.known.sound.add(shapes)
+        if pinned:
+            _pin(g, scheduler)
+        scheduler.assign(g.leafs, g.nodes)
+        if self._not_on_cpu:
+            check_placed(g.nodes, g.h, scheduler.cpu)
+        return g, scheduler.split(g.leafs, g.nodes)
 
-    def once(order: tuple[int, ...], cuts: tuple[Cut, ...]) -> Replay:
-        key = beside, cuts, tuple([blocks[il] for il in order])
-        found = known.replays.get(key)
-        if found is None:
-            found = known.replays[key] = replayed(order, cuts)
-        return found
+    def _graph(self, fusions: _Fusions, batch: _Batch, order: tuple[int, ...]) -> Graph:
+        n_tokens, n_seqs, n_outputs = batch
+        n_tokens = -(-n_tokens // n_seqs) * n_seqs
+        g = Graph(self.model, n_tokens, n_seqs, n_outputs, fusions.flash_attn, order, fusions.hyper, fusions.delta)
+        self.builder(g)
+        g.pooling()
+        g.set_outputs()
+        return g
 
-    for _ in range(_ATTEMPTS):
-        found = once(*choose_layers(blocks, levels))
-        if not found.vain:
-            return found
-        levels.update((cut.edge, cut.level + 1) for cut in found.vain)
-    return once(every, ())
+
+def _pin(g: Graph, scheduler: Scheduler) -> None:
+    for t, home in g.pins:
+        dev = scheduler.cpu if home == HOST else home
+        if scheduler.supports(dev, t):
+            t.dev = dev
+
+
+def _seen(home: int) -> int:
+    """A home as graphs see it: pinned memory is memory of the host like any other."""
+    return HOST if home == HOST_PINNED else home
 
 
 def _copies(model: GraphModel) -> dict[int, tuple[tuple[str, int], ...]]:
@@ -293,7 +298,7 @@ def _signatures(builder: Builder, model: GraphModel) -> list[Hashable]:
             il = int(number) if number.isdecimal() and number.isascii() and len(number) < 10 else h.n_layer_all
             if il < h.n_layer_all:
                 info = tensors[name]
-                parts[il].append((rest, info.shape, home, "" if home >= 0 else info.type))
+                parts[il].append((rest, info.shape, _seen(home), "" if home >= 0 else info.type))
     per_layer = [
         value
         for field in h.__slots__

@@ -15,10 +15,9 @@ from autofit.planning.accounting import DeviceUse, account, margin_of
 
 from autofit_llama.graph.cuda import FLASH_SCRATCH
 from autofit_llama.graph.devices import DeviceRules, device_bytes, rules_for
-from autofit_llama.graph.ggml import HOST
+from autofit_llama.graph.ggml import HOST, HOST_PINNED
 from autofit_llama.memory import runtime, scratch
 from autofit_llama.memory.layout import LoadParams, MemoryLayout, ParsedModel, lay_out
-from autofit_llama.memory.placement import HOST_PINNED
 from autofit_llama.model.load import read_hparams
 
 if TYPE_CHECKING:

@@ -17,10 +17,8 @@ from autofit.errors import EngineRefusalError
 
 from autofit_llama.engine.vocabulary import Operation, Override
 from autofit_llama.graph.devices import DeviceRules
-from autofit_llama.graph.ggml import HOST, HOST_REPACKED, Tensor
+from autofit_llama.graph.ggml import HOST, HOST_PINNED, HOST_REPACKED, Tensor
 from autofit_llama.model.hparams import HParams
-
-HOST_PINNED = -3  #: the first device's pinned host buffer; plain host memory for a graph
 
 
 def f32(x: float) -> float:

@@ -21,8 +21,8 @@ from autofit.domain.values import NamedTuple, dataclass, field
 from autofit_llama.engine.versions import LATEST, Change, Version
 from autofit_llama.engine.vocabulary import LazyMode, Operation
 from autofit_llama.graph.devices import device_bytes
-from autofit_llama.graph.ggml import HOST, HOST_REPACKED
-from autofit_llama.memory.placement import HOST_PINNED, BufferRules, Placement
+from autofit_llama.graph.ggml import HOST, HOST_PINNED, HOST_REPACKED
+from autofit_llama.memory.placement import BufferRules, Placement
 from autofit_llama.model.architecture import (
     JOINED_EXPERTS_SKIPPED,
     JOINED_SKIPPED,

@@ -15,6 +15,7 @@ import pytest
 from support import ROOT
 
 HEAVY = {
+    "autofit.deployable",
     "tomllib",
     "argparse",
     "numpy",

@@ -30,6 +30,14 @@ def test_a_second_reading_is_the_same_and_walks_over_no_string(
     assert read_gguf(path) == first
 
 
+def test_a_relative_path_is_remembered_too(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ggufs.write_llama(tmp_path / "m.gguf", n_vocab=N)
+    monkeypatch.chdir(tmp_path)
+    read_gguf("m.gguf")
+    monkeypatch.setattr("autofit.readers.gguf._Parser.walk_strings", lambda *_: pytest.fail("walked"))
+    assert read_gguf("./m.gguf").n_vocab == N
+
+
 def test_a_file_that_was_written_again_is_walked_over(kept: Path, tmp_path: Path) -> None:
     path = ggufs.write_llama(tmp_path / "m.gguf", n_vocab=N)
     read_gguf(path)
