@@ -347,10 +347,12 @@ def _calibrated(
     machine: Machine, backend: str, engine: Engine, model: ModelSpec, settings: Surroundings | None
 ) -> tuple[Machine, tuple[Finding, ...]]:
     """The machine as starts that were measured on it say, where there are any (docs/calibration.md)."""
+    if settings is None or machine.origin != "detected":
+        return machine, ()
     from autofit.calibration.place import place
 
-    path = None if settings is None or machine.origin != "detected" else place(settings.variables)
-    if path is None or settings is None or not os.path.exists(path):  # noqa: PTH110 - one stat
+    path = place(settings.variables)
+    if path is None or not os.path.exists(path):  # noqa: PTH110 - one stat
         return machine, ()
     from autofit.calibration.apply import calibrated
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from autofit.cli import options as of_plans
 from autofit.cli.options import add_options, add_output, given
 from autofit.cli.plan import show
 from autofit.domain.text import printable
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
     from autofit.backend import Served
 
 TAKES_COMMAND = True
+
+
+def plain_arguments(words: list[str]) -> Any:
+    """Arguments so simple that no parser is needed; None for all others."""
+    found = of_plans.plain_arguments(words, only=CHECKED, model=False)
+    if found is not None:
+        del found.model
+        vars(found).update(files=None, if_any=False, mapped=[])
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -202,18 +202,22 @@ def run_command(ref: CommandRef, arguments: list[str]) -> int:
     from autofit.host import blamed, resolve
 
     command = resolve(ref.factory)
-    parser = new_parser(ref.name, ref.summary)
-    if ref.factory.startswith("autofit.cli."):
-        run: Callable[..., object] = command.run
-        command.add_arguments(parser)
-    else:
-        run = blamed(ref.factory, prints=True)(lambda args: command.run(args))
-        with blamed(ref.factory):
-            command.add_arguments(parser)
     own, engine_args = split_at_dashes(arguments)
     if not getattr(command, "TAKES_COMMAND", False):
         own = arguments
-    args = parser.parse_args(own)
+    if ref.factory.startswith("autofit.cli."):
+        run: Callable[..., object] = command.run
+        args = command.plain_arguments(own) if hasattr(command, "plain_arguments") else None
+        if args is None:
+            parser = new_parser(ref.name, ref.summary)
+            command.add_arguments(parser)
+            args = parser.parse_args(own)
+    else:
+        run = blamed(ref.factory, prints=True)(lambda args: command.run(args))
+        parser = new_parser(ref.name, ref.summary)
+        with blamed(ref.factory):
+            command.add_arguments(parser)
+        args = parser.parse_args(own)
     args.own, args.engine_args = own, engine_args
     code = run(args)
     if not isinstance(code, int):

@@ -13,14 +13,16 @@ if TYPE_CHECKING:
 DEFAULT_FORMAT = "shell"
 
 
-def plain_arguments(words: list[str]) -> SimpleNamespace | None:
-    """What `argparse` makes of one model and options that are each a word and its value; None where it has to say.
+def plain_arguments(words: list[str], *, only: tuple[str, ...] = (), model: bool = True) -> SimpleNamespace | None:
+    """What `argparse` makes of one `model` and options that are each a word and its value; None where it has to say.
 
-    Most commands are so simple, and it takes a twentieth of a cold start to load and to be told all options.
+    Most commands are so simple, and it takes a twentieth of a cold start to load and to be told all options. `only`
+    restricts them, as for `add_options`.
     """
-    known = {flag: option for option in OPTIONS for flag in (*option.flags, option.flag)}
+    taken = [option for option in OPTIONS if not only or option.name in only]
+    known = {flag: option for option in taken for flag in (*option.flags, option.flag)}
     found = SimpleNamespace(model=None, format=DEFAULT_FORMAT, explain=False, quiet=False)
-    vars(found).update((option.name, None) for option in OPTIONS)
+    vars(found).update((option.name, None) for option in taken)
     rest = iter(words)
     for word in rest:
         option = known.get(word)
@@ -28,7 +30,7 @@ def plain_arguments(words: list[str]) -> SimpleNamespace | None:
             setattr(found, "explain" if word == "--explain" else "quiet", True)
         elif option is not None and option.metavar is None:
             setattr(found, option.name, True)
-        elif word and not word.startswith("-") and found.model is None:
+        elif model and word and not word.startswith("-") and found.model is None:
             found.model = word
         else:
             value = next(rest, "")

@@ -258,7 +258,7 @@ def _part(wanted: str, memory: Ram | None, dirs: tuple[str | Path, ...]) -> _Par
     Raises:
         UnknownHardwareError: an API that does not drive the card.
     """
-    found = None if _is_path(wanted) else _API.search(wanted)
+    found = _API.search(wanted) if "@" in wanted and not _is_path(wanted) else None
     if found is None:
         return _of_name(wanted, memory, dirs)
     part = _of_name(wanted[: found.start()] + wanted[found.end() :], memory, dirs)

@@ -158,7 +158,7 @@ def to_spec(
 
 def shard_names(name: str) -> list[str]:
     """The names of all files of the model that `name` is one of, in order (llama.cpp:llama_split_path)."""
-    match = _SHARD.fullmatch(name)
+    match = _SHARD.fullmatch(name) if "-of-" in name else None
     if not match or not 0 < int(match[2]) <= int(match[3]):
         return [name]
     return [f"{match[1]}-{number:05d}-of-{match[3]}.gguf" for number in range(1, int(match[3]) + 1)]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from autofit.domain.fleet import FleetFile, FleetPlan, Placement
 from autofit.domain.plan import Plan
 from autofit.text import shell
+
+if TYPE_CHECKING:
+    from autofit.domain.fleet import FleetFile, FleetPlan, Placement
 
 
 def render(plan: Plan) -> str:
@@ -42,6 +45,8 @@ def render_fleet(fleet: FleetPlan) -> tuple[FleetFile, ...]:
 
     An engine that measures free memory starts alone: the script goes on when it answers.
     """
+    from autofit.domain.fleet import FleetFile  # most plans are of one model
+
     machines = [one.name for one in fleet.fleet.machines if fleet.on(one.name)]
     return tuple(FleetFile(f"{name}.sh", "\n".join(_script(fleet, name))) for name in machines)
 

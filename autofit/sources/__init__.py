@@ -56,7 +56,7 @@ def find_path(reference: str) -> ModelFiles | None:
         return None
     # Path().expanduser() raises for an unknown user, and would make a flag of `./-m.gguf`
     path = os.path.expanduser(reference)  # noqa: PTH111
-    if parse_bare(reference) is not None and not os.path.lexists(path):
+    if not os.path.lexists(path) and parse_bare(reference) is not None:
         return None
     return ModelFiles(reference=reference, paths=(path,))
 

@@ -22,7 +22,7 @@ def test_generated_pages_and_pictures_are_current(tool: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 

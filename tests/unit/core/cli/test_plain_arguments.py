@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+from types import ModuleType
 
 import pytest
-from autofit.cli import plan
+from autofit.cli import check, plan
 from autofit.cli.main import new_parser
 from autofit.cli.options import plain_arguments
 from autofit.errors import UsageError
-from autofit.settings.options import OPTIONS
+from autofit.settings.options import CHECKED, OPTIONS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -34,9 +35,9 @@ VALUES = [
 WORDS = [*FLAGS, *VALUES, *VALUES, "--format", "--explain", "-q", "--quiet", "-h", "--help", "--nothing", "-x"]
 
 
-def by_argparse(words: list[str]) -> dict[str, object] | None:
+def by_argparse(words: list[str], command: ModuleType = plan) -> dict[str, object] | None:
     parser = new_parser("llama", "")
-    plan.add_arguments(parser)
+    command.add_arguments(parser)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return vars(parser.parse_args(words))
@@ -53,6 +54,8 @@ def by_argparse(words: list[str]) -> dict[str, object] | None:
 def test_as_argparse_reads_them(words: list[str]) -> None:
     found = plain_arguments(words)
     assert found is None or vars(found) == by_argparse(words)
+    found = check.plain_arguments(words)
+    assert found is None or vars(found) == by_argparse(words, check)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,25 @@ def test_as_argparse_reads_them(words: list[str]) -> None:
 def test_simple_commands_need_no_argparse(words: list[str]) -> None:
     found = plain_arguments(words)
     assert found is not None and vars(found) == by_argparse(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--on", "rtx-3090", "--on", "t4", "--ram", "64GiB", "-q", "--format", "json"],
+        *([option.flag, "x"] for option in OPTIONS if option.metavar and option.name in CHECKED),
+    ],
+    ids=" ".join,
+)
+def test_nor_do_simple_checks(words: list[str]) -> None:
+    found = check.plain_arguments(words)
+    assert found is not None and vars(found) == by_argparse(words, check)
+
+
+@pytest.mark.parametrize("words", [["m.gguf"], ["--from", "a.sh"], ["--prefer", "speed"], ["--if-any"]])
+def test_other_checks_are_left_to_it(words: list[str]) -> None:
+    assert check.plain_arguments(words) is None
 
 
 @pytest.mark.parametrize(
