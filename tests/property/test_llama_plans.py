@@ -113,6 +113,19 @@ def _with(plan: Plan, decision: Decision, value: str) -> list[str]:
     return argv
 
 
+@RANDOM
+@given(seeds, st.sampled_from([512, 2048, 4096, 12_000, 33_000, 131_072]))
+def test_the_longest_context_is_no_shorter_than_any_that_plans(seed: int, context: int) -> None:
+    case = case_of(seed)
+    assume(not {"-c", "--ctx-size"} & set(case.request.engine_args))
+    context = min(context, case.model.context_train_tokens or context)
+    one = plan_of(replace(case, request=replace(case.request, context=context)))
+    assume(one.fits)
+    longest = plan_of(replace(case, request=replace(case.request, context=0)))
+    assert longest.fits
+    assert (longest.context_tokens or 0) >= (one.context_tokens or 0)
+
+
 @pytest.mark.slow
 @RANDOM
 @given(seeds, st.integers(1, 4000))

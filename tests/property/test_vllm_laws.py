@@ -110,6 +110,19 @@ def test_more_gpu_memory(case: dict[str, Any], extra: float) -> None:
 
 
 @LAWS
+@given(cases(), st.sampled_from([256, 2048, 4096, 12_000, 33_000, 65_536, 131_072]))
+def test_the_longest_context_is_no_shorter_than_any_that_plans(case: dict[str, Any], context: int) -> None:
+    """Of one that serves as many sequences at a time."""
+    wishes = case["wishes"]
+    one = found(ask(case, wishes={**wishes, "context": context}))
+    longest = found(ask(case, wishes={**wishes, "context": 0}))
+    if one is None or not one.fits:
+        return
+    assert longest is not None and longest.fits
+    assert longest.length >= one.length or longest.served > one.served
+
+
+@LAWS
 @given(cases())
 def test_one_more_card(case: dict[str, Any]) -> None:
     no_worse(case, found(ask(case)), found(ask(case, n=case["n"] + 1)))

@@ -26,6 +26,7 @@ from autofit_llama.launch.defaults import PYTHONS, n_drafted
 from autofit_llama.launch.findings import findings_of
 from autofit_llama.launch.workers import node_commands, workers_finding
 from autofit_llama.memory.estimate import Estimate, Run
+from autofit_llama.model.context import CELL_PADDING
 from autofit_llama.planning.complete import complete, kept_prompts, settled
 from autofit_llama.planning.explain import Explained, explain
 from autofit_llama.planning.goals import Answer, Goals, reach
@@ -46,8 +47,7 @@ def plan(command: Command, model: ModelSpec, machine: Machine, request: Request)
     """
     task = task_of(command, model, machine, request)
     search = task.search()
-    goals = task.goals(search)
-    answer = reach(search, goals)
+    goals, answer = _reached(task, search)
     if answer is not None:
         unused = _unused_servers(task, answer)
         if unused:
@@ -60,6 +60,20 @@ def plan(command: Command, model: ModelSpec, machine: Machine, request: Request)
     from autofit_llama.planning.nearest import nearest_values  # an import that most plans do without
 
     return _finish(task, search, goals, Answer(found), nearest_values(task, search, goals, found))
+
+
+def _reached(task: Task, search: Search) -> tuple[Goals, Answer | None]:
+    """The best answer, and the goals that it is of: the longest context may be shorter than those that are planned when
+    nobody asks for one."""
+    goals = task.goals(search)
+    answer = reach(search, goals)
+    is_enough = answer is not None and goals.may_meet(answer.found)
+    if is_enough or not task.longest or task.request.min_context or goals.least <= CELL_PADDING:
+        return goals, answer
+    shorter = goals._replace(least=CELL_PADDING, most=goals.least)
+    found = reach(search, shorter)
+    is_better = found is not None and (answer is None or shorter.may_meet(found.found))
+    return (shorter, found) if is_better else (goals, answer)
 
 
 def _unused_servers(task: Task, answer: Answer) -> tuple[str, ...]:

@@ -96,14 +96,22 @@ class Problem:
         return self.request.parallel or 1
 
     @property
+    def longest(self) -> bool:
+        """Whether the longest context that fits is asked for (`-c max`), whatever it costs."""
+        return self.request.context == 0
+
+    @property
     def worth(self) -> int:
         """The length below which graphs go, and weights leave the GPUs."""
-        return max(self.lengths[1], min(self.target, ENOUGH_TOKENS))
+        goal, least = self.lengths
+        return goal if self.longest else max(least, min(self.target, ENOUGH_TOKENS))
 
     @property
     def wished(self) -> int:
         """The length with which a lossless cache is kept: what was asked for, or a moderate one."""
         goal, least = self.lengths
+        if self.longest:
+            return goal
         asked = self.request.context or self.request.min_context
         return max(least, min(goal, asked or DEFAULT_TOKENS))
 

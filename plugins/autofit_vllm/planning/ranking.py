@@ -48,12 +48,21 @@ def _late(candidate: Candidate, problem: Problem, one: Speed | None, load: Load)
         if rate < request.min_tps:
             each = f" each with {together} sequences" if together > 1 else ""
             return f"--min-tps {request.min_tps:g} is not reached: ~{rate:.3g} tokens/s{each}"
-    if request.max_ttft is not None and one is not None and one.prefill_tokens_per_s:
-        seconds = candidate.length / one.prefill_tokens_per_s
+    if request.max_ttft is not None and one is not None:
+        seconds, prompt = first_seconds(candidate, problem), f"the first token of a prompt of {candidate.length} tokens"
+        if seconds is None:
+            return f"--max-ttft {request.max_ttft:g} is not known to be reached: nobody knows when {prompt} comes"
         if seconds > request.max_ttft:
-            prompt = f"a prompt of {candidate.length} tokens"
-            return f"--max-ttft {request.max_ttft:g} is not reached: ~{seconds:.3g} s until the first token of {prompt}"
+            return f"--max-ttft {request.max_ttft:g} is not reached: ~{seconds:.3g} s until {prompt}"
     return None
+
+
+def first_seconds(candidate: Candidate, problem: Problem, n_prompt: int | None = None) -> float | None:
+    """Seconds until the first token of a prompt of so many tokens, or of the whole context; `None` where the rate is
+    unknown."""
+    n_prompt = candidate.length if n_prompt is None else n_prompt
+    speed = speed_of(candidate.evaluation, problem.roofline, n_filled=n_prompt)
+    return n_prompt / speed.prefill_tokens_per_s if speed is not None and speed.prefill_tokens_per_s else None
 
 
 def score(candidate: Candidate, problem: Problem) -> tuple[float, ...]:

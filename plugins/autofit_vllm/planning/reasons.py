@@ -107,7 +107,7 @@ def _because_offload(problem: Problem, best: Candidate) -> str:
     parallel = best.parallel
     pinned = moved.host_bytes * parallel.tp * parallel.dp if moved else 0
     how = "copied ahead of use" if moved and moved.prefetches else "read over PCIe"
-    return f"the weights do not fit in GPU memory; {format_bytes(pinned)} stay in pinned RAM, {how}"
+    return f"the weights do not fit in GPU memory beside the cache; {format_bytes(pinned)} stay in pinned RAM, {how}"
 
 
 def _because_experts(problem: Problem, best: Candidate) -> str:

@@ -2,8 +2,8 @@
 
 Every layout that the model divides over is tried. Within one, the length comes first, at vLLM's smallest default
 batch; larger batches are taken as far as they do not shorten it, smaller ones as far as it takes to reach what was
-wished. Then come an 8-bit cache, no CUDA graphs, and last experts or layers in RAM. What the user pinned is
-never touched.
+wished. Then come an 8-bit cache, no CUDA graphs, and last experts or layers in RAM: for a moderate length, or as far as
+the longest context needs (`-c max`). What the user pinned is never touched.
 
 The cache is paged: `--parallel N` are N sequences at a time, not N full contexts. One full context is guaranteed."""
 
@@ -15,12 +15,13 @@ from typing import Any
 from autofit.domain.units import GIB
 from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError
+from autofit.solve import largest
 
-from autofit_vllm.planning.batch import base_of, best_of_layout
+from autofit_vllm.planning.batch import LENGTH_STEP, base_of, best_of_layout
 from autofit_vllm.planning.layouts import layouts
 from autofit_vllm.planning.offload import offloaded
 from autofit_vllm.planning.problem import LOSSY_KV, Candidate, Problem, RankLayout
-from autofit_vllm.planning.ranking import READABLE, score, timed
+from autofit_vllm.planning.ranking import READABLE, first_seconds, score, timed
 
 
 def solve(problem: Problem) -> tuple[Candidate, list[Candidate]]:
@@ -108,7 +109,7 @@ def search(problem: Problem, *, eager: bool) -> tuple[list[Candidate], list[Engi
                     found += _on_all(problem, family[-1], values, cap)
                     break
                 try:
-                    candidate = best_of_layout(problem, layout, {**layout.values, **values}, cap=cap)
+                    candidate = _in_time(problem, layout, {**layout.values, **values}, cap)
                 except EngineRefusalError as refusal:
                     refusals.append(refusal)
                     continue
@@ -116,6 +117,25 @@ def search(problem: Problem, *, eager: bool) -> tuple[list[Candidate], list[Engi
                 if candidate.holds and candidate.length >= problem.target:
                     enough = layout.n_stages
     return found, refusals
+
+
+def _in_time(problem: Problem, layout: RankLayout, values: Mapping[str, Any], cap: int | None) -> Candidate:
+    """The best of a layout, with no longer a context than whose prompt is read in the time that is wished, where nobody
+    said how long it is."""
+    candidate = best_of_layout(problem, layout, values, cap=cap)
+    goal, least = problem.lengths
+    wished_s = problem.request.max_ttft
+    if wished_s is None or goal == least or problem.settings.pins("max_model_len") or not candidate.holds:
+        return candidate
+
+    def passes(length: int) -> bool:
+        seconds = first_seconds(candidate, problem, length)
+        return seconds is not None and seconds <= wished_s
+
+    if passes(candidate.length):
+        return candidate
+    longest = largest(passes, max(least, LENGTH_STEP), candidate.length, step=LENGTH_STEP)
+    return candidate if longest is None else best_of_layout(problem, layout, values, cap=longest)
 
 
 def _cap(problem: Problem, kv_dtype: str | None, *, eager: bool) -> int | None:

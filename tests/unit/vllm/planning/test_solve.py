@@ -64,14 +64,42 @@ def test_the_longest_takes_smaller_steps() -> None:
     assert longest.values["max_num_batched_tokens"] < usual.values["max_num_batched_tokens"]
 
 
+def test_the_longest_leaves_what_it_must_in_ram() -> None:
+    """As far as `-c 131072` goes: an fp8 cache, and no more weights in RAM than it needs."""
+    asked = best(llama_8b(), WEIGHTS, "rtx-4090", context=131_072)
+    longest = best(llama_8b(), WEIGHTS, "rtx-4090", context=0)
+    assert asked.fits and longest.values == asked.values
+    offload = longest.evaluation.offload
+    assert offload is not None and 0 < sum(offload.moved) < GIB * 4
+    tight = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, ram="7GiB")
+    assert tight.fits and 65_536 < tight.length < 131_072
+    just_longer = best(llama_8b(), WEIGHTS, "rtx-4090", context=tight.length + 256, ram="7GiB")
+    assert not just_longer.fits
+
+
+def test_a_context_is_as_long_as_its_prompt_is_read_in_time() -> None:
+    free = best(llama_8b(), WEIGHTS, "h100-80gb")
+    held = best(llama_8b(), WEIGHTS, "h100-80gb", max_ttft=1.0)
+    assert held.fits and held.length < free.length
+    assert held.values.get("kv_cache_dtype") is None, "a shorter context asks for no lossy cache"
+    assert best(llama_8b(), WEIGHTS, "h100-80gb", context=held.length, max_ttft=1.0).fits
+    late = best(llama_8b(), WEIGHTS, "h100-80gb", context=held.length + 2048, max_ttft=1.0).late
+    assert late is not None and "--max-ttft 1 is not reached: ~1" in late
+
+
+def test_no_time_is_promised_where_weights_wait_in_ram() -> None:
+    in_ram = best(llama_8b(), 40 * GIB, "rtx-4090", max_ttft=600.0)
+    assert in_ram.late is not None and "--max-ttft 600 is not known to be reached" in in_ram.late
+
+
 def test_bounds_on_the_length() -> None:
     assert best(llama_8b(), WEIGHTS, "rtx-4090", max_context=4096).length == 4096
     assert not best(llama_8b(), WEIGHTS, "rtx-4090", min_context=120_000, kv="bf16", ram="8GiB").fits
 
 
 def test_full_contexts_for_all_sequences_where_they_are_asked_for() -> None:
-    one = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=1, kv="bf16")
-    four = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=4, fill="full", kv="bf16")
+    one = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=1, kv="bf16", ram="8GiB")
+    four = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=4, fill="full", kv="bf16", ram="8GiB")
     assert four.values["max_num_seqs"] == 4
     assert four.length * 4 <= one.length * 1.05
     kv, capacity = four.evaluation.kv, four.evaluation.capacity
@@ -81,11 +109,11 @@ def test_full_contexts_for_all_sequences_where_they_are_asked_for() -> None:
 
 def test_parallel_sequences_share_a_paged_cache() -> None:
     """A full context, and three of a fourth of it each: 1.75 full ones instead of four."""
-    full = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=4, fill="full", kv="bf16")
-    shared = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=4, kv="bf16")
+    full = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=4, fill="full", kv="bf16", ram="8GiB")
+    shared = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=4, kv="bf16", ram="8GiB")
     assert shared.length == pytest.approx(full.length * 4 / 1.75, rel=0.03)
     assert shared.served == 1.0 and shared.load is not None and shared.load.n_sequences == 4
-    short = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=4, mean_tokens=1000, kv="bf16")
+    short = best(llama_8b(), WEIGHTS, "rtx-4090", context=0, parallel=4, mean_tokens=1000, kv="bf16", ram="8GiB")
     assert short.length > shared.length
 
 
@@ -216,7 +244,7 @@ def test_margins_are_kept() -> None:
 
 
 def test_decisions_say_why() -> None:
-    found = plan(llama_8b(), WEIGHTS, "rtx-4090", args=("--seed", "7"), context=0)
+    found = plan(llama_8b(), WEIGHTS, "rtx-4090", args=("--seed", "7"), context=0, kv="bf16", ram="6GiB")
     decisions = {decision.setting: decision for decision in found.decisions}  # type: ignore[attr-defined]
     assert all(decision.because for decision in decisions.values())
     length = decisions["--max-model-len"]
