@@ -150,8 +150,9 @@ class FleetPlan:
     placements: tuple[Placement, ...]
     pools: tuple[FleetPool, ...]
     proof: Proof
-    n_tried: int  #: places that the search has looked at
+    n_tried: int  #: shapes and places that the search has looked at
     fleet: Fleet
+    gap_fraction: float = 0.0  #: by which models may be faster elsewhere at most, in the mean; 0: nothing is better
     sets: tuple[tuple[str, ...], ...] = ()  #: the largest sets that may run at once; every part of one may too
     left_out: tuple[str, ...] = ()  #: models without a place
     shortfall_bytes: int | None = None
@@ -178,7 +179,7 @@ class FleetPlan:
             "schema": SCHEMA,
             "kind": "fleet",
             "fits": self.fits,
-            "proof": {"kind": self.proof, "n_tried": self.n_tried},
+            "proof": {"kind": self.proof, "n_tried": self.n_tried, "gap_fraction": self.gap_fraction},
             "machines": [_machine_to_dict(one, self) for one in self.fleet.machines],
             "models": [_placement_to_dict(one) for one in self.placements],
             "sets": [list(names) for names in self.sets],

@@ -17,6 +17,7 @@ class FleetProofDocument(TypedDict):
         "`impossible`: none fits; `not found`: the search ended before all were seen",
     ]
     n_tried: int
+    gap_fraction: Annotated[float, "by which models may be faster elsewhere at most, in the mean; 0: nothing is better"]
 
 
 class FleetShareDocument(TypedDict):

@@ -13,7 +13,7 @@ from autofit.domain.memory import DeviceLimit, PoolUse
 from autofit.domain.plan import Plan
 from autofit.domain.values import NamedTuple, dataclass, field, replace
 from autofit.errors import AutofitError, EngineRefusalError, HardwareError, UnsupportedModelError, UsageError
-from autofit.fleets.search import ENDLESS, Kind, Shape, Take
+from autofit.fleets.problem import ENDLESS, Kind, Shape, Take
 from autofit.host import host
 from autofit.inputs import HIDES
 from autofit.pipeline import plan_on, stated_options, with_engine
@@ -31,6 +31,7 @@ FULL_SPEED = 0  #: first level: whole on as few devices as hold it
 MORE_DEVICES = 1  #: whole on any number of devices
 IN_PART = 2  #: with layers in RAM
 LEVELS = (FULL_SPEED, MORE_DEVICES, IN_PART)
+HALVING = 1000  #: cost of half a model's best rate, times its priority
 PARTS = (2, 1)  #: quarters of a device that a model with layers in RAM is given, beside all of it
 REFUSALS = (UsageError, EngineRefusalError, UnsupportedModelError, HardwareError)
 
@@ -392,7 +393,7 @@ def _cost(plan: Plan, best: float, priority: int) -> int:
     lost = math.log2(best / rate) if rate > 0 and best > rate else 0.0
     if rate <= 0 and best > 0:
         lost = 30.0
-    return round(1000 * lost) * (1 + priority) + (0 if is_whole(plan) else 1)
+    return round(HALVING * lost) * (1 + priority) + (0 if is_whole(plan) else 1)
 
 
 def _least_options(model: FleetModel) -> Iterator[dict[str, Any]]:

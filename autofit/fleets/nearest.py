@@ -13,7 +13,8 @@ from autofit.domain.values import replace
 from autofit.errors import UsageError
 from autofit.fleets.estimates import Estimates
 from autofit.fleets.plan import Searched, Task, finished, problem_of, search, task_of
-from autofit.fleets.search import Problem, Shape, solve
+from autofit.fleets.problem import Problem, Shape
+from autofit.fleets.search import solve
 
 MAX_TRIED = 3000  #: places that are looked at for one change
 MAX_CHANGED = 24  #: models of a fleet of which changes are tried one by one
@@ -39,6 +40,7 @@ def refused(task: Task, estimates: Estimates, searched: Searched) -> FleetPlan:
         found,
         proof=proof,
         n_tried=searched.outcome.n_tried,
+        gap_fraction=0.0,
         shortfall_bytes=lacks,
         shortfall=sentence,
         changes=tuple(_changes(task, estimates, left_out, lacks)),

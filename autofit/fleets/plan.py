@@ -12,6 +12,7 @@ from autofit.domain.values import dataclass, field, replace
 from autofit.errors import PluginError
 from autofit.fleets.estimates import (
     FULL_SPEED,
+    HALVING,
     IN_PART,
     MORE_DEVICES,
     Estimates,
@@ -22,7 +23,8 @@ from autofit.fleets.estimates import (
     kind_of,
     machine_key,
 )
-from autofit.fleets.search import Outcome, Place, Problem, Shape, solve
+from autofit.fleets.problem import Outcome, Place, Problem, Shape
+from autofit.fleets.search import solve
 from autofit.fleets.together import Copy, Together
 from autofit.host import host
 
@@ -203,12 +205,20 @@ def finished(
         pools=pools,
         proof=proof,
         n_tried=outcome.n_tried,
+        gap_fraction=_gap(task, outcome),
         fleet=task.fleet,
         sets=tuple(tuple(copies[i].name for i in some) for some in task.together.sets()),
         left_out=tuple(left_out),
         order=_order(placements),
         findings=(*task.fleet.findings, *unknown),
     )
+
+
+def _gap(task: Task, outcome: Outcome) -> float:
+    """By how much models may be faster elsewhere at most, by the search's bound: the mean of their rates as factors,
+    weighed by priority."""
+    weight = sum(1 + model.priority for model in task.copies)
+    return round(2 ** ((outcome.cost - outcome.least_cost) / HALVING / weight) - 1, 6)
 
 
 def _placed(task: Task, place: Place) -> Placed:

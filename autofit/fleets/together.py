@@ -80,14 +80,28 @@ class Together:
             default=0,
         )
 
+    def most_with(self, by_slot: Sequence[int], slot: int) -> int:
+        """The same of the sets in which copies of a slot run."""
+        if self.n_slots == 1:
+            return by_slot[0]
+        most = 0
+        for alone, groups in self._slots_of_phases:
+            if slot in alone or any(slot in group for group in groups):
+                of_groups = (by_slot[slot] if slot in group else max(by_slot[i] for i in group) for group in groups)
+                most = max(most, sum(by_slot[i] for i in alone) + sum(of_groups))
+        return most
+
+    def fullest(self, held: Mapping[int, int]) -> tuple[frozenset[int], ...]:
+        """For each phase its allowed set that holds most, of what copies hold."""
+        return tuple(frozenset(self._fullest(phase, held)) for phase in self.phases)
+
     def peak(self, held: Mapping[int, int]) -> tuple[int, tuple[int, ...]]:
         """The most bytes of an allowed set, of what copies hold, and such a set."""
         best: tuple[int, tuple[int, ...]] = (0, ())
-        for phase in self.phases:
-            running = sorted(self._fullest(phase, held))
+        for running in self.fullest(held):
             n_bytes = sum(held[i] for i in running)
             if n_bytes > best[0]:
-                best = (n_bytes, tuple(running))
+                best = (n_bytes, tuple(sorted(running)))
         return best
 
     def beside(self, copy: int, held: Mapping[int, int]) -> int:

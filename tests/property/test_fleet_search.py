@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Iterator, Sequence
 from itertools import combinations, permutations, product
 
 from autofit.domain.values import replace
-from autofit.fleets.search import Kind, Outcome, Place, Problem, Shape, Take, solve
+from autofit.fleets.prices import Prices
+from autofit.fleets.problem import Kind, Outcome, Place, Problem, Shape, Take
+from autofit.fleets.search import solve
 from autofit.fleets.together import Copy, Together
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from support import ROOT
 
 #: a loaded machine is no failure
 calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -98,11 +103,17 @@ def problems(draw: st.DrawFn, *, plain: bool = False) -> Problem:
     of_models: dict[int, tuple[Shape, ...]] = {}
     for model in {one.model for one in together.copies}:
         of_models[model] = tuple(draw(st.lists(shapes(kinds), min_size=1, max_size=3)))
+    forbidden = {}
+    if len(machines) > 1 and draw(st.integers(0, 2)) == 0:
+        model = draw(st.sampled_from([one.model for one in together.copies]))
+        where = frozenset([draw(st.integers(0, 1))])
+        forbidden = {i: where for i, one in enumerate(together.copies) if one.model == model}
     return Problem(
         kinds=tuple(kinds),
         machines=tuple(machines),
         shapes=tuple(of_models[one.model] for one in together.copies),
         together=together,
+        forbidden=forbidden,
     )
 
 
@@ -116,12 +127,18 @@ def shapes(draw: st.DrawFn, kinds: list[Kind]) -> Shape:
     others = sorted(set(classes) - {chosen})
     if others and draw(st.integers(0, 3)) == 0:
         takes.append(Take(others[0], 1, draw(st.integers(1, 6)), 1))
-    return Shape(number, tuple(takes), draw(st.integers(0, 3)), 0, draw(st.integers(0, 3)))
+    fixed = None
+    if len(takes) == 1 and draw(st.integers(0, 3)) == 0:
+        own = [i for i, one in enumerate(classes) if one == chosen]
+        fixed = tuple(own[-n:])
+    return Shape(number, tuple(takes), draw(st.integers(0, 3)), 0, draw(st.integers(0, 3)), None, fixed)
 
 
 def every_place(problem: Problem, shape: Shape) -> Iterator[Place]:
     for machine, kind in enumerate(problem.machines):
-        if kind == shape.kind:
+        if kind == shape.kind and shape.fixed is not None:
+            yield Place(machine, shape.fixed, shape)
+        elif kind == shape.kind:
             own = problem.kinds[kind].classes
             ways = [
                 combinations([i for i, one in enumerate(own) if one == take.device_class], take.n_devices)
@@ -133,6 +150,8 @@ def every_place(problem: Problem, shape: Shape) -> Iterator[Place]:
 
 def holds(problem: Problem, places: Sequence[Place]) -> bool:
     """Whether every allowed set fits into every pool with the largest margin of all that is placed there, once."""
+    if any(place.machine in problem.forbidden.get(i, ()) for i, place in enumerate(places)):
+        return False
     for machine, kind_number in enumerate(problem.machines):
         kind = problem.kinds[kind_number]
         for pool in range(len(kind.classes) + 1):
@@ -196,6 +215,7 @@ def test_more_memory_and_fewer_copies_never_lose_a_place(problem: Problem, more:
         fewer = solve(
             replace(
                 problem,
+                forbidden={new: problem.forbidden.get(i, frozenset()) for new, i in enumerate(kept)},
                 shapes=tuple(problem.shapes[i] for i in kept),
                 together=Together(copies=tuple(problem.together.copies[i] for i in kept)),
             )
@@ -209,14 +229,32 @@ def test_the_order_of_models_and_machines_does_not_matter(problem: Problem, rand
     before = solve(problem)
     order = list(range(len(problem.shapes)))
     random.shuffle(order)  # type: ignore[attr-defined]
+    last = len(problem.machines) - 1
     turned = replace(
         problem,
         machines=problem.machines[::-1],
+        forbidden={
+            new: frozenset(last - machine for machine in problem.forbidden.get(i, ())) for new, i in enumerate(order)
+        },
         shapes=tuple(problem.shapes[i] for i in order),
         together=Together(copies=tuple(problem.together.copies[i] for i in order)),
     )
     after = solve(turned)
     assert (before.places is None, before.cost) == (after.places is None, after.cost)
+
+
+def test_a_copy_that_must_be_on_a_machine_keeps_others_like_it_off() -> None:
+    """The larger one comes first and may be anywhere; the first of the machines alike is the only one of the other."""
+    machine = Kind(classes=(0,), free_bytes=(10,), host_bytes=1)
+    of = (Shape(0, (Take(0, 1, 8, 0),), 0, 0, 0),), (Shape(0, (Take(0, 1, 7, 0),), 0, 0, 0),)
+    together = plain([8, 7], 1, 10).together
+    both = Problem(kinds=(machine,), machines=(0, 0), shapes=of, together=together, forbidden={1: frozenset([1])})
+    check(both, solve(both))
+    two = Kind(classes=(0, 0), free_bytes=(10, 10), host_bytes=1)
+    named = (of[0], (of[1][0]._replace(fixed=(0,)),))
+    one = Problem(kinds=(two,), machines=(0,), shapes=named, together=together)
+    check(one, solve(one))
+    assert both != one and solve(both).places is not None and solve(one).places is not None
 
 
 def plain(sizes: Sequence[int], n_devices: int, free: int, margin: int = 0) -> Problem:
@@ -237,6 +275,35 @@ def test_twelve_models_on_eight_devices_are_settled_either_way() -> None:
     assert none.places is None and none.is_proven
     odd = solve(plain([34, 34, 34, 34, 34, 33, 33, 33, 33, 33, 33, 33] + [67] * 5, 8, 100))
     assert odd.is_proven
+
+
+def test_twelve_models_on_eight_unlike_cards_are_proven() -> None:
+    """Each model costs something else on each card; with phases and groups in half of them."""
+    unlike = runpy.run_path(str(ROOT / "bench/fleet.py"))["unlike"]
+    found = [solve(unlike(12, 8, number)) for number in range(48)]
+    assert all(one.is_proven for one in found)
+    assert sum(one.places is None for one in found) < 12
+    assert max(one.n_tried for one in found) < 100_000  # a fifth of what is looked at before a search ends
+
+
+def test_the_least_that_any_places_cost() -> None:
+    """Of a search that ended early, and of one for which there are too many copies to be exact."""
+    unlike = runpy.run_path(str(ROOT / "bench/fleet.py"))["unlike"]
+    for number in range(8):
+        whole, early = solve(unlike(12, 8, number)), solve(unlike(12, 8, number), max_tried=10)
+        assert whole.is_proven and whole.least_cost == whole.cost
+        assert early.least_cost <= whole.cost and (early.places is None or whole.cost <= early.cost)
+        large = solve(unlike(25, 8, number))
+        assert large.is_proven == (large.least_cost == large.cost and large.places is not None)
+        assert 0 < large.least_cost <= large.cost or large.places is None
+
+
+@settings(calm, max_examples=60)
+@given(problems())
+def test_bounds_hold_whatever_the_search_finds(problem: Problem) -> None:
+    least = least_cost(problem)
+    bound = Prices(problem, 1 + sum(max(shape.cost for shape in shapes) for shapes in problem.shapes)).bound
+    assert least is None or bound <= least
 
 
 def test_a_margin_counts_once_for_a_device() -> None:
