@@ -1,4 +1,4 @@
-"""What copies cost at least, by Lagrange: bytes of scarce pools have a price, and each copy takes what is cheapest then.
+"""What copies cost at least, by Lagrange: scarce bytes have a price, and each copy takes what is cheapest then.
 
 In every allowed set the copies of each class of devices are within what is free there. Weighed with prices and left out
 of the problem, these limits make the copies independent: the sum of each one's cheapest shape, bytes paid, less the
