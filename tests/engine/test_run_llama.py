@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,43 +13,12 @@ import pytest
 from support import TINY
 from support.dryrun import VARIABLE, engine_folder, rpc_servers
 from support.fake_engines import children_of, is_alive, write_program
-from support.serving import complete
+from support.serving import AUTOFIT, SERVER, Place, complete
 
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.skipif(engine_folder() is None, reason=f"{VARIABLE} names no llama.cpp"),
 ]
-AUTOFIT = [sys.executable, "-P", "-m", "autofit"]
-
-
-class Place:
-    """Where autofit finds a real llama-server, and what it needs besides."""
-
-    def __init__(self, folder: Path) -> None:
-        (folder / "runtime").mkdir(mode=0o700)
-        self.folder = folder
-        self.environ = {
-            "PATH": f"{engine_folder()}:/usr/bin:/bin",
-            "HOME": str(folder),
-            "XDG_RUNTIME_DIR": str(folder / "runtime"),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-
-    @contextmanager
-    def started(self, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
-        """autofit with these words, the address of the server that it starts, and its log."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        log = self.folder / f"log-{port}"
-        words = tuple(word.replace("PORT", port) for word in words)
-        with log.open("wb") as out:
-            process = subprocess.Popen([*AUTOFIT, *words], env=self.environ, stdout=out, stderr=out, cwd=self.folder)
-        try:
-            yield process, f"http://127.0.0.1:{port}", log
-        finally:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture
@@ -71,9 +36,6 @@ def listener_of(address: str) -> int:
             if str(link.readlink()) == f"socket:[{inode}]":
                 return int(link.parts[2])
     raise AssertionError(address)
-
-
-SERVER = ("llama-server", "-m", str(TINY), "--host", "127.0.0.1", "--port", "PORT")
 
 
 @pytest.mark.parametrize("own", [(), ("--watch",)])
