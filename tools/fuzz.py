@@ -1,6 +1,7 @@
 """The fuzzers for as long as one likes; escapes are printed and kept as inputs for `tests/fuzz/corpus`.
 
 python tools/fuzz.py [--seconds 600] [--target NAME ...] [--jobs 2] [--seed N] [--keep DIRECTORY]
+python tools/fuzz.py --count 3000000                    so many inputs, shared as in the short run of the tests
 python tools/fuzz.py --atheris NAME [--seconds 600]     one target under coverage-guided Atheris (pip install atheris)
 
 Exit code 1 when something has escaped.
@@ -17,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
@@ -32,9 +34,19 @@ with (
     from support.fuzzing.targets import TARGETS
 
 
+class Job(NamedTuple):
+    """So many inputs of a target, or inputs for so many seconds."""
+
+    name: str
+    seed: int
+    count: int | None = None
+    seconds: float | None = None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600.0, help="in all, shared by the targets")
+    parser.add_argument("--count", type=int, help="inputs in all, however long they take, instead of seconds")
     parser.add_argument("--target", action="append", choices=tuple(TARGETS))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=int(time.time()))
@@ -44,38 +56,49 @@ def main() -> int:
     if options.atheris:
         return guided(options.atheris, int(options.seconds))
     names = options.target or list(TARGETS)
-    seconds = options.seconds * options.jobs / len(names)
-    jobs = [(name, options.seed, seconds) for name in names]
     with multiprocessing.Pool(options.jobs) as pool:
-        results = list(pool.imap(one, jobs))
-    kinds = 0
-    for name, count, escapes in results:
-        print(f"{name:<14} {count:>9,} inputs  {len(escapes)} kinds of escapes")
-        for kind, (times, text) in escapes.items():
-            kinds += 1
-            print(f"  {times} x {kind}")
-            if options.keep:
-                options.keep.mkdir(parents=True, exist_ok=True)
-                digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-                (options.keep / f"{name}-{digest}.json").write_text(text + "\n", "utf-8")
-    print(f"{sum(count for _, count, _ in results):,} inputs, seed {options.seed}")
-    return 1 if kinds else 0
+        results = [_reported(each, options.keep) for each in pool.imap(one, _jobs(names, options))]
+    print(f"{sum(count for count, _ in results):,} inputs, seed {options.seed}")
+    return 1 if any(kinds for _, kinds in results) else 0
 
 
-def one(job: tuple[str, int, float]) -> tuple[str, int, dict[str, tuple[int, str]]]:
-    """Run one target; returns its name, the number of inputs, and one input of each kind of escape."""
-    name, seed, seconds = job
+def _jobs(names: list[str], options: argparse.Namespace) -> list[Job]:
+    """What each target gets: seconds alike, or inputs in proportion to its short run, which is time alike again."""
+    if options.count is None:
+        seconds = options.seconds * options.jobs / len(names)
+        return [Job(name, options.seed, seconds=seconds) for name in names]
+    of_all = sum(TARGETS[name].short for name in names)
+    return [Job(name, options.seed, count=-(-options.count * TARGETS[name].short // of_all)) for name in names]
+
+
+def _reported(found: tuple[Job, int, float, dict[str, tuple[int, str]]], keep: Path | None) -> tuple[int, int]:
+    """Print what one target gave, keep its escapes; returns the number of inputs and of kinds of escapes."""
+    job, count, seconds, escapes = found
+    print(f"{job.name:<14} {count:>9,} inputs  {seconds:>6,.0f} s  {len(escapes)} kinds of escapes", flush=True)
+    for kind, (times, text) in escapes.items():
+        print(f"  {times} x {kind}")
+        if keep:
+            keep.mkdir(parents=True, exist_ok=True)
+            digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+            (keep / f"{job.name}-{digest}.json").write_text(text + "\n", "utf-8")
+    return count, len(escapes)
+
+
+def one(job: Job) -> tuple[Job, int, float, dict[str, tuple[int, str]]]:
+    """Run one target; returns the number of inputs, seconds of the processor, and an input of each kind of escape."""
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
     total = 0
-    for found in run_for(TARGETS[name], seed=seed, seconds=seconds):
+    start = time.process_time()
+    for found in run_for(TARGETS[job.name], seed=job.seed, count=job.count, seconds=job.seconds):
         total += 1
         if found:
             kind = json.loads(found)["escape"][:140]
             counts[kind] += 1
             if len(found) < len(first.setdefault(kind, found)):
                 first[kind] = found
-    return name, total, {kind: (times, first[kind]) for kind, times in counts.items()}
+    spent = time.process_time() - start
+    return job, total, spent, {kind: (times, first[kind]) for kind, times in counts.items()}
 
 
 def guided(name: str, seconds: int) -> int:
