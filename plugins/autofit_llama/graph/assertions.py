@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from autofit.domain.text import printable
 
 from autofit_llama.graph import ggml
-from autofit_llama.graph.ggml import Rotation, Tensor, is_contiguous, is_contiguous_rows, n_elements
+from autofit_llama.graph.ggml import Tensor, is_contiguous, is_contiguous_rows, n_elements
 from autofit_llama.model.aborts import aborts
 from autofit_llama.model.hparams import HParams
 
-_ROTATION = ("n_rot_full", "n_rot_swa", "rope_sections")  #: fields that say what is rotated
 Failed = tuple[str, tuple[int, ...]] | None
 Rule = Callable[[Tensor], Failed]
 
@@ -30,64 +29,11 @@ def check(nodes: Iterable[Tensor], hp: HParams) -> None:
         rule = RULES.get(node.op)
         failed = None if rule is None else rule(node)
         if failed is not None:
-            raise aborts(hp, f"{_operation(node)}: GGML_ASSERT({failed[0]})", failed[1])
+            raise aborts(hp, f"{operation(node)}: GGML_ASSERT({failed[0]})", failed[1])
 
 
-def fails_on_cpu(hp: HParams) -> bool:
-    """Whether a CPU would not compute what other devices do; then `check_placed` says where."""
-    uneven = hp.ssm_n_group > 0 and hp.ssm_dt_rank % hp.ssm_n_group != 0
-    rotated, heads = ({of(il) for il in range(hp.n_layer_all)} for of in (hp.n_rot, hp.n_embd_head_k))
-    heads |= {hp.indexer_head_size} - {0}
-    in_sections = hp.n_pos_per_embd > 1 and not 0 < sum(hp.rope_sections) <= min(heads)
-    return uneven or in_sections or max(rotated) > min(heads) or any(n % 2 for n in rotated | heads)
-
-
-def check_placed(nodes: Iterable[Tensor], hp: HParams, cpu: int) -> None:
-    """Refuse heads that the CPU cannot rotate, and groups that it cannot scan; `cpu` is its number.
-
-    Source: ggml-cpu/ops.cpp (ggml_compute_forward_rope_flt, ggml_compute_forward_ssm_scan_f32).
-
-    Raises:
-        EngineRefusalError: with the assertion, and the keys.
-    """
-    for node in nodes:
-        if node.dev != cpu:
-            continue
-        if node.op == "ROPE" and (failed := _rotation(node, hp)):
-            raise aborts(
-                hp,
-                f"{_operation(node)} on the CPU: GGML_ASSERT({failed[0]})",
-                failed[1],
-                keys=["n_rot_full", "n_rot_swa"],
-            )
-        if node.op == "SSM_SCAN" and node.src[1].ne[1] % (node.src[4].ne[1] or 1):
-            what = f"{_operation(node)} on the CPU: GGML_ASSERT(nh % ng == 0)"
-            raise aborts(hp, what, keys=["ssm_dt_rank", "ssm_n_group"])
-
-
-def _rotation(node: Tensor, hp: HParams) -> Failed:
-    rotation = node.param
-    assert isinstance(rotation, Rotation)
-    n_dims, n_offs = hp.n_rot(0) if rotation.n_dims is None else rotation.n_dims, rotation.n_offs
-    if n_dims > node.ne[0]:
-        return "n_dims <= ne0", (n_dims, node.ne[0])
-    if n_dims % 2:
-        return "n_dims % 2 == 0", (n_dims,)
-    if n_offs % 2:
-        return "n_offs % 2 == 0", (n_dims, node.ne[0])
-    if n_offs + n_dims > node.ne[0]:
-        return "n_offs + n_dims <= ne0", (n_dims, node.ne[0])
-    return _in_sections(hp, node.ne[0]) if node.src[1].ne[0] > node.ne[2] else None
-
-
-def _in_sections(hp: HParams, width: int) -> Failed:
-    """Of heads with several positions a token (ggml-cpu/ops.cpp:ggml_mrope_cache_init)."""
-    if max(hp.rope_sections[:3]) <= 0:
-        return "sections[0] > 0 || sections[1] > 0 || sections[2] > 0", ()
-    return None if sum(hp.rope_sections) <= width else ("sect_dims <= ne0", (width,))
-
-
-def _operation(node: Tensor) -> str:
+def operation(node: Tensor) -> str:
+    """An operation and the shapes of its sources, for a message."""
     sources = [f"{printable(t.name, 60) or t.op.lower()} {list(t.ne)}" for t in node.src if t is not node]
     return f"{node.op.lower()} of {', '.join(sources)}"
 

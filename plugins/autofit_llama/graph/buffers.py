@@ -8,8 +8,9 @@ from itertools import accumulate, count
 from autofit.domain.values import NamedTuple, dataclass, replace
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
-from autofit_llama.graph.assertions import check, check_placed, fails_on_cpu
+from autofit_llama.graph.assertions import check
 from autofit_llama.graph.builder import DELTA_OPS, HYPER_OPS, Builder, Fused, Graph
+from autofit_llama.graph.cpu import check_placed
 from autofit_llama.graph.devices import DeviceRules
 from autofit_llama.graph.ggml import HOST, HOST_PINNED
 from autofit_llama.graph.model import GraphModel
@@ -160,7 +161,6 @@ class _Reserves:
         output = copies.get(n_layer_all), tuple(model.layer_dev[len(self._blocks) :]), model.full_offload
         self._place = known.number((model.context, backends, outside, output))
         self._levels = known.levels.setdefault(backends, {})
-        self._not_on_cpu = fails_on_cpu(model.hparams)
 
     def fusions(self) -> _Fusions:
         """Which fused operations the engine uses: each is tried on a small graph (resolve_fused_ops)."""
@@ -243,15 +243,14 @@ class _Reserves:
         self, fusions: _Fusions, batch: _Batch, order: tuple[int, ...], *, pinned: bool
     ) -> tuple[Graph, Schedule]:
         g, scheduler, context = self._graph(fusions, batch, order), self.scheduler, self.model.context
-        shapes = fusions, batch.n_seqs, context.type_k, context.type_v, context.kv_unified, context.mtp
+        shapes = fusions, batch.n_tokens, batch.n_seqs, context.type_k, context.type_v, context.kv_unified, context.mtp
         if shapes not in self.known.sound:
             check(g.nodes, g.h)
             self.known.sound.add(shapes)
         if pinned:
             _pin(g, scheduler)
         scheduler.assign(g.leafs, g.nodes)
-        if self._not_on_cpu:
-            check_placed(g.nodes, g.h, scheduler.cpu)
+        check_placed(g.nodes, g.h, scheduler.cpu)
         return g, scheduler.split(g.leafs, g.nodes)
 
     def _graph(self, fusions: _Fusions, batch: _Batch, order: tuple[int, ...]) -> Graph:
