@@ -76,11 +76,11 @@ def is_shim(path: str) -> bool:
         return False
 
 
-def read_bounded(path: str | os.PathLike[str], limit_bytes: int) -> bytes:
-    """The bytes of an ordinary file.
+def open_ordinary(path: str | os.PathLike[str]) -> int:
+    """The descriptor of an ordinary file, open for reading; nothing else is waited for.
 
     Raises:
-        OSError: not readable, no ordinary file (a pipe, a device), or larger than `limit_bytes`.
+        OSError: not readable, or what it is instead: a pipe, a socket, a device, a directory.
     """
     # O_NONBLOCK: a pipe without a writer must not keep us waiting
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -88,9 +88,26 @@ def read_bounded(path: str | os.PathLike[str], limit_bytes: int) -> bytes:
         descriptor = os.open(path, flags)
     except ValueError as error:  # a zero byte
         raise OSError(errno.EINVAL, "not a path") from error
-    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not an ordinary file")
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.EINVAL, "a socket, not an ordinary file") from error
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    raise OSError(errno.EINVAL, f"{'a pipe' if stat.S_ISFIFO(mode) else 'a device'}, not an ordinary file")
+
+
+def read_bounded(path: str | os.PathLike[str], limit_bytes: int) -> bytes:
+    """The bytes of an ordinary file.
+
+    Raises:
+        OSError: not readable, no ordinary file (a pipe, a device), or larger than `limit_bytes`.
+    """
+    with open(open_ordinary(path), "rb", buffering=0) as file:
         parts: list[bytes] = []
         left = limit_bytes + 1
         while left and (part := file.read(left)):

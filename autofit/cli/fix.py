@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import IO
 
 from autofit.errors import UsageError
+from autofit.files import open_ordinary
 
 TAKES_COMMAND = True
 _PIECE = 1 << 20
+_OPEN_ALREADY = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  #: what a shell gives for `<(COMMAND)`, and hands on
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,18 +71,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def open_log(name: str) -> IO[bytes]:
-    """The file of that name, or standard input. Raises: UsageError."""
+    """The file of that name, or standard input; of pipes those that the shell has opened. Raises: UsageError."""
     if name == "-":
         if sys.stdin is None or sys.stdin.isatty():
             raise UsageError("no log", hint="name its file, or pipe it: COMMAND 2>&1 | autofit fix")
         return sys.stdin.buffer
     try:
-        return Path(name).open("rb")
+        if name.startswith(_OPEN_ALREADY):
+            return Path(name).open("rb")
+        return open(open_ordinary(name), "rb")  # noqa: PTH123 - a descriptor
     except OSError as error:
         from autofit.domain.text import printable
 
         cause = error.strerror or str(error)
-        raise UsageError(f"{printable(name)}: {cause}", hint="LOG is a file with what the engine printed") from error
+        raise UsageError(
+            f"{printable(name)}: {cause}", hint="LOG is a file with what the engine printed, or - for standard input"
+        ) from error
 
 
 def pieces(file: IO[bytes]) -> Iterator[bytes]:

@@ -15,6 +15,7 @@ from autofit.domain.request import Margin
 from autofit.domain.text import printable
 from autofit.domain.values import dataclass, field, replace
 from autofit.errors import UsageError
+from autofit.files import open_ordinary
 from autofit.planning.findings import COMMON, tell
 from autofit.settings.options import BY_NAME, OPTIONS, Option
 from autofit.settings.trust import config_dir, is_trusted
@@ -40,7 +41,7 @@ class Surroundings:
         """The file that the user names, else `autofit.toml` of the directory; then the user's."""
         users, named = config_dir(self.variables) / SETTINGS_FILE, self.named
         if named is not None and not named.is_file():
-            raise UsageError(f"{printable(str(named), 300)}: no such settings file")
+            raise UsageError(f"{printable(str(named), 300)}: {_instead(named)}")
         found = [path for path in (named or self.own_file, users) if path.is_file()]
         return found[1:] if len(found) == 2 and found[0].samefile(users) else found
 
@@ -99,6 +100,17 @@ def collect(
     if name is not None:
         layers.append(("preset", from_table(preset(name), f"preset {name}", backend)))
     return replace(merge(layers), notes=tuple(notes))
+
+
+def _instead(path: Path) -> str:
+    """What is there, where a settings file is named and is none."""
+    try:
+        os.close(open_ordinary(path))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return error.strerror or str(error)
+    return "no such settings file"
 
 
 def _allowed(path: Path, surroundings: Surroundings, backend: str) -> tuple[Layer, list[Finding]]:

@@ -14,6 +14,7 @@ from typing import Any
 from support import DATA, ggufs
 
 LITE = DATA / "llama/models/deepseek-v2-lite-Q4_K_M.json.gz"
+GEMMA = DATA / "llama/models/gemma-3-4b-Q4_K_M.json.gz"
 Q4_K, Q5_0, Q6_K, F32 = 12, 6, 14, 0
 Row = list[Any]
 
@@ -102,3 +103,26 @@ def _tensors(dims: Dims) -> Iterator[Row]:
             yield [f"blk.{layer}.exp_probs_b.bias", [experts], F32, 0]
         for name, shape, kind in own:
             yield [f"blk.{layer}.{name}.weight", shape, kind, 0]
+
+
+def gemma3_27b() -> dict[str, Any]:
+    """The description of Gemma 3 27B in Q4_K_M: the recorded one of 4B, with more of everything."""
+    described: dict[str, Any] = json.loads(gzip.decompress(GEMMA.read_bytes()))
+    own = {
+        "block_count": 62, "embedding_length": 5376, "feed_forward_length": 21504, "attention.head_count": 32,
+        "attention.head_count_kv": 16, "attention.key_length": 128, "attention.value_length": 128,
+    }  # fmt: skip
+    widths = {2560: 5376, 10240: 21504, 2048: 32 * 128, 1024: 16 * 128, 256: 128, 262144: 262144}
+    blocks: dict[str, list[Row]] = {}
+    rows: list[Row] = []
+    for name, dims, kind, _ in described["tensors"]:
+        row = [name, [widths[n] for n in dims], kind, 0]
+        if name.startswith("blk."):
+            blocks.setdefault(name.split(".")[1], []).append(row)
+        else:
+            rows.append(row)
+    for il in range(own["block_count"]):
+        like = str(il % len(blocks))
+        rows += [[name.replace(f"blk.{like}.", f"blk.{il}.", 1), *rest] for name, *rest in blocks[like]]
+    kv = [[key, kind, own.get(key.removeprefix("gemma3."), value)] for key, kind, value in described["kv"]]
+    return {**described, "kv": kv, "tensors": rows}

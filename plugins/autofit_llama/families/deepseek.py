@@ -410,7 +410,7 @@ ARCHITECTURES = (
             f_norm_rms_eps n_ff_exp n_expert_shared expert_weights_scale? expert_weights_norm?
             n_layer_dense_lead expert_gating_func n_lora_q n_lora_kv n_embd_head_k_mla_impl
             n_embd_head_v_mla_impl n_lora_kv_swa n_embd_head_k_mla_swa n_embd_head_v_mla_swa n_swa is_swa
-            indexer_n_head indexer_head_size indexer_top_k is_indexer_full
+            indexer_n_head indexer_head_size indexer_top_k is_indexer_full[]
             """,
             force(f_norm_eps=1e-06, swa_type="standard"),
         ),

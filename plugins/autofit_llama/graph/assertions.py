@@ -15,6 +15,8 @@ from autofit_llama.graph.ggml import Tensor, is_contiguous, is_contiguous_rows, 
 from autofit_llama.model.aborts import aborts
 from autofit_llama.model.hparams import HParams
 
+#: asserted by the CPU (ggml-cpu/ops.cpp) and by CUDA (ggml-cuda/norm.cu) with the first tokens
+_EPSILONS = {"NORM": "f_norm_eps", "RMS_NORM": "f_norm_rms_eps"}
 Failed = tuple[str, tuple[int, ...]] | None
 Rule = Callable[[Tensor], Failed]
 
@@ -26,6 +28,9 @@ def check(nodes: Iterable[Tensor], hp: HParams) -> None:
         EngineRefusalError: with the assertion, the shapes, and the keys of the file that they may come from.
     """
     for node in nodes:
+        epsilon = _EPSILONS.get(node.op)
+        if epsilon is not None and not getattr(hp, epsilon) >= 0.0:  # which is not a number either
+            raise aborts(hp, f"{operation(node)}: GGML_ASSERT(eps >= 0.0f)", keys=[epsilon])
         rule = RULES.get(node.op)
         failed = None if rule is None else rule(node)
         if failed is not None:
@@ -170,7 +175,9 @@ def _soft_max(t: Tensor) -> Failed:
 
 
 def _rope(t: Tensor) -> Failed:
-    a, positions = t.src[:2]
+    a, positions, *factors = t.src
+    if any(c.type != "f32" for c in factors):
+        return "c->type == GGML_TYPE_F32", ()
     wanted = (a.ne[2], 4 * a.ne[2])
     return None if positions.ne[0] in wanted else ("a->ne[2] == b->ne[0]", (a.ne[2], positions.ne[0]))
 

@@ -40,9 +40,10 @@ _SINGLE = frozenset(("f32",))
 def _types(node: Tensor, hp: HParams) -> EngineRefusalError:
     tensors = [t for t in node.src if t is not node]
     weights = [t.name for t in tensors if t.is_weight and t.type != "f32"]
+    types = ", ".join(t.type for t in tensors)
+    arch = printable(hp.arch, 40)
     return EngineRefusalError(
-        f"llama.cpp aborts with this {printable(hp.arch, 40)} model at {operation(node)} on the CPU: unsupported types: "
-        + ", ".join(t.type for t in tensors),
+        f"llama.cpp aborts with this {arch} model at {operation(node)} on the CPU: unsupported types: {types}",
         hint=f"keep its layers on a GPU, or convert {printable(weights[0], 60) if weights else 'the model'} to f32",
     )
 
@@ -67,18 +68,20 @@ def _of_all(node: Tensor, hp: HParams, *, takes: frozenset[str]) -> EngineRefusa
 
 
 def _rotation(node: Tensor, hp: HParams) -> EngineRefusalError | None:
-    """ggml-cpu/ops.cpp:ggml_compute_forward_rope_flt."""
-    failed = _fails_to_rotate(node, hp)
-    if failed is None:
-        return None
-    what = f"{operation(node)} on the CPU: GGML_ASSERT({failed[0]})"
-    return aborts(hp, what, failed[1], keys=["n_rot_full", "n_rot_swa"])
-
-
-def _fails_to_rotate(node: Tensor, hp: HParams) -> tuple[str, tuple[int, ...]] | None:
+    """ggml-cpu/ops.cpp:ggml_compute_forward_rope_flt, which skips what is rotated: never ends with nothing."""
     rotation = node.param
     assert isinstance(rotation, Rotation)
-    n_dims, n_offs = hp.n_rot(0) if rotation.n_dims is None else rotation.n_dims, rotation.n_offs
+    n_dims = hp.n_rot(0) if rotation.n_dims is None else rotation.n_dims
+    fields = ["n_rot_full", "n_rot_swa"]
+    if n_dims == 0 and rotation.n_offs < node.ne[0]:
+        return aborts(hp, f"{operation(node)} on the CPU, which rotates no element", keys=fields, how="hangs")
+    failed = _fails_to_rotate(node, hp, n_dims, rotation.n_offs)
+    if failed is None:
+        return None
+    return aborts(hp, f"{operation(node)} on the CPU: GGML_ASSERT({failed[0]})", failed[1], keys=fields)
+
+
+def _fails_to_rotate(node: Tensor, hp: HParams, n_dims: int, n_offs: int) -> tuple[str, tuple[int, ...]] | None:
     if n_dims > node.ne[0]:
         return "n_dims <= ne0", (n_dims, node.ne[0])
     if n_dims % 2:

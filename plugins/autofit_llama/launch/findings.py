@@ -159,9 +159,12 @@ def _context(reading: Reading, run: Run, found: Estimate) -> Iterator[Finding]:
     """Contexts beyond the trained one; servers hold each slot to that, stretched or not (server-context.cpp)."""
     context, trained = found.layout.context, run.sized.hparams.n_ctx_train
     n_ctx, shared = context.n_ctx_seq, context.kv_unified and context.n_seq_max > 1
+    key = f"{run.sized.hparams.arch}.context_length=int:{n_ctx}"
+    if not trained and run.server is not None:
+        message = f"{reading.program} limits a slot to the trained context, which the file states as 0: it answers no"
+        yield finding("context-beyond-training", f"{message} request without --override-kv {printable(key, 80)}")
     if not trained or n_ctx <= max(trained, 256):
         return
-    key = f"{run.sized.hparams.arch}.context_length=int:{n_ctx}"
     if run.server is not None and shared and context.n_ctx <= trained * context.n_seq_max:
         slots = f"{context.n_seq_max} slots; each slot is limited to the trained context of {trained}"
         message = f"{n_ctx} tokens of context are shared by {slots}"

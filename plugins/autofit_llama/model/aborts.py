@@ -32,11 +32,16 @@ _NO_WIDTHS = (
 HINT = "the file's hyperparameters and tensors do not go together; convert the model again"
 
 
-def aborts(hp: HParams, what: str, numbers: Iterable[int] = (), *, keys: Iterable[str] = ()) -> EngineRefusalError:
-    """The engine ends at `what`: with the fields `keys`, or those whose value is among the numbers, by their keys."""
+def aborts(
+    hp: HParams, what: str, numbers: Iterable[int] = (), *, keys: Iterable[str] = (), how: str = "aborts"
+) -> EngineRefusalError:
+    """The engine ends at `what`, or `how` else it fails there.
+
+    Named are the fields `keys`, or those whose value is among the numbers, by their keys.
+    """
     named = ", ".join(dict.fromkeys([*_told(hp, keys), *_keys(hp, numbers)]))
     return EngineRefusalError(
-        f"llama.cpp aborts with this {printable(hp.arch, 40)} model at {what}{': ' if named else ''}{named}", hint=HINT
+        f"llama.cpp {how} with this {printable(hp.arch, 40)} model at {what}{': ' if named else ''}{named}", hint=HINT
     )
 
 
@@ -48,10 +53,10 @@ def _told(hp: HParams, fields: Iterable[str]) -> Iterator[str]:
 
 
 def _keys(hp: HParams, numbers: Iterable[int]) -> list[str]:
-    """Keys whose value is one of the numbers, or two whose product is."""
-    wanted = {n for n in numbers if n > 1}
+    """Keys whose value is one of the numbers, in the order of these, or two whose product is."""
+    wanted = dict.fromkeys(n for n in numbers if n > 1)
     figures = dict(_figures(hp))
-    equal = [key for key, value in figures.items() if value in wanted]
+    equal = [key for n in wanted for key, value in figures.items() if value == n]
     pairs = [pair for pair in combinations(figures, 2) if figures[pair[0]] * figures[pair[1]] in wanted]
     found = dict.fromkeys([*equal, *(key for pair in pairs for key in pair)])
     return [f"{key} is {figures[key]}" for key in list(found)[:MOST_KEYS]]

@@ -144,6 +144,7 @@ class HParams:
     deepstack_mapping: tuple[int, ...]  #: -1: none
 
     # norms and scales; graphs ask only whether they are zero
+    f_norm_eps: float
     f_norm_rms_eps: float
     f_final_logit_softcapping: float
     f_logit_scale: float

@@ -293,13 +293,17 @@ def fit(values: Sequence[Any], n: int, fill: Any = False) -> list[Any]:
 
 
 def read(d: HParamsDraft, meta: Metadata, fields: str) -> None:
-    """The `fields` that the file has; one without `?` is refused where it is missing."""
+    """The `fields` that the file has; one without `?` is refused where it is missing.
+
+    With `[]` it is read as an array of any length (get_arr), though others read the key by layers (get_key_or_arr).
+    """
     for word in fields.split():
-        field = word.removesuffix("?")
+        name = word.removesuffix("?")
+        field = name.removesuffix("[]")
         key, kind = KEYS[field]
-        value = meta.read(key, kind, d.n_layer_all, d.n_layer)
+        value = meta.read(key, kind if name == field else "flags", d.n_layer_all, d.n_layer)
         if value is None:
-            if word == field:
+            if word == name:
                 meta.refuse(key, "is missing")
             continue
         setattr(d, field, value)

@@ -8,7 +8,9 @@ from autofit.domain.machine import Device, Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Speed
 from autofit.domain.request import Margin, Request
+from autofit.domain.text import printable
 from autofit.domain.values import dataclass, replace
+from autofit.errors import EngineRefusalError
 
 from autofit_llama.command.options import PYTHON_SERVER
 from autofit_llama.command.parse import Command
@@ -221,6 +223,7 @@ def task_of(command: Command, model: ModelSpec, machine: Machine, request: Reque
     pins = replace(pins, findings=(*pins.findings, *unsure)) if unsure else pins
     sized = size(model)
     check_pins(pins, request, machine, sized.hparams)
+    _check_trained(pins, sized.hparams)
     devices = devices_of(pins, request, machine)
     margins = dict(margins_of(request.margin, machine.devices, pins.version))
     reserves = {d.id: margins[d.id][0].of(d.total_bytes or d.free_bytes or 0) for d in devices}
@@ -255,6 +258,20 @@ def task_of(command: Command, model: ModelSpec, machine: Machine, request: Reque
         base=base,
         n_parallel=slots,
     )
+
+
+def _check_trained(pins: Pins, hp: HParams) -> None:
+    """A server that starts and answers nothing is no plan (tools/server/server-context.cpp:n_ctx_slot).
+
+    Raises:
+        EngineRefusalError: the file states 0 as trained context, to which each slot is limited.
+    """
+    if hp.n_ctx_train == 0 and pins.reading.program in SERVERS:
+        key = f"{printable(hp.arch, 40)}.context_length"
+        raise EngineRefusalError(
+            f"{pins.reading.program} limits each slot to the trained context, and {key} is 0",
+            hint=f"--override-kv {key}=int:{USEFUL_TOKENS} after -- states another",
+        )
 
 
 def _pooling(given: LlamaSettings, hp: HParams, program: str) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -51,12 +53,18 @@ def test_what_is_read(tmp_path: Path) -> None:
         ("inspect", "{}/x.json.gz"),
         ("check", "--", "vllm", "serve", "x", "--config", "{}/x.yaml"),
         ("llama", "example:tiny", "--on", "rtx-3090", "--", "--lora", "{}/m.gguf"),
+        ("llama", "example:tiny", "--on", "rtx-3090", "--settings", "{}/x.toml"),
+        ("verify", "--log", "{}/x.log"),
+        ("fix", "{}/x.log"),
+        ("fleet", "{}/x.toml"),
+        ("check", "--from", "{}/x.yaml"),
+        ("calibration", "import", "{}/x.json"),
     ],
     ids=lambda args: " ".join(args[:4]),
 )
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_a_pipe_or_a_device_is_refused_at_once(tmp_path: Path, args: tuple[str, ...], kind: str) -> None:
-    for name in ("x.toml", "x.json", "x.yaml", "m.gguf", "m", "model.safetensors", "config.json", "x.json.gz"):
+    for name in ("x.toml", "x.json", "x.yaml", "x.log", "m.gguf", "m", "model.safetensors", "config.json", "x.json.gz"):
         if kind == "pipe":
             os.mkfifo(tmp_path / name)
         else:
@@ -65,6 +73,27 @@ def test_a_pipe_or_a_device_is_refused_at_once(tmp_path: Path, args: tuple[str, 
     assert done.returncode in (1, 2, 3), done.stderr
     assert done.stdout == b""
     assert 1 <= len(done.stderr.splitlines()) <= 2
+
+
+@posix
+@pytest.mark.parametrize("name", ["x.toml", "s.toml", "z.toml", "."])
+def test_a_settings_file_that_is_named_and_is_none_is_told_by_what_it_is(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "x.toml")
+    (tmp_path / "z.toml").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(tmp_path / "s.toml"))
+    done = autofit("llama", "example:tiny", "--on", "rtx-3090", "--settings", str(tmp_path / name))
+    what = {"x.toml": b"a pipe", "s.toml": b"a socket", "z.toml": b"a device", ".": b"Is a directory"}[name]
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert what in done.stderr and b"no such" not in done.stderr
+
+
+@posix
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_pipe_that_the_shell_has_opened_is_a_log() -> None:
+    script = '"$0" -m autofit fix <(echo "CUDA error: out of memory")'
+    done = subprocess.run(["bash", "-c", script, sys.executable], capture_output=True, timeout=30)
+    assert b"ordinary" not in done.stderr and done.returncode != 2, done.stderr
 
 
 @posix

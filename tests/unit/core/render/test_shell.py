@@ -40,6 +40,9 @@ EVERY_BYTE = tuple(
 UNSEEN = tuple(
     f"a{c}b'" for c in map(chr, range(0x80, 0x110000)) if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Zs")
 )
+#: holds characters, not bytes: a word that is no text in its locale cannot be an argument there, whoever writes it
+TEXT_ONLY = {"yash"}
+ENCODINGS = {"C": "ascii", "C.UTF-8": "utf-8"}
 WORDS = tuple(word for word in (*NAMES, *EVERY_BYTE, *UNSEEN) if not word.endswith("\n"))
 RLO_BYTES = "\udce2\udc80\udcae"  #: U+202E as a locale without it reads its bytes
 
@@ -59,12 +62,21 @@ def read_back(program: Sequence[str], script: str, locale: str) -> list[bytes]:
     return done.stdout.split(b"\0")[:-1]
 
 
+def is_text(word: str, locale: str) -> bool:
+    try:
+        as_bytes(word).decode(ENCODINGS[locale])
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("locale", LOCALES)
 @pytest.mark.parametrize("always", [False, True], ids=["where needed", "always quoted"])
 @pytest.mark.parametrize("name", POSIX)
 def test_every_posix_shell_reads_back_every_word(name: str, always: bool, locale: str) -> None:
-    for start in range(0, len(WORDS), 800):
-        some = WORDS[start : start + 800]
+    words = [word for word in WORDS if name not in TEXT_ONLY or is_text(word, locale)]
+    for start in range(0, len(words), 800):
+        some = words[start : start + 800]
         script = "printf '%s\\0' " + " ".join(shell.word(word, always=always) for word in some)
         assert read_back(POSIX[name], script, locale) == list(map(as_bytes, some))
 
@@ -245,11 +257,12 @@ def test_a_hostile_name_reaches_the_program_and_nothing_else_runs(tmp_path: Path
     for text in (done.stdout, done.stderr):
         shown = text.decode("utf-8", "surrogateescape").replace("\n", "")
         assert all(c.isprintable() or "\udca0" <= c <= "\udcff" for c in shown)
-    env = {**os.environ, "PATH": f"{server.parent}:{os.environ['PATH']}"}
-    for program in POSIX.values():
+    env = {**os.environ, "LC_ALL": "C.UTF-8", "PATH": f"{server.parent}:{os.environ['PATH']}"}
+    for shell_name, program in POSIX.items():
         if found := shutil.which(program[0]):
             ran = subprocess.run([found, *program[1:]], input=done.stdout, capture_output=True, env=env, cwd=tmp_path)
-            assert ran.stdout == path, program
+            can_be_passed = shell_name not in TEXT_ONLY or is_text(os.fsdecode(name), "C.UTF-8")
+            assert ran.stdout == (path if can_be_passed else b""), program
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(["bin", os.fsdecode(name)])
 
 

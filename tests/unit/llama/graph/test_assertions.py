@@ -10,6 +10,7 @@ from autofit.errors import EngineRefusalError
 
 from autofit_llama.graph import ggml
 from autofit_llama.graph.assertions import check
+from autofit_llama.graph.cpu import check_placed
 from autofit_llama.graph.ggml import Tensor
 from support.descriptors import DATA
 from support.mutants import check as checked
@@ -63,6 +64,31 @@ def test_an_odd_number_of_rotated_elements_is_left_to_a_gpu() -> None:
     assert not isinstance(checked(described, ["-c", "512"]), str)
 
 
+def test_windows_that_rotate_nothing_are_left_to_a_gpu() -> None:
+    """The CPU skips what it has rotated, and where that is nothing it stays in its place (seen: 60 s, and no end)."""
+    given = {"base": "laguna-moe", "keys": {"laguna.rope.dimension_count_swa": 0}, "refit": True, "words": []}
+    said = checked(described_by(given), ["-c", "512"], on_cpu=True)
+    assert "llama.cpp hangs" in said and "rope.dimension_count_swa is 0" in said
+    assert not isinstance(checked(described_by(given), ["-c", "512"]), str)
+
+
+@pytest.mark.parametrize(
+    ("base", "key", "value", "is_taken"),
+    [
+        ("llama-dense", "llama.attention.layer_norm_rms_epsilon", -1e-6, False),
+        ("llama-dense", "llama.attention.layer_norm_rms_epsilon", float("nan"), False),
+        ("cohere2-dense", "cohere2.attention.layer_norm_epsilon", -1.0, False),
+        ("cohere2-dense", "cohere2.attention.layer_norm_epsilon", 0.0, True),
+    ],
+)
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_norms_are_not_less_than_nothing(base: str, key: str, value: float, is_taken: bool, on_cpu: bool) -> None:
+    described = described_by({"base": base, "keys": {key: value}, "refit": True, "words": []})
+    said = checked(described, ["-c", "512"], on_cpu=on_cpu)
+    assert isinstance(said, str) != is_taken
+    assert is_taken or ("eps >= 0" in said and f"{key.partition('.')[2]} is {value}" in said)
+
+
 HEADS = (8, 4, 6)
 
 
@@ -88,6 +114,7 @@ HEADS = (8, 4, 6)
         (lambda: ggml.set_rows(ggml.new("f32", 8, 4), ggml.new("f32", 8, 2), ggml.new("i64", 3)), "b->ne[1]"),
         (lambda: ggml.soft_max(ggml.new("f32", 8, 4), ggml.new("f32", 9, 4)), "mask->ne[0]"),
         (lambda: ggml.rope(ggml.new("f32", *HEADS), ggml.new("i32", 5)), "a->ne[2] == b->ne[0]"),
+        (lambda: ggml.rope(ggml.new("f32", *HEADS), ggml.new("i32", 6), ggml.new("f16", 4)), "c->type"),
         (lambda: ggml.glu(ggml.new("f32", 8, 4), ggml.new("f32", 8, 5)), "ggml_are_same_shape"),
         (lambda: ggml.top_k(ggml.new("f32", 8), 9), "a->ne[0] >= k"),
         (lambda: ggml.ssm_conv(ggml.new("f32", 8, 4), ggml.new("f32", 4, 5)), "d_inner"),
@@ -104,3 +131,73 @@ def test_each_assertion_is_told_with_its_shapes(made: Any, assertion: str) -> No
 def test_views_of_all_of_a_tensor_and_empty_ones_are_made() -> None:
     rows = ggml.new("f32", 8, 4)
     check([ggml.view(rows, (8, 4), (32,)), ggml.view(rows, (0,), (), 128)], hyperparameters("llama-dense"))
+
+
+def on_cpu(node: Tensor) -> None:
+    node.dev = 0
+    check_placed([node], hyperparameters("llama-dense"), 0)
+
+
+def of(*types: str) -> list[Tensor]:
+    return [ggml.new(name, 256, 4) for name in types]
+
+
+@pytest.mark.parametrize(
+    ("made", "types"),
+    [
+        *((ggml.add, pair) for pair in (("f32", "f16"), ("f32", "bf16"), ("f16", "bf16"), ("q4_0", "f16"))),
+        *((ggml.mul, pair) for pair in (("f32", "f16"), ("f32", "q8_0"), ("q4_0", "f32"))),
+        (ggml.sub, ("f32", "bf16")),
+        (ggml.div, ("bf16", "f16")),
+        (lambda a: ggml.unary(a, "silu"), ("q8_0",)),
+        (ggml.sqrt, ("i32",)),
+        (ggml.clamp, ("bf16",)),
+        (ggml.scale, ("f16",)),
+        (lambda a: ggml.soft_max(a), ("f16",)),
+        (lambda a: ggml.repeat(a, a), ("q4_0",)),
+        (lambda x, kernel: ggml.ssm_conv(x, kernel), ("f32", "f16")),
+    ],
+)
+def test_types_that_the_cpu_does_not_compute_are_refused_there(made: Any, types: tuple[str, ...]) -> None:
+    node: Tensor = made(*of(*types))
+    with pytest.raises(EngineRefusalError, match="on the CPU: unsupported types: " + ", ".join(types)):
+        on_cpu(node)
+    node.dev = 1
+    check_placed([node], hyperparameters("llama-dense"), 0)  # which is another device's
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        *(ggml.add(*of(a, b)) for a, b in (("f32", "f32"), ("f16", "f32"), ("bf16", "bf16"), ("q4_0", "f32"))),
+        *(ggml.mul(*of(a, b)) for a, b in (("f16", "f16"), ("bf16", "f32"))),
+        *(ggml.unary(of(name)[0], "gelu") for name in ("f32", "f16", "bf16")),
+        ggml.scale(of("bf16")[0]),
+        ggml.clamp(of("f16")[0]),
+    ],
+)
+def test_types_that_the_cpu_computes_are_taken(node: Tensor) -> None:
+    on_cpu(node)
+
+
+def test_a_table_of_f16_that_is_added_is_left_to_a_gpu() -> None:
+    """`indexer_compressor_ape`, as the engine's own tests write it."""
+    described = described_by({"base": "glm5-next-moe", "keys": {}, "refit": False, "words": []})
+    said = checked(described, ["-c", "512"], on_cpu=True)
+    assert "unsupported types: f32, f16" in said and "indexer_compressor_ape" in said
+    assert not isinstance(checked(described, ["-c", "512"]), str)
+
+
+def test_each_size_of_batch_is_held_to_what_ggml_asserts() -> None:
+    """A rotation of 64 takes two heads of 32 at once, which one token does not have."""
+    given = {"base": "deepseek4-moe", "keys": {"deepseek4.attention.indexer.key_length": 32}, "refit": True}
+    said = checked(described_by({**given, "words": []}), ["-c", "512"])
+    assert "ggml_nelements(a)" in said and "indexer.key_length is 32" in said
+
+
+@pytest.mark.parametrize(("types", "is_taken"), [([1], True), ([1, 0, 0, 0, 0, 0], True), ([0], False), ([], False)])
+def test_an_array_that_the_engine_copies_may_be_shorter_than_the_blocks(types: list[int], is_taken: bool) -> None:
+    """Blocks without an entry have no indexer: dots3note.cpp calls get_arr."""
+    keys = {"dots3note.attention.indexer.types": types}
+    said = checked(described_by({"base": "dots3note-moe", "keys": keys, "refit": True, "words": []}), ["-c", "512"])
+    assert isinstance(said, str) != is_taken

@@ -23,7 +23,7 @@ INDEXER = {"indexer_head_size"}
 
 
 def fields(record: Architecture) -> set[str]:
-    return {name.removesuffix("?") for name in record.hparams.fields.split()}
+    return {name.rstrip("?[]") for name in record.hparams.fields.split()}
 
 
 def test_architectures_that_people_use_are_known() -> None:

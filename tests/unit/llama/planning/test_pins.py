@@ -239,6 +239,17 @@ def test_a_server_holds_its_slots_to_the_trained_context(stretched: tuple[str, .
     assert "context-beyond-training" not in codes(check("-np", "1", "-c", "262144", *stretched, "--override-kv", key))
 
 
+def test_a_server_of_a_model_that_was_trained_for_nothing_answers_nothing() -> None:
+    nothing = ("--override-kv", "llama.context_length=int:0")
+    with pytest.raises(EngineRefusalError, match=r"limits each slot .*llama\.context_length is 0") as refusal:
+        plan(*nothing)
+    hint = (refusal.value.hint or "").split(" after -- ")[0]
+    assert plan(*hint.split()).fits
+    message = finding(check("-np", "1", "-c", "8192", *nothing), "context-beyond-training")
+    assert "answers no request" in message
+    assert "context-beyond-training" not in codes(check("-np", "1", "-c", "8192", *message.split()[-2:]))
+
+
 def test_slots_that_share_more_than_the_trained_context() -> None:
     shared = check("-c", "262144", "-np", "2", "-kvu")
     assert "262144 tokens of context are shared by 2 slots" in finding(shared, "slots-share-context")
