@@ -100,8 +100,10 @@ def _in_sections(hp: HParams, width: int) -> tuple[str, tuple[int, ...]] | None:
     return None if sum(hp.rope_sections) <= width else ("sect_dims <= ne0", (width,))
 
 
-def _groups(node: Tensor, hp: HParams) -> EngineRefusalError | None:
+def _scan(node: Tensor, hp: HParams) -> EngineRefusalError | None:
     """ggml-cpu/ops.cpp:ggml_compute_forward_ssm_scan_f32."""
+    if any(t.type != "f32" for t in node.src[:-1]):  # the last are numbers of sequences
+        return _types(node, hp)
     if node.src[1].ne[1] % (node.src[4].ne[1] or 1) == 0:
         return None
     what = f"{operation(node)} on the CPU: GGML_ASSERT(nh % ng == 0)"
@@ -120,5 +122,5 @@ RULES: Mapping[str, Rule] = {
     "SCALE": partial(_of_one, takes=frozenset(("f32", "bf16"))),
     "REPEAT": partial(_of_one, takes=_FLOATS | {"i16", "i32"}),
     "ROPE": _rotation,
-    "SSM_SCAN": _groups,
+    "SSM_SCAN": _scan,
 }

@@ -188,6 +188,11 @@ def test_a_table_of_f16_that_is_added_is_left_to_a_gpu() -> None:
     assert not isinstance(checked(described, ["-c", "512"]), str)
 
 
+def test_a_scan_is_of_single_precision_on_the_cpu() -> None:
+    given = {"base": "granitehybrid-dense", "keys": {}, "refit": True, "words": [], "types": {"blk.1.ssm_a": 30}}
+    assert "unsupported types" in checked(described_by(given), ["-c", "512"], on_cpu=True)
+
+
 def test_each_size_of_batch_is_held_to_what_ggml_asserts() -> None:
     """A rotation of 64 takes two heads of 32 at once, which one token does not have."""
     given = {"base": "deepseek4-moe", "keys": {"deepseek4.attention.indexer.key_length": 32}, "refit": True}
