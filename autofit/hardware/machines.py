@@ -19,7 +19,7 @@ from autofit.domain.machine import HOST_POOL, Device, Host, Link, Machine, Node
 from autofit.domain.patterns import lazy_pattern
 from autofit.domain.ram import Ram, parse_ram
 from autofit.domain.text import printable
-from autofit.domain.units import GIB, format_bytes, parse_size
+from autofit.domain.units import GIB, MAX_BYTES, format_bytes, parse_size
 from autofit.domain.values import dataclass, replace
 from autofit.errors import HardwareError, UnknownHardwareError
 from autofit.hardware import names
@@ -65,8 +65,9 @@ def load_machine(
         HardwareError: a file that is wrong. UsageError: a size that is none.
     """
     memory = Ram(total_bytes=ram) if isinstance(ram, int) else parse_ram(ram) if isinstance(ram, str) else ram
-    if memory is not None and memory.total_bytes <= 0:
-        raise UnknownHardwareError(f"RAM of {memory.total_bytes} bytes is out of range", hint="write --ram 64GiB")
+    if memory is not None and not 0 < memory.total_bytes <= MAX_BYTES:
+        least = f" of {memory.total_bytes} bytes" if abs(memory.total_bytes) <= MAX_BYTES else ""
+        raise UnknownHardwareError(f"RAM{least} is out of range", hint="write --ram 64GiB")
     dirs = tuple(profile_dirs)
     if len(wanted) == 1 and (cluster := _cluster(wanted[0], dirs)) is not None:
         return cluster if memory is None else _with_ram(cluster, memory)

@@ -80,22 +80,33 @@ def _entry(key: str, kind: str, value: object) -> list[Any]:
 
 
 def _to_spec(description: dict[str, Any], name: str) -> ModelSpec:
-    metadata = {key: _value(kind, value) for key, kind, value in description["kv"]}
+    """The model; errors of every kind are those of a file that nobody of ours wrote."""
+    metadata = {_text(key): _value(kind, value) for key, kind, value in description["kv"]}
     alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
-    start = -(-description["header_bytes"] // alignment) * alignment
+    header_bytes, file_bytes = _count(description["header_bytes"]), _count(description["file_bytes"])
+    start = -(-header_bytes // alignment) * alignment
     tensors = []
-    for name, ne, type_id, offset in description["tensors"]:
+    for tensor, ne, type_id, offset in description["tensors"]:
         type_name, block_elements, block_bytes = GGML_TYPES[type_id]
         n_bytes = (ne or [1])[0] // block_elements * block_bytes
         for dim in ne[1:]:
             n_bytes *= dim
-        tensors.append(TensorInfo(name, type_name, tuple(ne[::-1]), n_bytes, 0, start + offset))
-    file = ModelFile(
-        path=description.get("file", name),
-        size_bytes=description["file_bytes"],
-        header_bytes=description["header_bytes"],
-    )
+        shape = tuple([_count(dim) for dim in ne[::-1]])
+        tensors.append(TensorInfo(_text(tensor), type_name, shape, n_bytes, 0, start + _count(offset)))
+    file = ModelFile(path=_text(description.get("file", name)), size_bytes=file_bytes, header_bytes=header_bytes)
     return to_spec(metadata, tensors, [file], types={key: _type(kind) for key, kind, _ in description["kv"]})
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("no text")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise TypeError("no count")
+    return value
 
 
 def _type(kind: int | str) -> str:
@@ -109,15 +120,27 @@ def _type(kind: int | str) -> str:
 
 def _value(kind: int | str, value: Any) -> Any:
     if isinstance(kind, int) or kind == "str":
-        return value
+        return _scalar(_type(kind), value)
     element = kind.removeprefix("array:")
     if element == "str":
-        return StringArray(count=value["count"], element_type="str")
+        return StringArray(count=_count(value["count"]), element_type="str")
+    of = ELEMENT_NAMES[int(element)]
     if isinstance(value, dict):
-        return StringArray(count=value["count"], element_type=ELEMENT_NAMES[int(element)])
+        return StringArray(count=_count(value["count"]), element_type=of)
     if len(value) > MAX_KEPT:
-        return StringArray(count=len(value), element_type=ELEMENT_NAMES[int(element)])
-    return tuple(value)
+        return StringArray(count=len(value), element_type=of)
+    return tuple([_scalar(of, item) for item in value])
+
+
+def _scalar(kind: str, value: Any) -> Any:
+    """A value of a GGUF type, which is named `u32`, `f32`, `bool` or `str`."""
+    if type(value) is not {"str": str, "bool": bool, "f32": float, "f64": float}.get(kind, int):
+        raise TypeError(kind)
+    if isinstance(value, int) and kind != "bool":
+        bits, is_signed = int(kind[1:]), kind[0] == "i"
+        if not -is_signed << bits - 1 <= value < 1 << bits - is_signed:
+            raise ValueError(kind)
+    return value
 
 
 def _unpack(packed: bytes, path: str) -> bytes:

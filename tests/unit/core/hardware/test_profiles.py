@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import autofit
 import pytest
 from autofit.domain.units import GIB, MIB
-from autofit.errors import HardwareError
+from autofit.errors import AutofitError, HardwareError
 from autofit.hardware import load_machine, names, schema
 from autofit.hardware.catalog import Profile, load_profile, profile_of, read_profile
 from autofit.profiles import data_dir, parse_toml
@@ -359,3 +360,11 @@ class TestSchema:
         for name, key in keys.items():
             if key.type is int and name != "count":
                 assert re.search(r"_(bytes|bits|per_s)$|^n_|^bytes_per_s$", name), name
+
+
+@pytest.mark.parametrize(
+    "n_bytes", [-1, 0, 1 << 61, 10**400, -(10**5000)], ids=["-1", "0", "2^61", "10^400", "-10^5000"]
+)
+def test_ram_that_no_machine_has_is_refused(n_bytes: int) -> None:
+    with pytest.raises(AutofitError, match="out of range"):
+        autofit.load_machine("rtx-3090", ram=n_bytes)
