@@ -9,6 +9,7 @@ from autofit.domain.plan import HEAD_ADDRESS, Finding, NodeCommand
 from autofit.domain.text import printable
 
 from autofit_vllm.command.flags import spellings
+from autofit_vllm.command.settings import VllmSettings
 from autofit_vllm.planning.codes import finding
 from autofit_vllm.planning.evaluation import Evaluation
 
@@ -16,6 +17,12 @@ RAY_PORT = 6379
 """Where `ray start --head` listens, unless it is told."""
 _OF_A_NODE = {"node_rank": 1, "master_addr": 1, "headless": 0}
 """Settings that differ from node to node, and how many words follow their flags."""
+_OF_REPLICAS = {
+    "data_parallel_size_local": 1,
+    "data_parallel_start_rank": 1,
+    "data_parallel_address": 1,
+    "headless": 0,
+}
 
 
 def nodes_finding(evaluation: Evaluation) -> list[Finding]:
@@ -24,16 +31,7 @@ def nodes_finding(evaluation: Evaluation) -> list[Finding]:
     parallel = config.parallel
     if parallel.nnodes > 1:
         return [_by_ray(evaluation) if settings.nnodes == 1 else _by_rank(evaluation)]
-    local = settings.data_parallel_size_local
-    if not local or local >= parallel.dp or parallel.dp == 1:
-        return []
-    first = settings.given.get("data_parallel_start_rank") or 0
-    here = (
-        f"replicas {first} to {first + local - 1} of {parallel.dp} run here" if local > 1 else f"replica {first} here"
-    )
-    message = f"{here}: {parallel.dp - local} more run on other machines, with the same command and"
-    message += " --headless --data-parallel-start-rank of their first, and the --data-parallel-address of this one"
-    return [finding("nodes", message)]
+    return [_by_replica(settings, parallel.dp)] if _replicas_of_nodes(evaluation) else []
 
 
 def node_commands(
@@ -41,17 +39,22 @@ def node_commands(
 ) -> tuple[NodeCommand, ...]:
     """What each machine starts, the head first; none where one has all ranks, or a Ray cluster runs."""
     settings, n_nodes = evaluation.settings, evaluation.config.parallel.nnodes
-    if n_nodes < 2 or (machine.origin == "ray" and settings.nnodes == 1):
+    replicas = _replicas_of_nodes(evaluation) if n_nodes < 2 else []
+    if not replicas and (n_nodes < 2 or (machine.origin == "ray" and settings.nnodes == 1)):
         return ()
-    each = len(evaluation.ranks) // n_nodes
-    given = settings.given.get("master_addr")
     used = dict.fromkeys(rank.device.node for rank in evaluation.ranks)
     members = {"": machine.node, **{node.name: node for node in machine.nodes}}
     first = members.get(next(iter(used)))
     known = first.address if first is not None else None
+    given = settings.given.get("data_parallel_address") if replicas else settings.given.get("master_addr")
     head = given if isinstance(given, str) and given else known or HEAD_ADDRESS
     names = [name or (machine.node.name if machine.node is not None else "node0") for name in used]
-    if settings.nnodes == 1:
+    each = [len(evaluation.ranks) // n_nodes] * n_nodes
+    if replicas:
+        lists = [(_of_replicas(argv, settings, start, count, head),) for start, count in replicas]
+        each = [count * evaluation.config.parallel.world_size for _, count in replicas]
+        names = [*names, *(node.name for node in machine.nodes if node.name not in used)]
+    elif settings.nnodes == 1:
         lists = _ray_commands(argv, n_nodes, head)
     else:
         lists = [(_of_rank(argv, rank, head),) for rank in range(n_nodes)]
@@ -61,11 +64,39 @@ def node_commands(
             role="worker" if rank else "head",
             commands=commands,
             env=env,
-            n_devices=each,
+            n_devices=each[rank],
             head_address=head if any(head in word for words in commands for word in words) else None,
         )
         for rank, commands in enumerate(lists)
     )
+
+
+def _replicas_of_nodes(evaluation: Evaluation) -> list[tuple[int, int]]:
+    """(first, count) of the replicas of each machine, where `--data-parallel-size-local` shares them out; none where
+    one machine has all, Ray places them, or each process is given its rank (`--data-parallel-rank`)."""
+    settings, n_replicas = evaluation.settings, evaluation.config.parallel.dp
+    local = settings.data_parallel_size_local
+    by_rank = settings.data_parallel_external_lb or settings.data_parallel_rank is not None
+    if not local or local >= n_replicas or settings.data_parallel_backend == "ray" or by_rank:
+        return []
+    return [(start, min(local, n_replicas - start)) for start in range(0, n_replicas, local)]
+
+
+def _is_hybrid(settings: VllmSettings) -> bool:
+    starts = "data_parallel_start_rank" in settings.given and not settings.given.get("headless")
+    return settings.data_parallel_hybrid_lb or starts
+
+
+def _of_replicas(argv: Sequence[str], settings: VllmSettings, start: int, count: int, head: str) -> tuple[str, ...]:
+    """The command of a machine with its own replicas: each has a server where they share requests (hybrid), else only
+    the first (engine/arg_utils.py:create_engine_config; entrypoints/cli/serve.py:run_headless)."""
+    hybrid = _is_hybrid(settings)
+    own = ["--data-parallel-size-local", str(count), "--data-parallel-address", head]
+    if hybrid or start:  # a start of the first machine alone would make it hybrid
+        own += ["--data-parallel-start-rank", str(start)]
+    if start and not hybrid:
+        own.append("--headless")
+    return (*_without(argv, _OF_REPLICAS), *own)
 
 
 def _of_rank(argv: Sequence[str], rank: int, head: str) -> tuple[str, ...]:
@@ -123,6 +154,18 @@ def _told(evaluation: Evaluation, nodes: int, each: int) -> str:
     message = f"{nodes} nodes with {each} GPU{'s' if each > 1 else ''} each: {shown} start"
     message += f"{'s' if nodes == 2 else ''} the same command with --node-rank {'1' if nodes == 2 else 'K'} --headless"
     return f"{message}; {HEAD_ADDRESS} stands for the address of the first, where nobody stated it"
+
+
+def _by_replica(settings: VllmSettings, n_replicas: int) -> Finding:
+    """`--data-parallel-size-local`: of the others, each machine has as many, and the last one the rest."""
+    local = settings.data_parallel_size_local or n_replicas
+    first = settings.given.get("data_parallel_start_rank") or 0
+    here = f"replicas {first} to {first + local - 1} of {n_replicas} run here" if local > 1 else f"replica {first} here"
+    more = n_replicas - local
+    message = f"{here}: {more} more run{'s' if more == 1 else ''} on other machines, taken to be like this one, with"
+    message += " the same command, --data-parallel-address of the first machine and --data-parallel-start-rank of their"
+    message += " first replica"
+    return finding("nodes", message + (", behind a router" if _is_hybrid(settings) else ", and --headless"))
 
 
 def _by_ray(evaluation: Evaluation) -> Finding:

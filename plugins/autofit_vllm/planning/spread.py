@@ -94,6 +94,7 @@ def _offloads(plan: Plan) -> bool:
 
 def _told(plan: Plan, machine: Machine, count: int, n_all: int) -> Plan:
     """The plan, with what the machines beside it could do."""
+    count = max(count, len(plan.nodes))  # the replicas of others are planned for as those of one
     left = n_all - count
     if not plan.fits or left <= 0:
         return plan

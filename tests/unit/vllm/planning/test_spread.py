@@ -72,3 +72,34 @@ def test_a_checked_command_takes_the_machines_that_it_says() -> None:
     assert found.fits and len(found.memory.pools) == 17 and len(found.nodes) == 2
     with pytest.raises(EngineRefusalError, match="4 nodes are asked for, and 3 machines"):
         autofit.check([*words[:-1], "4"], on=[f"3x{A3}"])
+
+
+REPLICAS = ("-dp", "16", "--enable-expert-parallel")
+
+
+def test_replicas_that_machines_share_out() -> None:
+    """`--data-parallel-size-local`: the last machine has the rest, and only the first a server."""
+    found = plan("qwen3-30b-a3b", A3, engine_args=[*REPLICAS, "-dpl", "6"])
+    assert [(one.role, one.n_devices) for one in found.nodes] == [("head", 6), ("worker", 6), ("worker", 4)]
+    head, *others = [one.commands[-1] for one in found.nodes]
+    own = ("--data-parallel-size-local", "6", "--data-parallel-address", "HEAD_ADDRESS")
+    assert head[-4:] == own and "-dpl" not in head and "--headless" not in head
+    assert [words[words.index("--data-parallel-start-rank") + 1] for words in others] == ["6", "12"]
+    assert all(words[-1] == "--headless" for words in others)
+    assert "10 more run on other machines" in told(found, "nodes")
+
+
+@pytest.mark.parametrize("flags", [["--data-parallel-hybrid-lb"], ["--data-parallel-start-rank", "8"]])
+def test_replicas_with_a_server_on_each_machine(flags: list[str]) -> None:
+    engine = [*REPLICAS, "-dpl", "8", "--data-parallel-address", "10.0.0.1", *flags]
+    found = plan("qwen3-30b-a3b", f"2x{A3}", engine_args=engine)
+    assert [one.head_address for one in found.nodes] == ["10.0.0.1"] * 2
+    for at, one in enumerate(found.nodes):
+        assert one.commands[-1][-2:] == ("--data-parallel-start-rank", str(8 * at))
+        assert "--headless" not in one.commands[-1] and one.commands[-1].count("--data-parallel-start-rank") == 1
+    assert told(found, "idle-nodes") == ""
+
+
+def test_a_replica_that_is_given_its_rank_is_a_process_of_its_own() -> None:
+    words = ["vllm", "serve", str(CONFIGS / "qwen3-30b-a3b"), *REPLICAS, "--data-parallel-rank", "1", "-dpl", "1"]
+    assert autofit.check(words, on=[A3]).nodes == ()
