@@ -50,6 +50,7 @@ def node_commands(
     head = given if isinstance(given, str) and given else known or HEAD_ADDRESS
     names = [name or (machine.node.name if machine.node is not None else "node0") for name in used]
     each = [len(evaluation.ranks) // n_nodes] * n_nodes
+    lists: list[tuple[tuple[str, ...], ...]]
     if replicas:
         lists = [(_of_replicas(argv, settings, start, count, head),) for start, count in replicas]
         each = [count * evaluation.config.parallel.world_size for _, count in replicas]
