@@ -25,7 +25,7 @@ Origin = Literal[
 Severity = Literal["info", "warning", "error"]
 Verdict = Literal["fits", "starts", "does not fit"]
 Pick = Literal["fastest", "longest context", "best quality"]
-Role = Literal["head", "worker"]
+Role = Literal["head", "worker", "replica", "prefill", "decode", "router"]
 HEAD_ADDRESS = "HEAD_ADDRESS"  #: stands in commands of several machines for the head's address, where nobody stated it
 
 
@@ -130,6 +130,9 @@ class Deployment:
 class NodeCommand:
     """What one of several machines starts for a plan: the head answers requests, workers lend it their devices.
 
+    Of instances behind a router, which is one of the commands too, each `replica` answers requests, or those that
+    `prefill` read prompts for those that `decode`.
+
     `commands` are argument lists, started in their order: all but the last come to an end, and the last one goes on.
     `env` are variables of each. `n_devices` of the machine's take part. `head_address` is the word of the commands that
     is the head's address, alone or before `:PORT`: `HEAD_ADDRESS` where it is to be filled in, `None`: it is in none.
@@ -163,7 +166,7 @@ class Plan:
     engine_version: str | None = None
     engine_source: str | None = None  #: how it is known which version that is
     deployment: Deployment | None = None  #: not of a command that is only checked
-    nodes: tuple[NodeCommand, ...] = ()  #: of a plan for several machines: the head, then the workers in their order
+    nodes: tuple[NodeCommand, ...] = ()  #: of several machines: the head and its workers, or instances and their router
 
     @property
     def verdict(self) -> Verdict:

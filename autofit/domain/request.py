@@ -37,6 +37,8 @@ class Request:
     (`None`: a quarter of the context), or with `fill` "full" each a full context.
     `min_tps` is the least decode rate of a sequence, in tokens per second; `max_ttft` the most seconds until the first
     token of a prompt of the planned context.
+    `replicas` copies are planned behind a router, 0 as many as there are machines; or, for requests with tokens of
+    prompt and answer as in `disaggregate`, instances that read prompts for others that decode.
     `margin` is empty for the default (see the backend), else one per device, the last repeated.
     `origins` says where each option comes from; one not named there is a default.
     `engine_args` are the flags after `--`, or those of a wrapped command: kept exactly.
@@ -50,6 +52,8 @@ class Request:
     fill: Fill = "mean"
     min_tps: float | None = None
     max_ttft: float | None = None
+    replicas: int | None = None
+    disaggregate: tuple[int, int] | None = None
     margin: tuple[Margin, ...] = ()
     prefer: Prefer = "speed"
     kv: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autofit.domain.machine import HOST_POOL, Device, Machine
+from autofit.domain.machine import HOST_POOL, Device, Host, Machine
 from autofit.domain.memory import DeviceLimit, Memory, MemoryItem, PoolUse
 from autofit.domain.request import Margin
 from autofit.domain.values import dataclass
@@ -43,15 +43,31 @@ def account(uses: Sequence[DeviceUse], host_items: Sequence[MemoryItem], machine
     """One pool per device in the given order, the host last; devices that draw on RAM are part of its pool.
 
     Such a device may take less than the host has (Metal's working set, a GTT limit): the pool has a limit for it.
+    Those of other machines draw on a pool of theirs, `node1/host`, which comes before the host's.
     """
     sharing = [use for use in uses if use.shares_memory]
+    own = [use for use in sharing if not use.device.node]
+    others: dict[str, list[DeviceUse]] = {}
+    for use in sharing:
+        if use.device.node:
+            others.setdefault(use.device.node, []).append(use)
+    hosts = {node.name: node.host or machine.host for node in machine.nodes}
+    there = (
+        _host_pool(f"{theirs[0].device.id.rpartition('/')[0] or name}/{HOST_POOL}", theirs, (), hosts[name])
+        for name, theirs in others.items()
+    )
+    devices = (_device_pool(use) for use in uses if not use.shares_memory)
+    return Memory(pools=(*devices, *there, _host_pool(HOST_POOL, own, host_items, machine.host)))
+
+
+def _host_pool(name: str, sharing: Sequence[DeviceUse], host_items: Sequence[MemoryItem], host: Host) -> PoolUse:
     items = (*(item for use in sharing for item in _with_reserve(use)), *host_items)
     reserve = sum(item.n_bytes for item in items if item.kind == "reserve")
-    free = machine.host.available_bytes
-    host = PoolUse(
-        id=HOST_POOL,
+    free = host.available_bytes
+    return PoolUse(
+        id=name,
         name="unified memory" if sharing else "RAM",
-        total_bytes=machine.host.total_bytes,
+        total_bytes=host.total_bytes,
         free_bytes=free,
         budget_bytes=None if free is None else max(free - reserve, 0),
         items=items,
@@ -61,7 +77,6 @@ def account(uses: Sequence[DeviceUse], host_items: Sequence[MemoryItem], machine
             if use.budget_bytes is not None
         ),
     )
-    return Memory(pools=(*(_device_pool(use) for use in uses if not use.shares_memory), host))
 
 
 def _device_pool(use: DeviceUse) -> PoolUse:

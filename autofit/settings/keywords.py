@@ -47,6 +47,8 @@ class PlanOptions(TypedDict, total=False):
     rpc: str | None
     link: str | None
     nodes: str | int | None
+    replicas: str | int | None
+    disaggregate: str | None
     device: Names | None
     prefer: str | None
     kv: str | None

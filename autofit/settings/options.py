@@ -30,6 +30,19 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_replicas(text: str) -> int:
+    """A count; `auto` is 0 (as many as there are machines)."""
+    return 0 if text.strip().lower() == "auto" else parse_count(text)
+
+
+def parse_requests(text: str) -> tuple[int, int]:
+    """`3000:500`: tokens of the prompt, and of the answer."""
+    prompt, colon, answer = text.partition(":")
+    if not colon:
+        raise UsageError(f"not a request: {text[:40]!r}", hint="write tokens of prompt and answer, such as 3000:500")
+    return parse_tokens(prompt), parse_tokens(answer)
+
+
 def parse_margins(text: str) -> tuple[Margin, ...]:
     """`1GiB`, `8%` or a list of them, one per device; the last is repeated."""
     margins = []
@@ -163,6 +176,12 @@ OPTIONS: tuple[Option, ...] = (
            help="speed of the network to other machines: 10Gbit, 1.2GB/s; one for each, the last repeated"),
     Option(name="nodes", metavar="N", parse=parse_count,
            help="plan for N machines like this one, or like the one that --on describes"),
+    Option(name="replicas", metavar="N", parse=parse_replicas,
+           help="copies behind a router, each on a machine of its own: a number, or auto (as many as there are "
+                "machines)"),
+    Option(name="disaggregate", metavar="PROMPT:ANSWER", parse=parse_requests,
+           help="machines that read prompts for others that decode, behind a router; how many follows from the tokens "
+                "of a request: 3000:500"),
     Option(name="device", metavar="ID", parse=str, many=True,
            help="use only these devices (GPU0, an index or a UUID)"),
     Option(name="prefer", metavar="GOAL", parse=one_of(*PREFERENCES), choices=PREFERENCES,

@@ -39,6 +39,14 @@ def to_request(
         raise UsageError(f"--mean-tokens {mean} is above --{'context' if context else 'max-context'} {most}")
     if mean and options.get("fill") == "full":
         raise UsageError("--mean-tokens contradicts --fill full", hint="--fill full keeps a full context for each")
+    requests = options.get("disaggregate")
+    if requests and mean:
+        raise UsageError("--mean-tokens contradicts --disaggregate, which says how long requests are")
+    if requests and options.get("fill") == "full":
+        raise UsageError("--fill full contradicts --disaggregate, which says how long requests are")
+    if requests and most and most < sum(requests):
+        name = "context" if context else "max-context"
+        raise UsageError(f"--{name} {most} is below the {sum(requests)} tokens of a request of --disaggregate")
     return Request(
         context=context,
         min_context=low,
@@ -48,6 +56,8 @@ def to_request(
         fill=options.get("fill", "mean"),
         min_tps=options.get("min_tps"),
         max_ttft=options.get("max_ttft"),
+        replicas=options.get("replicas"),
+        disaggregate=requests,
         margin=options.get("margin", ()),
         prefer=options.get("prefer", "speed"),
         kv=options.get("kv"),

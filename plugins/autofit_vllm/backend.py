@@ -94,6 +94,8 @@ class VllmBackend(Backend):
             "engine_version",
             "nodes",
             "link",
+            "replicas",
+            "disaggregate",
         }
     )
     findings: ClassVar[Mapping[str, Code]] = {**OWN, **ENGINE_OWN}
@@ -346,6 +348,10 @@ class VllmBackend(Backend):
         engine = settings.version
         if engine.status == "newer":
             request = replace(request, margin=margins_for(engine, request.margin or (DEFAULT_MARGIN,)))
+        if request.replicas is not None or request.disaggregate is not None:
+            from autofit_vllm.planning.instances import plan_instances
+
+            return plan_instances(machine, settings, request, lambda one, asked: self._told(command, model, one, asked))
         if is_cluster(machine):
             from autofit_vllm.planning.spread import spread
 

@@ -8,6 +8,8 @@ from autofit.domain.machine import HOST_POOL, Device, Machine, Node
 from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError, HardwareError, UsageError
 
+from autofit_vllm.config.devices import within
+
 
 def is_cluster(machine: Machine) -> bool:
     """Whether the machine is one of several that are described."""
@@ -26,14 +28,22 @@ def groups_of(machine: Machine) -> list[tuple[Node | None, tuple[Device, ...]]]:
     for device in machine.devices:
         if device.api == "cuda" and device.node in devices:
             devices[device.node].append(device)
-    if any(device.pool == HOST_POOL for group in devices.values() for device in group):
+    if len({device.pool == HOST_POOL for group in devices.values() for device in group}) > 1:
         raise UsageError(
-            "several machines whose GPUs share RAM are not planned for",
-            hint="plan for one of them: --on gb10",
+            "machines whose GPUs share RAM are not planned for beside others",
+            hint="describe the one kind or the other",
         )
     first, *others = [(nodes[name], tuple(group)) for name, group in devices.items()]
     others.sort(key=lambda group: (-len(group[1]), -min((one.free_bytes or 0 for one in group[1]), default=0)))
     return [group for group in (first, *others) if group[1]]
+
+
+def _within(device: Device, machine: Machine) -> Device:
+    """A device that draws on RAM has no more than is available on its machine."""
+    if device.pool != HOST_POOL:
+        return device
+    hosts = {node.name: node.host for node in machine.nodes}
+    return within(device, hosts.get(device.node) or machine.host)
 
 
 def taken(machine: Machine, count: int, wanted: Sequence[str] = ()) -> Machine:
@@ -61,10 +71,11 @@ def taken(machine: Machine, count: int, wanted: Sequence[str] = ()) -> Machine:
     hosts = [machine.host, *(node.host for node, _ in chosen if node is not None and node.host is not None)]
     known = [host for host in hosts if host.available_bytes is not None]
     host = min(known, key=lambda one: one.available_bytes or 0) if len(known) == len(hosts) else machine.host
+    shared = any(device.pool == HOST_POOL for device in devices)  # then each has its own memory for all
     return replace(
         machine,
-        host=host,
-        devices=devices,
+        host=machine.host if shared else host,
+        devices=tuple(_within(device, machine) for device in devices),
         nodes=tuple(node for node, _ in chosen if node is not None),
         links=tuple(link for link in machine.links if link.a in names and link.b in names),
     )

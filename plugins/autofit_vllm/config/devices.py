@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autofit.domain.machine import HOST_POOL, Device, Machine
+from autofit.domain.machine import HOST_POOL, Device, Host, Machine
 from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError, HardwareError, UsageError
 from autofit.planning.devices import choose
@@ -24,7 +24,7 @@ def select_devices(machine: Machine, settings: VllmSettings, wanted: Sequence[st
         UsageError: a wanted one that is none of them, or not among `--device-ids`.
         EngineRefusalError: device ids that vLLM refuses.
     """
-    devices = [_within(device, machine) for device in machine.devices if device.api == "cuda"]
+    devices = [within(device, machine.host) for device in machine.devices if device.api == "cuda"]
     allowed = {device.id for device in choose(devices, wanted, where="here that vLLM runs on")}
     visible = settings.env.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and machine.origin != "detected":  # detection has followed it
@@ -85,10 +85,10 @@ def count_nodes(devices: Sequence[Device]) -> int:
     return len({device.id.partition("/")[0] if "/" in device.id else "" for device in devices}) or 1
 
 
-def _within(device: Device, machine: Machine) -> Device:
+def within(device: Device, host: Host) -> Device:
     """A device that draws on RAM has no more than is available there
     (utils/mem_utils.py:MemorySnapshot.measure)."""
-    available = machine.host.available_bytes
+    available = host.available_bytes
     if device.pool != HOST_POOL or available is None:
         return device
     return replace(device, free_bytes=min(available, device.free_bytes or available))

@@ -86,6 +86,11 @@ class KvPlan:
     def request_bytes(self, max_len: int, stage: int = 0) -> int:
         return self.blocks_per_request(max_len) * self.bytes_per_block[stage]
 
+    def moved_bytes(self, n_tokens: int, stage: int = 0) -> int:
+        """What another instance reads of one rank's cache for a prompt: pages of the layers, not blocks of the pool."""
+        here = (layer for layer in self.layout.layers if stage_of(layer, self.bounds) == stage)
+        return sum(layer.moved_pages(n_tokens, dcp=self.dcp) * layer.own_bytes for layer in here)
+
     def checked_bytes(self, max_len: int, stage: int = 0) -> int:
         """What a request of `max_len` must find free for the engine to start."""
         if self.engine.has(CHECKED_BY_BLOCKS):

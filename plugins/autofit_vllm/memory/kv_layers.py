@@ -174,6 +174,16 @@ class LayerCache:
         kept = self.window_tokens - 1 + self.extra_tokens + in_flight_tokens
         return -(-min(kept, max_len) // block) + 1
 
+    def moved_pages(self, n_tokens: int, *, dcp: int = 1) -> int:
+        """Pages of a prompt that another instance reads: of a window those in it and one more, of a state the last
+        (distributed/kv_transfer/kv_connector/v1/nixl/base_scheduler.py:get_exchange_clipped_blocks)."""
+        if self.kind == "state":
+            return 1
+        pages = self.pages(n_tokens, in_flight_tokens=0, dcp=dcp)
+        if self.window_tokens is not None and self.kind != "chunked":
+            return min(-(-n_tokens // self.block_tokens), -(-self.window_tokens // self.block_tokens) + 1)
+        return pages
+
 
 def uniform(layers: Sequence[LayerCache]) -> bool:
     """Whether all layers always need the same number of tokens (UniformTypeKVCacheSpecs.is_uniform_type)."""

@@ -11,6 +11,7 @@ OWN = {
     "kv-capacity": Code("info", "how many sequences the KV cache holds"),
     "nodes": Code("info", "the plan needs several nodes"),
     "idle-nodes": Code("info", "machines that the plan does not use, and what they could do"),
+    "instances": Code("info", "what instances behind a router serve together"),
     "offload-price": Code("warning", "the decode rate that offloaded weights cost"),
     "idle-gpus": Code("info", "GPUs that the plan does not use"),
     "blackwell-graphs": Code("warning", "CUDA graphs of large MoE models may take tens of GiB on this GPU"),

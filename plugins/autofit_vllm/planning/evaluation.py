@@ -46,7 +46,7 @@ def margin_bytes(device: Device, index: int, margins: Sequence[Margin]) -> int:
 class Rank:
     """One GPU of a replica: its stage, and what is free on it for vLLM's budget.
 
-    `n_sharing` ranks draw on RAM, as this one does where it is not 0."""
+    `n_sharing` ranks of its machine draw on RAM, as this one does where it is not 0."""
 
     device: Device
     stage: int
@@ -160,14 +160,14 @@ def ranks_of(devices: Sequence[Device], config: EngineConfig, margins: Sequence[
     per_stage = parallel.tp * parallel.pcp
     per_node, local = parallel.world_size * parallel.dp // parallel.nnodes, len(devices) // parallel.nnodes
     devices = [device for node in range(parallel.nnodes) for device in devices[node * local :][:per_node]]
-    n_sharing = len({device.id for device in devices if device.pool == HOST_POOL})
+    sharing = {device.id: device.node for device in devices if device.pool == HOST_POOL}
     ranks = []
     for index, device in enumerate(devices):
         stage = index % parallel.world_size // per_stage
         total = cuda_total_bytes(device)
         if device.free_bytes is None:
             raise HardwareError(f"the free memory of {device.id} is unknown", hint="state it: --on NAME:SIZE")
-        shares = n_sharing if device.pool == HOST_POOL else 0
+        shares = list(sharing.values()).count(device.node) if device.id in sharing else 0
         free = min(total, device.free_bytes // max(1, shares))
         ranks.append(
             Rank(

@@ -17,7 +17,7 @@ from autofit_vllm.planning.command import whole, written
 from autofit_vllm.planning.evaluation import Evaluation, Rank
 from autofit_vllm.planning.layouts import PARTITION
 from autofit_vllm.planning.lighter import lighter
-from autofit_vllm.planning.load import capacity_finding
+from autofit_vllm.planning.load import capacity_finding, prompts_of
 from autofit_vllm.planning.offload import offloadable_bytes
 from autofit_vllm.planning.plan import build_plan
 from autofit_vllm.planning.prices import PRICES, nearest_wish, prices
@@ -60,6 +60,9 @@ def explain(
         return replace(plan, speed=None, findings=kept)
     if best.fits and best.load is not None:
         plan = replace(plan, engine_report={**plan.engine_report, **best.load.report})
+    if best.fits and problem.request.disaggregate is not None:
+        of_prompt = prompts_of(best.evaluation, problem.roofline, problem.request.disaggregate[0])
+        plan = replace(plan, engine_report={**plan.engine_report, **of_prompt})
     if best.fits:
         return plan
     # One sequence may start where the wish does not fit. What the engine would say of a utilization that the user

@@ -16,7 +16,7 @@ from autofit_vllm.planning.evaluation import Evaluation
 from autofit_vllm.planning.speed import decodes, speed_of
 
 if TYPE_CHECKING:
-    from autofit_vllm.planning.report import LoadDocument
+    from autofit_vllm.planning.report import LoadDocument, RequestDocument
 
 MEAN_SHARE = 4  #: a sequence holds this part of the context on average, unless it is said
 
@@ -89,6 +89,20 @@ def load_of(evaluation: Evaluation, roofline: Roofline, mean_tokens: int, *, min
         tokens_per_s=each,
         total_tokens_per_s=total,
     )
+
+
+def prompts_of(evaluation: Evaluation, roofline: Roofline, prompt_tokens: int) -> RequestDocument:
+    """What an instance takes for a prompt that it reads alone, and hands over to another instance like it: each rank
+    reads what one of the others has (distributed/kv_transfer/kv_connector/v1/nixl/tp_mapping.py)."""
+    parallel, kv = evaluation.config.parallel, evaluation.kv
+    speed = speed_of(evaluation, roofline, n_filled=prompt_tokens)
+    rate = None if speed is None else speed.prefill_tokens_per_s
+    per_stage = (kv.moved_bytes(prompt_tokens, stage) for stage in range(parallel.pp))
+    return {
+        "prompt_seconds": None if rate is None else round(prompt_tokens / rate, 4),
+        "prompts_per_s": None if rate is None else round(parallel.dp * rate / prompt_tokens, 4),
+        "kv_bytes_per_prompt": parallel.tp * sum(per_stage),
+    }
 
 
 def capacity_finding(evaluation: Evaluation, load: Load) -> list[Finding]:

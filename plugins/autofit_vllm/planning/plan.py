@@ -103,7 +103,8 @@ def build_plan(
         argv = nodes[0].commands[-1]
     own = findings_of(evaluation, machine)
     length = evaluation.capacity.max_model_len if evaluation.capacity else evaluation.config.max_model_len
-    host = memory.pool(HOST_POOL)
+    hosts = (pool for pool in memory.pools if pool.id == HOST_POOL or pool.id.endswith(f"/{HOST_POOL}"))
+    host = max(hosts, key=lambda pool: pool.shortfall_bytes)
     # A stated KV memory replaces the accounting: whether weights fit beside it is not asked. On the CPU
     # it is RAM, which holds everything else too.
     asked = evaluation.config.gpu.cpu or not evaluation.given_kv

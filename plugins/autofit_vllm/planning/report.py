@@ -16,6 +16,31 @@ class GroupDocument(TypedDict):
     page_bytes: int
 
 
+class InstancesDocument(TypedDict, total=False):
+    """What instances behind a router serve together, at the rates that are expected."""
+
+    replicas: Annotated[int, "that answer requests alone"]
+    total_tokens_per_s: Annotated[float | None, "of all replicas"]
+    prefill: Annotated[int, "instances that read prompts"]
+    decode: Annotated[int, "instances that answer"]
+    requests_per_s: Annotated[float, "that the slowest of prompts, answers and network allows"]
+    prompts_per_s: float
+    answers_per_s: float
+    transfers_per_s: Annotated[float, "that the network carries"]
+    kv_bytes_per_prompt: Annotated[int, "that go from one instance to the other"]
+    kv_seconds_per_prompt: float
+    first_token_seconds: Annotated[float, "where nothing waits"]
+    requests_per_s_as_copies: Annotated[float, "of as many replicas instead"]
+
+
+class RequestDocument(TypedDict):
+    """What requests of a known length add."""
+
+    prompt_seconds: float | None
+    prompts_per_s: float | None
+    kv_bytes_per_prompt: int
+
+
 class VllmReportDocument(TypedDict):
     """Figures of vLLM. Lists by rank or of bytes have an entry for each stage of the pipeline. Null is not known."""
 
@@ -45,6 +70,10 @@ class VllmReportDocument(TypedDict):
     mean_tokens: NotRequired[int]
     sequences_at_mean: NotRequired[Annotated[int, "sequences of that mean length that run at a time"]]
     total_tokens_per_s: NotRequired[Annotated[float | None, "of all of them together"]]
+    prompt_seconds: NotRequired[Annotated[float | None, "to read a prompt of --disaggregate alone"]]
+    prompts_per_s: NotRequired[Annotated[float | None, "that an instance reads which does nothing else"]]
+    kv_bytes_per_prompt: NotRequired[Annotated[int, "that all ranks of an instance read of another one's cache"]]
+    instances: NotRequired[Annotated[InstancesDocument, "behind a router, where several are planned"]]
 
 
 class LoadDocument(TypedDict):
