@@ -34,8 +34,9 @@ def pages() -> list[str]:
 def reader(folder: Path) -> Iterator[None]:
     """In an empty folder with the models that pages name, without settings, caches and devices of this machine."""
     shutil.copyfile(TINY, folder / "model.gguf")
-    (folder / "Qwen3-32B").mkdir()
-    shutil.copyfile(DATA / "vllm/configs/qwen3-32b/config.json", folder / "Qwen3-32B/config.json")
+    for name, config in (("Qwen3-32B", "qwen3-32b"), ("Llama-3.3-70B", "llama3-70b")):
+        (folder / name).mkdir()
+        shutil.copyfile(DATA / "vllm/configs" / config / "config.json", folder / name / "config.json")
     (folder / "headers").mkdir()
     shutil.copyfile(TINY, folder / "headers/model.gguf")
     write_mixtral_checkpoints(folder)

@@ -267,8 +267,8 @@ class Group(Anything):
         self.device_group.group_name = name  # type: ignore[attr-defined]
 
 
-def set_rank(parallel: Any, rank: int) -> None:
-    """`rank` within one replica, laid out as pipeline stages of tensor-parallel ranks."""
+def set_rank(parallel: Any, rank: int, replica: int = 0) -> None:
+    """`rank` within one replica, laid out as pipeline stages of tensor-parallel ranks; replicas share experts."""
     from vllm.distributed import parallel_state
 
     tp, pp, dp = parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.data_parallel_size
@@ -282,9 +282,9 @@ def set_rank(parallel: Any, rank: int) -> None:
         "_ETP": (own, tp),
         "_PP": (stage, pp),
         "_PCP": (part, pcp),
-        "_DP": (0, dp),
+        "_DP": (replica, dp),
         "_DCP": (own % dcp, dcp),
-        "_EP": (part * tp + own, tp * pcp * dp),
+        "_EP": ((replica * pcp + part) * tp + own, tp * pcp * dp),
         "_EPLB": (own, tp * pcp * dp),
     }
     for name, (at, size) in groups.items():

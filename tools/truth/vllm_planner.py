@@ -7,7 +7,8 @@ Run where torch and what that release imports are installed (an environment of a
 want the transformers of their time first on PYTHONPATH). The sources are used as they are. A job is `{"model": NAME of
 a directory with config.json, "gpu": one of vllm_fake.GPUS, "available_kv_gib": N, "args": [...]}`; a row has `version`
 and `vllm` beside: the resolved configuration, bytes of parameters by stage, groups, blocks, and the error if there was
-one. `failed` rows say that the stand-ins did not do: they are no truth.
+one. With `"every_rank": true` it has `nodes` too: the ranks of each node of `--nnodes`, and bytes of parameters of
+every one. `failed` rows say that the stand-ins did not do: they are no truth.
 """
 
 from __future__ import annotations
@@ -227,6 +228,30 @@ def record(job: dict[str, Any], models: Path) -> dict[str, Any]:
     return found
 
 
+def on_nodes(job: dict[str, Any], models: Path) -> list[dict[str, Any]]:
+    """Of every node of `--nnodes`, as its own command makes it: its ranks, and the parameters of each."""
+    from vllm.config import set_current_vllm_config
+
+    found: list[dict[str, Any]] = []
+    count = 1
+    while len(found) < count:
+        config = resolve([*job["args"], "--node-rank", str(len(found))], models / job["model"])
+        parallel = config.parallel_config
+        count, each = parallel.nnodes, parallel.local_world_size
+        first, replica = parallel.node_rank_within_dp * each, parallel.data_parallel_rank
+        ranks = []
+        for at in range(replica, replica + parallel.data_parallel_size_local):
+            for rank in range(first, first + each):
+                config.compilation_config.static_forward_context.clear()
+                vllm_fake.set_rank(parallel, rank, at)
+                with set_current_vllm_config(config):
+                    n_bytes = parameter_bytes(build(config))
+                ranks.append({"replica": at, "rank": rank, "param_bytes": n_bytes})
+                gc.collect()
+        found.append({"node_rank": parallel.node_rank, "ranks": ranks})
+    return found
+
+
 def supported_layouts(config: Any) -> list[list[str]]:
     """Of releases that choose one layout for the whole model; none of others."""
     try:
@@ -301,7 +326,11 @@ def main(models: Path, path: Path) -> None:
     for job in jobs(path):
         vllm_fake.current = job["gpu"]
         forget()
-        print(json.dumps({"version": version, **job, "vllm": record(job, models)}), flush=True)
+        row = record(job, models)
+        if job.get("every_rank"):
+            forget()
+            row["nodes"] = on_nodes(job, models)
+        print(json.dumps({"version": version, **job, "vllm": row}), flush=True)
 
 
 if __name__ == "__main__":

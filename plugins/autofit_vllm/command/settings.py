@@ -62,6 +62,7 @@ class VllmSettings:
     block_size: int | None = None
     enable_prefix_caching: bool | None = None
     kv_offloading_size: float | None = None
+    kv_transfer_config: Mapping[str, Any] | None = None
     mamba_cache_dtype: str = "auto"
     mamba_ssm_cache_dtype: str = "auto"
     mamba_block_size: int | None = None
@@ -226,6 +227,7 @@ def from_given(
         "attention_config",
         "limit_mm_per_prompt",
         "speculative_config",
+        "kv_transfer_config",
     ):
         if not isinstance(kwargs.get(name, {}), Mapping):
             raise UsageError(f"vllm serve: --{name.replace('_', '-')} takes a JSON object")

@@ -9,6 +9,7 @@ from autofit.domain.units import GIB
 from autofit.domain.values import dataclass, replace
 
 from autofit_vllm.command.settings import VllmSettings
+from autofit_vllm.config.connectors import offloaded_bytes
 from autofit_vllm.config.engine import EngineConfig
 from autofit_vllm.modules.model import VllmModel
 
@@ -27,6 +28,17 @@ class HostUse:
     processes: tuple[MemoryItem, ...]
     loaded: tuple[MemoryItem, ...]
     later: tuple[MemoryItem, ...]
+
+    def with_staged(self, n_bytes: int) -> HostUse:
+        """With buffers through which a connector sends the cache."""
+        staged = MemoryItem(
+            kind="cache",
+            n_bytes=n_bytes,
+            basis="derived",
+            label="KV cache on its way",
+            source="nixl/base_worker.py:initialize_host_xfer_buffer",
+        )
+        return replace(self, later=(*self.later, staged))
 
     @property
     def items(self) -> tuple[MemoryItem, ...]:
@@ -82,7 +94,7 @@ def host_use(settings: VllmSettings, *, n_ranks: int, pinned_bytes: int, images:
     )
     blocks = MemoryItem(
         kind="cache",
-        n_bytes=int((settings.kv_offloading_size or 0) * GIB),
+        n_bytes=int((settings.kv_offloading_size or 0) * GIB) + offloaded_bytes(settings),
         basis="exact",
         label="offloaded KV blocks",
     )

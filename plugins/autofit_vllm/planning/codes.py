@@ -12,6 +12,7 @@ OWN = {
     "nodes": Code("info", "the plan needs several nodes"),
     "idle-nodes": Code("info", "machines that the plan does not use, and what they could do"),
     "instances": Code("info", "what instances behind a router serve together"),
+    "connector-memory": Code("warning", "memory of a KV connector's own is not counted"),
     "offload-price": Code("warning", "the decode rate that offloaded weights cost"),
     "idle-gpus": Code("info", "GPUs that the plan does not use"),
     "blackwell-graphs": Code("warning", "CUDA graphs of large MoE models may take tens of GiB on this GPU"),

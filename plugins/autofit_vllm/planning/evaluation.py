@@ -13,6 +13,7 @@ from autofit.errors import EngineRefusalError, HardwareError
 from autofit.planning.accounting import margin_of
 
 from autofit_vllm.command.settings import VllmSettings
+from autofit_vllm.config.connectors import stages_in_ram
 from autofit_vllm.config.engine import CPU, EngineConfig, Gpu
 from autofit_vllm.memory.budget import (
     LIMIT,
@@ -241,6 +242,9 @@ def evaluate(
         capacity = fit(kv, config, available)
     except EngineRefusalError as error:
         refusal = error
+    if capacity is not None and stages_in_ram(settings):
+        here = ranks[: len(ranks) // config.parallel.nnodes]
+        host = host.with_staged(sum(capacity.n_blocks * kv.bytes_per_block[rank.stage] for rank in here))
     return Evaluation(
         settings=settings,
         config=config,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from autofit.domain.machine import Machine
 from autofit.domain.memory import PoolUse
 from autofit.domain.plan import Finding
+from autofit.domain.text import printable
 from autofit.domain.units import GIB, format_bytes
 
 from autofit_vllm.command.flags import flag_of
+from autofit_vllm.config.connectors import uncounted
 from autofit_vllm.memory.budget import requested_bytes
 from autofit_vllm.planning.codes import finding
 from autofit_vllm.planning.evaluation import Evaluation
@@ -42,6 +44,11 @@ def findings_of(evaluation: Evaluation, machine: Machine) -> list[Finding]:
             )
         )
     found += _device_findings(evaluation)
+    if others := uncounted(evaluation.settings):
+        names = printable(", ".join(others), 100)
+        found.append(
+            finding("connector-memory", f"{names}: what it allocates itself, in RAM or on GPUs, is not counted")
+        )
     moves = bool(evaluation.offload or evaluation.settings.kv_offloading_size)
     if moves and any(rank.n_sharing for rank in evaluation.ranks):
         found.append(

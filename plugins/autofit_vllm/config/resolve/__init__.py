@@ -13,6 +13,7 @@ from autofit.errors import EngineRefusalError
 
 from autofit_vllm.command.flags import AUTO_LENGTH
 from autofit_vllm.command.settings import VllmSettings
+from autofit_vllm.config.connectors import check_connectors
 from autofit_vllm.config.engine import EngineConfig, Gpu
 from autofit_vllm.config.resolve.batch import (
     async_scheduling,
@@ -66,6 +67,7 @@ def resolve(
     pooling = model.is_pooling or settings.pooling
     max_len = resolve_max_len(settings, model)
     parallel = resolve_parallel(settings, model, gpu, n_gpus=n_gpus)
+    check_connectors(settings, model, parallel)
     chunked, prefix = _chunks_and_prefixes(settings, model)
     kv_dtype = resolve_kv_dtype(settings, model, gpu, quantization, dtype)
     tokens, seqs = resolve_batch(settings, gpu, parallel, max_len=max_len, chunked=chunked)

@@ -6,6 +6,7 @@ from autofit.domain.units import GIB
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.command.settings import VllmSettings
+from autofit_vllm.config.connectors import keeps_hybrid, without_hybrid
 from autofit_vllm.config.engine import Gpu
 from autofit_vllm.engine.versions import DEFAULT, Change, Engine
 from autofit_vllm.modules.model import Parallel, VllmModel
@@ -141,6 +142,13 @@ def hybrid_manager(settings: VllmSettings, model: VllmModel, method: str | None)
         allowed = settings.env.get("VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE", "1") not in ("", "0")
         disabled = method in ("eagle", "eagle3", "mtp") or not allowed
     wish = settings.disable_hybrid_kv_cache_manager
+    without = without_hybrid(settings)
+    if wish is False and without is not None:
+        raise EngineRefusalError(
+            f"Connector {without} does not support HMA but HMA is enabled.",
+            hint="set --disable-hybrid-kv-cache-manager",
+        )
+    disabled = disabled or (wish is None and not keeps_hybrid(settings))
     if wish is False and disabled:
         raise EngineRefusalError(
             "Hybrid KV cache manager was explicitly enabled but is not supported in this configuration."
