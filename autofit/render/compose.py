@@ -1,25 +1,54 @@
-"""A Compose file with one service. Source: the Compose specification of 2025-09 (services, GPU reservations)."""
+"""A Compose file. Source: the Compose specification of 2025-09 (services, profiles, GPU reservations)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from autofit.domain.fleet import FleetFile, FleetPlan, Placement
-from autofit.domain.plan import Plan
-from autofit.render.container import SHARED_MEMORY_BYTES, Container, commented, container_of
+from autofit.domain.plan import HEAD_ADDRESS, NodeCommand, Plan
+from autofit.render.container import SHARED_MEMORY_BYTES, Container, commented, container_of, engines_of
 from autofit.render.fleet_parts import contained, listed, machines_of, names_of, path_of, waits_for
 from autofit.render.yaml import dump
+from autofit.text import shell
 
 
 def render(plan: Plan) -> str:
-    """`services:` with the image, its command, folders of models, GPUs and the port.
+    """`services:` with the image, its command, folders of models, GPUs and the port; for several machines a service
+    for each, with a profile of its name.
 
     Raises:
-        UsageError: no image is known.
+        UsageError: no image is known, or a machine starts more than the engine.
     """
+    if plan.nodes:
+        services = {_name(node): _service_of_node(plan, node) for node in engines_of(plan, "a Compose file")}
+        return commented(plan, "\n".join([*_remarks(plan), dump({"services": services})]))
     container = container_of(plan)
     return commented(plan, dump({"services": {container.name: _service(container)}}))
+
+
+def _remarks(plan: Plan) -> Iterator[str]:
+    first, *_ = plan.nodes
+    address = "HEAD_ADDRESS=... " if any(node.head_address == HEAD_ADDRESS for node in plan.nodes) else ""
+    yield f"# on each machine, such as {_name(first)}: {address}docker compose --profile {_name(first)} up -d"
+    for router in (node for node in plan.nodes if node.role == "router"):
+        yield f"# then, on any: {shell.command(router.commands[0], ())}"
+
+
+def _name(node: NodeCommand) -> str:
+    return re.sub(r"[^a-zA-Z0-9._-]", "-", node.node)
+
+
+def _service_of_node(plan: Plan, node: NodeCommand) -> dict[str, Any]:
+    """On the machine's own network, where ranks find each other by any port."""
+    container = container_of(plan, node)
+    service = _service(container)
+    del service["ports"]
+    if node.head_address == HEAD_ADDRESS:
+        words = zip(container.words, service["command"], strict=True)
+        service["command"] = [f"${{{HEAD_ADDRESS}:?}}" if one == HEAD_ADDRESS else word for one, word in words]
+    return {"profiles": [_name(node)], "network_mode": "host", **service}
 
 
 def render_fleet(fleet: FleetPlan) -> tuple[FleetFile, ...]:

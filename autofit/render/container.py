@@ -84,8 +84,23 @@ def check_one_machine(plan: Plan) -> None:
     if plan.nodes:
         raise UsageError(
             f"the plan is for {len(plan.nodes)} machines, and this format is for one",
-            hint="--format json has the commands of each; lws starts them in Kubernetes, ray-serve by Ray",
+            hint="--format json has the commands of each; compose starts them, lws in Kubernetes, kuberay by Ray",
         )
+
+
+def engines_of(plan: Plan, what: str) -> tuple[NodeCommand, ...]:
+    """The machines of a plan but for a router's, each of which starts the engine and nothing else.
+
+    Raises:
+        UsageError: one starts another program too.
+    """
+    nodes = tuple(node for node in plan.nodes if node.role != "router")
+    if any(len(node.commands) != 1 or node.commands[0][:1] != plan.argv[:1] for node in nodes):
+        raise UsageError(
+            f"{what} starts the engine alone, and this plan another program too",
+            hint="--format json has the commands of each machine; --format ray-serve and kuberay are for Ray",
+        )
+    return nodes
 
 
 def deployment_of(plan: Plan) -> Deployment:

@@ -11,7 +11,7 @@ from typing import Any
 
 from autofit.domain.plan import NodeCommand, Plan
 from autofit.errors import UsageError
-from autofit.render.container import Container, commented, container_of
+from autofit.render.container import Container, commented, container_of, engines_of
 from autofit.render.kubernetes import escaped, pod_of, service_of
 from autofit.render.yaml import dump
 
@@ -62,13 +62,13 @@ def _nodes(plan: Plan) -> tuple[NodeCommand, ...]:
         raise UsageError(
             "the plan is for one machine, and a LeaderWorkerSet is for several", hint="--format kubernetes is for one"
         )
-    program = plan.argv[:1]
-    if any(len(node.commands) != 1 or node.commands[0][:1] != program for node in plan.nodes):
+    nodes = engines_of(plan, "a LeaderWorkerSet")
+    if nodes[0].role != "head":
         raise UsageError(
-            "a LeaderWorkerSet starts the engine alone, and this plan another program too",
-            hint="--format json has the commands of each machine; --format ray-serve is for Ray",
+            "a LeaderWorkerSet is one copy on several machines, and the plan is for several copies",
+            hint="--format compose starts them, --format json has the commands of each",
         )
-    return plan.nodes
+    return nodes
 
 
 def _pod_of_workers(plan: Plan, workers: Sequence[NodeCommand]) -> dict[str, Any]:

@@ -36,4 +36,5 @@ def autofit_register_renderers() -> Iterable[RendererRef]:
         RendererRef("vllm-config", "vllm serve --config", "autofit_vllm.command.config:render", NO_FIT),
         RendererRef("helm", "values of the vLLM production stack", "autofit_vllm.command.stack:render", NO_FIT),
         RendererRef("ray-serve", "an application of Ray Serve LLM", "autofit_vllm.command.ray:render", NO_FIT),
+        RendererRef("kuberay", "a RayService of KubeRay", "autofit_vllm.command.kuberay:render", NO_FIT),
     )

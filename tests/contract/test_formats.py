@@ -32,6 +32,7 @@ FILES = {
     "kserve": "service.yaml",
     "llama-swap": "config.yaml",
 }
+ROUTED = ("--disaggregate", "3000:500")
 BOTH = [(backend, name) for backend in MODELS for name in FILES]
 
 
@@ -353,15 +354,90 @@ def test_a_set_of_pods_starts_a_plan_for_several_machines(here: Path, capsys: py
     assert [sizes(one["plan"]) for one in checked] == [sizes(planned), sizes(planned)]
 
 
+def test_a_compose_file_has_a_service_for_each_machine(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    wishes = ("vllm", model_of("vllm", here), "--on", "2xa100-80gb", "--ram", "64GiB", "-q", "--format")
+    engine = ("--", "-tp", "2", "-pp", "3", "--nnodes", "3", "--max-num-seqs", "1")
+    planned = json.loads(printed(capsys, *wishes, "json", *engine))
+    text = printed(capsys, *wishes, "compose", *engine)
+    services = yaml.safe_load(text)["services"]
+    assert [(name, one["profiles"], one["network_mode"]) for name, one in services.items()] == [
+        (f"node{at}", [f"node{at}"], "host") for at in range(3)
+    ]
+    for node, one in zip(planned["nodes"], services.values(), strict=True):
+        words = ["HEAD_ADDRESS" if word == "${HEAD_ADDRESS:?}" else word for word in one["command"]]
+        assert words[1:] == node["commands"][0][3:] and "ports" not in one
+    assert "HEAD_ADDRESS=... docker compose --profile node0 up -d" in text
+    stated = printed(capsys, *wishes, "compose", *engine, "--master-addr", "10.0.0.1")
+    Path("compose.yaml").write_text(stated)
+    options = ("--on", "2xa100-80gb", "--ram", "64GiB")
+    checked = json.loads(printed(capsys, "check", *options, "--from", "compose.yaml", "--format", "json"))["commands"]
+    assert [one["error"] for one in checked] == [None] * 3
+    assert [sizes(one["plan"]) for one in checked] == [sizes(planned)] * 3
+
+
+def test_a_compose_file_has_instances_and_says_how_their_router_starts(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import yaml
+
+    wishes = ("vllm", model_of("vllm", here), "--on", "a100-80gb", "--ram", "64GiB", "--nodes", "3", "-q", "--format")
+    text = printed(capsys, *wishes, "compose", "--disaggregate", "3000:500", "--link", "100Gbit")
+    services = yaml.safe_load(text)["services"]
+    assert {one["environment"]["VLLM_NIXL_SIDE_CHANNEL_HOST"] for one in services.values()} == set(services)
+    assert sum("kv_consumer" in one["command"] for one in services.values()) in (1, 2)
+    (line,) = (line for line in text.splitlines() if "vllm-router" in line)
+    assert line.startswith("# then, on any: vllm-router --host 0.0.0.0") and line.count("http://node") == 3
+    assert main([*wishes, "lws", "--replicas", "2"]) == 2
+    assert "the plan is for several copies" in capsys.readouterr().err
+
+
+RAY_SERVICE = {"serveConfigV2", "rayClusterConfig"}
+#: names of raycluster_types.go, and those that must be there
+RAY_CLUSTER = {"rayVersion", "headGroupSpec", "workerGroupSpecs"}
+RAY_WORKERS = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+
+
+@pytest.mark.parametrize(("engine", "n_pods"), [("-tp 2", 1), ("-tp 2 -pp 3 --distributed-executor-backend ray", 3)])
+def test_a_ray_service_has_the_application_and_a_pod_for_each_machine(
+    engine: str, n_pods: int, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    import yaml
+
+    wishes = ("vllm", model_of("vllm", here), "--on", "2xa100-80gb", "--ram", "64GiB", "--engine-version", "0.29.0")
+    service = yaml.safe_load(printed(capsys, *wishes, "-q", "--format", "kuberay", "--", *engine.split()))
+    served = yaml.safe_load(printed(capsys, *wishes, "-q", "--format", "ray-serve", "--", *engine.split()))
+    assert (service["apiVersion"], service["kind"]) == ("ray.io/v1", "RayService")
+    spec = service["spec"]
+    assert set(spec) == RAY_SERVICE and set(spec["rayClusterConfig"]) == RAY_CLUSTER
+    application = yaml.safe_load(spec["serveConfigV2"])
+    (model,) = application["applications"][0]["args"]["llm_configs"]
+    assert model["model_loading_config"]["model_source"] == "/models"
+    model["model_loading_config"]["model_source"] = str(here / "model")
+    assert application == served
+    (workers,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+    assert set(workers) == RAY_WORKERS and workers["replicas"] == workers["maxReplicas"] == n_pods
+    for group in (spec["rayClusterConfig"]["headGroupSpec"], workers):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": group["template"]["spec"]}
+        validator.validate(pod, "1.34", strict=True)
+    (container,) = workers["template"]["spec"]["containers"]
+    assert container["image"] == "rayproject/ray-llm:2.60.0-py312-cu130"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "2" and "args" not in container
+
+
 @pytest.mark.parametrize(
     ("form", "engine", "cause"),
     [
         ("lws", "-tp 2", "the plan is for one machine"),
-        ("lws", "-tp 2 -pp 2 --distributed-executor-backend ray", "--format ray-serve"),
+        ("lws", "-tp 2 -pp 2 --distributed-executor-backend ray", "--format ray-serve and kuberay"),
+        ("compose", "-tp 2 -pp 2 --distributed-executor-backend ray", "--format ray-serve and kuberay"),
+        ("kuberay", "-tp 2", "vLLM 0.29.0, and the plan is for 0.33.0"),
+        ("kuberay", "-tp 2 -pp 2 --nnodes 2", "leave --nnodes out"),
         ("systemd", "-tp 2 -pp 2 --nnodes 2", "for 2 machines"),
         ("llama-swap", "-tp 2 -pp 2 --nnodes 2", "for 2 machines"),
         ("kubernetes", "-tp 2 -pp 2 --nnodes 2", "for 2 machines"),
-        ("compose", "-tp 2 -pp 2 --nnodes 2", "for 2 machines"),
         ("helm", "-tp 2 -pp 2 --nnodes 2", "for 2 machines"),
         ("ray-serve", "-tp 2 -pp 2 --nnodes 2", "leave --nnodes out"),
         ("ray-serve", "-tp 2 --distributed-executor-backend mp", "leave it out"),
@@ -379,7 +455,7 @@ def test_what_a_format_cannot_start_is_refused(
     assert (said.out, cause in said.err) == ("", True), said.err
 
 
-@pytest.mark.parametrize("form", ["helm", "ray-serve", "vllm-config"])
+@pytest.mark.parametrize("form", ["helm", "kuberay", "ray-serve", "vllm-config"])
 def test_formats_of_one_engine_are_not_for_plans_of_another(
     form: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -511,11 +587,16 @@ def test_systemd_takes_the_unit(backend: str, here: Path, capsys: pytest.Capture
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("backend", MODELS)
-def test_the_schema_of_compose_takes_the_file(backend: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("backend", "more"),
+    [("llama", ()), ("vllm", ()), ("vllm", ("--", "--nnodes", "2", "-pp", "2")), ("vllm", ("--nodes", "2", *ROUTED))],
+)
+def test_the_schema_of_compose_takes_the_file(
+    backend: str, more: tuple[str, ...], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("check_jsonschema")
     Path("compose.yaml").write_text(
-        printed(capsys, backend, model_of(backend, here), *ON[backend], "--format", "compose", "-q")
+        printed(capsys, backend, model_of(backend, here), *ON[backend], "--format", "compose", "-q", *more)
     )
     words = ["check_jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml"]
     done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=60, check=False)

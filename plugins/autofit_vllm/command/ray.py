@@ -27,6 +27,15 @@ _BY_RAY = ("distributed_executor_backend", "ray")
 
 
 def render(plan: Plan) -> str:
+    """A configuration with the application.
+
+    Raises:
+        UsageError: a setting that Ray has for itself.
+    """
+    return commented(plan, dump(application(plan)))
+
+
+def application(plan: Plan) -> dict[str, Any]:
     """One application with one model, under the name that the plan's command serves it by.
 
     Raises:
@@ -58,13 +67,13 @@ def render(plan: Plan) -> str:
     if environ:
         model["runtime_env"] = {"env_vars": environ}
     replicas = kept.get("data_parallel_size", 1) > 1
-    application = {
+    one = {
         "name": "llm",
         "route_prefix": "/",
         "import_path": f"ray.serve.llm:{'build_dp_openai_app' if replicas else 'build_openai_app'}",
         "args": {"llm_config": model} if replicas else {"llm_configs": [model]},
     }
-    return commented(plan, dump({"applications": [application]}))
+    return {"applications": [one]}
 
 
 def _check(values: dict[str, Any]) -> None:

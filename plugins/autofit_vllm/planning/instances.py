@@ -1,10 +1,10 @@
 """Several instances of one model behind a router: copies, or some that read prompts for others that decode.
 
 An instance has a machine of its own, and is planned as on that machine alone. NixlConnector hands the KV cache over
-between them: it registers the cache where it lies and copies block by block, so that neither side takes memory of a GPU
+between them: it registers the cache where it lies and copies page by page, so that neither side takes memory of a GPU
 for it (distributed/kv_transfer/kv_connector/v1/nixl/base_worker.py:register_kv_caches; what NIXL itself takes is not
-known). Both sides must agree in dtype, cache type, attention backend (metadata.py:compute_nixl_compatibility_hash), and
-decode no pipeline stages. Router: vllm-router 0.1.17.
+known). Both sides agree in their types of numbers and cache and in their attention backends, and decode no pipeline
+stages (kv_connector/v1/nixl/metadata.py:compute_nixl_compatibility_hash). Router: vllm-router 0.1.17.
 """
 
 from __future__ import annotations
