@@ -17,6 +17,11 @@ MAX_LINE_BYTES = 1 << 15
 MAX_COMMAND_LINES = 100
 _COLORS = re.compile(r"(?:\x1b|\\u001b|\\x1b|\\033)(?:\[[0-9;?]{0,24}[ -/]?[@-~]|\][^\x07\x1b]{0,200}\x07?)")
 _ENDS = re.compile(rb"[\r\n]+")
+#: what records of JSON, one a line, call the text of a line: Docker's files, journald, Loki, Fluentd, Google's
+_NAME = re.compile(r'[{,]\s*"(?:log|MESSAGE|line|message|textPayload)"\s*:\s*"')
+_STRING = re.compile(r'((?:[^"\\]|\\.)*+)"')
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|[\"\\/bfnrt])")
+_ESCAPED = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _UTF_16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
@@ -135,6 +140,19 @@ class Lines:
 
 
 def clean(line: bytes) -> str:
-    """A line as text, without colors; what is no UTF-8 becomes a replacement character."""
+    """A line as text, out of the record that it is kept in, without colors; what is no UTF-8 becomes a replacement
+    character."""
     text = line.decode("utf-8", "replace").rstrip()
+    if text.startswith("{") and text.endswith("}"):
+        text = _recorded(text)
     return _COLORS.sub("", text) if "\x1b" in text or "\\" in text else text
+
+
+def _recorded(text: str) -> str:
+    """The text that a record of JSON holds; what is no such record is itself the text."""
+    name = _NAME.search(text)
+    held = name and _STRING.match(text, name.end())
+    if not held:
+        return text
+    told = _ESCAPE.sub(lambda match: _ESCAPED.get(match[1]) or chr(int(match[1][1:], 16)), held[1])
+    return told.encode("utf-16", "surrogatepass").decode("utf-16", "replace").rstrip()

@@ -46,3 +46,12 @@ def test_figures_and_names_of_the_page() -> None:
     named = {words.split()[0] for words in re.findall(r"`([^`]+)`", launchers)}
     assert named <= LAUNCHERS.keys() and len(named) > 15
     assert f"{ALL_TAKEN[0]}/{ALL_TAKEN[1]} of all" in PAGE and f"{LOADING_SECONDS / 60:.0f} minutes" in PAGE
+
+
+def test_each_fault_of_the_page_names_tests_that_are_there() -> None:
+    table = PAGE.partition("### When something goes wrong")[2].partition("\n## ")[0]
+    rows = [row.split(" | ") for row in table.splitlines() if row.startswith("| ")][2:]
+    assert len(rows) == 10
+    for what, _, held_by in rows:
+        named = re.findall(r"`([^`]+)`", held_by)
+        assert named and all((support.ROOT / "tests" / name).is_file() for name in named), what

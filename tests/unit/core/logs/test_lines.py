@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from autofit.logs.commands import words_of
 from autofit.logs.lines import MAX_COMMAND_LINES, MAX_LINE_BYTES, Lines, clean
@@ -28,7 +30,25 @@ def test_a_progress_bar_is_lines_of_one_number() -> None:
 
 def test_colors_go() -> None:
     assert clean(b"\x1b[32mI \x1b[0mword\x1b[0m") == "I word"
-    assert clean(b'{"log":"\\u001b[32mI \\u001b[0mword"}') == '{"log":"I word"}'
+    assert clean(b'{"log":"\\u001b[32mI \\u001b[0mword"}') == "I word"
+    assert clean(b'say "\\u001b[32mI \\u001b[0mword"') == 'say "I word"'
+
+
+@pytest.mark.parametrize("name", ["log", "MESSAGE", "line", "message", "textPayload"])
+def test_records_of_json_are_the_text_that_they_hold(name: str) -> None:
+    record = json.dumps({"stream": "stderr", name: 'a word of "\u00e9"\n', "time": "2026-11-01T10:00:00Z"}).encode()
+    assert found(b"no record\n" + record + b"\r\n") == [(2, 'a word of "\u00e9"')]
+    text = "a word \U0001f600 \\ \b\f\n\r\t/ \x7f end"
+    assert clean(json.dumps({"a": 1, name: text}).encode()) == text
+    assert clean(b'{"log": "a \\\\ud83d word \\\\x41"}') == "a \\ud83d word \\x41"
+    for other in (
+        b'{"line": 12, "msg": "a word"}',
+        b"{a word}",
+        b'{"log": [{"a": "word"}]}',
+        b'{"log": "a word}',
+        b"[" * 9000 + b"word}",
+    ):
+        assert found(other) == [(1, other.decode())]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from autofit_llama.backend import LlamaBackend
@@ -43,6 +45,16 @@ def test_every_tensor_of_it_is_found_with_its_bytes(name: str) -> None:
     assert {t.name: (t.shape, t.type, t.n_bytes) for t in found.model.tensors} == {
         t.name: (t.shape, t.type, t.n_bytes) for t in model.tensors
     }
+
+
+@pytest.mark.parametrize("name", ["log", "MESSAGE", "line"])
+def test_records_of_json_make_no_difference(name: str) -> None:
+    """Docker's own files, `journalctl -o json`, Loki: values of keys have quotes and escapes of their own."""
+    text, _ = loader_lines(DATA / "models" / "qwen2.5-7b-Q8_0.json.gz")
+    records = "".join(
+        json.dumps({name: line + "\n", "time": "2026-11-01T10:00:00Z"}) + "\n" for line in text.splitlines()
+    )
+    assert observed(records) == observed(text)
 
 
 @pytest.mark.parametrize("name", ["q35-9b-UD-Q4_K_XL", "q38-27b-Q4_K_M", "q36-35b-a3b-UD-Q4_K_M-MTP", "gemma4-12b-q4"])
