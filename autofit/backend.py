@@ -164,6 +164,10 @@ class Backend(ABC):
         """The flag of a command's program for the context of its sequences; empty: it has none."""
         return ""
 
+    def port_flag(self, argv: Sequence[str]) -> str:
+        """The flag of a command's program for the port that it listens on; empty: it listens on none."""
+        return "--port"
+
     def version_in(self, text: str, path: str = "") -> str | None:
         """What `engine_version` may be for an engine that says `text` of itself, or that lies at `path`.
 

@@ -81,7 +81,7 @@ class Placement:
     devices: tuple[Device, ...]
     plan: Plan
     claims: Mapping[str, int]
-    port: int
+    port: int | None  #: that it listens on; `None`: its program listens on none
     measures: bool = False  #: its engine sizes itself at the start by what is free then
     evicts: tuple[str, ...] = ()  #: copies that must have ended before it starts
 

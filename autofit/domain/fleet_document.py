@@ -60,7 +60,7 @@ class FleetModelDocument(TypedDict):
     priority: int
     group: str | None
     phases: list[str]
-    port: int
+    port: Annotated[int | None, "that it listens on; null: its program listens on none"]
     measures_free_memory: Annotated[bool, "its engine sizes itself by what is free while it starts"]
     evicts: Annotated[list[str], "copies that must have ended before it starts"]
     claims: dict[str, int]

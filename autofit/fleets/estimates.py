@@ -175,9 +175,12 @@ class Estimates:
         held = held_by(plan, one.machine).devices
         if all(held.get(name) for name in devices):
             return plan
+        weights = sum(pool.sum_bytes("weights") for pool in plan.memory.pools if pool.id != HOST_POOL)
+        free = sum(device.free_bytes or 0 for device in one.machine.devices if device.id in devices)
+        first = min(SQUEEZED, max(1, -(-weights * SQUEEZED // free))) if free else 1  # with less, it is whole nowhere
         for wishes in (options, {name: value for name, value in options.items() if name != "prefer"}):
             # what takes one device alone has less of each, until that is not enough
-            for parts in range(1, SQUEEZED + 1):
+            for parts in range(first, SQUEEZED + 1):
                 if (found := of(parts, wishes)) is not None:
                     return found
         self.problems[model.name] = f"it does not take {len(devices)} devices"

@@ -406,13 +406,18 @@ class _Shared:
         )
 
     def placements(self) -> tuple[Placement, ...]:
-        from autofit.fleets.ports import ports_of, with_port
+        from autofit.fleets.ports import with_ports
 
         copies = self.task.together.copies
         names = [one.name for one in self.task.fleet.machines]
-        ports = ports_of(self.task.copies, [one.machine for one in self.placed], [one.plan for one in self.placed])
+        plans = with_ports(
+            self.task.copies,
+            [one.machine for one in self.placed],
+            [one.plan for one in self.placed],
+            self.task.together,
+        )
         found = []
-        for i, (one, model, port) in enumerate(zip(self.placed, self.task.copies, ports, strict=True)):
+        for i, (one, model, (plan, port)) in enumerate(zip(self.placed, self.task.copies, plans, strict=True)):
             machine = self.task.fleet.machines[one.machine].machine
             claims: dict[str, int] = {**one.held.devices, HOST_POOL: one.held.host_bytes}
             found.append(
@@ -421,7 +426,7 @@ class _Shared:
                     model=model,
                     machine=names[one.machine],
                     devices=tuple(device for device in machine.devices if _holds(device, one)),
-                    plan=with_port(replace(one.plan, env={**model.environ, **one.plan.env}), port),
+                    plan=replace(plan, env={**model.environ, **plan.env}),
                     claims=claims,
                     port=port,
                     measures=host().backend(model.backend).measures_at_start,

@@ -1,53 +1,98 @@
-"""A port for each copy: the one that is stated, or the next that nobody else on its machine has."""
+"""A port for each copy that listens on one: the one that is stated, or the next that nobody else on its machine has."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 from autofit.domain.fleet import FleetModel
 from autofit.domain.plan import Plan
-from autofit.domain.values import replace
+from autofit.domain.text import printable
+from autofit.domain.values import NamedTuple, replace
+from autofit.errors import UsageError
+from autofit.fleets.together import Together
+from autofit.host import host
 
-PORT = "--port"
 LAST_PORT = 65535
 
 
-def ports_of(models: Sequence[FleetModel], machines: Sequence[int], plans: Sequence[Plan]) -> list[int]:
-    """The port of each copy; those of one model with a stated port count up from it."""
+class Listener(NamedTuple):
+    """A copy on its machine, with the flag of its program for a port; empty: it listens on none."""
+
+    model: FleetModel
+    machine: int
+    plan: Plan
+    flag: str
+
+    @property
+    def says_port(self) -> bool:
+        return any(word == self.flag or word.startswith(f"{self.flag}=") for word in self.plan.argv)
+
+
+def with_ports(
+    models: Sequence[FleetModel], machines: Sequence[int], plans: Sequence[Plan], together: Together
+) -> list[tuple[Plan, int | None]]:
+    """The plan of each copy with its command on its port; `None`: its program listens on none. Copies of a model with a
+    stated port count up from it.
+
+    Raises:
+        UsageError: two that may run at once would have one port of a machine.
+    """
+    copies = [
+        Listener(model, machine, plan, host().backend(plan.backend).port_flag(plan.argv))
+        for model, machine, plan in zip(models, machines, plans, strict=True)
+    ]
+    stated = list(_stated(copies))
+    _check(copies, stated, together)
     taken: dict[int, set[int]] = {}
-    ports: list[int | None] = []
-    seen: dict[str, int] = {}
-    for model, machine, plan in zip(models, machines, plans, strict=True):
-        number = seen.get(model.name, 0)
-        seen[model.name] = number + 1
-        stated = None if model.port is None else model.port + number
-        if stated is None and _says_port(plan):
-            stated = plan.deployment.port if plan.deployment is not None else None
-        ports.append(stated)
-        if stated is not None:
-            taken.setdefault(machine, set()).add(stated)
-    found: list[int] = []
-    for port, machine, plan in zip(ports, machines, plans, strict=True):
-        if port is None:
-            own = taken.setdefault(machine, set())
-            port = plan.deployment.port if plan.deployment is not None else 8000
-            while port in own and port < LAST_PORT:
-                port += 1
+    for one, port in zip(copies, stated, strict=True):
+        if port is not None:
+            taken.setdefault(one.machine, set()).add(port)
+    found: list[tuple[Plan, int | None]] = []
+    for one, port in zip(copies, stated, strict=True):
+        if port is None and one.flag:
+            own = taken.setdefault(one.machine, set())
+            first = one.plan.deployment.port if one.plan.deployment is not None else 8000
+            port = next(n for n in range(first, LAST_PORT + 1) if n not in own)
             own.add(port)
-        found.append(port)
+        found.append((_on(one, port), port))
     return found
 
 
-def with_port(plan: Plan, port: int) -> Plan:
+def _stated(copies: Sequence[Listener]) -> Iterator[int | None]:
+    seen: dict[str, int] = {}
+    for one in copies:
+        number = seen.get(one.model.name, 0)
+        seen[one.model.name] = number + 1
+        if not one.flag:
+            yield None
+        elif one.says_port:
+            yield one.plan.deployment.port if one.plan.deployment is not None else None
+        else:
+            yield None if one.model.port is None else one.model.port + number
+
+
+def _check(copies: Sequence[Listener], ports: Sequence[int | None], together: Together) -> None:
+    by_port: dict[tuple[int, int], list[int]] = {}
+    for i, (one, port) in enumerate(zip(copies, ports, strict=True)):
+        if port is not None:
+            by_port.setdefault((one.machine, port), []).append(i)
+    for (_, port), some in by_port.items():
+        for i, j in combinations(some, 2):
+            if j not in together.evicted(i):
+                names = " and ".join(printable(together.copies[k].name, 60) for k in (i, j))
+                raise UsageError(
+                    f"{names} both listen on port {port} of one machine",
+                    hint=f"leave {copies[j].flag} out of the command: each copy gets a port of its own",
+                )
+
+
+def _on(one: Listener, port: int | None) -> Plan:
     """The plan with its command on this port."""
-    if _says_port(plan):
-        return plan
-    deployed = plan.deployment
+    if port is None or one.says_port:
+        return one.plan
+    deployed = one.plan.deployment
     if deployed is not None:
-        words = (*deployed.words, PORT, str(port)) if deployed.words else ()
+        words = (*deployed.words, one.flag, str(port)) if deployed.words else ()
         deployed = replace(deployed, words=words, port=port)
-    return replace(plan, argv=(*plan.argv, PORT, str(port)), deployment=deployed)
-
-
-def _says_port(plan: Plan) -> bool:
-    return any(word == PORT or word.startswith(f"{PORT}=") for word in plan.argv)
+    return replace(one.plan, argv=(*one.plan.argv, one.flag, str(port)), deployment=deployed)

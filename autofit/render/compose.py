@@ -9,7 +9,7 @@ from typing import Any
 from autofit.domain.fleet import FleetFile, FleetPlan, Placement
 from autofit.domain.plan import HEAD_ADDRESS, NodeCommand, Plan
 from autofit.render.container import SHARED_MEMORY_BYTES, Container, commented, container_of, engines_of
-from autofit.render.fleet_parts import contained, listed, machines_of, names_of, path_of, waits_for
+from autofit.render.fleet_parts import contained, health_of, listed, machines_of, names_of, path_of, waits_for
 from autofit.render.yaml import dump
 from autofit.text import shell
 
@@ -81,7 +81,7 @@ def _service_of(fleet: FleetPlan, one: Placement) -> dict[str, Any]:
     names = names_of(fleet)
     service = _service(contained(one, names[one.name]))
     service["healthcheck"] = {
-        "test": ["CMD", "curl", "-fsS", f"http://localhost:{one.port}/health"],
+        "test": ["CMD", "curl", "-fsS", health_of(one, "localhost")],
         "interval": "5s",
         "retries": 720,  # an hour to load
     }

@@ -60,7 +60,7 @@ def facts(fleet: FleetPlan) -> Iterator[str]:
             yield f"  before {one.name} starts, {', '.join(here)} must have ended"
     measuring = [one.name for one in fleet.placements if one.measures]
     if measuring and len(fleet.order) > 1:
-        yield f"  start order: {', '.join(fleet.order)}; {_alone(measuring)}"
+        yield f"  start order: {', '.join(fleet.order)}; {_alone(measuring, len(fleet.order))}"
     if fleet.shortfall is not None:
         yield f"  error: {printable(fleet.shortfall, 400)}"
     for change in fleet.changes:
@@ -71,9 +71,9 @@ def facts(fleet: FleetPlan) -> Iterator[str]:
     yield f"  proof: {PROOFS[fleet.proof]}{gap} ({fleet.n_tried:,} places looked at)"
 
 
-def _alone(names: Sequence[str]) -> str:
-    verb = "measures" if len(names) == 1 else "measure"
-    return f"{', '.join(names)} {verb} free memory while starting: nothing else starts on the same devices meanwhile"
+def _alone(names: Sequence[str], n_copies: int) -> str:
+    who = "each measures" if len(names) == n_copies else f"{', '.join(names)} measure{'s' if len(names) == 1 else ''}"
+    return f"{who} free memory while starting: nothing else starts on the same devices meanwhile"
 
 
 def _machines(fleet: FleetPlan) -> Iterator[tuple[str, list[FleetPool]]]:
@@ -111,7 +111,7 @@ def _free(pool: FleetPool) -> str:
 
 def _model(one: Placement) -> str:
     where = "+".join(device.id for device in one.devices) or HOST_POOL
-    said = [f"{one.name}: {where}, port {one.port}"]
+    said = [f"{one.name}: {where}" + (f", port {one.port}" if one.port is not None else "")]
     if one.plan.context_tokens:
         said.append(f"context {one.plan.context_tokens:,} tokens")
     if one.plan.speed and (rates := speed(one.plan.speed)):

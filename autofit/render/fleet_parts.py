@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from autofit.domain.fleet import FleetPlan, Placement
+from autofit.errors import UsageError
 from autofit.render.container import Container, container_of
 
 MAX_NAME = 63  #: characters of a name of DNS
@@ -26,10 +27,10 @@ def names_of(fleet: FleetPlan) -> dict[str, str]:
     found: dict[str, str] = {}
     for one in fleet.placements:
         plain = re.sub(r"[^a-z0-9]+", "-", one.name.lower()).strip("-")[: MAX_NAME - 5] or "model"
-        name = plain if not plain[0].isdigit() else f"m-{plain}"
-        n = 2
+        first = plain if not plain[0].isdigit() else f"m-{plain}"
+        name, n = first, 2
         while name in found.values():
-            name, n = f"{plain}-{n}", n + 1
+            name, n = f"{first}-{n}", n + 1
         found[one.name] = name
     return found
 
@@ -46,12 +47,19 @@ def waits_for(fleet: FleetPlan, one: Placement) -> list[Placement]:
     ]
 
 
+def health_of(one: Placement, at: str = "127.0.0.1") -> str:
+    """Where a copy says that it answers."""
+    return f"http://{at}:{one.port}/health"
+
+
 def contained(one: Placement, name: str) -> Container:
     """The container of a copy, with NVIDIA's GPUs by number: others may be for its neighbors.
 
     Raises:
-        UsageError: no image is known.
+        UsageError: no image is known, or nothing in it listens on a port.
     """
+    if one.port is None:
+        raise UsageError(f"{one.name} listens on no port", hint="--format shell or systemd starts it")
     found = container_of(one.plan)
     if found.api == "cuda" and not found.device_ids:
         found = found._replace(device_ids=tuple(map(str, range(found.n_gpus))))

@@ -12,7 +12,7 @@ from autofit.domain.fleet import FleetFile, FleetPlan, Placement
 from autofit.domain.plan import Plan
 from autofit.errors import UsageError
 from autofit.render.container import MIB, SHARED_MEMORY_BYTES, Container, commented, container_of
-from autofit.render.fleet_parts import contained, listed, machines_of, names_of, waits_for
+from autofit.render.fleet_parts import contained, health_of, listed, machines_of, names_of, waits_for
 from autofit.render.yaml import dump
 
 _RESOURCES = {"cuda": "nvidia.com/gpu", "rocm": "amd.com/gpu", "sycl": "gpu.intel.com/xe"}
@@ -72,16 +72,16 @@ def _of_fleet(fleet: FleetPlan, one: Placement) -> tuple[dict[str, Any], dict[st
     pod["nodeSelector"] = {"kubernetes.io/hostname": one.machine}
     before = [other for other in waits_for(fleet, one) if other.name in fleet.first_set]
     if before:
-        pod["initContainers"] = [_waiting(container, names[other.name], other.port) for other in before]
+        pod["initContainers"] = [_waiting(container, names[other.name], other) for other in before]
     return _objects(container, pod, replicas=1 if one.name in fleet.first_set else 0)
 
 
-def _waiting(container: Container, name: str, port: int) -> dict[str, Any]:
-    """Ends when a service answers."""
+def _waiting(container: Container, name: str, other: Placement) -> dict[str, Any]:
+    """Ends when the service of another copy answers."""
     return {
         "name": f"after-{name}"[:63].rstrip("-"),
         "image": container.image,
-        "command": ["sh", "-c", f"until curl -fsS -o /dev/null http://{name}:{port}/health; do sleep 2; done"],
+        "command": ["sh", "-c", f"until curl -fsS -o /dev/null {health_of(other, name)}; do sleep 2; done"],
     }
 
 

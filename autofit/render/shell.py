@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from autofit.domain.plan import Plan
+from autofit.render.fleet_parts import health_of, waits_for
 from autofit.text import shell
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def render_powershell(plan: Plan) -> str:
 def render_fleet(fleet: FleetPlan) -> tuple[FleetFile, ...]:
     """A script for each machine, which starts one set of what may run at once there, and waits for it.
 
-    An engine that measures free memory starts alone: the script goes on when it answers.
+    What shares a device with an engine that measures free memory while it starts waits until that one answers.
     """
     from autofit.domain.fleet import FleetFile  # most plans are of one model
 
@@ -58,15 +59,19 @@ def _script(fleet: FleetPlan, machine: str) -> Iterator[str]:
     yield "pids="
     yield "trap 'kill $pids 2>/dev/null' EXIT"
     yield "trap 'exit 1' INT TERM"
-    for at, one in enumerate(running):
+    answered: set[str] = set()
+    for one in running:
+        for other in waits_for(fleet, one):
+            if other in running and other.name not in answered:
+                yield f"# {other.name} measures free memory while it starts: {one.name} waits until it answers"
+                process = f"$p{running.index(other)}"
+                asked = f"curl -fsS -o /dev/null {health_of(other)} 2>/dev/null"
+                yield f"until {asked}; do kill -0 {process} || exit 1; sleep 1; done"
+                answered.add(other.name)
         devices = ", ".join(device.id for device in one.devices) or "no device"
-        yield f"# {one.name} on {devices}, port {one.port}"
+        yield f"# {one.name} on {devices}" + (f", port {one.port}" if one.port is not None else "")
         yield f"{_one_line(one)} &"
-        yield 'pids="$pids $!"'
-        if one.measures and at + 1 < len(running):
-            yield "# it measures free memory while it starts: the next one waits until it answers"
-            health = f"http://127.0.0.1:{one.port}/health"
-            yield f"until curl -fsS -o /dev/null {health} 2>/dev/null; do kill -0 $! || exit 1; sleep 1; done"
+        yield f'p{running.index(one)}=$!; pids="$pids $!"'
     yield from _others(fleet, machine)
     yield "wait"
 

@@ -9,7 +9,7 @@ from autofit.domain.fleet import FleetFile, FleetPlan, Placement
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.plan import Plan
 from autofit.render.container import MIB, at_home, check_one_machine, checked, commented, deployment_of
-from autofit.render.fleet_parts import machines_of, path_of, waits_for
+from autofit.render.fleet_parts import health_of, machines_of, path_of, waits_for
 
 INSTALLED = ("", "[Install]", "WantedBy=multi-user.target")
 _PLAIN = re.compile(r"[A-Za-z0-9@+=:,./_-]+")
@@ -49,7 +49,7 @@ def _of_fleet(fleet: FleetPlan, one: Placement) -> list[str]:
     unit = [*(f"After={name}.service" for name in after), *(f"Conflicts={name}.service" for name in apart)]
     waits = [
         "# it measures free memory while it starts, and has started when it answers",
-        f'ExecStartPost=/bin/sh -c "until curl -fsS -o /dev/null http://127.0.0.1:{one.port}/health; do sleep 1; done"',
+        f'ExecStartPost=/bin/sh -c "until curl -fsS -o /dev/null {health_of(one)}; do sleep 1; done"',
         "TimeoutStartSec=infinity",
     ]
     rows = _rows(one.plan, f"{one.name} ({one.plan.backend})", unit, waits if one.measures else ())

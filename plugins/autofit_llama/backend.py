@@ -79,6 +79,9 @@ class LlamaBackend(Backend):
             return "--n_ctx"
         return "" if program_name(argv) == "llama-bench" else "-c"
 
+    def port_flag(self, argv: Sequence[str]) -> str:
+        return "--port" if self.starts_module(argv) or find_program(argv)[0] == "llama-server" else ""
+
     def parse(
         self,
         argv: Sequence[str],

@@ -59,10 +59,54 @@ def test_the_schema_holds(plan: FleetPlan) -> None:
     assert not one.fits and one.shortfall
 
 
-def test_a_matrix_of_llama_swap_lists_what_may_run_at_once(plan: FleetPlan) -> None:
+def evicted(groups: dict[str, Any], target: str, running: set[str]) -> set[str]:
+    """source: llama-swap, internal/router/group.go:EvictionFor, the same since groups are there"""
+    group_of = {name: key for key, one in groups.items() for name in one["members"]}
+    own = groups[group_of[target]]
+    found = set()
+    for name in running - {target}:
+        if group_of[name] == group_of[target]:
+            found |= {name} if own["swap"] else set()
+        elif own["exclusive"] and not groups[group_of[name]]["persistent"]:
+            found.add(name)
+    return found
+
+
+def test_groups_of_llama_swap_load_what_may_run_at_once_whatever_is_asked_for(plan: FleetPlan) -> None:
     ((path, text),) = files(plan, "llama-swap")
     config = yaml.safe_load(text)
-    assert path == "config.yaml" and config["models"].keys() == {one.name for one in plan.placements}
+    names = sorted(config["models"])
+    assert path == "config.yaml" and set(names) == {one.name for one in plan.placements}
+    assert "matrix" not in config and config["healthCheckTimeout"] >= 15
+    groups = config["groups"]
+    assert sorted(name for one in groups.values() for name in one["members"]) == names  # each in one, and only one
+    reached = {frozenset[str]()}
+    waiting = list(reached)
+    while waiting:  # every request in every state that requests lead to
+        running = set(waiting.pop())
+        for target in names:
+            after = frozenset((running - evicted(groups, target, running)) | {target})
+            assert any(after <= set(one) for one in plan.sets)
+            if after not in reached:
+                reached.add(after)
+                waiting.append(after)
+    assert {frozenset(one) for one in plan.sets} <= reached
+
+
+def test_a_matrix_of_llama_swap_lists_what_groups_cannot_say() -> None:
+    """Each model in two of three phases, and a group within one of them."""
+    rows = [
+        {"name": "chat", "phases": ["a", "b"], "priority": 80},
+        {"name": "other", "phases": ["b", "c"]},
+        {"name": "helper", "phases": ["a", "c"], "group": "g", "priority": 10},
+        {"name": "last", "phases": ["c"], "group": "g"},
+    ]
+    models = [{"model": str(TINY), "context": "1k", **row} for row in rows]
+    on = autofit.load_machine("rtx-3090", ram="64GiB")
+    plan = autofit.fleet({"phases": ["a", "b", "c"], "model": models}, on, settings=None)
+    ((_, text),) = files(plan, "llama-swap")
+    config = yaml.safe_load(text)
+    assert "groups" not in config
     matrix = config["matrix"]
     # source: llama-swap v251, config.example.yaml: `a & b` is the set of both, and every part of a set is valid
     sets = [frozenset(matrix["vars"][word] for word in dsl.split(" & ")) for dsl in matrix["sets"].values()]
@@ -71,6 +115,7 @@ def test_a_matrix_of_llama_swap_lists_what_may_run_at_once(plan: FleetPlan) -> N
     for n in range(1, len(names) + 1):
         for some in map(frozenset, combinations(names, n)):
             assert any(some <= one for one in sets) == any(some <= set(one) for one in plan.sets)
+    assert len(plan.sets) == 4
     costs = {matrix["vars"][word]: cost for word, cost in matrix["evict_costs"].items()}
     assert costs["chat"] > costs["other"] > costs["helper"] > 0
 
@@ -225,6 +270,23 @@ def test_a_script_starts_what_measures_first_and_waits_for_it(plan: FleetPlan, t
     said = [line.split()[0] for line in (tmp_path / "said").read_text().splitlines()]
     assert said.index("vllm") < said.index("curl") < said.index("llama-server")
     assert said.count("vllm") == sum(one.measures for one in plan.placements if one.name in plan.first_set)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script of a POSIX shell")
+def test_a_script_waits_only_for_what_measures_on_the_same_devices(tmp_path: Path) -> None:
+    """Two engines that measure, each on its own card, start at once; a third beside one of them waits for that one."""
+    rows = [{"name": name, "model": QWEN, "context": "1k", "engine-args": ["--gpu-memory-utilization", "0.4"]}
+            for name in ("a", "b", "c")]  # fmt: skip
+    on = autofit.load_machine("2x rtx-3090", ram="64GiB")
+    found = autofit.fleet({"model": rows}, on, settings=None)
+    ((_, text),) = files(found, "shell")
+    lines = text.splitlines()
+    at = {one.name: next(i for i, row in enumerate(lines) if row.startswith(f"# {one.name} on ")) for one in
+          found.placements}  # fmt: skip
+    waits = [i for i, row in enumerate(lines) if row.startswith("until ")]
+    first = next(one for one in found.on("machine") if one.devices == found.placements[2].devices)
+    assert at["a"] < at["b"] < waits[0] < at["c"] and len(waits) == 1
+    assert f":{first.port}/health" in lines[waits[0]]
 
 
 def test_several_machines_have_folders_of_their_own() -> None:

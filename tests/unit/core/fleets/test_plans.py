@@ -310,6 +310,34 @@ def test_devices_that_a_command_names_are_kept(capsys: pytest.CaptureFixture[str
     assert second["plan"]["env"] == {"CUDA_VISIBLE_DEVICES": "1"}
 
 
+def test_a_port_is_written_only_where_a_program_listens_on_one(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["llama-cli", "-m", str(TINY), "-p", "a 'b\" $c", "---", "llama-bench", "-m", str(TINY), "---"]
+    words += ["llama-server", "-m", str(TINY), "---", "llama", "serve", "-m", str(TINY), "--port", "8080", "---"]
+    words += ["vllm", "serve", QWEN, "--max-model-len", "512"]
+    assert main(["fleet", "--on", "3090", "--ram", "64GiB", "-q", "--format", "json", "--", *words]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert [one["port"] for one in models] == [None, None, 8081, 8080, 8000]
+    argvs = [one["plan"]["argv"] for one in models]
+    assert argvs[0][:5] == ["llama-cli", "-m", str(TINY), "-p", "a 'b\" $c"]
+    assert [words.count("--port") for words in argvs] == [0, 0, 1, 1, 1]
+    assert main(["fleet", "--on", "3090", "--ram", "64GiB", "--format", "llama-swap", "--", *words[:5]]) == 2
+    assert "tiny listens on no port" in capsys.readouterr().err
+
+
+def test_two_that_run_at_once_have_not_one_port() -> None:
+    on = machine("2x rtx-3090")
+    one = ["llama-server", "-m", str(TINY), "--port", "9000"]
+    with pytest.raises(autofit.UsageError, match="tiny and tiny-2 both listen on port 9000"):
+        autofit.fleet([one, one], on, settings=None)
+    with pytest.raises(autofit.UsageError, match="m0-1 and m0-2 both listen on port 9000"):
+        fleet({"model": str(TINY), "replicas": 2, "engine-args": ["--port", "9000"]}, on=on)
+    stated = {"model": str(TINY), "engine-args": ["--port", "9000"]}
+    turns = fleet({**stated, "group": "g"}, {**stated, "group": "g"}, on=on)
+    assert [one.port for one in turns.placements] == [9000, 9000]
+    apart = fleet({**stated, "machines": ["x"]}, {**stated, "machines": ["y"]}, on={"x": on, "y": on})
+    assert [one.port for one in apart.placements] == [9000, 9000]
+
+
 @pytest.mark.parametrize(
     ("words", "cause"),
     [
