@@ -10,7 +10,7 @@ from autofit.domain.fleet import Fleet, FleetMachine
 from autofit.domain.values import replace
 from autofit.errors import UsageError
 from autofit.fleets.plan import plan_fleet
-from autofit.fleets.reading import fleet_of, fleet_of_commands, read_fleet
+from autofit.fleets.reading import fleet_of, fleet_of_commands, machines_of, read_fleet
 from autofit.settings.layers import HERE
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ def _machines(given: Machine | Mapping[str, Machine] | None) -> tuple[FleetMachi
     if given is None:
         return ()
     if isinstance(given, Mapping):
-        return tuple(FleetMachine(name=name, machine=machine) for name, machine in given.items())
+        return tuple(one for name, machine in given.items() for one in machines_of(name, machine))
     if not hasattr(given, "devices"):
         raise UsageError(
             f"a machine is needed, not {type(given).__name__}", hint='such as autofit.load_machine("rtx-3090")'
         )
-    return (FleetMachine(name="machine", machine=given),)
+    return tuple(machines_of("machine", given))

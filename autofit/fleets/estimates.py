@@ -31,6 +31,7 @@ FULL_SPEED = 0  #: first level: whole on as few devices as hold it
 MORE_DEVICES = 1  #: whole on any number of devices
 IN_PART = 2  #: with layers in RAM
 LEVELS = (FULL_SPEED, MORE_DEVICES, IN_PART)
+RAM_UNIT_BYTES = 64 << 20  #: in which machines that are alike have RAM
 HALVING = 1000  #: cost of half a model's best rate, times its priority
 PARTS = (2, 1)  #: quarters of a device that a model with layers in RAM is given, beside all of it
 REFUSALS = (UsageError, EngineRefusalError, UnsupportedModelError, HardwareError)
@@ -445,6 +446,16 @@ def machine_key(one: FleetMachine) -> object:
         machine.links,
         machine.origin,
     )
+
+
+def with_whole_ram(one: FleetMachine) -> FleetMachine:
+    """A machine with free RAM in whole units, rounded down: nodes of one type differ by a few pages."""
+    host = one.machine.host
+    if host.available_bytes is None:
+        return one
+    whole = host.available_bytes // RAM_UNIT_BYTES * RAM_UNIT_BYTES
+    total = None if host.total_bytes is None else host.total_bytes // RAM_UNIT_BYTES * RAM_UNIT_BYTES
+    return replace(one, machine=replace(one.machine, host=replace(host, available_bytes=whole, total_bytes=total)))
 
 
 def _figures(device: Device) -> object:

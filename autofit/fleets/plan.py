@@ -22,6 +22,7 @@ from autofit.fleets.estimates import (
     is_whole,
     kind_of,
     machine_key,
+    with_whole_ram,
 )
 from autofit.fleets.problem import Outcome, Place, Problem, Shape
 from autofit.fleets.search import solve
@@ -97,10 +98,11 @@ def task_of(fleet: Fleet) -> Task:
     firsts: list[FleetMachine] = []
     machines = []
     for one in fleet.machines:
-        key = machine_key(one)
+        alike = with_whole_ram(one)
+        key = machine_key(alike)
         if key not in kinds:
             kinds[key] = len(firsts)
-            firsts.append(one)
+            firsts.append(alike)
         machines.append(kinds[key])
     return Task(
         fleet=fleet,

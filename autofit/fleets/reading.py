@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 MAX_COPIES = 1000
 MAX_MACHINES = 1000
 MAX_NAME = 60
+MAX_NODE_NAME = 253  #: characters; of Kubernetes
 MAX_PHASES = 64
+CLUSTERS = ("kubernetes", "ray")  #: origins of machines that have names
 FLEET_KEYS = ("schema", "summary", "when-full", "phases", "defaults", "machine", "model")
 MACHINE_KEYS = ("name", "on", "ram", "margin", "count")
 MODEL_KEYS = (
@@ -76,10 +78,18 @@ def fleet_of(table: Mapping[str, Any], where: str = "fleet", *, machines: Sequen
     )
     if not models:
         raise UsageError(f"{where}: no model", hint='write [[model]] with name = "chat" and model = "chat.gguf"')
+    named: Mapping[str, tuple[str, ...]] = {}
     if not machines:
-        machines = _machines(table.get("machine", ()), where)
+        machines, named = _machines(table.get("machine", ()), where)
+        models = tuple(replace(one, machines=_whole_rows(one.machines, named)) for one in models)
     when_full = _choice(table.get("when-full", "refuse"), ("refuse", "swap"), f"{where}: when-full")
-    fleet = Fleet(machines=tuple(machines), models=models, phases=phases, when_full=when_full)  # type: ignore[arg-type]
+    fleet = Fleet(
+        machines=tuple(machines),
+        models=models,
+        phases=phases,
+        when_full=when_full,  # type: ignore[arg-type]
+        findings=_left_out(machines),
+    )
     _check(fleet, where)
     return fleet
 
@@ -102,7 +112,8 @@ def fleet_of_commands(
         models.append(replace(own, name=name, options=dict(options or {})))
     if not models:
         raise UsageError("fleet: no command", hint="autofit fleet -- COMMAND1 --- COMMAND2")
-    fleet = Fleet(machines=tuple(machines) or (this_machine(),), models=tuple(models))
+    machines = tuple(machines) or (this_machine(),)
+    fleet = Fleet(machines=machines, models=tuple(models), findings=_left_out(machines))
     _check(fleet, "fleet")
     return fleet
 
@@ -111,7 +122,7 @@ def machines_on(names: Sequence[str], ram: Any = None, margin: Margin | None = N
     """One machine of these hardware profiles, or this one where none is named."""
     if not names:
         return (replace(this_machine(), margin=margin),)
-    return (FleetMachine(name="machine", machine=load_machine(*names, ram=ram), margin=margin),)
+    return tuple(machines_of("machine", load_machine(*names, ram=ram), margin))
 
 
 def this_machine() -> FleetMachine:
@@ -121,20 +132,54 @@ def this_machine() -> FleetMachine:
 # -- parts ----------------------------------------------------------------------------------------------------
 
 
-def _machines(rows: Any, where: str) -> tuple[FleetMachine, ...]:
+def machines_of(name: str, machine: Machine, margin: Margin | None = None, count: int = 1) -> list[FleetMachine]:
+    """The machines of a fleet that one description stands for: so many copies of it, or each node of a cluster.
+
+    Nodes keep the names that the cluster has for them.
+    """
+    from autofit.hardware.nodes import apart
+
+    members = apart(machine)
+    if machine.origin in CLUSTERS and all(_is_name(member.name, MAX_NODE_NAME) for member in members):
+        names = [member.name for member in members]
+    else:
+        n = count * len(members)
+        names = [name] if n == 1 else [f"{name}-{i}" for i in range(1, n + 1)]
+    every = [member.machine for _ in range(count) for member in members]
+    return [FleetMachine(name=one, machine=own, margin=margin) for one, own in zip(names, every, strict=False)]
+
+
+def _left_out(machines: Sequence[FleetMachine]) -> tuple[str, ...]:
+    """What a cluster says of nodes that are not there."""
+    clusters = (one.machine for one in machines if one.machine.origin in CLUSTERS)
+    return tuple(dict.fromkeys(said for machine in clusters for said in machine.findings))
+
+
+def _whole_rows(names: Sequence[str], rows: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Names of machines, in which that of a description stands for all of its machines."""
+    return tuple(dict.fromkeys(own for name in names for own in rows.get(name, (name,))))
+
+
+def _machines(rows: Any, where: str) -> tuple[tuple[FleetMachine, ...], dict[str, tuple[str, ...]]]:
+    """The machines, and for each row's name theirs."""
     found: list[FleetMachine] = []
+    named: dict[str, tuple[str, ...]] = {}
     for number, row in enumerate(_rows(rows, f"{where}: machine"), 1):
         at = f"{where}: machine {number}"
         _check_keys(row, MACHINE_KEYS, at)
         name = _name(row.get("name"), at)
         at = f"{where}: machine {name}"
         count = _whole(row.get("count", 1), 1, MAX_MACHINES, f"{at}: count")
+        if name in named:
+            raise UsageError(f"{where}: machine {name} is there twice", hint="give each a name of its own")
         if len(found) + count > MAX_MACHINES:
             raise UsageError(f"{where}: more than {MAX_MACHINES} machines")
-        machine, margin = _machine(row, at), _margin(row.get("margin"), at)
-        names = [name] if count == 1 else [f"{name}-{i}" for i in range(1, count + 1)]
-        found += [FleetMachine(name=one, machine=machine, margin=margin) for one in names]
-    return tuple(found) or (this_machine(),)
+        own = machines_of(name, _machine(row, at), _margin(row.get("margin"), at), count)
+        if len(found) + len(own) > MAX_MACHINES:
+            raise UsageError(f"{where}: more than {MAX_MACHINES} machines")
+        named[name] = tuple(one.name for one in own)
+        found += own
+    return tuple(found) or (this_machine(),), named
 
 
 def _machine(row: Mapping[str, Any], at: str) -> Machine:
@@ -415,11 +460,16 @@ def _texts(given: Any, where: str) -> tuple[str, ...]:
 def _name(given: Any, where: str) -> str:
     if not isinstance(given, str) or not given or len(given) > MAX_NAME:
         raise UsageError(f"{where}: needs a name of at most {MAX_NAME} characters", hint='name = "chat"')
-    if not given.isascii() or not all(c.isalnum() or c in "._-" for c in given) or given[0] in "._-":
+    if not _is_name(given, MAX_NAME):
         raise UsageError(
             f"{where}: '{printable(given, 60)}' is no name", hint="letters, digits and . _ - behind the first"
         )
     return given
+
+
+def _is_name(text: str, most: int) -> bool:
+    plain = text.isascii() and all(c.isalnum() or c in "._-" for c in text)
+    return plain and 0 < len(text) <= most and text[0] not in "._-"
 
 
 def _whole(given: Any, least: int, most: int, where: str) -> int:

@@ -96,8 +96,8 @@ def load_machine(
         findings += _share_finding(memory, share)
     else:
         main = host if host is not None else _this_host()
-        sources["host.available_bytes"] = "measured: this machine"
-        if main.available_bytes is not None:
+        sources["host.available_bytes"] = "measured: this machine" if host is None else "stated"
+        if host is None and main.available_bytes is not None:
             here = format_bytes(main.available_bytes)
             findings.append(f"RAM is taken from this machine, {here} free; --ram SIZE states another")
     assert main is not None

@@ -69,6 +69,46 @@ def join(members: Sequence[Member], origin: str = "profile") -> Machine:
     )
 
 
+def apart(machine: Machine) -> list[Member]:
+    """The machines that were joined, each as it was; a machine that was not is the only one."""
+    if machine.node is None:
+        return [Member(machine.name or "machine", machine)]
+    hosts = {node.name: (node.host, node.address) for node in machine.nodes}
+    hosts = {machine.node.name: (machine.host, machine.node.address), **hosts}
+    devices: dict[str, list[Device]] = {name: [] for name in hosts}
+    for device in machine.devices:
+        devices[device.node or machine.node.name].append(device)
+    links = _links_of(machine)
+    found = []
+    for name, (host, address) in hosts.items():
+        before = "".join(device.id.rpartition("/")[0] for device in devices[name][:1])
+        one = replace(
+            machine,
+            host=host or Host(total_bytes=None, available_bytes=None),
+            devices=tuple(_of_itself(device) for device in devices[name]),
+            links=tuple(links.get(before, ())),
+            nodes=(),
+            node=None,
+            name=name,
+        )
+        found.append(Member(name, one, address))
+    return found
+
+
+def _of_itself(device: Device) -> Device:
+    own = device.id.rpartition("/")[2]
+    return replace(device, id=own, node="", pool=HOST_POOL if device.pool == HOST_POOL else own)
+
+
+def _links_of(machine: Machine) -> dict[str, list[Link]]:
+    """The links of each joined machine, by what its devices' names begin with."""
+    found: dict[str, list[Link]] = {}
+    for one in machine.links:
+        node, _, a = one.a.rpartition("/")
+        found.setdefault(node, []).append(replace(one, a=a, b=one.b.rpartition("/")[2]))
+    return found
+
+
 def _of_node(device: Device, name: str, node: str) -> Device:
     """A device of another machine, whose memory nobody here shares."""
     return replace(device, id=name, node=node, pool=HOST_POOL if device.pool == HOST_POOL else name)

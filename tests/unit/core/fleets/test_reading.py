@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import autofit
 import pytest
 from autofit.domain.fleet import FleetMachine
+from autofit.fleets.plan import plan_fleet, task_of
 from autofit.fleets.reading import MAX_COPIES, fleet_of, fleet_of_commands, read_fleet
+from autofit.hardware import machine_to_dict
 
 from support import TINY
 
+A3 = "gcp-a3-highgpu-8g"
 TINY_ALONE = [{"name": "a", "model": "example:tiny"}]
 HERE = (FleetMachine(name="box", machine=autofit.load_machine("generic-cuda:1GiB", ram="8GiB")),)
 
@@ -68,6 +72,66 @@ phases = ["day"]
     assert (chat.machines, chat.n_devices, chat.layers_in_ram, chat.port) == (("big-2",), 2, True, 9000)
     assert (other.program, other.engine_args[:1], other.phases) == (("llama-server",), ("-m",), ("day",))
     assert other.options["context"] == "2k"
+
+
+def nodes(path: Path, *names: str, ready: str = "True", kib: int = 500_000_000) -> str:
+    """What `kubectl get nodes -o json` prints of nodes with two L40S each, and as many KiB of RAM but for a few."""
+    items = [
+        {
+            "kind": "Node",
+            "metadata": {"name": name, "labels": {"nvidia.com/gpu.product": "NVIDIA-L40S",
+                                                  "nvidia.com/gpu.memory": "46068"}},
+            "status": {"allocatable": {"memory": f"{kib + at % 7 * 4}Ki", "nvidia.com/gpu": "2"},
+                       "conditions": [{"type": "Ready", "status": "True" if at else ready}]},
+        }
+        for at, name in enumerate(names)
+    ]  # fmt: skip
+    path.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+    return str(path)
+
+
+def test_nodes_of_a_cluster_are_machines(tmp_path: Path) -> None:
+    on = nodes(tmp_path / "nodes.json", "gone", "gpu-a.example.org", "gpu-b", ready="Unknown")
+    rows = [
+        {"name": "a", "model": str(TINY), "machines": ["cluster"]},
+        {"name": "b", "model": str(TINY), "machines": ["gpu-b"]},
+    ]
+    fleet = fleet_of({"machine": [{"name": "cluster", "on": on, "margin": "2GiB"}], "model": rows})
+    assert [one.name for one in fleet.machines] == ["gpu-a.example.org", "gpu-b"]
+    assert [device.id for device in fleet.machines[1].machine.devices] == ["GPU0", "GPU1"]
+    assert [one.machines for one in fleet.models] == [("gpu-a.example.org", "gpu-b"), ("gpu-b",)]
+    assert fleet.findings[-1] == "node gone is left out: it is not ready"
+    assert {one.margin and one.margin.n_bytes for one in fleet.machines} == {2 << 30}
+    plan = plan_fleet(fleet)
+    assert plan.fits and "it is not ready" in plan.findings[0]
+    with pytest.raises(autofit.UsageError, match="no machine 'gone'"):
+        rows[1]["machines"] = ["gone"]
+        fleet_of({"machine": [{"name": "cluster", "on": on}], "model": rows})
+    with pytest.raises(autofit.HardwareError, match=r"machine cluster: .*no node that is ready"):
+        alone = nodes(tmp_path / "none.json", "gone", ready="Unknown")
+        fleet_of({"machine": [{"name": "cluster", "on": alone}], "model": rows})
+
+
+def test_nodes_with_a_few_pages_more_or_less_are_alike(tmp_path: Path) -> None:
+    on = nodes(tmp_path / "nodes.json", *(f"n{i}" for i in range(200)))
+    fleet = fleet_of({"machine": [{"name": "cluster", "on": on}], "model": TINY_ALONE})
+    assert len(fleet.machines) == 200 and len(task_of(fleet).kinds) == 1
+
+
+def test_a_rows_name_stands_for_all_of_its_machines() -> None:
+    rows = [{"name": "node", "on": "rtx-3090", "ram": "64GiB", "count": 3}, {"name": "x", "on": f"2x {A3}"}]
+    models = [{"name": "a", "model": str(TINY), "machines": ["node", "x-2"]}]
+    fleet = fleet_of({"machine": rows, "model": models})
+    assert fleet.models[0].machines == ("node-1", "node-2", "node-3", "x-2")
+    assert [one.name for one in fleet.machines] == ["node-1", "node-2", "node-3", "x-1", "x-2"]
+    assert all(not one.machine.nodes for one in fleet.machines)
+
+
+def test_a_recorded_machine_is_a_machine(tmp_path: Path) -> None:
+    machine = autofit.load_machine("2x rtx-3090", ram="64GiB")
+    (tmp_path / "box.json").write_text(json.dumps(machine_to_dict(machine)))
+    fleet = fleet_of({"machine": [{"name": "box", "on": str(tmp_path / "box.json")}], "model": TINY_ALONE})
+    assert fleet.machines[0].machine.devices == machine.devices
 
 
 @pytest.mark.parametrize(

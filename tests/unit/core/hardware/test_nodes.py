@@ -11,7 +11,7 @@ import autofit
 import pytest
 from autofit.errors import HardwareError, UnknownHardwareError, UsageError
 from autofit.hardware import machine_to_dict
-from autofit.hardware.nodes import Member, join
+from autofit.hardware.nodes import Member, apart, join
 
 A3 = "gcp-a3-highgpu-8g"
 
@@ -49,6 +49,21 @@ def test_recorded_machines_are_called_as_their_files(tmp_path: Path) -> None:
     again = tmp_path / "both.json"
     again.write_text(json.dumps(machine_to_dict(found)))
     assert [one.node for one in autofit.load_machine(str(again)).devices] == ["", "", "right", "right"]
+
+
+def test_machines_that_were_joined_come_apart_as_they_were() -> None:
+    named = {"a": A3, "b": "m3-max-36gb", "c": "aws-p5e-48xlarge"}
+    members = [Member(name, autofit.load_machine(on, ram="64GiB" if name == "b" else None), f"10.0.0.{at}")
+               for at, (name, on) in enumerate(named.items())]  # fmt: skip
+    found = apart(join(members))
+    assert [(one.name, one.address) for one in found] == [(one.name, one.address) for one in members]
+    for before, after in zip(members, found, strict=True):
+        assert after.machine.devices == before.machine.devices
+        assert after.machine.host == before.machine.host
+        assert after.machine.node is None and not after.machine.nodes
+        assert set(after.machine.links) == set(before.machine.links)
+    alone = autofit.load_machine("2x rtx-3090", ram="64GiB")
+    assert [one.machine for one in apart(alone)] == [alone]
 
 
 def node(name: str, gpus: str | None = "8", **changes: Any) -> dict[str, Any]:
