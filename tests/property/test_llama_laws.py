@@ -105,8 +105,13 @@ def worth(job: Job) -> Worth | None:
     return Worth(n_ctx, rate, full, plan.speed.prefill_tokens_per_s or 0.0, "-ctk" not in plan.argv, says)
 
 
-def assert_no_worse(less: Worth | None, more: Worth | None) -> None:
-    """More of something gives a plan wherever less does, and one that is better in something if it is worse in any."""
+def assert_no_worse(less: Worth | None, more: Worth | None, *, of_ram: bool = False) -> None:
+    """More of something gives a plan wherever less does, and one that is better in something if it is worse in any.
+
+    `of_ram`: a cache may become lossless at up to `LOSSY_GAIN` of the rate, with its price said. That is the policy: with
+    less RAM a lossless one was no choice, with more the plan is the one that the KV-type rule takes. More of a device
+    never does so.
+    """
     if less is None:
         return
     assert more is not None, "a plan is lost"
@@ -114,8 +119,8 @@ def assert_no_worse(less: Worth | None, more: Worth | None) -> None:
     assert not is_worse or any(b > a for a, b in zip(less[:5], more[:5], strict=True)), f"{less} -> {more}"
     assert more.n_ctx >= less.n_ctx or more.rate > less.rate, f"{less} -> {more}"
     kept = 0.95
-    if more.is_lossless and not less.is_lossless and more.says_price:
-        kept /= LOSSY_GAIN  # the KV-type rule: f16 as soon as it is as near as that to q8_0
+    if of_ram and more.is_lossless and not less.is_lossless and more.says_price:
+        kept /= LOSSY_GAIN
     assert more.n_ctx > less.n_ctx or more.rate >= kept * less.rate, f"{less} -> {more}"
 
 
@@ -130,7 +135,8 @@ def test_more_memory_on_a_device(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_more_main_memory(seed: int) -> None:
     job = job_of(1000 + seed)
-    assert_no_worse(worth(job), worth(job._replace(ram_gib=job.ram_gib + random.Random(seed).choice((4, 8, 16, 32)))))
+    more = job._replace(ram_gib=job.ram_gib + random.Random(seed).choice((4, 8, 16, 32)))
+    assert_no_worse(worth(job), worth(more), of_ram=True)
 
 
 def test_more_main_memory_where_checkpoints_of_many_slots_fill_it() -> None:
@@ -138,7 +144,15 @@ def test_more_main_memory_where_checkpoints_of_many_slots_fill_it() -> None:
     job = Job("gemma-2-27b-Q5_K_M", cards, 16, Request(context=32_768, parallel=8, alternatives=False, explain=False))
     plans = [worth(job._replace(ram_gib=gib)) for gib in (16, 24, 32, 48, 64, 128)]
     for less, more in pairwise(plans):
-        assert_no_worse(less, more)
+        assert_no_worse(less, more, of_ram=True)
+
+
+def test_one_more_card_that_holds_the_model_keeps_the_context_that_fewer_had() -> None:
+    """With two cards the f16 cache of eight sequences has room for less than 16,384 tokens each beside all weights."""
+    job = Job("mixtral-8x7b-Q4_K_M", ((18_874, 360 * 10**9),), 128, Request(parallel=8, alternatives=False))
+    less, more = worth(job), worth(job._replace(cards=job.cards * 2))
+    assert_no_worse(less, more)
+    assert less is not None and more is not None and more.n_ctx >= less.n_ctx
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,11 @@ class Goals(NamedTuple):
     free_ubatch: bool = True  #: neither -ub nor -b is pinned
     trades: tuple[PromptTrade, ...] = DECODE_FIRST
 
+    @property
+    def floor(self) -> int:
+        """Tokens below which `auto` goes only where nothing else keeps the rate."""
+        return min(self.floor_tokens, self.most)
+
     def candidate(self, n_ctx_seq: int, kv: tuple[str, str]) -> Candidate:
         return Candidate(n_ctx_seq, *kv, self.n_ubatch, self.n_batch)
 
@@ -162,6 +167,9 @@ def _if_worth(search: Search, goals: Goals, kv: tuple[str, str], lossless: Answe
             return _with_lossy(goals, lossless, lossy.found)
         return lossy._replace(lossless=passed_over)
     n_ctx = passed_over.candidate.n_ctx_seq
+    if n_ctx < goals.floor:
+        lossy = _with_types(search, goals, kv)
+        return lossy._replace(lossless=passed_over) if lossy and _keeps_floor(goals, lossy, passed_over) else lossless
     alike = _fastest(search, goals, goals.candidate(n_ctx, kv))
     if alike is None:
         return lossless
@@ -170,6 +178,12 @@ def _if_worth(search: Search, goals: Goals, kv: tuple[str, str], lossless: Answe
         return _with_lossy(goals, lossless, alike)
     lossy = _with_types(search, goals._replace(least=n_ctx), kv) or Answer(alike)
     return lossy._replace(lossless=passed_over)
+
+
+def _keeps_floor(goals: Goals, lossy: Answer, lossless: Found) -> bool:
+    """Whether a lossy cache is the only way to the floor of the context, at no lower rate than it may cost."""
+    reached = lossy.found.candidate.n_ctx_seq >= goals.floor
+    return reached and goals.rate(lossy.found) >= FLOOR_FRACTION * goals.rate(lossless)
 
 
 def _with_lossy(goals: Goals, lossless: Answer, passed_over: Found) -> Answer:
@@ -227,6 +241,8 @@ def _wants_no_more(search: Search, goals: Goals, found: Found) -> bool:
         return False
     if goals.prefer == "context":
         return found.candidate.n_ctx_seq >= goals.most and goals.rate(found) >= max(goals.floors, default=0.0)
+    if found.candidate.n_ctx_seq < goals.floor:
+        return False
     tables = search.tables(found.candidate)
     alone = (tables.seconds(Split(0, ((target.id, len(tables.blocks)),))) for target in tables.targets)
     return found.seconds <= LOSSY_GAIN * min(alone)
@@ -263,8 +279,7 @@ class _Contexts:
         rate = goals.rate(reference)
         found = self.worth_its_price(first, KEPT_FRACTION * rate)
         kept = KEPT_FRACTION * min(rate, goals.rate(first))
-        floor = min(goals.floor_tokens, goals.most)
-        longer = self.at(floor) if found.candidate.n_ctx_seq < floor else None
+        longer = self.at(goals.floor) if found.candidate.n_ctx_seq < goals.floor else None
         if longer is not None and goals.may_meet(longer) and goals.rate(longer) >= FLOOR_FRACTION * rate:
             found, kept = self.stretched(longer, goals.most, goals.may_meet), FLOOR_FRACTION * rate
         return Answer(found, kept, compared=None if found.split == reference.split else reference)
@@ -457,7 +472,7 @@ def _at_price(
         return whole
     n_ctx = found.candidate.n_ctx_seq
     least = max(
-        size, goals.least, min(n_ctx, goals.floor_tokens), round_up(int((1 - trade.context) * n_ctx), CELL_PADDING)
+        size, goals.least, min(n_ctx, goals.floor), round_up(int((1 - trade.context) * n_ctx), CELL_PADDING)
     )
     steps = sorted({n for n in (least, *_steps(goals.least, goals.most)) if least <= n < n_ctx})
     longest = largest(lambda k: at(steps[k]) is not None, 0, len(steps) - 1)

@@ -26,6 +26,7 @@ OWN = {
     "margin-too-large": Code("info", "it would fit without the margin"),
     "mixed-gpus": Code("warning", "GPUs differ, and the smallest sets the limit"),
     "model-note": Code("info", "a particularity of this model in vLLM"),
+    "no-graphs": Code("info", "CUDA graphs are left out for their memory"),
     "not-enough-free": Code("error", "vLLM refuses to start: less is free than --gpu-memory-utilization asks for"),
     "old-gpu": Code("warning", "the published wheel has no kernels for this GPU"),
     "omni": Code("warning", "only a part of the model runs in vLLM"),

@@ -12,6 +12,7 @@ from autofit.solve import largest
 
 from autofit_vllm.command.flags import flag_of
 from autofit_vllm.memory.budget import LIMIT
+from autofit_vllm.planning.batch import FIRST_SEQUENCES, FIRST_STEP
 from autofit_vllm.planning.codes import finding
 from autofit_vllm.planning.evaluation import Evaluation
 
@@ -21,6 +22,7 @@ STEPS = (8192, 4096, 2048, 1024)
 SEQUENCES = (512, 256, 128, 64, 32, 16, 8, 4, 1)
 FEW = 16  #: fewer sequences are a change that hurts
 LEAST_TOKENS = 256  #: a length below is no help
+MUCH_LONGER = 2  #: times the context is worth a second change
 
 
 def nearest(evaluation: Evaluation, again: Again) -> list[Finding]:
@@ -67,16 +69,26 @@ def _changes(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
 
 
 def _shorter(evaluation: Evaluation, again: Again) -> list[Finding]:
-    """The longest context with this command's other settings, in whole LEAST_TOKENS."""
+    """The longest context with this command's other settings, in whole LEAST_TOKENS; with a smaller batch, which costs
+    less, where that makes it `MUCH_LONGER`."""
+    config = evaluation.config
+    batch = {"max_num_seqs": FIRST_SEQUENCES, "max_num_batched_tokens": FIRST_STEP}
+    smaller = {name: n for name, n in batch.items() if n < getattr(config, name)}
+    alone = _longest(evaluation, again, {})
+    both = _longest(evaluation, again, smaller) if smaller else None
+    if both is not None and both >= MUCH_LONGER * (alone or 1):
+        return [_finding(evaluation, {**smaller, "max_model_len": both})]
+    return [] if alone is None else [_finding(evaluation, {"max_model_len": alone})]
 
+
+def _longest(evaluation: Evaluation, again: Again, change: Mapping[str, Any]) -> int | None:
     def fits(n_tokens: int) -> bool:
         try:
-            return again({"max_model_len": n_tokens}).fits
+            return again({**change, "max_model_len": n_tokens}).fits
         except EngineRefusalError:
             return False
 
-    best = largest(fits, LEAST_TOKENS, evaluation.config.max_model_len - 1, step=LEAST_TOKENS)
-    return [] if best is None else [_finding(evaluation, {"max_model_len": best})]
+    return largest(fits, LEAST_TOKENS, evaluation.config.max_model_len - 1, step=LEAST_TOKENS)
 
 
 def _finding(evaluation: Evaluation, change: Mapping[str, Any]) -> Finding:

@@ -15,7 +15,7 @@ from autofit_vllm.planning.problem import LOSSY_KV, Candidate, Problem
 from autofit_vllm.planning.relief import gpus_needed, longest_plan
 
 #: findings that speak of a plan that fits
-PRICES = frozenset({"kv-capacity", "idle-gpus", "lossy-cache", "offload-price", "nodes"})
+PRICES = frozenset({"kv-capacity", "idle-gpus", "lossy-cache", "no-graphs", "offload-price", "nodes"})
 
 
 def prices(problem: Problem, best: Candidate, others: Sequence[Candidate]) -> list[Finding]:
@@ -23,6 +23,7 @@ def prices(problem: Problem, best: Candidate, others: Sequence[Candidate]) -> li
     return [
         *_left_out(problem, best, others),
         *_eight_bits(problem, best, others),
+        *_eager(problem, best),
         *_offloaded_price(problem, best),
         *nodes_finding(best.evaluation),
     ]
@@ -49,6 +50,9 @@ def _left_out(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
             rates = f"~{format_rate(every.rate)} tokens/s instead of ~{format_rate(best.rate)} for one sequence"
             total = f"~{format_rate(every.total_speed)} instead of ~{format_rate(best.total_speed)} in all"
             message += f" at {rates}, {total}"
+    copies = len(problem.devices) // len(used)
+    if copies > 1 and problem.request.prefer != "throughput" and not problem.settings.pins("data_parallel_size"):
+        message += f"; --prefer throughput, or -- -dp {copies}, runs copies of the model on them"
     return [finding("idle-gpus", message)]
 
 
@@ -68,6 +72,13 @@ def _eight_bits(problem: Problem, best: Candidate, others: Sequence[Candidate]) 
         message = f"with an fp8 KV cache, more sequences of {best.length:,} tokens run at a time"
     message += f"; {keep} keeps {dtype}"
     return [finding("lossy-cache", message)]
+
+
+def _eager(problem: Problem, best: Candidate) -> list[Finding]:
+    if not best.values.get("enforce_eager"):
+        return []
+    message = f"without CUDA graphs, whose memory makes {best.length:,} tokens fit: each step waits for its launches"
+    return [finding("no-graphs", f"{message}; -- --no-enforce-eager keeps them")]
 
 
 def _offloaded_price(problem: Problem, best: Candidate) -> list[Finding]:

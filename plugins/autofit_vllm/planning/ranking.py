@@ -76,8 +76,8 @@ def score(candidate: Candidate, problem: Problem) -> tuple[float, ...]:
     eager = 0.0 if candidate.values.get("enforce_eager") else 1.0
     parallel = candidate.parallel
     # heads that are padded are computed and thrown away: replicas on all GPUs then serve most, for some rate of one
-    # sequence alone; the fewer ranks a replica has, the fewer copies of the cache
-    replicas = 0.5 - (parallel.tp - 1) / 1000 if parallel.dp > 1 else 0.0
+    # sequence alone; the fewer ranks a replica has, the fewer copies of the cache, and of its stages the fewer wait
+    replicas = 0.5 - (parallel.tp - 1) / 1e3 - (parallel.pp - 1) / 1e6 if parallel.dp > 1 else 0.0
     whole = replicas - float(problem.pads_heads(parallel.tp))
     fewer = -float(len(candidate.evaluation.ranks))
     length, useful = float(candidate.length), float(min(candidate.length, problem.target))

@@ -432,6 +432,18 @@ def test_a_lossy_cache_is_only_chosen_where_it_is_allowed_and_helps() -> None:
     assert "-ctk" not in plan(machine(card(0, 40)), context=16_384, kv="auto").argv
 
 
+def test_a_lossy_cache_is_taken_where_nothing_else_reaches_16384_tokens_on_the_card() -> None:
+    on = machine(card(0, 21))
+    lossless, found = (plan(on, model="qwen3-32b-Q4_K_M", **wishes) for wishes in ({"kv": "f16"}, {}))
+    assert (lossless.context_tokens or 0) < 16_384
+    assert value(found, "-ctk") == "q8_0"
+    assert (found.context_tokens or 0) >= 16_384
+    assert found.speed is not None and lossless.speed is not None
+    assert found.speed.decode_tokens_per_s >= 0.5 * lossless.speed.decode_tokens_per_s
+    message = next(finding.message for finding in found.findings if finding.code == "lossy-cache")
+    assert "f16" in message
+
+
 def test_a_lossy_cache_is_tried_where_a_slower_card_holds_the_rest() -> None:
     on = machine(card(0, 8), card(1, 8, speed=100_000_000_000))
     assert value(plan(on, context=32_768, kv="f16"), "-ts") is not None

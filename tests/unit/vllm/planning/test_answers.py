@@ -110,6 +110,29 @@ def test_nodes_are_machines_like_this_one() -> None:
     assert "--node-rank" in told(free)["nodes"]
 
 
+def test_nodes_whose_gpus_share_ram_have_it_each() -> None:
+    """Two GB10 hold what one does not: the RAM of the second is not that of the first."""
+    machine = autofit.load_machine("gb10")
+    assert not autofit.plan("vllm", CONFIGS / "llama3-70b", machine, engine_args=()).fits
+    found = autofit.plan("vllm", CONFIGS / "llama3-70b", machine, engine_args=("--nnodes", "2"))
+    assert found.fits
+    utilization = found.engine_report["gpu_memory_utilization"]
+    assert isinstance(utilization, float) and 0.8 <= utilization <= 0.85
+    other, host = found.memory.pools
+    assert (other.id, host.id) == ("node1/host", "host")
+    for pool in (other, host):
+        assert 100 << 30 < pool.used_bytes <= (pool.free_bytes or 0)
+
+
+def test_replicas_are_spread_over_nodes_one_on_each_gpu() -> None:
+    """Stages of a replica would wait for each other, and serve fewer sequences."""
+    machine = autofit.load_machine("8xh200", ram="2TiB")
+    found = autofit.plan("vllm", CONFIGS / "deepseek-v4-flash", machine, engine_args=("--nnodes", "2"))
+    report = found.engine_report
+    sizes = [report[f"{kind}_parallel_size"] for kind in ("data", "tensor", "pipeline")]
+    assert sizes == [16, 1, 1]
+
+
 def test_each_node_has_its_command() -> None:
     """The head has the server; the others run the same flags without one."""
     found = check(
@@ -315,3 +338,27 @@ def test_no_more_of_a_card_than_published_commands_take() -> None:
 )
 def test_gpus_that_are_missing_are_counted_as_tensor_parallelism_takes_them(name: str, cards: str, needed: str) -> None:
     assert needed in told(plan(CONFIGS / name, cards, ram="16GiB"))["gpus-needed"]
+
+
+def test_a_shorter_context_comes_with_a_smaller_batch_where_that_makes_it_much_longer() -> None:
+    """Buffers of 1,024 sequences are most of what the cache lacks."""
+    found = check(CONFIGS / "llama3-70b", "2xh100-80gb", "-tp", "2")
+    words = told(found)["would-fit"].removeprefix("nearest: ").removesuffix(" starts").split()
+    assert {"--max-num-seqs", "--max-num-batched-tokens", "--max-model-len"} < set(words)
+    assert check(CONFIGS / "llama3-70b", "2xh100-80gb", "-tp", "2", *words).fits
+    length = int(words[words.index("--max-model-len") + 1])
+    alone = check(CONFIGS / "llama3-70b", "2xh100-80gb", "-tp", "2", "--max-model-len", str(length // 2))
+    assert not alone.fits
+
+
+def test_gpus_that_are_left_out_could_run_copies() -> None:
+    found = plan(CONFIGS / "llama3-8b", "4xh100-80gb", "-tp", "1")
+    assert "-- -dp 4" in told(found)["idle-gpus"]
+    copies = plan(CONFIGS / "llama3-8b", "4xh100-80gb", "-tp", "1", "-dp", "4")
+    assert copies.fits and "idle-gpus" not in told(copies)
+
+
+def test_a_plan_without_cuda_graphs_says_so() -> None:
+    found = plan(CONFIGS / "qwen3-32b", "3xrtx-3090", kv="fp8")
+    assert "--enforce-eager" in found.argv
+    assert "--no-enforce-eager" in told(found)["no-graphs"]
