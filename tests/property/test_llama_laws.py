@@ -108,9 +108,8 @@ def worth(job: Job) -> Worth | None:
 def assert_no_worse(less: Worth | None, more: Worth | None, *, of_ram: bool = False) -> None:
     """More of something gives a plan wherever less does, and one that is better in something if it is worse in any.
 
-    `of_ram`: a cache may become lossless at up to `LOSSY_GAIN` of the rate, with its price said. That is the policy: with
-    less RAM a lossless one was no choice, with more the plan is the one that the KV-type rule takes. More of a device
-    never does so.
+    `of_ram`: a cache may become lossless for at most `LOSSY_GAIN` of the rate, with its price said. That is the policy:
+    with less RAM a lossless one was no choice, with more the rule of KV types takes it. More of a device never does so.
     """
     if less is None:
         return

@@ -471,9 +471,7 @@ def _at_price(
     if whole is not None or goals.prefer == "context":
         return whole
     n_ctx = found.candidate.n_ctx_seq
-    least = max(
-        size, goals.least, min(n_ctx, goals.floor), round_up(int((1 - trade.context) * n_ctx), CELL_PADDING)
-    )
+    least = max(size, goals.least, min(n_ctx, goals.floor), round_up(int((1 - trade.context) * n_ctx), CELL_PADDING))
     steps = sorted({n for n in (least, *_steps(goals.least, goals.most)) if least <= n < n_ctx})
     longest = largest(lambda k: at(steps[k]) is not None, 0, len(steps) - 1)
     return None if longest is None else at(steps[longest])
