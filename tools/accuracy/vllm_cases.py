@@ -38,6 +38,7 @@ class Case(NamedTuple):
     right: str
     told: Callable[[Plan], str]
     is_plan: bool = False
+    version: str | None = None  #: the release that was measured; `None`: the newest
 
 
 def verdict(plan: Plan) -> str:
@@ -67,6 +68,7 @@ def rates(plan: Plan) -> str:
 
 
 DS4 = "deepseek-ai--DeepSeek-V4-"
+FLASH = ("-tp", "2", "--enable-expert-parallel", "--kv-cache-dtype", "fp8", "--block-size", "256")
 CASES = (
     Case("F1", "nvidia--NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4", ("gb10",), ("--trust-remote-code",),
          "fits at 0.92", "cannot start at 0.92; 0.85 at most", verdict),
@@ -82,8 +84,13 @@ CASES = (
          "refused", "the checkpoint's method replaces the word", weights),
     Case("F6", "qwen3.5-27b-fp8", ("rtx-pro-6000-max-q",), ("--trust-remote-code",),
          "1040 Mamba blocks, fits", "939, refused (vllm-project/recipes/pull/831)", verdict),
-    Case("F7 GH200", DS4 + "Flash", ("gh200-96gb", "gh200-96gb"), ("-tp", "2"), "12.2 GiB", "5.4 GiB (0.22)", cache),
-    Case("F7 H20", DS4 + "Flash", ("2xh20",), ("-tp", "2"), "10.4 GiB", "7.7 GiB (0.26)", cache),
+    # the class LLM, whose defaults on such cards are steps of 16,384 tokens and 1,024 sequences
+    Case("F7 GH200", DS4 + "Flash", ("gh200-96gb", "gh200-96gb"), (*FLASH, "--gpu-memory-utilization", "0.95",
+         "--max-model-len", "30000", "--max-num-batched-tokens", "16384", "--max-num-seqs", "1024"),
+         "12.2 GiB", "5.44 GiB, 6.66 needed for 30,000 tokens (vllm/issues/44376)", cache, version="0.22.0"),
+    Case("F7 H20", DS4 + "Flash", ("2xh20",), (*FLASH, "--gpu-memory-utilization", "0.9", "--max-model-len", "121344",
+         "--max-num-batched-tokens", "8192", "--max-num-seqs", "32"),
+         "10.4 GiB", "7.7 GiB, 150,000 tokens (vllm/issues/51041)", cache, version="0.26.0"),
     Case("F8", DS4 + "Pro", ("8xh200",), ("-dp", "8", "--enable-expert-parallel", "--max-model-len", "200000"),
          "use --max-model-len 7872", "--max-num-batched-tokens 2048 keeps all 200,000", verdict),
     Case("F9", DS4 + "Flash", ("8xb200",), (), "one GPU, seven unmentioned", "DP8 with EP", layout, is_plan=True),
@@ -93,6 +100,9 @@ CASES = (
     Case("F10 key", "qwen3-8b", ("h100-80gb",), ("--attention-config.use_fp4_indexer_cache", "true"),
          "no hint", "the new name, indexer_kv_dtype", verdict),
     Case("F10 omni", "qwen3-8b", ("h100-80gb",), ("--omni",), "does not exist", "handed on by the CLI", verdict),
+    Case("V4 GB10", "nvidia--NVIDIA-Nemotron-3-Super-120B-A12B-FP8", ("gb10",), ("--nnodes", "2"),
+         "two nodes share the RAM of one, at 0.42", "each has its own, at most 0.85", verdict, is_plan=True),
+    Case("V4 H200", DS4 + "Pro", ("8xh200",), ("--nnodes", "2"), "PP8 DP2", "DP16 with EP", layout, is_plan=True),
     Case("F11", "qwen3-30b-a3b", ("3xa100-80gb",), (), "plan 12, check 48 tokens/s", "one rate", rates, is_plan=True),
 )  # fmt: skip
 
@@ -104,7 +114,8 @@ def answer(case: Case, scratch: Path) -> str:
     try:
         if case.is_plan:
             return case.told(autofit.plan("vllm", model, machine, engine_args=case.words))
-        return case.told(autofit.check(["vllm", "serve", str(model), *case.words], machine, environ={}))
+        command = ["vllm", "serve", str(model), *case.words]
+        return case.told(autofit.check(command, machine, environ={}, engine_version=case.version))
     except AutofitError as error:
         return f"refused: {error.message}" + (f" ({error.hint})" if error.hint else "")
 

@@ -46,9 +46,12 @@ LIBRARY_BYTES = 300 * MIB
 #: 51 piecewise and 35 full graphs were estimated at 0.52 GiB (Qwen3-8B on 24 GB), 3 and 2 at 0.09.
 GRAPHS_BASE_BYTES = 70 * MIB
 GRAPH_BYTES = 11 * MIB // 2
-#: Bytes per sampled row and vocabulary entry: logits, fp32 copy, fp32 probabilities, sort and top-k. Logs with up to
-#: 256 rows leave room for no more than 18; at 1024 rows it was about 34 on average (RTX PRO 6000 with 248,320 entries,
-#: two H100 with 131,072, one with 201,088).
+#: Bytes per sampled row and vocabulary entry: logits, fp32 copy, what top-k leaves and probabilities are 14 by source;
+#: logs with up to 256 rows leave room for no more than 18. With 1024 rows it was about 34 on average (RTX PRO 6000 with
+#: 248,320 entries, whatever the type of the weights; two H100 with 131,072, one with 201,088), more than the sampler
+#: has tensors for. What grows beside it may be the estimate of CUDA graphs, into which releases before 0.33 count what
+#: the steps before a capture leave in the allocator (vllm/issues/50780). Boots with VLLM_LOGGING_LEVEL=DEBUG, and 256
+#: and 1024 sequences, would tell them apart: "Estimated FULL CUDA graph memory", "torch peak memory increase".
 SAMPLER_BYTES_PER_LOGIT = 18
 SAMPLER_MORE_BYTES_PER_LOGIT = 39
 SAMPLER_FEW_ROWS = 256
