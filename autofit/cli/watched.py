@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from autofit.domain.machine import HOST_POOL
 from autofit.domain.memory import KINDS
 from autofit.domain.text import printable
 from autofit.domain.units import MIB, format_bytes
+from autofit.domain.values import replace
 from autofit.host import host
 from autofit.launch.parent import Child, end_as, kernel_kills
 from autofit.launch.start import reap
@@ -50,14 +51,18 @@ def run_watched(args: argparse.Namespace, argv: Sequence[str], environ: Mapping[
     """Start an engine as a child; the exit code, or the signal that ended it as one's own."""
     path = program_path(argv[0], environ)
     at_most: dict[str, int] = {}
+    added: dict[str, tuple[str, ...]] = {}
     before: Plan | None = None
     for attempt in range(1 + n_retries):
-        found = filled(args, argv, environ, at_most)
+        more = [word for words in added.values() for word in words]
+        found = filled(args, (*argv, *more), environ, at_most)
         if isinstance(found, int):
             return found
         plan, machine = found.plan, found.machine
+        kept = {one.setting for one in plan.decisions if one.origin == "wrapped command"} - added.keys()
         if before is not None:
-            _say(f"changes: {_changes(before, plan) or 'none that can be named'}")
+            changes = _changes(before, plan, added)
+            _say(f"changes: {changes or 'none that can be named'}" if changes or not added else "no other change")
         backend = host().backend(plan.backend)
         places, kills = backend.places(machine), kernel_kills()
         follower = Follower(backend.watch(), plan, places, is_quiet=args.quiet)
@@ -71,11 +76,41 @@ def run_watched(args: argparse.Namespace, argv: Sequence[str], environ: Mapping[
         _say(f"out of memory while {DOING[failure.stage]}: {printable(failure.words, 200)}")
         if attempt == n_retries:
             break
+        if failure.cause == "budget":
+            assert follower.observed is not None  # which the failure is of
+            flags = _advised(backend, follower.observed, plan, machine, kept)
+            if flags is None:
+                break
+            added |= flags
+            before = plan
+            continue
         for pool, n_bytes in learnt(failure, plan, places, follower.differences).items():
             at_most[pool] = n_bytes
             _say(f"planning again, for {format_bytes(n_bytes)} on {pool} at most")
         before = plan
     return end_as(status)
+
+
+def _advised(
+    backend: Backend, observed: Observed, plan: Plan, machine: Machine, kept: Collection[str]
+) -> Mapping[str, tuple[str, ...]] | None:
+    """Flags by their names that help where the engine's own account of its budget says what is missing: free memory
+    is not what it lacks. None of those that the command states is changed; `None`: no others help."""
+    from autofit.domain.request import Request
+
+    request = Request(engine_version=plan.engine_version, alternatives=False, explain=False)
+    told = tuple(backend.devices_in(observed))
+    repair = backend.repair(observed, plan.argv, replace(machine, devices=told or machine.devices), request)
+    for change in () if repair is None else repair.changes:
+        flags: dict[str, tuple[str, ...]] = {}
+        for word in change.flags:
+            name = word if word.startswith("-") else next(reversed(flags))
+            flags[name] = (*flags.get(name, ()), word)
+        if not flags.keys() & kept:
+            shown = printable(" ".join(change.flags), 200) or "the same"
+            _say(f"planning again, with {shown} ({printable(change.because, 200)})")
+            return flags
+    return None
 
 
 class Follower:
@@ -85,6 +120,7 @@ class Follower:
         self.watch, self.plan, self.places = watch, plan, places
         self.tells, self.tells_stages = not is_quiet, not is_quiet and sys.stderr.isatty()
         self.was_ready = False
+        self.observed: Observed | None = None  #: all of it, where it ended before it was ready
         self.differences: tuple[Difference, ...] = ()
         self.learn: Callable[[Observed, Sequence[Difference]], object] | None = None
         self._n_lines, self._stage = 0, "start"
@@ -125,7 +161,7 @@ class Follower:
         if self.watch is None or self.was_ready:
             self._tell()
             return None
-        observed = self.watch.close(os.waitstatus_to_exitcode(status))
+        self.observed = observed = self.watch.close(os.waitstatus_to_exitcode(status))
         found = observed.failure
         if found is not None and found.is_memory:
             self._compare(observed)
@@ -177,9 +213,9 @@ def learnt(
 ) -> dict[str, int]:
     """Bytes that pools have for this engine at most, as its failure shows.
 
-    Where an allocation failed, what was taken before it and the allocation are more than there is. What was taken is
-    what was predicted of the stages before, if it is known in which it was; what was reported beyond the prediction is
-    left out as well.
+    What comes after the start had not been taken, so that the rest of the plan is more than there is. Where an
+    allocation failed, so are what was taken before it and the allocation. What was taken is what was predicted of the
+    stages before, if it is known in which it was; what was reported beyond the prediction is left out as well.
     """
     if failure.cause in ("RAM", "killed"):
         named: str | None = HOST_POOL
@@ -190,7 +226,8 @@ def learnt(
     found = {}
     for pool in pools:
         over = sum(max(0, one.over_bytes) for one in differences if one.pool == pool.id)
-        most = pool.used_bytes - max(LEAST_BYTES, pool.used_bytes // 8)
+        at_start = pool.used_bytes - pool.sum_bytes("transient")
+        most = at_start - max(LEAST_BYTES, at_start // 8)
         before_it = BEFORE.get(_kind_of(failure, pool))
         if named is not None and failure.requested_bytes and before_it is not None:
             before = sum(pool.sum_bytes(kind) for kind in before_it)
@@ -209,8 +246,8 @@ def _kind_of(failure: Failure, pool: PoolUse) -> Kind | Stage:
     return failure.kind or planned.get(failure.requested_bytes or -1) or failure.stage
 
 
-def _changes(before: Plan, after: Plan) -> str:
-    """The settings that another plan has otherwise, as the engine spells them."""
+def _changes(before: Plan, after: Plan, added: Collection[str] = ()) -> str:
+    """The settings that another plan has otherwise, as the engine spells them, beside those that were `added`."""
     old = {one.setting: one.value for one in before.decisions if one.argv}
     new = {one.setting: one.value for one in after.decisions if one.argv}
     names = [*new, *(name for name in old if name not in new)]
@@ -219,7 +256,7 @@ def _changes(before: Plan, after: Plan) -> str:
         else f"{name} {new[name]}" if name in new
         else f"no {name}"
         for name in names
-        if old.get(name) != new.get(name)
+        if old.get(name) != new.get(name) and name not in added
     ]  # fmt: skip
     return printable(", ".join(changed), 400)
 
