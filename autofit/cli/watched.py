@@ -213,9 +213,9 @@ def learnt(
 ) -> dict[str, int]:
     """Bytes that pools have for this engine at most, as its failure shows.
 
-    What comes after the start had not been taken, so that the rest of the plan is more than there is. Where an
-    allocation failed, so are what was taken before it and the allocation. What was taken is what was predicted of the
-    stages before, if it is known in which it was; what was reported beyond the prediction is left out as well.
+    Where an allocation failed, what was taken before it and the allocation are more than there is. What was taken is
+    what was predicted of the stages before, if it is known in which it was; else all of the plan but what comes after
+    the start. What was reported beyond the prediction is left out as well.
     """
     if failure.cause in ("RAM", "killed"):
         named: str | None = HOST_POOL
@@ -226,17 +226,21 @@ def learnt(
     found = {}
     for pool in pools:
         over = sum(max(0, one.over_bytes) for one in differences if one.pool == pool.id)
-        at_start = pool.used_bytes - pool.sum_bytes("transient")
-        most = at_start - max(LEAST_BYTES, at_start // 8)
         before_it = BEFORE.get(_kind_of(failure, pool))
-        if named is not None and failure.requested_bytes and before_it is not None:
+        if named is None or not failure.requested_bytes or before_it is None:
+            most = _less(pool.used_bytes - pool.sum_bytes("transient"))
+        else:
             before = sum(pool.sum_bytes(kind) for kind in before_it)
             there = failure.requested_bytes - 1
             if failure.free_bytes is not None:
                 there = min(there, failure.free_bytes)
-            most = min(most, before + there)
+            most = min(_less(pool.used_bytes), before + there)
         found[pool.id] = max(0, most - over)
     return found
+
+
+def _less(n_bytes: int) -> int:
+    return n_bytes - max(LEAST_BYTES, n_bytes // 8)
 
 
 def _kind_of(failure: Failure, pool: PoolUse) -> Kind | Stage:

@@ -86,18 +86,20 @@ def repair(
     is_command = bool(argv)
     words = tuple(argv) or command_of(observed, version)
     cause, advice = cause_of(observed), advice_of(observed)
-    if failure is not None and failure.cause == "RAM" and machine.host.available_bytes is None:
+    resident = observed.facts.get("killed.resident_bytes")
+    says_ram = machine.host.available_bytes is not None or isinstance(resident, int)
+    if failure is not None and failure.cause == "RAM" and not says_ram:
         advice += ("the log does not say how much RAM there is: --ram SIZE does",)
     if failure is not None and failure.cause == "RAM" and words:
         changes = tuple(_on_host(observed, words, version))
         if changes:
             return Repair(cause=cause, changes=changes, advice=advice, basis=basis, is_command=is_command)
-    on_host = failure is not None and failure.cause == "RAM" and failure.requested_bytes is not None
+    on_host = failure is not None and failure.cause == "RAM" and (failure.requested_bytes is not None or says_ram)
     if failure is None or not failure.is_memory or model is None or not (machine.devices or on_host):
         lines = missing_of(observed, missing)
         return Repair(cause=cause, advice=advice, missing=lines, basis=basis, is_command=is_command)
     machine = replace(machine, devices=tuple(map(with_own_context, machine.devices)))
-    case = Case(backend, words, model, machine, request, version, at_start=on_host)
+    case = Case(backend, words, model, machine, request, version, at_start=on_host and failure.stage != "ready")
     case, lacks, note = (_bounded_host if on_host else _bounded)(case, observed, failure)
     changes = tuple(_changes(case, lacks))
     return Repair(
@@ -147,20 +149,42 @@ def _bounded(case: Case, observed: Observed, failure: Failure) -> tuple[Case, in
 
 
 def _bounded_host(case: Case, observed: Observed, failure: Failure) -> tuple[Case, int | None, tuple[str, ...]]:
-    """The same for RAM: it has less than what was held there, read from mapped files apart, and what failed."""
+    """The same for RAM: it has less than what was held there, read from mapped files apart, and what failed; or than
+    what the process had when the kernel killed it."""
+    host, resident = case.machine.host, observed.facts.get("killed.resident_bytes")
+    if failure.requested_bytes is not None:
+        most: int | None = _held_in_ram(case, observed, failure) + failure.requested_bytes - 1
+    else:
+        most = resident if isinstance(resident, int) else None
+    free = min(n for n in (host.available_bytes, most) if n is not None)
+    case = case._replace(machine=replace(case.machine, host=replace(host, available_bytes=free)))
+    notes = [f"RAM has less than {format_bytes(free)} for this process"]
+    room = _room_in_ram(case)
+    if failure.requested_bytes is None and room is not None and room >= 0:
+        more = room + RUN_TIME_BYTES
+        host = replace(host, available_bytes=max(0, free - more))
+        case = case._replace(machine=replace(case.machine, host=host))
+        notes.append(f"{format_bytes(more)} more are kept free: by its figures the command would have fitted")
+        room = _room_in_ram(case)
+    return case, None if room is None else max(0, -room), tuple(notes)
+
+
+def _held_in_ram(case: Case, observed: Observed, failure: Failure) -> int:
+    """What was reported of RAM before an allocation failed, and what is not reported."""
     held = sum(part.n_bytes for part in observed.parts if part.is_host and not part.mapped)
-    host = case.machine.host
-    most = held + (failure.requested_bytes or 0) - 1
     plan = case.check()
-    pool = None if plan is None else plan.memory.pools[-1]
-    if pool is not None:
-        beside = ("runtime", "weights") if failure.kind != "weights" else ("runtime",)
-        most += sum(item.n_bytes for item in pool.items if item.kind in beside and not item.when)
-    if host.available_bytes is None or host.available_bytes > most:
-        host = replace(host, available_bytes=most)
-    case = case._replace(machine=replace(case.machine, host=host))
-    room = None if (plan := case.check()) is None else -plan.memory.pools[-1].start_shortfall_bytes
-    return case, None if room is None else max(0, -room), (f"RAM has less than {format_bytes(most)} for this process",)
+    beside = ("runtime", "weights") if failure.kind != "weights" else ("runtime",)
+    items = () if plan is None else plan.memory.pools[-1].items
+    return held + sum(item.n_bytes for item in items if item.kind in beside and not item.when)
+
+
+def _room_in_ram(case: Case) -> int | None:
+    """What the command leaves of RAM, as far as it is judged here; negative: it lacks that."""
+    plan = case.check()
+    if plan is None:
+        return None
+    pool = plan.memory.pools[-1]
+    return -pool.start_shortfall_bytes if case.at_start else pool.room_bytes
 
 
 def _room(case: Case, device: Device) -> int | None:

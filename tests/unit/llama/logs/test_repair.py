@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from autofit.domain.ram import parse_ram
 from autofit.domain.repair import Repair
 from autofit.fix import fix
@@ -68,3 +69,36 @@ def test_where_no_change_is_enough_alone_the_fewest_together_are_offered() -> No
     assert change.argv == (*command[:3], "-np", "1", "-fa", "on", *change.flags)
     assert change.because.split("; ")[0] == "no prompt cache in RAM (8 GiB by default)"
     assert answer(11700, command=command, ram="2GiB", failed=ALONE).changes == ()
+
+
+KILLED = "Memory cgroup out of memory: Killed process 77 (llama-server) total-vm:9kB, anon-rss:{kb}kB, file-rss:4kB\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "ram", "gib", "flag"),
+    [
+        (KILLED.format(kb=16 << 20), None, 16, "-ctk"),  # it had as much, and no more
+        (KILLED.format(kb=16 << 20), "12GiB", 12, "-c"),
+        ("        Reason:       OOMKilled\n", "16GiB", 16, "-ctk"),
+        (KILLED.format(kb=32 << 20), None, 22, "-ctk"),  # by its figures it would have fitted, and it did not
+    ],
+)
+def test_a_process_that_the_kernel_killed_gets_a_command_for_what_it_had(
+    end: str, ram: str | None, gib: int, flag: str
+) -> None:
+    text, _ = loader_lines(DATA / "models" / "llama-3.1-8b-Q4_K_M.json.gz")
+    context = "".join(f"llama_context: {name} = {n}\n" for name, n in (("n_seq_max", 1), ("n_ctx", 131072)))
+    command = ("llama-server", "-m", "m.gguf", "-c", "131072", "-fa", "on")
+    log = f"build: 9205 (abc) with cc for x86_64-linux-gnu\n{text}{context}{end}".encode()
+    found = fix([log], command, ram=None if ram is None else parse_ram(ram)).repair
+    assert found.changes and not found.missing
+    for change in found.changes:
+        assert change.plan is not None and change.plan.memory.pool("host").start_bytes <= gib << 30
+    assert found.changes[0].flags[0] == flag
+
+
+def test_of_a_process_that_was_killed_without_a_figure_ram_is_asked_for() -> None:
+    text, _ = loader_lines(DATA / "models" / "llama-3.1-8b-Q4_K_M.json.gz")
+    log = f"build: 9205 (abc) with cc for x86_64-linux-gnu\n{text}        Reason:       OOMKilled\n".encode()
+    found = fix([log], ("llama-server", "-m", "m.gguf", "-c", "131072")).repair
+    assert not found.changes and any("--ram SIZE" in text for text in found.advice)
