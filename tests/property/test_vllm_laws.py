@@ -95,11 +95,8 @@ def no_worse(case: dict[str, Any], before: Candidate | None, after: Candidate | 
     prefer = case["wishes"]["prefer"]
     useful = 32768 if case["wishes"]["context"] is None else before.length
     assert after.length >= (before.length if prefer == "context" else min(before.length, useful))
-    in_ram = before.evaluation.offload is not None and after.evaluation.offload is not None
     rates = (before.total_speed, after.total_speed) if prefer == "throughput" else (before.pace, after.pace)
     assert after.length >= before.length or rates[1] > rates[0], "a shorter context only for a higher rate"
-    if in_ram and after.pace >= 0.999 * before.pace:
-        return  # layers leave in groups: what is left for the cache falls where a smaller group is enough
     assert after.length > before.length or rates[1] >= 0.999 * rates[0], "a lower rate only for more context"
 
 
