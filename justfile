@@ -40,6 +40,7 @@ gen: docs
     python tools/gen/dtypes.py
     python tools/gen/tiny.py
     python tools/gen/page_types.py
+    python tools/gen/fleets.py
 
 # Add a build of llama.cpp to the tables of flags, defaults and architectures, from its source: just gen-build 11434 TREE
 gen-build build tree:

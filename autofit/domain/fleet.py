@@ -124,9 +124,10 @@ class FleetPool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """The nearest change with which a fleet would fit: a model to leave out, to lower, or to take turns with."""
+    """The nearest change with which a fleet would fit: a model to leave out, to lower, to have fewer copies of, to put
+    in RAM in part, or to take turns with."""
 
-    kind: Literal["leave out", "lower", "move", "swap", "add memory"]
+    kind: Literal["leave out", "lower", "fewer copies", "layers in RAM", "move", "swap", "add memory"]
     models: tuple[str, ...]
     message: str
 

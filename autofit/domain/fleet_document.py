@@ -70,7 +70,7 @@ class FleetModelDocument(TypedDict):
 class FleetChangeDocument(TypedDict):
     """A change with which all would fit."""
 
-    kind: Literal["leave out", "lower", "move", "swap", "add memory"]
+    kind: Literal["leave out", "lower", "fewer copies", "layers in RAM", "move", "swap", "add memory"]
     models: list[str]
     message: str
 

@@ -211,7 +211,7 @@ class Estimates:
             way = self._way(model, one, some)
             if way is not None and (way.is_whole or level >= IN_PART):
                 ways.append(way)
-                ways += () if way.is_whole else self._in_part(model, one, some)
+                ways += self._in_part(model, one, some) if level >= IN_PART else ()
         return ways
 
     def _fixed(self, model: FleetModel, one: FleetMachine) -> tuple[str, ...] | None:
@@ -244,7 +244,7 @@ class Estimates:
                 for device in one.machine.devices
             )
             way = self._way(model, replace(one, machine=replace(one.machine, devices=smaller)), devices)
-            if way is not None:
+            if way is not None and not way.is_whole:
                 yield way
 
     # -- shapes --------------------------------------------------------------------------------------------

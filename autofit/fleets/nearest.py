@@ -142,8 +142,10 @@ def _changes(task: Task, estimates: Estimates, left_out: Sequence[str], lacks: i
     if 0 < len(left_out) < len(fleet.models):
         names = ", ".join(map(printable, left_out))
         yield Change(kind="leave out", models=tuple(left_out), message=f"without {names} the rest fits")
+    if (fewer := _fewer(fleet, estimates)) is not None:
+        yield fewer
     if len(fleet.models) <= MAX_CHANGED:
-        of_each: tuple[Callable[[Fleet, Estimates], Change | None], ...] = (_lowered, _moved, _in_turns)
+        of_each: tuple[Callable[[Fleet, Estimates], Change | None], ...] = (_lowered, _in_ram, _moved, _in_turns)
         yield from (change for of in of_each if (change := of(fleet, estimates)) is not None)
     if lacks:
         message = f"with {format_bytes(lacks)} ({lacks} bytes) more in each pool of each machine all would fit"
@@ -162,6 +164,32 @@ def _lowered(fleet: Fleet, estimates: Estimates) -> Change | None:
                     flag = name.replace("_", "-")
                     message = f"with {flag} = {tokens} for {printable(model.name)} all would fit"
                     return Change(kind="lower", models=(model.name,), message=message)
+    return None
+
+
+def _fewer(fleet: Fleet, estimates: Estimates) -> Change | None:
+    """The most copies of one model that there is a place for, the lowest priority first."""
+    for model in _by_priority(fleet):
+        low, high = 0, model.replicas  # so many have a place, and so many have not
+        while low + 1 < high:
+            middle = (low + high) // 2
+            if _fits(_with(fleet, replace(model, replicas=middle)), estimates):
+                low = middle
+            else:
+                high = middle
+        if low:
+            message = f"with replicas = {low} for {printable(model.name)} all would fit"
+            return Change(kind="fewer copies", models=(model.name,), message=message)
+    return None
+
+
+def _in_ram(fleet: Fleet, estimates: Estimates) -> Change | None:
+    """A model with layers in RAM, the lowest priority first."""
+    for model in _by_priority(fleet):
+        changed = _with(fleet, replace(model, layers_in_ram=True))
+        if not model.layers_in_ram and _fits(changed, estimates):
+            message = f"with layers-in-ram = true for {printable(model.name)}, which is slower then, all would fit"
+            return Change(kind="layers in RAM", models=(model.name,), message=message)
     return None
 
 
@@ -199,18 +227,22 @@ def _shortfall(task: Task, estimates: Estimates, searched: Searched) -> tuple[in
             return None, _alone(task, estimates, model)
     n = len(task.copies)
     what = f"{n} copies" if n != len(task.fleet.models) else f"{n} models"
+    machines = "1 machine" if len(task.machines) == 1 else f"{len(task.machines)} machines"
     kind = "" if searched.outcome.is_proven else " (not proven: the search ended first)"
     if n > MAX_CHANGED:
-        return None, f"{what} do not fit on {len(task.machines)} machines{kind}"
+        return None, f"{what} do not fit on {machines}{kind}"
     lacks = _lacking(problem_of(task, searched.shapes))
     if lacks is None:
-        return None, f"{what} do not fit on {len(task.machines)} machines{kind}"
+        return None, f"{what} do not fit on {machines}{kind}"
     return lacks, f"does not fit: each pool needs {format_bytes(lacks)} ({lacks} bytes) more for {what}{kind}"
 
 
 def _alone(task: Task, estimates: Estimates, model: FleetModel) -> str:
     """Why a model has no place even where nothing else is."""
     allowed = [one for one in task.fleet.machines if not model.machines or one.name in model.machines]
+    most = max((len(one.machine.devices) for one in allowed), default=0)
+    if model.n_devices is not None and model.n_devices > most:
+        return f"{printable(model.name)} takes {model.n_devices} devices, and its machines have {most} at most"
     for one in allowed:
         plan = estimates.plan(model, one, tuple(device.id for device in one.machine.devices), model.options)
         if plan is not None and not plan.fits:

@@ -215,7 +215,8 @@ class _named:
 def _margin(given: Any, at: str) -> Margin | None:
     if given is None:
         return None
-    margins = parse_margins(str(given))
+    with _named(f"{at}: margin"):
+        margins = parse_margins(str(given))
     if len(margins) != 1:
         raise UsageError(f"{at}: margin is one value for all devices", hint='margin = "1GiB"')
     return margins[0]
@@ -345,6 +346,8 @@ def _phases(given: Any, where: str) -> tuple[tuple[str, ...], dict[str, tuple[st
     """
     if not isinstance(given, Mapping):
         names = [_name(one, f"{where}: phases") for one in _texts(given, f"{where}: phases")]
+        if (twice := next((name for i, name in enumerate(names) if name in names[:i]), None)) is not None:
+            raise UsageError(f"{where}: phase {twice} is there twice", hint="give each a name of its own")
         given = dict.fromkeys(names, ())
     table = {_name(name, f"{where}: phases"): _texts(of, f"{where}: phases: {name}") for name, of in given.items()}
     if len(table) > MAX_PHASES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -23,22 +24,12 @@ from jsonschema import Draft202012Validator
 from support import DATA, ROOT, TINY
 
 QWEN = str(DATA / "vllm/configs/qwen3-0.6b")
-FLEET: dict[str, Any] = {
-    "phases": ["day", "night"],
-    "machine": [{"name": "box", "on": ["2x rtx-3090"], "ram": "64GiB"}],
-    "model": [
-        {"name": "chat", "model": str(TINY), "group": "chats", "priority": 80, "context": "1k"},
-        {"name": "other", "model": str(TINY), "group": "chats", "context": "2k"},
-        {"name": "embed", "model": QWEN, "context": "1k", "phases": ["day"], "engine-args": ["-tp", "2"]},
-        {"name": "Batch_1", "model": QWEN, "context": "2k", "phases": ["night"]},
-        {"name": "helper", "model": QWEN, "context": "512", "machines": ["box"], "priority": 10},
-    ],
-}
+TOOL = runpy.run_path(str(ROOT / "tools/gen/fleets.py"))
 
 
 @pytest.fixture(scope="module")
 def plan() -> FleetPlan:
-    found = autofit.fleet(FLEET, settings=None)
+    found: FleetPlan = TOOL["plan"]()
     assert found.fits and len(found.sets) == 4
     return found
 
@@ -49,11 +40,31 @@ def files(plan: FleetPlan, form: str) -> tuple[FleetFile, ...]:
     return found
 
 
+@pytest.mark.skipif(os.name == "nt", reason="paths of POSIX")
+def test_files_of_every_format_are_as_recorded(plan: FleetPlan) -> None:
+    """What the tests below read; `python tools/gen/fleets.py` writes them anew."""
+    made = dict(TOOL["files"](plan))
+    folder = ROOT / "tests/data/fleets"
+    assert made.keys() == {path.relative_to(folder).as_posix() for path in folder.glob("*/*")}
+    assert {path.partition("/")[0] for path in made} == {n for n, ref in host().renderers().items() if ref.fleet}
+    for path, text in made.items():
+        assert text == (folder / path).read_text(encoding="utf-8"), path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="paths of POSIX")
+def test_files_are_the_same_in_every_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "tools/gen/fleets.py", "--check"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "PYTHONHASHSEED": "7"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_schema_holds(plan: FleetPlan) -> None:
     schema = json.loads((ROOT / "docs/fleet.schema.json").read_text(encoding="utf-8"))
     Draft202012Validator.check_schema(schema)
-    tight = {**FLEET, "machine": [{"name": "box", "on": ["generic-cuda:4GiB"], "ram": "64GiB"}]}
-    for one in (plan, autofit.fleet(tight, settings=None)):
+    tight = autofit.fleet(plan.fleet, autofit.load_machine("generic-cuda:4GiB", ram="64GiB"), settings=None)
+    for one in (plan, tight):
         told = json.loads(json.dumps(one.to_dict(), allow_nan=False))
         assert [error.message for error in Draft202012Validator(schema).iter_errors(told)] == []
     assert not one.fits and one.shortfall

@@ -155,7 +155,7 @@ def test_who_stays_is_decided_by_priority() -> None:
         assert plan.left_out == (("m1",) if first > second else ("m0",))
         assert [one.name for one in plan.placements] == [name for name in ("m0", "m1") if name not in plan.left_out]
         kinds = [one.kind for one in plan.changes]
-        assert kinds == ["leave out", "lower", "swap", "add memory"]
+        assert kinds == ["leave out", "lower", "layers in RAM", "swap", "add memory"]
         within(replace(plan, sets=tuple((one.name,) for one in plan.placements)))
 
 
@@ -182,6 +182,27 @@ def test_changes_do_what_they_say() -> None:
     turns = fleet({"context": "64k"}, {"context": "64k"}, on=on, **{"when-full": "swap"})
     assert turns.fits and "take turns" in turns.findings[-1]
     within(turns)
+
+
+def test_how_many_copies_have_a_place_is_said() -> None:
+    on = machine("rtx-3090")
+    plan = fleet({"context": "4k", "replicas": 40, "priority": 10}, {"context": "4k"}, on=on)
+    (fewer,) = (one for one in plan.changes if one.kind == "fewer copies")
+    n = int(fewer.message.split()[3])
+    assert fewer.message == f"with replicas = {n} for m0 all would fit"
+    assert fleet({"context": "4k", "replicas": n}, {"context": "4k"}, on=on).fits
+    assert not fleet({"context": "4k", "replicas": n + 1}, {"context": "4k"}, on=on).fits
+
+
+def test_layers_in_ram_are_offered_where_they_are_enough() -> None:
+    on = machine("rtx-3090")
+    plan = fleet({"context": "64k"}, {"context": "64k", "priority": 10}, on=on)
+    (change,) = (one for one in plan.changes if one.kind == "layers in RAM")
+    assert change.models == ("m1",) and "layers-in-ram = true for m1" in change.message
+    changed = fleet({"context": "64k"}, {"context": "64k", "layers-in-ram": True}, on=on)
+    assert changed.fits
+    within(changed)
+    assert fleet({"devices": 3}, on=on).shortfall == "m0 takes 3 devices, and its machines have 1 at most"
 
 
 def test_a_model_that_fits_nowhere_is_named() -> None:
