@@ -93,6 +93,9 @@ def stated_options(
     """
     from autofit.settings.layers import collect
 
+    if settings is not None and not isinstance(settings, Surroundings):
+        raise UsageError(f"settings are a Surroundings or None, not {settings!r:.40}", hint="None: no settings count")
+
     def preset(name: str) -> Mapping[str, object]:
         from autofit.profiles import load_preset
 

@@ -10,6 +10,7 @@ from autofit.domain.units import MIB, format_bytes
 from autofit.domain.values import dataclass, replace
 from autofit.errors import UsageError
 from autofit.fix import machine_of, read_log
+from autofit.hardware.system import ToolError, run_both
 from autofit.host import blamed, host
 from autofit.planning.compare import Difference, compare
 
@@ -202,31 +203,15 @@ def _counts(told: Mapping[str, tuple[str, str]], plan: Plan, observed: Observed)
 
 
 def _output(words: Sequence[str], environ: Mapping[str, str]) -> str:
-    """What a dry run prints.
+    """What a dry run prints, of the program that the search for tools finds, and bounded as theirs.
 
     Raises:
-        UsageError: it cannot be started, takes too long, or fails.
+        UsageError: it cannot be started, takes too long, prints too much, or fails.
     """
-    import subprocess
-
     try:
-        done = subprocess.run(
-            words,
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=DRY_RUN_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        cause = "it takes too long" if isinstance(error, subprocess.TimeoutExpired) else error.strerror or str(error)
-        raise UsageError(f"{printable(words[0])}: {cause}", hint="is the engine installed, and in PATH?") from error
-    if done.returncode:
-        last = done.stderr[-400:].decode("utf-8", "replace").strip().splitlines()
-        raise UsageError(
-            f"{printable(words[0])} fails (exit status {done.returncode}): {printable(last[-1] if last else '', 200)}"
-        )
-    return (done.stdout[:MAX_OUTPUT_BYTES] + b"\n" + done.stderr[:MAX_OUTPUT_BYTES]).decode("utf-8", "replace")
+        return "\n".join(run_both(words, DRY_RUN_SECONDS, environ=environ, limit_bytes=MAX_OUTPUT_BYTES))
+    except ToolError as error:
+        raise UsageError(printable(str(error), 400), hint="is the engine installed, and in PATH?") from error
 
 
 def in_words(verified: Verified) -> list[str]:

@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+WARM, MOST_SECONDS = 20, 300.0  #: under Atheris: inputs before it begins, and of one input
 sys.path[:0] = [str(ROOT / "tests")]
 
-from contextlib import nullcontext
+if "--atheris" in sys.argv:
+    import atheris
 
-with (
-    nullcontext()
-    if "--atheris" not in sys.argv
-    else __import__("atheris").instrument_imports(include=["autofit", "autofit_llama", "autofit_vllm"])
-):
-    from support.fuzzing import escape_of, run_for
-    from support.fuzzing.targets import TARGETS
+    # never left: much is imported where it is needed
+    atheris.instrument_imports(include=["autofit", "autofit_llama", "autofit_vllm"]).__enter__()
+
+from support.fuzzing import escape_of, run_for
+from support.fuzzing.targets import TARGETS
 
 
 class Job(NamedTuple):
@@ -101,14 +101,33 @@ def one(job: Job) -> tuple[Job, int, float, dict[str, tuple[int, str]]]:
     return job, total, spent, {kind: (times, first[kind]) for kind, times in counts.items()}
 
 
-def guided(name: str, seconds: int) -> int:
-    """A target under Atheris: the bytes that it offers are the source of what `make` draws."""
-    import atheris
+class Drawn(random.Random):
+    """Draws that bytes decide, one after the other, so that Atheris sees what each of them changes."""
 
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._data, self._at = data, 0
+
+    def getrandbits(self, k: int, /) -> int:
+        end = self._at + (k + 7) // 8
+        if end > len(self._data):
+            return super().getrandbits(k)
+        part, self._at = self._data[self._at : end], end
+        return int.from_bytes(part, "little") & ((1 << k) - 1)
+
+    def random(self) -> float:
+        return self.getrandbits(53) / (1 << 53)
+
+
+def guided(name: str, seconds: int) -> int:
+    """A target under Atheris: the bytes that it offers are what `make` draws."""
     target = TARGETS[name]
 
+    for number in range(WARM):  # what is imported on the way is instrumented first, which takes its time
+        escape_of(target, target.make(random.Random(number)), MOST_SECONDS)
+
     def check(data: bytes) -> None:
-        found = escape_of(target, target.make(random.Random(data)))
+        found = escape_of(target, target.make(Drawn(data)), MOST_SECONDS)
         if found is not None:
             raise AssertionError(found)
 

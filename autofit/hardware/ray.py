@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from autofit.domain.text import printable
 from autofit.domain.values import replace
 from autofit.errors import HardwareError
 from autofit.hardware.nodes import MAX_GPUS, Member, join, of_cards
+from autofit.hardware.system import ToolError, ToolTimeoutError, run_both
 
 SCHEME = "ray://"
 SECONDS = 60.0
@@ -93,22 +93,21 @@ def _asked(address: str) -> Mapping[str, Any]:
     if importlib.util.find_spec("ray") is None:
         raise HardwareError("Ray is not installed here", hint="pip install ray, or describe the nodes: --on NAME")
     quiet = {"RAY_DEDUP_LOGS": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    environ, cause = {**os.environ, **quiet}, "no answer"
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _ASK, address],
-            capture_output=True,
-            timeout=SECONDS,
-            env={**os.environ, **quiet},
-            check=False,
+        # -P: not a `ray.py` of the current directory
+        stdout, _ = run_both(
+            [sys.executable, "-P", "-c", _ASK, address], SECONDS, environ=environ, limit_bytes=MAX_BYTES
         )
-    except subprocess.TimeoutExpired:
+    except ToolTimeoutError:
         raise HardwareError(f"the Ray cluster at {printable(address, 60)} does not answer in {SECONDS:.0f} s") from None
-    for line in done.stdout[:MAX_BYTES].decode("utf-8", "replace").splitlines():
+    except ToolError as error:
+        stdout, cause = "", str(error).rpartition(": ")[2]
+    for line in stdout.splitlines():
         if line.startswith("autofit-nodes "):
             found: Any = json.loads(line.removeprefix("autofit-nodes "))
             return found if isinstance(found, Mapping) else {}
-    last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
     raise HardwareError(
-        f"the Ray cluster at {printable(address, 60)} is not reached: {printable(''.join(last), 160) or 'no answer'}",
+        f"the Ray cluster at {printable(address, 60)} is not reached: {printable(cause, 160)}",
         hint="start one with `ray start --head`, or name its address: --on ray://HOST:10001",
     )

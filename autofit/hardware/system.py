@@ -179,15 +179,22 @@ def run_tool(argv: Sequence[str], seconds: float) -> str:
     return run_both(argv, seconds)[0]
 
 
-def run_both(argv: Sequence[str], seconds: float) -> tuple[str, str]:
-    """What a program prints on its two streams, under the limits of `run_tool`.
+def run_both(
+    argv: Sequence[str],
+    seconds: float,
+    *,
+    environ: Mapping[str, str] | None = None,
+    limit_bytes: int = MAX_TEXT_BYTES,
+) -> tuple[str, str]:
+    """What a program prints on its two streams, under the limits of `run_tool`; `environ` are its variables.
 
     Raises:
         ToolError: not installed, failed, too slow, or too much output.
     """
     import subprocess
 
-    program = find_program(argv[0], os.environ)
+    environ = {**os.environ, "LC_ALL": "C"} if environ is None else environ
+    program = find_program(argv[0], environ)
     if program is None:
         raise ToolError(f"{argv[0]}: not installed")
     if seconds <= 0:
@@ -200,21 +207,21 @@ def run_both(argv: Sequence[str], seconds: float) -> tuple[str, str]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            env={**os.environ, "LC_ALL": "C"},
+            env=dict(environ),
             start_new_session=True,  # so that what it starts can be killed with it
         )
     except (OSError, ValueError) as cause:
         raise ToolError(f"{argv[0]}: {getattr(cause, 'strerror', None) or cause}") from cause
     with process:
         try:
-            outputs = [_Output(stream) for stream in (process.stdout, process.stderr) if stream]
+            outputs = [_Output(stream, limit_bytes) for stream in (process.stdout, process.stderr) if stream]
             while any(output.is_alive() for output in outputs) and not any(output.is_flood for output in outputs):
                 if time.monotonic() >= deadline:
                     raise ToolTimeoutError(f"{argv[0]}: no answer within {seconds:.2g} s")
                 for output in outputs:
                     output.join(min(0.01, max(0.0, deadline - time.monotonic())))
             if any(output.is_flood for output in outputs):
-                raise ToolError(f"{argv[0]}: more than {MAX_TEXT_BYTES} bytes of output")
+                raise ToolError(f"{argv[0]}: more than {limit_bytes} bytes of output")
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -230,11 +237,11 @@ def run_both(argv: Sequence[str], seconds: float) -> tuple[str, str]:
 
 
 class _Output(threading.Thread):
-    """What a program prints on one stream, `MAX_TEXT_BYTES` at most; the rest stays in the pipe."""
+    """What a program prints on one stream, `limit_bytes` at most; the rest stays in the pipe."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: IO[bytes], limit_bytes: int) -> None:
         super().__init__(daemon=True)
-        self.stream = stream
+        self.stream, self.limit_bytes = stream, limit_bytes
         self.data = b""
         self.is_flood = False
         self.start()
@@ -245,7 +252,7 @@ class _Output(threading.Thread):
         with contextlib.suppress(OSError, ValueError):  # closed under us, after a time-out
             while part := self.stream.read(1 << 16):
                 size += len(part)
-                if size > MAX_TEXT_BYTES:
+                if size > self.limit_bytes:
                     self.is_flood = True
                     return
                 parts.append(part)

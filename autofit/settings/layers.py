@@ -88,17 +88,27 @@ def collect(
     """
     layers: list[tuple[Origin, Layer]] = [("user", from_given(given))]
     notes: list[Finding] = []
+    doubtful: tuple[Layer, Path] | None = None
     if surroundings is not None:
         layers.append(("environment", from_environment(surroundings.variables)))
         for path in surroundings.files():
-            layer, found = _allowed(path, surroundings, backend)
+            layer, may_set_all = _read(path, surroundings, backend)
+            found: list[Finding] = []
+            if not may_set_all:
+                layer, found = _held_back(layer, path)
+                doubtful = layer, path
             stronger = {name for _, other in layers for name in other if name != "engine_args"}
             effective = [name for name in layer if name not in stronger and (used is None or name in used)]
             notes += [*_said(path, {name: layer[name] for name in effective}), *found]
             layers.append(("settings file", layer))
-    name = next((layer["preset"] for _, layer in layers if "preset" in layer), None)
-    if name is not None:
-        layers.append(("preset", from_table(preset(name), f"preset {name}", backend)))
+    asking = next((layer for _, layer in layers if "preset" in layer), None)
+    if asking is not None:
+        name = asking["preset"]
+        table: Layer = from_table(preset(name), f"preset {name}", backend)
+        if doubtful is not None and asking is doubtful[0]:  # what it may not say, it may not ask for
+            table, found = _held_back(table, doubtful[1], f" of the preset {printable(name, 60)}, which it asks for,")
+            notes += found
+        layers.append(("preset", table))
     return replace(merge(layers), notes=tuple(notes))
 
 
@@ -113,24 +123,30 @@ def _instead(path: Path) -> str:
     return "no such settings file"
 
 
-def _allowed(path: Path, surroundings: Surroundings, backend: str) -> tuple[Layer, list[Finding]]:
-    """What a settings file may set: all of it, but of one that came with the directory and is not trusted."""
+def _read(path: Path, surroundings: Surroundings, backend: str) -> tuple[Layer, bool]:
+    """What a settings file sets, and whether it may set all of it: one that came with the directory must be trusted."""
     from autofit.profiles import read_text
 
     text = read_text(path)
     layer = _parse_file(text, path, backend)
-    held_back = [name for name in NEEDS_TRUST if name in layer]
     is_own = path == surroundings.own_file and surroundings.named is None
-    if not is_own or not held_back or is_trusted(path, text, surroundings.variables):
+    return layer, not is_own or is_trusted(path, text, surroundings.variables)
+
+
+def _held_back(layer: Layer, path: Path, of: str = "") -> tuple[Layer, list[Finding]]:
+    """A layer without what the untrusted file at `path` may not set, and that this is not used; `of`: of what else."""
+    names = [name for name in NEEDS_TRUST if name in layer]
+    if not names:
         return layer, []
     where = os.path.abspath(path)  # noqa: PTH100 - as it is written, links and all
     flags = f" ({printable(' '.join(layer['engine_args']), 120)})" if "engine_args" in layer else ""
     message = (
-        f"{printable(where, 300)} is not trusted: its {' and '.join(held_back)}{flags} are not used; "
+        f"{printable(where, 300)} is not trusted: {'' if of else 'its '}{' and '.join(names)}{flags}{of} "
+        f"{'are' if 'engine_args' in names else 'is'} not used; "
         f"`autofit trust {printable(os.path.dirname(where), 300)}` lets it"  # noqa: PTH120
     )
     finding = tell(COMMON, "settings-not-trusted", message)
-    return {name: value for name, value in layer.items() if name not in held_back}, [finding]
+    return {name: value for name, value in layer.items() if name not in names}, [finding]
 
 
 def _said(path: Path, layer: Layer) -> list[Finding]:

@@ -1,142 +1,36 @@
-"""What broke once under hostile input, faults and load, by what each case shows; and where it is held now.
-
-`HELD` is the whole list: the case, what happened, and the tests that hold it. Those that no other room holds are here.
-"""
+"""What broke once under hostile input, faults and load: the tests of `docs/hostile-input.md` that no other room has."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import autofit
 import pytest
 from autofit.errors import AutofitError
 
 import support
-from support import descriptors, ggufs
+from support import TINY, descriptors, ggufs, large_models
 
 DATA = support.DATA / "hostile"
-TESTS = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"
 
 
-class Case(NamedTuple):
-    shows: str
-    before: str
-    tests: tuple[str, ...]  #: `file::function`
+PAGE = ROOT / "docs" / "hostile-input.md"
+ROWS = [line.strip("|").split(" | ") for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| ")][2:]
 
 
-SHELL, TRUST, FILES = "unit/core/render/test_shell.py", "unit/core/settings/test_trust.py", "unit/core/test_files.py"
-STREAMS, TOOLS = "unit/core/cli/test_streams.py", "unit/core/hardware/test_tools.py"
-LLAMA_LAWS, VLLM_LAWS = "property/test_llama_laws.py", "property/test_vllm_laws.py"
-HERE = "fuzz/test_once_broken.py"
-HELD = (
-    Case("a file name that runs code in dash", "ran it", (f"{SHELL}::test_every_posix_shell_reads_back_every_word",)),
-    Case(
-        "a settings file of a downloaded folder adds engine flags",
-        "added --trust-remote-code, as the user's",
-        (
-            f"{TRUST}::test_engine_flags_of_a_file_that_came_along_are_not_used_and_that_is_said",
-            f"{TRUST}::test_a_section_of_the_engine_is_no_way_around",
-        ),
-    ),
-    Case(
-        "more main memory loses a plan",
-        "16 to 64 GiB: 3 3 0 3 3 3 3",
-        (
-            f"{LLAMA_LAWS}::test_more_main_memory",
-            f"{LLAMA_LAWS}::test_more_main_memory_where_checkpoints_of_many_slots_fill_it",
-        ),
-    ),
-    Case(
-        "-c max when memory is added",
-        "61,952, 4,608, 36,352 tokens",
-        (f"{HERE}::test_the_longest_context_does_not_shrink_with_memory", f"{VLLM_LAWS}::test_more_gpu_memory"),
-    ),
-    Case(
-        "JSON and Python where the shell gets a command",
-        "10 of 128 architectures were refused",
-        (f"{HERE}::test_alternatives_take_no_plan_with_them",),
-    ),
-    Case(
-        "well-formed GGUF files that contradict themselves",
-        "23 kinds of bare exceptions",
-        (
-            "unit/llama/loading/test_loading.py::test_what_is_wrong_with_a_file_is_said",
-            "fuzz/test_fuzzers.py::test_nothing_escapes",
-        ),
-    ),
-    Case(
-        "configurations, numbers, profiles and recordings",
-        "14 kinds of bare exceptions; negative weights fit",
-        (
-            f"{HERE}::test_a_configuration_says_what_is_wrong_with_it",
-            f"{HERE}::test_fewer_experts_than_none",
-            f"{HERE}::test_a_profile_or_a_recording_says_what_is_wrong_with_it",
-            f"{HERE}::test_numbers_that_are_none_do_not_reach_json",
-        ),
-    ),
-    Case(
-        "a file that shrinks while it is read",
-        "SIGBUS",
-        ("unit/core/readers/test_open_files.py::test_a_file_that_shrinks_while_it_is_read_is_an_error",),
-    ),
-    Case(
-        "a named pipe, and a tool that floods",
-        "waited for ever; 859 MB",
-        (f"{FILES}::test_a_pipe_or_a_device_is_refused_at_once", f"{TOOLS}::test_a_flood_is_cut_by_its_bytes"),
-    ),
-    Case(
-        "programs of the current directory",
-        "were started",
-        (
-            f"{TOOLS}::test_nothing_is_started_from_the_current_directory",
-            f"{TOOLS}::test_windows_does_not_look_in_the_current_directory_either",
-        ),
-    ),
-    Case(
-        "plugins that print, exit, raise or return nonsense",
-        "on stdout before the command; tracebacks; exit 0 and nothing",
-        (
-            "contract/test_isolation.py::test_a_line_instead_of_a_traceback",
-            "unit/core/test_host.py::test_what_a_hook_returns_is_checked",
-        ),
-    ),
-    Case("a closed or a full stdout", "exit 0", (f"{STREAMS}::test_no_command_succeeds_whose_output_is_lost",)),
-    Case("a directory that has been deleted", "a traceback", (f"{STREAMS}::test_a_directory_that_has_been_deleted",)),
-    Case("many processes that save one name", "2 of 75 failed", (f"{FILES}::test_many_processes_save_one_name",)),
-    Case(
-        "a driver library that aborts",
-        "took autofit along",
-        (f"{TOOLS}::test_a_library_that_aborts_exits_or_hangs_takes_nothing_along",),
-    ),
-    Case(
-        "control characters in a profile's name",
-        "raw in a table and in 7 messages",
-        (
-            "unit/core/hardware/test_profiles.py::test_a_hostile_name_is_escaped",
-            "fuzz/test_fuzzers.py::test_nothing_escapes",
-        ),
-    ),
-    Case(
-        "laws of more memory, order and margin",
-        "9 of 944, 2 of 142, 7 of 523",
-        (
-            f"{LLAMA_LAWS}::test_more_memory_on_a_device",
-            f"{LLAMA_LAWS}::test_the_order_of_devices",
-            f"{LLAMA_LAWS}::test_a_smaller_margin",
-            f"{VLLM_LAWS}::test_a_larger_margin_uses_no_more",
-        ),
-    ),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("case", HELD, ids=lambda case: case.shows)
-def test_what_holds_it_is_there(case: Case) -> None:
-    for test in case.tests:
-        file, _, name = test.partition("::")
-        assert re.search(rf"^ *def {name}\(", (TESTS / file).read_text("utf-8"), re.MULTILINE), test
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].strip())
+def test_what_holds_it_is_there(row: list[str]) -> None:
+    """Each row of the page names its tests."""
+    case, before, now, held = row
+    tests = re.findall(r"`(\S+)::(\w+)`", held)
+    assert tests and case.strip() and before and now
+    for file, name in tests:
+        assert re.search(rf"^ *def {name}\(", (TESTS / file).read_text("utf-8"), re.MULTILINE), name
 
 
 WRONG = {
@@ -212,3 +106,81 @@ def test_the_longest_context_does_not_shrink_with_memory(tmp_path: Path) -> None
         machine = autofit.load_machine(f"generic-cuda:{mib}MiB", ram="8GiB")
         lengths.append(autofit.plan("llama", model, machine, context="max", settings=None).context_tokens)
     assert lengths == sorted(lengths) and lengths[0]
+
+
+def test_more_main_memory_for_a_model_with_windows() -> None:
+    description = large_models.gemma3_27b()
+    model = descriptors.build([{"header_bytes": 0, "file_bytes": 0, **description}], ["m.gguf"])
+    rates = []
+    for gib in (8, 24, 32, 48):
+        plan = autofit.plan(
+            "llama", model, autofit.load_machine("rtx-4060-ti-16gb", "rtx-4060-ti-16gb", ram=f"{gib}GiB"), settings=None
+        )
+        assert plan.fits and plan.speed is not None
+        rates.append((plan.context_tokens or 0, plan.speed.decode_tokens_per_s or 0.0))
+    assert rates == sorted(rates)
+
+
+@pytest.mark.slow
+def test_the_longest_context_of_many_experts() -> None:
+    model = descriptors.spec("models", "mixtral-8x22b-Q4_K_M")
+    for free in ("9GiB", "9500MiB", "16GiB"):
+        machine = autofit.load_machine(*["rx-7900-xtx"] * 3, f"rx-7900-xtx:{free}", ram="64GiB")
+        assert autofit.plan("llama", model, machine, context="max", settings=None).context_tokens == 65_536
+
+
+YI_34B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 7168, "intermediate_size": 20480,
+    "num_hidden_layers": 60, "num_attention_heads": 56, "num_key_value_heads": 8, "vocab_size": 64000,
+    "max_position_embeddings": 200000, "rope_theta": 5000000.0, "rms_norm_eps": 1e-05, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_more_cards_for_the_longest_context(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(YI_34B))
+    found = []
+    for n in (1, 2, 3, 4, 8):
+        machine = autofit.load_machine(*["rtx-4090"] * n, ram="128GiB")
+        plan = autofit.plan("vllm", str(tmp_path), machine, context="max", settings=None)
+        assert plan.fits and plan.speed is not None
+        found.append((plan.context_tokens or 0, plan.speed.decode_tokens_per_s or 0.0))
+    contexts, rates = zip(*found, strict=True)
+    assert list(contexts) == sorted(contexts)
+    assert list(rates) == sorted(rates)
+
+
+HOSTILE = "\x1b[2Jx\u202e\n"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: autofit.load_machine(HOSTILE),
+        lambda: autofit.load_machine(f"{HOSTILE}.toml"),
+        lambda: autofit.load_machine(f"rtx-3090:{HOSTILE}"),
+        lambda: autofit.load_machine("rtx-3090", ram=HOSTILE),
+        lambda: autofit.read_model(HOSTILE),
+        lambda: autofit.read_model(f"example:{HOSTILE}"),
+        lambda: autofit.plan(HOSTILE, str(TINY)),
+        *(
+            lambda given=given: autofit.plan("llama", str(TINY), settings=None, **given)  # type: ignore[misc]
+            for given in (
+                *({name: HOSTILE} for name in ("preset", "context", "margin", "kv", "prefer", "engine_version")),
+                {HOSTILE: 1},
+                *(
+                    {"engine_args": words}
+                    for words in ([HOSTILE], ["-ot", HOSTILE], ["-ctk", HOSTILE], ["--lora", HOSTILE])
+                ),
+            )
+        ),
+        lambda: autofit.plan("llama", str(TINY), settings=HOSTILE),  # type: ignore[arg-type]
+        lambda: autofit.check([HOSTILE]),
+        lambda: autofit.check(["llama-server", "-m", HOSTILE]),
+        lambda: autofit.check(["vllm", "serve", HOSTILE]),
+    ],
+)
+def test_messages_of_the_python_functions_are_printable(call: Any) -> None:
+    with pytest.raises(AutofitError) as caught:
+        call()
+    assert (caught.value.message + (caught.value.hint or "")).isprintable()

@@ -22,6 +22,7 @@ from autofit_llama.graph.ggml import Tensor
 from autofit_llama.graph.hyper import flat, selected_streams, streams
 from autofit_llama.graph.recurrent import snapshots
 from autofit_llama.graph.sparse import index_cache, store_index_keys, top_k_mask
+from autofit_llama.model.aborts import aborts
 from autofit_llama.model.architecture import Architecture, reads
 from autofit_llama.model.caches import (
     Cache,
@@ -44,6 +45,7 @@ STREAMS_APART = Change(
     source="src/models/qwen4exp.cpp: norms of hyper-connections of one dimension, and with TENSOR_ALLOW_RESHAPE",
     name="files of Qwen 4 with norms by stream",
 )
+_MOST_POOLED = 64  #: tokens of a block (src/llama-memory-hybrid-idx.cpp:set_input_qsa)
 _NORMS_BY_STREAM = ("output_hc_norm", "hc_attn_norm", "hc_ffn_norm", "ple_norm_key", "ple_norm_query", "ple_norm_conv")
 POOLED_KEYS = Change(
     without=11311,
@@ -226,6 +228,9 @@ def _attn_selected(
 
 def _inp_blocks(g: Graph, ratio: int) -> _Blocks:
     cells, n_streams = g.context.n_ctx_seq, g.model.n_streams
+    if ratio > _MOST_POOLED:
+        what = f"blocks of {ratio} tokens: GGML_ASSERT(r <= {_MOST_POOLED})"
+        raise aborts(g.h, what, keys=["dsv4_compress_ratios"])
     n_blocks = -(-cells // ratio)
     return _Blocks(
         g.input("i64", g.n_tokens),

@@ -17,9 +17,9 @@ from autofit_llama.loading.graphs import ASSERTED, CONDITIONS
 from autofit_llama.loading.loader import Loader
 from autofit_llama.loading.tensors.index import TENSORS
 from autofit_llama.loading.vocabulary import check_keys
-from autofit_llama.model.aborts import HINT, OTHER_KEYS
+from autofit_llama.model.aborts import HINT
 from autofit_llama.model.load import draft_of, read_hparams
-from autofit_llama.model.metadata_reader import KEYS
+from autofit_llama.model.metadata_reader import KEYS, key_of
 
 
 def check_loads(model: ModelSpec, version: Version) -> tuple[Finding, ...]:
@@ -94,5 +94,5 @@ def _values(condition: str, loader: Loader) -> Iterator[str]:
     for name in re.findall(r"[a-z]\w+", condition):
         value = getattr(loader.hparams, name)
         value = value() if callable(value) else value
-        key, _ = KEYS.get(name) or KEYS.get(f"{name}_full") or (OTHER_KEYS.get(name, name), "")
+        key = key_of(name if name in KEYS or f"{name}_full" not in KEYS else f"{name}_full")
         yield f"{key} is {value}"

@@ -18,6 +18,8 @@ from autofit_llama.model.metadata_reader import HParamsDraft
 
 OPTIONAL, DUPLICATED, SKIP, RESHAPE = 1, 2, 4, 8  #: flags of create_tensor (src/llama-model-loader.h)
 MAX_DIMS = 4  #: ggml.h:GGML_MAX_DIMS
+#: tried in a rotation, whether the graph has one (src/llama-model-loader.cpp:weight_buft_supported)
+ROTATED = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 LONG_ROPE = "LLAMA_ROPE_SCALING_TYPE_LONGROPE"
 
 Shape = Sequence[int]
@@ -110,6 +112,8 @@ class Loader(Fields):
         if flags & SKIP:
             self._n_created += 1
             return None
+        if found.type != "f32" and name.removesuffix(".weight").rpartition(".")[2] in ROTATED:
+            self.refuse(f"tensor {name} is {found.type}, it expects f32 (GGML_ASSERT(c->type == GGML_TYPE_F32))")
         if not flags & DUPLICATED:
             self._n_created += 1
         return found

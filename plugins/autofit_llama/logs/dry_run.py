@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from shutil import which
 
 from autofit.domain.memory import Kind
 from autofit.domain.observed import Observed, ReportedPart
 from autofit.domain.units import MIB
 from autofit.errors import UsageError
+from autofit.hardware.system import find_program as program_on_path
 
 from autofit_llama.command.options import spellings
 from autofit_llama.command.reading import find_program
@@ -34,7 +34,7 @@ def dry_run_of(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str, ..
     """
     _, words, rest = find_program(argv)
     beside = Path(words[0]).parent / PROGRAM if words and "/" in words[0] else None
-    path = str(beside) if beside is not None and beside.is_file() else which(PROGRAM, path=environ.get("PATH"))
+    path = str(beside) if beside is not None and beside.is_file() else program_on_path(PROGRAM, environ)
     if path is None:
         return ()
     known, kept, at = spellings(PROGRAM, LATEST), [path], 0

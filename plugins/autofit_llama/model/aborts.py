@@ -9,14 +9,10 @@ from autofit.domain.text import printable
 from autofit.errors import EngineRefusalError
 
 from autofit_llama.model.hparams import HParams
-from autofit_llama.model.metadata_reader import KEYS
+from autofit_llama.model.metadata_reader import KEYS, OTHER_KEYS, key_of
 from autofit_llama.model.validate import FREE, LOOPS
 
 MOST_KEYS = 4  #: named in a message
-OTHER_KEYS = {
-    "n_embd": "embedding_length", "n_head": "attention.head_count", "n_head_kv": "attention.head_count_kv",
-    "n_ff": "feed_forward_length", "n_layer_nextn": "nextn_predict_layers",
-}  # fmt: skip
 _HEADS = (
     "n_embd_head_k_full",
     "n_embd_head_v_full",
@@ -47,9 +43,10 @@ def aborts(
 
 def _told(hp: HParams, fields: Iterable[str]) -> Iterator[str]:
     for field in fields:
-        key = OTHER_KEYS.get(field) or KEYS[field][0]
+        key = key_of(field)
         value = getattr(hp, field)
-        yield f"{key} is {value[0] if isinstance(value, tuple) and value else value}"
+        each = dict.fromkeys(value) if isinstance(value, tuple) else (value,)
+        yield f"{key} is {', '.join(map(str, list(each)[:MOST_KEYS]))}"
 
 
 def _keys(hp: HParams, numbers: Iterable[int]) -> list[str]:
@@ -65,7 +62,7 @@ def _keys(hp: HParams, numbers: Iterable[int]) -> list[str]:
 def _figures(hp: HParams) -> Iterator[tuple[str, int]]:
     """Widths and counts by key; of a list that of the first block."""
     for field in dict.fromkeys((*OTHER_KEYS, *_HEADS, *(field for field in KEYS if field not in _NO_WIDTHS))):
-        key = OTHER_KEYS.get(field) or KEYS[field][0]
+        key = key_of(field)
         value = getattr(hp, field, None)
         value = value[0] if isinstance(value, tuple) and value else value
         if type(value) is int and value > 1:

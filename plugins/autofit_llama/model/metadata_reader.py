@@ -160,6 +160,18 @@ KEYS: Mapping[str, tuple[str, Kind]] = {
 }
 
 
+#: of fields that every architecture has, and that are read apart
+OTHER_KEYS = {
+    "n_embd": "embedding_length", "n_head": "attention.head_count", "n_head_kv": "attention.head_count_kv",
+    "n_ff": "feed_forward_length", "n_layer_nextn": "nextn_predict_layers",
+}  # fmt: skip
+
+
+def key_of(field: str) -> str:
+    """The key that a hyperparameter comes from, or its own name."""
+    return OTHER_KEYS.get(field) or KEYS.get(field, (field,))[0]
+
+
 class HParamsDraft(SimpleNamespace):
     """Hyperparameters while they are read; `given` are the fields that the file has."""
 

@@ -11,6 +11,8 @@ from autofit.domain.text import printable
 from autofit.domain.values import fields
 from autofit.errors import CorruptModelError
 
+from autofit_llama.model.metadata_reader import key_of
+
 if TYPE_CHECKING:
     from autofit.domain.model import ModelSpec
 
@@ -22,7 +24,7 @@ MAX_NODES = 81_920  #: llama-context.cpp:graph_max_nodes: 40 nodes for each of 2
 NODES_PER_TENSOR = 32
 
 MAY_BE_NEGATIVE = frozenset(
-    "n_layer_kv_from_start router_layer deepstack_mapping i_altup_act n_no_rope_layer_step".split()
+    "n_layer_kv_from_start router_layer deepstack_mapping i_altup_act n_no_rope_layer_step rope_sections".split()
 )
 NO_FIGURES = frozenset({"pooling_type", "pooling_type_cls"})  #: names of a kind, 2^32 - 1 for none
 POSITIVE = frozenset("n_embd n_layer_all n_embd_inp n_embd_out n_vocab".split())
@@ -82,7 +84,7 @@ def validate(hp: _Figures, model: ModelSpec) -> _Figures:
                 continue
             cause = _wrong(name, each, n_nodes // max(hp.n_layer_all, 1))
             if cause:
-                raise CorruptModelError(printable(model.name, 80), f"{hp.arch}: {name} is {each}: {cause}")
+                raise CorruptModelError(printable(model.name, 80), f"{hp.arch}.{key_of(name)} is {each}: {cause}")
     return hp
 
 

@@ -91,6 +91,7 @@ _TURBOQUANT_BITS = {
     "turboquant_k3v4_nc": (3, 4),
     "turboquant_3bit_nc": (3, 3),
 }
+_NOTHING = "config.json: a token takes no bytes in the cache of its attention layers"
 _LATENT_BYTES = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}  # mla_attention.py:get_kv_cache_spec
 _FULL_KINDS = ("full", "latent")
 #: of DeepSeek V4: the format that FlashMLA reads, and the multiples that its pages and those of FlashInfer have
@@ -487,6 +488,8 @@ def _attention_layer(
     heads = cache.kv_heads_per_rank(config.parallel.tp)
     head_size_v = 0 if cache.key_only else cache.head_size_v
     token = heads * packed_bytes(part.kv_dtype, config.dtype, cache.head_size, head_size_v)
+    if not token:
+        raise ModelError(_NOTHING)
     kind: Kind = cache.kind if cache.kind != "sliding" or config.sliding_window else "full"
     padded = None
     if kind == "sliding":
@@ -661,7 +664,7 @@ def _align_states(
     if not state:
         return block, None
     if not token:
-        raise ModelError("config.json: a token takes no bytes in the cache of its attention layers")
+        raise ModelError(_NOTHING)
     alignment = max(parts[0].backend.smallest_block(parts[0].query), block)
     common = math.lcm(*(part.backend.smallest_block(part.query) for part in parts))
     if model.uses_mla:

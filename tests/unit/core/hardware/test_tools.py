@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -176,3 +177,49 @@ def test_an_answer_comes_back_from_the_child_as_it_is() -> None:
         Child(aborts).facts(20.0)  # type: ignore[arg-type]
     with pytest.raises(TimeoutError):
         Child(hangs).facts(0.1)  # type: ignore[arg-type]
+
+
+FOLDERS = ("", ":/usr/bin:/bin", ".:/usr/bin:/bin", "bin:/usr/bin:/bin", "/usr/bin:/bin:")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs programs without an ending")
+@pytest.mark.parametrize("path", FOLDERS)
+def test_a_dry_run_is_of_no_program_of_the_current_directory(tmp_path: Path, path: str) -> None:
+    for folder in (tmp_path, tmp_path / "bin"):
+        folder.mkdir(exist_ok=True)
+        for name in ("llama-fit-params", "llama-server"):
+            program = folder / name
+            program.write_text(f"#!/bin/sh\n/usr/bin/touch {tmp_path}/STARTED\n")
+            program.chmod(0o755)
+    words = ["verify", "example:tiny", "--", "llama-server", "-m", "example:tiny"]
+    environ = {"PATH": path, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "autofit", *words], cwd=tmp_path, env=environ, capture_output=True, timeout=60
+    )
+    assert done.returncode not in (0, -9) and done.stdout == b""
+    assert not (tmp_path / "STARTED").exists()
+
+
+RAY = """
+def init(**_): pass
+def shutdown(): pass
+def available_resources(): return {"GPU": 1.0}
+def nodes():
+    node = {"NodeName": "a", "NodeManagerAddress": "10.0.0.1", "Alive": True}
+    return [{**node, "Resources": {"GPU": 1.0, "memory": 1e10, "accelerator_type:H100": 1.0}}]
+"""
+
+
+def test_a_cluster_is_not_asked_by_code_of_the_current_directory(tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "ray.py").write_text(RAY)
+    (tmp_path / "here").mkdir()
+    for name in ("ray", "json"):
+        (tmp_path / "here" / f"{name}.py").write_text(f"open({str(tmp_path / 'STARTED')!r}, 'w')\n" + RAY)
+    code = "import autofit; print(autofit.load_machine('ray://auto').devices[0].name)"
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "lib"), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path / "here", env=environ, capture_output=True, timeout=60
+    )
+    assert b"H100" in done.stdout, done.stderr
+    assert not (tmp_path / "STARTED").exists()

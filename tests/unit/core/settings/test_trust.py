@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from autofit.settings.layers import Surroundings, collect
@@ -97,10 +98,19 @@ def test_the_python_functions_stand_on_the_same_rule(here: Path) -> None:
     assert [note.code for note in stated.notes] == ["settings-file", "settings-not-trusted"]
 
 
-def test_a_preset_that_such_a_file_names_adds_its_own_flags_only(here: Path) -> None:
+def test_a_preset_that_such_a_file_names_adds_options_and_no_flags(here: Path) -> None:
+    """What a stranger's file may not say, it may not ask for either: flags of the user's own preset."""
     (here / "autofit.toml").write_text('preset = "x"\n' + HOSTILE)
     around = Surroundings(environ={"XDG_CONFIG_HOME": str(here.parent / "config")}, directory=here)
-    assert collect({}, around, "vllm", lambda name: {"engine_args": ["--seed", "1"]}).engine_args == ("--seed", "1")
+
+    def preset(name: str) -> Any:
+        return {"engine_args": ["--seed", "1"], "force": True, "parallel": 5}
+
+    found = collect({}, around, "vllm", preset)
+    assert found.engine_args == () and found.get("force") is None and found.get("parallel") == 5
+    assert "of the preset x, which it asks for" in found.notes[-1].message
+    asked = collect({"preset": "x"}, around, "vllm", preset)
+    assert asked.engine_args == ("--seed", "1") and asked.get("force") is True
 
 
 @pytest.mark.parametrize("store", ["", "{", "[]", '{"/x": 3}', "\0" * 40, "[" * 100_000])

@@ -188,6 +188,25 @@ def test_a_table_of_f16_that_is_added_is_left_to_a_gpu() -> None:
     assert not isinstance(checked(described, ["-c", "512"]), str)
 
 
+def test_factors_of_a_rotation_are_of_single_precision_where_the_graph_has_none_too() -> None:
+    given = {"base": "falcon-h1-dense", "keys": {}, "refit": True, "words": [], "types": {"rope_freqs.weight": 1}}
+    assert "rope_freqs.weight is f16" in checked(described_by(given), ["-c", "512"])
+
+
+def test_sections_are_not_looked_at_where_a_token_has_one_position() -> None:
+    keys = {"bailingmoe3.rope.dimension_sections": [8, 12, 12, -1]}
+    described = described_by({"base": "bailingmoe3-moe", "keys": keys, "refit": False, "words": []})
+    assert not isinstance(checked(described, ["-c", "512"], on_cpu=True), str)
+
+
+@pytest.mark.parametrize(("ratio", "is_taken"), [(64, True), (65, False)])
+def test_blocks_of_tokens_have_as_many_as_a_word_has_bits(ratio: int, is_taken: bool) -> None:
+    given = {"base": "qwen4exp-moe", "keys": {"qwen4exp.attention.compress_ratios": [7, ratio]}, "refit": False}
+    said = checked(described_by({**given, "words": []}), ["-c", "512"])
+    assert isinstance(said, str) != is_taken
+    assert is_taken or ("r <= 64" in said and "compress_ratios is 7, 65" in said)
+
+
 def test_a_scan_is_of_single_precision_on_the_cpu() -> None:
     given = {"base": "granitehybrid-dense", "keys": {}, "refit": True, "words": [], "types": {"blk.1.ssm_a": 30}}
     assert "unsupported types" in checked(described_by(given), ["-c", "512"], on_cpu=True)

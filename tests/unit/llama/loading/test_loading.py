@@ -37,7 +37,7 @@ REFUSED = {
     "91a570": "tensor blk.0.indexer.k_norm.weight has the shape [128], it expects [0]",
     "962897": "tensor blk.1.attn_k_norm.weight has the shape [1], it expects [128]",
     "c2b514": "exaone-moe.attention.value_length_swa: is i8 0, the engine expects u32",
-    "cc154b": "granite: n_head_kv is 4294967295: more than the engine can hold",
+    "cc154b": "granite.attention.head_count_kv is 4294967295: more than the engine can hold",
     "eeed0e": "it has no tensor output_norm.weight [256]",
     "f717c3": "it has no tensor blk.0.attn_q_norm.weight [128]",
 }
