@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import autofit
@@ -18,8 +14,8 @@ from autofit.planning.compare import REPORTED, compare
 
 from autofit_llama.backend import LlamaBackend
 from autofit_llama.launch.servers import ServerError, ask
-from support import ggufs
-from support.dryrun import VARIABLE, engine_folder, rpc_servers
+from support.dryrun import VARIABLE, engine_folder
+from support.lending import CLAIMED_MIB, MIB, limited_servers, write_experts
 from support.serving import complete, free_port, running
 
 pytestmark = [
@@ -28,45 +24,10 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as Linux does it"),
 ]
 
-MIB = 1 << 20
-CLAIMED_MIB = 96  #: of each server
-SLACK_MIB = 48  #: that a server's process takes beside the buffers it hands out
-
 
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 190 MiB."""
-    model = ggufs.llama(
-        n_layer=6, n_embd=512, n_head=8, n_ff=2048, n_vocab=32000, n_expert=8, weight_type="q8_0", output_type="q8_0",
-        metadata=ggufs.byte_vocabulary(32000),
-    )  # fmt: skip
-    return ggufs.write_with_weights(tmp_path_factory.mktemp("experts") / "experts.gguf", model)
-
-
-@contextmanager
-def limited_servers(n: int) -> Iterator[list[str]]:
-    """Servers that say they have CLAIMED_MIB, and cannot have much more."""
-    folder = engine_folder()
-    assert folder is not None
-    with rpc_servers(folder, [CLAIMED_MIB] * n) as addresses:
-        for address in addresses:
-            pid = _listener(int(address.split(":")[1]))
-            idle = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-            limit = idle + (CLAIMED_MIB + SLACK_MIB) * MIB
-            resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
-        yield addresses
-
-
-def _listener(port: int) -> int:
-    """The process that was started with this port."""
-    for found in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = found.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[0].endswith(b"ggml-rpc-server") and str(port).encode() in words:
-            return int(found.parent.name)
-    raise AssertionError(port)
+    return write_experts(tmp_path_factory.mktemp("experts") / "experts.gguf")
 
 
 def test_three_servers_hold_what_none_of_them_could(experts: Path, tmp_path: Path) -> None:

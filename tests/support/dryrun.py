@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support.networks import Place
+
 VARIABLE = "AUTOFIT_LLAMA_BIN"
 PROGRAMS = ("llama-server", "llama-fit-params")
 
@@ -97,22 +99,23 @@ def allocated_bytes(argv: Sequence[str], devices_mib: Sequence[int], *, folder: 
 
 
 @contextmanager
-def rpc_servers(folder: Path, devices_mib: Sequence[int]) -> Iterator[list[str]]:
-    """Servers that claim this much memory each; their addresses."""
+def rpc_servers(folder: Path, devices_mib: Sequence[int], places: Sequence[Place] = ()) -> Iterator[list[str]]:
+    """Servers that claim this much memory each, here or each in a place of its own; their addresses."""
     servers, addresses = [], []
     try:
-        for mib in devices_mib:
+        for at, mib in enumerate(devices_mib):
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = probe.getsockname()[1]
+            host, prefix = (places[at].address, places[at].prefix) if places else ("127.0.0.1", [])
             environ = {**os.environ, "SHIM_MEM_MIB": str(mib), "LD_PRELOAD": str(folder / "memshim.so")}
             servers.append(
                 subprocess.Popen(
-                    [str(folder / "ggml-rpc-server"), "-H", "127.0.0.1", "-p", str(port)],
+                    [*prefix, str(folder / "ggml-rpc-server"), "-H", host, "-p", str(port)],
                     env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 )
             )  # fmt: skip
-            addresses.append(f"127.0.0.1:{port}")
+            addresses.append(f"{host}:{port}")
         for address in addresses:
             _wait_for(address)
         yield addresses
