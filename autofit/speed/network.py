@@ -69,5 +69,5 @@ class Network:
         return [f"the network at {format_link(rate)} (--link states it)" for rate in sorted(rates)]
 
     def crossed(self, names: list[str]) -> bool:
-        """Whether a step that takes place at all of these goes over a network."""
-        return len({id(self._node_of.get(name)) for name in names}) > 1
+        """Whether a step that takes place at all of these goes over a network; to servers it does from here."""
+        return bool(self._over_rpc & set(names)) or len({id(self._node_of.get(name)) for name in names}) > 1

@@ -313,6 +313,7 @@ class Roofline:
         stages: list[tuple[str, float]] = []
         known: dict[tuple[int, Place], float] = {}  # most blocks of a model are one and the same value
         previous: tuple[LayerWork, Place] | None = None
+        entry = self._entry_seconds(layers, step) if layers else 0.0
         for layer, place in layers:
             key = id(layer), place
             seconds = known.get(key)
@@ -322,9 +323,24 @@ class Roofline:
                 n_bytes = previous[0].hidden_bytes * step.n_tokens
                 n_masked = layer.mask_bytes * step.n_tokens * (step.n_filled + step.n_tokens / step.n_sequences)
                 seconds += self.hop_seconds(previous[1].device, place.device, n_bytes, n_masked)
-            stages.append((place.device, seconds))
-            previous = layer, place
+            stages.append((place.device, seconds + entry))
+            previous, entry = (layer, place), 0.0
         return stages
+
+    def _entry_seconds(self, layers: Placed, step: Step) -> float:
+        """Seconds to send a first device over RPC what the processor looked up, and to have the results of the last.
+
+        Of devices in the machine this is part of what every step costs.
+        """
+        (first, start), (last, end), seconds = layers[0], layers[-1], 0.0
+        if self._network.is_over_rpc(start.device):
+            masked = first.mask_bytes * step.n_tokens * (step.n_filled + step.n_tokens / step.n_sequences)
+            seconds += self.hop_seconds(HOST_POOL, start.device, first.hidden_bytes * step.n_tokens, masked)
+        return seconds + self.exit_seconds(end.device, last.result_bytes * step.n_sequences)
+
+    def exit_seconds(self, name: str, n_bytes: int) -> float:
+        """Seconds to have a step's results from the last device; 0 but for one over RPC."""
+        return self.hop_seconds(name, HOST_POOL, n_bytes) if self._network.is_over_rpc(name) else 0.0
 
     def _constant_seconds(self, layers: Placed) -> float:
         return max((self._at(place.device).efficiency.step_s for _, place in layers), default=0.0)

@@ -83,6 +83,7 @@ class LayerWork:
     those of a prompt's, where an engine unpacks a latent for many queries. `hidden_bytes` is what a token hands to
     the next block: hidden size times the bytes of the activation type.
     `mask_bytes` is what one query says of one cached token, which a device on another machine is sent in every step.
+    `result_bytes` is what a sequence's last block hands to the processor in each step: its logits.
     `last_token_only` marks the output stage: of a prompt only the last token needs logits.
     """
 
@@ -99,6 +100,7 @@ class LayerWork:
     n_kernels: int = 0
     hidden_bytes: int = 0
     mask_bytes: int = 0
+    result_bytes: int = 0
     last_token_only: bool = False
 
 

@@ -1,5 +1,5 @@
 """Runs inside an environment with vLLM: reads argument lists of nodes as JSON lines, writes what vLLM's own parser and
-`ParallelConfig` make of each: which ranks are on the node."""
+`ParallelConfig` make of each: which ranks are on the node, and how it hands over its cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def main() -> None:
         found = ParallelConfig(**sizes, distributed_executor_backend="mp")
         first = found.node_rank_within_dp * found.local_world_size
         ranks = [first, first + found.local_world_size]
-        print("ANSWER " + json.dumps({**sizes, "headless": values["headless"], "ranks": ranks}), flush=True)
+        kv = values["kv_transfer_config"]
+        handed = None if kv is None else [kv.kv_connector, kv.kv_role, kv.is_kv_producer, kv.is_kv_consumer]
+        print(
+            "ANSWER " + json.dumps({**sizes, "headless": values["headless"], "ranks": ranks, "kv": handed}), flush=True
+        )
 
 
 if __name__ == "__main__":

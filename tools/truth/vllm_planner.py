@@ -146,7 +146,7 @@ def lay_out(config: Any, specs: list[dict[str, Any]], layouts: list[list[str]], 
             concurrency = utils.get_max_concurrency_for_kv_cache_config(config, whole)
     result |= {"max_concurrency": round(concurrency, 2)} | ({} if tokens is None else {"kv_cache_tokens": tokens})
     if len(plans) > 1:
-        per_block = [sum(t.size for t in plan.kv_cache_tensors) // plan.num_blocks for plan in plans]
+        per_block = [max(describe(group)["bytes"] for group in plan.kv_cache_groups) for plan in plans]
     else:
         per_block = [max(group.pop("bytes") for group in groups)]
     for group in groups:

@@ -189,6 +189,7 @@ class LaunchProblem:
             bulk_kind=self.kind,
             cache_on_host=not context.offload_kqv,
             is_fixed=is_fixed if fixed else None,
+            result_bytes=4 * hp.n_vocab * self.step(candidate).n_sequences,
         )
 
     def chosen(self, candidate: Candidate) -> LlamaSettings:

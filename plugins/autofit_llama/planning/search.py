@@ -66,8 +66,19 @@ class Search:
             return resident
         spilled = self.spilled(candidate)
         if spilled is None or (resident is not None and resident.seconds <= spilled.seconds):
-            return resident
-        return spilled
+            spilled = resident
+        if spilled is None or spilled.seconds <= self.tables(candidate).all_on_host_seconds:
+            return spilled
+        return self.on_host(candidate) or spilled
+
+    def on_host(self, candidate: Candidate) -> Found | None:
+        """Nothing on devices, or `None`: pins or RAM have it otherwise."""
+        tables = self.tables(candidate)
+        n = len(tables.blocks)
+        if n not in self.problem.bounds.heads or self.problem.bounds.lean[0] > 0:
+            return None
+        found, _ = self._prove(candidate, tables, Split(n, ()))
+        return found if found.fits else None
 
     def resident(self, candidate: Candidate) -> Found | None:
         """Everything on devices, or `None`."""

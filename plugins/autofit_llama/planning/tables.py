@@ -84,12 +84,15 @@ class Tables:
         bulk_kind: Kind,
         cache_on_host: bool = False,
         is_fixed: Callable[[Weight], bool] | None = None,
+        result_bytes: int = 0,
     ) -> None:
-        """`bulk_kind` may leave the device; weights for which `is_fixed` holds are placed by the user."""
+        """`bulk_kind` may leave the device; weights for which `is_fixed` holds are placed by the user. `result_bytes`
+        are the logits of a step, which the last device hands to the processor."""
         self.blocks = [_without(block, is_fixed) for block in found] if is_fixed else list(found)
         self.targets = tuple(targets)
         self.roofline, self.step = roofline, step
         self.bulk_kind, self.cache_on_host = bulk_kind, cache_on_host
+        self.result_bytes = result_bytes
         self.hidden_bytes = next((b.own.work.hidden_bytes for b in found), 0) * step.n_tokens
         mask = next((b.own.work.mask_bytes for b in found if b.own.work.mask_bytes), 0)
         self.mask_bytes = mask * step.n_tokens * (step.n_filled + step.n_tokens // step.n_sequences)
@@ -170,7 +173,11 @@ class Tables:
                 bulk_at = HOST_POOL if block.slot < split.lean else name
                 total += self._block_seconds(block, name, bulk_at, elsewhere.get(block.slot))
             slot += count
-        return total
+        return total + self.exit(previous)
+
+    def exit(self, name: str) -> float:
+        """Seconds to have the logits from the device of the last block."""
+        return self.roofline.exit_seconds(name, self.result_bytes)
 
     def _block_seconds(self, block: Block, name: str, bulk_at: str, elsewhere: Mapping[str, str] | None) -> float:
         """Seconds of a block on a device, with its bulk at `bulk_at` but for what is `elsewhere`."""
@@ -430,6 +437,8 @@ class _Columns:
         hops = 2 * tables.hop(target.id, HOST_POOL)
         for i in self.first_bulk:
             lean_s[i] += hops
+        for seconds in (whole_s, lean_s):
+            seconds[-1] += tables.exit(target.id)
         whole = [a + b for a, b in zip(own, bulk, strict=True)]
         return _prefix(whole), _prefix(own), _prefix(whole_s), _prefix(lean_s)
 

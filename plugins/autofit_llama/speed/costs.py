@@ -261,6 +261,7 @@ def _merged(block: Block, here: Mapping[Kind, Sequence[Weight]]) -> LayerWork:
         n_kernels=own.n_kernels,
         hidden_bytes=own.hidden_bytes,
         mask_bytes=own.mask_bytes,
+        result_bytes=own.result_bytes,
         last_token_only=own.last_token_only,
     )
 
@@ -286,7 +287,9 @@ def _own_work(
     feed_forward: FeedForwardKind,
 ) -> LayerWork:
     if slot == hp.n_layer_all:
-        return LayerWork(dense=reads(weights), n_kernels=_OUTPUT_KERNELS, last_token_only=True)
+        return LayerWork(
+            dense=reads(weights), n_kernels=_OUTPUT_KERNELS, result_bytes=4 * hp.n_vocab, last_token_only=True
+        )
     if not weights:
         return LayerWork(hidden_bytes=4 * hp.n_embd)  # a draft head that is not loaded
     mixer = _mixer(hp, slot, cached)
