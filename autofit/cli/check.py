@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from autofit.cli import options as of_plans
@@ -20,8 +20,6 @@ from autofit.text.programs import n_module_words, program_name
 
 if TYPE_CHECKING:
     import argparse
-
-    from autofit.backend import Served
 
 TAKES_COMMAND = True
 
@@ -82,12 +80,6 @@ def _is_engine(argv: Sequence[str]) -> bool:
     return program_name(argv) in programs or n_module_words(argv) > 0
 
 
-def _served(argv: Sequence[str], environ: Mapping[str, str], options: Any) -> Served | None:
-    """The models that the command loads as they are asked for."""
-    backend = host().backend_of_program(tuple(argv))
-    return backend.served(argv, environ, options.get("engine_version"))
-
-
 def run(args: argparse.Namespace) -> int:
     options: Any = {name: value for name, value in given(args).items() if name in CHECKED and value is not None}
     if args.files:
@@ -112,7 +104,9 @@ def run(args: argparse.Namespace) -> int:
         if is_script(wrapped.argv, find_program(wrapped.argv[0], environ)):
             return check_script(args, wrapped.argv, environ, options)
     else:
-        served = _served(wrapped.argv, environ, options)
+        from autofit.cli.run import served_by
+
+        served = served_by(wrapped.argv, environ, options.get("engine_version"))
         if served is not None:
             from autofit.cli import check_files
 

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autofit.cli.plan import write_product
-from autofit.cli.run import is_engine
+from autofit.cli.run import is_engine, served_by
 from autofit.deployments.reading import KINDS, read_commands
 from autofit.deployments.written import SECRET, UNKNOWN
 from autofit.domain.plan import SCHEMA
 from autofit.domain.text import printable
+from autofit.domain.values import replace
 from autofit.errors import AutofitError, UsageError
 from autofit.host import host, resolve
 from autofit.inputs import split_assignments
@@ -50,11 +51,17 @@ def run(args: argparse.Namespace, options: Mapping[str, Any]) -> int:
     """Check the commands of all files; the exit code is that of the worst verdict."""
     _form(args)
     mapped = [_mapped(text) for text in args.mapped]
-    verdicts = [verdict for path in args.files for verdict in _verdicts(path, mapped, options, quiet=args.quiet)]
+    verdicts: list[Verdict] = []
+    too_many: list[str] = []
+    for path in args.files:
+        for found, together in _verdicts(path, mapped, options, quiet=args.quiet):
+            verdicts += found
+            too_many += [] if together is None else [together]
     if not verdicts and not args.if_any:
         what = "no command of an engine in it" if len(args.files) == 1 else "no command of an engine in these files"
         raise UsageError(f"{printable(args.files[0], 200)}: {what}", hint=f"understood are {KINDS}")
-    return _report(args, verdicts)
+    code = _report(args, verdicts, too_many)
+    return 3 if too_many else code
 
 
 def _report(args: argparse.Namespace, verdicts: list[Verdict], more: Sequence[str] = ()) -> int:
@@ -82,20 +89,23 @@ def run_served(
             f"{printable(served.path, 200)}: no model in it", hint="a section for each: [NAME], model = PATH"
         )
     verdicts = verdicts_of(served, options, assigned)
-    together = _together(served, verdicts)
+    together = together_of(served, verdicts)
     code = _report(args, verdicts, [] if together is None else [together])
     return 3 if together is not None else code
 
 
-def verdicts_of(served: Served, options: Mapping[str, Any], environ: Mapping[str, str]) -> list[Verdict]:
-    """What is said of each model that a server loads as it is asked for."""
+def verdicts_of(
+    served: Served, options: Mapping[str, Any], environ: Mapping[str, str], directory: str | None = None
+) -> list[Verdict]:
+    """What is said of each model that a server loads as it is asked for, from the directory that it starts in."""
     from autofit.deployments.written import Written
 
-    written = (Written(line=line, argv=argv, environ=tuple(environ.items())) for line, argv in served.commands)
+    given = tuple(environ.items())
+    written = (Written(line=n, argv=argv, environ=given, directory=directory) for n, argv in served.commands)
     return [_verdict(served.path, one, options) for one in written]
 
 
-def _together(served: Served, verdicts: list[Verdict]) -> str | None:
+def together_of(served: Served, verdicts: list[Verdict]) -> str | None:
     """Where models that may be loaded at the same time take more than there is, each of which fits alone."""
     from autofit.domain.units import format_bytes
 
@@ -117,12 +127,33 @@ def _together(served: Served, verdicts: list[Verdict]) -> str | None:
 
 def _verdicts(
     path: str, mapped: list[tuple[str, str]], options: Mapping[str, Any], *, quiet: bool
-) -> Iterator[Verdict]:
+) -> Iterator[tuple[list[Verdict], str | None]]:
+    """The verdicts of each command of a file, of all models where its server has several, and on those together."""
     commands = read_commands(path, _is_engine, os.environ, mapped, _readers())
     if not commands and not quiet:
         print(f"autofit: {printable(path, 200)}: no command of an engine", file=sys.stderr)
     for command in commands:
-        yield _verdict(path, command, options)
+        try:
+            served = _served(command, options)
+        except AutofitError as error:
+            yield [Verdict(path, command, None, error)], None
+            continue
+        if served is None:
+            yield [_verdict(path, command, options)], None
+        else:
+            found = verdicts_of(served, options, dict(command.environ), command.directory)
+            yield found, together_of(served, found)
+
+
+def _served(command: Written, options: Mapping[str, Any]) -> Served | None:
+    """The models of a command's server, their file named as it is from here."""
+    assigned, rest = split_assignments(_without_unknown(command))
+    wrapped = unwrap(rest)
+    inner = os.path.join(command.directory or "", wrapped.directory or "")  # noqa: PTH118 - words of another file
+    environ = wrapped.variables({**os.environ, **dict(command.environ), **assigned})
+    with _in(inner):
+        served = served_by(wrapped.argv, environ, options.get("engine_version"))
+    return None if served is None else replace(served, path=os.path.join(inner, served.path))  # noqa: PTH118
 
 
 def _verdict(path: str, command: Written, options: Mapping[str, Any]) -> Verdict:

@@ -172,7 +172,7 @@ def tell_unplanned(argv: Sequence[str]) -> bool:
 def serves_others(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
     """Whether a server loads none of its models at the start, and is started as it is; told so."""
     try:
-        served = _served(argv, environ)
+        served = served_by(argv, environ)
     except UsageError:  # said where the command is planned
         return False
     if served is not None and not served.loads_first:
@@ -185,9 +185,14 @@ def serves_others(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
     return False
 
 
-def _served(argv: Sequence[str], environ: Mapping[str, str]) -> Served | None:
+def served_by(argv: Sequence[str], environ: Mapping[str, str], version: str | None = None) -> Served | None:
+    """The models that a command's server loads as they are asked for; `None`: it has one of its own.
+
+    Raises:
+        UsageError: a file that is not there, or not well formed.
+    """
     backend = backend_of(argv)
-    return None if backend is None else backend.served(argv, environ, None)
+    return None if backend is None else backend.served(argv, environ, version)
 
 
 def backend_of(argv: Sequence[str]) -> Backend | None:
@@ -229,7 +234,7 @@ def _start(
     args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], at_most: Mapping[str, int] = NOTHING
 ) -> Start:
     plan, machine = planned(args, argv, environ, at_most)
-    served = _served(argv, environ)
+    served = served_by(argv, environ)
     if served is None:
         return Start(plan, machine)
     from autofit.cli.check_files import verdicts_of

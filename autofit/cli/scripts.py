@@ -29,6 +29,7 @@ from autofit.text.programs import program_name
 if TYPE_CHECKING:
     import subprocess
 
+    from autofit.backend import Served
     from autofit.domain.document import CommandsDocument, FileCommandDocument, PlanDocument, UnplannedDocument
     from autofit.domain.plan import Plan
 
@@ -178,7 +179,7 @@ def _check_one(
     options: Any,
     answers: Answers,
 ) -> int:
-    from autofit.cli.run import is_engine, why_unplanned
+    from autofit.cli.run import is_engine, served_by, why_unplanned
     from autofit.pipeline import check
     from autofit.render import text
     from autofit.settings.layers import Surroundings
@@ -192,6 +193,8 @@ def _check_one(
             return _say(args, "unknown", shown, answers, 1)
         if not is_engine(argv):
             return _say(args, "loads no model", shown, answers, 0)
+        if served := served_by(argv, environ, options.get("engine_version")):
+            return _check_served(args, served, environ, title, options, answers)
         plan: Plan = check(argv, settings=Surroundings(environ=environ, directory=directory), **options)
     except (AutofitError, OSError) as error:
         refused = isinstance(error, EngineRefusalError)
@@ -206,6 +209,29 @@ def _check_one(
     if args.format != "json":
         print(f"{plan.verdict}: {shown}")
     return 0 if plan.fits else 3
+
+
+def _check_served(
+    args: argparse.Namespace, served: Served, environ: Mapping[str, str], title: str, options: Any, answers: Answers
+) -> int:
+    """The models of a server that loads them as they are asked for, each as a command, and those together."""
+    from autofit.cli.check_files import line_of, together_of, verdicts_of
+
+    code, found = 0, verdicts_of(served, options, environ)
+    for one in found:
+        print(f"  {title}{line_of(one)}", file=sys.stderr)
+        shown = shell.shown(one.command.argv)
+        if one.plan is None:
+            code = max(code, _say(args, "unknown", shown, answers, 1), key=(0, 3, 2, 1).index)
+            continue
+        answers.append(one.plan.to_dict())
+        if args.format != "json":
+            print(f"{one.plan.verdict}: {shown}")
+        code = max(code, one.exit_code, key=(0, 3, 2, 1).index)
+    together = together_of(served, found)
+    if together is not None:
+        print(f"  {title}{together}", file=sys.stderr)
+    return code if together is None else 3
 
 
 def _say(args: argparse.Namespace, verdict: Unplanned, shown: str, answers: Answers, code: int) -> int:

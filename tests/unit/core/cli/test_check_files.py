@@ -199,3 +199,30 @@ def test_what_is_not_told_inside_of_another_shell(check) -> None:  # type: ignor
     assert first.startswith("start.sh:1: fits: ")
     assert second.startswith("start.sh:2: not checked: not told without running it: $GONE is not set here")
     assert code == 2
+
+
+def test_servers_of_several_models_in_files(check) -> None:  # type: ignore[no-untyped-def]
+    """Each model by the line of its own file, from the folder that the server starts in; those that may be loaded at
+    once together."""
+    write(
+        "etc/models.ini",
+        "[small]\nmodel = example:tiny\n[large]\nmodel = example:mixtral-8x22b-q4_k_m\nngl = 99\nfit = off\n",
+    )
+    write("models.json", '{"models": [\n{"model": "example:tiny"},\n{"model": "example:tiny", "n_ctx": 99999999}]}')
+    write("a.service", "[Service]\nWorkingDirectory=etc\nExecStart=/usr/bin/llama-server --models-preset models.ini\n")
+    write("b.sh", "python3 -m llama_cpp.server --config_file models.json --port $PORT\n")
+    write("c.sh", "llama-server --models-preset gone.ini\n")
+    code, out, _ = check("--from", "a.service", "b.sh", "c.sh")
+    assert code == 3 and [line.split(": ")[:2] for line in out.splitlines()] == [
+        ["etc/models.ini:1", "fits"],
+        ["etc/models.ini:3", "does not fit"],
+        ["models.json:2", "fits"],
+        ["models.json:3", "does not fit"],
+        ["c.sh:1", "not checked"],
+    ]
+    model = "model = example:mixtral-8x7b-q4_k_m\nngl = 0\nlm = none\nc = 4096\ncram = 0\n"
+    write("models.ini", f"[one]\n{model}[two]\n{model}[three]\n{model}")
+    write("d.sh", "llama-server --models-preset models.ini\n")
+    code, out, _ = check("--from", "d.sh")
+    assert code == 3 and out.splitlines()[3].startswith("models.ini: does not fit: 3 of these models may be loaded")
+    assert [line.split(": ")[1] for line in out.splitlines()[:3]] == ["fits"] * 3

@@ -65,6 +65,20 @@ def test_a_module_of_python_is_checked_by_itself_in_a_script_and_in_a_file(tmp_p
     assert short.returncode == 3 and not engines.says.exists()
 
 
+def test_servers_of_several_models_that_a_script_starts(tmp_path: Path) -> None:
+    engines = Engines(tmp_path, "llama-server", "python3")
+    (engines.folder / "models.ini").write_text(f"[one]\nmodel = {TINY}\n[two]\nmodel = /nowhere.gguf\n")
+    models = [{"model": TINY}, {"model": TINY, "model_alias": "large", "n_ctx": 2_000_000_000}]
+    (engines.folder / "models.json").write_text(json.dumps({"models": models}))
+    script = "llama-server --models-preset models.ini; python3 -m llama_cpp.server --config_file models.json"
+    done = engines.run("check", "-q", "--", "sh", "-c", script)
+    assert done.returncode == 1 and not engines.says.exists()
+    assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == ["fits", "unknown", "fits", "does not fit"]
+    assert "command 1 of 2: models.ini:3: not checked: /nowhere.gguf" in done.stderr
+    answers = json.loads(engines.run("check", "--format", "json", "--", "sh", "-c", script).stdout)["commands"]
+    assert [one["verdict"] for one in answers] == ["fits", "unknown", "fits", "does not fit"]
+
+
 def test_a_program_without_a_plan_is_not_started_either(tmp_path: Path) -> None:
     engines = Engines(tmp_path, "llama-perplexity")
     done = engines.run("check", "--", "sh", "-c", f"llama-perplexity -m {TINY}")
