@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from autofit.domain.quantization import Quantization, Recipe
     from autofit.domain.repair import Repair
     from autofit.logs.watch import Watch
+    from autofit.speed.efficiency import Efficiencies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +256,15 @@ class Backend(ABC):
             UsageError: nothing is that small, or flags that the program refuses. ModelError
         """
         return None
+
+    def efficiencies(self) -> Efficiencies:
+        """What the engine reaches of the nominal rates of hardware, by which its plans expect their rates.
+
+        Those that nothing was measured of, unless it says others.
+        """
+        from autofit.speed.efficiency import Efficiencies
+
+        return Efficiencies()
 
     @abstractmethod
     def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -15,12 +15,13 @@ from autofit.domain.names import is_elsewhere
 from autofit.domain.patterns import lazy_pattern
 from autofit.domain.request import Request
 from autofit.domain.text import printable
-from autofit.domain.units import format_bytes, format_rate, parse_size
+from autofit.domain.units import format_bytes, parse_size
 from autofit.domain.values import dataclass, replace
 from autofit.errors import AutofitError, ModelError, UsageError
 from autofit.host import blamed, host
 from autofit.machines import machine_of
 from autofit.pipeline import plan_of, read_model, stated_options, with_engine
+from autofit.quant_choice import recommend
 from autofit.references import MAX_NEIGHBORS, locate
 from autofit.settings.layers import HERE, Options, Surroundings
 
@@ -37,12 +38,9 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 FIT = "fit"  #: the size that fits on the machine
-_AS_FAST = 0.97  #: rates nearer to each other than this are the same
 _TRIES = 14  #: at the largest size that fits
 _NEAR_BYTES = 1 << 20
 PLAIN_CACHE = "f16"
-READING_TOKENS_PER_S = 10.0  #: what a form in RAM should reach to be recommended, where nobody says --min-tps
-FEW_BITS = 3.5  #: per weight; below, a form in RAM is the last resort
 IN_RAM_TOKENS = 16_384  #: the context for which a form is planned that does not fit on the devices
 #: names of a model's files differ by the quantization alone, at the end and behind one of these
 _SEPARATORS = "-._"
@@ -428,65 +426,6 @@ def plan_form(
     assert form.model is not None
     words = form.engine_args
     return plan_of(backend, form.model, machine, options, settings, engine_args=words, details=False, nearest=False)
-
-
-def recommend(
-    rows: Sequence[Row], *, prefer: str | None = None, min_tokens_per_s: float | None = None
-) -> tuple[Row | None, str]:
-    """The form to take, and why: the largest that fits as asked at full speed.
-
-    Files of floats are left to `prefer="quality"`, for they decode at half the rate of 8 bits. Where no form leaves
-    RAM alone, it is the largest that still decodes `READING_TOKENS_PER_S`, else the fastest, of those that have
-    `FEW_BITS` or more per weight.
-    """
-    fitting = [row for row in rows if row.fits and not row.quantization.same_as and not row.quantization.only_for]
-    if not fitting:
-        return None, "no form fits as asked"
-    packed = [row for row in fitting if not row.quantization.is_float]
-    choice = fitting if prefer == "quality" or not packed else packed
-    full = [row for row in choice if row.full_speed]
-    if prefer == "context" and full:
-        longest = max(row.context_tokens or 0 for row in full)
-        full = [row for row in full if (row.context_tokens or 0) == longest]
-    if full:
-        best = max(full, key=lambda row: row.weights_bytes)
-        if kin := best.quantization.kin:
-            best = _fastest([row for row in full if row.quantization.kin == kin])
-            return best, f"the fastest of {kin}, the most that fits as asked at full speed"
-        return best, f"the largest that fits as asked at full speed{_next_larger(best, choice)}"
-    choice = [row for row in choice if row.bits_per_weight >= FEW_BITS] or choice
-    floor = min_tokens_per_s or READING_TOKENS_PER_S
-    usable = [row for row in choice if (row.decode_tokens_per_s or 0.0) >= floor]
-    if usable:
-        best = max(usable, key=lambda row: row.weights_bytes)
-        return best, f"the largest that decodes {format_rate(floor)} tokens/s or more; a part of its weights is in RAM"
-    best = max(choice, key=lambda row: (row.decode_tokens_per_s or 0.0, row.weights_bytes))
-    few = f" of {FEW_BITS} bits per weight or more" if best.bits_per_weight >= FEW_BITS else ""
-    return best, f"the fastest{few}; a part of its weights is in RAM, and none decodes {format_rate(floor)} tokens/s"
-
-
-def _fastest(rows: Sequence[Row]) -> Row:
-    """The fastest; of those as fast one that is published before one that the engine makes, then the smallest."""
-    for rate in (_decode, _prefill):
-        best = max(map(rate, rows))
-        rows = [row for row in rows if rate(row) >= _AS_FAST * best]
-    return min(rows, key=lambda row: (len(row.quantization.engine_args), row.weights_bytes))
-
-
-def _decode(row: Row) -> float:
-    return row.decode_tokens_per_s or 0.0
-
-
-def _prefill(row: Row) -> float:
-    return (row.speed.prefill_tokens_per_s if row.speed is not None else None) or 0.0
-
-
-def _next_larger(best: Row, rows: Iterable[Row]) -> str:
-    larger = [row for row in rows if row.weights_bytes > best.weights_bytes]
-    if not larger:
-        return ""
-    after = min(larger, key=lambda row: row.weights_bytes)
-    return f"; of {after.quantization.name} a part would stay in RAM" if not after.full_speed else ""
 
 
 def _with_files(rows: Sequence[Row], model: ModelSpec) -> Iterator[Row]:

@@ -3,8 +3,8 @@
     python bench/advise_speed.py [--model example:mixtral-8x7b-q4_k_m] [--repeat 5]
 
 Processor time, the best of the repeats, with the model read: the limit is 300 ms for every profile. The plans of the
-rows that are shown come on top, and are printed beside it; so is a budget just above the bound, where most of what the
-bounds leave does not hold the model.
+rows that are shown come on top, and are printed beside it; so are a budget just above the bound, where most of what the
+bounds leave does not hold the model, and waits for the first token that few reach.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import time
 
 from autofit.advice.candidates import candidates
-from autofit.advice.hardware import HardwareAdvice, Limits, Subject, advise_hardware, in_order
+from autofit.advice.hardware import Bounds, HardwareAdvice, Limits, Subject, advise_hardware, in_order
 from autofit.advice.prices import load_prices
 from autofit.domain.units import GIB
 
@@ -25,14 +25,16 @@ def bounded(subject: Subject) -> tuple[int, int]:
     """Candidates, and those that the bounds leave, in order."""
     choice = candidates(load_prices())
     needs = subject.needs(choice)
-    possible = [one for one in choice if Limits().admits(one, needs, subject.ram_bytes, at_once=subject.at_once)]
+    bounds = Bounds(needs=needs, ram_bytes=subject.ram_bytes, at_once=subject.at_once)
+    possible = [one for one in choice if Limits().admits(one, bounds)]
     return len(choice), len(in_order(possible, at_once=subject.at_once))
 
 
 def advised(model: str, limits: Limits) -> tuple[float, HardwareAdvice]:
     """Seconds of all of it, and what came of it."""
     start = time.process_time()
-    found = advise_hardware(Subject(model, None, {}, None), load_prices(), limits)
+    asked = {} if limits.max_first_s is None else {"max_ttft": limits.max_first_s}
+    found = advise_hardware(Subject(model, None, asked, None), load_prices(), limits)
     return time.process_time() - start, found
 
 
@@ -53,6 +55,10 @@ def main() -> int:
     budget = (11 * found.needs.device_bytes // (10 * GIB) + 1) * GIB
     tight, found = advised(args.model, Limits(budget_bytes=budget))
     print(f"--budget {budget // GIB}GiB: {1000 * tight:.0f} ms, {found.n_possible} possible, {len(found.rows)} rows")
+    for soon in (0.5, 2.0):
+        late, found = advised(args.model, Limits(max_first_s=soon))
+        told = f"{found.n_possible} possible, {found.n_planned} planned, {len(found.rows)} rows"
+        print(f"--max-ttft {soon:g}: {1000 * late:.0f} ms, {told}")
     return 0 if best <= LIMIT_S else 1
 
 

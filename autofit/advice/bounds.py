@@ -6,31 +6,37 @@ reads are counted from the header. Each figure is below what any plan that fits 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
 from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.model import LayerSpec, ModelSpec
 from autofit.domain.plan import Plan
 from autofit.domain.values import dataclass, replace
+from autofit.speed.efficiencies import TABLE
+from autofit.speed.rates import efficiency_of
+
+if TYPE_CHECKING:
+    from autofit.speed.efficiency import Efficiencies, Efficiency
 
 ENDLESS_BYTES = 1 << 44
-_OF_FP16 = 2  #: times the rate of FP16 in its tensor cores have 8 bits
-_A_MATRIX, _F32_BYTES = 1 << 20, 4  #: elements of a tensor that is multiplied; bytes of the widest element
-_BESIDE = 0.02  #: of what a token reads: norms and biases, in F32, with hardly an operation
 _FULL_CACHE_BITS = 16  #: of an element of the plan's cache
 LEAST_CACHE_BITS = 4  #: of an element, of any type that engines have
+ENDLESS_RATE = 10**18
+_FLOPS_PER_S = 10**14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
     """Lower bounds. `device_bytes`: weights and cache, on all devices together, with no weights in RAM.
 
-    `weights_bytes`: of them, the weights. `read_bytes`: what one token of one sequence reads. `prompt_operations`:
-    what a prompt that fills the context takes.
+    `weights_bytes`: of them, the weights. `read_bytes`: what one token of one sequence reads.
     """
 
     weights_bytes: int = 0
     device_bytes: int = 0
     read_bytes: int = 0
-    prompt_operations: int = 0
 
     def most_tokens_per_s(self, bandwidth_bytes_per_s: int | None) -> float | None:
         """No engine decodes faster, for each weight is read once; `None`: no bound is known."""
@@ -38,9 +44,49 @@ class Needs:
             return None
         return bandwidth_bytes_per_s / self.read_bytes
 
-    def least_first_s(self, flops_per_s: int | None) -> float:
-        """No engine has the first token of such a prompt earlier, of devices with so many operations of FP16."""
-        return 0.0 if not flops_per_s else self.prompt_operations / (_OF_FP16 * flops_per_s)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstToken:
+    """What a prompt that fills the context takes to compute, on devices that read memory in no time.
+
+    `operations` are those of FP16 at the nominal rate of a device that reaches as much of it as `reaches`.
+    """
+
+    operations: float
+    reaches: Efficiency
+    engine: Efficiencies
+
+    def least_s(self, devices: Sequence[Device]) -> float:
+        """No plan on these devices together has its first token earlier; 0 where a rate is not known."""
+        rate = 0.0
+        for device, n in Counter(devices).items():
+            if not device.fp16_flops_per_s:
+                return 0.0
+            rate += n * device.fp16_flops_per_s * self._times(efficiency_of(device, self.engine, TABLE))
+        return self.operations / rate if rate else 0.0
+
+    def _times(self, other: Efficiency) -> float:
+        """How much more of its nominal rate another device reaches, at most."""
+        own = self.reaches
+        padding = max(1.0, own.expert_tokens / other.expert_tokens) if other.expert_tokens else 1.0
+        return max(padding * other.flops / own.flops, other.attention / own.attention)
+
+
+def first_token(plan: Callable[[Machine], Plan], machine: Machine, engine: Efficiencies) -> FirstToken | None:
+    """What `plan` makes of a prompt on an endless machine that reads memory in no time, at two rates: the part that
+    halves with twice the rate is computing. `None`: no rate is known."""
+    device = replace(machine.devices[0], bandwidth_bytes_per_s=ENDLESS_RATE, n_sm=None)
+
+    def seconds(flops_per_s: int) -> float | None:
+        found = plan(replace(machine, devices=(replace(device, fp16_flops_per_s=flops_per_s),)))
+        rate = None if found.speed is None else found.speed.prefill_tokens_per_s
+        return found.context_tokens / rate if rate and found.context_tokens else None
+
+    once, twice = seconds(_FLOPS_PER_S), seconds(2 * _FLOPS_PER_S)
+    if once is None or twice is None:
+        return None
+    reaches = efficiency_of(device, engine, TABLE)
+    return FirstToken(operations=2 * (once - twice) * _FLOPS_PER_S, reaches=reaches, engine=engine)
 
 
 def endless(machine: Machine) -> Machine:
@@ -51,26 +97,21 @@ def endless(machine: Machine) -> Machine:
     return replace(machine, devices=(big,), links=(), host=host)
 
 
-def needs_of(model: ModelSpec, plan: Plan, kv_bits: int = LEAST_CACHE_BITS) -> Needs:
+def needs_of(model: ModelSpec, plan: Plan, kv_bits: int = LEAST_CACHE_BITS, context_tokens: int | None = None) -> Needs:
     """The bounds that follow from a plan with room for everything; none where it has no device of its own.
 
-    `kv_bits` is the least that an element of the cache takes.
+    `kv_bits` is the least that an element of the cache takes. `context_tokens`: that is asked for; where none is, a
+    plan may have a shorter one, and no cache is counted.
     """
     on_devices = [pool for pool in plan.memory.pools if pool.id != HOST_POOL]
     weights = sum(pool.sum_bytes("weights") for pool in on_devices)
     cache = sum(pool.sum_bytes("cache") for pool in on_devices)
-    counted = least_cache_bytes(model, plan.context_tokens or 0, kv_bits)
+    counted = least_cache_bytes(model, context_tokens or 0, kv_bits)
     least = min(counted, cache * kv_bits // _FULL_CACHE_BITS)
     loaded = sum(pool.sum_bytes("weights") for pool in plan.memory.pools)
     left_out = max(0, model.weights_bytes - loaded)
     read = max(0, sum(map(_read_bytes, model.layers)) - left_out) if model.tensors else _read_of(model, weights)
-    widest = max((t.n_bytes / t.n_elements for t in model.tensors if t.n_elements >= _A_MATRIX), default=_F32_BYTES)
-    return Needs(
-        weights_bytes=weights,
-        device_bytes=weights + least,
-        read_bytes=read,
-        prompt_operations=int(2 * read / widest * (1 - _BESIDE) * (plan.context_tokens or 0)),
-    )
+    return Needs(weights_bytes=weights, device_bytes=weights + least, read_bytes=read)
 
 
 def _read_of(model: ModelSpec, weights_bytes: int) -> int:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from autofit.advice.prices import Prices
-from autofit.domain.machine import HOST_POOL, Machine
+from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.units import GIB
 from autofit.domain.values import dataclass
 from autofit.errors import UsageError
 from autofit.hardware.catalog import THIS_MACHINE, Profile, list_profiles
 
-COUNTS = (1, 2, 4, 8)  #: of equal cards; engines split tensors over powers of two
+COUNTS = range(1, 9)  #: of equal cards
 _BUILT_IN = "laptop"  #: in the names that drivers give to chips which nobody sells alone
 
 
@@ -39,14 +39,10 @@ class Candidate:
     fastest_bytes_per_s: int | None  #: of the fastest of them
     price: float | None
     price_date: str | None = None
-    flops_per_s: int | None = None  #: operations of FP16, of all devices together
+    devices: tuple[Device, ...] = ()  #: as far as rates follow from them
     ram_bytes: int | None = None
     kind: tuple[object, ...] = ()  #: equal for hardware that an engine takes or refuses alike
-
-    @property
-    def is_cards(self) -> bool:
-        """Equal cards, of which one may as well buy fewer."""
-        return self.ram_bytes is None and len(self.on) == 1
+    card: str = ""  #: the card that all of it is, of which one may as well buy fewer
 
 
 def candidates(prices: Prices, profile_dirs: Iterable[str | Path] = ()) -> list[Candidate]:
@@ -77,7 +73,6 @@ def one_more(have: Sequence[str], machine: Machine, prices: Prices, dirs: Iterab
     usable = sum(device.free_bytes or 0 for device in machine.devices)
     sold = sum(device.total_bytes or 0 for device in machine.devices)
     rates = [device.bandwidth_bytes_per_s for device in machine.devices]
-    flops = [device.fp16_flops_per_s for device in machine.devices]
     found = []
     for profile in list_profiles(dirs):
         for card in _of_card(profile, prices, (1,)) if _is_card(profile) else ():
@@ -93,7 +88,7 @@ def one_more(have: Sequence[str], machine: Machine, prices: Prices, dirs: Iterab
                     memory_bytes=usable + card.memory_bytes,
                     bandwidth_bytes_per_s=_over(sum, [*rates, card.bandwidth_bytes_per_s]),
                     fastest_bytes_per_s=_over(max, [*rates, card.bandwidth_bytes_per_s]),
-                    flops_per_s=_over(sum, [*flops, card.flops_per_s]),
+                    devices=(*machine.devices, *card.devices),
                     price=card.price,
                     price_date=card.price_date,
                     kind=card.kind,
@@ -127,10 +122,11 @@ def _of_card(profile: Profile, prices: Prices, counts: Sequence[int] = COUNTS) -
             memory_bytes=count * (total - table.get("memory_reserved_bytes", 0)),
             bandwidth_bytes_per_s=None if rate is None else count * rate,
             fastest_bytes_per_s=rate,
-            flops_per_s=_over(sum, [table.get("fp16_flops_per_s")] * count),
+            devices=(_device(table),) * count,
             price=None if entry is None else entry.amount * count,
             price_date=None if entry is None else entry.date,
             kind=_kind(table),
+            card=profile.id,
         )
 
 
@@ -148,7 +144,7 @@ def _of_machine(profile: Profile, profiles: Mapping[str, Profile], prices: Price
             continue
         counts = [row.get("count", 1) for row in rows]
         rates = [row.get("bandwidth_bytes_per_s") for n, row in zip(counts, rows, strict=True) for _ in range(n)]
-        flops = [row.get("fp16_flops_per_s") for n, row in zip(counts, rows, strict=True) for _ in range(n)]
+        devices = [_device(row, host) for row in rows]
         shares = any(row.get("pool") == HOST_POOL for row in rows)
         sold = ram if shares else sum(n * row["memory_total_bytes"] for n, row in zip(counts, rows, strict=True))
         yield Candidate(
@@ -160,7 +156,7 @@ def _of_machine(profile: Profile, profiles: Mapping[str, Profile], prices: Price
             memory_bytes=sum(n * (size or 0) for n, size in zip(counts, memory, strict=True)),
             bandwidth_bytes_per_s=_over(sum, rates),
             fastest_bytes_per_s=_over(max, rates),
-            flops_per_s=_over(sum, flops),
+            devices=tuple(device for n, device in zip(counts, devices, strict=True) for _ in range(n)),
             price=None if entry is None else entry.amount,
             price_date=None if entry is None else entry.date,
             ram_bytes=ram,
@@ -171,6 +167,24 @@ def _of_machine(profile: Profile, profiles: Mapping[str, Profile], prices: Price
 def _whole(row: Mapping[str, Any], profiles: Mapping[str, Profile]) -> Mapping[str, Any]:
     card = profiles.get(row.get("profile", ""))
     return {**(card.table if card is not None else {}), **row}
+
+
+def _device(row: Mapping[str, Any], host: Mapping[str, Any] | None = None) -> Device:
+    """What rates follow from; of a device that shares RAM, with the bandwidth of RAM."""
+    capability = row.get("compute_capability")
+    return Device(
+        id="",
+        index=0,
+        name=row["name"],
+        api=row["api"],
+        total_bytes=None,
+        free_bytes=None,
+        compute_capability=None if capability is None else (capability[0], capability[1]),
+        gfx=row.get("gfx"),
+        n_sm=row.get("n_sm"),
+        bandwidth_bytes_per_s=row.get("bandwidth_bytes_per_s") or (host or {}).get("bandwidth_bytes_per_s"),
+        fp16_flops_per_s=row.get("fp16_flops_per_s"),
+    )
 
 
 def _memory(row: Mapping[str, Any], ram: int) -> int | None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from autofit.advice.bounds import LEAST_CACHE_BITS, Needs, endless, needs_of
+from autofit.advice.bounds import LEAST_CACHE_BITS, FirstToken, Needs, endless, first_token, needs_of
 from autofit.advice.candidates import Candidate, candidates, one_more
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.request import Request
@@ -40,6 +40,17 @@ _UNPRICED = float("inf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What any hardware must have. `first` bounds the time to the first token, where that is asked for and known.
+    `ram_bytes` are beside cards; `at_once`: the engine reads from several devices at the same time."""
+
+    needs: Needs
+    first: FirstToken | None = None
+    ram_bytes: int = 0
+    at_once: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What a row must keep to. `budget_bytes` is memory of all devices as sold; `max_price` rules out what has none."""
 
@@ -53,19 +64,19 @@ class Limits:
     def asks_for_speed(self) -> bool:
         return self.min_tokens_per_s is not None or self.max_first_s is not None
 
-    def admits(self, one: Candidate, needs: Needs, ram_bytes: int, *, at_once: bool) -> bool:
-        """Whether a candidate is worth a plan; `at_once`: the engine reads from several devices at the same time."""
+    def admits(self, one: Candidate, bounds: Bounds) -> bool:
+        """Whether a candidate is worth a plan."""
+        needs, first = bounds.needs, bounds.first
         if self.budget_bytes is not None and one.sold_bytes > self.budget_bytes:
             return False
         if self.max_price is not None and (one.price is None or one.price > self.max_price):
             return False
-        room = one.memory_bytes + ((one.ram_bytes or ram_bytes) if self.offload else 0)
+        room = one.memory_bytes + ((one.ram_bytes or bounds.ram_bytes) if self.offload else 0)
         if room < needs.device_bytes:
             return False
-        first_s = 0.0 if self.offload else needs.least_first_s(one.flops_per_s)
-        if self.max_first_s is not None and first_s > self.max_first_s:
+        if self.max_first_s is not None and first is not None and first.least_s(one.devices) > self.max_first_s:
             return False
-        rate = one.bandwidth_bytes_per_s if at_once else one.fastest_bytes_per_s
+        rate = one.bandwidth_bytes_per_s if bounds.at_once else one.fastest_bytes_per_s
         most = None if self.offload else needs.most_tokens_per_s(rate)
         return self.min_tokens_per_s is None or most is None or most >= self.min_tokens_per_s
 
@@ -254,22 +265,45 @@ class Subject:
         Raises:
             HardwareError, EngineRefusalError: it runs on none.
         """
+        is_free = self.options.get("kv") is None and not self.options.engine_args
+        kv_bits = host().backend(self.backend).least_kv_bits if is_free else LEAST_CACHE_BITS
+        plan, _ = self._endless_plan(choice)
+        return Needs() if plan is None else needs_of(self.model, plan, kv_bits, self.context_tokens)
+
+    def first_token(self, choice: Sequence[Candidate]) -> FirstToken | None:
+        """What bounds the time to the first token on any hardware; `None` where no context is asked for, which plans
+        shorten for it, or where nothing is known.
+
+        Raises:
+            HardwareError, EngineRefusalError: the engine runs on none.
+        """
+        if self.context_tokens is None:
+            return None
+        _, machine = self._endless_plan(choice)
+        if machine is None:
+            return None
+
+        def plan(machine: Machine) -> Plan:  # with the steps that read prompts fastest
+            return self.at_any_rate().plan(machine, prefer="throughput")
+
+        return first_token(plan, machine, host().backend(self.backend).efficiencies())
+
+    def _endless_plan(self, choice: Sequence[Candidate]) -> tuple[Plan, Machine] | tuple[None, None]:
+        """A plan on the largest device that the engine runs on, made endless, at any rate."""
         largest: dict[str, Candidate] = {}
         for one in sorted(choice, key=lambda one: (one.n_devices, -one.memory_bytes)):
             if one.ram_bytes is None:
                 largest.setdefault(one.api, one)
         error: AutofitError | None = None
-        is_free = self.options.get("kv") is None and not self.options.engine_args
-        kv_bits = host().backend(self.backend).least_kv_bits if is_free else LEAST_CACHE_BITS
         for one in largest.values():
             try:
-                plan = self.at_any_rate().plan(endless(load_machine(one.added, ram=LEAST_RAM_BYTES)))
-                return needs_of(self.model, plan, kv_bits)
+                machine = endless(load_machine(one.added, ram=LEAST_RAM_BYTES))
+                return self.at_any_rate().plan(machine), machine
             except (HardwareError, EngineRefusalError) as refusal:
                 error = error or refusal
         if error is not None:
             raise error
-        return Needs()
+        return None, None
 
 
 def advise_hardware(
@@ -291,18 +325,24 @@ def advise_hardware(
     whole = candidates(prices, dirs)
     choice = whole if mine is None else one_more(have, mine, prices, dirs)
     needs = subject.needs(whole)
-    possible = [one for one in choice if limits.admits(one, needs, subject.ram_bytes, at_once=subject.at_once)]
+    first = None if limits.max_first_s is None or limits.offload else subject.first_token(whole)
+    bounds = Bounds(needs=needs, first=first, ram_bytes=subject.ram_bytes, at_once=subject.at_once)
+    possible = [one for one in choice if limits.admits(one, bounds)]
     now = None if mine is None else subject.row(_as_it_is(have, mine))
     tried = 0
     rows: list[HardwareRow] = []
+    counts = Counts(bounds, in_ram=limits.offload)
     for one in in_order(possible, at_once=subject.at_once):
         if len(rows) == n_rows:
             break
+        if not counts.may_be(one):
+            continue
         tried += 1
         row = subject.row(one) if limits.offload else subject.whole_row(one, needs)
+        counts.saw(one, row)
         if row is not None and accepts(row, limits) and (now is None or gains(row, now)):
             rows.append(row)
-    nearest = None if rows else _nearest(subject, choice, needs, limits, now)
+    nearest = None if rows else _nearest(subject, choice, bounds, limits, now)
     return HardwareAdvice(
         model=subject.model,
         context_tokens=subject.context_tokens,
@@ -319,12 +359,38 @@ def advise_hardware(
     )
 
 
+class Counts:
+    """Which numbers of a card are worth a plan: the fewest that hold the model, and for an engine that reads from
+    several at once twice as many again. An engine that reads them one after the other is no faster with more."""
+
+    def __init__(self, bounds: Bounds, *, in_ram: bool) -> None:
+        self._at_once, self._in_ram, self._ample_bytes = bounds.at_once, in_ram, AMPLE * bounds.needs.device_bytes
+        self._held: dict[str, int] = {}  # the fewest of a card that hold it
+        self._idle: dict[str, int] = {}  # and those of which a plan leaves some alone
+
+    def may_be(self, one: Candidate) -> bool:
+        n, doubled = one.n_devices, one.n_devices & (one.n_devices - 1) == 0
+        if not one.card or (self._in_ram and doubled):
+            return True
+        if self._in_ram or n > self._idle.get(one.card, n):
+            return False
+        if not self._at_once and n > 1 and one.memory_bytes // n * (n - 1) >= self._ample_bytes:
+            return False
+        return n <= self._held.get(one.card, n) or (self._at_once and doubled)
+
+    def saw(self, one: Candidate, row: HardwareRow | None) -> None:
+        if row is None or not one.card or any(pool.shortfall_bytes > 0 for pool in row.plan.memory.pools):
+            return
+        found = self._idle if row.n_idle else self._held
+        found[one.card] = min(one.n_devices, found.get(one.card, one.n_devices))
+
+
 def accepts(row: HardwareRow, limits: Limits) -> bool:
     """Whether the plan keeps to the limits: at full speed, unless weights may wait in RAM, and on all cards."""
     plan = row.plan
     if plan.verdict != "fits" or not plan.fits or not (limits.offload or at_full_speed(plan)):
         return False
-    if row.n_idle and row.candidate.is_cards:
+    if row.n_idle and row.candidate.card:
         return False
     if limits.max_first_s is not None and row.first_s is None:  # a plan that fits keeps to it, where a rate is known
         return False
@@ -380,23 +446,25 @@ def _marked(rows: Sequence[HardwareRow]) -> Iterator[HardwareRow]:
 
 
 def _nearest(
-    subject: Subject, choice: Sequence[Candidate], needs: Needs, limits: Limits, now: HardwareRow | None
+    subject: Subject, choice: Sequence[Candidate], bounds: Bounds, limits: Limits, now: HardwareRow | None
 ) -> HardwareRow | None:
     """The smallest that takes the model as fast as is asked; else the fastest, whatever its rates."""
     wide = replace(limits, budget_bytes=None, max_price=None)
     smallest = sorted(choice, key=lambda one: (one.sold_bytes, one.n_devices, one.added))
-    if (row := _first(subject, smallest, needs, wide, now)) is not None or not limits.asks_for_speed:
+    if (row := _first(subject, smallest, bounds, wide, now)) is not None or not limits.asks_for_speed:
         return row
     fastest = sorted(choice, key=lambda one: (-_goals(one, subject.at_once)[2], one.n_devices, one.added))
-    return _first(subject.at_any_rate(), fastest, needs, Limits(offload=limits.offload), now)
+    return _first(subject.at_any_rate(), fastest, bounds, Limits(offload=limits.offload), now)
 
 
 def _first(
-    subject: Subject, ordered: Sequence[Candidate], needs: Needs, limits: Limits, now: HardwareRow | None
+    subject: Subject, ordered: Sequence[Candidate], bounds: Bounds, limits: Limits, now: HardwareRow | None
 ) -> HardwareRow | None:
+    counts = Counts(bounds, in_ram=limits.offload)
     for one in ordered:
-        if limits.admits(one, needs, subject.ram_bytes, at_once=subject.at_once):
-            row = subject.row(one) if limits.offload else subject.whole_row(one, needs)
+        if limits.admits(one, bounds) and counts.may_be(one):
+            row = subject.row(one) if limits.offload else subject.whole_row(one, bounds.needs)
+            counts.saw(one, row)
             if row is not None and accepts(row, limits) and (now is None or gains(row, now)):
                 return row
     return None

@@ -113,6 +113,12 @@ def host_rates(host: Host, engine: Efficiencies, table: Table, sharing: Iterable
     )
 
 
+def efficiency_of(device: Device, engine: Efficiencies, table: Table) -> Efficiency:
+    """What an engine reaches of a device's nominal rates: by its generation, its API, or the table's default."""
+    api = device.behind or device.api
+    return engine.rows.get(f"{api}/{generation(device)}") or engine.rows.get(api, table.rows["default"])
+
+
 def device_rates(device: Device, host: Host, engine: Efficiencies, table: Table) -> Rates | None:
     """A device's rates, or `None` when nobody stated its memory bandwidth."""
     shares_memory = device.pool == HOST_POOL
@@ -125,14 +131,13 @@ def device_rates(device: Device, host: Host, engine: Efficiencies, table: Table)
         link = device.link_bytes_per_s or ASSUMED_LINK_BYTES_PER_S
         if device.link_bytes_per_s is None:
             assumed = (f"{device.id} linked at {link / 1e9:.0f} GB/s (PCIe 4.0 x8)",)
-    api, made = device.behind or device.api, generation(device)
     return Rates(
         table,
-        engine.rows.get(f"{api}/{made}") or engine.rows.get(api, table.rows["default"]),
+        efficiency_of(device, engine, table),
         bandwidth=bandwidth,
         flops=device.fp16_flops_per_s,
         link=link,
         n_sm=device.n_sm,
-        clock=table.clock.get(made, 1.0),
+        clock=table.clock.get(generation(device), 1.0),
         assumed=assumed,
     )

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from autofit.domain.quantization import Quantization, Recipe
     from autofit.domain.repair import Repair
     from autofit.logs.watch import Watch
+    from autofit.speed.efficiency import Efficiencies
 
 
 class LlamaBackend(Backend):
@@ -251,6 +252,11 @@ class LlamaBackend(Backend):
 
     def loads(self, command: ParsedCommand, written: str, offered: Mapping[str, str]) -> Mapping[str, str]:
         return loaded_with(command.settings.reading.program, command.settings.settings, written, offered)
+
+    def efficiencies(self) -> Efficiencies:
+        from autofit_llama.speed.efficiencies import EFFICIENCIES
+
+        return EFFICIENCIES
 
     def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
         from autofit_llama.planning.decide import plan

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from autofit.domain.quantization import Quantization as Form
     from autofit.domain.repair import Repair
     from autofit.logs.watch import Watch
+    from autofit.speed.efficiency import Efficiencies
 
     from autofit_vllm.planning.load import Load
     from autofit_vllm.planning.problem import Problem
@@ -342,6 +343,11 @@ class VllmBackend(Backend):
             version=request.engine_version,
             model=model,
         )
+
+    def efficiencies(self) -> Efficiencies:
+        from autofit_vllm.planning.efficiencies import EFFICIENCIES
+
+        return EFFICIENCIES
 
     def plan(self, command: ParsedCommand, model: ModelSpec, machine: Machine, request: Request) -> Plan:
         settings: VllmSettings = command.settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from autofit.cli.models import described
 from autofit.domain.memory import Memory, MemoryItem, PoolUse
 from autofit.domain.model import ModelFile, ModelSpec, StoredModel, TensorInfo
 from autofit.domain.plan import Finding, Plan, Speed
-from autofit.domain.quantization import Quantization
+from autofit.domain.quantization import Quality, Quantization
 from autofit.errors import ModelError, PluginError, UsageError
-from autofit.quants import Row, recommend
+from autofit.quant_choice import recommend
+from autofit.quants import Row
 
 from support import ROOT, ggufs
 from support.vllm_truth import DATA
@@ -82,6 +84,32 @@ def test_in_ram_the_largest_that_can_be_read_along() -> None:
     assert _taken(*rows) == "b"
     assert _taken(*rows, min_tokens_per_s=20.0) == "c"
     assert _taken(*rows, min_tokens_per_s=99.0) == "c"
+
+
+def _bits(name: str, bits: float, *, n_parameters: int = 1000, **more: Any) -> Row:
+    row = _row(name, int(bits * n_parameters / 8), **more)
+    return replace(row, quantization=replace(row.quantization, n_parameters=n_parameters))
+
+
+def test_few_bits_at_full_speed_are_left_for_more_that_can_be_read() -> None:
+    """Of experts in RAM, say: 60 tokens/s of 1.9 bits are worth less than 5 of 4.9."""
+    few, good, better = _bits("few", 1.9, rate=60), _bits("good", 4.9, rate=5.1, in_ram=True), _bits("better", 6.6, rate=3.4, in_ram=True)  # fmt: skip # noqa: E501
+    best, why = recommend([better, good, few])
+    assert best is good and why.endswith("; at full speed few fits, of 1.9 bits per weight")
+    assert _taken(better, good, few, prefer="speed") == "few"
+    assert _taken(better, good, few, min_tokens_per_s=20.0) == "few"
+    assert _taken(better, _bits("good", 4.9, rate=4.0, in_ram=True), few) == "few", "nobody waits for every word"
+    assert _taken(better, good, few, _bits("enough", 3.9)) == "enough"
+
+
+def test_a_form_that_is_larger_and_loses_more_is_passed_over() -> None:
+    def loss(value: float) -> tuple[Quality, ...]:
+        return (Quality(measure="perplexity", value=value, model="m", source="s"),)
+
+    legacy, mixture = _row("legacy", 800, quality=loss(0.45)), _row("mixture", 780, quality=loss(0.18))
+    assert _taken(legacy, mixture) == "mixture"
+    assert _taken(_row("unknown", 800), mixture) == "unknown"
+    assert _taken(_row("larger", 800, quality=loss(0.1)), mixture) == "larger"
 
 
 def test_none_where_nothing_fits() -> None:
