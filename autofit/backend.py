@@ -16,12 +16,12 @@ from autofit.errors import UsageError
 from autofit.text.programs import n_module_words, program_name
 
 if TYPE_CHECKING:
+    from autofit.domain.efficiency import Efficiencies
     from autofit.domain.machine import Device, Offered
     from autofit.domain.observed import Observed
     from autofit.domain.quantization import Quantization, Recipe
     from autofit.domain.repair import Repair
     from autofit.logs.watch import Watch
-    from autofit.speed.efficiency import Efficiencies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,7 +262,7 @@ class Backend(ABC):
 
         Those that nothing was measured of, unless it says others.
         """
-        from autofit.speed.efficiency import Efficiencies
+        from autofit.domain.efficiency import Efficiencies
 
         return Efficiencies()
 

@@ -1,18 +1,79 @@
-"""Which of the planned forms of a model to take: what an expert weighs, with the figures that it is weighed by."""
+"""The planned forms of a model, and which of them to take: what an expert weighs, by the figures that there are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from autofit.domain.machine import HOST_POOL
 from autofit.domain.units import format_rate
+from autofit.domain.values import dataclass
 
 if TYPE_CHECKING:
-    from autofit.quants import Row
+    from autofit.domain.plan import Plan, Speed
+    from autofit.domain.quantization import Quantization
 
 _AS_FAST = 0.97  #: rates nearer to each other than this are the same
 FLOORS_TOKENS_PER_S = (10.0, 5.0)  #: what a form in RAM should reach, at ease or to be read, if --min-tps says nothing
 FEW_BITS = 3.5  #: per weight; below, published losses grow fast, and a form is taken where no other is fast enough
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormFile:
+    """A file beside the named one whose name says that it has a form. `size_bytes` counts all of its shards."""
+
+    path: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One form, planned. `full_speed`: no weights of it wait in RAM while there are devices."""
+
+    backend: str
+    quantization: Quantization
+    plan: Plan | None = None
+    because: str = ""  #: why it does not fit, or is not made at all
+    file: FormFile | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.plan is not None and self.plan.fits
+
+    @property
+    def full_speed(self) -> bool:
+        if self.plan is None or not self.fits or any(found.code == "weights-in-ram" for found in self.plan.findings):
+            return False
+        pools = self.plan.memory.pools
+        on_devices = sum(pool.sum_bytes("weights") for pool in pools if pool.id != HOST_POOL)
+        return len(pools) == 1 or 2 * on_devices > self.weights_bytes  # else a type that no device computes with
+
+    @property
+    def speed(self) -> Speed | None:
+        return self.plan.speed if self.plan is not None and self.fits else None
+
+    @property
+    def context_tokens(self) -> int | None:
+        return self.plan.context_tokens if self.plan is not None and self.fits else None
+
+    @property
+    def weights_bytes(self) -> int:
+        return self.quantization.weights_bytes or 0
+
+    @property
+    def bits_per_weight(self) -> float:
+        n_parameters = self.quantization.n_parameters
+        return self.weights_bytes * 8 / n_parameters if n_parameters else 0.0
+
+    @property
+    def prefill_tokens_per_s(self) -> float | None:
+        """Of a prompt that is first in its context, as the other."""
+        return None if self.speed is None else self.speed.start_prefill_tokens_per_s or self.speed.prefill_tokens_per_s
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """With an empty context, which tells forms apart whose contexts differ."""
+        return None if self.speed is None else self.speed.start_tokens_per_s or self.speed.decode_tokens_per_s
 
 
 def recommend(
@@ -47,8 +108,8 @@ def recommend(
         return best, f"{why}; {none}"
     best = max(many or choice, key=lambda row: (_decode(row), row.weights_bytes))
     few = "" if _has_few_bits(best) else f" of {FEW_BITS} bits per weight or more"
-    floor = format_rate(floors[-1])
-    return best, f"the fastest{few}; a part of its weights is in RAM, and none decodes {floor} tokens/s"
+    least = format_rate(floors[-1])
+    return best, f"the fastest{few}; a part of its weights is in RAM, and none decodes {least} tokens/s"
 
 
 def _at_full_speed(full: Sequence[Row], choice: Sequence[Row], prefer: str | None) -> tuple[Row, str]:

@@ -21,7 +21,7 @@ from autofit.errors import AutofitError, ModelError, UsageError
 from autofit.host import blamed, host
 from autofit.machines import machine_of
 from autofit.pipeline import plan_of, read_model, stated_options, with_engine
-from autofit.quant_choice import recommend
+from autofit.quant_choice import FormFile, Row, recommend
 from autofit.references import MAX_NEIGHBORS, locate
 from autofit.settings.layers import HERE, Options, Surroundings
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from autofit.domain.machine import Machine
     from autofit.domain.memory import PoolUse
     from autofit.domain.model import ModelSpec
-    from autofit.domain.plan import Plan, Speed
+    from autofit.domain.plan import Plan
     from autofit.domain.quantization import Quantization, Recipe
     from autofit.settings.keywords import PlanOptions
 
@@ -45,64 +45,6 @@ IN_RAM_TOKENS = 16_384  #: the context for which a form is planned that does not
 #: names of a model's files differ by the quantization alone, at the end and behind one of these
 _SEPARATORS = "-._"
 _SHARD = lazy_pattern(r"-\d{5}-of-\d{5}(?=\.gguf$)", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FormFile:
-    """A file beside the named one whose name says that it has a form. `size_bytes` counts all of its shards."""
-
-    path: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One form, planned. `full_speed`: no weights of it wait in RAM while there are devices."""
-
-    backend: str
-    quantization: Quantization
-    plan: Plan | None = None
-    because: str = ""  #: why it does not fit, or is not made at all
-    file: FormFile | None = None
-
-    @property
-    def fits(self) -> bool:
-        return self.plan is not None and self.plan.fits
-
-    @property
-    def full_speed(self) -> bool:
-        if self.plan is None or not self.fits or any(found.code == "weights-in-ram" for found in self.plan.findings):
-            return False
-        pools = self.plan.memory.pools
-        on_devices = sum(pool.sum_bytes("weights") for pool in pools if pool.id != HOST_POOL)
-        return len(pools) == 1 or 2 * on_devices > self.weights_bytes  # else a type that no device computes with
-
-    @property
-    def speed(self) -> Speed | None:
-        return self.plan.speed if self.plan is not None and self.fits else None
-
-    @property
-    def context_tokens(self) -> int | None:
-        return self.plan.context_tokens if self.plan is not None and self.fits else None
-
-    @property
-    def weights_bytes(self) -> int:
-        return self.quantization.weights_bytes or 0
-
-    @property
-    def bits_per_weight(self) -> float:
-        n_parameters = self.quantization.n_parameters
-        return self.weights_bytes * 8 / n_parameters if n_parameters else 0.0
-
-    @property
-    def prefill_tokens_per_s(self) -> float | None:
-        """Of a prompt that is first in its context, as the other."""
-        return None if self.speed is None else self.speed.start_prefill_tokens_per_s or self.speed.prefill_tokens_per_s
-
-    @property
-    def decode_tokens_per_s(self) -> float | None:
-        """With an empty context, which tells forms apart whose contexts differ."""
-        return None if self.speed is None else self.speed.start_tokens_per_s or self.speed.decode_tokens_per_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

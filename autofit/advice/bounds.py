@@ -18,7 +18,7 @@ from autofit.speed.efficiencies import TABLE
 from autofit.speed.rates import efficiency_of
 
 if TYPE_CHECKING:
-    from autofit.speed.efficiency import Efficiencies, Efficiency
+    from autofit.domain.efficiency import Efficiencies, Efficiency
 
 ENDLESS_BYTES = 1 << 44
 _FULL_CACHE_BITS = 16  #: of an element of the plan's cache

@@ -12,7 +12,8 @@ from autofit.cli.options import add_options, given
 from autofit.domain.names import is_elsewhere
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate
-from autofit.quants import Quants, Row, device_shortfall, made_to_measure, quantizations
+from autofit.quant_choice import Row
+from autofit.quants import Quants, device_shortfall, made_to_measure, quantizations
 
 TAKES_COMMAND = True
 _SKIPPED = ("force", "strict")

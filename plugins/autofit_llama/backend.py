@@ -39,12 +39,12 @@ from autofit_llama.model.validate import contradictions
 from autofit_llama.speed.rates import speed_of
 
 if TYPE_CHECKING:
+    from autofit.domain.efficiency import Efficiencies
     from autofit.domain.machine import Device, Offered
     from autofit.domain.observed import Observed
     from autofit.domain.quantization import Quantization, Recipe
     from autofit.domain.repair import Repair
     from autofit.logs.watch import Watch
-    from autofit.speed.efficiency import Efficiencies
 
 
 class LlamaBackend(Backend):

@@ -57,11 +57,11 @@ from autofit_vllm.planning.plan import build_plan
 from autofit_vllm.quantization import Quantization, quantization_for
 
 if TYPE_CHECKING:
+    from autofit.domain.efficiency import Efficiencies
     from autofit.domain.observed import Observed
     from autofit.domain.quantization import Quantization as Form
     from autofit.domain.repair import Repair
     from autofit.logs.watch import Watch
-    from autofit.speed.efficiency import Efficiencies
 
     from autofit_vllm.planning.load import Load
     from autofit_vllm.planning.problem import Problem

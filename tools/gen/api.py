@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 VALUES = (
     "autofit/settings/keywords.py:PlanOptions,CheckOptions",
     "autofit/settings/layers.py:Surroundings",
-    "autofit/quants.py:Quants,Row,FormFile,Measured",
+    "autofit/quants.py:Quants,Measured",
+    "autofit/quant_choice.py:Row,FormFile",
     "autofit/domain/quantization.py:Quantization,Quality,Recipe",
     "autofit/domain/plan.py:Plan,Decision,NextRejected,Speed,Alternative,Finding",
     "autofit/domain/memory.py:Memory,PoolUse,MemoryItem",

@@ -18,8 +18,7 @@ from autofit.domain.model import ModelFile, ModelSpec, StoredModel, TensorInfo
 from autofit.domain.plan import Finding, Plan, Speed
 from autofit.domain.quantization import Quality, Quantization
 from autofit.errors import ModelError, PluginError, UsageError
-from autofit.quant_choice import recommend
-from autofit.quants import Row
+from autofit.quant_choice import Row, recommend
 
 from support import ROOT, ggufs
 from support.vllm_truth import DATA
