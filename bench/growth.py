@@ -73,10 +73,14 @@ def nested_pattern(n: int) -> Callable[[], object]:
     return work
 
 
-def vllm_config(key: str, value: Callable[[int], Any]) -> Work:
+def vllm_config(key: str, value: Callable[[int], Any], like: str = "") -> Work:
+    """A configuration with one value that grows; `like` is a recorded one."""
+
     def made(n: int) -> Callable[[], object]:
         folder = TemporaryDirectory()
-        (Path(folder.name) / "config.json").write_text(json.dumps({**CONFIG, key: value(n)}))
+        recorded = ROOT / "tests/data/vllm/configs" / like / "config.json"
+        base = json.loads(recorded.read_text("utf-8")) if like else CONFIG
+        (Path(folder.name) / "config.json").write_text(json.dumps({**base, key: value(n)}))
         return lambda: (autofit.plan("vllm", folder.name, GPU, context=4096, settings=None), folder)
 
     return made
@@ -115,6 +119,7 @@ CASES: tuple[tuple[str, int, Work], ...] = (
     ("-ot patterns over 120 tensors", 50, patterns),
     ("depth of one nested -ot pattern", 12, nested_pattern),
     ("layers of a configuration, planned", 100, vllm_config("num_hidden_layers", lambda n: n)),
+    ("layers of DeepSeek V3, planned", 30, vllm_config("num_hidden_layers", lambda n: n, like="deepseek-v3")),
     ("modules_to_not_convert, planned", 2_500,
      vllm_config("quantization_config", lambda n: {**QUANTIZED, "modules_to_not_convert": names(n)})),
     ("unknown vLLM flags, refused", 500, command(lambda n: [f"--unknown-{i}" for i in range(n)])),

@@ -48,7 +48,7 @@ BASE = """block_count embedding_length feed_forward_length attention.head_count 
     rope.dimension_count_swa expert_count expert_used_count expert_group_count expert_group_used_count
     nextn_predict_layers expert_feed_forward_length context_length pooling_type attention.causal"""
 SMALL = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 24, 32, 33, 48, 64, 96, 100, 128, 192, 256, 512)
-COMPUTED = ("on the CPU", "eps >= 0", "r <= 64")  #: what is asserted when something is computed
+COMPUTED = ("on the CPU", "eps >= 0", "r <= 64", "crashes")  #: what is asserted when something is computed
 TYPES = (0, 1, 1, 30, 8, 2)  #: F32, F16, BF16, Q8_0, Q4_0
 RANGES = {0: 1 << 8, 2: 1 << 16, 4: 1 << 32, 10: 1 << 64}
 

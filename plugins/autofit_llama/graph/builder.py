@@ -450,6 +450,9 @@ class Graph:
 
     def inp_attn_kv_iswa(self, *, hybrid: bool = False) -> AttentionInput:
         """A full and a sliding cache; beside recurrent state (build_inp_mem_hybrid_iswa) not rotated."""
+        if self.h.swa_type == "none":  # llama_model::create_memory makes another cache than the graph takes it for
+            what = "build_attn_inp_kv_iswa: the cache has no windows"
+            raise aborts(self.h, what, keys=["n_swa"], how="crashes")
         inp = AttentionInput("kv_iswa", self._cache_input(swa=False), self._cache_input(swa=True))
         for side in (inp.full, inp.swa):
             if hybrid and side is not None:

@@ -18,7 +18,8 @@ from typing import Any
 
 from autofit.errors import AutofitError, PluginError
 
-MAX_SECONDS = 20.0  #: of one input, on a machine that is busy with others
+MAX_SECONDS = 20.0  #: of a processor, of one input
+WAITS = 10  #: so many times as long by the clock: a machine may be busy with others, or a process stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class TooSlowError(Exception):
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """End what is inside after so many seconds, where the system has such a timer."""
+    """End what is inside after so many seconds of a processor, where the system has such a timer."""
     if not hasattr(signal, "SIGALRM"):
         yield
         return
@@ -45,13 +46,16 @@ def limited(seconds: float) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise TooSlowError(f"more than {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timers = ((signal.ITIMER_PROF, signal.SIGPROF, seconds), (signal.ITIMER_REAL, signal.SIGALRM, WAITS * seconds))
+    before = [signal.signal(number, stop) for _, number, _ in timers]
+    for timer, _, limit in timers:
+        signal.setitimer(timer, limit)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for (timer, number, _), handler in zip(timers, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
 
 
 def escape_of(target: Target, given: Any, seconds: float = MAX_SECONDS) -> str | None:

@@ -199,6 +199,15 @@ def test_sections_are_not_looked_at_where_a_token_has_one_position() -> None:
     assert not isinstance(checked(described, ["-c", "512"], on_cpu=True), str)
 
 
+@pytest.mark.parametrize(("base", "is_taken"), [("afmoe-moe", False), ("gemma3-dense", True), ("cohere2-dense", True)])
+def test_a_graph_of_windows_needs_a_cache_of_windows(base: str, is_taken: bool) -> None:
+    """afmoe.cpp has none where a window is of 0 tokens, and takes the cache for one that has (seen: signal 11)."""
+    keys = {f"{base.partition('-')[0]}.attention.sliding_window": 0}
+    said = checked(described_by({"base": base, "keys": keys, "refit": False, "words": []}), ["-c", "512"])
+    assert isinstance(said, str) != is_taken
+    assert is_taken or ("crashes" in said and "attention.sliding_window is 0" in said)
+
+
 @pytest.mark.parametrize(("ratio", "is_taken"), [(64, True), (65, False)])
 def test_blocks_of_tokens_have_as_many_as_a_word_has_bits(ratio: int, is_taken: bool) -> None:
     given = {"base": "qwen4exp-moe", "keys": {"qwen4exp.attention.compress_ratios": [7, ratio]}, "refit": False}
