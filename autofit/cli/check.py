@@ -111,4 +111,8 @@ def run(args: argparse.Namespace) -> int:
             from autofit.cli import check_files
 
             return check_files.run_served(args, options, served, assigned)
-    return show(check(args.engine_args, **options), args, force=True)
+    from autofit.cli.telling import Waiting
+
+    with Waiting("checking"):
+        plan = check(args.engine_args, **options)
+    return show(plan, args, force=True)

@@ -294,7 +294,7 @@ def line_of(verdict: Verdict) -> str:
     if not plan.fits:
         return f"{where}: does not fit: {no_fit(plan).removeprefix('does not fit: ')}"
     said = "starts, and runs short of memory later" if plan.verdict == "starts" else "fits"
-    return f"{where}: {said}: " + ", ".join(f"{pool.id} {room(pool)}" for pool in plan.memory.pools)
+    return f"{where}: {said}: " + ", ".join(f"{pool.id} {room([pool])}" for pool in plan.memory.pools)
 
 
 def _as_json(verdict: Verdict) -> FileCommandDocument:
@@ -314,10 +314,11 @@ def _as_json(verdict: Verdict) -> FileCommandDocument:
 
 
 def _explain(verdicts: list[Verdict]) -> None:
+    from autofit.cli.telling import explanation
     from autofit.render import text
 
     for verdict in verdicts:
         print(f"{printable(verdict.path, 200)}:{verdict.command.line}", file=sys.stderr)
         if verdict.plan is not None:
-            for line in (*text.summary(verdict.plan), *text.explain(verdict.plan)):
+            for line in (*text.summary(verdict.plan), *explanation(verdict.plan)):
                 print(line, file=sys.stderr)

@@ -48,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     chosen = _format(args.format)
-    plan = planned(args)
+    from autofit.cli.telling import Waiting
+
+    with Waiting("planning"):
+        plan = planned(args)
     files = _files(chosen, plan) if plan.fits or args.force or not chosen.no_fit else ()
     if args.into is not None:
         _write(args.into, files)
@@ -162,11 +165,11 @@ def _write(folder: str, files: Sequence[FleetFile]) -> None:
 
 
 def _summary(plan: FleetPlan) -> Iterable[str]:
+    from autofit.cli.telling import columns, takes_lines_back
     from autofit.render.fleet import picture, summary
 
-    if not sys.stderr.isatty():
+    if not takes_lines_back():  # no terminal, or one that shows words alone
         return summary(plan)
-    from autofit.cli.telling import columns
     from autofit.render.picture import terminal_of
 
     stream = getattr(sys.stderr, "stream", sys.stderr)

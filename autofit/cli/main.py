@@ -50,6 +50,7 @@ def reported(arguments: list[str]) -> int:
 
         if is_debug("traceback"):
             raise
+        error.hint = misplaced(arguments, str(error)) or error.hint
         report(error)
         return error.exit_code
     except BrokenPipeError:
@@ -65,6 +66,21 @@ def reported(arguments: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def misplaced(arguments: Sequence[str], message: str) -> str | None:
+    """What to do about an option of autofit's among the flags of the engine, which does not know it."""
+    after = list(arguments)[list(arguments).index("--") + 1 :] if "--" in arguments else []
+    unknown = [
+        word.partition("=")[0] for word in after if word.startswith("--") and f"'{word.partition('=')[0]}'" in message
+    ]
+    if not unknown:
+        return None
+    from autofit.settings.options import OPTIONS
+
+    own = {"--explain", "--quiet", "--format", *(option.flag for option in OPTIONS)}
+    found = next((word for word in unknown if word in own), None)
+    return f"{found} is an option of autofit: it goes before --" if found else None
 
 
 class Closed(io.TextIOBase):

@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     words = [word.lower() for word in args.words]
     found = [model for model in stored() if all(word in model.name.lower() for word in words)]
-    rows = [*described(found, None if args.no_fit else given(args))]
+    from autofit.cli.telling import Waiting
+
+    with Waiting(f"planning for {len(found)} models"):
+        rows = [*described(found, None if args.no_fit else given(args))]
     if args.format == "json":
         import json
 

@@ -80,12 +80,21 @@ def run(args: argparse.Namespace | SimpleNamespace, backend_name: str, engine_ar
         deploys=not chosen.words_only,
     )  # fmt: skip
     force = options.get("force", False)
-    if details or args.quiet or not (sys.stdout.isatty() and sys.stderr.isatty()):
-        return show(planned(details=details), args, force=force)
-    from autofit.cli.telling import picks
+    from autofit.cli.telling import Waiting, picks
 
+    if details or args.quiet or not (sys.stdout.isatty() and sys.stderr.isatty()):
+        with Waiting("planning"):
+            plan = planned(details=details)
+        return show(plan, args, force=force)
     codes: list[int] = []  # somebody reads: the answer first, then what else there is to choose
-    plan = planned(details=False, first=lambda first: codes.append(show(first, args, force=force)))
+    with Waiting("planning") as waiting:
+
+        def answer(first: Plan) -> None:
+            waiting.stop()
+            codes.append(show(first, args, force=force))
+            waiting.start("looking for other choices")
+
+        plan = planned(details=False, first=answer)
     for line in picks(plan):
         print(line, file=sys.stderr)
     return codes[0]
@@ -93,7 +102,7 @@ def run(args: argparse.Namespace | SimpleNamespace, backend_name: str, engine_ar
 
 def show(plan: Plan, args: argparse.Namespace | SimpleNamespace, *, force: bool) -> int:
     """The product on stdout, all else on stderr. A command that does not fit is printed only with `--force`."""
-    from autofit.cli.telling import summary
+    from autofit.cli.telling import explanation, summary
     from autofit.render import text
 
     chosen = _format(args.format)
@@ -110,9 +119,9 @@ def show(plan: Plan, args: argparse.Namespace | SimpleNamespace, *, force: bool)
         for line in summary(plan):
             print(line, file=sys.stderr)
     elif not plan.fits:
-        print(f"autofit: {text.no_fit(plan)}", file=sys.stderr)
+        print("\n".join([f"autofit: {text.no_fit(plan)}", *text.nearest(plan)]), file=sys.stderr)
     if args.explain:
-        for line in text.explain(plan):
+        for line in explanation(plan):
             print(line, file=sys.stderr)
     return 0 if plan.fits else 3
 

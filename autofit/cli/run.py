@@ -249,8 +249,11 @@ def planned(
     args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], at_most: Mapping[str, int] = NOTHING
 ) -> tuple[Plan, Machine]:
     """The plan of an engine's command, for this machine as it is now."""
+    from autofit.cli.telling import Waiting
+
     settings = Surroundings(environ=environ)
-    return plan_command(argv, given(args), settings, details=args.explain, at_most=at_most)
+    with Waiting("planning"):
+        return plan_command(argv, given(args), settings, details=args.explain, at_most=at_most)
 
 
 def program_path(name: str, environ: Mapping[str, str]) -> str:
@@ -335,7 +338,7 @@ def _refuse(args: argparse.Namespace, found: Start) -> int:
     lines = [] if args.quiet else [*summary(plan)]
     if not plan.fits:
         lines.append(f"autofit: not started: {text.no_fit(plan)}")
-        lines += [text.finding(one) for one in plan.findings if one.code == "would-fit"][:1] if args.quiet else []
+        lines += text.nearest(plan) if args.quiet else []
     lines += [f"autofit: not started: {line}" for line in _lines(found.unfit)]
     print("\n".join(lines), file=sys.stderr)
     return 3
@@ -352,8 +355,7 @@ def _lines(verdicts: Sequence[Verdict]) -> list[str]:
 
 def _tell(args: argparse.Namespace, found: Start) -> None:
     """What was added to the command, and what it takes."""
-    from autofit.cli.telling import summary
-    from autofit.render import text
+    from autofit.cli.telling import explanation, summary
     from autofit.text import shell
 
     plan = found.plan
@@ -362,5 +364,5 @@ def _tell(args: argparse.Namespace, found: Start) -> None:
     for line in (*summary(plan), *_lines(found.later)):
         print(line, file=sys.stderr)
     if args.explain:
-        for line in text.explain(plan):
+        for line in explanation(plan):
             print(line, file=sys.stderr)

@@ -180,6 +180,7 @@ def _check_one(
     answers: Answers,
 ) -> int:
     from autofit.cli.run import is_engine, served_by, why_unplanned
+    from autofit.cli.telling import explanation
     from autofit.pipeline import check
     from autofit.render import text
     from autofit.settings.layers import Surroundings
@@ -203,7 +204,7 @@ def _check_one(
     print(f"  {title}{plan.verdict}", file=sys.stderr)
     for line in () if args.quiet else text.summary(plan):
         print(line, file=sys.stderr)
-    for line in text.explain(plan) if args.explain else ():
+    for line in explanation(plan) if args.explain else ():
         print(line, file=sys.stderr)
     answers.append(plan.to_dict())
     if args.format != "json":

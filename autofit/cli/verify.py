@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from autofit.cli.fix import open_log, pieces
     from autofit.cli.options import given
+    from autofit.cli.telling import Waiting
     from autofit.inputs import split_assignments
     from autofit.machines import machine_of
     from autofit.pipeline import read_model
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if args.learn and args.log is None:
         raise UsageError("--learn: no log of a boot", hint="name it: --log FILE")
     if args.log is not None:
-        with open_log(args.log) as file:
+        with open_log(args.log) as file, Waiting("reading the log"):
             found = verify_log(pieces(file), words, model=model, engine_version=version, environ=assigned)
     else:
         if model is None:
@@ -53,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
             )
         environ = {**os.environ, **assigned}
         argv = _command(words, args.model)
-        found = verify_dry_run(model, argv, machine_of(options, environ), environ=environ, engine_version=version)
+        with Waiting("the engine's dry run"):
+            found = verify_dry_run(model, argv, machine_of(options, environ), environ=environ, engine_version=version)
     print("\n".join(in_words(found)))
     if args.learn:
         n = learn(found, machine_of(options, os.environ), os.environ)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypedDict
 
 from autofit.domain.memory import Basis, Kind
-from autofit.domain.plan import Origin, Pick, Role, Severity, Verdict
+from autofit.domain.plan import Origin, Pick, Role, Severity, Topic, Verdict
 
 SIGNED = "signed"  #: of an int: it may be negative
 
@@ -88,6 +88,16 @@ class DecisionDocument(TypedDict):
     origin: Origin
     because: str
     next_rejected: RejectedDocument | None
+    topic: Topic
+
+
+class PlanLimitDocument(TypedDict):
+    """What holds a plan back, and what the next step up would need."""
+
+    what: Annotated[str, "what more memory would make better; empty: nothing"]
+    because: str
+    pool: Annotated[str | None, "whose memory limits it; null: nothing does"]
+    next_step: RejectedDocument | None
 
 
 class AlternativeDocument(TypedDict):
@@ -142,6 +152,7 @@ class PlanDocument(TypedDict):
     context_tokens: Annotated[int | None, "tokens that one sequence may hold"]
     safe_fill_tokens: Annotated[int | None, "how far it can be filled before memory that grows would not fit"]
     decisions: list[DecisionDocument]
+    limit: Annotated[PlanLimitDocument | None, "null: not looked for, as of a command that is checked"]
     alternatives: list[AlternativeDocument]
     findings: list[FindingDocument]
     engine_report: Annotated[dict[str, Any], "figures by the names that the engine itself logs"]

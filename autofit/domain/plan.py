@@ -14,7 +14,9 @@ if TYPE_CHECKING:
         DecisionDocument,
         NodeDocument,
         PlanDocument,
+        PlanLimitDocument,
         PoolDocument,
+        RejectedDocument,
         SpeedDocument,
     )
 
@@ -26,6 +28,7 @@ Severity = Literal["info", "warning", "error"]
 Verdict = Literal["fits", "starts", "does not fit"]
 Pick = Literal["fastest", "longest context", "best quality"]
 Role = Literal["head", "worker", "replica", "prefill", "decode", "router"]
+Topic = Literal["model", "context", "placement", "batch", "other"]
 HEAD_ADDRESS = "HEAD_ADDRESS"  #: stands in commands of several machines for the head's address, where nobody stated it
 
 
@@ -65,6 +68,22 @@ class Decision:
     because: str
     next_rejected: NextRejected | None = None
     argv: tuple[str, ...] = ()  #: the arguments that it puts on the command line; none of a setting left as it is
+    topic: Topic = "other"  #: what it is about, for those who read many
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """What holds a plan back, and what the next step up would need.
+
+    `what` is what would be better with more memory: the context, the decode rate. `because` is a sentence of its own:
+    what that looks like now. `pool` is whose memory limits it, `None`: nothing does, and there is no `next_step` then.
+    The `because` of that says where it lacks memory, if that is more than one pool.
+    """
+
+    what: str = ""
+    because: str = ""
+    pool: str | None = None
+    next_step: NextRejected | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +179,7 @@ class Plan:
     context_tokens: int | None = None
     safe_fill_tokens: int | None = None
     decisions: tuple[Decision, ...] = ()
+    limit: Limit | None = None  #: `None`: not looked for
     alternatives: tuple[Alternative, ...] = ()
     findings: tuple[Finding, ...] = ()
     engine_report: Mapping[str, object] = field(default_factory=dict)
@@ -192,6 +212,7 @@ class Plan:
             "context_tokens": self.context_tokens,
             "safe_fill_tokens": self.safe_fill_tokens,
             "decisions": [_decision_to_dict(decision) for decision in self.decisions],
+            "limit": None if self.limit is None else _limit_to_dict(self.limit),
             "alternatives": [_alternative_to_dict(alternative) for alternative in self.alternatives],
             "findings": [{"severity": f.severity, "code": f.code, "message": f.message} for f in self.findings],
             "engine_report": _finite(dict(self.engine_report)),
@@ -246,20 +267,33 @@ def pool_to_dict(pool: PoolUse) -> PoolDocument:
 
 
 def _decision_to_dict(decision: Decision) -> DecisionDocument:
-    rejected = decision.next_rejected
     return {
         "setting": decision.setting,
         "value": decision.value,
         "origin": decision.origin,
         "because": decision.because,
-        "next_rejected": None
-        if rejected is None
-        else {
-            "value": rejected.value,
-            "pool": rejected.pool,
-            "shortfall_bytes": rejected.shortfall_bytes,
-            "because": rejected.because,
-        },
+        "next_rejected": _rejected_to_dict(decision.next_rejected),
+        "topic": decision.topic,
+    }
+
+
+def _limit_to_dict(limit: Limit) -> PlanLimitDocument:
+    return {
+        "what": limit.what,
+        "because": limit.because,
+        "pool": limit.pool,
+        "next_step": _rejected_to_dict(limit.next_step),
+    }
+
+
+def _rejected_to_dict(rejected: NextRejected | None) -> RejectedDocument | None:
+    if rejected is None:
+        return None
+    return {
+        "value": rejected.value,
+        "pool": rejected.pool,
+        "shortfall_bytes": rejected.shortfall_bytes,
+        "because": rejected.because,
     }
 
 

@@ -68,6 +68,13 @@ def format_bytes(n_bytes: int) -> str:
     return f"{sign}{n} B"
 
 
+def format_gib(n_bytes: int) -> str:
+    """The number of GiB, with as many digits as it takes to see it: for figures that are compared with each other."""
+    n = abs(n_bytes) / GIB
+    digits = 2 if n >= 0.0095 or not n else 3
+    return f"{n_bytes / GIB:.{digits}f}" if n >= 0.0005 or not n else "<0.001"
+
+
 def round_up(n: int, multiple: int) -> int:
     """`n` rounded up to a multiple of `multiple`."""
     return -(-n // multiple) * multiple

@@ -246,7 +246,8 @@ def _alone(task: Task, estimates: Estimates, model: FleetModel) -> str:
     for one in allowed:
         plan = estimates.plan(model, one, tuple(device.id for device in one.machine.devices), model.options)
         if plan is not None and not plan.fits:
-            said = next((found.message for found in plan.findings if found.severity == "error"), "does not fit")
+            first = next((found.message for found in plan.findings if found.severity == "error"), "memory is short")
+            said = first.removeprefix("does not fit: ")
             return f"{printable(model.name)} does not fit even alone on {printable(one.name)}: {printable(said, 300)}"
     if model.name in estimates.problems:
         return f"{printable(model.name)}: {printable(estimates.problems[model.name], 300)}"

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from shlex import join
 
-from autofit.domain.plan import Decision, NextRejected, Origin
+from autofit.domain.plan import Decision, NextRejected, Origin, Topic
 from autofit.domain.request import Request
 
 
 def argument(
-    flag: str, values: Sequence[str], origin: Origin, because: str, next_rejected: NextRejected | None = None
+    flag: str,
+    values: Sequence[str],
+    origin: Origin,
+    because: str,
+    next_rejected: NextRejected | None = None,
+    topic: Topic = "other",
 ) -> Decision:
     """A decision that is on the command line: a flag and its values."""
     return Decision(
@@ -20,6 +25,7 @@ def argument(
         because=because,
         next_rejected=next_rejected,
         argv=(flag, *values),
+        topic=topic,
     )
 
 
@@ -28,9 +34,9 @@ def why_kept(origin: Origin) -> str:
     return "kept as given" if origin in ("user", "wrapped command") else f"set in the {origin}"
 
 
-def remark(setting: str, value: str, origin: Origin, because: str) -> Decision:
+def remark(setting: str, value: str, origin: Origin, because: str, topic: Topic = "other") -> Decision:
     """A decision that the command line does not show: a default that is left, a variable, a margin."""
-    return Decision(setting=setting, value=value, origin=origin, because=because)
+    return Decision(setting=setting, value=value, origin=origin, because=because, topic=topic)
 
 
 def arguments(decisions: Iterable[Decision]) -> tuple[str, ...]:

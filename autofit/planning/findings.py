@@ -22,6 +22,7 @@ COMMON: Mapping[str, Code] = {
     "does-not-fit": Code("error", "a pool needs more memory: which, and how much"),
     "too-slow": Code("error", "a rate or a time to the first token that was asked for is not reached"),
     "would-fit": Code("info", "the nearest value with which the plan would fit"),
+    "gpus-needed": Code("info", "how many such GPUs would be enough"),
     "weights-in-ram": Code("info", "weights stay in RAM, which limits the decode rate"),
     "lossy-cache": Code("info", "the KV cache is quantized and loses some precision"),
     "context-beyond-training": Code("warning", "the context is longer than the model was trained for"),

@@ -136,7 +136,8 @@ def _differences(plan: Plan, found: Plan, kv_types: tuple[str, ...]) -> tuple[tu
     if now != then and now and then:
         (gains if then > now else costs).append(f"{then:,} instead of {now:,} tokens of context")
     before, after = _near(plan), _near(found)
-    if before and after and not before <= SAME * after <= SAME * SAME * before:
+    is_same = before <= SAME * after <= SAME * SAME * before or format_rate(before) == format_rate(after)
+    if before and after and not is_same:
         full = found.speed.decode_tokens_per_s if found.speed is not None else after
         filled = f" (~{format_rate(full)} with it full)" if full * NOTICED < after else ""
         said = f"decode ~{format_rate(after)}{filled} instead of ~{format_rate(before)} tokens/s"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from string import ascii_letters
 from typing import NamedTuple
 
 from autofit.domain.memory import KINDS, PoolUse
 from autofit.domain.plan import Plan
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
-from autofit.domain.values import replace
 from autofit.render import text
+from autofit.render.pools import folded, fullest
 
-EXPLAINS = "--explain shows the next step up"
 LEAST_COLUMNS, MOST_BAR = 28, 100
-FULL_FRACTION = 0.05  #: of free memory: with less left, the pool is what limits the plan
+_JOINED = "\xa0"  #: a blank at which no line ends
+_TOGETHER = re.compile(r"\d (?=[KMGT]?i?B\b|tokens\b)|(?<![\w-])--?[a-z][\w-]* (?=[\w.:,]{1,16}(?:[\s;,)]|$))")
 #: kind -> a character, one of ASCII, and a color of the 256 that people tell apart who see colors differently
 #: (Okabe and Ito's set); the characters differ as well, so that no color is needed
 _MARKS: Mapping[str, tuple[str, str, int]] = {
@@ -34,6 +34,7 @@ class Terminal(NamedTuple):
     columns: int = 80
     has_color: bool = False
     has_blocks: bool = True
+    has_bars: bool = True  #: not where a picture of characters is noise: to a screen reader
 
     def marked(self, kind: str, n: int) -> str:
         block, plain, color = _MARKS[kind]
@@ -45,6 +46,7 @@ def terminal_of(environ: Mapping[str, str], columns: int, encoding: str | None) 
     """How to draw, by the variables that people set for it: `NO_COLOR` (no-color.org), `TERM=dumb`, the encoding."""
     is_dumb = environ.get("TERM", "") in ("", "dumb")
     return Terminal(
+        has_bars=not is_dumb,
         columns=max(columns, LEAST_COLUMNS),
         has_color=not is_dumb and not environ.get("NO_COLOR"),
         has_blocks=not is_dumb and (encoding or "").lower().replace("-", "") in ("utf8", "utf16", "gb18030"),
@@ -54,14 +56,16 @@ def terminal_of(environ: Mapping[str, str], columns: int, encoding: str | None) 
 def picture(plan: Plan, terminal: Terminal) -> Iterator[str]:
     """The summary of a plan, no line wider than the terminal."""
     for name, pools in folded(plan.memory.pools):
-        yield from _pool(name, fullest(pools), terminal)
-    facts = list(text.facts(plan))
-    yield from wrapped(" · ".join(facts), terminal.columns, "  ") if facts else ()
-    told = next_step(plan) or (EXPLAINS if "limits it" in limit(plan) else "")
-    yield from wrapped(f"{limit(plan)}{f'; {told}' if told else ''}", terminal.columns, "  ")
+        draw = _pool if terminal.has_bars else _told
+        yield from draw(name, pools, terminal)
+        for one in pools[0].limits:
+            yield from wrapped(text.limit_row(one, pools[0]), terminal.columns, "  ", "    ")
+    yield from filled(list(text.facts(plan)), terminal.columns)
+    for words in text.limits(plan):
+        yield from wrapped(words, terminal.columns, "  ")
     if plan.engine_source is not None:
         yield from wrapped(f"for {printable(plan.engine_source, 200)}", terminal.columns, "  ")
-    for found in plan.findings:
+    for found in text.told(plan):
         yield from wrapped(text.finding(found).strip(), terminal.columns, "  ", "    ")
 
 
@@ -72,44 +76,9 @@ def picked(plan: Plan, columns: int) -> Iterator[str]:
             yield from wrapped(text.pick(one), columns, "  ", "    ")
 
 
-def folded(pools: Sequence[PoolUse]) -> Iterator[tuple[str, Sequence[PoolUse]]]:
-    """Neighbors that are alike together, with what to call them."""
-    at = 0
-    while at < len(pools):
-        alike = [pool for pool in pools[at:] if _alike(pool, pools[at])]
-        n = next((n for n, (a, b) in enumerate(zip(alike, pools[at:], strict=False)) if a is not b), len(alike))
-        together = pools[at : at + n]
-        name = printable(together[0].name, 40)
-        yield (f"{together[0].id}  {name}" if n == 1 else f"{_ids(together)}  {n} × {name}", together)
-        at += n
-
-
-def fullest(pools: Sequence[PoolUse]) -> PoolUse:
-    """The one that most is used of."""
-    return max(pools, key=lambda pool: pool.used_bytes)
-
-
-def _ids(pools: Sequence[PoolUse]) -> str:
-    """`GPU0 to GPU7` where they are in a row, else each."""
-    names = [pool.id for pool in pools]
-    numbers = [name.lstrip(ascii_letters) for name in names]
-    is_row = all(number.isdecimal() for number in numbers) and [int(number) for number in numbers] == list(
-        range(int(numbers[0]), int(numbers[0]) + len(names))
-    )
-    return f"{names[0]} to {names[-1]}" if is_row and len(names) > 2 else ", ".join(names)
-
-
-def _alike(one: PoolUse, other: PoolUse) -> bool:
-    """Cards of one kind, within 1 % of the same use."""
-    more, less = max(one.used_bytes, other.used_bytes), min(one.used_bytes, other.used_bytes)
-    return (one.name, one.total_bytes, one.free_bytes) == (other.name, other.total_bytes, other.free_bytes) and (
-        (more - less) * 100 <= more and not one.limits and not other.limits
-    )
-
-
-def _pool(name: str, pool: PoolUse, terminal: Terminal) -> Iterator[str]:
+def _pool(name: str, pools: Sequence[PoolUse], terminal: Terminal) -> Iterator[str]:
     """Its name and room, its bar, and the size of each part."""
-    room = text.room(pool)
+    pool, room = fullest(pools), text.room(pools)
     gap = min(terminal.columns, MOST_BAR + 4) - 2 - len(name) - len(room)  # ends where the bar does
     if gap >= 2:
         yield f"  {name}{' ' * gap}{room}"
@@ -118,21 +87,38 @@ def _pool(name: str, pool: PoolUse, terminal: Terminal) -> Iterator[str]:
         yield from wrapped(room, terminal.columns, "  ")
     width = min(terminal.columns - 4, MOST_BAR)
     sizes: dict[str, int] = {kind: pool.sum_bytes(kind) for kind in KINDS}
-    yield f"  [{bar(sizes, max(pool.free_bytes or 0, sum(sizes.values())), width, terminal)}]"
-    parts = [(kind, f"{'margin' if kind == 'reserve' else kind} {format_bytes(n)}") for kind, n in sizes.items() if n]
-    yield from legend(parts, terminal)
+    drawn = bar(sizes, max(pool.free_bytes or 0, sum(sizes.values())), width, terminal, pool.free_bytes)
+    yield f"  [{drawn}]"
+    yield from legend([(kind, f"{text.called(kind)} {format_bytes(n)}") for kind, n in sizes.items() if n], terminal)
 
 
-def bar(sizes: Mapping[str, int], whole_bytes: int, width: int, terminal: Terminal) -> str:
-    """Parts of a whole to scale."""
+def _told(name: str, pools: Sequence[PoolUse], terminal: Terminal) -> Iterator[str]:
+    """The same in words, for those who hear them."""
+    pool = fullest(pools)
+    sizes = {kind: pool.sum_bytes(kind) for kind in KINDS}
+    parts = ", ".join(f"{text.called(kind)} {format_bytes(n)}" for kind, n in sizes.items() if n)
+    name = " ".join(name.split())
+    yield from wrapped(f"{name}: {text.room(pools)}", terminal.columns, "  ", "    ")
+    if parts:
+        yield from wrapped(parts, terminal.columns, "    ")
+
+
+def bar(
+    sizes: Mapping[str, int], whole_bytes: int, width: int, terminal: Terminal, free_bytes: int | None = None
+) -> str:
+    """Parts of a whole to scale; where more is needed than there is, a line where that ends."""
     whole = max(whole_bytes, 1)
+    ends = None if free_bytes is None or free_bytes >= whole_bytes else min(free_bytes * width // whole, width - 1)
     drawn: list[str] = []
     before = n_drawn = 0
     for kind, n_bytes in sizes.items():
         before += n_bytes
         n = max(before * width // whole - n_drawn, 1 if n_bytes else 0)  # a part that is there is seen
         n = min(n, width - n_drawn)
-        drawn.append(terminal.marked(kind, n))
+        if ends is not None and n_drawn <= ends < n_drawn + n:
+            drawn += [terminal.marked(kind, ends - n_drawn), "|", terminal.marked(kind, n_drawn + n - ends - 1)]
+        else:
+            drawn.append(terminal.marked(kind, n))
         n_drawn += n
     return "".join(drawn) + " " * (width - n_drawn)
 
@@ -150,32 +136,30 @@ def legend(parts: Sequence[tuple[str, str]], terminal: Terminal) -> Iterator[str
         yield line.rstrip()
 
 
-def next_step(plan: Plan) -> str:
-    """What the next better value of a setting would need, where that was looked for."""
-    for one in plan.decisions:
-        step = one.next_rejected
-        if step is not None and step.shortfall_bytes and plan.fits:
-            return f"next: {printable(one.setting, 40)} {text.rejected(replace(step, because=''))}"
-    return ""
-
-
-def limit(plan: Plan) -> str:
-    """What limits the plan: the pool with the least room left for its size."""
-    rooms = [(pool, pool.room_bytes) for pool in plan.memory.pools]
-    known = [(pool, room) for pool, room in rooms if room is not None and pool.free_bytes]
-    if not known:
-        return "what limits it is not known: free memory was not told"
-    pool, room = min(known, key=lambda one: one[1] / (one[0].free_bytes or 1))
-    if room < 0:
-        return f"{pool.id} lacks {format_bytes(-room)}"
-    if room > FULL_FRACTION * (pool.free_bytes or 0):
-        return f"nothing is short: of {pool.id}, the fullest, {format_bytes(room)} are left beside the margin"
-    return f"{pool.id} limits it: {format_bytes(room)} are left beside the margin"
+def filled(parts: Sequence[str], columns: int) -> Iterator[str]:
+    """Parts with a dot between them, as many in a line as there is room for; a line ends between two where it can."""
+    line = ""
+    for part in parts:
+        if line and 2 + len(line) + 3 + len(part) <= columns:
+            line += f" · {part}"
+            continue
+        if line:
+            yield from wrapped(line, columns, "  ", "    ")
+        line = part
+    if line:
+        yield from wrapped(line, columns, "  ", "    ")
 
 
 def wrapped(words: str, columns: int, first: str, then: str | None = None) -> Iterator[str]:
+    """Lines that end between words: names stay whole, numbers stay with their units and flags with short values."""
     import textwrap
 
-    yield from textwrap.wrap(
-        words, max(columns, LEAST_COLUMNS), initial_indent=first, subsequent_indent=first if then is None else then
+    lines = textwrap.wrap(
+        _TOGETHER.sub(lambda found: found[0].replace(" ", _JOINED), words.replace(_JOINED, " ")),
+        max(columns, LEAST_COLUMNS),
+        initial_indent=first,
+        subsequent_indent=first if then is None else then,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
+    yield from (line.replace(_JOINED, " ") for line in lines)

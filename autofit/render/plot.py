@@ -9,7 +9,8 @@ from autofit.domain.memory import KINDS, PoolUse
 from autofit.domain.plan import Plan
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate
-from autofit.render.picture import Terminal, bar, folded, fullest, legend, wrapped
+from autofit.render.picture import Terminal, bar, legend, wrapped
+from autofit.render.pools import folded, fullest, used
 
 MOST_COLUMNS = 110
 LEAST_BAR = 6
@@ -32,7 +33,7 @@ def table(curve: Curve, columns: int = 100) -> Iterator[str]:
     yield from _head(curve, columns)
     for point in curve.points:
         parts = [f"{point.context_tokens:,} tokens"]
-        parts += [f"{pool.id} {format_bytes(pool.used_bytes)}" for pool in point.pools]
+        parts += used(point.pools)
         if said := rate(point):
             parts.append(f"decode {said} tokens/s")
         if point.kv:

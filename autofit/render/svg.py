@@ -12,6 +12,7 @@ from autofit.domain.text import printable
 from autofit.domain.units import GIB, format_bytes, format_rate
 from autofit.domain.values import NamedTuple
 from autofit.render.plot import ends, pools_of, rate
+from autofit.render.pools import used
 
 WIDTH, PANEL, TOP, LEFT, RIGHT, BELOW = 720, 200, 44, 64, 20, 46
 N_TICKS = 5
@@ -75,7 +76,7 @@ def svg(curve: Curve, name: str = "curve", *, has_style: bool = True) -> str:
 
 
 def _told(point: Point) -> str:
-    sizes = ", ".join(f"{pool.id} {format_bytes(pool.used_bytes)}" for pool in point.pools)
+    sizes = ", ".join(used(point.pools))
     decode = f", decode {rate(point)} tokens/s" if rate(point) else ""
     return f"{sizes}{decode}" if point.fits else f"does not fit, {point.because}"
 

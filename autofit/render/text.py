@@ -1,19 +1,23 @@
-"""The plan for people: what goes where, how fast, what to know, and why."""
+"""The plan in words: what goes where, how fast, what limits it, and what to know."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from autofit.domain.memory import KINDS, DeviceLimit, PoolUse
 from autofit.domain.plan import Alternative, Finding, NextRejected, Plan, Speed
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate
+from autofit.render.pools import are_equal, folded, fullest, group_of, ids
 from autofit.text import shell
+
+_REMEDIES = ("would-fit", "gpus-needed")
+FULL_FRACTION = 0.05  #: of free memory: with less left, the pool is nearly full
 
 
 def summary(plan: Plan) -> Iterator[str]:
-    """A few lines: one per pool, then context and speed, then what to know."""
-    rows = [_pool_row(pool) for pool in plan.memory.pools]
+    """A few lines: one per pool or for equal ones, then context and speed, what limits it, and what to know."""
+    rows = [(*name.split("  ", 1), room(pools), parts(fullest(pools))) for name, pools in folded(plan.memory.pools)]
     widths = [max(len(row[i]) for row in rows) for i in range(3)] if rows else []
     for row in rows:
         yield f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip()
@@ -21,9 +25,82 @@ def summary(plan: Plan) -> Iterator[str]:
         yield from (f"  {limit_row(limit, pool)}" for limit in pool.limits)
     if said := list(facts(plan)):
         yield "  " + " · ".join(said)
+    yield from (f"  {words}" for words in limits(plan))
     if plan.engine_source is not None:
         yield f"  for {printable(plan.engine_source, 200)}"
-    yield from (finding(found) for found in plan.findings)
+    yield from (finding(found) for found in told(plan))
+
+
+def told(plan: Plan) -> Sequence[Finding]:
+    """The findings; of a plan that does not fit what is missing first, then the nearest that would fit."""
+    if plan.fits:
+        is_said = plan.limit is not None and plan.limit.what == "decode rate"  # by the sentence on what limits it
+        return [found for found in plan.findings if not (is_said and found.code == "weights-in-ram")]
+    return sorted(plan.findings, key=_place)
+
+
+def _place(found: Finding) -> int:
+    if found.severity == "error":
+        return 0 if found.code == "does-not-fit" else 1
+    return 2 if found.code in _REMEDIES else 3
+
+
+def limits(plan: Plan) -> Iterator[str]:
+    """What limits the plan, and what the next step up would need; nothing of one that runs short."""
+    if plan.verdict != "fits" or not plan.fits:
+        return
+    limit = plan.limit
+    if limit is None:
+        yield _fullness(plan)
+    elif limit.pool is not None:
+        some = group_of(plan.memory.pools, limit.pool)
+        who, verb = ids(some) or limit.pool, "limits" if len(some) < 2 else "limit"
+        yield printable(f"{who}{_left(some)} {verb} the {limit.what}: {limit.because}", 400)
+        if limit.next_step is not None:
+            yield _step(limit.next_step)
+    elif limit.what:
+        yield printable(f"memory does not limit the {limit.what}: {limit.because}", 400)
+    else:
+        pool = _fewest_left(plan)
+        left = f"; {pool.id} has {format_bytes(pool.room_bytes or 0)} left{_margin(pool)}" if pool is not None else ""
+        yield printable(f"nothing is short: {limit.because}{left}", 400)
+
+
+def _fullness(plan: Plan) -> str:
+    """How full the fullest pool is, of a command that is kept as it is."""
+    pool = _fewest_left(plan)
+    if pool is None:
+        return "what limits it is not known: free memory was not told"
+    left = f"{format_bytes(pool.room_bytes or 0)} left{_margin(pool)}"
+    if (pool.room_bytes or 0) > FULL_FRACTION * (pool.free_bytes or 0):
+        return f"nothing is short: {pool.id}, the fullest, has {left}"
+    return f"{pool.id} is nearly full: it has {left}"
+
+
+def _fewest_left(plan: Plan) -> PoolUse | None:
+    """The pool with the least room for its size."""
+    known = [pool for pool in plan.memory.pools if pool.room_bytes is not None and pool.free_bytes]
+    return min(known, key=lambda pool: (pool.room_bytes or 0) / (pool.free_bytes or 1), default=None)
+
+
+def _left(pools: Sequence[PoolUse]) -> str:
+    rooms = [(pool.room_bytes, pool) for pool in pools if pool.room_bytes is not None]
+    if not rooms:
+        return ""
+    room, pool = min(rooms, key=lambda one: one[0])
+    return f" ({format_bytes(room)} left{_margin(pool)})" if room >= 0 else ""
+
+
+def _step(step: NextRejected) -> str:
+    """The second sentence."""
+    value, pool = printable(step.value, 200), step.pool
+    where = "" if pool is None else " there" if pool in value.split() else f" on {pool}"
+    where = f" {printable(step.because, 200)}" if step.because else where
+    return f"the next step up, {value}, takes {format_bytes(step.shortfall_bytes or 0)} more{where}"
+
+
+def _margin(pool: PoolUse) -> str:
+    return " beside the margin" if pool.sum_bytes("reserve") else ""
 
 
 def facts(plan: Plan) -> Iterator[str]:
@@ -37,9 +114,15 @@ def facts(plan: Plan) -> Iterator[str]:
 
 
 def no_fit(plan: Plan) -> str:
-    """One line for a plan that does not fit: the first error, with its shortfall."""
-    found = next((f.message for f in plan.findings if f.severity == "error"), "it does not fit")
+    """One line for a plan that does not fit: the error with the shortfall, or the first."""
+    found = next((f.message for f in told(plan) if f.severity == "error"), "it does not fit")
     return printable(found, 400)
+
+
+def nearest(plan: Plan) -> list[str]:
+    """A line with the nearest that would fit, where that is known."""
+    known = [found.message for code in _REMEDIES for found in plan.findings if found.code == code]
+    return [f"  {printable(message, 400)}" for message in known[:1]]
 
 
 def speed(estimate: Speed) -> str:
@@ -72,51 +155,25 @@ def pick(one: Alternative) -> str:
     return printable(f"or {shell.shown(one.flags)}, {what}: {gains}{f', for {costs}' if costs else ''}", 400)
 
 
-def explain(plan: Plan) -> Iterator[str]:
-    """Every setting with its origin and reason, every figure with its basis, and the plans not taken."""
-    yield "settings"
-    width = max((len(f"{d.setting} {d.value}") for d in plan.decisions), default=0)
-    width = min(width, 44)
-    for d in plan.decisions:
-        yield f"  {printable(f'{d.setting} {d.value}', 80):<{width}}  [{d.origin}] {printable(d.because, 300)}"
-        if d.next_rejected:
-            yield f"  {'':<{width}}  next: {rejected(d.next_rejected)}"
-    yield "memory"
-    for pool in plan.memory.pools:
-        yield f"  {pool.id} {printable(pool.name, 60)}: {room(pool)}"
-        for item in sorted(pool.items, key=lambda item: KINDS.index(item.kind)):
-            mapped = ", file-backed" if item.mapped else ""
-            source = f" ({item.source})" if item.source else ""
-            yield f"    {item.kind:<9} {format_bytes(item.n_bytes):>10}  {item.label}, {item.basis}{mapped}{source}"
-    if plan.speed and plan.speed.basis:
-        yield f"speed\n  {speed(plan.speed)}\n  {plan.speed.basis}"
-    if plan.alternatives:
-        yield "alternatives"
-        for a in plan.alternatives:
-            devices, host = format_bytes(a.device_bytes), format_bytes(a.host_bytes)
-            title = f"{a.title} ({shell.shown(a.flags)})" if a.flags else a.title
-            facts = [printable(title, 120), f"devices {devices}", f"host {host}"]
-            yield "  " + " · ".join([*facts, speed(a.speed)] if a.speed else facts)
-            yield f"    {shell.shown(a.argv)}"
-            yield f"    {printable(a.because, 300)}"
-
-
 def rejected(rejected: NextRejected) -> str:
     """The next better value, and what it lacks."""
     value, because = printable(rejected.value, 80), printable(rejected.because, 200)
     if rejected.shortfall_bytes:
-        value += f" needs {format_bytes(rejected.shortfall_bytes)} more on {rejected.pool}"
+        on = f" on {rejected.pool}" if rejected.pool else ""
+        value += f" needs {format_bytes(rejected.shortfall_bytes)} more{on}"
         return f"{value}: {because}" if because else value
     return f"{value} {because}".rstrip()
 
 
-def _pool_row(pool: PoolUse) -> tuple[str, str, str, str]:
-    parts = []
-    for kind in KINDS:
-        n_bytes = pool.sum_bytes(kind)
-        if n_bytes:
-            parts.append(f"{kind} {format_bytes(n_bytes)}")
-    return pool.id, printable(pool.name, 40), room(pool), " · ".join(parts)
+def called(kind: str) -> str:
+    """A kind of memory as people call it."""
+    return "margin" if kind == "reserve" else kind
+
+
+def parts(pool: PoolUse) -> str:
+    """The size of each kind in a pool."""
+    sizes = [(kind, pool.sum_bytes(kind)) for kind in KINDS]
+    return " · ".join(f"{called(kind)} {format_bytes(n_bytes)}" for kind, n_bytes in sizes if n_bytes)
 
 
 def limit_row(limit: DeviceLimit, pool: PoolUse) -> str:
@@ -125,7 +182,14 @@ def limit_row(limit: DeviceLimit, pool: PoolUse) -> str:
     return f"{limit.id}  {printable(limit.name, 40)}: {used} used of the {most} that it may take of {pool.name}"
 
 
-def room(pool: PoolUse) -> str:
+def room(pools: Sequence[PoolUse]) -> str:
+    """What is used of a pool, or at most of each of several that are alike; what is needed, where it is more."""
+    pool = fullest(pools)
+    used = format_bytes(pool.used_bytes)
+    most = "up to " if not are_equal(pools) else ""
     if pool.free_bytes is None:
-        return f"{format_bytes(pool.used_bytes)} used of an unknown amount"
-    return f"{format_bytes(pool.used_bytes)} used of {format_bytes(pool.free_bytes)} free"
+        return f"{most}{used} used of an unknown amount"
+    each = " each" if len(pools) > 1 else ""
+    if pool.used_bytes > pool.free_bytes:
+        return f"{most}{used} needed, {format_bytes(pool.free_bytes)} free{each}"
+    return f"{most}{used} used of {format_bytes(pool.free_bytes)} free{each}"

@@ -15,8 +15,8 @@ from autofit.domain.plan import Plan
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 from autofit.render import text
-from autofit.render.picture import folded, fullest, limit, next_step
-from autofit.render.plot import rate
+from autofit.render.plot import pools_of, rate
+from autofit.render.pools import folded, fullest, groups, ids
 from autofit.render.svg import COLORS, STYLE, svg
 from autofit.reports.report import refuse_leaks
 from autofit.reports.scrub import scrub_command
@@ -62,7 +62,8 @@ def page(curve: Curve, names: Mapping[str, str], environ: Mapping[str, str]) -> 
         verdict = "does not do what is asked"
     body = [
         f"<h1>{say(curve.title)}: {verdict}</h1>",
-        *(f"<p>{say(words)}</p>" for words in (" · ".join(text.facts(plan)), limit(plan), next_step(plan)) if words),
+        *(f"<p>{say(words)}</p>" for words in (" · ".join(text.facts(plan)), *text.limits(plan)) if words),
+        *(f"<p>{say(found.message)}</p>" for found in text.told(plan)[:2] if not plan.fits),
         f"<h2>Command</h2><pre>{say(shown(_command(plan, names)))}</pre>",
         "<h2>Memory</h2>",
         *_pools(plan, say),
@@ -126,17 +127,17 @@ def _pools(plan: Plan, say: _Words) -> Iterator[str]:
         pool = fullest(pools)
         sizes = {kind: pool.sum_bytes(kind) for kind in KINDS}
         whole = max(pool.free_bytes or 0, sum(sizes.values()), 1)
-        told = ", ".join(f"{_called(kind)} {format_bytes(n)}" for kind, n in sizes.items() if n)
+        told = ", ".join(f"{text.called(kind)} {format_bytes(n)}" for kind, n in sizes.items() if n)
         parts = "".join(
             f'<i style="width:{100 * n / whole:.2f}%;background:{COLORS.get(kind, "#999")}" '
-            f'title="{_called(kind)} {format_bytes(n)}"></i>'
+            f'title="{text.called(kind)} {format_bytes(n)}"></i>'
             for kind, n in sizes.items()
             if n
         )
-        yield f"<p><strong>{say(name)}</strong> {text.room(pool)}</p>"
+        yield f"<p><strong>{say(name)}</strong> {text.room(pools)}</p>"
         yield f'<div class="bar free" role="img" aria-label="{say(name)}: {told}">{parts}</div>'
         keys = "".join(
-            f'<span><i style="background:{COLORS.get(kind, "#999")}"></i>{_called(kind)} {format_bytes(n)}</span>'
+            f'<span><i style="background:{COLORS.get(kind, "#999")}"></i>{text.called(kind)} {format_bytes(n)}</span>'
             for kind, n in sizes.items()
             if n
         )
@@ -144,18 +145,14 @@ def _pools(plan: Plan, say: _Words) -> Iterator[str]:
         yield from (f"<p>{say(text.limit_row(one, pool))}</p>" for one in pool.limits)
 
 
-def _called(kind: str) -> str:
-    return "margin" if kind == "reserve" else kind
-
-
 def _stages(plan: Plan, say: _Words) -> Iterator[str]:
-    found = list(timeline(plan))
-    heads = ["from", *(say(pool.id) for pool in plan.memory.pools), "left at the tightest"]
+    found, together = list(timeline(plan)), list(groups(plan.memory.pools))
+    heads = ["from", *(_each(some, say) for some in together), "left at the tightest"]
     rows = []
     for stage in found:
         room = stage.room_bytes
         left = "not known" if room is None else format_bytes(room) if room >= 0 else f"{format_bytes(-room)} missing"
-        sizes = [format_bytes(stage.used_bytes[pool.id]) for pool in plan.memory.pools]
+        sizes = [format_bytes(max(stage.used_bytes[pool.id] for pool in some)) for some in together]
         rows.append([say(stage.what), *sizes, left])
     yield _table("Over time", heads, rows, range(1, len(heads)))
     if plan.safe_fill_tokens is not None and plan.fits:
@@ -167,17 +164,15 @@ def _curve(curve: Curve, say: _Words) -> Iterator[str]:
         return
     yield "<h2>Against the context</h2>"
     yield svg(curve, has_style=False)
-    ids = list(dict.fromkeys(pool.id for point in curve.points for pool in point.pools))
-    heads = ["tokens", *map(say, ids), "decode, tokens/s", "KV cache", "verdict"]
+    columns = list(pools_of(curve))
+    heads = ["tokens", *(say(name.split("  ")[0]) for name, _ in columns), "decode, tokens/s", "KV cache", "verdict"]
     rows = []
     for point in curve.points:
-        used = {pool.id: format_bytes(pool.used_bytes) for pool in point.pools}
         verdict = "fits" if point.fits else f"does not fit: {say(point.because)}"
-        sizes = [used.get(name, "") for name in ids]
+        sizes = [next((format_bytes(pool.used_bytes) for one, pool in some if one is point), "") for _, some in columns]
         rows.append([f"{point.context_tokens:,}", *sizes, rate(point), say(point.kv) or "default", verdict])
-    yield _table(
-        "One plan for each context; decode from a nearly empty context to a full one", heads, rows, range(len(ids) + 2)
-    )
+    caption = "One plan for each context; decode from a nearly empty context to a full one"
+    yield _table(caption, heads, rows, range(len(columns) + 2))
 
 
 def _choices(plan: Plan, say: _Words) -> Iterator[str]:
@@ -201,20 +196,25 @@ def _settings(plan: Plan, say: _Words) -> Iterator[str]:
 
 
 def _items(plan: Plan, say: _Words) -> Iterator[str]:
-    rows = [_item(pool, say) for pool in plan.memory.pools]
-    cells = [row for some in rows for row in some]
+    cells = [row for some in groups(plan.memory.pools) for row in _item(some, say)]
     if cells:
         yield "<h2>Where each byte goes</h2>"
         heads = ["pool", "kind", "what", "size", "bytes", "known how", "source"]
         yield _table("Figures of each pool", heads, cells, (3, 4))
 
 
-def _item(pool: PoolUse, say: _Words) -> list[list[str]]:
+def _each(pools: Sequence[PoolUse], say: _Words) -> str:
+    """What pools that are shown together are called."""
+    return say(f"{ids(pools)}, each" if len(pools) > 1 else pools[0].id)
+
+
+def _item(pools: Sequence[PoolUse], say: _Words) -> list[list[str]]:
     rows = []
+    pool = fullest(pools)
     for item in sorted(pool.items, key=lambda item: KINDS.index(item.kind)):
         what = f"{item.label}, when {item.when}" if item.when else item.label
         size, exact = format_bytes(item.n_bytes), f"{item.n_bytes:,}"
-        rows.append([say(pool.id), _called(item.kind), say(what), size, exact, item.basis, say(item.source)])
+        rows.append([_each(pools, say), text.called(item.kind), say(what), size, exact, item.basis, say(item.source)])
     return rows
 
 

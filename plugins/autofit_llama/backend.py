@@ -311,6 +311,13 @@ class LlamaBackend(Backend):
             asked = [margins[device.id][0] if device.id in margins else Margin() for device in run.devices]
             findings += tuple(with_newest(run, found, machine, asked))
         findings += tuple(_several(runs, shown, [one.found.memory.fits for one in tried]))
+        if request.nearest and not found.memory.starts:
+            from autofit_llama.logs.nearest import nearest_changes  # a search of its own
+            from autofit_llama.logs.repair import Case
+
+            argv = command.settings.argv
+            case = Case(self, argv, model, machine, request, version)
+            findings += nearest_changes(case, found.memory, fitted=one.fitted is not None)
         return Plan(
             backend=self.name,
             fits=found.memory.fits,

@@ -52,6 +52,7 @@ from autofit_vllm.modules.model import StageWeights, VllmModel, Vocabulary
 from autofit_vllm.planning.codes import OWN, finding
 from autofit_vllm.planning.command import keyword_arguments
 from autofit_vllm.planning.evaluation import DEFAULT_MARGIN, Evaluation, check_dtype, evaluate, gpu_of, ranks_of
+from autofit_vllm.planning.findings import lacks_finding
 from autofit_vllm.planning.nodes import nodes_finding
 from autofit_vllm.planning.plan import build_plan
 from autofit_vllm.quantization import Quantization, quantization_for
@@ -255,7 +256,8 @@ class VllmBackend(Backend):
             from autofit_vllm.planning.lighter import other_hardware
 
             more = other_hardware(_problem(settings, model, local, request), evaluation.config.max_model_len)
-        if near and evaluation.refusal is not None:  # what it says of a shorter context is not the cheapest change
+        lacking = lacks_finding(evaluation) if stated is None else []
+        if (near or lacking) and evaluation.refusal is not None:  # its own advice is not the cheapest change
             evaluation = replace(evaluation, refusal=EngineRefusalError(str(evaluation.refusal)))
         plan = build_plan(
             evaluation,
@@ -266,6 +268,7 @@ class VllmBackend(Backend):
             speed=speed,
             findings=[
                 *_capacity_findings(evaluation, load),
+                *lacking,
                 *near,
                 *more,
                 *nodes_finding(evaluation),

@@ -140,7 +140,7 @@ def test_it_is_planned_checked_explained_and_rendered(hearth: Followed) -> None:
     again = json.loads(checked.stdout.partition("\n}")[0] + "\n}")
     assert again["pools"] == report["pools"]
     assert [pool["cache_bytes"] for pool in report["pools"]] == [1024 * 256, 0]
-    assert "--context 1024" in hearth.run([*plan, "--explain"]).stdout.partition("settings\n")[2]
+    assert "--context 1024" in hearth.run([*plan, "--explain"]).stdout.partition("context and cache\n")[2]
     for words in ("shell", "eval", "nul", "lines", "fish", "powershell"):
         done = hearth.run([*plan, "--format", words])
         assert done.returncode == 0 and "hearth-serve" in done.stdout and "1024" in done.stdout, words

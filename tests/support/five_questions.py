@@ -61,7 +61,7 @@ def a100() -> Iterator[Row]:
                 ranks = re.search(r"--(tensor|pipeline)-parallel-size (\d)", text)
                 together = re.search(r"; (?:all )?(\d+) .* at a time at (\S+) tokens on average, (\S+)", text)
                 assert together, text
-                in_ram = re.search(r"note: (\S+ GiB) of weights stay in RAM", text)
+                in_ram = re.search(r"(\S+ GiB) of weights stay in RAM", text)
                 yield [
                     form,
                     f"{n} × {card}",

@@ -10,10 +10,12 @@ import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from support.transcripts import printed
 
 PICTURES = ROOT / "docs" / "pictures"
 TERMINAL = "autofit llama example:mixtral-8x7b-q4_k_m --on rtx-3090 --ram 64GiB"
+EIGHT = "autofit vllm ./Qwen3-32B --on 8xh100-80gb --ram 512GiB"
 COLUMNS = 100
 GIB = 2**30
 
@@ -56,7 +59,7 @@ def on_a_terminal(command: str, columns: int) -> list[str]:
         os.environ.update(before)
     if code:
         raise SystemExit(f"{command}: exit code {code}")
-    return screen.getvalue().splitlines()
+    return re.sub(r"\r[^\n\r]*?\x1b\[K", "", screen.getvalue()).splitlines()  # without lines that were taken back
 
 
 def plan(command: str) -> dict[str, Any]:
@@ -77,8 +80,8 @@ def bar(name: str, pool: Mapping[str, Any]) -> Bar:
     return Bar(name, [*parts, ("margin", pool["reserve_bytes"])], free, said)
 
 
-def terminal_picture() -> str:
-    return terminal(f"$ {TERMINAL}", [f"$ {TERMINAL}", *on_a_terminal(TERMINAL, COLUMNS)], COLUMNS)
+def terminal_picture(command: str = TERMINAL, columns: int = COLUMNS) -> str:
+    return terminal(f"$ {command}", [f"$ {command}", *on_a_terminal(command, columns)], columns)
 
 
 def pools() -> str:
@@ -145,6 +148,9 @@ _KINDS = ("weights", "cache", "compute", "runtime", "transient")
 
 MAKERS: Mapping[str, Callable[[], str]] = {
     "terminal.svg": terminal_picture,
+    "terminal-40.svg": partial(terminal_picture, EIGHT, 40),
+    "terminal-80.svg": partial(terminal_picture, EIGHT, 80),
+    "terminal-120.svg": partial(terminal_picture, EIGHT, 120),
     "pools.svg": pools,
     "contexts.svg": contexts,
     "experts.svg": experts,

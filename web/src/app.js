@@ -471,7 +471,7 @@ function drawCurves() {
 function why() {
   const notes = plan.findings.map((one) => h("li", { className: one.severity }, h("b", {}, one.severity === "info" ? "note" : one.severity), ` ${one.message}`));
   fill(byId("findings"), notes.length ? h("ul", { className: "notes" }, notes) : h("p", { className: "help" }, "nothing to remark"));
-  const next = (one) => (one ? `${one.value}${one.shortfall_bytes ? ` needs ${formatBytes(one.shortfall_bytes)} more on ${one.pool}` : ""}${one.because ? ` ${one.because}` : ""}` : "");
+  const next = (one) => (one ? `${one.value}${one.shortfall_bytes ? ` needs ${formatBytes(one.shortfall_bytes)} more${one.pool ? ` on ${one.pool}` : ""}` : ""}${one.because ? ` ${one.because}` : ""}` : "");
   const hasNext = plan.decisions.some((one) => one.next_rejected);
   section("decisions", plan.decisions.length, () => table("Settings", ["setting", "value", "from", "why", ...(hasNext ? ["the next better value"] : [])],
     plan.decisions.map((one) => [one.setting, one.value, one.origin, one.because, ...(hasNext ? [next(one.next_rejected)] : [])])));

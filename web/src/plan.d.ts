@@ -31,6 +31,7 @@ export interface Decision {
   origin: "user" | "wrapped command" | "environment" | "settings file" | "preset" | "profile" | "solved" | "engine default";
   because: string;
   next_rejected: Rejected | null;
+  topic: "model" | "context" | "placement" | "batch" | "other";
 }
 
 /** The row of a device. */
@@ -62,6 +63,31 @@ export interface Group {
   kind: string;
   block_size: number;
   page_bytes: number;
+}
+
+/** What instances behind a router serve together, at the rates that are expected. */
+export interface Instances {
+  /** that answer requests alone */
+  replicas: number;
+  /** of all replicas */
+  total_tokens_per_s: number | null;
+  /** instances that read prompts */
+  prefill: number;
+  /** instances that answer */
+  decode: number;
+  /** that the slowest of prompts, answers and network allows */
+  requests_per_s: number;
+  prompts_per_s: number;
+  answers_per_s: number;
+  /** that the network carries */
+  transfers_per_s: number;
+  /** that go from one instance to the other */
+  kv_bytes_per_prompt: number;
+  kv_seconds_per_prompt: number;
+  /** where nothing waits */
+  first_token_seconds: number;
+  /** of as many replicas instead */
+  requests_per_s_as_copies: number;
 }
 
 /** One figure of a pool. */
@@ -105,7 +131,7 @@ export interface LlamaReport {
 /** What one of several machines starts. */
 export interface Node {
   node: string;
-  role: "head" | "worker";
+  role: "head" | "worker" | "replica" | "prefill" | "decode" | "router";
   /** argument lists, started in their order; the last one stays */
   commands: Array<Array<string>>;
   env: Record<string, string>;
@@ -139,12 +165,24 @@ export interface Plan {
   /** how far it can be filled before memory that grows would not fit */
   safe_fill_tokens: number | null;
   decisions: Array<Decision>;
+  /** null: not looked for, as of a command that is checked */
+  limit: PlanLimit | null;
   alternatives: Array<Alternative>;
   findings: Array<Finding>;
   /** figures by the names that the engine itself logs */
   engine_report: Record<string, unknown>;
   /** of a plan for several machines: the head, then the workers */
   nodes: Array<Node>;
+}
+
+/** What holds a plan back, and what the next step up would need. */
+export interface PlanLimit {
+  /** what more memory would make better; empty: nothing */
+  what: string;
+  because: string;
+  /** whose memory limits it; null: nothing does */
+  pool: string | null;
+  next_step: Rejected | null;
 }
 
 /** What the plan takes of one device, or of the host. */
@@ -232,4 +270,12 @@ export interface VllmReport {
   sequences_at_mean?: number;
   /** of all of them together */
   total_tokens_per_s?: number | null;
+  /** to read a prompt of --disaggregate alone */
+  prompt_seconds?: number | null;
+  /** that an instance reads which does nothing else */
+  prompts_per_s?: number | null;
+  /** that all ranks of an instance read of another one's cache */
+  kv_bytes_per_prompt?: number;
+  /** behind a router, where several are planned */
+  instances?: Instances;
 }

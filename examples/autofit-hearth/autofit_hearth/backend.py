@@ -25,13 +25,12 @@ class Hearth(Backend):
     def plan(self, command, model, machine, request):
         argv, pinned = command.settings
         flags = engine.settle(pinned, model, machine, request)
+        of_gpu = origin_of(request, "device", bool(request.device))
         of_context = origin_of(request, "context", bool(request.context))
         decisions = [
-            argument("--model", [request.model_reference or model.name], "user", "the model"),
-            argument(
-                "--gpu", [str(flags["--gpu"])], origin_of(request, "device", bool(request.device)), "holds it all"
-            ),
-            argument("--context", [str(flags["--context"])], of_context, "tokens of each slot"),
+            argument("--model", [request.model_reference or model.name], "user", "as given", topic="model"),
+            argument("--gpu", [str(flags["--gpu"])], of_gpu, "holds it all", topic="placement"),
+            argument("--context", [str(flags["--context"])], of_context, "tokens of each slot", topic="context"),
         ]
         decisions = [decision for decision in decisions if decision.setting not in pinned]
         return plan_of((*argv, *arguments(decisions)), flags, decisions, model, machine, request)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from autofit.domain.plan import Decision, Finding
 from autofit.domain.units import format_bytes
+from autofit.planning.decisions import remark
 
 from autofit_llama.engine.codes import finding
 from autofit_llama.launch.effective import Effective
@@ -75,7 +76,10 @@ def chosen_by_engine(one: Effective) -> tuple[Decision, ...]:
     argv = arguments_of(one.fitted.choice)
     because = f"{one.asked.program}'s own --fit"
     pairs = zip(argv[::2], argv[1::2], strict=True)
-    return tuple(Decision(setting=flag, value=value, origin="engine default", because=because) for flag, value in pairs)
+    return tuple(
+        remark(flag, value, "engine default", because, "context" if flag == "-c" else "placement")
+        for flag, value in pairs
+    )
 
 
 def fit_report(one: Effective) -> dict[str, FitDocument]:

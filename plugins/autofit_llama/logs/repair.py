@@ -58,7 +58,7 @@ class Case(NamedTuple):
         try:
             argv = with_flags(self.argv, flags, self.version) if flags else self.argv
             parsed = self.backend.parse(argv, self.request.engine_env, version=self.request.engine_version)
-            return self.backend.check(parsed, self.model, self.machine, self.request)
+            return self.backend.check(parsed, self.model, self.machine, replace(self.request, nearest=False))
         except AutofitError:
             return None
 
@@ -91,9 +91,9 @@ def repair(
     if failure is not None and failure.cause == "RAM" and not says_ram:
         advice += ("the log does not say how much RAM there is: --ram SIZE does",)
     if failure is not None and failure.cause == "RAM" and words:
-        changes = tuple(_on_host(observed, words, version))
-        if changes:
-            return Repair(cause=cause, changes=changes, advice=advice, basis=basis, is_command=is_command)
+        spared = tuple(_on_host(observed, words, version))
+        if spared:
+            return Repair(cause=cause, changes=spared, advice=advice, basis=basis, is_command=is_command)
     on_host = failure is not None and failure.cause == "RAM" and (failure.requested_bytes is not None or says_ram)
     if failure is None or not failure.is_memory or model is None or not (machine.devices or on_host):
         lines = missing_of(observed, missing)
@@ -101,12 +101,12 @@ def repair(
     machine = replace(machine, devices=tuple(map(with_own_context, machine.devices)))
     case = Case(backend, words, model, machine, request, version, at_start=on_host and failure.stage != "ready")
     case, lacks, note = (_bounded_host if on_host else _bounded)(case, observed, failure)
-    changes = tuple(_changes(case, lacks))
+    found = tuple(changes(case, lacks))
     return Repair(
         cause=cause,
-        changes=changes,
+        changes=found,
         advice=advice,
-        missing=() if changes else missing_of(observed, missing),
+        missing=() if found else missing_of(observed, missing),
         basis=(*basis, *note),
         is_command=is_command,
         lacks_bytes=lacks,
@@ -238,7 +238,7 @@ def _on_host(observed: Observed, argv: tuple[str, ...], version: Version) -> Ite
 # -- the changes ------------------------------------------------------------------------------------------
 
 
-def _changes(case: Case, lacks: int | None) -> Iterator[Change]:
+def changes(case: Case, lacks: int | None) -> Iterator[Change]:
     """Changes that are enough, each alone, else the fewest together; what costs least first."""
     if case.check() is not None:
         for _, change in sorted(_alone(case) or _together(case), key=lambda pair: pair[0]):

@@ -67,35 +67,33 @@ def alternatives_of(task: Task, search: Search, goals: Goals, answer: Answer) ->
 def _contexts(task: Task, search: Search, goals: Goals, answer: Answer) -> Iterator[_Option]:
     found = answer.found
     if answer.compared is not None:
-        rate = goals.rate(answer.compared)
-        yield _Option(
-            f"{answer.compared.candidate.n_ctx_seq} tokens of context",
-            f"decodes ~{format_rate(rate)} tokens/s{goals.filled}",
-            answer.compared,
-        )
+        n_ctx = answer.compared.candidate.n_ctx_seq
+        differs = _differences(found, answer.compared, goals)
+        yield _Option(f"{n_ctx:,} tokens of context", differs, answer.compared)
     if task.exact_context is not None:
         return
     for n_ctx in (COMFORTABLE_TOKENS, goals.most):
         if found.candidate.n_ctx_seq < n_ctx <= goals.most:
             longer = reach(search, goals._replace(prefer="speed", least=n_ctx, most=n_ctx))
             if longer is not None:
-                yield _Option(f"{n_ctx} tokens of context", _costs(found, longer.found, goals), longer.found)
+                yield _Option(f"{n_ctx:,} tokens of context", _differences(found, longer.found, goals), longer.found)
 
 
 def _caches(task: Task, search: Search, goals: Goals, answer: Answer) -> Iterator[_Option]:
     if answer.lossless is not None:
-        yield _Option("an f16 KV cache", _costs(answer.found, answer.lossless, goals), answer.lossless)
+        yield _Option("an f16 KV cache", _differences(answer.found, answer.lossless, goals), answer.lossless)
     elif len(goals.kv_types) > 1 and goals.kv_types[0] == ("f16", "f16"):
         lossy = reach(search, goals._replace(kv_types=goals.kv_types[1:]))
         if lossy is not None:
-            yield _Option("a q8_0 KV cache", "loses some precision, for a gain below the threshold", lossy.found)
+            costs = f"{_differences(answer.found, lossy.found, goals)}, and loses some precision"
+            yield _Option("a q8_0 KV cache", costs, lossy.found)
 
 
 def _micro_batches(task: Task, search: Search, goals: Goals, answer: Answer) -> Iterator[_Option]:
     found = answer.found
     if answer.plain is not None:
         size = answer.plain.candidate.n_ubatch
-        yield _Option(f"micro-batches of {size}", _costs(found, answer.plain, goals), answer.plain)
+        yield _Option(f"micro-batches of {size}", _differences(found, answer.plain, goals), answer.plain)
     if not goals.free_ubatch:
         return
     start = found
@@ -105,18 +103,22 @@ def _micro_batches(task: Task, search: Search, goals: Goals, answer: Answer) -> 
     if larger.candidate.n_ubatch > found.candidate.n_ubatch:
         longest = stretch(search, larger, found.candidate.n_ctx_seq)
         title = f"micro-batches of {larger.candidate.n_ubatch}: faster prompt processing"
-        yield _Option(title, _costs(found, longest, goals), longest)
+        yield _Option(title, _differences(found, longest, goals), longest)
 
 
-def _costs(found: Found, other: Found, goals: Goals) -> str:
-    """What `other` costs beside the answer."""
-    rate, others = goals.rate(found), goals.rate(other)
-    if others < rate * 0.995:
-        return f"decodes ~{format_rate(others)} instead of ~{format_rate(rate)} tokens/s{goals.filled}"
-    if other.candidate.n_ctx_seq < found.candidate.n_ctx_seq:
-        return f"{other.candidate.n_ctx_seq} instead of {found.candidate.n_ctx_seq} tokens of context"
+def _differences(found: Found, other: Found, goals: Goals) -> str:
+    """How `other` differs from the answer: rates, context, and memory where nothing else does."""
+    rate, others = format_rate(goals.rate(found)), format_rate(goals.rate(other))
+    said = [] if rate == others else [f"decodes ~{others} instead of ~{rate} tokens/s{goals.filled}"]
+    n_ctx, n_other = found.candidate.n_ctx_seq, other.candidate.n_ctx_seq
+    if n_ctx != n_other:
+        said.append(f"{n_other:,} instead of {n_ctx:,} tokens of context")
+    n_ubatch, n_other = found.candidate.n_ubatch, other.candidate.n_ubatch
+    if n_ubatch != n_other:
+        prompts = [format_rate(goals.prompts(one, n)) for one, n in ((other, n_other), (found, n_ubatch))]
+        said.append(f"prompts at ~{prompts[0]} instead of ~{prompts[1]} tokens/s")
     more = sum(pool.used_bytes for pool in other.memory.pools) - sum(pool.used_bytes for pool in found.memory.pools)
-    return f"takes {format_bytes(more)} more memory" if more > 0 else "slower prompt processing"
+    return ", ".join(said) or f"takes {format_bytes(abs(more))} {'more' if more > 0 else 'less'} memory"
 
 
 def _run(task: Task, search: Search, found: Found) -> tuple[Run, Estimate, LlamaSettings]:
@@ -132,14 +134,17 @@ def _speed(task: Task, search: Search, found: Found, n_filled: int | None = None
 
 
 def _alternative(task: Task, search: Search, option: _Option) -> Alternative:
-    found = option.found
+    found, problem = option.found, search.problem
+    assert isinstance(problem, LaunchProblem)
     _, final, solved = _run(task, search, found)
+    settings = complete(task, solved, found, final)
+    memory = problem.estimate(settings, layout=final.layout).memory
     return Alternative(
         title=option.title,
-        argv=command_of(task, found, complete(task, solved, found, final)),
+        argv=command_of(task, found, settings),
         context_tokens=found.candidate.n_ctx_seq,
-        device_bytes=sum(pool.used_bytes for pool in found.memory.pools if pool.id != HOST_POOL),
-        host_bytes=found.memory.pool(HOST_POOL).used_bytes,
+        device_bytes=sum(pool.used_bytes for pool in memory.pools if pool.id != HOST_POOL),
+        host_bytes=memory.pool(HOST_POOL).used_bytes,
         speed=_speed(task, search, found),
         because=option.because,
     )

@@ -135,12 +135,17 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
     if missed:
         from autofit_llama.planning.nearest import faster_values
 
-        findings += faster_values(search, goals)
+        findings += faster_values(search, goals, speed if task.request.min_tps is not None else None)
     others: tuple[Alternative, ...] = ()
     if task.request.alternatives and final.memory.fits:
         from autofit_llama.planning.alternatives import alternatives_of
 
         others = alternatives_of(task, search, goals, answer)
+    limit = None
+    if task.request.nearest and final.memory.fits:
+        from autofit_llama.planning.limit import limit_of  # where somebody reads it
+
+        limit = limit_of(task, search, goals, found, final)
     lending = () if task.pins.settings.rpc else found.split.order  # servers of the user's own flags run already
     nodes = node_commands(argv, {}, task.machine, lending, task.pins.version)
     findings += workers_finding(nodes)
@@ -155,6 +160,7 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
         context_tokens=n_ctx,
         safe_fill_tokens=n_ctx if final.memory.fits else None,
         decisions=decisions,
+        limit=limit,
         alternatives=others,
         findings=tuple(findings),
         engine_report=final.report,

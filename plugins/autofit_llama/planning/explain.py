@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from autofit.domain.plan import Decision, NextRejected, Origin
-from autofit.domain.units import format_bytes
+from autofit.domain.units import format_gib
 from autofit.domain.values import dataclass
 from autofit.planning.decisions import argument, arguments, origin_of, remark
 
@@ -14,8 +14,9 @@ from autofit_llama.command.model_files import model_flags
 from autofit_llama.command.settings import LlamaSettings
 from autofit_llama.memory.estimate import Estimate
 from autofit_llama.model.context import CELL_PADDING
-from autofit_llama.planning.goals import Goals
+from autofit_llama.planning.goals import LARGE_UBATCHES, Goals
 from autofit_llama.planning.search import Found, Search
+from autofit_llama.planning.topics import topic_of
 
 if TYPE_CHECKING:
     from autofit_llama.planning.task import Task
@@ -55,20 +56,24 @@ def explain(
     pins = task.pins
     decisions: list[Decision] = []
     if not _names_model(pins.settings):
-        decisions += [argument(flag, values, "user", "the model") for flag, values in _pairs(_model_flags(task))]
+        decisions += [
+            argument(flag, values, "user", "as given", topic="model") for flag, values in _pairs(_model_flags(task))
+        ]
     decisions += pins.decisions()
     for name in said(task, found, settings):
         because = _reason(name, task, search, goals, found, settings)
         next_rejected = _next(name, task, search, goals, found) if task.request.explain else None
         for flag, values in _pairs(pins.written(_only(settings, pins.settings, name))):
-            decisions.append(argument(flag, values, _origin(task, name), because, next_rejected))
+            origin, topic = _origin(task, name), topic_of(name)
+            decisions.append(argument(flag, values, origin, because, next_rejected, topic))
             next_rejected = None
     decisions += _unsaid(task, settings, found)
     for device in task.devices:
         margin, because = task.margins[device.id]
         n_bytes = margin.of(device.total_bytes or device.free_bytes or 0)
         origin = task.request.origin("margin") if task.request.margin else "engine default"
-        decisions.append(remark(f"margin {device.id}", format_bytes(n_bytes), origin, f"left free: {because}"))
+        value, why = f"{format_gib(n_bytes)} GiB", f"left free: {because}"
+        decisions.append(remark(f"margin {device.id}", value, origin, why, "placement"))
     return Explained(decisions=tuple(decisions))
 
 
@@ -158,7 +163,7 @@ def _reason(name: str, task: Task, search: Search, goals: Goals, found: Found, s
         counts = ", ".join(f"{device} {count}" for device, count in found.split.rows)
         return f"layers per device ({counts}); pinned, so the split does not depend on free memory at start-up"
     if name in ("type_k", "type_v"):
-        return _why_kv(task, candidate.type_k if name == "type_k" else candidate.type_v)
+        return _why_kv(task, found, candidate.type_k if name == "type_k" else candidate.type_v)
     if name == "flash_attn":
         if task.shares_blocks:
             return "-sm tensor needs it"
@@ -179,6 +184,11 @@ def _next(name: str, task: Task, search: Search, goals: Goals, found: Found) -> 
         return _next_context(task, search, goals, found)
     if name == "n_gpu_layers":
         return _next_layers(task, search, found)
+    if name == "n_ubatch":
+        return _next_ubatch(search, found)
+    if name == "type_k" and task.request.kv in (None, "auto") and found.memory.fits:
+        lossless = found.candidate._replace(type_k="f16", type_v="f16")
+        return _lacking(search, found._replace(candidate=lossless), "f16", "with the same layers and context")
     return _next_lean(search, found) if name == "overrides" else None
 
 
@@ -191,13 +201,18 @@ def _unsaid(task: Task, settings: LlamaSettings, found: Found) -> Iterator[Decis
             "512",
             "engine default",
             "a larger micro-batch only speeds up prompt processing and needs larger compute buffers",
+            "batch",
         )
     if given.type_k is None and found.candidate.type_k == "f16":
         yield remark(
-            task.pins.word("type_k"), "f16", "engine default", "lossless; --kv auto may choose a quantized type"
+            task.pins.word("type_k"),
+            "f16",
+            "engine default",
+            "lossless; --kv auto may choose a quantized type",
+            "context",
         )
     if task.pins.reading.program == "llama-server" and settings.cache_ram_mib is None and given.cache_ram_mib is None:
-        yield remark("-cram", "8192", "engine default", "fits in RAM")
+        yield remark("-cram", "8192", "engine default", "MiB of RAM for past prompts, which fit", "context")
 
 
 def _origin(task: Task, name: str) -> Origin:
@@ -217,7 +232,7 @@ def _why_context(task: Task, goals: Goals, found: Found) -> str:
         capped = goals.most < task.trained
         return f"{each}: " + ("the maximum asked for" if capped else "the trained context")
     if not found.memory.fits:
-        return f"{each}: the shortest useful context"
+        return f"{each}: nothing fits, not even the shortest useful context"
     if goals.prefer == "context":
         return f"{each}: the longest context at this decode rate"
     return f"{each}: the longest context that keeps most of the decode rate of a short one"
@@ -245,7 +260,8 @@ def _why_overrides(found: Found, search: Search) -> str:
     parts, split_ = [], found.split
     what = "experts" if search.tables(found.candidate).bulk_kind == "experts" else "feed-forward weights"
     if split_.lean:
-        parts.append(f"the {what} of the first {split_.lean} layers stay in RAM, the minimum that fits")
+        least = ", the minimum that fits" if found.memory.fits else ""
+        parts.append(f"the {what} of the first {split_.lean} layers stay in RAM{least}")
     if split_.spilled:
         blocks = _and([str(slot) for slot in dict.fromkeys(slot for slot, _ in split_.spilled)])
         plural = "s" if " and " in blocks else ""
@@ -260,9 +276,11 @@ def _why_overrides(found: Found, search: Search) -> str:
     return "; ".join(parts)
 
 
-def _why_kv(task: Task, value: str) -> str:
+def _why_kv(task: Task, found: Found, value: str) -> str:
     if task.request.kv not in (None, "auto"):
         return "as asked"
+    if not found.memory.fits:
+        return f"nothing fits; {value} takes the least memory"
     return f"{value} fits; f16 would shorten the context or lower the decode rate"
 
 
@@ -299,6 +317,16 @@ def _next_layers(task: Task, search: Search, found: Found) -> NextRejected | Non
     return _lacking(search, found._replace(split=more), str(n), "with one more layer on a device")
 
 
+def _next_ubatch(search: Search, found: Found) -> NextRejected | None:
+    """Twice the micro-batch, for prompts."""
+    candidate = found.candidate
+    n = 2 * candidate.n_ubatch
+    if not found.memory.fits or n > min(LARGE_UBATCHES[0], candidate.n_ctx_seq):
+        return None
+    larger = candidate._replace(n_ubatch=n, n_batch=max(n, candidate.n_batch))
+    return _lacking(search, found._replace(candidate=larger), str(n), "with the same layers and context")
+
+
 def _next_lean(search: Search, found: Found) -> NextRejected | None:
     """The bulk of one more block on its device."""
     split_ = found.split
@@ -314,12 +342,14 @@ def _next_lean(search: Search, found: Found) -> NextRejected | None:
 
 
 def _lacking(search: Search, other: Found, value: str, because: str) -> NextRejected | None:
-    """What `other` lacks; `None` if it lacks nothing: only what does not fit is called rejected."""
+    """What `other` lacks, in all where that is in several pools; `None` if it lacks nothing: only what does not fit is
+    called rejected."""
     memory = search.measure(other.candidate, other.split)
     if memory.fits:
         return None
-    worst = max(memory.pools, key=lambda pool: pool.shortfall_bytes)
-    return NextRejected(value=value, pool=worst.id, shortfall_bytes=worst.shortfall_bytes, because=because)
+    short = [pool for pool in memory.pools if pool.shortfall_bytes > 0]
+    pool, lacks = (short[0].id if len(short) == 1 else None), sum(pool.shortfall_bytes for pool in short)
+    return NextRejected(value=value, pool=pool, shortfall_bytes=lacks, because=because)
 
 
 def _names_model(settings: LlamaSettings) -> bool:

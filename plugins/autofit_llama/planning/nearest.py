@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import floor
 from typing import TYPE_CHECKING
 
-from autofit.domain.plan import Finding
+from autofit.domain.plan import Finding, Speed
 from autofit.domain.units import format_bytes
 from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError
@@ -36,12 +37,15 @@ def nearest_values(task: Task, search: Search, goals: Goals, nearest: Found) -> 
     return tuple(found)
 
 
-def faster_values(search: Search, goals: Goals) -> tuple[Finding, ...]:
-    """The context with which the wishes for speed would be met, where there is one."""
+def faster_values(search: Search, goals: Goals, speed: Speed | None) -> tuple[Finding, ...]:
+    """The context with which the wishes for speed would be met, where there is one; `speed`: of the fastest plan,
+    where a rate is what was asked for."""
     shorter = goals._replace(prefer="speed", least=min(LEAST_TOKENS, goals.least), most=goals.least, floor_tokens=0)
     answer = reach(search, shorter) if goals.least > LEAST_TOKENS else None
     if answer is None or not goals.meets(answer.found, answer.found.candidate.n_ubatch):
         message = "no shorter context is fast enough; a smaller quantization or a device with more bandwidth may be"
+        if speed is not None and speed.decode_tokens_per_s >= 0.1:
+            message = f"nearest: --min-tps {floor(10 * speed.decode_tokens_per_s) / 10:g} is reached; {message}"
         return (finding("would-fit", message),)
     n_ctx = answer.found.candidate.n_ctx_seq
     return (finding("would-fit", f"a context of {n_ctx} tokens would be fast enough"),)

@@ -33,6 +33,7 @@ from autofit_llama.launch.process import engine_devices
 from autofit_llama.model.context import MAX_SEQUENCES
 from autofit_llama.model.hparams import HParams
 from autofit_llama.planning.search import Bounds
+from autofit_llama.planning.topics import topic_of
 
 _FLAGS = {
     "n_ctx": "-c", "n_gpu_layers": "-ngl", "tensor_split": "-ts", "overrides": "-ot", "n_parallel": "-np",
@@ -72,14 +73,15 @@ class Pins:
         for key, replaced in self.reading.unwritten("file"):
             value = "" if key.option.key in SECRET else join(key.written()[1:])
             because = "overridden by a later value" if replaced else f"set in {key.path}"
-            yield remark(key.spelling, value, "settings file", because)
+            yield remark(key.spelling, value, "settings file", because, topic_of(key.option.key))
         for variable, replaced in self.reading.unwritten("env"):
             if replaced or variable.option.key in (*SECRET, "model"):
                 because = "overridden by an argument" if replaced else "set in the environment"
-                yield remark(variable.spelling, "", "environment", because)
+                yield remark(variable.spelling, "", "environment", because, topic_of(variable.option.key))
             else:
                 setting, *values = variable.written()
-                yield argument(setting, values, "environment", f"{variable.spelling} is set")
+                because, topic = f"{variable.spelling} is set", topic_of(variable.option.key)
+                yield argument(setting, values, "environment", because, topic=topic)
         flags = iter([flag for flag in self.reading.flags if flag.origin == "argv"])
         flag, at = next(flags, None), 0
         while at < len(self.tokens):
@@ -87,7 +89,8 @@ class Pins:
             spelled = token.replace("_", "-") if token.startswith("--") else token
             if flag is not None and flag.spelling in (spelled, token):
                 n, origin = flag.n_words or 1 + flag.option.n_values, self.request.arg_origin(at)
-                yield argument(token, self.tokens[at + 1 : at + n], origin, why_kept(origin))
+                because, topic = why_kept(origin), topic_of(flag.option.key)
+                yield argument(token, self.tokens[at + 1 : at + n], origin, because, topic=topic)
                 flag, at = next(flags, None), at + n
             else:
                 end = at + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autofit.domain.plan import Alternative
+from autofit.domain.units import format_rate
 
 from autofit_vllm.planning.command import command
 from autofit_vllm.planning.layouts import PARTITION
@@ -12,6 +13,7 @@ from autofit_vllm.planning.problem import ENOUGH_TOKENS, Candidate, Problem
 from autofit_vllm.planning.speed import full_speed_of
 
 MAX_ALTERNATIVES = 5
+NOTICED = 1.02  #: rates nearer to each other than this are the same to a reader
 
 
 def alternatives(
@@ -20,29 +22,24 @@ def alternatives(
     """Up to five other plans, each the best at one thing that this one is not."""
     worth = min(problem.target, ENOUGH_TOKENS, best.length)
     fitting = [other for other in others if other.fits and other.length >= worth]
-    picks: list[tuple[str, Candidate, str]] = []
+    picks: list[tuple[str, Candidate]] = []
 
-    def pick(title: str, pool: Sequence[Candidate], key: object, because: str) -> None:
+    def pick(title: str, pool: Sequence[Candidate], key: object) -> None:
         chosen = max(pool, key=key, default=None)  # type: ignore[call-overload]
-        if chosen is not None and all(chosen is not other for _, other, _ in picks):
-            picks.append((title, chosen, because))
+        if chosen is not None and all(chosen is not other for _, other in picks):
+            picks.append((title, chosen))
 
     longer = [c for c in fitting if c.length > best.length]
-    pick("longer context", longer, lambda c: (c.length, c.rate), "worse at the goal of --prefer")
+    pick("longer context", longer, lambda c: (c.length, c.rate))
     fewer = [c for c in fitting if len(c.evaluation.ranks) < len(best.evaluation.ranks)]
-    pick(
-        "fewer GPUs",
-        fewer,
-        lambda c: (-len(c.evaluation.ranks), c.length, c.rate),
-        "slower, or a shorter context",
-    )
-    faster = [c for c in fitting if c.rate > best.rate]
-    pick("faster for one sequence", faster, lambda c: (c.rate, c.length), "worse at the goal of --prefer")
-    many = [c for c in fitting if c.total_speed > best.total_speed]
-    pick("higher total throughput", many, lambda c: c.total_speed, "slower for one sequence, or a shorter context")
+    pick("fewer GPUs", fewer, lambda c: (-len(c.evaluation.ranks), c.length, c.rate))
+    faster = [c for c in fitting if c.rate > NOTICED * best.rate]
+    pick("faster for one sequence", faster, lambda c: (c.rate, c.length))
+    many = [c for c in fitting if c.total_speed > NOTICED * best.total_speed]
+    pick("higher total throughput", many, lambda c: c.total_speed)
     kv = [c for c in fitting if c.evaluation.config.kv_cache_dtype != best.evaluation.config.kv_cache_dtype]
-    pick("another KV cache type", kv, lambda c: c.length, "one of the two KV cache types is lossy")
-    pick("another layout", fitting, lambda c: (c.length, c.rate), "no better for this request")
+    pick("another KV cache type", kv, lambda c: c.length)
+    pick("another layout", fitting, lambda c: (c.length, c.rate))
     return [
         Alternative(
             title=title,
@@ -51,10 +48,30 @@ def alternatives(
             device_bytes=chosen.evaluation.device_bytes,
             host_bytes=chosen.evaluation.host_bytes,
             speed=full_speed_of(chosen.evaluation, problem.roofline) if chosen.fits else None,
-            because=because,
+            because=_differences(best, chosen),
         )
-        for title, chosen, because in picks[:MAX_ALTERNATIVES]
+        for title, chosen in picks[:MAX_ALTERNATIVES]
     ]
+
+
+def _differences(best: Candidate, other: Candidate) -> str:
+    """How another plan differs: GPUs, context, cache type, rates at the same fill."""
+    said = []
+    n, n_other = len(best.evaluation.ranks), len(other.evaluation.ranks)
+    if n != n_other:
+        said.append(f"{n_other} instead of {n} GPUs")
+    if best.length != other.length:
+        said.append(f"{other.length:,} instead of {best.length:,} tokens of context")
+    kv, kv_other = (one.evaluation.config.kv_cache_dtype for one in (best, other))
+    if kv != kv_other:
+        said.append(f"KV cache type {kv_other} instead of {kv}")
+    rates = [format_rate(one.rate) for one in (best, other)]
+    if rates[0] != rates[1]:
+        said.append(f"one sequence decodes ~{rates[1]} instead of ~{rates[0]} tokens/s")
+    totals = [format_rate(one.total_speed) for one in (best, other)]
+    if totals[0] != totals[1] and best.speed is not None:
+        said.append(f"all together ~{totals[1]} instead of ~{totals[0]}")
+    return ", ".join(said) or "no better at what is preferred"
 
 
 def _command(problem: Problem, chosen: Candidate, *, program: Sequence[str], reference: str | None) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ OWN = {
     "blackwell-graphs": Code("warning", "CUDA graphs of large MoE models may take tens of GiB on this GPU"),
     "draft-unknown": Code("warning", "the draft model's architecture is unknown"),
     "float32": Code("warning", "the model runs in float32 on this GPU"),
-    "gpus-needed": Code("info", "how many such GPUs would be enough"),
     "images-kept": Code("info", "image and audio encoders take memory"),
     "kv-cache-too-small": Code("error", "vLLM refuses to start: the KV cache does not hold one request"),
     "kv-memory-given": Code("info", "--kv-cache-memory-bytes replaces the measurement"),

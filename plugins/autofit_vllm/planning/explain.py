@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from math import floor
 
 from autofit.domain.plan import Decision, Finding, Origin, Plan
+from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 from autofit.domain.values import replace
 from autofit.planning.decisions import arguments, origin_of, remark, why_kept
@@ -17,13 +19,14 @@ from autofit_vllm.planning.command import whole, written
 from autofit_vllm.planning.evaluation import Evaluation, Rank
 from autofit_vllm.planning.layouts import PARTITION
 from autofit_vllm.planning.lighter import lighter
+from autofit_vllm.planning.limit import limit_of
 from autofit_vllm.planning.load import capacity_finding, prompts_of
 from autofit_vllm.planning.offload import offloadable_bytes
 from autofit_vllm.planning.plan import build_plan
 from autofit_vllm.planning.prices import PRICES, nearest_wish, prices
 from autofit_vllm.planning.problem import Candidate, Problem
 from autofit_vllm.planning.python import program_arguments
-from autofit_vllm.planning.reasons import REASONS, lacks, needed_bytes, next_length
+from autofit_vllm.planning.reasons import REASONS, lacks, needed_bytes, next_length, topic_of
 from autofit_vllm.planning.relief import gpus_finding
 from autofit_vllm.planning.speed import full_speed_of
 
@@ -38,7 +41,7 @@ def explain(
     findings: Sequence[Finding] = (),
 ) -> Plan:
     """The plan of the best candidate, with its reasons."""
-    decided = decisions(problem, best, others)
+    decided = decisions(problem, best)
     plan = build_plan(
         best.evaluation,
         problem.machine,
@@ -64,7 +67,7 @@ def explain(
         of_prompt = prompts_of(best.evaluation, problem.roofline, problem.request.disaggregate[0])
         plan = replace(plan, engine_report={**plan.engine_report, **of_prompt})
     if best.fits:
-        return plan
+        return replace(plan, limit=limit_of(problem, best)) if problem.request.nearest else plan
     # One sequence may start where the wish does not fit. What the engine would say of a utilization that the user
     # did not choose helps nobody.
     own = problem.settings.pins("gpu_memory_utilization")
@@ -78,14 +81,14 @@ def _env(candidate: Candidate) -> dict[str, str]:
     return {name: env[name] for name in sorted(env) if name.startswith("VLLM_")}
 
 
-def decisions(problem: Problem, best: Candidate, others: Sequence[Candidate]) -> list[Decision]:
+def decisions(problem: Problem, best: Candidate) -> list[Decision]:
     """One per setting of the command, in its order; then what the user pinned."""
     found = []
     for name, value in best.values.items():
         if name in problem.settings.given:
             continue
         because = REASONS[name](problem, best)
-        rejected = next_length(problem, best, others) if name == "max_model_len" else None
+        rejected = next_length(problem, best) if name == "max_model_len" else None
         found.append(
             Decision(
                 setting=_spelled(name),
@@ -94,6 +97,7 @@ def decisions(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
                 because=because,
                 next_rejected=rejected,
                 argv=written(name, value),
+                topic=topic_of(name),
             )
         )
     partition = best.evaluation.settings.env.get(PARTITION)
@@ -101,11 +105,12 @@ def decisions(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
         given = PARTITION in problem.settings.env
         because = "kept as given" if given else "stages on smaller GPUs take fewer layers"
         origin: Origin = "environment" if given else "solved"
-        found.append(Decision(setting=PARTITION, value=partition, origin=origin, because=because))
+        found.append(remark(PARTITION, partition, origin, because, "placement"))
     origins = _given_origins(problem)
     for name, value in problem.settings.given.items():
         if name not in ("model", "spec_method", "spec_model", "spec_tokens"):
-            found.append(remark(_spelled(name), _text(value), origins[name], why_kept(origins[name])))
+            origin = origins[name]
+            found.append(remark(_spelled(name), _text(value), origin, why_kept(origin), topic_of(name)))
     return found
 
 
@@ -146,7 +151,7 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
     if best.fits:
         return []
     if best.late is not None:
-        return [finding("too-slow", best.late)]
+        return [finding("too-slow", best.late), *_faster(problem, best)]
     evaluation = best.evaluation
     n, length = problem.n_parallel, evaluation.config.max_model_len
     n = n if problem.request.fill == "full" else 1
@@ -157,9 +162,9 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
         return []  # what RAM lacks is told already
     shortfall = max(evaluation.shortfall_bytes, *lacking_bytes)
     fullest = min(evaluation.ranks, key=lambda rank: evaluation.available_bytes[rank.stage], default=None)
-    where = fullest.device.id if fullest else "the GPU"
-    load = f"{n} sequences of {length} tokens" if n > 1 else f"{length} tokens"
-    message = f"{where} needs {format_bytes(max(shortfall, 0))} more for {load}"
+    where = f"{fullest.device.id} {printable(fullest.device.name, 40)}" if fullest else "the GPU"
+    load = f"{n} sequences of {length:,} tokens" if n > 1 else f"{length:,} tokens"
+    message = f"does not fit: {where} needs {format_bytes(max(shortfall, 0))} more for {load}"
     if fullest is not None and fullest.margin_asked and fullest.margin_bytes:
         message += f" with the margin of {format_bytes(fullest.margin_bytes)}"
     found = [finding("does-not-fit", message)]
@@ -183,6 +188,13 @@ def _findings(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
         message = f"offloading the missing weights would fit, but only {free} of RAM is free"
         found.append(finding("main-memory-needed", message))
     return found
+
+
+def _faster(problem: Problem, best: Candidate) -> list[Finding]:
+    """What the fastest plan reaches, and what would be faster."""
+    rate = best.rate if problem.request.min_tps is not None and problem.n_parallel == 1 else 0.0
+    reached = f"--min-tps {floor(10 * rate) / 10:g} is reached; " if rate >= 0.1 else ""
+    return [finding("would-fit", f"nearest: {reached}more bandwidth or fewer bytes of weights would be faster")]
 
 
 def _room(evaluation: Evaluation, rank: Rank, n_parallel: int) -> int:

@@ -163,6 +163,17 @@ def _allowed(evaluation: Evaluation) -> str:
     return f"is free with a margin of {format_bytes(max(margins))}" if any(margins) else "is free"
 
 
+def lacks_finding(evaluation: Evaluation) -> list[Finding]:
+    """What the fullest GPU lacks for one sequence of the whole context, where vLLM would not start."""
+    if evaluation.refusal is None or evaluation.shortfall_bytes <= 0 or not evaluation.ranks:
+        return []
+    rank = min(evaluation.ranks, key=lambda rank: evaluation.available_bytes[rank.stage])
+    several = " on each GPU" if len(evaluation.ranks) > 1 else ""
+    length = evaluation.config.max_model_len
+    need = f"needs {format_bytes(evaluation.shortfall_bytes)} more for a sequence of {length:,} tokens{several}"
+    return [finding("does-not-fit", f"does not fit: {rank.device.id} {printable(rank.device.name, 40)} {need}")]
+
+
 def host_finding(host: PoolUse) -> Finding:
     """RAM is short; what takes most of it is named."""
     most = max(host.items, key=lambda item: item.n_bytes if item.kind != "reserve" else 0)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
-from autofit.domain.plan import NextRejected
-from autofit.domain.units import format_bytes
+from autofit.domain.plan import NextRejected, Topic
+from autofit.domain.units import format_gib
 
 from autofit_vllm.config.resolve.batch import batch_defaults
 from autofit_vllm.memory.kv import KvPlan
@@ -13,6 +13,10 @@ from autofit_vllm.planning.batch import HELD_BACK
 from autofit_vllm.planning.evaluation import DEFAULT_MARGIN, Evaluation
 from autofit_vllm.planning.load import blocks_for, mean_length
 from autofit_vllm.planning.problem import Candidate, Problem
+
+
+def gib(n_bytes: int) -> str:
+    return f"{format_gib(n_bytes)} GiB"
 
 
 def _because_layout(problem: Problem, best: Candidate) -> str:
@@ -45,12 +49,12 @@ def _because_sequences(problem: Problem, best: Candidate) -> str:
     if problem.n_slots is not None:
         return "as asked"
     own = config.max_num_seqs * best.evaluation.model.vocab_size * 4
-    state = f"{config.max_num_seqs} sequences need {format_bytes(own)} of sampler state"
+    state = f"{config.max_num_seqs} sequences need {gib(own)} of sampler state"
     return f"{state}; vLLM's own default depends on the GPU"
 
 
 def _because_tokens(problem: Problem, best: Candidate) -> str:
-    peak = format_bytes(best.evaluation.budgets[-1].peak.n_bytes)
+    peak = gib(best.evaluation.budgets[-1].peak.n_bytes)
     config = best.evaluation.config
     tokens0, _ = batch_defaults(config.gpu, world_size=config.parallel.world_size)
     if config.max_num_batched_tokens == config.max_num_seqs > tokens0:
@@ -66,18 +70,18 @@ def _because_utilization(problem: Problem, best: Candidate) -> str:
         return f"as little as {best.length} tokens need; the rest stays free"
     tightest = min(ranks, key=lambda rank: rank.free_bytes / max(rank.total_bytes, 1))
     budget = best.evaluation.budget_of(tightest)
-    outside = format_bytes(budget.outside_bytes + budget.after_bytes)
+    outside = gib(budget.outside_bytes + budget.after_bytes)
     default = (
         ""
         if problem.request.margin
-        else (f" (default: {format_bytes(DEFAULT_MARGIN.n_bytes)} and {DEFAULT_MARGIN.fraction:.0%})")
+        else (f" (default: {gib(DEFAULT_MARGIN.n_bytes)} and {DEFAULT_MARGIN.fraction:.0%})")
     )
     return (
-        f"{tightest.device.id} has {format_bytes(tightest.free_bytes)} free of "
-        f"{format_bytes(tightest.total_bytes)}; "
+        f"{tightest.device.id} has {gib(tightest.free_bytes)} free of "
+        f"{gib(tightest.total_bytes)}; "
         f"{'processes, ' if tightest.n_sharing else ''}CUDA context, NCCL and allocations after the KV cache take "
         f"{outside} outside the budget, and a margin of "
-        f"{format_bytes(tightest.margin_bytes)}{default} is kept"
+        f"{gib(tightest.margin_bytes)}{default} is kept"
     )
 
 
@@ -107,7 +111,7 @@ def _because_offload(problem: Problem, best: Candidate) -> str:
     parallel = best.parallel
     pinned = moved.host_bytes * parallel.tp * parallel.dp if moved else 0
     how = "copied ahead of use" if moved and moved.prefetches else "read over PCIe"
-    return f"the weights do not fit in GPU memory beside the cache; {format_bytes(pinned)} stay in pinned RAM, {how}"
+    return f"the weights do not fit in GPU memory beside the cache; {gib(pinned)} stay in pinned RAM, {how}"
 
 
 def _because_experts(problem: Problem, best: Candidate) -> str:
@@ -128,7 +132,7 @@ def _because_devices(problem: Problem, best: Candidate) -> str:
     return "the GPUs with the most free memory; shards are equal in size"
 
 
-def next_length(problem: Problem, best: Candidate, others: Sequence[Candidate]) -> NextRejected | None:
+def next_length(problem: Problem, best: Candidate) -> NextRejected | None:
     """The next longer context, and what it lacks."""
     goal, _ = problem.lengths
     if not best.fits or best.length >= goal:
@@ -147,7 +151,7 @@ def next_length(problem: Problem, best: Candidate, others: Sequence[Candidate]) 
         shortfall_bytes=lacking,
         because=f"{n} sequence{'s' if n > 1 else ''} of {longer} tokens "
         f"{f'at most, {mean} on average, ' if n > 1 and mean < longer else ''}"
-        f"need{'' if n > 1 else 's'} {format_bytes(needed_bytes(kv, longer, n, stage, mean))}",
+        f"need{'' if n > 1 else 's'} {gib(needed_bytes(kv, longer, n, stage, mean))}",
     )
 
 
@@ -169,6 +173,24 @@ def _because_nodes(problem: Problem, best: Candidate) -> str:
     if best.evaluation.settings.nnodes == 1:
         return "the ranks are on several nodes of a Ray cluster"
     return f"{problem.nodes} machines with an equal part of the ranks each: fewer do not hold it"
+
+
+_ABOUT: Mapping[Topic, str] = {
+    "model": "dtype quantization language_model_only",
+    "context": "max_model_len kv_cache_dtype max_num_seqs decode_context_parallel_size",
+    "placement": (
+        "tensor_parallel_size pipeline_parallel_size data_parallel_size enable_expert_parallel device_ids nnodes "
+        "distributed_executor_backend gpu_memory_utilization cpu_offload_gb cpu_offload_params offload_group_size "
+        "offload_num_in_group offload_prefetch_step offload_params"
+    ),
+    "batch": "max_num_batched_tokens enforce_eager",
+}
+_TOPICS: Mapping[str, Topic] = {name: topic for topic, names in _ABOUT.items() for name in names.split()}
+
+
+def topic_of(name: str) -> Topic:
+    """What a setting is about."""
+    return _TOPICS.get(name, "other")
 
 
 REASONS: Mapping[str, Callable[[Problem, Candidate], str]] = {

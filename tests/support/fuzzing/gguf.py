@@ -136,10 +136,11 @@ def run(given: Any) -> None:
 def sound(plan: Any) -> None:
     """What holds for every plan."""
     from autofit.render import shell, text
+    from autofit.render.explain import explain
     from autofit.render.json import render
 
     json.loads(render(plan), parse_constant=_refuse)
-    lines = [shell.render(plan), *text.summary(plan), *text.explain(plan)]
+    lines = [shell.render(plan), *text.summary(plan), *explain(plan, 80)]
     assert all(part.isprintable() for line in lines for part in line.split("\n")), "a control character"
     for pool in plan.memory.pools:
         assert pool.used_bytes >= 0, f"negative bytes: {pool.id}"

@@ -87,6 +87,13 @@ def test_a_page_is_whole_in_itself(name: str, capsys: pytest.CaptureFixture[str]
     assert len(ids) == len(set(ids))
 
 
+def test_equal_cards_are_folded_in_every_table(capsys: pytest.CaptureFixture[str]) -> None:
+    words = (str(DATA / "configs" / "llama3-70b"), "--on", "8xh100-80gb", "--ram", "512GiB")
+    page = Page(made(capsys, *words))
+    assert "GPU0 to GPU7, each" in page.text
+    assert not re.search(r"GPU[1-6]", page.text)
+
+
 def test_what_a_page_says(capsys: pytest.CaptureFixture[str]) -> None:
     text = Page(made(capsys, *CASES["a plan"])).text
     for words in (
@@ -94,7 +101,9 @@ def test_what_a_page_says(capsys: pytest.CaptureFixture[str]) -> None:
         "llama-server -m MODEL -c 56064 -ngl 33",
         "GPU0 NVIDIA GeForce RTX 3060 11.44 GiB used of 11.63 GiB free",
         "4,617,396,480 exact llama-model.cpp:load_tensors",
-        "next: -c 56320 needs 23.38 MiB more on GPU0",
+        "GPU0 (8.87 MiB left beside the margin) limits the context: 56,064 of 131,072 tokens",
+        "the next step up, -c 112128, takes",
+        "56320 needs 23.38 MiB more on GPU0",
         "Safe until token 56,064",
         "longest context -c max 131,072 instead of 56,064 tokens",
         "131,072 11.42 GiB 10.75 GiB ~11.4 to ~6.0 q8_0 fits",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -13,11 +14,17 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminal
 
 
 def on_terminal(*words: str, alone: bool = False, **environ: str) -> tuple[bytes, str]:
-    """What a command prints: its stdout, which is a pipe unless all is `alone` on the terminal, and what that shows."""
+    """What a command prints: its stdout, a pipe unless all is `alone` on the terminal, and what stays on that."""
+    out, shown = run_on_terminal("-m", "autofit", *words, alone=alone, **environ)
+    return out, re.sub(r"\r[^\n\r]*?\x1b\[K", "", shown)
+
+
+def run_on_terminal(*words: str, alone: bool = False, **environ: str) -> tuple[bytes, str]:
+    """The same of any words after Python's own name."""
     ours, theirs = pty.openpty()
     env = {**os.environ, "XDG_CONFIG_HOME": "/nonexistent", "TERM": "xterm-256color", "COLUMNS": "60", **environ}
     done = subprocess.Popen(
-        [sys.executable, "-m", "autofit", *words],
+        [sys.executable, *words],
         stdout=theirs if alone else subprocess.PIPE,
         stderr=theirs,
         stdin=theirs,
@@ -44,7 +51,7 @@ PLAN = ("llama", "example:tiny", "--on", "rtx-3090", "--ram", "64GiB")
 def test_a_picture() -> None:
     out, shown = on_terminal(*PLAN)
     assert out.startswith(b"llama-server ") and b"\x1b" not in out
-    assert "\x1b[38;5;" in shown and "[" in shown and "the fullest" in shown
+    assert "\x1b[38;5;" in shown and "[" in shown and "nothing is short" in shown
     assert on_terminal(*PLAN, NO_COLOR="1")[1].count("\x1b") == 0
 
 
@@ -54,7 +61,8 @@ def test_quiet() -> None:
 
 def test_a_dumb_terminal() -> None:
     shown = on_terminal(*PLAN, TERM="dumb")[1]
-    assert "\x1b" not in shown and "█" not in shown and "[#" in shown
+    assert "\x1b" not in shown and not set("█▓[#=") & set(shown)
+    assert "GPU0 NVIDIA GeForce RTX 3090: " in shown and "\n    weights 354.0 KiB, cache" in shown
 
 
 def test_what_else_there_is_to_choose_comes_after_the_answer() -> None:
@@ -67,3 +75,27 @@ def test_what_else_there_is_to_choose_comes_after_the_answer() -> None:
     assert max(map(len, shown.splitlines()[1:])) <= 70
     assert shown.count("or -c") == 1
     assert on_terminal(*words, "-q", alone=True)[1].count("\n") == 1
+
+
+WAITS = """
+import sys, time
+from autofit.cli.telling import Waiting
+with Waiting("planning") as waiting:
+    time.sleep(1.3)
+    waiting.stop()
+    print("the answer", file=sys.stderr)
+    waiting.start("looking for more")
+    time.sleep(0.1)
+print("the end", file=sys.stderr)
+"""
+
+
+def test_what_takes_longer_than_a_second_says_so_and_takes_it_back() -> None:
+    shown = run_on_terminal("-c", WAITS)[1]
+    assert shown == "\r  planning: 1 s\x1b[K\r\x1b[Kthe answer\nthe end\n"
+    assert run_on_terminal("-c", WAITS, TERM="dumb")[1] == "the answer\nthe end\n"
+
+
+def test_into_a_pipe_nobody_is_told_to_wait() -> None:
+    done = subprocess.run([sys.executable, "-c", WAITS], capture_output=True, check=True)
+    assert done.stderr == b"the answer\nthe end\n"

@@ -14,6 +14,7 @@ PLAN = autofit.plan("llama", LARGE, on=["rtx-3090"], ram="64GiB", settings=None)
 CARDS = autofit.plan("llama", "example:mixtral-8x7b-f16", on=["8xh100-80gb"], ram="256GiB", settings=None)
 SHORT = autofit.plan("llama", LARGE, on=["rtx-3060-12gb"], ram="8GiB", settings=None)
 APPLE = autofit.plan("llama", "example:tiny", on=["m4-max:64GiB"], settings=None)
+LIMITED = autofit.plan("llama", "example:tiny", on=["gb10"], settings=None)
 
 
 def lines(plan: autofit.Plan, columns: int = 80, *, color: bool = False, blocks: bool = True) -> list[str]:
@@ -24,7 +25,9 @@ def plain(line: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", line)
 
 
-@pytest.mark.parametrize("plan", [PLAN, CARDS, SHORT, APPLE], ids=["one card", "eight", "no fit", "unified"])
+@pytest.mark.parametrize(
+    "plan", [PLAN, CARDS, SHORT, APPLE, LIMITED], ids=["one card", "eight", "no fit", "unified", "limit"]
+)
 @pytest.mark.parametrize("columns", [28, 40, 80, 132, 200])
 @pytest.mark.parametrize("color", [False, True])
 def test_no_line_is_wider_than_the_terminal(plan: autofit.Plan, columns: int, color: bool) -> None:
@@ -49,12 +52,17 @@ def test_bars_are_to_scale() -> None:
 def test_equal_cards_are_one_line() -> None:
     found = lines(CARDS)
     assert sum("[" in line for line in found) == 2
-    assert any(line.startswith("  GPU0, GPU1  2 × NVIDIA H100") for line in found)
+    assert any(line.startswith("  GPU0 and GPU1  2 × NVIDIA H100") for line in found)
 
 
 @pytest.mark.parametrize(
     ("ids", "said"),
-    [(("GPU0", "GPU1", "GPU2"), "GPU0 to GPU2  3 ×"), (("GPU2", "GPU0", "GPU1"), "GPU2, GPU0, GPU1  3 ×")],
+    [
+        (("GPU0", "GPU1", "GPU2"), "GPU0 to GPU2  3 ×"),
+        (("GPU2", "GPU0", "GPU1"), "GPU2, GPU0 and GPU1  3 ×"),
+        (("GPU0", "GPU1", "GPU2", "b/GPU0", "b/GPU1", "b/GPU2"), "GPU0 to GPU2 and b/GPU0 to b/GPU2  6 ×"),
+        (("a1", "GPU9", "GPU10", "GPU11"), "a1 and GPU9 to GPU11  4 ×"),
+    ],
 )
 def test_equal_cards_are_named(ids: tuple[str, ...], said: str) -> None:
     cards = tuple(replace(CARDS.memory.pools[0], id=name) for name in ids)
@@ -62,15 +70,49 @@ def test_equal_cards_are_named(ids: tuple[str, ...], said: str) -> None:
     assert any(line.startswith(f"  {said} NVIDIA H100") for line in found)
 
 
+def test_a_pool_with_a_limit_of_its_device_is_drawn() -> None:
+    assert LIMITED.memory.pools[0].limits
+    assert lines(LIMITED)[0].startswith("  host  unified memory")
+    assert any(re.match(r"  GPU0  NVIDIA GB10: .* used of the .* that it may take of", line) for line in lines(LIMITED))
+
+
 def test_wide_terminals_keep_a_name_and_its_room_together() -> None:
     head, bar = lines(PLAN, 200)[:2]
     assert len(head) <= len(bar) + 1
 
 
-def test_what_limits_it() -> None:
-    assert any(re.search(r"^  GPU0 limits it: \d.* are left beside the margin", line) for line in lines(PLAN))
-    assert any(re.search(r"^  \w+ lacks \d", line) for line in lines(SHORT))
-    assert any("nothing is short: of GPU1, the fullest" in line for line in lines(CARDS))
+def test_more_than_there_is_is_drawn_beyond_a_line() -> None:
+    """A bar of what is needed is to scale, and so is the line where memory ends."""
+    pool = SHORT.memory.pool("host")
+    drawn = [line for line in lines(SHORT) if line.startswith("  [")][-1][3:-1]
+    assert pool.free_bytes is not None and len(drawn) == 76 and drawn.count("|") == 1
+    assert abs(drawn.index("|") - 76 * pool.free_bytes / pool.used_bytes) <= 1
+    assert any(line.endswith(" free") and " needed, " in line for line in lines(SHORT))
+
+
+def test_words_stay_whole() -> None:
+    """Flags, names and paths are broken nowhere, however narrow the terminal."""
+    words = set(" ".join(plain(line) for line in lines(PLAN, 500)).split())
+    for columns in (40, 60, 80):
+        assert set(" ".join(plain(line) for line in lines(PLAN, columns) if "[" not in line).split()) <= words
+
+
+def test_a_fact_stays_in_one_line_where_there_is_room() -> None:
+    assert any(re.fullmatch(r"  decode ~.* · prompt processing ~.* tokens/s \(.*\)", line) for line in lines(PLAN))
+
+
+def test_without_bars_all_is_words() -> None:
+    """For those who hear the terminal: no line of characters that stand for sizes."""
+    found = list(picture(PLAN, Terminal(80, has_bars=False)))
+    assert found[0] == "  GPU0 NVIDIA GeForce RTX 3090: 23.26 GiB used of 23.57 GiB free"
+    assert found[1].startswith("    weights 20.45 GiB, cache 2.03 GiB, ")
+    assert not any(set("█▓▒░╱[") & set(line) for line in found)
+
+
+def test_numbers_stay_with_their_units_and_flags_with_their_values() -> None:
+    for columns in range(40, 81, 4):
+        text = "\n".join(lines(PLAN, columns))
+        assert not re.search(r"\d\n +([KMG]iB|tokens)\b|--(ram|kv)\n", text), text
 
 
 def test_without_color_and_without_blocks() -> None:
@@ -95,3 +137,4 @@ def test_without_color_and_without_blocks() -> None:
 def test_what_a_terminal_shows(environ: dict[str, str], encoding: str | None, color: bool, blocks: bool) -> None:
     found = terminal_of(environ, 7, encoding)
     assert (found.has_color, found.has_blocks, found.columns) == (color, blocks, 28)
+    assert found.has_bars is (environ.get("TERM", "dumb") != "dumb")
