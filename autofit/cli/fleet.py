@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "The models of a file, or engines' commands as they are, are given places on the machines of the file, of "
         "--on, or on this one, so that all which may run at once fits. Exit code 3: it does not fit. The file: "
-        "docs/fleet.md."
+        "docs/fleet.md, or a configuration of llama-swap (.yaml)."
     )
     parser.add_argument("fleet", nargs="?", metavar="FLEET.toml", help="machines, models, and what is asked of them")
     add_options(parser, only=TAKEN)
@@ -74,7 +74,7 @@ def planned(args: argparse.Namespace) -> FleetPlan:
         UsageError: neither a file nor commands, or both.
     """
     from autofit.fleets.plan import plan_fleet
-    from autofit.fleets.reading import fleet_of, fleet_of_commands, machines_on, read_fleet
+    from autofit.fleets.reading import fleet_of, fleet_of_commands, machines_on
     from autofit.settings.layers import collect
 
     commands = split(args.engine_args or ())
@@ -94,9 +94,17 @@ def planned(args: argparse.Namespace) -> FleetPlan:
     wishes = {name: value for name, value in stated.items() if name not in ("on", "ram", "margin")}
     if commands:
         return plan_fleet(fleet_of_commands(commands, machines, wishes), HERE)
-    table = read_fleet(args.fleet)
+    table = _table(args.fleet)
     table = {**table, "defaults": {**_kebab(wishes), **_mapping(table.get("defaults"))}} if wishes else table
     return plan_fleet(fleet_of(table, args.fleet, machines=machines), HERE)
+
+
+def _table(path: str) -> Mapping[str, Any]:
+    """The fleet that a file describes: its own, or a configuration of llama-swap."""
+    from autofit.cli.fleet_swap import ENDS, table_of
+    from autofit.fleets.reading import read_fleet
+
+    return table_of(path) if path.lower().endswith(ENDS) else read_fleet(path)
 
 
 def split(words: Iterable[str]) -> list[list[str]]:

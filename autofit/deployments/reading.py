@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from autofit.deployments import compose, dockerfile, kubernetes, quadlet, shell, swap, systemd
+from autofit.deployments.swap_sets import sets
 from autofit.deployments.written import MAX_BYTES, SECRET, IsEngine, Written, check_measure, env_rows, rows
 from autofit.domain.text import printable
 from autofit.domain.values import replace
@@ -43,15 +44,8 @@ def read_commands(
         UsageError: the file is not readable, too large, not text, or not well formed.
     """
     try:
-        text = read_bounded(path, MAX_BYTES).decode("utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"{printable(path, 200)}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{printable(path, 200)}: not UTF-8 text", hint=f"it may be one of {KINDS}") from None
-    if "\0" in text:
-        raise UsageError(f"{printable(path, 200)}: not text: it holds zero bytes")
-    try:
         known = {name: value for name, value in environ.items() if not SECRET.search(name)}
+        text = _text(path)
         own = next((reader for end, reader in (readers or {}).items() if path.lower().endswith(end)), None)
         if own is not None:
             commands = own(text)
@@ -61,6 +55,42 @@ def read_commands(
     except UsageError as error:
         raise UsageError(f"{printable(path, 200)}: {error.message}", hint=error.hint) from None
     return tuple(replace(one, argv=_moved(one.argv, mapped)) for one in found)
+
+
+def read_swap(
+    path: str, is_engine: IsEngine, environ: Mapping[str, str]
+) -> tuple[tuple[tuple[str, tuple[Written, ...]], ...], tuple[frozenset[str], ...]]:
+    """The models of a llama-swap configuration with their commands, and the largest sets that may be loaded at once.
+
+    Raises:
+        UsageError: the file is not readable, too large, not text, or not well formed.
+    """
+    try:
+        known = {name: value for name, value in environ.items() if not SECRET.search(name)}
+        folder = os.path.split(path)[0] or None
+        for document in documents(_text(path)):
+            if document.get("models").pairs:
+                return swap.models(document, is_engine, known, folder), sets(document)
+    except UsageError as error:
+        raise UsageError(f"{printable(path, 200)}: {error.message}", hint=error.hint) from None
+    return (), ()
+
+
+def _text(path: str) -> str:
+    """The text of a file.
+
+    Raises:
+        UsageError: it is not readable, too large, or not text.
+    """
+    try:
+        text = read_bounded(path, MAX_BYTES).decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(error.strerror or str(error)) from None
+    except UnicodeDecodeError:
+        raise UsageError("not UTF-8 text", hint=f"it may be one of {KINDS}") from None
+    if "\0" in text:
+        raise UsageError("not text: it holds zero bytes")
+    return text
 
 
 def _read(

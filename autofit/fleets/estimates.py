@@ -221,11 +221,19 @@ class Estimates:
         devices = visible(one.machine, model).devices
         if devices != one.machine.devices:
             return tuple(device.id for device in devices)
-        every = {**model.options, "device": tuple(device.id for device in devices)}
-        if len(devices) < 2 or self._made(model, one.machine, every) is not None:
+        names = tuple(device.id for device in devices)
+        if len(names) < 2:
             return None
-        plan = self._made(model, one.machine, model.options)
-        return None if plan is None else tuple(held_by(plan, one.machine).devices)
+        every = self._made(model, one.machine, {**model.options, "device": names})
+        if every is None:
+            plan = self._made(model, one.machine, model.options)
+            return None if plan is None else tuple(held_by(plan, one.machine).devices)
+        held = tuple(held_by(every, one.machine).devices)
+        if len(held) in (0, len(names)):
+            return None
+        others = tuple(sorted(names, key=lambda name: (name in held, names.index(name)))[: len(held)])
+        # those that it takes of all are named, if it takes no other ones
+        return held if self._made(model, one.machine, {**model.options, "device": others}) is None else None
 
     def _way(self, model: FleetModel, one: FleetMachine, devices: tuple[str, ...]) -> Way | None:
         plan = self.least(model, one, devices)

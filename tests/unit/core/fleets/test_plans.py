@@ -331,6 +331,14 @@ def test_devices_that_a_command_names_are_kept(capsys: pytest.CaptureFixture[str
     assert second["plan"]["env"] == {"CUDA_VISIBLE_DEVICES": "1"}
 
 
+def test_devices_that_a_command_of_vllm_names_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    one = ["vllm", "serve", QWEN, "--max-model-len", "512", "--gpu-memory-utilization", "0.9"]
+    words = [*one, "--device-ids", "1", "---", *one, "---", *one, "-tp", "2", "--device-ids", "3,2"]
+    assert main(["fleet", "--on", "4x3090", "--ram", "64GiB", "-q", "--format", "json", "--", *words]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert [one["devices"] for one in models] == [["GPU1"], ["GPU0"], ["GPU2", "GPU3"]]
+
+
 def test_a_port_is_written_only_where_a_program_listens_on_one(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["llama-cli", "-m", str(TINY), "-p", "a 'b\" $c", "---", "llama-bench", "-m", str(TINY), "---"]
     words += ["llama-server", "-m", str(TINY), "---", "llama", "serve", "-m", str(TINY), "--port", "8080", "---"]
