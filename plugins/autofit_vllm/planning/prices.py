@@ -50,7 +50,8 @@ def _left_out(problem: Problem, best: Candidate, others: Sequence[Candidate]) ->
             rates = f"~{format_rate(every.rate)} tokens/s instead of ~{format_rate(best.rate)} for one sequence"
             total = f"~{format_rate(every.total_speed)} instead of ~{format_rate(best.total_speed)} in all"
             message += f" at {rates}, {total}"
-    copies = len(problem.devices) // len(used)
+    are_alike = len({(device.name, device.total_bytes) for device in problem.devices}) == 1
+    copies = len(problem.devices) // len(used) if are_alike else 1
     if copies > 1 and problem.request.prefer != "throughput" and not problem.settings.pins("data_parallel_size"):
         message += f"; --prefer throughput, or -- -dp {copies}, runs copies of the model on them"
     return [finding("idle-gpus", message)]

@@ -356,6 +356,9 @@ def test_gpus_that_are_left_out_could_run_copies() -> None:
     assert "-- -dp 4" in told(found)["idle-gpus"]
     copies = plan(CONFIGS / "llama3-8b", "4xh100-80gb", "-tp", "1", "-dp", "4")
     assert copies.fits and "idle-gpus" not in told(copies)
+    unlike = autofit.load_machine("h100-80gb", "rtx-4060-ti-8gb", ram="1TiB")
+    one = autofit.plan("vllm", CONFIGS / "llama3-8b", unlike, engine_args=("-tp", "1"))
+    assert "-dp" not in told(one)["idle-gpus"], "the small one holds no copy"
 
 
 def test_a_plan_without_cuda_graphs_says_so() -> None:
