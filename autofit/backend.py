@@ -195,6 +195,11 @@ class Backend(ABC):
         """
         return None
 
+    def flags(self, program: str = "") -> Mapping[str, Sequence[str] | None]:
+        """The flags of a program of the engine, or of the one that `plan` starts, as the newest version has them: the
+        words that a flag takes, none where it takes any value, `None` where it takes no value. For completion alone."""
+        return {}
+
     def served(self, argv: Sequence[str], environ: Mapping[str, str], version: str | None) -> Served | None:
         """The models of a file that a command of this engine loads as they are asked for; `None`: it loads its own.
 

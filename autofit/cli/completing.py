@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from autofit.errors import AutofitError
 from autofit.host import host, resolve
 from autofit.settings.options import BY_NAME
+from autofit.text.programs import program_name
 
 Offer = tuple[str, str]  #: a word, and one line about it
 _PLAIN = re.compile(r"[\w.+@%/:=,-]+", re.ASCII)  #: words that mean themselves to every shell
@@ -46,7 +47,7 @@ def _arguments(before: Sequence[str], current: str) -> Iterable[Offer] | None:
     if parser is None:
         return []
     if "--" in given:
-        return None  # the engine's own
+        return _of_engine(command, given[given.index("--") + 1 :], current)
     by_flag = {flag: action for action in parser._actions for flag in action.option_strings}
     flag, equals, _ = current.partition("=")
     if equals and flag in by_flag:
@@ -58,6 +59,33 @@ def _arguments(before: Sequence[str], current: str) -> Iterable[Offer] | None:
     if waiting is not None:
         return _values(waiting, command, current)
     return _positional(parser, _n_positional(given, by_flag), command, current)
+
+
+def _of_engine(command: str, given: Sequence[str], current: str) -> Iterable[Offer] | None:
+    """Behind `--`: flags of the engine that is planned for, or of the program whose command it is."""
+    backends = host().backends()
+    if command in backends:
+        return _engine_flags(host().backend(command).flags(), given, current)
+    programs = {program: name for name in backends for program in host().backend(name).programs}
+    if not given:
+        return [(program, host().backend(name).engine) for program, name in programs.items()] if current else None
+    program = program_name(given)
+    if program not in programs:
+        return None
+    return _engine_flags(host().backend(programs[program]).flags(program), given[1:], current)
+
+
+def _engine_flags(
+    flags: Mapping[str, Sequence[str] | None], given: Sequence[str], current: str
+) -> Iterable[Offer] | None:
+    flag, equals, _ = current.partition("=")
+    if equals and flag.startswith("-"):
+        words = flags.get(flag)
+        return [(f"{flag}={word}", "") for word in words] if words else None
+    if current.startswith("-"):
+        return [(name, "") for name in flags]
+    words = flags.get(given[-1]) if given else None
+    return [(word, "") for word in words] if words else None
 
 
 def parser_of(command: str) -> argparse.ArgumentParser | None:

@@ -253,6 +253,11 @@ class LlamaBackend(Backend):
     def loads(self, command: ParsedCommand, written: str, offered: Mapping[str, str]) -> Mapping[str, str]:
         return loaded_with(command.settings.reading.program, command.settings.settings, written, offered)
 
+    def flags(self, program: str = "") -> Mapping[str, Sequence[str] | None]:
+        from autofit_llama.command.options import flags_of
+
+        return flags_of(program or "llama-server")
+
     def efficiencies(self) -> Efficiencies:
         from autofit_llama.speed.efficiencies import EFFICIENCIES
 

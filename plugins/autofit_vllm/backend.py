@@ -347,6 +347,11 @@ class VllmBackend(Backend):
             model=model,
         )
 
+    def flags(self, program: str = "") -> Mapping[str, Sequence[str] | None]:
+        from autofit_vllm.command.flags import flags_of
+
+        return flags_of() if program in ("", "vllm") else {}
+
     def efficiencies(self) -> Efficiencies:
         from autofit_vllm.planning.efficiencies import EFFICIENCIES
 

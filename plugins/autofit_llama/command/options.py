@@ -18,7 +18,8 @@ from autofit.errors import UsageError
 from autofit_llama.command.flag_table import TABLE
 from autofit_llama.engine.builds import around, numbers, within
 from autofit_llama.engine.numbers import integer, real, unsigned
-from autofit_llama.engine.versions import Version
+from autofit_llama.engine.versions import NEWER, Version
+from autofit_llama.engine.vocabulary import KV_TYPES
 
 PYTHON_SERVER: Literal["llama_cpp.server"] = "llama_cpp.server"  #: the module of llama-cpp-python
 Program = Literal[
@@ -284,6 +285,23 @@ def spellings(program: Program, version: Version) -> Mapping[str, tuple[Option, 
     for option in accepted(program, version):
         found |= dict.fromkeys(option.spellings, (option, True))
         found |= dict.fromkeys(option.negations, (option, False))
+    return found
+
+
+def flags_of(program: str) -> Mapping[str, Sequence[str] | None]:
+    """The flags of a program of the newest build, with the words that they take: none where any value may stand."""
+    known = next((one for one in PROGRAMS.values() if one == program), None)
+    if known is None:
+        return {}
+    words: Mapping[str, Sequence[str]] = {
+        "flash-attn": ("on", "off", "auto"),
+        "cache-type-k": KV_TYPES,
+        "cache-type-v": KV_TYPES,
+    }
+    found: dict[str, Sequence[str] | None] = {}
+    for name, (option, _) in spellings(known, NEWER).items():
+        if option.kind != "removed":
+            found[name] = words.get(option.key, ()) if option.n_values else None
     return found
 
 

@@ -222,6 +222,17 @@ def spellings(dest: str) -> tuple[str, ...]:
     return tuple(_by_dest(NEWEST)[dest]["options"])
 
 
+def flags_of() -> Mapping[str, Sequence[str] | None]:
+    """The flags of `vllm serve` in the newest release, with the words that they take: none where any value may be."""
+    found: dict[str, Sequence[str] | None] = {}
+    for row in _table(NEWEST):
+        is_switch = row["kind"] in ("switch", "true")
+        off = [name for option in row["options"] for name in negatives_of(option)] if row["kind"] == "switch" else []
+        words = None if is_switch else tuple(map(str, row.get("choices") or ()))
+        found |= dict.fromkeys([*row["options"], *off], words)
+    return found
+
+
 def takes_list(dest: str, engine: Engine) -> bool:
     """Whether a flag has several values behind it, each a word of its own."""
     return _by_dest(engine.release).get(dest, {}).get("nargs") == "+"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -58,6 +59,14 @@ def test_options() -> None:
         (("completion", ""), ["bash", "zsh", "fish", "powershell"]),
         (("llama", "m.gguf", "-c", ""), []),
         (("quants", "m.gguf", "--backend", "ll"), ["llama"]),
+        (("llama", "m.gguf", "--", "--no-mmproj-a"), ["--no-mmproj-auto"]),
+        (("llama", "m.gguf", "--", "-ngl", "9", "-ctk", "q4"), ["q4_0", "q4_1"]),
+        (("llama", "m.gguf", "--", "--flash-attn=o"), ["--flash-attn=on", "--flash-attn=off"]),
+        (("vllm", "m", "--", "--no-enable-prefix"), ["--no-enable-prefix-caching"]),
+        (("vllm", "m", "--", "--dtype", "bf"), ["bfloat16"]),
+        (("check", "--", "llama-b"), ["llama-bench"]),
+        (("run", "--", "llama-server", "-m", "m", "--n-cpu-m"), ["--n-cpu-moe", "--n-cpu-moe-draft"]),
+        (("check", "--", "vllm", "serve", "m", "--tensor-par"), ["--tensor-parallel-size"]),
     ],
 )
 def test_values(words: tuple[str, ...], first: list[str]) -> None:
@@ -73,6 +82,9 @@ def test_values(words: tuple[str, ...], first: list[str]) -> None:
         ("check", "--from", "a.sh", ""),
         ("llama", "m.gguf", "--settings", "x"),
         ("check", "--on", "cpu", "--", "llama-server", "-m", ""),
+        ("check", "--", ""),
+        ("check", "--", "strange", "--x"),
+        ("llama", "m.gguf", "--", "-ngl", ""),
         ("fix", ""),
         ("shims", ""),
         ("fleet", ""),
@@ -80,6 +92,21 @@ def test_values(words: tuple[str, ...], first: list[str]) -> None:
 )
 def test_files(words: tuple[str, ...]) -> None:
     assert complete(words) is None
+
+
+def test_every_flag_of_an_engine_is_one_that_it_parses() -> None:
+    """The newest version of each takes what is offered, with a value where one is asked for."""
+    llama, vllm = host().backend("llama"), host().backend("vllm")
+    for backend, program in ((llama, "llama-server"), (llama, "llama-cli"), (llama, "llama-bench"), (vllm, "vllm")):
+        flags = backend.flags(program)
+        assert len(flags) > 20, program
+        assert all(re.fullmatch(r"--?[A-Za-z][\w.-]*", flag) for flag in flags)
+    for flag, words in llama.flags().items():
+        if words and flag.startswith("--"):
+            llama.parse(["llama-server", "-m", "m.gguf", flag, words[0]])
+    for flag, words in vllm.flags().items():
+        if words:
+            vllm.parse(["vllm", "serve", "m", flag, words[0]])
 
 
 def test_presets_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +184,8 @@ TYPED = [
     ("autofit llama --on=rtx-3090-", "autofit llama --on=rtx-3090-ti"),
     ("autofit llama example:ti", "autofit llama example:tiny"),
     ("autofit inspect --ten", "autofit inspect --tensors"),
+    ("autofit llama m -- --override-k", "autofit llama m -- --override-kv"),
+    ("autofit check -- vllm serve M --pipeline-p", "autofit check -- vllm serve M --pipeline-parallel-size"),
     ("autofit llama mod", "autofit llama model\\ one.gguf"),
 ]
 
@@ -215,6 +244,8 @@ def test_fish_offers_words_with_what_they_are(place: Path) -> None:
     assert groups[2] == ["--on=rtx-3090-ti\tNVIDIA GeForce RTX 3090 Ti"]
     assert groups[3] == ["example:tiny\tdescribed inside autofit"]
     assert groups[4] == ["--tensors\tlist every tensor"]
-    assert groups[5] == ["model one.gguf"]
-    assert groups[6][0].startswith("llama\t")
-    assert groups[7] == [""]
+    assert groups[5] == ["--override-kv"]
+    assert groups[6] == ["--pipeline-parallel-size"]
+    assert groups[7] == ["model one.gguf"]
+    assert groups[8][0].startswith("llama\t")
+    assert groups[9] == [""]
