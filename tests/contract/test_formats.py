@@ -510,6 +510,35 @@ def test_values_of_the_chart_come_to_the_same_command(here: Path, capsys: pytest
     assert sizes(checked_again(capsys, *command)) == sizes(planned)
 
 
+#: What values.schema.json of vllm-stack 0.1.12 says of the names that are written: types of JSON.
+CHART_SPEC = {
+    "containerPort": int, "livenessProbe": dict, "modelSpec": list, "readinessProbe": dict, "runtimeClassName": str,
+    "startupProbe": dict, "strategy": dict,
+}  # fmt: skip
+CHART_MODEL = {
+    "env": list, "extraVolumeMounts": list, "extraVolumes": list, "modelRevision": str, "modelURL": str, "name": str,
+    "replicaCount": int, "repository": str, "resources": dict, "shmSize": str, "tag": str, "vllmConfig": dict,
+}  # fmt: skip
+CHART_VLLM = {
+    "dtype": str, "enablePrefixCaching": bool, "extraArgs": list, "gpuMemoryUtilization": (int, float, str),
+    "maxModelLen": int, "maxNumSeqs": int, "tensorParallelSize": int,
+}  # fmt: skip
+
+
+def test_values_have_the_names_and_types_of_the_chart(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that the schema does not have would be left out by the templates without a word."""
+    import yaml
+
+    _, text = vllm_plans(here, capsys, "helm")
+    spec = yaml.safe_load(text)["servingEngineSpec"]
+    (model,) = spec["modelSpec"]
+    for values, known in ((spec, CHART_SPEC), (model, CHART_MODEL), (model["vllmConfig"], CHART_VLLM)):
+        assert values.keys() <= known.keys()
+        for name, value in values.items():
+            assert isinstance(value, known[name]) and (known[name] is bool or not isinstance(value, bool)), name
+    assert all(isinstance(word, str) for word in model["vllmConfig"].get("extraArgs", []))
+
+
 def chart_command(model: dict[str, Any], port: int) -> list[str]:
     """The command that the chart's deployment-vllm-multi.yaml makes of a model (vllm-stack 0.1.12)."""
     config = model["vllmConfig"]
