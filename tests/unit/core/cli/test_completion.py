@@ -49,7 +49,7 @@ def test_options() -> None:
         (("vllm", "--on", "2xh100-8"), ["2xh100-80gb"]),
         (("llama", "--on=rtx-309"), ["--on=rtx-3090", "--on=rtx-3090-ti"]),
         (("llama", "--on", "rtx-3090", "--on", "cp"), ["cpu"]),
-        (("vllm", "m", "--format", "kub"), ["kubernetes"]),
+        (("vllm", "m", "--format", "kubern"), ["kubernetes"]),
         (("vllm", "m", "--prefer", "sp"), ["speed"]),
         (("vllm", "m", "--kv", "fp8_"), ["fp8_e4m3", "fp8_e5m2"]),
         (("hardware", ""), ["detect", "list", "show", "save", "calibrate"]),
@@ -179,7 +179,7 @@ touch "$OUT"
     ),
 }
 TYPED = [
-    ("autofit vllm m --format kube", "autofit vllm m --format kubernetes"),
+    ("autofit vllm m --format kubern", "autofit vllm m --format kubernetes"),
     ("autofit llama --on rtx-3090-", "autofit llama --on rtx-3090-ti"),
     ("autofit llama --on=rtx-3090-", "autofit llama --on=rtx-3090-ti"),
     ("autofit llama example:ti", "autofit llama example:tiny"),
