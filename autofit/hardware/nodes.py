@@ -133,6 +133,7 @@ def from_kubernetes(data: Mapping[str, Any], name: str, card: str | None, dirs: 
     """
     items = data.get("items") if "items" in data else [data]
     members, findings = [], []
+    known: dict[object, Machine] = {}  # nodes with the same labels and GPUs are alike but for their RAM
     for item in items if isinstance(items, list) else ():
         node = _mapping(item, "metadata").get("name")
         if not isinstance(node, str) or not _NAME.fullmatch(node):
@@ -143,7 +144,13 @@ def from_kubernetes(data: Mapping[str, Any], name: str, card: str | None, dirs: 
             if count:
                 findings.append(f"node {node} is left out: {why}")
             continue
-        members.append(Member(node, _kubernetes_node(item, node, count, card, tuple(dirs)), _address(item)))
+        labels = _mapping(item, "metadata", "labels")
+        key = (str(labels.get("nvidia.com/gpu.product")), str(labels.get("nvidia.com/gpu.memory")), count)
+        if key not in known:
+            known[key] = _kubernetes_node(item, node, count, card, tuple(dirs))
+        memory = _bytes(_mapping(item, "status", "allocatable").get("memory"))
+        machine = replace(known[key], host=Host(total_bytes=memory, available_bytes=memory))
+        members.append(Member(node, machine, _address(item)))
     if not members:
         raise HardwareError(f"{name}: no node that is ready has allocatable nvidia.com/gpu")
     joined = join(members, "kubernetes")
