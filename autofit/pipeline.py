@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from autofit.domain.request import Request
     from autofit.hardware.installed import Engine
     from autofit.settings.keywords import CheckOptions, PlanOptions
+    from autofit.text.launchers import Wrapped
 
 
 def read_model(reference: str | os.PathLike[str], *, companions: Mapping[str, str] | None = None) -> ModelSpec:
@@ -451,10 +452,7 @@ def check(
     machine, learnt = _calibrated(machine, backend.name, engine, found, settings)
     with blamed(backend.name):
         plan = is_plan(backend.check(command, found, machine, request), backend.name)
-    plan = _judged(plan, strict=bool(stated.get("strict")))
-    behind = wrapped.prefix or inside is not None  # launchers and containers change variables by themselves
-    whole = (*wrapped.prefix, *(plan.argv if inside is None else wrapped.argv))
-    plan = replace(plan, argv=whole, env={**assigned, **({} if behind else plan.env)})
+    plan = _as_written(_judged(plan, strict=bool(stated.get("strict"))), assigned, wrapped, inside)
     return _reviewed(_for_engine(plan, engine, backend, (*stated.notes, *lent, *learnt)), found, machine, files)
 
 
@@ -476,6 +474,14 @@ def _with_lent(
         may_ask=may_ask,
         profile_dirs=host().profile_dirs(),
     )
+
+
+def _as_written(plan: Plan, assigned: Mapping[str, str], wrapped: Wrapped, inside: Inside | None) -> Plan:
+    """The plan with the command as it was handed in, launchers and containers in front; these change variables by
+    themselves."""
+    argv = (*wrapped.prefix, *(plan.argv if inside is None else wrapped.argv))
+    is_behind = wrapped.prefix or inside is not None
+    return replace(plan, argv=argv, env={**assigned, **({} if is_behind else plan.env)})
 
 
 def _judged(plan: Plan, *, strict: bool) -> Plan:

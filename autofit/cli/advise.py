@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autofit.cli.advising import rate_of, table_of
 from autofit.cli.options import add_options, given
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate
@@ -16,14 +17,13 @@ from autofit.text import shell
 if TYPE_CHECKING:
     from autofit.advice.hardware import HardwareAdvice, HardwareRow, Limits
     from autofit.advice.prices import Prices
-    from autofit.domain.plan import Plan, Speed
+    from autofit.domain.plan import Plan
 
 _OPTIONS = (
     "context", "min_context", "parallel", "mean_tokens", "fill", "min_tps", "max_ttft", "margin", "ram", "prefer", "kv",
     "engine_version",
 )  # fmt: skip
 MAX_ROWS = 200
-ABOUT_HARDWARE = ("budget", "max_price", "prices", "offload", "rows")  #: options that only rank hardware
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -154,13 +154,6 @@ def _verdict(plan: Plan) -> str:
     return "full speed" if at_full_speed(plan) else "in RAM" if plan.fits else plan.verdict
 
 
-def rate_of(speed: Speed | None) -> str:
-    """The expected rate with its band; nothing of what does not decode."""
-    if speed is None or not speed.decodes:
-        return ""
-    return f"~{format_rate(speed.decode_tokens_per_s)} ({format_rate(speed.low)} to {format_rate(speed.high)})"
-
-
 def _money(price: float | None, prices: Prices) -> str:
     return "-" if price is None else f"{price:,.0f} {prices.currency}"
 
@@ -259,10 +252,3 @@ def _row(row: HardwareRow) -> dict[str, Any]:
         "on_front": row.on_front,
         "command": list(row.command),
     }
-
-
-def table_of(rows: Sequence[tuple[str, ...]], sides: str) -> Iterator[str]:
-    """Columns of texts, each as wide as its widest."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for cells in rows:
-        yield "  ".join(f"{c:{side}{w}}" for c, side, w in zip(cells, sides, widths, strict=True)).rstrip()

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from autofit.cli.advise import ABOUT_HARDWARE, rate_of, table_of
+from autofit.cli.advising import ABOUT_HARDWARE, rate_of, table_of
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 from autofit.errors import UsageError

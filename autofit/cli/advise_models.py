@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from autofit.cli.advise import ABOUT_HARDWARE, rate_of, table_of
+from autofit.cli.advising import ABOUT_HARDWARE, rate_of, table_of
 from autofit.cli.models import Row, described, main_type, stored
 from autofit.cli.models import to_dict as stored_to_dict
 from autofit.cli.options import given

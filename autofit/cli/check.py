@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from autofit.cli import options as of_plans
+from autofit.cli.commands import check_words, served_by, why_unplanned
 from autofit.cli.options import add_options, add_output, given
 from autofit.cli.plan import show
 from autofit.domain.text import printable
@@ -56,24 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_words(command: str, words: tuple[str, ...]) -> None:
-    """Refuse what only a shell would take apart.
-
-    Raises:
-        UsageError: nothing, a flag, or a whole command in one word.
-    """
-    if not words:
-        raise UsageError(f"{command}: no command", hint=f"write it after --: autofit {command} ... -- ENGINE COMMAND")
-    first = words[0]
-    if first.startswith("-"):
-        raise UsageError(
-            f"{command}: {printable(first, 60)} is not a program of any engine",
-            hint="write the command as it would be run: llama-server -m model.gguf ...",
-        )
-    if len(words) == 1 and " " in first and not os.path.exists(first):  # noqa: PTH110 - a word, maybe no path
-        raise UsageError(f"{command}: a whole command in one argument", hint="leave out the quotes around it")
-
-
 def _is_engine(argv: Sequence[str]) -> bool:
     """Whether a command's program may be an engine, by its name."""
     programs = {program for ref in host().backends().values() for program in ref.programs}
@@ -95,7 +78,6 @@ def run(args: argparse.Namespace) -> int:
         os.chdir(wrapped.directory)  # paths of the command are relative to it
     environ = wrapped.variables({**os.environ, **assigned})
     if not _is_engine(wrapped.argv):
-        from autofit.cli.run import why_unplanned
         from autofit.cli.scripts import check_script, is_script
         from autofit.hardware.system import find_program
 
@@ -104,8 +86,6 @@ def run(args: argparse.Namespace) -> int:
         if is_script(wrapped.argv, find_program(wrapped.argv[0], environ)):
             return check_script(args, wrapped.argv, environ, options)
     else:
-        from autofit.cli.run import served_by
-
         served = served_by(wrapped.argv, environ, options.get("engine_version"))
         if served is not None:
             from autofit.cli import check_files

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from autofit.cli.commands import is_engine, served_by
 from autofit.cli.plan import write_product
-from autofit.cli.run import is_engine, served_by
 from autofit.deployments.reading import KINDS, read_commands
 from autofit.deployments.written import SECRET, UNKNOWN
 from autofit.domain.plan import SCHEMA

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from autofit.cli.run import is_engine
+from autofit.cli.commands import is_engine
 from autofit.deployments.reading import read_swap
 from autofit.domain.text import printable
 from autofit.errors import UsageError

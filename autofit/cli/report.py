@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from autofit.cli.check import check_words
+    from autofit.cli.commands import check_words
     from autofit.host import host
     from autofit.inputs import split_assignments
     from autofit.machines import machine_of
@@ -82,7 +82,7 @@ def _write(output: str | None, name: str, data: bytes) -> Path:
 
 def _html(args: argparse.Namespace, options: dict[str, Any]) -> int:
     """The page of a command, or of autofit's own plan where there is none."""
-    from autofit.cli.check import check_words
+    from autofit.cli.commands import check_words
     from autofit.cli.telling import progress
     from autofit.curves import curve_of_command, curve_of_model
     from autofit.domain.units import format_bytes

@@ -8,25 +8,24 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from autofit.cli.commands import backend_of, check_words, is_engine, program_path, served_by, tell_unplanned
 from autofit.cli.options import add_options, add_output, given
 from autofit.domain.text import printable
 from autofit.domain.values import NamedTuple, replace
 from autofit.errors import UsageError
-from autofit.host import host
 from autofit.inputs import split_assignments
 from autofit.launch.own import own_command
-from autofit.launch.start import NOT_FOUND, StartError, become
+from autofit.launch.start import become
 from autofit.machines import RESERVATIONS_OFF
 from autofit.pipeline import plan_command
 from autofit.settings.layers import Surroundings
 from autofit.settings.options import CHECKED, OPTIONS
-from autofit.text.launchers import RUNNERS, Wrapped, unwrap
-from autofit.text.programs import n_module_words, program_name
+from autofit.text.launchers import Wrapped, unwrap
+from autofit.text.programs import program_name
 
 if TYPE_CHECKING:
     import argparse
 
-    from autofit.backend import Backend, Served
     from autofit.cli.check_files import Verdict
     from autofit.domain.machine import Machine
     from autofit.domain.plan import Plan
@@ -58,8 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from autofit.cli.check import check_words
-
     assigned, words = split_assignments(args.engine_args or ())
     wrapped = unwrap(words)
     check_words("run", wrapped.argv)
@@ -81,7 +78,11 @@ def run(args: argparse.Namespace) -> int:
         if can_watch():
             from autofit.cli.watched import run_watched
 
-            return run_watched(args, argv, environ, n_retries)
+            def fill(words: Sequence[str], at_most: Mapping[str, int]) -> tuple[Plan, Machine] | int:
+                found = filled(args, words, environ, at_most)
+                return found if isinstance(found, int) else (found.plan, found.machine)
+
+            return run_watched(args, argv, environ, n_retries, fill)
         print("autofit: not watched: this system cannot, or a driver hangs", file=sys.stderr)
     found = filled(args, argv, environ)
     return found if isinstance(found, int) else become(path, found.plan.argv[1:], {**environ, **found.plan.env})
@@ -145,30 +146,6 @@ def _with_shims(args: argparse.Namespace, environ: Mapping[str, str]) -> Mapping
     return with_shims(environ, folder, shlex.join(args.own))
 
 
-def is_engine(argv: Sequence[str]) -> bool:
-    """Whether a command starts an engine that loads a model, or a container, which may be one's.
-
-    Raises:
-        UsageError: an engine that is known by name, and not planned for.
-    """
-    known = backend_of(argv)
-    return program_name(argv) in RUNNERS if known is None else bool(known.program_in(argv))
-
-
-def why_unplanned(argv: Sequence[str]) -> str | None:
-    """Why a command of an engine's other programs is started as it is; `None`: it is none of them."""
-    found = (host().backend(ref.name).why_unplanned(argv) for ref in host().backends().values())
-    return next(filter(None, found), None)
-
-
-def tell_unplanned(argv: Sequence[str]) -> bool:
-    """Say of an engine's other programs that no plan is made for them; whether it is one."""
-    why = why_unplanned(argv)
-    if why is not None:
-        print(f"autofit: {printable(program_name(argv), 60)} is started as it is: {why}", file=sys.stderr)
-    return why is not None
-
-
 def serves_others(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
     """Whether a server loads none of its models at the start, and is started as it is; told so."""
     try:
@@ -183,25 +160,6 @@ def serves_others(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
         )
         return True
     return False
-
-
-def served_by(argv: Sequence[str], environ: Mapping[str, str], version: str | None = None) -> Served | None:
-    """The models that a command's server loads as they are asked for; `None`: it has one of its own.
-
-    Raises:
-        UsageError: a file that is not there, or not well formed.
-    """
-    backend = backend_of(argv)
-    return None if backend is None else backend.served(argv, environ, version)
-
-
-def backend_of(argv: Sequence[str]) -> Backend | None:
-    """The backend whose program a command starts, whatever for; `None`: a script, or anything else."""
-    name, module = program_name(argv), n_module_words(argv) > 0
-    for ref in host().backends().values():
-        if name in ref.programs or (module and host().backend(ref.name).starts_module(argv)):
-            return host().backend(ref.name)
-    return None
 
 
 def _reserved(
@@ -254,26 +212,6 @@ def planned(
     settings = Surroundings(environ=environ)
     with Waiting("planning"):
         return plan_command(argv, given(args), settings, details=args.explain, at_most=at_most)
-
-
-def program_path(name: str, environ: Mapping[str, str]) -> str:
-    """The absolute path of a program; the current directory is not searched.
-
-    Raises:
-        StartError: it is not there.
-    """
-    from autofit.hardware.system import find_program
-
-    path = find_program(name, environ)
-    if path is None:
-        from autofit.text.suggest import close_names
-
-        is_path = os.path.basename(name) != name  # noqa: PTH119 - a word
-        cause = "no such file, or it may not be executed" if is_path else "PATH has no such program"
-        known = [word for ref in host().backends().values() for word in ref.programs]
-        hint = None if is_path or name in known else close_names(name, known, 1, cutoff=0.7)
-        raise StartError(f"{printable(name)}: {cause}", exit_code=NOT_FOUND, hint=hint)
-    return path
 
 
 def _behind(args: argparse.Namespace, wrapped: Wrapped, environ: Mapping[str, str]) -> int:

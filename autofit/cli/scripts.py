@@ -128,7 +128,7 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> str:
     """Run it in a session of its own, whose processes end with it; returns how it ended."""
     import subprocess
 
-    from autofit.cli.run import program_path
+    from autofit.cli.commands import program_path
 
     path = program_path(argv[0], environ)
     stdout = sys.stderr.fileno() if _has_stderr() else subprocess.DEVNULL  # ours carries the verdicts
@@ -179,7 +179,7 @@ def _check_one(
     options: Any,
     answers: Answers,
 ) -> int:
-    from autofit.cli.run import is_engine, served_by, why_unplanned
+    from autofit.cli.commands import is_engine, served_by, why_unplanned
     from autofit.cli.telling import explanation
     from autofit.pipeline import check
     from autofit.render import text

@@ -72,6 +72,7 @@ def _tell(name: str, error: BaseException) -> None:
 
 def _run(argv: Sequence[str], path: str, environ: Mapping[str, str]) -> int:
     from autofit.cli import run
+    from autofit.cli.commands import is_engine
     from autofit.cli.main import open_streams
     from autofit.errors import UsageError
     from autofit.host import product_on_stdout
@@ -82,7 +83,7 @@ def _run(argv: Sequence[str], path: str, environ: Mapping[str, str]) -> int:
     with product_on_stdout():
         stated = environ.get(OPTIONS, "")
         args = _options(stated)
-        if not run.is_engine(argv) or run.serves_others(argv, environ):
+        if not is_engine(argv) or run.serves_others(argv, environ):
             signal.alarm(0)
             return become(path, argv[1:], environ)
         try:

@@ -29,6 +29,10 @@ _PLANNED = (
     "device", "prefer", "kv", "preset", "engine_version",
 )  # fmt: skip
 _ADVISED = ("context", "min_context", "parallel", "mean_tokens", "fill", "min_tps", "margin", "ram", "prefer", "kv")
+_TEXT: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
+_MODEL = {**_TEXT, "description": "a file, a directory, a repository ORG/REPO[:QUANT], or example:NAME"}
+_WORDS: Schema = {"type": "array", "maxItems": MAX_WORDS, "items": {"type": "string", "maxLength": MAX_WORD}}
+_DETAILS = {"type": "boolean", "description": "every item, decision and alternative too (docs/json.md)"}
 _HERE = "rtx-3090, 2xh100-80gb, rtx-4090:20GiB; without it, the machine that autofit runs on"
 
 
@@ -45,10 +49,6 @@ def tools() -> tuple[Tool, ...]:
     """Every tool, with the engines that are installed as plugins."""
     backends = list(host().backends())
     programs = " or ".join(ref.programs[0] for ref in host().backends().values() if ref.programs)
-    text: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
-    model = {**text, "description": "a file, a directory, a repository ORG/REPO[:QUANT], or example:NAME"}
-    words = {"type": "array", "maxItems": MAX_WORDS, "items": {"type": "string", "maxLength": MAX_WORD}}
-    details = {"type": "boolean", "description": "every item, decision and alternative too (docs/json.md)"}
     backend = {"type": "string", "enum": backends, "description": "the engine"}
     return (
         Tool(
@@ -57,11 +57,11 @@ def tools() -> tuple[Tool, ...]:
             _object(
                 {
                     "backend": backend,
-                    "model": model,
+                    "model": _MODEL,
                     **_machine(),
                     **{name: _of_option(BY_NAME[name]) for name in _PLANNED},
-                    "engine_args": {**words, "description": "flags of the engine, kept exactly"},
-                    "details": details,
+                    "engine_args": {**_WORDS, "description": "flags of the engine, kept exactly"},
+                    "details": _DETAILS,
                 },
                 ["backend", "model"],
             ),
@@ -72,10 +72,10 @@ def tools() -> tuple[Tool, ...]:
             "Whether an engine's command fits the hardware as it stands, and where each byte goes. It is not started.",
             _object(
                 {
-                    "command": {**words, "minItems": 1, "description": f"its words one by one: {programs}, and flags"},
+                    "command": {**_WORDS, "minItems": 1, "description": f"its words one by one: {programs}, and flags"},
                     **_machine(),
                     **{name: _of_option(BY_NAME[name]) for name in sorted(CHECKED) if name not in ("on", "ram")},
-                    "details": details,
+                    "details": _DETAILS,
                 },
                 ["command"],
             ),
@@ -84,7 +84,7 @@ def tools() -> tuple[Tool, ...]:
         Tool(
             "inspect",
             "What is in a model file: architecture, layers, tensors by group and type, sizes.",
-            _object({"model": model}, ["model"]),
+            _object({"model": _MODEL}, ["model"]),
             _inspect,
         ),
         Tool(
@@ -92,9 +92,9 @@ def tools() -> tuple[Tool, ...]:
             "Which hardware takes a model, the fewest and cheapest devices first, each with its plan.",
             _object(
                 {
-                    "model": model,
+                    "model": _MODEL,
                     "backend": backend,
-                    "budget": {**text, "description": "memory of all devices together, as it is sold: 24GiB"},
+                    "budget": {**_TEXT, "description": "memory of all devices together, as it is sold: 24GiB"},
                     "max_price": {"type": "number", "exclusiveMinimum": 0},
                     "have": {**_names(), "description": "hardware that is there: what one more card brings"},
                     "offload": {"type": "boolean", "description": "also where a part of the weights waits in RAM"},

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from autofit.cli.run import filled, program_path
+from autofit.cli.commands import program_path
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.memory import KINDS
 from autofit.domain.text import printable
@@ -47,7 +47,13 @@ BEFORE: Mapping[str, tuple[Kind, ...]] = {
 }
 
 
-def run_watched(args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], n_retries: int) -> int:
+#: a command's plan and the machine that it is for, of pools with so many bytes at most; the exit code: it does not fit
+Fill = Callable[[Sequence[str], Mapping[str, int]], "tuple[Plan, Machine] | int"]
+
+
+def run_watched(
+    args: argparse.Namespace, argv: Sequence[str], environ: Mapping[str, str], n_retries: int, fill: Fill
+) -> int:
     """Start an engine as a child; the exit code, or the signal that ended it as one's own."""
     path = program_path(argv[0], environ)
     at_most: dict[str, int] = {}
@@ -55,10 +61,10 @@ def run_watched(args: argparse.Namespace, argv: Sequence[str], environ: Mapping[
     before: Plan | None = None
     for attempt in range(1 + n_retries):
         more = [word for words in added.values() for word in words]
-        found = filled(args, (*argv, *more), environ, at_most)
+        found = fill((*argv, *more), at_most)
         if isinstance(found, int):
             return found
-        plan, machine = found.plan, found.machine
+        plan, machine = found
         kept = {one.setting for one in plan.decisions if one.origin == "wrapped command"} - added.keys()
         if before is not None:
             changes = _changes(before, plan, added)

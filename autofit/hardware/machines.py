@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def _cluster(text: str, dirs: tuple[str | Path, ...]) -> Machine | None:
     if text.startswith("ray://"):
         from autofit.hardware.ray import ray_machine
 
-        return ray_machine(text, dirs)
+        return ray_machine(text, partial(_of_cards, dirs))
     path, _, card = text.partition("=")
     if not path.lower().endswith(".json"):
         return None
@@ -140,7 +141,14 @@ def _cluster(text: str, dirs: tuple[str | Path, ...]) -> Machine | None:
         data = json.loads(read_text(Path(path), HardwareError))
     except (ValueError, RecursionError):
         return None  # told where a machine is read
-    return from_kubernetes(data, path, card or None, dirs) if is_cluster(data) else None
+    return from_kubernetes(data, path, card or None, dirs, partial(_of_cards, dirs)) if is_cluster(data) else None
+
+
+def _of_cards(dirs: tuple[str | Path, ...], card: str, count: int, ram_bytes: int | None) -> Machine:
+    """A machine with so many cards of one kind, idle, and RAM of which all is free that a pod may have."""
+    load_profile(card, dirs)  # a card, whose name is resolved in words of its own
+    host = Host(total_bytes=ram_bytes, available_bytes=ram_bytes)
+    return load_machine(f"{count}x{card}", host=host, profile_dirs=dirs)
 
 
 def _several(parts: Sequence[_Part], names_of: Sequence[str], dirs: tuple[str | Path, ...]) -> Machine:

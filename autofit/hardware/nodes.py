@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from autofit.domain.text import printable
 from autofit.domain.units import MIB
 from autofit.domain.values import NamedTuple, replace
 from autofit.errors import HardwareError, UnknownHardwareError
-from autofit.hardware.catalog import load_profile, profile_of
+from autofit.hardware.catalog import profile_of
 
 MAX_NODES = 1024
 MAX_GPUS = 256  #: of one node
@@ -20,6 +20,8 @@ _QUANTITY = lazy_pattern(r"([0-9]{1,18})(Ki|Mi|Gi|Ti|k|M|G|T|m|)")
 _SCALES = {
     "": 1, "Ki": 1 << 10, "Mi": MIB, "Gi": 1 << 30, "Ti": 1 << 40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
 }  # fmt: skip
+#: a machine with so many idle cards of one kind, and so much RAM
+OfCards = Callable[[str, int, "int | None"], Machine]
 _NAME = lazy_pattern(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,250}[A-Za-z0-9])?")
 
 
@@ -123,7 +125,9 @@ def is_cluster(data: object) -> bool:
     return data.get("kind") in ("Node", "NodeList") or (data.get("kind") == "List" and kinds == {"Node"})
 
 
-def from_kubernetes(data: Mapping[str, Any], name: str, card: str | None, dirs: Iterable[str | Path]) -> Machine:
+def from_kubernetes(
+    data: Mapping[str, Any], name: str, card: str | None, dirs: Iterable[str | Path], of_cards: OfCards
+) -> Machine:
     """The nodes of a cluster that have GPUs and take pods, from what `kubectl get nodes -o json` printed.
 
     GPUs are known by the labels of NVIDIA's feature discovery, or by `card`.
@@ -147,7 +151,7 @@ def from_kubernetes(data: Mapping[str, Any], name: str, card: str | None, dirs: 
         labels = _mapping(item, "metadata", "labels")
         key = (str(labels.get("nvidia.com/gpu.product")), str(labels.get("nvidia.com/gpu.memory")), count)
         if key not in known:
-            known[key] = _kubernetes_node(item, node, count, card, tuple(dirs))
+            known[key] = _kubernetes_node(item, node, count, card, tuple(dirs), of_cards)
         memory = _bytes(_mapping(item, "status", "allocatable").get("memory"))
         machine = replace(known[key], host=Host(total_bytes=memory, available_bytes=memory))
         members.append(Member(node, machine, _address(item)))
@@ -191,7 +195,9 @@ def _bytes(value: object) -> int | None:
     return int(found[1]) // 1000 if found[2] == "m" else int(found[1]) * _SCALES[found[2]]
 
 
-def _kubernetes_node(item: Any, node: str, count: int, card: str | None, dirs: tuple[str | Path, ...]) -> Machine:
+def _kubernetes_node(
+    item: Any, node: str, count: int, card: str | None, dirs: tuple[str | Path, ...], of_cards: OfCards
+) -> Machine:
     labels = _mapping(item, "metadata", "labels")
     memory = _bytes(_mapping(item, "status", "allocatable").get("memory"))
     product = labels.get("nvidia.com/gpu.product")
@@ -206,13 +212,4 @@ def _kubernetes_node(item: Any, node: str, count: int, card: str | None, dirs: t
             f"node {node}: which GPUs it has is not known ({shown})",
             hint="state the card: --on FILE.json=h100-80gb",
         )
-    return of_cards(name, min(count, MAX_GPUS), memory, dirs)
-
-
-def of_cards(card: str, count: int, ram_bytes: int | None, dirs: Iterable[str | Path]) -> Machine:
-    """A machine with so many cards of one kind, idle, and RAM of which all is free that a pod may have."""
-    from autofit.hardware.machines import load_machine
-
-    load_profile(card, dirs)  # a card, whose name is resolved in words of its own
-    host = Host(total_bytes=ram_bytes, available_bytes=ram_bytes)
-    return load_machine(f"{count}x{card}", host=host, profile_dirs=tuple(dirs))
+    return of_cards(name, min(count, MAX_GPUS), memory)

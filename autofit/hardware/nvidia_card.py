@@ -37,13 +37,8 @@ def read_card(
     """One physical GPU; `None` if it cannot be used."""
     name = nvml.text("nvmlDeviceGetName", handle) or f"NVIDIA device {index}"
     memory = memory_of(nvml, handle)
-    if memory.reason in UNUSABLE:
-        findings.append(f"{name} ({pci or index}) cannot be used: {memory.reason}")
-        return None
-    if nvml.number("nvmlDeviceGetComputeMode", handle) == PROHIBITED:
-        findings.append(
-            f"{name} ({pci or index}) cannot be used: compute mode prohibited; `nvidia-smi -c 0` lifts that"
-        )
+    if (reason := _unusable(nvml, handle, memory)) is not None:
+        findings.append(f"{name} ({pci or index}) cannot be used: {reason}")
         return None
     id = f"cuda{index}"
     cc = _capability(nvml, handle)
@@ -96,6 +91,15 @@ def read_card(
         migs=migs,
         mig_enabled=is_mig,
     )
+
+
+def _unusable(nvml: Nvml, handle: Any, memory: Answer) -> str | None:
+    """Why nothing can run on a GPU; `None`: it can."""
+    if memory.reason in UNUSABLE:
+        return memory.reason
+    if nvml.number("nvmlDeviceGetComputeMode", handle) == PROHIBITED:
+        return "compute mode prohibited; `nvidia-smi -c 0` lifts that"
+    return None
 
 
 def _capability(nvml: Nvml, handle: Any) -> tuple[int, int] | None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from autofit.domain.machine import Machine
 from autofit.domain.text import printable
 from autofit.domain.values import replace
 from autofit.errors import HardwareError
-from autofit.hardware.nodes import MAX_GPUS, Member, join, of_cards
+from autofit.hardware.nodes import MAX_GPUS, Member, OfCards, join
 from autofit.hardware.system import ToolError, ToolTimeoutError, run_both
 
 SCHEME = "ray://"
@@ -36,7 +35,7 @@ ray.shutdown()
 """
 
 
-def ray_machine(wanted: str, dirs: Iterable[str | Path] = ()) -> Machine:
+def ray_machine(wanted: str, of_cards: OfCards) -> Machine:
     """The machines of the cluster that `ray://auto` or `ray://HOST:PORT` names; `=CARD` behind it says what GPUs are.
 
     Raises:
@@ -61,7 +60,7 @@ def ray_machine(wanted: str, dirs: Iterable[str | Path] = ()) -> Machine:
         own = card or _card_of(resources, name)
         memory = _number(resources.get("memory")) or None
         place = printable(str(node.get("address") or ""), 60) or None
-        members.append(Member(name, of_cards(own, min(count, MAX_GPUS), memory, tuple(dirs)), place))
+        members.append(Member(name, of_cards(own, min(count, MAX_GPUS), memory), place))
     if not members:
         raise HardwareError("no node of the Ray cluster has GPUs", hint="ray start --num-gpus N says how many")
     free = _number(told.get("free"))

@@ -87,7 +87,7 @@ class Chain(NamedTuple):
     against `head_room`).
 
     `heads` are the numbers of blocks that may stay on the host (`n`: all, no site is used); `lean_min` and
-    `lean_max` bound `lean`, which is `spill_min` at least where no block stays on the host. `hop_s` is what handing
+    `lean_max` bound `lean`, which is `offload_min` at least where no block stays on the host. `hop_s` is what handing
     over costs from one kind (or `HEAD`) to the next, `cut_s` what a cut at a position costs besides (infinite where
     none may be). `ordered` keeps the sites' order. `floor` is that of the sites and `tails` those of chains that differ
     in rooms, heads and `lean` alone, where they are known.
@@ -102,7 +102,7 @@ class Chain(NamedTuple):
     heads: Sequence[int] = (0,)
     lean_min: int = 0
     lean_max: int | None = None
-    spill_min: int = 0
+    offload_min: int = 0
     hop_s: Mapping[tuple[Hashable, Hashable], float] = MappingProxyType({})
     cut_s: Sequence[float] = ()
     skip_to: Sequence[int] = ()
@@ -410,7 +410,7 @@ class _Search:
         return best
 
     def lean_least(self, head: int) -> int:
-        least = self.chain.lean_min if head > 0 else max(self.chain.lean_min, self.chain.spill_min)
+        least = self.chain.lean_min if head > 0 else max(self.chain.lean_min, self.chain.offload_min)
         return self.floor.lean_least(head, least, self.capacity)
 
     def lean_limit(self, head: int) -> int:

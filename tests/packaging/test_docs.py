@@ -15,7 +15,7 @@ from autofit_llama.model.architecture import Architecture
 from support import ROOT
 
 
-@pytest.mark.parametrize("tool", ["docs.py", "pictures.py"])
+@pytest.mark.parametrize("tool", ["docs.py", pytest.param("pictures.py", marks=pytest.mark.slow)])
 def test_generated_pages_and_pictures_are_current(tool: str) -> None:
     done = subprocess.run(
         [sys.executable, f"tools/gen/{tool}", "--check"],

@@ -23,6 +23,7 @@ def test_servers_and_networks_are_written_as_they_are_read() -> None:
     assert links and all(map(parse_links, links))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", re.findall(r"^autofit vllm .*--format json.*$", PAGE, re.MULTILINE))
 def test_commands_of_nodes_are_in_the_plan(command: str, tmp_path: Path) -> None:
     with reader(tmp_path):

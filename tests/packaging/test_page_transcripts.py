@@ -11,6 +11,7 @@ import pytest
 from support.pages import BLOCK, DOCS, followed, pages, reader, unfounded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", pages())
 def test_a_page_shows_what_its_commands_print(name: str, tmp_path: Path) -> None:
     page = (DOCS / name).read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ import runpy
 from collections.abc import Iterator, Sequence
 from itertools import combinations, permutations, product
 
+import pytest
 from autofit.domain.values import replace
 from autofit.fleets.prices import Prices
 from autofit.fleets.problem import Kind, Outcome, Place, Problem, Shape, Take
@@ -49,6 +50,7 @@ def allowed(together: Together) -> Iterator[tuple[int, ...]]:
         yield from (some for some in combinations(range(n), size) if is_allowed(together, some))
 
 
+@pytest.mark.slow
 @settings(calm, max_examples=60)
 @given(togethers(), st.lists(st.integers(0, 9), min_size=6, max_size=6))
 def test_the_peak_is_that_of_the_fullest_allowed_set(together: Together, sizes: list[int]) -> None:
@@ -188,6 +190,7 @@ def check(problem: Problem, found: Outcome) -> None:
         assert found.cost == sum(place.shape.cost for place in found.places)
 
 
+@pytest.mark.slow
 @settings(calm, max_examples=80)
 @given(problems())
 def test_the_search_finds_what_enumeration_finds(problem: Problem) -> None:

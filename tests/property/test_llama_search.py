@@ -177,7 +177,7 @@ def test_a_block_on_the_host_asks_for_no_expert_there_as_well() -> None:
     """The first block of this model has no experts; those of all others are on the card."""
     launch = problem("deepseek-v2-lite-Q4_K_M", [(24_000, 900_000_000_000)], None)
     search, wanted = Search(launch), candidate(4096)
-    found = solve(search.known.chain(wanted, search.tables(wanted), spill=True, heads=(1,)))
+    found = solve(search.known.chain(wanted, search.tables(wanted), offload=True, heads=(1,)))
     assert found is not None
     assert (found.head, found.lean) == (1, 1)
 
@@ -190,7 +190,7 @@ def test_a_device_that_would_hold_parts_alone_is_left_out() -> None:
     split = tables.split(Placement(0, 0, spans, 0.0), fine=True)
     assert split.rows == (("GPU0", 11), ("GPU2", 22))
     assert split.moved == ()
-    assert {slot for slot, _ in split.spilled} == {10}
+    assert {slot for slot, _ in split.offloaded} == {10}
     assert set(tables.device_bytes(split)) == {"GPU0", "GPU2"}
 
 

@@ -65,7 +65,7 @@ def chains(draw: st.DrawFn, max_blocks: int = 6, max_sites: int = 3) -> Chain:
         bulk_bytes=prefix(bulk),
         head_room=draw(st.one_of(st.none(), st.integers(0, sum(sizes)))),
         heads=draw(st.sampled_from([tuple(range(n + 1)), (0,), tuple(range(n))])),
-        spill_min=draw(st.sampled_from([0, 0, 1, 2])),
+        offload_min=draw(st.sampled_from([0, 0, 1, 2])),
         hop_s={(a, b): draw(st.sampled_from([0.0, 0.125])) for a in ends for b in range(n_kinds)},
         cut_s=tuple(draw(st.sampled_from([0.0, 0.0, 0.25, inf])) for _ in range(n + 1)),
         ordered=draw(st.booleans()),
@@ -90,7 +90,7 @@ def every_placement(chain: Chain) -> Iterator[Placement]:
                         continue
                     ends = (head, *cuts, chain.n)
                     spans = tuple(Span(s.name, a, b) for s, a, b in zip(order, ends, ends[1:], strict=False))
-                    for lean in range(head if head > 0 else min(chain.spill_min, chain.n), chain.n + 1):
+                    for lean in range(head if head > 0 else min(chain.offload_min, chain.n), chain.n + 1):
                         yield Placement(head, lean, spans, 0.0)
 
 

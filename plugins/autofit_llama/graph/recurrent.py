@@ -156,6 +156,31 @@ DELTA_PROBES = {"gdn_ar": 1, "gdn_ch": 16}
 _CHUNK, _CHUNK_OF_CHANNELS = 64, 16  #: the second with a decay per channel (KDA), since there is a fused operation
 
 
+def _flipped(t: Tensor) -> Tensor:
+    return ggml.cont(ggml.transpose(t))
+
+
+def _decayed(sums: Tensor, k: Tensor, k_beta: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """k_beta and q times k within a chunk, with the decay between their tokens."""
+    _, size, n_chunks, n = k.ne
+    wide = ggml.repeat_4d(ggml.reshape(sums, 1, size, n_chunks, n), size, size, n_chunks, n)
+    decay = ggml.exp(ggml.tri(ggml.sub(wide, sums)))
+    return ggml.mul(ggml.mul_mat(k, k_beta), decay), ggml.mul(ggml.mul_mat(k, q), decay)
+
+
+def _decayed_by_channel(sums: Tensor, k: Tensor, k_beta: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with a decay per channel (KDA)."""
+    head, size, n_chunks, n = k.ne
+    every = n_chunks * n
+    wide = ggml.repeat_4d(ggml.reshape(sums, 1, size, head, every), size, size, head, every)
+    decay = ggml.exp(ggml.tri(ggml.sub(wide, ggml.reshape(sums, size, 1, head, every))))
+    decay = ggml.cont(ggml.permute(decay, 2, 1, 0, 3), head, size, size, every)
+    narrow = ggml.reshape(k, head, 1, size, every)
+    both = [ggml.mul_mat(ggml.mul(decay, ggml.reshape(t, head, size, 1, every)), narrow) for t in (k_beta, q)]
+    kb, kq = (_flipped(ggml.reshape(t, size, size, n_chunks, n)) for t in both)
+    return kb, kq
+
+
 def chunked_delta_net(
     g: Graph,
     cache: Tensor,
@@ -182,39 +207,26 @@ def chunked_delta_net(
     def padded(t: Tensor) -> Tensor:
         return ggml.pad(ggml.permute(t, 0, 2, 1, 3), 0, padding)
 
-    def flipped(t: Tensor) -> Tensor:
-        return ggml.cont(ggml.transpose(t))
-
     q, k, v, gate, beta = padded(ggml.scale(q)), padded(k), padded(v), padded(gate), padded(beta)
     v_beta, k_beta = chunks(ggml.mul(v, beta)), chunks(ggml.mul(k, beta))
     q, k = chunks(q), chunks(k)
-    sums = ggml.cumsum(flipped(chunks(gate)))
-    if gate.ne[0] == 1:
-        wide = ggml.repeat_4d(ggml.reshape(sums, 1, size, n_chunks, n), size, size, n_chunks, n)
-        decay = ggml.exp(ggml.tri(ggml.sub(wide, sums)))
-        kb, kq = ggml.mul(ggml.mul_mat(k, k_beta), decay), ggml.mul(ggml.mul_mat(k, q), decay)
-    else:  # a decay per channel (KDA)
-        every = n_chunks * n
-        wide = ggml.repeat_4d(ggml.reshape(sums, 1, size, head, every), size, size, head, every)
-        decay = ggml.exp(ggml.tri(ggml.sub(wide, ggml.reshape(sums, size, 1, head, every))))
-        decay = ggml.cont(ggml.permute(decay, 2, 1, 0, 3), head, size, size, every)
-        narrow = ggml.reshape(k, head, 1, size, every)
-        kb, kq = (ggml.mul_mat(ggml.mul(decay, ggml.reshape(t, head, size, 1, every)), narrow) for t in (k_beta, q))
-        kb, kq = (flipped(ggml.reshape(t, size, size, n_chunks, n)) for t in (kb, kq))
+    sums = ggml.cumsum(_flipped(chunks(gate)))
+    products = _decayed if gate.ne[0] == 1 else _decayed_by_channel
+    kb, kq = products(sums, k, k_beta, q)
     kq = ggml.tri(kq)
     lower = ggml.tri(kb)
     identity = ggml.diag(ggml.fill(ggml.view(lower, (size,))))
     solved = ggml.add(ggml.solve_tri(ggml.add(lower, identity), ggml.neg(lower)), identity)
-    v = ggml.mul_mat(flipped(v_beta), solved)
+    v = ggml.mul_mat(_flipped(v_beta), solved)
     grown = ggml.exp(sums)
-    k_decayed = ggml.mul_mat(ggml.mul(flipped(k_beta), grown), solved)
-    q_grown = ggml.mul(q, flipped(grown))
+    k_decayed = ggml.mul_mat(ggml.mul(_flipped(k_beta), grown), solved)
+    q_grown = ggml.mul(q, _flipped(grown))
     last = ggml.cont(ggml.view(sums, (1, *sums.ne[1:]), sums.nb[1:], ggml.row_size(sums.type, sums.ne[0] - 1)))
     last_grown = ggml.transpose(ggml.exp(last))
-    rest = flipped(ggml.exp(ggml.neg(ggml.sub(sums, last))))
-    k_rest = flipped(ggml.mul(k, rest))
+    rest = _flipped(ggml.exp(ggml.neg(ggml.sub(sums, last))))
+    k_rest = _flipped(ggml.mul(k, rest))
     s = ggml.cont(ggml.transpose(state), head, head, 1, n) if transposed else ggml.reshape(state, head, head, 1, n)
-    v_flipped = flipped(v)
+    v_flipped = _flipped(v)
     for i in range(n_chunks):
 
         def part(t: Tensor, i: int = i) -> Tensor:

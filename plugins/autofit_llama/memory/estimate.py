@@ -22,8 +22,11 @@ from autofit_llama.model.load import read_hparams
 
 if TYPE_CHECKING:
     from autofit_llama.memory.report import LlamaReportDocument
+    from autofit_llama.memory.weights import WeightPlan
 
 REPACKED = "weights repacked for the CPU"  #: an item's label
+_EXPERT_CACHE = "llama-moe-cache.cpp:llama_moe_cache"
+_META_COMPUTE = "ggml-backend-meta.cpp:ggml_backend_meta_graph_compute"
 _RECURRENT_SIDES = frozenset(("r", "s", "ple"))
 _recent: tuple[ParsedModel, ...] = ()
 """The last models taken apart, newest first: who plans for one twice (presets, machines, forms) replays less."""
@@ -179,61 +182,34 @@ def _context_items(
 ) -> None:  # fmt: skip
     plan, compute = layout.weight_plan, layout.compute
     basis: Basis = "exact" if layout.is_exact else "derived"
-    compute_source = (
-        "llama-context.cpp:sched_reserve, replayed"
-        if layout.has_graph
-        else "an upper bound: no graph for this architecture"
-    )
+    source = "llama-context.cpp:sched_reserve, replayed"
+    if not layout.has_graph:
+        source = "an upper bound: no graph for this architecture"
     known: Basis = "exact" if layout.hparams.known and not arguments.context.version.behind_bytes else "derived"
     for i, device in enumerate(devices):
         to = items[device.id]
         _add(to, "weights", plan.device_bytes[i], known, "weights", "llama-model.cpp:load_tensors")
         _add(to, "cache", layout.cache_device_bytes[i], known, _cache_label(layout), "llama-kv-cache.cpp")
         if layout.experts is not None:
-            source = "llama-moe-cache.cpp:llama_moe_cache"
-            _add(to, "cache", layout.experts.device_bytes[i], known, "cache of experts", source)
-        _add(to, "compute", compute.device_bytes[i], basis, "compute buffer", compute_source)
+            _add(to, "cache", layout.experts.device_bytes[i], known, "cache of experts", _EXPERT_CACHE)
+        _add(to, "compute", compute.device_bytes[i], basis, "compute buffer", source)
         sums = "sums with the other devices, at most"
-        _add(
-            to,
-            "compute",
-            layout.partial_bytes,
-            "derived",
-            sums,
-            "ggml-backend-meta.cpp:ggml_backend_meta_graph_compute",
-        )
-    mapped = arguments.mmap and not locked
-    _add(
-        host,
-        "weights",
-        plan.host_bytes,
-        known,
-        "weights read from the mapped file" if mapped else "weights",
-        "llama-mmap.cpp",
-        mapped=mapped,
-    )
-    _add(
-        host,
-        "weights",
-        plan.pinned_bytes,
-        known,
-        "weights in pinned memory",
-        "llama-model.cpp:make_cpu_buft_list",
-    )
-    _add(host, "weights", plan.repacked_bytes, known, REPACKED, "ggml-cpu/repack.cpp")
-    _add(
-        host,
-        "weights",
-        plan.lazy_bytes,
-        known,
-        "table read row by row",
-        "llama-model-loader.cpp:lazy_read",
-        mapped=True,
-    )
+        _add(to, "compute", layout.partial_bytes, "derived", sums, _META_COMPUTE)
+    _host_weights(plan, known, host, mapped=arguments.mmap and not locked)
     _add(host, "cache", layout.cache_host_bytes, known, _cache_label(layout), "llama-kv-cache.cpp")
     if layout.experts is not None:
-        _add(host, "cache", layout.experts.host_bytes, known, "cache of experts", "llama-moe-cache.cpp:llama_moe_cache")
-    _add(host, "compute", compute.host_bytes, basis, "compute buffer and graph inputs", compute_source)
+        _add(host, "cache", layout.experts.host_bytes, known, "cache of experts", _EXPERT_CACHE)
+    _add(host, "compute", compute.host_bytes, basis, "compute buffer and graph inputs", source)
+
+
+def _host_weights(plan: WeightPlan, known: Basis, host: list[MemoryItem], *, mapped: bool) -> None:
+    label = "weights read from the mapped file" if mapped else "weights"
+    _add(host, "weights", plan.host_bytes, known, label, "llama-mmap.cpp", mapped=mapped)
+    pinned = "weights in pinned memory"
+    _add(host, "weights", plan.pinned_bytes, known, pinned, "llama-model.cpp:make_cpu_buft_list")
+    _add(host, "weights", plan.repacked_bytes, known, REPACKED, "ggml-cpu/repack.cpp")
+    table = "table read row by row"
+    _add(host, "weights", plan.lazy_bytes, known, table, "llama-model-loader.cpp:lazy_read", mapped=True)
 
 
 def _extra_context(

@@ -163,15 +163,7 @@ def lay_out(
     on_device, on_host, per_layer = _cache_bytes(kept, context, placement, devices, slices)
     experts = _expert_cache(sized, hp, placement, plan, devices, arguments)
     full_offload = arguments.n_gpu_layers < 0 or arguments.n_gpu_layers > hp.n_layer_all
-    pipeline = (
-        len(devices) > 1
-        and full_offload
-        and arguments.by_layer
-        and arguments.pipeline
-        and context.offload_kqv
-        and not _overrides_any(arguments)
-        and not arguments.expert_cache_bytes
-    )
+    pipeline = len(devices) > 1 and full_offload and context.offload_kqv and _asks_for_pipeline(arguments)
     graph = GraphModel(
         hparams=hp,
         context=context,
@@ -227,9 +219,13 @@ def _expert_cache(
     return expert_cache(n_bytes, hp, sized.tensors, plan.homes, placement, devices, arguments.splits)
 
 
-def _overrides_any(arguments: LoadParams) -> bool:
-    """Whether the engine is given a pattern at all, matching or not; `-ncmoe 0` gives none."""
-    return any(o.kind in ("pattern", "cpu_moe") or o.n_blocks > 0 for o in arguments.overrides)
+def _asks_for_pipeline(arguments: LoadParams) -> bool:
+    """Whether nothing among the arguments keeps micro-batches from overlapping on several devices.
+
+    An override does where the engine is given a pattern at all, matching or not; `-ncmoe 0` gives none.
+    """
+    overrides = any(o.kind in ("pattern", "cpu_moe") or o.n_blocks > 0 for o in arguments.overrides)
+    return arguments.by_layer and arguments.pipeline and not overrides and not arguments.expert_cache_bytes
 
 
 def _compute(

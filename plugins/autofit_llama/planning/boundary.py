@@ -29,10 +29,10 @@ class Choice(NamedTuple):
     """A set of parts to leave on the host: bytes of blocks there, how many parts, and seconds."""
 
     host_bytes: int
-    n_spilled: int
+    n_offloaded: int
     seconds: float
     base: Split
-    spilled: tuple[tuple[int, str], ...]
+    offloaded: tuple[tuple[int, str], ...]
 
 
 def choices(tables: Tables, split: Split, heads: Sequence[int], room_of: RoomOf, *, overflow: bool) -> list[Choice]:
@@ -45,8 +45,8 @@ def choices(tables: Tables, split: Split, heads: Sequence[int], room_of: RoomOf,
 
 
 def split_of(tables: Tables, choice: Choice) -> Split:
-    """The split of a choice; blocks that are wholly spilled in front are counted, not listed."""
-    base, left = choice.base, set(choice.spilled)
+    """The split of a choice; blocks that are wholly offloaded in front are counted, not listed."""
+    base, left = choice.base, set(choice.offloaded)
     lean = base.lean
     slot = max(lean, base.head)
     while slot < len(tables.blocks):
@@ -56,15 +56,15 @@ def split_of(tables: Tables, choice: Choice) -> Split:
         left -= whole
         lean = slot + 1 if whole else lean
         slot += 1
-    return base._replace(lean=lean, spilled=tuple(sorted({*left, *base.spilled})))
+    return base._replace(lean=lean, offloaded=tuple(sorted({*left, *base.offloaded})))
 
 
 def pieces(split: Split) -> tuple[int, int]:
     """How much there is to say: patterns, and parts in them."""
     by_slot: dict[int, list[str]] = {}
-    for slot, projection in split.spilled:
+    for slot, projection in split.offloaded:
         by_slot.setdefault(slot, []).append(projection)
-    return len(set(map(tuple, by_slot.values()))) + len(split.moved), len(split.spilled)
+    return len(set(map(tuple, by_slot.values()))) + len(split.moved), len(split.offloaded)
 
 
 def _at_edge(tables: Tables, split: Split, heads: Sequence[int], room_of: RoomOf) -> Iterator[Choice]:
@@ -73,7 +73,7 @@ def _at_edge(tables: Tables, split: Split, heads: Sequence[int], room_of: RoomOf
     device, count = split.rows[at]
     first = split.head + sum(n for _, n in split.rows[:at])
     end = first + count
-    edge = max([slot + 1 for slot, _ in split.spilled if first <= slot < end] + [split.lean, split.head])
+    edge = max([slot + 1 for slot, _ in split.offloaded if first <= slot < end] + [split.lean, split.head])
     for head in heads if at == 0 else (split.head,):
         if head >= end:
             continue
@@ -83,7 +83,7 @@ def _at_edge(tables: Tables, split: Split, heads: Sequence[int], room_of: RoomOf
             head=head,
             rows=rows,
             lean=start if any(tables.movable(slot) for slot in range(head, start)) else 0,
-            spilled=tuple(key for key in split.spilled if key[0] >= end),
+            offloaded=tuple(key for key in split.offloaded if key[0] >= end),
         )
         window = range(start, min(start + WINDOW, end))
         room = room_of(device)
@@ -91,8 +91,8 @@ def _at_edge(tables: Tables, split: Split, heads: Sequence[int], room_of: RoomOf
         seconds, on_host = tables.seconds(base), tables.host_bytes(base)
         for parts in _sets(tables, device, window):
             if here - parts.off_device <= room:
-                n, more_s = len(parts.spilled), parts.seconds
-                yield Choice(on_host + parts.to_host, n, seconds + more_s, base, parts.spilled)
+                n, more_s = len(parts.offloaded), parts.seconds
+                yield Choice(on_host + parts.to_host, n, seconds + more_s, base, parts.offloaded)
 
 
 def _device_of(split: Split, slot: int) -> int:
@@ -111,21 +111,21 @@ def _refilled(tables: Tables, split: Split, room_of: RoomOf) -> Iterator[Split]:
         start = len(tables.blocks) - n_last - more
         if start < split.lean:
             return
-        base = split._replace(rows=rows, spilled=tuple(key for key in split.spilled if key[0] < start))
+        base = split._replace(rows=rows, offloaded=tuple(key for key in split.offloaded if key[0] < start))
         here, room = tables.device_bytes(base)[last], room_of(last)
         fitting = [
-            (here - parts.off_device, parts.spilled)
+            (here - parts.off_device, parts.offloaded)
             for parts in _sets(tables, last, range(start, min(start + NARROW, len(tables.blocks))))
             if here - parts.off_device <= room
         ]
-        for _, spilled in sorted(fitting, reverse=True)[:_KEPT]:
-            yield base._replace(spilled=tuple(sorted({*base.spilled, *spilled})))
+        for _, offloaded in sorted(fitting, reverse=True)[:_KEPT]:
+            yield base._replace(offloaded=tuple(sorted({*base.offloaded, *offloaded})))
 
 
 class _Set(NamedTuple):
     """Parts that stay on the host, and what comes of it."""
 
-    spilled: tuple[tuple[int, str], ...]
+    offloaded: tuple[tuple[int, str], ...]
     seconds: float
     off_device: int
     to_host: int
@@ -136,16 +136,16 @@ def _sets(tables: Tables, device: str, window: Sequence[int]) -> Iterator[_Set]:
     sizes: dict[tuple[float, int, int], list[tuple[int, str]]] = {}
     for slot in window:
         for part in tables.movable(slot):
-            sizes.setdefault(tables.spilling(device, part), []).append((slot, part.projection))
+            sizes.setdefault(tables.offloading(device, part), []).append((slot, part.projection))
     hops = 2 * tables.hop(device, HOST_POOL)
     if prod(len(parts) + 1 for parts in sizes.values()) > _MOST_SETS:
         return
     for counts in product(*(range(len(parts) + 1) for parts in sizes.values())):
-        spilled = [key for n, parts in zip(counts, sizes.values(), strict=True) for key in parts[:n]]
+        offloaded = [key for n, parts in zip(counts, sizes.values(), strict=True) for key in parts[:n]]
         costs = list(zip(counts, sizes, strict=True))
         yield _Set(
-            tuple(sorted(spilled)),
-            sum(n * size[0] for n, size in costs) + hops * len({slot for slot, _ in spilled}),
+            tuple(sorted(offloaded)),
+            sum(n * size[0] for n, size in costs) + hops * len({slot for slot, _ in offloaded}),
             sum(n * size[1] for n, size in costs),
             sum(n * size[2] for n, size in costs),
         )

@@ -32,7 +32,7 @@ from autofit_llama.planning.explain import Explained, explain
 from autofit_llama.planning.goals import Answer, Goals, reach
 from autofit_llama.planning.prices import prices
 from autofit_llama.planning.problem import LaunchProblem
-from autofit_llama.planning.search import Search
+from autofit_llama.planning.search import Found, Search
 from autofit_llama.planning.task import Task, slower_than_wished, task_of
 from autofit_llama.speed.rates import speed_of
 
@@ -101,14 +101,7 @@ def _without(unused: Sequence[str], command: Command, model: ModelSpec, machine:
 def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: Sequence[Finding]) -> Plan:
     problem, found = search.problem, answer.found
     assert isinstance(problem, LaunchProblem)
-    solved = problem.solved(found.candidate, found.split)
-    final = problem.estimated(found.candidate, found.split)
-    settings = complete(task, solved, found, final)
-    if (settings.cache_ram_mib, settings.n_checkpoints) != (solved.cache_ram_mib, solved.n_checkpoints):
-        final = problem.estimate(settings, layout=final.layout)
-    if task.pins.is_python:
-        settings = settled(task, problem, settings, final)
-        final = problem.estimate(settings, layout=final.layout)
+    settings, final = _completed(task, problem, found)
     run = problem.run_of(settings)
     explained = explain(task, search, goals, found, settings, final)
     argv = _argv(task, explained)
@@ -121,8 +114,7 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
     kwargs, why_not = _kwargs(task, settings, run, final)
     decisions = explained.decisions
     if why_not is not None:
-        none = remark("kwargs", "none", "engine default", why_not)
-        decisions = (*decisions, none)
+        decisions = (*decisions, remark("kwargs", "none", "engine default", why_not))
     n_ctx = final.layout.context.n_ctx_seq
     speed = _speed(task, run, final, settings) if final.memory.fits else None
     findings += _in_all(task, run, final)
@@ -166,6 +158,19 @@ def _finish(task: Task, search: Search, goals: Goals, answer: Answer, nearest: S
         engine_report=final.report,
         engine_version=task.pins.version.name,
     )
+
+
+def _completed(task: Task, problem: LaunchProblem, found: Found) -> tuple[LlamaSettings, Estimate]:
+    """The settings of what was found, with those that it leaves open, and what they come to."""
+    solved = problem.solved(found.candidate, found.split)
+    final = problem.estimated(found.candidate, found.split)
+    settings = complete(task, solved, found, final)
+    if (settings.cache_ram_mib, settings.n_checkpoints) != (solved.cache_ram_mib, solved.n_checkpoints):
+        final = problem.estimate(settings, layout=final.layout)
+    if task.pins.is_python:
+        settings = settled(task, problem, settings, final)
+        final = problem.estimate(settings, layout=final.layout)
+    return settings, final
 
 
 def _kwargs(task: Task, settings: LlamaSettings, run: Run, final: Estimate) -> tuple[Mapping[str, object], str | None]:

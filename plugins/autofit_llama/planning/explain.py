@@ -262,8 +262,8 @@ def _why_overrides(found: Found, search: Search) -> str:
     if split_.lean:
         least = ", the minimum that fits" if found.memory.fits else ""
         parts.append(f"the {what} of the first {split_.lean} layers stay in RAM{least}")
-    if split_.spilled:
-        blocks = _and([str(slot) for slot in dict.fromkeys(slot for slot, _ in split_.spilled)])
+    if split_.offloaded:
+        blocks = _and([str(slot) for slot in dict.fromkeys(slot for slot, _ in split_.offloaded)])
         plural = "s" if " and " in blocks else ""
         parts.append(f"parts of layer{plural} {blocks}{' too' if parts else ''}, so that devices are full")
     for slot, projection, device in split_.moved:
@@ -330,13 +330,13 @@ def _next_ubatch(search: Search, found: Found) -> NextRejected | None:
 def _next_lean(search: Search, found: Found) -> NextRejected | None:
     """The bulk of one more block on its device."""
     split_ = found.split
-    if not (split_.lean or split_.spilled) or not found.memory.fits:
+    if not (split_.lean or split_.offloaded) or not found.memory.fits:
         return None
-    lean = split_.lean if split_.spilled else split_.lean - 1
-    less = split_._replace(lean=lean if lean > split_.head else 0, spilled=())
+    lean = split_.lean if split_.offloaded else split_.lean - 1
+    less = split_._replace(lean=lean if lean > split_.head else 0, offloaded=())
     word = "-ncmoe" if search.tables(found.candidate).bulk_kind == "experts" else "-ncffn"
     value = f"{word} {lean}" if search.problem.counts_blocks else f"-ot of {lean} layers"
-    if split_.spilled and search.problem.counts_blocks:
+    if split_.offloaded and search.problem.counts_blocks:
         value += " without -ot"
     return _lacking(search, found._replace(split=less), value, "with one layer more whole on a device")
 

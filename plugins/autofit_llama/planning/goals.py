@@ -335,7 +335,7 @@ class _Contexts:
         """The answer of a search without the knowledge of other contexts, which may have hidden a better one."""
         if not (found.split.on_host and self.search.learns):
             return found
-        fresh = type(self.search)(self.search.problem, self.search.spills)
+        fresh = type(self.search)(self.search.problem, self.search.offloads)
         again = fresh.best(found.candidate)
         if again is not None and again.seconds < found.seconds and passes(again):
             found = again

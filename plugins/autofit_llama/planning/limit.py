@@ -54,7 +54,7 @@ def _weights(task: Task, search: Search, found: Found, final: Estimate) -> Limit
 
 
 def _whole(task: Task, search: Search, split: Split) -> Split:
-    whole = split._replace(head=0, lean=0, spilled=(), moved=())
+    whole = split._replace(head=0, lean=0, offloaded=(), moved=())
     if task.shares_blocks:
         return whole
     if search.problem.bounds.split is not None:

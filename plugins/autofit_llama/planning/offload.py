@@ -32,7 +32,7 @@ def propose(overheads: OverheadModel, candidate: Candidate, tables: Tables, fail
     if bounds.parts and split.rows:
         finer = _solved(overheads, candidate, tables, coarse=split, most_weights=most_weights)
         if finer is not None:
-            split = min(split, _timed(tables, tables.split(finer, fine=True)), key=lambda s: (s.seconds, s.spilled))
+            split = min(split, _timed(tables, tables.split(finer, fine=True)), key=lambda s: (s.seconds, s.offloaded))
         split = _polished(overheads, candidate, tables, split, most_weights, failed)
     if plain is not None and plain.seconds <= split.seconds * PLAIN_GAIN:
         split = _timed(tables, tables.split(plain))
@@ -78,7 +78,7 @@ def _solved(
     below: float = inf,
 ) -> Placement | None:
     chain = overheads.chain(
-        candidate, tables, spill=True, heads=heads, plain=plain, coarse=coarse, most_weights=most_weights
+        candidate, tables, offload=True, heads=heads, plain=plain, coarse=coarse, most_weights=most_weights
     )
     found = solve(chain, below=below)
     return found if found is None or found.seconds < below else None
@@ -106,11 +106,11 @@ def _polished(
     kinds, order = {target.id: target.kind for target in tables.targets}, split.order
 
     def room_of(name: str) -> int:
-        room = overheads.room(candidate, name, kinds[name], spill=True)
+        room = overheads.room(candidate, name, kinds[name], offload=True)
         return room.at(is_first=name == order[0], is_last=name == order[-1])
 
     heads = sorted({head for head in (split.head - 1, split.head) if head in bounds.heads})
-    host_room = overheads.host_room(candidate, tables, spill=True)
+    host_room = overheads.host_room(candidate, tables, offload=True)
     on_host = tables.host_bytes(split)
     worth = max(GRAIN_BYTES, int(on_host * WORTH_FRACTION))
     best: list[Split] = []

@@ -94,7 +94,7 @@ class Role(NamedTuple):
     kind: Hashable
     is_first: bool
     is_last: bool
-    spill: bool  #: something is left on the host
+    offload: bool  #: something is left on the host
 
 
 @dataclass(slots=True)
@@ -153,7 +153,7 @@ class OverheadModel:
         there = [n for other, n in known.items() if other[1:] == role[1:] and other.kind != HOST_POOL]
         return max(least, min(there, default=0))
 
-    def room(self, candidate: Candidate, name: str, kind: Hashable, *, spill: bool, share: float = 1.0) -> Room:
+    def room(self, candidate: Candidate, name: str, kind: Hashable, *, offload: bool, share: float = 1.0) -> Room:
         """Bytes for blocks on a device, by its place; `share` enlarges its budget."""
         limit = self.problem.limits[name]
         if limit is None:
@@ -161,16 +161,16 @@ class OverheadModel:
         budget = int(limit * share)
 
         def at(first: bool, last: bool) -> int:
-            return budget - self.beside(candidate, Role(kind, first, last, spill))
+            return budget - self.beside(candidate, Role(kind, first, last, offload))
 
         return Room(middle=at(False, False), first=at(True, False), last=at(False, True), only=at(True, True))
 
-    def host_room(self, candidate: Candidate, tables: Tables, *, spill: bool) -> int | None:
+    def host_room(self, candidate: Candidate, tables: Tables, *, offload: bool) -> int | None:
         """Bytes for blocks on the host; where all devices draw on it too, below 0 or as many as it likes."""
         limit = self.problem.limits[HOST_POOL]
         if limit is None:
             return None
-        room = limit - self.beside(candidate, Role(HOST_POOL, False, False, spill))
+        room = limit - self.beside(candidate, Role(HOST_POOL, False, False, offload))
         if not tables.targets or any(self.problem.pool_of[target.id] != HOST_POOL for target in tables.targets):
             return room
         return None if room >= tables.least_bytes else -1
@@ -180,7 +180,7 @@ class OverheadModel:
         candidate: Candidate,
         tables: Tables,
         *,
-        spill: bool,
+        offload: bool,
         heads: Sequence[int] | None = None,
         plain: bool = False,
         coarse: Split | None = None,
@@ -194,19 +194,19 @@ class OverheadModel:
         bounds the weights on the host. `share` enlarges what devices have, and makes the host endless.
         """
         bounds = self.problem.bounds
-        heads = (bounds.heads if heads is None else heads) if spill else (0,)
+        heads = (bounds.heads if heads is None else heads) if offload else (0,)
         order = bounds.order
         if coarse is not None:
             heads, order = [head for head in heads if abs(head - coarse.head) <= 1], coarse.order
-        rooms = {t.id: self.room(candidate, t.id, t.kind, spill=spill, share=share or 1.0) for t in tables.targets}
+        rooms = {t.id: self.room(candidate, t.id, t.kind, offload=offload, share=share or 1.0) for t in tables.targets}
         return tables.chain(
             rooms,
-            head_room=None if share else self.host_room(candidate, tables, spill=spill),
+            head_room=None if share else self.host_room(candidate, tables, offload=offload),
             heads=heads,
-            lean=bounds.lean if spill and not plain else (0, 0),
+            lean=bounds.lean if offload and not plain else (0, 0),
             order=order,
             fine=coarse is not None,
-            spill=spill,
+            offload=offload,
             by_bytes=by_bytes,
             overflow=bounds.overflow,
             most_weights=most_weights,

@@ -47,7 +47,7 @@ class Search:
 
     learns: ClassVar[bool] = True  #: whether what estimates have shown decides what is proposed next
     problem: Problem
-    spills: bool = True  #: blocks may stay on the host
+    offloads: bool = True  #: blocks may stay on the host
     known: OverheadModel = field(init=False)
     measured: dict[tuple[Candidate, Split], Memory] = field(default_factory=dict)
 
@@ -57,19 +57,19 @@ class Search:
     def best(self, candidate: Candidate) -> Found | None:
         """The fastest placement that fits, or `None`."""
         resident = self.resident(candidate)
-        if not self.spills:
+        if not self.offloads:
             return resident
         if self.problem.bounds.split is not None:
             return resident or self._at_pinned_split(candidate, nearest=False)
         # Only a device slower than the host could make leaving blocks there the better choice.
         if resident is not None and resident.seconds < self.tables(candidate).all_on_host_seconds:
             return resident
-        spilled = self.spilled(candidate)
-        if spilled is None or (resident is not None and resident.seconds <= spilled.seconds):
-            spilled = resident
-        if spilled is None or spilled.seconds <= self.tables(candidate).all_on_host_seconds:
-            return spilled
-        return self.on_host(candidate) or spilled
+        offloaded = self.offloaded(candidate)
+        if offloaded is None or (resident is not None and resident.seconds <= offloaded.seconds):
+            offloaded = resident
+        if offloaded is None or offloaded.seconds <= self.tables(candidate).all_on_host_seconds:
+            return offloaded
+        return self.on_host(candidate) or offloaded
 
     def on_host(self, candidate: Candidate) -> Found | None:
         """Nothing on devices, or `None`: pins or RAM have it otherwise."""
@@ -110,14 +110,14 @@ class Search:
         found = Found(most, split, self.measure(most, split))
         return found if found.fits and found.seconds < tables.all_on_host_seconds else None
 
-    def spilled(self, candidate: Candidate) -> Found | None:
+    def offloaded(self, candidate: Candidate) -> Found | None:
         """Some of it on the host; where the fastest is too much for the host, as little as can be."""
         from autofit_llama.planning.offload import propose
 
         tables = self.tables(candidate)
 
         def least_on_host(failed: set[Split]) -> Split | None:
-            placement = solve(self.known.chain(candidate, tables, spill=True, by_bytes=True))
+            placement = solve(self.known.chain(candidate, tables, offload=True, by_bytes=True))
             return None if placement is None else tables.split(placement)
 
         found = self._settle(candidate, tables, lambda failed: propose(self.known, candidate, tables, failed))
@@ -132,13 +132,13 @@ class Search:
         bounds = self.problem.bounds
         if bounds.split is not None:
             return self._at_pinned_split(candidate, nearest=True)
-        if not self.spills:
-            return self._evenly(candidate) or self._overfull(candidate, spill=True)
+        if not self.offloads:
+            return self._evenly(candidate) or self._overfull(candidate, offload=True)
         answers = []
         if len(bounds.heads) > 1 or bounds.lean[1] > 0 or 0 not in bounds.heads:
-            answers.append(self._overfull(candidate, spill=True))
+            answers.append(self._overfull(candidate, offload=True))
         if 0 in bounds.heads and bounds.lean[0] == 0:
-            answers.append(self._overfull(candidate, spill=False))
+            answers.append(self._overfull(candidate, offload=False))
         found = [answer for answer in answers if answer is not None]
         return min(found, key=lambda answer: shortfall_bytes(answer.memory), default=None)
 
@@ -162,20 +162,20 @@ class Search:
     def narrowed(self, found: Found) -> Search:
         """The same search with no more memory on devices than `found` takes."""
         spare = {name: max(0, n_bytes) for name, n_bytes in self.spare(found).items() if name != HOST_POOL}
-        return type(self)(self.problem.narrowed(spare), self.spills)
+        return type(self)(self.problem.narrowed(spare), self.offloads)
 
     def lessened(self, share: float) -> Search:
         """The same search with that share of the memory of every device taken away."""
         limits = self.problem.limits
         less = {name: int(share * n) for name, n in limits.items() if name != HOST_POOL and n is not None}
-        return type(self)(self.problem.narrowed(less), self.spills)
+        return type(self)(self.problem.narrowed(less), self.offloads)
 
     def _may_be_resident(self, candidate: Candidate) -> bool:
         """Whether pins leave all blocks to devices, and these have room for them at all."""
         bounds, tables = self.problem.bounds, self.tables(candidate)
         if 0 not in bounds.heads or bounds.lean[0] > 0 or not tables.targets:
             return False
-        rooms = [self.known.room(candidate, t.id, t.kind, spill=False) for t in tables.targets]
+        rooms = [self.known.room(candidate, t.id, t.kind, offload=False) for t in tables.targets]
         return sum(max(0, *room) for room in rooms) >= tables.least_bytes
 
     def _resident(self, candidate: Candidate) -> Found | None:
@@ -184,7 +184,7 @@ class Search:
         return self._settle(candidate, tables, lambda failed: self._propose_resident(candidate, tables))
 
     def _propose_resident(self, candidate: Candidate, tables: Tables) -> Split | None:
-        chain = self.known.chain(candidate, tables, spill=False)
+        chain = self.known.chain(candidate, tables, offload=False)
         placement = solve(chain)
         if placement is None:
             return None
@@ -237,7 +237,7 @@ class Search:
 
     def _at_pinned_split(self, candidate: Candidate, *, nearest: bool) -> Found | None:
         """Of the splits that a pinned `-ts` allows, the fastest that fits, or the one that comes `nearest`."""
-        chain = self.known.chain(candidate, self.tables(candidate), spill=True)
+        chain = self.known.chain(candidate, self.tables(candidate), offload=True)
         placements = self._placements_at_pinned_split(candidate)
         placements.sort(key=lambda placement: (seconds(chain, placement), host_bytes(chain, placement)))
         return self._least_short(candidate, placements, nearest=nearest)
@@ -261,7 +261,7 @@ class Search:
         tables = self.tables(candidate)
         tried: dict[Placement, Found] = {}
         while placements:
-            chains = {spill: self.known.chain(candidate, tables, spill=spill) for spill in (False, True)}
+            chains = {offload: self.known.chain(candidate, tables, offload=offload) for offload in (False, True)}
             missing = [
                 shortfall_bytes(tried[p].memory)
                 if p in tried
@@ -292,18 +292,18 @@ class Search:
     def _evenly(self, candidate: Candidate) -> Found | None:
         """Everything on devices, whatever these lack, for a single estimate."""
         tables = self.tables(candidate)
-        chain = self.known.chain(candidate, tables, spill=False, by_bytes=True, share=float(1 << 12))
+        chain = self.known.chain(candidate, tables, offload=False, by_bytes=True, share=float(1 << 12))
         placement = solve(chain) if tables.targets else None
         return None if placement is None else self._prove(candidate, tables, tables.split(placement))[0]
 
-    def _overfull(self, candidate: Candidate, *, spill: bool) -> Found | None:
+    def _overfull(self, candidate: Candidate, *, offload: bool) -> Found | None:
         """The placement that needs the smallest enlargement of all budgets, with the least on the host."""
         tables = self.tables(candidate)
         if not tables.targets:
-            return self._prove(candidate, tables, Split(len(tables.blocks), ()))[0] if spill else None
+            return self._prove(candidate, tables, Split(len(tables.blocks), ()))[0] if offload else None
 
         def placed(share: float) -> Split | None:
-            placement = solve(self.known.chain(candidate, tables, spill=spill, by_bytes=True, share=share))
+            placement = solve(self.known.chain(candidate, tables, offload=offload, by_bytes=True, share=share))
             return None if placement is None else tables.split(placement)
 
         found: Found | None = None

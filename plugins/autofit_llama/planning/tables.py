@@ -39,14 +39,14 @@ class Split(NamedTuple):
     """Where blocks run, in the engine's terms.
 
     The first `head` blocks are on the host; `rows` counts those that each device gets, in order, the
-    output layer included. `lean` blocks, and the parts in `spilled`, leave their bulk in RAM; `moved`
+    output layer included. `lean` blocks, and the parts in `offloaded`, leave their bulk in RAM; `moved`
     parts lie on another device.
     """
 
     head: int
     rows: tuple[tuple[str, int], ...]
     lean: int = 0
-    spilled: tuple[tuple[int, str], ...] = ()
+    offloaded: tuple[tuple[int, str], ...] = ()
     moved: tuple[tuple[int, str, str], ...] = ()
     seconds: float = 0.0
 
@@ -57,7 +57,7 @@ class Split(NamedTuple):
     @property
     def on_host(self) -> bool:
         """Whether any block, or any part of one, is on the host."""
-        return self.head > 0 or self.lean > 0 or bool(self.spilled)
+        return self.head > 0 or self.lean > 0 or bool(self.offloaded)
 
 
 _Number = TypeVar("_Number", int, float)
@@ -112,21 +112,21 @@ class Tables:
         lean: tuple[int, int] = (0, 0),
         order: Sequence[str] | None = None,
         fine: bool = False,
-        spill: bool = False,
+        offload: bool = False,
         by_bytes: bool = False,
         overflow: bool = True,
         most_weights: int | None = None,
     ) -> Chain:
         """The problem for the search: `rooms` by device, `heads` and `lean` (least, most) in blocks.
 
-        `spill` asks for something on the host: at least one unit of bulk, or a whole block. `by_bytes` makes
+        `offload` asks for something on the host: at least one unit of bulk, or a whole block. `by_bytes` makes
         what is on the host count instead of time. Without `overflow` no part goes to the next device.
         `most_weights` bounds the weights on the host, instead of `head_room` for all that is there.
         """
         made = self._columns(fine)
         units, starts, bulk_bytes = made.units, made.starts, made.bulk_bytes
         # Where pins have moved all bulk, only whole blocks are left, and those that are lean bring nothing.
-        least = min(made.first_bulk, default=len(units) - 1 if lean[1] else 0) + 1 if spill else 0
+        least = min(made.first_bulk, default=len(units) - 1 if lean[1] else 0) + 1 if offload else 0
         targets = {target.id: target for target in self.targets}
         names = [target.id for target in self.targets] if order is None else order
         sites = [made.site(targets[name], rooms[name]) for name in names]
@@ -142,17 +142,17 @@ class Tables:
             heads=tuple(starts[head] for head in heads),
             lean_min=starts[lean[0]],
             lean_max=starts[lean[1]],
-            spill_min=least,
+            offload_min=least,
             hop_s=self._hops(tuple(names)),
             cut_s=made.cuts(overflow=overflow) if fine else (),
-            skip_to=skip_to if fine and spill else (),
-            skip_s=made.skip_s if fine and spill else (),
+            skip_to=skip_to if fine and offload else (),
+            skip_s=made.skip_s if fine and offload else (),
             ordered=order is not None,
         )
         if not by_bytes:
             makes = frozenset(targets[name].make for name in names)
             floor = made.floors.get(makes) or made.floors.setdefault(makes, Floor(sites)) if sites else None
-            alike = tuple(names), spill, overflow
+            alike = tuple(names), offload, overflow
             return chain._replace(floor=floor, tails=made.tails.setdefault(alike, Tails()))
         nothing = [0.0] * (len(units) + 1)
         by_size = tuple(site._replace(whole_s=nothing, lean_s=bulk_bytes) for site in sites)
@@ -230,7 +230,7 @@ class Tables:
                     rows[name] = rows.get(name, 0) + 1
         head = sum(name == HOST_POOL for name in owner.values())
         if not fine:
-            lean = placement.lean if self._spills(range(placement.head, placement.lean)) else head
+            lean = placement.lean if self._offloads(range(placement.head, placement.lean)) else head
             return Split(head, tuple(rows.items()), lean if lean > head else 0, seconds=placement.seconds)
         # A device that would hold parts alone is not among those that the engine is given.
         away = {
@@ -238,18 +238,18 @@ class Tables:
             for i, (unit, name) in enumerate(zip(units, home, strict=True))
             if unit.projection and owner[unit.slot] != HOST_POOL and (i < placement.lean or name != owner[unit.slot])
         }
-        spilled = {key for key, name in away.items() if name == HOST_POOL}
+        offloaded = {key for key, name in away.items() if name == HOST_POOL}
         lean = head
         while lean < len(self.blocks) and all(
-            (lean, part.projection) in spilled for part in self.blocks[lean].bulk if part.kind == self.bulk_kind
+            (lean, part.projection) in offloaded for part in self.blocks[lean].bulk if part.kind == self.bulk_kind
         ):
             lean += 1
-        lean = max((slot + 1 for slot, _ in spilled if slot < lean), default=0)
+        lean = max((slot + 1 for slot, _ in offloaded if slot < lean), default=0)
         return Split(
             head,
             tuple(rows.items()),
             lean,
-            tuple(sorted(key for key in spilled if key[0] >= lean)),
+            tuple(sorted(key for key in offloaded if key[0] >= lean)),
             tuple(sorted((*key, name) for key, name in away.items() if name != HOST_POOL)),
             placement.seconds,
         )
@@ -286,15 +286,15 @@ class Tables:
         """Bytes of the blocks' weights that the split leaves on the host."""
         made, start = self._columns(False), max(split.head, split.lean)
         used = made.head_weights[split.head] + made.bulk_bytes[start] - made.bulk_bytes[split.head]
-        spilled = {key for key in split.spilled if key[0] >= start}
-        parts = ((slot, part) for slot in {slot for slot, _ in spilled} for part in self.movable(slot))
-        return used + sum(self.size(part, None) for slot, part in parts if (slot, part.projection) in spilled)
+        offloaded = {key for key in split.offloaded if key[0] >= start}
+        parts = ((slot, part) for slot in {slot for slot, _ in offloaded} for part in self.movable(slot))
+        return used + sum(self.size(part, None) for slot, part in parts if (slot, part.projection) in offloaded)
 
     def movable(self, slot: int) -> tuple[Part, ...]:
         """The parts of a block that may leave its device."""
         return tuple(part for part in self.blocks[slot].bulk if part.kind == self.bulk_kind)
 
-    def spilling(self, device: str, part: Part) -> tuple[float, int, int]:
+    def offloading(self, device: str, part: Part) -> tuple[float, int, int]:
         """What leaving a part to the host costs: seconds without hops, bytes off the device, bytes on the host."""
         rules = next(target.rules for target in self.targets if target.id == device)
         there, here = self._time(part.work, Place(HOST_POOL)), self._time(part.work, Place(device))
@@ -308,7 +308,7 @@ class Tables:
             self._hop_s[a, b] = seconds
         return seconds
 
-    def _spills(self, slots: range) -> bool:
+    def _offloads(self, slots: range) -> bool:
         return any(part.kind == self.bulk_kind for slot in slots for part in self.blocks[slot].bulk)
 
     def _columns(self, fine: bool) -> _Columns:
@@ -467,7 +467,7 @@ def _prefix(values: Sequence[float]) -> list:  # type: ignore[type-arg]
 def _elsewhere(split: Split) -> dict[int, dict[str, str]]:
     """By block: where single parts of it lie, host or another device."""
     places: dict[int, dict[str, str]] = {}
-    for slot, projection, name in (*((*key, HOST_POOL) for key in split.spilled), *split.moved):
+    for slot, projection, name in (*((*key, HOST_POOL) for key in split.offloaded), *split.moved):
         places.setdefault(slot, {})[projection] = name
     return places
 

@@ -34,7 +34,7 @@ class TensorSearch(Search):
     _levels_that_lack: dict[Shares, int] = field(default_factory=dict)  #: of the last context: the next one's is near
 
     def best(self, candidate: Candidate) -> Found | None:
-        return self.resident(candidate) or (self.spilled(candidate) if self.spills else None)
+        return self.resident(candidate) or (self.offloaded(candidate) if self.offloads else None)
 
     def resident(self, candidate: Candidate) -> Found | None:
         """Everything on the devices: the fastest cut that fits."""
@@ -45,7 +45,7 @@ class TensorSearch(Search):
     def resident_up_to(self, candidate: Candidate, n_ctx: int) -> Found | None:
         return None
 
-    def spilled(self, candidate: Candidate) -> Found | None:
+    def offloaded(self, candidate: Candidate) -> Found | None:
         """The least on the host that lets the rest fit."""
         return self._fastest(candidate, lambda shares: self._first_that_fits(candidate, shares))
 

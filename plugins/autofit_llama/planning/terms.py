@@ -33,8 +33,10 @@ def terms_of(split: Split, found: Sequence[Block], kind: Kind, *, counted: bool 
     """
     n_rows = len(found)
     rows = tuple(count for _, count in split.rows)
-    spilled = split.spilled if counted else (*_bulk_of(found, range(split.head, split.lean), kind), *split.spilled)
-    parts = [(slot, projection, HOST_BUFFER) for slot, projection in spilled] + list(split.moved)
+    offloaded = (
+        split.offloaded if counted else (*_bulk_of(found, range(split.head, split.lean), kind), *split.offloaded)
+    )
+    parts = [(slot, projection, HOST_BUFFER) for slot, projection in offloaded] + list(split.moved)
     return Terms(
         n_gpu_layers=n_rows - split.head,
         devices=split.order,

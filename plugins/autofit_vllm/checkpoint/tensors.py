@@ -278,20 +278,9 @@ def bound_model(spec: ModelSpec, options: Options) -> VllmModel:
             f"unknown architecture {words}, and no tensors to bound its size by",
             hint="give the directory of the checkpoint rather than its config.json",
         )
-    if any(word in key for key in text.given for word in _RECURRENT_KEYS):
-        raise UnsupportedModelError(
-            f"unknown architecture {words}, and config.json does not state the size of its recurrent state"
-        )
-    heads, size = attention_heads(text), head_size(text)
-    kv_heads = key_value_heads(text)
     n_layers = text.layers("num_hidden_layers", "num_layers", "n_layers", "n_layer")
-    if not (heads and size and kv_heads):
-        raise UnsupportedModelError(
-            f"unknown architecture {words}, and config.json does not state the size of its KV cache"
-        )
-    dtype = config_dtype(root, text) or "float32"
+    heads, kv_heads, size = _stated_heads(text, words)
     known = any(word in CLASSES for word in root.items_of("architectures") if isinstance(word, str))
-    modules = _bound_modules(spec.tensors, n_layers)
     caches = tuple(
         AttentionCache(
             name=f"layers.{index}.attn",
@@ -307,10 +296,10 @@ def bound_model(spec: ModelSpec, options: Options) -> VllmModel:
     return VllmModel(
         architecture=words,
         model_type=root.model_type,
-        modules=modules,
+        modules=_bound_modules(spec.tensors, n_layers),
         buffers=(),
         caches=caches,
-        dtype=dtype,
+        dtype=config_dtype(root, text) or "float32",
         n_layers=n_layers,
         hidden_size=text.int("hidden_size", "d_model", "n_embd", default=0),
         intermediate_size=text.maybe_int("intermediate_size", "ffn_hidden_size", "n_inner") or 0,
@@ -331,6 +320,24 @@ def bound_model(spec: ModelSpec, options: Options) -> VllmModel:
         ),
         config=dict(text),
     )
+
+
+def _stated_heads(text: Config, words: str) -> tuple[int, int, int]:
+    """Attention heads, those of keys and values, and their size: what a layer caches.
+
+    Raises:
+        UnsupportedModelError: they are not stated, or layers may keep a state instead.
+    """
+    if any(word in key for key in text.given for word in _RECURRENT_KEYS):
+        raise UnsupportedModelError(
+            f"unknown architecture {words}, and config.json does not state the size of its recurrent state"
+        )
+    heads, kv_heads, size = attention_heads(text), key_value_heads(text), head_size(text)
+    if not (heads and size and kv_heads):
+        raise UnsupportedModelError(
+            f"unknown architecture {words}, and config.json does not state the size of its KV cache"
+        )
+    return heads, kv_heads, size
 
 
 def _bound_modules(tensors: Iterable[TensorInfo], n_layers: int) -> tuple[Plain, ...]:

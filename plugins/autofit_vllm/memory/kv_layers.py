@@ -470,19 +470,7 @@ def _attention_layer(
             stride_kernel=part.backend.stride_kernel(query),
         )
     if isinstance(cache, LatentCache):
-        size = _LATENT_BYTES.get(kv_dtype) or cache.head_size * element_bytes(kv_dtype, config.dtype)
-        windowed = cache.window_tokens is not None and config.sliding_window
-        return LayerCache(
-            name=cache.name,
-            stage=cache.stage,
-            kind="sliding latent" if windowed else "latent",
-            block_tokens=block,
-            token_bytes=size,
-            identity=("latent", cache.head_size, kv_dtype),
-            window_tokens=cache.window_tokens if windowed else None,
-            stride_kernel=part.backend.stride_kernel(query),
-            stride_bytes_multiple=max(1, part.backend.stride_rows * size),
-        )
+        return _latent_layer(part, cache, config, block, kv_dtype)
     if cache.kind == "encoder_only":
         return None
     heads = cache.kv_heads_per_rank(config.parallel.tp)
@@ -506,6 +494,24 @@ def _attention_layer(
         window_tokens=cache.window_tokens if kind in ("sliding", "chunked") else None,
         stride_kernel=part.backend.stride_kernel(query),
         encoder_tokens=config.max_num_batched_tokens if kind == "cross" else 0,
+    )
+
+
+def _latent_layer(
+    part: AttentionLayer, cache: LatentCache, config: EngineConfig, block: int, kv_dtype: str
+) -> LayerCache:
+    size = _LATENT_BYTES.get(kv_dtype) or cache.head_size * element_bytes(kv_dtype, config.dtype)
+    windowed = cache.window_tokens is not None and config.sliding_window
+    return LayerCache(
+        name=cache.name,
+        stage=cache.stage,
+        kind="sliding latent" if windowed else "latent",
+        block_tokens=block,
+        token_bytes=size,
+        identity=("latent", cache.head_size, kv_dtype),
+        window_tokens=cache.window_tokens if windowed else None,
+        stride_kernel=part.backend.stride_kernel(part.query),
+        stride_bytes_multiple=max(1, part.backend.stride_rows * size),
     )
 
 

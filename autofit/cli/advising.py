@@ -1,0 +1,27 @@
+"""What the kinds of advice share: options, and how rates and tables are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from autofit.domain.units import format_rate
+
+if TYPE_CHECKING:
+    from autofit.domain.plan import Speed
+
+ABOUT_HARDWARE = ("budget", "max_price", "prices", "offload", "rows")  #: options that only rank hardware
+
+
+def rate_of(speed: Speed | None) -> str:
+    """The expected rate with its band; nothing of what does not decode."""
+    if speed is None or not speed.decodes:
+        return ""
+    return f"~{format_rate(speed.decode_tokens_per_s)} ({format_rate(speed.low)} to {format_rate(speed.high)})"
+
+
+def table_of(rows: Sequence[tuple[str, ...]], sides: str) -> Iterator[str]:
+    """Columns of texts, each as wide as its widest."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        yield "  ".join(f"{c:{side}{w}}" for c, side, w in zip(cells, sides, widths, strict=True)).rstrip()
