@@ -251,7 +251,7 @@ def test_sequences_that_do_not_fit_together() -> None:
     assert one.fits and plan(QWEN, context="32k", parallel="8").fits
     assert not eight.fits
     (finding,) = [finding for finding in eight.findings if finding.code == "does-not-fit"]
-    assert "8 sequences of 32768 tokens" in finding.message
+    assert "8 sequences of 32,768 tokens" in finding.message
 
 
 # -- Speculation
@@ -605,7 +605,7 @@ def test_more_sequences_than_a_step_has_tokens() -> None:
 def test_sequences_that_are_never_together_anywhere() -> None:
     found = plan(LLAMA, parallel=4096, fill="full", kv="bf16")
     assert not found.fits
-    assert any("4096 sequences of 4096 tokens" in finding.message for finding in found.findings)
+    assert any("4096 sequences of 4,096 tokens" in finding.message for finding in found.findings)
     assert any("does not fit on 64 of these GPUs" in finding.message for finding in found.findings)
 
 
@@ -629,7 +629,7 @@ def test_a_margin_that_leaves_nothing() -> None:
     assert codes(found) == {"does-not-fit", "margin-too-large", "machine"}
     lacks, most = (finding.message for finding in found.findings if finding.code != "machine")
     assert "with the margin of 23.28 GiB" in lacks
-    (room,) = re.findall(r"at most ([0-9.]+) GiB, 4096 tokens fit", most)
+    (room,) = re.findall(r"at most ([0-9.]+) GiB, 4,096 tokens fit", most)
     assert plan(LLAMA, margin=f"{float(room) - 0.05}GiB").fits
 
 

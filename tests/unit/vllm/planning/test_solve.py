@@ -228,7 +228,7 @@ def test_nothing_fits() -> None:
     found = plan(llama_8b(), 200 * GIB, "rtx-4090", "rtx-4090", ram="32GiB")
     assert not found.fits  # type: ignore[attr-defined]
     codes = {finding.code: finding.message for finding in found.findings}  # type: ignore[attr-defined]
-    assert "GiB more for 4096 tokens" in codes["does-not-fit"]
+    assert "GiB more for 4,096 tokens" in codes["does-not-fit"]
     assert "GPUs like" in codes["gpus-needed"]
     needed = gpus_needed(problem(llama_8b(), 200 * GIB, "rtx-4090", "rtx-4090"), 4096)
     assert needed is not None
