@@ -119,7 +119,7 @@ def show(plan: Plan, args: argparse.Namespace | SimpleNamespace, *, force: bool)
         for line in summary(plan):
             print(line, file=sys.stderr)
     elif not plan.fits:
-        print("\n".join([f"autofit: {text.no_fit(plan)}", *text.nearest(plan)]), file=sys.stderr)
+        print(f"autofit: {text.no_fit_and_nearest(plan)}", file=sys.stderr)
     if args.explain:
         for line in explanation(plan):
             print(line, file=sys.stderr)

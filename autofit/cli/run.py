@@ -275,8 +275,7 @@ def _refuse(args: argparse.Namespace, found: Start) -> int:
     plan = found.plan
     lines = [] if args.quiet else [*summary(plan)]
     if not plan.fits:
-        lines.append(f"autofit: not started: {text.no_fit(plan)}")
-        lines += text.nearest(plan) if args.quiet else []
+        lines.append(f"autofit: not started: {(text.no_fit_and_nearest if args.quiet else text.no_fit)(plan)}")
     lines += [f"autofit: not started: {line}" for line in _lines(found.unfit)]
     print("\n".join(lines), file=sys.stderr)
     return 3

@@ -119,10 +119,10 @@ def no_fit(plan: Plan) -> str:
     return printable(found, 400)
 
 
-def nearest(plan: Plan) -> list[str]:
-    """A line with the nearest that would fit, where that is known."""
+def no_fit_and_nearest(plan: Plan) -> str:
+    """The same line with the nearest that would fit, where that is known."""
     known = [found.message for code in _REMEDIES for found in plan.findings if found.code == code]
-    return [f"  {printable(message, 400)}" for message in known[:1]]
+    return "; ".join([no_fit(plan), *(printable(message, 400) for message in known[:1])])
 
 
 def speed(estimate: Speed) -> str:
