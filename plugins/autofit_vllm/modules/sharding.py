@@ -64,7 +64,6 @@ class ExpertsShape:
     dtype: str
     tp: int  #: of the model, not of the experts
     expert_parallel: bool
-    replicas: int = 1  #: that share the experts
 
     @property
     def w13_rows(self) -> int:
@@ -148,7 +147,6 @@ def experts_shape(module: Experts, parallel: Parallel, dtype: str) -> ExpertsSha
         dtype=dtype,
         tp=parallel.tp,
         expert_parallel=spread,
-        replicas=parallel.dp,
     )
 
 

@@ -260,14 +260,12 @@ class Nvfp4Scheme(Scheme):
 class MicroscaledScheme(Scheme):
     """MXFP4, MXFP6 and MXFP8: a shared exponent per thirty-two weights.
 
-    `rounding` are the multiples that an expert's width and the hidden size are filled up to; `shared_rounding` those
-    of the kernel that replicas need which share experts, where it is another one.
+    `rounding` are the multiples that an expert's width and the hidden size are filled up to.
     """
 
     bits: int
     weight: str = "weight"
     rounding: tuple[int, int] = (1, 1)
-    shared_rounding: tuple[int, int] | None = None
     linear_layers: bool = True  #: MXFP4 of gpt-oss is for experts only
 
     def linear(self, shape: LinearShape) -> Iterable[Tensor]:
@@ -278,8 +276,8 @@ class MicroscaledScheme(Scheme):
         yield Tensor("weight_scale", (shape.out_rank, shape.in_rank // 32), "uint8")
 
     def experts(self, shape: ExpertsShape) -> Iterator[Tensor]:
-        rounding = self.rounding if shape.replicas < 2 else self.shared_rounding or self.rounding
-        width, hidden = round_up(shape.intermediate_rank, rounding[0]), round_up(shape.hidden_size, rounding[1])
+        width = round_up(shape.intermediate_rank, self.rounding[0])
+        hidden = round_up(shape.hidden_size, self.rounding[1])
         rows, count = shape.shards * width, shape.count
         yield self._packed(f"w13_{self.weight}", (count, rows), hidden)
         yield self._packed(f"w2_{self.weight}", (count, hidden), width)
@@ -321,14 +319,11 @@ NARROW_TILES = Change(
 )
 
 
-_TRITON = 64, 1
-
-
 def gpt_oss_rounding(capability: int, engine: Engine = DEFAULT) -> tuple[int, int]:
     """Multiples of width and hidden size that the kernel of a GPU generation needs: Triton on Hopper, TRT-LLM
     on Blackwell, Marlin elsewhere (layers/fused_moe/oracle/mxfp4.py)."""
     if 90 <= capability < 100 and engine.has(CUTLASS_ON_HOPPER):
-        return _TRITON if engine.has(TRITON_ON_HOPPER) else (128, 128)
+        return (64, 1) if engine.has(TRITON_ON_HOPPER) else (128, 128)
     if 100 <= capability < 110 and not engine.has(NARROW_TILES):
         return 256, 256
     return 128, 256
@@ -336,11 +331,9 @@ def gpt_oss_rounding(capability: int, engine: Engine = DEFAULT) -> tuple[int, in
 
 def mxfp4(capability: int, *, gpt_oss: bool, engine: Engine = DEFAULT) -> Mxfp4:
     rounding = gpt_oss_rounding(capability, engine) if gpt_oss else (128, 256)
-    # Triton's kernel is for one replica (experts/gpt_oss_triton_kernels_moe.py); FlashInfer's comes next
-    shared = (128, 128) if rounding == _TRITON else None
     return Mxfp4(
         name="gpt_oss_mxfp4" if gpt_oss else "mxfp4",
         min_capability=80,
         dtypes=("bfloat16",),
-        scheme=MicroscaledScheme(bits=4, rounding=rounding, shared_rounding=shared, linear_layers=False),
+        scheme=MicroscaledScheme(bits=4, rounding=rounding, linear_layers=False),
     )
