@@ -8,8 +8,9 @@ want the transformers of their time first on PYTHONPATH). The sources are used a
 a directory with config.json, "gpu": one of vllm_fake.GPUS, "available_kv_gib": N, "args": [...]}`; a row has `version`
 and `vllm` beside: the resolved configuration, bytes of parameters by stage, groups, blocks, and the error if there was
 one. With `"every_rank": true` it has `nodes` too: the ranks of each node of `--nnodes`, and bytes of parameters of
-every one. `failed` rows say that the stand-ins did not do: they are no truth. Nor are rows of gpt-oss on Hopper from sources
-without `vllm/third_party/triton_kernels`, which the built packages have: vLLM then fills experts up for another kernel.
+every one. `failed` rows say that the stand-ins did not do: they are no truth. Nor are rows of gpt-oss on Hopper from
+sources without `vllm/third_party/triton_kernels`, which the built packages have: vLLM then fills experts up for another
+kernel.
 """
 
 from __future__ import annotations
