@@ -25,13 +25,17 @@ pytestmark = [
 ]
 
 
+#: an idle processor of this machine may be faster alone than with servers, and is planned for then
+ON_SERVERS = ("-ngl", "99")
+
+
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_experts(tmp_path_factory.mktemp("experts") / "experts.gguf")
 
 
 def test_three_servers_hold_what_none_of_them_could(experts: Path, tmp_path: Path) -> None:
-    own = ("--host", "127.0.0.1", "--port", str(free_port()), "-lv", "4")
+    own = ("--host", "127.0.0.1", "--port", str(free_port()), "-lv", "4", *ON_SERVERS)
     with limited_servers(3) as addresses:
         servers = ",".join(addresses)
         plan = autofit.plan("llama", experts, rpc=servers, link="10Gbit", context="1k", margin="0", engine_args=own)
@@ -61,10 +65,11 @@ def test_three_servers_hold_what_none_of_them_could(experts: Path, tmp_path: Pat
 
 
 def test_one_server_alone_cannot(experts: Path, tmp_path: Path) -> None:
-    """Neither by the plan, which leaves experts in RAM, nor by the engine, which fails to have all there."""
+    """Neither by the plan, which leaves weights in RAM, nor by the engine, which fails to have all there."""
     with limited_servers(1) as (address,):
         plan = autofit.plan("llama", experts, rpc=address, context="1k")
-        assert plan.fits and {"-ncmoe", "-ot", "-ngl"} & set(plan.argv)
+        (host,) = (pool for pool in plan.memory.pools if pool.id == "host")
+        assert plan.fits and host.sum_bytes("weights") > CLAIMED_MIB * MIB // 2
         checked = autofit.check(["llama-server", "-m", str(experts), "--rpc", address, "-ngl", "99", "-fit", "off"])
         assert not checked.fits
         argv = ["llama-server", "-m", str(experts), "--rpc", address, "-ngl", "99", "-fit", "off", "--port", "0"]
@@ -77,7 +82,8 @@ def test_one_server_alone_cannot(experts: Path, tmp_path: Path) -> None:
 def test_a_server_that_is_gone_is_left_out_and_said(experts: Path) -> None:
     with limited_servers(2) as addresses:
         gone = f"127.0.0.1:{free_port()}"
-        plan = autofit.plan("llama", experts, rpc=",".join([addresses[0], gone, addresses[1]]), context="1k")
+        servers = ",".join([addresses[0], gone, addresses[1]])
+        plan = autofit.plan("llama", experts, rpc=servers, context="1k", engine_args=ON_SERVERS)
         assert plan.argv[plan.argv.index("--rpc") + 1] == ",".join(addresses)
         assert [one.code for one in plan.findings if gone in one.message] == ["server-left-out"]
         named = ["llama-server", "-m", str(experts), "--rpc", f"{addresses[0]},{gone}"]

@@ -47,7 +47,13 @@ def test_three_machines_hold_what_none_of_them_could(experts: Path, machines: li
         one.slow("200mbit")
     with limited_servers(3, machines) as addresses:
         plan = autofit.plan(
-            "llama", experts, rpc=",".join(addresses), link="200Mbit", context="1k", margin="0", engine_args=own()
+            "llama",
+            experts,
+            rpc=",".join(addresses),
+            link="200Mbit",
+            context="1k",
+            margin="0",
+            engine_args=[*own(), "-ngl", "99"],
         )
         used = [pool for pool in plan.memory.pools if pool.id != "host"]
         assert plan.fits and len(used) == 3 and all(0 < pool.used_bytes <= CLAIMED_MIB * MIB for pool in used)
