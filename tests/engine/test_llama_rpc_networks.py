@@ -89,7 +89,7 @@ def test_a_slow_cable_is_part_of_the_rate(experts: Path, machines: list[Place]) 
 def test_a_machine_that_vanishes_between_plan_and_start(experts: Path, machines: list[Place], tmp_path: Path) -> None:
     with limited_servers(3, machines) as addresses:
         options = {"rpc": ",".join(addresses), "context": "1k", "margin": "0"}
-        plan = autofit.plan("llama", experts, **options, engine_args=own())
+        plan = autofit.plan("llama", experts, **options, engine_args=[*own(), "-ngl", "99"])
         assert plan.fits
         machines[2].cut()
         with pytest.raises(HardwareError, match=addresses[2]):
