@@ -1,6 +1,8 @@
-"""Text from outside (file names, metadata, tool output) made safe for a terminal."""
+"""Text from outside (file names, metadata, tool output) made safe for a terminal, and words in a row."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 def printable(text: str, limit: int = 200) -> str:
@@ -9,3 +11,9 @@ def printable(text: str, limit: int = 200) -> str:
     if cut.isprintable():
         return cut
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in cut)
+
+
+def joined(words: Iterable[str]) -> str:
+    """`GPU0, GPU1 and GPU2`; an empty text of no words."""
+    *first, last = list(words) or [""]
+    return f"{', '.join(first)} and {last}" if first else last

@@ -80,6 +80,9 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
+SAME_RATE = 1.02  #: rates nearer to each other than this are the same to a reader
+
+
 def format_rate(per_s: float) -> str:
     """Tokens/s as figures that can be told apart: `1,463`, `37`, `9.8`, `0.04`."""
     return f"{per_s:,.0f}" if per_s >= 20 else f"{per_s:.1f}" if per_s >= 0.1 else f"{per_s:.1g}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.plan import Alternative, Pick, Plan
-from autofit.domain.units import format_rate
+from autofit.domain.units import SAME_RATE, format_rate
 from autofit.domain.values import NamedTuple, replace
 from autofit.errors import AutofitError
 from autofit.planning.offers import at_full_speed
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 FAST_TOKENS = 8192  #: a context that most talks stay below
 NOTICED = 1.1  #: with less gain than this there is no choice to speak of
 MOST_SETTINGS = 2
-SAME = 1.02  #: rates nearer to each other than this are the same to a reader
 
 
 class _Way(NamedTuple):
@@ -136,7 +135,7 @@ def _differences(plan: Plan, found: Plan, kv_types: tuple[str, ...]) -> tuple[tu
     if now != then and now and then:
         (gains if then > now else costs).append(f"{then:,} instead of {now:,} tokens of context")
     before, after = _near(plan), _near(found)
-    is_same = before <= SAME * after <= SAME * SAME * before or format_rate(before) == format_rate(after)
+    is_same = before <= SAME_RATE * after <= SAME_RATE * SAME_RATE * before or format_rate(before) == format_rate(after)
     if before and after and not is_same:
         full = found.speed.decode_tokens_per_s if found.speed is not None else after
         filled = f" (~{format_rate(full)} with it full)" if full * NOTICED < after else ""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from autofit.domain.memory import KINDS, MemoryItem, PoolUse
-from autofit.domain.plan import Alternative, Decision, NextRejected, Plan, Topic
+from autofit.domain.plan import Alternative, Decision, Plan, Topic
 from autofit.domain.text import printable
 from autofit.domain.units import format_gib
 from autofit.render import text
@@ -69,7 +69,12 @@ def _settings(decisions: Iterable[Decision], columns: int) -> Iterator[str]:
         yield from wrapped(f"{_named(together)} [{origin}] {printable(because, 300)}", columns, "  ", "    ")
         for one in together:
             if one.next_rejected is not None:
-                yield from wrapped(f"next: {_next(one.next_rejected)}", columns, "    ", "      ")
+                yield from wrapped(
+                    f"next: {text.rejected(one.next_rejected, _gib)}",
+                    columns,
+                    "    ",
+                    "      ",
+                )
 
 
 def _named(together: Sequence[Decision]) -> str:
@@ -80,20 +85,16 @@ def _named(together: Sequence[Decision]) -> str:
     return ", ".join(f"{one.setting} {' '.join(map(_cut, one.value.split()))}".strip() for one in together)
 
 
+def _gib(n_bytes: int) -> str:
+    return f"{format_gib(n_bytes)} GiB"
+
+
 def _cut(word: str) -> str:
     """The end of a long path, the beginning of another long word: the command has it whole."""
     word = printable(word, 4000)
     if len(word) <= MOST_CHARS:
         return word
     return f"...{word[3 - MOST_CHARS :]}" if "/" in word or "\\" in word else f"{word[: MOST_CHARS - 3]}..."
-
-
-def _next(rejected: NextRejected) -> str:
-    value, because = printable(rejected.value, 80), printable(rejected.because, 200)
-    if rejected.shortfall_bytes:
-        on = f" on {rejected.pool}" if rejected.pool else ""
-        value += f" needs {format_gib(rejected.shortfall_bytes)} GiB more{on}"
-    return f"{value}, {because}" if because else value
 
 
 def _pool(name: str, pools: Sequence[PoolUse], columns: int) -> Iterator[str]:

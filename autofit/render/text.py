@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from autofit.domain.memory import KINDS, DeviceLimit, PoolUse
 from autofit.domain.plan import Alternative, Finding, NextRejected, Plan, Speed
@@ -155,14 +155,13 @@ def pick(one: Alternative) -> str:
     return printable(f"or {shell.shown(one.flags)}, {what}: {gains}{f', for {costs}' if costs else ''}", 400)
 
 
-def rejected(rejected: NextRejected) -> str:
+def rejected(rejected: NextRejected, size: Callable[[int], str] = format_bytes) -> str:
     """The next better value, and what it lacks."""
     value, because = printable(rejected.value, 80), printable(rejected.because, 200)
     if rejected.shortfall_bytes:
         on = f" on {rejected.pool}" if rejected.pool else ""
-        value += f" needs {format_bytes(rejected.shortfall_bytes)} more{on}"
-        return f"{value}: {because}" if because else value
-    return f"{value} {because}".rstrip()
+        value += f" needs {size(rejected.shortfall_bytes)} more{on}"
+    return f"{value}, {because}" if because else value
 
 
 def called(kind: str) -> str:

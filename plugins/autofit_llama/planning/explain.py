@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from autofit.domain.plan import Decision, NextRejected, Origin
+from autofit.domain.text import joined
 from autofit.domain.units import format_gib
 from autofit.domain.values import dataclass
 from autofit.planning.decisions import argument, arguments, origin_of, remark
@@ -239,12 +240,12 @@ def _why_context(task: Task, goals: Goals, found: Found) -> str:
 
 
 def _why_devices(task: Task, found: Found) -> str:
-    used = _and(found.split.order)
+    used = joined(found.split.order) or "none"
     left = [device.id for device in task.devices if device.id not in found.split.order]
     if not found.split.order:
         return "no device is used: no layer fits on one, or the CPU is faster"
     if left:
-        return f"{used}: {_and(left)} would only add a transfer between devices"
+        return f"{used}: {joined(left)} would only add a transfer between devices"
     return f"{used} in this order: the fastest assignment that fits"
 
 
@@ -252,8 +253,8 @@ def _why_layers(task: Task, found: Found) -> str:
     n_blocks = task.sized.hparams.n_layer_all
     head = found.split.head
     if head == 0:
-        return f"all {n_blocks} layers and the output layer on {_and(found.split.order)}"
-    return f"{head} of {n_blocks} layers stay in RAM; the others fill {_and(found.split.order)}"
+        return f"all {n_blocks} layers and the output layer on {joined(found.split.order)}"
+    return f"{head} of {n_blocks} layers stay in RAM; the others fill {joined(found.split.order) or 'none'}"
 
 
 def _why_overrides(found: Found, search: Search) -> str:
@@ -263,7 +264,7 @@ def _why_overrides(found: Found, search: Search) -> str:
         least = ", the minimum that fits" if found.memory.fits else ""
         parts.append(f"the {what} of the first {split_.lean} layers stay in RAM{least}")
     if split_.offloaded:
-        blocks = _and([str(slot) for slot in dict.fromkeys(slot for slot, _ in split_.offloaded)])
+        blocks = joined([str(slot) for slot in dict.fromkeys(slot for slot, _ in split_.offloaded)])
         plural = "s" if " and " in blocks else ""
         parts.append(f"parts of layer{plural} {blocks}{' too' if parts else ''}, so that devices are full")
     for slot, projection, device in split_.moved:
@@ -354,8 +355,3 @@ def _lacking(search: Search, other: Found, value: str, because: str) -> NextReje
 
 def _names_model(settings: LlamaSettings) -> bool:
     return any((settings.model, settings.hf_repo, settings.model_url, settings.docker_repo))
-
-
-def _and(words: Iterable[str]) -> str:
-    *first, last = list(words) or ["none"]
-    return f"{', '.join(first)} and {last}" if first else last

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from autofit.domain.memory import Memory, PoolUse
 from autofit.domain.plan import Limit, NextRejected
+from autofit.domain.text import joined
 from autofit.domain.units import format_bytes
 
 from autofit_llama.memory.estimate import Estimate
@@ -36,7 +37,7 @@ def limit_of(task: Task, search: Search, goals: Goals, found: Found, final: Esti
     n_ctx = final.layout.context.n_ctx_seq  # as the engine pads it
     context = "" if task.base.embedding else f" and a context of {n_ctx:,} tokens"
     wanted = "as asked" if task.exact_context is not None else "the longest there is"
-    where = f"on {_and(found.split.order)}" if found.split.order else "in RAM"
+    where = f"on {joined(found.split.order)}" if found.split.order else "in RAM"
     return Limit(because=f"all layers{context}{context and f', {wanted},'} are {where}")
 
 
@@ -50,7 +51,7 @@ def _weights(task: Task, search: Search, found: Found, final: Estimate) -> Limit
         return Limit(what="decode rate", because=in_ram)
     memory = search.measure(found.candidate, _whole(task, search, found.split))
     pools = [search.problem.pool_of[name] for name in found.split.order]
-    return _lacking(memory, found, "decode rate", in_ram, f"all layers on {_and(found.split.order)}", pools)
+    return _lacking(memory, found, "decode rate", in_ram, f"all layers on {joined(found.split.order)}", pools)
 
 
 def _whole(task: Task, search: Search, split: Split) -> Split:
@@ -93,8 +94,3 @@ def _lacking(
 
 def _room(pool: PoolUse) -> float:
     return float("inf") if pool.room_bytes is None else pool.room_bytes / max(pool.free_bytes or 0, 1)
-
-
-def _and(words: Iterable[str]) -> str:
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.plan import Finding
 from autofit.domain.text import printable
-from autofit.domain.units import format_bytes, format_rate
+from autofit.domain.units import SAME_RATE, format_bytes, format_rate
 
 from autofit_llama.engine.codes import finding
 from autofit_llama.memory.estimate import Estimate
@@ -18,8 +18,6 @@ from autofit_llama.planning.search import Found
 
 if TYPE_CHECKING:
     from autofit_llama.planning.task import Task
-
-_WORTH_A_WORD = 1.02  #: rates nearer to each other than this are the same to a reader
 
 
 def prices(task: Task, goals: Goals, answer: Answer, final: Estimate) -> Iterator[Finding]:
@@ -49,7 +47,7 @@ def _context(task: Task, goals: Goals, answer: Answer) -> Iterator[Finding]:
     if answer.compared is None:
         return
     rate, faster = goals.rate(answer.found), goals.rate(answer.compared)
-    if faster > _WORTH_A_WORD * rate:
+    if faster > SAME_RATE * rate:
         n_ctx, shorter = answer.found.candidate.n_ctx_seq, answer.compared.candidate.n_ctx_seq
         message = f"a context of {n_ctx} tokens lowers the decode rate: ~{format_rate(rate)} tokens/s{goals.filled}"
         yield finding("context-price", f"{message}, ~{format_rate(faster)} with {task.pins.word('n_ctx')} {shorter}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autofit.domain.plan import Alternative
-from autofit.domain.units import format_rate
+from autofit.domain.units import SAME_RATE, format_rate
 
 from autofit_vllm.planning.command import command
 from autofit_vllm.planning.layouts import PARTITION
@@ -13,7 +13,6 @@ from autofit_vllm.planning.problem import ENOUGH_TOKENS, Candidate, Problem
 from autofit_vllm.planning.speed import full_speed_of
 
 MAX_ALTERNATIVES = 5
-NOTICED = 1.02  #: rates nearer to each other than this are the same to a reader
 
 
 def alternatives(
@@ -33,9 +32,9 @@ def alternatives(
     pick("longer context", longer, lambda c: (c.length, c.rate))
     fewer = [c for c in fitting if len(c.evaluation.ranks) < len(best.evaluation.ranks)]
     pick("fewer GPUs", fewer, lambda c: (-len(c.evaluation.ranks), c.length, c.rate))
-    faster = [c for c in fitting if c.rate > NOTICED * best.rate]
+    faster = [c for c in fitting if c.rate > SAME_RATE * best.rate]
     pick("faster for one sequence", faster, lambda c: (c.rate, c.length))
-    many = [c for c in fitting if c.total_speed > NOTICED * best.total_speed]
+    many = [c for c in fitting if c.total_speed > SAME_RATE * best.total_speed]
     pick("higher total throughput", many, lambda c: c.total_speed)
     kv = [c for c in fitting if c.evaluation.config.kv_cache_dtype != best.evaluation.config.kv_cache_dtype]
     pick("another KV cache type", kv, lambda c: c.length)

@@ -26,9 +26,10 @@ from autofit_vllm.planning.plan import build_plan
 from autofit_vllm.planning.prices import PRICES, nearest_wish, prices
 from autofit_vllm.planning.problem import Candidate, Problem
 from autofit_vllm.planning.python import program_arguments
-from autofit_vllm.planning.reasons import REASONS, lacks, needed_bytes, next_length, topic_of
+from autofit_vllm.planning.reasons import REASONS, lacks, needed_bytes, next_length
 from autofit_vllm.planning.relief import gpus_finding
 from autofit_vllm.planning.speed import full_speed_of
+from autofit_vllm.planning.topics import topic_of
 
 
 def explain(

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from autofit.backend import Backend
 from autofit.domain.machine import HOST_POOL, Machine, Node
 from autofit.domain.memory import Memory, PoolUse
 from autofit.domain.plan import Finding, NodeCommand, Plan, Role
@@ -31,7 +32,6 @@ from autofit_vllm.planning.codes import finding
 if TYPE_CHECKING:
     from autofit_vllm.planning.report import InstancesDocument
 
-PORT = 8000  #: of `vllm serve`
 ROUTER, ROUTER_PORT = "vllm-router", 30000
 SIDE_CHANNEL = "VLLM_NIXL_SIDE_CHANNEL_HOST"  #: where the other side asks for what is registered
 #: what both sides of a transfer have alike, by its name in the report
@@ -48,7 +48,7 @@ class Instance:
     address: str
     plan: Plan
     link_bytes_per_s: int | None
-    port: int = PORT
+    port: int = Backend.port
 
     @property
     def rate(self) -> int:
@@ -92,7 +92,7 @@ def plan_instances(machine: Machine, settings: VllmSettings, request: Request, m
                 address=node.address or node.name,
                 plan=_moved(plan, first, alone),
                 link_bytes_per_s=node.link_bytes_per_s,
-                port=port if isinstance(port, int) else PORT,
+                port=port if isinstance(port, int) else Backend.port,
             )
         )
     _check_alike(found, request)

@@ -77,8 +77,8 @@ def score(candidate: Candidate, problem: Problem) -> tuple[float, ...]:
     parallel = candidate.parallel
     # heads that are padded are computed and thrown away: replicas on all GPUs then serve most, for some rate of one
     # sequence alone; the fewer ranks a replica has, the fewer copies of the cache, and of its stages the fewer wait
-    replicas = 0.5 - (parallel.tp - 1) / 1e3 - (parallel.pp - 1) / 1e6 if parallel.dp > 1 else 0.0
-    whole = replicas - float(problem.pads_heads(parallel.tp))
+    replicas = (1.0, -float(parallel.tp), -float(parallel.pp)) if parallel.dp > 1 else (0.0, 0.0, 0.0)
+    whole = (-float(problem.pads_heads(parallel.tp)), *replicas)
     fewer = -float(len(candidate.evaluation.ranks))
     length, useful = float(candidate.length), float(min(candidate.length, problem.target))
     prefer, rate = problem.request.prefer, float(f"{candidate.pace:.3g}")
@@ -87,13 +87,13 @@ def score(candidate: Candidate, problem: Problem) -> tuple[float, ...]:
     if prefer == "throughput":  # the sum decides, whatever makes it: bits of the cache, slots, where weights lie
         return (1.0, wished, candidate.served, candidate.total_speed, lossless, eager, useful, length, fewer)
     if prefer == "context":
-        return (1.0, wished, candidate.served, *price, length, eager, whole, rate, lossless, fewer)
+        return (1.0, wished, candidate.served, *price, length, eager, *whole, rate, lossless, fewer)
     if prefer == "memory":
-        return (1.0, wished, *price, useful, candidate.served, fewer, eager, whole, rate, lossless, length)
+        return (1.0, wished, *price, useful, candidate.served, fewer, eager, *whole, rate, lossless, length)
     if prefer == "quality":
-        return (1.0, lossless, useful, candidate.served, *price, eager, whole, rate, length, fewer)
+        return (1.0, lossless, useful, candidate.served, *price, eager, *whole, rate, length, fewer)
     # 8 bits are taken where nothing else holds as much, or where what does is slower
-    return (1.0, wished, *price, useful, candidate.served, eager, whole, rate, lossless, length, fewer)
+    return (1.0, wished, *price, useful, candidate.served, eager, *whole, rate, lossless, length, fewer)
 
 
 def _chose_lossy(candidate: Candidate, problem: Problem) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from autofit.domain.plan import NextRejected, Topic
+from autofit.domain.plan import NextRejected
 from autofit.domain.units import format_gib
 
 from autofit_vllm.config.resolve.batch import batch_defaults
@@ -173,24 +173,6 @@ def _because_nodes(problem: Problem, best: Candidate) -> str:
     if best.evaluation.settings.nnodes == 1:
         return "the ranks are on several nodes of a Ray cluster"
     return f"{problem.nodes} machines with an equal part of the ranks each: fewer do not hold it"
-
-
-_ABOUT: Mapping[Topic, str] = {
-    "model": "dtype quantization language_model_only",
-    "context": "max_model_len kv_cache_dtype max_num_seqs decode_context_parallel_size",
-    "placement": (
-        "tensor_parallel_size pipeline_parallel_size data_parallel_size enable_expert_parallel device_ids nnodes "
-        "distributed_executor_backend gpu_memory_utilization cpu_offload_gb cpu_offload_params offload_group_size "
-        "offload_num_in_group offload_prefetch_step offload_params"
-    ),
-    "batch": "max_num_batched_tokens enforce_eager",
-}
-_TOPICS: Mapping[str, Topic] = {name: topic for topic, names in _ABOUT.items() for name in names.split()}
-
-
-def topic_of(name: str) -> Topic:
-    """What a setting is about."""
-    return _TOPICS.get(name, "other")
 
 
 REASONS: Mapping[str, Callable[[Problem, Candidate], str]] = {
