@@ -62,20 +62,27 @@ def autofit_register_renderers() -> Iterable[RendererRef]:
             "false",
             "autofit.render.shell:render_fleet",
             words_only=True,
+            wraps=True,
         ),
         RendererRef(
-            "eval", "the same, all in quotes, for eval", "autofit.render.shell:render_eval", "false", words_only=True
+            "eval",
+            "the same, all in quotes, for eval",
+            "autofit.render.shell:render_eval",
+            "false",
+            words_only=True,
+            wraps=True,
         ),
         RendererRef(
             "nul", "arguments that end in a NUL byte, for xargs -0", "autofit.render.shell:render_nul", "false\0"
         ),
         RendererRef("lines", "one argument per line", "autofit.render.shell:render_lines", "false"),
-        RendererRef("fish", "one command line of fish", "autofit.render.shell:render_fish", "false"),
+        RendererRef("fish", "one command line of fish", "autofit.render.shell:render_fish", "false", wraps=True),
         RendererRef(
             "powershell",
             "one command line of PowerShell",
             "autofit.render.shell:render_powershell",
             "throw 'it does not fit'",
+            wraps=True,
         ),
         RendererRef(
             "json", "the whole plan, schema 1", "autofit.render.json:render", "", "autofit.render.json:render_fleet"

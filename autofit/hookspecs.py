@@ -99,7 +99,7 @@ class RendererRef(NamedTuple):
     shell; a format without it renders such plans as well. `fleet` is `module:function(fleet) -> files`, of a format
     that can say the plan of a fleet (`autofit.domain.fleet`). `words_only`: of the plan it reads the words and
     variables of the command, and nothing of what a container or a unit needs (`Plan.deployment`), which is not looked
-    up.
+    up. `wraps`: its function takes `columns` too, the width of the terminal that shows it, and `None` elsewhere.
     """
 
     name: str
@@ -108,6 +108,7 @@ class RendererRef(NamedTuple):
     no_fit: str = ""
     fleet: str = ""
     words_only: bool = False
+    wraps: bool = False
 
 
 class CommandRef(NamedTuple):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autofit.cli.advising import rate_of, table_of
 from autofit.cli.options import add_options, given
+from autofit.cli.telling import Waiting
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate
 from autofit.errors import UsageError
@@ -62,8 +63,9 @@ def run(args: argparse.Namespace) -> int:
     n_rows = ROWS if args.rows is None else _count(args.rows)
     limits = _limits(args)
     prices = load_prices(None if args.prices is None else Path(args.prices))
-    subject = Subject(args.model, args.backend, options, HERE)
-    found = advise_hardware(subject, prices, limits, have=tuple(args.have or ()), n_rows=n_rows)
+    with Waiting("planning for hardware"):
+        subject = Subject(args.model, args.backend, options, HERE)
+        found = advise_hardware(subject, prices, limits, have=tuple(args.have or ()), n_rows=n_rows)
     if args.format == "json":
         import json
 

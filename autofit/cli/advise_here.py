@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autofit.cli.advising import ABOUT_HARDWARE, rate_of, table_of
+from autofit.cli.telling import Waiting
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 from autofit.errors import UsageError
@@ -29,10 +30,11 @@ def run(args: argparse.Namespace, options: Mapping[str, Any]) -> int:
         if getattr(args, name):
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} ranks hardware, and --here is about one machine", hint="leave one of them out")
-    subject = Subject(args.model, args.backend, options, HERE)
     have = tuple(args.have or ())
-    machine = load_machine(*have, ram=subject.ram) if have else None
-    found = variants(subject, machine, have)
+    with Waiting("planning for other contexts and types"):
+        subject = Subject(args.model, args.backend, options, HERE)
+        machine = load_machine(*have, ram=subject.ram) if have else None
+        found = variants(subject, machine, have)
     if args.format == "json":
         import json
 

@@ -10,6 +10,7 @@ from autofit.cli.advising import ABOUT_HARDWARE, rate_of, table_of
 from autofit.cli.models import Row, described, main_type, stored
 from autofit.cli.models import to_dict as stored_to_dict
 from autofit.cli.options import given
+from autofit.cli.telling import Waiting
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes
 from autofit.errors import UsageError
@@ -33,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
     asked = {"on": args.have, "ram": options["ram"], "margin": options["margin"]}
     asked["context"] = options["context"] or options["min_context"]
     floor = None if args.min_tps is None else parse_rate(args.min_tps)
-    rows = ranked([*described(stored(), asked)], floor)
+    found = stored()
+    with Waiting(f"planning for {len(found)} models"):
+        rows = ranked([*described(found, asked)], floor)
     if args.format == "json":
         import json
 

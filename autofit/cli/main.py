@@ -308,8 +308,9 @@ def print_help(backends: Mapping[str, BackendRef], commands: Mapping[str, Comman
         "",
     ]
     both: tuple[Mapping[str, BackendRef | CommandRef], ...] = (backends, commands)
-    for refs in both:
-        lines += [f"  {name:<10} {ref.summary}" for name, ref in refs.items()]
+    rows = [(name, ref.summary) for refs in both for name, ref in refs.items()]
+    width = max((len(name) for name, _ in rows), default=0)
+    lines += [f"  {name:<{width}}  {summary}" for name, summary in rows]
     print("\n".join([*lines, "", EPILOG]))
 
 

@@ -102,14 +102,15 @@ def run(args: argparse.Namespace | SimpleNamespace, backend_name: str, engine_ar
 
 def show(plan: Plan, args: argparse.Namespace | SimpleNamespace, *, force: bool) -> int:
     """The product on stdout, all else on stderr. A command that does not fit is printed only with `--force`."""
-    from autofit.cli.telling import explanation, summary
+    from autofit.cli.telling import explanation, room, summary
     from autofit.render import text
 
     chosen = _format(args.format)
     if plan.fits or force or not chosen.no_fit:
         render = resolve(chosen.factory)
+        said = {"columns": room()} if chosen.wraps else {}  # before stdout is kept from what plugins print
         with blamed(chosen.factory):
-            product = render(plan)
+            product = render(plan, **said)
             if not isinstance(product, str):
                 raise PluginError(f"{chosen.factory} must return text, not {type(product).__name__}")
         write_product(product)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from autofit.cli.options import add_options, given
+from autofit.cli.plan import write_product
+from autofit.cli.telling import Waiting, room
 from autofit.domain.names import is_elsewhere
 from autofit.domain.text import printable
 from autofit.domain.units import format_bytes, format_rate
 from autofit.quant_choice import Row
 from autofit.quants import Quants, device_shortfall, made_to_measure, quantizations
+from autofit.text import shell
 
 TAKES_COMMAND = True
 _SKIPPED = ("force", "strict")
@@ -38,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     options: Any = {name: value for name, value in given(args).items() if value is not None}
     if args.size is not None:
         return _measured(args, options)
-    found = quantizations(args.model, backend=args.backend, quantize_args=args.engine_args or (), **options)
+    with Waiting("planning for every quantization"):
+        found = quantizations(args.model, backend=args.backend, quantize_args=args.engine_args or (), **options)
     if args.format == "json":
         import json
 
@@ -50,15 +53,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _measured(args: argparse.Namespace, options: Any) -> int:
     """The command on stdout, what comes of it on stderr."""
-    done = made_to_measure(
-        args.model, size=args.size, backend=args.backend, quantize_args=args.engine_args or (), **options
-    )
+    with Waiting("looking for the types of tensors"):
+        done = made_to_measure(
+            args.model, size=args.size, backend=args.backend, quantize_args=args.engine_args or (), **options
+        )
     if args.format == "json":
         import json
 
         print(json.dumps(done.to_dict(), indent=2, allow_nan=False))
         return 0
-    print(shlex.join(done.recipe.argv))
+    write_product(shell.command(done.recipe.argv, columns=room()))
     row, form = done.row, done.recipe.quantization
     said = [f"{done.recipe.because}, {row.bits_per_weight:.2f} bits per weight", *form.notes]
     if row.fits and row.decode_tokens_per_s is not None:

@@ -250,6 +250,7 @@ def _dry_run(
     args: argparse.Namespace, wrapped: Wrapped, environ: Mapping[str, str], assigned: Mapping[str, str]
 ) -> int:
     from autofit.cli.plan import show, write_product
+    from autofit.cli.telling import room
     from autofit.text import shell
 
     if wrapped.directory is not None:
@@ -257,7 +258,7 @@ def _dry_run(
     variables = wrapped.variables(environ)
     if not is_engine(wrapped.argv) or serves_others(wrapped.argv, variables):
         tell_unplanned(wrapped.argv)
-        write_product(shell.command((*wrapped.prefix, *wrapped.argv), sorted(assigned.items())))
+        write_product(shell.command((*wrapped.prefix, *wrapped.argv), sorted(assigned.items()), columns=room()))
         return 0
     found = _start(args, wrapped.argv, variables)
     plan = replace(found.plan, argv=(*wrapped.prefix, *found.plan.argv), env={**assigned, **found.plan.env})

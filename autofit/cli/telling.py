@@ -113,6 +113,11 @@ def progress(what: str) -> Iterator[Callable[[int], None]]:
             print("\r\x1b[K", end="", file=stream, flush=True)
 
 
+def room() -> int | None:
+    """The width of the terminal that shows standard output; `None` where that is something else."""
+    return columns() if sys.stdout.isatty() else None
+
+
 def columns() -> int:
     """The width of the terminal, as `shutil.get_terminal_size` finds it."""
     given = os.environ.get("COLUMNS", "")

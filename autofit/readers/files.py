@@ -6,7 +6,8 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from autofit.domain.model import Storage
@@ -16,6 +17,7 @@ from autofit.errors import ModelError, ModelNotFoundError
 
 MAX_JSON_BYTES = 1 << 26
 MAX_JSON_ITEMS = 1 << 21  #: commas: what a parsed document takes in memory grows with them, not with its bytes
+_MAX_LOOKED_AT = 1000  #: names of a folder, for one that is like a missing one
 
 _KINDS = {
     stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
@@ -125,7 +127,7 @@ def _leads_to_directory(entry: os.DirEntry[str]) -> bool:
 def explain(path: str, error: Exception) -> ModelError:
     """The error of the operating system as one of ours."""
     if isinstance(error, FileNotFoundError):
-        return ModelNotFoundError(f"{printable(path)}: no such file or directory")
+        return ModelNotFoundError(f"{printable(path)}: no such file or directory", hint=_instead_of(path))
     if isinstance(error, NotADirectoryError):
         return ModelNotFoundError(f"{printable(path)}: a part of this path is not a directory")
     if isinstance(error, PermissionError):
@@ -139,6 +141,30 @@ def explain(path: str, error: Exception) -> ModelError:
             return ModelError(f"{printable(path)}: a socket or a device, not a model file")
         return ModelError(f"{printable(path)}: {error.strerror or type(error).__name__}")
     return ModelError(f"{printable(path)}: not a path")
+
+
+def _instead_of(path: str) -> str:
+    """What to name where nothing has this path: what is called nearly like that, and what lists models.
+
+    Of a path whose folders are missing too, the first that is missing is looked for.
+    """
+    from autofit.text.suggest import close_files, did_you_mean
+
+    folder, name = os.path.split(path.rstrip(os.sep))  # a path of any text, for which pathlib may raise
+    is_model = True
+    while folder and not os.path.isdir(folder) and os.path.dirname(folder) != folder:  # noqa: PTH112, PTH120
+        (folder, name), is_model = os.path.split(folder), False
+    found: list[str] = []
+    with suppress(OSError, ValueError), os.scandir(folder or ".") as entries:
+        seen = islice(entries, _MAX_LOOKED_AT)
+        found += [entry.name for entry in seen if (is_model and _is_model(entry.name)) or entry.is_dir()]
+    near = did_you_mean([printable(os.path.join(folder, one)) for one in close_files(name, found)])  # noqa: PTH118
+    lists = "`autofit models` lists the models in the caches of this machine"
+    if near:
+        return f"{near} {lists}"
+    models = [printable(one) for one in sorted(found) if is_model and _is_model(one)]
+    there = f"{printable(folder) or 'this directory'} has {', '.join(models[:3])}{', ...' if models[3:] else ''}; "
+    return f"{there if models else ''}{lists}; ORG/REPO:QUANT names one of the hub"
 
 
 def read_small(path: str, limit: int, storage: Storage = DISK) -> bytes:

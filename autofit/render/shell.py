@@ -13,14 +13,17 @@ if TYPE_CHECKING:
     from autofit.domain.fleet import FleetFile, FleetPlan, Placement
 
 
-def render(plan: Plan) -> str:
-    """`NAME=value ... program arguments` on one line of any POSIX shell, with quotes where they are needed."""
-    return shell.command(plan.argv, sorted(plan.env.items()))
+def render(plan: Plan, *, columns: int | None = None) -> str:
+    """`NAME=value ... program arguments` on one line of any POSIX shell, with quotes where they are needed.
+
+    For a terminal of so many `columns` a longer line is continued on the next ones, at options.
+    """
+    return shell.command(plan.argv, sorted(plan.env.items()), columns=columns)
 
 
-def render_eval(plan: Plan) -> str:
+def render_eval(plan: Plan, *, columns: int | None = None) -> str:
     """The same with every word in quotes, for `eval "$(autofit ...)"`."""
-    return shell.command(plan.argv, sorted(plan.env.items()), always=True)
+    return shell.command(plan.argv, sorted(plan.env.items()), always=True, columns=columns)
 
 
 def render_nul(plan: Plan) -> str:
@@ -33,12 +36,12 @@ def render_lines(plan: Plan) -> str:
     return shell.separated(plan.argv, sorted(plan.env.items()), "\n").removesuffix("\n")
 
 
-def render_fish(plan: Plan) -> str:
-    return shell.fish_command(plan.argv, sorted(plan.env.items()))
+def render_fish(plan: Plan, *, columns: int | None = None) -> str:
+    return shell.fish_command(plan.argv, sorted(plan.env.items()), columns=columns)
 
 
-def render_powershell(plan: Plan) -> str:
-    return shell.powershell_command(plan.argv, sorted(plan.env.items()))
+def render_powershell(plan: Plan, *, columns: int | None = None) -> str:
+    return shell.powershell_command(plan.argv, sorted(plan.env.items()), columns=columns)
 
 
 def render_fleet(fleet: FleetPlan) -> tuple[FleetFile, ...]:

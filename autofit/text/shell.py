@@ -8,7 +8,7 @@ since its first edition: `$'...'` is not known to dash, which would end it at `\
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
@@ -21,6 +21,8 @@ _POWERSHELL_PLAIN = lazy_pattern(
 )  # all else may be a number, a list, two words
 _PRINTF_PLAIN = lazy_pattern(r"[A-Za-z0-9@+=:,./_ -]")
 _NAME = lazy_pattern(r"[A-Za-z_][A-Za-z0-9_]*")
+_OPTION = lazy_pattern(r"'?--?[A-Za-z]")  # also in quotes
+_INDENT = "  "
 
 
 def word(text: str, *, always: bool = False) -> str:
@@ -77,8 +79,11 @@ def powershell_word(text: str) -> str:
     return "(''+" + "+".join(parts) + ")"
 
 
-def command(words: Iterable[str], env: Iterable[tuple[str, str]] = (), *, always: bool = False) -> str:
-    """One line of a POSIX shell: assignments, program, arguments.
+def command(
+    words: Iterable[str], env: Iterable[tuple[str, str]] = (), *, always: bool = False, columns: int | None = None
+) -> str:
+    """One line of a POSIX shell: assignments, program, arguments. With `columns`, for people to read: a longer line is
+    several that the shell reads as one, cut before options.
 
     Raises:
         UsageError: a word that cannot be written.
@@ -86,20 +91,49 @@ def command(words: Iterable[str], env: Iterable[tuple[str, str]] = (), *, always
     assignments = [f"{_name(name)}={word(value, always=always)}" for name, value in env]
     program, *arguments = words
     quoted = word(program, always=always or "=" in program)  # else it would be an assignment
-    return " ".join([*assignments, quoted, *(word(text, always=always) for text in arguments)])
+    return _joined([*assignments, quoted, *(word(text, always=always) for text in arguments)], columns, "\\")
 
 
-def fish_command(words: Iterable[str], env: Iterable[tuple[str, str]] = ()) -> str:
-    """One line of fish, as `command`."""
-    return " ".join([*(f"{_name(name)}={fish_word(value)}" for name, value in env), *map(fish_word, words)])
+def fish_command(words: Iterable[str], env: Iterable[tuple[str, str]] = (), *, columns: int | None = None) -> str:
+    """One line of fish, or with `columns` several, as `command`."""
+    assignments = [f"{_name(name)}={fish_word(value)}" for name, value in env]
+    return _joined([*assignments, *map(fish_word, words)], columns, "\\")
 
 
-def powershell_command(words: Iterable[str], env: Iterable[tuple[str, str]] = ()) -> str:
-    """One line of PowerShell, as `command`; the variables stay set."""
-    assignments = [f"$env:{_name(name)} = {powershell_word(value)}; " for name, value in env]
+def powershell_command(words: Iterable[str], env: Iterable[tuple[str, str]] = (), *, columns: int | None = None) -> str:
+    """One line of PowerShell, or with `columns` several, as `command`; the variables stay set."""
+    assignments = [f"$env:{_name(name)} = {powershell_word(value)};" for name, value in env]
     program, *arguments = words
     quoted = powershell_word(program) if not program[:1].isdigit() else _powershell_quoted(program)
-    return "".join(assignments) + " ".join(["&", quoted, *map(powershell_word, arguments)])
+    return _joined([*assignments, f"& {quoted}", *map(powershell_word, arguments)], columns, "`")
+
+
+def _joined(quoted: Sequence[str], columns: int | None, continued: str) -> str:
+    """Words of a shell with a blank between them, or, where that is longer than `columns`, on lines that end in
+    `continued`, which makes one of them: cut before options, and before a value only where it has no room beside its
+    option. A word is never cut: one that is longer than a line stays so.
+    """
+    whole = " ".join(quoted)
+    if columns is None or len(whole) <= columns:
+        return whole
+    room = columns - len(continued) - 1
+    lines = [""]
+    for part in _cut(quoted, room - len(_INDENT)):
+        if lines[-1].strip() and len(lines[-1]) + 1 + len(part) > room:
+            lines.append(_INDENT)
+        lines[-1] += part if not lines[-1].strip() else f" {part}"
+    return f" {continued}\n".join(lines)
+
+
+def _cut(quoted: Iterable[str], room: int) -> Iterator[str]:
+    """The words, each option in one with its values where there is room for that."""
+    group: list[str] = []
+    for text in quoted:
+        if group and (_OPTION.match(text) or not _OPTION.match(group[0]) or len(" ".join([*group, text])) > room):
+            yield " ".join(group)
+            group = []
+        group.append(text)
+    yield " ".join(group)
 
 
 def separated(words: Iterable[str], env: Iterable[tuple[str, str]], end: str) -> str:
@@ -116,11 +150,11 @@ def separated(words: Iterable[str], env: Iterable[tuple[str, str]], end: str) ->
     return "".join(f"{text}{end}" for text in found)
 
 
-def shown(words: Iterable[str]) -> str:
+def shown(words: Iterable[str], columns: int | None = None) -> str:
     """A command for people to read: `command`, or its words escaped where a shell cannot be given them."""
     words = tuple(words)
     try:
-        return command(words) if words else ""
+        return command(words, columns=columns) if words else ""
     except UsageError:
         return " ".join(printable(text, 1000) for text in words)
 

@@ -54,6 +54,9 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
     assert done.returncode == 0
     for word in ("llama", "vllm", "check", "inspect", "hardware", "plugins", "exit codes"):
         assert word in done.stdout
+    rows = [row for row in done.stdout.splitlines() if row.startswith("  ")]
+    begins = {re.match(r"  \S+ +", row).end() for row in rows}  # type: ignore[union-attr]
+    assert len(rows) > 20 and len(begins) == 1, "the summaries are one column"
 
 
 @pytest.mark.parametrize("command", ["llama", "vllm", "check", "inspect", "hardware", "plugins"])

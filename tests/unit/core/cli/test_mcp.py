@@ -174,6 +174,6 @@ def test_a_client_asks_over_stdin_and_stdout(tmp_path: Path) -> None:
     assert asked["check"].structured_content["fits"] is True
     assert json.loads(asked["check"].content[0].text) == asked["check"].structured_content
     assert (asked["wrong"].is_error, asked["wrong"].structured_content) == (True, None)
-    assert asked["wrong"].content[0].text == "gone.gguf: no such file or directory"
+    assert asked["wrong"].content[0].text.startswith("gone.gguf: no such file or directory\n`autofit models` lists ")
     assert asked["other"].is_error
     assert not asked["after"].is_error

@@ -74,7 +74,52 @@ def test_what_else_there_is_to_choose_comes_after_the_answer() -> None:
     assert "\n  or -c max, the longest context: 131,072 instead of 56,064 tokens" in shown
     assert max(map(len, shown.splitlines()[1:])) <= 70
     assert shown.count("or -c") == 1
-    assert on_terminal(*words, "-q", alone=True)[1].count("\n") == 1
+    told = on_terminal(*words, "-q", alone=True, COLUMNS="200")[1]
+    assert told.startswith("llama-server ") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_command_is_cut_at_options_where_somebody_reads_it(columns: int) -> None:
+    """And nowhere else: what goes into a pipe is one line."""
+    words = ("llama", "example:llama-3.1-8b-q4_k_m", "--on", "rtx-3060-12gb", "--ram", "64GiB", "-q")
+    told = on_terminal(*words, alone=True, COLUMNS=str(columns))[1]
+    line = on_terminal(*words, COLUMNS=str(columns))[0].decode()
+    assert line.count("\n") == 1 and max(map(len, told.splitlines())) <= columns
+    assert told.replace(" \\\n  ", " ") == line
+    json = on_terminal(*words, "--format", "json", alone=True, COLUMNS=str(columns))[1]
+    assert "\\\n" not in json
+
+
+SLOW = """
+import sys, time
+from autofit.cli.main import main
+from autofit.host import host
+backend = type(host().backend("llama"))
+plan, waited = backend.plan, []
+def slow(*args, **options):
+    if not waited:
+        waited.append(time.sleep(1.3))
+    return plan(*args, **options)
+backend.plan = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("quants", "example:tiny", "--on", "rtx-3090"),
+        ("quants", "example:tiny", "--on", "rtx-3090", "--size", "fit"),
+        ("advise", "example:tiny", "--rows", "1"),
+        ("advise", "example:tiny", "--here", "--have", "rtx-3090"),
+    ],
+    ids=" ".join,
+)
+def test_tables_that_take_longer_than_a_second_say_what_they_wait_for(words: tuple[str, ...]) -> None:
+    out, shown = run_on_terminal("-c", SLOW, *words)
+    assert re.search(r"\r  (planning|looking) [a-z ]+: 1 s\x1b\[K", shown)
+    assert out and b"\x1b" not in out and b"\r" not in out
+    assert "planning for" not in run_on_terminal("-c", SLOW, *words, TERM="dumb")[1]
 
 
 WAITS = """

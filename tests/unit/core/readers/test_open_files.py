@@ -63,3 +63,24 @@ def test_a_race_with_a_download_that_is_cut_never_ends_the_process(tmp_path: Pat
     finally:
         other.kill()
         other.wait()
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("here/Qwen3-8B-Q4_K_S.gguf", "did you mean {}/here/qwen3-8b-q4_k_m.gguf?"),  # a slip, in other capitals
+        ("hree/qwen3-8b-q4_k_m.gguf", "did you mean {}/here?"),  # in a folder's name
+        ("here/chekpoint", "did you mean {}/here/checkpoint?"),
+        ("here/model.gguf", "{}/here has a-large-one.gguf, qwen3-8b-q4_k_m.gguf; "),  # nothing is like it
+        ("here/checkpoint/model.gguf", "`autofit models` lists"),  # nothing is there
+        ("here/notes.tx", "{}/here has a-large-one.gguf, "),  # what is there is no model
+    ],
+)
+def test_where_nothing_is_the_nearest_that_exists_is_named(tmp_path: Path, named: str, said: str) -> None:
+    (tmp_path / "here" / "checkpoint").mkdir(parents=True)
+    for name in ("qwen3-8b-q4_k_m.gguf", "a-large-one.gguf", "notes.txt"):
+        (tmp_path / "here" / name).touch()
+    with pytest.raises(ModelError, match="no such file or directory") as caught:
+        read_model(tmp_path / named)
+    hint = caught.value.hint or ""
+    assert hint.startswith(said.format(tmp_path)) and "`autofit models`" in hint

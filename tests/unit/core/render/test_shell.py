@@ -300,3 +300,42 @@ def test_what_does_not_fit_fails_in_the_shell_too(tmp_path: Path, way: str) -> N
     assert done.returncode != 0
     assert len(done.stderr.decode().splitlines()) == 1
     assert b"GiB" in done.stderr
+
+
+LONG = (
+    "/opt/a b/llama-server", "-m", "models/a model.gguf", "-c", "16384", "-ngl", "33", "-ot", "blk.(26|27).*=CPU",
+    "--no-mmap", "--seed", "-1", "--tensor-split", "3,1", "a" * 70,
+)  # fmt: skip
+SHELLS = {
+    "sh": (shell.command, "\\"),
+    "fish": (shell.fish_command, "\\"),
+    "powershell": (shell.powershell_command, "`"),
+}
+
+
+@pytest.mark.parametrize("columns", [28, 40, 80, 200])
+@pytest.mark.parametrize("name", SHELLS)
+def test_on_a_narrow_terminal_a_command_is_cut_before_options(name: str, columns: int) -> None:
+    """No word is cut, no option parted from its value where there is room, no line longer than its longest word."""
+    form, continued = SHELLS[name]
+    whole = form(LONG, [("X", "1")])
+    lines = form(LONG, [("X", "1")], columns=columns).split("\n")
+    assert all(line.endswith(f" {continued}") for line in lines[:-1]) and not lines[-1].endswith(continued)
+    parts = [line.removesuffix(f" {continued}").strip() for line in lines]
+    assert " ".join(parts) == whole
+    too_long = [part for line, part in zip(lines, parts, strict=True) if len(line) > columns]
+    assert all(" " not in re.sub("'.*?'", "", part.removeprefix("& ")) for part in too_long)
+    assert (len(lines) > 1) == (len(whole) > columns)
+    for option, value in (("-c", "16384"), ("-ngl", "33"), ("--tensor-split", form(["x", "3,1"]).split()[-1])):
+        assert any(f"{option} {value}" in part for part in parts)
+    assert all(part.startswith(("-", "'", "X=", "$env", "a", "&")) for part in parts)
+
+
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize("columns", [1, 28, 40, 80])
+@pytest.mark.parametrize("name", POSIX)
+def test_every_posix_shell_reads_the_lines_of_a_narrow_terminal_as_one(name: str, columns: int, always: bool) -> None:
+    words = [word for word in (*LONG, *NAMES) if not word.endswith("\n") and (name not in TEXT_ONLY or word.isascii())]
+    script = shell.command(["printf", "%s\\0", *words], always=always, columns=columns)
+    assert script.count("\n") > 10
+    assert read_back(POSIX[name], script, "C.UTF-8") == list(map(as_bytes, words))
