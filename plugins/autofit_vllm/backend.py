@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autofit.backend import Backend, Contained, ParsedCommand
-from autofit.domain.machine import HOST_POOL, Device, Machine, Node
+from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.memory import Kind
 from autofit.domain.model import ModelSpec
 from autofit.domain.names import is_elsewhere, parse_bare, parse_hub
@@ -20,17 +20,11 @@ from autofit.domain.values import replace
 from autofit.errors import EngineRefusalError, UsageError
 
 from autofit_vllm.checkpoint.draft import (
-    DraftModel,
-    add_weights,
     attach,
-    build_draft,
     draft_reference,
     is_here,
-    read_draft,
-    with_own_layers,
 )
 from autofit_vllm.command.flags import AUTO_LENGTH, parse_flags
-from autofit_vllm.command.renamed import OMNI
 from autofit_vllm.command.settings import (
     PYTHON_MODULES,
     SERVER_MODULE,
@@ -40,22 +34,30 @@ from autofit_vllm.command.settings import (
     parse_command,
     settings_of,
 )
-from autofit_vllm.config.cluster import is_cluster, n_nodes, taken
-from autofit_vllm.config.devices import across_nodes, count_nodes, n_machines, select_devices
-from autofit_vllm.config.engine import EngineConfig, Gpu
+from autofit_vllm.config.cluster import is_cluster
+from autofit_vllm.config.devices import count_nodes
 from autofit_vllm.config.resolve import resolve
 from autofit_vllm.engine.caution import margins_for, safer, told
 from autofit_vllm.engine.codes import OWN as ENGINE_OWN
 from autofit_vllm.engine.versions import find_engine, find_version
 from autofit_vllm.memory.kv import plan_kv, stated_kv_bytes
-from autofit_vllm.modules.model import StageWeights, VllmModel, Vocabulary
-from autofit_vllm.planning.codes import OWN, finding
+from autofit_vllm.modules.model import StageWeights, VllmModel
+from autofit_vllm.planning.codes import OWN
 from autofit_vllm.planning.command import keyword_arguments
 from autofit_vllm.planning.evaluation import DEFAULT_MARGIN, Evaluation, check_dtype, evaluate, gpu_of, ranks_of
 from autofit_vllm.planning.findings import lacks_finding
+from autofit_vllm.planning.inputs import (
+    draft_of,
+    on_nodes,
+    problem_of,
+    read_quantization,
+    read_vllm_model,
+    vision_of,
+    weigh,
+)
 from autofit_vllm.planning.nodes import nodes_finding
 from autofit_vllm.planning.plan import build_plan
-from autofit_vllm.quantization import Quantization, quantization_for
+from autofit_vllm.planning.usage import capacity_findings, code_findings, draft_findings, usage_findings
 
 if TYPE_CHECKING:
     from autofit.domain.efficiency import Efficiencies
@@ -65,9 +67,7 @@ if TYPE_CHECKING:
     from autofit.logs.watch import Watch
 
     from autofit_vllm.planning.load import Load
-    from autofit_vllm.planning.problem import Problem
 
-CPU_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"  #: GiB of KV cache in RAM
 SERVE = ("vllm", "serve")
 
 
@@ -244,7 +244,7 @@ class VllmBackend(Backend):
         margins = request.margin
         vllm_model = read_vllm_model(model, settings)
         local = machine
-        machine, devices = _on_nodes(machine, settings, request.device, checked=True)
+        machine, devices = on_nodes(machine, settings, request.device, checked=True)
         evaluation = self._evaluate(settings, vllm_model, model, devices, margins, stated)
         if stated is not None and evaluation.refusal is not None:
             raise evaluation.refusal
@@ -255,7 +255,7 @@ class VllmBackend(Backend):
         if request.nearest and not near and stated is None and evaluation.ranks and not evaluation.fits:
             from autofit_vllm.planning.lighter import other_hardware
 
-            more = other_hardware(_problem(settings, model, local, request), evaluation.config.max_model_len)
+            more = other_hardware(problem_of(settings, model, local, request), evaluation.config.max_model_len)
         lacking = lacks_finding(evaluation) if stated is None else []
         if (near or lacking) and evaluation.refusal is not None:  # its own advice is not the cheapest change
             evaluation = replace(evaluation, refusal=EngineRefusalError(str(evaluation.refusal)))
@@ -267,14 +267,14 @@ class VllmBackend(Backend):
             kwargs=keyword_arguments(settings, {}, settings.model or model.name),
             speed=speed,
             findings=[
-                *_capacity_findings(evaluation, load),
+                *capacity_findings(evaluation, load),
                 *lacking,
                 *near,
                 *more,
                 *nodes_finding(evaluation),
-                *_usage_findings(settings, vllm_model),
-                *_draft_findings(settings, model),
-                *_code_findings(settings, model),
+                *usage_findings(settings, vllm_model),
+                *draft_findings(settings, model),
+                *code_findings(settings, model),
             ],
         )
         if load is None:
@@ -315,7 +315,7 @@ class VllmBackend(Backend):
 
         gpu = gpu_of(devices)
         quantization = read_quantization(vllm_model, model, settings, gpu)
-        draft = _draft_of(model, settings, gpu, needed=False)
+        draft = draft_of(model, settings, gpu, needed=False)
         if draft is None and draft_reference(settings) is not None:
             vllm_model = replace(vllm_model, draft=None)  # what drafts is not known
         vllm_model = attach(vllm_model, draft)
@@ -333,7 +333,7 @@ class VllmBackend(Backend):
             ranks=ranks_of(devices, config, margins),
             weights=weights,
             kv=kv,
-            vision=_vision(model),
+            vision=vision_of(model),
             utilization=config.gpu_memory_utilization,
             offload=given_offload(settings, weights),
             available_kv_bytes=stated,
@@ -408,7 +408,7 @@ class VllmBackend(Backend):
                 args=(*revision, *settings.args),
             )
         _check_options(request, settings)
-        problem = _problem(settings, model, machine, request)
+        problem = problem_of(settings, model, machine, request)
         best, others = solve(problem)
         return explain(
             problem,
@@ -416,71 +416,8 @@ class VllmBackend(Backend):
             others,
             program=command.program,
             reference=reference,
-            findings=[*_usage_findings(settings, problem.model), *_code_findings(settings, model)],
+            findings=[*usage_findings(settings, problem.model), *code_findings(settings, model)],
         )
-
-
-def _problem(settings: VllmSettings, model: ModelSpec, machine: Machine, request: Request) -> Problem:
-    """What is asked, with what `weigh` needs."""
-    from autofit_vllm.planning.problem import Problem
-
-    vllm_model = read_vllm_model(model, settings)
-    several = is_cluster(machine)
-    visible = () if several or is_cpu_build(settings, machine) else select_devices(machine, settings)
-    whole, devices = _on_nodes(machine, settings, request.device)
-    quantization = read_quantization(vllm_model, model, settings, gpu_of(devices))
-    draft = _draft_of(model, settings, gpu_of(devices))
-    vllm_model = attach(vllm_model, draft)
-    known: dict[tuple[object, ...], tuple[StageWeights, ...]] = {}
-
-    def weigh_once(config: EngineConfig) -> tuple[StageWeights, ...]:
-        key = (config.parallel, config.dtype, config.draft is None)
-        if key not in known:
-            known[key] = weigh(vllm_model, config, settings, quantization, draft)
-        return known[key]
-
-    def changed(change: Mapping[str, Any]) -> Problem:
-        return _problem(replace(settings, **change), model, machine, request)
-
-    return Problem(
-        model=vllm_model,
-        settings=settings,
-        request=request,
-        machine=whole,
-        devices=devices,
-        visible=visible,
-        quantization=quantization,
-        weigh=weigh_once,
-        vision=_vision(model),
-        nodes=count_nodes(devices),
-        changed=changed,
-    )
-
-
-def _on_nodes(
-    machine: Machine, settings: VllmSettings, wanted: Sequence[str], *, checked: bool = False
-) -> tuple[Machine, tuple[Device, ...]]:
-    """The machine with those of `--nnodes` that are like it, and the GPUs that vLLM will use on all.
-
-    Of machines that are described, all are used, but for a command that is `checked`: it says how many.
-    """
-    if is_cpu_build(settings, machine):
-        return machine, ()
-    if is_cluster(machine):
-        own = sum(not device.node for device in machine.devices if device.api == "cuda")
-        count = n_machines(settings, own) if checked else n_nodes(machine)
-        there = taken(machine, count, wanted)
-        return there, there.devices
-    local = select_devices(machine, settings, wanted)
-    devices = across_nodes(local, n_machines(settings, len(local)))
-    others = devices[len(local) :]
-    names = dict.fromkeys(device.node for device in others)
-    nodes = (*machine.nodes, *(Node(name=name) for name in names))
-    links = (
-        *machine.links,
-        *(replace(link, a=f"{name}/{link.a}", b=f"{name}/{link.b}") for name in names for link in machine.links),
-    )
-    return replace(machine, devices=(*machine.devices, *others), nodes=nodes, links=links), devices
 
 
 def _named(settings: VllmSettings) -> str | None:
@@ -514,114 +451,6 @@ def _directory_of(reference: str) -> str:
     return str(path.parent) if path.suffix in (".safetensors", ".json") else reference
 
 
-def read_vllm_model(model: ModelSpec, settings: VllmSettings) -> VllmModel:
-    """What vLLM builds from this checkpoint under these settings.
-
-    Raises:
-        UnsupportedModelError, EngineRefusalError
-    """
-    from autofit_vllm.checkpoint.build import build_model
-
-    notes: tuple[str, ...] = ()
-    if model.format == "gguf":
-        from autofit_vllm.checkpoint.gguf import as_checkpoint
-
-        model, notes = as_checkpoint(model, settings)
-    if isinstance(settings.hf_overrides, Mapping):
-        # what `torch_dtype` was is in `dtype` when overrides come, and the old name changes nothing any more
-        overrides = {key: value for key, value in settings.hf_overrides.items() if key != "torch_dtype"}
-        metadata = _overridden(model.metadata, overrides)
-        model = replace(model, metadata=metadata)
-    built = build_model(
-        model,
-        language_model_only=settings.language_model_only,
-        disabled_modalities=settings.disabled_modalities,
-        pooling=settings.pooling,
-        engine=settings.version,
-    )
-    built = with_own_layers(replace(built, notes=(*built.notes, *notes)) if notes else built, settings)
-    if not settings.pooling:
-        return built
-    # A generative model that is made to embed loses its head (model_executor/models/adapters.py).
-    kept = tuple(part for part in built.modules if not (isinstance(part, Vocabulary) and part.head))
-    return replace(built, modules=kept)
-
-
-def _overridden(config: Mapping[str, object], overrides: Mapping[str, Any]) -> dict[str, object]:
-    """`--hf-overrides` applied to a configuration, mappings within it key by key."""
-    result = dict(config)
-    for key, value in overrides.items():
-        own = result.get(key)
-        both = isinstance(own, Mapping) and isinstance(value, Mapping)
-        result[key] = _overridden(own, value) if both else value  # type: ignore[arg-type]
-    return result
-
-
-def read_quantization(model: VllmModel, spec: ModelSpec, settings: VllmSettings, gpu: Gpu) -> Quantization:
-    """How the weights are kept on this kind of GPU.
-
-    Raises:
-        EngineRefusalError, UnsupportedModelError
-    """
-    packed = (tensor.name.removesuffix(".qweight") for tensor in spec.tensors if tensor.name.endswith(".qweight"))
-    return quantization_for(
-        model.quantization,
-        capability=(10, 0) if gpu.cpu else gpu.cc,
-        requested=settings.quantization.lower() if settings.quantization else None,
-        model_type=model.model_type,
-        architecture=model.architecture,
-        quantized_layers=packed,
-        ggml_types={tensor.name: tensor.type for tensor in spec.tensors} if spec.format == "gguf" else None,
-        allow_deprecated=settings.allow_deprecated_quantization,
-        env=settings.env,
-        engine=settings.version,
-    )
-
-
-def _draft_of(model: ModelSpec, settings: VllmSettings, gpu: Gpu, *, needed: bool = True) -> DraftModel | None:
-    """The draft model; one that is not on this machine is an error where it is `needed`."""
-    reference = draft_reference(settings)
-    if not needed and reference is not None and "draft" not in model.companions and not is_here(reference):
-        return None
-    spec = read_draft(model, settings)
-    return None if spec is None else build_draft(spec, gpu)
-
-
-def weigh(
-    model: VllmModel,
-    config: EngineConfig,
-    settings: VllmSettings,
-    quantization: Quantization,
-    draft: DraftModel | None = None,
-) -> tuple[StageWeights, ...]:
-    """The weights of each pipeline stage on one rank."""
-    from autofit_vllm.memory.weights import LoraSpec, weights_per_rank
-
-    lora = None
-    if settings.enable_lora:
-        lora = LoraSpec(
-            max_loras=settings.max_loras,
-            max_rank=settings.max_lora_rank,
-            dtype=config.dtype if settings.lora_dtype == "auto" else settings.lora_dtype,
-            fully_sharded=settings.fully_sharded_loras,
-        )
-    stages = weights_per_rank(
-        model,
-        config.parallel,
-        dtype=config.dtype,
-        quantization=quantization,
-        lora=lora,
-        with_draft=draft is None and config.draft is not None,
-    )
-    return add_weights(stages, draft, config)
-
-
-def is_cpu_build(settings: VllmSettings, machine: Machine) -> bool:
-    """Whether the environment speaks of vLLM's CPU build: there is no GPU, and its own variable is set."""
-    cuda = any(device.api == "cuda" for device in machine.devices)
-    return not cuda and bool(settings.env.get(CPU_VARIABLE))
-
-
 def _check_options(request: Request, settings: VllmSettings) -> None:
     """Raises: UsageError, for what vLLM has not, or a flag of its own contradicts."""
     for flag, pinned, wishes in (
@@ -641,14 +470,6 @@ def _check_options(request: Request, settings: VllmSettings) -> None:
                 raise UsageError(f"{wish} {least or most} and {flag} {pinned} contradict each other")
 
 
-def _vision(model: ModelSpec) -> Mapping[str, object] | None:
-    vision = model.metadata.get("vision_config")
-    if not isinstance(vision, Mapping):
-        return None
-    extra = {key: model.metadata[key] for key in ("mm_tokens_per_image",) if key in model.metadata}
-    return {**vision, **extra}
-
-
 def _rates(evaluation: Evaluation, machine: Machine, request: Request) -> tuple[Speed | None, Load | None]:
     """Of one sequence alone, and of as many as run at a time; of a command that fits."""
     if not evaluation.ranks or not evaluation.fits or evaluation.capacity is None:
@@ -662,59 +483,3 @@ def _rates(evaluation: Evaluation, machine: Machine, request: Request) -> tuple[
     roofline = Roofline(machine, EFFICIENCIES)
     mean = mean_length(evaluation.capacity.max_model_len, request)
     return full_speed_of(evaluation, roofline), load_of(evaluation, roofline, mean)
-
-
-def _capacity_findings(evaluation: Evaluation, load: Load | None) -> list[Finding]:
-    if load is None:
-        return []
-    from autofit_vllm.planning.load import capacity_finding
-
-    return capacity_finding(evaluation, load)
-
-
-def _draft_findings(settings: VllmSettings, model: ModelSpec) -> list[Finding]:
-    reference = draft_reference(settings)
-    if reference is None or "draft" in model.companions or is_here(reference):
-        return []
-    message = (
-        f"the draft model {printable(reference, 80)} is not on this machine: its weights and KV cache are not counted; "
-        "download it, or give its path"
-    )
-    return [finding("draft-unknown", message)]
-
-
-def _code_findings(settings: VllmSettings, model: ModelSpec) -> list[Finding]:
-    """That a checkpoint brings code of its own, which only the user lets run."""
-    named = model.metadata.get("auto_map")
-    if not named or settings.given.get("trust_remote_code"):
-        return []
-    message = (
-        "config.json names code of the checkpoint's own (auto_map): where vLLM does not know the model, it asks "
-        "for --trust-remote-code, which runs that code and is never added here"
-    )
-    return [Finding(severity="info", code="remote-code", message=message)]
-
-
-def _usage_findings(settings: VllmSettings, model: VllmModel) -> list[Finding]:
-    found = []
-    if OMNI in settings.args:
-        message = "--omni hands the command to vllm-omni, whose own stages and flags are not counted here"
-        found.append(finding("omni", message))
-    if settings.kv_cache_memory_bytes is not None:
-        found.append(
-            finding(
-                "kv-memory-given",
-                "--kv-cache-memory-bytes replaces the measurement; the check of free memory against "
-                "--gpu-memory-utilization still applies",
-            )
-        )
-    if settings.offload_group_size and settings.cpu_offload_gb:
-        found.append(
-            finding(
-                "two-offloads",
-                "--offload-group-size and --cpu-offload-gb are both set: prefetch offload wins",
-            )
-        )
-    if settings.max_model_len is not None and model.max_len_tokens and settings.max_model_len > model.max_len_tokens:
-        found.append(finding("context-beyond-training", "the length is beyond the model's own"))
-    return found

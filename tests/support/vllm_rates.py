@@ -14,13 +14,14 @@ from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Speed
 from autofit.speed import Roofline
 
-from autofit_vllm.backend import VllmBackend, read_quantization, read_vllm_model, weigh
+from autofit_vllm.backend import VllmBackend
 from autofit_vllm.config.devices import select_devices
 from autofit_vllm.config.resolve import resolve
 from autofit_vllm.memory.kv import plan_kv
 from autofit_vllm.planning.efficiencies import EFFICIENCIES
 from autofit_vllm.planning.evaluation import Evaluation, evaluate, gpu_of, ranks_of
 from autofit_vllm.planning.forms import forms
+from autofit_vllm.planning.inputs import read_quantization, read_vllm_model, weigh
 from autofit_vllm.planning.speed import speed_of
 from support import DATA
 

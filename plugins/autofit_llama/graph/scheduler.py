@@ -14,7 +14,7 @@ from autofit.errors import EngineRefusalError
 
 from autofit_llama.engine.versions import LATEST, Change, Version
 from autofit_llama.graph.allocator import ENDLESS, Arena, Held, allocate
-from autofit_llama.graph.cuda import fusion_dependencies
+from autofit_llama.graph.cuda_fusion import fusion_dependencies
 from autofit_llama.graph.devices import DeviceRules, cpu_supports
 from autofit_llama.graph.ggml import HOST, NONE, VIEW_OPS, Tensor, tensor_bytes
 

@@ -17,6 +17,8 @@ _MODULES = (
     "graph.buffers",
     "graph.builder",
     "graph.cuda",
+    "graph.cuda_flash",
+    "graph.cuda_fusion",
     "graph.devices",
     "graph.model",
     "graph.recurrent",

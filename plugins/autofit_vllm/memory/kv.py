@@ -15,7 +15,8 @@ from autofit.errors import EngineRefusalError, UsageError
 
 from autofit_vllm.config.engine import EngineConfig
 from autofit_vllm.engine.versions import DEFAULT, Change, Engine
-from autofit_vllm.memory.kv_layers import Kind, KvLayout, LayerCache, lay_out, stage_of, uniform
+from autofit_vllm.memory.kv_layers import KvLayout, lay_out
+from autofit_vllm.memory.kv_pages import Kind, LayerCache, stage_of, uniform
 from autofit_vllm.modules.model import VllmModel
 from autofit_vllm.modules.sharding import round_up
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from autofit.domain.machine import HOST_POOL, Device
 from autofit.domain.memory import MemoryItem
@@ -208,20 +209,8 @@ def evaluate(
     `held_back_fraction` of the estimated peak and graphs is not counted on for the cache, so that a plan
     whose length is chosen from it starts even when these come out higher."""
     runtime = next((rank.device.runtime_bytes for rank in ranks), None)
-    budgets = tuple(
-        rank_budget(
-            model,
-            config,
-            stage,
-            kv,
-            runtime_bytes=runtime,
-            vision=vision,
-            offloaded_bytes=offload.saved_bytes(stage.stage) if offload else 0,
-            ipc_bytes=int(settings.mm_ipc_gpu_memory_gb * GIB) if config.images else 0,
-            graphs_deducted=_graphs_deducted(settings),
-        )
-        for stage in weights
-    )
+    each = partial(_stage_budget, settings, config, model, kv, vision, offload, runtime)
+    budgets = tuple(map(each, weights))
     host = host_use(
         settings,
         n_ranks=len(ranks) // config.parallel.nnodes,
@@ -260,6 +249,30 @@ def evaluate(
         host=host,
         offload=offload,
         given_kv=given or config.gpu.cpu,
+    )
+
+
+def _stage_budget(
+    settings: VllmSettings,
+    config: EngineConfig,
+    model: VllmModel,
+    kv: KvPlan,
+    vision: Mapping[str, object] | None,
+    offload: Offload | None,
+    runtime_bytes: int | None,
+    stage: StageWeights,
+) -> RankBudget:
+    """What a rank of a stage takes beside its cache, by the settings."""
+    return rank_budget(
+        model,
+        config,
+        stage,
+        kv,
+        runtime_bytes=runtime_bytes,
+        vision=vision,
+        offloaded_bytes=offload.saved_bytes(stage.stage) if offload else 0,
+        ipc_bytes=int(settings.mm_ipc_gpu_memory_gb * GIB) if config.images else 0,
+        graphs_deducted=_graphs_deducted(settings),
     )
 
 

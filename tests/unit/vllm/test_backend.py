@@ -81,8 +81,8 @@ def test_code_beside_a_known_class_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_gguf_is_told_plainly(tmp_path: Path) -> None:
-    from autofit_vllm.backend import read_vllm_model
     from autofit_vllm.command.settings import parse_command
+    from autofit_vllm.planning.inputs import read_vllm_model
 
     spec = dataclasses.replace(autofit.read_model(LLAMA), format="gguf")
     _, settings = parse_command(["vllm", "serve", "x"])

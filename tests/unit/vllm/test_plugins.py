@@ -11,7 +11,6 @@ import pytest
 from autofit.domain.plan import Plan
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
-from autofit_vllm.backend import read_quantization, read_vllm_model
 from autofit_vllm.command.settings import parse_command
 from autofit_vllm.config.engine import Gpu
 from autofit_vllm.config.resolve import resolve
@@ -20,6 +19,7 @@ from autofit_vllm.memory.weights import rank_tensors, weights_per_rank
 from autofit_vllm.modules.dtypes import dtype_bytes
 from autofit_vllm.modules.model import Linear, Parallel, Part, VllmModel
 from autofit_vllm.modules.sharding import linear_shape
+from autofit_vllm.planning.inputs import read_quantization, read_vllm_model
 from autofit_vllm.quantization import Quantization, quantization_for
 from autofit_vllm.quantization.gguf import gguf, gguf_name
 from support.ggufs import Gguf, Strings, Tensor

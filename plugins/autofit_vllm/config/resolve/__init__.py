@@ -7,6 +7,7 @@ The order and the wording of the refusals follow vLLM's: config/model.py (types,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from autofit.domain.units import GIB
 from autofit.errors import EngineRefusalError
@@ -14,7 +15,7 @@ from autofit.errors import EngineRefusalError
 from autofit_vllm.command.flags import AUTO_LENGTH
 from autofit_vllm.command.settings import VllmSettings
 from autofit_vllm.config.connectors import check_connectors
-from autofit_vllm.config.engine import EngineConfig, Gpu
+from autofit_vllm.config.engine import EngineConfig, Gpu, GraphMode
 from autofit_vllm.config.resolve.batch import (
     async_scheduling,
     check_mamba,
@@ -30,7 +31,7 @@ from autofit_vllm.config.resolve.length import resolve_max_len
 from autofit_vllm.config.resolve.parallel import resolve_parallel
 from autofit_vllm.config.resolve.speculation import resolve_speculation
 from autofit_vllm.engine.versions import Change
-from autofit_vllm.modules.model import VllmModel
+from autofit_vllm.modules.model import Parallel, VllmModel
 from autofit_vllm.quantization import NONE, Quantization
 
 HYBRID_PREFIXES = Change(
@@ -60,30 +61,22 @@ def resolve(
     Raises:
         EngineRefusalError: vLLM would refuse these arguments.
     """
-    if settings.enable_lora and not model.supports_lora:
-        raise EngineRefusalError(f"{model.architecture} does not support LoRA yet.")
+    _check_lora(settings, model)
     dtype = resolve_dtype(settings, model, gpu)
     check_quantization(quantization, dtype)
     pooling = model.is_pooling or settings.pooling
     max_len = resolve_max_len(settings, model)
     parallel = resolve_parallel(settings, model, gpu, n_gpus=n_gpus)
     check_connectors(settings, model, parallel)
-    chunked, prefix = _chunks_and_prefixes(settings, model)
     kv_dtype = resolve_kv_dtype(settings, model, gpu, quantization, dtype)
-    tokens, seqs = resolve_batch(settings, gpu, parallel, max_len=max_len, chunked=chunked)
-    check_scheduler(settings, tokens=tokens, seqs=seqs, max_len=max_len, chunked=chunked)
-    check_mamba(settings, model, prefix=prefix, chunked=chunked)
-    v2 = uses_v2_runner(settings, parallel, gpu)
-    is_async = async_scheduling(settings, parallel, gpu, pooling=pooling, v2=v2)
+    steps = _steps(settings, model, gpu, parallel, max_len=max_len, pooling=pooling)
     method, n_speculative, draft = resolve_speculation(settings, model)
     mode = graph_mode(settings, model, pooling=pooling)
-    if gpu.cpu or quantization.eager:
-        mode = "NONE"
-    skip = frozenset(settings.kv_cache_dtype_skip_layers) | boundary_layers(kv_dtype, model)
+    mode = "NONE" if gpu.cpu or quantization.eager else mode
     backend = _attention_backend(settings)
     images = _encodes_images(settings, model)
-    utilization = _utilization(settings)
     return EngineConfig(
+        gpu_memory_utilization=_utilization(settings),
         engine=settings.version,
         gpu=gpu,
         parallel=parallel,
@@ -91,15 +84,15 @@ def resolve(
         quantization=quantization.name,
         max_model_len=max_len,
         auto_length=settings.max_model_len == AUTO_LENGTH,
-        max_num_seqs=seqs,
-        max_num_batched_tokens=tokens,
-        chunked_prefill=chunked,
-        prefix_caching=prefix,
-        async_scheduling=is_async,
-        max_concurrent_batches=concurrent_batches(parallel.pp, is_async=is_async, v2=v2),
+        max_num_seqs=steps.seqs,
+        max_num_batched_tokens=steps.tokens,
+        chunked_prefill=steps.chunked,
+        prefix_caching=steps.prefix,
+        async_scheduling=steps.is_async,
+        max_concurrent_batches=steps.n_concurrent,
         hybrid_manager=hybrid_manager(settings, model, method),
         kv_cache_dtype=kv_dtype,
-        kv_skip_layers=skip,
+        kv_skip_layers=frozenset(settings.kv_cache_dtype_skip_layers) | boundary_layers(kv_dtype, model),
         block_size=settings.block_size,
         attention_backend=backend,
         flash_version=_flash_version(settings, kv_dtype),
@@ -110,19 +103,58 @@ def resolve(
         speculative_tokens=n_speculative,
         draft=draft,
         graph_mode=mode,
-        capture_sizes=capture_sizes(
-            settings, model, gpu, mode=mode, tokens=tokens, seqs=seqs, query_len=1 + n_speculative
-        ),
+        capture_sizes=_graph_sizes(settings, model, gpu, mode, steps, n_speculative),
         mamba_cache_dtype=settings.mamba_cache_dtype,
         mamba_ssm_dtype=_ssm_dtype(settings, model),
         mamba_block_size=settings.mamba_block_size,
         mamba_cache_mode=settings.given.get("mamba_cache_mode"),
         replay_ssm=settings.use_replayssm,
         gdn_backend=_gdn_backend(settings),
-        gpu_memory_utilization=utilization,
         kv_cache_memory_bytes=_kv_memory(settings, gpu),
         num_gpu_blocks_override=settings.num_gpu_blocks_override,
     )
+
+
+class _Steps(NamedTuple):
+    """What one step of the scheduler may hold, and how many steps are under way."""
+
+    tokens: int
+    seqs: int
+    chunked: bool  #: prompts are read in pieces
+    prefix: bool  #: prefixes are cached
+    is_async: bool
+    n_concurrent: int
+
+
+def _steps(
+    settings: VllmSettings, model: VllmModel, gpu: Gpu, parallel: Parallel, *, max_len: int, pooling: bool
+) -> _Steps:
+    """The batch and the scheduler.
+
+    Raises:
+        EngineRefusalError: they contradict each other, the length or the model.
+    """
+    chunked, prefix = _chunks_and_prefixes(settings, model)
+    tokens, seqs = resolve_batch(settings, gpu, parallel, max_len=max_len, chunked=chunked)
+    check_scheduler(settings, tokens=tokens, seqs=seqs, max_len=max_len, chunked=chunked)
+    check_mamba(settings, model, prefix=prefix, chunked=chunked)
+    v2 = uses_v2_runner(settings, parallel, gpu)
+    is_async = async_scheduling(settings, parallel, gpu, pooling=pooling, v2=v2)
+    n_concurrent = concurrent_batches(parallel.pp, is_async=is_async, v2=v2)
+    return _Steps(tokens, seqs, chunked, prefix, is_async, n_concurrent)
+
+
+def _graph_sizes(
+    settings: VllmSettings, model: VllmModel, gpu: Gpu, mode: GraphMode, steps: _Steps, n_speculative: int
+) -> tuple[int, ...]:
+    """Sizes of steps that are captured; a step that checks drafts holds them and one token more."""
+    query_len = 1 + n_speculative
+    return capture_sizes(settings, model, gpu, mode=mode, tokens=steps.tokens, seqs=steps.seqs, query_len=query_len)
+
+
+def _check_lora(settings: VllmSettings, model: VllmModel) -> None:
+    if settings.enable_lora and not model.supports_lora:
+        raise EngineRefusalError(f"{model.architecture} does not support LoRA yet.")
 
 
 def _chunks_and_prefixes(settings: VllmSettings, model: VllmModel) -> tuple[bool, bool]:

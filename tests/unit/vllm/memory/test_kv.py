@@ -10,7 +10,7 @@ import pytest
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.memory.kv import Group, capacity, fit, group_layers, plan_kv, stage_bounds
-from autofit_vllm.memory.kv_layers import LayerCache, packed_bytes
+from autofit_vllm.memory.kv_pages import LayerCache, packed_bytes
 from autofit_vllm.modules.model import IndexerCache, StateCache, VllmModel
 from support import vllm_models
 from support.vllm_models import GIB, config
