@@ -23,7 +23,7 @@ from autofit.errors import AutofitError, EngineRefusalError, UsageError
 from autofit.files import cache_home, read_bounded, runtime_dir
 from autofit.launch.shims import RECORD, own_folder, with_shims
 from autofit.text import shell
-from autofit.text.launchers import SHELLS
+from autofit.text.launchers import RUNNERS, SHELLS
 from autofit.text.programs import program_name
 
 if TYPE_CHECKING:
@@ -96,8 +96,10 @@ def _refuse_hidden(argv: Sequence[str], environ: Mapping[str, str], programs: Ma
         UsageError
     """
     text = _text_of(argv, environ)
-    names = "|".join(map(re.escape, programs))
-    by_path = re.search(rf"[\w./~${{}}-]*/(?:{names})(?![\w./-])", re.sub(r"(?m)^\s*#.*$", "", text))
+    text = re.sub(r"(?m)^\s*#.*$", "", text)
+    names = "|".join(re.escape(name) for name in programs if name not in RUNNERS)
+    runners = rf"(?:{'|'.join(RUNNERS)})(?=\s[^\n;&|]*\brun\b)"
+    by_path = re.search(rf"[\w./~${{}}-]*/(?:(?:{names})(?![\w./-])|{runners})", text)
     found = by_path or _HIDDEN.search(text)
     if found is not None:
         what = "starts a program by its path" if by_path else "puts other folders before the shims"

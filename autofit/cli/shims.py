@@ -11,6 +11,7 @@ from autofit.host import host
 from autofit.launch.own import own_import
 from autofit.launch.shims import OFF, shim_texts, write_shims
 from autofit.text import shell
+from autofit.text.launchers import RUNNERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,13 +28,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def texts_here() -> dict[str, str]:
-    """The shims of every backend that is installed."""
+    """The shims of every backend that is installed, and of the runners of containers that this machine has.
+
+    None of a runner that it lacks: scripts ask `command -v podman` which of them to use.
+    """
+    from autofit.hardware.system import find_program
+
     programs: dict[str, frozenset[str]] = {}
     unplanned: dict[str, tuple[frozenset[str], str]] = {}
     modules: list[str] = []
+    images: list[str] = []
     for ref in host().backends().values():
         backend = host().backend(ref.name)
         programs |= dict.fromkeys(backend.wrapped or backend.programs, backend.informing)
         unplanned |= {name: (backend.informing, why) for name, why in backend.unplanned.items()}
         modules += backend.modules
-    return shim_texts(sys.executable, own_import(), programs, modules, unplanned)
+        images += ref.images
+    runners = [name for name in RUNNERS if find_program(name, os.environ) is not None]
+    return shim_texts(sys.executable, own_import(), programs, modules, unplanned, runners, images)

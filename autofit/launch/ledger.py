@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,7 @@ from autofit.domain.text import printable
 from autofit.errors import AutofitError
 from autofit.files import is_own, read_bounded, runtime_dir
 from autofit.launch.reservations import Claim, Reservation, reduced
+from autofit.text.launchers import RUNNERS
 
 SCHEMA = 1
 MAX_FILES = 512
@@ -72,6 +73,7 @@ def _read(path: Path) -> Reservation | None:
             program=str(data["program"])[:200],
             at_s=float(data["at_s"]),
             claims=claims,
+            file=path.name,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -277,19 +279,36 @@ def _stat(path: str, at: int) -> str | None:
         return None
 
 
-def trees_of(pids: Sequence[int]) -> dict[int, list[int]]:
-    """Each process with all that it has started, and these in turn."""
-    parents: dict[int, list[int]] = {}
+def keepers_of(names: Collection[str]) -> dict[str, list[int]]:
+    """The processes that keep each file of a reservation open, by the descriptor that was handed on to them."""
+    found: dict[str, list[int]] = {name: [] for name in names}
+    for pid in _processes():
+        with suppress(OSError):
+            for number in range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + 4):
+                name = os.readlink(f"/proc/{pid}/fd/{number}").rpartition("/")[2]  # noqa: PTH115 - one call of many
+                if name in found:
+                    found[name].append(pid)
+                    break
+    return found
+
+
+def _processes() -> Iterator[int]:
     with suppress(OSError), os.scandir("/proc") as entries:
-        for entry in entries:
-            if entry.name.isdecimal() and (parent := _stat(f"/proc/{entry.name}/stat", 1)) is not None:
-                parents.setdefault(int(parent), []).append(int(entry.name))
+        yield from (int(entry.name) for entry in entries if entry.name.isdecimal())
+
+
+def trees_of(roots: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
+    """Processes with all that they have started, and these in turn."""
+    parents: dict[int, list[int]] = {}
+    for pid in _processes():
+        if (parent := _stat(f"/proc/{pid}/stat", 1)) is not None:
+            parents.setdefault(int(parent), []).append(pid)
     found = {}
-    for pid in pids:
-        tree = [pid]
+    for key, pids in roots.items():
+        tree = list(dict.fromkeys(pids))
         for one in tree:  # which grows meanwhile
             tree += [child for child in parents.get(one, ()) if child not in tree]
-        found[pid] = tree
+        found[key] = tree
     return found
 
 
@@ -310,6 +329,21 @@ def without_reserved(machine: Machine, environ: Mapping[str, str]) -> Machine:
     found = standing(environ)
     if not found:
         return machine
-    trees = trees_of([one.pid for one in found])
-    in_ram = {pid: ram_of(tree) for pid, tree in trees.items()}
+    keepers = keepers_of([one.file for one in found])
+    trees = trees_of({one.pid: (one.pid, *keepers[one.file]) for one in found})
+    in_ram = {one.pid: None if _is_with_a_service(one, trees[one.pid]) else ram_of(trees[one.pid]) for one in found}
     return reduced(machine, found, trees, in_ram, now_s())
+
+
+def _is_with_a_service(one: Reservation, tree: Sequence[int]) -> bool:
+    """Whether a container was started by a service of the system, as that of docker is: nothing tells its processes.
+
+    podman is the parent of its containers by way of a monitor, which is none of its children.
+    """
+    return one.program in RUNNERS and all(_is_below(pid, one.pid) for pid in tree)
+
+
+def _is_below(pid: int, root: int) -> bool:
+    while pid > 1 and pid != root:
+        pid = int(_stat(f"/proc/{pid}/stat", 1) or 0)
+    return pid == root

@@ -3,10 +3,12 @@
 A reserved byte counts until the engine holds it. What it holds is:
 
 - in RAM: memory of its processes that is not memory-mapped from files, as `/proc` has it; memory-mapped weights are
-  never held, so they count as long as the engine runs;
+  never held, so they count as long as the engine runs. Its processes are the one that was started, those that keep its
+  reservation locked (the monitor that podman leaves with a container does), and all that these have started;
 - on a device whose driver names the engine's processes: what it says that they use;
-- on any other device: nothing, until free memory has fallen by 15/16 of all that is reserved there: then everything;
-  and from 10 minutes after the start on, what free memory has fallen by.
+- on any other device, and in RAM of a container that a service starts (docker): nothing, until free memory has fallen
+  by 15/16 of all that is reserved there: then everything; and from 10 minutes after the start on, what free memory has
+  fallen by.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ class Reservation:
     program: str
     at_s: float
     claims: Mapping[str, Claim]
+    file: str = ""  #: the name of its file
 
 
 def key_of(device: Device) -> str:

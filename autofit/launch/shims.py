@@ -82,6 +82,18 @@ is_engine() {{
 }}
 is_engine "$@" || as_it_is "$@"
 """
+#: of docker, podman and nerdctl: only `run`, and only of what may be an engine's, is any of ours
+_RUNNER = """\
+runs=
+engine=
+for word; do
+  case $word in
+    run) runs=1 ;;
+    {words}) engine=1 ;;
+  esac
+done
+[ -n "$runs" ] && [ -n "$engine" ] || as_it_is "$@"
+"""
 _TAIL = """\
 if ! [ -x {python} ]; then
   echo "autofit: not there any more: $name is started as it is ($here/$name)" >&2
@@ -108,11 +120,14 @@ def shim_texts(
     programs: Mapping[str, Iterable[str]],
     modules: Iterable[str],
     unplanned: Mapping[str, tuple[Iterable[str], str]] = NOTHING,
+    runners: Iterable[str] = (),
+    images: Iterable[str] = (),
 ) -> dict[str, str]:
     """The shims by name: of `programs`, with the flags after which each ends by itself, and of Python for `modules`.
     `own` is what `python` runs before it imports autofit.
 
-    Those of `unplanned` only say why their program is started as it is.
+    Those of `unplanned` only say why their program is started as it is. Those of `runners` of containers pass on what
+    starts one of `images` (the ends of their names), or names one of `programs`.
     """
     head = _HEAD.format(mark=SHIM_MARK, off=OFF, skip=SKIP, record=RECORD)
     tail = _TAIL.format(python=shell.word(python, always=True), skip=SKIP, own=_inside(own))
@@ -120,6 +135,8 @@ def shim_texts(
     for name, (flags, why) in unplanned.items():
         says = _UNPLANNED.format(record=RECORD, why=shell.word(why, always=True))
         texts[name] = head + _ENGINE.format(informing=_patterns(flags)) + says + tail
+    engines = _RUNNER.format(words=" | ".join([*map(_image_pattern, sorted(images)), _patterns(programs)]))
+    texts |= dict.fromkeys(runners, head + engines + tail)
     patterns = _patterns(modules)
     return {**texts, **(dict.fromkeys(PYTHONS, head + _PYTHON.format(modules=patterns) + tail) if patterns else {})}
 
@@ -132,6 +149,12 @@ def _inside(python: str) -> str:
 def _patterns(words: Iterable[str]) -> str:
     """Words as a pattern of `case`."""
     return " | ".join(shell.word(word, always=True) for word in sorted(words))
+
+
+def _image_pattern(name: str) -> str:
+    """The end of an image's name as patterns of `case`: with a registry before it or not, a tag or digest behind it."""
+    quoted = shell.word(name, always=True)
+    return " | ".join(f"{before}{quoted}{behind}" for before in ("", "*/") for behind in ("", ":*", "@*"))
 
 
 def write_shims(folder: Path, texts: Mapping[str, str]) -> None:

@@ -100,6 +100,7 @@ def test_an_engine_of_a_script_need_not_be_there(tmp_path: Path) -> None:
     [
         ("/opt/llama/llama-server -m x", "starts a program by its path"),
         ("$BIN/llama-server -m x", "starts a program by its path"),
+        ("/usr/bin/docker --debug run vllm/vllm-openai", "starts a program by its path"),
         ("source venv/bin/activate; vllm serve x", "puts other folders before the shims"),
         ("uv run vllm serve x", "puts other folders before the shims"),
         ("true", "no engine was started through PATH (it ended)"),

@@ -13,7 +13,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from autofit.launch.ledger import Ledger, ReservationError, reserved, standing, started_of
+from autofit.domain.machine import Host, Machine
+from autofit.launch.ledger import (
+    Ledger,
+    ReservationError,
+    keepers_of,
+    reserved,
+    standing,
+    started_of,
+    trees_of,
+    without_reserved,
+)
 from autofit.launch.reservations import Claim
 
 from support import ROOT
@@ -295,3 +305,84 @@ def test_clocks_that_jump_change_nothing(environ: dict[str, str], monkeypatch: p
     finally:
         owner.end()
     assert standing(environ) == ()
+
+
+# -- engines that are no children of what was started ------------------------------------------------
+
+HELD_MIB = 256
+#: as podman does it: the container's monitor is nobody's child, keeps what it was handed, and starts the engine
+_MONITOR = f"""\
+import os, signal, subprocess, sys
+if os.fork() == 0:
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    code = "import time; held = bytearray(b'x') * ({HELD_MIB} << 20); print('held', flush=True); time.sleep(60)"
+    engine = subprocess.Popen([sys.executable, "-c", code], close_fds=True)
+    sys.exit(engine.wait())
+signal.pause()
+"""
+
+
+def available(environ: dict[str, str]) -> int:
+    machine = Machine(host=Host(total_bytes=64 << 30, available_bytes=32 << 30), devices=())
+    left = without_reserved(machine, environ).host.available_bytes
+    assert left is not None
+    return left
+
+
+def starter(environ: dict[str, str], program: str, code: str) -> subprocess.Popen[str]:
+    """A process that reserves 1 GiB of RAM as `autofit run` does, and becomes Python with this code."""
+    first = (
+        "import os, sys; from autofit.launch.ledger import Ledger; from autofit.launch.reservations import Claim\n"
+        "ledger = Ledger(dict(os.environ))\n"
+        "with ledger.alone(): ledger.reserve(sys.argv[1], {'host': Claim(n_bytes=1 << 30, free_bytes=32 << 30)})\n"
+        "os.execv(sys.executable, [sys.executable, '-c', sys.argv[2]])\n"
+    )
+    command = [sys.executable, "-c", first, program, code]
+    return subprocess.Popen(command, env={**os.environ, **environ}, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes as Linux has them")
+def test_a_container_counts_by_the_monitor_that_keeps_its_reservation(environ: dict[str, str]) -> None:
+    client = starter(environ, "podman", _MONITOR)
+    assert client.stdout is not None and client.stdout.readline() == "held\n"
+    try:
+        outstanding = (32 << 30) - available(environ)
+        assert 0 < outstanding <= (1 << 30) - (HELD_MIB << 20)
+        client.kill()
+        client.wait()
+        (one,) = standing(environ)  # with the container, which goes on without its client
+        assert one.pid == client.pid
+        assert abs((32 << 30) - available(environ) - outstanding) < 64 << 20
+    finally:
+        client.kill()
+        keepers = keepers_of([path.name for path in Path(environ["XDG_RUNTIME_DIR"], "autofit").glob("*.json")])
+        for pid in trees_of({0: [pid for pids in keepers.values() for pid in pids]})[0]:
+            os.kill(pid, signal.SIGKILL)
+        client.stdout.close()
+    deadline = time.monotonic() + 10
+    while standing(environ) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert standing(environ) == () and available(environ) == 32 << 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes as Linux has them")
+@pytest.mark.parametrize(("program", "counts"), [("docker", True), ("llama-server", False)])
+def test_a_client_of_a_service_holds_nothing_of_its_container(
+    program: str, counts: bool, environ: dict[str, str]
+) -> None:
+    """What a client itself takes is none of the bytes that were planned for the engine; an engine's own are."""
+    client = starter(
+        environ, program, f"import time; held = bytearray({HELD_MIB} << 20); print('held'); time.sleep(60)"
+    )
+    try:
+        assert client.stdout is not None
+        deadline = time.monotonic() + 30
+        while not standing(environ) or b"held" not in Path(f"/proc/{client.pid}/cmdline").read_bytes():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert (available(environ) == (31 << 30)) is counts
+    finally:
+        client.kill()
+        client.communicate()

@@ -193,3 +193,63 @@ def test_what_a_command_says_comes_before_the_options_of_the_script(engines: Eng
     alone = engines.run("run", "-q", "-c", "512", "--", "bash", "-c", f"{SERVER} -c 256")
     assert alone.returncode == 0 and engines.said["argv"][:4] == ["-m", TINY, "-c", "256"]
     assert "-np" in engines.said["argv"]
+
+
+# -- runners of containers -------------------------------------------------------------------------------
+
+IMAGE = "ghcr.io/ggml-org/llama.cpp:server-b11311"
+
+
+def runner(engines: Engines, *names: str) -> Engines:
+    for name in names:
+        write_program(engines.bin / name, f'#!/bin/sh\n[ "$1" = image ] || echo "{name} $*"\n')
+    return engines
+
+
+def test_containers_of_a_script_pass_through(engines: Engines) -> None:
+    start = f"docker run --rm -v {Path(TINY).parent}:/m {IMAGE} -m /m/tiny.gguf"
+    done = runner(engines, "docker").run("run", "-c", "512", "--", "sh", "-c", start)
+    assert done.returncode == 0 and done.stdout.startswith(f"{start} -c 512 "), done.stderr
+    assert "autofit: adds -c 512" in done.stderr
+    large = engines.run("run", "--", "sh", "-c", f"{start} -c 2000000000; echo $?")
+    assert large.stdout == "3\n" and "not started: does not fit" in large.stderr
+    checked = engines.run("check", "--", "sh", "-c", f"docker ps; {start}; docker run x y")
+    assert checked.returncode == 0 and checked.stdout == f"fits: {start}\n"
+    assert "docker ps\n" in checked.stderr and "docker run x y\n" in checked.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "docker ps -a", f"docker pull {IMAGE}", "docker run --rm postgres:17 -c shared_buffers=1GB", "docker",
+        "docker build -t vllm/vllm-openai .", "docker container run postgres-vllm", "docker run my/llama.cpp:server",
+    ],
+)  # fmt: skip
+def test_other_commands_of_runners_do_not_even_start_python(command: str, engines: Engines) -> None:
+    loud = write_program(engines.folder / "loud", "#!/bin/sh\necho started >&2\n")
+    images = ["ggml-org/llama.cpp", "vllm/vllm-openai"]
+    texts = shim_texts(str(loud), "", {"llama-server": [], "vllm": []}, [], runners=["docker"], images=images)
+    write_program(engines.folder / "shims/docker", texts["docker"])
+    path = f"{engines.folder / 'shims'}:{runner(engines, 'docker').environ['PATH']}"
+    done = sh(engines, command, PATH=path)
+    assert (done.stdout, done.stderr) == (f"docker {command.partition(' ')[2]}\n", "")
+    for engine in (
+        IMAGE,
+        "x/vllm/vllm-openai@sha256:0",
+        "vllm/vllm-openai",
+        "mine:1 vllm serve",
+        "mine /a/llama-server",
+    ):
+        passed = sh(engines, f"docker run {engine} -m x", PATH=path)
+        assert passed.stderr == ("started\n" if not engine.startswith("mine /a") else ""), engine
+
+
+def test_a_runner_that_is_not_installed_does_not_seem_to_be(engines: Engines) -> None:
+    script = "for x in docker podman nerdctl; do command -v $x >/dev/null && echo $x; done; true"
+    runner(engines, "podman")
+    engines.environ["PATH"] = (
+        f"{engines.bin}:/bin" if Path("/bin").resolve() != Path("/usr/bin") else engines.environ["PATH"]
+    )
+    alone = sh(engines, script)
+    assert "podman\n" in alone.stdout
+    assert engines.run("run", "--", "sh", "-c", script).stdout == alone.stdout
