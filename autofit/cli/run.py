@@ -217,15 +217,24 @@ def planned(
 def _behind(args: argparse.Namespace, wrapped: Wrapped, environ: Mapping[str, str]) -> int:
     """Become the launchers, which start `autofit run` again for the command behind them.
 
-    So it measures what they leave the command: its variables, user, processors, and limits of memory.
+    So it measures what they leave the command: its variables, user, processors, and limits of memory. One that would
+    have found the command's program before it takes `PATH` away is given the path of it.
     """
-    launchers = wrapped.programs
+    launchers, argv, finds = wrapped.first()
+    if finds:
+        argv = (_found(argv[0], environ), *argv[1:])
     if launchers[0] == "time" and not _is_installed("time", environ):  # a word of bash
         n_own = len(wrapped.launchers[0])
         launchers = ("bash", "-c", " ".join(["time", *launchers[1:n_own], '"$@"']), "time", *launchers[n_own:])
     own = [*args.own, *_lost_options(args, wrapped, environ)]
     path = program_path(launchers[0], environ)
-    return become(path, (*launchers[1:], *own_command(), "run", *own, "--", *wrapped.argv), environ)
+    return become(path, (*launchers[1:], *own_command(), "run", *own, "--", *argv), environ)
+
+
+def _found(name: str, environ: Mapping[str, str]) -> str:
+    from autofit.hardware.system import find_program
+
+    return find_program(name, environ) or name
 
 
 def _is_installed(name: str, environ: Mapping[str, str]) -> bool:

@@ -31,7 +31,8 @@ class Launcher:
 
     Of its options, written with their dashes, `valued` take a value in the same word or the next; of these `sets` name
     a variable with its value, `unsets` one that goes, `moves` a directory. `clears` leave the command no variables.
-    `resets`: it hands none on, unless one of `keeps` is given. `operands` are words of its own before the command.
+    `resets`: it hands none on, unless one of `keeps` is given. `finds`: it looks for the program on the `PATH`
+    that it has itself, whatever it leaves of that. `operands` are words of its own before the command.
     """
 
     valued: frozenset[str] = frozenset()
@@ -44,6 +45,7 @@ class Launcher:
     moves: frozenset[str] = frozenset()
     resets: bool = False
     keeps: frozenset[str] = frozenset()
+    finds: bool = False
     splits: frozenset[str] = frozenset()  #: options whose value is split into words that take its place
     modules: frozenset[str] = frozenset()  #: options after which the command is a module of Python
     counts: bool = False  #: `-5` and `--5` are numbers, not options
@@ -130,6 +132,7 @@ LAUNCHERS: Mapping[str, Launcher] = {
         moves=_names("--working-directory"),
         resets=True,
         keeps=_names("--scope"),
+        finds=True,  # src/run/run.c:run, find_executable of systemd 252
     ),
     "systemd-inhibit": Launcher(valued=_names("--what --who --why --mode")),
     "uv": Launcher(words=("run",), valued=_UV, moves=_names("--directory"), modules=_names("-m --module")),
@@ -147,10 +150,12 @@ LAUNCHERS: Mapping[str, Launcher] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What a launcher does to variables: all go (`name` `None`), one goes (`value` `None`), or one is set."""
+    """What a launcher does to variables: all go (`name` `None`), one goes (`value` `None`), one is set, or one that
+    went with all others is handed on (`is_handed_on`)."""
 
     name: str | None = None
     value: str | None = None
+    is_handed_on: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +181,21 @@ class Wrapped:
         """The launchers as programs: words that only a shell knows go, or become what has the same effect."""
         return tuple(word for words in self.launchers for word in _as_program(words))
 
+    def first(self) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+        """The launchers to become at once, as programs; the words that they start; and whether the last of these
+        launchers looks for the program of those words itself.
+
+        All of them, but for one that does: it is alone, as `PATH` is what those before it leave.
+        """
+        for at, words in enumerate(self.launchers):
+            launcher = launcher_of(words)
+            if launcher is not None and launcher.finds:
+                before = [word for one in self.launchers[:at] for word in _as_program(one)]
+                n = at if before else at + 1
+                rest = (*(word for one in self.launchers[n:] for word in one), *self.argv)
+                return (tuple(before), rest, False) if before else (words, rest, True)
+        return self.programs, self.argv, False
+
     @property
     def assigned(self) -> tuple[str, ...]:
         """The names of the variables that launchers set."""
@@ -183,10 +203,12 @@ class Wrapped:
 
     def variables(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The variables that the command will have, of those around the launchers."""
-        found = dict(environ)
+        found = before = dict(environ)
         for change in self.changes:
             if change.name is None:
-                found = {}
+                before, found = found, {}
+            elif change.is_handed_on:
+                found |= {name: value for name, value in before.items() if name == change.name}
             elif change.value is None:
                 found.pop(change.name, None)
             else:
@@ -330,9 +352,9 @@ def _next(name: str, option: str, words: list[str]) -> str:
 
 
 def _set(text: str) -> Change:
-    """A variable of `--setenv NAME=VALUE`; `NAME` alone hands on that of the caller, which is not known here."""
+    """A variable of `--setenv NAME=VALUE`; `NAME` alone hands on that of the caller."""
     name, equals, value = text.partition("=")
-    return Change(name=name, value=value if equals else None)
+    return Change(name=name, value=value if equals else None, is_handed_on=not equals)
 
 
 def _split(name: str, text: str) -> list[str]:

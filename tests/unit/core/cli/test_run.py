@@ -183,6 +183,19 @@ def test_launchers_start_it_and_it_measures_behind_them(engines: Engines) -> Non
     assert said["argv"][said["argv"].index("-t") + 1] == "1"  # one processor is left to it
 
 
+def test_a_launcher_that_finds_the_program_itself_is_given_its_path(engines: Engines) -> None:
+    """systemd-run looks on the caller's PATH for what it starts with another one."""
+    write_program(
+        engines.bin / "systemd-run", '#!/bin/sh\nshift 1\nFAKE_SAYS=$FAKE_SAYS PATH=/usr/bin:/bin exec "$@"\n'
+    )
+    for before in (["systemd-run", "--wait"], ["env", "B=2", "systemd-run", "-P"], ["exec", "systemd-run", "-P"]):
+        done = engines.run("run", "-q", "-c", "512", "--", *before, *SERVER)
+        assert done.returncode == 0, done.stderr
+        assert engines.said["argv"][:4] == [*SERVER[1:], "-c", "512"]
+        assert engines.said["program"] == str(engines.bin / "llama-server")
+        engines.says.unlink()
+
+
 def test_options_in_variables_outlive_launchers_that_clear_them(engines: Engines) -> None:
     command = ["env", "-i", f"PATH={engines.environ['PATH']}", f"FAKE_SAYS={engines.says}", *SERVER]
     done = engines.run("run", "-q", "--", *command, env={"AUTOFIT_CONTEXT": "512"})

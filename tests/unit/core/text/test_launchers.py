@@ -97,6 +97,9 @@ def test_shells_are_no_launchers() -> None:
         ("sudo --preserve-env=A,B", {"A": "1", "B": "1"}),
         ("systemd-run -E C=3", {"C": "3"}),
         ("systemd-run --scope --setenv=C=3", {"A": "1", "B": "1", "C": "3"}),
+        ("systemd-run -E A --setenv=C -E B=2", {"A": "1", "B": "2"}),
+        ("systemd-run --scope -E A", {"A": "1", "B": "1"}),
+        ("env A=2 systemd-run --setenv A", {"A": "2"}),
         ("env -i C=1 env -u C D=2", {"D": "2"}),
     ],
 )
@@ -155,3 +158,17 @@ def test_the_launcher_itself_agrees(before: str) -> None:
     assert list(unwrap((*words, *command)).argv) == command
     done = subprocess.run([*words, *command], capture_output=True, text=True, timeout=20)
     assert (done.stdout, done.returncode) == ("5", 0), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "first", "rest", "finds"),
+    [
+        ("nice -n 5 env A=1", "nice -n 5 env A=1", "", False),
+        ("systemd-run --scope", "systemd-run --scope", "", True),
+        ("exec systemd-run -P nice", "systemd-run -P", "nice ", True),
+        ("env PATH=/x systemd-run nice", "env PATH=/x", "systemd-run nice ", False),
+    ],
+)
+def test_a_launcher_that_finds_the_program_is_started_alone(before: str, first: str, rest: str, finds: bool) -> None:
+    found = unwrap((*shlex.split(before), *ENGINE)).first()
+    assert found == (tuple(first.split()), (*rest.split(), *ENGINE), finds)
