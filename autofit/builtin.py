@@ -180,8 +180,19 @@ def autofit_register_hardware_sources() -> Iterable[HardwareSourceRef]:
             "autofit.hardware.nvidia:find",
             library="libnvidia-ml.so.1",
             unanswered="autofit.hardware.nvidia:unanswered",
+            signs=("libnvidia-ml.so.1", "nvidia-smi", "/proc/driver/nvidia", "/proc/device-tree/compatible"),
         ),
-        HardwareSourceRef("AMD", "sysfs, amdsmi, rocm-smi", "autofit.hardware.amd:find", library="/dev/kfd"),
-        HardwareSourceRef("Intel", "sysfs and the kernel's ioctls", "autofit.hardware.intel:find"),
-        HardwareSourceRef("Apple", "sysctl, and the working set of its GPU", "autofit.hardware.apple:find"),
+        HardwareSourceRef(
+            "AMD",
+            "sysfs, amdsmi, rocm-smi",
+            "autofit.hardware.amd:find",
+            library="/dev/kfd",
+            signs=("/sys/class/drm", "/dev/kfd"),
+        ),
+        HardwareSourceRef(
+            "Intel", "sysfs and the kernel's ioctls", "autofit.hardware.intel:find", signs=("/sys/class/drm",)
+        ),
+        HardwareSourceRef(
+            "Apple", "sysctl, and the working set of its GPU", "autofit.hardware.apple:find", signs=("/System/Library",)
+        ),
     )

@@ -82,7 +82,9 @@ class HardwareSourceRef(NamedTuple):
     `library`: a driver's library, by the name that the loader finds it by, or a path that is there where it is: then
     a child process loads it.
     `unanswered` is `module:function(system, why) -> Facts`: what is known where the library gave no answer in time.
-    One that `fills_gaps` is asked only where the others leave a device, or its free memory, unknown."""
+    One that `fills_gaps` is asked only where the others leave a device, or its free memory, unknown.
+    `signs`: paths, libraries (with `.so`) and programs of which one is there wherever it could know a device; where
+    none is, it is not loaded. Without any it is always asked."""
 
     name: str
     summary: str
@@ -90,6 +92,7 @@ class HardwareSourceRef(NamedTuple):
     library: str = ""
     unanswered: str = ""
     fills_gaps: bool = False
+    signs: tuple[str, ...] = ()
 
 
 class RendererRef(NamedTuple):

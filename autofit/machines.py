@@ -43,6 +43,7 @@ def hardware_sources() -> list[Source]:
             ref.library,
             partial(_ask_source, ref.unanswered) if ref.unanswered else None,
             ref.fills_gaps,
+            ref.signs,
         )
         for ref in host().hardware_sources().values()
     ]

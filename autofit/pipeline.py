@@ -315,12 +315,13 @@ def plan_command(
     *,
     at_most: Mapping[str, int] | None = None,
     details: bool = False,
+    deploys: bool = True,
 ) -> tuple[Plan, Machine]:
     """An engine's command with what it leaves open filled in, everything it says kept; and the machine it is for.
 
     It is the plan of `autofit BACKEND -- FLAGS`, for the program that the command names, also in a container that it
-    starts. `settings` are the variables that the command will have, and the directory it is started in; `at_most` as
-    for `plan_on`.
+    starts. `settings` are the variables that the command will have, and the directory it is started in; `at_most` and
+    `deploys` as for `plan_on`.
 
     Raises:
         UsageError: no backend understands the command, or it names no model. Others as for `plan()`.
@@ -343,6 +344,7 @@ def plan_command(
         inside=inside,
         at_most=at_most,
         details=details,
+        deploys=deploys,
     )
     return (plan if inside is None else replace(plan, argv=inside.filled(plan), env={})), on
 

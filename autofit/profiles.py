@@ -16,6 +16,7 @@ from autofit.errors import AutofitError, UsageError
 from autofit.files import config_home, read_bounded, write_whole
 
 Kind = Literal["hardware", "presets"]
+THIS_MACHINE = "this-machine"  #: the profile that `hardware calibrate` writes, and that detection reads
 MAX_FILE_BYTES = 1 << 20
 MAX_LINE_CHARACTERS = 1024
 ABOUT_PRESET = ("schema", "name", "summary")

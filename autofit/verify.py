@@ -10,7 +10,8 @@ from autofit.domain.units import MIB, format_bytes
 from autofit.domain.values import dataclass, replace
 from autofit.errors import UsageError
 from autofit.fix import machine_of, read_log
-from autofit.hardware.system import ToolError, run_both
+from autofit.hardware.output import run_both
+from autofit.hardware.system import ToolError
 from autofit.host import blamed, host
 from autofit.planning.compare import Difference, compare
 

@@ -15,7 +15,8 @@ from autofit.domain.machine import HOST_POOL, Device, Machine
 from autofit.domain.units import GIB
 from autofit.domain.values import dataclass
 from autofit.errors import UsageError
-from autofit.hardware.catalog import THIS_MACHINE, Profile, list_profiles
+from autofit.hardware.catalog import Profile, list_profiles
+from autofit.profiles import THIS_MACHINE
 
 COUNTS = range(1, 9)  #: of equal cards
 _BUILT_IN = "laptop"  #: in the names that drivers give to chips which nobody sells alone

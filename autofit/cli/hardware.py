@@ -200,10 +200,9 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     from autofit.domain.values import replace
     from autofit.hardware.calibrate import measure_ram
-    from autofit.hardware.catalog import THIS_MACHINE
     from autofit.hardware.report import profile_table
     from autofit.machines import detect_machine
-    from autofit.profiles import save
+    from autofit.profiles import THIS_MACHINE, save
 
     if args.on:
         raise UsageError("hardware calibrate measures this machine and takes no --on")

@@ -211,7 +211,7 @@ def planned(
 
     settings = Surroundings(environ=environ)
     with Waiting("planning"):
-        return plan_command(argv, given(args), settings, details=args.explain, at_most=at_most)
+        return plan_command(argv, given(args), settings, details=args.explain, at_most=at_most, deploys=args.dry_run)
 
 
 def _behind(args: argparse.Namespace, wrapped: Wrapped, environ: Mapping[str, str]) -> int:

@@ -73,7 +73,7 @@ def _tell(name: str, error: BaseException) -> None:
 def _run(argv: Sequence[str], path: str, environ: Mapping[str, str]) -> int:
     from autofit.cli import run
     from autofit.cli.commands import is_engine
-    from autofit.cli.main import open_streams
+    from autofit.cli.streams import open_streams
     from autofit.errors import UsageError
     from autofit.host import product_on_stdout
     from autofit.launch.shims import OPTIONS

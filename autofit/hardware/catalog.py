@@ -12,7 +12,6 @@ from autofit.errors import HardwareError
 from autofit.hardware import names, schema
 from autofit.profiles import files, parse_toml, read_text
 
-THIS_MACHINE = "this-machine"  #: the profile that `hardware calibrate` writes, and that detection reads
 FIGURES = {
     "runtime_bytes": "runtime_bytes",
     "n_sm": "n_sm",

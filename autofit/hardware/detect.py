@@ -6,7 +6,6 @@ answer.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,11 +15,10 @@ from autofit.domain.machine import HOST_POOL, Device, Host, Machine
 from autofit.domain.text import printable
 from autofit.domain.values import replace
 from autofit.errors import HardwareError
-from autofit.hardware.catalog import THIS_MACHINE, read_profile
 from autofit.hardware.facts import Facts, Source
 from autofit.hardware.host import read_host
 from autofit.hardware.system import KILL_SECONDS, System, ToolError
-from autofit.profiles import user_dir
+from autofit.profiles import THIS_MACHINE, user_dir
 
 DISPLAY_CLASSES = ("0x0300", "0x0302", "0x0380", "0x1200")  #: VGA, 3D controller, other display, accelerator
 GPU_VENDORS = {0x10DE: "NVIDIA", 0x1002: "AMD", 0x8086: "Intel", 0x19E5: "Huawei", 0x1ED5: "Moore Threads"}
@@ -72,6 +70,8 @@ def _calibrated(system: System, host: Host) -> tuple[Host, dict[str, str]]:
     path = user_dir(system.env) / "hardware" / f"{THIS_MACHINE}.toml"
     if system.root != Path("/") or not path.is_file():
         return host, {}
+    from autofit.hardware.catalog import read_profile
+
     try:
         rate = read_profile(path).table.get("calibration", {}).get("ram_bandwidth_bytes_per_s")
     except HardwareError as error:
@@ -102,6 +102,11 @@ def _renamed(key: str, names: dict[str, str]) -> str:
 
 def _ask_all(system: System, host: Host, sources: Sequence[Source]) -> list[Facts]:
     """Every source's answer, within the time that is left; one that hangs or fails is a finding."""
+    sources = [source for source in sources if system.has_sign(source.signs)]
+    if not sources:
+        return []
+    import threading
+
     answers: list[Facts | None] = [None] * len(sources)
     asked = [_isolated(system, host, source) for source in sources]  # before any thread starts
 

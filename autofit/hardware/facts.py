@@ -10,7 +10,6 @@ from autofit.domain.machine import Device, Holder, Host, Link
 from autofit.domain.text import printable
 from autofit.domain.units import MIB, format_bytes
 from autofit.domain.values import NamedTuple, dataclass, field, replace
-from autofit.hardware import catalog
 from autofit.hardware.system import System
 
 PCIE_BYTES_PER_S = {
@@ -47,6 +46,7 @@ class Source(NamedTuple):
     library: str = ""
     unanswered: Callable[[System, str], Facts] | None = None
     fills_gaps: bool = False
+    signs: tuple[str, ...] = ()
 
 
 def pcie_bytes_per_s(generation: int | None, lanes: int | None) -> int | None:
@@ -60,6 +60,8 @@ def enrich(device: Device, variant: str | None = None, pci_id: str | None = None
 
     `variant` is a more exact name than the driver's, tried first; `pci_id` helps where the name says nothing.
     """
+    from autofit.hardware import catalog
+
     profile = catalog.profile_of(variant, None) if variant else None
     profile = profile or catalog.profile_of(device.name, device.total_bytes, pci_id)
     if profile is None:

@@ -65,7 +65,8 @@ def ask(program: str, environ: Mapping[str, str]) -> Said | None:
 
 
 def _run(path: str) -> Said:
-    from autofit.hardware.system import ToolError, run_both
+    from autofit.hardware.output import run_both
+    from autofit.hardware.system import ToolError
 
     try:
         out, err = run_both([path, "--version"], SECONDS)

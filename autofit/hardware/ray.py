@@ -13,7 +13,8 @@ from autofit.domain.text import printable
 from autofit.domain.values import replace
 from autofit.errors import HardwareError
 from autofit.hardware.nodes import MAX_GPUS, Member, OfCards, join
-from autofit.hardware.system import ToolError, ToolTimeoutError, run_both
+from autofit.hardware.output import run_both
+from autofit.hardware.system import ToolError, ToolTimeoutError
 
 SCHEME = "ray://"
 SECONDS = 60.0

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 from autofit.domain.values import dataclass, field
 from autofit.files import is_shim
-
-if TYPE_CHECKING:
-    import subprocess
 
 DETECT_SECONDS = 0.3  #: all of detection, hanging tools included; `AUTOFIT_DETECT_SECONDS` states another
 LOADER_CACHE = "/etc/ld.so.cache"  #: of glibc: each shared library that is in a folder of the system's, by name
@@ -97,6 +92,18 @@ class System:
             return True
         return any(self.exists(f"{folder}/{library}") for folder in self.env.get("LD_LIBRARY_PATH", "").split(":"))
 
+    def has_sign(self, signs: Sequence[str]) -> bool:
+        """Whether one of these is here: a path, a library that the loader finds, or a program on `PATH`.
+
+        True without any, and in a recorded tree, which may lack what else is on its machine.
+        """
+        return not signs or self.root != Path("/") or any(map(self._has, signs))
+
+    def _has(self, sign: str) -> bool:
+        if "/" in sign:
+            return self.exists(sign)
+        return self.may_load(sign) if ".so" in sign else find_program(sign, self.env, self.platform) is not None
+
     def link(self, path: str) -> str | None:
         """The last part of what a symbolic link points to."""
         try:
@@ -122,7 +129,7 @@ def this_system(env: Mapping[str, str] | None = None, root: Path = Path("/")) ->
         env=env,
         platform=sys.platform if here else "linux",
         uid=os.getuid() if here and hasattr(os, "getuid") else None,
-        run=run_tool if here else _not_here,
+        run=_run_here if here else _not_here,
         load_nvml=load_nvml if here else _no_library,
         load_amdsmi=load_amdsmi if here else _no_library,
         space=free_space if here else lambda path: None,
@@ -137,6 +144,12 @@ def _seconds(env: Mapping[str, str]) -> float:
     except ValueError:
         return DETECT_SECONDS
     return min(max(seconds, 0.0), 60.0) if seconds == seconds else DETECT_SECONDS  # a NaN is no time
+
+
+def _run_here(argv: Sequence[str], seconds: float) -> str:
+    from autofit.hardware.output import run_tool  # threads and processes, which most starts do without
+
+    return run_tool(argv, seconds)
 
 
 def _not_here(argv: Sequence[str], seconds: float) -> str:
@@ -168,105 +181,6 @@ def find_program(name: str, env: Mapping[str, str], platform: str = sys.platform
             if os.path.isfile(path) and os.access(path, os.X_OK) and not is_shim(path):  # noqa: PTH113
                 return path
     return None
-
-
-def run_tool(argv: Sequence[str], seconds: float) -> str:
-    """The standard output of a program, killed after `seconds`, or when it prints more than `MAX_TEXT_BYTES`.
-
-    Raises:
-        ToolError: not installed, failed, too slow, or too much output.
-    """
-    return run_both(argv, seconds)[0]
-
-
-def run_both(
-    argv: Sequence[str],
-    seconds: float,
-    *,
-    environ: Mapping[str, str] | None = None,
-    limit_bytes: int = MAX_TEXT_BYTES,
-) -> tuple[str, str]:
-    """What a program prints on its two streams, under the limits of `run_tool`; `environ` are its variables.
-
-    Raises:
-        ToolError: not installed, failed, too slow, or too much output.
-    """
-    import subprocess
-
-    environ = {**os.environ, "LC_ALL": "C"} if environ is None else environ
-    program = find_program(argv[0], environ)
-    if program is None:
-        raise ToolError(f"{argv[0]}: not installed")
-    if seconds <= 0:
-        raise ToolTimeoutError(f"{argv[0]}: no time left")
-    deadline = time.monotonic() + seconds
-    try:
-        process = subprocess.Popen(
-            [program, *argv[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            env=dict(environ),
-            start_new_session=True,  # so that what it starts can be killed with it
-        )
-    except (OSError, ValueError) as cause:
-        raise ToolError(f"{argv[0]}: {getattr(cause, 'strerror', None) or cause}") from cause
-    with process:
-        try:
-            outputs = [_Output(stream, limit_bytes) for stream in (process.stdout, process.stderr) if stream]
-            while any(output.is_alive() for output in outputs) and not any(output.is_flood for output in outputs):
-                if time.monotonic() >= deadline:
-                    raise ToolTimeoutError(f"{argv[0]}: no answer within {seconds:.2g} s")
-                for output in outputs:
-                    output.join(min(0.01, max(0.0, deadline - time.monotonic())))
-            if any(output.is_flood for output in outputs):
-                raise ToolError(f"{argv[0]}: more than {limit_bytes} bytes of output")
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                raise ToolTimeoutError(f"{argv[0]}: no answer within {seconds:.2g} s") from None
-        except BaseException:
-            _kill(process)
-            raise
-    stdout, stderr = (output.data.decode("utf-8", "replace") for output in outputs)
-    if process.returncode:
-        said = (stderr[:400].strip() or stdout.strip()[:200]).splitlines()
-        raise ToolError(f"{argv[0]}: exit code {process.returncode}{': ' + said[0] if said else ''}")
-    return stdout, stderr
-
-
-class _Output(threading.Thread):
-    """What a program prints on one stream, `limit_bytes` at most; the rest stays in the pipe."""
-
-    def __init__(self, stream: IO[bytes], limit_bytes: int) -> None:
-        super().__init__(daemon=True)
-        self.stream, self.limit_bytes = stream, limit_bytes
-        self.data = b""
-        self.is_flood = False
-        self.start()
-
-    def run(self) -> None:
-        parts: list[bytes] = []
-        size = 0
-        with contextlib.suppress(OSError, ValueError):  # closed under us, after a time-out
-            while part := self.stream.read(1 << 16):
-                size += len(part)
-                if size > self.limit_bytes:
-                    self.is_flood = True
-                    return
-                parts.append(part)
-        self.data = b"".join(parts)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process, and with it all of its session where there is such a thing."""
-    if hasattr(os, "killpg"):
-        import signal
-
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
 
 
 def load_nvml() -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from string import digits
 
 from autofit.domain.memory import PoolUse
 from autofit.domain.text import printable
@@ -67,7 +66,7 @@ def ids(pools: Sequence[PoolUse]) -> str:
 
 def _follows(before: str, name: str) -> bool:
     """Whether a name is that before with the next number: `GPU1` after `GPU0`, `node1/GPU4` after `node1/GPU3`."""
-    stem = before.rstrip(digits)
+    stem = before.rstrip("0123456789")
     return stem != before and name == f"{stem}{int(before[len(stem) :]) + 1}"
 
 

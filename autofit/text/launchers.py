@@ -11,7 +11,6 @@ conda 25, GNU Screen 5.0 and Slurm 24.11.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
 
 from autofit.domain.patterns import lazy_pattern
@@ -358,6 +357,8 @@ def _set(text: str) -> Change:
 
 
 def _split(name: str, text: str) -> list[str]:
+    import shlex
+
     try:
         return shlex.split(text)
     except ValueError as error:

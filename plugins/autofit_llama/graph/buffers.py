@@ -161,6 +161,7 @@ class _Reserves:
         output = copies.get(n_layer_all), tuple(model.layer_dev[len(self._blocks) :]), model.full_offload
         self._place = known.number((model.context, backends, outside, output))
         self._levels = known.levels.setdefault(backends, {})
+        self._tried_graphs: dict[tuple[_Fusions, _Batch, tuple[int, ...]], Graph] = {}
 
     def fusions(self) -> _Fusions:
         """Which fused operations the engine uses: each is tried on a small graph (resolve_fused_ops)."""
@@ -188,10 +189,11 @@ class _Reserves:
     def _all_on_device(self, fusions: _Fusions, kind: str, n_tokens: int = 1) -> bool:
         """Whether all operations of a kind lie where their blocks do, with so many tokens of each sequence."""
         n_seqs, scheduler = self.model.context.n_seq_max, self.scheduler
+        if not scheduler.devices:
+            return True
         order, _ = choose_layers(self._blocks)
-        g = self._graph(fusions, _Batch(n_tokens * n_seqs, n_seqs, n_tokens * n_seqs), order)
-        _pin(g, scheduler)
-        scheduler.assign(g.leafs, g.nodes)
+        batch = _Batch(n_tokens * n_seqs, n_seqs, n_tokens * n_seqs)
+        g = self._tried_graphs[fusions, batch, order] = self._assigned(fusions, batch, order, pinned=True)
 
         def fits(f: Fused) -> bool:
             home = self.model.layer_dev[f.il]
@@ -242,16 +244,24 @@ class _Reserves:
     def _scheduled(
         self, fusions: _Fusions, batch: _Batch, order: tuple[int, ...], *, pinned: bool
     ) -> tuple[Graph, Schedule]:
-        g, scheduler, context = self._graph(fusions, batch, order), self.scheduler, self.model.context
+        context, scheduler = self.model.context, self.scheduler
+        g = self._assigned(fusions, batch, order, pinned=pinned)
         shapes = fusions, batch.n_tokens, batch.n_seqs, context.type_k, context.type_v, context.kv_unified, context.mtp
         if shapes not in self.known.sound:
             check(g.nodes, g.h)
             self.known.sound.add(shapes)
-        if pinned:
-            _pin(g, scheduler)
-        scheduler.assign(g.leafs, g.nodes)
         check_placed(g.nodes, g.h, scheduler.cpu)
         return g, scheduler.split(g.leafs, g.nodes)
+
+    def _assigned(self, fusions: _Fusions, batch: _Batch, order: tuple[int, ...], *, pinned: bool) -> Graph:
+        """A graph with a backend for each node; the one that showed which operations are fused is also reserved."""
+        g = self._tried_graphs.pop((fusions, batch, order), None) if pinned else None
+        if g is None:
+            g = self._graph(fusions, batch, order)
+            if pinned:
+                _pin(g, self.scheduler)
+            self.scheduler.assign(g.leafs, g.nodes)
+        return g
 
     def _graph(self, fusions: _Fusions, batch: _Batch, order: tuple[int, ...]) -> Graph:
         n_tokens, n_seqs, n_outputs = batch

@@ -237,13 +237,15 @@ def _reach_of(goals: Goals, found: Found) -> tuple[float, ...]:
 
 def _wants_no_more(search: Search, goals: Goals, found: Found) -> bool:
     """Whether the memory that a smaller cache saves could not make the answer any better."""
-    if found.split.on_host:
+    tables = search.tables(found.candidate)
+    if found.split.on_host and tables.targets:
         return False
     if goals.prefer == "context":
         return found.candidate.n_ctx_seq >= goals.most and goals.rate(found) >= max(goals.floors, default=0.0)
     if found.candidate.n_ctx_seq < goals.floor:
         return False
-    tables = search.tables(found.candidate)
+    if not tables.targets:  # all is in RAM with either cache
+        return goals.may_meet(found)
     alone = (tables.seconds(Split(0, ((target.id, len(tables.blocks)),))) for target in tables.targets)
     return found.seconds <= LOSSY_GAIN * min(alone)
 

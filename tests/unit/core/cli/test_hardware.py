@@ -237,7 +237,8 @@ def detect_system() -> Any:
 def test_a_tool_that_hangs_costs_its_time_out_and_is_killed(tmp_path: Path) -> None:
     import sys
 
-    from autofit.hardware.system import ToolError, run_tool
+    from autofit.hardware.output import run_tool
+    from autofit.hardware.system import ToolError
 
     with pytest.raises(ToolError, match=r"no answer within 0\.2 s"):
         run_tool([sys.executable, "-c", "import time; time.sleep(20)"], 0.2)
@@ -246,7 +247,8 @@ def test_a_tool_that_hangs_costs_its_time_out_and_is_killed(tmp_path: Path) -> N
 def test_a_tool_that_fails_says_its_first_line() -> None:
     import sys
 
-    from autofit.hardware.system import ToolError, run_tool
+    from autofit.hardware.output import run_tool
+    from autofit.hardware.system import ToolError
 
     with pytest.raises(ToolError, match="exit code 3: no device"):
         run_tool([sys.executable, "-c", "import sys; sys.stderr.write('no device\\nmore'); sys.exit(3)"], 20)
@@ -263,7 +265,8 @@ def test_the_recorder_s_programs_hang_as_told() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_what_a_hanging_tool_has_started_ends_with_it(tmp_path: Path) -> None:
-    from autofit.hardware.system import ToolTimeoutError, run_tool
+    from autofit.hardware.output import run_tool
+    from autofit.hardware.system import ToolTimeoutError
 
     tool, child = tmp_path / "tool", tmp_path / "child"
     tool.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {child}\nwait\n")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from autofit.errors import UsageError
-from autofit.hardware import installed, system
+from autofit.hardware import installed, output
 from autofit.hardware.installed import ask, engine_of, package_version
 
 from autofit_llama.backend import LlamaBackend
@@ -106,7 +106,7 @@ def test_programs_that_say_nothing(
     assert (engine.problem or "").isprintable()
     with pytest.raises(UsageError, match="does not say which"):
         found(environ, str(path))
-    monkeypatch.setattr(system, "run_both", None)  # not asked again
+    monkeypatch.setattr(output, "run_both", None)  # not asked again
     assert found(environ) == engine
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from autofit.hardware import system as system_module
 from autofit.hardware.facts import Facts
+from autofit.hardware.output import run_tool
 from autofit.hardware.system import (
     MAX_TEXT_BYTES,
     ToolError,
     ToolTimeoutError,
     find_program,
-    run_tool,
     this_system,
 )
 
