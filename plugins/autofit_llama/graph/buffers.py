@@ -15,7 +15,6 @@ from autofit_llama.graph.devices import DeviceRules
 from autofit_llama.graph.ggml import HOST, HOST_PINNED
 from autofit_llama.graph.model import GraphModel
 from autofit_llama.graph.periods import Cut, Edge, choose_layers, is_periodic, moments
-from autofit_llama.graph.recurrent import DELTA_PROBES, FUSED_DELTA, UNTRIED_DELTA
 from autofit_llama.graph.scheduler import PIPELINE_COPIES, Schedule, Scheduler
 from autofit_llama.model.architecture import Architecture, architecture_of
 from autofit_llama.model.hparams import HParams
@@ -176,8 +175,10 @@ class _Reserves:
         found = _Fusions(context.flash_attn != "off")
         if context.flash_attn == "auto" and not self._all_on_device(found, "flash_attn"):
             found = replace(found, flash_attn=False)
-        if any(hp.is_recr) and context.version.follows(FUSED_DELTA) and not context.version.follows(UNTRIED_DELTA):
-            for kind, n_tokens in DELTA_PROBES.items():
+        if any(hp.is_recr):
+            from autofit_llama.graph.recurrent import delta_probes
+
+            for kind, n_tokens in delta_probes(context.version):
                 if not self._all_on_device(found, kind, n_tokens):
                     found = replace(found, delta=found.delta - {kind})
         if hp.dsv4_hc_mult > 0:

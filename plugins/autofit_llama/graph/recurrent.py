@@ -4,7 +4,7 @@ delta-net-base.cpp).
 
 from __future__ import annotations
 
-from autofit_llama.engine.versions import Change
+from autofit_llama.engine.versions import Change, Version
 from autofit_llama.graph import ggml
 from autofit_llama.graph.builder import Fused, Graph, Layer, RecurrentInput
 from autofit_llama.graph.ggml import Tensor
@@ -154,6 +154,12 @@ UNTRIED_DELTA = Change(
 #: tokens of each sequence that it is tried with; more than 31 in all run on a GPU also where the block does not lie
 DELTA_PROBES = {"gdn_ar": 1, "gdn_ch": 16}
 _CHUNK, _CHUNK_OF_CHANNELS = 64, 16  #: the second with a decay per channel (KDA), since there is a fused operation
+
+
+def delta_probes(version: Version) -> tuple[tuple[str, int], ...]:
+    """Kinds of the fused delta net that the engine tries on a small graph, with the tokens of each sequence in it."""
+    tries = version.follows(FUSED_DELTA) and not version.follows(UNTRIED_DELTA)
+    return tuple(DELTA_PROBES.items()) if tries else ()
 
 
 def _flipped(t: Tensor) -> Tensor:

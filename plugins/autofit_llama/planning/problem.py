@@ -313,7 +313,7 @@ class LaunchProblem:
     def speed(
         self, candidate: Candidate, split: Split, *, n_ubatch: int | None = None, n_filled: int | None = None
     ) -> Speed | None:
-        """The rates that a plan of this candidate and split tells; with `n_ubatch` instead of the candidate's.
+        """The rates of this candidate and split that plans are compared by; with `n_ubatch` instead of the candidate's.
 
         With `n_filled` tokens in the context instead of all, and a prompt of as many.
         """
@@ -325,7 +325,13 @@ class LaunchProblem:
             if work is None:
                 work = self._works[key[:2]] = work_of(found.layout, run)
             self._speeds[key] = speed_of(
-                run, found, self.machine_with_rates, n_ubatch=n_ubatch, n_filled=n_filled, work=work
+                run,
+                found,
+                self.machine_with_rates,
+                n_ubatch=n_ubatch,
+                n_filled=n_filled,
+                work=work,
+                tells_start=False,
             )
         return self._speeds[key]
 

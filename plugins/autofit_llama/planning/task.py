@@ -156,6 +156,8 @@ class Task:
             return 0.0 if speed is None else speed.prefill_tokens_per_s or 0.0
 
         def meets(found: Found, n_ubatch: int) -> bool:
+            if request.min_tps is None and request.max_ttft is None:
+                return True
             speed = problem.speed(found.candidate, found.split, n_ubatch=n_ubatch)
             return not slower_than_wished(request, speed, found.candidate.n_ctx_seq)
 

@@ -30,12 +30,14 @@ def speed_of(
     n_sequences: int = 1,
     n_ubatch: int | None = None,
     work: Sequence[tuple[LayerWork, Place]] | None = None,
+    tells_start: bool = True,
 ) -> Speed | None:
     """Expected rates of `run`; `None` when the bandwidth of a device in use is unknown.
 
     Decode is per sequence, with `n_sequences` busy and their contexts full (or filled to `n_filled`), and near
     the start of them. `n_draft` tokens are guessed ahead. `n_ubatch` stands in for the run's own micro-batch.
-    `work` is that of `work_of`, where it is known already.
+    `work` is that of `work_of`, where it is known already. Where rates are only compared, `tells_start` may be false:
+    those near the start are left out.
     """
     layout = found.layout
     context = layout.context
@@ -58,7 +60,7 @@ def speed_of(
     if speed is None:
         return None
     filled = f"with {full} tokens in the context"
-    start = at(0)
+    start = at(0) if tells_start else None
     return replace(
         speed,
         start_tokens_per_s=start.decode_tokens_per_s if start is not None else None,

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 from autofit.hardware import system as system_module
-from autofit.hardware.facts import Facts
+from autofit.domain.machine import Host
+from autofit.hardware.detect import detect as detect_all
+from autofit.hardware.facts import Facts, Source
 from autofit.hardware.output import run_tool
 from autofit.hardware.system import (
     MAX_TEXT_BYTES,
+    System,
     ToolError,
     ToolTimeoutError,
     find_program,
@@ -223,3 +226,30 @@ def test_a_cluster_is_not_asked_by_code_of_the_current_directory(tmp_path: Path)
     )
     assert b"H100" in done.stdout, done.stderr
     assert not (tmp_path / "STARTED").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libraries as glibc's loader finds them")
+@pytest.mark.parametrize(
+    ("signs", "is_asked"),
+    [
+        ((), True),
+        (("no-such-tool", "/nonexistent/driver", "libnone.so.1"), False),
+        (("/nonexistent/driver", "/proc/self"), True),
+        (("a-tool",), True),
+        (("libdriver.so.1",), True),
+    ],
+)
+def test_a_source_is_asked_where_there_is_a_sign_of_it(tmp_path: Path, signs: tuple[str, ...], is_asked: bool) -> None:
+    program(tmp_path / "bin" / "a-tool")
+    (tmp_path / "libdriver.so.1").touch()
+    asked = []
+
+    def find(system: System, host: Host) -> Facts:
+        asked.append(system)
+        return Facts()
+
+    system = this_system({"PATH": str(tmp_path / "bin"), "LD_LIBRARY_PATH": str(tmp_path)})
+    detect_all(system, [Source("a maker's", find, signs=signs)])
+    assert bool(asked) is is_asked
+    detect_all(this_system({"PATH": ""}, tmp_path), [Source("a maker's", find, signs=signs)])
+    assert len(asked) == 1 + is_asked  # a recorded tree may lack what else is on its machine

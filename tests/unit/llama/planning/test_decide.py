@@ -452,6 +452,20 @@ def test_a_lossy_cache_is_tried_where_a_slower_card_holds_the_rest() -> None:
     assert "-ts" not in found.argv
 
 
+def test_without_a_device_a_lossy_cache_keeps_nothing_out_of_ram() -> None:
+    roomy = plan(machine(ram_gib=64), context=65_536)
+    assert "-ctk" not in roomy.argv
+    assert all(finding.code != "lossy-cache" for finding in roomy.findings)
+    lossless = plan(machine(ram_gib=11), context=65_536, kv="f16")
+    only_way = plan(machine(ram_gib=11), context=65_536)
+    assert not lossless.fits
+    assert only_way.fits
+    assert value(only_way, "-ctk") == "q8_0"
+    assert (plan(machine(ram_gib=11), context=0).context_tokens or 0) > (
+        plan(machine(ram_gib=11), context=0, kv="f16").context_tokens or 0
+    )
+
+
 def test_the_prompt_cache_is_cut_to_what_main_memory_has_left() -> None:
     found = plan(machine(card(0, 12), ram_gib=21), model=EXPERTS, context=8192)
     assert found.fits
