@@ -133,17 +133,31 @@ def _at_few_bits(full: Sequence[Row]) -> str:
 
 def _worth_their_bytes(rows: Sequence[Row]) -> list[Row]:
     """Without forms that another is smaller than, and has a smaller loss: by the measure that both are published by."""
+    return [row for row in rows if not any(_is_worse(row.quantization, other.quantization) for other in rows)]
 
-    def is_worse(one: Row, other: Row) -> bool:
-        if one.weights_bytes <= other.weights_bytes:
-            return False
-        losses = {(q.measure, q.model): q.value for q in other.quantization.quality}
-        shared = [
-            (q.value, losses[q.measure, q.model]) for q in one.quantization.quality if (q.measure, q.model) in losses
-        ]
-        return bool(shared) and all(mine > its for mine, its in shared)
 
-    return [row for row in rows if not any(is_worse(row, other) for other in rows)]
+def _is_worse(one: Quantization, other: Quantization) -> bool:
+    """Whether a form is larger than another and has a larger loss, by the measure that both are published by."""
+    if (one.weights_bytes or 0) <= (other.weights_bytes or 0):
+        return False
+    losses = {(q.measure, q.model): q.value for q in other.quality}
+    shared = [(q.value, losses[q.measure, q.model]) for q in one.quality if (q.measure, q.model) in losses]
+    return bool(shared) and all(mine > its for mine, its in shared)
+
+
+def quality_ranks(forms: Sequence[Quantization]) -> list[int]:
+    """The place of each form of one model in quality, 0 the least: by bits per weight; one that is larger than another
+    and has a larger published loss comes before that one."""
+
+    def bits(form: Quantization) -> float:
+        return (form.weights_bytes or 0) * 8 / form.n_parameters if form.n_parameters else 0.0
+
+    keys = []
+    for form in forms:
+        better = [bits(other) for other in forms if _is_worse(form, other)]
+        keys.append((min([bits(form), *better]), not better))
+    order = sorted(set(keys))
+    return [order.index(key) for key in keys]
 
 
 def _fastest(rows: Sequence[Row]) -> Row:

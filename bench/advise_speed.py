@@ -14,8 +14,9 @@ import sys
 import time
 
 from autofit.advice.candidates import candidates
-from autofit.advice.hardware import Bounds, HardwareAdvice, Limits, Subject, advise_hardware, in_order
+from autofit.advice.hardware import Bounds, HardwareAdvice, Limits, advise_hardware, in_order
 from autofit.advice.prices import load_prices
+from autofit.advice.subject import Subject
 from autofit.domain.units import GIB
 
 LIMIT_S = 0.300

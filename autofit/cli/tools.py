@@ -166,7 +166,8 @@ def _inspect(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _advise(given: Mapping[str, Any]) -> dict[str, Any]:
-    from autofit.advice.hardware import ROWS, Limits, Subject, advise_hardware
+    from autofit.advice.forms import forms_of, rank_hardware
+    from autofit.advice.hardware import ROWS, Limits
     from autofit.advice.prices import load_prices
     from autofit.cli.advise import to_dict
     from autofit.domain.units import parse_size
@@ -183,9 +184,9 @@ def _advise(given: Mapping[str, Any]) -> dict[str, Any]:
         min_tokens_per_s=None if rate is None else parse_rate(str(rate)),
         offload=given.get("offload", False),
     )
-    subject = Subject(given["model"], given.get("backend"), options, None)
+    forms = forms_of(given["model"], given.get("backend"), options, None)
     have, n_rows = tuple(given.get("have", ())), given.get("rows", ROWS)
-    return to_dict(advise_hardware(subject, load_prices(None), limits, have=have, n_rows=n_rows))
+    return to_dict(rank_hardware(forms, load_prices(None), limits, have=have, n_rows=n_rows))
 
 
 def _options(given: Mapping[str, Any], names: Any) -> dict[str, Any]:

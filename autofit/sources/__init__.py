@@ -58,6 +58,11 @@ def find_path(reference: str) -> ModelFiles | None:
     path = os.path.expanduser(reference)  # noqa: PTH111
     if not os.path.lexists(path) and parse_bare(reference) is not None:
         return None
+    if os.path.isdir(path):  # noqa: PTH112
+        from autofit.sources.directory import quantizations_in
+
+        if (several := quantizations_in(reference, path)) is not None:
+            return several
     return ModelFiles(reference=reference, paths=(path,))
 
 

@@ -15,6 +15,8 @@ DEFAULT_TAGS = ("Q4_K_M", "Q8_0")  #: tried in this order where nothing was chos
 _COMPANIONS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")  #: parts of names of files beside models
 _SPLIT = lazy_pattern(r"(.+)-([0-9]{5})-of-([0-9]{5})", re.ASCII | re.DOTALL | re.IGNORECASE)
 _TAG = lazy_pattern(r"[-.]([A-Z0-9_]+)$", re.ASCII | re.IGNORECASE)
+_QUANTIZATION = lazy_pattern(r"(?:I?Q[0-9]|TQ[0-9]|B?F16|FP?16|FP?32|MXFP[0-9]|NVFP[0-9])[A-Z0-9_]*", re.ASCII)
+_DYNAMIC = lazy_pattern(r"[-.](?:UD|i1)$", re.ASCII)  #: before the quantization: types of a mixture that others choose
 _DIGITS = lazy_pattern(r"[0-9]{1,9}", re.ASCII)
 
 
@@ -57,6 +59,14 @@ def choose(models: Sequence[GgufModel], quantization: str | None = None) -> Gguf
             if pattern.search(model.files[0]):
                 return model
     return models[0] if models and not quantization else None
+
+
+def are_one_model(models: Iterable[GgufModel]) -> bool:
+    """Whether their names differ by the quantization alone, and all say which."""
+    stems = [split_name(model.files[0].rpartition("/")[2]) for model in models]
+    if not all(_QUANTIZATION.fullmatch(stem.tag) for stem in stems):
+        return False
+    return len({_DYNAMIC.sub("", stem.prefix[: -len(stem.tag) - 1]).casefold() for stem in stems}) == 1
 
 
 def with_file(models: Iterable[GgufModel], file: str) -> GgufModel | None:

@@ -16,8 +16,9 @@ import autofit
 import pytest
 from autofit.advice.bounds import FirstToken, Needs, least_cache_bytes
 from autofit.advice.candidates import Candidate, candidates, one_more
-from autofit.advice.hardware import Bounds, HardwareAdvice, Limits, Subject, advise_hardware, in_order
+from autofit.advice.hardware import Bounds, HardwareAdvice, Limits, advise_hardware, in_order
 from autofit.advice.prices import Prices, load_prices
+from autofit.advice.subject import Subject
 from autofit.cli.main import main
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.units import GIB

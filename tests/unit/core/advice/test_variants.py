@@ -7,7 +7,7 @@ from functools import cache
 
 import autofit
 import pytest
-from autofit.advice.hardware import Subject
+from autofit.advice.forms import forms_of
 from autofit.advice.variants import MAX_FORMS, Variant, chosen_forms, contexts, variants
 from autofit.cli.main import main
 from autofit.domain.model import ModelFile, ModelSpec
@@ -23,8 +23,8 @@ CARD = ("rtx-3060-12gb",)
 
 @cache
 def found() -> tuple[Variant, ...]:
-    subject = Subject(LLAMA, None, {}, None)
-    return tuple(variants(subject, autofit.load_machine(*CARD, ram="64GiB"), CARD))
+    forms = forms_of(LLAMA, None, {}, None).forms
+    return variants(forms, autofit.load_machine(*CARD, ram="64GiB"), CARD).rows
 
 
 def _of(varies: str) -> list[Variant]:
@@ -91,12 +91,12 @@ def test_chosen_forms_without_room_or_without_a_limit() -> None:
 
 
 def test_what_an_engine_refuses_has_its_reason() -> None:
-    subject = Subject(QWEN, None, {}, None)
-    rows = variants(subject, autofit.load_machine("h100-80gb", ram="64GiB"), ("h100-80gb",))
+    forms = forms_of(QWEN, None, {}, None).forms
+    rows = variants(forms, autofit.load_machine("h100-80gb", ram="64GiB"), ("h100-80gb",)).rows
     refused = next(one for one in rows if one.value == "f16")
     assert not refused.fits and "bfloat16" in refused.because
     with pytest.raises(HardwareError, match="NVIDIA"):
-        variants(Subject(QWEN, None, {}, None), autofit.load_machine("rx-7900-xtx", ram="64GiB"), ("rx-7900-xtx",))
+        variants(forms, autofit.load_machine("rx-7900-xtx", ram="64GiB"), ("rx-7900-xtx",))
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
