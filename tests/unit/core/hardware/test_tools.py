@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from autofit.hardware import system as system_module
 from autofit.domain.machine import Host
+from autofit.hardware import system as system_module
 from autofit.hardware.detect import detect as detect_all
 from autofit.hardware.facts import Facts, Source
 from autofit.hardware.output import run_tool
