@@ -198,7 +198,7 @@ def _env_file(path: str) -> tuple[tuple[str, str | None], ...]:
 def inspected(container: Container, around: Mapping[str, str]) -> _Image | None:
     """What the runner says of the image, without pulling or starting it; `None`: no answer, or none of use."""
     from autofit.hardware.output import run_both
-    from autofit.hardware.system import ToolError, find_program
+    from autofit.hardware.programs import ToolError, find_program
 
     program = find_program(container.runner, around)
     if program is None:

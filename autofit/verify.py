@@ -11,7 +11,7 @@ from autofit.domain.values import dataclass, replace
 from autofit.errors import UsageError
 from autofit.fix import machine_of, read_log
 from autofit.hardware.output import run_both
-from autofit.hardware.system import ToolError
+from autofit.hardware.programs import ToolError
 from autofit.host import blamed, host
 from autofit.planning.compare import Difference, compare
 

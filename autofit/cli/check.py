@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     environ = wrapped.variables({**os.environ, **assigned})
     if not _is_engine(wrapped.argv):
         from autofit.cli.scripts import check_script, is_script
-        from autofit.hardware.system import find_program
+        from autofit.hardware.programs import find_program
 
         if why := why_unplanned(wrapped.argv):
             raise UsageError(f"{printable(wrapped.argv[0], 80)}: no plan is made for it: {why}")

@@ -74,7 +74,7 @@ def program_path(name: str, environ: Mapping[str, str]) -> str:
     Raises:
         StartError: it is not there.
     """
-    from autofit.hardware.system import find_program
+    from autofit.hardware.programs import find_program
     from autofit.launch.start import NOT_FOUND, StartError
 
     path = find_program(name, environ)

@@ -233,7 +233,8 @@ def _benchmark(model: str) -> tuple[Mapping[str, Any], ...]:
     Raises:
         EngineError: not installed, failed, or its answer is not understood.
     """
-    from autofit.hardware.system import ToolError, this_system
+    from autofit.hardware.programs import ToolError
+    from autofit.hardware.system import this_system
     from autofit.host import host
 
     for name in host().backends():

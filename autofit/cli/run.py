@@ -232,13 +232,13 @@ def _behind(args: argparse.Namespace, wrapped: Wrapped, environ: Mapping[str, st
 
 
 def _found(name: str, environ: Mapping[str, str]) -> str:
-    from autofit.hardware.system import find_program
+    from autofit.hardware.programs import find_program
 
     return find_program(name, environ) or name
 
 
 def _is_installed(name: str, environ: Mapping[str, str]) -> bool:
-    from autofit.hardware.system import find_program
+    from autofit.hardware.programs import find_program
 
     return find_program(name, environ) is not None
 

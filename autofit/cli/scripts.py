@@ -118,7 +118,7 @@ def _text_of(argv: Sequence[str], environ: Mapping[str, str]) -> str:
             if re.fullmatch(r"-[A-Za-z]*c", words[0]):
                 return " ".join(words[1:2])
             words = words[1:]
-    from autofit.hardware.system import find_program
+    from autofit.hardware.programs import find_program
 
     path = next(iter(words), "")
     with contextlib.suppress(OSError):

@@ -32,7 +32,7 @@ def texts_here() -> dict[str, str]:
 
     None of a runner that it lacks: scripts ask `command -v podman` which of them to use.
     """
-    from autofit.hardware.system import find_program
+    from autofit.hardware.programs import find_program
 
     programs: dict[str, frozenset[str]] = {}
     unplanned: dict[str, tuple[frozenset[str], str]] = {}

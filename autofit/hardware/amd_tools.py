@@ -13,7 +13,8 @@ from autofit.domain.machine import HOST_POOL, Device, Host
 from autofit.domain.text import printable
 from autofit.domain.values import replace
 from autofit.hardware.facts import enrich, holder, number
-from autofit.hardware.system import System, ToolError
+from autofit.hardware.programs import ToolError
+from autofit.hardware.system import System
 
 APU_GFX = frozenset(
     {

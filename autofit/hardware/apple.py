@@ -7,7 +7,8 @@ import re
 from autofit.domain.machine import HOST_POOL, Device, Host
 from autofit.domain.units import MIB, format_bytes
 from autofit.hardware.facts import Facts, enrich
-from autofit.hardware.system import System, ToolError
+from autofit.hardware.programs import ToolError
+from autofit.hardware.system import System
 from autofit.hardware.working_set import working_set_bytes
 
 LAST_BEFORE_26 = 15

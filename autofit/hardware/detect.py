@@ -17,7 +17,8 @@ from autofit.domain.values import replace
 from autofit.errors import HardwareError
 from autofit.hardware.facts import Facts, Source
 from autofit.hardware.host import read_host
-from autofit.hardware.system import KILL_SECONDS, System, ToolError
+from autofit.hardware.programs import ToolError
+from autofit.hardware.system import KILL_SECONDS, System
 from autofit.profiles import THIS_MACHINE, user_dir
 
 DISPLAY_CLASSES = ("0x0300", "0x0302", "0x0380", "0x1200")  #: VGA, 3D controller, other display, accelerator

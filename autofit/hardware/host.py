@@ -11,7 +11,8 @@ from autofit.domain.text import printable
 from autofit.domain.units import KIB, format_bytes
 from autofit.domain.values import dataclass, field
 from autofit.hardware import cgroup
-from autofit.hardware.system import System, ToolError
+from autofit.hardware.programs import ToolError
+from autofit.hardware.system import System
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

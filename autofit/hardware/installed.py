@@ -42,7 +42,7 @@ def ask(program: str, environ: Mapping[str, str]) -> Said | None:
 
     `program` is a path, or a name to be found on `PATH` (`find_program`).
     """
-    from autofit.hardware.system import find_program  # most plans for described hardware do without
+    from autofit.hardware.programs import find_program  # most plans for described hardware do without
 
     path = find_program(program, environ)
     if path is None:
@@ -66,7 +66,7 @@ def ask(program: str, environ: Mapping[str, str]) -> Said | None:
 
 def _run(path: str) -> Said:
     from autofit.hardware.output import run_both
-    from autofit.hardware.system import ToolError
+    from autofit.hardware.programs import ToolError
 
     try:
         out, err = run_both([path, "--version"], SECONDS)
@@ -207,7 +207,7 @@ def _beside(backend: Backend, program: str, environ: Mapping[str, str]) -> Engin
 
     Such a program would take seconds to say it, since it loads its package first.
     """
-    from autofit.hardware.system import find_program
+    from autofit.hardware.programs import find_program
 
     path = find_program(program, environ)
     if path is None or not (_is_python(path) or _is_of_python(path)):

@@ -9,7 +9,8 @@ from autofit.domain.values import replace
 from autofit.hardware import drm
 from autofit.hardware.catalog import profile_of
 from autofit.hardware.facts import Facts, enrich, holder, number
-from autofit.hardware.system import System, ToolError
+from autofit.hardware.programs import ToolError
+from autofit.hardware.system import System
 
 ONE_ALLOCATION = "one allocation above 4 GiB needs UR_L0_ENABLE_RELAXED_ALLOCATION_LIMITS=1"
 

@@ -16,7 +16,8 @@ from autofit.hardware import nvidia_smi, visible
 from autofit.hardware.facts import Facts, enrich
 from autofit.hardware.nvidia_card import Card, read_card
 from autofit.hardware.nvml import REMEDIES, Nvml, pci_address, pci_of, why_not
-from autofit.hardware.system import System, ToolError, ToolTimeoutError
+from autofit.hardware.programs import ToolError, ToolTimeoutError
+from autofit.hardware.system import System
 
 NVLINK_BYTES_PER_S = {1: 20_000_000_000, 5: 14_062_500_000, 7: 50_000_000_000}
 #: one link, one direction, by NVML's number of the version (5 is GA102's); all others: 25 GB/s

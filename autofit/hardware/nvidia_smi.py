@@ -7,7 +7,8 @@ from autofit.domain.text import printable
 from autofit.domain.units import MIB
 from autofit.domain.values import replace
 from autofit.hardware.facts import number
-from autofit.hardware.system import System, ToolError
+from autofit.hardware.programs import ToolError
+from autofit.hardware.system import System
 
 FIELDS = ("index", "name", "uuid", "memory.total", "memory.free")
 NEWER_FIELDS = (*FIELDS, "memory.reserved", "compute_cap")  #: drivers before 510 refuse the last two

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING
 
-from autofit.hardware.system import MAX_TEXT_BYTES, ToolError, ToolTimeoutError, find_program
+from autofit.hardware.programs import MAX_TEXT_BYTES, ToolError, ToolTimeoutError, find_program
 
 if TYPE_CHECKING:
     import subprocess

@@ -14,7 +14,7 @@ from autofit.domain.values import replace
 from autofit.errors import HardwareError
 from autofit.hardware.nodes import MAX_GPUS, Member, OfCards, join
 from autofit.hardware.output import run_both
-from autofit.hardware.system import ToolError, ToolTimeoutError
+from autofit.hardware.programs import ToolError, ToolTimeoutError
 
 SCHEME = "ray://"
 SECONDS = 60.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,21 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from autofit.domain.values import dataclass, field
-from autofit.files import is_shim
+from autofit.hardware.programs import MAX_TEXT_BYTES, ToolError, find_program
 
 DETECT_SECONDS = 0.3  #: all of detection, hanging tools included; `AUTOFIT_DETECT_SECONDS` states another
 LOADER_CACHE = "/etc/ld.so.cache"  #: of glibc: each shared library that is in a folder of the system's, by name
 KILL_SECONDS = 0.05  #: what is kept of the time for killing a tool that hangs, and for what is known without it
-MAX_TEXT_BYTES = 1 << 20
 MAX_NUMBER = 1 << 60  #: what exceeds this is no size: "unlimited", or nonsense
-
-
-class ToolError(Exception):
-    """A program or library that gave no answer; the text says why."""
-
-
-class ToolTimeoutError(ToolError):
-    """A program that had not answered when the time was over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,29 +148,6 @@ def _not_here(argv: Sequence[str], seconds: float) -> str:
 
 def _no_library() -> Any:
     raise ToolError("no library in a recorded tree")
-
-
-def find_program(name: str, env: Mapping[str, str], platform: str = sys.platform) -> str | None:
-    """The absolute path of a program: one that is given by its path, or the first of that name on `PATH`.
-
-    Entries that are empty or relative are left out on every system, and so is the current directory, where Windows
-    looks first: a file in a downloaded folder must not be started because it is called `nvidia-smi`. Shims are left out
-    too: the program behind them is meant.
-    """
-    if os.path.basename(name) != name:  # noqa: PTH119 - somebody gave a path
-        path = os.path.abspath(name)  # noqa: PTH100
-        return path if os.path.isfile(path) and os.access(path, os.X_OK) else None  # noqa: PTH113
-    windows = platform == "win32"
-    names = [name] if not windows or name.lower().endswith((".exe", ".com")) else [f"{name}.exe", f"{name}.com"]
-    for folder in env.get("PATH", "").split(";" if windows else ":"):
-        folder = folder.strip('"') if windows else folder
-        if not (re.match(r"[A-Za-z]:[\\/]|\\\\", folder) if windows else folder.startswith("/")):
-            continue
-        for each in names:
-            path = os.path.join(folder, each)  # noqa: PTH118
-            if os.path.isfile(path) and os.access(path, os.X_OK) and not is_shim(path):  # noqa: PTH113
-                return path
-    return None
 
 
 def load_nvml() -> Any:

@@ -9,7 +9,8 @@ from pathlib import Path
 from autofit.domain.units import GIB, MIB
 from autofit.hardware import load_machine, machine_from_dict, machine_to_dict
 from autofit.hardware.host import read_host
-from autofit.hardware.system import System, ToolError
+from autofit.hardware.programs import ToolError
+from autofit.hardware.system import System
 from autofit.hardware.visible import select
 from hypothesis import given, settings
 from hypothesis import strategies as st

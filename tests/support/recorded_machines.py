@@ -19,7 +19,8 @@ from typing import Any
 from autofit.domain.machine import Machine
 from autofit.hardware import detect as detection
 from autofit.hardware.facts import Source
-from autofit.hardware.system import System, ToolError, ToolTimeoutError
+from autofit.hardware.programs import ToolError, ToolTimeoutError
+from autofit.hardware.system import System
 from autofit.host import host
 from autofit.machines import hardware_sources
 

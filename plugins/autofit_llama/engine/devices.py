@@ -10,7 +10,8 @@ from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.units import MIB
 from autofit.hardware.facts import Facts, enrich
-from autofit.hardware.system import System, ToolError
+from autofit.hardware.programs import ToolError
+from autofit.hardware.system import System
 
 PROGRAMS = ("llama-server", "llama-cli")
 APIS: dict[str, Api] = {

@@ -10,7 +10,7 @@ from autofit.domain.memory import Kind
 from autofit.domain.observed import Observed, ReportedPart
 from autofit.domain.units import MIB
 from autofit.errors import UsageError
-from autofit.hardware.system import find_program as program_on_path
+from autofit.hardware.programs import find_program as program_on_path
 
 from autofit_llama.command.options import spellings
 from autofit_llama.command.reading import find_program

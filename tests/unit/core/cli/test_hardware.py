@@ -238,7 +238,7 @@ def test_a_tool_that_hangs_costs_its_time_out_and_is_killed(tmp_path: Path) -> N
     import sys
 
     from autofit.hardware.output import run_tool
-    from autofit.hardware.system import ToolError
+    from autofit.hardware.programs import ToolError
 
     with pytest.raises(ToolError, match=r"no answer within 0\.2 s"):
         run_tool([sys.executable, "-c", "import time; time.sleep(20)"], 0.2)
@@ -248,7 +248,7 @@ def test_a_tool_that_fails_says_its_first_line() -> None:
     import sys
 
     from autofit.hardware.output import run_tool
-    from autofit.hardware.system import ToolError
+    from autofit.hardware.programs import ToolError
 
     with pytest.raises(ToolError, match="exit code 3: no device"):
         run_tool([sys.executable, "-c", "import sys; sys.stderr.write('no device\\nmore'); sys.exit(3)"], 20)
@@ -257,7 +257,7 @@ def test_a_tool_that_fails_says_its_first_line() -> None:
 
 
 def test_the_recorder_s_programs_hang_as_told() -> None:
-    from autofit.hardware.system import ToolError
+    from autofit.hardware.programs import ToolError
 
     with pytest.raises(ToolError, match="no answer"):
         runner([[["slow"], {"stdout": "", "seconds": 9}]])(["slow"], 0.01)
@@ -266,7 +266,7 @@ def test_the_recorder_s_programs_hang_as_told() -> None:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_what_a_hanging_tool_has_started_ends_with_it(tmp_path: Path) -> None:
     from autofit.hardware.output import run_tool
-    from autofit.hardware.system import ToolTimeoutError
+    from autofit.hardware.programs import ToolTimeoutError
 
     tool, child = tmp_path / "tool", tmp_path / "child"
     tool.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {child}\nwait\n")
@@ -293,7 +293,8 @@ def test_equal_devices_of_a_machine_are_listed_as_one(
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
 def test_without_time_only_installed_tools_are_missed(seconds: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from autofit.hardware.system import ToolError, ToolTimeoutError, this_system
+    from autofit.hardware.programs import ToolError, ToolTimeoutError
+    from autofit.hardware.system import this_system
 
     system = this_system({"AUTOFIT_DETECT_SECONDS": seconds})
     with pytest.raises(ToolError, match="no-such-program-here: not installed"):

@@ -171,7 +171,7 @@ class TestUnified:
         assert result.host.has_repack is True
 
     def test_gb10_through_nvidia_smi_na(self, tmp_path: Path) -> None:
-        from autofit.hardware.system import ToolError
+        from autofit.hardware.programs import ToolError
 
         system = machine("dgx-spark", tmp_path)
         object.__setattr__(system, "load_nvml", lambda: (_ for _ in ()).throw(ToolError("not installed")))

@@ -17,14 +17,8 @@ from autofit.hardware import system as system_module
 from autofit.hardware.detect import detect as detect_all
 from autofit.hardware.facts import Facts, Source
 from autofit.hardware.output import run_tool
-from autofit.hardware.system import (
-    MAX_TEXT_BYTES,
-    System,
-    ToolError,
-    ToolTimeoutError,
-    find_program,
-    this_system,
-)
+from autofit.hardware.programs import MAX_TEXT_BYTES, ToolError, ToolTimeoutError, find_program
+from autofit.hardware.system import System, this_system
 
 from support.recorded_machines import detect
 

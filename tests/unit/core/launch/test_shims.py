@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from autofit.hardware.system import find_program
+from autofit.hardware.programs import find_program
 from autofit.launch.shims import own_folder, shim_texts
 
 from support.fake_engines import TINY, Engines, write_program
