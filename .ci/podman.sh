@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Installs podman where it is missing, and makes a place of its own for it, with a stand-in of the image that Containerfile
+# Installs podman and podman-compose where they are missing, and makes a place of its own for them, with a stand-in of the image that Containerfile
 # begins with: the Python of this machine with its libraries, since no registry of images need be reachable. On Debian and
 # as root; a minute, and 150 MB in DIR; a second run takes none.
-#   .ci/podman.sh DIR     leaves DIR/bin/podman; the tests take DIR as AUTOFIT_PODMAN
+#   .ci/podman.sh DIR     leaves DIR/bin/{podman,podman-compose}; the tests take DIR as AUTOFIT_PODMAN
 set -euo pipefail
-made=2 # the layout of DIR, raised when this script changes it
+made=3 # the layout of DIR, raised when this script changes it
 tools=()
-for tool in podman runc; do command -v "$tool" >/dev/null || tools+=("$tool"); done
+for tool in podman runc catatonit; do command -v "$tool" >/dev/null || tools+=("$tool"); done
 if [ "${#tools[@]}" -gt 0 ]; then
   apt-get -qq update
   apt-get -qq install -y --no-install-recommends "${tools[@]}" >/dev/null
@@ -18,6 +18,9 @@ dir=$(cd "$1" && pwd)
 if [ -f "$dir/made-$made" ] && "$dir/bin/podman" image exists "$image"; then echo "podman: $dir is current"; exit 0; fi
 
 mkdir -p "$dir/bin"
+python3 -m venv --clear "$dir/compose"
+"$dir/compose/bin/pip" install -q "podman-compose==1.6.0"
+ln -sf ../compose/bin/podman-compose "$dir/bin/podman-compose"
 # runc, since crun 1.8 refuses machines with both versions of cgroups. Limits that this machine lets its root have.
 cat >"$dir/containers.conf" <<EOF
 [containers]

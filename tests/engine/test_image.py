@@ -12,9 +12,9 @@ import pytest
 from autofit.cli.main import main
 
 from support import ROOT, TINY
+from support.podman import PODMAN, needs_podman
 
-PODMAN = os.environ.get("AUTOFIT_PODMAN", "")
-pytestmark = [pytest.mark.engine, pytest.mark.skipif(not PODMAN, reason="needs AUTOFIT_PODMAN, of .ci/podman.sh")]
+pytestmark = [pytest.mark.engine, needs_podman]
 WISHES = ("llama", "model.gguf", "--on", "rtx-3090", "--ram", "64GiB")
 SHARED = {
     "man/man1/autofit.1": "docs/autofit.1",

@@ -19,26 +19,10 @@ import pytest
 
 from support import TINY
 from support.fake_engines import is_alive, write_program
+from support.podman import IMAGE, PODMAN, build_engine, needs_podman
 
-PODMAN = os.environ.get("AUTOFIT_PODMAN", "")
-pytestmark = [pytest.mark.engine, pytest.mark.skipif(not PODMAN, reason="needs AUTOFIT_PODMAN, of .ci/podman.sh")]
-IMAGE = "ghcr.io/ggml-org/llama.cpp:server-b11311"
+pytestmark = [pytest.mark.engine, needs_podman]
 AUTOFIT = [sys.executable, "-P", "-m", "autofit"]
-ENGINE = """\
-#!/usr/local/bin/python3
-import json, os, signal, sys, time
-def ended(number, frame):
-    print("got", signal.Signals(number).name, flush=True)
-    sys.exit(40 + number)
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-    signal.signal(number, ended)
-held = bytearray(int(os.environ.get("HOLD_MIB", "0")) << 20)
-print(json.dumps({"argv": sys.argv[1:], "tty": os.isatty(0) and os.isatty(1)}), flush=True)
-if "ANSWER" in os.environ:
-    print(sys.stdin.read().upper())
-    sys.exit(int(os.environ["ANSWER"]))
-time.sleep(60)
-"""
 
 
 class Place:
@@ -111,16 +95,7 @@ def wait_for(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def image(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """An image by the name of llama.cpp's whose server is that engine."""
-    folder = tmp_path_factory.mktemp("image")
-    write_program(folder / "engine", ENGINE)
-    base = "docker.io/library/python:3.13-slim"
-    lines = (f"FROM {base}", "COPY engine /app/llama-server", "WORKDIR /app", 'ENTRYPOINT ["/app/llama-server"]')
-    (folder / "Containerfile").write_text("\n".join(lines))
-    done = subprocess.run(
-        [PODMAN, "build", "-q", "-t", IMAGE, str(folder)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    build_engine(tmp_path_factory.mktemp("image"))
 
 
 @pytest.fixture
