@@ -33,3 +33,20 @@ def test_blocks_of_recurrent_models(tmp_path: Path) -> None:
     blocks = verdict.plan.engine_report["num_gpu_blocks"]
     assert isinstance(blocks, int) and blocks <= row["truth"]["mamba_blocks"] + 35
     assert "too-many-sequences" in {finding.code for finding in verdict.plan.findings}
+
+
+def test_two_gh200_lack_what_vllm_lacked(tmp_path: Path) -> None:
+    """vllm/issues/44376, release 0.22: 5.44 GiB were left, 6.66 are needed for 30,000 tokens. The command is that of the
+    class LLM, whose steps are of 16,384 tokens and 1,024 sequences."""
+    row = next(row for row in ROWS if row["on"] == "h20")
+    args = (
+        row["args"][: row["args"].index("--max-model-len")]
+        + (
+            "--max-model-len 30000 --gpu-memory-utilization 0.95 --kv-cache-dtype fp8 --block-size 256 "
+            "--max-num-batched-tokens 16384 --max-num-seqs 1024"
+        ).split()
+    )
+    case = {**row, "on": "gh200-96gb", "args": args, "version": "0.22.0", "real": "failed", "truth": {"kv_gib": 5.44}}
+    verdict = vllm_reports.judge(case, vllm_reports.write_checkpoint(row["config"], tmp_path))
+    assert not verdict.fits
+    assert verdict.low_bytes is not None and verdict.low_bytes <= 0.02 * 90.2 * (1 << 30)  # of what is in use

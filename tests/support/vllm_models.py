@@ -175,9 +175,11 @@ def deepseek_v3() -> VllmModel:
     )
 
 
-def config(of: VllmModel, on: str, *args: str, env: dict[str, str] | None = None) -> EngineConfig:
+def config(
+    of: VllmModel, on: str, *args: str, env: dict[str, str] | None = None, version: str | None = None
+) -> EngineConfig:
     """The engine's configuration of a command, on as many GPUs as it wants."""
-    _, settings = parse_command(["vllm", "serve", "M", *args], env)
+    _, settings = parse_command(["vllm", "serve", "M", *args], env, version)
     return resolve(settings, of, gpu(on))
 
 

@@ -84,6 +84,7 @@ class EngineConfig:
     draft: Draft | None
     graph_mode: GraphMode
     capture_sizes: tuple[int, ...]
+    fused_allreduce_bytes: int  #: of the buffer through which ranks join a sum and the norm behind it
     mamba_cache_dtype: str
     mamba_ssm_dtype: str
     mamba_block_size: int | None

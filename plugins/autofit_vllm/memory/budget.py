@@ -43,9 +43,12 @@ NCCL_FIRST_BYTES = 640 * MIB
 NCCL_MORE_BYTES = 205 * MIB
 #: Memory that CUDA libraries take after the snapshot: 0.07 to 0.39 GiB in eleven logs ("non_torch").
 LIBRARY_BYTES = 300 * MIB
-#: 51 piecewise and 35 full graphs were estimated at 0.52 GiB (Qwen3-8B on 24 GB), 3 and 2 at 0.09.
+#: What one graph keeps for each layer, by what logs estimated: 51 piecewise and 35 full graphs took 0.52 GiB with
+#: Qwen3-8B (36 layers) and 0.64 with Qwen3.5-4B (32), 3 and 2 took 0.09. Experts start more kernels in a layer: a full
+#: graph of Qwen3.5-122B-A10B (48 layers) took 24 MiB (vllm/issues/50780), 54 graphs of MiniMax-M3 (60) 1.97 GiB.
 GRAPHS_BASE_BYTES = 70 * MIB
-GRAPH_BYTES = 11 * MIB // 2
+GRAPH_LAYER_BYTES = 140 << 10
+EXPERTS_GRAPH_LAYER_BYTES = 512 << 10
 #: Bytes per sampled row and vocabulary entry: logits, fp32 copy, what top-k leaves and probabilities are 14 by source;
 #: logs with up to 256 rows leave room for no more than 18. With 1024 rows it was about 34 on average (RTX PRO 6000 with
 #: 248,320 entries, whatever the type of the weights; two H100 with 131,072, one with 201,088), more than the sampler
@@ -219,6 +222,15 @@ def _consumed(
         items += [_input_state(model, config, is_last=is_last), workspace]
         items.append(
             MemoryItem(
+                kind="compute",
+                n_bytes=config.fused_allreduce_bytes,
+                basis="derived",
+                label="buffer of joined all-reduces",
+                source="compilation/passes/fusion/allreduce_rms_fusion.py:AllReduceFusionPass",
+            )
+        )
+        items.append(
+            MemoryItem(
                 kind="runtime",
                 n_bytes=LIBRARY_BYTES,
                 basis="assumed",
@@ -230,18 +242,42 @@ def _consumed(
 
 
 def _input_state(model: VllmModel, config: EngineConfig, *, is_last: bool) -> MemoryItem:
-    """Buffers that stay: token counters of the penalties (v1/worker/gpu/sample/penalties.py) and step
-    inputs."""
+    """Buffers that stay: token counters of the penalties (v1/worker/gpu/sample/penalties.py), step inputs, and what
+    models with an indexer or with several residual streams keep per token of a step."""
     seqs, vocab = config.max_num_seqs, model.vocab_size
     counters = seqs * vocab * 4 + seqs * -(-vocab // 32) * 4 if is_last else 0
     inputs = config.max_num_batched_tokens * 64
     embeds = config.max_num_batched_tokens * model.hidden_size * dtype_bytes(config.dtype) if config.images else 0
+    kept = config.max_num_batched_tokens * _kept_per_token(model, config, is_last=is_last)
     return MemoryItem(
         kind="compute",
-        n_bytes=counters + inputs + embeds,
+        n_bytes=counters + inputs + embeds + kept,
         basis="derived",
         label="sampler and input state",
         source="v1/worker/gpu/sample/penalties.py",
+    )
+
+
+def _kept_per_token(model: VllmModel, config: EngineConfig, *, is_last: bool) -> int:
+    """Bytes that a model's own buffers keep for each token of a step: what its indexers pick, which they share, and on
+    the last stage the residual streams that draft layers read, whether or not there are any
+    (models/deepseek_v4/nvidia/model.py: topk_indices_buffer, _mtp_hidden_buffer)."""
+    topk, streams = model.config.get("index_topk"), _streams(model)
+    picked = 4 * topk if isinstance(topk, int) and _is_indexed(model) else 0
+    return picked + (streams * model.hidden_size * dtype_bytes(config.dtype) if is_last and streams > 1 else 0)
+
+
+def _streams(model: VllmModel) -> int:
+    """Residual streams of a layer (models/deepseek_v4: hc_mult)."""
+    streams = model.config.get("hc_mult")
+    return streams if isinstance(streams, int) and 1 < streams < 64 else 1
+
+
+def _is_indexed(model: VllmModel) -> bool:
+    """Whether an indexer picks the tokens that a query attends to."""
+    return any(
+        isinstance(cache, IndexerCache) or (isinstance(cache, PackedCache) and cache.backend.endswith("INDEXER"))
+        for cache in model.distinct_caches
     )
 
 
@@ -287,10 +323,11 @@ def peak_items(
         rows = min(config.max_num_batched_tokens, config.max_num_seqs)
         few = min(rows, SAMPLER_FEW_ROWS)
         per_entry = few * SAMPLER_BYTES_PER_LOGIT + (rows - few) * SAMPLER_MORE_BYTES_PER_LOGIT
+        hidden = config.max_num_batched_tokens * model.hidden_size * dtype_bytes(config.dtype)  # of the step before
         items.append(
             _peak(
                 "sampler",
-                per_entry * model.vocab_size,
+                per_entry * model.vocab_size + hidden,
                 "v1/worker/gpu/sample: logits in fp32, sorted; by boot logs of 256 and of 1024 rows",
             )
         )
@@ -304,21 +341,23 @@ def peak_items(
 
 
 def _layers_peak(model: VllmModel, config: EngineConfig) -> int:
-    tp, size, tokens = config.parallel.tp, dtype_bytes(config.dtype), config.max_num_batched_tokens
+    indexed = _INDEXER_LOGITS_BYTES if _is_indexed(model) else 0
+    return config.max_num_batched_tokens * _token_bytes(model, config) + indexed
+
+
+def _token_bytes(model: VllmModel, config: EngineConfig) -> int:
+    """Bytes of activations that the layers of a rank hold at once for each token."""
+    tp, size = config.parallel.tp, dtype_bytes(config.dtype)
     kv_width = 2 * max(model.n_kv_heads, tp) * model.head_size if not model.uses_mla else 2 * model.head_size
     attention = 2 * (model.n_heads * model.head_size + kv_width) // tp
     # 110,592 bytes per token on Llama-3.1-8B, by two logs of steps of 20,000 and 29,000 tokens.
     width = 3 * model.hidden_size + max(attention, 3 * model.intermediate_size // tp)
-    streams = model.config.get("hc_mult")
-    if isinstance(streams, int) and 1 < streams < 64:
+    streams = _streams(model)
+    if streams > 1:
         # models/deepseek_v4: old and new residual streams beside queries and outputs that are padded to 64 heads
         heads = -(-(model.n_heads // tp) // 64) * 64
         width = max(width, 2 * streams * model.hidden_size + (model.n_heads // tp + 2 * heads) * model.head_size)
-    indexed = any(
-        isinstance(cache, IndexerCache) or (isinstance(cache, PackedCache) and cache.backend.endswith("INDEXER"))
-        for cache in model.distinct_caches
-    )
-    return tokens * width * size + (_INDEXER_LOGITS_BYTES if indexed else 0)
+    return width * size
 
 
 def _beside(encoder: MemoryItem, workspace: MemoryItem) -> MemoryItem:
@@ -384,7 +423,12 @@ def graphs_item(model: VllmModel, config: EngineConfig) -> MemoryItem:
         n_graphs += len(config.capture_sizes)
     if mode in ("FULL_AND_PIECEWISE", "FULL_DECODE_ONLY"):
         n_graphs += decode
-    n_bytes = (GRAPHS_BASE_BYTES + n_graphs * GRAPH_BYTES) * (2 if model.is_moe else 1) if n_graphs else 0
+    of_layer = EXPERTS_GRAPH_LAYER_BYTES if model.is_moe else GRAPH_LAYER_BYTES
+    layers = -(-model.n_layers // config.parallel.pp)
+    # The step before the first capture, of the largest size, counts with it: its activations stay in the allocator
+    # (v1/worker/gpu_model_runner.py:profile_cudagraph_memory).
+    first = GRAPHS_BASE_BYTES + max(config.capture_sizes, default=0) * _token_bytes(model, config)
+    n_bytes = first + n_graphs * layers * of_layer if n_graphs else 0
     return MemoryItem(
         kind="runtime",
         n_bytes=n_bytes,

@@ -30,6 +30,11 @@ CHECKED_BY_BLOCKS = Change(
     source="v1/core/kv_cache_planning.py:_max_memory_usage_bytes_from_groups",
     before="0.13.0: check_enough_kv_cache_memory adds layer by layer, before layers are grouped, padded or promoted",
 )
+PACKED_BLOCKS = Change(
+    since="0.24.0",
+    source="v1/core/kv_cache_planning.py:_get_kv_cache_bytes_per_block",
+    before="0.23.0: _get_kv_cache_config_deepseek_v4 reserves as many layers of each page size as any group has of one",
+)
 CHECKED_OVERRIDE = Change(
     since="0.20.1",
     source="v1/core/kv_cache_planning.py:get_kv_cache_configs",
@@ -154,7 +159,8 @@ def plan_kv(model: VllmModel, config: EngineConfig) -> KvPlan:
         layout=layout,
         groups=groups,
         bytes_per_block=tuple(
-            _stage_block_bytes(groups, stage, bounds, packed=layout.packed) for stage in range(config.parallel.pp)
+            _stage_block_bytes(groups, stage, bounds, packed=layout.packed, dense=config.engine.has(PACKED_BLOCKS))
+            for stage in range(config.parallel.pp)
         ),
         max_len=config.max_model_len,
         in_flight_tokens=config.max_in_flight_tokens,
@@ -430,10 +436,16 @@ def stage_bounds(n_layers: int, pp: int, partition: Sequence[int] | None = None)
     return tuple(bounds)
 
 
-def _stage_block_bytes(groups: Sequence[Group], stage: int, bounds: Sequence[int], *, packed: bool) -> int:
-    """Bytes that one block takes on a stage (_get_kv_cache_bytes_per_block)."""
+def _stage_block_bytes(
+    groups: Sequence[Group], stage: int, bounds: Sequence[int], *, packed: bool, dense: bool = True
+) -> int:
+    """Bytes that one block takes on a stage (_get_kv_cache_bytes_per_block); `dense`: its layers leave no gaps."""
     if packed:
         here = [[layer for layer in group.layers if stage_of(layer, bounds) == stage] for group in groups]
+        if not dense and len(groups) > 1:
+            whole = next((layers for layers in here if layers and layers[0].kind == "latent"), here[0])
+            most = max(max((len(found) for found in _by_page(layers).values()), default=0) for layers in here)
+            return most * sum(_by_page(whole))
         unit = math.lcm(*(layer.stride_unit for layers in here for layer in layers))
         return round_up(max(sum(layer.page_bytes for layer in layers) for layers in here), unit)
     return max(

@@ -26,6 +26,7 @@ from autofit_vllm.config.resolve.batch import (
     uses_v2_runner,
 )
 from autofit_vllm.config.resolve.dtype import boundary_layers, check_quantization, resolve_dtype, resolve_kv_dtype
+from autofit_vllm.config.resolve.fusion import fused_allreduce_bytes
 from autofit_vllm.config.resolve.graphs import capture_sizes, graph_mode
 from autofit_vllm.config.resolve.length import resolve_max_len
 from autofit_vllm.config.resolve.parallel import resolve_parallel
@@ -104,6 +105,7 @@ def resolve(
         draft=draft,
         graph_mode=mode,
         capture_sizes=_graph_sizes(settings, model, gpu, mode, steps, n_speculative),
+        fused_allreduce_bytes=fused_allreduce_bytes(settings, model, gpu, mode, dtype, parallel.tp, steps.tokens),
         mamba_cache_dtype=settings.mamba_cache_dtype,
         mamba_ssm_dtype=_ssm_dtype(settings, model),
         mamba_block_size=settings.mamba_block_size,

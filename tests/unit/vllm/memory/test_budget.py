@@ -36,6 +36,10 @@ def budget(model: VllmModel, resolved: EngineConfig, *, stage: int = 0, **more: 
     return rank_budget(model, resolved, stages[stage], plan_kv(model, resolved), **more)  # type: ignore[arg-type]
 
 
+def built(name: str) -> VllmModel:
+    return build_from_config(json.loads((DATA / "vllm/configs" / name / "config.json").read_text(encoding="utf-8")))
+
+
 def labels(found: RankBudget) -> dict[str, int]:
     return {item.label: item.n_bytes for item in found.items}
 
@@ -63,7 +67,8 @@ def test_the_sampler_grows_with_sequences_and_vocabulary() -> None:
     counters = 1024 * 128_256 * 4 + 1024 * 4008 * 4
     assert many["sampler and input state"] == counters + 8192 * 64
     assert few["sampler and input state"] < many["sampler and input state"]
-    assert many["activation peak (sampler)"] == (256 * 18 + 768 * 39) * 128_256
+    hidden = 8192 * 4096 * 2  # what the step before has handed to the sampler
+    assert many["activation peak (sampler)"] == (256 * 18 + 768 * 39) * 128_256 + hidden
 
 
 def test_only_the_last_stage_samples() -> None:
@@ -108,12 +113,62 @@ def test_images_are_profiled_unless_they_are_off() -> None:
 
 
 def test_graphs() -> None:
-    model = vllm_models.llama_8b()
+    model = vllm_models.qwen3_8b()
     logged = graphs_item(model, config(model, "4090")).n_bytes  # 0.52 GiB for 51 + 35 graphs
     assert logged == pytest.approx(0.52 * GIB, rel=0.05)
     few = config(model, "4090", "--cudagraph-capture-sizes", "1", "2", "4", "--max-num-seqs", "2")
     assert graphs_item(model, few).n_bytes == pytest.approx(0.09 * GIB, rel=0.15)  # 3 + 2 graphs
     assert graphs_item(model, config(model, "4090", "--enforce-eager")).n_bytes == 0
+
+
+def test_graphs_of_experts_have_more_kernels_in_a_layer() -> None:
+    """MiniMax-M3 on two B200 with 128 sequences: 35 piecewise and 19 full graphs were estimated at 1.97 GiB."""
+    model = built("minimax-m3")
+    found = graphs_item(model, config(model, "b200", "-tp", "2", "--max-num-seqs", "128"))
+    assert found.label == "54 CUDA graphs"
+    assert found.n_bytes == pytest.approx(1.97 * GIB, rel=0.2)
+    halves = graphs_item(model, config(model, "b200", "-pp", "2", "--max-num-seqs", "128"))
+    assert 2 * halves.n_bytes == pytest.approx(found.n_bytes, rel=0.2)  # the layers of a stage alone
+
+
+def test_what_a_model_keeps_of_a_step() -> None:
+    """DeepSeek-V4: four residual streams on the last stage, and what its indexers pick, for each token of a step."""
+    model = built("deepseek-v4-flash")
+    short, long = (
+        labels(budget(model, config(model, "h200", "--max-num-batched-tokens", str(tokens)), stage=0))
+        for tokens in (4096, 8192)
+    )
+    kept = 64 + 4 * 4096 * 2 + 4 * 512  # step inputs, streams in half precision, picked tokens
+    assert long["sampler and input state"] - short["sampler and input state"] == 4096 * kept
+    first = labels(budget(model, config(model, "h200", "-pp", "2"), stage=0))["sampler and input state"]
+    assert first == 8192 * (64 + 4 * 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "args", "version", "mib"),
+    [
+        ("llama3-8b", "h100", ("-tp", "2"), "0.17.0", 4 * 2 * 64),  # 8192 tokens of 8 KiB are 64 MiB
+        ("llama3-8b", "h100", ("-tp", "2"), "0.16.0", 0),
+        ("llama3-8b", "h100", ("-tp", "4"), "0.33.0", 4 * 4 * 2),
+        ("llama3-8b", "b200", ("-tp", "4"), "0.33.0", 4 * 4 * 32),
+        ("llama3-8b", "h100", ("-tp", "2", "--max-num-batched-tokens", "2048"), "0.33.0", 4 * 2 * 16),
+        ("llama3-8b", "h100", (), "0.33.0", 0),
+        ("llama3-8b", "4090", ("-tp", "2"), "0.33.0", 0),
+        ("llama3-8b", "h100", ("-tp", "2", "--enforce-eager"), "0.33.0", 0),
+        ("llama3-8b", "h100", ("-tp", "2", "-O1"), "0.33.0", 0),
+        ("llama3-8b", "h100", ("-tp", "2", "-cc.pass_config.fuse_allreduce_rms=false"), "0.33.0", 0),
+        ("deepseek-v4-flash", "h200", ("-tp", "2"), "0.22.0", 4 * 2 * 64),
+        ("deepseek-v4-flash", "h200", ("-tp", "2"), "0.23.0", 0),  # compiled no more
+    ],
+)
+def test_sums_joined_with_norms_have_a_buffer(
+    name: str, gpu: str, args: tuple[str, ...], version: str, mib: int
+) -> None:
+    """flashinfer keeps a buffer of every rank's part and three in turn, on Hopper and Blackwell."""
+    model = built(name)
+    resolved = config(model, gpu, *args, version=version)
+    found = labels(budget(model, resolved)).get("buffer of joined all-reduces", 0)
+    assert found == mib * MIB
 
 
 def test_more_ranks_need_nccl() -> None:

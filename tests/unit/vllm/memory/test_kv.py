@@ -4,20 +4,38 @@ hand."""
 from __future__ import annotations
 
 import dataclasses
+import json
 from itertools import pairwise
 
 import pytest
 from autofit.errors import EngineRefusalError
 
+from autofit_vllm.architectures import build_from_config
 from autofit_vllm.memory.kv import Group, capacity, fit, group_layers, plan_kv, stage_bounds
 from autofit_vllm.memory.kv_pages import LayerCache, packed_bytes
 from autofit_vllm.modules.model import IndexerCache, StateCache, VllmModel
-from support import vllm_models
+from support import DATA, vllm_models
 from support.vllm_models import GIB, config
 
 
 def bytes_per_block(model: VllmModel, on: str, *args: str) -> tuple[int, ...]:
     return plan_kv(model, config(model, on, *args)).bytes_per_block
+
+
+def test_blocks_of_deepseek_v4_before_they_were_packed() -> None:
+    """vllm/issues/44376, release 0.22: 6.66 GiB for 30,000 tokens in steps of 16,384; 13,528 were estimated to fit in
+    5.44 GiB. A group of 22 layers reserved 22 of each of the three sizes that the 21 others have."""
+    raw = json.loads((DATA / "vllm/configs/deepseek-v4-flash/config.json").read_text(encoding="utf-8"))
+    model = build_from_config(raw)
+    args = ("-tp", "2", "--kv-cache-dtype", "fp8", "--block-size", "256", "--max-num-batched-tokens", "16384")
+    old, new = (
+        plan_kv(model, config(model, "h200", *args, "--max-model-len", "30000", version=version))
+        for version in ("0.22.0", "0.24.0")
+    )
+    assert old.bytes_per_block == (22 * (37_440 + 8_640 + 1_728),)
+    assert old.request_bytes(30_000) == pytest.approx(6.66 * GIB, abs=0.005 * GIB)
+    assert old.request_bytes(13_528) <= 5.445 * GIB < old.request_bytes(13_528 + 256)
+    assert new.bytes_per_block == (21 * (37_440 + 8_640) + 20 * 1_728,)
 
 
 def test_llama_8b() -> None:

@@ -248,7 +248,7 @@ def test_the_cheapest_change_comes_first(tmp_path: Path) -> None:
     ("name", "cards", "flags", "change"),
     [
         ("qwen3.5-27b-fp8", "l40s", (), "--max-num-seqs 128 --kv-cache-dtype fp8"),
-        ("qwen3-32b", "h100-80gb", ("--max-model-len", "40960"), "--max-num-batched-tokens 4096 --max-num-seqs 256"),
+        ("qwen3-32b", "h100-80gb", ("--max-model-len", "40960"), "--max-num-batched-tokens 4096 --max-num-seqs 128"),
         ("qwen3-8b", "rtx-4090", (), "--max-num-seqs 32"),
     ],
 )
@@ -362,6 +362,6 @@ def test_gpus_that_are_left_out_could_run_copies() -> None:
 
 
 def test_a_plan_without_cuda_graphs_says_so() -> None:
-    found = plan(CONFIGS / "qwen3-32b", "3xrtx-3090", kv="fp8")
+    found = plan(CONFIGS / "qwen3-30b-a3b", "2xrtx-5090", kv="fp8")
     assert "--enforce-eager" in found.argv
     assert "--no-enforce-eager" in told(found)["no-graphs"]

@@ -12,8 +12,8 @@ from support import DATA
 @pytest.mark.parametrize(
     ("name", "on", "flags", "said"),
     [
-        ("llama3-70b", "a100-80gb", (), "GPU0 NVIDIA A100-SXM4-80GB needs 100.0 GiB more for a sequence of 131,072"),
-        ("qwen3-32b", "2xrtx-4090", ("-tp", "2"), "GPU0 NVIDIA GeForce RTX 4090 needs 15.52 GiB more"),
+        ("llama3-70b", "a100-80gb", (), "GPU0 NVIDIA A100-SXM4-80GB needs 100.6 GiB more for a sequence of 131,072"),
+        ("qwen3-32b", "2xrtx-4090", ("-tp", "2"), "GPU0 NVIDIA GeForce RTX 4090 needs 15.86 GiB more"),
     ],
 )  # fmt: skip
 def test_pool_and_shortfall(name: str, on: str, flags: tuple[str, ...], said: str) -> None:
