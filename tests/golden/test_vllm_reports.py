@@ -36,7 +36,7 @@ def test_blocks_of_recurrent_models(tmp_path: Path) -> None:
 
 
 def test_two_gh200_lack_what_vllm_lacked(tmp_path: Path) -> None:
-    """vllm/issues/44376, release 0.22: 5.44 GiB were left, 6.66 are needed for 30,000 tokens. The command is that of the
+    """vllm/issues/44376, release 0.22: 5.44 GiB were left, 6.66 are needed for 30,000 tokens. It is a command of the
     class LLM, whose steps are of 16,384 tokens and 1,024 sequences."""
     row = next(row for row in ROWS if row["on"] == "h20")
     args = (

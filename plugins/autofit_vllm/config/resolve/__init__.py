@@ -74,7 +74,6 @@ def resolve(
     method, n_speculative, draft = resolve_speculation(settings, model)
     mode = graph_mode(settings, model, pooling=pooling)
     mode = "NONE" if gpu.cpu or quantization.eager else mode
-    backend = _attention_backend(settings)
     images = _encodes_images(settings, model)
     return EngineConfig(
         gpu_memory_utilization=_utilization(settings),
@@ -95,7 +94,7 @@ def resolve(
         kv_cache_dtype=kv_dtype,
         kv_skip_layers=frozenset(settings.kv_cache_dtype_skip_layers) | boundary_layers(kv_dtype, model),
         block_size=settings.block_size,
-        attention_backend=backend,
+        attention_backend=_attention_backend(settings),
         flash_version=_flash_version(settings, kv_dtype),
         indexer_kv_dtype=_indexer_dtype(settings, gpu),
         sliding_window=not settings.disable_sliding_window,
