@@ -175,5 +175,6 @@ def resources_of(container: Container) -> dict[str, Any]:
 
 
 def escaped(text: str) -> str:
-    """A word in which the cluster fills in no variable."""
-    return text.replace("$(", "$$(")
+    """A word in which the cluster fills in no variable, and takes `$$` for no escape (k8s.io/kubernetes,
+    third_party/forked/golang/expansion/expand.go:tryReadVariableName)."""
+    return text.replace("$", "$$") if "$(" in text or "$$" in text else text

@@ -539,6 +539,44 @@ def test_values_have_the_names_and_types_of_the_chart(here: Path, capsys: pytest
     assert all(isinstance(word, str) for word in model["vllmConfig"].get("extraArgs", []))
 
 
+def test_numbers_of_the_chart_are_none_that_helm_rounds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Helm reads numbers as floating point and writes a million as 1e+06: they are words of the command instead."""
+    import yaml
+
+    wishes = (
+        "vllm",
+        model_of("vllm", here),
+        "--on",
+        "2xa100-80gb",
+        "--ram",
+        "64GiB",
+        "-q",
+        "--format",
+        "helm",
+    )
+    far = ("--hf-overrides", '{"max_position_embeddings": 4194304}', "--max-model-len", "2097152", "--seed", "5000000")
+    text = printed(capsys, *wishes, "--", *far, "--served-model-name", "a$(b)$$c")
+    (model,) = yaml.safe_load(text)["servingEngineSpec"]["modelSpec"]
+    numbers = [value for value in model["vllmConfig"].values() if isinstance(value, int)]
+    assert numbers and all(abs(number) < 1_000_000 for number in numbers)
+    command = chart_command(model, 8000)
+    for flag, value in (("--max-model-len", "2097152"), ("--seed", "5000000"), ("--served-model-name", "a$$(b)$$$$c")):
+        assert command[command.index(flag) + 1] == value
+
+
+@pytest.mark.parametrize("word", ["a", "$HOME", "$(HOME)", "$$(HOME)", "$$", "a$$b", "$$$(X)$", "x$"])
+def test_words_of_a_pod_come_out_of_the_cluster_as_they_went_in(
+    word: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = printed(
+        capsys, "llama", model_of("llama", here), *ON["llama"], "-q", "--format", "kubernetes", "--", "--alias", word
+    )
+    Path("deployment.yaml").write_text(text)
+    checked = printed(capsys, "check", *ON["llama"], "--from", "deployment.yaml", "--format", "json")
+    argv = json.loads(checked)["commands"][0]["argv"]
+    assert argv[argv.index("--alias") + 1] == word
+
+
 def chart_command(model: dict[str, Any], port: int) -> list[str]:
     """The command that the chart's deployment-vllm-multi.yaml makes of a model (vllm-stack 0.1.12)."""
     config = model["vllmConfig"]

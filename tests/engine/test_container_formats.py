@@ -99,7 +99,8 @@ def test_files_of_containers_start_what_was_planned(
 
 
 def test_variables_are_the_same_in_every_file(folder: Path) -> None:
-    """Values with what each file would read as its own."""
+    """Values with what each file would read as its own. podman leaves `$$` and `$(NAME)` in variables of a pod as they
+    are, which Kubernetes does not: tests/contract/test_formats.py."""
     values = {"ONE": "é $HOME ${HOME} 100% \\\\x \"y\" 'z' #", "TWO": "a: b, {c} - d\\"}
     plan = autofit.plan("llama", str(folder / "model.gguf"), on=["cpu"], ram="8GiB", settings=None)
     seen = "python3 -c 'import json, os; print(json.dumps(dict(os.environ)))'"

@@ -1,6 +1,7 @@
 """Values for the Helm chart of the vLLM production stack.
 
-Source: the chart vllm-stack 0.1.12 (values.yaml, values.schema.json, templates/deployment-vllm-multi.yaml).
+Source: the chart vllm-stack 0.1.12 (values.yaml, values.schema.json, templates/deployment-vllm-multi.yaml), and Helm
+4.2.3 (pkg/chart/v2/loader/load.go:LoadValues).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from autofit.errors import UsageError
 from autofit.render.container import SHARED_MEMORY_BYTES, Container, commented, container_of
-from autofit.render.kubernetes import STARTUP, environment_of, resources_of, volumes_of
+from autofit.render.kubernetes import STARTUP, environment_of, escaped, resources_of, volumes_of
 from autofit.render.yaml import dump
 
 from autofit_vllm.command.config import given
@@ -27,6 +28,8 @@ _NAMED = {
     "max_num_seqs": "maxNumSeqs",
     "gpu_memory_utilization": "gpuMemoryUtilization",
 }
+#: whole numbers from here on are floating point to Helm, and `quote` writes them as 1.048576e+06, which vLLM refuses
+_FIRST_ROUNDED = 1_000_000
 #: flags that the chart writes itself
 _CHARTS = frozenset(("model", "host", "port", "enable_prefix_caching", "tensor_parallel_size", "revision"))
 _SERVER = frozenset(("headless", "api_server_count"))
@@ -45,13 +48,13 @@ def render(plan: Plan) -> str:
         "name": container.name,
         "repository": repository,
         "tag": tag,
-        "modelURL": values["model"],
+        "modelURL": escaped(values["model"]),
         "replicaCount": 1,
         "resources": resources_of(container),
         "vllmConfig": _settings(plan, values, container),
     }
     if "revision" in values:
-        model["modelRevision"] = values["revision"]
+        model["modelRevision"] = escaped(values["revision"])
     if container.shares_memory:
         model["shmSize"] = f"{SHARED_MEMORY_BYTES >> 20}Mi"
     if container.environ:
@@ -76,14 +79,19 @@ def render(plan: Plan) -> str:
 def _settings(plan: Plan, values: dict[str, Any], container: Container) -> dict[str, Any]:
     """`vllmConfig`: without the word about the cache of prefixes the chart would switch it off."""
     found: dict[str, Any] = {"enablePrefixCaching": values.get("enable_prefix_caching", True)}
-    found |= {theirs: values[ours] for ours, theirs in _NAMED.items() if ours in values}
+    named = {ours: theirs for ours, theirs in _NAMED.items() if ours in values and not _is_rounded(values[ours])}
+    found |= {theirs: values[ours] for ours, theirs in named.items()}
     if container.shares_memory or values.get("tensor_parallel_size", 1) > 1:  # which is when it mounts /dev/shm
         found["tensorParallelSize"] = values.get("tensor_parallel_size", 1)
-    rest = [name for name in values if name not in _NAMED and name not in _CHARTS]
-    words = [word for name in rest for word in _words(plan, name, values[name])]
+    rest = [name for name in values if name not in named and name not in _CHARTS]
+    words = [escaped(word) for name in rest for word in _words(plan, name, values[name])]
     if words:
         found["extraArgs"] = words
     return found
+
+
+def _is_rounded(value: object) -> bool:
+    return isinstance(value, int) and abs(value) >= _FIRST_ROUNDED
 
 
 def _words(plan: Plan, name: str, value: Any) -> list[str]:
