@@ -3,7 +3,8 @@
     python tools/gen/llama_builds.py BUILD=TREE [BUILD=TREE ...]      adds builds, or reads them anew
     python tools/gen/llama_builds.py --fresh BUILD=TREE ...           forgets the builds that are there
 
-TREE is a checkout of that build: `common/`, `src/`, `tools/` and `CMakeLists.txt` of it are read. The tables are
+TREE is a checkout of that build: `common/`, `src/`, `tools/` and `CMakeLists.txt` of it are read; the time of the last
+is the day of a build that is new. The tables are
 plugins/autofit_llama/command/flag_table.py (options) and plugins/autofit_llama/engine/build_table.py (the builds, their
 defaults and their architectures). Both say of every entry in which of the recorded builds it is, so that they are read
 back here and a build is added without the trees of the others.
@@ -245,6 +246,23 @@ def read_tree(tree: Path) -> Build:
     )
 
 
+def dated(number: int, build: Build, others: Mapping[int, Build]) -> Build:
+    """The build with the day that is recorded of it: an archive made to be the same every time has times of its own.
+
+    Raises:
+        SystemExit: a build that is new is older than one before it, so that the times of its files are not its own.
+    """
+    if number in others:
+        return build._replace(day=others[number].day)
+    before = max((n for n in others if n < number), default=None)
+    if before is not None and build.day < others[before].day:
+        raise SystemExit(
+            f"b{number}: CMakeLists.txt is of {build.day}, and b{before} of {others[before].day}: unpack the source "
+            "with the times of its files, or `touch -d` it with the day of the build"
+        )
+    return build
+
+
 def named(builds: dict[int, Build]) -> dict[int, Build]:
     """The builds with a key for every option: the one that the build nearer to KEYS_OF has for a shared spelling."""
     numbers = sorted(builds)
@@ -394,7 +412,8 @@ def main() -> None:
     builds = {} if arguments.fresh else read_tables()
     for word in arguments.trees:
         number, _, tree = word.partition("=")
-        builds[int(number.lstrip("b"))] = read_tree(Path(tree))
+        build = int(number.lstrip("b"))
+        builds[build] = dated(build, read_tree(Path(tree)), builds)
     builds = named(builds)
     FLAGS.write_text(flags_text(builds))
     BUILDS.write_text(builds_text(builds))

@@ -98,3 +98,15 @@ def test_a_build_is_added_without_the_trees_of_the_others(tmp_path: Path, genera
     assert any(line.startswith(f"5590-{newest} spm-infill ") for line in lines)
     assert f"5590-7347,{newest + 9}- ctx-size int sc LLAMA_ARG_CTX_SIZE -c,--ctx-size" in lines  # as it was long ago
     assert f"{newest + 9}- aaa" in generator.builds_text(builds).splitlines()
+
+
+def test_the_day_of_a_build_is_its_own(tmp_path: Path, generator: ModuleType) -> None:
+    """The sdist of llama-cpp-python, whose build is the one that is followed, has one made-up time for all files."""
+    builds = generator.read_tables()
+    newest = max(builds)
+    old = generator.read_tree(tree(tmp_path))._replace(day="2022-11-09")
+    assert generator.dated(newest, old, builds).day == builds[newest].day
+    with pytest.raises(SystemExit, match=f"b{newest + 9}: CMakeLists.txt is of 2022-11-09, and b{newest} of "):
+        generator.dated(newest + 9, old, builds)
+    later = old._replace(day="2999-01-01")
+    assert generator.dated(newest + 9, later, builds) == later
