@@ -51,13 +51,15 @@ def from_json(text: str) -> tuple[Entry, ...]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError("not a file of calibration: no JSON") from error
+        raise UsageError(
+            "not a file of calibration: it is not JSON", hint="write one with `autofit calibration export`"
+        ) from error
     is_ours = isinstance(document, dict) and document.get("schema") == SCHEMA
     if not is_ours or not isinstance(document.get("starts"), list):
         raise UsageError("not a file of calibration", hint=f"its schema must be {SCHEMA}, with a list of starts")
     rows = document["starts"]
     if len(rows) > MAX_ROWS:
-        raise UsageError(f"{len(rows)} entries are too many; at most {MAX_ROWS} are taken")
+        raise UsageError(f"the file has {len(rows):,} entries; at most {MAX_ROWS:,} are accepted")
     return tuple(_entry(row, n) for n, row in enumerate(rows, 1))
 
 
@@ -79,13 +81,16 @@ def _entry(row: Any, n: int) -> Entry:
         raise wrong("not an object")
     for name, shape in _SHAPES.items():
         if not isinstance(row.get(name), str) or not shape.fullmatch(row[name]):
-            raise wrong(f"{name} is not what it can be")
+            raise wrong(f"{name} must be text like {shape.pattern}")
     figures = {name: row.get(name) for name in ("n", "mean_bytes", "spread_bytes", "most_bytes")}
     if any(type(value) is not int or abs(value) > MAX_BYTES for value in figures.values()):
-        raise wrong("a figure is no whole number, or beyond 64 GiB")
+        raise wrong("figures must be whole numbers of at most 64 GiB")
     starts, mean, spread, most = (int(value) for value in figures.values())  # type: ignore[arg-type]
     if not 0 < starts <= MAX_STARTS or spread < 0 or most < mean:
-        raise wrong("its figures contradict each other")
+        raise wrong(
+            f"figures contradict each other: n must be 1 to {MAX_STARTS:,}, spread_bytes at least 0, most_bytes at "
+            "least mean_bytes"
+        )
     return Entry(
         key=Key(**{name: row[name] for name in _SHAPES}),
         n_starts=starts,

@@ -275,7 +275,7 @@ def _mapped(text: str) -> tuple[str, str]:
     if not (path and equals and here):
         raise UsageError(f"--map {printable(text, 80)}: not PATH=HERE", hint="such as --map /models=./headers")
     if not os.path.exists(here):  # noqa: PTH110
-        raise UsageError(f"--map {printable(text, 80)}: {printable(here, 80)} is not here")
+        raise UsageError(f"--map {printable(text, 80)}: no such file or folder: {printable(here, 80)}")
     return path, here
 
 

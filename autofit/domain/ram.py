@@ -42,7 +42,7 @@ def parse_ram(text: str) -> Ram:
     whole, colon, rest = text.partition(":")
     total = sold_bytes(whole)
     if total <= 0:
-        raise UsageError(f"RAM of {total} bytes is out of range", hint="write --ram 64GiB")
+        raise UsageError(f"RAM of {total} bytes: a machine has some", hint="write --ram 64GiB")
     if not colon:
         return Ram(total_bytes=total)
     if rest.strip().lower() in SYSTEM_SHARES:

@@ -41,7 +41,7 @@ def parse_size(text: str) -> int:
         meant = "GiB" if n_bytes < 4096 else "MiB"
         raise UsageError(f"{match[1]} what? A size needs a unit", hint=f"write {match[1]}{meant}")
     if n_bytes > MAX_BYTES:
-        raise UsageError(f"size out of range: {text!r}")
+        raise UsageError(f"{text} is more than {MAX_BYTES >> 30:,} GiB, the largest size that is accepted")
     return n_bytes
 
 

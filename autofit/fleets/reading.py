@@ -399,7 +399,12 @@ def _check(fleet: Fleet, where: str) -> None:
                     f"{where}: model {model.name}: no machine '{printable(name, 60)}'", hint=suggest(name, here)
                 )
         if model.port is not None and model.port + model.replicas - 1 > 65535:
-            raise UsageError(f"{where}: model {model.name}: port {model.port} and {model.replicas - 1} after it")
+            last = model.port + model.replicas - 1
+            raise UsageError(
+                f"{where}: model {model.name}: {model.replicas} copies from port {model.port} on need port {last}; the "
+                "highest is 65535",
+                hint=f"write a port of at most {65536 - model.replicas}",
+            )
     _check_ports(fleet, where)
 
 

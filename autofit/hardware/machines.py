@@ -68,7 +68,9 @@ def load_machine(
     memory = Ram(total_bytes=ram) if isinstance(ram, int) else parse_ram(ram) if isinstance(ram, str) else ram
     if memory is not None and not 0 < memory.total_bytes <= MAX_BYTES:
         least = f" of {memory.total_bytes} bytes" if abs(memory.total_bytes) <= MAX_BYTES else ""
-        raise UnknownHardwareError(f"RAM{least} is out of range", hint="write --ram 64GiB")
+        raise UnknownHardwareError(
+            f"RAM{least} is not between 1 byte and {MAX_BYTES >> 30:,} GiB", hint="write --ram 64GiB"
+        )
     dirs = tuple(profile_dirs)
     if len(wanted) == 1 and (cluster := _cluster(wanted[0], dirs)) is not None:
         return cluster if memory is None else _with_ram(cluster, memory)

@@ -156,7 +156,10 @@ def from_kubernetes(
         machine = replace(known[key], host=Host(total_bytes=memory, available_bytes=memory))
         members.append(Member(node, machine, _address(item)))
     if not members:
-        raise HardwareError(f"{name}: no node that is ready has allocatable nvidia.com/gpu")
+        raise HardwareError(
+            f"{name}: no node that is ready has allocatable nvidia.com/gpu",
+            hint="NVIDIA's device plugin offers it; of another card, describe the nodes: --on NAME",
+        )
     joined = join(members, "kubernetes")
     return replace(joined, findings=(*joined.findings, *findings))
 

@@ -100,7 +100,10 @@ def _asked(address: str) -> Mapping[str, Any]:
             [sys.executable, "-P", "-c", _ASK, address], SECONDS, environ=environ, limit_bytes=MAX_BYTES
         )
     except ToolTimeoutError:
-        raise HardwareError(f"the Ray cluster at {printable(address, 60)} does not answer in {SECONDS:.0f} s") from None
+        raise HardwareError(
+            f"the Ray cluster at {printable(address, 60)} does not answer in {SECONDS:.0f} s",
+            hint="`ray status` says whether it runs; --on NAME describes its nodes without asking",
+        ) from None
     except ToolError as error:
         stdout, cause = "", str(error).rpartition(": ")[2]
     for line in stdout.splitlines():

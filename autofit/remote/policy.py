@@ -46,7 +46,7 @@ def shown(url: str) -> str:
         host = parts.netloc.rpartition("@")[2]
         return printable(SplitResult(parts.scheme, host, parts.path, "", "").geturl(), 120)
     except ValueError:
-        return "a URL that is none"
+        return "a malformed URL"
 
 
 def redirected(url: str, location: str, named: Origin) -> str:
@@ -59,7 +59,10 @@ def redirected(url: str, location: str, named: Origin) -> str:
         target = urljoin(url, location) if location else ""
         to = origin_of(target)
     except (ValueError, UsageError) as error:
-        raise RemoteError(f"{shown(url)}: redirects to something that is no URL") from error
+        raise RemoteError(
+            f"{shown(url)}: redirects to {printable(location, 80)}, which is not a URL",
+            hint="ask who runs the server",
+        ) from error
     if to.scheme == "http" and urlsplit(url).scheme == "https":
         raise RemoteError(
             f"{shown(url)}: redirects from https to http, which is refused", hint="ask who runs the server"

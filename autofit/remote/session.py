@@ -129,7 +129,9 @@ def parse_document(raw: bytes, what: str) -> Any:
         CorruptModelError: it is none, or longer than any list of files.
     """
     if raw.count(b",") > _MAX_ITEMS:
-        raise CorruptModelError(what, "the server's answer has too many items")
+        raise CorruptModelError(
+            what, f"the server's answer has more than {_MAX_ITEMS:,} items, which is no list of files"
+        )
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:

@@ -158,7 +158,11 @@ def read_report(path: str | Path) -> dict[str, Any]:
     except zlib.error as error:
         raise CorruptModelError(name, "not gzip", offset_bytes=0) from error
     if not unpacker.eof:
-        raise CorruptModelError(name, "ends too early, or unpacks to too much")
+        raise CorruptModelError(
+            name,
+            f"the file is cut off, or unpacks to more than {MAX_BYTES:,} bytes",
+            hint="make one with `autofit report`",
+        )
     report = parse_json(data, str(path))
     if not isinstance(report, dict) or report.get("schema") != SCHEMA or report.get("kind") != "report":
         raise CorruptModelError(name, f"not a report of schema {SCHEMA}", hint="make one with `autofit report`")

@@ -85,5 +85,7 @@ def _token(raw: bytes, reference: str) -> str:
     document = parse_document(raw, printable(reference))
     token = document.get("token") if isinstance(document, dict) else None
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-        raise CorruptModelError(printable(reference), "the registry gives no token")
+        raise CorruptModelError(
+            printable(reference), "the registry gives no token to read with", hint="try again later"
+        )
     return f"Bearer {token}"

@@ -232,7 +232,7 @@ def _ask(name: HubName, endpoint: str, session: Session) -> list[Any]:
 def _ask_for_list(name: HubName, endpoint: str, session: Session) -> list[Any]:
     from urllib.parse import quote, urljoin
 
-    from autofit.remote.policy import origin_of
+    from autofit.remote.policy import origin_of, shown
     from autofit.remote.session import parse_document
 
     authorization = authorization_of(session.environ)
@@ -245,14 +245,21 @@ def _ask_for_list(name: HubName, endpoint: str, session: Session) -> list[Any]:
         )
         page = parse_document(raw, name.written())
         if not isinstance(page, list):
-            raise CorruptModelError(name.written(), "the hub's list of files is none")
+            raise CorruptModelError(
+                name.written(),
+                "the hub's answer is not a list of files",
+                hint="try again later, or name the file by its URL",
+            )
         rows += [_row(item) for item in page if isinstance(item, dict) and item.get("type") == "file"]
         following = _NEXT.search(headers.get("link", ""))
         if following is None or len(rows) > MAX_FILES:
             break
         target = urljoin(url, following[1])
         if origin_of(target) != origin_of(url):
-            raise CorruptModelError(name.written(), "the hub's list goes on at another server")
+            raise CorruptModelError(
+                name.written(),
+                f"the hub's list of files goes on at {shown(target)}, another server, which is not asked",
+            )
         url = target
     return rows
 

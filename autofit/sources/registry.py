@@ -42,7 +42,7 @@ def parse_manifest(raw: bytes | str, name: str, role_of: Callable[[str], str | N
             if isinstance(layer["mediaType"], str) and (role := role_of(layer["mediaType"])) is not None
         ]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptModelError(printable(name), "its manifest is none") from error
+        raise CorruptModelError(printable(name), "its manifest is not JSON with a list of layers") from error
     if any(not _is_sound(layer) for layer in found):
         raise CorruptModelError(printable(name), "a layer of its manifest has no valid digest or size")
     models = [layer for layer in found if layer.role == "model"]

@@ -27,6 +27,12 @@ SHARD_BYTES = 1 << 16  #: of each other shard
 MAX_SHARDS = 512
 
 
+_DAMAGED, _AGAIN = (
+    "what is kept of its headers is damaged",
+    "remove $XDG_CACHE_HOME/autofit/headers (~/.cache/autofit/headers), and ask again",
+)
+
+
 def find(reference: str) -> ModelFiles:
     """The model at a URL: a repository's page, or a GGUF or safetensors file, with its shards beside it.
 
@@ -89,10 +95,10 @@ def _file(reference: str) -> ModelFiles:
 def _facts(found: Any, count: int, what: str) -> list[tuple[int, str]]:
     """Sizes and identities, as they are kept."""
     if not isinstance(found, list) or len(found) != count:
-        raise CorruptModelError(what, "what is kept of it is damaged")
+        raise CorruptModelError(what, _DAMAGED, hint=_AGAIN)
     facts = [tuple(each) for each in found if isinstance(each, list) and [*map(type, each)] == [int, str]]
     if len(facts) != count:
-        raise CorruptModelError(what, "what is kept of it is damaged")
+        raise CorruptModelError(what, _DAMAGED, hint=_AGAIN)
     return facts
 
 

@@ -467,7 +467,9 @@ def _check_options(request: Request, settings: VllmSettings) -> None:
     ):
         for wish, (least, most) in wishes.items():
             if pinned is not None and ((least and pinned < least) or (most and pinned > most)):
-                raise UsageError(f"{wish} {least or most} and {flag} {pinned} contradict each other")
+                raise UsageError(
+                    f"{wish} {least or most} and {flag} {pinned} contradict each other", hint="leave one of them out"
+                )
 
 
 def _rates(evaluation: Evaluation, machine: Machine, request: Request) -> tuple[Speed | None, Load | None]:

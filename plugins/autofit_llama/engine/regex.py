@@ -381,7 +381,10 @@ class _Automaton:
 
     def _add(self, what: _Set | str | None, a: int, b: int) -> int:
         if len(self.states) >= MAX_STATES:
-            raise UsageError(f"pattern too large: {self.pattern[:60]!r}")
+            raise UsageError(
+                f"pattern of more than {MAX_STATES:,} states: {self.pattern[:60]!r}",
+                hint="write fewer or smaller repetitions",
+            )
         self.states.append((what, a, b))
         return len(self.states) - 1
 

@@ -229,7 +229,7 @@ def _check_cache_types(pins: Pins, request: Request) -> None:
         return
     for value, name in ((pins.settings.type_k, "type_k"), (pins.settings.type_v, "type_v")):
         if value not in (None, request.kv):
-            raise UsageError(f"{pins.word(name)} {value} contradicts --kv {request.kv}")
+            raise UsageError(f"{pins.word(name)} {value} contradicts --kv {request.kv}", hint="leave one of them out")
 
 
 def _count(n: int, noun: str) -> str:

@@ -88,13 +88,18 @@ def _on_devices(said: LlamaSettings, settings: LlamaSettings, run: Run, machine:
     if used == names or settings.devices is None:
         return said
     if sliced:
-        raise UsageError("llama_cpp.Llama cannot leave out devices with -sm tensor")
+        raise UsageError(
+            "llama_cpp.Llama cannot leave out devices with -sm tensor", hint="use -sm layer, or all devices"
+        )
     if not used:
         return replace(said, n_gpu_layers=0)
     if len(used) == 1:
         return replace(said, split_mode="none", main_gpu=names.index(used[0]), tensor_split=None)
     if used != [name for name in names if name in used] or settings.tensor_split is None:
-        raise UsageError("llama_cpp.Llama cannot change the order of devices")
+        raise UsageError(
+            "llama_cpp.Llama cannot change the order of devices",
+            hint="name them in the engine's order, or use llama-server",
+        )
     rows = dict(zip(used, settings.tensor_split, strict=True))
     return replace(said, tensor_split=tuple(rows.get(name, 0.0) for name in names))
 

@@ -148,7 +148,10 @@ def _shape_of(family: _Family, model: ModelSpec, config: Mapping[str, object]) -
 
     n_embd, n_head, n_layer = figure("hidden_size"), figure("num_attention_heads"), figure("num_hidden_layers")
     if not (n_embd and n_head and 0 < n_layer <= MAX_LAYERS):
-        raise UnsupportedModelError(f"{printable(model.name, 80)}: config.json has a size of 0, or too many layers")
+        raise UnsupportedModelError(
+            f"{printable(model.name, 80)}: config.json has hidden_size {n_embd}, num_attention_heads {n_head} and "
+            f"num_hidden_layers {n_layer}; each must be above 0, and layers at most {MAX_LAYERS}"
+        )
     if not family.biases and (config.get("attention_bias") is True or config.get("mlp_bias") is True):
         raise UnsupportedModelError(f"{printable(model.name, 80)}: its matrices have biases that its kind lacks")
     n_ff, head_dim = figure("intermediate_size", 0), n_embd // n_head

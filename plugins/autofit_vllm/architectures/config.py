@@ -108,7 +108,7 @@ class Config(Mapping[str, Any]):
         """
         count = self.int(*(keys or ("num_hidden_layers",)))
         if count > _MAX_LAYERS:
-            raise ModelError(f"config.json: {count} layers")
+            raise ModelError(f"config.json: {count} layers; at most {_MAX_LAYERS} are accepted")
         return count
 
     def times(self, key: str, *, default: Whole, each: Whole = 1) -> Whole:
@@ -119,7 +119,9 @@ class Config(Mapping[str, Any]):
         """
         count = self.int(key, default=default)
         if count * each > _MAX_LAYERS:
-            raise ModelError(f"config.json: {key} is {printable(str(count), 40)}")
+            raise ModelError(
+                f"config.json: {key} is {printable(str(count), 40)}; at most {_MAX_LAYERS // each} are accepted"
+            )
         return count
 
     def number(self, key: str, default: float) -> float:

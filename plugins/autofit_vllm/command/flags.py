@@ -251,7 +251,10 @@ def parse_flags(args: Sequence[str], engine: Engine, model: str | None = None) -
         UsageError: what this release's parser refuses; removed flags are named with their successor.
     """
     if len(args) > MAX_ARGUMENTS or sum(map(len, args)) > MAX_ARGUMENT_CHARS:
-        raise UsageError("vllm serve: the command line is too long")
+        raise UsageError(
+            f"vllm serve: the command line has {len(args):,} arguments of {sum(map(len, args)):,} characters; at most "
+            f"{MAX_ARGUMENTS:,} of {MAX_ARGUMENT_CHARS:,} are read"
+        )
     parser = _parser(engine.release, opposites=engine.has(OPPOSITES))
     omni = OMNI in args
     args = [arg for arg in args if arg != OMNI]
@@ -266,7 +269,9 @@ def parse_flags(args: Sequence[str], engine: Engine, model: str | None = None) -
     try:
         values, unknown = parser.parse_known_args(expanded)
     except RecursionError:
-        raise UsageError("vllm serve: a value is nested too deeply") from None
+        raise UsageError(
+            "vllm serve: a JSON value has too many brackets within one another", hint="write it with fewer"
+        ) from None
     if unknown and not omni:
         _refuse(unknown, engine, parser)
     result = vars(values)

@@ -34,11 +34,17 @@ def select_devices(machine: Machine, settings: VllmSettings, wanted: Sequence[st
         outside = next((device for device in devices if wanted and device.id not in allowed), None)
         if outside is not None:
             given = ",".join(map(str, settings.device_ids))
-            raise UsageError(f"--device-ids {given} takes {outside.id}, which is not among the devices of --device")
+            raise UsageError(
+                f"--device-ids {given} takes {outside.id}, which is not among the devices of --device",
+                hint="leave one of them out",
+            )
     elif wanted:
         kept = [device for device in devices if device.id in allowed]
         if devices and not kept:
-            raise UsageError(f"CUDA_VISIBLE_DEVICES={visible} hides {', '.join(wanted)[:60]}")
+            raise UsageError(
+                f"CUDA_VISIBLE_DEVICES={visible} hides {', '.join(wanted)[:60]}, which --device names",
+                hint="unset the variable, or leave --device out",
+            )
         devices = kept
     if not devices:
         others = ", ".join(sorted({device.name for device in machine.devices}))

@@ -107,7 +107,7 @@ def test_containers_of_a_compose_file_with_headers_here(check) -> None:  # type:
         (("--from", "empty.sh", "--", "llama-server"), "files and a command"),
         (("--from", "empty.sh", "--format", "nul"), "no format 'nul'"),
         (("--from", "empty.sh", "--map", "x"), "not PATH=HERE"),
-        (("--from", "empty.sh", "--map", "/x=none"), "none is not here"),
+        (("--from", "empty.sh", "--map", "/x=none"), "no such file or folder: none"),
     ],
 )
 def test_refused(check, words: tuple[str, ...], cause: str) -> None:  # type: ignore[no-untyped-def]

@@ -133,11 +133,11 @@ def test_it_is_bounded() -> None:
     ("content", "cause"),
     [
         (b"no gzip", "not gzip"),
-        (gzip.compress(b"{", mtime=0)[:-4], "ends too early"),
+        (gzip.compress(b"{", mtime=0)[:-4], "the file is cut off"),
         (gzip.compress(b"{", mtime=0), "JSON"),
         (gzip.compress(b"[]", mtime=0), "not a report"),
         (gzip.compress(b'{"schema": 2, "kind": "report"}', mtime=0), "not a report"),
-        (gzip.compress(b" " * (reports.MAX_BYTES + 1), mtime=0), "unpacks to too much"),
+        (gzip.compress(b" " * (reports.MAX_BYTES + 1), mtime=0), "unpacks to more than"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

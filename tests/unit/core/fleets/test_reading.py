@@ -166,7 +166,7 @@ def test_a_recorded_machine_is_a_machine(tmp_path: Path) -> None:
         (lambda: of({}, schema=2), "schema 2"),
         (lambda: of({"port": 80}, {"port": 80}), "m0 and m1 both have port 80"),
         (lambda: of({"port": 80, "replicas": 2}, {"port": 81}), "both have port 81"),
-        (lambda: of({"port": 65535, "replicas": 2}), "port 65535 and 1 after it"),
+        (lambda: of({"port": 65535, "replicas": 2}), "2 copies from port 65535 on need port 65536"),
         (lambda: of({"model": 5}), "no model"),
         (lambda: of({"backend": "lama"}), "no backend 'lama'"),
         (lambda: of({"engine-args": [1]}), "list of texts"),
