@@ -17,8 +17,8 @@ from autofit.errors import UsageError
 _PLAIN = lazy_pattern(r"[A-Za-z0-9@%+:,./_-][A-Za-z0-9@%+=:,./_-]*")  # `=word` is a path in zsh
 _FISH_PLAIN = lazy_pattern(r"[A-Za-z0-9@+:,./_-][A-Za-z0-9@+=:,./_-]*")
 _POWERSHELL_PLAIN = lazy_pattern(
-    r"[0-9]{1,9}|-{1,2}[A-Za-z][A-Za-z0-9-]*"
-)  # all else may be a number, a list, two words
+    r"0|[1-9][0-9]{0,8}|-{1,2}[A-Za-z][A-Za-z0-9-]*"
+)  # all else may be another number (007, 1e5, 2kb), a list, two words
 _PRINTF_PLAIN = lazy_pattern(r"[A-Za-z0-9@+=:,./_ -]")
 _NAME = lazy_pattern(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPTION = lazy_pattern(r"'?--?[A-Za-z]")  # also in quotes

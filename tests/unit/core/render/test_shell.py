@@ -8,8 +8,9 @@ import shutil
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from autofit.domain.memory import Memory
@@ -127,6 +128,70 @@ def test_powershell_words_are_what_their_grammar_says() -> None:
             for part in re.findall(token, written)
         )
         assert as_bytes(units.decode("utf-16-le")) == as_bytes(word)
+
+
+def test_powershell_parses_a_whole_command_as_its_words() -> None:
+    """By a grammar of PowerShell that is not ours; in place of the program, where that is not to be had."""
+    words = [word for word in (*WORDS, *POWERSHELL_WORDS) if not any("\udc80" <= c <= "\udcff" for c in word)]
+    for columns in (None, 40):
+        for start in range(0, len(words), 200):
+            some = ["-m", *words[start : start + 200], "007", "12"]
+            written = shell.powershell_command(["/a b/x", *some], [("A", "it's $b")], columns=columns)
+            assert parsed_by_powershell(written) == ["it's $b", "/a b/x", *some]
+
+
+#: what PowerShell would take for a number, a parameter with a value, an operator, a comment, or its own word
+POWERSHELL_WORDS = (
+    "007", "0x10", "1e5", "2kb", "1.5", "-1.5", "-1e5", "12345678901", "-ngl:3", "--x=y", "--", "-", "--%", "@x", "$x",
+    "$env:x", "x,y", "if", "#", "<#", "@'", '@"', "`", "%{x}", "2>&1", "&&", "||", "...", "1..3", "[char]65", "{x}",
+)  # fmt: skip
+
+
+def tree_of_powershell(text: str) -> Any:
+    """The root of a program's syntax tree."""
+    grammar = pytest.importorskip("tree_sitter_powershell")
+    from tree_sitter import Language, Parser
+
+    return Parser(Language(grammar.language())).parse(text.encode()).root_node
+
+
+def parsed_by_powershell(text: str) -> list[str]:
+    """The strings, numbers and parameters of a program, in their order, once its parser has found no error."""
+
+    def value(node: Any) -> list[str]:
+        said = (node.text or b"").decode()
+        if node.type == "command_parameter":
+            return [said]
+        if node.type == "parenthesized_expression":
+            return [joined("".join(one) for one in map(value, node.named_children))]
+        if node.type == "cast_expression":
+            return [f"\0{said.removeprefix('[char]')}\0"]
+        if node.type == "integer_literal":
+            return [str(int(said))]
+        if node.type == "string_literal":
+            assert node.named_children[0].type == "verbatim_string_characters"
+            return [re.sub("(['‘’‚‛])\\1", "\\1", said[1:-1])]
+        return [one for child in node.named_children for one in value(child)]
+
+    root = tree_of_powershell(text)
+    assert not root.has_error
+    return value(root)
+
+
+def joined(parts: Iterable[str]) -> str:
+    """A sum of strings and characters, which are units of UTF-16."""
+    pieces = re.split("\0(\\d+)\0", "".join(parts))
+    data = b"".join(
+        int(piece).to_bytes(2, "little") if at % 2 else piece.encode("utf-16-le") for at, piece in enumerate(pieces)
+    )
+    return data.decode("utf-16-le")
+
+
+def test_completion_of_powershell_is_a_program_of_it() -> None:
+    source = (ROOT / "autofit/cli/completions/autofit.ps1").read_text(encoding="utf-8")
+    assert not tree_of_powershell(source).has_error
+    for part in ("{", ")", "}"):
+        assert tree_of_powershell(source.replace(part, "", 1)).has_error, part
 
 
 @pytest.mark.parametrize("word", ["ends\n", "\n", "zero\0", "\ud800", "x\ud800y"], ids=ascii)
