@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from autofit.domain.machine import HOST_POOL
-from autofit.domain.units import format_rate
+from autofit.domain.units import READ_TOKENS_PER_S, format_rate
 from autofit.domain.values import dataclass
 
 if TYPE_CHECKING:
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from autofit.domain.quantization import Quantization
 
 _AS_FAST = 0.97  #: rates nearer to each other than this are the same
-FLOORS_TOKENS_PER_S = (10.0, 5.0)  #: what a form in RAM should reach, at ease or to be read, if --min-tps says nothing
+FLOORS_TOKENS_PER_S = (
+    10.0,
+    READ_TOKENS_PER_S,
+)  #: what a form in RAM should reach, at ease or to be read, if --min-tps says nothing
 FEW_BITS = 3.5  #: per weight; below, published losses grow fast, and a form is taken where no other is fast enough
 
 

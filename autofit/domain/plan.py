@@ -42,10 +42,11 @@ class Finding:
 
 
 class Code(NamedTuple):
-    """What a finding's code stands for, for everyone who reads codes."""
+    """What a finding's code stands for, for everyone who reads codes. `remedy`: what to do, if anything."""
 
     severity: Severity
     meaning: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,6 +80,7 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
+READ_TOKENS_PER_S = 5.0  #: about as fast as people read
 SAME_RATE = 1.02  #: rates nearer to each other than this are the same to a reader
 
 

@@ -17,6 +17,7 @@ from autofit.errors import ModelError, ModelNotFoundError
 
 MAX_JSON_BYTES = 1 << 26
 MAX_JSON_ITEMS = 1 << 21  #: commas: what a parsed document takes in memory grows with them, not with its bytes
+_READ = (".gguf", ".safetensors", ".json.gz")
 _MAX_LOOKED_AT = 1000  #: names of a folder, for one that is like a missing one
 
 _KINDS = {
@@ -157,12 +158,12 @@ def _instead_of(path: str) -> str:
     found: list[str] = []
     with suppress(OSError, ValueError), os.scandir(folder or ".") as entries:
         seen = islice(entries, _MAX_LOOKED_AT)
-        found += [entry.name for entry in seen if (is_model and _is_model(entry.name)) or entry.is_dir()]
+        found += [entry.name for entry in seen if (is_model and entry.name.endswith(_READ)) or entry.is_dir()]
     near = did_you_mean([printable(os.path.join(folder, one)) for one in close_files(name, found)])  # noqa: PTH118
     lists = "`autofit models` lists the models in the caches of this machine"
     if near:
         return f"{near} {lists}"
-    models = [printable(one) for one in sorted(found) if is_model and _is_model(one)]
+    models = [printable(one) for one in sorted(found) if is_model and one.endswith(_READ)]
     there = f"{printable(folder) or 'this directory'} has {', '.join(models[:3])}{', ...' if models[3:] else ''}; "
     return f"{there if models else ''}{lists}; ORG/REPO:QUANT names one of the hub"
 

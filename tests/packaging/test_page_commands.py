@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from autofit.cli.main import main
 
-from support import ROOT
+from support import ROOT, quant_files
 
 
 def commands(page: str) -> list[str]:
@@ -24,6 +24,7 @@ def commands(page: str) -> list[str]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the models that pages name, and one in llama.cpp's cache."""
     shutil.copyfile(ROOT / "autofit/_models/tiny.gguf", tmp_path / "model.gguf")
+    quant_files.write(tmp_path / "Llama-3.1-8B-GGUF", ("Q4_K_M", "Q8_0"))
     (tmp_path / "Qwen3-32B").mkdir()
     shutil.copyfile(ROOT / "tests/data/vllm/configs/qwen3-32b/config.json", tmp_path / "Qwen3-32B/config.json")
     (tmp_path / "home").mkdir()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.plan import Finding
 from autofit.domain.text import printable
-from autofit.domain.units import SAME_RATE, format_bytes, format_rate
+from autofit.domain.units import READ_TOKENS_PER_S, SAME_RATE, format_bytes, format_rate
 
 from autofit_llama.engine.codes import finding
 from autofit_llama.memory.estimate import Estimate
@@ -25,6 +25,7 @@ def prices(task: Task, goals: Goals, answer: Answer, final: Estimate) -> Iterato
     if not final.memory.fits:
         return
     yield from _weights_in_ram(task, answer.found, final)
+    yield from _slow(task, goals, answer.found)
     yield from _context(task, goals, answer)
     yield from _cache(task, goals, answer)
     yield from _micro_batch(task, goals, answer)
@@ -43,11 +44,21 @@ def _weights_in_ram(task: Task, found: Found, final: Estimate) -> Iterator[Findi
     yield finding("weights-in-ram", f"{format_bytes(n_bytes)} of weights {where}, which limits the decode rate")
 
 
+def _slow(task: Task, goals: Goals, found: Found) -> Iterator[Finding]:
+    """That nobody waits for such a plan who knows of another, unless a rate was asked for."""
+    if not found.split.on_host or task.request.min_tps is not None:
+        return
+    if 0 < goals.rate(found) < READ_TOKENS_PER_S / 2:
+        message = f"decoding is less than half as fast as people read (~{READ_TOKENS_PER_S:.0f} tokens/s)"
+        where = "`autofit quants MODEL` compares smaller quantizations, `autofit advise MODEL` hardware"
+        yield finding("slow-decoding", f"{message}: {where}")
+
+
 def _context(task: Task, goals: Goals, answer: Answer) -> Iterator[Finding]:
     if answer.compared is None:
         return
     rate, faster = goals.rate(answer.found), goals.rate(answer.compared)
-    if faster > SAME_RATE * rate:
+    if faster > SAME_RATE * rate and format_rate(faster) != format_rate(rate):
         n_ctx, shorter = answer.found.candidate.n_ctx_seq, answer.compared.candidate.n_ctx_seq
         message = f"a context of {n_ctx} tokens lowers the decode rate: ~{format_rate(rate)} tokens/s{goals.filled}"
         yield finding("context-price", f"{message}, ~{format_rate(faster)} with {task.pins.word('n_ctx')} {shorter}")

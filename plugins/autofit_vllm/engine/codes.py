@@ -8,7 +8,15 @@ from autofit.domain.plan import Code
 from autofit.planning.findings import codes, tell
 
 OWN = {
-    "engine-version-between": Code("warning", "a vLLM between two known releases: the safer of both is taken"),
-    "engine-version-newer": Code("warning", "a vLLM newer than the newest known: a margin is left, no figure is exact"),
+    "engine-version-between": Code(
+        "warning",
+        "vLLM is between two recorded releases: of their figures the larger ones are taken",
+        "compare with the log of a start: `autofit verify --log FILE`",
+    ),
+    "engine-version-newer": Code(
+        "warning",
+        "vLLM is newer than the newest recorded release: a margin is left, and no figure is exact",
+        "a newer autofit, or `autofit verify --log FILE` to compare with the log of a start",
+    ),
 }
 finding = partial(tell, codes(OWN))

@@ -86,9 +86,7 @@ def _offloaded_price(problem: Problem, best: Candidate) -> list[Finding]:
     moved = best.evaluation.offload
     if moved is None or not moved.values:
         return []
-    message = "reading offloaded weights limits decoding"
-    if best.speed is not None:
-        message += f" to ~{format_rate(best.rate)} tokens/s"
+    message = "reading offloaded weights limits decoding"  # the summary says to what, with the context full
     shorter = longest_plan(problem)
     if shorter is not None:
         rate = f" at ~{format_rate(shorter.rate)} tokens/s" if shorter.speed else ""

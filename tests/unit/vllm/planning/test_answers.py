@@ -315,6 +315,21 @@ def test_offloading_comes_with_its_price_and_what_would_spare_it(tmp_path: Path)
     assert "--kv bf16 keeps" in told(found)["lossy-cache"]
 
 
+@pytest.mark.parametrize(
+    ("name", "card", "context"), [("llama3-70b", "a100-80gb", None), ("qwen3-32b", "rtx-3090", "16k")]
+)
+def test_a_plan_with_weights_in_ram_says_one_rate_and_what_would_be_faster(
+    name: str, card: str, context: str | None
+) -> None:
+    """It fits, so the exit code is 0; a figure beside the summary's own must be of another plan."""
+    found = plan(CONFIGS / name, card, ram="256GiB", **({} if context is None else {"context": context}))
+    message = told(found)["offload-price"]
+    assert found.fits and found.speed is not None and found.speed.decode_tokens_per_s < 10
+    rates = [float(rate) for rate in re.findall(r"~([\d.]+) tokens/s", message)]
+    assert all(rate > 5 * found.speed.decode_tokens_per_s for rate in rates)
+    assert re.search(r"\d GPUs like|needs no offloading|all on GPUs", message)
+
+
 def test_a_plan_that_is_too_slow_shows_no_rate() -> None:
     found = plan(CONFIGS / "llama3-70b", "2xa100-80gb", min_tps=100)
     assert not found.fits and found.speed is None
