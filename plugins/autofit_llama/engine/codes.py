@@ -21,7 +21,7 @@ OWN = {
     "no-pipeline-parallelism": Code(
         "info",
         "llama.cpp turns pipeline parallelism off: its compute buffers do not fit",
-        "a smaller `-ub` or a shorter `-c` leaves room for the copies",
+        "a smaller `-ub` or a shorter `-c` leaves memory for the copies",
     ),
     "bench-combinations": Code(
         "info",
@@ -96,7 +96,7 @@ OWN = {
     "no-overlap": Code(
         "info",
         "micro-batches run on one device after the other, to save the copies for overlapping",
-        "a shorter `-c` or a smaller `-ub` leaves room for the copies",
+        "a shorter `-c` or a smaller `-ub` leaves memory for the copies",
     ),
     "other-models": Code(
         "warning",

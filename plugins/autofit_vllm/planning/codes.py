@@ -77,7 +77,7 @@ OWN = {
     ),
     "one-memory": Code(
         "warning",
-        "GPU and RAM are one memory: offloading weights frees nothing",
+        "unified memory: offloading weights frees nothing",
         "a smaller quantization instead (`autofit quants MODEL`)",
     ),
     "small-shm": Code(
