@@ -103,7 +103,6 @@ def run(args: argparse.Namespace | SimpleNamespace, backend_name: str, engine_ar
 def show(plan: Plan, args: argparse.Namespace | SimpleNamespace, *, force: bool) -> int:
     """The product on stdout, all else on stderr. A command that does not fit is printed only with `--force`."""
     from autofit.cli.telling import explanation, room, summary
-    from autofit.render import text
 
     chosen = _format(args.format)
     if plan.fits or force or not chosen.no_fit:
@@ -120,6 +119,8 @@ def show(plan: Plan, args: argparse.Namespace | SimpleNamespace, *, force: bool)
         for line in summary(plan):
             print(line, file=sys.stderr)
     elif not plan.fits:
+        from autofit.render import text
+
         print(f"autofit: {text.no_fit_and_nearest(plan)}", file=sys.stderr)
     if args.explain:
         for line in explanation(plan):

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from autofit.domain.plan import Plan
-from autofit.render.fleet_parts import health_of, waits_for
 from autofit.text import shell
 
 if TYPE_CHECKING:
@@ -56,6 +55,8 @@ def render_fleet(fleet: FleetPlan) -> tuple[FleetFile, ...]:
 
 
 def _script(fleet: FleetPlan, machine: str) -> Iterator[str]:
+    from autofit.render.fleet_parts import health_of, waits_for
+
     running = [one for one in fleet.on(machine) if one.name in fleet.first_set]
     yield "#!/bin/sh"
     yield f"# made by autofit for {machine}: {', '.join(one.name for one in running) or 'nothing runs at first'}"
