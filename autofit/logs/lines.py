@@ -23,6 +23,7 @@ _STRING = re.compile(r'((?:[^"\\]|\\.)*+)"')
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|[\"\\/bfnrt])")
 _ESCAPED = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _UTF_16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+_HEAD_BYTES = 4  #: that tell how a log is encoded
 
 
 class Lines:
@@ -126,17 +127,26 @@ class Lines:
             yield start, told[:MAX_LINE_BYTES]
 
     def _as_utf_8(self, data: bytes) -> bytes:
-        """Windows' shells redirect output as UTF-16, with a mark at its start."""
+        """Windows' shells redirect output as UTF-16, with a mark at its start or, appended to a file, without."""
         if not self._is_begun and data:
-            if len(self._head + data) < 2:
+            if len(self._head + data) < _HEAD_BYTES:
                 self._head += data
                 return b""
             data, self._head, self._is_begun = self._head + data, b"", True
-            name = _UTF_16.get(data[:2])
+            marked = _UTF_16.get(data[:2])
+            name = marked or _unmarked(data[:_HEAD_BYTES])
             if name is not None:
                 self._decoder = codecs.getincrementaldecoder(name)(errors="replace")
-                data = data[2:]
+                data = data[2:] if marked else data
         return self._decoder.decode(data).encode("utf-8", "replace") if self._decoder is not None else data
+
+
+def _unmarked(head: bytes) -> str | None:
+    """UTF-16 without a mark: every other byte of what an engine writes first is zero, and no other is."""
+    for name, zeros, others in (("utf-16-le", head[1::2], head[::2]), ("utf-16-be", head[::2], head[1::2])):
+        if not any(zeros) and all(others):
+            return name
+    return None
 
 
 def clean(line: bytes) -> str:

@@ -51,9 +51,17 @@ def test_records_of_json_are_the_text_that_they_hold(name: str) -> None:
         assert found(other) == [(1, other.decode())]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_windows_redirects_as_utf_16(encoding: str) -> None:
-    mark = {"utf-16": b"", "utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}[encoding]
+@pytest.mark.parametrize(
+    ("encoding", "mark"),
+    [
+        ("utf-16", b""),
+        ("utf-16-le", b"\xff\xfe"),
+        ("utf-16-be", b"\xfe\xff"),
+        ("utf-16-le", b""),
+        ("utf-16-be", b""),
+    ],
+)
+def test_windows_redirects_as_utf_16(encoding: str, mark: bytes) -> None:
     data = mark + "first\r\na word of é\r\n".encode(encoding)
     for size in (None, 1, 3):
         assert found(data, size) == [(2, "a word of é")]
