@@ -15,7 +15,11 @@ source=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 image=$(sed -n 's/^FROM //p' "$source/Containerfile")
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
-if [ -f "$dir/made-$made" ] && "$dir/bin/podman" image exists "$image"; then echo "podman: $dir is current"; exit 0; fi
+if [ -f "$dir/made-$made" ] && "$dir/bin/podman" image exists "$image"; then
+  "$dir/bin/podman" image prune -f >/dev/null # what earlier runs have built
+  echo "podman: $dir is current"
+  exit 0
+fi
 
 mkdir -p "$dir/bin"
 python3 -m venv --clear "$dir/compose"

@@ -60,6 +60,15 @@ def planned(form: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> list
     return [word.replace(str(folder), "/models") for word in plan["argv"][1:]]
 
 
+def words_of(container: str) -> list[str]:
+    """The engine's arguments, as it says them."""
+    log, deadline = "", time.monotonic() + 30
+    while not log and time.monotonic() < deadline:
+        log = shell(f"podman logs {container}").stdout
+    words: list[str] = json.loads(log.splitlines()[0])["argv"]
+    return words
+
+
 @pytest.mark.parametrize("name", ["", "a:b, \"c\" `d` 'e'"])
 def test_a_dockerfile_is_built_and_run_as_its_comments_say(
     name: str, folder: Path, capsys: pytest.CaptureFixture[str]
@@ -86,10 +95,7 @@ def test_files_of_containers_start_what_was_planned(
     done = shell(STARTS[form])
     assert done.returncode == 0, done.stderr
     (name,) = shell(f"podman ps --filter ancestor={IMAGE} --format '{{{{.Names}}}}'").stdout.split()
-    log, deadline = "", time.monotonic() + 30
-    while not log and time.monotonic() < deadline:
-        log = shell(f"podman logs {name}").stdout
-    assert json.loads(log.splitlines()[0])["argv"] == words
+    assert words_of(name) == words
     seen = shell(f'podman exec {name} python3 -c \'print(len(open("/models/model.gguf", "rb").read()))\'')
     assert seen.stdout == f"{TINY.stat().st_size}\n", seen.stderr
     written = shell(f'podman exec {name} python3 -c \'open("/models/x", "w")\'')
@@ -115,3 +121,52 @@ def test_variables_are_the_same_in_every_file(folder: Path) -> None:
         environ = json.loads(shell(f"podman exec {container} {seen}").stdout)
         assert {key: environ[key] for key in values} == values, form
         shell("podman pod rm --all --force; podman rm --all --force --time 1")
+
+
+# -- several models ------------------------------------------------------------------------------------
+
+FLEET = """\
+phases = ["day", "night"]
+[[machine]]
+name = "box"
+on = ["cpu"]
+ram = "64GiB"
+[[model]]
+name = "chat"
+model = "a.gguf"
+phases = ["day"]
+[[model]]
+name = "batch"
+model = "b.gguf"
+phases = ["night"]
+engine-args = ["--alias", "a'b $HOME 100%"]
+[[model]]
+name = "always"
+model = "b.gguf"
+"""
+
+
+def running() -> set[str]:
+    """The models whose containers run, by the names of these."""
+    names = shell("podman ps --format '{{.Names}}'").stdout.split()
+    return {one for one in ("chat", "batch", "always") for name in names if one in name}
+
+
+@pytest.mark.parametrize("form", ["compose", "kubernetes"])
+def test_the_first_set_of_a_fleet_starts_and_the_other_when_it_is_asked_for(
+    form: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        shutil.copyfile(TINY, name)
+    Path("fleet.toml").write_text(FLEET)
+    assert main(["fleet", "fleet.toml", "-q", "--format", form]) == 0
+    text = capsys.readouterr().out
+    Path(FILES[form]).write_text(text)
+    done = shell(STARTS[form])
+    assert (done.returncode, running()) == (0, {"chat", "always"}), done.stderr
+    if form == "compose":
+        (commands,) = re.findall(r"^# (docker compose stop .*)$", text, re.MULTILINE)
+        done = shell(commands.replace("docker compose", "podman-compose -p one"))
+        assert (done.returncode, running()) == (0, {"batch", "always"}), done.stderr
+        argv = words_of("one_batch_1")
+        assert argv[argv.index("--alias") + 1] == "a'b $HOME 100%"

@@ -162,3 +162,32 @@ def test_a_unit_starts_what_was_planned_and_ends_it(
     assert booted.run("systemctl stop llama").returncode == 0
     shown = booted.run("systemctl show -P ExecMainStatus -P NRestarts llama").stdout
     assert shown.split() == ["1", "44"] or shown.split() == ["44", "1"]
+
+
+def test_units_of_a_fleet_stop_what_never_runs_beside_them(
+    booted: Booted, engines: Engines, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(engines.folder)
+    shutil.copyfile(TINY, "a.gguf")
+    models = [("chat", "day"), ("batch", "night"), ("always", None)]
+    rows = ['phases = ["day", "night"]', '[[machine]]\nname = "box"\non = ["cpu"]\nram = "64GiB"']
+    rows += [
+        f'[[model]]\nname = "{name}"\nmodel = "a.gguf"' + (f'\nphases = ["{phase}"]' if phase else "")
+        for name, phase in models
+    ]
+    Path("fleet.toml").write_text("\n".join(rows))
+    into = engines.folder / "units"
+    assert main(["fleet", "fleet.toml", "-q", "--format", "systemd", "--into", str(into)]) == 0, capsys.readouterr().err
+    program = engines.bin / "llama-server"
+    for unit in into.glob("*.service"):
+        text = unit.read_text().replace("=llama-server ", f"={program} ")
+        unit.write_text(text.replace("[Service]\n", f'[Service]\nEnvironment="FAKE_DOES={WAITS}"\n'))
+    booted.run(f"mkdir -p /run/systemd/system && cp {into}/*.service /run/systemd/system && systemctl daemon-reload")
+
+    def active() -> list[str]:
+        return booted.run("systemctl is-active chat batch always").stdout.split()
+
+    assert booted.run("systemctl start chat always").returncode == 0 and active() == ["active", "inactive", "active"]
+    assert booted.run("systemctl start batch").returncode == 0
+    assert active()[1:] == ["active", "active"] and active()[0] in ("inactive", "failed")
+    assert booted.run("systemctl stop batch always").returncode == 0
