@@ -12,7 +12,7 @@ import pytest
 from autofit.domain.machine import Device, Host, Machine
 from autofit.domain.plan import Plan
 from autofit.domain.request import Margin, Request
-from autofit.domain.units import GIB, MIB
+from autofit.domain.units import GIB, MIB, format_rate
 from autofit.errors import AutofitError
 
 from autofit_llama.backend import LlamaBackend
@@ -105,11 +105,12 @@ def worth(job: Job) -> Worth | None:
     return Worth(n_ctx, rate, full, plan.speed.prefill_tokens_per_s or 0.0, "-ctk" not in plan.argv, says)
 
 
-def assert_no_worse(less: Worth | None, more: Worth | None, *, of_ram: bool = False) -> None:
+def assert_no_worse(less: Worth | None, more: Worth | None) -> None:
     """More of something gives a plan wherever less does, and one that is better in something if it is worse in any.
 
-    `of_ram`: a cache may become lossless for at most `LOSSY_GAIN` of the rate, with its price said. That is the policy:
-    with less RAM a lossless one was no choice, with more the rule of KV types takes it. More of a device never does so.
+    A cache may become lossless for at most `LOSSY_GAIN` of the rate, with its price said, or none that shows. That is
+    the policy: with less memory a lossless one was no choice, or left weights in RAM, with more the rule of KV types
+    takes it.
     """
     if less is None:
         return
@@ -118,7 +119,8 @@ def assert_no_worse(less: Worth | None, more: Worth | None, *, of_ram: bool = Fa
     assert not is_worse or any(b > a for a, b in zip(less[:5], more[:5], strict=True)), f"{less} -> {more}"
     assert more.n_ctx >= less.n_ctx or more.rate > less.rate, f"{less} -> {more}"
     kept = 0.95
-    if of_ram and more.is_lossless and not less.is_lossless and more.says_price:
+    shows = format_rate(more.rate) != format_rate(less.rate)
+    if more.is_lossless and not less.is_lossless and (more.says_price or not shows):
         kept /= LOSSY_GAIN
     assert more.n_ctx > less.n_ctx or more.rate >= kept * less.rate, f"{less} -> {more}"
 
@@ -135,7 +137,7 @@ def test_more_memory_on_a_device(seed: int) -> None:
 def test_more_main_memory(seed: int) -> None:
     job = job_of(1000 + seed)
     more = job._replace(ram_gib=job.ram_gib + random.Random(seed).choice((4, 8, 16, 32)))
-    assert_no_worse(worth(job), worth(more), of_ram=True)
+    assert_no_worse(worth(job), worth(more))
 
 
 def test_more_main_memory_where_checkpoints_of_many_slots_fill_it() -> None:
@@ -143,7 +145,7 @@ def test_more_main_memory_where_checkpoints_of_many_slots_fill_it() -> None:
     job = Job("gemma-2-27b-Q5_K_M", cards, 16, Request(context=32_768, parallel=8, alternatives=False, explain=False))
     plans = [worth(job._replace(ram_gib=gib)) for gib in (16, 24, 32, 48, 64, 128)]
     for less, more in pairwise(plans):
-        assert_no_worse(less, more, of_ram=True)
+        assert_no_worse(less, more)
 
 
 def test_one_more_card_that_holds_the_model_keeps_the_context_that_fewer_had() -> None:
@@ -152,6 +154,16 @@ def test_one_more_card_that_holds_the_model_keeps_the_context_that_fewer_had() -
     less, more = worth(job), worth(job._replace(cards=job.cards * 2))
     assert_no_worse(less, more)
     assert less is not None and more is not None and more.n_ctx >= less.n_ctx
+
+
+def test_a_cache_that_becomes_lossless_on_a_device_says_what_it_costs() -> None:
+    """4,096 tokens of Llama 2 7B fill 2 GiB: with 5 GiB f16 leaves weights in RAM, with 9 it is all on the card, where
+    a q8_0 cache would still be a fifth faster once the context is full."""
+    job = Job("llama-2-7b-Q4_K_M", ((5224, 360 * 10**9),), 16, Request(context=0, alternatives=False, explain=False))
+    less, more = worth(job), worth(job._replace(cards=((9224, 360 * 10**9),)))
+    assert less is not None and more is not None and not less.is_lossless
+    assert more.is_lossless and more.says_price and more.rate >= less.rate / LOSSY_GAIN
+    assert_no_worse(less, more)
 
 
 @pytest.mark.parametrize(

@@ -141,10 +141,23 @@ def _any_type(search: Search, goals: Goals) -> Answer | None:
             if kv == goals.kv_types[0]:
                 raise
             continue  # a lossy cache that the engine refuses here was only worth a try
-        kept = goals.keeps_precision and best is not None and goals.may_meet(best.found)
-        if best is not None and (kept or _wants_no_more(search, goals, best.found)):
+        if best is not None and goals.keeps_precision and goals.may_meet(best.found):
             break
+        if best is not None and _wants_no_more(search, goals, best.found):
+            return _priced(search, goals, best)
     return best
+
+
+def _priced(search: Search, goals: Goals, answer: Answer) -> Answer:
+    """An answer that wants no more memory, with what a lossy cache would gain where much of the context is filled."""
+    kv = next((kv for kv in goals.kv_types if kv != goals.kv_types[0]), None)
+    if kv is None or not goals.fills or answer.lossless is not None:
+        return answer
+    try:
+        alike = _fastest(search, goals, goals.candidate(answer.found.candidate.n_ctx_seq, kv))
+    except EngineRefusalError:
+        return answer
+    return answer if alike is None else _with_lossy(goals, answer, alike)
 
 
 def _with_types(search: Search, goals: Goals, kv: tuple[str, str]) -> Answer | None:
