@@ -16,9 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from autofit.speed.roofline import placement
-from fit import Residual, cross_validate, fit, residuals, row_of, shipped
-from fit import table as table_of
-from runs import Run, anchors, load
+from fit import Residual, across_sources, cross_validate, fit, residuals, row_of, shipped
+from runs import anchors, load
 
 
 def is_in_band(item: Residual) -> bool:
@@ -47,13 +46,6 @@ def table(title: str, items: Sequence[Residual], key: Callable[[Residual], str])
         print(line(name, [item for item in items if key(item) == name]))
 
 
-def across_sources(public: Sequence[Run], cited: Sequence[Run]) -> list[Residual]:
-    """Residuals of the runs of each source under a fit that saw none of its runs."""
-    start = fit([*public, *cited])
-    held = ((cited, public), (public, cited))
-    return [item for out, seen in held for item in residuals(out, table_of(fit(seen, start, n_rounds=3)))]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", type=Path, help="the public runs, a JSON list")
@@ -66,7 +58,7 @@ def main() -> int:
     cited = anchors()
     print(f"{len(runs)} runs and {len(cited)} cited measurements; {len(left_out)} left out")
     if arguments.by_source:
-        items = across_sources(runs, cited)
+        items = across_sources([*runs, *cited], fit([*runs, *cited]))
     elif arguments.fitted:
         items = residuals([*runs, *cited], shipped())
     else:

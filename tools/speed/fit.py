@@ -295,6 +295,13 @@ def cross_validate(runs: Sequence[Run], start: Vector) -> list[Residual]:
     return found
 
 
+def across_sources(runs: Sequence[Run], start: Vector) -> list[Residual]:
+    """Residuals of the runs of each source under a fit that saw none of them: what is public, and what is cited."""
+    public, cited = ([run for run in runs if (run.index >= 0) is is_public] for is_public in (True, False))
+    held = ((cited, public), (public, cited))
+    return [item for out, seen in held for item in residuals(out, table(fit(seen, start, n_rounds=3)))]
+
+
 def spread(items: Sequence[Residual], among: Sequence[Residual]) -> Spread:
     """The factor that holds 90 % of `items`, held towards that of `among` as if by four more groups."""
 
@@ -306,8 +313,23 @@ def spread(items: Sequence[Residual], among: Sequence[Residual]) -> Spread:
     return Spread(factor=round(math.exp(value), 2), n=len(items))
 
 
-def with_spreads(fitted: Table, held: Sequence[Residual]) -> Table:
-    """The table with its bands, from residuals of runs that were left out."""
+def with_spreads(fitted: Table, *held: Sequence[Residual]) -> Table:
+    """The table with its bands, from residuals of runs that were left out; of several ways to do so the widest,
+    since a plan is for a machine that is in no source."""
+    told = [_with_spreads(fitted, items) for items in held]
+
+    def widest(bands: Sequence[Spread]) -> Spread:
+        return max(bands, key=lambda band: band.factor)
+
+    return dataclasses.replace(
+        fitted,
+        decode={kind: widest([each.decode[kind] for each in told]) for kind in PLACEMENTS},
+        prefill={kind: widest([each.prefill[kind] for each in told]) for kind in PLACEMENTS},
+        draft=widest([each.draft for each in told]),
+    )
+
+
+def _with_spreads(fitted: Table, held: Sequence[Residual]) -> Table:
     by_kind: dict[tuple[str, str], list[Residual]] = defaultdict(list)
     by_what: dict[str, list[Residual]] = defaultdict(list)
     for item in held:
@@ -408,7 +430,7 @@ def main() -> int:
     values = fit(runs)
     held = cross_validate(runs, values)
     counts = Counter(name for run in runs for name in rows_of(run))
-    fitted = with_spreads(table(values, counts), held)
+    fitted = with_spreads(table(values, counts), held, across_sources(runs, values))
     modules = {"autofit/speed/efficiencies.py": source(fitted, len(runs))}
     modules |= {engine.path: engine_source(fitted, engine) for engine in ENGINES.values()}
     for what in ("decode", "prefill", "draft"):

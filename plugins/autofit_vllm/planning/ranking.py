@@ -7,7 +7,7 @@ import math
 from autofit.domain.plan import Speed
 from autofit.domain.values import replace
 
-from autofit_vllm.planning.load import Load, load_of, mean_length, sequences_at
+from autofit_vllm.planning.load import load_of, mean_length, sequences_at
 from autofit_vllm.planning.problem import LOSSY_KV, Candidate, Problem
 from autofit_vllm.planning.speed import speed_of
 
@@ -23,7 +23,7 @@ def timed(candidate: Candidate, problem: Problem) -> Candidate:
     one = speed_of(candidate.evaluation, problem.roofline)
     mean = mean_length(candidate.length, request)
     load = load_of(candidate.evaluation, problem.roofline, mean, min_tps=request.min_tps)
-    late = _late(candidate, problem, one, load)
+    late = _late(candidate, problem, one)
     return replace(candidate, speed=one, pace=_pace(candidate, problem, one), load=load, late=late)
 
 
@@ -36,18 +36,18 @@ def _pace(candidate: Candidate, problem: Problem, one: Speed | None) -> float:
     return plain.decode_tokens_per_s if plain else 0.0
 
 
-def _late(candidate: Candidate, problem: Problem, one: Speed | None, load: Load) -> str | None:
+def _late(candidate: Candidate, problem: Problem, one: Speed | None) -> str | None:
     """Which wish for speed is not met, and by how much."""
     request = problem.request
-    together = min(problem.n_parallel, sequences_at(candidate.evaluation, load.mean_tokens))
     if request.min_tps is not None and one is not None:
-        rate = one.decode_tokens_per_s
-        if together > 1:
-            many = speed_of(candidate.evaluation, problem.roofline, n_sequences=together, n_filled=load.mean_tokens)
-            rate = many.decode_tokens_per_s if many else rate
-        if rate < request.min_tps:
+        together, filled = _served(candidate, problem, candidate.length)
+        rate = _wished_rate(candidate, problem, together, filled)
+        if rate is not None and rate < request.min_tps:
             each = f" each with {together} sequences" if together > 1 else ""
-            return f"--min-tps {request.min_tps:g} is not reached: ~{rate:.3g} tokens/s{each}"
+            return (
+                f"--min-tps {request.min_tps:g} is not reached: ~{rate:.3g} tokens/s{each} with {filled:,} tokens in "
+                "the context"
+            )
     if request.max_ttft is not None and one is not None:
         seconds, prompt = first_seconds(candidate, problem), f"the first token of a prompt of {candidate.length} tokens"
         if seconds is None:
@@ -55,6 +55,26 @@ def _late(candidate: Candidate, problem: Problem, one: Speed | None, load: Load)
         if seconds > request.max_ttft:
             return f"--max-ttft {request.max_ttft:g} is not reached: ~{seconds:.3g} s until {prompt}"
     return None
+
+
+def _served(candidate: Candidate, problem: Problem, length: int) -> tuple[int, int]:
+    """How many sequences a wish for speed is about, and how many tokens each holds: one its whole context, as the rate
+    that a plan shows; several their average, which is what the cache is sized for."""
+    mean = mean_length(length, problem.request)
+    together = min(problem.n_parallel, sequences_at(candidate.evaluation, mean))
+    return (together, mean) if together > 1 else (1, length)
+
+
+def _wished_rate(candidate: Candidate, problem: Problem, together: int, filled: int) -> float | None:
+    speed = speed_of(candidate.evaluation, problem.roofline, n_sequences=together, n_filled=filled)
+    return None if speed is None else speed.decode_tokens_per_s
+
+
+def decodes_in_time(candidate: Candidate, problem: Problem, length: int) -> bool:
+    """Whether sequences of a context of `length` decode as fast as `--min-tps` wishes; so where no rate is known."""
+    wish = problem.request.min_tps
+    rate = None if wish is None else _wished_rate(candidate, problem, *_served(candidate, problem, length))
+    return wish is None or rate is None or rate >= wish
 
 
 def first_seconds(candidate: Candidate, problem: Problem, n_prompt: int | None = None) -> float | None:

@@ -21,7 +21,7 @@ from autofit_vllm.planning.batch import LENGTH_STEP, base_of, best_of_layout
 from autofit_vllm.planning.layouts import layouts
 from autofit_vllm.planning.offload import offloaded
 from autofit_vllm.planning.problem import LOSSY_KV, Candidate, Problem, RankLayout
-from autofit_vllm.planning.ranking import READABLE, first_seconds, score, timed
+from autofit_vllm.planning.ranking import READABLE, decodes_in_time, first_seconds, score, timed
 
 
 def solve(problem: Problem) -> tuple[Candidate, list[Candidate]]:
@@ -120,17 +120,20 @@ def search(problem: Problem, *, eager: bool) -> tuple[list[Candidate], list[Engi
 
 
 def _in_time(problem: Problem, layout: RankLayout, values: Mapping[str, Any], cap: int | None) -> Candidate:
-    """The best of a layout, with no longer a context than whose prompt is read in the time that is wished, where nobody
-    said how long it is."""
+    """The best of a layout, with no longer a context than whose prompt is read, and which is decoded, as fast as is
+    wished, where nobody said how long it is."""
     candidate = best_of_layout(problem, layout, values, cap=cap)
     goal, least = problem.lengths
     wished_s = problem.request.max_ttft
-    if wished_s is None or goal == least or problem.settings.pins("max_model_len") or not candidate.holds:
+    if (wished_s, problem.request.min_tps) == (None, None) or goal == least:
+        return candidate
+    if problem.settings.pins("max_model_len") or not candidate.holds:
         return candidate
 
     def passes(length: int) -> bool:
-        seconds = first_seconds(candidate, problem, length)
-        return seconds is not None and seconds <= wished_s
+        seconds = None if wished_s is None else first_seconds(candidate, problem, length)
+        in_time = wished_s is None or (seconds is not None and seconds <= wished_s)
+        return in_time and decodes_in_time(candidate, problem, length)
 
     if passes(candidate.length):
         return candidate

@@ -11,6 +11,7 @@ from autofit_vllm.planning.explain import explain
 from autofit_vllm.planning.layouts import layouts
 from autofit_vllm.planning.relief import gpus_needed
 from autofit_vllm.planning.search import solve
+from autofit_vllm.planning.speed import speed_of
 from support.vllm_models import GIB, deepseek_v3, gemma3_27b, llama_8b, qwen3_6_27b, qwen3_8b
 from support.vllm_problems import best, problem
 
@@ -141,6 +142,29 @@ def test_a_wish_for_speed_that_no_plan_meets() -> None:
         assert chosen.late is not None and next(iter(wish)).replace("_", "-") in chosen.late
     two = best(llama_8b(), WEIGHTS, "rtx-4090", "rtx-4090", min_tps=70.0)
     assert two.fits and two.parallel.tp == 2
+
+
+def test_a_wish_for_speed_is_of_a_full_context_which_is_shortened_for_it() -> None:
+    """As for llama.cpp: what the plan shows is what was asked for."""
+    roofline = problem(llama_8b(), WEIGHTS, "h100-80gb").roofline
+    free = best(llama_8b(), WEIGHTS, "h100-80gb")
+    full = speed_of(free.evaluation, roofline, n_filled=free.length)
+    start = speed_of(free.evaluation, roofline, n_filled=4096)
+    assert full is not None and start is not None and full.decode_tokens_per_s < start.decode_tokens_per_s
+    wish = (full.decode_tokens_per_s + start.decode_tokens_per_s) / 2
+    held = best(llama_8b(), WEIGHTS, "h100-80gb", min_tps=wish)
+    assert held.fits and 4096 < held.length < free.length
+    rate = speed_of(held.evaluation, roofline, n_filled=held.length)
+    assert rate is not None and rate.decode_tokens_per_s >= wish
+    stated = best(llama_8b(), WEIGHTS, "h100-80gb", min_tps=wish, context=free.length)
+    assert not stated.fits and stated.late is not None and f"{free.length:,} tokens in the context" in stated.late
+
+
+def test_several_sequences_hold_their_average_when_a_rate_is_wished() -> None:
+    for fill, most in (("mean", 8192), ("full", 32_768)):
+        slow = best(llama_8b(), WEIGHTS, "h100-80gb", parallel=4, context=32_768, min_tps=1000.0, fill=fill)
+        assert slow.late is not None
+        assert f"each with 4 sequences with {most:,} tokens in the context" in slow.late
 
 
 def test_two_cards_share_what_one_cannot_hold() -> None:
