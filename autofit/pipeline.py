@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from autofit.backend import Backend, ParsedCommand
     from autofit.containers import Inside
     from autofit.domain.machine import Machine
-    from autofit.domain.model import ModelFiles, ModelSpec
+    from autofit.domain.model import ModelFiles, ModelSpec, Offer
     from autofit.domain.plan import Alternative, Finding, Plan
     from autofit.domain.request import Request
     from autofit.hardware.installed import Engine
@@ -377,7 +377,11 @@ def _best_offer(
     from autofit.planning.findings import COMMON, tell
     from autofit.planning.offers import choose
 
-    found = choose(files.offers, here(), options.get("prefer"), lambda offer: plan_one(*find(offer.reference)))
+    def plan_offer(offer: Offer) -> Plan:
+        model, one = find(offer.reference)
+        return plan_one(model, replace(one, offers=files.offers))
+
+    found = choose(files.offers, here(), options.get("prefer"), plan_offer)
     if found is None:
         return None
     plan, because = found

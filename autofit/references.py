@@ -150,20 +150,31 @@ def with_companions(
 
 
 def beside(backend: Backend, model: ModelSpec, files: ModelFiles, named: Mapping[str, str]) -> dict[str, ModelSpec]:
-    """The models of the same folder that the engine could load too, but for roles that the command names."""
+    """The models of the same folder that the engine could load too, but for roles that the command names.
+
+    Of quantizations that have a folder each, also of the folder that was named, which they share.
+    """
     path = model.files[0].path if model.files else ""
     if files.storage is not None or not os.path.isfile(path):  # noqa: PTH113 - a path of any text; an example has no file
         return {}
-    folder = os.path.dirname(path)  # noqa: PTH120
     own = {os.path.basename(file.path) for file in model.files}  # noqa: PTH119
-    found = {}
-    with suppress(OSError), os.scandir(folder or ".") as entries:
-        names = sorted(entry.name for entry in islice(entries, MAX_NEIGHBORS) if entry.name not in own)
-        for role, name in backend.beside(names).items():
-            if role not in named:
-                with suppress(AutofitError):
-                    found[role] = find(os.path.join(folder, name)).model  # noqa: PTH118
+    found: dict[str, ModelSpec] = {}
+    for folder in _folders(path, files):
+        with suppress(OSError), os.scandir(folder or ".") as entries:
+            names = sorted(entry.name for entry in islice(entries, MAX_NEIGHBORS) if entry.name not in own)
+            for role, name in backend.beside(names).items():
+                if role not in named and role not in found:
+                    with suppress(AutofitError):
+                        found[role] = find(os.path.join(folder, name)).model  # noqa: PTH118
     return found
+
+
+def _folders(path: str, files: ModelFiles) -> list[str]:
+    """The folder of a model's first file, and the one above where several quantizations have a folder each."""
+    own = os.path.dirname(path)  # noqa: PTH120
+    shared = {os.path.dirname(os.path.dirname(offer.reference)) for offer in files.offers}  # noqa: PTH120
+    alone = len({os.path.dirname(offer.reference) for offer in files.offers}) == len(files.offers) > 1  # noqa: PTH120
+    return [own, *(shared if alone and len(shared) == 1 and os.path.dirname(own) in shared else ())]  # noqa: PTH120
 
 
 def missing(model: ModelSpec) -> Iterator[str]:

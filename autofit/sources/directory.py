@@ -6,7 +6,7 @@ import os
 
 from autofit.domain.model import ModelFiles, Offer
 from autofit.domain.text import printable
-from autofit.sources.choice import GgufModel, are_one_model, choose, models_of
+from autofit.sources.choice import GgufModel, are_one_model, choose, is_model, models_of
 from autofit.sources.folders import Entry, files_below
 
 _CHECKPOINT = (".safetensors", ".safetensors.index.json")
@@ -22,7 +22,7 @@ def quantizations_in(reference: str, directory: str) -> ModelFiles | None:
     here = [entry for entry in entries if "/" not in entry.name]
     if any(entry.name.endswith(_CHECKPOINT) for entry in here):
         return None
-    ggufs = [entry for entry in here if entry.name.endswith(".gguf")] or entries
+    ggufs = [entry for entry in here if is_model(entry.name)] or entries
     models = [model for model in models_of({entry.name: entry.size_bytes for entry in ggufs}) if model.is_whole]
     taken = choose(models)
     if taken is None or len(models) < 2 or not are_one_model(models):

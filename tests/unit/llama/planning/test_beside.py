@@ -9,7 +9,7 @@ import autofit
 import pytest
 from autofit.domain.plan import Plan
 
-from support import ggufs
+from support import ggufs, quant_files
 from support.descriptors import description
 from support.ggufs import Gguf, Tensor
 from unit.llama.planning.test_decide import card, machine, plan
@@ -49,6 +49,22 @@ def test_a_projector_beside_the_model_is_offered_with_what_it_takes(tmp_path: Pa
     taken = autofit.plan("llama", model, on="rtx-4090", ram="64GiB", settings=None, engine_args=flags_of(message))
     assert taken.memory.pool("GPU0").used_bytes > 0
     assert note(taken, "file-beside") is None
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_projector_that_quantizations_share_is_offered_with_each(tmp_path: Path, is_nested: bool) -> None:
+    for name in ("Q4_K_M", "Q8_0"):
+        quant_files.write(tmp_path / name if is_nested else tmp_path, (name,))
+    projector = write_projector(tmp_path, "mmproj-model-f16.gguf")
+    for on, taken in (("rtx-4090", "Q8_0"), ("generic-cuda:4GiB", "Q4_K_M")):
+        found = autofit.plan("llama", str(tmp_path), on=on, ram="64GiB", context="8k", settings=None)
+        message = note(found, "file-beside")
+        assert found.argv[2].endswith(f"-{taken}.gguf")
+        assert message is not None and flags_of(message) == ["-mm", projector]
+    write_projector(tmp_path.parent, "mmproj-of-another.gguf")
+    (tmp_path / "mmproj-model-f16.gguf").unlink()
+    alone = autofit.plan("llama", str(tmp_path), on="rtx-4090", ram="64GiB", context="8k", settings=None)
+    assert note(alone, "file-beside") is None, "what lies further up is not theirs"
 
 
 def test_of_several_projectors_the_one_in_f16_is_offered(tmp_path: Path) -> None:
