@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from typing import Any
 import pytest
 
 from support import TINY
+from support.dryrun import VARIABLE, engine_folder
 from support.fake_engines import is_alive, write_program
-from support.podman import IMAGE, PODMAN, build_engine, needs_podman
+from support.podman import BASE, IMAGE, PODMAN, build_engine, needs_podman
 
 pytestmark = [pytest.mark.engine, needs_podman]
 AUTOFIT = [sys.executable, "-P", "-m", "autofit"]
@@ -57,14 +59,17 @@ class Place:
 
     @contextlib.contextmanager
     def started(
-        self, command: Sequence[str], *own: str, **streams: Any
+        self, command: Sequence[str], *own: str, is_quiet: bool = True, **streams: Any
     ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
         """A run whose engine has begun, and its output; no process of it is left."""
         log = self.folder / "log"
         with log.open("wb") as file:
             streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file, **streams}
             process = subprocess.Popen(
-                [*AUTOFIT, "run", "-q", *own, "--", *command], env=self.environ, cwd=self.folder, **streams
+                [*AUTOFIT, "run", *(["-q"] if is_quiet else []), *own, "--", *command],
+                env=self.environ,
+                cwd=self.folder,
+                **streams,
             )
         try:
             yield process, log
@@ -203,3 +208,24 @@ def test_containers_of_a_script(place: Place) -> None:
     assert json.loads(first)["argv"][2:6] == ["--port", "9", "-c", "512"]
     checked = place.run("check", "--", "./start.sh")
     assert checked.returncode == 0 and checked.stdout == f"fits: {command} --port 9\n"
+
+
+@pytest.mark.skipif(engine_folder() is None, reason=f"{VARIABLE} names no llama.cpp")
+def test_a_real_engine_reports_from_inside_what_was_predicted_outside(place: Place) -> None:
+    folder, image = place.folder / "image", "localhost/real/ggml-org/llama.cpp:server-b11311"
+    (folder / "app").mkdir(parents=True)
+    programs = engine_folder()
+    assert programs is not None
+    needed = subprocess.run(["ldd", str(programs / "llama-server")], capture_output=True, text=True, check=True).stdout
+    for path in [programs / "llama-server", *programs.glob("libggml-cpu.so*"), *re.findall(r"=> (/\S+)", needed)]:
+        shutil.copy(path, folder / "app")
+    (folder / "Containerfile").write_text(
+        f'FROM {BASE}\nCOPY app /app\nENV LD_LIBRARY_PATH=/app\nWORKDIR /app\nENTRYPOINT ["/app/llama-server"]\n'
+    )
+    assert subprocess.run([PODMAN, "build", "-q", "-t", image, str(folder)], timeout=300).returncode == 0
+    command = [image if word == IMAGE else word for word in place.docker()]
+    with place.started([*command, "-lv", "4"], "-c", "1k", "--watch", is_quiet=False) as (process, log):
+        wait_for("autofit: reported as predicted: host cache, host compute\n", log, process)
+        process.terminate()
+        assert process.wait(30) == 0, log.read_text()[-2000:]
+        assert "autofit: ready after " in log.read_text() and " predicted (" not in log.read_text()

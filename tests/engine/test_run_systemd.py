@@ -110,6 +110,19 @@ def test_words_output_and_the_exit_status_pass(
     assert said["cwd"] == (str(engines.folder) if is_scope or "-Pd" in options else "/")
 
 
+@pytest.mark.parametrize("options", ["--scope -p MemoryMax=4G", "--wait --pipe", "--wait -Pd"])
+def test_units_of_a_users_own_manager(options: str, booted: Booted, engines: Engines, sh: Callable[[str], str]) -> None:
+    if booted.run("systemctl start user@0.service").returncode:
+        pytest.skip("no manager of a user can be started here")
+    engines.environ["XDG_RUNTIME_DIR"] = "/run/user/0"
+    own = f'-q --user -E FAKE_SAYS={engines.says} -E "FAKE_DOES=sys.exit(9)"'
+    done = booted.run(sh(f"{OWN} -c 512 -- systemd-run {own} {options} llama-server -m {TINY}"))
+    assert done.returncode == 9, done.stderr
+    assert engines.said["argv"][:4] == ["-m", TINY, "-c", "512"]
+    here = str(engines.folder)
+    assert engines.said["cwd"] == (here if "scope" in options or "-Pd" in options else engines.said["env"]["HOME"])
+
+
 def test_the_memory_that_a_unit_is_held_to_is_what_is_planned_for(
     booted: Booted, engines: Engines, sh: Callable[[str], str]
 ) -> None:
