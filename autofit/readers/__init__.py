@@ -123,11 +123,12 @@ def _only_model(directory: Path, ggufs: Sequence[Path], storage: Storage) -> Mod
 
 def _first_shards(directory: Path, names: set[str]) -> list[Path]:
     """One path for each GGUF model in a directory."""
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if not ggufs:
+        return []
     from autofit.readers.gguf import shard_names
 
-    firsts = {
-        next((shard for shard in shard_names(name) if shard in names), name) for name in names if name.endswith(".gguf")
-    }
+    firsts = {next((shard for shard in shard_names(name) if shard in names), name) for name in ggufs}
     return [directory / name for name in sorted(firsts)]
 
 
