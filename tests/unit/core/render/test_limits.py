@@ -65,14 +65,14 @@ CASES: dict[str, tuple[tuple[str, str, list[str], str | None, dict[str, Any]], t
         ("vllm", "llama3-70b", ["8xh100-80gb"], "512GiB", {}),
         (
             r"GPU0 to GPU7 \(.*\) limit the sequences at a time: 42 of 1,024 at 32,768 tokens on average",
-            r"the next step up, 84 of them, takes 51\.78 GiB more on each GPU",
+            r"the next step up, 84 of them, takes 52\.50 GiB more on each GPU",
         ),
     ),
     "a paged context": (
         ("vllm", "llama3-8b", ["rtx-3090"], "32GiB", {}),
         (
-            r"GPU0 \(.*\) limits the context: 44,288 of 131,072 tokens",
-            r"the next step up, --max-model-len 88576, takes 5\.40 GiB more on GPU0",
+            r"GPU0 \(.*\) limits the context: 44,544 of 131,072 tokens",
+            r"the next step up, --max-model-len 89088, takes 5\.\d+ GiB more on GPU0",
         ),
     ),
     "offloaded": (
