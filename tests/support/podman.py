@@ -18,9 +18,9 @@ IMAGE = "ghcr.io/ggml-org/llama.cpp:server-b11311"
 ENGINE = """\
 #!/usr/local/bin/python3
 import json, os, signal, sys, time
-def ended(number, frame):
-    print("got", signal.Signals(number).name, flush=True)
-    sys.exit(40 + number)
+def ended(number, frame):  # perhaps in the middle of a print
+    os.write(1, f"got {signal.Signals(number).name}\\n".encode())
+    os._exit(40 + number)
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, ended)
 held = bytearray(int(os.environ.get("HOLD_MIB", "0")) << 20)
