@@ -6,7 +6,9 @@
 set -euo pipefail
 made=3 # the layout of DIR, raised when this script changes it
 tools=()
-for tool in podman runc catatonit; do command -v "$tool" >/dev/null || tools+=("$tool"); done
+for tool in podman runc catatonit containernetworking-plugins iptables; do
+  dpkg-query -W -f '${db:Status-Status}' "$tool" 2>/dev/null | grep -qx installed || tools+=("$tool")
+done
 if [ "${#tools[@]}" -gt 0 ]; then
   apt-get -qq update
   apt-get -qq install -y --no-install-recommends "${tools[@]}" >/dev/null
