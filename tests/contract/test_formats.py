@@ -138,6 +138,7 @@ def test_keyword_arguments(backend: str, here: Path, capsys: pytest.CaptureFixtu
     assert ast.literal_eval(printed(capsys, *wishes, "kwargs")) == planned["kwargs"] != {}
 
 
+@pytest.mark.slow_but("compose", "kwargs", "kserve")
 @pytest.mark.parametrize("form", [*FILES, "llama-presets", "toml", "kwargs"])
 def test_a_plan_that_does_not_fit_is_not_printed(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(

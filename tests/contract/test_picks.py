@@ -35,6 +35,7 @@ def near(plan: Plan | Alternative) -> float:
     return plan.speed.start_tokens_per_s or plan.speed.decode_tokens_per_s
 
 
+@pytest.mark.slow_cases("experts in RAM", "stages of vLLM")
 @pytest.mark.parametrize("name", CASES)
 def test_picks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(DATA / "configs")

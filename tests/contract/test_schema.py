@@ -86,6 +86,7 @@ def test_checked_commands(name: str) -> None:
     hold("plan", autofit.check(argv, settings=None, **{"on": on, "ram": "64GiB", **options}).to_dict())
 
 
+@pytest.mark.slow_cases("qwen3-next*", "qwen3-30b*")
 @pytest.mark.parametrize("case", list(plan_cases.cases(25, seed=16)), ids=lambda case: case.label)
 def test_random_plans_of_llama(case: plan_cases.Case) -> None:
     backend = host().backend("llama")
@@ -128,9 +129,13 @@ def test_commands_of_scripts(tmp_path: Path) -> None:
 
 
 def _plan() -> dict[str, Any]:
+    return dict(json.loads(_written()))
+
+
+@cache
+def _written() -> str:
     machine = autofit.load_machine("rtx-3060-12gb", ram="64GiB")
-    found = autofit.plan("llama", LLAMA_8B, machine, settings=None).to_dict()
-    return dict(json.loads(json.dumps(found)))
+    return json.dumps(autofit.plan("llama", LLAMA_8B, machine, settings=None).to_dict())
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

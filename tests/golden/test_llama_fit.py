@@ -21,6 +21,7 @@ ROWS: list[Mapping[str, Any]] = [
 ]
 
 
+@pytest.mark.slow_cases("llama-4-scout*", "qwen3-next*", "gpt-oss-120b*", "deepseek-v2*", "mixtral*")
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['model']}-{row['api']}")
 def test_the_replay_chooses_what_the_engine_chose(row: Mapping[str, Any]) -> None:
     machine = autofit.load_machine(*(f"generic-{row['api']}:{mib}MiB" for mib in row["free_mib"]), ram="2048GiB")

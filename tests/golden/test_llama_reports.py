@@ -13,6 +13,7 @@ from support import llama_reports
 NOT_COMPARED = ("guessed", "unknown", "unit unclear", "from another log")
 
 
+@pytest.mark.slow_cases("B53", "B57", "B49", "B75", "B55")
 @pytest.mark.parametrize("row", llama_reports.rows(), ids=lambda row: row["id"])
 def test_verdicts(row: llama_reports.Row) -> None:
     verdict = llama_reports.judge(row)
@@ -42,6 +43,7 @@ def test_what_experts_published_is_planned_as_well_or_better(label: str) -> None
     assert ours.speed.decode_tokens_per_s >= 0.99 * theirs.speed.decode_tokens_per_s
 
 
+@pytest.mark.slow
 def test_an_operation_that_a_build_runs_on_the_cpu_fills_the_cards_with_copies() -> None:
     """ggml-org/llama.cpp#16725: a compute buffer of 14136 MiB on the first card, from inputs of 80 xIELU."""
     row = next(row for row in llama_reports.rows() if row["id"] == "B53")

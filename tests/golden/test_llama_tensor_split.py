@@ -66,12 +66,14 @@ def judge(row: Row) -> str | None:
     return f"sums take {more}, not {layout.partial_bytes}" if any(n > layout.partial_bytes for n in more) else None
 
 
+@pytest.mark.slow_but("0")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_each_device_holds_what_the_engine_puts_there(part: int) -> None:
     judged = ((row, judge(row)) for row in ROWS[part::PARTS])
     assert [f"{row['model']} {' '.join(row['args'])}: {wrong}" for row, wrong in judged if wrong] == []
 
 
+@pytest.mark.slow
 def test_rows_say_something() -> None:
     """Cuts that differ between devices, a device with nothing, refusals, and sums that are met exactly."""
     taken = [row for row in ROWS if "refused" not in row]

@@ -20,6 +20,7 @@ def sample(path: Path) -> Sequence[Row]:
     return random.Random(20261129).sample(rows, min(N_PER_BUILD, len(rows)))
 
 
+@pytest.mark.slow_but("rows-b7698", "rows-b9294", "rows-b11549")
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.name.partition(".")[0])
 def test_builds_allocate_what_is_said(path: Path) -> None:
     build = int(re.findall(r"\d+", path.name)[-1])
@@ -38,6 +39,7 @@ def test_files_in_a_layout_that_came_later_are_refused() -> None:
         assert judge(row, 7698).refused_here == (row in refused), row
 
 
+@pytest.mark.slow_cases("11549-qwen3next")
 @pytest.mark.parametrize(
     ("build", "arch"),
     [
@@ -68,6 +70,7 @@ def test_rules_that_few_models_follow(build: int, arch: str) -> None:
         assert one.exact == KINDS, (row, one.what)
 
 
+@pytest.mark.slow
 def test_caches_of_experts_are_what_b11549_makes_them() -> None:
     rows = [row for row in rows_of(FOLDER / "rows-b11549.jsonl.gz") if "--moe-cache-mib" in row["args"]]
     assert len(rows) > 10

@@ -35,6 +35,7 @@ def test_the_rows_of_llama_cpp_are_those_recorded(api: str) -> None:
     assert tuple(map(int, told.groups())) == (len(full), len(tiny), len(answered))
 
 
+@pytest.mark.slow
 def test_the_rows_of_vllm_are_those_compared() -> None:
     command = re.search(r"equal vLLM's own on all (\d+) recorded rows \(`python (\S+)`\),\s+(\d+) of which", README)
     assert command
@@ -81,6 +82,7 @@ def drawing() -> SimpleNamespace:
     return found
 
 
+@pytest.mark.slow
 def test_the_picture_of_a_terminal_shows_what_is_printed_today(drawing: SimpleNamespace, tmp_path: Path) -> None:
     pictures = drawing.pictures
     assert "](docs/pictures/terminal.svg)" in README and f"![{pictures.TERMINAL}: " in README
@@ -107,6 +109,7 @@ ANSWERS = [
 ]
 
 
+@pytest.mark.slow_but("~53*")
 @pytest.mark.parametrize(("phrase", "command"), ANSWERS)
 def test_the_rates_of_the_answers_are_those_told(phrase: str, command: str) -> None:
     assert phrase in README

@@ -160,6 +160,7 @@ def steps() -> list[tuple[str, str]]:
     return [(name, words) for name, _, words in (row.partition(" ") for row in rows)]
 
 
+@pytest.mark.slow
 def test_the_steps_of_the_container_make_a_program(tmp_path: Path) -> None:
     """What the Containerfile copies and runs, in a fresh environment: no image is built here."""
     known = {"FROM", "ENV", "WORKDIR", "COPY", "RUN", "USER", "ENTRYPOINT"}

@@ -65,7 +65,7 @@ def test_the_peak_is_that_of_the_fullest_allowed_set(together: Together, sizes: 
     assert together.most(by_slot) == most
 
 
-@settings(calm, max_examples=60)
+@settings(calm, max_examples=20)
 @given(togethers(), st.lists(st.integers(0, 9), min_size=6, max_size=6))
 def test_what_others_hold_beside_a_copy(together: Together, sizes: list[int]) -> None:
     held = {i: sizes[i] for i in range(len(together.copies)) if sizes[i]}
@@ -280,6 +280,7 @@ def test_twelve_models_on_eight_devices_are_settled_either_way() -> None:
     assert odd.is_proven
 
 
+@pytest.mark.slow
 def test_twelve_models_on_eight_unlike_cards_are_proven() -> None:
     """Each model costs something else on each card; with phases and groups in half of them."""
     unlike = runpy.run_path(str(ROOT / "bench/fleet.py"))["unlike"]

@@ -53,6 +53,7 @@ def test_what_is_remembered_is_what_a_replay_gives(name: str) -> None:
     assert 0 < n_replays < n_asked
 
 
+@pytest.mark.slow_but("llama-3.1-8b*")
 @pytest.mark.parametrize("name", ["llama-3.1-8b-Q4_K_M", "gpt-oss-120b-MXFP4_MOE", "falcon-h1-7b-Q8_0"])
 def test_what_other_plans_have_shown_moves_no_byte(name: str) -> None:
     """A model is laid out for one plan after another: other builds, contexts, batches, devices and cuts."""

@@ -125,6 +125,7 @@ def assert_no_worse(less: Worth | None, more: Worth | None) -> None:
     assert more.n_ctx > less.n_ctx or more.rate >= kept * less.rate, f"{less} -> {more}"
 
 
+@pytest.mark.slow_cases("2")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_more_memory_on_a_device(seed: int) -> None:
     job, rng = job_of(seed), random.Random(-seed - 1)
@@ -133,6 +134,7 @@ def test_more_memory_on_a_device(seed: int) -> None:
     assert_no_worse(worth(job), worth(job._replace(cards=cards)))
 
 
+@pytest.mark.slow_cases("0")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_more_main_memory(seed: int) -> None:
     job = job_of(1000 + seed)
@@ -148,6 +150,7 @@ def test_more_main_memory_where_checkpoints_of_many_slots_fill_it() -> None:
         assert_no_worse(less, more)
 
 
+@pytest.mark.slow
 def test_one_more_card_that_holds_the_model_keeps_the_context_that_fewer_had() -> None:
     """With two cards the f16 cache of eight sequences has room for less than 16,384 tokens each beside all weights."""
     job = Job("mixtral-8x7b-Q4_K_M", ((18_874, 360 * 10**9),), 128, Request(parallel=8, alternatives=False))
@@ -166,6 +169,7 @@ def test_a_cache_that_becomes_lossless_on_a_device_says_what_it_costs() -> None:
     assert_no_worse(less, more)
 
 
+@pytest.mark.slow_but("qwen3-32b-Q4_K_M-32768-*")
 @pytest.mark.parametrize(
     ("model", "context", "ladder"),
     [

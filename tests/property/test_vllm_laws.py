@@ -106,6 +106,7 @@ def test_more_gpu_memory(case: dict[str, Any], extra: float) -> None:
     no_worse(case, found(ask(case)), found(ask(case, extra_gib=extra)))
 
 
+@pytest.mark.slow
 @LAWS
 @given(cases(), st.sampled_from([256, 2048, 4096, 12_000, 33_000, 65_536, 131_072]))
 def test_the_longest_context_is_no_shorter_than_any_that_plans(case: dict[str, Any], context: int) -> None:
@@ -119,12 +120,14 @@ def test_the_longest_context_is_no_shorter_than_any_that_plans(case: dict[str, A
     assert longest.length >= one.length or longest.served > one.served
 
 
+@pytest.mark.slow
 @LAWS
 @given(cases())
 def test_one_more_card(case: dict[str, Any]) -> None:
     no_worse(case, found(ask(case)), found(ask(case, n=case["n"] + 1)))
 
 
+@pytest.mark.slow
 @LAWS
 @given(cases(), st.sampled_from([8, 64, 512]))
 def test_more_main_memory(case: dict[str, Any], extra: int) -> None:

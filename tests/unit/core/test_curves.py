@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -25,14 +27,24 @@ from support.vllm_truth import DATA
 
 LLAMA = "example:llama-3.1-8b-q4_k_m"
 SMALL = {"on": ["rtx-3060-12gb"], "ram": "64GiB"}
-ALONE = curve_of_model(LLAMA, SMALL, settings=None)
-CARDS = curve_of_model(str(DATA / "configs" / "llama3-70b"), {"on": ["4xa100-40gb"], "ram": "64GiB"}, settings=None)
-COMMAND = curve_of_command(
-    ["llama-server", "-m", LLAMA, "-ngl", "99", "-fit", "off", "-np", "2"], settings=None, **SMALL
-)
-NOWHERE = curve_of_model("example:mixtral-8x22b-q4_k_m", {"on": ["rtx-3060-12gb"], "ram": "16GiB"}, settings=None)
-UNKNOWN = curve_of_model(LLAMA, {"on": ["generic-cuda:12GiB"]}, settings=None)
-CURVES = {"llama": ALONE, "vllm": CARDS, "command": COMMAND, "no fit": NOWHERE, "no rate": UNKNOWN}
+CURVES: dict[str, Callable[[], Curve]] = {
+    "llama": lambda: curve_of_model(LLAMA, SMALL, settings=None),
+    "vllm": lambda: curve_of_model(
+        str(DATA / "configs" / "llama3-70b"), {"on": ["4xa100-40gb"], "ram": "64GiB"}, settings=None
+    ),
+    "command": lambda: curve_of_command(
+        ["llama-server", "-m", LLAMA, "-ngl", "99", "-fit", "off", "-np", "2"], settings=None, **SMALL
+    ),
+    "no fit": lambda: curve_of_model(
+        "example:mixtral-8x22b-q4_k_m", {"on": ["rtx-3060-12gb"], "ram": "16GiB"}, settings=None
+    ),
+    "no rate": lambda: curve_of_model(LLAMA, {"on": ["generic-cuda:12GiB"]}, settings=None),
+}
+
+
+@cache
+def drawn(name: str) -> Curve:
+    return CURVES[name]()
 
 
 @pytest.mark.parametrize(
@@ -46,20 +58,20 @@ def test_contexts(longest: int, found: list[int]) -> None:
 
 def test_each_point_is_the_plan_for_its_context() -> None:
     machine = autofit.load_machine("rtx-3060-12gb", ram="64GiB")
-    for point in ALONE.points:
+    for point in drawn("llama").points:
         plan = autofit.plan("llama", LLAMA, machine, settings=None, context=point.context_tokens)
         assert point.plan is not None and point.plan.argv == plan.argv
         assert point.plan.memory == plan.memory and point.plan.speed == plan.speed
-    assert ALONE.chosen.argv in [point.plan and point.plan.argv for point in ALONE.points]
-    assert [point.kv for point in ALONE.points][-2:] == ["q8_0", "q8_0"]
+    assert drawn("llama").chosen.argv in [point.plan and point.plan.argv for point in drawn("llama").points]
+    assert [point.kv for point in drawn("llama").points][-2:] == ["q8_0", "q8_0"]
 
 
 def test_a_command_keeps_its_flags() -> None:
-    assert [point.context_tokens for point in COMMAND.points] == [2048, 4096, 8192, 16384, 32768, 65536]
-    for point in COMMAND.points:
+    assert [point.context_tokens for point in drawn("command").points] == [2048, 4096, 8192, 16384, 32768, 65536]
+    for point in drawn("command").points:
         assert point.plan is not None and {"-ngl", "99", "-np", "2"} <= set(point.plan.argv)
-    assert [point.fits for point in COMMAND.points] == [True] * 4 + [False] * 2
-    assert "are missing" in COMMAND.points[-1].because
+    assert [point.fits for point in drawn("command").points] == [True] * 4 + [False] * 2
+    assert "are missing" in drawn("command").points[-1].because
 
 
 @pytest.mark.parametrize("program", ["python -m llama_cpp.server --model", "llama-cli -m", "env A=1 llama-server -m"])
@@ -71,31 +83,31 @@ def test_programs_have_flags_of_their_own(program: str) -> None:
 @pytest.mark.parametrize("name", CURVES)
 @pytest.mark.parametrize("columns", [28, 40, 80, 200])
 def test_no_line_is_wider_than_the_terminal(name: str, columns: int) -> None:
-    for lines in (plot(CURVES[name], Terminal(columns)), table(CURVES[name], columns)):
+    for lines in (plot(drawn(name), Terminal(columns)), table(drawn(name), columns)):
         for line in lines:
             assert len(line) <= columns or max(map(len, line.split())) > columns - 6, line
 
 
 def test_bars_are_to_scale_and_colors_can_be_left_out() -> None:
-    rows = [line for line in plot(ALONE, Terminal(80)) if re.match(r" +[\d,]+ \[", line)]
-    n_points = len(ALONE.points)
+    rows = [line for line in plot(drawn("llama"), Terminal(80)) if re.match(r" +[\d,]+ \[", line)]
+    n_points = len(drawn("llama").points)
     assert len(rows) == 3 * n_points
     filled = [len(row.partition("[")[2].partition("]")[0].rstrip()) for row in rows[:n_points]]
-    used = [point.pools[0].used_bytes for point in ALONE.points]
+    used = [point.pools[0].used_bytes for point in drawn("llama").points]
     width = len(rows[0].partition("[")[2].partition("]")[0])
     for n, n_bytes in zip(filled, used, strict=True):
-        assert abs(n - width * n_bytes / (ALONE.chosen.memory.pools[0].free_bytes or 0)) <= 2
-    assert any("\x1b[38;5;" in line for line in plot(ALONE, Terminal(80, has_color=True)))
-    assert all(line.isascii() for line in plot(ALONE, Terminal(80, has_blocks=False)))
+        assert abs(n - width * n_bytes / (drawn("llama").chosen.memory.pools[0].free_bytes or 0)) <= 2
+    assert any("\x1b[38;5;" in line for line in plot(drawn("llama"), Terminal(80, has_color=True)))
+    assert all(line.isascii() for line in plot(drawn("llama"), Terminal(80, has_blocks=False)))
 
 
 def test_equal_cards_are_one() -> None:
-    assert sum("GPU" in line and "free" in line for line in plot(CARDS, Terminal(100))) == 1
+    assert sum("GPU" in line and "free" in line for line in plot(drawn("vllm"), Terminal(100))) == 1
 
 
 @pytest.mark.parametrize("name", CURVES)
 def test_svg(name: str) -> None:
-    text = svg(CURVES[name])
+    text = svg(drawn(name))
     root = ET.fromstring(text)
     assert len(text) < 60_000
     assert not re.search(r"<script|<image|href=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)", text)
@@ -103,7 +115,7 @@ def test_svg(name: str) -> None:
     assert root.find(f"{space}title") is not None and root.find(f"{space}desc") is not None
     marks = root.findall(f".//{space}circle")
     if name == "llama":
-        assert len(marks) == len(ALONE.points) * 4  # two pools, two rates
+        assert len(marks) == len(drawn("llama").points) * 4  # two pools, two rates
     left, top, width, height = map(float, root.attrib["viewBox"].split())
     for mark in marks:
         assert left <= float(mark.attrib["cx"]) <= width and top <= float(mark.attrib["cy"]) <= height
@@ -111,9 +123,10 @@ def test_svg(name: str) -> None:
 
 def test_contexts_near_each_other_do_not_write_over_each_other() -> None:
     near = replace(
-        ALONE, points=tuple(replace(ALONE.points[-1], context_tokens=n) for n in (4096, 16384, 16640, 32768))
+        drawn("llama"),
+        points=tuple(replace(drawn("llama").points[-1], context_tokens=n) for n in (4096, 16384, 16640, 32768)),
     )
-    near = replace(near, chosen=replace(ALONE.chosen, context_tokens=16640))
+    near = replace(near, chosen=replace(drawn("llama").chosen, context_tokens=16640))
     labels = [
         (float(label.attrib["x"]), label.text or "")
         for label in ET.fromstring(svg(near)).findall(".//{http://www.w3.org/2000/svg}text")
@@ -125,29 +138,30 @@ def test_contexts_near_each_other_do_not_write_over_each_other() -> None:
 
 
 def test_names_of_files_do_nothing_in_a_picture() -> None:
-    evil = replace(ALONE, title="</svg><script>alert(1)</script>\x1b]0;x\x07 \u202e")
+    evil = replace(drawn("llama"), title="</svg><script>alert(1)</script>\x1b]0;x\x07 \u202e")
     text = svg(evil)
     assert "<script" not in text and "\x1b" not in text and "\u202e" not in text
     assert "\x1b" not in "\n".join(plot(evil, Terminal(80)))
     ET.fromstring(text)
 
 
-@pytest.mark.parametrize("curve", [replace(ALONE, points=()), replace(ALONE, points=ALONE.points[:1])])
-def test_few_points(curve: Curve) -> None:
+@pytest.mark.parametrize("n_points", [0, 1])
+def test_few_points(n_points: int) -> None:
+    curve = replace(drawn("llama"), points=drawn("llama").points[:n_points])
     assert list(plot(curve, Terminal(80))) and list(table(curve))
     ET.fromstring(svg(curve))
 
 
 def test_over_time() -> None:
-    told = list(timeline(ALONE.chosen))
-    (card, host) = ALONE.chosen.memory.pools
+    told = list(timeline(drawn("llama").chosen))
+    (card, host) = drawn("llama").chosen.memory.pools
     assert told[0].what == "started"
     assert told[0].used_bytes == {"GPU0": card.start_bytes, "host": host.start_bytes}
     assert told[-1].used_bytes == {"GPU0": card.used_bytes, "host": host.used_bytes}
-    assert "safe until token 56,064" in list(over_time(ALONE.chosen))[-1]
+    assert "safe until token 56,064" in list(over_time(drawn("llama").chosen))[-1]
     grown = MemoryItem(kind="transient", n_bytes=1 << 40, basis="derived", label="x", when="an image is encoded")
     pool = replace(card, items=(*card.items, grown))
-    short = replace(ALONE.chosen, fits=False, memory=replace(ALONE.chosen.memory, pools=(pool, host)))
+    short = replace(drawn("llama").chosen, fits=False, memory=replace(drawn("llama").chosen.memory, pools=(pool, host)))
     said = list(over_time(short))
     assert any(line.startswith("then an image is encoded: GPU0") and "are missing" in line for line in said)
     assert not any("safe until" in line for line in said)

@@ -39,6 +39,7 @@ def test_what_is_read(tmp_path: Path) -> None:
     assert caught.value.strerror
 
 
+@pytest.mark.slow_but("pipe-*", "device-inspect*", "device-llama*")
 @posix
 @pytest.mark.parametrize(
     "args",

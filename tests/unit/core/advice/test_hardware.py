@@ -64,6 +64,7 @@ def test_bounds_of_hardware_are_above_what_it_is_when_put_together() -> None:
             assert one.bandwidth_bytes_per_s is not None and sum(map(int, rates)) <= one.bandwidth_bytes_per_s  # type: ignore[arg-type]
 
 
+@pytest.mark.slow_but("2xrtx-3090-*")
 @pytest.mark.parametrize("model", [LLAMA, MIXTRAL, QWEN])
 @pytest.mark.parametrize("on", ["2xrtx-3090", "h100-80gb", "4xl40s"])
 def test_no_plan_takes_less_than_the_bounds_or_is_faster(model: str, on: str) -> None:
@@ -89,6 +90,7 @@ def test_hardware_that_the_bounds_discard_does_not_take_the_model() -> None:
         assert row is None or not at_full_speed(row.plan)
 
 
+@pytest.mark.slow_but("example:*")
 @pytest.mark.parametrize(
     ("model", "names"),
     [
@@ -120,6 +122,7 @@ def soonest(model: str) -> FirstToken:
     return found
 
 
+@pytest.mark.slow_but("2xrtx-3090-*", "h100-80gb-example:llama*", "apple-*-example:llama*")
 @pytest.mark.parametrize("model", [LLAMA, MIXTRAL, QWEN])
 @pytest.mark.parametrize("on", ["2xrtx-3090", "h100-80gb", "8xl40s", "2xrx-9070-xt", "apple-m2-ultra-192gb", "mi300x"])
 def test_no_prompt_is_processed_sooner_than_the_bound(model: str, on: str) -> None:
@@ -154,6 +157,7 @@ def test_a_context_that_plans_may_shorten_bounds_nothing() -> None:
     assert asked.needs(candidates(NO_PRICES)).device_bytes < needs(LLAMA).device_bytes
 
 
+@pytest.mark.slow_but("*-0.05", "*-0.2")
 @pytest.mark.parametrize(("model", "seconds"), [(MIXTRAL, 0.05), (MIXTRAL, 0.5), (QWEN, 0.2)])
 def test_a_first_token_that_few_reach_makes_few_plans(model: str, seconds: float) -> None:
     """Of about 1,200 choices, and none is lost: what is admitted and not planned has more cards than it takes."""
@@ -163,6 +167,7 @@ def test_a_first_token_that_few_reach_makes_few_plans(model: str, seconds: float
     assert all(row.first_s is not None and row.first_s <= seconds for row in found.rows)
 
 
+@pytest.mark.slow
 def test_the_fewest_cards_that_hold_it_are_a_row() -> None:
     """Three with pipeline parallelism, where the heads divide over one, two and four."""
     llama = str(DATA / "configs" / "llama3-70b")
@@ -177,6 +182,7 @@ def test_the_fewest_cards_that_hold_it_are_a_row() -> None:
             assert "--pipeline-parallel-size" in row.plan.argv and row.n_idle == 0
 
 
+@pytest.mark.slow
 def test_every_row_has_its_first_token_as_soon_as_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["advise", MIXTRAL, "--max-ttft", "5s", "--rows", "3"]) == 0
     shown = capsys.readouterr().out
@@ -192,6 +198,7 @@ def test_a_first_token_that_nothing_reaches_names_the_fastest(capsys: pytest.Cap
     assert "--max-ttft" not in shown.splitlines()[-1].partition("nearest")[2]
 
 
+@pytest.mark.slow_but("example:llama*")
 @pytest.mark.parametrize("model", [LLAMA, MIXTRAL, QWEN])
 def test_every_row_is_the_plan_of_its_command(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = advice(model, Limits())
@@ -206,6 +213,7 @@ def test_every_row_is_the_plan_of_its_command(model: str, capsys: pytest.Capture
         assert plan["context_tokens"] == row.plan.context_tokens == 16_384
 
 
+@pytest.mark.slow_but("example:*")
 @pytest.mark.parametrize("model", [MIXTRAL, QWEN])
 def test_a_larger_budget_never_has_fewer_rows(model: str) -> None:
     sizes = [24, 32, 96, 192] if model == MIXTRAL else [100, 192]

@@ -95,6 +95,7 @@ def test_an_engine_of_a_script_need_not_be_there(tmp_path: Path) -> None:
     assert engines.run("run", "--", "sh", "-c", f"llama-server -m {TINY}").returncode == 127
 
 
+@pytest.mark.slow_but("/opt/*", "uv run*", "exit 4*")
 @pytest.mark.parametrize(
     ("script", "message"),
     [

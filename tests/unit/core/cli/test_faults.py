@@ -69,6 +69,7 @@ def test_without_proc_and_sys_the_machine_says_what_it_does_not_know(tmp_path: P
     assert describe(found)
 
 
+@pytest.mark.slow_but("*/proc /sys*")
 @linux
 @pytest.mark.parametrize("hidden", [("/proc",), ("/sys",), ("/proc", "/sys"), ("/dev",)], ids=" ".join)
 @pytest.mark.parametrize("args", [("hardware",), ("hardware", "--format", "json"), ("llama", "example:tiny")])

@@ -70,6 +70,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow_cases("a command", "several cards", "a plan")
 @pytest.mark.parametrize("name", CASES)
 def test_a_page_is_whole_in_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     source = made(capsys, *CASES[name])

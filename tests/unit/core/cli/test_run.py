@@ -95,6 +95,7 @@ def config_file(engines: Engines, *contexts: int) -> list[str]:
     return ["python", "-m", "llama_cpp.server", "--config_file", "models.json"]
 
 
+@pytest.mark.slow
 def test_each_model_that_a_server_swaps_in_has_to_fit(engines: Engines) -> None:
     """llama-cpp-python's server loads the first of a file, and others in its place: largest is what is reserved."""
     command = config_file(engines, 512, 2048)

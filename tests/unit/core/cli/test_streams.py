@@ -64,6 +64,7 @@ def test_a_closed_stream(closed: str) -> None:
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 
 
+@pytest.mark.slow_but(">/dev/full-*")
 @FULL
 @pytest.mark.parametrize(
     "args",

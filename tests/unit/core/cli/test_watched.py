@@ -132,6 +132,7 @@ sys.exit(9)
 """
 
 
+@pytest.mark.slow_but("words0-*", "words3-*")
 @pytest.mark.parametrize(
     ("words", "given", "flags"),
     [

@@ -224,6 +224,7 @@ FLEETS = (
 )
 
 
+@pytest.mark.slow_but("models0")
 @pytest.mark.parametrize("models", FLEETS)
 def test_more_memory_never_loses_a_fleet(models: tuple[dict[str, Any], ...]) -> None:
     fitted = False
@@ -235,6 +236,7 @@ def test_more_memory_never_loses_a_fleet(models: tuple[dict[str, Any], ...]) -> 
     assert fitted
 
 
+@pytest.mark.slow_but("models0")
 @pytest.mark.parametrize("models", FLEETS)
 def test_a_fleet_with_fewer_models_fits_as_well(models: tuple[dict[str, Any], ...]) -> None:
     on = machine("generic-cuda:22GiB")

@@ -99,6 +99,7 @@ def test_a_flood_passes_whole_in_bounded_time_and_memory(n_mb: int, flood: str, 
     assert spent_s < 2 + n_mb / 10  # of a processor
 
 
+@pytest.mark.slow_but("True-SIGTERM", "False-SIGINT", "True-SIGHUP")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 @pytest.mark.parametrize("to_group", [False, True])
 def test_a_signal_reaches_the_engine_once(name: str, to_group: bool, engines: Engines) -> None:

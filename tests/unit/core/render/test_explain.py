@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import cache
 
 import autofit
 import pytest
@@ -30,46 +32,55 @@ def checked(*argv: str) -> Plan:
     return autofit.check(argv, autofit.load_machine("rtx-3060-12gb", ram="32GiB"), settings=None)
 
 
-PLANS = {
-    "llama, experts in RAM": llama("qwen3-30b-a3b-Q4_K_M", "rtx-3060-12gb"),
-    "llama, four cards": llama("qwen2.5-72b-IQ4_XS", "4xrtx-3060-12gb"),
-    "llama, a lossy cache": llama("qwen3-32b-Q4_K_M", "rtx-3090", context="32k"),
-    "llama, no fit": llama("llama-3.1-405b-Q3_K_M", "rtx-3090"),
-    "llama, unified": llama("gpt-oss-120b-MXFP4_MOE", "gb10", ram=None),
-    "vllm, eight cards": vllm("llama3-70b", "8xh100-80gb"),
-    "vllm, weights in RAM": vllm("mixtral-8x7b", "a100-40gb"),
-    "vllm, no fit": vllm("deepseek-v3", "rtx-3090", ram="64GiB"),
-    "check": checked("llama-server", "-m", str(MODELS / "llama-3.1-8b-Q4_K_M.json.gz")),
+PLANS: dict[str, Callable[[], Plan]] = {
+    "llama, experts in RAM": lambda: llama("qwen3-30b-a3b-Q4_K_M", "rtx-3060-12gb"),
+    "llama, four cards": lambda: llama("qwen2.5-72b-IQ4_XS", "4xrtx-3060-12gb"),
+    "llama, a lossy cache": lambda: llama("qwen3-32b-Q4_K_M", "rtx-3090", context="32k"),
+    "llama, no fit": lambda: llama("llama-3.1-405b-Q3_K_M", "rtx-3090"),
+    "llama, unified": lambda: llama("gpt-oss-120b-MXFP4_MOE", "gb10", ram=None),
+    "vllm, eight cards": lambda: vllm("llama3-70b", "8xh100-80gb"),
+    "vllm, weights in RAM": lambda: vllm("mixtral-8x7b", "a100-40gb"),
+    "vllm, no fit": lambda: vllm("deepseek-v3", "rtx-3090", ram="64GiB"),
+    "check": lambda: checked("llama-server", "-m", str(MODELS / "llama-3.1-8b-Q4_K_M.json.gz")),
 }
 
 
+@cache
+def planned(name: str) -> Plan:
+    return PLANS[name]()
+
+
+@pytest.mark.slow_cases("*llama, four cards", "*llama, no fit", "*llama, unified", "*vllm, no fit")
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("columns", [40, 80, 120])
 def test_it_is_short_and_keeps_to_the_width(name: str, columns: int) -> None:
-    found = list(explain(PLANS[name], columns))
+    found = list(explain(planned(name), columns))
     assert columns < 80 or len(found) <= MOST_LINES, len(found)
     for line in found:
         assert len(line) <= columns or max(map(len, line.split())) > columns - 30, line
 
 
+@pytest.mark.slow_cases("*llama, four cards", "*llama, no fit", "*llama, unified", "*vllm, no fit")
 @pytest.mark.parametrize("name", PLANS)
 def test_words_stay_whole(name: str) -> None:
-    plan = PLANS[name]
+    plan = planned(name)
     words = set(" ".join(explain(plan, 4000)).split())
     assert set(" ".join(explain(plan, 60)).split()) <= words
 
 
+@pytest.mark.slow_cases("*llama, four cards", "*llama, no fit", "*llama, unified", "*vllm, no fit")
 @pytest.mark.parametrize("name", PLANS)
 def test_one_unit(name: str) -> None:
-    found = "\n".join(explain(PLANS[name], 4000))
+    found = "\n".join(explain(planned(name), 4000))
     shown = re.sub(r"(?m)^  -cram.*|left free: 64 MiB.*", "", found)  # the flag's unit; the rule of a margin
     assert not re.search(r"\d (B|[KMGT]B(?!/s)|[KMT]iB)\b", shown), shown
 
 
+@pytest.mark.slow_cases("*llama, four cards", "*llama, no fit", "*llama, unified", "*vllm, no fit")
 @pytest.mark.parametrize("name", PLANS)
 def test_the_parts_of_a_pool_are_those_of_the_plan(name: str) -> None:
     """Figures to two places, and their sum is what is said to be used, within rounding."""
-    found = list(explain(PLANS[name], 4000))
+    found = list(explain(planned(name), 4000))
     kinds = [line.split()[:2] for line in found if re.match(r"    [a-z]+ +[\d.<]+  ", line)]
     used = [float(line.split(": ")[1].split()[0]) for line in found if re.match(r"  \S.*: [\d.]+ used, ", line)]
     sums, at = [], -1
@@ -86,7 +97,7 @@ def test_the_parts_of_a_pool_are_those_of_the_plan(name: str) -> None:
 
 
 def test_groups_come_in_the_order_of_the_questions() -> None:
-    titles = [line for line in explain(PLANS["llama, experts in RAM"], 80) if not line.startswith(" ")]
+    titles = [line for line in explain(planned("llama, experts in RAM"), 80) if not line.startswith(" ")]
     assert titles == [
         "model",
         "memory, in GiB",
@@ -99,7 +110,7 @@ def test_groups_come_in_the_order_of_the_questions() -> None:
 
 
 def test_every_setting_of_the_command_is_there_once_with_its_origin() -> None:
-    plan = PLANS["llama, experts in RAM"]
+    plan = planned("llama, experts in RAM")
     found = "\n".join(explain(plan, 4000))
     for one in plan.decisions:
         assert f"{one.setting} " in found
@@ -108,15 +119,15 @@ def test_every_setting_of_the_command_is_there_once_with_its_origin() -> None:
 
 
 def test_the_next_better_value_and_what_it_lacks() -> None:
-    found = "\n".join(explain(PLANS["llama, experts in RAM"], 4000))
+    found = "\n".join(explain(planned("llama, experts in RAM"), 4000))
     assert re.search(r"-c 17664 \[solved\].*\n    next: 17920 needs 0\.01 GiB more on GPU0", found)
-    lossy = "\n".join(explain(PLANS["llama, a lossy cache"], 4000))
+    lossy = "\n".join(explain(planned("llama, a lossy cache"), 4000))
     assert re.search(r"-ctk q8_0, -ctv q8_0 \[solved\].*\n    next: f16 needs \d\.\d+ GiB more on GPU0", lossy)
 
 
 def test_plans_that_were_considered_come_once_and_with_the_memory_they_take() -> None:
     """The prompt cache counts for all of them or for none: RAM of a plan and of another is comparable."""
-    plan = PLANS["llama, experts in RAM"]
+    plan = planned("llama, experts in RAM")
     others = {one.argv: one.host_bytes for one in plan.alternatives}
     titles = [one.argv for one in plan.alternatives]
     found = list(explain(plan, 4000))
@@ -126,7 +137,7 @@ def test_plans_that_were_considered_come_once_and_with_the_memory_they_take() ->
 
 
 def test_equal_cards_are_one_entry() -> None:
-    found = list(explain(PLANS["vllm, eight cards"], 80))
+    found = list(explain(planned("vllm, eight cards"), 80))
     assert sum(line.startswith("  GPU") for line in found) == 1
     assert any(line.startswith("  GPU0 to GPU7 8 × NVIDIA H100") for line in found)
 

@@ -99,6 +99,7 @@ def planned(backend: str, name: str, on: list[str], ram: str | None, options: di
     return autofit.plan(backend, str(model), machine, settings=None, **options)
 
 
+@pytest.mark.slow_cases("weights in RAM", "a shorter context")
 @pytest.mark.parametrize("case", CASES)
 def test_the_sentences(case: str) -> None:
     plan = planned(*CASES[case][0])
@@ -118,6 +119,7 @@ def without(argv: tuple[str, ...], *flags: str) -> list[str]:
     return kept
 
 
+@pytest.mark.slow_but("a shorter context")
 @pytest.mark.parametrize("case", ["weights in RAM", "a shorter context"])
 def test_the_next_step_takes_exactly_that_much(case: str) -> None:
     """The command of the next step, checked by itself, needs so many bytes more than the plan may take."""

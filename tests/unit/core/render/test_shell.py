@@ -71,6 +71,7 @@ def is_text(word: str, locale: str) -> bool:
     return True
 
 
+@pytest.mark.slow_but("*-C.UTF-8")
 @pytest.mark.parametrize("locale", LOCALES)
 @pytest.mark.parametrize("always", [False, True], ids=["where needed", "always quoted"])
 @pytest.mark.parametrize("name", POSIX)

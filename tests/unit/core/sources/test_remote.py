@@ -346,6 +346,7 @@ def test_a_hub_that_calls_its_branch_otherwise(served: Hub, tmp_path: Path) -> N
             find("hf:o/none")
 
 
+@pytest.mark.slow_but("HF_TOKEN", "home")
 @pytest.mark.parametrize("where", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "home"])
 def test_tokens_are_found_and_never_shown(
     served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, capsys: pytest.CaptureFixture[str]

@@ -23,6 +23,7 @@ def told(plan: Plan) -> list[str]:
     return [found.message for found in plan.findings if found.code == "would-fit"]
 
 
+@pytest.mark.slow_cases("qwen3-30b*")
 @pytest.mark.parametrize(
     ("name", "flags", "card", "nearest"),
     [

@@ -92,6 +92,7 @@ def test_lists_that_are_cut_off_go_on_as_they_began() -> None:
         assert metadata[f"gemma4.{key}"] == model.metadata[f"gemma4.{key}"]
 
 
+@pytest.mark.slow_but("9.99 B")
 @pytest.mark.parametrize("size", ["0.00 B", "9.99 B", "x", "8.03 T"])
 def test_a_log_that_contradicts_itself_is_no_model(size: str) -> None:
     text, _ = loader_lines(DATA / "models" / "llama-3.1-8b-Q4_K_M.json.gz")

@@ -46,6 +46,7 @@ LOST = LISTENS + "ggml_vulkan: device lost on Vulkan0\n"
 RESET = LISTENS + "  what():  vk::Queue::submit: ErrorDeviceLost\n"
 
 
+@pytest.mark.slow_cases("devices2-*", "devices4-*", "devices3-*")
 @pytest.mark.parametrize(
     ("devices", "failed", "cause", "place", "kind"),
     [

@@ -50,6 +50,7 @@ def test_uneven_cards_get_uneven_shares_before_anything_is_given_up() -> None:
     assert all(change.argv.count("-ts") == 1 for change in others)
 
 
+@pytest.mark.slow
 def test_no_shares_are_offered_where_none_are_enough_or_the_engine_deals_by_itself() -> None:
     alike = answer(11700, 11700, command=(*COMMAND, "-ts", "1,1"))
     assert alike.changes
@@ -60,6 +61,7 @@ def test_no_shares_are_offered_where_none_are_enough_or_the_engine_deals_by_itse
     assert not [change for change in fitted.changes if change.flags[0] == "-ts"]
 
 
+@pytest.mark.slow
 def test_where_no_change_is_enough_alone_the_fewest_together_are_offered() -> None:
     """18.4 GiB of weights and 16 GiB of cache, on a card with 11.4 GiB and beside 16 GiB of RAM."""
     command = ("llama-server", "-m", "/m/q.gguf", "-ngl", "99", "-c", "65536", "-np", "1", "-fa", "on")
@@ -74,6 +76,7 @@ def test_where_no_change_is_enough_alone_the_fewest_together_are_offered() -> No
 KILLED = "Memory cgroup out of memory: Killed process 77 (llama-server) total-vm:9kB, anon-rss:{kb}kB, file-rss:4kB\n"
 
 
+@pytest.mark.slow_but("end0-*", "end1-*")
 @pytest.mark.parametrize(
     ("end", "ram", "gib", "flag"),
     [

@@ -76,6 +76,7 @@ def test_of_several_projectors_the_one_in_f16_is_offered(tmp_path: Path) -> None
     assert flags_of(message)[1].endswith("mmproj-F16.gguf")
 
 
+@pytest.mark.slow_but("GGUF")
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"no model at all"])
 def test_a_file_that_is_none_is_passed_over(tmp_path: Path, content: bytes) -> None:
     model = write_model(tmp_path)
@@ -86,7 +87,7 @@ def test_a_file_that_is_none_is_passed_over(tmp_path: Path, content: bytes) -> N
 def test_an_example_has_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_projector(tmp_path, "mmproj.gguf")
     monkeypatch.chdir(tmp_path)
-    found = autofit.plan("llama", "example:mixtral-8x7b-q4_k_m", on="rtx-4090", ram="64GiB", settings=None)
+    found = autofit.plan("llama", "example:llama-3.1-8b-q4_k_m", on="rtx-4090", ram="64GiB", settings=None)
     assert note(found, "file-beside") is None
 
 

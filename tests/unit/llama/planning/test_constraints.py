@@ -28,6 +28,7 @@ def figures(found: Plan) -> list[tuple[str, int, int, int]]:
     return [(p.id, p.sum_bytes("weights"), p.sum_bytes("cache"), p.sum_bytes("compute")) for p in pools]
 
 
+@pytest.mark.slow_cases("0,1,0")
 @pytest.mark.parametrize("split", ["0,1,1", "1,0,3", "0,1,0", "2,1,1"])
 def test_numbers_of_a_pinned_split_keep_their_devices(split: str) -> None:
     """A device without layers stays visible: the engine counts the numbers from the first device it sees."""
@@ -56,7 +57,7 @@ def test_a_plan_for_the_processor_alone_says_so(pins: tuple[str, ...]) -> None:
 
 
 def test_a_number_for_the_only_device_says_nothing() -> None:
-    assert figures(plan("-ts", "3")) == figures(plan())
+    assert figures(plan("-ts", "3", "-c", "4096")) == figures(plan("-c", "4096"))
 
 
 def test_a_margin_belongs_to_its_device_in_any_order() -> None:
@@ -132,6 +133,7 @@ def test_a_model_of_another_format(tmp_path) -> None:
     assert "llama.cpp reads GGUF files" in str(raised.value)
 
 
+@pytest.mark.slow_but("m2-max")
 @pytest.mark.parametrize("name", ["m2-max", "strix-halo"])
 def test_a_shared_device_has_a_limit_of_its_own(name: str) -> None:
     """Metal's working set, a GTT limit: RAM that the device may not take is not the device's."""

@@ -69,6 +69,7 @@ def started(found: Plan) -> float:
     return found.speed.start_tokens_per_s
 
 
+@pytest.mark.slow_but("20")
 @pytest.mark.parametrize("gib", [10, 14, 20])
 def test_auto_takes_the_longest_context_that_keeps_nine_tenths_of_the_rate_at_8192(gib: int) -> None:
     on, model = machine(card(0, gib)), "qwen3-30b-a3b-Q4_K_M"
@@ -109,6 +110,7 @@ def floors_reached(found: Plan) -> int:
     return sum(rate >= floor for floor in DECODE_FLOORS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gib", [16, 24, 32])
 def test_the_longest_context_is_found_in_any_range(gib: int) -> None:
     """A model trained for ten million tokens on a card that holds some ten thousand of them."""
@@ -133,6 +135,7 @@ def test_experts_stay_in_ram_by_the_shortest_flags() -> None:
     assert lean.next_rejected.pool == "GPU0"
 
 
+@pytest.mark.slow
 def test_the_next_value_of_experts_in_ram_is_never_the_chosen_one() -> None:
     """With parts of one block more in RAM, what lacks is the same count without them."""
     seen = set()
@@ -203,6 +206,7 @@ def test_a_server_for_embeddings_keeps_past_prompts_only_of_idle_slots() -> None
     assert grows(DENSE, "-np", "1")
 
 
+@pytest.mark.slow
 def test_attention_stays_on_the_card_where_a_cache_in_ram_would_slow_a_filled_context() -> None:
     found = plan(machine(card(0, 12, speed=360_000_000_000), ram_gib=64), model="qwen3-32b-Q4_K_M")
     assert found.fits and found.speed is not None
@@ -501,6 +505,7 @@ def test_keyword_arguments_say_what_the_class_would_otherwise_not_do() -> None:
     assert 0 < experts.kwargs["n_gpu_layers"] < 33
 
 
+@pytest.mark.slow
 def test_alternatives_are_better_in_something() -> None:
     request = Request(engine_args=(), alternatives=True)
     found = BACKEND.plan(BACKEND.command(request), spec("models", EXPERTS), machine(card(0, 12)), request)
@@ -546,6 +551,7 @@ def test_wishes_keep_their_origin() -> None:
     assert replace(request).origin("context") == "preset"
 
 
+@pytest.mark.slow
 def test_the_nearest_context_is_the_longest_and_not_the_fastest() -> None:
     on = machine(card(0, 8), ram_gib=32)
     found = plan(on, model=EXPERTS, context=1 << 20)

@@ -115,6 +115,7 @@ def test_99_of_100_devices_moved_less_than_the_margins() -> None:
     assert compared > 100
 
 
+@pytest.mark.slow_but("b10705-*", "b10704-*")
 @pytest.mark.parametrize(
     ("build", "model", "card", "flag"),
     [

@@ -315,6 +315,7 @@ def figures(found: Plan) -> dict[str, tuple[int, ...]]:
     return {pool.id: tuple(pool.sum_bytes(kind) for kind in kinds) for pool in found.memory.pools}
 
 
+@pytest.mark.slow_but("argv1")
 @pytest.mark.parametrize("argv", [("-ngl", "9", "-ncmoe", "32"), ("-ngl", "32", "-cmoe"), ("-ngl", "1", "-cmoe")])
 def test_experts_and_whole_blocks_on_the_host(argv: tuple[str, ...]) -> None:
     card = machine("rtx-3090")
@@ -323,6 +324,7 @@ def test_experts_and_whole_blocks_on_the_host(argv: tuple[str, ...]) -> None:
     assert figures(autofit.check(found.argv, card)) == figures(found)
 
 
+@pytest.mark.slow_but("patterns0", "patterns3")
 @pytest.mark.parametrize(
     "patterns",
     [

@@ -25,6 +25,9 @@ def plan(model: str, on: list[str], *argv: str) -> Plan:
     return backend.plan(backend.command(request), spec("models", model), machine, request)
 
 
+@pytest.mark.slow_cases(
+    "qwen3-30b-a3b-Q4_K_M-rtx-3060-12gb", "gpt-oss-120b-MXFP4_MOE-rtx-3060-12gb+*", "gpt-oss-120b-MXFP4_MOE-rtx-3090"
+)
 @pytest.mark.parametrize("on", MACHINES, ids="+".join)
 @pytest.mark.parametrize("model", MODELS)
 def test_a_plan_that_fits_has_keyword_arguments_that_fit(model: str, on: list[str]) -> None:

@@ -33,6 +33,7 @@ def value(found: Plan, flag: str) -> str | None:
     return next((found.argv[i + 1] for i, word in enumerate(found.argv) if word == flag), None)
 
 
+@pytest.mark.slow_cases("qwen3-30b-a3b-Q4_K_M-rtx-3060-12gb")
 @pytest.mark.parametrize("on", [CARD, ("rtx-3060-12gb", "rtx-3090"), ("cpu",)], ids="+".join)
 @pytest.mark.parametrize("model", [LLAMA, EXPERTS])
 def test_a_plan_that_fits_in_its_own_flags(model: str, on: tuple[str, ...]) -> None:

@@ -25,6 +25,7 @@ def test_a_floor_of_the_decode_rate_shortens_the_context() -> None:
     assert (held.context_tokens or 0) < (free.context_tokens or 0)
 
 
+@pytest.mark.slow
 def test_a_floor_that_f16_misses_is_reason_enough_for_a_smaller_cache() -> None:
     on = machine(card(0, 12))
     f16, q8 = (full_rate(plan(on, model=MODEL, context=32_768, kv=kv)) for kv in ("f16", "q8_0"))

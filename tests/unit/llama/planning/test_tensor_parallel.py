@@ -140,6 +140,7 @@ def test_blocks_stay_in_main_memory_where_devices_are_small() -> None:
     assert not check(machine(2, 2), "-c", "8192", "-np", "1", "-ngl", str(n + 1)).fits
 
 
+@pytest.mark.slow_but("*-24", "llama-*")
 @pytest.mark.parametrize("gib", [2, 4, 6, 10, 24])
 @pytest.mark.parametrize("model", [DENSE, EXPERTS, FUSED, HYBRID])
 def test_no_device_is_planned_beyond_what_it_has(gib: int, model: str) -> None:

@@ -49,6 +49,7 @@ def test_replicas_share_experts_where_heads_would_be_padded() -> None:
     assert 8 * each > 7 * one.engine_report["kv_cache_tokens"]  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_replicas_that_share_experts_pay_for_the_exchange_between_them() -> None:
     """Each gathers the tokens of all in every layer, over the links between modules of a board."""
     found = plan(CONFIGS / "deepseek-v3", "8xh200", prefer="throughput")
@@ -207,6 +208,7 @@ def test_long_steps_do_not_take_the_cache() -> None:
     assert found.engine_report["max_concurrency"] > 2 * longer.engine_report["max_concurrency"]  # type: ignore[operator]
 
 
+@pytest.mark.slow_but("qwen3.5-27b*")
 @pytest.mark.parametrize(
     ("name", "cards", "flags"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from autofit.domain.plan import Plan
 from autofit.machines import load_machine
 from autofit.pipeline import plan_of, stated_options
@@ -56,6 +57,7 @@ def best_at(plans: dict[str, Plan]) -> set[str]:
     return {name for name in unique if better[name]}
 
 
+@pytest.mark.slow
 def test_every_preset_has_its_own_answer() -> None:
     ahead = [best_at({preset: plan(model, cards, preset) for preset in PRESETS}) for model, cards in MACHINES]
     for preset in PRESETS:

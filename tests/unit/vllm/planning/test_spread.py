@@ -33,6 +33,7 @@ def test_as_few_machines_as_hold_it() -> None:
     assert one.nodes == () and "--nnodes" not in one.argv and "1 of 2 machines is not used" in told(one, "idle-nodes")
 
 
+@pytest.mark.slow
 def test_ranks_have_the_memory_of_their_own_devices() -> None:
     """A stage on smaller cards has less for its cache, and the machine with fewer GPUs says how many take part."""
     found = plan("llama3-70b", "aws-g6e-12xlarge", "aws-g6-12xlarge", context="8k")
@@ -46,6 +47,7 @@ def test_unlike_machines_are_no_copies() -> None:
     assert "copy" not in told(plan("llama3-8b", A3, "aws-g6-12xlarge"), "idle-nodes")
 
 
+@pytest.mark.slow
 def test_the_network_is_part_of_the_rate() -> None:
     slow, fast = (plan("deepseek-v3", f"2x{A3}", link=link, context="8k").speed for link in ("1Gbit", "400Gbit"))
     assert slow is not None and fast is not None
