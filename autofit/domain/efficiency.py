@@ -9,7 +9,7 @@ from autofit.domain.values import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Efficiency:
-    """What one kind of device reaches of its nominal rates, and what it loses per kernel, step and hop.
+    """What one kind of device reaches of its nominal rates, and what it loses per kernel, step and transfer.
 
     Fractions of the memory bandwidth: `weights` for dense weights of the class `super`, `experts` for routed
     experts, `cache` for keys, values and recurrent state. Fractions of the dense FP16 rate: `flops` for
@@ -22,7 +22,7 @@ class Efficiency:
 
     `kernel_s` is one kernel in a captured graph and `launch_s` one that is launched by itself, as engines
     do in steps of more than one token; `step_s` what a step costs beside its blocks (sampling, launch, the
-    server), `hop_s` handing the hidden state to another place. `n` runs stand behind the row: none is a
+    server), `transfer_s` handing the hidden state to another place. `n` runs stand behind the row: none is a
     default.
     """
 
@@ -36,7 +36,7 @@ class Efficiency:
     kernel_s: float
     launch_s: float
     step_s: float
-    hop_s: float
+    transfer_s: float
     sm_bytes_per_s: float | None = None
     n: int = 0
 

@@ -61,7 +61,7 @@ class Estimates:
     """Plans of the models of a fleet; each is made once for each kind of machine, devices and wishes."""
 
     settings: Surroundings | None
-    lean_ram: bool = False  #: caches in RAM are as small as the engine can make them
+    small_caches: bool = False  #: caches in RAM are as small as the engine can make them
     n_plans: int = 0
     problems: dict[str, str] = field(default_factory=dict)  #: model -> why its last refused plan was refused
     _models: dict[str, Found] = field(default_factory=dict)
@@ -148,8 +148,8 @@ class Estimates:
             plan = self.plan(model, one, devices, options)
             if plan is not None and plan.fits and len(devices) > 1:
                 plan = self._on_all(model, one, devices, options, plan)
-            if plan is not None and plan.fits and self.lean_ram:
-                plan = self._with_lean_ram(model, one, devices, options, plan)
+            if plan is not None and plan.fits and self.small_caches:
+                plan = self._with_small_caches(model, one, devices, options, plan)
             if plan is not None:
                 return plan if plan.fits else None
         return None
@@ -187,7 +187,7 @@ class Estimates:
         self.problems[model.name] = f"it does not take {len(devices)} devices"
         return None
 
-    def _with_lean_ram(
+    def _with_small_caches(
         self, model: FleetModel, one: FleetMachine, devices: Sequence[str], options: Mapping[str, Any], plan: Plan
     ) -> Plan:
         pool = plan.memory.pool(HOST_POOL)

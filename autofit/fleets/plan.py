@@ -121,10 +121,10 @@ def search(task: Task, estimates: Estimates, *, max_tried: int | None = None) ->
     searched = Searched(Outcome(places=None, cost=0, is_proven=True, n_tried=0))
     n_tried = 0
     for level in (FULL_SPEED, MORE_DEVICES):
-        for lean in (False, True):
-            if lean and not _is_ram_short(task, searched.shapes):
+        for small in (False, True):
+            if small and not _is_ram_short(task, searched.shapes):
                 continue
-            estimates.lean_ram = lean
+            estimates.small_caches = small
             searched.shapes = shapes_of(task, estimates, level)
             searched.level = level
             found = solved(task, searched.shapes, max_tried=max_tried)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from autofit.solve.chain import (
+from autofit.solve.assignment import (
     HEAD,
-    Chain,
     Floor,
+    LayerAssignment,
     Placement,
     Room,
     Site,
@@ -21,8 +21,8 @@ from autofit.solve.front import dominates, largest, pareto_front
 
 __all__ = [
     "HEAD",
-    "Chain",
     "Floor",
+    "LayerAssignment",
     "Placement",
     "Room",
     "Site",

@@ -1,7 +1,7 @@
 """Seconds of a step from the bytes it reads, the operations it does, and what engines lose on the way.
 
-A step passes the blocks one after the other, so its time is a sum over blocks, plus a hop wherever the next
-block lives elsewhere. Sums of `layer_seconds` and `hop_seconds` are therefore all that a search needs;
+A step passes the blocks one after the other, so its time is a sum over blocks, plus a transfer wherever the next
+block lives elsewhere. Sums of `layer_seconds` and `transfer_seconds` are therefore all that a search needs;
 `estimate` adds the constant part and the band.
 """
 
@@ -80,7 +80,7 @@ class Roofline:
         return tuple(name for name in _parts(places) if self._rates.get(name) is None)
 
     def layer_seconds(self, layer: LayerWork, place: Place, step: Step) -> float:
-        """Seconds of one block in one step, without the hops to its neighbors.
+        """Seconds of one block in one step, without the transfers to its neighbors.
 
         Raises:
             ValueError: the bandwidth of a device in `place` is unknown.
@@ -108,17 +108,17 @@ class Roofline:
         here = self._at(place.device)
         seconds = self._weights_seconds(here, place.device, place.device, layer.dense, n_tokens)
         seconds += self._attention_seconds(layer, place, step)
-        n_hops = 0
+        n_transfers = 0
         if layer.experts:
             where = place.experts or place.device
             share = layer.n_experts_used / layer.n_experts if layer.n_experts else 1.0
             seconds += self._weights_seconds(here, place.device, where, layer.experts, n_tokens, share)
-            n_hops += 2 * (where != place.device)
+            n_transfers += 2 * (where != place.device)
         if place.cache not in (None, place.device) and layer.cache_token_bytes:
-            n_hops += 2
-        return seconds + n_hops * self._at(HOST_POOL).efficiency.hop_s
+            n_transfers += 2
+        return seconds + n_transfers * self._at(HOST_POOL).efficiency.transfer_s
 
-    def hop_seconds(self, a: str, b: str, n_bytes: int, input_bytes: float = 0) -> float:
+    def transfer_seconds(self, a: str, b: str, n_bytes: int, input_bytes: float = 0) -> float:
         """Seconds to hand `n_bytes` of hidden state from one place to the next; 0 within a place.
 
         `input_bytes` are other inputs of the step, which a device behind a server on another machine is sent too.
@@ -128,11 +128,11 @@ class Roofline:
         way = self._network.way(a, b)
         if way is not None:
             return way.latency_s + n_bytes * way.per_byte_s + self._network.input_seconds(a, b, input_bytes)
-        latency = max(self._at(name).efficiency.hop_s for name in (a, b))
+        latency = max(self._at(name).efficiency.transfer_s for name in (a, b))
         return latency + n_bytes * self._seconds_per_byte(a, b)
 
     def step_seconds(self, layers: Placed, step: Step) -> float:
-        """Seconds of one step through all blocks, hops and the constant part included."""
+        """Seconds of one step through all blocks, transfers and the constant part included."""
         stages = self._stages(layers, step)
         return math.fsum(seconds for _, seconds in stages) + self._constant_seconds(layers)
 
@@ -306,10 +306,10 @@ class Roofline:
         slowest = max(self._seconds_per_byte(a, b) for a, b in pairs)
         ways = (self._network.way(a, b) for a, b in pairs)
         latency = max((way.latency_s for way in ways if way is not None), default=0.0)
-        return max(latency, *(self._at(rank).efficiency.hop_s for rank in ranks)) + n_bytes * slowest
+        return max(latency, *(self._at(rank).efficiency.transfer_s for rank in ranks)) + n_bytes * slowest
 
     def _stages(self, layers: Placed, step: Step) -> list[tuple[str, float]]:
-        """Device and seconds of each block, the hop to it included."""
+        """Device and seconds of each block, the transfer to it included."""
         stages: list[tuple[str, float]] = []
         known: dict[tuple[int, Place], float] = {}  # most blocks of a model are one and the same value
         previous: tuple[LayerWork, Place] | None = None
@@ -322,7 +322,7 @@ class Roofline:
             if previous is not None and previous[1].device != place.device:
                 n_bytes = previous[0].hidden_bytes * step.n_tokens
                 n_masked = layer.mask_bytes * step.n_tokens * (step.n_filled + step.n_tokens / step.n_sequences)
-                seconds += self.hop_seconds(previous[1].device, place.device, n_bytes, n_masked)
+                seconds += self.transfer_seconds(previous[1].device, place.device, n_bytes, n_masked)
             stages.append((place.device, seconds + entry))
             previous, entry = (layer, place), 0.0
         return stages
@@ -335,12 +335,12 @@ class Roofline:
         (first, start), (last, end), seconds = layers[0], layers[-1], 0.0
         if self._network.is_over_rpc(start.device):
             masked = first.mask_bytes * step.n_tokens * (step.n_filled + step.n_tokens / step.n_sequences)
-            seconds += self.hop_seconds(HOST_POOL, start.device, first.hidden_bytes * step.n_tokens, masked)
+            seconds += self.transfer_seconds(HOST_POOL, start.device, first.hidden_bytes * step.n_tokens, masked)
         return seconds + self.exit_seconds(end.device, last.result_bytes * step.n_sequences)
 
     def exit_seconds(self, name: str, n_bytes: int) -> float:
         """Seconds to have a step's results from the last device; 0 but for one over RPC."""
-        return self.hop_seconds(name, HOST_POOL, n_bytes) if self._network.is_over_rpc(name) else 0.0
+        return self.transfer_seconds(name, HOST_POOL, n_bytes) if self._network.is_over_rpc(name) else 0.0
 
     def _constant_seconds(self, layers: Placed) -> float:
         return max((self._at(place.device).efficiency.step_s for _, place in layers), default=0.0)

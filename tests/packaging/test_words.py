@@ -93,6 +93,37 @@ def test_messages_use_the_words_of_the_glossary(path: Path) -> None:
     assert [(line, text, words) for line, text in literals(source) if (words := found_in(text))] == []
 
 
+#: identifiers that had several meanings or none in the field, and what those are called here (docs/glossary.md)
+_RENAMED = {"hop": "transfer", "lean": "n_cpu_ffn", "bulk": "ffn", "chain": "assignment"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_of_the_code_are_terms_too(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    if not re.search("hop|lean|bulk|chain", source, re.IGNORECASE):
+        return
+    assert sorted(set(renamed_in(source))) == []
+
+
+def renamed_in(source: str) -> Iterator[str]:
+    """Names that a module gives, and that have a part of `_RENAMED`; those that it imports are others'."""
+    for node in ast.walk(ast.parse(source)):
+        names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
+        names += [node.arg] if isinstance(node, ast.arg) else []
+        names += [node.id] if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else []
+        for name in names:
+            parts = re.findall(r"[A-Z]?[a-z]+", name)
+            yield from (name for part in parts if part.lower().removesuffix("s") in _RENAMED)
+
+
+def test_names_are_taken_apart() -> None:
+    source = (
+        "from itertools import chain\n\nclass Chain:\n    hop_s: float\n\n    def f(self, n_bulks):\n"
+        "        chained = shop = chain(self.lean)\n"
+    )
+    assert sorted(renamed_in(source)) == ["Chain", "hop_s", "n_bulks"]
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_pages_use_the_words_of_the_glossary(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()

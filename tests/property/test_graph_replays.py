@@ -27,13 +27,13 @@ def placements(n_blocks: int, seed: int) -> Iterator[LoadParams]:
     rng = random.Random(seed)
     for _ in range(4):
         first = rng.randint(n_blocks // 4, n_blocks // 2)
-        n_lean = rng.choice((None, 3))
+        n_cpu_ffn = rng.choice((None, 3))
         for more in (0, 1, 6):
             yield LoadParams(
                 context=ContextParams(n_ctx=4096, n_seq_max=1, flash_attn="on"),
                 n_gpu_layers=n_blocks + 1 - rng.choice((0, 0, more)),
                 splits=(float(first + more), float(n_blocks + 1 - first - more)),
-                overrides=() if n_lean is None else (Override(kind="n_cpu_ffn", n_blocks=n_lean + more),),
+                overrides=() if n_cpu_ffn is None else (Override(kind="n_cpu_ffn", n_blocks=n_cpu_ffn + more),),
             )
 
 

@@ -51,7 +51,7 @@ def problem(name: str, devices: list[tuple[int, int]], ram: int | None, margin: 
         program="llama-server",
         settings=LlamaSettings(n_parallel=1, cache_ram_mib=0, n_checkpoints=0),
         devices=cards,
-        bounds=Bounds(heads=range(n + 1), lean=(0, n)),
+        bounds=Bounds(heads=range(n + 1), n_cpu_ffn=(0, n)),
         margins={card.id: Margin(n_bytes=margin) for card in cards},
     )
 
@@ -177,9 +177,9 @@ def test_a_block_on_the_host_asks_for_no_expert_there_as_well() -> None:
     """The first block of this model has no experts; those of all others are on the card."""
     launch = problem("deepseek-v2-lite-Q4_K_M", [(24_000, 900_000_000_000)], None)
     search, wanted = Search(launch), candidate(4096)
-    found = solve(search.known.chain(wanted, search.tables(wanted), offload=True, heads=(1,)))
+    found = solve(search.known.assignment(wanted, search.tables(wanted), offload=True, heads=(1,)))
     assert found is not None
-    assert (found.head, found.lean) == (1, 1)
+    assert (found.head, found.n_cpu_ffn) == (1, 1)
 
 
 def test_a_device_that_would_hold_parts_alone_is_left_out() -> None:
@@ -195,12 +195,12 @@ def test_a_device_that_would_hold_parts_alone_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("overflow", [False, True])
-@pytest.mark.parametrize("lean", [0, 3, 8, 9, 17, 20, 31])
-def test_what_is_polished_stays_inside_every_device(lean: int, overflow: bool) -> None:
-    """Whichever device the last lean block is on."""
+@pytest.mark.parametrize("n_cpu_ffn", [0, 3, 8, 9, 17, 20, 31])
+def test_what_is_polished_stays_inside_every_device(n_cpu_ffn: int, overflow: bool) -> None:
+    """Whichever device the last blocks with their feed-forward on the host is on."""
     launch = problem("mixtral-8x7b-Q4_K_M", [(24_000, 900_000_000_000)] * 3, None)
     tables = launch.tables(candidate(4096))
-    split = Split(0, (("GPU0", 8), ("GPU1", 9), ("GPU2", 16)), lean)
+    split = Split(0, (("GPU0", 8), ("GPU1", 9), ("GPU2", 16)), n_cpu_ffn)
     rooms = {name: n_bytes + 500 * MIB for name, n_bytes in tables.device_bytes(split).items()}
     found = choices(tables, split, [0], rooms.__getitem__, overflow=overflow)
     assert found
@@ -209,7 +209,7 @@ def test_what_is_polished_stays_inside_every_device(lean: int, overflow: bool) -
         used = tables.device_bytes(polished)
         assert all(used[name] <= rooms[name] for name in used)
         assert tables.host_bytes(polished) == choice.host_bytes
-    assert tables.host_bytes(split) - found[0].host_bytes > (300 * MIB if lean else -1)
+    assert tables.host_bytes(split) - found[0].host_bytes > (300 * MIB if n_cpu_ffn else -1)
 
 
 def test_an_empty_machine_runs_on_its_processor() -> None:

@@ -1,8 +1,8 @@
 """The last tensor: which parts of the few blocks at the edge stay on the host, so that devices are full.
 
 A search in one order of parts leaves up to one part's room on every device. Here sets of parts of the blocks
-about the last lean one are weighed, and where parts cannot overflow from one device to the next,
-sets of the first blocks of the last device too. Parts come in few sizes, so that is quickly done.
+about the last with its feed-forward on the host are weighed, and where parts cannot overflow from one device to the
+next, sets of the first blocks of the last device too. Parts come in few sizes, so that is quickly done.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from autofit.domain.values import NamedTuple
 
 from autofit_llama.planning.tables import Split, Tables
 
-WINDOW = 6  #: blocks about the last lean one
+WINDOW = 6  #: blocks about the last with its feed-forward on the host
 NARROW = 3  #: blocks at the start of the last device
 _KEPT = 3  #: of the sets for another device, those that fill it best
 _MORE = 2  #: blocks more on the last device
@@ -47,16 +47,16 @@ def choices(tables: Tables, split: Split, heads: Sequence[int], room_of: RoomOf,
 def split_of(tables: Tables, choice: Choice) -> Split:
     """The split of a choice; blocks that are wholly offloaded in front are counted, not listed."""
     base, left = choice.base, set(choice.offloaded)
-    lean = base.lean
-    slot = max(lean, base.head)
+    n_cpu_ffn = base.n_cpu_ffn
+    slot = max(n_cpu_ffn, base.head)
     while slot < len(tables.blocks):
         whole = {(slot, part.projection) for part in tables.movable(slot)}
         if not whole <= left or (not whole and not left):
             break
         left -= whole
-        lean = slot + 1 if whole else lean
+        n_cpu_ffn = slot + 1 if whole else n_cpu_ffn
         slot += 1
-    return base._replace(lean=lean, offloaded=tuple(sorted({*left, *base.offloaded})))
+    return base._replace(n_cpu_ffn=n_cpu_ffn, offloaded=tuple(sorted({*left, *base.offloaded})))
 
 
 def pieces(split: Split) -> tuple[int, int]:
@@ -68,12 +68,12 @@ def pieces(split: Split) -> tuple[int, int]:
 
 
 def _at_edge(tables: Tables, split: Split, heads: Sequence[int], room_of: RoomOf) -> Iterator[Choice]:
-    """About the last of the lean blocks, on its device; with none, at the start of the first."""
-    at = _device_of(split, max(split.lean - 1, split.head))
+    """About the last block with its feed-forward on the host, on its device; with none, at the start of the first."""
+    at = _device_of(split, max(split.n_cpu_ffn - 1, split.head))
     device, count = split.rows[at]
     first = split.head + sum(n for _, n in split.rows[:at])
     end = first + count
-    edge = max([slot + 1 for slot, _ in split.offloaded if first <= slot < end] + [split.lean, split.head])
+    edge = max([slot + 1 for slot, _ in split.offloaded if first <= slot < end] + [split.n_cpu_ffn, split.head])
     for head in heads if at == 0 else (split.head,):
         if head >= end:
             continue
@@ -82,7 +82,7 @@ def _at_edge(tables: Tables, split: Split, heads: Sequence[int], room_of: RoomOf
         base = split._replace(
             head=head,
             rows=rows,
-            lean=start if any(tables.movable(slot) for slot in range(head, start)) else 0,
+            n_cpu_ffn=start if any(tables.movable(slot) for slot in range(head, start)) else 0,
             offloaded=tuple(key for key in split.offloaded if key[0] >= end),
         )
         window = range(start, min(start + WINDOW, end))
@@ -109,7 +109,7 @@ def _refilled(tables: Tables, split: Split, room_of: RoomOf) -> Iterator[Split]:
     for more in range(min(_MORE, n_previous - 1) + 1):
         rows = (*before, (previous, n_previous - more), (last, n_last + more))
         start = len(tables.blocks) - n_last - more
-        if start < split.lean:
+        if start < split.n_cpu_ffn:
             return
         base = split._replace(rows=rows, offloaded=tuple(key for key in split.offloaded if key[0] < start))
         here, room = tables.device_bytes(base)[last], room_of(last)
@@ -137,7 +137,7 @@ def _sets(tables: Tables, device: str, window: Sequence[int]) -> Iterator[_Set]:
     for slot in window:
         for part in tables.movable(slot):
             sizes.setdefault(tables.offloading(device, part), []).append((slot, part.projection))
-    hops = 2 * tables.hop(device, HOST_POOL)
+    transfers = 2 * tables.transfer(device, HOST_POOL)
     if prod(len(parts) + 1 for parts in sizes.values()) > _MOST_SETS:
         return
     for counts in product(*(range(len(parts) + 1) for parts in sizes.values())):
@@ -145,7 +145,7 @@ def _sets(tables: Tables, device: str, window: Sequence[int]) -> Iterator[_Set]:
         costs = list(zip(counts, sizes, strict=True))
         yield _Set(
             tuple(sorted(offloaded)),
-            sum(n * size[0] for n, size in costs) + hops * len({slot for slot, _ in offloaded}),
+            sum(n * size[0] for n, size in costs) + transfers * len({slot for slot, _ in offloaded}),
             sum(n * size[1] for n, size in costs),
             sum(n * size[2] for n, size in costs),
         )

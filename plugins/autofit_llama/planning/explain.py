@@ -190,7 +190,7 @@ def _next(name: str, task: Task, search: Search, goals: Goals, found: Found) -> 
     if name == "type_k" and task.request.kv in (None, "auto") and found.memory.fits:
         lossless = found.candidate._replace(type_k="f16", type_v="f16")
         return _lacking(search, found._replace(candidate=lossless), "f16", "with the same layers and context")
-    return _next_lean(search, found) if name == "overrides" else None
+    return _next_cpu_ffn(search, found) if name == "overrides" else None
 
 
 def _unsaid(task: Task, settings: LlamaSettings, found: Found) -> Iterator[Decision]:
@@ -259,10 +259,10 @@ def _why_layers(task: Task, found: Found) -> str:
 
 def _why_overrides(found: Found, search: Search) -> str:
     parts, split_ = [], found.split
-    what = "experts" if search.tables(found.candidate).bulk_kind == "experts" else "feed-forward weights"
-    if split_.lean:
+    what = "experts" if search.tables(found.candidate).ffn_kind == "experts" else "feed-forward weights"
+    if split_.n_cpu_ffn:
         least = ", the minimum that fits" if found.memory.fits else ""
-        parts.append(f"the {what} of the first {split_.lean} layers stay in RAM{least}")
+        parts.append(f"the {what} of the first {split_.n_cpu_ffn} layers stay in RAM{least}")
     if split_.offloaded:
         blocks = joined([str(slot) for slot in dict.fromkeys(slot for slot, _ in split_.offloaded)])
         plural = "s" if " and " in blocks else ""
@@ -302,7 +302,7 @@ def _next_context(task: Task, search: Search, goals: Goals, found: Found) -> Nex
 
 
 def _next_layers(task: Task, search: Search, found: Found) -> NextRejected | None:
-    """One more block on the first device in use, its bulk with it unless those before leave theirs behind."""
+    """One more block on the first device in use, its feed-forward with it unless those before leave theirs behind."""
     split_ = found.split
     if split_.head == 0 or not split_.rows or not found.memory.fits:
         return None
@@ -328,15 +328,15 @@ def _next_ubatch(search: Search, found: Found) -> NextRejected | None:
     return _lacking(search, found._replace(candidate=larger), str(n), "with the same layers and context")
 
 
-def _next_lean(search: Search, found: Found) -> NextRejected | None:
-    """The bulk of one more block on its device."""
+def _next_cpu_ffn(search: Search, found: Found) -> NextRejected | None:
+    """The feed-forward of one more block on its device."""
     split_ = found.split
-    if not (split_.lean or split_.offloaded) or not found.memory.fits:
+    if not (split_.n_cpu_ffn or split_.offloaded) or not found.memory.fits:
         return None
-    lean = split_.lean if split_.offloaded else split_.lean - 1
-    less = split_._replace(lean=lean if lean > split_.head else 0, offloaded=())
-    word = "-ncmoe" if search.tables(found.candidate).bulk_kind == "experts" else "-ncffn"
-    value = f"{word} {lean}" if search.problem.counts_blocks else f"-ot of {lean} layers"
+    n_cpu_ffn = split_.n_cpu_ffn if split_.offloaded else split_.n_cpu_ffn - 1
+    less = split_._replace(n_cpu_ffn=n_cpu_ffn if n_cpu_ffn > split_.head else 0, offloaded=())
+    word = "-ncmoe" if search.tables(found.candidate).ffn_kind == "experts" else "-ncffn"
+    value = f"{word} {n_cpu_ffn}" if search.problem.counts_blocks else f"-ot of {n_cpu_ffn} layers"
     if split_.offloaded and search.problem.counts_blocks:
         value += " without -ot"
     return _lacking(search, found._replace(split=less), value, "with one layer more whole on a device")

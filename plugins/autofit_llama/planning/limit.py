@@ -45,7 +45,7 @@ def _weights(task: Task, search: Search, found: Found, final: Estimate) -> Limit
     """All blocks on the devices in use, those that wait in RAM on the first."""
     bounds = search.problem.bounds
     in_ram = f"{format_bytes(final.layout.weight_plan.host_all_bytes)} of weights stay in RAM"
-    if 0 not in bounds.heads or bounds.lean[0] > 0:
+    if 0 not in bounds.heads or bounds.n_cpu_ffn[0] > 0:
         return Limit(what="decode rate", because=f"{in_ram}, as the given flags say")
     if not found.split.rows:
         return Limit(what="decode rate", because=in_ram)
@@ -55,7 +55,7 @@ def _weights(task: Task, search: Search, found: Found, final: Estimate) -> Limit
 
 
 def _whole(task: Task, search: Search, split: Split) -> Split:
-    whole = split._replace(head=0, lean=0, offloaded=(), moved=())
+    whole = split._replace(head=0, n_cpu_ffn=0, offloaded=(), moved=())
     if task.shares_blocks:
         return whole
     if search.problem.bounds.split is not None:

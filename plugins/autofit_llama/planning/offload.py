@@ -13,16 +13,16 @@ from autofit_llama.planning.tables import Split, Tables
 
 PLAIN_GAIN = 1.02  #: how much faster than the plainest flags others have to be
 CACHE_GAIN = 1.03  #: how much faster caches on devices have to make it, to push more weights off them
-MOSTLY_BULK = 0.8  #: of a block: then the rest of it is never worth a place on the host
+MOSTLY_FFN = 0.8  #: of a block: then the rest of it is never worth a place on the host
 WORTH_FRACTION = 0.0025  #: of what is on the host: less is not worth any
 
 
 def propose(overheads: OverheadModel, candidate: Candidate, tables: Tables, failed: Set[Split]) -> Split | None:
     """The fastest split by what is known; not one of those that failed, where there is a choice."""
     bounds = overheads.problem.bounds
-    is_free = bounds.lean == (0, len(tables.blocks))
+    is_free = bounds.n_cpu_ffn == (0, len(tables.blocks))
     plain = most_weights = None
-    if tables.bulk_kind == "dense" and is_free:
+    if tables.ffn_kind == "dense" and is_free:
         plain = _solved(overheads, candidate, tables, plain=True)
         most_weights = None if plain is None else tables.host_weights(tables.split(plain))
     found, most_weights = _coarse(overheads, candidate, tables, most_weights)
@@ -50,9 +50,9 @@ def _coarse(
     """
     heads = overheads.problem.bounds.heads
     found = None
-    if tables.bulk_kind == "experts" and 0 in heads:
+    if tables.ffn_kind == "experts" and 0 in heads:
         found = _solved(overheads, candidate, tables, heads=(0,))
-        if found is not None and tables.bulk_share > MOSTLY_BULK:
+        if found is not None and tables.ffn_share > MOSTLY_FFN:
             return found, most_weights
         heads = [head for head in heads if head > 0]
     below = inf if found is None else found.seconds / PLAIN_GAIN
@@ -77,10 +77,10 @@ def _solved(
     most_weights: int | None = None,
     below: float = inf,
 ) -> Placement | None:
-    chain = overheads.chain(
+    assignment = overheads.assignment(
         candidate, tables, offload=True, heads=heads, plain=plain, coarse=coarse, most_weights=most_weights
     )
-    found = solve(chain, below=below)
+    found = solve(assignment, below=below)
     return found if found is None or found.seconds < below else None
 
 
@@ -98,10 +98,10 @@ def _polished(
 ) -> Split:
     """The same devices, with the parts at the edges chosen so that the least stays on the host.
 
-    Never slower, for a part more on a device can mean two hops more; and of choices within a grain the plainest.
+    Never slower, for a part more on a device can mean two transfers more; and of choices within a grain the plainest.
     """
     bounds = overheads.problem.bounds
-    if bounds.lean[1] == 0:
+    if bounds.n_cpu_ffn[1] == 0:
         return split
     kinds, order = {target.id: target.kind for target in tables.targets}, split.order
 

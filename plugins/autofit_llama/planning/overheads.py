@@ -1,6 +1,6 @@
 """Overhead per device (everything but layers), learned from full estimates, and the memory it leaves for layers.
 
-Compute buffers, runtime and what the user fixed depend on the place of a device in the chain and on whether
+Compute buffers, runtime and what the user fixed depend on the place of a device among those in use and on whether
 anything is left on the host, hardly on the exact cuts.
 """
 
@@ -12,7 +12,7 @@ from typing import Protocol
 from autofit.domain.machine import HOST_POOL
 from autofit.domain.memory import Memory
 from autofit.domain.values import NamedTuple, dataclass, field
-from autofit.solve import Chain, Room
+from autofit.solve import LayerAssignment, Room
 
 from autofit_llama.planning.tables import Split, Tables
 
@@ -34,11 +34,11 @@ class Candidate(NamedTuple):
 class Bounds(NamedTuple):
     """What pins leave open. `heads` in blocks; `order`: the devices as given, not as is best.
 
-    `split` are the numbers of a pinned `-ts`; then only heads and lean blocks are left to find.
+    `split` are the numbers of a pinned `-ts`; then only `heads` and `n_cpu_ffn` are left to find.
     """
 
     heads: Sequence[int]
-    lean: tuple[int, int]
+    n_cpu_ffn: tuple[int, int]
     order: tuple[str, ...] | None = None
     split: tuple[float, ...] | None = None
     parts: bool = True  #: blocks may be taken apart
@@ -175,7 +175,7 @@ class OverheadModel:
             return room
         return None if room >= tables.least_bytes else -1
 
-    def chain(
+    def assignment(
         self,
         candidate: Candidate,
         tables: Tables,
@@ -187,11 +187,12 @@ class OverheadModel:
         by_bytes: bool = False,
         most_weights: int | None = None,
         share: float | None = None,
-    ) -> Chain:
+    ) -> LayerAssignment:
         """The problem as far as it is known; blocks are only taken apart about a `coarse` answer.
 
-        `plain`: no lean blocks. `by_bytes`: the least on the host instead of the fastest. `most_weights`
-        bounds the weights on the host. `share` enlarges what devices have, and makes the host endless.
+        `plain`: no block has its feed-forward alone on the host. `by_bytes`: the least on the host instead of the
+        fastest. `most_weights` bounds the weights on the host. `share` enlarges what devices have, and makes the host
+        endless.
         """
         bounds = self.problem.bounds
         heads = (bounds.heads if heads is None else heads) if offload else (0,)
@@ -199,11 +200,11 @@ class OverheadModel:
         if coarse is not None:
             heads, order = [head for head in heads if abs(head - coarse.head) <= 1], coarse.order
         rooms = {t.id: self.room(candidate, t.id, t.kind, offload=offload, share=share or 1.0) for t in tables.targets}
-        return tables.chain(
+        return tables.assignment(
             rooms,
             head_room=None if share else self.host_room(candidate, tables, offload=offload),
             heads=heads,
-            lean=bounds.lean if offload and not plain else (0, 0),
+            n_cpu_ffn=bounds.n_cpu_ffn if offload and not plain else (0, 0),
             order=order,
             fine=coarse is not None,
             offload=offload,

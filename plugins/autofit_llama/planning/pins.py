@@ -40,7 +40,7 @@ _FLAGS = {
     "n_ubatch": "-ub", "n_batch": "-b", "type_k": "-ctk", "type_v": "-ctv", "devices": "-dev",
 }  # fmt: skip
 NAMED_BY_DEVICE = 9703  #: the first recorded build that calls memory behind a server `RPC0[HOST:PORT]`
-_MOVES_BULK = frozenset(("cpu_moe", "n_cpu_moe", "n_cpu_ffn"))
+_MOVES_FFN = frozenset(("cpu_moe", "n_cpu_moe", "n_cpu_ffn"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,10 +301,10 @@ def bounds_of(pins: Pins, devices: Sequence[Device], n_blocks: int) -> Bounds:
     heads: Sequence[int] = range(n + 1) if devices else (n,)
     if devices and given.n_gpu_layers is not None:
         heads = (0 if given.n_gpu_layers <= AUTO_LAYERS else max(0, n - given.n_gpu_layers),)
-    moves = pins.is_python or any(override.kind in _MOVES_BULK for override in given.overrides)
+    moves = pins.is_python or any(override.kind in _MOVES_FFN for override in given.overrides)
     return Bounds(
         heads=heads,
-        lean=(0, 0) if moves else (0, n),
+        n_cpu_ffn=(0, 0) if moves else (0, n),
         order=None if given.devices is None and not pins.is_python else tuple(device.id for device in devices),
         split=given.tensor_split if len(devices) > 1 else None,  # one device takes every row, whatever its number
         parts=not moves,

@@ -186,7 +186,7 @@ class LaunchProblem:
             self.targets,
             self.roofline,
             self.step(candidate),
-            bulk_kind=self.kind,
+            ffn_kind=self.kind,
             cache_on_host=not context.offload_kqv,
             is_fixed=is_fixed if fixed else None,
             result_bytes=4 * hp.n_vocab * self.step(candidate).n_sequences,
@@ -211,9 +211,9 @@ class LaunchProblem:
         pinned = self.settings
         terms = terms_of(split, any_tables.blocks, self.kind, counted=self.counts_blocks)
         overrides = list(pinned.overrides)
-        if terms.n_lean:
-            lean = "n_cpu_moe" if self.kind == "experts" else "n_cpu_ffn"
-            overrides.append(Override(kind=lean, n_blocks=terms.n_lean))  # type: ignore[arg-type]
+        if terms.n_cpu_ffn:
+            kind = "n_cpu_moe" if self.kind == "experts" else "n_cpu_ffn"
+            overrides.append(Override(kind=kind, n_blocks=terms.n_cpu_ffn))  # type: ignore[arg-type]
         for pattern, place in terms.patterns:
             overrides.append(Override(kind="pattern", pattern=pattern, buffer=self.buffers.get(place, place)))
         if candidate.one_by_one and not overrides:

@@ -75,7 +75,7 @@ class Search:
         """Nothing on devices, or `None`: pins or RAM have it otherwise."""
         tables = self.tables(candidate)
         n = len(tables.blocks)
-        if n not in self.problem.bounds.heads or self.problem.bounds.lean[0] > 0:
+        if n not in self.problem.bounds.heads or self.problem.bounds.n_cpu_ffn[0] > 0:
             return None
         found, _ = self._prove(candidate, tables, Split(n, ()))
         return found if found.fits else None
@@ -117,7 +117,7 @@ class Search:
         tables = self.tables(candidate)
 
         def least_on_host(failed: set[Split]) -> Split | None:
-            placement = solve(self.known.chain(candidate, tables, offload=True, by_bytes=True))
+            placement = solve(self.known.assignment(candidate, tables, offload=True, by_bytes=True))
             return None if placement is None else tables.split(placement)
 
         found = self._settle(candidate, tables, lambda failed: propose(self.known, candidate, tables, failed))
@@ -135,9 +135,9 @@ class Search:
         if not self.offloads:
             return self._evenly(candidate) or self._overfull(candidate, offload=True)
         answers = []
-        if len(bounds.heads) > 1 or bounds.lean[1] > 0 or 0 not in bounds.heads:
+        if len(bounds.heads) > 1 or bounds.n_cpu_ffn[1] > 0 or 0 not in bounds.heads:
             answers.append(self._overfull(candidate, offload=True))
-        if 0 in bounds.heads and bounds.lean[0] == 0:
+        if 0 in bounds.heads and bounds.n_cpu_ffn[0] == 0:
             answers.append(self._overfull(candidate, offload=False))
         found = [answer for answer in answers if answer is not None]
         return min(found, key=lambda answer: shortfall_bytes(answer.memory), default=None)
@@ -173,7 +173,7 @@ class Search:
     def _may_be_resident(self, candidate: Candidate) -> bool:
         """Whether pins leave all blocks to devices, and these have room for them at all."""
         bounds, tables = self.problem.bounds, self.tables(candidate)
-        if 0 not in bounds.heads or bounds.lean[0] > 0 or not tables.targets:
+        if 0 not in bounds.heads or bounds.n_cpu_ffn[0] > 0 or not tables.targets:
             return False
         rooms = [self.known.room(candidate, t.id, t.kind, offload=False) for t in tables.targets]
         return sum(max(0, *room) for room in rooms) >= tables.least_bytes
@@ -184,14 +184,14 @@ class Search:
         return self._settle(candidate, tables, lambda failed: self._propose_resident(candidate, tables))
 
     def _propose_resident(self, candidate: Candidate, tables: Tables) -> Split | None:
-        chain = self.known.chain(candidate, tables, offload=False)
-        placement = solve(chain)
+        assignment = self.known.assignment(candidate, tables, offload=False)
+        placement = solve(assignment)
         if placement is None:
             return None
-        as_given = None if chain.ordered or len(placement.spans) < 2 else solve(chain._replace(ordered=True))
+        as_given = None if assignment.ordered or len(placement.spans) < 2 else solve(assignment._replace(ordered=True))
         if as_given is not None and as_given.seconds <= placement.seconds * (1 + 1e-9):
             placement = as_given  # without `-dev`, or with less of it
-        return tables.split(balance(chain, placement))
+        return tables.split(balance(assignment, placement))
 
     def _settle(
         self, candidate: Candidate, tables: Tables, proposed: Callable[[set[Split]], Split | None]
@@ -232,25 +232,25 @@ class Search:
         return Found(candidate, split, memory), self.known.learn(candidate, tables, split, memory)
 
     def _resident_at_pinned_split(self, candidate: Candidate) -> Found | None:
-        whole = [p for p in self._placements_at_pinned_split(candidate) if not (p.head or p.lean)]
+        whole = [p for p in self._placements_at_pinned_split(candidate) if not (p.head or p.n_cpu_ffn)]
         return self._least_short(candidate, whole, nearest=False)
 
     def _at_pinned_split(self, candidate: Candidate, *, nearest: bool) -> Found | None:
         """Of the splits that a pinned `-ts` allows, the fastest that fits, or the one that comes `nearest`."""
-        chain = self.known.chain(candidate, self.tables(candidate), offload=True)
+        assignment = self.known.assignment(candidate, self.tables(candidate), offload=True)
         placements = self._placements_at_pinned_split(candidate)
-        placements.sort(key=lambda placement: (seconds(chain, placement), host_bytes(chain, placement)))
+        placements.sort(key=lambda placement: (seconds(assignment, placement), host_bytes(assignment, placement)))
         return self._least_short(candidate, placements, nearest=nearest)
 
     def _placements_at_pinned_split(self, candidate: Candidate) -> list[Placement]:
         bounds, tables = self.problem.bounds, self.tables(candidate)
         placements = []
         for head in bounds.heads:
-            most = bounds.lean[1] if tables.bulk_kind == "experts" and head == 0 else bounds.lean[0]
+            most = bounds.n_cpu_ffn[1] if tables.ffn_kind == "experts" and head == 0 else bounds.n_cpu_ffn[0]
             rows = self.rows_at(head)
             cuts = pairwise(accumulate((count for _, count in rows), initial=head))
             spans = tuple(Span(name, start, stop) for (name, _), (start, stop) in zip(rows, cuts, strict=True))
-            placements += [Placement(head, lean, spans, 0.0) for lean in range(bounds.lean[0], most + 1)]
+            placements += [Placement(head, n_cpu_ffn, spans, 0.0) for n_cpu_ffn in range(bounds.n_cpu_ffn[0], most + 1)]
         return placements
 
     def _least_short(self, candidate: Candidate, placements: Sequence[Placement], *, nearest: bool) -> Found | None:
@@ -261,11 +261,13 @@ class Search:
         tables = self.tables(candidate)
         tried: dict[Placement, Found] = {}
         while placements:
-            chains = {offload: self.known.chain(candidate, tables, offload=offload) for offload in (False, True)}
+            assignments = {
+                offload: self.known.assignment(candidate, tables, offload=offload) for offload in (False, True)
+            }
             missing = [
                 shortfall_bytes(tried[p].memory)
                 if p in tried
-                else sum(max(0, over) for over in excess_bytes(chains[p.head > 0 or p.lean > 0], p).values())
+                else sum(max(0, over) for over in excess_bytes(assignments[p.head > 0 or p.n_cpu_ffn > 0], p).values())
                 for p in placements
             ]
             least = min(missing)
@@ -274,7 +276,9 @@ class Search:
                 break
             if placement in tried:
                 return tried[placement]
-            split = Split(placement.head, tuple((s.site, s.stop - s.start) for s in placement.spans), placement.lean)
+            split = Split(
+                placement.head, tuple((s.site, s.stop - s.start) for s in placement.spans), placement.n_cpu_ffn
+            )
             found, _ = self._prove(candidate, tables, split)
             if found.fits:
                 return found
@@ -292,8 +296,8 @@ class Search:
     def _evenly(self, candidate: Candidate) -> Found | None:
         """Everything on devices, whatever these lack, for a single estimate."""
         tables = self.tables(candidate)
-        chain = self.known.chain(candidate, tables, offload=False, by_bytes=True, share=float(1 << 12))
-        placement = solve(chain) if tables.targets else None
+        assignment = self.known.assignment(candidate, tables, offload=False, by_bytes=True, share=float(1 << 12))
+        placement = solve(assignment) if tables.targets else None
         return None if placement is None else self._prove(candidate, tables, tables.split(placement))[0]
 
     def _overfull(self, candidate: Candidate, *, offload: bool) -> Found | None:
@@ -303,7 +307,7 @@ class Search:
             return self._prove(candidate, tables, Split(len(tables.blocks), ()))[0] if offload else None
 
         def placed(share: float) -> Split | None:
-            placement = solve(self.known.chain(candidate, tables, offload=offload, by_bytes=True, share=share))
+            placement = solve(self.known.assignment(candidate, tables, offload=offload, by_bytes=True, share=share))
             return None if placement is None else tables.split(placement)
 
         found: Found | None = None

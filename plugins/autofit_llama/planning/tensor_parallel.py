@@ -1,8 +1,8 @@
 """The placement with `-sm tensor`: every device holds a part of every block, so there is little to choose.
 
-The engine sees one device. What is left is how many blocks stay on the host, whole or lean, and in which proportions
-tensors are cut. Each step of that order takes memory off the devices and onto the host, so a bisection over full
-estimates finds the first that fits.
+The engine sees one device. What is left is how many blocks stay on the host, whole or with their feed-forward
+weights alone, and in which proportions tensors are cut. Each step of that order takes memory off the devices and onto
+the host, so a bisection over full estimates finds the first that fits.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TensorSearch(Search):
 
     def resident(self, candidate: Candidate) -> Found | None:
         """Everything on the devices: the fastest cut that fits."""
-        if 0 not in self.problem.bounds.heads or self.problem.bounds.lean[0] > 0:
+        if 0 not in self.problem.bounds.heads or self.problem.bounds.n_cpu_ffn[0] > 0:
             return None
         return self._fastest(candidate, lambda shares: self._measured(candidate, 0, 0, shares))
 
@@ -116,22 +116,22 @@ class TensorSearch(Search):
         return self._measured(candidate, *levels[first], shares) if first < len(levels) else None
 
     def _levels(self) -> Sequence[tuple[int, int]]:
-        """Heads and lean blocks, each with more on the host than the one before: experts first, then whole blocks."""
+        """Heads and `n_cpu_ffn`, each with more on the host than the one before: experts first, then whole blocks."""
         problem = self.problem
         assert isinstance(problem, LaunchProblem)
         bounds = problem.bounds
-        first, last = bounds.heads[0], bounds.lean[1]
+        first, last = bounds.heads[0], bounds.n_cpu_ffn[1]
         n_blocks = problem.n_rows - 1
-        levels = [(first, bounds.lean[0])]
+        levels = [(first, bounds.n_cpu_ffn[0])]
         if problem.kind == "experts":
-            levels += [(first, lean) for lean in range(first + 1, min(last, n_blocks) + 1)]
+            levels += [(first, n_cpu_ffn) for n_cpu_ffn in range(first + 1, min(last, n_blocks) + 1)]
         return (*levels, *((head, levels[-1][1]) for head in bounds.heads[1:]))
 
-    def _measured(self, candidate: Candidate, head: int, lean: int, shares: Shares) -> Found:
+    def _measured(self, candidate: Candidate, head: int, n_cpu_ffn: int, shares: Shares) -> Found:
         problem = self.problem
         assert isinstance(problem, LaunchProblem)
         rows = tuple((device.id, share) for device, share in zip(problem.devices, shares, strict=True))
-        split = Split(head, rows, lean if lean > head else 0)
+        split = Split(head, rows, n_cpu_ffn if n_cpu_ffn > head else 0)
         memory = self.measure(candidate, split)
         key = candidate, split
         if key not in self.seconds:

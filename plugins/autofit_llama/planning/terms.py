@@ -15,14 +15,14 @@ HOST_BUFFER = "CPU"
 class Terms(NamedTuple):
     """What `-ngl`, `-ts`, `-ncmoe` or `-ncffn`, and `-ot` (pattern, buffer or device) have to be.
 
-    `n_lean` is the first number of blocks whose bulk stays in RAM, 0 where patterns say it; `tensor_split` is in
+    `n_cpu_ffn` is the first number of blocks whose ffn stays in RAM, 0 where patterns say it; `tensor_split` is in
     rows per device, in the order of `devices`.
     """
 
     n_gpu_layers: int
     devices: tuple[str, ...]
     tensor_split: tuple[int, ...]
-    n_lean: int
+    n_cpu_ffn: int
     patterns: tuple[tuple[str, str], ...]
 
 
@@ -34,14 +34,14 @@ def terms_of(split: Split, found: Sequence[Block], kind: Kind, *, counted: bool 
     n_rows = len(found)
     rows = tuple(count for _, count in split.rows)
     offloaded = (
-        split.offloaded if counted else (*_bulk_of(found, range(split.head, split.lean), kind), *split.offloaded)
+        split.offloaded if counted else (*_ffn_of(found, range(split.head, split.n_cpu_ffn), kind), *split.offloaded)
     )
     parts = [(slot, projection, HOST_BUFFER) for slot, projection in offloaded] + list(split.moved)
     return Terms(
         n_gpu_layers=n_rows - split.head,
         devices=split.order,
         tensor_split=rows,
-        n_lean=split.lean if counted else 0,
+        n_cpu_ffn=split.n_cpu_ffn if counted else 0,
         patterns=tuple(
             (pattern, place)
             for slot, projection, place in parts
@@ -50,8 +50,8 @@ def terms_of(split: Split, found: Sequence[Block], kind: Kind, *, counted: bool 
     )
 
 
-def _bulk_of(found: Sequence[Block], slots: Iterable[int], kind: Kind) -> Iterator[tuple[int, str]]:
-    return ((slot, part.projection) for slot in slots for part in found[slot].bulk if part.kind == kind)
+def _ffn_of(found: Sequence[Block], slots: Iterable[int], kind: Kind) -> Iterator[tuple[int, str]]:
+    return ((slot, part.projection) for slot in slots for part in found[slot].ffn if part.kind == kind)
 
 
 def patterns_of(slot: int, projection: str, kind: Kind, *, chunked: bool = False) -> Sequence[str]:
@@ -64,4 +64,4 @@ def patterns_of(slot: int, projection: str, kind: Kind, *, chunked: bool = False
 
 
 def _is_chunked(block: Block) -> bool:
-    return any("_chexps" in weight.name for part in block.bulk for weight in part.weights)
+    return any("_chexps" in weight.name for part in block.ffn for weight in part.weights)

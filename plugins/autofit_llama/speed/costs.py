@@ -1,7 +1,7 @@
 """What every block costs wherever it may go: bytes of its parts, and what a step does with them.
 
-A block has parts of its own (attention, norms, router, shared experts) with its cache, and a bulk that
-may lie elsewhere: routed experts, or a dense feed-forward. The bulk moves by projection (`up`, `gate`,
+A block has parts of its own (attention, norms, router, shared experts) with its cache, and a feed-forward
+that may lie elsewhere: routed experts, or a dense one. It moves by projection (`up`, `gate`,
 `down`), as the engine's own fit does it: each is one tensor, and the rest of the block stays where it is.
 """
 
@@ -32,7 +32,7 @@ PROJECTIONS = (
     "gate_up",
     "down",
 )  #: in the order in which they leave a device: small copies first
-_BULK = lazy_pattern(r"\.ffn_(up|down|gate|gate_up)(?:_(?:ch|)exps|(?=\.))")
+_FFN = lazy_pattern(r"\.ffn_(up|down|gate|gate_up)(?:_(?:ch|)exps|(?=\.))")
 _OUTPUT_KERNELS = 4
 _VECTOR_HEAD = 256  #: fattn.cu: longer heads have no vector kernel, so that a quantized cache is unpacked first
 _COMPRESSED = frozenset(("csa", "hca", "lid"))
@@ -55,13 +55,13 @@ class Block(NamedTuple):
 
     slot: int
     own: Part
-    bulk: tuple[Part, ...]
+    ffn: tuple[Part, ...]
     cache: tuple[CacheTensor, ...]
     alike: int
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        return (self.own, *self.bulk)
+        return (self.own, *self.ffn)
 
 
 def blocks(hp: HParams, ctx: Context, weights: Iterable[Weight], caches: Iterable[Cache]) -> tuple[Block, ...]:
@@ -71,16 +71,16 @@ def blocks(hp: HParams, ctx: Context, weights: Iterable[Weight], caches: Iterabl
     """
     n = hp.n_layer_all + 1
     own: list[list[Weight]] = [[] for _ in range(n)]
-    bulk: list[dict[tuple[Kind, str], list[Weight]]] = [{} for _ in range(n)]
+    ffn: list[dict[tuple[Kind, str], list[Weight]]] = [{} for _ in range(n)]
     for weight in weights:
         if weight.slot == INPUT or weight.op == "ROPE" or weight.lazy or weight.slot >= n:
             continue
-        found = _BULK.search(weight.name) if weight.group in ("experts", "dense") else None
+        found = _FFN.search(weight.name) if weight.group in ("experts", "dense") else None
         if found is None:
             own[weight.slot].append(weight)
         else:
             kind: Kind = "experts" if weight.group == "experts" else "dense"
-            bulk[weight.slot].setdefault((kind, found[1]), []).append(weight)
+            ffn[weight.slot].setdefault((kind, found[1]), []).append(weight)
     cached: list[list[tuple[Cache, CacheTensor]]] = [[] for _ in range(n)]
     for cache in caches:
         for tensor in cache.tensors:
@@ -88,7 +88,7 @@ def blocks(hp: HParams, ctx: Context, weights: Iterable[Weight], caches: Iterabl
     models: dict[object, Block] = {}
     found_blocks = []
     for slot in range(n):
-        weights_of = [(kind, name, tuple(bulk[slot][kind, name])) for kind, name in sorted(bulk[slot], key=_leaving)]
+        weights_of = [(kind, name, tuple(ffn[slot][kind, name])) for kind, name in sorted(ffn[slot], key=_leaving)]
         tensors = tuple(tensor for _, tensor in cached[slot])
         key = (
             slot == hp.n_layer_all or (hp.is_swa[slot], hp.n_head[slot], hp.n_expert_used[slot]),
@@ -131,7 +131,7 @@ def _block(
     feed_forward: FeedForwardKind = "experts" if "experts" in kinds else "dense" if kinds else "none"
     work = _own_work(hp, ctx, slot, rest, cached, feed_forward)
     parts = tuple(
-        Part(kind, name, weights, _bulk_work(hp, slot, kind, weights)) for kind, name, weights in _moving(groups)
+        Part(kind, name, weights, _ffn_work(hp, slot, kind, weights)) for kind, name, weights in _moving(groups)
     )
     return Block(slot, Part("own", "", rest, work), parts, tuple(tensor for _, tensor in cached), alike)
 
@@ -140,7 +140,7 @@ def _like(model: Block, slot: int, own: Sequence[Weight], groups: _Groups, cache
     """A block that is `model` but for its number; works are shared, which the speed model recognises."""
     parts = tuple(
         Part(part.kind, part.projection, weights, part.work)
-        for part, (_, _, weights) in zip(model.bulk, _moving(groups), strict=True)
+        for part, (_, _, weights) in zip(model.ffn, _moving(groups), strict=True)
     )
     return Block(slot, Part("own", "", _own_weights(own, groups), model.own.work), parts, cache, model.alike)
 
@@ -226,7 +226,7 @@ def _placed_block(
     yield _merged(block, here), Place(device, cache=cache)
     for (home, kind), weights in elsewhere.items():
         if kind == "experts":
-            model = next(part.work for part in block.bulk if part.kind == "experts")
+            model = next(part.work for part in block.ffn if part.kind == "experts")
             work = LayerWork(
                 experts=reads(weights),
                 n_experts=model.n_experts,
@@ -247,7 +247,7 @@ def _back(work: LayerWork) -> LayerWork:
 
 def _merged(block: Block, here: Mapping[Kind, Sequence[Weight]]) -> LayerWork:
     own = block.own.work
-    experts = next((part.work for part in block.bulk if part.kind == "experts"), None)
+    experts = next((part.work for part in block.ffn if part.kind == "experts"), None)
     return LayerWork(
         dense=reads([*here["own"], *here["dense"]]),
         experts=reads(here["experts"]) if experts else (),
@@ -266,7 +266,7 @@ def _merged(block: Block, here: Mapping[Kind, Sequence[Weight]]) -> LayerWork:
     )
 
 
-def _bulk_work(hp: HParams, slot: int, kind: Kind, weights: Sequence[Weight]) -> LayerWork:
+def _ffn_work(hp: HParams, slot: int, kind: Kind, weights: Sequence[Weight]) -> LayerWork:
     hidden_bytes = 4 * hp.n_embd
     if kind == "dense":
         return LayerWork(dense=reads(weights), hidden_bytes=hidden_bytes)

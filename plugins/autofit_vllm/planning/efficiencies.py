@@ -18,7 +18,7 @@ EFFICIENCIES = Efficiencies(
             kernel_s=1.16e-06,
             launch_s=1.5e-06,
             step_s=0.000996,
-            hop_s=1.98e-05,
+            transfer_s=1.98e-05,
             sm_bytes_per_s=None,
             n=11,
         ),

@@ -106,10 +106,10 @@ def test_sums_of_layers_and_hops_are_a_step() -> None:
     model = [(EXPERTS, place) for place in places]
     step = Step(n_filled=4096)
     layers = sum(roofline.layer_seconds(layer, place, step) for layer, place in model)
-    hops = roofline.hop_seconds(HOST_POOL, "GPU0", 16384) + roofline.hop_seconds("GPU0", "GPU1", 16384)
+    transfers = roofline.transfer_seconds(HOST_POOL, "GPU0", 16384) + roofline.transfer_seconds("GPU0", "GPU1", 16384)
     constant = max(LLAMA.rows[key].step_s for key in ("cpu", "cuda"))
-    assert roofline.step_seconds(model, step) == pytest.approx(layers + hops + constant)
-    assert roofline.hop_seconds("GPU1", "GPU1", 16384) == 0
+    assert roofline.step_seconds(model, step) == pytest.approx(layers + transfers + constant)
+    assert roofline.transfer_seconds("GPU1", "GPU1", 16384) == 0
 
 
 def test_experts_are_read_as_far_as_tokens_choose_them() -> None:
@@ -186,8 +186,8 @@ def test_a_link_between_devices_carries_what_the_host_need_not() -> None:
     shared, prompt = Place("GPU0", ranks=("GPU0", "GPU1")), Step(8192, 1)
     by_host, by_link = (Roofline(some).layer_seconds(DENSE, shared, prompt) for some in (pair, linked))
     assert by_link < by_host
-    hops = [Roofline(some).hop_seconds("GPU0", "GPU1", 10**8) for some in (pair, linked)]
-    assert hops[1] < hops[0] / 5
+    transfers = [Roofline(some).transfer_seconds("GPU0", "GPU1", 10**8) for some in (pair, linked)]
+    assert transfers[1] < transfers[0] / 5
 
 
 def test_drafts_pay_where_they_are_kept() -> None:

@@ -130,9 +130,9 @@ def test_experts_stay_in_ram_by_the_shortest_flags() -> None:
     assert value(found, "-ngl") == "33"
     assert int(value(found, "-ncmoe") or 0) > 0
     assert value(found, "-t") == "8"
-    lean = next(decision for decision in found.decisions if decision.setting == "-ncmoe")
-    assert lean.next_rejected is not None
-    assert lean.next_rejected.pool == "GPU0"
+    said = next(decision for decision in found.decisions if decision.setting == "-ncmoe")
+    assert said.next_rejected is not None
+    assert said.next_rejected.pool == "GPU0"
 
 
 @pytest.mark.slow
@@ -141,11 +141,11 @@ def test_the_next_value_of_experts_in_ram_is_never_the_chosen_one() -> None:
     seen = set()
     for gib, n_ctx in ((8, 8192), (8, 16384), (10, 8192), (10, 16384)):
         found = plan(machine(card(0, gib)), model="qwen3-30b-a3b-Q4_K_M", context=n_ctx)
-        lean = next(decision for decision in found.decisions if decision.setting == "-ncmoe")
+        said = next(decision for decision in found.decisions if decision.setting == "-ncmoe")
         parts = any(decision.setting == "-ot" for decision in found.decisions)
-        if lean.next_rejected is not None:
-            assert lean.next_rejected.value != f"-ncmoe {lean.value}"
-            assert lean.next_rejected.value.endswith(" without -ot") == parts
+        if said.next_rejected is not None:
+            assert said.next_rejected.value != f"-ncmoe {said.value}"
+            assert said.next_rejected.value.endswith(" without -ot") == parts
             seen.add(parts)
     assert seen == {True, False}
 

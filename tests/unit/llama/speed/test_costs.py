@@ -70,16 +70,16 @@ def test_work_by_blocks_is_work_by_homes(name: str, n_gpu_layers: int) -> None:
     work = work_of(found.layout, run)
     target = Target(id="GPU0", kind=0, make=0, rules=CUDA)
     kind = "experts" if sized.hparams.n_expert else "dense"
-    tables = Tables(parts_of(sized), [target], roofline, step, bulk_kind=kind)
+    tables = Tables(parts_of(sized), [target], roofline, step, ffn_kind=kind)
     n = sized.hparams.n_layer_all + 1
     rows = n if n_gpu_layers < 0 else n_gpu_layers
     seconds = tables.seconds(Split(n - rows, (("GPU0", rows),)))
     constant = roofline.step_seconds([(LayerWork(), Place("GPU0"))], step)
-    hop = tables.hop(HOST_POOL, "GPU0") if rows == n else 0.0  # the embedding is looked up on the host
-    assert seconds - hop + constant == pytest.approx(roofline.step_seconds(work, step), rel=0.02)
+    transfer = tables.transfer(HOST_POOL, "GPU0") if rows == n else 0.0  # the embedding is looked up on the host
+    assert seconds - transfer + constant == pytest.approx(roofline.step_seconds(work, step), rel=0.02)
     speed = speed_of(run, found, MACHINE, n_filled=4096)
     assert speed is not None
-    assert 1 / (seconds - hop + constant) == pytest.approx(speed.decode_tokens_per_s, rel=0.02)
+    assert 1 / (seconds - transfer + constant) == pytest.approx(speed.decode_tokens_per_s, rel=0.02)
 
 
 def test_a_weight_elsewhere_is_fetched_there_and_back() -> None:
@@ -91,22 +91,22 @@ def test_a_weight_elsewhere_is_fetched_there_and_back() -> None:
     assert [place for _, place in placed] == [Place("GPU0"), Place("GPU0", experts=HOST_POOL)]
     assert not placed[0][0].experts
     assert sum(read.n_bytes for read in placed[1][0].experts) == sum(
-        weight.n_bytes for part in found[0].bulk for weight in part.weights
+        weight.n_bytes for part in found[0].ffn for weight in part.weights
     )
 
 
 def test_parts_of_a_block_leave_in_the_order_of_their_size() -> None:
     found = parts_of(size(spec("models", "mixtral-8x7b-Q4_K_M")))
-    assert [part.projection for part in found[5].bulk] == ["up", "gate", "down"]
-    assert {part.kind for part in found[5].bulk} == {"experts"}
+    assert [part.projection for part in found[5].ffn] == ["up", "gate", "down"]
+    assert {part.kind for part in found[5].ffn} == {"experts"}
     assert found[-1].slot == 32
-    assert not found[-1].bulk
+    assert not found[-1].ffn
 
 
 def test_a_dense_feed_forward_beside_experts_stays_with_its_block() -> None:
     found = parts_of(size(spec("models", "deepseek-v2-lite-Q4_K_M")))
-    assert {part.kind for part in found[0].bulk} == {"dense"}
-    assert all(part.kind == "experts" for block in found[1:-1] for part in block.bulk)
+    assert {part.kind for part in found[0].ffn} == {"dense"}
+    assert all(part.kind == "experts" for block in found[1:-1] for part in block.ffn)
     assert any(weight.group == "shared" for weight in found[1].own.weights)
 
 
@@ -116,14 +116,14 @@ def test_a_split_in_bytes() -> None:
         [Target(id="GPU0", kind=0, make=0, rules=CUDA), Target(id="GPU1", kind=1, make=1, rules=CUDA)],
         Roofline(MACHINE),
         Step(1, 1, 4096),
-        bulk_kind="experts",
+        ffn_kind="experts",
     )
     whole = Split(0, (("GPU0", 20), ("GPU1", 13)))
-    lean = whole._replace(lean=3)
+    n_cpu_ffn = whole._replace(n_cpu_ffn=3)
     moved = whole._replace(moved=((19, "down", "GPU1"),))
     everything = sum(tables.device_bytes(whole).values())
     assert tables.host_bytes(whole) == 0
-    assert everything - sum(tables.device_bytes(lean).values()) == tables.host_bytes(lean) > 0
+    assert everything - sum(tables.device_bytes(n_cpu_ffn).values()) == tables.host_bytes(n_cpu_ffn) > 0
     assert sum(tables.device_bytes(moved).values()) == everything
     assert tables.device_bytes(moved)["GPU1"] > tables.device_bytes(whole)["GPU1"]
-    assert tables.seconds(lean) > tables.seconds(whole)
+    assert tables.seconds(n_cpu_ffn) > tables.seconds(whole)
