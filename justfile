@@ -96,9 +96,9 @@ archive *output:
 bench *args:
     python bench/startup.py "$@"
 
-# Coverage of what counts bytes, with its floor; without the compute graphs, which a tracer slows down
+# Coverage of what counts bytes, with its floor; without the compute graphs, which a tracer slows down, and the long tail
 coverage:
-    python -m pytest -n 2 -m 'not engine and not gpu and not web' tests/golden tests/unit/llama/memory tests/unit/llama/planning tests/unit/vllm --deselect tests/golden/test_compute_buffers.py --cov --cov-report=
+    python -m pytest -n 2 tests/golden tests/unit/llama/memory tests/unit/vllm --deselect tests/golden/test_compute_buffers.py --cov --cov-report=
     coverage report
 
 # The whole gate as CI runs it: a fresh environment, then the tests that start real engines

@@ -101,6 +101,7 @@ def test_inputs_reach_the_shell_as_variables_alone() -> None:
     assert all("${{" not in step["run"] for step in steps().values())
 
 
+@pytest.mark.slow
 def test_the_hook_takes_files_of_every_kind_that_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_pip_puts_manual_and_completions_where_programs_look(site: Path) -> None:
     for there, here in SHARED.items():
         assert (site / there).read_text(encoding="utf-8") == (ROOT / here).read_text(encoding="utf-8")

@@ -27,6 +27,10 @@ def banned() -> tuple[str, ...]:
     return tuple(word for word in words if word and word not in ("never", "---", "–"))
 
 
+def sources() -> Iterator[tuple[Path, str]]:
+    return ((path.relative_to(ROOT), path.read_text(encoding="utf-8")) for path in SOURCES)
+
+
 @cache
 def pattern() -> re.Pattern[str]:
     return re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, banned()))})(?![\w-])", re.IGNORECASE)
@@ -85,24 +89,23 @@ def test_strings_are_collected() -> None:
     assert sorted(literals(source)) == [(5, "a hop"), (5, "{} hops and a hop")]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_messages_use_the_words_of_the_glossary(path: Path) -> None:
-    source = path.read_text(encoding="utf-8")
-    if not pattern().search(source):
-        return
-    assert [(line, text, words) for line, text in literals(source) if (words := found_in(text))] == []
+def test_messages_use_the_words_of_the_glossary() -> None:
+    found = []
+    for path, source in sources():
+        if pattern().search(source):
+            told = ((line, text, found_in(text)) for line, text in literals(source))
+            found += [(str(path), line, text, words) for line, text, words in told if words]
+    assert found == []
 
 
 #: identifiers that had several meanings or none in the field, and what those are called here (docs/glossary.md)
 _RENAMED = {"hop": "transfer", "lean": "n_cpu_ffn", "bulk": "ffn", "chain": "assignment"}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_names_of_the_code_are_terms_too(path: Path) -> None:
-    source = path.read_text(encoding="utf-8")
-    if not re.search("hop|lean|bulk|chain", source, re.IGNORECASE):
-        return
-    assert sorted(set(renamed_in(source))) == []
+def test_names_of_the_code_are_terms_too() -> None:
+    likely = re.compile("|".join(_RENAMED), re.IGNORECASE)
+    found = {(str(path), name) for path, source in sources() if likely.search(source) for name in renamed_in(source)}
+    assert sorted(found) == []
 
 
 def renamed_in(source: str) -> Iterator[str]:
@@ -130,7 +133,7 @@ def test_pages_use_the_words_of_the_glossary(path: Path) -> None:
     assert [(number, words) for number, line in enumerate(lines, 1) if (words := found_in(line))] == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_is_made_printable_is_not_escaped_again(path: Path) -> None:
+def test_what_is_made_printable_is_not_escaped_again() -> None:
     """`repr()` of a text with an escaped character escapes its backslash too: `'a\\\\x1b'` for what was `a<ESC>`."""
-    assert not re.findall(r"\{printable\([^{}]*\)!r\}", path.read_text(encoding="utf-8"))
+    again = re.compile(r"\{printable\([^{}]*\)!r\}")
+    assert [str(path) for path, source in sources() if again.search(source)] == []

@@ -113,6 +113,7 @@ def _with(plan: Plan, decision: Decision, value: str) -> list[str]:
     return argv
 
 
+@pytest.mark.slow
 @RANDOM
 @given(seeds, st.sampled_from([512, 2048, 4096, 12_000, 33_000, 131_072]))
 def test_the_longest_context_is_no_shorter_than_any_that_plans(seed: int, context: int) -> None:

@@ -131,6 +131,7 @@ def test_the_shortfall_is_exact(name: str, devices, ram_mib: int) -> None:
     assert shortfall_bytes(nearest.memory) == sum(missing.values())
 
 
+@pytest.mark.slow
 @SLOW
 @given(st.sampled_from(MODELS), machines, st.sampled_from([8_192, 40_000]))
 def test_a_stretched_context_is_the_longest_that_fits(name: str, devices, most: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+import pytest
 from autofit.domain.machine import HOST_POOL, Device, Host, Machine
 from autofit.speed import LayerWork, Place, Read, Step
 from autofit.speed import Roofline as AnyRoofline
@@ -160,6 +161,7 @@ def test_equal_devices_may_be_exchanged(machine: Machine, model: list[tuple[Laye
     assert roofline.step_seconds(swapped, step) == roofline.step_seconds(plain, step)
 
 
+@pytest.mark.slow
 @given(machines(), placed(), st.integers(0, 10**5), st.integers(1, 4096), st.integers(1, 10**5))
 @settings(max_examples=150, deadline=None)
 def test_a_longer_prompt_takes_longer(

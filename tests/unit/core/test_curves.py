@@ -184,6 +184,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         assert not Draft202012Validator(schema).is_valid({**told, "more": 1})
 
 
+@pytest.mark.slow
 def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "4,096 tokens, GPU0 5.05 GiB" in printed(capsys, LLAMA, *ON)
     assert printed(capsys, LLAMA, *ON, "--format", "svg").startswith("<svg ")

@@ -124,6 +124,7 @@ def test_a_link_to_the_file_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "real.toml").read_text() == "a = 2\n"
 
 
+@pytest.mark.slow
 def test_many_processes_save_one_name(tmp_path: Path) -> None:
     """Every one succeeds, and what is there afterwards is one of them, whole."""
 

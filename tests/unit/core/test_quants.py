@@ -159,6 +159,7 @@ def test_the_table_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not of this model" in out[-3]
 
 
+@pytest.mark.slow
 def test_flags_of_the_program_that_quantizes(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["quants", LLAMA, "--on", "rtx-3090", "--ram", "64GiB", "-c", "8k", "--format", "json", "--tensors"]
     assert main([*command, "--", "--pure", "--imatrix", "none.gguf"]) == 0
@@ -217,6 +218,7 @@ def test_a_model_that_nobody_quantizes(tmp_path: Path) -> None:
 QWEN = str(DATA / "configs" / "qwen3-8b")
 
 
+@pytest.mark.slow
 def test_published_forms_of_a_checkpoint() -> None:
     found = autofit.quantizations(QWEN, autofit.load_machine("rtx-4090", ram="64GiB"), context="16k", settings=None)
     rows = {row.quantization.name: row for row in found.rows if row.backend == "vllm"}

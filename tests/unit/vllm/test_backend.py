@@ -227,6 +227,7 @@ def test_weights_alone_exceed_the_node() -> None:
     assert {"does-not-fit", "gpus-needed"} <= codes(found)
 
 
+@pytest.mark.slow
 def test_smaller_cards_take_fewer_layers() -> None:
     """27.5 GiB in two stages on 24 and 12 GiB: even stages do not fit the smaller card."""
     cards = autofit.load_machine("rtx-4090", "rtx-3060-12gb", ram="16GiB")
@@ -709,6 +710,7 @@ def test_gpus_older_than_the_wheel() -> None:
     assert "old-gpu" not in codes(plan(SMALL, machine=autofit.load_machine("t4", ram="64GiB")))
 
 
+@pytest.mark.slow
 def test_single_precision_for_want_of_another_is_said() -> None:
     eight = autofit.load_machine(*["t4"] * 8, ram="256GiB")
     assert "float32" in codes(plan(CONFIGS / "gemma3-27b-text", machine=eight))

@@ -108,6 +108,7 @@ def test_a_plan_without_weights_in_ram_is_asked_only_where_it_answers_alike(mode
         assert quick is None or row is None or quick.plan.argv == row.plan.argv
 
 
+@pytest.mark.slow
 def test_a_budget_just_above_the_bound_makes_hardly_a_plan() -> None:
     one = Subject(MIXTRAL, None, {}, None)
     found = advise_hardware(one, NO_PRICES, Limits(budget_bytes=30 * GIB))

@@ -40,6 +40,7 @@ def test_contexts_are_halves_of_what_the_model_was_trained_for() -> None:
     assert contexts(None, None) == [4096]
 
 
+@pytest.mark.slow
 def test_a_longer_context_takes_more_and_decodes_slower() -> None:
     rows = _of("context")
     assert [one.context_tokens for one in rows] == [4096, 8192, 16_384, 32_768, 65_536, 131_072]

@@ -51,6 +51,7 @@ def test_a_plan_is_that_of_the_command_line(
     assert short["pools"][0]["used_bytes"] == shown["pools"][0]["used_bytes"]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_an_answer_with_the_reason() -> None:
     command = ["llama-server", "-m", "example:mixtral-8x22b-q4_k_m", "-ngl", "99", "-fit", "off"]
     found = told("check", command=command, **ON)

@@ -78,6 +78,7 @@ def test_what_else_there_is_to_choose_comes_after_the_answer() -> None:
     assert told.startswith("llama-server ") and told.count("\n") == 1
 
 
+@pytest.mark.slow_but("80")
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_a_command_is_cut_at_options_where_somebody_reads_it(columns: int) -> None:
     """And nowhere else: what goes into a pipe is one line."""
@@ -105,6 +106,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow_but("advise*")
 @pytest.mark.parametrize(
     "words",
     [

@@ -224,6 +224,7 @@ def test_without_a_place_to_write_the_plan_is_still_made(options: str, tmp_path:
     assert done.stdout.startswith("planned ") and ("No space left" in done.stdout or "Read-only" in done.stdout), done
 
 
+@pytest.mark.slow
 def test_racing_launches_never_take_more_than_there_is(environ: dict[str, str]) -> None:
     """Eighty processes at once, for a device with memory for nine: each plans for what is left."""
     capacity, each = 9_500, 1_000

@@ -84,6 +84,7 @@ def test_pipeline_parallelism_is_dropped_where_its_buffers_do_not_fit() -> None:
     assert large.engine_report["sched_copies"] == 4
 
 
+@pytest.mark.slow
 def test_pipeline_parallelism_is_told_as_asked_where_nothing_would_start_anyway() -> None:
     argv = "-ngl 99 -fit off -c 8192 -np 1 -ub 2048".split()
     found = check(cards("rtx-3060-12gb", 2), *argv, model="qwen2.5-72b-IQ4_XS")

@@ -48,6 +48,7 @@ def test_the_nearest_change_fits(name: str, flags: str, card: str, nearest: str 
     assert checked(name, f"{kept} {found[1]}", card, ram="64GiB").fits
 
 
+@pytest.mark.slow
 def test_where_no_flag_helps_memory_is_named() -> None:
     plan = checked("qwen2.5-72b-IQ4_XS", "-ngl 20 -c 4096 -fit off", "rtx-3090", ram="16GiB")
     assert not plan.fits

@@ -60,6 +60,7 @@ def test_a_number_for_the_only_device_says_nothing() -> None:
     assert figures(plan("-ts", "3", "-c", "4096")) == figures(plan("-c", "4096"))
 
 
+@pytest.mark.slow
 def test_a_margin_belongs_to_its_device_in_any_order() -> None:
     two = machine("rtx-3060-12gb", "rtx-4090")
     found = plan("-dev", "CUDA1,CUDA0", on=two, margin="3GiB,512MiB")

@@ -81,6 +81,7 @@ def test_auto_takes_the_longest_context_that_keeps_nine_tenths_of_the_rate_at_81
         assert n_ctx == 40_960 or started(longer) < 0.9 * started(compared)
 
 
+@pytest.mark.slow
 def test_auto_goes_no_lower_than_16384_tokens_while_half_the_rate_is_kept() -> None:
     found = plan(machine(card(0, 23.2)), model=EXPERTS)
     half = started(plan(machine(card(0, 23.2)), model=EXPERTS, context=8192)) / 2
@@ -258,15 +259,16 @@ def test_unified_memory_is_one_pool() -> None:
     assert found.memory.pools[0].sum_bytes("cache") > 0
 
 
+@pytest.mark.slow
 def test_unified_memory_has_no_more_on_the_host_than_the_device_cannot_take() -> None:
     """A device's own limit is filled first; beyond it, the pool's room counts for both."""
     shared = replace(card(0, 16, pool="host", api="metal"), free_bytes=12 * GIB)
     found = plan(machine(shared, ram_gib=64), model=EXPERTS, context=8192)
     assert found.fits
-    n_lean = int(value(found, "-ncmoe") or 0)
-    assert 0 < n_lean < 32
+    n_in_ram = int(value(found, "-ncmoe") or 0)
+    assert 0 < n_in_ram < 32
     argv = list(found.argv)
-    argv[argv.index("-ncmoe") + 1] = str(n_lean - 1)
+    argv[argv.index("-ncmoe") + 1] = str(n_in_ram - 1)
     assert not BACKEND.check(BACKEND.parse(argv), spec("models", EXPERTS), machine(shared, ram_gib=64)).fits
 
 

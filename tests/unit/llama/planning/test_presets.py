@@ -107,6 +107,7 @@ def test_several_sequences_are_told_their_rate_in_all() -> None:
     assert "rate-in-all" not in [found.code for found in rates("llama-3.1-8b-Q4_K_M", "rtx-3090", ram="64GiB").findings]
 
 
+@pytest.mark.slow
 def test_context_and_micro_batch_together_keep_nine_tenths_of_the_rate() -> None:
     plan = rates("gpt-oss-120b-MXFP4_MOE", "rtx-3090", ram="128GiB")
     shortest = rates("gpt-oss-120b-MXFP4_MOE", "rtx-3090", ram="128GiB", context=8192, prefer="memory")

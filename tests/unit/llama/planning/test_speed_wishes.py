@@ -46,6 +46,7 @@ def test_what_nothing_reaches_is_told_with_the_figure(wish: dict[str, float]) ->
     assert found.speed is not None
 
 
+@pytest.mark.slow
 def test_a_shorter_context_that_is_fast_enough_is_named() -> None:
     on = machine(card(0, 12))
     floor = 1.1 * full_rate(plan(on, model=MODEL, context=32_768))
@@ -56,6 +57,7 @@ def test_a_shorter_context_that_is_fast_enough_is_named() -> None:
     assert plan(on, model=MODEL, context=n_ctx, min_tps=floor, kv="f16").fits
 
 
+@pytest.mark.slow
 def test_a_prompt_that_has_to_be_processed_sooner_gets_a_larger_micro_batch() -> None:
     on = machine(card(0, 12, fp16_flops_per_s=50_000_000_000_000))
     free = plan(on, "-ub", "512", model=MODEL, context=16_384)

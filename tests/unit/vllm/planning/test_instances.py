@@ -139,6 +139,7 @@ def test_what_cannot_be_is_refused(on: tuple[str, ...], options: dict[str, Any],
         plan("qwen3-32b", *on, **options)
 
 
+@pytest.mark.slow
 def test_a_context_that_not_all_have_is_stated_or_refused() -> None:
     with pytest.raises(UsageError, match="node0 and node1 would have max_model_len 32768 and 4096"):
         plan("mixtral-8x7b", A3, "aws-g6-12xlarge", replicas=2)

@@ -62,6 +62,7 @@ def test_the_network_is_part_of_the_rate() -> None:
     assert by_flag.speed is not None and "the network at 10 Gbit/s" in by_flag.speed.basis
 
 
+@pytest.mark.slow
 def test_nodes_like_this_machine() -> None:
     by_option = plan("deepseek-v3", "8xh100-80gb", nodes=2, ram="1TiB")
     by_name = plan("deepseek-v3", "8xh100-80gb", ram="1TiB", engine_args=["--nnodes", "2"])
