@@ -72,6 +72,7 @@ class Goals(NamedTuple):
     least: int
     most: int
     rate: Callable[[Found], float] = lambda found: 1.0 / found.seconds
+    rate_with: Callable[[Found, tuple[str, str]], float] = lambda found, kv: math.inf  #: with other types in its place
     filled: str = ""  #: how full the context is at that rate, in words behind it
     full: Callable[[Found], float] = lambda found: 1.0 / found.seconds  #: decode tokens/s with the context full
     prompts: Callable[[Found, int], float] = lambda found, n_ubatch: 0.0
@@ -151,8 +152,10 @@ def _any_type(search: Search, goals: Goals) -> Answer | None:
 def _priced(search: Search, goals: Goals, answer: Answer) -> Answer:
     """An answer that wants no more memory, with what a lossy cache would gain where much of the context is filled."""
     kv = next((kv for kv in goals.kv_types if kv != goals.kv_types[0]), None)
-    if kv is None or not goals.fills or answer.lossless is not None:
+    if kv is None or not goals.fills or answer.lossless is not None or answer.found.split.on_host:
         return answer
+    if goals.rate_with(answer.found, kv) < NOTICED_GAIN * goals.rate(answer.found):
+        return answer  # in the same place, and no other would be faster: nothing is in RAM
     try:
         alike = _fastest(search, goals, goals.candidate(answer.found.candidate.n_ctx_seq, kv))
     except EngineRefusalError:

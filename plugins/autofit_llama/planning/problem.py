@@ -310,6 +310,17 @@ class LaunchProblem:
         less = {d.id: Margin(n_bytes=self.reserve_bytes(d) + spare.get(d.id, 0)) for d in self.devices}
         return replace(self, margins=less)
 
+    def speed_with(
+        self, candidate: Candidate, split: Split, kv: tuple[str, str], *, n_filled: int | None
+    ) -> Speed | None:
+        """The rates of this split with other types of the cache, read where it lies; buffers are not counted again."""
+        found = self.estimated(candidate, split)
+        layout, run = found.layout, self.run_of(self.solved(candidate, split))
+        context = self._context(candidate._replace(type_k=kv[0], type_v=kv[1]))
+        layout = replace(layout, context=context, caches=caches(layout.hparams, context))
+        found = replace(found, layout=layout)
+        return speed_of(run, found, self.machine_with_rates, n_filled=n_filled, tells_start=False)
+
     def speed(
         self, candidate: Candidate, split: Split, *, n_ubatch: int | None = None, n_filled: int | None = None
     ) -> Speed | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from autofit.domain.machine import Device, Machine
@@ -146,6 +147,13 @@ class Task:
                 return speed.prefill_tokens_per_s or 0.0
             return speed.decode_tokens_per_s
 
+        def rate_with(found: Found, kv: tuple[str, str]) -> float:
+            if self.base.embedding:
+                return math.inf
+            filled = None if prefer == "context" else min(FILLED_TOKENS, found.candidate.n_ctx_seq)
+            speed = problem.speed_with(found.candidate, found.split, kv, n_filled=filled)
+            return math.inf if speed is None else speed.decode_tokens_per_s
+
         def full(found: Found) -> float:
             speed = problem.speed(found.candidate, found.split)
             return 1.0 / found.seconds if speed is None else speed.decode_tokens_per_s
@@ -166,6 +174,7 @@ class Task:
             least=least,
             most=most,
             rate=rate,
+            rate_with=rate_with,
             filled="" if self.base.embedding else _filled(prefer, most),
             full=full,
             prompts=prompts,
