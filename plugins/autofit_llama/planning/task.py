@@ -8,7 +8,7 @@ from typing import Any
 from autofit.domain.machine import Device, Machine
 from autofit.domain.model import ModelSpec
 from autofit.domain.plan import Speed
-from autofit.domain.request import Margin, Request
+from autofit.domain.request import Margin, Prefer, Request
 from autofit.domain.text import printable
 from autofit.domain.values import dataclass, replace
 from autofit.errors import EngineRefusalError
@@ -52,6 +52,51 @@ from autofit_llama.planning.problem import FILLED_TOKENS, LaunchProblem
 from autofit_llama.planning.search import Found, Search
 
 _TRADES = {"throughput": PROMPTS_TOO, "memory": MEMORY_FIRST}
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """The rates by which answers are compared, in tokens/s."""
+
+    problem: LaunchProblem
+    request: Request
+    prefer: Prefer
+    embeds: bool  #: nothing is decoded
+
+    def near(self, found: Found) -> float:
+        """Decode near the start of the context, or full where that is preferred; prompts where nothing is decoded."""
+        speed = self.problem.speed(found.candidate, found.split, n_filled=self._filled(found))
+        if speed is None:
+            return 1.0 / found.seconds
+        return (speed.prefill_tokens_per_s or 0.0) if self.embeds else speed.decode_tokens_per_s
+
+    def near_with(self, found: Found, kv: tuple[str, str]) -> float:
+        """The same with other types of the cache in its place; infinity where that is unknown."""
+        if self.embeds:
+            return math.inf
+        speed = self.problem.speed_with(found.candidate, found.split, kv, n_filled=self._filled(found))
+        return math.inf if speed is None else speed.decode_tokens_per_s
+
+    def _filled(self, found: Found) -> int | None:
+        if self.prefer == "context" or self.embeds:
+            return None
+        return min(FILLED_TOKENS, found.candidate.n_ctx_seq)
+
+    def full(self, found: Found) -> float:
+        speed = self.problem.speed(found.candidate, found.split)
+        return 1.0 / found.seconds if speed is None else speed.decode_tokens_per_s
+
+    def prompts(self, found: Found, n_ubatch: int) -> float:
+        n_prompt = max(COMPARED_TOKENS, n_ubatch)
+        speed = self.problem.speed(found.candidate, found.split, n_ubatch=n_ubatch, n_filled=n_prompt)
+        return 0.0 if speed is None else speed.prefill_tokens_per_s or 0.0
+
+    def meets(self, found: Found, n_ubatch: int) -> bool:
+        """Whether it is as fast as wished."""
+        if self.request.min_tps is None and self.request.max_ttft is None:
+            return True
+        speed = self.problem.speed(found.candidate, found.split, n_ubatch=n_ubatch)
+        return not slower_than_wished(self.request, speed, found.candidate.n_ctx_seq)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,48 +182,17 @@ class Task:
             n_ubatch = n_batch = least
             most = most if longest else least
 
-        def rate(found: Found) -> float:
-            n_ctx = found.candidate.n_ctx_seq
-            filled = None if prefer == "context" or self.base.embedding else min(FILLED_TOKENS, n_ctx)
-            speed = problem.speed(found.candidate, found.split, n_filled=filled)
-            if speed is None:
-                return 1.0 / found.seconds
-            if self.base.embedding:  # nothing is decoded
-                return speed.prefill_tokens_per_s or 0.0
-            return speed.decode_tokens_per_s
-
-        def rate_with(found: Found, kv: tuple[str, str]) -> float:
-            if self.base.embedding:
-                return math.inf
-            filled = None if prefer == "context" else min(FILLED_TOKENS, found.candidate.n_ctx_seq)
-            speed = problem.speed_with(found.candidate, found.split, kv, n_filled=filled)
-            return math.inf if speed is None else speed.decode_tokens_per_s
-
-        def full(found: Found) -> float:
-            speed = problem.speed(found.candidate, found.split)
-            return 1.0 / found.seconds if speed is None else speed.decode_tokens_per_s
-
-        def prompts(found: Found, n_ubatch: int) -> float:
-            n_prompt = max(COMPARED_TOKENS, n_ubatch)
-            speed = problem.speed(found.candidate, found.split, n_ubatch=n_ubatch, n_filled=n_prompt)
-            return 0.0 if speed is None else speed.prefill_tokens_per_s or 0.0
-
-        def meets(found: Found, n_ubatch: int) -> bool:
-            if request.min_tps is None and request.max_ttft is None:
-                return True
-            speed = problem.speed(found.candidate, found.split, n_ubatch=n_ubatch)
-            return not slower_than_wished(request, speed, found.candidate.n_ctx_seq)
-
+        rates = _Rates(problem, request, prefer, embeds=bool(self.base.embedding))
         return Goals(
             prefer=prefer,
             least=least,
             most=most,
-            rate=rate,
-            rate_with=rate_with,
+            rate=rates.near,
+            rate_with=rates.near_with,
             filled="" if self.base.embedding else _filled(prefer, most),
-            full=full,
-            prompts=prompts,
-            meets=meets,
+            full=rates.full,
+            prompts=rates.prompts,
+            meets=rates.meets,
             kv_types=self.kv_types(),
             keeps_precision=request.prefer == "quality",
             fills=self.fills,
