@@ -229,6 +229,7 @@ def test_published_forms_of_a_checkpoint() -> None:
     assert rows["FP8 while loading"].quantization.engine_args == ("--quantization", "fp8")
 
 
+@pytest.mark.slow
 def test_a_form_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     config = json.loads((Path(QWEN) / "config.json").read_text()) | {"intermediate_size": 12_300}
     (tmp_path / "config.json").write_text(json.dumps(config))

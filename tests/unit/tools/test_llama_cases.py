@@ -32,7 +32,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.slow_cases("L1+ rule", "L3+")
+@pytest.mark.slow_cases("L1+ rule", "L3+", "L7")
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_a_case_is_answered_rightly(case: object, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(models)

@@ -55,6 +55,7 @@ def test_every_quantization_that_is_there_is_ranked_in_one_table(folder: Path) -
         assert row.plan.memory.pools[0].sum_bytes("weights") <= (form.quantization.weights_bytes or 0)
 
 
+@pytest.mark.slow_but("4")
 @pytest.mark.parametrize("n_rows", [4, 12])
 def test_the_front_is_of_price_memory_rate_and_quality(folder: Path, n_rows: int) -> None:
     found = ranking(folder, n_rows)
@@ -65,6 +66,7 @@ def test_the_front_is_of_price_memory_rate_and_quality(folder: Path, n_rows: int
         assert not (on_front and better)
 
 
+@pytest.mark.slow
 def test_one_that_is_larger_and_loses_more_is_on_the_front_only_where_it_is_faster(folder: Path) -> None:
     pairs = [(form, row) for form, row in ranking(folder, 24).rows if form.name in ("Q4_1", "Q4_K_M")]
     rates = {(form.name, row.candidate.added): row.speed.decode_tokens_per_s for form, row in pairs if row.speed}
@@ -90,6 +92,7 @@ def test_quality_is_by_bits_but_for_published_losses() -> None:
     assert quality_ranks([]) == []
 
 
+@pytest.mark.slow_but("have0")
 @pytest.mark.parametrize("have", [(), CARD])
 def test_a_row_is_the_plan_of_its_command(
     folder: Path, have: tuple[str, ...], capsys: pytest.CaptureFixture[str]
@@ -108,6 +111,7 @@ def test_what_one_has_is_told_of_each(folder: Path) -> None:
     assert len(rates) == len(NAMES) and rates[0] > rates[2] > rates[3]
 
 
+@pytest.mark.slow
 def test_a_small_budget_leaves_the_small_ones_and_one_too_small_names_the_nearest(folder: Path) -> None:
     some = ranking(folder, limits=Limits(budget_bytes=8 * GIB))
     assert {form.name for form, _ in some.rows} == {"Q4_K_M", "Q4_1", "Q5_K_M"}
@@ -150,6 +154,7 @@ def _layouts() -> Iterator[tuple[str, Callable[[Path], Path]]]:
     yield "companions", with_companions
 
 
+@pytest.mark.slow_but("files-*")
 @pytest.mark.parametrize(
     ("layout", "make"), list(_layouts()), ids=lambda value: value if isinstance(value, str) else ""
 )
@@ -200,6 +205,7 @@ def test_names_are_what_tells_files_apart() -> None:
     assert names_of(["/m/A.Q8_0.gguf", "/m/a.f16.gguf"]) == ["Q8_0", "f16"]
 
 
+@pytest.mark.slow
 def test_the_command_shows_all_and_says_the_same_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["advise", str(folder), "--rows", "5"]) == 0
     text = capsys.readouterr().out

@@ -51,6 +51,7 @@ def test_a_projector_beside_the_model_is_offered_with_what_it_takes(tmp_path: Pa
     assert note(taken, "file-beside") is None
 
 
+@pytest.mark.slow_but("False")
 @pytest.mark.parametrize("is_nested", [False, True])
 def test_a_projector_that_quantizations_share_is_offered_with_each(tmp_path: Path, is_nested: bool) -> None:
     for name in ("Q4_K_M", "Q8_0"):

@@ -115,6 +115,7 @@ def test_notes_speak_of_the_program_that_runs() -> None:
     assert finding(found, "engine-fit-gave-up").startswith("llama-cli's own --fit")
 
 
+@pytest.mark.slow
 def test_llama_bench_shows_the_combination_with_least_room() -> None:
     """Its runs follow one another: the devices of one and the host of another never add up."""
     command = ["llama-bench", "-m", LLAMA, "-p", "512", "-d", "131072", "-ctk", "q8_0,f16", "-ngl", "0,99"]

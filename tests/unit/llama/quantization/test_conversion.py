@@ -110,6 +110,7 @@ def test_long_contexts_have_factors_and_biases_are_refused(tmp_path: Path) -> No
         converted(_stated(tmp_path, **{**phi, "attention_bias": True}))
 
 
+@pytest.mark.slow
 def test_forms_and_plans_are_those_of_the_file() -> None:
     rows = {
         row.quantization.name: row
