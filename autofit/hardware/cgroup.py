@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from autofit.domain.values import dataclass
-from autofit.hardware.system import System
+from autofit.hardware.system import System, is_number
 
 UNLIMITED = 1 << 60  #: version 1 says "no limit" with a number close to 2**63
 
@@ -59,7 +59,7 @@ def cpu_quota(system: System) -> float | None:
             words = (system.text(f"{path}/cpu.max") or "").split()
         else:
             words = [system.text(f"{path}/cpu.cfs_{what}_us") or "" for what in ("quota", "period")]
-        if re.fullmatch(r"\d{1,15} [1-9]\d{0,14}", " ".join(words)):
+        if len(words) == 2 and all(is_number(word, 15) for word in words) and int(words[1]):
             quotas.append(int(words[0]) / int(words[1]))
     return min(quotas, default=None)
 

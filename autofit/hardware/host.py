@@ -12,7 +12,7 @@ from autofit.domain.units import KIB, format_bytes
 from autofit.domain.values import dataclass, field
 from autofit.hardware import cgroup
 from autofit.hardware.programs import ToolError
-from autofit.hardware.system import System
+from autofit.hardware.system import System, is_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +68,7 @@ def _linux(system: System) -> HostFacts:
             n_cores_physical=cores.physical,
             n_cores_logical=cores.logical,
             n_cores_performance=cores.performance,
-            n_numa_nodes=len([n for n in system.names("/sys/devices/system/node") if re.fullmatch(r"node\d+", n)])
-            or None,
+            n_numa_nodes=sum(map(_is_node, system.names("/sys/devices/system/node"))) or None,
             cpu_name=_cpu_name(system),
             shm_bytes=shm,
             memlock_bytes=_memlock(system),
@@ -87,9 +86,24 @@ def _meminfo(system: System) -> dict[str, int]:
     """/proc/meminfo; kB are bytes here, counts stay counts."""
     found = {}
     for line in (system.text("/proc/meminfo") or "").splitlines():
-        if match := re.fullmatch(r"([\w()]+):\s+(\d{1,15})( kB)?\s*", line):
-            found[match[1]] = int(match[2]) * (KIB if match[3] else 1)
+        name, _, said = line.partition(":")
+        number, *unit = said.split() or [""]
+        if is_number(number, 15) and unit in ([], ["kB"]):
+            found[name] = int(number) * (KIB if unit else 1)
     return found
+
+
+def _is_node(name: str) -> bool:
+    return name.startswith("node") and is_number(name[4:], 6)
+
+
+def _told(text: str | None, *names: str) -> str | None:
+    """What the first line `NAME : VALUE` of one of these names says."""
+    for line in (text or "").splitlines():
+        name, colon, value = line.partition(":")
+        if colon and name.rstrip() in names:
+            return value.strip()
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +138,7 @@ def _cores(system: System, notes: list[str]) -> _Cores:
 
 
 def _allowed(system: System) -> str | None:
-    match = re.search(r"^Cpus_allowed_list:\s*(\S+)", system.text("/proc/self/status") or "", re.MULTILINE)
-    return match[1] if match else None
+    return _told(system.text("/proc/self/status"), "Cpus_allowed_list")
 
 
 def _performance_cpus(system: System, cpus: set[int]) -> set[int]:
@@ -145,32 +158,32 @@ def _cpu_list(text: str | None) -> set[int]:
     """`0-3,8` -> {0, 1, 2, 3, 8}; empty for what is no list."""
     found: set[int] = set()
     for part in (text or "").strip().split(","):
-        if not (match := re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part)):
+        first, dash, last = part.partition("-")
+        if not is_number(first, 5) or (dash and not is_number(last, 5)):
             return set()
-        found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+        found |= set(range(int(first), int(last or first) + 1))
     return found
 
 
 def _cpu_name(system: System) -> str | None:
-    text = system.text("/proc/cpuinfo") or ""
-    match = re.search(r"^(?:model name|Model|cpu model)\s*:\s*(.+)$", text, re.MULTILINE)
-    if match:
-        return printable(re.sub(r"\s+", " ", match[1]).strip())
+    if name := _told(system.text("/proc/cpuinfo"), "model name", "Model", "cpu model"):
+        return printable(" ".join(name.split()))
     model = system.text("/proc/device-tree/model") or system.text("/sys/firmware/devicetree/base/model")
     return printable(model.strip()) if model else None
 
 
 def _has_repack(system: System) -> bool | None:
     """AVX2 or NEON, which llama.cpp's CPU builds need to re-lay quantized weights (ggml-cpu/repack.cpp)."""
-    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", system.text("/proc/cpuinfo") or "", re.MULTILINE)
-    if match is None:
-        return None
-    return bool({"avx2", "asimd", "neon"} & set(match[1].split()))
+    flags = _told(system.text("/proc/cpuinfo"), "flags", "Features")
+    return bool({"avx2", "asimd", "neon"} & set(flags.split())) if flags else None
 
 
 def _memlock(system: System) -> int | None:
-    match = re.search(r"^Max locked memory\s+(\d{1,18})\s", system.text("/proc/self/limits") or "", re.MULTILINE)
-    return int(match[1]) if match else None
+    for line in (system.text("/proc/self/limits") or "").splitlines():
+        if line.startswith("Max locked memory"):
+            soft = (line.removeprefix("Max locked memory").split() or [""])[0]
+            return int(soft) if is_number(soft, 18) else None
+    return None
 
 
 def _kubernetes(system: System, total: int | None) -> list[str]:

@@ -48,12 +48,12 @@ def standing(environ: Mapping[str, str]) -> tuple[Reservation, ...]:
     return tuple(sorted((one for one in found if not _is_ours(one)), key=lambda one: one.at_s))
 
 
-def _files(place: Path) -> Iterator[Path]:
+def _files(place: Path, suffix: str = ".json") -> Iterator[Path]:
     with suppress(OSError), os.scandir(place) as entries:
         for n, entry in enumerate(entries):
             if n >= MAX_FILES:
                 return
-            if entry.name.endswith(".json"):
+            if entry.name.endswith(suffix):
                 yield Path(entry.path)
 
 
@@ -201,7 +201,7 @@ class Ledger:
 
     def _clear(self) -> None:
         """Remove what is of nobody any more, and what this process made before."""
-        for path in [*_files(self.place), *self.place.glob("*.new")]:
+        for path in [*_files(self.place), *_files(self.place, ".new")]:
             one = _read(path)
             if (one is not None and _is_ours(one)) or not _is_locked(path):
                 with suppress(OSError):
