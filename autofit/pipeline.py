@@ -509,7 +509,7 @@ def _loaded(backend: Backend, command: ParsedCommand, model: Any) -> tuple[Model
 
 def _opened(argv: tuple[str, ...], around: Mapping[str, str], *, may_ask: bool) -> Inside | None:
     """What runs in the container that a command starts; `None`: it starts none."""
-    from autofit.text.launchers import RUNNERS
+    from autofit.text.programs import RUNNERS
 
     if not argv or argv[0].rpartition("/")[2] not in RUNNERS:
         return None

@@ -21,7 +21,8 @@ from autofit.errors import AutofitError, UsageError
 from autofit.host import host, resolve
 from autofit.inputs import split_assignments
 from autofit.pipeline import check
-from autofit.text.launchers import RUNNERS, unwrap
+from autofit.text.launchers import unwrap
+from autofit.text.programs import RUNNERS
 
 if TYPE_CHECKING:
     from autofit.backend import Served

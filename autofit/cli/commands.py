@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from autofit.domain.text import printable
 from autofit.errors import UsageError
 from autofit.host import host
-from autofit.text.launchers import RUNNERS
-from autofit.text.programs import n_module_words, program_name
+from autofit.text.programs import RUNNERS, n_module_words, program_name
 
 if TYPE_CHECKING:
     from autofit.backend import Backend, Served

@@ -20,7 +20,6 @@ from autofit.machines import RESERVATIONS_OFF
 from autofit.pipeline import plan_command
 from autofit.settings.layers import Surroundings
 from autofit.settings.options import CHECKED, OPTIONS
-from autofit.text.launchers import Wrapped, unwrap
 from autofit.text.programs import program_name
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from autofit.cli.check_files import Verdict
     from autofit.domain.machine import Machine
     from autofit.domain.plan import Plan
+    from autofit.text.launchers import Wrapped
 
 TAKES_COMMAND = True
 NOTHING: Mapping[str, int] = {}
@@ -57,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from autofit.text.launchers import unwrap
+
     assigned, words = split_assignments(args.engine_args or ())
     wrapped = unwrap(words)
     check_words("run", wrapped.argv)

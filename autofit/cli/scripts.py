@@ -23,8 +23,8 @@ from autofit.errors import AutofitError, EngineRefusalError, UsageError
 from autofit.files import cache_home, read_bounded, runtime_dir
 from autofit.launch.shims import RECORD, own_folder, with_shims
 from autofit.text import shell
-from autofit.text.launchers import RUNNERS, SHELLS
-from autofit.text.programs import program_name
+from autofit.text.launchers import SHELLS
+from autofit.text.programs import RUNNERS, program_name
 
 if TYPE_CHECKING:
     import subprocess

@@ -11,7 +11,7 @@ from autofit.host import host
 from autofit.launch.own import own_import
 from autofit.launch.shims import OFF, shim_texts, write_shims
 from autofit.text import shell
-from autofit.text.launchers import RUNNERS
+from autofit.text.programs import RUNNERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from autofit.domain.text import printable
 from autofit.domain.values import replace
 from autofit.errors import UsageError
 from autofit.files import read_bounded
-from autofit.text.launchers import RUNNERS
+from autofit.text.programs import RUNNERS
 from autofit.text.yaml import documents
 
 Reader = Callable[[str], Sequence[tuple[int, tuple[str, ...]]]]  #: text -> commands with their lines

@@ -19,7 +19,7 @@ from autofit.domain.text import printable
 from autofit.errors import AutofitError
 from autofit.files import is_own, read_bounded, runtime_dir
 from autofit.launch.reservations import Claim, Reservation, reduced
-from autofit.text.launchers import RUNNERS
+from autofit.text.programs import RUNNERS
 
 SCHEMA = 1
 MAX_FILES = 512

@@ -16,7 +16,7 @@ from autofit.domain.text import printable
 from autofit.domain.values import dataclass
 from autofit.domain.words import in_json
 from autofit.errors import UsageError
-from autofit.text.launchers import RUNNERS
+from autofit.text.programs import RUNNERS
 
 _HINT = "only `docker run [options] IMAGE [words]` is understood; or give the engine's own command"
 

@@ -20,7 +20,6 @@ from autofit.errors import UsageError
 
 ASSIGNMENT = lazy_pattern(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 SHELLS = frozenset(("sh", "bash", "dash", "zsh", "ksh", "mksh", "ash", "busybox", "fish"))
-RUNNERS = ("docker", "podman", "nerdctl")  #: of containers, whose options `autofit.text.containers` reads
 MAX_LAUNCHERS = 16
 
 

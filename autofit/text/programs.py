@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+RUNNERS = ("docker", "podman", "nerdctl")  #: of containers, whose options `autofit.text.containers` reads
 _TAKES_VALUE = ("-X", "-W", "--check-hash-based-pycs")
 
 
