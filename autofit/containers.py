@@ -63,7 +63,7 @@ class Inside:
         held = self.container.holding(model)
         where = "inside the container, and no folder of this machine" if held is None else f"in {held.name}"
         raise UsageError(
-            f"{printable(model, 200)} is {where}", hint="give it the model's folder: -v /path/of/models:/models"
+            f"{printable(model, 200)} is {where}", hint=_mount(printable(model.rpartition("/")[0] or "/", 200))
         )
 
     def command(self, command: ParsedCommand) -> ParsedCommand:
@@ -184,6 +184,14 @@ def _inside(container: Container, found: Contained, image: _Image, around: Mappi
         apis=found.apis,
         directory=container.directory or image.directory or found.directory,
         label=image.label,
+    )
+
+
+def _mount(folder: str) -> str:
+    """How a container is given a folder of models."""
+    given = f"/path/of/models:{folder}"
+    return (
+        f"mount the folder that holds it: -v {given}, in a file under volumes; or --map {folder}=/path/of/models here"
     )
 
 

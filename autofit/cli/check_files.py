@@ -54,8 +54,9 @@ def run(args: argparse.Namespace, options: Mapping[str, Any]) -> int:
     mapped = [_mapped(text) for text in args.mapped]
     verdicts: list[Verdict] = []
     too_many: list[str] = []
+    is_told = args.quiet or (len(args.files) == 1 and not args.if_any)  # by the error below
     for path in args.files:
-        for found, together in _verdicts(path, mapped, options, quiet=args.quiet):
+        for found, together in _verdicts(path, mapped, options, quiet=is_told):
             verdicts += found
             too_many += [] if together is None else [together]
     if not verdicts and not args.if_any:

@@ -22,6 +22,7 @@ _UNITS = {
 }  # fmt: skip
 _SIZE = lazy_pattern(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*", re.ASCII)
 MAX_BYTES = 1 << 60
+MAX_TOKENS = (1 << 31) - 1  #: engines count positions in 32 bits with a sign
 LEAST_BARE_BYTES = MIB
 
 
@@ -51,9 +52,14 @@ def parse_tokens(text: str) -> int:
     Raises:
         UsageError: not a positive count, or beyond 2**31 - 1.
     """
-    match = re.fullmatch(r"\s*([0-9]{1,12})\s*([kKmM]?)\s*", text, re.ASCII)
+    match = re.fullmatch(r"\s*([0-9]{1,40})\s*([kKmM]?)\s*", text, re.ASCII)
     n_tokens = int(match[1]) * {"": 1, "k": 1024, "m": 1 << 20}[match[2].lower()] if match else 0
-    if not 0 < n_tokens < 1 << 31:
+    if n_tokens > MAX_TOKENS:
+        raise UsageError(
+            f"{text.strip()[:40]} is more than {MAX_TOKENS:,} tokens, the most that are accepted",
+            hint="write a smaller number, such as 131072 or 128k",
+        )
+    if n_tokens <= 0:
         raise UsageError(f"not a token count: {text[:40]!r}", hint="write a positive number, such as 32768 or 32k")
     return n_tokens
 

@@ -22,7 +22,7 @@ from autofit.domain.ram import Ram, parse_ram
 from autofit.domain.text import printable
 from autofit.domain.units import GIB, MAX_BYTES, format_bytes, parse_size
 from autofit.domain.values import dataclass, replace
-from autofit.errors import HardwareError, UnknownHardwareError
+from autofit.errors import HardwareError, UnknownHardwareError, UsageError
 from autofit.hardware import names
 from autofit.hardware.catalog import FIGURES, Profile, listed, load_profile, read_profile
 from autofit.profiles import files, find_file, read_text
@@ -356,7 +356,13 @@ def _split_size(wanted: str) -> tuple[str, int | None]:
     name, colon, size = wanted.rpartition(":")
     if not colon or _is_path(wanted):
         return wanted.strip(), None
-    free_bytes = parse_size(size)
+    try:
+        free_bytes = parse_size(size)
+    except UsageError as error:
+        if re.fullmatch(r"[1-9][0-9]{0,2}", size.strip(), re.ASCII):  # a count is as likely to be meant
+            count, card = size.strip(), printable(name.strip())
+            error.hint = f"{error.hint} after the colon, or {count}x{card} for {count} of them"
+        raise
     if free_bytes <= 0:
         raise UnknownHardwareError(
             f"{printable(wanted)}: no memory is left",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from autofit.domain.memory import KINDS, DeviceLimit, PoolUse
 from autofit.domain.plan import Alternative, Finding, NextRejected, Plan, Speed
@@ -54,10 +55,15 @@ def limits(plan: Plan) -> Iterator[str]:
         yield _fullness(plan)
     elif limit.pool is not None:
         some = group_of(plan.memory.pools, limit.pool)
-        who, verb = ids(some) or limit.pool, "limits" if len(some) < 2 else "limit"
-        yield printable(f"{who}{_left(some)} {verb} the {limit.what}: {limit.because}", 400)
+        device = _tightest_device(some)
+        if device is not None:
+            who, verb = f"{device.id}{_left_to(device, some[0])}", "limits"
+        else:
+            who, verb = f"{ids(some) or limit.pool}{_left(some)}", "limits" if len(some) < 2 else "limit"
+        yield printable(f"{who} {verb} the {limit.what}: {limit.because}", 400)
         if limit.next_step is not None:
-            yield _step(limit.next_step)
+            step = limit.next_step
+            yield _step(replace(step, pool=device.id) if device is not None and step.pool == limit.pool else step)
     elif limit.what:
         yield printable(f"memory does not limit the {limit.what}: {limit.because}", 400)
     else:
@@ -89,6 +95,17 @@ def _left(pools: Sequence[PoolUse]) -> str:
         return ""
     room, pool = min(rooms, key=lambda one: one[0])
     return f" ({format_bytes(room)} left{_margin(pool)})" if room >= 0 else ""
+
+
+def _tightest_device(pools: Sequence[PoolUse]) -> DeviceLimit | None:
+    """The device that reaches what it may take of a pool before the pool itself is full."""
+    tightest = pools[0].tightest if len(pools) == 1 else None
+    return tightest if isinstance(tightest, DeviceLimit) else None
+
+
+def _left_to(device: DeviceLimit, pool: PoolUse) -> str:
+    room = device.limit_bytes - device.used_bytes
+    return f" ({format_bytes(room)} left of what it may take of {pool.name})" if room >= 0 else ""
 
 
 def _step(step: NextRejected) -> str:

@@ -55,6 +55,14 @@ def engine_devices(machine: Machine, *, merged: bool = False) -> tuple[tuple[str
     return (*remote, *(discrete or integrated))
 
 
+def devices_here(names: Iterable[str], unknown: str) -> str:
+    """What to name instead of a device that is not there, and how cards that Vulkan drives are planned for."""
+    known = tuple(names)
+    hint = f"devices here: {', '.join(known) or 'none'}"
+    by_vulkan = unknown.startswith(NAMES["vulkan"]) and not any(name.startswith(NAMES["vulkan"]) for name in known)
+    return f"{hint}; --on CARD@vulkan plans for one that Vulkan drives" if by_vulkan and known else hint
+
+
 def server_of(machine: Machine, device: Device) -> str | None:
     """The server (HOST:PORT) that lends a device; one whose address nobody knows is called by its node's name."""
     node = next((node for node in machine.nodes if node.name == device.node), None)
@@ -98,7 +106,7 @@ def choose_devices(launch: Launch, machine: Machine) -> tuple[tuple[str, Device]
         if unknown:
             raise EngineRefusalError(
                 f"llama.cpp refuses: invalid device: {unknown[0][:40]!r}",
-                hint=f"devices here: {', '.join(by_name) or 'none'}",
+                hint=devices_here(by_name, unknown[0]),
             )
         chosen = tuple(by_name[name] for name in launch.devices)
     return chosen
@@ -282,5 +290,8 @@ def _projector_device(launch: Launch, named: Sequence[tuple[str, Device]]) -> st
         if launch.mmproj_device in (None, name):
             return device.id
     if launch.mmproj_device is not None:
-        raise EngineRefusalError(f"llama.cpp refuses: invalid device: {launch.mmproj_device[:40]!r}")
+        raise EngineRefusalError(
+            f"llama.cpp refuses: invalid device: {launch.mmproj_device[:40]!r}",
+            hint=devices_here([name for name, _ in named], launch.mmproj_device),
+        )
     return HOST_POOL

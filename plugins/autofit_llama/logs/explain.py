@@ -92,4 +92,5 @@ def missing_of(observed: Observed, missing: Sequence[str]) -> tuple[str, ...]:
         found.append("... using device CUDA0 (...) - ... MiB free")
     if not found:
         return ()
-    return (*found, "run it again with -v, and take the log from its first line")
+    rest = "what the engine prints with -v, from its first line on: run it again so"
+    return (*found, f"{rest}, or name the model's file with --model" if missing else rest)

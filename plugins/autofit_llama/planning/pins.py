@@ -29,7 +29,7 @@ from autofit_llama.command.values import AUTO_LAYERS
 from autofit_llama.command.write import render
 from autofit_llama.engine.naming import find_version
 from autofit_llama.engine.versions import Version
-from autofit_llama.launch.process import engine_devices
+from autofit_llama.launch.process import devices_here, engine_devices
 from autofit_llama.model.context import MAX_SEQUENCES
 from autofit_llama.model.hparams import HParams
 from autofit_llama.planning.search import Bounds
@@ -248,7 +248,10 @@ def check_margins(margins: Mapping[str, int], machine: Machine, *, is_asked: boo
         if room is not None and margin >= room > 0:
             has = f"{device.id} has {format_bytes(room)} in all"
             if is_asked:
-                raise UsageError(f"--margin {format_bytes(margin)} leaves nothing: {has}")
+                raise UsageError(
+                    f"--margin {format_bytes(margin)} leaves nothing: {has}",
+                    hint="write less: --margin 1GiB, or 8%; one for each device: --margin 1GiB,2GiB",
+                )
             raise UsageError(
                 f"{has}, no more than what is kept free for other programs ({format_bytes(margin)})",
                 hint="name its real size, or keep less free: --margin 0",
@@ -288,8 +291,7 @@ def listed_devices(pins: Pins, request: Request, machine: Machine) -> tuple[Devi
         by_name = dict(every)
         unknown = next((name for name in given.devices if name not in by_name), None)
         if unknown is not None:
-            known = ", ".join(by_name) or "none"
-            raise UsageError(f"-dev {unknown[:40]}: no such device here", hint=f"devices: {known}")
+            raise UsageError(f"-dev {unknown[:40]}: no such device here", hint=devices_here(by_name, unknown))
         return tuple(by_name[name] for name in given.devices)
     devices = tuple(device for _, device in every)
     return choose(devices, request.device, {device.id: name for name, device in every})

@@ -48,8 +48,10 @@ def _slow(task: Task, goals: Goals, found: Found) -> Iterator[Finding]:
     """That nobody waits for such a plan who knows of another, unless a rate was asked for."""
     if not found.split.on_host or task.request.min_tps is not None:
         return
-    if 0 < goals.rate(found) < READ_TOKENS_PER_S / 2:
-        message = f"decoding is less than half as fast as people read (~{READ_TOKENS_PER_S:.0f} tokens/s)"
+    rate = goals.rate(found)
+    if 0 < rate < READ_TOKENS_PER_S / 2:
+        message = f"decoding at ~{format_rate(rate)} tokens/s{goals.filled} is less than half as fast as people read"
+        message += f" (~{READ_TOKENS_PER_S:.0f} tokens/s)"
         where = "`autofit quants MODEL` compares smaller quantizations, `autofit advise MODEL` hardware"
         yield finding("slow-decoding", f"{message}: {where}")
 

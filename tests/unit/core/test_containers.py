@@ -108,6 +108,14 @@ def test_vulkan_drives_what_others_drive_too() -> None:
     assert {device.api for device in inside.machine(CARD).devices} == {"vulkan"}
 
 
+@pytest.mark.parametrize("folder", ["/models", "/data/of/ours"])
+def test_the_folder_to_mount_is_that_of_the_model(folder: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        check("docker", "run", SERVER, "-m", f"{folder}/m.gguf")
+    assert f"-v /path/of/models:{folder}," in (refused.value.hint or "")
+    assert f"--map {folder}=" in (refused.value.hint or "")
+
+
 def test_memory_limit_of_the_container() -> None:
     inside = opened(("docker", "run", "-m", "4g", SERVER), {}, may_ask=False)
     assert inside is not None

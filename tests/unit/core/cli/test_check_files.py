@@ -117,6 +117,17 @@ def test_refused(check, words: tuple[str, ...], cause: str) -> None:  # type: ig
     assert cause in err
 
 
+def test_a_file_without_commands_is_told_once(check) -> None:  # type: ignore[no-untyped-def]
+    write("empty.sh", "true\n")
+    write("other.sh", "true\n")
+    _, _, err = check("--from", "empty.sh")
+    assert err.count("no command of an engine") == 1
+    code, _, err = check("--from", "empty.sh", "--if-any")
+    assert (code, err) == (0, "autofit: empty.sh: no command of an engine\n")
+    _, _, err = check("--from", "empty.sh", "other.sh")
+    assert "other.sh: no command of an engine\n" in err
+
+
 def test_a_name_that_a_terminal_would_act_on(check) -> None:  # type: ignore[no-untyped-def]
     write("\x1b[31m.sh", SMALL)
     _, out, _ = check("--from", "\x1b[31m.sh")

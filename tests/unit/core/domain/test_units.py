@@ -87,6 +87,13 @@ def test_not_tokens(text: str) -> None:
         parse_tokens(text)
 
 
+@pytest.mark.parametrize("text", ["2147483648", "4000M", "9" * 40])
+def test_more_tokens_than_are_counted_are_told_apart_from_no_number(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is more than 2,147,483,647 tokens"):
+        parse_tokens(text)
+    assert parse_tokens("2147483647") == (1 << 31) - 1
+
+
 @given(st.integers(0, 1 << 60), st.integers(1, 1 << 20))
 def test_round_up_is_the_next_multiple(n: int, multiple: int) -> None:
     up = round_up(n, multiple)

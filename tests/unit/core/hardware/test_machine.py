@@ -34,6 +34,13 @@ class TestNamesAndSizes:
         (card,) = load_machine("rtx-4070-ti:11GiB", ram="64GiB").devices
         assert (card.free_bytes, card.total_bytes) == (11 * GIB, 12282 * MIB)
 
+    @pytest.mark.parametrize(("name", "offered"), [("a100-80gb:4", "4xa100-80gb"), ("3060:2", "2x3060")])
+    def test_a_bare_number_after_the_colon_may_mean_a_count(self, name: str, offered: str) -> None:
+        with pytest.raises(UsageError) as refused:
+            load_machine(name)
+        assert offered in (refused.value.hint or "")
+        assert len(load_machine(offered).devices) == int(offered[0])
+
     def test_a_size_above_what_the_card_has_is_taken_and_said(self) -> None:
         found = load_machine("rtx-4070-ti:12GiB", ram="64GiB")
         assert (

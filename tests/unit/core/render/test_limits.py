@@ -61,6 +61,20 @@ CASES: dict[str, tuple[tuple[str, str, list[str], str | None, dict[str, Any]], t
         ("llama", "gpt-oss-120b-MXFP4_MOE", ["gb10"], None, {}),
         (r"nothing is short: all layers and a context of 131,072 tokens, .* are on GPU0; host has .*",),
     ),
+    "less of the unified memory than there is": (
+        ("llama", "gpt-oss-120b-MXFP4_MOE", ["strix-halo-128gb"], None, {}),
+        (
+            r"GPU0 \(.* left of what it may take of unified memory\) limits the context: 80,384 of 131,072 tokens",
+            r"the next step up, -c 131072, takes 1\.\d+ GiB more on GPU0",
+        ),
+    ),
+    "all of the unified memory": (
+        ("llama", "qwen3-30b-a3b-Q4_K_M", ["m3-24gb"], "24GiB:19.5GiB", {}),
+        (
+            r"host \(.* left beside the margin\) limits the decode rate: .* of weights stay in RAM",
+            r"the next step up, all layers on GPU0, takes .* GiB more on host",
+        ),
+    ),
     "sequences": (
         ("vllm", "llama3-70b", ["8xh100-80gb"], "512GiB", {}),
         (

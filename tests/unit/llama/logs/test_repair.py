@@ -105,3 +105,10 @@ def test_of_a_process_that_was_killed_without_a_figure_ram_is_asked_for() -> Non
     log = f"build: 9205 (abc) with cc for x86_64-linux-gnu\n{text}        Reason:       OOMKilled\n".encode()
     found = fix([log], ("llama-server", "-m", "m.gguf", "-c", "131072")).repair
     assert not found.changes and any("--ram SIZE" in text for text in found.advice)
+
+
+def test_a_log_without_its_beginning_says_what_else_would_do() -> None:
+    said = answer(23800, command=COMMAND, failed=ALONE).missing
+    cut = fix([f"build: 8864 (abcdef12) with cc\n{ALONE}".encode()], COMMAND).repair.missing
+    assert not said
+    assert "-v" in cut[-1] and "--model" in cut[-1]

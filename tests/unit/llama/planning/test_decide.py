@@ -375,6 +375,22 @@ def test_what_cannot_be_meant_is_one_line(argv: tuple[str, ...], wishes: dict, m
     assert len(error.value.message) < 300
 
 
+@pytest.mark.parametrize(
+    ("argv", "wishes", "remedy"),
+    [
+        (("-dev", "Vulkan0"), {}, "devices here: CUDA0, CUDA1; --on CARD@vulkan"),
+        (("-dev", "ROCm0"), {}, "devices here: CUDA0, CUDA1"),
+        ((), {"margin": (Margin(n_bytes=80 * GIB),)}, "--margin 1GiB"),
+    ],
+)
+def test_what_cannot_be_meant_has_a_remedy(argv: tuple[str, ...], wishes: dict, remedy: str) -> None:
+    two = machine(card(0, 24), card(1, 24))
+    with pytest.raises(AutofitError) as error:
+        plan(two, *argv, **wishes)
+    assert remedy in (error.value.hint or "")
+    assert ("@vulkan" in (error.value.hint or "")) == ("@vulkan" in remedy)
+
+
 def test_an_unknown_flag_passes_through_and_is_told() -> None:
     found = plan(machine(card(0, 24)), "--shiny-new", "7", "--temp", "-0.5", engine_version="b99999")
     assert found.argv[3:7] == ("--shiny-new", "7", "--temp", "-0.5")
