@@ -10,6 +10,9 @@ import os
 import sys
 from typing import TextIO
 
+#: how the signs of messages are written where the encoding lacks them
+PLAIN = {"·": "|", "×": "x", "…": "..."}
+
 
 class Closed(io.TextIOBase):
     """Standard output that was closed before the start: what is written to it is lost, and that is a failure."""
@@ -47,9 +50,12 @@ def open_streams() -> None:
     """Standard streams that take any text: bytes of a file's name as they are, what the locale lacks escaped."""
     if sys.stdout is None:
         sys.stdout = Closed()
-    if not isinstance(sys.stderr, Messages):
-        sys.stderr = Messages(sys.stderr)
     codecs.register_error("autofit.written", written)
+    codecs.register_error("autofit.told", told)
+    if not isinstance(sys.stderr, Messages):
+        if isinstance(sys.stderr, io.TextIOWrapper):
+            sys.stderr.reconfigure(errors="autofit.told")
+        sys.stderr = Messages(sys.stderr)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="autofit.written")
 
@@ -70,3 +76,11 @@ def written(error: UnicodeError) -> tuple[bytes, int]:
         bytes([ord(c) - 0xDC00]) if "\udc80" <= c <= "\udcff" else c.encode("ascii", "backslashreplace") for c in text
     ]
     return b"".join(parts), error.end
+
+
+def told(error: UnicodeError) -> tuple[bytes, int]:
+    """The same in messages, which people read: their own signs as `PLAIN`, anything else escaped."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return b"".join(PLAIN.get(c, c).encode("ascii", "backslashreplace") for c in text), error.end

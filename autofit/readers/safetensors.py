@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from itertools import accumulate, chain
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import accumulate, chain, islice
 from math import prod
 from operator import itemgetter
 from pathlib import Path
@@ -22,7 +23,7 @@ from autofit.domain.model import ByteFile, ModelFile, ModelSpec, Storage, Tensor
 from autofit.domain.patterns import lazy_pattern
 from autofit.domain.text import printable
 from autofit.domain.values import NamedTuple, replace
-from autofit.errors import CorruptModelError, IncompleteModelError, ModelError, ModelNotFoundError
+from autofit.errors import AutofitError, CorruptModelError, IncompleteModelError, ModelError, ModelNotFoundError
 from autofit.readers.documents import parse_json
 from autofit.readers.files import DISK, foreign, read_small
 from autofit.readers.hf_layers import figure, hf_layers, text_config
@@ -36,6 +37,9 @@ HEAD_BYTES = 1 << 17  #: of a file whose number of tensors is not known
 ENTRY_BYTES = 96  #: of a header's entry without the name: dtype, shape and data_offsets, with their numbers
 BESIDE = ("generation_config", "quantize_config", "quant_config", "hf_quant_config", "adapter_config")
 INDEX_SUFFIX = ".safetensors.index.json"
+MODEL_SUFFIXES = (".gguf", ".safetensors")
+MAX_LOOKED_INTO = 64  #: folders of a directory that holds no model itself
+MAX_NAMED = 3  #: of them
 _ENTRY = itemgetter("dtype", "shape", "data_offsets")
 #: of a `TensorInfo`: positions are read at half the time of names
 _NAME, _N_BYTES, _FILE, _OFFSET = itemgetter(0), itemgetter(3), itemgetter(4), itemgetter(5)
@@ -67,12 +71,25 @@ def read_safetensors(path: str | Path, storage: Storage = DISK) -> ModelSpec:
     return _read_files(_shards(path), None, storage)
 
 
-def no_weights(directory: Path, names: Collection[str]) -> ModelError:
+def no_weights(directory: Path, names: Sequence[str], storage: Storage = DISK) -> ModelError:
     """The error for a directory that holds no model, with what it holds instead."""
     where = printable(str(directory))
     if any(name.endswith((".bin", ".pt")) for name in names):
         return ModelNotFoundError(f"{where}: only pickled weights (.bin, .pt)", hint="convert them to safetensors")
-    return ModelNotFoundError(f"{where}: no model in this directory", hint="it should hold .gguf or .safetensors files")
+    inside = list(islice(_folders_with_models(directory, names, storage), MAX_NAMED))
+    hint = "it should hold .gguf or .safetensors files"
+    if inside:
+        hint = f"a folder in it does, name that: {', '.join(printable(str(directory / name), 100) for name in inside)}"
+    return ModelNotFoundError(f"{where}: no model in this directory", hint=hint)
+
+
+def _folders_with_models(directory: Path, names: Sequence[str], storage: Storage) -> Iterator[str]:
+    """Folders of a directory on disk that hold files of models; one that cannot be read holds none."""
+    for name in () if storage.is_dear else names[:MAX_LOOKED_INTO]:
+        path = str(directory / name)
+        with suppress(AutofitError):
+            if storage.is_directory(path) and any(one.endswith(MODEL_SUFFIXES) for one in storage.names(path)):
+                yield name
 
 
 # -- one file --------------------------------------------------------------------------------------
@@ -223,7 +240,7 @@ def _read_directory(directory: Path, storage: Storage) -> ModelSpec:
         pickled = any(name.endswith((".bin", ".pt")) for name in names)
         if storage.is_file(str(config)) and not pickled:
             return _to_spec(config, storage, [], [])  # vLLM runs it with dummy weights; the format says "config"
-        raise no_weights(directory, names)
+        raise no_weights(directory, names, storage)
     usual_file = directory / "model.safetensors"
     if usual_file in files:
         return _read_files([usual_file], None, storage)

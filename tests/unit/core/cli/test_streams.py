@@ -30,6 +30,13 @@ def test_a_locale_without_most_letters(args: tuple[str, ...]) -> None:
     done.stdout.decode("ascii")
 
 
+def test_messages_have_plain_signs_where_the_locale_lacks_theirs() -> None:
+    several = ("llama", "example:mixtral-8x7b-q4_k_m", "--on", "3xrtx-3060-12gb", "--ram", "64GiB", "--explain")
+    full, plain = (autofit(*several, **env).stderr for env in ({"PYTHONIOENCODING": "utf-8"}, ASCII))
+    assert "·" in full.decode() and "×" in full.decode()
+    assert plain.decode("ascii") == full.decode().replace("·", "|").replace("×", "x").replace("…", "...")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
 @pytest.mark.parametrize("env", [ASCII, STRICT, {}])
 def test_the_bytes_of_a_name_are_kept(tmp_path: Path, env: dict[str, str]) -> None:

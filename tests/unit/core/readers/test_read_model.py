@@ -113,6 +113,16 @@ def test_a_directory_without_weights(tmp_path: Path, names: list[str], cause: st
     assert hint in (error.hint or "")
 
 
+def test_a_directory_of_directories_names_those_with_models(tmp_path: Path) -> None:
+    for name in ("empty", "ours", "theirs"):
+        (tmp_path / name).mkdir()
+    assert refused(tmp_path, "no model in this directory").hint == "it should hold .gguf or .safetensors files"
+    ggufs.write_llama(tmp_path / "ours" / "m.gguf")
+    sf.write_model(tmp_path / "theirs")
+    hint = refused(tmp_path, "no model in this directory").hint or ""
+    assert hint.endswith(f"name that: {tmp_path / 'ours'}, {tmp_path / 'theirs'}")
+
+
 def test_a_directory_with_a_configuration_alone_is_a_model_without_tensors(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "hidden_size": 8}')
     model = read_model(tmp_path)
