@@ -322,7 +322,7 @@ class LlamaBackend(Backend):
 
             argv = command.settings.argv
             case = Case(self, argv, model, machine, request, version)
-            findings += nearest_changes(case, found.memory, fitted=one.fitted is not None)
+            findings += nearest_changes(case, found.memory, fitted=one.fitted is not None and not one.fitted.gave_up)
         return Plan(
             backend=self.name,
             fits=found.memory.fits,

@@ -37,7 +37,9 @@ def _because_length(problem: Problem, best: Candidate) -> str:
         return "nothing fits; a longer context would only increase the shortfall"
     if best.length >= goal:
         return "as asked" if problem.request.context else "the model's full length fits"
-    n = problem.n_parallel
+    n, moved = problem.n_parallel, best.evaluation.offload
+    if moved is not None and moved.moved and any(moved.moved):
+        return "as few weights as can be stay in RAM; -c asks for a longer context, for which more may have to"
     if n == 1:
         return "the longest context that fits in the KV cache"
     share = "each as long" if problem.request.fill == "full" else "the others at their average length"
@@ -143,6 +145,8 @@ def next_length(problem: Problem, best: Candidate) -> NextRejected | None:
     mean = mean_length(longer, problem.request)
     lacking_bytes = lacks(evaluation, longer, n, mean)
     lacking = max(lacking_bytes)
+    if lacking <= 0:  # the cache beside weights that are offloaded for a shorter one holds it
+        return None
     stage = lacking_bytes.index(lacking)
     rank = next((rank for rank in evaluation.ranks if rank.stage == stage), None)
     return NextRejected(

@@ -30,6 +30,7 @@ def told(plan: Plan) -> list[str]:
         ("qwen3-32b-Q4_K_M", "-ngl 99 -c 24576 -fit off", "rtx-3090", "-fa on -ctk q8_0 -ctv q8_0"),
         ("qwen3-32b-Q4_K_M", "-ngl 99 -c 24576 -ctk q8_0 -ctv q8_0 -fa on -ub 4096 -b 4096 -fit off", "rtx-3090", None),
         ("qwen3-30b-a3b-Q4_K_M", "-ngl 99 -c 8192 -fit off", "rtx-3060-12gb", "-ncmoe 20"),
+        ("qwen3-30b-a3b-Q4_K_M", "-ngl 99 -c 8192", "rtx-3060-12gb", "-ncmoe 20"),  # its own --fit gives up
         ("llama-3.1-8b-Q4_K_M", "-ngl 99 -c 65536 -np 1 -fit off", "rtx-3060-12gb", None),
     ],
 )

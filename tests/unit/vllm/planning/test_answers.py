@@ -382,3 +382,15 @@ def test_a_plan_without_cuda_graphs_says_so() -> None:
     found = plan(CONFIGS / "qwen3-30b-a3b", "2xrtx-5090", kv="fp8")
     assert "--enforce-eager" in found.argv
     assert "--no-enforce-eager" in told(found)["no-graphs"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cards"), [("gpt-oss-20b", "rtx-4060"), ("mixtral-8x7b", "a100-40gb"), ("qwen3-8b", "rtx-3090")]
+)
+def test_no_next_value_lacks_less_than_nothing(name: str, cards: str) -> None:
+    """Beside weights that stay in RAM for a short context, the cache may have pages left for a longer one."""
+    found = plan(CONFIGS / name, cards, ram="128GiB")
+    steps = [(decision, decision.next_rejected) for decision in found.decisions if decision.next_rejected is not None]
+    assert all(step.shortfall_bytes is None or step.shortfall_bytes > 0 for _, step in steps), steps
+    (length,) = [decision for decision in found.decisions if decision.setting == "--max-model-len"]
+    assert ("stay in RAM" in length.because) == any("cpu-offload" in word for word in found.argv)
