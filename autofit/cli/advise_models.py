@@ -75,7 +75,7 @@ def _speed(row: Row) -> Speed | None:
 
 def lines(rows: Sequence[Row], floor: float | None) -> Iterator[str]:
     if not rows:
-        yield "no models in the caches that are known; `autofit plugins` lists their sources"
+        yield "no models in the caches of this machine; `autofit plugins` lists the sources that were looked in"
         yield "for hardware, name a model: autofit advise MODEL"
         return
     table: list[tuple[str, ...]] = [("", "name", "size", "type", "verdict", "context", "decode")]

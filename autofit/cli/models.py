@@ -142,7 +142,7 @@ def main_type(model: ModelSpec) -> str:
 def lines(rows: Sequence[Row], *, with_fit: bool) -> Iterator[str]:
     """A table for people; whatever comes from files is made printable."""
     if not rows:
-        yield "no models in the caches that are known; `autofit plugins` lists their sources"
+        yield "no models in the caches of this machine; `autofit plugins` lists the sources that were looked in"
         return
     table = [("name", "size", "architecture", "type", *(["fits here"] if with_fit else []))]
     for row in rows:
