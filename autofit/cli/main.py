@@ -205,6 +205,9 @@ def new_parser(word: str, summary: str) -> argparse.ArgumentParser:
 
 def _hint(parser: argparse.ArgumentParser, word: str, message: str) -> str:
     """What to do about arguments that are not autofit's: the engine's go behind `--`."""
+    option, needs, _ = message.removeprefix("argument ").partition(": expected one argument")
+    if needs:
+        return f"{option.split('/')[-1]}=VALUE also takes a value that begins with -; see `autofit {word} --help`"
     _, found, rest = message.partition("unrecognized arguments: ")
     usage = parser.usage or ""
     takes_command = usage.endswith("-- ENGINE COMMAND")
@@ -254,7 +257,10 @@ def report(error: Exception) -> None:
     """One line that names the thing and the number, and one that says what to do."""
     from autofit.domain.text import printable
 
-    print(f"autofit: {printable(str(error), 1000)}", file=sys.stderr)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename or 'standard output'}: {error.strerror}"
+    print(f"autofit: {printable(text, 1000)}", file=sys.stderr)
     hint = getattr(error, "hint", None)
     if hint:
         print(f"  {printable(hint, 1000)}", file=sys.stderr)

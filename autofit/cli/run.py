@@ -268,7 +268,12 @@ def _dry_run(
         os.chdir(wrapped.directory)
     variables = wrapped.variables(environ)
     if not is_engine(wrapped.argv) or serves_others(wrapped.argv, variables):
-        tell_unplanned(wrapped.argv)
+        if not tell_unplanned(wrapped.argv) and not is_engine(wrapped.argv):
+            name = printable(program_name(wrapped.argv), 60)
+            print(
+                f"autofit: {name} is no engine: it is started as it is, and engines that it starts pass through",
+                file=sys.stderr,
+            )
         write_product(shell.command((*wrapped.prefix, *wrapped.argv), sorted(assigned.items()), columns=room()))
         return 0
     found = _start(args, wrapped.argv, variables)

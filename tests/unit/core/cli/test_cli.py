@@ -148,6 +148,7 @@ def test_check_says_what_a_command_takes() -> None:
         (["llama", MODEL, "--format", "xml"], "no format"),
         (["llama", MODEL, "--unknown-wish"], "unknown-wish"),
         (["llama", MODEL, "--preset", "nope"], "nope"),
+        (["llama", MODEL, "--ram", "-5GiB"], "--ram=VALUE also takes a value that begins with -"),
         (["models", "--on", "rtx-9999"], "rtx-9999"),
         (["models", "--context", "lots"], "not a token count"),
         (["check"], "no command"),

@@ -171,6 +171,9 @@ def test_dry_run_prints_and_starts_nothing(engines: Engines) -> None:
     assert "GPU0" in done.stderr
     refused = engines.run("run", "--dry-run", "-q", *ON, "--", *SERVER, "-c", "2000000000")
     assert (refused.returncode, refused.stdout) == (3, "false\n")
+    other = engines.run("run", "--dry-run", "--", "ls", "-l")
+    assert (other.returncode, other.stdout) == (0, "ls -l\n")
+    assert other.stderr.startswith("autofit: ls is no engine: it is started as it is")
 
 
 def test_launchers_start_it_and_it_measures_behind_them(engines: Engines) -> None:

@@ -52,7 +52,7 @@ def test_a_full_disk_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:
         done = autofit("--help", stdout=full.fileno())
     assert done.returncode == 1
-    assert done.stderr.decode().splitlines()[0].startswith("autofit: [Errno 28]")
+    assert done.stderr.decode().splitlines()[0].startswith("autofit: standard output: No space left")
     assert b"Traceback" not in done.stderr
 
 
