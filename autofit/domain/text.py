@@ -1,4 +1,4 @@
-"""Text from outside (file names, metadata, tool output) made safe for a terminal, and words in a row."""
+"""Text from outside (file names, metadata, tool output) made safe for a terminal, words in a row, and numbers."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def joined(words: Iterable[str]) -> str:
     """`GPU0, GPU1 and GPU2`; an empty text of no words."""
     *first, last = list(words) or [""]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def is_number(text: str, n_digits: int) -> bool:
+    """Whether this is a whole number of no more digits than these, and no sign."""
+    return text.isascii() and text.isdecimal() and len(text) <= n_digits

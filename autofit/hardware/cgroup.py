@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from autofit.domain.text import is_number
 from autofit.domain.values import dataclass
-from autofit.hardware.system import System, is_number
+from autofit.hardware.system import System
 
 UNLIMITED = 1 << 60  #: version 1 says "no limit" with a number close to 2**63
 

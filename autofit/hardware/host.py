@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from math import floor
 
 from autofit.domain.machine import Host
-from autofit.domain.text import printable
+from autofit.domain.text import is_number, printable
 from autofit.domain.units import KIB, format_bytes
 from autofit.domain.values import dataclass, field
 from autofit.hardware import cgroup
 from autofit.hardware.programs import ToolError
-from autofit.hardware.system import System, is_number
+from autofit.hardware.system import System
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

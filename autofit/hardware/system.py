@@ -110,11 +110,6 @@ class System:
         return self.run(argv, max(0.0, self.seconds_left - KILL_SECONDS))
 
 
-def is_number(text: str, n_digits: int) -> bool:
-    """Whether this is a whole number of no more digits than these, and no sign."""
-    return text.isascii() and text.isdecimal() and len(text) <= n_digits
-
-
 def this_system(env: Mapping[str, str] | None = None, root: Path = Path("/")) -> System:
     """This machine, or the tree recorded under `root`."""
     env = os.environ if env is None else env

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from autofit.domain.model import FeedForwardKind, LayerSpec, Mixer, StringArray, TensorInfo
+from autofit.domain.text import is_number
 
 Group = Literal["embedding", "attention", "feed-forward", "experts", "norm", "output", "other"]
 
@@ -45,7 +46,7 @@ def split_block(name: str) -> tuple[str, int | None, str]:
         head, _, rest = rest.partition(".")
     if head == "blk":
         number, _, part = rest.partition(".")
-        if number.isdecimal() and number.isascii() and len(number) <= 6 and part:
+        if is_number(number, 6) and part:
             return stack, int(number), part
     return "", None, name
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from itertools import accumulate, count
 
+from autofit.domain.text import is_number
 from autofit.domain.values import NamedTuple, dataclass, replace
 from autofit.errors import EngineRefusalError, UnsupportedModelError
 
@@ -305,7 +306,7 @@ def _signatures(builder: Builder, model: GraphModel) -> list[Hashable]:
     for name, home in model.homes.items():
         if name.startswith("blk."):
             number, _, rest = name[4:].partition(".")
-            il = int(number) if number.isdecimal() and number.isascii() and len(number) < 10 else h.n_layer_all
+            il = int(number) if is_number(number, 9) else h.n_layer_all
             if il < h.n_layer_all:
                 info = tensors[name]
                 parts[il].append((rest, info.shape, _seen(home), "" if home >= 0 else info.type))

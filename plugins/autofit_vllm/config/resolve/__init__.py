@@ -7,9 +7,9 @@ The order and the wording of the refusals follow vLLM's: config/model.py (types,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from autofit.domain.units import GIB
+from autofit.domain.values import NamedTuple
 from autofit.errors import EngineRefusalError
 
 from autofit_vllm.command.flags import AUTO_LENGTH

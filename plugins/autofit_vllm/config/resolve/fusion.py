@@ -3,6 +3,8 @@ exchanges through a buffer of its own."""
 
 from __future__ import annotations
 
+from autofit.domain.units import MIB
+
 from autofit_vllm.command.settings import VllmSettings
 from autofit_vllm.config.engine import Gpu, GraphMode
 from autofit_vllm.engine.versions import Change, Engine
@@ -14,13 +16,12 @@ FUSED_ALLREDUCE = Change(
     source="config/vllm.py:enable_allreduce_rms_fusion",
     before="0.16.0: fuse_allreduce_rms is off at every optimization level",
 )
-_MIB = 1 << 20
 #: Bytes of activations up to which they are joined, by compute capability and ranks
 #: (compilation/passes/fusion/allreduce_rms_fusion.py:FI_ALLREDUCE_FUSION_MAX_SIZE_MB)
 _MOST_BYTES: dict[int, dict[int, int]] = {
-    90: {2: 64 * _MIB, 4: 2 * _MIB, 8: _MIB // 2},
-    100: {2: 64 * _MIB, 4: 32 * _MIB, 8: _MIB},
-    103: {2: 64 * _MIB, 4: 64 * _MIB, 8: 4 * _MIB},
+    90: {2: 64 * MIB, 4: 2 * MIB, 8: MIB // 2},
+    100: {2: 64 * MIB, 4: 32 * MIB, 8: MIB},
+    103: {2: 64 * MIB, 4: 64 * MIB, 8: 4 * MIB},
 }
 #: A buffer of every rank's part, and three more in turn (flashinfer 0.7.4:
 #: trtllm_create_ipc_workspace_for_all_reduce_fusion).

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from autofit.domain.text import is_number
 from autofit.domain.words import holds, in_json, renamed
 
 NAMES = {"m.gguf": "/models/m.gguf", "m": "/m", 'a "b"\\c é': '/x "y"'}
@@ -35,3 +36,10 @@ def test_names_in_json_stay_json(ascii_only: bool) -> None:
     assert json.loads(renamed(word, NAMES)) == {"model": '/x "y"', "k": ['/x "y"']}
     assert json.loads(f'"{in_json(name)}"') == name
     assert renamed(f"k={name}", NAMES) == 'k=/x "y"'
+
+
+def test_a_number_is_digits_alone_and_no_more_than_asked_for() -> None:
+    assert [text for text in ("0", "12345", "", "-1", "+1", "1.0", " 1", "123456", "٣", "²") if is_number(text, 5)] == [
+        "0",
+        "12345",
+    ]
