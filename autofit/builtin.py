@@ -180,7 +180,15 @@ def autofit_register_hardware_sources() -> Iterable[HardwareSourceRef]:
             "autofit.hardware.nvidia:find",
             library="libnvidia-ml.so.1",
             unanswered="autofit.hardware.nvidia:unanswered",
-            signs=("libnvidia-ml.so.1", "nvidia-smi", "/proc/driver/nvidia", "/proc/device-tree/compatible"),
+            # nodes and modules too: a container or WSL may hide the library from the loader's cache
+            signs=(
+                "libnvidia-ml.so.1",
+                "nvidia-smi",
+                "/proc/driver/nvidia",
+                "/dev/nvidiactl",
+                "/dev/dxg",
+                "/proc/device-tree/compatible",
+            ),
         ),
         HardwareSourceRef(
             "AMD",
